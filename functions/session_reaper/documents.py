@@ -1,0 +1,83 @@
+"""Strict reading of a parsed document (a policy, an event) into frozen values.
+
+What is not understood is an error that names its place, never a guess: a document that is misread
+in silence is a session killed by mistake, or a protection that is not there.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, fields
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
+
+from session_reaper.errors import ConfigurationError
+
+T = TypeVar("T")
+Read = Callable[[object, str], T]
+"""From a value of the document and its place to what it means; raises ConfigurationError."""
+
+_MOST_SHOWN = 40  # characters of a wrong value in an error
+
+
+def shown(value: object) -> str:
+    """A wrong value as an error shows it."""
+    text = str(value)
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
+
+
+def text(value: object, place: str) -> str:
+    """Text that is not empty."""
+    if not isinstance(value, str):
+        raise ConfigurationError(place, f"{shown(value)} is not text; put it in quotes")
+    if not value:
+        raise ConfigurationError(place, "is empty; fill it in or remove it")
+    return value
+
+
+def count(value: object, place: str) -> int:
+    """A whole number from 1 up."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(place, f"{shown(value)} is no whole number from 1 up")
+    return value
+
+
+def several(read: Read[T]) -> Read[tuple[T, ...]]:
+    """One value or a list of alternatives; an empty list is a mistake, it does not mean all."""
+
+    def read_several(value: object, place: str) -> tuple[T, ...]:
+        if not isinstance(value, list):
+            return (read(value, place),)
+        if not value:
+            raise ConfigurationError(place, "is an empty list; fill it in or remove it")
+        return tuple(read(item, f"{place}[{index}]") for index, item in enumerate(value))
+
+    return read_several
+
+
+def record(kind: type[T]) -> Read[T]:
+    """A mapping with the keys of a dataclass; each field's type is `Annotated[type, read]`."""
+
+    def read_record(value: object, place: str) -> T:
+        if not isinstance(value, dict):
+            raise ConfigurationError(place or "document", f"{shown(value)} is no mapping of keys")
+        known = _readers(kind)  # type: ignore[arg-type] # a class is hashable; mypy doubts it
+        dot = f"{place}." if place else ""
+        for key in value:
+            if key not in known:
+                problem = f"unknown key; known are {', '.join(known)}"
+                raise ConfigurationError(f"{dot}{shown(key)}", problem)
+        for name in _required(kind):
+            if name not in value:
+                raise ConfigurationError(f"{dot}{name}", "is required")
+        return kind(**{key: known[key](item, f"{dot}{key}") for key, item in value.items()})
+
+    return read_record
+
+
+@cache
+def _readers(kind: type) -> Mapping[str, Read[Any]]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items()}
+
+
+def _required(kind: type) -> Iterator[str]:
+    return (f.name for f in fields(kind) if f.default is MISSING)

@@ -1,0 +1,46 @@
+"""The Lambda entry point: from an event to the report of a run."""
+
+from dataclasses import replace
+from typing import Any, Final
+from uuid import uuid4
+
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from session_reaper.aws import PUBLISH_SECONDS
+from session_reaper.deadline import Deadline
+from session_reaper.observability import emit_metrics, log_report, logger
+from session_reaper.policy import Mode
+from session_reaper.policy_source import load_policy
+from session_reaper.report import Report, as_document
+from session_reaper.request import effective_mode, read_request, selected_rules
+from session_reaper.run import run
+from session_reaper.settings import Notify, read_settings
+from session_reaper.sns import publish
+from session_reaper.summary import summarize
+
+_PUBLISH_SHARE: Final = 0.3  # of the time of a function that has little
+
+
+def lambda_handler(event: object, context: LambdaContext) -> dict[str, Any]:
+    """Deal with all that the event asks for; returns product.md's document.
+
+    Raises ConfigurationError before anything is touched, PublishError if the summary did not go
+    out. Trouble with a target is in the report.
+    """
+    remaining = context.get_remaining_time_in_millis() / 1000
+    deadline = Deadline(remaining - min(PUBLISH_SECONDS, _PUBLISH_SHARE * remaining))
+    settings = read_settings()
+    request = read_request(event)
+    policy = request.policy or load_policy(settings.policy)
+    policy = replace(policy, rules=selected_rules(policy.rules, request.rules))
+    mode = effective_mode(settings.mode, policy.mode, request.mode)
+    run_id = context.aws_request_id or str(uuid4())
+    logger.append_keys(run_id=run_id)
+    targets = () if mode is Mode.OFF else run(settings, request.targets, policy, mode, deadline)
+    report = Report(run_id=run_id, mode=mode, targets=targets)
+    for target in targets:
+        emit_metrics(target)
+    log_report(report)
+    if report.is_news or settings.notify is Notify.ALWAYS:
+        publish(summarize(report), settings.topic_arn)
+    return as_document(report)

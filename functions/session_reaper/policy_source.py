@@ -1,0 +1,86 @@
+"""Where a policy comes from, and its text as a document."""
+
+import json
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+from session_reaper.errors import ConfigurationError
+from session_reaper.policy import Policy, read_policy
+
+MAX_POLICY_LENGTH = 64 * 1024  # characters; an SSM parameter holds 8 KiB at most
+SSM_PREFIX = "ssm:"
+
+
+def load_policy(source: str) -> Policy:
+    """The policy that `POLICY` names: "" the bundled one, `ssm:NAME`, else a path in the artifact.
+
+    Raises ConfigurationError, its text beginning with the source.
+    """
+    try:
+        return _parse(_text(source))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"policy {source or 'default'}", str(error)) from None
+
+
+def _text(source: str) -> str:
+    if not source:
+        return _bundled()
+    if source.startswith(SSM_PREFIX):
+        return _parameter(source.removeprefix(SSM_PREFIX))
+    try:
+        # A relative path is meant from the artifact's root, wherever the process was started.
+        return (Path(str(files("session_reaper"))).parent / source).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError("file", f"cannot be read: {error}") from None
+
+
+@cache
+def _bundled() -> str:
+    return (files("session_reaper") / "default_policy.yaml").read_text("utf-8")
+
+
+def _parameter(name: str) -> str:
+    try:
+        answer = boto3.client("ssm").get_parameter(Name=name, WithDecryption=True)
+    except (ClientError, BotoCoreError) as error:
+        raise ConfigurationError("parameter", f"cannot be read: {error}") from None
+    return answer["Parameter"].get("Value", "")
+
+
+@cache  # a pure function: a warm run with an unchanged policy parses nothing
+def _parse(text: str) -> Policy:
+    if len(text) > MAX_POLICY_LENGTH:
+        raise ConfigurationError("document", f"is longer than {MAX_POLICY_LENGTH:,} characters")
+    try:
+        document = _json(text) if text.lstrip().startswith("{") else _yaml(text)
+    except RecursionError:
+        raise ConfigurationError("document", "is nested too deep") from None
+    return read_policy(document)
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates)
+    except ValueError as error:
+        raise ConfigurationError("document", f"is not valid JSON: {error}") from None
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ConfigurationError(twice, "this key is there twice; the first would be lost")
+    return document
+
+
+def _yaml(text: str) -> object:
+    # Imported when there is YAML to read: a policy in JSON does not pay for it.
+    from session_reaper.policy_yaml import parse_yaml  # noqa: PLC0415 -- see above
+
+    return parse_yaml(text)

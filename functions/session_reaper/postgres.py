@@ -1,0 +1,304 @@
+"""PostgreSQL by pg8000: sign in, look, signal, verify. The only module that imports the driver.
+
+Every statement is a transaction of its own (pg8000.native is in autocommit): inside a transaction
+block pg_stat_activity stands still after the first read, and a second look would see nothing new.
+"""
+
+import json
+import socket
+import ssl
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from enum import Enum, auto
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final
+
+import pg8000.native
+from scramp import ScramException
+
+from session_reaper.deadline import Deadline
+from session_reaper.errors import ConnectionLostError, FullError, TargetError
+from session_reaper.sessions import Identity, Look, Session, Slots, State
+from session_reaper.targets import SslMode, Target
+
+APPLICATION_NAME: Final = "session-reaper"
+CONNECT_SECONDS: Final = 10.0  # for name, TCP, TLS and sign-in together
+STATEMENT_SECONDS: Final = 10.0  # the server's own limit; the socket's is longer, so that it tells
+_ANSWER_SECONDS: Final = STATEMENT_SECONDS + 2
+
+_STARTUP: Final = {
+    # Our names mean the catalog's, whatever a database holds.
+    "search_path": "pg_catalog",
+    "DateStyle": "ISO",
+    "TimeZone": "UTC",
+    "client_encoding": "UTF8",
+    "statement_timeout": f"{STATEMENT_SECONDS:.0f}s",
+    "lock_timeout": "2s",
+    "default_transaction_read_only": "on",
+}
+_SSL_REQUEST: Final = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
+
+INSUFFICIENT_PRIVILEGE: Final = "42501"
+_TOO_MANY_CONNECTIONS: Final = "53300"
+_HINTS: Final = {
+    "28P01": "Check username and password in the secret; after a rotation both must be new.",
+    "28000": "Check the role's name, that it has LOGIN, and the server's pg_hba rules for TLS.",
+    "3D000": "Check dbname in the secret.",
+    INSUFFICIENT_PRIVILEGE: "GRANT CONNECT on the database to the role.",
+    "55000": "The database takes no connections: write another dbname into the secret.",
+    "57P03": "The server is starting or stopping; the next run will see.",
+    "57014": "The server is too busy to answer in time; the next run will see.",
+    _TOO_MANY_CONNECTIONS: "End sessions by hand, as the master user, now. For the next time give the"
+    " role a reserved slot: set reserved_connections (PostgreSQL 16+, restart) and"
+    " GRANT pg_use_reserved_connections.",
+}
+_OTHER_HINT: Final = "The message is the server's own; its log has the context."
+
+
+class Signal(Enum):
+    """What became of the wish to signal one session."""
+
+    SENT = auto()
+    ESCAPED = auto()  # it changed, or ended, between look and signal
+    DENIED = auto()
+
+
+class Server:
+    """One connection to one server. Close it."""
+
+    def __init__(self, connection: pg8000.native.Connection, sock: socket.socket) -> None:
+        self._connection = connection
+        self._socket = sock
+        self._terminate: pg8000.native.PreparedStatement | None = None
+        self._verify: pg8000.native.PreparedStatement | None = None
+
+    @classmethod
+    def connect(cls, target: Target, deadline: Deadline) -> "Server":
+        """Sign in. Raises TargetError; FullError if there is no slot for us."""
+        deadline = deadline.within(CONNECT_SECONDS)
+        sock = _open(target, deadline)
+        try:
+            with _failures(f"signing in to {target.host}:{target.port}", TargetError):
+                sock.settimeout(deadline.left(CONNECT_SECONDS))
+                connection = pg8000.native.Connection(
+                    target.role,
+                    password=target.password,
+                    database=target.database,
+                    application_name=APPLICATION_NAME,
+                    sock=sock,
+                    ssl_context=False,  # the socket is what the secret asked for already
+                    startup_params=_STARTUP,
+                )
+        except BaseException:
+            sock.close()
+            raise
+        return cls(connection, sock)
+
+    def close(self) -> None:
+        """Sign out, as far as the connection still lets us."""
+        with suppress(pg8000.native.Error, OSError):
+            self._connection.close()
+        self._socket.close()
+
+    def look(self, idle_floors: Mapping[State, float], deadline: Deadline) -> Look:
+        """All that one run needs to know, in one statement. Raises TargetError."""
+        floors = pg8000.native.literal(json.dumps(idle_floors))
+        with self._answering("looking", deadline):
+            rows = self._connection.run(_sql("look").replace(":idle_for", floors))
+        return _look(json.loads(rows[0][0].decode("utf-8", errors="replace")))
+
+    def terminate(self, identity: Identity, deadline: Deadline) -> Signal:
+        """Signal one session, if it is still the one that was looked at.
+
+        Raises DeadlineError if nothing was sent, any other TargetError if that is not known.
+        """
+        with self._answering("terminating", deadline):
+            try:
+                if self._terminate is None:
+                    self._terminate = self._connection.prepare(_sql("terminate"))
+                rows = self._terminate.run(
+                    pid=identity.pid,
+                    backend_start=identity.backend_start,
+                    xact_start=identity.xact_start,
+                    state_change=identity.state_change,
+                    state=identity.state.value,
+                )
+            except pg8000.native.DatabaseError as error:
+                if _sqlstate(error) == INSUFFICIENT_PRIVILEGE:
+                    return Signal.DENIED
+                raise
+        return Signal.SENT if rows and rows[0][0] else Signal.ESCAPED
+
+    def verify(
+        self, identities: Collection[Identity], deadline: Deadline
+    ) -> tuple[frozenset[int], int]:
+        """The pids of those still there, and the slots used at that moment. Raises TargetError."""
+        with self._answering("verifying", deadline):
+            if self._verify is None:
+                self._verify = self._connection.prepare(_sql("verify"))
+            rows = self._verify.run(
+                pids=[identity.pid for identity in identities],
+                starts=[identity.backend_start for identity in identities],
+            )
+        remaining, used = rows[0]
+        return frozenset(remaining), used
+
+    @contextmanager
+    def _answering(self, doing: str, deadline: Deadline) -> Iterator[None]:
+        self._socket.settimeout(deadline.left(_ANSWER_SECONDS))
+        with _failures(doing, ConnectionLostError):
+            yield
+
+
+@cache
+def _sql(name: str) -> str:
+    text = (files("session_reaper") / "queries" / f"{name}.sql").read_text("utf-8")
+    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
+
+
+# -- the way in -----------------------------------------------------------------------------------
+
+
+def _open(target: Target, deadline: Deadline) -> socket.socket:
+    """A connected socket, secured as the secret asks; never less."""
+    where = f"{target.host}:{target.port}"
+    with _failures(f"connecting to {where}", TargetError):
+        sock = socket.create_connection(
+            (target.host, target.port), timeout=deadline.left(CONNECT_SECONDS)
+        )
+    if target.sslmode is SslMode.DISABLE:
+        return sock
+    try:
+        with _failures(f"securing the connection to {where}", TargetError):
+            sock.settimeout(deadline.left(CONNECT_SECONDS))
+            sock.sendall(_SSL_REQUEST)
+            answer = sock.recv(1)
+            if answer == b"S":
+                context = _tls_context(target.sslmode, target.sslrootcert)
+                return context.wrap_socket(sock, server_hostname=target.host)
+    except BaseException:
+        sock.close()
+        raise
+    sock.close()
+    if answer == b"N":
+        raise TargetError(
+            "tls",
+            f"{where} does not offer TLS",
+            "Switch TLS on at the server. Only a secret with sslmode disable is read in plaintext.",
+        )
+    raise TargetError(
+        "protocol",
+        f"{where} does not answer as a PostgreSQL server",
+        "Check host and port in the secret.",
+    )
+
+
+@cache  # making one takes longer than signing in
+def _tls_context(sslmode: SslMode, sslrootcert: str | None) -> ssl.SSLContext:
+    if sslmode is SslMode.REQUIRE and sslrootcert is None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    try:
+        context = ssl.create_default_context(cadata=sslrootcert)
+    except ssl.SSLError:
+        raise TargetError(
+            "tls", "sslrootcert in the secret is no PEM certificate", "Store the CA's PEM text."
+        ) from None
+    context.check_hostname = sslmode is SslMode.VERIFY_FULL
+    return context
+
+
+# -- errors ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _failures(doing: str, lost: type[TargetError]) -> Iterator[None]:
+    """Whatever driver, TLS and network raise, as a TargetError; `lost` for a dead connection."""
+    try:
+        yield
+    except pg8000.native.DatabaseError as error:
+        raise _server_error(error, doing) from None
+    except ssl.SSLCertVerificationError as error:
+        raise TargetError(
+            "tls",
+            f"{doing}: the server's certificate is not trusted: {error.verify_message}",
+            "Store the server's CA in the secret as sslrootcert, and as host the name in the"
+            " certificate.",
+        ) from None
+    except TimeoutError:
+        raise lost(
+            "timeout",
+            f"{doing}: no answer in time",
+            "Check security groups and routes, and whether the server is overloaded.",
+        ) from None
+    except socket.gaierror:
+        raise lost(
+            "dns", f"{doing}: the name does not resolve", "Check host in the secret."
+        ) from None
+    except (pg8000.native.Error, OSError, ScramException) as error:
+        cause = error.__cause__ or error
+        raise lost(
+            "connection",
+            f"{doing}: {type(cause).__name__}: {cause}",
+            "Check host, port and sslmode in the secret, security groups, and the server's log.",
+        ) from None
+
+
+def _sqlstate(error: pg8000.native.DatabaseError) -> str:
+    return str(_fields(error).get("C", "XX000"))
+
+
+def _fields(error: pg8000.native.DatabaseError) -> Mapping[str, Any]:
+    # pg8000 gives the fields of the server's ErrorResponse as a dict, by their protocol letters.
+    return error.args[0] if error.args and isinstance(error.args[0], dict) else {}
+
+
+def _server_error(error: pg8000.native.DatabaseError, doing: str) -> TargetError:
+    code = _sqlstate(error)
+    kind = FullError if code == _TOO_MANY_CONNECTIONS else TargetError
+    message = _fields(error).get("M", "the server gave no message")
+    return kind(code, f"{doing}: {message}", _HINTS.get(code, _OTHER_HINT))
+
+
+# -- rows to values -------------------------------------------------------------------------------
+
+
+def _look(answer: Mapping[str, Any]) -> Look:
+    return Look(
+        role=answer["role"],
+        slots=Slots(max=answer["max"], reserved=answer["reserved"], used=answer["used"]),
+        can_see=answer["can_see"],
+        can_signal=answer["can_signal"],
+        untracked=answer["untracked"],
+        sessions=tuple(_session(row) for row in answer["sessions"]),
+    )
+
+
+def _session(row: Sequence[Any]) -> Session:
+    pid, backend_start, xact_start, state_change, state, *rest = row
+    role, database, application, client, query, *rest = rest
+    idle, transaction, connected, running, superuser, replication, own_role = rest
+    return Session(
+        identity=Identity(
+            pid=pid,
+            backend_start=backend_start,
+            xact_start=xact_start,
+            state_change=state_change,
+            state=State(state),
+        ),
+        role=role,
+        database=database or "",
+        application=application or "",
+        client=client,
+        query=query or "",
+        idle_seconds=idle,
+        transaction_seconds=transaction,
+        connected_seconds=connected,
+        query_seconds=running,
+        superuser=superuser,
+        replication=replication,
+        own_role=own_role,
+    )

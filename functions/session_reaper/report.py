@@ -1,0 +1,255 @@
+"""What became of every target and every condemned session."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from session_reaper.decide import Decision
+from session_reaper.policy import Mode
+from session_reaper.redaction import redact
+from session_reaper.sessions import Slots
+
+
+class Outcome(StrEnum):
+    """What happened to a condemned session."""
+
+    TERMINATED = "terminated"  # signalled and seen gone
+    CANCELLED = "cancelled"
+    WOULD_TERMINATE = "would_terminate"  # observed only
+    ESCAPED = "escaped"  # it changed between look and signal, so it was left alone
+    DENIED = "denied"  # no privilege
+    LINGERING = "lingering"  # signalled, still there when we stopped looking
+    SPARED = "spared"  # a limit, the breaker or the clock held
+
+
+class TargetStatus(StrEnum):
+    """How the run went on one target."""
+
+    OK = "ok"
+    FAILED = "failed"
+    FULL = "full"  # no slot for us either
+    BLIND = "blind"  # connected, but other roles' sessions are hidden from us
+    BREAKER = "breaker"  # the policy condemned too many: none was touched
+
+
+UNREACHED = (TargetStatus.FAILED, TargetStatus.FULL, TargetStatus.BLIND)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """What went wrong: a SQLSTATE or a short code, the message, the remedy."""
+
+    code: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fate:
+    """One condemned session and what happened to it."""
+
+    decision: Decision
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """Something to mend that needs no haste."""
+
+    code: str
+    message: str
+    sql: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetReport:
+    """What one run did on one target."""
+
+    name: str
+    status: TargetStatus = TargetStatus.OK
+    error: Failure | None = None
+    slots: Slots | None = None  # before; None if we could not look
+    used_after: int | None = None
+    fates: tuple[Fate, ...] = ()
+    advice: tuple[Advice, ...] = ()
+
+    def count(self, outcome: Outcome) -> int:
+        """How many sessions met this outcome."""
+        return sum(fate.outcome is outcome for fate in self.fates)
+
+    @property
+    def is_news(self) -> bool:
+        """Whether somebody should hear of it. That a session escaped is no news: it is well."""
+        return self.status is not TargetStatus.OK or any(
+            fate.outcome is not Outcome.ESCAPED for fate in self.fates
+        )
+
+
+class RunStatus(StrEnum):
+    """How the run went as a whole."""
+
+    OK = "ok"
+    PARTIAL = "partial"  # a target was not reached, or its breaker held
+    FAILED = "failed"  # no target was reached
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What one run did."""
+
+    run_id: str
+    mode: Mode
+    targets: tuple[TargetReport, ...]
+
+    @property
+    def failed(self) -> int:
+        """How many targets were not reached."""
+        return sum(target.status in UNREACHED for target in self.targets)
+
+    @property
+    def status(self) -> RunStatus:
+        """The verdict of the run."""
+        if all(target.status is TargetStatus.OK for target in self.targets):
+            return RunStatus.OK
+        return RunStatus.FAILED if self.failed == len(self.targets) else RunStatus.PARTIAL
+
+    @property
+    def is_news(self) -> bool:
+        """Whether any target has news."""
+        return any(target.is_news for target in self.targets)
+
+    @property
+    def summary(self) -> str:
+        """What happened where, on one line: trouble first, then by sessions concerned."""
+        if self.mode is Mode.OFF:
+            return "mode is off: no target was looked at"
+        if not self.targets:
+            return "no targets"
+        news = sorted((t for t in self.targets if t.is_news), key=_urgency)
+        lines = [headline(target) for target in news or self.targets[:1]]
+        others = len(self.targets) - max(len(news), 1)
+        shown, hidden = lines[:_MOST_HEADLINES], len(lines[_MOST_HEADLINES:])
+        return "; ".join([*shown, *_counted(hidden, "more with news"), *_counted(others, "quiet")])
+
+
+_MOST_HEADLINES = 3
+
+
+def _counted(number: int, what: str) -> Iterator[str]:
+    if number:
+        yield f"{number} {what}"
+
+
+def _urgency(target: TargetReport) -> tuple[bool, int]:
+    return (target.status is TargetStatus.OK, -len(target.fates))
+
+
+_PHRASES = {
+    Outcome.TERMINATED: "terminated",
+    Outcome.WOULD_TERMINATE: "would be terminated",
+    Outcome.LINGERING: "lingering",
+    Outcome.DENIED: "denied",
+    Outcome.ESCAPED: "escaped",
+    Outcome.SPARED: "spared",
+}
+
+
+def headline(target: TargetReport) -> str:
+    """What happened on one target, on one line."""
+    if target.slots is None:
+        what = target.error.message if target.error else "nothing is known"
+        return f"{target.name}: {target.status}, {what}"
+    counts = [(target.count(outcome), phrase) for outcome, phrase in _PHRASES.items()]
+    said = [f"{number} {phrase}" for number, phrase in counts if number]
+    if said:
+        number, phrase = said[0].split(" ", 1)
+        said[0] = f"{number} session{'' if number == '1' else 's'} {phrase}"
+    else:
+        said = ["nothing to terminate"] if target.status is TargetStatus.OK else []
+    if target.status is not TargetStatus.OK:
+        said.insert(0, str(target.status))
+    return f"{target.name}: {', '.join([*said, slots_line(target.slots, target.used_after)])}"
+
+
+def slots_line(slots: Slots, used_after: int | None) -> str:
+    """Slots used of those that ordinary roles can use, before and, where it changed, after."""
+    before = f"slots {slots.used}/{slots.usable}"
+    if used_after is None or used_after == slots.used:
+        return before
+    return f"{before} → {used_after}/{slots.usable}"
+
+
+# -- the return value ------------------------------------------------------------------------------
+
+
+def as_document(report: Report) -> dict[str, Any]:
+    """The report as the JSON document of the contract."""
+    outcomes = Counter(fate.outcome for target in report.targets for fate in target.fates)
+    return {
+        "run_id": report.run_id,
+        "mode": str(report.mode),
+        "status": report.status.value,
+        "summary": report.summary,
+        "totals": {
+            "targets": len(report.targets),
+            "failed": report.failed,
+            **{outcome.value: outcomes[outcome] for outcome in Outcome},
+        },
+        "targets": [_target(target) for target in report.targets],
+    }
+
+
+def _target(target: TargetReport) -> dict[str, Any]:
+    return {
+        "name": target.name,
+        "status": target.status.value,
+        "error": target.error
+        and {
+            "code": target.error.code,
+            "message": target.error.message,
+            "hint": target.error.hint,
+        },
+        "slots": target.slots
+        and {
+            "max": target.slots.max,
+            "reserved": target.slots.reserved,
+            "usable": target.slots.usable,
+            "used_before": target.slots.used,
+            "used_after": target.used_after,
+        },
+        "sessions": list(_sessions(target.fates)),
+        "advice": [
+            {"code": advice.code, "message": advice.message, "sql": advice.sql}
+            for advice in target.advice
+        ],
+    }
+
+
+def _sessions(fates: Iterable[Fate]) -> Iterator[dict[str, Any]]:
+    for fate in fates:
+        yield {**describe(fate.decision), "outcome": fate.outcome.value}
+
+
+def describe(decision: Decision) -> dict[str, Any]:
+    """A decision on a session as JSON, its query redacted."""
+    session = decision.session
+    return {
+        "pid": session.identity.pid,
+        "role": session.role,
+        "database": session.database,
+        "application": session.application,
+        "client": session.client,
+        "state": session.state.value,
+        "idle_seconds": _tenths(session.idle_seconds),
+        "transaction_seconds": _tenths(session.transaction_seconds),
+        "connected_seconds": _tenths(session.connected_seconds),
+        "rule": decision.rule,
+        "reason": decision.reason,
+        "query": redact(session.query),
+    }
+
+
+def _tenths(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)

@@ -1,0 +1,41 @@
+"""What one event asks for."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from session_reaper.documents import record, several, text
+from session_reaper.errors import ConfigurationError
+from session_reaper.policy import Mode, Policy, Rule, read_mode, read_policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """A manual event's wishes; a scheduled run has none. Empty means all."""
+
+    mode: Annotated[Mode | None, read_mode] = None
+    targets: Annotated[tuple[str, ...], several(text)] = ()
+    rules: Annotated[tuple[str, ...], several(text)] = ()
+    policy: Annotated[Policy | None, read_policy] = None
+
+
+def read_request(event: object) -> RunRequest:
+    """The request of an event. Raises ConfigurationError naming the key it cannot use."""
+    # EventBridge and EventBridge Scheduler send an envelope with these two, whatever else is in it.
+    if isinstance(event, dict) and "source" in event and "detail-type" in event:
+        return RunRequest()
+    return record(RunRequest)(event, "event")
+
+
+def effective_mode(*modes: Mode | None) -> Mode:
+    """The lowest of those given: an event or a policy makes a run more careful, never less."""
+    return min(mode for mode in modes if mode is not None)
+
+
+def selected_rules(rules: tuple[Rule, ...], names: tuple[str, ...]) -> tuple[Rule, ...]:
+    """The rules that the request names, in the policy's order; all if it names none."""
+    known = [rule.name for rule in rules]
+    for index, name in enumerate(names):
+        if name not in known:
+            problem = f"the policy has no rule {name}; it has {', '.join(known)}"
+            raise ConfigurationError(f"event.rules[{index}]", problem)
+    return tuple(rule for rule in rules if not names or rule.name in names)

@@ -1,0 +1,92 @@
+"""All targets, at the same time; no one's trouble is another's."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from threading import Thread
+
+from session_reaper.deadline import Deadline
+from session_reaper.errors import ConfigurationError, DeadlineError, TargetError
+from session_reaper.observability import logger
+from session_reaper.policy import Mode, Policy
+from session_reaper.reap import failed, reap
+from session_reaper.report import Failure, TargetReport, TargetStatus
+from session_reaper.secrets_manager import Secrets
+from session_reaper.settings import Settings
+from session_reaper.targets import Target
+
+_GRACE = 0.5  # seconds in which a target whose time is over may still say what it did
+
+
+def run(
+    settings: Settings, names: Sequence[str], policy: Policy, mode: Mode, deadline: Deadline
+) -> tuple[TargetReport, ...]:
+    """Deal with the targets of these names, or with all. Raises ConfigurationError."""
+    secrets = Secrets()
+    tagged = secrets.tagged(settings.target_secret_tag) if settings.target_secret_tag else ()
+    ids = dict.fromkeys((*settings.target_secrets, *tagged))
+    read = _latest_of_all([_read(secrets, secret_id) for secret_id in ids], deadline)
+    wanted = _named(read, names)
+    targets = [target for target in wanted if isinstance(target, Target)]
+    unread = [report for report in wanted if isinstance(report, TargetReport)]
+    reaped = _latest_of_all([reap(target, policy, mode, deadline) for target in targets], deadline)
+    return (*unread, *(report for report in reaped if isinstance(report, TargetReport)))
+
+
+def _read(secrets: Secrets, secret_id: str) -> Iterator[Target | TargetReport]:
+    report = TargetReport(name=secret_id)
+    yield failed(report, DeadlineError())
+    try:
+        yield secrets.target(secret_id)
+    except TargetError as error:
+        yield failed(report, error)
+
+
+def _named(
+    read: Sequence[Target | TargetReport], names: Sequence[str]
+) -> Sequence[Target | TargetReport]:
+    """Those of these names. A name that nobody has is a mistake, found before anything is done."""
+    known = {item.name for item in read}
+    for index, name in enumerate(names):
+        if name not in known:
+            problem = f"no target is named {name}; there are {', '.join(sorted(known))}"
+            raise ConfigurationError(f"event.targets[{index}]", problem)
+    return [item for item in read if not names or item.name in names]
+
+
+class _Worker(Thread):
+    """Advances one target's work; `latest` is the last that it said."""
+
+    def __init__(self, work: Iterator[Target | TargetReport]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self.latest = next(work)  # what is true if nothing more is heard
+
+    def run(self) -> None:
+        try:
+            for latest in self._work:
+                self.latest = latest
+        except Exception as error:  # noqa: BLE001 -- the bulkhead: a bug that one target brings out must not hide the others
+            logger.exception("a target's work ended with a bug", extra={"target": self.latest.name})
+            self.latest = _crashed(self.latest, error)
+
+
+def _crashed(latest: Target | TargetReport, error: Exception) -> TargetReport:
+    known = latest if isinstance(latest, TargetReport) else TargetReport(name=latest.name)
+    failure = Failure(
+        code="internal",
+        message=f"session-reaper has a bug: {type(error).__name__}",  # its text may hold anything
+        hint="Please report it with the traceback in the log.",
+    )
+    return replace(known, status=TargetStatus.FAILED, error=failure)
+
+
+def _latest_of_all(
+    works: Sequence[Iterator[Target | TargetReport]], deadline: Deadline
+) -> list[Target | TargetReport]:
+    """Do all at the same time: the last that each said when all are done or the time is over."""
+    workers = [_Worker(work) for work in works]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(deadline.seconds() + _GRACE)
+    return [worker.latest for worker in workers]

@@ -1,0 +1,66 @@
+"""AWS Secrets Manager: which secrets are targets, and what each holds."""
+
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+from session_reaper.aws import CONFIG
+from session_reaper.errors import ConfigurationError
+from session_reaper.settings import Tag
+from session_reaper.targets import SecretError, Target, read_target
+
+if TYPE_CHECKING:
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+
+_HINTS = {
+    "ResourceNotFoundException": "Check the name in TARGET_SECRETS and the region.",
+    "AccessDeniedException": "Allow the function's role secretsmanager:GetSecretValue on it"
+    " (and kms:Decrypt on its key).",
+    "DecryptionFailure": "Allow the function's role kms:Decrypt on the secret's key.",
+    "InvalidRequestException": "The secret is marked for deletion: restore it, or take it off the"
+    " targets.",
+}
+_OTHER_HINT = "Check that the function reaches Secrets Manager (in a VPC: an endpoint or a NAT)."
+
+
+class Secrets:
+    """The secrets that this run reads. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._client: SecretsManagerClient = boto3.client("secretsmanager", config=CONFIG)
+
+    def tagged(self, tag: Tag) -> tuple[str, ...]:
+        """The ARNs of the secrets with this tag. Raises ConfigurationError."""
+        pages = self._client.get_paginator("list_secrets").paginate(
+            Filters=[
+                {"Key": "tag-key", "Values": [tag.key]},
+                {"Key": "tag-value", "Values": [tag.value]},
+            ]
+        )
+        # The filters match prefixes, and do not have to match the same tag: look again.
+        wanted = {"Key": tag.key, "Value": tag.value}
+        try:
+            secrets = [secret for page in pages for secret in page["SecretList"]]
+        except (ClientError, BotoCoreError) as error:
+            problem = f"the secrets cannot be listed: {error}"
+            raise ConfigurationError("TARGET_SECRET_TAG", problem) from None
+        return tuple(secret["ARN"] for secret in secrets if wanted in secret.get("Tags", []))
+
+    def target(self, secret_id: str) -> Target:
+        """The target that a secret (name or ARN) describes. Raises SecretError."""
+        try:
+            answer = self._client.get_secret_value(SecretId=secret_id)
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            hint = _HINTS.get(code, _OTHER_HINT)
+            raise SecretError(f"secret {secret_id} cannot be read: {code}", hint) from None
+        except BotoCoreError as error:
+            problem = f"secret {secret_id} cannot be read: {type(error).__name__}"
+            raise SecretError(problem, _OTHER_HINT) from None
+        if "SecretString" not in answer:
+            raise SecretError(
+                f"secret {secret_id} is binary",
+                "Store its JSON as the secret's text (SecretString).",
+            )
+        return read_target(answer["Name"], answer["SecretString"])

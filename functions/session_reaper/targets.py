@@ -1,0 +1,121 @@
+"""A target: one PostgreSQL instance, known by one secret."""
+
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from session_reaper.errors import TargetError
+
+_DEFAULT_PORT = 5432
+_HIGHEST_PORT = 65535
+
+
+class SslMode(StrEnum):
+    """How the connection is secured; the names and meanings of libpq."""
+
+    VERIFY_FULL = "verify-full"  # trusted certificate, of this very host
+    VERIFY_CA = "verify-ca"  # trusted certificate
+    REQUIRE = "require"  # TLS; the certificate is checked only if there is an sslrootcert
+    DISABLE = "disable"  # plaintext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where to sign in, and how."""
+
+    name: str
+    host: str
+    port: int
+    role: str
+    password: str = field(repr=False)
+    database: str
+    sslmode: SslMode
+    sslrootcert: str | None = field(repr=False)  # PEM
+
+
+class SecretError(TargetError):
+    """The secret cannot be read, or is no description of a PostgreSQL server."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__("secret", message, hint)
+
+
+def read_target(secret_name: str, secret: str) -> Target:
+    """The target that a secret's JSON text describes.
+
+    The shape is that of RDS's secrets: engine, host, port, username, password, dbname,
+    dbInstanceIdentifier, dbClusterIdentifier, and optionally sslmode, sslrootcert, auth, name.
+    Raises SecretError naming the key; no message holds a value that could be the password.
+    """
+    try:
+        document = json.loads(secret)
+    except (ValueError, RecursionError):
+        raise SecretError(  # from None: the JSON error carries the whole secret
+            f"secret {secret_name} is not JSON",
+            'Store an object such as {"host": …, "username": …, "password": …}.',
+        ) from None
+    if not isinstance(document, dict):
+        raise SecretError(f"secret {secret_name} is JSON, but no object", "Store an object.")
+    read = _Reader(secret_name, document)
+    engine = read.optional("engine")
+    if engine and "postgres" not in engine.lower():
+        raise SecretError(
+            f"secret {secret_name}: engine {engine} is not PostgreSQL",
+            "Take the secret off the targets; only PostgreSQL has sessions to look at here.",
+        )
+    if read.optional("auth") not in ("", "password"):
+        raise SecretError(
+            f"secret {secret_name}: auth is not supported",
+            "Leave it out, or write password: the key password holds it.",
+        )
+    identifier = read.optional("dbInstanceIdentifier") or read.optional("dbClusterIdentifier")
+    return Target(
+        name=read.optional("name") or identifier or secret_name,
+        host=read.required("host"),
+        port=read.port(),
+        role=read.required("username"),
+        password=read.required("password"),
+        database=read.optional("dbname") or "postgres",
+        sslmode=read.sslmode(),
+        sslrootcert=read.optional("sslrootcert") or None,
+    )
+
+
+class _Reader:
+    """Reads the keys of one secret; its errors name the secret and the key."""
+
+    def __init__(self, secret_name: str, document: dict[str, Any]) -> None:
+        self._secret_name = secret_name
+        self._document = document
+
+    def optional(self, key: str) -> str:
+        value = self._document.get(key)
+        if value is None:
+            return ""
+        if not isinstance(value, str) or "\0" in value:
+            raise self._error(f"{key} is not text", f"Write {key} as a JSON string.")
+        return value
+
+    def required(self, key: str) -> str:
+        value = self.optional(key)
+        if not value:
+            raise self._error(f"{key} is missing", f"Add {key} to the secret.")
+        return value
+
+    def port(self) -> int:
+        value = self._document.get("port", _DEFAULT_PORT)
+        text = str(value)
+        if not text.isascii() or not text.isdigit() or not 0 < int(text) <= _HIGHEST_PORT:
+            raise self._error("port is no port number", f"Write 1 to {_HIGHEST_PORT}.")
+        return int(text)
+
+    def sslmode(self) -> SslMode:
+        try:
+            return SslMode(self.optional("sslmode") or SslMode.VERIFY_FULL)
+        except ValueError:
+            known = ", ".join(SslMode)
+            raise self._error("sslmode is not known", f"Write one of {known}.") from None
+
+    def _error(self, problem: str, hint: str) -> SecretError:
+        return SecretError(f"secret {self._secret_name}: {problem}", hint)

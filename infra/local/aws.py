@@ -1,0 +1,104 @@
+"""An AWS stand-in in this process: Secrets Manager, SSM, SNS, and an inbox that the topic mails to."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+if TYPE_CHECKING:
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+    from mypy_boto3_sns import SNSClient
+    from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_ssm import SSMClient
+
+REGION = "eu-central-1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Email:
+    """What a subscriber gets."""
+
+    subject: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aws:
+    """Clients of the stand-in, the topic, and the queue that receives what the topic delivers."""
+
+    secrets: "SecretsManagerClient"
+    sns: "SNSClient"
+    sqs: "SQSClient"
+    ssm: "SSMClient"
+    topic_arn: str
+    inbox_url: str
+
+    def put_secret(self, name: str, value: object) -> None:
+        """Store a new secret: bytes as they are, text as it is, anything else as JSON."""
+        if isinstance(value, bytes):
+            self.secrets.create_secret(Name=name, SecretBinary=value)
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            self.secrets.create_secret(Name=name, SecretString=text)
+
+    def delivered(self) -> list[Email]:
+        """What was delivered since the last call."""
+        emails: list[Email] = []
+        while True:
+            answer = self.sqs.receive_message(QueueUrl=self.inbox_url, MaxNumberOfMessages=10)
+            messages = answer.get("Messages", [])
+            if not messages:
+                return emails
+            for message in messages:
+                notification = json.loads(message["Body"])
+                emails.append(Email(subject=notification["Subject"], body=notification["Message"]))
+                self.sqs.delete_message(
+                    QueueUrl=self.inbox_url, ReceiptHandle=message["ReceiptHandle"]
+                )
+
+
+@contextmanager
+def aws() -> Iterator[Aws]:
+    """A stand-in on a free port of the loopback; every boto3 client of this process goes to it."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "local",
+        "AWS_SECRET_ACCESS_KEY": "local",
+        "AWS_SESSION_TOKEN": "local",
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_REGION": REGION,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    try:
+        with patch.dict(os.environ, environment):
+            yield _stand_in()
+    finally:
+        server.stop()
+
+
+def _stand_in() -> Aws:
+    sns, sqs = boto3.client("sns"), boto3.client("sqs")
+    topic_arn = sns.create_topic(Name="session-reaper")["TopicArn"]
+    inbox_url = sqs.create_queue(QueueName="inbox")["QueueUrl"]
+    attributes = sqs.get_queue_attributes(QueueUrl=inbox_url, AttributeNames=["QueueArn"])
+    inbox_arn = attributes["Attributes"]["QueueArn"]
+    sns.subscribe(TopicArn=topic_arn, Protocol="sqs", Endpoint=inbox_arn)
+    return Aws(
+        secrets=boto3.client("secretsmanager"),
+        sns=sns,
+        sqs=sqs,
+        ssm=boto3.client("ssm"),
+        topic_arn=topic_arn,
+        inbox_url=inbox_url,
+    )

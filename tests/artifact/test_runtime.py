@@ -1,0 +1,178 @@
+"""The stand-in for Lambda keeps its word, shown on a toy function."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.artifact.runtime import InitError, Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+TOY = """
+    import json, os, sys, time
+
+    COLD = [True]
+
+    def handler(event, context):
+        cold, COLD[:] = COLD[:], []
+        print(json.dumps({"message": "here", "asked": event}))
+        match event:
+            case {"raise": text}:
+                raise ValueError(text)
+            case {"sleep": seconds}:
+                time.sleep(seconds)
+            case {"exit": status}:
+                os._exit(status)
+            case "environment":
+                return dict(os.environ)
+            case "imports":
+                import boto3
+                return {"boto3": boto3.__file__, "path": sys.path}
+        return {
+            "cold": bool(cold),
+            "event": event,
+            "left": context.get_remaining_time_in_millis(),
+            "arn": context.invoked_function_arn,
+            "request_id": context.aws_request_id,
+            "pid": os.getpid(),
+        }
+"""
+
+
+def function(folder: Path, source: str) -> Path:
+    (folder / "toy.py").write_text(textwrap.dedent(source))
+    return folder
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, library: Path) -> Iterator[Runtime]:
+    with Runtime(
+        function(tmp_path, TOY), "toy.handler", library, environment={"GIVEN": "=x y"}
+    ) as runtime:
+        yield runtime
+
+
+def payload(runtime: Runtime, event: object, timeout_ms: int = 5_000) -> dict[str, object]:
+    answer = runtime.invoke(event, timeout_ms)
+    assert answer.error is None
+    assert isinstance(answer.payload, dict)
+    return answer.payload
+
+
+def test_returns_what_the_function_returns(runtime: Runtime) -> None:
+    answer = runtime.invoke({"name": "Zoë"}, timeout_ms=3_000)
+    assert answer.error is None
+    assert isinstance(answer.payload, dict)
+    assert answer.payload["event"] == {"name": "Zoë"}
+    assert answer.payload["request_id"] == answer.request_id
+    assert answer.payload["pid"] == runtime.pid
+    assert 2_000 < answer.payload["left"] <= 3_000
+    assert answer.payload["arn"] == (
+        "arn:aws:lambda:eu-west-1:123456789012:function:session-reaper"
+    )
+
+
+def test_keeps_the_process_between_invocations(runtime: Runtime) -> None:
+    first, second = payload(runtime, 1), payload(runtime, 2)
+    assert (first["cold"], second["cold"]) == (True, False)
+    assert first["pid"] == second["pid"]
+
+
+def test_each_answer_has_its_own_log(runtime: Runtime) -> None:
+    for event in (1, 2):
+        assert runtime.invoke(event).records == [{"message": "here", "asked": event}]
+
+
+def test_passes_on_an_error_and_lives(runtime: Runtime) -> None:
+    answer = runtime.invoke({"raise": "no"})
+    assert answer.payload is None
+    assert answer.error is not None
+    assert answer.error["errorType"] == "ValueError"
+    assert answer.error["errorMessage"] == "no"
+    assert "toy.py" in str(answer.error["stackTrace"])
+    assert payload(runtime, 1)["cold"] is False
+
+
+def test_kills_what_overruns_and_starts_anew(runtime: Runtime) -> None:
+    answer = runtime.invoke({"sleep": 60}, timeout_ms=300)
+    assert answer.error == {
+        "errorType": "Sandbox.Timedout",
+        "errorMessage": f"RequestId: {answer.request_id} Error: Task timed out after 0.30 seconds",
+    }
+    assert answer.seconds < 1
+    assert runtime.pid is None
+    assert payload(runtime, 1)["cold"] is True
+
+
+def test_tells_of_a_process_that_ends(runtime: Runtime) -> None:
+    answer = runtime.invoke({"exit": 3})
+    assert answer.error is not None
+    assert answer.error["errorType"] == "Runtime.ExitError"
+    assert str(answer.error["errorMessage"]).endswith("Runtime exited with exit status: 3")
+    assert payload(runtime, 1)["cold"] is True
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "text"),
+    [
+        ("import nothing_of_that_name", "Runtime.ImportModuleError", "nothing_of_that_name"),
+        ("raise KeyError('TOPIC_ARN')", "KeyError", "TOPIC_ARN"),
+        ("", "Runtime.HandlerNotFound", "handler"),
+    ],
+)
+def test_raises_what_keeps_it_from_starting(
+    tmp_path: Path, library: Path, source: str, kind: str, text: str
+) -> None:
+    with (
+        Runtime(function(tmp_path, source), "toy.handler", library) as runtime,
+        pytest.raises(InitError, match=text) as raised,
+    ):
+        runtime.invoke({})
+    assert raised.value.error is not None
+    assert raised.value.error["errorType"] == kind
+
+
+def test_raises_when_the_process_ends_before_it_is_ready(tmp_path: Path, library: Path) -> None:
+    with (
+        Runtime(function(tmp_path, "import os; os._exit(7)"), "toy.handler", library) as runtime,
+        pytest.raises(InitError, match="ended before it asked for work") as raised,
+    ):
+        runtime.invoke({})
+    assert raised.value.error is None
+
+
+def test_nothing_of_the_tests_gets_in(
+    runtime: Runtime, tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    monkeypatch.setenv("AWS_PROFILE", "somebody")
+    environment = payload(runtime, "environment")
+    assert environment["GIVEN"] == "=x y"
+    assert environment["LAMBDA_TASK_ROOT"] == str(tmp_path)
+    assert not {"PYTHONPATH", "AWS_PROFILE", "HOME", "VIRTUAL_ENV"} & environment.keys()
+    imports = payload(runtime, "imports")
+    assert str(imports["boto3"]).startswith(f"{library}{os.sep}")
+    path = imports["path"]
+    assert isinstance(path, list)
+    assert path[:2] == [str(tmp_path), str(library)]
+    assert not [entry for entry in path[2:] if "site-packages" in entry]
+    assert not (library / "pytest").exists()
+
+
+def test_the_artifact_stays_as_it_is(runtime: Runtime, tmp_path: Path) -> None:
+    payload(runtime, "imports")
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.py"]
+
+
+def test_the_process_goes_with_the_block(tmp_path: Path, library: Path) -> None:
+    with Runtime(function(tmp_path, TOY), "toy.handler", library) as runtime:
+        pid = payload(runtime, 1)["pid"]
+    assert runtime.pid is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(str(pid)), 0)
