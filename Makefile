@@ -22,7 +22,7 @@ help: ## this list
 
 .PHONY: demo
 demo: .venv/installed ## a database that refuses connections becomes well again
-	@$(PYTHON) -m infra.local.demo
+	@PYTHONPATH=functions:. $(PYTHON) -m infra.local.demo
 
 .PHONY: test
 test: .venv/installed ## unit and integration tests on an embedded PostgreSQL
@@ -57,7 +57,7 @@ artifact: build ## what was built, under the real Lambda runtime client
 
 .PHONY: bench
 bench: .venv/installed ## this function beside the article's fifteen lines
-	$(PYTHON) -m tests.benchmarks
+	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks
 
 .PHONY: lock
 lock: $(UV) ## resolve pyproject.toml anew into the hashed requirement files

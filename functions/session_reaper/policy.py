@@ -1,10 +1,10 @@
 """What to terminate and what to protect, and how a policy document becomes that."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from fnmatch import translate
+from fnmatch import fnmatchcase
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated
 
@@ -41,13 +41,13 @@ def _state(value: object, place: str) -> State:
         ) from None
 
 
-def _glob(value: object, place: str) -> re.Pattern[str]:
+def _glob(value: object, place: str) -> str:
     written = text(value, place)
     if "[" in re.sub(r"\[!?\]?[^\]]*\]", "", written):
         raise ConfigurationError(
             place, f"{shown(written)} has a [ without its ]; a plain [ is written [[]"
         )
-    return re.compile(translate(written))
+    return written
 
 
 def _network(value: object, place: str) -> IPv4Network | IPv6Network:
@@ -137,7 +137,7 @@ def read_mode(value: object, place: str) -> Mode:
 
 # -- the policy -----------------------------------------------------------------------------------
 
-Patterns = tuple[re.Pattern[str], ...]
+Globs = tuple[str, ...]
 Networks = tuple[IPv4Network | IPv6Network, ...]
 
 
@@ -146,11 +146,11 @@ class Match:
     """The conditions of a rule; all that are given must hold. Clocks are seconds."""
 
     state: Annotated[tuple[State, ...], several(_state)]
-    role: Annotated[Patterns, several(_glob)] = ()
-    database: Annotated[Patterns, several(_glob)] = ()
-    application: Annotated[Patterns, several(_glob)] = ()
+    role: Annotated[Globs, several(_glob)] = ()
+    database: Annotated[Globs, several(_glob)] = ()
+    application: Annotated[Globs, several(_glob)] = ()
     client: Annotated[Networks, several(_network)] = ()
-    query: Annotated[Patterns, several(_regex)] = ()
+    query: Annotated[tuple[re.Pattern[str], ...], several(_regex)] = ()
     idle_for: Annotated[float | None, _duration] = None
     transaction_for: Annotated[float | None, _duration] = None
     connected_for: Annotated[float | None, _duration] = None
@@ -182,9 +182,9 @@ class Rule:
 class Protect:
     """Who is never touched, whatever a rule says. One list that fits is enough."""
 
-    roles: Annotated[Patterns, several(_glob)] = ()
-    applications: Annotated[Patterns, several(_glob)] = ()
-    databases: Annotated[Patterns, several(_glob)] = ()
+    roles: Annotated[Globs, several(_glob)] = ()
+    applications: Annotated[Globs, several(_glob)] = ()
+    databases: Annotated[Globs, several(_glob)] = ()
     clients: Annotated[Networks, several(_network)] = ()
 
     def covers(self, session: Session) -> str | None:
@@ -248,9 +248,9 @@ def read_policy(document: object, place: str = "") -> Policy:
 # -- matching -------------------------------------------------------------------------------------
 
 
-def matches_any(patterns: Iterable[re.Pattern[str]], value: str) -> bool:
-    """Whether a glob fits the whole value."""
-    return any(pattern.match(value) for pattern in patterns)
+def matches_any(globs: Globs, value: str) -> bool:
+    """Whether a glob fits the whole value, upper and lower case told apart."""
+    return any(fnmatchcase(value, glob) for glob in globs)
 
 
 def is_within(networks: Networks, client: str | None) -> bool:

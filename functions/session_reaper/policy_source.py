@@ -4,13 +4,16 @@ import json
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
+from session_reaper.aws import client
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Policy, read_policy
+
+if TYPE_CHECKING:
+    from mypy_boto3_ssm import SSMClient
 
 MAX_POLICY_LENGTH = 64 * 1024  # characters; an SSM parameter holds 8 KiB at most
 SSM_PREFIX = "ssm:"
@@ -41,12 +44,14 @@ def _text(source: str) -> str:
 
 @cache
 def _bundled() -> str:
-    return (files("session_reaper") / "default_policy.yaml").read_text("utf-8")
+    # JSON, not YAML: a stack that names no policy does not pay for importing a parser.
+    return (files("session_reaper") / "default_policy.json").read_text("utf-8")
 
 
 def _parameter(name: str) -> str:
+    ssm: SSMClient = client("ssm")
     try:
-        answer = boto3.client("ssm").get_parameter(Name=name, WithDecryption=True)
+        answer = ssm.get_parameter(Name=name, WithDecryption=True)
     except (ClientError, BotoCoreError) as error:
         raise ConfigurationError("parameter", f"cannot be read: {error}") from None
     return answer["Parameter"].get("Value", "")

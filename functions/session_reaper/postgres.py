@@ -280,7 +280,9 @@ def _look(answer: Mapping[str, Any]) -> Look:
 def _session(row: Sequence[Any]) -> Session:
     pid, backend_start, xact_start, state_change, state, *rest = row
     role, database, application, client, query, *rest = rest
-    idle, transaction, connected, running, superuser, replication, own_role = rest
+    idle, transaction, connected, running, attributes, own_role = rest
+    # Of a role that was dropped under its session nothing is known: it is protected.
+    superuser, replication = attributes or (True, True)
     return Session(
         identity=Identity(
             pid=pid,
@@ -289,7 +291,7 @@ def _session(row: Sequence[Any]) -> Session:
             state_change=state_change,
             state=State(state),
         ),
-        role=role,
+        role=role or "",
         database=database or "",
         application=application or "",
         client=client,
@@ -300,5 +302,5 @@ def _session(row: Sequence[Any]) -> Session:
         query_seconds=running,
         superuser=superuser,
         replication=replication,
-        own_role=own_role,
+        own_role=bool(own_role),
     )

@@ -2,10 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from session_reaper.aws import CONFIG
+from session_reaper.aws import client
 from session_reaper.errors import ConfigurationError
 from session_reaper.settings import Tag
 from session_reaper.targets import SecretError, Target, read_target
@@ -28,7 +27,7 @@ class Secrets:
     """The secrets that this run reads. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._client: SecretsManagerClient = boto3.client("secretsmanager", config=CONFIG)
+        self._client: SecretsManagerClient = client("secretsmanager")
 
     def tagged(self, tag: Tag) -> tuple[str, ...]:
         """The ARNs of the secrets with this tag. Raises ConfigurationError."""

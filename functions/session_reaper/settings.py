@@ -1,4 +1,4 @@
-"""The environment variables of the contract, parsed once. No other module reads the environment."""
+"""The environment variables of the contract, parsed once."""
 
 import os
 import re

@@ -1,21 +1,24 @@
 """Amazon SNS: one summary per run."""
 
 import json
+from typing import TYPE_CHECKING
 
-import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from session_reaper.aws import CONFIG
+from session_reaper.aws import client
 from session_reaper.errors import PublishError
 from session_reaper.summary import Summary
+
+if TYPE_CHECKING:
+    from mypy_boto3_sns import SNSClient
 
 
 def publish(summary: Summary, topic_arn: str) -> None:
     """Publish to every subscriber of the topic. Raises PublishError."""
     # The client is made here and not before: a quiet run publishes nothing.
-    client = boto3.client("sns", config=CONFIG)
+    sns: SNSClient = client("sns")
     try:
-        client.publish(
+        sns.publish(
             TopicArn=topic_arn,
             Subject=summary.subject,
             MessageStructure="json",

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from pg8000.native import literal
+
+from infra.local.aws import Aws, aws
+from infra.local.postgres import Build, bundled_builds, npm_builds, server
+from tests.integration.stage import PASSWORD, REAPER, ROLE_FILE, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pg8000.native import Connection
+
+    from infra.local.postgres import Server, Tls
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--servers",
+        type=Path,
+        help="a folder with npm's PostgreSQL servers; every test then runs on each of them",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "every_major: runs on every server there is, not one only")
+    config.addinivalue_line("markers", "tls: needs a server that was built with TLS")
+    config.addinivalue_line("markers", "majors(low, high): the versions that have the feature")
+
+
+def _builds(config: pytest.Config) -> dict[int, Build]:
+    folder: Path | None = config.getoption("--servers", default=None)
+    builds = bundled_builds() if folder is None else npm_builds(folder)
+    if not builds:
+        raise pytest.UsageError(f"no PostgreSQL server in {folder or 'the installed packages'}")
+    return builds
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give each test the servers that it runs on: the newest, or with the mark all of them."""
+    if "build" not in metafunc.fixturenames:
+        return
+    builds = _builds(metafunc.config)
+    marks = {mark.name: mark for mark in metafunc.definition.iter_markers()}
+    if "majors" in marks:
+        low, high = marks["majors"].args
+        builds = {major: build for major, build in builds.items() if low <= major <= high}
+    if "tls" in marks:
+        builds = {major: build for major, build in builds.items() if build.tls}
+    everywhere = "every_major" in marks or metafunc.config.getoption("--servers", default=None)
+    chosen = sorted(builds) if everywhere else sorted(builds)[-1:]
+    metafunc.parametrize(
+        "build",
+        [builds[major] for major in chosen],
+        ids=[f"pg{major}" for major in chosen],
+        indirect=True,
+        scope="session",
+    )
+
+
+@pytest.fixture(scope="session")
+def build(request: pytest.FixtureRequest) -> Build:
+    found: Build = request.param
+    return found
+
+
+@pytest.fixture(scope="session")
+def _servers() -> Iterator[Callable[[Build], Server]]:
+    """One server per build, kept until the end."""
+    with ExitStack() as stack:
+        running: dict[Build, Server] = {}
+
+        def running_server(build: Build) -> Server:
+            if build not in running:
+                running[build] = stack.enter_context(server(build, settings=_SETTINGS))
+                prepare(running[build])
+            return running[build]
+
+        yield running_server
+
+
+_SETTINGS = {"max_connections": "80", "max_wal_senders": "4", "wal_level": "logical"}
+
+
+def prepare(running: Server) -> None:
+    """The reaper's role, as a person makes it: by the file, then the password."""
+    with running.connect(unix_sock=running.unix_sock) as root:
+        root.run(ROLE_FILE.read_text())
+        root.run(f"ALTER ROLE {REAPER} PASSWORD {literal(PASSWORD)}")
+
+
+@pytest.fixture
+def postgres(build: Build, _servers: Callable[[Build], Server]) -> Server:
+    return _servers(build)
+
+
+@pytest.fixture
+def root(postgres: Server) -> Iterator[Connection]:
+    with postgres.connect(unix_sock=postgres.unix_sock) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def _stand_in() -> Iterator[Aws]:
+    with aws() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def cloud(_stand_in: Aws) -> Iterator[Aws]:
+    """The stand-in with a topic and an inbox of this test's own."""
+    topic = _stand_in.sns.create_topic(Name="session-reaper-test")["TopicArn"]
+    inbox = _stand_in.sqs.create_queue(QueueName="inbox-test")["QueueUrl"]
+    attributes = _stand_in.sqs.get_queue_attributes(QueueUrl=inbox, AttributeNames=["QueueArn"])
+    _stand_in.sns.subscribe(
+        TopicArn=topic, Protocol="sqs", Endpoint=attributes["Attributes"]["QueueArn"]
+    )
+    yield replace(_stand_in, topic_arn=topic, inbox_url=inbox)
+    for page in _stand_in.secrets.get_paginator("list_secrets").paginate():
+        for secret in page["SecretList"]:
+            _stand_in.secrets.delete_secret(
+                SecretId=secret["ARN"], ForceDeleteWithoutRecovery=True
+            )
+    _stand_in.sns.delete_topic(TopicArn=topic)
+    _stand_in.sqs.delete_queue(QueueUrl=inbox)
+
+
+@pytest.fixture
+def stage(
+    postgres: Server, root: Connection, cloud: Aws, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Stage]:
+    with Stage(server=postgres, root=root, aws=cloud, monkeypatch=monkeypatch) as made:
+        yield made
+
+
+@pytest.fixture
+def own_server(
+    build: Build, cloud: Aws, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Stage]]:
+    """A stage on a server of this test's own, with settings of its own."""
+    with ExitStack() as stack:
+
+        def make(settings: Mapping[str, str] | None = None, tls: Tls | None = None) -> Stage:
+            running = stack.enter_context(server(build, settings=settings, tls=tls))
+            prepare(running)
+            root = stack.enter_context(running.connect(unix_sock=running.unix_sock))
+            made = Stage(server=running, root=root, aws=cloud, monkeypatch=monkeypatch)
+            return stack.enter_context(made)
+
+        yield make

@@ -1,0 +1,301 @@
+"""The stage that every test plays on: one server, its leaks, the AWS stand-in, the real handler."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Self
+
+import pg8000.native
+from pg8000.native import Connection, identifier, literal
+
+from session_reaper.handler import lambda_handler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import pytest
+
+    from infra.local.aws import Aws, Email
+    from infra.local.postgres import Server as PostgresServer
+
+ROLE_FILE = Path(__file__).parents[2] / "infra" / "database" / "reaper_role.sql"
+REAPER = "session_reaper"
+PASSWORD = "sw0rdfish"  # noqa: S105 -- of every role here that needs one
+
+IDLE = "idle"
+LEAK = "idle in transaction"
+ABORTED = "idle in transaction (aborted)"
+ACTIVE = "active"
+
+
+def until(condition: Callable[[], object], message: str, seconds: float = 10.0) -> None:
+    """Poll until the condition holds; fail with the message if it does not in time."""
+    over = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > over:
+            raise AssertionError(f"not within {seconds:g}s: {message}")
+        time.sleep(0.005)
+
+
+def rule(name: str = "leak", *, action: object = None, **match: object) -> dict[str, object]:
+    conditions = {"state": [LEAK, ABORTED]} | match
+    if not any(key.endswith("_for") for key in conditions):
+        conditions["idle_for"] = "1ms"
+    return {"name": name, "match": conditions} | ({"action": action} if action else {})
+
+
+def policy(*rules: Mapping[str, object], **others: object) -> dict[str, object]:
+    return {"version": 1, "rules": list(rules) or [rule()], **others}
+
+
+class Context:
+    """What Lambda hands to the handler beside the event."""
+
+    function_name = "session-reaper"
+    memory_limit_in_mb = 256
+    invoked_function_arn = "arn:aws:lambda:eu-central-1:123456789012:function:session-reaper"
+    aws_request_id = "5f1c0c1e-7a0e-4d7e-9c47-0a3b1d2c4e5f"
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._over = time.monotonic() + seconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        return max(0, int((self._over - time.monotonic()) * 1000))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one invocation gave: its document, its emails, how long it took."""
+
+    document: dict[str, Any]
+    emails: Sequence[Email]
+    seconds: float
+
+    def target(self, name: str = "orders") -> dict[str, Any]:
+        found = [target for target in self.document["targets"] if target["name"] == name]
+        assert len(found) == 1, f"{name} is there {len(found)} times"
+        return found[0]  # type: ignore[no-any-return]
+
+    def error(self, name: str = "orders") -> dict[str, str]:
+        error = self.target(name)["error"]
+        assert error is not None, f"{name} has no error"
+        return error  # type: ignore[no-any-return]
+
+    def outcomes(self, name: str = "orders") -> dict[int, str]:
+        """The outcome of each session, by pid; each session is reported once."""
+        sessions = self.target(name)["sessions"]
+        outcomes = {session["pid"]: session["outcome"] for session in sessions}
+        assert len(outcomes) == len(sessions), "a session is reported twice"
+        return outcomes
+
+    def session(self, victim: Victim, name: str = "orders") -> dict[str, Any]:
+        found = [s for s in self.target(name)["sessions"] if s["pid"] == victim.pid]
+        assert len(found) == 1, f"pid {victim.pid} is reported {len(found)} times"
+        return found[0]  # type: ignore[no-any-return]
+
+    @property
+    def email(self) -> Email:
+        assert len(self.emails) == 1
+        return self.emails[0]
+
+
+class Victim:
+    """A client's session, as its client holds it and as the server shows it to a superuser."""
+
+    def __init__(self, root: Connection, connection: Connection) -> None:
+        self._root = root
+        self.connection = connection
+        ((self.pid, self._start),) = connection.run(
+            "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+        )
+        self._thread: Thread | None = None
+
+    def _shown(self, column: str) -> Any:  # noqa: ANN401 -- whatever type the column has
+        rows = self._root.run(
+            f"SELECT {column} FROM pg_stat_activity"  # noqa: S608 -- a column's name
+            " WHERE pid = :pid AND backend_start = CAST(:start AS timestamptz)",
+            pid=self.pid,
+            start=self._start,
+        )
+        return rows[0][0] if rows else None
+
+    @property
+    def is_there(self) -> bool:
+        return self._shown("pid") is not None
+
+    @property
+    def state(self) -> str | None:
+        return self._shown("state")  # type: ignore[no-any-return]
+
+    def start(self, sql: str) -> Self:
+        """Run a statement in the background, and return once the server shows it active."""
+
+        def run() -> None:
+            with suppress(pg8000.native.Error, OSError, ValueError):
+                self.connection.run(sql)
+
+        self._thread = Thread(target=run, daemon=True)
+        self._thread.start()
+        until(lambda: self.state == ACTIVE, f"{sql} is active")
+        return self
+
+    def close(self) -> None:
+        if self._thread and self.is_there:
+            self._root.run("SELECT pg_terminate_backend(:pid)", pid=self.pid)
+        if self._thread:
+            self._thread.join(10)
+        with suppress(pg8000.native.Error, OSError, ValueError):
+            self.connection.close()
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """One server for one test; everything that the test makes goes with it."""
+
+    server: PostgresServer
+    root: Connection = field(repr=False)
+    aws: Aws
+    monkeypatch: pytest.MonkeyPatch
+    _closing: ExitStack = field(default_factory=ExitStack)
+    _roles: list[str] = field(default_factory=list)
+    _databases: list[str] = field(default_factory=list)
+    _targets: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self.monkeypatch.setenv("TOPIC_ARN", self.aws.topic_arn)
+        self.monkeypatch.setenv("MODE", "enforce")
+        for name in ("TARGET_SECRETS", "TARGET_SECRET_TAG", "POLICY", "NOTIFY"):
+            self.monkeypatch.delenv(name, raising=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+        self.root.run(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE backend_type IN ('client backend', 'walsender') AND pid <> pg_backend_pid()"
+        )
+        until(lambda: self.clients == 1, "all sessions of the test are gone")
+        for name in self._databases:
+            self.root.run(f"DROP DATABASE {identifier(name)}")
+        for name in self._roles:
+            self.root.run(f"DROP OWNED BY {identifier(name)}")
+            self.root.run(f"DROP ROLE {identifier(name)}")
+
+    @property
+    def clients(self) -> int:
+        """The client backends, the superuser's own connection among them."""
+        ((number,),) = self.root.run(
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+        )
+        return int(number)
+
+    # -- scenes ------------------------------------------------------------------------------------
+
+    def cleanup(self, callback: Callable[..., object], *arguments: object) -> None:
+        self._closing.callback(callback, *arguments)
+
+    def role(self, name: str = "app", options: str = "") -> str:
+        if name not in self._roles:
+            self.root.run(f"CREATE ROLE {identifier(name)} LOGIN {options}")
+            self.root.run(f"ALTER ROLE {identifier(name)} PASSWORD {literal(PASSWORD)}")
+            self._roles.append(name)
+        return name
+
+    def database(self, name: str, options: str = "") -> str:
+        self.root.run(f"CREATE DATABASE {identifier(name)} {options}")
+        self._databases.append(name)
+        return name
+
+    def connect(self, role: str = "app", **options: object) -> Connection:
+        """A client's connection over the Unix socket, unless `tcp` is among the options."""
+        if role != "postgres" and role != REAPER:
+            self.role(role)
+        tcp = options.pop("tcp", False)
+        where = {} if tcp else {"unix_sock": self.server.unix_sock}
+        password = self.server.password if role == "postgres" else PASSWORD
+        return self.server.connect(user=role, password=password, **where, **options)
+
+    def session(
+        self,
+        state: str = LEAK,
+        role: str = "app",
+        *,
+        query: str = "SELECT 1",
+        **options: object,
+    ) -> Victim:
+        """A client's session in one of the four states that a rule is about."""
+        victim = Victim(self.root, self.connect(role, **options))
+        self._closing.callback(victim.close)
+        if state == ACTIVE:
+            return victim.start("SELECT pg_sleep(60)" if query == "SELECT 1" else query)
+        if state in (LEAK, ABORTED):
+            victim.connection.run("BEGIN")
+        if state == ABORTED:
+            with suppress(pg8000.native.DatabaseError):
+                victim.connection.run("SELECT 1/0")
+        else:
+            victim.connection.run(query)
+        until(lambda: victim.state == state, f"the session is {state}")
+        return victim
+
+    def sessions(self, number: int, state: str = LEAK, **options: Any) -> list[Victim]:  # noqa: ANN401
+        return [self.session(state, **options) for _ in range(number)]
+
+    def survivors(self, victims: Iterable[Victim]) -> list[Victim]:
+        return [victim for victim in victims if victim.is_there]
+
+    # -- the reaper --------------------------------------------------------------------------------
+
+    def secret(self, **keys: object) -> dict[str, object]:
+        """A secret's document for this server; `None` takes a key away."""
+        document = {
+            "engine": "postgres",
+            "host": self.server.host,
+            "port": self.server.port,
+            "username": REAPER,
+            "password": PASSWORD,
+            "dbname": "postgres",
+            "sslmode": "disable",
+        } | keys
+        return {key: value for key, value in document.items() if value is not None}
+
+    def target(self, secret_name: str = "orders", **keys: object) -> str:
+        """Store a secret and make it a target of the stack."""
+        self.aws.put_secret(secret_name, self.secret(**keys))
+        return self.listed(secret_name)
+
+    def listed(self, secret_name: str) -> str:
+        self._targets.append(secret_name)
+        self.monkeypatch.setenv("TARGET_SECRETS", ",".join(self._targets))
+        return secret_name
+
+    def run(self, event: Mapping[str, object] | None = None, *, seconds: float = 60.0) -> Run:
+        """Invoke the handler with what a console's user would type."""
+        if not self._targets:
+            self.target()
+        started = time.monotonic()
+        answer = lambda_handler(event or {}, Context(seconds))  # type: ignore[arg-type]
+        took = time.monotonic() - started
+        document = json.loads(json.dumps(answer))  # what Lambda itself does with it
+        return Run(document=document, emails=self.aws.delivered(), seconds=took)
+
+    def reap(self, *rules: Mapping[str, object], seconds: float = 60.0, **others: object) -> Run:
+        """A run with these rules; by default every session that is idle in a transaction."""
+        return self.run({"policy": policy(*rules, **others)}, seconds=seconds)
+
+
+def assert_true_to(run: Run, victims: Iterable[Victim], name: str = "orders") -> None:
+    """Nothing is terminated without being reported, nothing reported terminated is still there."""
+    outcomes = run.outcomes(name)
+    for victim in victims:
+        outcome = outcomes.get(victim.pid)
+        if victim.is_there:
+            assert outcome != "terminated", f"pid {victim.pid} is reported terminated, and is there"
+        else:
+            # Lingering says that it was signalled, and that nobody saw it go.
+            assert outcome in {"terminated", "lingering"}, f"pid {victim.pid} is gone: {outcome}"

@@ -1,0 +1,172 @@
+"""The main path: leaks are found, terminated, proven gone, reported; healthy work is not."""
+
+from __future__ import annotations
+
+import time
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+import pg8000.native
+import pytest
+
+from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, policy, rule, until
+
+if TYPE_CHECKING:
+    from tests.integration.stage import Stage
+
+pytestmark = pytest.mark.every_major
+
+
+def test_observe_reports_leaks_and_touches_nothing(stage: Stage) -> None:
+    leaks = [stage.session(LEAK), stage.session(ABORTED)]
+    run = stage.run({"mode": "observe", "policy": policy()})
+    assert run.outcomes() == {leak.pid: "would_terminate" for leak in leaks}
+    assert stage.survivors(leaks) == leaks
+    assert run.document["mode"] == "observe"
+    assert run.document["totals"]["would_terminate"] == 2
+    assert "2 sessions would be terminated" in run.email.subject
+
+
+def test_enforce_terminates_leaks_and_leaves_the_rest(stage: Stage) -> None:
+    leaks = [stage.session(LEAK, application_name="api"), stage.session(ABORTED)]
+    healthy = [stage.session(IDLE), stage.session(ACTIVE)]
+    run = stage.reap()
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
+    assert stage.survivors([*leaks, *healthy]) == healthy
+    target = run.target()
+    assert (run.document["status"], target["status"]) == ("ok", "ok")
+    assert target["slots"] == {
+        "max": 80,
+        "reserved": 3,
+        "usable": 77,
+        "used_before": 5,  # with the superuser's
+        "used_after": 3,
+    }
+    assert run.email.body.startswith("orders: 2 sessions terminated, slots 5/77 → 3/77\n")
+
+
+def test_every_session_says_what_it_was_and_why(stage: Stage) -> None:
+    leak = stage.session(application_name="api", tcp=True, query="SELECT 'x', 42")
+    reported = stage.reap(rule("leaks", idle_for="10ms")).session(leak)
+    ages = {key: reported.pop(key) for key in tuple(reported) if key.endswith("_seconds")}
+    assert all(0 <= age < 30 for age in ages.values())
+    assert ages["idle_seconds"] <= ages["transaction_seconds"] <= ages["connected_seconds"]
+    reason = reported.pop("reason")
+    assert reason.startswith("idle in transaction for ")
+    assert reason.endswith("(idle_for: 0s)")
+    assert reported == {
+        "pid": leak.pid,
+        "role": "app",
+        "database": "postgres",
+        "application": "api",
+        "client": "127.0.0.1",
+        "state": LEAK,
+        "rule": "leaks",
+        "query": "SELECT ?, ?",
+        "outcome": "terminated",
+    }
+
+
+def test_a_session_outside_a_transaction_has_no_transaction_age(stage: Stage) -> None:
+    idle = stage.session(IDLE)
+    run = stage.reap(rule(state=[IDLE], role=["app"]))
+    assert run.session(idle)["transaction_seconds"] is None
+
+
+def test_no_transaction_is_not_a_transaction_of_any_age(stage: Stage) -> None:
+    idle = stage.session(IDLE)
+    run = stage.reap(rule(state=[IDLE], role=["app"], transaction_for="0s"))
+    assert run.outcomes() == {}
+    assert idle.is_there
+
+
+def test_the_clock_of_the_article_is_there_by_name(stage: Stage) -> None:
+    idle, leak = stage.session(IDLE), stage.session(LEAK)
+    leak.connection.run("SELECT 1")  # its time in the state begins anew, its connection does not
+    until(lambda: stage.reap(rule(connected_for="200ms")).outcomes(), "the leak is old enough")
+    assert stage.survivors([idle, leak]) == [idle]
+
+
+def test_each_clock_measures_what_it_says(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    until(lambda: _age(stage, leak.pid, "xact_start") > 1, "the transaction is old")
+    leak.connection.run("SELECT 1")
+    run = stage.run({"mode": "observe", "policy": policy(rule(idle_for="1s"))})
+    assert run.outcomes() == {}
+    run = stage.run({"mode": "observe", "policy": policy(rule(transaction_for="1s"))})
+    assert run.outcomes() == {leak.pid: "would_terminate"}
+
+
+def test_query_for_counts_the_running_query_only(stage: Stage) -> None:
+    running, leak = stage.session(ACTIVE), stage.session(LEAK)
+    until(lambda: _age(stage, leak.pid, "query_start") > 0.3, "both queries are old enough")
+    run = stage.reap(rule(state=[ACTIVE, LEAK], query_for="200ms"))
+    assert run.outcomes() == {running.pid: "terminated"}
+    assert leak.is_there
+
+
+def _age(stage: Stage, pid: int, since: str) -> float:
+    ((age,),) = stage.root.run(
+        f"SELECT extract(epoch FROM clock_timestamp() - {since})::float8"  # noqa: S608
+        " FROM pg_stat_activity WHERE pid = :pid",
+        pid=pid,
+    )
+    return float(age)
+
+
+def test_a_pool_at_work_has_no_broken_transaction(stage: Stage) -> None:
+    stage.role("app")
+    stop = Event()
+    broken: list[BaseException] = []
+    done = [0] * 8
+
+    def work(index: int) -> None:
+        try:
+            with stage.connect("app", application_name="pool") as connection:
+                while not stop.is_set():
+                    connection.run("BEGIN")
+                    connection.run("SELECT 1")
+                    time.sleep(0.01)  # idle in transaction, as a healthy client is for a moment
+                    connection.run("COMMIT")
+                    done[index] += 1
+        except pg8000.native.Error as error:
+            broken.append(error)
+
+    workers = [Thread(target=work, args=(index,)) for index in range(8)]
+    for worker in workers:
+        worker.start()
+    leaks = []
+    try:
+        until(lambda: min(done) > 0, "every worker is at work")
+        for _ in range(5):
+            leak = stage.session(LEAK, application_name="leak")
+            leaks.append(leak)
+            until(lambda leak=leak: _age(stage, leak.pid, "state_change") > 1, "the leak is old")
+            before = list(done)
+            run = stage.reap(rule(idle_for="1s"))
+            assert run.outcomes() == {leak.pid: "terminated"}
+            until(lambda b=before: all(n > m for n, m in zip(done, b, strict=True)), "all work on")
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join()
+    assert broken == []
+    assert stage.survivors(leaks) == []
+
+
+def test_a_quiet_run_says_nothing_and_costs_one_connection(stage: Stage) -> None:
+    healthy = stage.sessions(3, IDLE)
+    ((before,),) = stage.root.run("SELECT count(*) FROM pg_stat_activity")
+    run = stage.reap()
+    assert run.emails == []
+    assert run.outcomes() == {}
+    assert run.target()["slots"]["used_before"] == 4 == run.target()["slots"]["used_after"]
+    until(lambda: stage.clients == 4, "the reaper has signed out")
+    assert before
+    assert stage.survivors(healthy) == healthy
+
+
+def test_a_server_without_any_other_session_is_fine(stage: Stage) -> None:
+    run = stage.reap(limits={"max_share": "1%"})
+    assert run.document["status"] == "ok"
+    assert run.target()["slots"]["used_before"] == 1
