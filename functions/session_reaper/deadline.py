@@ -1,5 +1,7 @@
 """How long something may still take."""
 
+import socket
+from contextlib import suppress
 from time import monotonic
 
 from session_reaper.errors import DeadlineError
@@ -10,6 +12,7 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self._at = monotonic() + seconds
+        self._connections: list[socket.socket] = []
 
     def seconds(self) -> float:
         """Seconds left, 0 when over."""
@@ -25,3 +28,17 @@ class Deadline:
     def within(self, seconds: float) -> "Deadline":
         """A deadline of `seconds` from now that is never later than this one."""
         return Deadline(min(self.seconds(), seconds))
+
+    def plus(self, seconds: float) -> "Deadline":
+        """A deadline that is later than this one by `seconds`."""
+        return Deadline(self.seconds() + seconds)
+
+    def binds(self, connection: socket.socket) -> None:
+        """Have the connection shut at the end: a peer that drips outlasts a socket's timeout."""
+        self._connections.append(connection)
+
+    def end(self) -> None:
+        """Shut every connection that is bound and still open."""
+        for connection in list(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)

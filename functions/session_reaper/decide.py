@@ -84,6 +84,8 @@ def _protection(session: Session, policy: Policy) -> str | None:
         return "a superuser"
     if session.replication:
         return "a replication role"
+    if "\ufffd" in session.role + session.database:
+        return "a name in an encoding that is not ours, which no pattern can be held against"
     covered = BUILTIN.covers(session)
     if covered:
         return f"{covered} (built in)"
@@ -129,11 +131,11 @@ def _exceeded(match: Match, session: Session) -> str | None:
 
 
 def _breaker(condemned: int, used: int, max_share: float | None) -> str | None:
-    if max_share is None or condemned <= max_share * used:
+    if max_share is None or 100 * condemned <= max_share * used:
         return None
     return (
         f"the policy condemns {condemned} of {used} client sessions, "
-        f"more than limits.max_share of {max_share * 100:g}%"
+        f"more than limits.max_share of {max_share:g}%"
     )
 
 

@@ -20,7 +20,10 @@ _MOST_SHOWN = 40  # characters of a wrong value in an error
 
 def shown(value: object) -> str:
     """A wrong value as an error shows it."""
-    text = str(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "this number"
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
 
 
@@ -64,7 +67,8 @@ def record(kind: type[T]) -> Read[T]:
         for key in value:
             if key not in known:
                 problem = f"unknown key; known are {', '.join(known)}"
-                raise ConfigurationError(f"{dot}{shown(key)}", problem)
+                name = key if isinstance(key, str) else shown(key)
+                raise ConfigurationError(f"{dot}{name[:_MOST_SHOWN]}", problem)
         for name in _required(kind):
             if name not in value:
                 raise ConfigurationError(f"{dot}{name}", "is required")

@@ -1,6 +1,5 @@
 """The Lambda entry point: from an event to the report of a run."""
 
-from dataclasses import replace
 from typing import Any, Final
 from uuid import uuid4
 
@@ -8,11 +7,11 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from session_reaper.aws import PUBLISH_SECONDS
 from session_reaper.deadline import Deadline
-from session_reaper.observability import emit_metrics, log_report, logger
+from session_reaper.observability import emit_metrics, logger
 from session_reaper.policy import Mode
 from session_reaper.policy_source import load_policy
 from session_reaper.report import Report, as_document
-from session_reaper.request import effective_mode, read_request, selected_rules
+from session_reaper.request import effective_mode, policy_of_run, read_request
 from session_reaper.run import run
 from session_reaper.settings import Notify, read_settings
 from session_reaper.sns import publish
@@ -31,16 +30,16 @@ def lambda_handler(event: object, context: LambdaContext) -> dict[str, Any]:
     deadline = Deadline(remaining - min(PUBLISH_SECONDS, _PUBLISH_SHARE * remaining))
     settings = read_settings()
     request = read_request(event)
-    policy = request.policy or load_policy(settings.policy)
-    policy = replace(policy, rules=selected_rules(policy.rules, request.rules))
+    policy = policy_of_run(load_policy(settings.policy), request)
     mode = effective_mode(settings.mode, policy.mode, request.mode)
     run_id = context.aws_request_id or str(uuid4())
     logger.append_keys(run_id=run_id)
     targets = () if mode is Mode.OFF else run(settings, request.targets, policy, mode, deadline)
     report = Report(run_id=run_id, mode=mode, targets=targets)
+    document = as_document(report)
+    logger.info("run", extra=document)
     for target in targets:
         emit_metrics(target)
-    log_report(report)
     if report.is_news or settings.notify is Notify.ALWAYS:
         publish(summarize(report), settings.topic_arn)
-    return as_document(report)
+    return document

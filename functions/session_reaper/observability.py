@@ -10,9 +10,7 @@ from session_reaper.policy import Mode
 from session_reaper.report import (
     UNREACHED,
     Outcome,
-    Report,
     TargetReport,
-    as_document,
     describe,
 )
 
@@ -27,11 +25,6 @@ def log_decision(target: str, mode: Mode, decision: Decision) -> None:
     verdict = decision.verdict.name.lower()
     extra = {"target": target, "mode": str(mode), "verdict": verdict, "session": describe(decision)}
     logger.info("decision", extra=extra)
-
-
-def log_report(report: Report) -> None:
-    """One line for the whole run: its return value."""
-    logger.info("run", extra=as_document(report))
 
 
 def emit_metrics(target: TargetReport) -> None:

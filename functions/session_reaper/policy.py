@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated
 
@@ -43,10 +44,12 @@ def _state(value: object, place: str) -> State:
 
 def _glob(value: object, place: str) -> str:
     written = text(value, place)
-    if "[" in re.sub(r"\[!?\]?[^\]]*\]", "", written):
-        raise ConfigurationError(
-            place, f"{shown(written)} has a [ without its ]; a plain [ is written [[]"
-        )
+    # As fnmatch reads them: what it takes for no class it takes for text, which fits nobody here.
+    if "[" in re.sub(r"\[!?+.[^\]]*\]", "", written, flags=re.DOTALL):
+        problem = f"{shown(written)} has a [ without its ]; a plain [ is written [[]"
+        raise ConfigurationError(place, problem)
+    if "(?!)" in translate(written):
+        raise ConfigurationError(place, f"{shown(written)} has a class that no character fits")
     return written
 
 
@@ -60,30 +63,42 @@ def _network(value: object, place: str) -> IPv4Network | IPv6Network:
         ) from None
 
 
-def _nests_repeats(pattern: str) -> bool:
-    """Whether a repeated group holds a repeat, as in (a+)+.
+_MOST_REPEATS, _MOST_WIDE_REPEATS = 6, 2
 
-    Such a pattern can take time exponential in the query's length, and no deadline reaches into
-    `re`. Groups are folded from the inside out, each to a mark that says if it held a repeat.
+
+def _takes_too_long(pattern: str) -> str | None:
+    """Why a pattern could hold up a run, or None: no deadline reaches into `re`.
+
+    A repeated group that holds a choice or a repeat, as in (a+)+, can take time exponential in the
+    query's length; repeats of "any character" one after another, a high power of it.
     """
-    rest = re.sub(r"\\.|\[\^?\]?[^\]]*\]|\0", "x", pattern)
-    while True:
-        folded = re.sub(
-            r"\(([^()]*)\)", lambda g: "\0" if re.search(r"[*+}\0]", g[1]) else "x", rest
-        )
-        if re.search(r"\0[*+{]", folded):
-            return True
-        if folded == rest:
-            return False
-        rest = folded
+    if re.search(r"\(\?[aiLmsu-]*x", pattern):
+        return "has the flag x, which hides what is repeated"
+    # Escapes, classes and groups without a choice become a letter, "." stands for all wide classes.
+    rest = re.sub(r"\\[SDW]|\[\^\]?[^\]]*\]", ".", pattern)
+    rest = re.sub(r"\\.|\[\]?[^\]]*\]|\0", "a", rest)
+    rest = re.sub(r"\(\?(?:[aiLmsu-]+\)|P<\w+>|[aiLmsu-]*:|<?[=!])", "(", rest)
+    wide, repeats = re.findall(r"\.(?:[*+]|\{\d*,)", rest), re.findall(r"[*+]|\{\d*,", rest)
+    if len(wide) > _MOST_WIDE_REPEATS or len(repeats) > _MOST_REPEATS:
+        most = f"{_MOST_WIDE_REPEATS} of any character, {_MOST_REPEATS} in all"
+        return f"has too many repeats (at most {most})"
+    folded = ""
+    while folded != rest:  # groups, from the inside out; one with a choice or a repeat is marked
+        folded, rest = rest, re.sub(r"\(([^()]*)\)", _fold, rest)
+        if re.search(r"\0[*+{]", rest):
+            return "repeats a group that holds a choice or a repeat"
+    return None
+
+
+def _fold(group: re.Match[str]) -> str:
+    return "\0" if re.search(r"[*+?|{\0]", group[1]) else "a"
 
 
 def _regex(value: object, place: str) -> re.Pattern[str]:
     written = text(value, place)
-    if _nests_repeats(written):
-        raise ConfigurationError(
-            place, "a repeated group holds another repeat; this can take for ever"
-        )
+    reason = _takes_too_long(written)
+    if reason:
+        raise ConfigurationError(place, f"{reason}: matching it could take for ever")
     try:
         pattern = re.compile(written)
     except re.error as error:
@@ -95,13 +110,14 @@ def _regex(value: object, place: str) -> re.Pattern[str]:
     return pattern
 
 
+_LONGEST = 3650 * 86400.0  # seconds; no session is older than ten years
+
+
 def _duration(value: object, place: str) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        raise ConfigurationError(
-            place, f"{shown(value)} has no unit; write {shown(value)}s or 5m, 1h30m, 2d"
-        )
+        raise ConfigurationError(place, f"{value} has no unit; write {value}s or 5m, 1h30m, 2d")
     seconds = parse_duration(text(value, place))
-    if seconds is None:
+    if seconds is None or seconds > _LONGEST:
         raise ConfigurationError(
             place, f"{shown(value)} is no duration; write 30s, 5m, 1h30m or 2d"
         )
@@ -114,7 +130,7 @@ def _share(value: object, place: str) -> float:
         raise ConfigurationError(
             place, f"{shown(value)} is no share; write a percentage such as 50%"
         )
-    return float(found[1]) / 100
+    return float(found[1])
 
 
 def _version(value: object, place: str) -> int:
@@ -199,13 +215,22 @@ class Protect:
             return f"client {session.client}"
         return None
 
+    def joined(self, other: "Protect") -> "Protect":
+        """Who is protected by either."""
+        return Protect(
+            roles=self.roles + other.roles,
+            applications=self.applications + other.applications,
+            databases=self.databases + other.databases,
+            clients=self.clients + other.clients,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """How much one run may do to one target."""
 
     max_terminations: Annotated[int, count] = 100
-    max_share: Annotated[float | None, _share] = None  # of its client sessions, 0 to 1
+    max_share: Annotated[float | None, _share] = None  # percent of its sessions
 
 
 def _rules(value: object, place: str) -> tuple[Rule, ...]:
@@ -248,6 +273,7 @@ def read_policy(document: object, place: str = "") -> Policy:
 # -- matching -------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=10_000)  # sessions share their names: most are looked up, not matched
 def matches_any(globs: Globs, value: str) -> bool:
     """Whether a glob fits the whole value, upper and lower case told apart."""
     return any(fnmatchcase(value, glob) for glob in globs)

@@ -27,7 +27,7 @@ def load_policy(source: str) -> Policy:
     try:
         return _parse(_text(source))
     except ConfigurationError as error:
-        raise ConfigurationError(f"policy {source or 'default'}", str(error)) from None
+        raise ConfigurationError(f"POLICY {source or '(default)'}", str(error)) from None
 
 
 def _text(source: str) -> str:
@@ -71,8 +71,8 @@ def _parse(text: str) -> Policy:
 def _json(text: str) -> object:
     try:
         return json.loads(text, object_pairs_hook=_no_duplicates)
-    except ValueError as error:
-        raise ConfigurationError("document", f"is not valid JSON: {error}") from None
+    except ValueError:  # a YAML document may begin with a brace, too
+        return _yaml(text)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

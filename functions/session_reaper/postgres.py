@@ -7,7 +7,8 @@ block pg_stat_activity stands still after the first read, and a second look woul
 import json
 import socket
 import ssl
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import struct
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from functools import cache
@@ -15,10 +16,11 @@ from importlib.resources import files
 from typing import Any, Final
 
 import pg8000.native
+import scramp.core
 from scramp import ScramException
 
 from session_reaper.deadline import Deadline
-from session_reaper.errors import ConnectionLostError, FullError, TargetError
+from session_reaper.errors import ConnectionLostError, DeadlineError, FullError, TargetError
 from session_reaper.sessions import Identity, Look, Session, Slots, State
 from session_reaper.targets import SslMode, Target
 
@@ -33,6 +35,11 @@ _STARTUP: Final = {
     "DateStyle": "ISO",
     "TimeZone": "UTC",
     "client_encoding": "UTF8",
+    "bytea_output": "hex",
+    "standard_conforming_strings": "on",
+    # Serializable and deferrable would wait for the very transactions that we are to end.
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
     "statement_timeout": f"{STATEMENT_SECONDS:.0f}s",
     "lock_timeout": "2s",
     "default_transaction_read_only": "on",
@@ -53,7 +60,34 @@ _HINTS: Final = {
     " role a reserved slot: set reserved_connections (PostgreSQL 16+, restart) and"
     " GRANT pg_use_reserved_connections.",
 }
+_NOT_POSTGRES_HINT: Final = "Check host and port in the secret."
 _OTHER_HINT: Final = "The message is the server's own; its log has the context."
+
+
+MOST_AT_ONCE: Final = 25
+"""Sessions per statement that signals: fewer round trips, and not too many unknown if it is lost."""
+
+
+def _saslprep(text: str, prepare: Callable[[str], str] = scramp.core.saslprep) -> str:
+    """PostgreSQL and libpq take a text as it is where SASLprep refuses it; scramp gives up."""
+    try:
+        return prepare(text) or text
+    except ScramException:
+        return text
+
+
+scramp.core.saslprep = _saslprep
+
+
+class _Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver ships no types
+    """Closes whatever state it is in; pg8000's own raises, and hides the error that it came for."""
+
+    def close(self) -> None:
+        stream: Any = self._sock
+        with suppress(pg8000.native.Error):
+            super().close()
+        with suppress(OSError, ValueError):  # what could not be sent is tried again here
+            stream.close()
 
 
 class Signal(Enum):
@@ -76,12 +110,19 @@ class Server:
     @classmethod
     def connect(cls, target: Target, deadline: Deadline) -> "Server":
         """Sign in. Raises TargetError; FullError if there is no slot for us."""
-        deadline = deadline.within(CONNECT_SECONDS)
-        sock = _open(target, deadline)
+        where = f"{target.host}:{target.port}"
+        enough = deadline.within(CONNECT_SECONDS)
+        with _failures(f"connecting to {where}", TargetError):
+            address = (target.host, target.port)
+            sock = socket.create_connection(address, timeout=enough.left(CONNECT_SECONDS))
         try:
-            with _failures(f"signing in to {target.host}:{target.port}", TargetError):
-                sock.settimeout(deadline.left(CONNECT_SECONDS))
-                connection = pg8000.native.Connection(
+            deadline.binds(sock)
+            if target.sslmode is not SslMode.DISABLE:
+                sock = _secured(sock, target, enough)
+                deadline.binds(sock)
+            with _failures(f"signing in to {where}", TargetError):
+                sock.settimeout(enough.left(CONNECT_SECONDS))
+                connection = _Connection(
                     target.role,
                     password=target.password,
                     database=target.database,
@@ -97,8 +138,7 @@ class Server:
 
     def close(self) -> None:
         """Sign out, as far as the connection still lets us."""
-        with suppress(pg8000.native.Error, OSError):
-            self._connection.close()
+        self._connection.close()
         self._socket.close()
 
     def look(self, idle_floors: Mapping[State, float], deadline: Deadline) -> Look:
@@ -108,27 +148,55 @@ class Server:
             rows = self._connection.run(_sql("look").replace(":idle_for", floors))
         return _look(json.loads(rows[0][0].decode("utf-8", errors="replace")))
 
-    def terminate(self, identity: Identity, deadline: Deadline) -> Signal:
-        """Signal one session, if it is still the one that was looked at.
+    def terminate(self, identities: Sequence[Identity], deadline: Deadline) -> Mapping[int, Signal]:
+        """Signal those that are still the ones that were looked at: what became of each, by pid.
 
         Raises DeadlineError if nothing was sent, any other TargetError if that is not known.
         """
         with self._answering("terminating", deadline):
+            if self._terminate is None:
+                self._terminate = self._connection.prepare(_sql("terminate"))
             try:
-                if self._terminate is None:
-                    self._terminate = self._connection.prepare(_sql("terminate"))
                 rows = self._terminate.run(
-                    pid=identity.pid,
-                    backend_start=identity.backend_start,
-                    xact_start=identity.xact_start,
-                    state_change=identity.state_change,
-                    state=identity.state.value,
+                    pids=[identity.pid for identity in identities],
+                    backend_starts=[identity.backend_start for identity in identities],
+                    xact_starts=[identity.xact_start for identity in identities],
+                    state_changes=[identity.state_change for identity in identities],
+                    states=[identity.state.value for identity in identities],
                 )
             except pg8000.native.DatabaseError as error:
-                if _sqlstate(error) == INSUFFICIENT_PRIVILEGE:
-                    return Signal.DENIED
-                raise
-        return Signal.SENT if rows and rows[0][0] else Signal.ESCAPED
+                if _sqlstate(error) != INSUFFICIENT_PRIVILEGE:
+                    raise
+                rows = None
+        if rows is not None:
+            signalled = {pid for pid, sent in rows if sent}
+            return {
+                identity.pid: Signal.SENT if identity.pid in signalled else Signal.ESCAPED
+                for identity in identities
+            }
+        if len(identities) == 1:
+            return {identities[0].pid: Signal.DENIED}
+        return self._terminate_singly(identities, deadline)
+
+    def _terminate_singly(
+        self, identities: Sequence[Identity], deadline: Deadline
+    ) -> Mapping[int, Signal]:
+        """One by one, after one that was denied ended the statement and took the answer with it.
+
+        Those before it were signalled by that statement, and are gone or going now: who of them
+        seems to have escaped counts as signalled, and is looked for like the others.
+        """
+        signals: dict[int, Signal] = {}
+        for identity in identities:
+            try:
+                signal = self.terminate([identity], deadline)[identity.pid]
+            except DeadlineError as error:  # here it must not say that nothing was sent
+                raise TargetError(error.code, error.message, error.hint) from None
+            before_the_denied = Signal.DENIED not in signals.values()
+            if signal is Signal.ESCAPED and before_the_denied:
+                signal = Signal.SENT
+            signals[identity.pid] = signal
+        return signals
 
     def verify(
         self, identities: Collection[Identity], deadline: Deadline
@@ -160,27 +228,16 @@ def _sql(name: str) -> str:
 # -- the way in -----------------------------------------------------------------------------------
 
 
-def _open(target: Target, deadline: Deadline) -> socket.socket:
-    """A connected socket, secured as the secret asks; never less."""
+def _secured(sock: socket.socket, target: Target, deadline: Deadline) -> ssl.SSLSocket:
+    """The socket under TLS, as the secret asks; never less."""
     where = f"{target.host}:{target.port}"
-    with _failures(f"connecting to {where}", TargetError):
-        sock = socket.create_connection(
-            (target.host, target.port), timeout=deadline.left(CONNECT_SECONDS)
-        )
-    if target.sslmode is SslMode.DISABLE:
-        return sock
-    try:
-        with _failures(f"securing the connection to {where}", TargetError):
-            sock.settimeout(deadline.left(CONNECT_SECONDS))
-            sock.sendall(_SSL_REQUEST)
-            answer = sock.recv(1)
-            if answer == b"S":
-                context = _tls_context(target.sslmode, target.sslrootcert)
-                return context.wrap_socket(sock, server_hostname=target.host)
-    except BaseException:
-        sock.close()
-        raise
-    sock.close()
+    with _failures(f"securing the connection to {where}", TargetError):
+        sock.settimeout(deadline.left(CONNECT_SECONDS))
+        sock.sendall(_SSL_REQUEST)
+        answer = sock.recv(1)
+        if answer == b"S":
+            context = _tls_context(target.sslmode, target.sslrootcert)
+            return context.wrap_socket(sock, server_hostname=target.host)
     if answer == b"N":
         raise TargetError(
             "tls",
@@ -190,7 +247,7 @@ def _open(target: Target, deadline: Deadline) -> socket.socket:
     raise TargetError(
         "protocol",
         f"{where} does not answer as a PostgreSQL server",
-        "Check host and port in the secret.",
+        _NOT_POSTGRES_HINT,
     )
 
 
@@ -203,7 +260,7 @@ def _tls_context(sslmode: SslMode, sslrootcert: str | None) -> ssl.SSLContext:
         return context
     try:
         context = ssl.create_default_context(cadata=sslrootcert)
-    except ssl.SSLError:
+    except (ssl.SSLError, TypeError, ValueError):
         raise TargetError(
             "tls", "sslrootcert in the secret is no PEM certificate", "Store the CA's PEM text."
         ) from None
@@ -214,37 +271,64 @@ def _tls_context(sslmode: SslMode, sslrootcert: str | None) -> ssl.SSLContext:
 # -- errors ---------------------------------------------------------------------------------------
 
 
+_NETWORK_FAILURES: Final = (pg8000.native.Error, OSError, ScramException)
+# What pg8000 stumbles into when the peer sends something else than PostgreSQL's protocol.
+_PROTOCOL_FAILURES: Final = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
 @contextmanager
 def _failures(doing: str, lost: type[TargetError]) -> Iterator[None]:
     """Whatever driver, TLS and network raise, as a TargetError; `lost` for a dead connection."""
     try:
         yield
-    except pg8000.native.DatabaseError as error:
-        raise _server_error(error, doing) from None
-    except ssl.SSLCertVerificationError as error:
-        raise TargetError(
-            "tls",
-            f"{doing}: the server's certificate is not trusted: {error.verify_message}",
-            "Store the server's CA in the secret as sslrootcert, and as host the name in the"
-            " certificate.",
-        ) from None
-    except TimeoutError:
-        raise lost(
-            "timeout",
-            f"{doing}: no answer in time",
-            "Check security groups and routes, and whether the server is overloaded.",
-        ) from None
-    except socket.gaierror:
-        raise lost(
-            "dns", f"{doing}: the name does not resolve", "Check host in the secret."
-        ) from None
-    except (pg8000.native.Error, OSError, ScramException) as error:
-        cause = error.__cause__ or error
-        raise lost(
-            "connection",
-            f"{doing}: {type(cause).__name__}: {cause}",
-            "Check host, port and sslmode in the secret, security groups, and the server's log.",
-        ) from None
+    except (*_NETWORK_FAILURES, *_PROTOCOL_FAILURES) as error:
+        raise _translated(error, doing, lost) from None
+
+
+def _translated(error: Exception, doing: str, lost: type[TargetError]) -> TargetError:
+    causes = list(_causes(error))
+    for cause in causes:
+        match cause:
+            # pg8000 may fail to say goodbye after the server's error, and raise that instead.
+            case pg8000.native.DatabaseError():
+                return _server_error(cause, doing)
+            case ssl.SSLCertVerificationError():
+                return TargetError(
+                    "tls",
+                    f"{doing}: the server's certificate is not trusted: {cause.verify_message}",
+                    "Store the server's CA in the secret as sslrootcert, and as host the name in"
+                    " the certificate.",
+                )
+            case TimeoutError():
+                return lost(
+                    "timeout",
+                    f"{doing}: no answer in time",
+                    "Check security groups and routes, and whether the server is overloaded.",
+                )
+            case socket.gaierror() | UnicodeEncodeError():
+                return lost(
+                    "dns", f"{doing}: the name does not resolve", "Check host in the secret."
+                )
+    if not isinstance(error, _NETWORK_FAILURES):
+        return lost("protocol", f"{doing}: this is no PostgreSQL server", _NOT_POSTGRES_HINT)
+    return lost(
+        "connection",
+        f"{doing}: {type(causes[-1]).__name__}: {causes[-1]}",
+        "Check host, port and sslmode in the secret, security groups, and the server's log.",
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _sqlstate(error: pg8000.native.DatabaseError) -> str:
@@ -271,7 +355,7 @@ def _look(answer: Mapping[str, Any]) -> Look:
         role=answer["role"],
         slots=Slots(max=answer["max"], reserved=answer["reserved"], used=answer["used"]),
         can_see=answer["can_see"],
-        can_signal=answer["can_signal"],
+        can_signal_all=answer["can_signal_all"],
         untracked=answer["untracked"],
         sessions=tuple(_session(row) for row in answer["sessions"]),
     )
@@ -280,7 +364,7 @@ def _look(answer: Mapping[str, Any]) -> Look:
 def _session(row: Sequence[Any]) -> Session:
     pid, backend_start, xact_start, state_change, state, *rest = row
     role, database, application, client, query, *rest = rest
-    idle, transaction, connected, running, attributes, own_role = rest
+    idle, transaction, connected, running, attributes, own_role, can_signal = rest
     # Of a role that was dropped under its session nothing is known: it is protected.
     superuser, replication = attributes or (True, True)
     return Session(
@@ -303,4 +387,5 @@ def _session(row: Sequence[Any]) -> Session:
         superuser=superuser,
         replication=replication,
         own_role=bool(own_role),
+        can_signal=bool(can_signal),
     )

@@ -10,7 +10,7 @@ from session_reaper.decide import Decision, Judgement, Verdict, decide
 from session_reaper.errors import BlindError, DeadlineError, FullError, TargetError, quoted
 from session_reaper.observability import log_decision
 from session_reaper.policy import Mode, Policy
-from session_reaper.postgres import Server, Signal
+from session_reaper.postgres import MOST_AT_ONCE, Server, Signal
 from session_reaper.report import Advice, Failure, Fate, Outcome, TargetReport, TargetStatus
 from session_reaper.sessions import Identity, Look
 from session_reaper.targets import SslMode, Target
@@ -111,6 +111,7 @@ def _executed(
                 with closing(Server.connect(target, deadline)) as witness:
                     remaining, used_after = _verify(witness, sent, deadline)
         except TargetError as unverified:
+            used_after = None
             error = error or unverified
     fates = tuple(
         fate if fate.outcome is Outcome.SPARED else _fate(fate.decision, signals, remaining)
@@ -127,15 +128,24 @@ def _signal_all(
     signals: dict[int, Signal] = {}
     # No more than half of the time that is left: the other half is for proving it.
     deadline = deadline.within(deadline.seconds() / 2)
-    for decision in condemned:
+    for some in _together(condemned):
         try:
-            signals[_pid(decision)] = server.terminate(decision.session.identity, deadline)
+            signals |= server.terminate(some, deadline)
         except DeadlineError:
             return signals, None
-        except TargetError as error:
-            signals[_pid(decision)] = Signal.SENT  # perhaps: the answer is what was lost
-            return signals, error
+        except TargetError as error:  # they may have been signalled: it is the answer that is lost
+            return signals | dict.fromkeys((i.pid for i in some), Signal.SENT), error
     return signals, None
+
+
+def _together(condemned: Sequence[Decision]) -> Iterator[Sequence[Identity]]:
+    """Who is signalled by one statement: one that is denied takes the answer for all with it."""
+    allowed = [d.session.identity for d in condemned if d.session.can_signal]
+    for first in range(0, len(allowed), MOST_AT_ONCE):
+        yield allowed[first : first + MOST_AT_ONCE]
+    for decision in condemned:
+        if not decision.session.can_signal:
+            yield [decision.session.identity]
 
 
 def _verify(
@@ -186,7 +196,7 @@ def _advice_on_connection(target: Target) -> Iterator[Advice]:
 
 
 def _advice_on_look(look: Look) -> Iterator[Advice]:
-    if not look.can_signal:
+    if not look.can_signal_all:
         yield Advice(
             code="grant-signal-backend",
             message=f"Role {look.role} can terminate sessions only of roles it is a member of.",

@@ -3,6 +3,7 @@
 import re
 
 MAX_LENGTH = 200  # characters of a redacted query
+_MOST_READ = 2000  # of one before: a server may keep a megabyte of it
 
 # PostgreSQL's lexical forms (its manual, "Lexical Structure"), each also cut off by the end of the
 # text: pg_stat_activity keeps the first track_activity_query_size bytes only.
@@ -13,10 +14,11 @@ _TOKEN = re.compile(
   | (?P<identifier>"(?:[^"]|"")*"?)
   | (?P<escape_string>[eE]'(?:[^'\\]|\\.|'')*(?:'|\\?\Z))
   | (?P<string>(?:[bBxXnN]|[uU]&)?'(?:[^']|'')*(?:'|\Z))
-  | (?P<dollar_string>\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?(?:\$(?P=tag)\$|\Z))
-  | (?P<parameter>\$\d+)
-  | (?P<word>[^\W\d][\w$]*)
-  | (?P<number>\.?\d\w*(?:\.\w*)?(?:(?<=[eE])[+-]\d+)?)
+  | (?P<dollar_string>\$(?P<tag>(?:[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_\x80-\U0010ffff]*)?)\$
+        .*?(?:\$(?P=tag)\$|\Z))
+  | (?P<parameter>\$[0-9]+)
+  | (?P<word>[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_$\x80-\U0010ffff]*)
+  | (?P<number>\.?[0-9]\w*(?:\.\w*)?(?:(?<=[eE])[+-][0-9]+)?)
   | (?P<other>.)
     """,
     re.VERBOSE | re.DOTALL,
@@ -30,6 +32,7 @@ def redact(query: str) -> str:
     >>> redact("SELECT * FROM t WHERE a = 'x''y' AND b > 1.5e3 -- why")
     'SELECT * FROM t WHERE a = ? AND b > ?'
     """
+    query = query[:_MOST_READ]  # a literal that is cut is a literal
     kept = []
     position = 0
     while position < len(query):

@@ -71,7 +71,7 @@ class TargetReport:
     status: TargetStatus = TargetStatus.OK
     error: Failure | None = None
     slots: Slots | None = None  # before; None if we could not look
-    used_after: int | None = None
+    used_after: int | None = None  # None if nobody could count
     fates: tuple[Fate, ...] = ()
     advice: tuple[Advice, ...] = ()
 
@@ -127,7 +127,7 @@ class Report:
             return "mode is off: no target was looked at"
         if not self.targets:
             return "no targets"
-        news = sorted((t for t in self.targets if t.is_news), key=_urgency)
+        news = sorted((t for t in self.targets if t.is_news), key=urgency)
         lines = [headline(target) for target in news or self.targets[:1]]
         others = len(self.targets) - max(len(news), 1)
         shown, hidden = lines[:_MOST_HEADLINES], len(lines[_MOST_HEADLINES:])
@@ -142,12 +142,14 @@ def _counted(number: int, what: str) -> Iterator[str]:
         yield f"{number} {what}"
 
 
-def _urgency(target: TargetReport) -> tuple[bool, int]:
+def urgency(target: TargetReport) -> tuple[bool, int]:
+    """A sort key: trouble first, then by sessions concerned."""
     return (target.status is TargetStatus.OK, -len(target.fates))
 
 
 _PHRASES = {
     Outcome.TERMINATED: "terminated",
+    Outcome.CANCELLED: "cancelled",
     Outcome.WOULD_TERMINATE: "would be terminated",
     Outcome.LINGERING: "lingering",
     Outcome.DENIED: "denied",
@@ -156,11 +158,17 @@ _PHRASES = {
 }
 
 
+def clean(text: str, most: int = 400) -> str:
+    """Printable characters on one line, `most` of them: names and messages come from outside."""
+    line = "".join(character if character.isprintable() else "?" for character in text)
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
 def headline(target: TargetReport) -> str:
     """What happened on one target, on one line."""
     if target.slots is None:
         what = target.error.message if target.error else "nothing is known"
-        return f"{target.name}: {target.status}, {what}"
+        return clean(f"{target.name}: {target.status}, {what}")
     counts = [(target.count(outcome), phrase) for outcome, phrase in _PHRASES.items()]
     said = [f"{number} {phrase}" for number, phrase in counts if number]
     if said:
@@ -170,10 +178,11 @@ def headline(target: TargetReport) -> str:
         said = ["nothing to terminate"] if target.status is TargetStatus.OK else []
     if target.status is not TargetStatus.OK:
         said.insert(0, str(target.status))
-    return f"{target.name}: {', '.join([*said, slots_line(target.slots, target.used_after)])}"
+    said.append(_slots_line(target.slots, target.used_after))
+    return clean(f"{target.name}: {', '.join(said)}")
 
 
-def slots_line(slots: Slots, used_after: int | None) -> str:
+def _slots_line(slots: Slots, used_after: int | None) -> str:
     """Slots used of those that ordinary roles can use, before and, where it changed, after."""
     before = f"slots {slots.used}/{slots.usable}"
     if used_after is None or used_after == slots.used:
@@ -195,7 +204,7 @@ def as_document(report: Report) -> dict[str, Any]:
         "totals": {
             "targets": len(report.targets),
             "failed": report.failed,
-            **{outcome.value: outcomes[outcome] for outcome in Outcome},
+            **{o.value: outcomes[o] for o in Outcome if o is not Outcome.SPARED},
         },
         "targets": [_target(target) for target in report.targets],
     }

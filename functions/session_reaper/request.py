@@ -1,6 +1,6 @@
 """What one event asks for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from session_reaper.documents import record, several, text
@@ -27,12 +27,27 @@ def read_request(event: object) -> RunRequest:
 
 
 def effective_mode(*modes: Mode | None) -> Mode:
-    """The lowest of those given: an event or a policy makes a run more careful, never less."""
+    """The lowest of those given. One at least must be."""
     return min(mode for mode in modes if mode is not None)
 
 
-def selected_rules(rules: tuple[Rule, ...], names: tuple[str, ...]) -> tuple[Rule, ...]:
-    """The rules that the request names, in the policy's order; all if it names none."""
+def policy_of_run(policy: Policy, request: RunRequest) -> Policy:
+    """The event's policy in place of the stack's, if it brings one, and of it the rules it names.
+
+    The stack's protections and its mode hold all the same: an event makes a run more careful,
+    never less.
+    """
+    if request.policy:
+        modes = [mode for mode in (policy.mode, request.policy.mode) if mode is not None]
+        policy = replace(
+            request.policy,
+            protect=policy.protect.joined(request.policy.protect),
+            mode=min(modes, default=None),
+        )
+    return replace(policy, rules=_selected(policy.rules, request.rules))
+
+
+def _selected(rules: tuple[Rule, ...], names: tuple[str, ...]) -> tuple[Rule, ...]:
     known = [rule.name for rule in rules]
     for index, name in enumerate(names):
         if name not in known:

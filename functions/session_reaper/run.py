@@ -24,8 +24,10 @@ def run(
     secrets = Secrets()
     tagged = secrets.tagged(settings.target_secret_tag) if settings.target_secret_tag else ()
     ids = dict.fromkeys((*settings.target_secrets, *tagged))
+    if not ids:
+        raise ConfigurationError("TARGET_SECRET_TAG", "no secret bears this tag")
     read = _latest_of_all([_read(secrets, secret_id) for secret_id in ids], deadline)
-    wanted = _named(read, names)
+    wanted = _named(_distinct(read), names)
     targets = [target for target in wanted if isinstance(target, Target)]
     unread = [report for report in wanted if isinstance(report, TargetReport)]
     reaped = _latest_of_all([reap(target, policy, mode, deadline) for target in targets], deadline)
@@ -39,6 +41,12 @@ def _read(secrets: Secrets, secret_id: str) -> Iterator[Target | TargetReport]:
         yield secrets.target(secret_id)
     except TargetError as error:
         yield failed(report, error)
+
+
+def _distinct(read: Sequence[Target | TargetReport]) -> Sequence[Target | TargetReport]:
+    """Each once, though one secret may be given by name, by ARN and by tag."""
+    by_secret = {item.secret_arn if isinstance(item, Target) else item.name: item for item in read}
+    return tuple(by_secret.values())
 
 
 def _named(
@@ -87,6 +95,8 @@ def _latest_of_all(
     workers = [_Worker(work) for work in works]
     for worker in workers:
         worker.start()
+    over = deadline.plus(_GRACE)
     for worker in workers:
-        worker.join(deadline.seconds() + _GRACE)
+        worker.join(over.seconds())
+    deadline.end()  # who is still at it finds its connection shut
     return [worker.latest for worker in workers]

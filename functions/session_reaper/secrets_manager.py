@@ -62,4 +62,4 @@ class Secrets:
                 f"secret {secret_id} is binary",
                 "Store its JSON as the secret's text (SecretString).",
             )
-        return read_target(answer["Name"], answer["SecretString"])
+        return read_target(answer["Name"], answer["ARN"], answer["SecretString"])

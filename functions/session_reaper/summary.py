@@ -10,13 +10,14 @@ from session_reaper.report import (
     Fate,
     Report,
     TargetReport,
+    clean,
     headline,
+    urgency,
 )
 
 MAX_SUBJECT = 99  # characters: SNS takes less than 100
 MAX_MESSAGE = 240_000  # bytes of the JSON message: SNS takes 262,144 with everything around it
 _MOST_GROUPS = 12  # of one target's victims
-_MOST_TEXT = 400  # characters of a message, a hint, a name from outside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +30,12 @@ class Summary:
 
 def summarize(report: Report) -> Summary:
     """The report as people read it."""
-    subject = _clean(report.summary, MAX_SUBJECT)
-    lines = [_clean(report.summary), ""]
+    subject = clean(report.summary, MAX_SUBJECT)
+    lines = [clean(report.summary), ""]
     footer = f"Run {report.run_id}, mode {report.mode}."
     size = _bytes([*lines, footer])
     alone = len(report.targets) == 1
-    blocks = [list(_block(t, alone=alone)) for t in sorted(report.targets, key=_quiet_last)]
+    blocks = [list(_block(t, alone=alone)) for t in sorted(report.targets, key=urgency)]
     for index, block in enumerate(blocks):
         size += _bytes(block)
         if size > MAX_MESSAGE:
@@ -44,32 +45,22 @@ def summarize(report: Report) -> Summary:
     return Summary(subject=subject, body="\n".join([*lines, footer, ""]))
 
 
-def _quiet_last(target: TargetReport) -> bool:
-    return not target.is_news
-
-
 def _bytes(lines: Iterable[str]) -> int:
     return sum(len(json.dumps(line, ensure_ascii=False).encode()) for line in lines)
 
 
-def _clean(text: str, most: int = _MOST_TEXT) -> str:
-    """One line of printable characters: names come from outside."""
-    line = "".join(character if character.isprintable() else "?" for character in text)
-    return line if len(line) <= most else line[: most - 1] + "…"
-
-
 def _block(target: TargetReport, *, alone: bool) -> Iterator[str]:
     if not alone:  # else the summary's first line is the headline
-        yield _clean(headline(target))
+        yield clean(headline(target))
     if target.error:
         if target.slots is not None:
-            yield f"  error   {_clean(target.error.message)}"
-        yield f"  remedy  {_clean(target.error.hint)}"
+            yield f"  error   {clean(target.error.message)}"
+        yield f"  remedy  {clean(target.error.hint)}"
     yield from _victims(target.fates)
     for advice in target.advice:
-        yield f"  advice  {_clean(advice.message)}"
+        yield f"  advice  {clean(advice.message)}"
         if advice.sql:
-            yield f"          {_clean(advice.sql)}"
+            yield f"          {clean(advice.sql)}"
     yield ""
 
 
@@ -81,8 +72,8 @@ def _victims(fates: Iterable[Fate]) -> Iterator[str]:
         groups[key].append(fate)
     largest_first = sorted(groups.items(), key=lambda item: -len(item[1]))
     for (rule, outcome, application, role), members in largest_first[:_MOST_GROUPS]:
-        who = f"{_clean(application, 63) or '(no application name)'} as {_clean(role, 63)}"
-        yield f"  {len(members):>4} {outcome.replace('_', ' ')}: {who}, rule {_clean(rule, 63)}"
+        who = f"{clean(application, 63) or '(no application name)'} as {clean(role, 63)}"
+        yield f"  {len(members):>4} {outcome.replace('_', ' ')}: {who}, rule {clean(rule, 63)}"
         yield f"       {_ages(members)}"
     cut = largest_first[_MOST_GROUPS:]
     if cut:

@@ -1,6 +1,7 @@
 """A target: one PostgreSQL instance, known by one secret."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -25,6 +26,7 @@ class Target:
     """Where to sign in, and how."""
 
     name: str
+    secret_arn: str
     host: str
     port: int
     role: str
@@ -41,7 +43,7 @@ class SecretError(TargetError):
         super().__init__("secret", message, hint)
 
 
-def read_target(secret_name: str, secret: str) -> Target:
+def read_target(secret_name: str, secret_arn: str, secret: str) -> Target:
     """The target that a secret's JSON text describes.
 
     The shape is that of RDS's secrets: engine, host, port, username, password, dbname,
@@ -71,8 +73,9 @@ def read_target(secret_name: str, secret: str) -> Target:
         )
     identifier = read.optional("dbInstanceIdentifier") or read.optional("dbClusterIdentifier")
     return Target(
-        name=read.optional("name") or identifier or secret_name,
-        host=read.required("host"),
+        name=read.optional("name").strip() or identifier or secret_name,
+        secret_arn=secret_arn,
+        host=read.host(),
         port=read.port(),
         role=read.required("username"),
         password=read.required("password"),
@@ -93,7 +96,8 @@ class _Reader:
         value = self._document.get(key)
         if value is None:
             return ""
-        if not isinstance(value, str) or "\0" in value:
+        # A lone surrogate is valid JSON, and no text that anybody could send on.
+        if not isinstance(value, str) or re.search("[\0\ud800-\udfff]", value):
             raise self._error(f"{key} is not text", f"Write {key} as a JSON string.")
         return value
 
@@ -103,12 +107,21 @@ class _Reader:
             raise self._error(f"{key} is missing", f"Add {key} to the secret.")
         return value
 
+    def host(self) -> str:
+        value = self.required("host")
+        if not re.fullmatch(r"[\w.:%-]+", value, re.ASCII):  # a URI would hold the password
+            raise self._error("host is no host name", "Write the name or the address alone.")
+        return value
+
     def port(self) -> int:
-        value = self._document.get("port", _DEFAULT_PORT)
-        text = str(value)
-        if not text.isascii() or not text.isdigit() or not 0 < int(text) <= _HIGHEST_PORT:
-            raise self._error("port is no port number", f"Write 1 to {_HIGHEST_PORT}.")
-        return int(text)
+        value = self._document.get("port")
+        if value is None:
+            return _DEFAULT_PORT
+        if isinstance(value, int | str) and re.fullmatch(r"[0-9]{1,5}", text := str(value)):
+            port = int(text)
+            if 0 < port <= _HIGHEST_PORT:
+                return port
+        raise self._error("port is no port number", f"Write 1 to {_HIGHEST_PORT}.")
 
     def sslmode(self) -> SslMode:
         try:

@@ -1,7 +1,9 @@
 -- Everything that one run needs of one server, as one JSON value: decoding 5,000 sessions of it takes a
--- fraction of what 5,000 driver rows take. It leaves as bytes: a query is in the encoding of its own
--- database, and one that is no valid text in ours must not hide the other sessions. One scan and few
--- catalogs: in a new connection most of the time goes into planning.
+-- fraction of what 5,000 driver rows take. One scan and few catalogs: in a new connection most of the
+-- time goes into planning.
+--
+-- It leaves as bytes that nobody converts (client_encoding SQL_ASCII, from here on): a query is in the
+-- encoding of its own database, and one that is no valid text in ours must not hide the other sessions.
 --
 -- :idle_for  a JSON object, state -> seconds: sessions in other states, or for a shorter time in
 --            theirs, match no rule and stay on the server.
@@ -24,7 +26,7 @@ SELECT textsend(json_build_object(
     -- A row that we may not see has a NULL backend_type: it is in no other count.
     'can_see', pg_has_role('pg_read_all_stats', 'USAGE')
         AND count(*) FILTER (WHERE a.backend_type IS NULL AND a.usesysid IS NOT NULL) = 0,
-    'can_signal', pg_has_role('pg_signal_backend', 'USAGE'),
+    'can_signal_all', pg_has_role('pg_signal_backend', 'USAGE'),
     'untracked', count(*) FILTER (WHERE a.backend_type = 'client backend' AND a.state = 'disabled'),
     'sessions', coalesce(json_agg(json_build_array(
         a.pid,
@@ -38,16 +40,18 @@ SELECT textsend(json_build_object(
         host(a.client_addr),
         a.query,
         greatest(extract(epoch FROM m.now - a.state_change), 0),
-        greatest(extract(epoch FROM m.now - a.xact_start), 0),
+        CASE WHEN a.xact_start IS NOT NULL -- greatest() passes over a NULL
+             THEN greatest(extract(epoch FROM m.now - a.xact_start), 0) END,
         greatest(extract(epoch FROM m.now - a.backend_start), 0),
-        CASE WHEN a.state = 'active'
+        CASE WHEN a.state = 'active' AND a.query_start IS NOT NULL
              THEN greatest(extract(epoch FROM m.now - a.query_start), 0) END,
         (
             SELECT json_build_array(r.rolsuper, r.rolreplication)
             FROM pg_roles AS r
             WHERE r.oid = a.usesysid
         ),
-        a.usename = session_user
+        a.usename = session_user,
+        pg_has_role('pg_signal_backend', 'USAGE') OR pg_has_role(a.usesysid, 'USAGE')
     )) FILTER (
         WHERE a.backend_type = 'client backend'
         AND extract(epoch FROM m.now - a.state_change)
@@ -55,5 +59,7 @@ SELECT textsend(json_build_object(
     ), '[]')
 )::text) AS look
 FROM pg_stat_activity AS a
-CROSS JOIN (SELECT clock_timestamp() AS now OFFSET 0) AS m
+CROSS JOIN (
+    SELECT clock_timestamp() AS now, set_config('client_encoding', 'SQL_ASCII', false) OFFSET 0
+) AS m
 WHERE a.pid <> pg_backend_pid()

@@ -1,0 +1,119 @@
+"""`make bench`: session-reaper beside the article's fifteen lines, in turn, in one run.
+
+Ratios are what to read: the machine's speed drifts, and each pair drifts with it. Both connect in
+plaintext to the same embedded PostgreSQL and the same AWS stand-in, so both pay for the same work.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from infra.local.aws import aws
+from infra.local.postgres import Server, bundled_builds, server
+
+PROBE = Path(__file__).with_name("probe.py")
+OURS, YARDSTICK = "session_reaper.handler", "tests.benchmarks.yardstick"
+ROUNDS = 15
+VICTIMS = 100
+PASSWORD = "bench"  # noqa: S105 -- of a server that lives for seconds
+LIMITS = {"cold": 1.0, "warm": 1.2, "kill": 1.5}
+TITLES = {
+    "cold": "cold start: import and first quiet run",
+    "warm": "warm quiet run",
+    "kill": f"verified kill of {VICTIMS} sessions (yardstick: unverified)",
+}
+
+
+def main() -> None:
+    """Measure both in turn and print the table."""
+    times: dict[str, dict[str, list[float]]] = {name: {OURS: [], YARDSTICK: []} for name in LIMITS}
+    with ExitStack() as stack:
+        database = stack.enter_context(
+            server(bundled_builds()[18], settings={"max_connections": "130"})
+        )
+        cloud = stack.enter_context(aws())
+        cloud.put_secret("orders", _prepared(database))
+        os.environ |= {
+            "TARGET_SECRETS": "orders",
+            "TOPIC_ARN": cloud.topic_arn,
+            "MODE": "enforce",
+            "PYTHONPATH": os.pathsep.join(["functions", "."]),
+        }
+        for counted in [False, *[True] * ROUNDS]:  # the first round writes the .pyc files
+            for module in (OURS, YARDSTICK):
+                for name, seconds in _probe(module, database).items():
+                    if counted:
+                        times[name][module].append(seconds)
+    _print(times)
+
+
+def _prepared(database: Server) -> dict[str, object]:
+    admin = database.connect()
+    admin.run(Path("infra/database/reaper_role.sql").read_text())
+    admin.run(f"ALTER ROLE session_reaper PASSWORD '{PASSWORD}'")
+    admin.run(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
+    admin.close()
+    return {
+        "engine": "postgres",
+        "host": database.host,
+        "port": database.port,
+        "username": "session_reaper",
+        "password": PASSWORD,
+        "dbname": "postgres",
+        "sslmode": "disable",
+    }
+
+
+def _probe(module: str, database: Server) -> dict[str, float]:
+    """One process: cold start, warm runs, then a kill of sessions that we hold open meanwhile."""
+    command = [sys.executable, str(PROBE), module]
+    with subprocess.Popen(  # noqa: S603 -- our own probe
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        quiet = json.loads(process.stdout.readline())
+        victims = [
+            database.connect(user="app", password=PASSWORD, application_name=f"leak-{n % 7}")
+            for n in range(VICTIMS)
+        ]
+        for victim in victims:
+            victim.run("BEGIN")
+        process.stdin.write("kill\n")
+        process.stdin.flush()
+        kill = json.loads(process.stdout.readline())
+        for victim in victims:
+            victim._usock.close()  # noqa: SLF001 -- its session is gone: there is nobody to say goodbye to
+        if kill["terminated"] != VICTIMS:
+            raise SystemExit(f"{module} terminated {kill['terminated']} of {VICTIMS}")
+    return {**quiet, "kill": kill["seconds"]}
+
+
+def _print(times: dict[str, dict[str, list[float]]]) -> None:
+    table = Table(title=f"medians of {ROUNDS} rounds in turn", title_justify="left")
+    for heading in ("", "session-reaper", "yardstick", "ratio", "middle half", "wanted"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, by_module in times.items():
+        ours, theirs = by_module[OURS], by_module[YARDSTICK]
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        table.add_row(
+            TITLES[name],
+            f"{statistics.median(ours) * 1000:.1f} ms",
+            f"{statistics.median(theirs) * 1000:.1f} ms",
+            f"{middle:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            f"≤ {LIMITS[name]:.1f}",
+        )
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
