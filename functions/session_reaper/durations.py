@@ -22,9 +22,11 @@ def parse_duration(text: str) -> float | None:
 def format_duration(seconds: float) -> str:
     """Two units at most, rounded down, so that an age never reads above a threshold it missed.
 
-    >>> [format_duration(s) for s in (0.25, 59.9, 901, 3600, 93784)]
-    ['0.2s', '59s', '15m 1s', '1h', '1d 2h']
+    >>> [format_duration(s) for s in (0.25, 1.25, 59.9, 901, 3600, 93784)]
+    ['250ms', '1.2s', '59s', '15m 1s', '1h', '1d 2h']
     """
+    if 0 < seconds < 1:
+        return f"{int(seconds * 1000)}ms"
     if seconds < 10:  # noqa: PLR2004 -- below ten seconds the tenth says something
         return f"{int(seconds * 10) / 10:g}s"
     whole = int(seconds)

@@ -1,9 +1,7 @@
 """The Lambda entry point: from an event to the report of a run."""
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
-
-from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from session_reaper.aws import PUBLISH_SECONDS
 from session_reaper.deadline import Deadline
@@ -17,10 +15,13 @@ from session_reaper.settings import Notify, read_settings
 from session_reaper.sns import publish
 from session_reaper.summary import summarize
 
+if TYPE_CHECKING:
+    from aws_lambda_powertools.utilities.typing import LambdaContext
+
 _PUBLISH_SHARE: Final = 0.3  # of the time of a function that has little
 
 
-def lambda_handler(event: object, context: LambdaContext) -> dict[str, Any]:
+def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     """Deal with all that the event asks for; returns product.md's document.
 
     Raises ConfigurationError before anything is touched, PublishError if the summary did not go
@@ -33,7 +34,7 @@ def lambda_handler(event: object, context: LambdaContext) -> dict[str, Any]:
     policy = policy_of_run(load_policy(settings.policy), request)
     mode = effective_mode(settings.mode, policy.mode, request.mode)
     run_id = context.aws_request_id or str(uuid4())
-    logger.append_keys(run_id=run_id)
+    logger.append_keys(run_id=run_id, mode=str(mode))
     targets = () if mode is Mode.OFF else run(settings, request.targets, policy, mode, deadline)
     report = Report(run_id=run_id, mode=mode, targets=targets)
     document = as_document(report)

@@ -6,7 +6,6 @@ from aws_lambda_powertools import Logger
 from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
 
 from session_reaper.decide import Decision
-from session_reaper.policy import Mode
 from session_reaper.report import (
     UNREACHED,
     Outcome,
@@ -20,10 +19,10 @@ NAMESPACE: Final = "SessionReaper"
 logger: Final = Logger(service=SERVICE)
 
 
-def log_decision(target: str, mode: Mode, decision: Decision) -> None:
+def log_decision(target: str, decision: Decision) -> None:
     """One line for a session that is not left alone, before anything is done to it."""
     verdict = decision.verdict.name.lower()
-    extra = {"target": target, "mode": str(mode), "verdict": verdict, "session": describe(decision)}
+    extra = {"target": target, "verdict": verdict, "session": describe(decision)}
     logger.info("decision", extra=extra)
 
 

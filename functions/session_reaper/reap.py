@@ -1,7 +1,7 @@
 """One target, from sign-in to report: look, decide, terminate, verify."""
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -34,18 +34,23 @@ def reap(target: Target, policy: Policy, mode: Mode, deadline: Deadline) -> Iter
                 raise BlindError(look.role)
             report = _looked(report, look)
             judgement = decide(look.sessions, look.slots, policy)
-            for decision in judgement.decisions:
-                if decision.verdict is not Verdict.LEAVE:
-                    log_decision(target.name, mode, decision)
             report = _judged(report, judgement, mode)
             condemned = judgement.having(Verdict.CONDEMN)
-            if mode is Mode.ENFORCE and condemned:
+            _log(target, judgement.having(Verdict.SPARE))
+            if mode is Mode.OBSERVE:
+                _log(target, condemned)
+            elif condemned:
                 # Until more is known: each may have been signalled, none was seen gone.
                 yield failed(report, DeadlineError())
                 report = _executed(report, condemned, target, server, deadline)
     except TargetError as error:
         report = failed(report, error)
     yield report
+
+
+def _log(target: Target, decisions: Iterable[Decision]) -> None:
+    for decision in decisions:
+        log_decision(target.name, decision)
 
 
 def failed(report: TargetReport, error: TargetError) -> TargetReport:
@@ -99,8 +104,8 @@ def _executed(
     server: Server,
     deadline: Deadline,
 ) -> TargetReport:
-    signals, error = _signal_all(server, condemned, deadline)
-    sent = [d.session.identity for d in condemned if signals.get(_pid(d)) is Signal.SENT]
+    signals, error = _signal_all(target, server, condemned, deadline)
+    sent = [_identity(d) for d in condemned if signals.get(_pid(d)) is Signal.SENT]
     remaining: Collection[int] = {identity.pid for identity in sent}
     used_after = report.used_after
     if sent:
@@ -122,30 +127,36 @@ def _executed(
 
 
 def _signal_all(
-    server: Server, condemned: Sequence[Decision], deadline: Deadline
+    target: Target, server: Server, condemned: Sequence[Decision], deadline: Deadline
 ) -> tuple[Mapping[int, Signal], TargetError | None]:
     """What became of each signal, by pid; a pid that is missing was not signalled for sure."""
     signals: dict[int, Signal] = {}
+    error: TargetError | None = None
     # No more than half of the time that is left: the other half is for proving it.
     deadline = deadline.within(deadline.seconds() / 2)
     for some in _together(condemned):
-        try:
-            signals |= server.terminate(some, deadline)
-        except DeadlineError:
-            return signals, None
-        except TargetError as error:  # they may have been signalled: it is the answer that is lost
-            return signals | dict.fromkeys((i.pid for i in some), Signal.SENT), error
-    return signals, None
+        _log(target, some)  # before the signal; while this is written, those before are ending
+        if error is None:
+            try:
+                signals |= server.terminate([_identity(d) for d in some], deadline)
+            except DeadlineError as over:
+                error = over
+            except (
+                TargetError
+            ) as lost:  # perhaps they were signalled: it is the answer that is lost
+                error = lost
+                signals |= dict.fromkeys(map(_pid, some), Signal.SENT)
+    return signals, None if isinstance(error, DeadlineError) else error
 
 
-def _together(condemned: Sequence[Decision]) -> Iterator[Sequence[Identity]]:
+def _together(condemned: Sequence[Decision]) -> Iterator[Sequence[Decision]]:
     """Who is signalled by one statement: one that is denied takes the answer for all with it."""
-    allowed = [d.session.identity for d in condemned if d.session.can_signal]
+    allowed = [decision for decision in condemned if decision.session.can_signal]
     for first in range(0, len(allowed), MOST_AT_ONCE):
         yield allowed[first : first + MOST_AT_ONCE]
     for decision in condemned:
         if not decision.session.can_signal:
-            yield [decision.session.identity]
+            yield [decision]
 
 
 def _verify(
@@ -176,6 +187,10 @@ def _fate(decision: Decision, signals: Mapping[int, Signal], remaining: Collecti
             reason = f"{decision.reason}; spared: the time or the connection was gone"
             decision = replace(decision, reason=reason)
     return Fate(decision=decision, outcome=outcome)
+
+
+def _identity(decision: Decision) -> Identity:
+    return decision.session.identity
 
 
 def _pid(decision: Decision) -> int:

@@ -14,11 +14,12 @@ _TOKEN = re.compile(
   | (?P<identifier>"(?:[^"]|"")*"?)
   | (?P<escape_string>[eE]'(?:[^'\\]|\\.|'')*(?:'|\\?\Z))
   | (?P<string>(?:[bBxXnN]|[uU]&)?'(?:[^']|'')*(?:'|\Z))
-  | (?P<dollar_string>\$(?P<tag>(?:[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_\x80-\U0010ffff]*)?)\$
+  | (?P<dollar_string>\$(?P<tag>(?:(?:[A-Za-z_]|[^\x00-\x7f])(?:[0-9A-Za-z_]|[^\x00-\x7f])*)?)\$
         .*?(?:\$(?P=tag)\$|\Z))
   | (?P<parameter>\$[0-9]+)
-  | (?P<word>[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_$\x80-\U0010ffff]*)
-  | (?P<number>\.?[0-9]\w*(?:\.\w*)?(?:(?<=[eE])[+-][0-9]+)?)
+  | (?P<word>(?:[A-Za-z_]|[^\x00-\x7f])(?:[0-9A-Za-z_$]|[^\x00-\x7f])*)
+  | (?P<number>\.?[0-9][0-9_.]*
+        (?:(?:[A-Za-z_]|[^\x00-\x7f])(?:[0-9A-Za-z_$]|[^\x00-\x7f])*(?:(?<=[eE])[+-][0-9]+)?)?)
   | (?P<other>.)
     """,
     re.VERBOSE | re.DOTALL,

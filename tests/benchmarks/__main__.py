@@ -4,11 +4,13 @@ Ratios are what to read: the machine's speed drifts, and each pair drifts with i
 plaintext to the same embedded PostgreSQL and the same AWS stand-in, so both pay for the same work.
 """
 
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,17 +19,20 @@ from rich.table import Table
 
 from infra.local.aws import aws
 from infra.local.postgres import Server, bundled_builds, server
+from tests.benchmarks import decode, deployed
 
 PROBE = Path(__file__).with_name("probe.py")
 OURS, YARDSTICK = "session_reaper.handler", "tests.benchmarks.yardstick"
 ROUNDS = 15
 VICTIMS = 100
 PASSWORD = "bench"  # noqa: S105 -- of a server that lives for seconds
-LIMITS = {"cold": 1.0, "warm": 1.2, "kill": 1.5}
+LIMITS = {"deployed": 1.0, "cold": None, "warm": 1.2, "kill": 1.5, "look": 1.0}
 TITLES = {
-    "cold": "cold start: import and first quiet run",
+    "deployed": "cold start as deployed (yardstick: as a plain sam build leaves it)",
+    "cold": "import and first quiet run, both with bytecode",
     "warm": "warm quiet run",
     "kill": f"verified kill of {VICTIMS} sessions (yardstick: unverified)",
+    "look": f"a look at {decode.ROWS:,} sessions: one JSON value (yardstick: driver rows)",
 }
 
 
@@ -46,11 +51,20 @@ def main() -> None:
             "MODE": "enforce",
             "PYTHONPATH": os.pathsep.join(["functions", "."]),
         }
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        functions = deployed.deployed(folder)
         for counted in [False, *[True] * ROUNDS]:  # the first round writes the .pyc files
             for module in (OURS, YARDSTICK):
                 for name, seconds in _probe(module, database).items():
                     if counted:
                         times[name][module].append(seconds)
+            if counted:
+                for module, function in zip((OURS, YARDSTICK), functions, strict=True):
+                    seconds = function.cold_start(deployed.lambda_environment())
+                    times["deployed"][module].append(seconds)
+                with contextlib.closing(database.connect()) as connection:
+                    times["look"][OURS].append(decode.seconds(decode.as_json, connection))
+                    times["look"][YARDSTICK].append(decode.seconds(decode.as_rows, connection))
     _print(times)
 
 
@@ -110,7 +124,7 @@ def _print(times: dict[str, dict[str, list[float]]]) -> None:
             f"{statistics.median(theirs) * 1000:.1f} ms",
             f"{middle:.2f}",
             f"{low:.2f} to {high:.2f}",
-            f"≤ {LIMITS[name]:.1f}",
+            f"≤ {limit:.1f}" if (limit := LIMITS[name]) else "",
         )
     Console(width=110).print(table)
 

@@ -1,0 +1,59 @@
+"""Cold starts of what is deployed, under the real Lambda runtime client.
+
+Ours is what `make build` made, its bytecode included; the yardstick is its file and its
+requirements as a plain `sam build` leaves them, without bytecode. botocore and boto3 are the
+runtime's own to both, with bytecode.
+"""
+
+import compileall
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.artifact.runtime import Runtime, runtime_library
+
+ROOT = Path(__file__).parents[2]
+BUILT = ROOT / ".aws-sam" / "build" / "SessionReaper"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployed:
+    """A folder as Lambda would unpack it, its handler, and the runtime's own packages."""
+
+    artifact: Path
+    handler: str
+    library: Path
+
+    def cold_start(self, environment: Mapping[str, str]) -> float:
+        """Seconds from the start of a process to the end of its first, quiet run."""
+        with Runtime(self.artifact, self.handler, self.library, environment=environment) as runtime:
+            started = runtime.start()
+            answer = runtime.invoke({})
+        if answer.error is not None:
+            raise SystemExit(f"{self.handler}: {answer.error}")
+        return started + answer.seconds
+
+
+def deployed(folder: Path) -> tuple[Deployed, Deployed]:
+    """Ours and the yardstick, prepared in `folder`."""
+    if not BUILT.is_dir():
+        raise SystemExit("nothing is built: run `make bench`, which builds first")
+    library = runtime_library(folder / "runtime")
+    for package in library.iterdir():
+        compileall.compile_dir(package.resolve(), quiet=2)
+    yardstick = folder / "yardstick"
+    requirements = runtime_library(folder / "requirements", "pg8000")
+    shutil.copytree(requirements, yardstick, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(Path(__file__).with_name("yardstick.py"), yardstick)
+    return (
+        Deployed(artifact=BUILT, handler="session_reaper.handler.lambda_handler", library=library),
+        Deployed(artifact=yardstick, handler="yardstick.lambda_handler", library=library),
+    )
+
+
+def lambda_environment() -> dict[str, str]:
+    """What the function needs of ours."""
+    names = ("TARGET_SECRETS", "TOPIC_ARN", "MODE")
+    return {k: v for k, v in os.environ.items() if k.startswith("AWS_") or k in names}
