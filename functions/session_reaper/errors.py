@@ -28,10 +28,13 @@ class TargetError(ReaperError):
     """One target failed: a SQLSTATE or a short code, what happened, what mends it."""
 
     def __init__(self, code: str, message: str, hint: str) -> None:
-        super().__init__(message)
+        super().__init__(code, message, hint)
         self.code = code
         self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class FullError(TargetError):

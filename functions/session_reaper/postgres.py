@@ -71,7 +71,8 @@ MOST_AT_ONCE: Final = 25
 def _saslprep(text: str, prepare: Callable[[str], str] = scramp.core.saslprep) -> str:
     """PostgreSQL and libpq take a text as it is where SASLprep refuses it; scramp gives up."""
     try:
-        return prepare(text) or text
+        # PostgreSQL maps U+200B to a space before it drops characters; scramp drops it first.
+        return prepare(text.replace("\u200b", " ")) or text
     except ScramException:
         return text
 
@@ -131,8 +132,10 @@ class Server:
                     ssl_context=False,  # the socket is what the secret asked for already
                     startup_params=_STARTUP,
                 )
-        except BaseException:
+        except BaseException as error:
             sock.close()
+            if isinstance(error, TargetError):  # a server may send back what it was sent
+                error.message = error.message.replace(target.password, "…")
             raise
         return cls(connection, sock)
 

@@ -30,9 +30,9 @@ from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGQUIT
 from socket import socket
 from threading import Lock
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
-from pg8000.native import Connection
+from pg8000.native import Connection, Error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -70,6 +70,18 @@ class Tls:
     authority: Path
     certificate: Path
     key: Path
+
+
+class _Connection(Connection):  # type: ignore[misc] # the driver ships no types
+    """Closes quietly: pg8000's own may raise, and hide the server's error that it came for."""
+
+    def close(self) -> None:
+        """End the session, if it has not ended already."""
+        stream: Any = self._sock
+        with suppress(Error):
+            super().close()
+        with suppress(OSError, ValueError):
+            stream.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,7 +129,7 @@ class Server:
             "port": self.port,
             "ssl_context": context,
         }
-        return Connection(**(defaults | options))
+        return _Connection(**(defaults | options))
 
     def stop(self) -> None:
         """End the server with all its sessions, the harder the longer it takes. Repeatable."""
