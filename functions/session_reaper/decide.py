@@ -7,9 +7,9 @@ from enum import Enum, auto
 from session_reaper.durations import format_duration
 from session_reaper.policy import (
     BUILTIN,
-    MAX_QUERY_LENGTH,
     Match,
     Policy,
+    finds_any,
     is_within,
     matches_any,
 )
@@ -100,9 +100,7 @@ def _selects(match: Match, session: Session) -> bool:
         and (not match.database or matches_any(match.database, session.database))
         and (not match.application or matches_any(match.application, session.application))
         and (not match.client or is_within(match.client, session.client))
-        and (
-            not match.query or any(p.search(session.query[:MAX_QUERY_LENGTH]) for p in match.query)
-        )
+        and (not match.query or finds_any(match.query, session.query))
     )
 
 

@@ -83,18 +83,30 @@ scramp.core.saslprep = _saslprep
 class _Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver ships no types
     """Closes whatever state it is in; pg8000's own raises, and hides the error that it came for."""
 
+    _sock: Any = None
+    _usock: Any = None
+
+    def __init__(self, role: str, **options: Any) -> None:  # noqa: ANN401 -- the driver's own
+        try:
+            super().__init__(role, **options)
+        except BaseException:
+            self.close()
+            raise
+
     def close(self) -> None:
-        stream: Any = self._sock
+        stream = self._sock
         with suppress(pg8000.native.Error):
             super().close()
-        with suppress(OSError, ValueError):  # what could not be sent is tried again here
-            stream.close()
+        if stream is not None:
+            with suppress(OSError, ValueError):  # what could not be sent is tried again here
+                stream.close()
 
 
 class Signal(Enum):
     """What became of the wish to signal one session."""
 
     SENT = auto()
+    PERHAPS = auto()  # not the same any more: it was signalled, if it is gone, or it escaped
     ESCAPED = auto()  # it changed, or ended, between look and signal
     DENIED = auto()
 
@@ -186,8 +198,7 @@ class Server:
     ) -> Mapping[int, Signal]:
         """One by one, after one that was denied ended the statement and took the answer with it.
 
-        Those before it were signalled by that statement, and are gone or going now: who of them
-        seems to have escaped counts as signalled, and is looked for like the others.
+        Those before it were signalled by that statement, unless they had escaped.
         """
         signals: dict[int, Signal] = {}
         for identity in identities:
@@ -197,7 +208,7 @@ class Server:
                 raise TargetError(error.code, error.message, error.hint) from None
             before_the_denied = Signal.DENIED not in signals.values()
             if signal is Signal.ESCAPED and before_the_denied:
-                signal = Signal.SENT
+                signal = Signal.PERHAPS
             signals[identity.pid] = signal
         return signals
 

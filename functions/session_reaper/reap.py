@@ -16,6 +16,7 @@ from session_reaper.sessions import Identity, Look
 from session_reaper.targets import SslMode, Target
 
 VERIFY_SECONDS = 2.0
+_LOOKED_FOR = (Signal.SENT, Signal.PERHAPS)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.004, 0.064  # seconds between two looks of verify
 
 
@@ -105,7 +106,7 @@ def _executed(
     deadline: Deadline,
 ) -> TargetReport:
     signals, error = _signal_all(target, server, condemned, deadline)
-    sent = [_identity(d) for d in condemned if signals.get(_pid(d)) is Signal.SENT]
+    sent = [_identity(d) for d in condemned if signals.get(_pid(d)) in _LOOKED_FOR]
     remaining: Collection[int] = {identity.pid for identity in sent}
     used_after = report.used_after
     if sent:
@@ -175,10 +176,11 @@ def _verify(
 
 def _fate(decision: Decision, signals: Mapping[int, Signal], remaining: Collection[int]) -> Fate:
     match signals.get(_pid(decision)):
+        case Signal.SENT | Signal.PERHAPS if _pid(decision) not in remaining:
+            outcome = Outcome.TERMINATED
         case Signal.SENT:
-            gone = _pid(decision) not in remaining
-            outcome = Outcome.TERMINATED if gone else Outcome.LINGERING
-        case Signal.ESCAPED:
+            outcome = Outcome.LINGERING
+        case Signal.PERHAPS | Signal.ESCAPED:
             outcome = Outcome.ESCAPED
         case Signal.DENIED:
             outcome = Outcome.DENIED

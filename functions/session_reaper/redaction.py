@@ -49,7 +49,9 @@ def redact(query: str) -> str:
             kept.append("?")
             # With standard_conforming_strings off a backslash escapes the quote after it: where
             # this string ends depends on a setting of that session, so nothing behind it is safe.
-            if token.lastgroup == "string" and "\\'" in token.group():
+            # So with a $ behind a number, which opens a string or not as the version has it.
+            ambiguous = {"string": "\\'", "number": "$"}.get(token.lastgroup, "\0")
+            if ambiguous in token.group():
                 kept.append(" …")
                 break
         else:

@@ -160,6 +160,7 @@ _PHRASES = {
 
 def clean(text: str, most: int = 400) -> str:
     """Printable characters on one line, `most` of them: names and messages come from outside."""
+    text = text[: most + 1]
     line = "".join(character if character.isprintable() else "?" for character in text)
     return line if len(line) <= most else line[: most - 1] + "…"
 

@@ -98,5 +98,6 @@ def _latest_of_all(
     over = deadline.plus(_GRACE)
     for worker in workers:
         worker.join(over.seconds())
+    latest = [worker.latest for worker in workers]
     deadline.end()  # who is still at it finds its connection shut
-    return [worker.latest for worker in workers]
+    return latest

@@ -34,12 +34,12 @@ def summarize(report: Report) -> Summary:
     lines = [clean(report.summary), ""]
     footer = f"Run {report.run_id}, mode {report.mode}."
     size = _bytes([*lines, footer])
-    alone = len(report.targets) == 1
-    blocks = [list(_block(t, alone=alone)) for t in sorted(report.targets, key=urgency)]
-    for index, block in enumerate(blocks):
+    targets = sorted(report.targets, key=urgency)
+    for index, target in enumerate(targets):
+        block = list(_block(target, alone=len(targets) == 1))
         size += _bytes(block)
         if size > MAX_MESSAGE:
-            lines += [f"… and {len(blocks) - index} more targets, cut: the log has them.", ""]
+            lines += [f"… and {len(targets) - index} more targets, cut: the log has them.", ""]
             break
         lines += block
     return Summary(subject=subject, body="\n".join([*lines, footer, ""]))

@@ -1,0 +1,121 @@
+"""Valid values of every kind, of which a test says only what matters to it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from session_reaper.decide import Decision, Verdict
+from session_reaper.policy import Mode, Policy, read_policy
+from session_reaper.report import Fate, Outcome, Report, TargetReport
+from session_reaper.sessions import Identity, Session, Slots, State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PASSWORD = "p@ss/w0rd:%'\"?#CANARY"  # noqa: S105 -- of nothing
+
+
+def an_identity(**overrides: object) -> Identity:
+    """An identity."""
+    values = {
+        "pid": 4711,
+        "backend_start": "2026-01-15T08:00:00.000001+00:00",
+        "xact_start": "2026-01-15T09:00:00.000002+00:00",
+        "state_change": "2026-01-15T09:00:01.000003+00:00",
+        "state": State.IDLE_IN_TRANSACTION,
+    }
+    return Identity(**values | overrides)  # type: ignore[arg-type] # a table of defaults
+
+
+def a_session(**overrides: object) -> Session:
+    """An application's session: idle in transaction for 15 min 1 s, by the default policy a leak.
+
+    `pid` and `state` stand for its identity's.
+    """
+    pid = overrides.pop("pid", 4711)
+    state = overrides.pop("state", State.IDLE_IN_TRANSACTION)
+    values = {
+        "identity": an_identity(pid=pid, state=State(str(state))),
+        "role": "app",
+        "database": "orders",
+        "application": "api",
+        "client": "10.0.0.7",
+        "query": "select * from orders where id = 42",
+        "idle_seconds": 901.2,
+        "transaction_seconds": 905.0,
+        "connected_seconds": 4000.1,
+        "query_seconds": None,
+        "superuser": False,
+        "replication": False,
+        "own_role": False,
+        "can_signal": True,
+    }
+    return Session(**values | overrides)  # type: ignore[arg-type] # a table of defaults
+
+
+def some_slots(*, used: int = 97, maximum: int = 100, reserved: int = 3) -> Slots:
+    """A full server's slots."""
+    return Slots(max=maximum, reserved=reserved, used=used)
+
+
+def a_rule(name: str = "idle-in-transaction", **match: object) -> dict[str, Any]:
+    """A rule as a document; with `match` nothing but those conditions."""
+    conditions = match or {"state": ["idle in transaction"], "idle_for": "5m"}
+    return {"name": name, "match": conditions}
+
+
+def a_document(*rules: Mapping[str, Any], **keys: object) -> dict[str, Any]:
+    """A policy as a document."""
+    return {"version": 1, "rules": list(rules) or [a_rule()], **keys}
+
+
+def a_policy(*rules: Mapping[str, Any], **keys: object) -> Policy:
+    """A policy."""
+    return read_policy(a_document(*rules, **keys))
+
+
+def a_decision(session: Session | None = None, **overrides: object) -> Decision:
+    """A condemned session."""
+    values = {
+        "session": session or a_session(),
+        "verdict": Verdict.CONDEMN,
+        "rule": "idle-in-transaction",
+        "reason": "idle in transaction for 15m 1s (idle_for: 5m)",
+    }
+    return Decision(**values | overrides)  # type: ignore[arg-type] # a table of defaults
+
+
+def a_fate(outcome: Outcome = Outcome.TERMINATED, **session: object) -> Fate:
+    """What happened to a condemned session."""
+    return Fate(decision=a_decision(a_session(**session)), outcome=outcome)
+
+
+def some_fates(number: int, outcome: Outcome, **session: object) -> tuple[Fate, ...]:
+    """The same thing happening to several sessions."""
+    return tuple(a_fate(outcome, pid=pid, **session) for pid in range(1, number + 1))
+
+
+def a_target_report(*fates: Fate, **overrides: object) -> TargetReport:
+    """What was done on a target that was reached."""
+    values = {"name": "orders", "slots": some_slots(), "used_after": 97, "fates": fates}
+    return TargetReport(**values | overrides)  # type: ignore[arg-type] # a table of defaults
+
+
+def a_report(*targets: TargetReport, mode: Mode = Mode.ENFORCE) -> Report:
+    """What one run did."""
+    return Report(run_id="4f6c", mode=mode, targets=targets)
+
+
+def a_secret(**overrides: object) -> str:
+    """A secret in the RDS shape, all of it; a key that is None is left out."""
+    document = {
+        "engine": "postgres",
+        "host": "orders.abc.eu-west-1.rds.amazonaws.com",
+        "port": 5433,
+        "username": "reaper",
+        "password": PASSWORD,
+        "dbname": "orders_db",
+        "dbInstanceIdentifier": "orders",
+    } | overrides
+    return json.dumps({key: value for key, value in document.items() if value is not None})

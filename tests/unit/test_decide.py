@@ -1,0 +1,549 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from session_reaper.decide import Decision, Judgement, Verdict, decide
+from session_reaper.sessions import Session, State
+
+from tests.builders import a_policy, a_rule, a_session, some_slots
+
+if TYPE_CHECKING:
+    from session_reaper.policy import Policy
+
+LEAVE, CONDEMN, SPARE = Verdict.LEAVE, Verdict.CONDEMN, Verdict.SPARE
+
+EVERYTHING = a_policy(a_rule("everything", state=[str(state) for state in State], idle_for="1ms"))
+"""Condemns every session that is not protected."""
+
+
+def verdict_on(session: Session, policy: Policy) -> Decision:
+    judgement = decide([session], some_slots(), policy)
+    assert len(judgement.decisions) == 1
+    return judgement.decisions[0]
+
+
+def pids(judgement: Judgement, verdict: Verdict) -> list[int]:
+    return [decision.session.identity.pid for decision in judgement.having(verdict)]
+
+
+# -- who is condemned, by which rule, and why -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("session", "match", "verdict", "reason"),
+    [
+        (
+            {"state": "idle in transaction", "idle_seconds": 901.2},
+            {"state": "idle in transaction", "idle_for": "5m"},
+            CONDEMN,
+            "idle in transaction for 15m 1s (idle_for: 5m)",
+        ),
+        (
+            {"state": "idle in transaction (aborted)", "idle_seconds": 300},
+            {"state": ["idle in transaction", "idle in transaction (aborted)"], "idle_for": "5m"},
+            CONDEMN,
+            "idle in transaction (aborted) for 5m (idle_for: 5m)",
+        ),
+        (
+            {"idle_seconds": 299.999},
+            {"state": "idle in transaction", "idle_for": "5m"},
+            LEAVE,
+            "no rule matches",
+        ),
+        (
+            {"state": "active", "idle_seconds": 901},
+            {"state": "idle in transaction", "idle_for": "5m"},
+            LEAVE,
+            "no rule matches",
+        ),
+        (
+            {"idle_seconds": 0.1, "transaction_seconds": 7300},
+            {"state": "idle in transaction", "transaction_for": "2h"},
+            CONDEMN,
+            "transaction open for 2h 1m (transaction_for: 2h)",
+        ),
+        (
+            {"state": "idle", "transaction_seconds": None},
+            {"state": "idle", "transaction_for": "1ms"},
+            LEAVE,
+            "no rule matches",
+        ),
+        (
+            {"state": "idle", "idle_seconds": 0.5, "connected_seconds": 90_000},
+            {"state": "idle", "connected_for": "1d"},
+            CONDEMN,
+            "connected for 1d 1h (connected_for: 1d)",
+        ),
+        (
+            {"state": "active", "query_seconds": 1800},
+            {"state": "active", "query_for": "30m"},
+            CONDEMN,
+            "query running for 30m (query_for: 30m)",
+        ),
+        (
+            {"state": "idle", "query_seconds": None},
+            {"state": ["active", "idle"], "query_for": "1ms"},
+            LEAVE,
+            "no rule matches",
+        ),
+        (
+            {"idle_seconds": 61, "transaction_seconds": 601, "connected_seconds": 4000.1},
+            {
+                "state": "idle in transaction",
+                "connected_for": "1h",
+                "idle_for": "1m",
+                "transaction_for": "10m",
+            },
+            CONDEMN,
+            (
+                "idle in transaction for 1m 1s (idle_for: 1m),"
+                " transaction open for 10m 1s (transaction_for: 10m),"
+                " connected for 1h 6m (connected_for: 1h)"
+            ),
+        ),
+        (
+            {"idle_seconds": 61, "transaction_seconds": 601, "connected_seconds": 3599},
+            {
+                "state": "idle in transaction",
+                "connected_for": "1h",
+                "idle_for": "1m",
+                "transaction_for": "10m",
+            },
+            LEAVE,
+            "no rule matches",
+        ),
+    ],
+)
+def test_a_session_is_condemned_when_every_clock_of_a_rule_has_run_out(
+    session: dict[str, Any], match: dict[str, Any], verdict: Verdict, reason: str
+) -> None:
+    decision = verdict_on(a_session(**session), a_policy(a_rule("r", **match)))
+    assert decision.verdict is verdict
+    assert decision.rule == ("r" if verdict is CONDEMN else None)
+    assert decision.reason == reason
+
+
+CONDITIONS = {
+    "state": ["idle in transaction"],
+    "role": ["app", "web_*"],
+    "database": ["orders"],
+    "application": ["api", "worker*"],
+    "client": ["10.0.0.0/24"],
+    "query": ["from orders", "from items"],
+    "idle_for": "5m",
+}
+
+
+@pytest.mark.parametrize(
+    "session",
+    [
+        {},
+        {"role": "web_1"},
+        {"application": "worker-7"},
+        {"client": "10.0.0.255"},
+        {"query": "select * from items"},
+    ],
+)
+def test_values_of_one_condition_are_alternatives(session: dict[str, Any]) -> None:
+    policy = a_policy(a_rule("r", **CONDITIONS))
+    assert verdict_on(a_session(**session), policy).verdict is CONDEMN
+
+
+@pytest.mark.parametrize(
+    "session",
+    [
+        {"state": "idle"},
+        {"role": "application"},
+        {"database": "orders2"},
+        {"application": "API"},
+        {"application": ""},
+        {"client": "10.0.1.0"},
+        {"client": None},
+        {"query": "select * from customers"},
+        {"query": ""},
+        {"idle_seconds": 299},
+    ],
+)
+def test_p24_conditions_must_all_hold_one_that_does_not_saves_the_session(
+    session: dict[str, Any],
+) -> None:
+    policy = a_policy(a_rule("r", **CONDITIONS))
+    decision = verdict_on(a_session(**session), policy)
+    assert (decision.verdict, decision.reason) == (LEAVE, "no rule matches")
+
+
+def test_the_first_rule_that_matches_decides() -> None:
+    policy = a_policy(
+        a_rule("other-role", state="idle in transaction", role="etl", idle_for="1m"),
+        a_rule("patient", state="idle in transaction", idle_for="1h"),
+        a_rule("first", state="idle in transaction", idle_for="5m"),
+        a_rule("second", state="idle in transaction", idle_for="1m"),
+    )
+    assert verdict_on(a_session(idle_seconds=301), policy).rule == "first"
+    assert verdict_on(a_session(idle_seconds=299), policy).rule == "second"
+    assert verdict_on(a_session(idle_seconds=3600), policy).rule == "patient"
+
+
+@pytest.mark.parametrize(
+    ("application", "glob", "verdict"),
+    [("", "*", CONDEMN), ("", "?*", LEAVE), ("", "api", LEAVE), ("a'b\"; --", "a'b*", CONDEMN)],
+)
+def test_a_session_without_application_name_has_an_empty_one(
+    application: str, glob: str, verdict: Verdict
+) -> None:
+    policy = a_policy(a_rule(state="idle in transaction", application=glob, idle_for="1s"))
+    assert verdict_on(a_session(application=application), policy).verdict is verdict
+
+
+def test_a_session_on_a_unix_socket_is_condemned_by_a_rule_that_asks_for_no_client() -> None:
+    assert verdict_on(a_session(client=None), a_policy()).verdict is CONDEMN
+
+
+def test_every_session_gets_one_decision_with_a_reason() -> None:
+    sessions = [
+        a_session(pid=pid, role=role, idle_seconds=pid)
+        for pid, role in enumerate(["app", "rdsadmin", "app", "deploy"] * 100)
+    ]
+    judgement = decide(sessions, some_slots(used=400), a_policy(protect={"roles": ["deploy"]}))
+    assert sorted(d.session.identity.pid for d in judgement.decisions) == list(range(400))
+    assert all(decision.reason for decision in judgement.decisions)
+
+
+def test_nobody_connected_is_nothing_decided() -> None:
+    judgement = decide([], some_slots(used=0), a_policy(limits={"max_share": "1%"}))
+    assert judgement == Judgement(decisions=())
+
+
+# -- who is protected -------------------------------------------------------------------------------
+
+
+def test_the_rule_of_these_tests_condemns_an_ordinary_session() -> None:
+    for state in State:
+        assert verdict_on(a_session(state=state), EVERYTHING).verdict is CONDEMN
+
+
+@pytest.mark.parametrize(
+    "session",
+    [
+        {"own_role": True},
+        {"superuser": True},
+        {"replication": True},
+        *(
+            {"role": role}
+            for role in ("rdsadmin", "rdsproxyadmin", "rdswriteforwarduser", "rdsrepladmin")
+        ),
+        *({"role": role} for role in ("aiven", "aiven_extras", "_aiven", "metrics_user_telegraf")),
+        # Bytes that are no text in our encoding: no pattern could be held against such a name.
+        {"role": "d\ufffdploy"},
+        {"database": "\ufffdt\ufffd"},
+        {"database": "rdsadmin"},
+        {"database": "_aiven"},
+        *(
+            {"application": application}
+            for application in (
+                "pg_dump",
+                "pg_dumpall",
+                "pg_restore",
+                "pg_basebackup",
+                "pg_receivewal",
+                "pgBackRest [backup]",
+                "pgbackrest",
+                "barman_streaming_backup",
+                "wal-g",
+                "pgcopydb[47] COPY orders",
+                "pg_repack",
+                "greenmask",
+                "Debezium Streaming",
+                "AWS DMS 3.5",
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_whatever_a_rule_says_some_are_never_touched(session: dict[str, Any]) -> None:
+    for state in State:
+        decision = verdict_on(a_session(state=state, **session), EVERYTHING)
+        assert decision.verdict is LEAVE
+        assert decision.rule is None
+        assert decision.reason.startswith("protected: ")
+
+
+def test_a_rule_that_names_a_protected_role_does_not_reach_it() -> None:
+    policy = a_policy(a_rule(state="idle", role="rdsproxyadmin", idle_for="1s"))
+    assert verdict_on(a_session(state="idle", role="rdsproxyadmin"), policy).verdict is LEAVE
+
+
+@pytest.mark.parametrize(
+    ("protect", "session", "reason"),
+    [
+        ({"roles": ["deploy", "etl_*"]}, {"role": "etl_1"}, "protected: role etl_1"),
+        (
+            {"applications": ["migrate*"]},
+            {"application": "migrate 42"},
+            "protected: application migrate 42",
+        ),
+        ({"databases": ["billing"]}, {"database": "billing"}, "protected: database billing"),
+        ({"clients": ["10.0.8.0/24"]}, {"client": "10.0.8.9"}, "protected: client 10.0.8.9"),
+        (
+            {"clients": ["10.0.8.0/24", "fd00::/8"]},
+            {"client": "fd00::1"},
+            "protected: client fd00::1",
+        ),
+        (
+            {"roles": ["x"], "applications": ["y"], "databases": ["billing"]},
+            {"database": "billing"},
+            "protected: database billing",
+        ),
+    ],
+)
+def test_one_protection_that_fits_is_enough(
+    protect: dict[str, Any], session: dict[str, Any], reason: str
+) -> None:
+    policy = a_policy(a_rule(state="idle in transaction", idle_for="1s"), protect=protect)
+    decision = verdict_on(a_session(**session), policy)
+    assert (decision.verdict, decision.rule, decision.reason) == (LEAVE, None, reason)
+
+
+@pytest.mark.parametrize(
+    ("protect", "session"),
+    [
+        ({"roles": ["etl_*"]}, {"role": "etl"}),
+        ({"roles": ["etl"]}, {"role": "ETL"}),
+        ({"applications": ["etl"]}, {"role": "etl"}),
+        ({"roles": ["orders"]}, {"database": "orders"}),
+        ({"applications": ["?*"]}, {"application": ""}),
+        ({"clients": ["10.0.8.0/24"]}, {"client": "10.0.9.1"}),
+        ({"clients": ["0.0.0.0/0"]}, {"client": None}),
+    ],
+)
+def test_a_protection_covers_nobody_else(protect: dict[str, Any], session: dict[str, Any]) -> None:
+    policy = a_policy(a_rule(state="idle in transaction", idle_for="1s"), protect=protect)
+    assert verdict_on(a_session(**session), policy).verdict is CONDEMN
+
+
+def test_protections_of_the_policy_come_on_top_of_those_built_in() -> None:
+    policy = a_policy(
+        a_rule(state="idle", idle_for="1s"),
+        protect={"roles": ["deploy"], "applications": ["migrate"], "databases": ["billing"]},
+    )
+    for session in ({"role": "rdsadmin"}, {"application": "pg_dump"}, {"database": "rdsadmin"}):
+        assert verdict_on(a_session(state="idle", **session), policy).verdict is LEAVE
+
+
+# -- limits -----------------------------------------------------------------------------------------
+
+
+def test_of_too_many_those_who_idle_longest_go_first() -> None:
+    ages = {1: 400, 2: 900, 3: 500, 4: 1000, 5: 301}
+    sessions = [a_session(pid=pid, idle_seconds=age) for pid, age in ages.items()]
+    judgement = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 2}))
+    assert pids(judgement, CONDEMN) == [4, 2]
+    assert pids(judgement, SPARE) == [3, 1, 5]
+    assert judgement.breaker is None
+
+
+def test_who_is_spared_by_a_limit_is_told_why_and_by_which_rule_it_was_condemned() -> None:
+    sessions = [a_session(pid=1, idle_seconds=400), a_session(pid=2, idle_seconds=300)]
+    judgement = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 1}))
+    (spared,) = judgement.having(SPARE)
+    assert spared.rule == "idle-in-transaction"
+    assert spared.reason == (
+        "idle in transaction for 5m (idle_for: 5m);"
+        " spared: limits.max_terminations of 1 was reached"
+    )
+
+
+@pytest.mark.parametrize(("condemned", "going"), [(99, 99), (100, 100), (101, 100), (1000, 100)])
+def test_a_hundred_is_the_limit_of_a_policy_that_names_none(condemned: int, going: int) -> None:
+    sessions = [a_session(pid=pid, idle_seconds=300 + pid) for pid in range(condemned)]
+    judgement = decide(sessions, some_slots(used=condemned), a_policy())
+    assert len(judgement.having(CONDEMN)) == going
+    assert len(judgement.having(SPARE)) == condemned - going
+
+
+def test_protected_sessions_do_not_use_the_limit_up() -> None:
+    sessions = [
+        a_session(pid=1, idle_seconds=9000, superuser=True),
+        a_session(pid=2, idle_seconds=8000, role="rdsadmin"),
+        a_session(pid=3, idle_seconds=400),
+    ]
+    judgement = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 1}))
+    assert pids(judgement, CONDEMN) == [3]
+
+
+def test_the_limit_holds_over_all_rules_together() -> None:
+    policy = a_policy(
+        a_rule("a", state="idle in transaction", idle_for="1m"),
+        a_rule("b", state="idle", idle_for="1m"),
+        limits={"max_terminations": 2},
+    )
+    sessions = [
+        a_session(pid=pid, state=state, idle_seconds=100 + pid)
+        for pid, state in enumerate(["idle", "idle in transaction"] * 3)
+    ]
+    judgement = decide(sessions, some_slots(), policy)
+    assert pids(judgement, CONDEMN) == [5, 4]
+
+
+@pytest.mark.parametrize(
+    ("condemned", "used", "share", "trips"),
+    [
+        (5, 10, "50%", False),
+        (6, 10, "50%", True),
+        (10, 10, "100%", False),
+        (1, 100, "1%", False),
+        (2, 100, "1%", True),
+        (1, 1000, "0.1%", False),
+        (1, 1001, "0.1%", False),
+        (1, 999, "0.1%", True),
+        (333, 1000, "33.3%", False),
+        (334, 1000, "33.3%", True),
+        (7, 10_000, "0.07%", False),
+        (29, 10_000, "0.29%", False),
+        (11, 1000, "1.1%", False),
+        *((percent, 100, f"{percent}%", False) for percent in (7, 14, 28, 29, 55, 56, 57, 58)),
+        *((percent + 1, 100, f"{percent}%", True) for percent in (7, 14, 28, 29, 55, 56, 57, 58)),
+    ],
+)
+def test_the_breaker_trips_when_more_than_the_share_is_condemned(
+    condemned: int, used: int, share: str, *, trips: bool
+) -> None:
+    sessions = [a_session(pid=pid) for pid in range(condemned)]
+    judgement = decide(
+        sessions,
+        some_slots(used=used),
+        a_policy(limits={"max_share": share, "max_terminations": 1000}),
+    )
+    assert (judgement.breaker is not None) is trips
+    assert len(judgement.having(CONDEMN)) == (0 if trips else condemned)
+    assert len(judgement.having(SPARE)) == (condemned if trips else 0)
+
+
+def test_the_share_is_of_all_client_sessions_not_of_those_that_were_looked_at() -> None:
+    # The server keeps back what no rule can match: two were sent, a hundred are connected.
+    sessions = [a_session(pid=1), a_session(pid=2)]
+    policy = a_policy(limits={"max_share": "50%"})
+    assert decide(sessions, some_slots(used=100), policy).breaker is None
+
+
+def test_the_breaker_counts_what_is_condemned_not_what_the_other_limit_would_let_go() -> None:
+    sessions = [a_session(pid=pid) for pid in range(60)]
+    policy = a_policy(limits={"max_share": "50%", "max_terminations": 10})
+    judgement = decide(sessions, some_slots(used=100), policy)
+    assert judgement.breaker is not None
+    assert judgement.having(CONDEMN) == ()
+
+
+def test_a_tripped_breaker_says_so_to_everyone_whom_it_spares() -> None:
+    sessions = [a_session(pid=pid) for pid in range(97)]
+    judgement = decide(sessions, some_slots(), a_policy(limits={"max_share": "50%"}))
+    assert judgement.breaker == (
+        "the policy condemns 97 of 97 client sessions, more than limits.max_share of 50%"
+    )
+    assert {decision.reason for decision in judgement.decisions} == {
+        f"idle in transaction for 15m 1s (idle_for: 5m); spared: {judgement.breaker}"
+    }
+
+
+def test_without_a_breaker_a_policy_may_condemn_everybody() -> None:
+    sessions = [a_session(pid=pid) for pid in range(97)]
+    judgement = decide(sessions, some_slots(used=97), a_policy())
+    assert len(judgement.having(CONDEMN)) == 97
+
+
+def test_the_order_in_which_a_server_answers_changes_nothing() -> None:
+    sessions = [a_session(pid=pid, idle_seconds=300 + pid % 3) for pid in range(20)]
+    policy = a_policy(limits={"max_terminations": 5})
+    one = decide(sessions, some_slots(), policy)
+    other = decide(list(reversed(sessions)), some_slots(), policy)
+    assert one == other
+
+
+# -- what others got wrong (peers.md, section 3) ----------------------------------------------------
+
+
+def test_p1_a_rule_whose_list_matches_nobody_condemns_nobody() -> None:
+    policy = a_policy(a_rule(state="idle in transaction", role=["webapp"], idle_for="1s"))
+    sessions = [a_session(pid=1, role="etl", idle_seconds=1e6), a_session(pid=2, role="app")]
+    assert decide(sessions, some_slots(), policy).having(CONDEMN) == ()
+
+
+@pytest.mark.parametrize("glob", ["*", "etl*", "**"])
+def test_p4_a_protection_that_fits_the_empty_name_as_well_still_protects(glob: str) -> None:
+    policy = a_policy(protect={"applications": [glob]})
+    for application in ("etl", "etl_nightly"):
+        assert verdict_on(a_session(application=application), policy).verdict is LEAVE
+
+
+@pytest.mark.parametrize("query", ["LISTEN jobs", "listen jobs"])
+def test_p5_a_session_is_not_spared_by_a_filter_that_nobody_asked_for(query: str) -> None:
+    policy = a_policy(a_rule(state="idle", idle_for="5m"))
+    assert verdict_on(a_session(state="idle", query=query), policy).verdict is CONDEMN
+
+
+def test_p7_a_walsender_that_looks_like_a_busy_client_is_left_alone() -> None:
+    policy = a_policy(a_rule(state="active", query_for="1m"))
+    walsender = a_session(
+        state="active",
+        role="replicator",
+        replication=True,
+        query="START_REPLICATION SLOT x LOGICAL 0/0",
+        query_seconds=1e6,
+        idle_seconds=1e6,
+    )
+    assert verdict_on(walsender, policy).verdict is LEAVE
+
+
+@pytest.mark.parametrize("query", ["COMMIT", "ROLLBACK", "rollback;", "DISCARD ALL"])
+def test_p8_a_pooled_session_is_not_condemned_for_its_last_statement(query: str) -> None:
+    session = a_session(state="idle", query=query, transaction_seconds=None, idle_seconds=1e6)
+    assert verdict_on(session, a_policy()).verdict is LEAVE
+
+
+@pytest.mark.parametrize("state", ["disabled", "starting", "", None])
+def test_p9_a_state_that_says_nothing_of_what_a_session_does_cannot_be_looked_for(
+    state: str | None,
+) -> None:
+    with pytest.raises(ValueError, match="is not a valid State"):
+        State(state)  # type: ignore[arg-type] # the point of it
+
+
+def test_p10_a_rule_on_idle_sessions_does_not_reach_busy_ones() -> None:
+    policy = a_policy(a_rule(state="idle", connected_for="1ms"))
+    for state in set(State) - {State.IDLE}:
+        assert verdict_on(a_session(state=state, query_seconds=1e6), policy).verdict is LEAVE
+
+
+@pytest.mark.parametrize("state", ["idle in transaction", "active", "idle"])
+def test_p22_the_leader_of_a_parallel_dump_is_left_alone_however_long_it_waits(state: str) -> None:
+    leader = a_session(
+        state=state, application="pg_dump", idle_seconds=1e6, transaction_seconds=1e6
+    )
+    decision = verdict_on(leader, EVERYTHING)
+    assert (decision.verdict, decision.reason) == (
+        LEAVE,
+        "protected: application pg_dump (built in)",
+    )
+
+
+def test_p27_a_long_query_that_has_just_ended_does_not_count_as_long_idle() -> None:
+    just_ended = a_session(idle_seconds=0.2, transaction_seconds=2400, query_seconds=None)
+    assert verdict_on(just_ended, a_policy()).verdict is LEAVE
+
+
+def test_the_articles_clock_does_not_reach_a_healthy_pool_by_the_default() -> None:
+    pooled = a_session(idle_seconds=0.01, transaction_seconds=0.02, connected_seconds=1e6)
+    assert verdict_on(pooled, a_policy()).verdict is LEAVE
+    by_name = a_policy(a_rule(state="idle in transaction", connected_for="5m"))
+    assert verdict_on(pooled, by_name).verdict is CONDEMN
+
+
+# -- what it must not carry -------------------------------------------------------------------------
+
+
+def test_no_query_is_in_the_repr_of_a_decision() -> None:
+    session = a_session(query="select 'CANARY'")
+    judgement = decide([session], some_slots(), a_policy())
+    assert "CANARY" not in repr(judgement)
+    assert "CANARY" not in judgement.decisions[0].reason

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+from session_reaper.documents import count, record, several, shown, text
+from session_reaper.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inner:
+    size: Annotated[int, count] = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outer:
+    name: Annotated[str, text]
+    inner: Annotated[tuple[Inner, ...], several(record(Inner))] = ()
+
+
+read = record(Outer)
+
+
+def test_a_record_takes_its_defaults_for_what_is_not_written() -> None:
+    assert read({"name": "a"}, "") == Outer(name="a")
+
+
+def test_one_value_stands_for_a_list_of_one() -> None:
+    assert read({"name": "a", "inner": {"size": 2}}, "") == read(
+        {"name": "a", "inner": [{"size": 2}]}, ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("document", "error"),
+    [
+        ({}, "name: is required"),
+        ({"name": ""}, "name: is empty"),
+        ({"name": 1}, "name: 1 is not text"),
+        ({"name": None}, "name: None is not text"),
+        ({"nam": "a"}, "nam: unknown key; known are name, inner"),
+        ({"name": "a", 1: 2}, "1: unknown key"),
+        ({"name": "a", "inner": []}, "inner: is an empty list"),
+        ({"name": "a", "inner": [{}, {"size": 0}]}, "inner[1].size: 0 is no whole number"),
+        ({"name": "a", "inner": [{}, {"size": True}]}, "inner[1].size: True is no whole number"),
+        ({"name": "a", "inner": [{}, {"size": 1.0}]}, "inner[1].size: 1.0 is no whole number"),
+        ({"name": "a", "inner": [{}, {"size": "1"}]}, "inner[1].size: '1' is no whole number"),
+        ({"name": "a", "inner": [[{}]]}, "inner[0]: [{}] is no mapping of keys"),
+        ({"name": "a", "inner": {"sizes": 1}}, "inner.sizes: unknown key"),
+        ("name", "document: 'name' is no mapping of keys"),
+        (None, "document: None is no mapping of keys"),
+    ],
+)
+def test_a_mistake_is_named_by_its_place(document: object, error: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read(document, "")
+    assert str(caught.value).startswith(error)
+
+
+def test_places_begin_where_the_document_lies() -> None:
+    with pytest.raises(ConfigurationError, match=r"^event\.policy\.name: is required"):
+        read({}, "event.policy")
+
+
+def test_a_wrong_value_is_shown_in_part_however_long_it_is() -> None:
+    assert len(shown("x" * 100_000)) == 40
+    assert "x" * 30 in shown("x" * 30)
+
+
+def test_a_number_too_long_for_python_to_print_is_a_mistake_like_others() -> None:
+    with pytest.raises(ConfigurationError, match=r"^name: "):
+        read({"name": 1 << 20_000}, "")

@@ -1,0 +1,453 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from session_reaper.decide import Verdict, decide
+from session_reaper.errors import ConfigurationError
+from session_reaper.policy import Mode, Policy, read_policy
+from session_reaper.sessions import Session, State
+
+from tests.builders import a_document, a_policy, a_rule, a_session, some_slots
+
+IDLE: dict[str, Any] = {"state": "idle", "idle_for": "5m"}
+
+
+def condemns(policy: Policy, session: Session) -> bool:
+    judgement = decide([session], some_slots(), policy)
+    return judgement.decisions[0].verdict is Verdict.CONDEMN
+
+
+def fails(document: object, place: str) -> str:
+    """The problem that is found in a document, if it is found in this place."""
+    with pytest.raises(ConfigurationError) as caught:
+        read_policy(document)
+    named, _, problem = str(caught.value).partition(": ")
+    assert named == place
+    assert problem
+    return problem
+
+
+# -- what is read -----------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_contract_that_this_release_knows() -> None:
+    policy = read_policy(
+        {
+            "version": 1,
+            "mode": "enforce",
+            "protect": {
+                "roles": ["deploy", "etl_*"],
+                "applications": ["pg_dump*"],
+                "databases": ["billing"],
+                "clients": ["10.0.8.0/24"],
+            },
+            "limits": {"max_terminations": 50, "max_share": "50%"},
+            "rules": [
+                {
+                    "name": "idle-in-transaction",
+                    "match": {
+                        "state": ["idle in transaction", "idle in transaction (aborted)"],
+                        "role": ["app_*"],
+                        "idle_for": "5m",
+                    },
+                },
+                {
+                    "name": "everything",
+                    "match": {
+                        "state": ["active"],
+                        "database": "o*",
+                        "application": ["api", "w?rker"],
+                        "client": ["10.0.0.0/8", "::1"],
+                        "query": "^select",
+                        "idle_for": "1s",
+                        "transaction_for": "2m",
+                        "connected_for": "3h",
+                        "query_for": "4d",
+                    },
+                },
+            ],
+        }
+    )
+    assert policy.mode is Mode.ENFORCE
+    assert policy.limits.max_terminations == 50
+    first, second = policy.rules
+    assert (first.name, second.name) == ("idle-in-transaction", "everything")
+    assert first.match.state == (State.IDLE_IN_TRANSACTION, State.IDLE_IN_TRANSACTION_ABORTED)
+    assert first.match.idle_for == 300
+    assert first.match.transaction_for is None
+    clocks = (
+        second.match.idle_for,
+        second.match.transaction_for,
+        second.match.connected_for,
+        second.match.query_for,
+    )
+    assert clocks == (1, 120, 10_800, 345_600)
+
+
+def test_what_is_not_written_is_the_careful_default() -> None:
+    policy = a_policy()
+    assert policy.mode is None
+    assert policy.limits.max_terminations == 100
+    assert policy.limits.max_share is None
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_reads_every_mode_by_name(mode: Mode) -> None:
+    assert a_policy(mode=str(mode)).mode is mode
+
+
+def test_mode_off_written_bare_is_off_although_yaml_makes_it_false() -> None:
+    assert a_policy(mode=False).mode is Mode.OFF
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_rule_may_name_every_state_that_a_session_of_an_application_has(state: State) -> None:
+    policy = a_policy(a_rule(state=state.value, idle_for="1s"))
+    assert condemns(policy, a_session(state=state))
+
+
+def test_idle_floors_are_the_least_that_any_rule_could_match() -> None:
+    policy = a_policy(
+        a_rule("a", state=["idle", "idle in transaction"], idle_for="5m"),
+        a_rule("b", state=["idle in transaction"], idle_for="1m"),
+        a_rule("c", state=["active"], query_for="1h"),
+        a_rule("d", state=["active"], idle_for="1h"),
+    )
+    assert policy.idle_floors() == {
+        State.IDLE: 300,
+        State.IDLE_IN_TRANSACTION: 60,
+        State.ACTIVE: 0,
+    }
+
+
+# -- what is refused, and where ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("document", "place"),
+    [
+        ({"version": 1}, "rules"),
+        ({"rules": [a_rule()]}, "version"),
+        (a_document(version=2), "version"),
+        (a_document(version="1"), "version"),
+        (a_document(version=True), "version"),
+        (a_document(version=None), "version"),
+        (a_document(modes="off"), "modes"),
+        (a_document(rule=[]), "rule"),
+        (a_document(protects={}), "protects"),
+        (a_document(Version=1), "Version"),
+        (a_document(mode="kill"), "mode"),
+        (a_document(mode="Off"), "mode"),
+        (a_document(mode=None), "mode"),
+        (a_document(mode=True), "mode"),
+        (a_document(mode=0), "mode"),
+        ([a_document()], "document"),
+        ("version: 1", "document"),
+        (None, "document"),
+    ],
+)
+def test_a_mistake_in_the_document_names_its_key(document: object, place: str) -> None:
+    fails(document, place)
+
+
+@pytest.mark.parametrize(
+    ("rules", "place"),
+    [
+        ([], "rules"),
+        (None, "rules"),
+        ({}, "rules"),
+        (a_rule(), "rules"),
+        ("all", "rules"),
+        ([a_rule(), None], "rules[1]"),
+        ([a_rule(), "all"], "rules[1]"),
+        ([a_rule(), {}], "rules[1].name"),
+        ([a_rule(), {"match": IDLE}], "rules[1].name"),
+        ([a_rule(), {"name": "b"}], "rules[1].match"),
+        ([a_rule(), {"name": "", "match": IDLE}], "rules[1].name"),
+        ([a_rule(), {"name": 7, "match": IDLE}], "rules[1].name"),
+        ([a_rule(), {"name": True, "match": IDLE}], "rules[1].name"),
+        ([a_rule(), {"name": "b", "match": None}], "rules[1].match"),
+        ([a_rule(), {"name": "b", "match": []}], "rules[1].match"),
+        ([a_rule(), {"name": "b", "match": IDLE, "matches": IDLE}], "rules[1].matches"),
+        ([a_rule(), {"name": "b", "match": IDLE, "state": "idle"}], "rules[1].state"),
+        ([a_rule("a"), a_rule("b"), a_rule("a")], "rules[2].name"),
+    ],
+)
+def test_a_mistake_in_a_rule_names_the_rule(rules: object, place: str) -> None:
+    fails({"version": 1, "rules": rules}, place)
+
+
+@pytest.mark.parametrize(
+    ("match", "place"),
+    [
+        ({}, "state"),
+        ({"idle_for": "5m"}, "state"),
+        ({"state": "idle", "idle_fo": "5m"}, "idle_fo"),
+        ({**IDLE, "user": "app"}, "user"),
+        ({**IDLE, "roles": "app"}, "roles"),
+        ({**IDLE, "state": []}, "state"),
+        ({**IDLE, "state": ""}, "state"),
+        ({**IDLE, "state": None}, "state"),
+        ({**IDLE, "state": "Idle"}, "state"),
+        ({**IDLE, "state": ["idle", "idle in transction"]}, "state[1]"),
+        ({**IDLE, "state": ["disabled"]}, "state[0]"),
+        ({**IDLE, "state": ["starting"]}, "state[0]"),
+        ({**IDLE, "state": "*"}, "state"),
+        ({**IDLE, "state": [["idle"]]}, "state[0]"),
+        ({**IDLE, "client": "10.0.8"}, "client"),
+        ({**IDLE, "client": ["10.0.8.0/24", "10.0.8.1/24"]}, "client[1]"),
+        ({**IDLE, "client": "10.0.8.0/33"}, "client"),
+        ({**IDLE, "client": "10.0.8.*"}, "client"),
+        ({**IDLE, "client": "localhost"}, "client"),
+        ({**IDLE, "client": "fe80::/129"}, "client"),
+    ],
+)
+def test_a_mistake_in_a_condition_names_the_condition(match: dict[str, Any], place: str) -> None:
+    rules = [a_rule(), {"name": "b", "match": match}]
+    fails({"version": 1, "rules": rules}, f"rules[1].match.{place}")
+
+
+@pytest.mark.parametrize("key", ["role", "database", "application", "client", "query"])
+@pytest.mark.parametrize(
+    ("wrong", "item"),
+    [
+        ([], ""),
+        *((wrong, "") for wrong in ("", None, 10, True, {"not": "x"})),
+        *(([wrong], "[0]") for wrong in ("", None, 10, True, {"not": "x"}, ["x"])),
+    ],
+)
+def test_a_condition_that_selects_by_nothing_is_refused(key: str, wrong: object, item: str) -> None:
+    match = IDLE | {key: wrong}
+    fails(a_document({"name": "a", "match": match}), f"rules[0].match.{key}{item}")
+
+
+@pytest.mark.parametrize("clock", ["idle_for", "transaction_for", "connected_for", "query_for"])
+@pytest.mark.parametrize(
+    "wrong",
+    [300, 0, 0.5, "300", "5 m", "", "-5m", "5min", None, True, [], ["5m"], {}],
+    ids=repr,
+)
+def test_what_is_no_duration_is_refused(clock: str, wrong: object) -> None:
+    match = {"state": "active", clock: wrong}
+    fails(a_document({"name": "a", "match": match}), f"rules[0].match.{clock}")
+
+
+def test_a_number_too_long_for_python_to_print_is_a_bare_number_like_others() -> None:
+    fails(a_document(a_rule(state="idle", idle_for=1 << 20_000)), "rules[0].match.idle_for")
+
+
+@pytest.mark.parametrize("number", [300, 0.5])
+def test_a_bare_number_is_answered_with_how_to_write_it(number: float) -> None:
+    problem = fails(a_document(a_rule(state="idle", idle_for=number)), "rules[0].match.idle_for")
+    assert f"{number}s" in problem
+
+
+@pytest.mark.parametrize("endless", ["9" * 400 + "d", "99999999999999d", "40000d"])
+def test_a_duration_that_postgres_cannot_hold_is_a_mistake_of_the_policy(endless: str) -> None:
+    fails(a_document(a_rule(state="idle", idle_for=endless)), "rules[0].match.idle_for")
+
+
+def test_a_rule_without_a_clock_is_refused() -> None:
+    problem = fails(a_document(a_rule(state="idle", role="app")), "rules[0].match")
+    assert "idle_for" in problem
+
+
+@pytest.mark.parametrize("state", ["idle", ["idle in transaction", "fastpath function call"]])
+def test_query_for_is_refused_where_no_query_runs(state: object) -> None:
+    fails(a_document(a_rule(state=state, query_for="5m")), "rules[0].match.query_for")
+
+
+@pytest.mark.parametrize(
+    ("protect", "place"),
+    [
+        (None, "protect"),
+        ([], "protect"),
+        ("deploy", "protect"),
+        ({"role": ["deploy"]}, "protect.role"),
+        ({"roles": []}, "protect.roles"),
+        ({"roles": None}, "protect.roles"),
+        ({"roles": ["deploy", None]}, "protect.roles[1]"),
+        ({"roles": ["deploy", ""]}, "protect.roles[1]"),
+        ({"roles": ["deploy", True]}, "protect.roles[1]"),
+        ({"roles": ["deploy", 5]}, "protect.roles[1]"),
+        ({"roles": ["dep[loy"]}, "protect.roles[0]"),
+        ({"applications": [["pg_dump"]]}, "protect.applications[0]"),
+        ({"databases": ""}, "protect.databases"),
+        ({"clients": ["10.0.8.0/24", "db"]}, "protect.clients[1]"),
+        ({"queries": ["select"]}, "protect.queries"),
+    ],
+)
+def test_a_protection_that_would_not_hold_is_refused(protect: object, place: str) -> None:
+    fails(a_document(protect=protect), place)
+
+
+@pytest.mark.parametrize(
+    ("limits", "place"), [(None, "limits"), (50, "limits"), ({"max": 5}, "limits.max")]
+)
+def test_a_limit_that_is_none_is_refused(limits: object, place: str) -> None:
+    fails(a_document(limits=limits), place)
+
+
+@pytest.mark.parametrize(
+    "wrong", [0, -1, 1.5, 50.0, "50", "50%", None, True, False, [50]], ids=repr
+)
+def test_a_number_of_sessions_is_whole_and_more_than_none(wrong: object) -> None:
+    fails(a_document(limits={"max_terminations": wrong}), "limits.max_terminations")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(50, 0.5, None, True, [], "", "half", "50", "%", "0%", "0.0%", "-5%", "101%", "100.1%"),
+        *("50 %", "1e1%", "50%%", "50%\n"),
+    ],
+    ids=repr,
+)
+def test_a_share_is_a_percentage_above_0_and_up_to_100(wrong: object) -> None:
+    fails(a_document(limits={"max_share": wrong}), "limits.max_share")
+
+
+# -- globs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("glob", "role", "fits"),
+    [
+        ("app", "app", True),
+        ("app", "app2", False),
+        ("app", "myapp", False),
+        ("app", "App", False),
+        ("app_*", "app_", True),
+        ("app_*", "app_api", True),
+        ("app_*", "appXapi", False),
+        ("*", "anybody", True),
+        ("a?p", "app", True),
+        ("a?p", "ap", False),
+        ("a[px]p", "axp", True),
+        ("a[px]p", "ayp", False),
+        ("a[!x]p", "app", True),
+        ("a[!x]p", "axp", False),
+        ("a[0-9]", "a7", True),
+        ("a[[]b", "a[b", True),
+        ("a.b", "a.b", True),
+        ("a.b", "axb", False),
+        ("a+", "aa", False),
+        ("a|b", "a", False),
+        (r"a\*", r"a\tail", True),
+        ("(a)", "(a)", True),
+        ("^app$", "app", False),
+        ("app", "app\n", False),
+        ("a*b", "a\nb", True),
+        ("ÄPP*", "ÄPP😀", True),
+        ("äpp", "ÄPP", False),
+        ("%", "anybody", False),
+    ],
+)
+def test_a_glob_fits_the_whole_value_and_nothing_else(glob: str, role: str, *, fits: bool) -> None:
+    policy = a_policy(a_rule(state="idle", idle_for="1s", role=[glob]))
+    assert condemns(policy, a_session(state="idle", role=role)) is fits
+
+
+@pytest.mark.parametrize("glob", ["[", "a[b", "[!", "[!]", "[]", "db[]", "[]abc", "[!]x", "a[]*"])
+def test_a_bracket_that_is_never_closed_is_refused_since_it_would_fit_nobody(glob: str) -> None:
+    fails(a_document(protect={"roles": [glob]}), "protect.roles[0]")
+
+
+def test_a_range_that_holds_nothing_is_refused_since_it_would_fit_nobody() -> None:
+    fails(a_document(protect={"roles": ["app[9-0]"]}), "protect.roles[0]")
+
+
+def test_a_glob_full_of_stars_takes_no_time() -> None:
+    policy = a_policy(a_rule(state="idle", idle_for="1s", role=["*a" * 30 + "b"]))
+    assert not condemns(policy, a_session(state="idle", role="a" * 63))
+
+
+# -- networks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("network", "client", "fits"),
+    [
+        ("10.0.8.0/24", "10.0.8.255", True),
+        ("10.0.8.0/24", "10.0.9.0", False),
+        ("10.0.8.7", "10.0.8.7", True),
+        ("10.0.8.7", "10.0.8.70", False),
+        ("0.0.0.0/0", "203.0.113.9", True),
+        ("0.0.0.0/0", "::1", False),
+        ("::/0", "10.0.8.7", False),
+        ("2001:db8::/32", "2001:db8:1::5", True),
+        ("2001:db8::/32", "2001:db9::", False),
+        ("0.0.0.0/0", None, False),
+        ("::/0", None, False),
+    ],
+)
+def test_a_network_holds_the_addresses_in_it(
+    network: str, client: str | None, *, fits: bool
+) -> None:
+    policy = a_policy(a_rule(state="idle", idle_for="1s", client=[network]))
+    assert condemns(policy, a_session(state="idle", client=client)) is fits
+
+
+# -- regular expressions ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "query", "fits"),
+    [
+        ("^select", "select 1", True),
+        ("^select", " select 1", True),
+        ("a  b", "a  b", False),  # white space is folded
+        ("a\\s+b", "a  \n b", True),
+        ("orders", "select * from orders", True),
+        ("(?i)^LISTEN ", "listen jobs", True),
+        ("a.c", "a\nc", True),
+        ("^x", "", False),
+        ("needle", "x" * 494 + "needle", True),
+        ("needle", "x" * 495 + "needle", False),
+    ],
+)
+def test_a_query_is_searched_for_its_pattern(pattern: str, query: str, *, fits: bool) -> None:
+    policy = a_policy(a_rule(state="idle", idle_for="1s", query=[pattern]))
+    assert condemns(policy, a_session(state="idle", query=query)) is fits
+
+
+@pytest.mark.parametrize("pattern", [".*", "a*", "etl|", "^", "$", "()", "(?:x)?", r"\b|", "(?i)"])
+def test_a_pattern_that_fits_every_query_is_refused(pattern: str) -> None:
+    fails(a_document(a_rule(**IDLE, query=pattern)), "rules[0].match.query")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(", "[a", "*", "a{2,1}", "(?P<n>a)(?P<n>b)", r"\q", "(?<=a*)b"]
+)
+def test_what_is_no_pattern_is_refused(pattern: str) -> None:
+    fails(a_document(a_rule(**IDLE, query=["x", pattern])), "rules[0].match.query[1]")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+b",
+        "(a*)*b",
+        "((a+)b?)+c",
+        "(?:a+){2,}b",
+        r"(\w+\s?)+;",
+        "(a|a)*b",
+        r"(?:\w|\d)*!",
+        "(a?){50}b",
+        "(?x)(a+) +b",
+        "a*a*a*a*a*b",
+        r"\w*\w*\w*!",
+        ".*,.*,.*,.*,.*,.*;",
+    ],
+)
+def test_a_pattern_that_could_run_for_ever_is_refused(pattern: str) -> None:
+    # `re` holds the interpreter's lock: while it runs no deadline and no other target gets a turn.
+    fails(a_document(a_rule(**IDLE, query=pattern)), "rules[0].match.query")
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"^\s*select\b", "^(select|with) ", r"from \w+ where", r"\(a\)+", "[(a+)]+x"]
+)
+def test_an_everyday_pattern_is_taken(pattern: str) -> None:
+    a_policy(a_rule(**IDLE, query=pattern))

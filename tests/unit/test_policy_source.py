@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from session_reaper.decide import Verdict, decide
+from session_reaper.errors import ConfigurationError
+from session_reaper.policy import Mode, Policy
+from session_reaper.policy_source import MAX_POLICY_LENGTH, load_policy
+
+from tests.builders import a_document, a_policy, a_session, some_slots
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+YAML = """
+# A comment
+version: 1
+mode: off
+rules:
+  - name: idle-in-transaction
+    match:
+      state: [idle in transaction]
+      idle_for: 5m
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def load(folder: Path, text: str, name: str = "policy.yaml") -> Policy:
+    path = folder / name
+    path.write_text(text, "utf-8")
+    return load_policy(str(path))
+
+
+def problem_of(folder: Path, text: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load(folder, text)
+    return str(caught.value).replace(str(folder), "")  # which bears the test's own name
+
+
+def test_the_bundled_policy_terminates_the_leak_of_the_article_and_no_pooled_session() -> None:
+    policy = load_policy("")
+    assert policy.mode is None  # MODE alone decides
+    leaks = [
+        a_session(pid=1, state="idle in transaction", idle_seconds=300),
+        a_session(pid=2, state="idle in transaction (aborted)", idle_seconds=300),
+    ]
+    healthy = [
+        a_session(pid=3, state="idle in transaction", idle_seconds=299, connected_seconds=1e6),
+        a_session(pid=4, state="idle", idle_seconds=1e6, transaction_seconds=None),
+        a_session(pid=5, state="active", idle_seconds=1e6, query_seconds=1e6),
+    ]
+    judgement = decide([*leaks, *healthy], some_slots(), policy)
+    condemned = {d.session.identity.pid for d in judgement.having(Verdict.CONDEMN)}
+    assert condemned == {1, 2}
+
+
+def test_reads_yaml(folder: Path) -> None:
+    assert load(folder, YAML) == a_policy(mode="off")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_reads_json(folder: Path, indent: int | None) -> None:
+    text = json.dumps(a_document(mode="observe"), indent=indent)
+    assert load(folder, f"\n  {text}\n", "policy.json") == a_policy(mode="observe")
+
+
+def test_reads_a_byte_order_mark_over(folder: Path) -> None:
+    assert load(folder, "\ufeff" + YAML).mode is Mode.OFF
+
+
+def test_a_relative_path_is_meant_from_the_artifacts_root(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert load_policy("session_reaper/default_policy.json") == load_policy("")
+
+
+@pytest.mark.parametrize("source", ["nowhere.yaml", "session_reaper", "session_reaper/../x"])
+def test_a_policy_that_cannot_be_read_is_named_with_the_variable(source: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_policy(source)
+    assert source in str(caught.value)
+    assert str(caught.value).startswith("POLICY")
+
+
+def test_a_file_that_is_no_text_is_a_mistake(folder: Path) -> None:
+    (folder / "policy.yaml").write_bytes(b"version: \xff\xfe")
+    with pytest.raises(ConfigurationError):
+        load_policy(str(folder / "policy.yaml"))
+
+
+def test_a_mistake_names_the_source_and_the_place(folder: Path) -> None:
+    problem = problem_of(folder, YAML.replace("5m", "300"))
+    assert problem.startswith("POLICY /policy.yaml: ")
+    assert "rules[0].match.idle_for: 300 has no unit" in problem
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("version: 1\nversion: 1\nrules: []", "line 1"),
+        ("version: 1\nrules:\n - name: a\n   name: b", "line 3"),
+        ("version: 1\nprotect: {roles: [a], roles: [b]}\nrules: []", "line 2"),
+        ("version: 1\n<<: {version: 2}\nrules: []", "line 1"),
+        ('{"version": 1, "version": 1}', "version"),
+        ('{"version": 1, "protect": {"roles": ["a"], "roles": ["b"]}}', "roles"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_since_one_would_be_lost(
+    folder: Path, line: str, place: str
+) -> None:
+    problem = problem_of(folder, line)
+    assert "twice" in problem
+    assert place in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]",
+        "version: &v 1\nrules: *v",
+        "version: 1\nbase: &b {name: a}\nrules: [{<<: *b}]",
+    ],
+)
+def test_aliases_are_refused_since_a_few_lines_of_them_can_mean_gigabytes(
+    folder: Path, text: str
+) -> None:
+    assert "alias" in problem_of(folder, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 500 + "]" * 500,
+        '{"version": ' + "[" * 20_000 + "]" * 20_000 + "}",
+        "".join("\n" + " " * depth + "a:" for depth in range(300)),
+    ],
+)
+def test_what_is_nested_without_end_is_refused(folder: Path, text: str) -> None:
+    assert problem_of(folder, text)
+
+
+def test_a_policy_may_be_as_long_as_the_limit_and_no_longer(folder: Path) -> None:
+    longest = YAML + "#" * (MAX_POLICY_LENGTH - len(YAML))
+    assert load(folder, longest).mode is Mode.OFF
+    assert "longer than" in problem_of(folder, longest + "#")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n# nothing\n",
+        "~",
+        "- version: 1",
+        "version",
+        "version: 1\nrules: 2024-13-45",
+        "version: 1\nrules: 2024-01-01",
+        "version: 1\n\trules: []",
+        "version: [1",
+        "version: 1\n--- \nversion: 1",
+        "version: !!python/object/apply:os.system [true]",
+        "version: !!binary AAAA",
+        "? [version]\n: 1",
+        "version: \x01",
+        "{",
+        '{"version": 1,}',
+        '{"version": NaN, "rules": []}',
+        "version: 0x" + "f" * 5000 + "\nrules: []",
+        "version: " + "9" * 5000 + "\nrules: []",
+    ],
+)
+def test_what_is_no_policy_is_a_configuration_error_and_no_other(folder: Path, text: str) -> None:
+    assert problem_of(folder, text)
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("protect: {roles: [no]}", "protect.roles[0]"),
+        ("protect: {roles: [deploy, on]}", "protect.roles[1]"),
+        ("protect: {roles: [~]}", "protect.roles[0]"),
+        ("protect: {roles: [123]}", "protect.roles[0]"),
+        ("protect: {roles: [2024-01-01]}", "protect.roles[0]"),
+        ("protect: {roles:}", "protect.roles"),
+        ("protect:", "protect"),
+        ("limits: {max_terminations: yes}", "limits.max_terminations"),
+        ("limits: {max_share: 1:30}", "limits.max_share"),
+    ],
+)
+def test_what_yaml_makes_of_bare_words_does_not_pass_for_text(
+    folder: Path, line: str, place: str
+) -> None:
+    assert f" {place}: " in problem_of(folder, f"{YAML}\n{line}\n")
+
+
+def test_flow_yaml_is_yaml_although_it_begins_like_json(folder: Path) -> None:
+    text = "{version: 1, mode: off, rules: [{name: idle-in-transaction, match: "
+    text += "{state: [idle in transaction], idle_for: 5m}}]}"
+    assert load(folder, text) == a_policy(mode="off")

@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from session_reaper.policy import Mode
+from session_reaper.report import (
+    Advice,
+    Failure,
+    Outcome,
+    Report,
+    RunStatus,
+    TargetReport,
+    TargetStatus,
+    as_document,
+    headline,
+)
+
+from tests.builders import (
+    a_decision,
+    a_fate,
+    a_report,
+    a_session,
+    a_target_report,
+    some_fates,
+    some_slots,
+)
+
+OK, FAILED, FULL = TargetStatus.OK, TargetStatus.FAILED, TargetStatus.FULL
+BLIND, BREAKER = TargetStatus.BLIND, TargetStatus.BREAKER
+UNREACHED = {
+    "slots": None,
+    "used_after": None,
+    "status": FAILED,
+    "error": Failure(code="dns", message="the name does not resolve", hint="Check host."),
+}
+
+
+def unreached(name: str, status: TargetStatus = FAILED) -> TargetReport:
+    return a_target_report(**UNREACHED | {"name": name, "status": status})
+
+
+# -- one target -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "line"),
+    [
+        (
+            a_target_report(*some_fates(12, Outcome.TERMINATED), used_after=85),
+            "orders: 12 sessions terminated, slots 97/97 → 85/97",
+        ),
+        (
+            a_target_report(a_fate(Outcome.TERMINATED), used_after=96),
+            "orders: 1 session terminated, slots 97/97 → 96/97",
+        ),
+        (
+            a_target_report(*some_fates(2, Outcome.WOULD_TERMINATE)),
+            "orders: 2 sessions would be terminated, slots 97/97",
+        ),
+        (
+            a_target_report(*some_fates(3, Outcome.DENIED)),
+            "orders: 3 sessions denied, slots 97/97",
+        ),
+        (
+            a_target_report(*some_fates(3, Outcome.ESCAPED)),
+            "orders: 3 sessions escaped, slots 97/97",
+        ),
+        (
+            a_target_report(*some_fates(3, Outcome.CANCELLED)),
+            "orders: 3 sessions cancelled, slots 97/97",
+        ),
+        (
+            a_target_report(
+                *some_fates(2, Outcome.SPARED),
+                *some_fates(3, Outcome.ESCAPED),
+                *some_fates(4, Outcome.DENIED),
+                *some_fates(5, Outcome.LINGERING),
+                *some_fates(6, Outcome.TERMINATED),
+                used_after=91,
+            ),
+            (
+                "orders: 6 sessions terminated, 5 lingering, 4 denied, 3 escaped, 2 spared,"
+                " slots 97/97 → 91/97"
+            ),
+        ),
+        (a_target_report(), "orders: nothing to terminate, slots 97/97"),
+        (
+            a_target_report(slots=some_slots(used=0), used_after=0),
+            "orders: nothing to terminate, slots 0/97",
+        ),
+        (
+            a_target_report(*some_fates(60, Outcome.SPARED), status=BREAKER),
+            "orders: breaker, 60 sessions spared, slots 97/97",
+        ),
+        (
+            a_target_report(*some_fates(2, Outcome.TERMINATED), status=FAILED, used_after=95),
+            "orders: failed, 2 sessions terminated, slots 97/97 → 95/97",
+        ),
+        (a_target_report(status=FAILED), "orders: failed, slots 97/97"),
+        (unreached("orders"), "orders: failed, the name does not resolve"),
+        (unreached("orders", FULL), "orders: full, the name does not resolve"),
+        (unreached("orders", BLIND), "orders: blind, the name does not resolve"),
+    ],
+)
+def test_the_headline_of_a_target_says_what_happened(target: TargetReport, line: str) -> None:
+    assert headline(target) == line
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_no_outcome_is_missing_from_the_headline(outcome: Outcome) -> None:
+    line = headline(a_target_report(a_fate(outcome)))
+    assert "nothing to terminate" not in line
+    assert "1 session " in line
+
+
+@pytest.mark.parametrize(
+    ("target", "news"),
+    [
+        (a_target_report(), False),
+        (a_target_report(advice=(Advice(code="a", message="b", sql=None),)), False),
+        (a_target_report(a_fate(Outcome.ESCAPED)), False),
+        (a_target_report(a_fate(Outcome.TERMINATED)), True),
+        (a_target_report(a_fate(Outcome.WOULD_TERMINATE)), True),
+        (a_target_report(a_fate(Outcome.DENIED)), True),
+        (a_target_report(a_fate(Outcome.LINGERING)), True),
+        (a_target_report(a_fate(Outcome.ESCAPED), a_fate(Outcome.LINGERING)), True),
+        (a_target_report(status=BREAKER), True),
+        (unreached("orders"), True),
+        (unreached("orders", FULL), True),
+        (unreached("orders", BLIND), True),
+    ],
+)
+def test_news_is_what_somebody_should_hear_of(target: TargetReport, *, news: bool) -> None:
+    assert target.is_news is news
+    assert a_report(a_target_report(name="quiet"), target).is_news is news
+
+
+# -- the run ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "failed"),
+    [
+        ([], RunStatus.OK, 0),
+        ([OK], RunStatus.OK, 0),
+        ([OK, OK], RunStatus.OK, 0),
+        ([OK, FAILED], RunStatus.PARTIAL, 1),
+        ([OK, FULL], RunStatus.PARTIAL, 1),
+        ([OK, BLIND], RunStatus.PARTIAL, 1),
+        ([OK, BREAKER], RunStatus.PARTIAL, 0),
+        ([BREAKER], RunStatus.PARTIAL, 0),
+        ([BREAKER, FAILED], RunStatus.PARTIAL, 1),
+        ([FAILED], RunStatus.FAILED, 1),
+        ([FAILED, FULL, BLIND], RunStatus.FAILED, 3),
+    ],
+)
+def test_a_run_is_partial_when_some_targets_are_not_well_and_failed_when_none_was_reached(
+    statuses: list[TargetStatus], status: RunStatus, failed: int
+) -> None:
+    report = a_report(*(a_target_report(status=status) for status in statuses))
+    assert report.status is status
+    assert report.failed == failed
+
+
+def named(name: str, number: int = 0) -> TargetReport:
+    fates = some_fates(number, Outcome.TERMINATED)
+    return a_target_report(*fates, name=name, used_after=97 - number)
+
+
+@pytest.mark.parametrize(
+    ("report", "summary"),
+    [
+        (
+            a_report(named("orders", 12)),
+            "orders: 12 sessions terminated, slots 97/97 → 85/97",
+        ),
+        (a_report(named("a"), named("b")), "a: nothing to terminate, slots 97/97; 1 quiet"),
+        (
+            a_report(named("a"), named("b", 1), named("c")),
+            "b: 1 session terminated, slots 97/97 → 96/97; 2 quiet",
+        ),
+        (
+            a_report(named("a", 1), unreached("b"), named("c", 2)),
+            (
+                "b: failed, the name does not resolve;"
+                " c: 2 sessions terminated, slots 97/97 → 95/97;"
+                " a: 1 session terminated, slots 97/97 → 96/97"
+            ),
+        ),
+        (
+            a_report(*(named(f"t{n}", n) for n in range(1, 7)), named("q")),
+            (
+                "t6: 6 sessions terminated, slots 97/97 → 91/97;"
+                " t5: 5 sessions terminated, slots 97/97 → 92/97;"
+                " t4: 4 sessions terminated, slots 97/97 → 93/97;"
+                " 3 more with news; 1 quiet"
+            ),
+        ),
+        (a_report(), "no targets"),
+        (a_report(mode=Mode.OFF), "mode is off: no target was looked at"),
+    ],
+)
+def test_the_summary_says_what_happened_where_trouble_first(report: Report, summary: str) -> None:
+    assert report.summary == summary
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r", "\x0b", "\x85", "\u2028"])
+def test_the_summary_is_one_line_whatever_a_server_or_a_name_says(line_break: str) -> None:
+    error = Failure(code="XX000", message=f"first{line_break}second", hint="")
+    for target in (
+        a_target_report(name=f"ord{line_break}ers"),
+        a_target_report(**UNREACHED | {"error": error}),
+    ):
+        assert len(a_report(target).summary.splitlines()) == 1
+
+
+# -- the return value -------------------------------------------------------------------------------
+
+
+def test_the_document_is_exactly_that_of_the_contract() -> None:
+    target = a_target_report(
+        a_fate(Outcome.TERMINATED, query="select * from orders where id = 42"),
+        used_after=85,
+        status=FAILED,
+        error=Failure(code="53300", message="m", hint="h"),
+        advice=(Advice(code="set-timeout", message="am", sql="ALTER ROLE …"),),
+    )
+    assert as_document(a_report(target)) == {
+        "run_id": "4f6c",
+        "mode": "enforce",
+        "status": "failed",
+        "summary": "orders: failed, 1 session terminated, slots 97/97 → 85/97",
+        "totals": {
+            "targets": 1,
+            "failed": 1,
+            "terminated": 1,
+            "would_terminate": 0,
+            "cancelled": 0,
+            "escaped": 0,
+            "denied": 0,
+            "lingering": 0,
+        },
+        "targets": [
+            {
+                "name": "orders",
+                "status": "failed",
+                "error": {"code": "53300", "message": "m", "hint": "h"},
+                "slots": {
+                    "max": 100,
+                    "reserved": 3,
+                    "usable": 97,
+                    "used_before": 97,
+                    "used_after": 85,
+                },
+                "sessions": [
+                    {
+                        "pid": 4711,
+                        "role": "app",
+                        "database": "orders",
+                        "application": "api",
+                        "client": "10.0.0.7",
+                        "state": "idle in transaction",
+                        "idle_seconds": 901.2,
+                        "transaction_seconds": 905.0,
+                        "connected_seconds": 4000.1,
+                        "rule": "idle-in-transaction",
+                        "reason": "idle in transaction for 15m 1s (idle_for: 5m)",
+                        "outcome": "terminated",
+                        "query": "select * from orders where id = ?",
+                    }
+                ],
+                "advice": [{"code": "set-timeout", "message": "am", "sql": "ALTER ROLE …"}],
+            }
+        ],
+    }
+
+
+def test_what_is_not_known_is_null() -> None:
+    session = a_session(client=None, transaction_seconds=None, application="", database="")
+    fate = a_fate()
+    fate = type(fate)(decision=a_decision(session), outcome=Outcome.DENIED)
+    document = as_document(a_report(a_target_report(fate), unreached("billing")))
+    reached, missed = document["targets"]
+    assert reached["error"] is None
+    assert reached["advice"] == []
+    (shown,) = reached["sessions"]
+    assert (shown["client"], shown["transaction_seconds"]) == (None, None)
+    assert (shown["application"], shown["database"]) == ("", "")
+    assert (missed["slots"], missed["sessions"]) == (None, [])
+
+
+def test_totals_count_over_all_targets() -> None:
+    report = a_report(
+        a_target_report(*some_fates(2, Outcome.TERMINATED), *some_fates(1, Outcome.DENIED)),
+        a_target_report(*some_fates(3, Outcome.TERMINATED), *some_fates(4, Outcome.LINGERING)),
+        a_target_report(*some_fates(5, Outcome.ESCAPED), *some_fates(6, Outcome.SPARED)),
+        a_target_report(*some_fates(7, Outcome.WOULD_TERMINATE)),
+        unreached("billing"),
+    )
+    totals = as_document(report)["totals"]
+    assert totals["targets"] == 5
+    assert totals["failed"] == 1
+    assert totals["terminated"] == 5
+    assert totals["denied"] == 1
+    assert totals["lingering"] == 4
+    assert totals["escaped"] == 5
+    assert totals["would_terminate"] == 7
+    assert totals["cancelled"] == 0
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+@pytest.mark.parametrize("status", TargetStatus)
+@pytest.mark.parametrize("mode", Mode)
+def test_the_document_is_json_and_nothing_but_its_values(
+    outcome: Outcome, status: TargetStatus, mode: Mode
+) -> None:
+    report = a_report(a_target_report(a_fate(outcome), status=status), mode=mode)
+    document = as_document(report)
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert document["mode"] == mode.name.lower()
+    assert "Outcome" not in json.dumps(document)
+
+
+def test_ages_are_given_to_a_tenth_of_a_second() -> None:
+    fate = a_fate(idle_seconds=0.123, transaction_seconds=1.26, connected_seconds=86_400.04)
+    (shown,) = as_document(a_report(a_target_report(fate)))["targets"][0]["sessions"]
+    assert shown["idle_seconds"] == 0.1
+    assert shown["transaction_seconds"] == 1.3
+    assert shown["connected_seconds"] == 86_400.0
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_no_literal_of_a_query_is_in_the_document_or_in_any_repr(outcome: Outcome) -> None:
+    query = "update t set s = 'CANARY', n = 31337 /* CANARY */ where k = $$CANARY$$ -- CANARY"
+    report = a_report(a_target_report(a_fate(outcome, query=query)))
+    for text in (json.dumps(as_document(report)), repr(report), str(report)):
+        assert "CANARY" not in text
+        assert "31337" not in text

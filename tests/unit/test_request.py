@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from session_reaper.errors import ConfigurationError
+from session_reaper.policy import Mode
+from session_reaper.request import RunRequest, effective_mode, policy_of_run, read_request
+
+from tests.builders import a_document, a_policy, a_rule, a_session
+
+EVENTS = Path(__file__).parents[2] / "events"
+OFF, OBSERVE, ENFORCE = Mode.OFF, Mode.OBSERVE, Mode.ENFORCE
+
+
+def test_there_are_events_to_read() -> None:
+    assert len(list(EVENTS.glob("*.json"))) >= 4
+
+
+@pytest.mark.parametrize("path", sorted(EVENTS.glob("*.json")), ids=lambda path: path.name)
+def test_every_event_in_the_folder_is_understood(path: Path) -> None:
+    assert isinstance(read_request(json.loads(path.read_text("utf-8"))), RunRequest)
+
+
+@pytest.mark.parametrize(
+    ("name", "request_"),
+    [
+        ("scheduled.json", RunRequest()),
+        ("scheduler.json", RunRequest()),
+        ("manual_everything.json", RunRequest()),
+        ("manual_observe.json", RunRequest(mode=OBSERVE)),
+        ("manual_one_target.json", RunRequest(targets=("orders",))),
+    ],
+)
+def test_an_event_asks_for_what_its_name_says(name: str, request_: RunRequest) -> None:
+    assert read_request(json.loads((EVENTS / name).read_text("utf-8"))) == request_
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}},
+        {"source": "aws.scheduler", "detail-type": "Scheduled Event", "detail": "{}"},
+        {"source": "custom", "detail-type": "Leak", "detail": {"mode": "off"}, "replay-name": "x"},
+    ],
+)
+def test_anything_from_eventbridge_is_a_run_over_everything(event: dict[str, Any]) -> None:
+    assert read_request(event) == RunRequest()
+
+
+def test_a_manual_event_may_ask_for_all_at_once() -> None:
+    asked = read_request(
+        {"mode": "observe", "targets": ["a", "b"], "rules": ["r"], "policy": a_document()}
+    )
+    assert asked.mode is OBSERVE
+    assert asked.targets == ("a", "b")
+    assert asked.rules == ("r",)
+    assert asked.policy == a_policy()
+
+
+@pytest.mark.parametrize(
+    ("event", "place"),
+    [
+        ({"target": ["orders"]}, r"event\.target: unknown key"),
+        ({"Mode": "off"}, r"event\.Mode: unknown key"),
+        ({"dry_run": True}, r"event\.dry_run: unknown key"),
+        ({"source": "me"}, r"event\.source: unknown key"),
+        ({"mode": "kill"}, r"event\.mode: "),
+        ({"mode": None}, r"event\.mode: "),
+        ({"mode": 2}, r"event\.mode: "),
+        ({"mode": True}, r"event\.mode: "),
+        ({"targets": []}, r"event\.targets: "),
+        ({"targets": [""]}, r"event\.targets\[0\]: "),
+        ({"targets": ["a", 1]}, r"event\.targets\[1\]: "),
+        ({"targets": None}, r"event\.targets: "),
+        ({"rules": [["a"]]}, r"event\.rules\[0\]: "),
+        ({"policy": None}, r"event\.policy: "),
+        ({"policy": {"version": 1}}, r"event\.policy\.rules: is required"),
+        (
+            {"policy": a_document(a_rule(), {"name": "x", "match": {"state": "idle"}})},
+            r"event\.policy\.rules\[1\]\.match: ",
+        ),
+        (None, "event: "),
+        ([], "event: "),
+        ("{}", "event: "),
+    ],
+)
+def test_what_an_event_cannot_ask_is_named(event: object, place: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{place}"):
+        read_request(event)
+
+
+def test_an_unknown_key_is_shown_with_those_that_are_known() -> None:
+    with pytest.raises(ConfigurationError, match="mode, targets, rules, policy"):
+        read_request({"modes": "off"})
+
+
+@pytest.mark.parametrize(
+    ("stack", "policy", "event", "effective"),
+    [
+        (ENFORCE, None, None, ENFORCE),
+        (ENFORCE, ENFORCE, ENFORCE, ENFORCE),
+        (ENFORCE, OBSERVE, None, OBSERVE),
+        (ENFORCE, None, OFF, OFF),
+        (ENFORCE, OFF, ENFORCE, OFF),
+        (OBSERVE, ENFORCE, ENFORCE, OBSERVE),
+        (OBSERVE, None, ENFORCE, OBSERVE),
+        (OFF, ENFORCE, ENFORCE, OFF),
+    ],
+)
+def test_the_most_careful_mode_holds(
+    stack: Mode, policy: Mode | None, event: Mode | None, effective: Mode
+) -> None:
+    assert effective_mode(stack, policy, event) is effective
+
+
+def test_a_request_that_names_no_rules_gets_all() -> None:
+    policy = a_policy(a_rule("a"), a_rule("b"), mode="observe", protect={"roles": ["deploy"]})
+    assert policy_of_run(policy, RunRequest()) == policy
+
+
+def test_the_rules_of_a_request_keep_the_order_of_the_policy() -> None:
+    policy = a_policy(a_rule("a"), a_rule("b"), a_rule("c"))
+    chosen = policy_of_run(policy, RunRequest(rules=("c", "a")))
+    assert [rule.name for rule in chosen.rules] == ["a", "c"]
+
+
+def test_a_rule_that_the_policy_does_not_have_is_named_with_those_it_has() -> None:
+    policy = a_policy(a_rule("a"), a_rule("b"))
+    with pytest.raises(ConfigurationError, match=r"^event\.rules\[1\]: .*\bz\b.*\ba, b$"):
+        policy_of_run(policy, RunRequest(rules=("a", "z")))
+
+
+def test_the_policy_of_an_event_takes_the_place_of_the_stacks() -> None:
+    own = a_policy(a_rule("own"), limits={"max_terminations": 5})
+    policy = policy_of_run(a_policy(a_rule("stack")), RunRequest(policy=own, rules=("own",)))
+    assert policy == own
+
+
+@pytest.mark.parametrize(
+    ("stack", "event", "effective"),
+    [
+        (None, None, None),
+        (None, "enforce", ENFORCE),
+        ("off", None, OFF),
+        ("off", "enforce", OFF),
+        ("observe", "enforce", OBSERVE),
+        ("enforce", "observe", OBSERVE),
+        ("enforce", None, ENFORCE),
+    ],
+)
+def test_the_policy_of_an_event_does_not_lift_the_mode_of_the_stacks(
+    stack: str | None, event: str | None, effective: Mode | None
+) -> None:
+    policy = a_policy(**{"mode": stack} if stack else {})
+    own = a_policy(**{"mode": event} if event else {})
+    assert policy_of_run(policy, RunRequest(policy=own)).mode is effective
+
+
+@pytest.mark.parametrize(
+    ("key", "session"),
+    [
+        ("roles", {"role": "deploy"}),
+        ("applications", {"application": "deploy"}),
+        ("databases", {"database": "deploy"}),
+    ],
+)
+def test_the_policy_of_an_event_does_not_lift_the_protections_of_the_stacks(
+    key: str, session: dict[str, Any]
+) -> None:
+    stack = a_policy(protect={key: ["deploy"], "clients": ["10.9.0.0/16"]})
+    own = a_policy(protect={key: ["more"], "clients": ["10.8.0.0/16"]})
+    protect = policy_of_run(stack, RunRequest(policy=own)).protect
+    name = next(iter(session))
+    for spared in (session, {name: "more"}, {"client": "10.9.0.1"}, {"client": "10.8.0.1"}):
+        assert protect.covers(a_session(**spared)), spared
+    assert not protect.covers(a_session())
