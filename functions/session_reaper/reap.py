@@ -111,13 +111,14 @@ def _executed(
     used_after = report.used_after
     if sent:
         try:
-            if error is None:
+            if error is None or isinstance(error, DeadlineError):
                 remaining, used_after = _verify(server, sent, deadline)
             else:  # the connection is lost, the kills are not: another connection looks for them
                 with closing(Server.connect(target, deadline)) as witness:
                     remaining, used_after = _verify(witness, sent, deadline)
         except TargetError as unverified:
             used_after = None
+            signals = {**signals, **dict.fromkeys((i.pid for i in sent), Signal.SENT)}
             error = error or unverified
     fates = tuple(
         fate if fate.outcome is Outcome.SPARED else _fate(fate.decision, signals, remaining)
@@ -142,12 +143,10 @@ def _signal_all(
                 signals |= server.terminate([_identity(d) for d in some], deadline)
             except DeadlineError as over:
                 error = over
-            except (
-                TargetError
-            ) as lost:  # perhaps they were signalled: it is the answer that is lost
-                error = lost
+            except TargetError as lost:
+                error = lost  # the answer is lost: as far as we know, all of them were signalled
                 signals |= dict.fromkeys(map(_pid, some), Signal.SENT)
-    return signals, None if isinstance(error, DeadlineError) else error
+    return signals, error
 
 
 def _together(condemned: Sequence[Decision]) -> Iterator[Sequence[Decision]]:
@@ -186,7 +185,7 @@ def _fate(decision: Decision, signals: Mapping[int, Signal], remaining: Collecti
             outcome = Outcome.DENIED
         case None:
             outcome = Outcome.SPARED
-            reason = f"{decision.reason}; spared: the time or the connection was gone"
+            reason = f"{decision.reason}; spared: the run ended before its turn"
             decision = replace(decision, reason=reason)
     return Fate(decision=decision, outcome=outcome)
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import logging
+import sys
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from moto.backends import get_backend
+from moto.core import DEFAULT_ACCOUNT_ID
 from pg8000.native import literal
 
-from infra.local.aws import Aws, aws
+from infra.local.aws import REGION, Aws, aws
 from infra.local.postgres import Build, bundled_builds, npm_builds, server
 from tests.integration.stage import PASSWORD, REAPER, ROLE_FILE, Stage
 
@@ -114,21 +117,11 @@ def _stand_in() -> Iterator[Aws]:
 
 @pytest.fixture
 def cloud(_stand_in: Aws) -> Iterator[Aws]:
-    """The stand-in with a topic and an inbox of this test's own."""
-    topic = _stand_in.sns.create_topic(Name="session-reaper-test")["TopicArn"]
-    inbox = _stand_in.sqs.create_queue(QueueName="inbox-test")["QueueUrl"]
-    attributes = _stand_in.sqs.get_queue_attributes(QueueUrl=inbox, AttributeNames=["QueueArn"])
-    _stand_in.sns.subscribe(
-        TopicArn=topic, Protocol="sqs", Endpoint=attributes["Attributes"]["QueueArn"]
-    )
-    yield replace(_stand_in, topic_arn=topic, inbox_url=inbox)
-    for page in _stand_in.secrets.get_paginator("list_secrets").paginate():
-        for secret in page["SecretList"]:
-            _stand_in.secrets.delete_secret(
-                SecretId=secret["ARN"], ForceDeleteWithoutRecovery=True
-            )
-    _stand_in.sns.delete_topic(TopicArn=topic)
-    _stand_in.sqs.delete_queue(QueueUrl=inbox)
+    """The stand-in, without any secret, parameter or mail of another test."""
+    _stand_in.delivered()
+    yield _stand_in
+    for service in ("secretsmanager", "ssm"):  # it runs in this process: no need to ask by HTTP
+        get_backend(service)[DEFAULT_ACCOUNT_ID][REGION].reset()
 
 
 @pytest.fixture
@@ -137,6 +130,27 @@ def stage(
 ) -> Iterator[Stage]:
     with Stage(server=postgres, root=root, aws=cloud, monkeypatch=monkeypatch) as made:
         yield made
+
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def output(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> Output:
+    """What a run writes. The logger keeps the stdout of its first import; here it follows."""
+    for handler in logging.getLogger("session-reaper").handlers:
+        monkeypatch.setattr(handler, "stream", _Stdout())
+    return capsys
+
+
+class _Stdout:
+    """Whatever stdout is at the moment: pytest puts another one there for each phase of a test."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -51,6 +52,20 @@ def rule(name: str = "leak", *, action: object = None, **match: object) -> dict[
 
 def policy(*rules: Mapping[str, object], **others: object) -> dict[str, object]:
     return {"version": 1, "rules": list(rules) or [rule()], **others}
+
+
+class Client(Connection):
+    """pg8000's connection, but whatever happens it is closed whole, and its first error is shown."""
+
+    def close(self) -> None:
+        stream = self._sock
+        try:
+            with suppress(pg8000.native.Error, OSError):
+                super().close()
+        finally:
+            if stream is not None:
+                with suppress(OSError, ValueError):
+                    stream.close()
 
 
 class Context:
@@ -213,12 +228,17 @@ class Stage:
 
     def connect(self, role: str = "app", **options: object) -> Connection:
         """A client's connection over the Unix socket, unless `tcp` is among the options."""
-        if role != "postgres" and role != REAPER:
+        if role != REAPER:
             self.role(role)
         tcp = options.pop("tcp", False)
-        where = {} if tcp else {"unix_sock": self.server.unix_sock}
-        password = self.server.password if role == "postgres" else PASSWORD
-        return self.server.connect(user=role, password=password, **where, **options)
+        where = {"host": self.server.host, "port": self.server.port}
+        return Client(
+            role,
+            password=PASSWORD,
+            ssl_context=False,
+            **({"database": "postgres"} | options),
+            **(where if tcp else {"unix_sock": self.server.unix_sock}),
+        )
 
     def session(
         self,
@@ -274,12 +294,12 @@ class Stage:
         self.monkeypatch.setenv("TARGET_SECRETS", ",".join(self._targets))
         return secret_name
 
-    def run(self, event: Mapping[str, object] | None = None, *, seconds: float = 60.0) -> Run:
+    def run(self, event: object = None, *, seconds: float = 60.0) -> Run:
         """Invoke the handler with what a console's user would type."""
-        if not self._targets:
+        if not self._targets and not os.environ.get("TARGET_SECRET_TAG"):
             self.target()
         started = time.monotonic()
-        answer = lambda_handler(event or {}, Context(seconds))  # type: ignore[arg-type]
+        answer = lambda_handler({} if event is None else event, Context(seconds))  # type: ignore[arg-type]
         took = time.monotonic() - started
         document = json.loads(json.dumps(answer))  # what Lambda itself does with it
         return Run(document=document, emails=self.aws.delivered(), seconds=took)

@@ -53,7 +53,7 @@ def test_every_session_says_what_it_was_and_why(stage: Stage) -> None:
     assert ages["idle_seconds"] <= ages["transaction_seconds"] <= ages["connected_seconds"]
     reason = reported.pop("reason")
     assert reason.startswith("idle in transaction for ")
-    assert reason.endswith("(idle_for: 0s)")
+    assert reason.endswith("(idle_for: 10ms)")
     assert reported == {
         "pid": leak.pid,
         "role": "app",
@@ -135,17 +135,16 @@ def test_a_pool_at_work_has_no_broken_transaction(stage: Stage) -> None:
     workers = [Thread(target=work, args=(index,)) for index in range(8)]
     for worker in workers:
         worker.start()
-    leaks = []
+    leaks = stage.sessions(5, LEAK, application_name="leak")
     try:
-        until(lambda: min(done) > 0, "every worker is at work")
-        for _ in range(5):
-            leak = stage.session(LEAK, application_name="leak")
-            leaks.append(leak)
-            until(lambda leak=leak: _age(stage, leak.pid, "state_change") > 1, "the leak is old")
-            before = list(done)
-            run = stage.reap(rule(idle_for="1s"))
-            assert run.outcomes() == {leak.pid: "terminated"}
-            until(lambda b=before: all(n > m for n, m in zip(done, b, strict=True)), "all work on")
+        until(lambda: _age(stage, leaks[-1].pid, "state_change") > 1, "the leaks are old")
+        for leak in leaks:
+            until(lambda now=list(done): all(n > m for n, m in zip(done, now, strict=True)), "work")
+            run = stage.reap(rule(idle_for="1s"), limits={"max_terminations": 1})
+            outcomes = run.outcomes()
+            assert outcomes.pop(leak.pid) == "terminated"
+            assert set(outcomes.values()) <= {"spared"}
+        until(lambda now=list(done): all(n > m for n, m in zip(done, now, strict=True)), "all work on")
     finally:
         stop.set()
         for worker in workers:
