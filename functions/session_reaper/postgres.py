@@ -60,6 +60,12 @@ _HINTS: Final = {
     " role a reserved slot: set reserved_connections (PostgreSQL 16+, restart) and"
     " GRANT pg_use_reserved_connections.",
 }
+_LIMIT_HINTS: Final = {
+    "InitializeSessionUserId": "The server has slots, the role's own limit is reached: ALTER ROLE …"
+    " CONNECTION LIMIT, or end what it holds.",
+    "CheckMyDatabase": "The server has slots, the database's limit is reached: write another dbname"
+    " into the secret, or ALTER DATABASE … CONNECTION LIMIT.",
+}
 _NOT_POSTGRES_HINT: Final = "Check host and port in the secret."
 _OTHER_HINT: Final = "The message is the server's own; its log has the context."
 
@@ -358,7 +364,9 @@ def _server_error(error: pg8000.native.DatabaseError, doing: str) -> TargetError
     code = _sqlstate(error)
     kind = FullError if code == _TOO_MANY_CONNECTIONS else TargetError
     message = _fields(error).get("M", "the server gave no message")
-    return kind(code, f"{doing}: {message}", _HINTS.get(code, _OTHER_HINT))
+    # The same SQLSTATE for a full server and for two limits; the server's routine tells them apart.
+    hint = _LIMIT_HINTS.get(_fields(error).get("R", "")) or _HINTS.get(code, _OTHER_HINT)
+    return kind(code, f"{doing}: {message}", hint)
 
 
 # -- rows to values -------------------------------------------------------------------------------

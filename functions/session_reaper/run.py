@@ -14,7 +14,7 @@ from session_reaper.secrets_manager import Secrets
 from session_reaper.settings import Settings
 from session_reaper.targets import Target
 
-_GRACE = 0.5  # seconds in which a target whose time is over may still say what it did
+_GRACE = 0.25  # seconds in which a target whose time is over may still say what it did
 
 
 def run(

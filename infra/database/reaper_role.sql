@@ -23,7 +23,7 @@ $$;
 -- INHERIT: a membership that is not inherited neither shows nor signals anything.
 -- CONNECTION LIMIT: a run holds one connection; the rest is for one that died badly and for you.
 -- Whatever goes wrong, the reaper itself takes no more slots than this.
-ALTER ROLE session_reaper LOGIN INHERIT CONNECTION LIMIT 3;
+ALTER ROLE session_reaper LOGIN INHERIT CONNECTION LIMIT 5;
 
 -- It must never be what it hunts. Its statements take milliseconds and lock nothing.
 ALTER ROLE session_reaper SET statement_timeout = '10s';

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from moto.backends import get_backend
-from moto.core import DEFAULT_ACCOUNT_ID
+from moto.core.models import DEFAULT_ACCOUNT_ID
 from pg8000.native import literal
 
 from infra.local.aws import REGION, Aws, aws
@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--servers",
         type=Path,
-        help="a folder with npm's PostgreSQL servers; every test then runs on each of them",
+        help="a folder with npm's PostgreSQL servers, to be used instead of the bundled ones",
     )
 
 
@@ -56,8 +56,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         builds = {major: build for major, build in builds.items() if low <= major <= high}
     if "tls" in marks:
         builds = {major: build for major, build in builds.items() if build.tls}
-    everywhere = "every_major" in marks or metafunc.config.getoption("--servers", default=None)
-    chosen = sorted(builds) if everywhere else sorted(builds)[-1:]
+    chosen = sorted(builds) if "every_major" in marks else sorted(builds)[-1:]
     metafunc.parametrize(
         "build",
         [builds[major] for major in chosen],

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pg8000.native
 from pg8000.native import Connection, identifier, literal
-
 from session_reaper.handler import lambda_handler
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def policy(*rules: Mapping[str, object], **others: object) -> dict[str, object]:
     return {"version": 1, "rules": list(rules) or [rule()], **others}
 
 
-class Client(Connection):
+class Client(Connection):  # type: ignore[misc] # untyped
     """pg8000's connection, but whatever happens it is closed whole, and its first error is shown."""
 
     def close(self) -> None:
@@ -284,7 +283,7 @@ class Stage:
         } | keys
         return {key: value for key, value in document.items() if value is not None}
 
-    def target(self, secret_name: str = "orders", **keys: object) -> str:
+    def target(self, secret_name: str = "orders", **keys: object) -> str:  # noqa: S107 -- a name
         """Store a secret and make it a target of the stack."""
         self.aws.put_secret(secret_name, self.secret(**keys))
         return self.listed(secret_name)

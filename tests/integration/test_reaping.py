@@ -135,16 +135,21 @@ def test_a_pool_at_work_has_no_broken_transaction(stage: Stage) -> None:
     workers = [Thread(target=work, args=(index,)) for index in range(8)]
     for worker in workers:
         worker.start()
+
+    def everybody_works() -> None:
+        before = list(done)
+        until(lambda: all(now > then for now, then in zip(done, before, strict=True)), "all work")
+
     leaks = stage.sessions(5, LEAK, application_name="leak")
     try:
         until(lambda: _age(stage, leaks[-1].pid, "state_change") > 1, "the leaks are old")
         for leak in leaks:
-            until(lambda now=list(done): all(n > m for n, m in zip(done, now, strict=True)), "work")
+            everybody_works()
             run = stage.reap(rule(idle_for="1s"), limits={"max_terminations": 1})
             outcomes = run.outcomes()
             assert outcomes.pop(leak.pid) == "terminated"
             assert set(outcomes.values()) <= {"spared"}
-        until(lambda now=list(done): all(n > m for n, m in zip(done, now, strict=True)), "all work on")
+        everybody_works()
     finally:
         stop.set()
         for worker in workers:

@@ -1,0 +1,233 @@
+"""The handler's contract: events, modes, environment, logs, metrics, mail."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from session_reaper.errors import ConfigurationError, PublishError
+
+from tests.integration.stage import LEAK, Context, policy, rule
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Output
+    from tests.integration.stage import Stage
+
+ROOT = Path(__file__).parents[2]
+EVENTS = sorted((ROOT / "events").glob("*.json"))
+
+LEAKS = json.dumps(policy())
+
+
+def logged(output: Output) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in output.readouterr().out.splitlines()]
+    return [line for line in lines if "_aws" not in line]
+
+
+def metrics(output: Output) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in output.readouterr().out.splitlines()]
+    return [line for line in lines if "_aws" in line]
+
+
+def put_policy(stage: Stage, text: str = LEAKS) -> None:
+    stage.aws.ssm.put_parameter(Name="/reaper/policy", Value=text, Type="String", Overwrite=True)
+    stage.monkeypatch.setenv("POLICY", "ssm:/reaper/policy")
+
+
+@pytest.mark.parametrize("path", EVENTS, ids=lambda path: path.stem)
+def test_every_event_of_the_repository_is_understood(stage: Stage, path: Path) -> None:
+    leak = stage.session(LEAK)
+    put_policy(stage)
+    run = stage.run(json.loads(path.read_text()))
+    outcome = "would_terminate" if "observe" in path.stem else "terminated"
+    assert run.outcomes() == {leak.pid: outcome}
+    assert run.document["run_id"] == Context.aws_request_id
+
+
+@pytest.mark.parametrize(
+    "event", [{"mod": "observe"}, {"mode": "observe", "source": "x"}, {"detail-type": "x"}]
+)
+def test_an_unknown_key_of_an_event_is_an_error_that_names_it(
+    stage: Stage, event: dict[str, object]
+) -> None:
+    key = next(key for key in event if key != "mode")
+    with pytest.raises(ConfigurationError, match=rf"event\.{key}: unknown key"):
+        stage.run(event)
+
+
+@pytest.mark.parametrize("event", [[], "observe", 7])
+def test_an_event_that_is_no_object_is_an_error(stage: Stage, event: object) -> None:
+    stage.target()
+    with pytest.raises(ConfigurationError, match="event"):
+        stage.run(event)
+
+
+_ORDER = ["off", "observe", "enforce"]
+
+
+@pytest.mark.parametrize("of_stack", [None, *_ORDER])
+def test_the_lowest_mode_holds(stage: Stage, of_stack: str | None) -> None:
+    stage.monkeypatch.setenv("MODE", of_stack or "")
+    stage.target(port=1)  # nobody is there: the mode alone is looked at
+    for of_policy, of_event in product([None, *_ORDER], repeat=2):
+        put_policy(stage, json.dumps(policy() | ({"mode": of_policy} if of_policy else {})))
+        run = stage.run({"mode": of_event} if of_event else {})
+        given = [of_stack or "observe", *filter(None, [of_policy, of_event])]
+        expected = min(given, key=_ORDER.index)
+        assert run.document["mode"] == expected, given
+        assert bool(run.document["targets"]) == (expected != "off")
+
+
+def test_off_does_nothing_at_all(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    stage.monkeypatch.setenv("MODE", "off")
+    run = stage.run({"mode": "enforce", "policy": policy()})
+    assert run.document["targets"] == []
+    assert run.document["status"] == "ok"
+    assert run.emails == []
+    assert leak.is_there
+
+
+def test_notify_always_publishes_a_quiet_run_too(stage: Stage) -> None:
+    assert stage.reap().emails == []
+    stage.monkeypatch.setenv("NOTIFY", "always")
+    assert "nothing to terminate" in stage.reap().email.subject
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TOPIC_ARN", ""),
+        ("TOPIC_ARN", "reaper"),
+        ("TARGET_SECRETS", " , "),
+        ("TARGET_SECRET_TAG", "team"),
+        ("MODE", "kill"),
+        ("NOTIFY", "never"),
+        ("POLICY", "no-such-file.yaml"),
+        ("POLICY", "ssm:/no/such/parameter"),
+    ],
+)
+def test_a_bad_variable_is_an_error_that_names_it(stage: Stage, name: str, value: str) -> None:
+    leak = stage.session(LEAK)
+    stage.target()
+    stage.monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as raised:
+        stage.run({})
+    assert (name if name != "POLICY" else value) in str(raised.value)
+    assert leak.is_there
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "rules: [", "version: 1", "&a [*a]", "\x00", "{" * 50_000, "version: 1\n" * 9]
+)
+def test_nothing_is_terminated_under_a_policy_that_does_not_load(stage: Stage, text: str) -> None:
+    leak = stage.session(LEAK)
+    path = Path(stage.server.socket_dir) / "policy.yaml"
+    path.write_text(text)
+    stage.monkeypatch.setenv("POLICY", str(path))
+    with pytest.raises(ConfigurationError):
+        stage.run({})
+    assert leak.is_there
+
+
+def test_the_policy_from_a_file(stage: Stage, tmp_path: Path) -> None:
+    leak = stage.session(LEAK)
+    path = tmp_path / "policy.yaml"
+    path.write_text(
+        "version: 1\nrules:\n- name: mine\n  match: {state: [idle in transaction], idle_for: 1ms}\n"
+    )
+    stage.monkeypatch.setenv("POLICY", str(path))
+    assert stage.run().session(leak)["rule"] == "mine"
+
+
+def test_the_policy_from_a_parameter_is_read_anew_every_run(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    put_policy(stage, json.dumps(policy(rule(role=["nobody"]))))
+    assert stage.run().outcomes() == {}
+    put_policy(stage)
+    assert stage.run().outcomes() == {leak.pid: "terminated"}
+
+
+def test_the_bundled_policy_leaves_a_young_leak_alone(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    assert stage.run().outcomes() == {}
+    assert leak.is_there
+
+
+def test_only_the_rules_that_the_event_names_hold(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    both = policy(rule("a"), rule("b"))
+    assert stage.run({"policy": both, "rules": ["b"]}).session(leak)["rule"] == "b"
+    with pytest.raises(ConfigurationError, match=r"event\.rules\[0\]"):
+        stage.run({"policy": both, "rules": ["c"]})
+
+
+def test_a_summary_that_cannot_be_published_raises_after_it_was_logged(
+    stage: Stage, output: Output
+) -> None:
+    leak = stage.session(LEAK)
+    topic = stage.aws.topic_arn.replace("session-reaper", "nowhere")
+    stage.monkeypatch.setenv("TOPIC_ARN", topic)
+    with pytest.raises(PublishError, match="nowhere"):
+        stage.reap()
+    (line,) = (line for line in logged(output) if line["message"] == "run")
+    assert line["targets"][0]["sessions"][0]["pid"] == leak.pid
+    assert not leak.is_there
+
+
+def test_a_run_logs_one_line_per_decision_and_one_for_itself(stage: Stage, output: Output) -> None:
+    leaks = stage.sessions(2)
+    run = stage.reap(limits={"max_terminations": 1})
+    lines = logged(output)
+    assert [line["message"] for line in lines] == ["decision", "decision", "run"]
+    assert {line["run_id"] for line in lines} == {Context.aws_request_id}
+    verdicts = {line["session"]["pid"]: line["verdict"] for line in lines[:2]}
+    assert verdicts == {leaks[0].pid: "condemn", leaks[1].pid: "spare"}
+    assert {key: lines[2][key] for key in run.document} == run.document
+
+
+def test_metrics_of_every_target(stage: Stage, output: Output) -> None:
+    stage.sessions(2)
+    stage.target()
+    stage.target("broken", port=1)
+    stage.reap()
+    lines = {line["target"]: line for line in metrics(output)}
+    assert set(lines) == {"orders", "broken"}
+    for line in lines.values():
+        (directive,) = line["_aws"]["CloudWatchMetrics"]
+        assert directive["Dimensions"] == [["target"]]
+        named = {metric["Name"] for metric in directive["Metrics"]}
+        assert named >= {"FailedTargets", "Terminated"}
+        assert all(isinstance(line[name], list) for name in named)
+    assert lines["orders"]["Terminated"] == [2.0]
+    assert lines["orders"]["FailedTargets"] == [0.0]
+    assert lines["orders"]["SlotsUsed"] == [pytest.approx(100 / 77)]
+    assert lines["broken"]["FailedTargets"] == [1.0]
+    assert "SlotsUsed" not in lines["broken"]
+
+
+def test_what_comes_back_is_the_document_of_the_contract(stage: Stage) -> None:
+    stage.session(LEAK)
+    document = stage.reap().document
+    assert set(document) == {"run_id", "mode", "status", "summary", "totals", "targets"}
+    assert set(document["totals"]) >= {
+        "targets",
+        "failed",
+        "terminated",
+        "would_terminate",
+        "cancelled",
+        "escaped",
+        "denied",
+        "lingering",
+    }
+    assert set(document["targets"][0]) == {
+        "name",
+        "status",
+        "error",
+        "slots",
+        "sessions",
+        "advice",
+    }

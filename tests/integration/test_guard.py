@@ -1,0 +1,181 @@
+"""A session that changed since we looked at it is left alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from session_reaper.deadline import Deadline
+from session_reaper.postgres import Server, Signal
+from session_reaper.secrets_manager import Secrets
+from session_reaper.sessions import State
+
+from tests.integration.stage import ACTIVE, LEAK, until
+from tests.integration.wire import Moment, Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from session_reaper.sessions import Identity
+
+    from tests.integration.stage import Stage, Victim
+
+pytestmark = pytest.mark.every_major
+
+
+def _statement(victim: Victim) -> None:
+    victim.connection.run("SELECT 2")
+
+
+def _next_transaction(victim: Victim) -> None:
+    for statement in ("COMMIT", "BEGIN", "SELECT 1"):
+        victim.connection.run(statement)
+
+
+def _commit(victim: Victim) -> None:
+    victim.connection.run("COMMIT")
+
+
+def _work(victim: Victim) -> None:
+    victim.start("SELECT pg_sleep(60)")
+
+
+def _end(victim: Victim) -> None:
+    victim.connection.close()
+    until(lambda: not victim.is_there, "the session has ended")
+
+
+_CHANGES = {
+    "ran another statement of its transaction": _statement,
+    "began the next transaction": _next_transaction,
+    "committed": _commit,
+    "became active": _work,
+    "ended by itself": _end,
+}
+
+
+@pytest.mark.parametrize("change", _CHANGES.values(), ids=_CHANGES.keys())
+def test_a_session_escapes_that(stage: Stage, change: Callable[[Victim], None]) -> None:
+    changing, leak = stage.session(LEAK), stage.session(LEAK)
+
+    def before(moment: Moment) -> None:
+        if moment is Moment.PREPARE_TERMINATE:
+            change(changing)
+
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap()
+    assert run.outcomes() == {changing.pid: "escaped", leak.pid: "terminated"}
+    assert changing.is_there == (change is not _end)
+    assert not leak.is_there
+    assert run.document["totals"]["escaped"] == 1
+    assert run.document["status"] == "ok"
+
+
+def test_sessions_that_all_escape_are_no_news(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+
+    def before(moment: Moment) -> None:
+        if moment is Moment.PREPARE_TERMINATE:
+            leak.connection.run("COMMIT")
+
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap()
+    assert run.outcomes() == {leak.pid: "escaped"}
+    assert run.emails == []
+
+
+def test_the_reaper_itself_is_never_in_a_transaction_block(stage: Stage) -> None:
+    stage.session(LEAK)
+    shown: set[tuple[str, object]] = set()
+
+    def before(moment: Moment) -> None:
+        if moment in {Moment.PREPARE_TERMINATE, Moment.TERMINATE, Moment.VERIFY}:
+            rows = stage.root.run(
+                "SELECT state, xact_start FROM pg_stat_activity WHERE usename = 'session_reaper'"
+            )
+            shown.update(tuple(row) for row in rows)
+
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port)
+        stage.reap()
+    assert shown == {("idle", None)}
+
+
+@pytest.fixture
+def reaper(stage: Stage) -> Iterator[Server]:
+    target = Secrets().target(stage.target())
+    server = Server.connect(target, Deadline(10))
+    yield server
+    server.close()
+
+
+def _looked(reaper: Server, victim: Victim) -> Identity:
+    states = dict.fromkeys(State, 0.0)
+    look = reaper.look(states, Deadline(10))
+    (identity,) = (s.identity for s in look.sessions if s.identity.pid == victim.pid)
+    return identity
+
+
+def _terminate(reaper: Server, identity: Identity) -> Signal:
+    signals = reaper.terminate([identity], Deadline(10))
+    assert list(signals) == [identity.pid]
+    return signals[identity.pid]
+
+
+def test_another_identity_in_any_field_is_another_session(stage: Stage, reaper: Server) -> None:
+    victim = stage.session(LEAK)
+    identity = _looked(reaper, victim)
+    moment = "2020-01-01T00:00:00.000001+00:00"
+    others = {
+        "pid": replace(identity, pid=stage.session(LEAK).pid),  # a session, but not of this start
+        "reused pid": replace(identity, backend_start=moment),
+        "xact_start": replace(identity, xact_start=moment),
+        "no xact_start": replace(identity, xact_start=None),
+        "state_change": replace(identity, state_change=moment),
+        "no state_change": replace(identity, state_change=None),
+        "state": replace(identity, state=State.IDLE_IN_TRANSACTION_ABORTED),
+        "no such pid": replace(identity, pid=2**31 - 1),
+    }
+    signals = {what: _terminate(reaper, other) for what, other in others.items()}
+    assert signals == dict.fromkeys(others, Signal.ESCAPED)
+    assert victim.is_there
+    assert _terminate(reaper, identity) is Signal.SENT
+    until(lambda: not victim.is_there, "the session itself is terminated")
+
+
+def test_a_microsecond_makes_another_session(stage: Stage, reaper: Server) -> None:
+    victim = stage.session(LEAK)
+    identity = _looked(reaper, victim)
+    for name in ("backend_start", "xact_start", "state_change"):
+        text = str(getattr(identity, name))
+        ((later,),) = stage.root.run(
+            "SELECT to_json(CAST(:at AS timestamptz) + interval '1 microsecond')::text", at=text
+        )
+        other = replace(identity, **{name: later.strip('"')})
+        assert _terminate(reaper, other) is Signal.ESCAPED
+    assert victim.is_there
+
+
+def test_a_moment_is_the_same_whatever_the_server_s_settings(stage: Stage) -> None:
+    stage.root.run("ALTER ROLE session_reaper SET DateStyle = 'German, DMY'")
+    stage.root.run("ALTER ROLE session_reaper SET TimeZone = 'Asia/Kathmandu'")
+    stage.root.run("ALTER ROLE session_reaper SET IntervalStyle = 'sql_standard'")
+    stage.root.run("ALTER ROLE session_reaper SET extra_float_digits = -15")
+    stage.cleanup(_reset_settings, stage)
+    leak = stage.session(LEAK)
+    assert stage.reap().outcomes() == {leak.pid: "terminated"}
+
+
+def _reset_settings(stage: Stage) -> None:
+    for name in ("DateStyle", "TimeZone", "IntervalStyle", "extra_float_digits"):
+        stage.root.run(f"ALTER ROLE session_reaper RESET {name}")
+
+
+def test_a_session_that_is_active_again_is_not_even_signalled(stage: Stage) -> None:
+    victim = stage.session(ACTIVE)
+    run = stage.reap()
+    assert run.outcomes() == {}
+    assert victim.is_there

@@ -1,0 +1,258 @@
+"""Servers that refuse, hang, drip, reset or lie: the run ends in time and says what is true."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.stage import LEAK, assert_true_to, until
+from tests.integration.wire import (
+    Action,
+    Impostor,
+    Moment,
+    Proxy,
+    Trouble,
+    drip,
+    hang,
+    hang_up,
+    say,
+    say_and_hang,
+    unused_port,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.integration.stage import Stage
+
+SIGNED_IN = b"R\0\0\0\x08\0\0\0\0"
+NOTICE = b"N\0\0\x10\0" + b"x" * 4091
+HTTP = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n400 Bad"
+
+BEFORE_ANY_SIGNAL = (Moment.STARTUP, Moment.SIGN_IN, Moment.LOOK, Moment.PREPARE_TERMINATE)
+
+
+# -- before we are in ------------------------------------------------------------------------------
+
+_IMPOSTORS: dict[str, tuple[Callable[..., None], str, set[str]]] = {
+    "hangs before sign-in": (hang, "disable", {"timeout"}),
+    "hangs when asked for TLS": (hang, "verify-full", {"timeout"}),
+    "resets at once": (hang_up, "disable", {"connection"}),
+    "resets when asked for TLS": (hang_up, "require", {"connection", "protocol"}),
+    "closes at once": (say(b""), "disable", {"connection"}),
+    "closes when asked for TLS": (say(b""), "require", {"connection", "protocol"}),
+    "says no to TLS": (say(b"N"), "require", {"tls"}),
+    "speaks HTTP": (say(HTTP), "disable", {"protocol", "connection"}),
+    "speaks HTTP when asked for TLS": (say(HTTP), "require", {"protocol"}),
+    "says yes to TLS and then HTTP": (say(b"S" + HTTP), "require", {"connection", "tls"}),
+    "says yes to TLS and hangs": (say_and_hang(b"S"), "require", {"timeout"}),
+    "lets us in and hangs": (say_and_hang(SIGNED_IN), "disable", {"timeout"}),
+    "sends a message that does not exist": (
+        say(b"~\0\0\0\x04"),
+        "disable",
+        {"connection", "protocol"},
+    ),
+    "sends a negative length": (say(b"R\xff\xff\xff\xff"), "disable", {"connection", "protocol"}),
+    "wants Kerberos": (say(b"R\0\0\0\x08\0\0\0\x07"), "disable", {"connection", "protocol"}),
+    "sends half a message": (say(b"R\0\0"), "disable", {"connection"}),
+    "sends garbage SCRAM": (
+        say(b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0" + b"R\0\0\0\x0c\0\0\0\x0b\xff\xfe\xfd\xfc"),
+        "disable",
+        {"connection", "protocol"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _IMPOSTORS)
+def test_a_server_that(stage: Stage, name: str) -> None:
+    answer, sslmode, codes = _IMPOSTORS[name]
+    stage.target("healthy", name="healthy")
+    leak = stage.session(LEAK)
+    with Impostor(answer) as impostor:
+        stage.target("broken", port=impostor.port, sslmode=sslmode)
+        run = stage.reap(seconds=1.2)
+    assert run.seconds < 1.2
+    assert run.target("broken")["status"] == "failed"
+    error = run.error("broken")
+    assert error["code"] in codes, error
+    assert error["hint"]
+    assert run.outcomes("healthy") == {leak.pid: "terminated"}
+    assert run.document["status"] == "partial"
+    assert "broken: failed, " in run.email.subject
+    assert error["hint"][:40] in run.email.body
+
+
+def test_a_server_that_refuses(stage: Stage) -> None:
+    stage.target("broken", port=unused_port())
+    run = stage.reap(seconds=1.2)
+    assert run.error("broken")["code"] == "connection"
+    assert "refused" in run.error("broken")["message"]
+    assert run.document["status"] == "failed"
+
+
+def test_a_host_that_does_not_exist(stage: Stage) -> None:
+    stage.target("broken", host="no-such-host.invalid")
+    run = stage.reap(seconds=5)
+    assert run.error("broken")["code"] == "dns"
+
+
+@pytest.mark.parametrize("host", ["db..example.com", ".example.com", "x" * 64 + ".example.com"])
+def test_a_host_that_is_no_name(stage: Stage, host: str) -> None:
+    stage.target("broken", host=host)
+    run = stage.reap(seconds=5)
+    assert run.error("broken")["code"] in {"dns", "secret"}
+
+
+def test_every_hostile_server_at_once_and_one_healthy_one(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    stage.target("healthy", name="healthy")
+    answers = [hang, hang, hang_up, say(HTTP), say(b""), say_and_hang(SIGNED_IN)]
+    answers += [drip(SIGNED_IN + NOTICE), drip(b"S", 1), drip(b"E\0\0\0\xff" + b"x" * 200)] * 4
+    with ExitStack() as stack:
+        for number, answer in enumerate(answers):
+            impostor = stack.enter_context(Impostor(answer))
+            stage.target(f"hostile-{number}", port=impostor.port)
+        run = stage.reap(seconds=3)
+        assert run.seconds < 2.9
+        assert len(run.emails) == 1
+    assert run.outcomes("healthy") == {leak.pid: "terminated"}
+    assert run.document["totals"]["failed"] == len(answers)
+    for number in range(len(answers)):
+        assert run.target(f"hostile-{number}")["status"] == "failed"
+        assert run.error(f"hostile-{number}")["code"] != "internal"
+
+
+def test_three_that_hang_take_no_longer_than_one(stage: Stage) -> None:
+    with ExitStack() as stack:
+        for number in range(3):
+            impostor = stack.enter_context(Impostor())
+            stage.target(f"hanging-{number}", port=impostor.port)
+        run = stage.reap(seconds=1.2)
+    assert run.seconds < 1.2
+    codes = {target["error"]["code"] for target in run.document["targets"]}
+    assert codes == {"timeout"}
+
+
+def test_a_server_that_drips_leaves_nothing_behind_when_the_time_is_over(stage: Stage) -> None:
+    before = threading.active_count()
+    with Impostor(drip(SIGNED_IN + NOTICE)) as impostor:
+        threads = threading.active_count() - before
+        stage.target("dripping", port=impostor.port)
+        run = stage.reap(seconds=1)
+        assert run.target("dripping")["status"] == "failed"
+        until(
+            lambda: threading.active_count() <= before + threads,
+            "the thread that listened to the drips has ended",
+            seconds=2,
+        )
+
+
+# -- after we are in: what was done must be told ---------------------------------------------------
+
+# A hang costs the whole time of the run, and sign-in hangs above already.
+_RESETS = [moment for moment in Moment if moment is not Moment.SIGN_OUT]
+_HANGS = [Moment.LOOK, Moment.TERMINATE, Moment.VERIFY]
+_TROUBLES = {
+    f"{action.name.lower()}s at {moment.name.lower()}{', its answer lost' if lost else ''}": Trouble(
+        action=action, moment=moment, lost=lost
+    )
+    for action, moments in ((Action.RESET, _RESETS), (Action.HANG, _HANGS))
+    for moment in moments
+    for lost in (False, True)
+}
+
+
+@pytest.mark.parametrize("trouble", _TROUBLES.values(), ids=_TROUBLES.keys())
+def test_what_is_reported_is_true_when_the_server_always(stage: Stage, trouble: Trouble) -> None:
+    victims = stage.sessions(3)
+    with Proxy(stage.server.port, trouble, every=True) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(seconds=1.2)
+    assert run.seconds < 1.2
+    assert len(run.emails) == 1
+    assert run.target()["status"] == "failed"
+    expected = {"timeout", "deadline"} if trouble.action is Action.HANG else {"connection"}
+    assert run.error()["code"] in expected
+    assert_true_to(run, victims)
+    if trouble.moment in BEFORE_ANY_SIGNAL:
+        assert stage.survivors(victims) == victims
+    if trouble.moment in {Moment.PREPARE_VERIFY, Moment.VERIFY}:
+        assert set(run.outcomes()) == {victim.pid for victim in victims}
+        assert stage.survivors(victims) == []
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_lost_answer_does_not_hide_whom_it_killed(stage: Stage, nth: int) -> None:
+    victims = stage.sessions(30)  # more than one statement signals
+    trouble = Trouble(action=Action.RESET, moment=Moment.TERMINATE, nth=nth, lost=True)
+    with Proxy(stage.server.port, trouble) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap()
+    assert_true_to(run, victims)
+    assert run.target()["status"] == "failed"
+    assert run.error()["code"] == "connection"
+    survivors = stage.survivors(victims)
+    assert len(survivors) < 30
+    # Another connection proved it.
+    assert list(run.outcomes().values()).count("terminated") == 30 - len(survivors)
+    assert run.target()["slots"]["used_after"] == 1 + len(survivors)
+
+
+def test_a_connection_lost_before_a_signal_kills_nobody_more(stage: Stage) -> None:
+    victims = stage.sessions(30)
+    trouble = Trouble(action=Action.RESET, moment=Moment.TERMINATE, nth=2)
+    with Proxy(stage.server.port, trouble) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap()
+    assert_true_to(run, victims)
+    assert run.error()["code"] == "connection"
+    survivors = stage.survivors(victims)
+    assert 0 < len(survivors) < 30
+    assert list(run.outcomes().values()).count("terminated") == 30 - len(survivors)
+
+
+@pytest.mark.parametrize("moment", [Moment.PREPARE_VERIFY, Moment.VERIFY])
+def test_a_connection_lost_at_verify_does_not_hide_the_kills(stage: Stage, moment: Moment) -> None:
+    victims = stage.sessions(3)
+    with Proxy(stage.server.port, Trouble(action=Action.RESET, moment=moment)) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap()
+    assert stage.survivors(victims) == []
+    assert set(run.outcomes()) == {victim.pid for victim in victims}
+    assert set(run.outcomes().values()) <= {"terminated", "lingering"}
+
+
+@pytest.mark.parametrize("moment", [Moment.LOOK, Moment.TERMINATE, Moment.VERIFY])
+def test_what_is_reported_is_true_when_the_server_drips_at(stage: Stage, moment: Moment) -> None:
+    victims = stage.sessions(3)
+    trouble = Trouble(action=Action.DRIP, moment=moment, lost=True)
+    with Proxy(stage.server.port, trouble, every=True) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(seconds=2)
+    assert run.seconds < 2
+    assert run.target()["status"] == "failed"
+    assert len(run.emails) == 1
+    assert_true_to(run, victims)
+
+
+def test_a_server_shut_down_under_the_reaper(stage: Stage) -> None:
+    """Its session is ended by an administrator between look and signal."""
+    victims = stage.sessions(2)
+
+    def before(moment: Moment) -> None:
+        if moment is Moment.TERMINATE:
+            stage.root.run(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE usename = 'session_reaper'"
+            )
+
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(seconds=10)
+    assert run.target()["status"] == "failed"
+    assert run.error()["code"] in {"57P01", "connection"}
+    assert_true_to(run, victims)
+    assert stage.survivors(victims) == victims

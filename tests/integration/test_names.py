@@ -1,0 +1,204 @@
+"""Names, passwords and queries of every kind: none hides a session, none breaks out."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from pg8000.native import identifier, literal
+
+from tests.integration.stage import IDLE, LEAK, policy, rule, until
+
+if TYPE_CHECKING:
+    from tests.integration.stage import Stage, Victim
+
+NAMES = {
+    "quotes": "o'br\"ien",
+    "backslashes": "\\back\\\\slash\\'",
+    "spaces": " a  b ",
+    "percent": "100%(x)s %s",
+    "unicode": "ünï-Ω-本",
+    "emoji": "😀👍",
+    "newline": "a\nb\r\nc",
+    "tab": "a\tb",
+    "escape": "\x1b[31mred\x07",
+    "colon": ":pid ::text",
+    "dollar": "$1 $$ $x$",
+    "semicolon": "x; DROP TABLE y; --",
+    "comment": "/* x */ -- y",
+    "braces": "{0} {name}",
+    "glob": "[*?]",
+    "separators": "a,b=c&d;e|f",
+    "at": "user@host:5432/db?x=y#z",
+    "mixed directions": "אa1",
+    "zero width": "a\u200bb\u00ad",
+    "63 bytes": "é" * 31 + "x",
+    "json": '{"a": "b\\u0000"}',
+    "slack": "<!channel> & <https://example.com|x>",
+}
+every_name = pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
+
+
+@every_name
+def test_a_victim_of_any_name_is_selected_by_it_and_named(stage: Stage, name: str) -> None:
+    stage.database(name)
+    stage.target(dbname=name)
+    leak = stage.session(LEAK, name, database=name, application_name=name)
+    other = stage.session(LEAK)
+    # The server itself replaces what is not ASCII in an application's name.
+    ((application,),) = stage.root.run(
+        "SELECT application_name FROM pg_stat_activity WHERE pid = :pid", pid=leak.pid
+    )
+    glob = re.sub(r"([\[*?])", r"[\1]", name)
+    run = stage.reap(rule(role=[glob], database=[glob]))
+    assert other.is_there
+    reported = run.session(leak)
+    assert reported["outcome"] == "terminated"
+    assert (reported["role"], reported["database"]) == (name, name)
+    assert reported["application"] == application
+    assert re.fullmatch(r"[^\x00-\x1f\x7f]{1,99}", run.email.subject)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", run.email.body)
+
+
+@every_name
+def test_the_reaper_signs_in_with_any_name_and_password(stage: Stage, name: str) -> None:
+    stage.role(name, "IN ROLE pg_read_all_stats, pg_signal_backend")
+    stage.root.run(f"ALTER ROLE {identifier(name)} PASSWORD {literal(name)}")
+    stage.target(username=name, password=name)
+    leak = stage.session(LEAK)
+    assert stage.reap().outcomes() == {leak.pid: "terminated"}
+
+
+@pytest.mark.every_major
+def test_an_application_without_a_name_is_found(stage: Stage) -> None:
+    leaks = [stage.session(LEAK), stage.session(LEAK, query="SET application_name TO ''")]
+    run = stage.reap()
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
+    assert {run.session(leak)["application"] for leak in leaks} == {""}
+    assert "(no application name) as app" in run.email.body
+
+
+@pytest.mark.every_major
+def test_a_session_on_a_unix_socket_has_no_client(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    run = stage.reap(protect={"clients": ["0.0.0.0/0", "::/0"]})
+    assert run.session(leak)["client"] is None
+
+
+# -- encodings -------------------------------------------------------------------------------------
+
+TEXTS = {
+    "UTF8": "Ёж 😀 本",
+    "LATIN1": "é ÿ \x81",
+    "WIN1252": "€ ž",
+    "EUC_JP": "日本",
+}
+
+
+def _database(stage: Stage, encoding: str) -> str:
+    locale = "LC_COLLATE 'C' LC_CTYPE 'C'"
+    return stage.database(encoding, f"TEMPLATE template0 ENCODING '{encoding}' {locale}")
+
+
+def _says(stage: Stage, encoding: str, text: str) -> Victim:
+    """A leak whose last query holds the text in the encoding of its database."""
+    victim = stage.session(LEAK, database=encoding)
+    if encoding != "SQL_ASCII":
+        victim.connection.run(f"SET client_encoding TO {encoding}")
+    else:
+        victim.connection._client_encoding = "latin1"  # noqa: SLF001 -- to send any byte
+    # The driver encodes by what the server says; an identifier stays in the shown query.
+    victim.connection.run(f"SELECT 1 AS {identifier(text)}")
+    return victim
+
+
+@pytest.mark.every_major
+def test_the_look_survives_text_in_any_encoding_from_a_database_of_any(stage: Stage) -> None:
+    leaks = [stage.session(LEAK)]
+    for encoding, text in TEXTS.items():
+        leaks.append(_says(stage, _database(stage, encoding), text))
+    _database(stage, "SQL_ASCII")
+    for octets in ("é" * 30, "\xff\xfe\xc3", "\xe2\x82", "\\xc3 \xed\xa0\x80"):
+        leaks.append(_says(stage, "SQL_ASCII", octets))  # noqa: PERF401 -- reads as the loop above
+    until(lambda: all(leak.state == LEAK for leak in leaks), "all have leaked")
+    for encoding in (*TEXTS, "SQL_ASCII"):
+        stage.target(f"from {encoding}", name=encoding, dbname=encoding)
+    for encoding in (*TEXTS, "SQL_ASCII"):
+        run = stage.run({"mode": "observe", "policy": policy(), "targets": [encoding]})
+        found = run.outcomes(encoding)
+        assert found == {leak.pid: "would_terminate" for leak in leaks}, encoding
+    assert stage.run({"policy": policy(), "targets": ["EUC_JP"]}).outcomes("EUC_JP") == {
+        leak.pid: "terminated" for leak in leaks
+    }
+
+
+@pytest.mark.every_major
+def test_the_look_survives_a_query_cut_within_a_character(stage: Stage) -> None:
+    leaks = [stage.session(LEAK) for _ in range(4)]
+    for padding, leak in enumerate(leaks):
+        leak.connection.run("SELECT " + " " * padding + "'" + "😀" * 1000 + "'")
+    assert set(stage.reap().outcomes().values()) == {"terminated"}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "bytea_output = 'escape'",
+        "standard_conforming_strings = off",
+        "DateStyle = 'SQL, DMY'",
+        "TimeZone = 'America/St_Johns'",
+        "search_path = 'evil'",
+        "default_transaction_isolation = 'serializable'",
+        "default_transaction_read_only = on",
+        "client_encoding = 'LATIN1'",
+        "xmlbinary = 'hex'",
+        "quote_all_identifiers = on",
+        "transform_null_equals = on",
+        "array_nulls = off",
+        "statement_timeout = '1ms'",
+        "idle_session_timeout = '60s'",
+        "application_name = 'pg_dump'",
+        "extra_float_digits = -15",
+        "row_security = off",
+        "jit_above_cost = 0",
+        "client_min_messages = debug5",
+        "plan_cache_mode = force_generic_plan",
+        "enable_nestloop = off",
+        "enable_material = on",
+        "debug_print_plan = off",
+    ],
+)
+def test_the_look_and_the_kill_survive_a_role_s_setting(stage: Stage, setting: str) -> None:
+    name = setting.split(" = ", maxsplit=1)[0]
+    stage.root.run(f"ALTER ROLE session_reaper SET {setting}")
+    stage.cleanup(stage.root.run, f"ALTER ROLE session_reaper RESET {name}")
+    leaks = stage.sessions(2)
+    run = stage.reap()
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
+
+
+def test_a_leaked_serializable_transaction_does_not_hold_up_the_look(stage: Stage) -> None:
+    """Serializable, read only and deferrable would wait for it."""
+    for name, value in (("isolation", "serializable"), ("deferrable", "on")):
+        stage.root.run(f"ALTER ROLE session_reaper SET default_transaction_{name} = {value}")
+        stage.cleanup(stage.root.run, f"ALTER ROLE session_reaper RESET default_transaction_{name}")
+    leak = stage.session(LEAK, query="SET TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ WRITE")
+    leak.connection.run("SELECT count(*) FROM pg_class")
+    run = stage.reap(seconds=5)
+    assert run.outcomes() == {leak.pid: "terminated"}
+
+
+def test_views_of_the_same_name_in_a_database_are_not_ours(stage: Stage) -> None:
+    stage.database("trap")
+    with stage.server.connect(unix_sock=stage.server.unix_sock, database="trap") as trap:
+        trap.run("CREATE SCHEMA session_reaper")
+        trap.run("GRANT USAGE ON SCHEMA session_reaper TO PUBLIC")
+        nobody = "SELECT * FROM pg_catalog.pg_stat_activity WHERE false"
+        trap.run("CREATE VIEW session_reaper.pg_stat_activity AS " + nobody)
+        trap.run("CREATE VIEW public.pg_stat_activity AS " + nobody)
+        trap.run("ALTER DATABASE trap SET search_path = session_reaper, public, pg_catalog")
+    stage.target(dbname="trap")
+    leak, idle = stage.session(LEAK), stage.session(IDLE)
+    assert stage.reap().outcomes() == {leak.pid: "terminated"}
+    assert idle.is_there

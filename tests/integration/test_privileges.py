@@ -1,0 +1,263 @@
+"""What the role of the reaper is not allowed to, and what a full server refuses."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+from pg8000.native import DatabaseError
+
+from tests.integration.stage import IDLE, LEAK, assert_true_to, rule, until
+from tests.integration.wire import Moment, Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.integration.stage import Stage, Victim
+
+pytestmark = pytest.mark.every_major
+
+
+# -- grants ----------------------------------------------------------------------------------------
+
+
+def test_a_role_that_sees_nothing_is_blind_not_content(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    stage.role("peeper", "IN ROLE pg_signal_backend")
+    stage.target(username="peeper")
+    run = stage.reap()
+    assert run.target()["status"] == "blind"
+    assert run.error()["code"] == "42501"
+    assert run.error()["hint"] == 'GRANT pg_read_all_stats TO "peeper";'
+    assert run.document["status"] == "failed"
+    assert run.document["totals"]["failed"] == 1
+    assert 'GRANT pg_read_all_stats TO "peeper";' in run.email.body
+    assert leak.is_there
+
+
+def test_a_blind_role_is_blind_even_where_it_is_alone(stage: Stage) -> None:
+    stage.role("peeper")
+    stage.target(username="peeper")
+    assert stage.reap().target()["status"] == "blind"
+
+
+def test_a_membership_that_is_not_inherited_is_blind(stage: Stage) -> None:
+    stage.session(LEAK)
+    stage.role("peeper", "NOINHERIT IN ROLE pg_read_all_stats, pg_signal_backend")
+    stage.target(username="peeper")
+    assert stage.reap().target()["status"] == "blind"
+
+
+def test_the_grant_for_a_role_of_any_name_can_be_pasted(stage: Stage) -> None:
+    name = 'o\'brien "the peeper"'
+    stage.role(name)
+    stage.target(username=name)
+    run = stage.reap()
+    stage.root.run(run.error()["hint"])
+    assert stage.reap().target()["status"] == "ok"
+
+
+def test_a_denied_signal_is_told_of_each_session(stage: Stage) -> None:
+    leaks = stage.sessions(3)
+    stage.role("watcher", "IN ROLE pg_read_all_stats")
+    stage.target(username="watcher")
+    run = stage.reap()
+    assert run.outcomes() == {leak.pid: "denied" for leak in leaks}
+    assert stage.survivors(leaks) == leaks
+    assert run.document["totals"]["denied"] == 3
+    assert "3 sessions denied" in run.email.subject
+    (advice,) = (a for a in run.target()["advice"] if a["code"] == "grant-signal-backend")
+    assert advice["sql"] == 'GRANT pg_signal_backend TO "watcher";'
+    assert advice["sql"] in run.email.body
+
+
+@pytest.mark.parametrize("order", [("app", "other"), ("other", "app")], ids=" then ".join)
+def test_one_that_is_denied_hides_no_other(stage: Stage, order: tuple[str, str]) -> None:
+    """Signalled in one statement, the first that is denied would hide those before it."""
+    stage.role("app")
+    stage.role("other")
+    stage.role("boss", "SUPERUSER")
+    leaks = []
+    for _ in range(3):
+        leaks += [stage.session(LEAK, role) for role in order]
+        stage.session(LEAK, "boss")
+    stage.role("watcher", "IN ROLE pg_read_all_stats, app")
+    stage.target(username="watcher")
+    run = stage.reap()
+    mine, others = leaks[order.index("app") :: 2], leaks[order.index("other") :: 2]
+    assert run.outcomes() == {
+        **{leak.pid: "terminated" for leak in mine},
+        **{leak.pid: "denied" for leak in others},
+    }
+    assert stage.survivors(leaks) == others
+    assert run.document["status"] == "ok"
+
+
+def test_one_that_escaped_beside_one_that_is_denied_has_escaped(stage: Stage) -> None:
+    stage.role("watcher", "IN ROLE pg_read_all_stats")
+    escaping, mine, denied = (stage.session(LEAK, role) for role in ("app", "app", "other"))
+    stage.root.run("GRANT app TO watcher")
+
+    def before(moment: Moment) -> None:
+        if moment is Moment.PREPARE_TERMINATE:
+            escaping.connection.run("COMMIT")
+
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(username="watcher", port=proxy.port)
+        run = stage.reap()
+    assert run.outcomes() == {
+        escaping.pid: "escaped",
+        mine.pid: "terminated",
+        denied.pid: "denied",
+    }
+    assert escaping.is_there
+
+
+def test_time_that_ends_between_two_signals_hides_none_of_them(stage: Stage) -> None:
+    stage.role("watcher", "IN ROLE pg_read_all_stats")
+    leaks = [stage.session(LEAK, role) for role in ("app", "other", "app", "other")]
+    stage.root.run("GRANT app TO watcher")
+    asked = 0
+
+    def before(moment: Moment) -> None:
+        nonlocal asked
+        asked += moment is Moment.TERMINATE
+        if asked == 2 and moment is Moment.TERMINATE:
+            over = _clock(stage) + 0.7
+            until(lambda: _clock(stage) > over, "half of the time that was left is over")
+
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(username="watcher", port=proxy.port)
+        run = stage.reap(seconds=1.5)
+    assert_true_to(run, leaks)
+
+
+def _clock(stage: Stage) -> float:
+    ((now,),) = stage.root.run("SELECT extract(epoch FROM clock_timestamp())::float8")
+    return float(now)
+
+
+def test_a_wrong_password_is_told_with_its_remedy(stage: Stage) -> None:
+    stage.target(password="wrong")  # noqa: S106 -- it is
+    run = stage.reap()
+    assert run.error()["code"] == "28P01"
+    assert "password" in run.error()["hint"]
+
+
+def test_a_database_that_does_not_exist(stage: Stage) -> None:
+    stage.target(dbname="nowhere")
+    assert stage.reap().error()["code"] == "3D000"
+
+
+def test_a_database_that_takes_no_connections(stage: Stage) -> None:
+    stage.database("closed", "ALLOW_CONNECTIONS false")
+    stage.target(dbname="closed")
+    assert stage.reap().error()["code"] == "55000"
+
+
+def test_a_database_that_we_may_not_enter(stage: Stage) -> None:
+    stage.database("private")
+    stage.root.run("REVOKE CONNECT ON DATABASE private FROM PUBLIC")
+    stage.target(dbname="private")
+    run = stage.reap()
+    assert run.error()["code"] == "42501"
+    assert run.target()["status"] == "failed"
+
+
+# -- slots -----------------------------------------------------------------------------------------
+
+
+def _fill(stage: Stage, role: str = "app") -> list[Victim]:
+    """Leak as that role until the server lets it in no more."""
+    leaks: list[Victim] = []
+    with suppress(DatabaseError):
+        while len(leaks) < 50:
+            leaks.append(stage.session(LEAK, role))
+    with pytest.raises(DatabaseError, match="'C': '53300'"):
+        stage.connect(role)
+    return leaks
+
+
+def test_a_server_without_a_slot_for_us_is_full(own_server: Callable[..., Stage]) -> None:
+    stage = own_server({"max_connections": "10"})
+    stage.role("boss", "SUPERUSER")
+    leaks = _fill(stage)  # every ordinary slot is gone
+    run = stage.reap()
+    assert run.target()["status"] == "full"
+    assert run.error()["code"] == "53300"
+    assert "reserved_connections" in run.error()["hint"]
+    assert run.document["status"] == "failed"
+    assert "orders: full, " in run.email.subject
+    assert stage.survivors(leaks) == leaks
+    _fill(stage, "boss")  # every slot is gone
+    run = stage.reap()
+    assert (run.target()["status"], run.error()["code"]) == ("full", "53300")
+
+
+def test_a_server_full_of_connections_that_never_signed_in_is_full(
+    own_server: Callable[..., Stage],
+) -> None:
+    stage = own_server({"max_connections": "6", "superuser_reserved_connections": "2"})
+    parameters = b"user\0session_reaper\0database\0postgres\0\0"
+    with ExitStack() as stack:
+        for _ in range(5):  # the sixth slot is the superuser's
+            raw = socket.create_connection((stage.server.host, stage.server.port), timeout=5)
+            stack.enter_context(raw)
+            raw.sendall(struct.pack("!ii", len(parameters) + 8, 196608) + parameters)
+            assert raw.recv(1) == b"R"  # it wants a password
+        run = stage.reap()
+    assert (run.target()["status"], run.error()["code"]) == ("full", "53300")
+
+
+def test_a_role_at_its_own_limit_is_full(stage: Stage) -> None:
+    stage.role("limited", "CONNECTION LIMIT 1 IN ROLE pg_read_all_stats")
+    stage.cleanup(stage.connect("limited").close)
+    stage.target(username="limited")
+    run = stage.reap()
+    assert (run.target()["status"], run.error()["code"]) == ("full", "53300")
+    assert "limited" in run.error()["message"]
+
+
+@pytest.mark.majors(16, 99)
+def test_with_a_reserved_slot_a_full_server_becomes_well(
+    own_server: Callable[..., Stage],
+) -> None:
+    stage = own_server({"max_connections": "10", "reserved_connections": "2"})
+    healthy = stage.session(IDLE)
+    leaks = _fill(stage)
+    run = stage.reap()
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
+    assert run.target()["slots"] == {
+        "max": 10,
+        "reserved": 5,
+        "usable": 5,
+        "used_before": 5,
+        "used_after": 2,
+    }
+    assert stage.session(IDLE).is_there  # the application gets in again
+    assert healthy.is_there
+
+
+def test_every_kind_of_reserved_slot_counts(own_server: Callable[..., Stage]) -> None:
+    settings = {
+        "max_connections": "20",
+        "superuser_reserved_connections": "4",
+        "rds.rds_reserved_connections": "2",
+        "rds.rds_superuser_reserved_connections": "3",
+    }
+    stage = own_server(settings)
+    reserved = 6 if stage.server.major >= 16 else 9
+    slots = stage.reap().target()["slots"]
+    assert (slots["max"], slots["reserved"], slots["usable"]) == (20, reserved, 20 - reserved)
+
+
+def test_slots_used_are_client_sessions_and_not_ours(stage: Stage) -> None:
+    stage.role("copier", "REPLICATION")
+    walsender = stage.connect("copier", replication="database", tcp=True)
+    stage.cleanup(walsender.close)
+    stage.sessions(2, IDLE)
+    slots = stage.reap(rule()).target()["slots"]
+    assert (slots["used_before"], slots["used_after"]) == (3, 3)

@@ -1,0 +1,226 @@
+"""Where targets come from, and what is wrong with their secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from select import select
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+from botocore.client import BaseClient
+from botocore.exceptions import ClientError
+from session_reaper.errors import ConfigurationError
+
+from tests.integration.stage import LEAK, Run, policy
+from tests.integration.wire import Impostor, hang
+
+if TYPE_CHECKING:
+    from threading import Event
+
+    from tests.integration.stage import Stage
+
+BROKEN: dict[str, object] = {
+    "binary": b"\x00\xff",
+    "text": "hunter2",
+    "list": [1],
+    "empty": {},
+    "no-host": {"username": "u", "password": "p"},
+    "no-user": {"host": "h", "password": "p"},
+    "no-password": {"host": "h", "username": "u"},
+    "mysql": {"engine": "mysql", "host": "h", "username": "u", "password": "p"},
+    "port": {"host": "h", "username": "u", "password": "p", "port": "5432; DROP"},
+    "long-port": {"host": "h", "username": "u", "password": "p", "port": "1" * 5000},
+    "sslmode": {"host": "h", "username": "u", "password": "p", "sslmode": "prefer"},
+    "number": {"host": 7, "username": "u", "password": "p"},
+    "surrogate": '{"host": "h", "username": "\\ud800", "password": "p"}',
+    "surrogate-name": '{"host": "h", "username": "u", "password": "p", "name": "\\ud800"}',
+    "blank-name": {"host": "h.invalid", "username": "u", "password": "p", "name": " "},
+    "nul": {"host": "h", "username": "u\0", "password": "p"},
+}
+
+
+def test_secrets_of_every_kind_of_trouble_beside_a_healthy_one(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    for name, value in BROKEN.items():
+        stage.aws.put_secret(name, value)
+        stage.listed(name)
+    stage.listed("missing")
+    stage.target("healthy")
+    run = stage.reap()
+    assert run.outcomes("healthy") == {leak.pid: "terminated"}
+    assert run.document["status"] == "partial"
+    assert run.document["totals"]["failed"] == len(BROKEN) + 1
+    for name in [*BROKEN, "missing"]:
+        if name == "blank-name":
+            continue
+        error = run.error(name)
+        assert error["code"] == "secret", (name, error)
+        assert name in error["message"]
+        assert error["hint"]
+    assert len(run.emails) == 1
+
+
+def test_a_secret_that_we_may_not_read(stage: Stage) -> None:
+    """The stand-in allows everything."""
+    # botocore's one way out
+    call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001
+
+    def deny(client: BaseClient, operation: str, arguments: dict[str, Any]) -> object:
+        if arguments.get("SecretId") == "denied":
+            error = {"Code": "AccessDeniedException", "Message": "arn:… is not authorized"}
+            raise ClientError({"Error": error}, operation)  # type: ignore[typeddict-item]
+        return call(client, operation, arguments)
+
+    stage.target("healthy")
+    stage.listed("denied")
+    stage.monkeypatch.setattr(BaseClient, "_make_api_call", deny)
+    run = stage.reap()
+    assert "AccessDenied" in run.error("denied")["message"]
+    assert "secretsmanager:GetSecretValue" in run.error("denied")["hint"]
+    assert run.target("healthy")["status"] == "ok"
+
+
+def test_a_secret_marked_for_deletion(stage: Stage) -> None:
+    stage.target("leaving")
+    stage.aws.secrets.delete_secret(SecretId="leaving", RecoveryWindowInDays=7)
+    run = stage.reap()
+    assert "restore" in run.error("leaving")["hint"]
+
+
+def _arn(stage: Stage, name: str) -> str:
+    return str(stage.aws.secrets.describe_secret(SecretId=name)["ARN"])
+
+
+@pytest.mark.parametrize("way", ["name twice", "name and ARN", "name and tag", "blanks"])
+def test_a_secret_listed_twice_is_one_target(stage: Stage, way: str) -> None:
+    leak = stage.session(LEAK)
+    stage.target()
+    if way == "name twice":
+        stage.listed("orders")
+    elif way == "name and ARN":
+        stage.listed(_arn(stage, "orders"))
+    elif way == "name and tag":
+        tags = [{"Key": "reap", "Value": "yes"}]
+        stage.aws.secrets.tag_resource(SecretId="orders", Tags=tags)  # type: ignore[arg-type]
+        stage.monkeypatch.setenv("TARGET_SECRET_TAG", "reap=yes")
+    else:
+        stage.monkeypatch.setenv("TARGET_SECRETS", " orders , ,orders,")
+    run = stage.reap()
+    assert run.document["totals"]["targets"] == 1
+    assert run.outcomes() == {leak.pid: "terminated"}
+
+
+def test_the_target_is_known_by_name_then_identifier_then_secret(stage: Stage) -> None:
+    stage.target("a", name="A", dbInstanceIdentifier="B", dbClusterIdentifier="C")
+    stage.target("b", dbInstanceIdentifier="B", dbClusterIdentifier="C")
+    stage.target("c", dbClusterIdentifier="C")
+    stage.target("d")
+    stage.listed(_arn(stage, stage.target("e")))
+    run = stage.run({"policy": policy()})
+    assert sorted(target["name"] for target in run.document["targets"]) == ["A", "B", "C", "d", "e"]
+
+
+def test_secrets_are_found_by_their_tag(stage: Stage) -> None:
+    for name, tags in {
+        "tagged": {"team": "shop"},
+        "prefix": {"team": "shopping"},
+        "other": {"other": "shop"},
+        "crossed": {"team": "x", "other": "shop"},
+        "untagged": {},
+    }.items():
+        listed = [{"Key": key, "Value": value} for key, value in tags.items()]
+        text = json.dumps(stage.secret())
+        stage.aws.secrets.create_secret(Name=name, SecretString=text, Tags=listed)  # type: ignore[arg-type]
+    stage.monkeypatch.setenv("TARGET_SECRET_TAG", "team=shop")
+    run = stage.reap()
+    assert [target["name"] for target in run.document["targets"]] == ["tagged"]
+
+
+def test_a_tag_that_no_secret_has_is_an_error_that_names_it(stage: Stage) -> None:
+    stage.monkeypatch.setenv("TARGET_SECRET_TAG", "team=nobody")
+    with pytest.raises(ConfigurationError, match="TARGET_SECRET_TAG"):
+        stage.reap()
+
+
+def test_only_the_targets_that_the_event_names_are_dealt_with(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    stage.target("a", port=1)
+    stage.target("b", name="orders")
+    stage.listed("missing")
+    run = stage.run({"targets": ["orders"], "policy": policy()})
+    assert [target["name"] for target in run.document["targets"]] == ["orders"]
+    assert run.outcomes() == {leak.pid: "terminated"}
+
+
+def test_a_target_that_nobody_has_is_an_error_before_anything_is_done(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    stage.target()
+    with pytest.raises(ConfigurationError, match=r"event\.targets\[1\].*nobody"):
+        stage.run({"targets": ["orders", "nobody"], "policy": policy()})
+    assert leak.is_there
+
+
+@pytest.mark.parametrize("service", ["secretsmanager", "AmazonSSM"])
+def test_an_aws_api_that_hangs_does_not_outlive_the_lambda(stage: Stage, service: str) -> None:
+    stage.target()
+    if service == "AmazonSSM":
+        stage.monkeypatch.setenv("POLICY", "ssm:/policy")
+    seconds = 8 if service == "AmazonSSM" else 3
+    ended, took = _run_with_silent(stage, service, seconds)
+    assert took < seconds
+    if isinstance(ended, Run):
+        assert ended.document["status"] == "failed"
+        assert len(ended.emails) == 1
+    else:
+        assert isinstance(ended, ConfigurationError)
+
+
+def test_a_list_of_secrets_that_hangs_does_not_outlive_the_lambda(stage: Stage) -> None:
+    stage.monkeypatch.setenv("TARGET_SECRET_TAG", "a=b")
+    ended, took = _run_with_silent(stage, "secretsmanager", seconds=8)
+    assert took < 7.9
+    assert isinstance(ended, ConfigurationError)
+
+
+def _run_with_silent(
+    stage: Stage, service: str, seconds: float
+) -> tuple[Run | BaseException, float]:
+    """What a run came to where one service of AWS is silent, and after how many seconds."""
+    real = urlsplit(os.environ["AWS_ENDPOINT_URL"])
+    ended: list[tuple[Run | BaseException, float]] = []
+
+    def gateway(connection: socket.socket, stop: Event) -> None:
+        head = connection.recv(65536)
+        if f"{service}.".encode() in head:
+            hang(connection, stop)
+            return
+        with socket.create_connection((real.hostname or "", real.port or 0)) as moto:
+            moto.sendall(head)
+            while not stop.is_set():
+                for here, there in ((connection, moto), (moto, connection)):
+                    if select([here], [], [], 0.01)[0]:
+                        data = here.recv(65536)
+                        if not data:
+                            return
+                        there.sendall(data)
+
+    def run() -> None:
+        started = time.monotonic()
+        try:
+            result: Run | BaseException = stage.run(seconds=seconds)
+        except Exception as error:  # noqa: BLE001 -- however it ended
+            result = error
+        ended.append((result, time.monotonic() - started))
+
+    with Impostor(gateway) as silent:
+        stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.port}")
+        thread = Thread(target=run)
+        thread.start()
+        thread.join(seconds + 1)
+    thread.join(60)
+    return ended[0]

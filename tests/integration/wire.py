@@ -1,0 +1,273 @@
+"""Servers that misbehave on the wire: a proxy that knows where the conversation is, and impostors."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from enum import Enum, auto
+from select import select
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Self
+
+from infra.local.postgres import HOST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_TICK = 0.02  # seconds between two looks at whether the test is over
+_UNTYPED, _TYPED = 4, 5  # bytes before a message's body
+_ENDS_REQUEST = b"QSpX"
+
+
+class Moment(Enum):
+    """Where the reaper is in its conversation with a server."""
+
+    STARTUP = auto()
+    SIGN_IN = auto()
+    LOOK = auto()
+    PREPARE_TERMINATE = auto()
+    TERMINATE = auto()
+    PREPARE_VERIFY = auto()
+    VERIFY = auto()
+    SIGN_OUT = auto()
+
+
+class Action(Enum):
+    """What a server does instead of answering."""
+
+    HANG = auto()
+    RESET = auto()
+    CLOSE = auto()
+    DRIP = auto()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """An action at a moment; `lost` means that the server was asked, and its answer is lost."""
+
+    action: Action
+    moment: Moment
+    lost: bool = False
+    nth: int = 1
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with a RST, as a crashed host or a firewall does."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+class Impostor:
+    """Listens on a free port; `answer` deals with each connection, in a thread."""
+
+    def __init__(self, answer: Callable[[socket.socket, Event], None] | None = None) -> None:
+        self._answer = answer or hang
+        self._stop = Event()
+        self._threads: list[Thread] = []
+        self._listener = socket.create_server((HOST, 0))
+        self._listener.settimeout(_TICK)
+        self.port: int = self._listener.getsockname()[1]
+        self.connections = 0
+
+    def __enter__(self) -> Self:
+        acceptor = Thread(target=self._accept)
+        self._threads.append(acceptor)
+        acceptor.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in list(self._threads):
+            thread.join()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while not self._stop.is_set():
+            with suppress(TimeoutError):
+                connection, _ = self._listener.accept()
+                self.connections += 1
+                thread = Thread(target=self._deal, args=(connection,))
+                thread.start()
+                self._threads.append(thread)
+
+    def _deal(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            self._answer(connection, self._stop)
+
+
+def hang(connection: socket.socket, stop: Event) -> None:
+    """Accept everything and say nothing, until the other side has had enough."""
+    while not stop.is_set():
+        if select([connection], [], [], _TICK)[0] and not connection.recv(65536):
+            return
+
+
+def drip(text: bytes, seconds: float = 0.1) -> Callable[[socket.socket, Event], None]:
+    """Say it, but one byte at a time, over and over."""
+
+    def answer(connection: socket.socket, stop: Event) -> None:
+        connection.recv(65536)
+        while True:
+            for byte in text:
+                connection.sendall(bytes([byte]))
+                if stop.wait(seconds):
+                    return
+
+    return answer
+
+
+def say(text: bytes) -> Callable[[socket.socket, Event], None]:
+    """Say one thing and close."""
+
+    def answer(connection: socket.socket, _: Event) -> None:
+        connection.recv(65536)
+        connection.sendall(text)
+
+    return answer
+
+
+def say_and_hang(text: bytes) -> Callable[[socket.socket, Event], None]:
+    def answer(connection: socket.socket, stop: Event) -> None:
+        connection.recv(65536)
+        connection.sendall(text)
+        hang(connection, stop)
+
+    return answer
+
+
+def hang_up(connection: socket.socket, _: Event) -> None:
+    reset(connection)
+
+
+class Proxy(Impostor):
+    """Stands between the reaper and a real server.
+
+    `before` is called before a request goes on to the server; `troubles` apply to the connection
+    of their own index and, with `every`, to all later ones too.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        *troubles: Trouble,
+        every: bool = False,
+        before: Callable[[Moment], None] | None = None,
+    ) -> None:
+        super().__init__(self._forward)
+        self._upstream_port = port
+        self._troubles = troubles
+        self._every = every
+        self._before = before
+        self.seen: list[Moment] = []
+
+    def _forward(self, client: socket.socket, stop: Event) -> None:
+        troubled = self._every or self.connections == 1
+        with ExitStack() as stack:
+            server = stack.enter_context(socket.create_connection((HOST, self._upstream_port)))
+            requests = _Requests()
+            counts: dict[Moment, int] = {}
+            pending: Trouble | None = None
+            while not stop.is_set():
+                ready, _, _ = select([client, server], [], [], _TICK)
+                if server in ready:
+                    data = server.recv(65536)
+                    if pending:
+                        _misbehave(pending.action, client, data, stop)
+                        return
+                    if not data:
+                        return
+                    client.sendall(data)
+                if client in ready:
+                    data = client.recv(65536)
+                    if not data:
+                        return
+                    for moment, request in requests.add(data):
+                        self.seen.append(moment)
+                        counts[moment] = counts.get(moment, 0) + 1
+                        if self._before:
+                            self._before(moment)
+                        trouble = self._trouble(moment, counts[moment]) if troubled else None
+                        if trouble and not trouble.lost:
+                            _misbehave(trouble.action, client, b"", stop)
+                            return
+                        pending = trouble
+                        server.sendall(request)
+
+    def _trouble(self, moment: Moment, number: int) -> Trouble | None:
+        for trouble in self._troubles:
+            if (trouble.moment, trouble.nth) == (moment, number):
+                return trouble
+        return None
+
+
+def _misbehave(action: Action, client: socket.socket, data: bytes, stop: Event) -> None:
+    if action is Action.RESET:
+        reset(client)
+    elif action is Action.HANG:
+        hang(client, stop)
+    elif action is Action.DRIP:
+        for byte in data or b"N" + struct.pack("!i", 1_000_000) + bytes(1000):
+            client.sendall(bytes([byte]))
+            if stop.wait(0.1):
+                return
+
+
+class _Requests:
+    """Cuts what a client sends into requests, and tells what each is about."""
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._signed_in = False
+        self._request = b""
+        self._moment: Moment | None = None
+        self._prepared = Moment.LOOK
+
+    def add(self, data: bytes) -> Iterator[tuple[Moment, bytes]]:
+        self._data += data
+        while message := self._message():
+            self._request += message
+            kind = message[:1] if self._signed_in else b""
+            self._classify(kind, message)
+            if not self._signed_in or kind in _ENDS_REQUEST:
+                assert self._moment is not None
+                yield self._moment, self._request
+                self._request, self._moment = b"", None
+                self._signed_in = True
+
+    def _message(self) -> bytes:
+        head = _TYPED if self._signed_in else _UNTYPED
+        if len(self._data) < head:
+            return b""
+        (length,) = struct.unpack_from("!i", self._data, head - 4)
+        whole = head - 4 + length
+        if len(self._data) < whole:
+            return b""
+        message, self._data = self._data[:whole], self._data[whole:]
+        return message
+
+    def _classify(self, kind: bytes, message: bytes) -> None:
+        if kind == b"P":
+            terminates = b"pg_terminate_backend" in message
+            self._prepared = Moment.TERMINATE if terminates else Moment.VERIFY
+            prepares = Moment.PREPARE_TERMINATE if terminates else Moment.PREPARE_VERIFY
+            self._moment = prepares
+        elif kind == b"B":
+            self._moment = self._prepared
+        elif self._moment is None:
+            self._moment = {
+                b"": Moment.STARTUP,
+                b"p": Moment.SIGN_IN,
+                b"Q": Moment.LOOK,
+                b"X": Moment.SIGN_OUT,
+            }.get(kind)
+
+
+def unused_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server((HOST, 0)) as listener:
+        port: int = listener.getsockname()[1]
+    time.sleep(0)
+    return port
