@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_major: runs on every server there is, not one only")
     config.addinivalue_line("markers", "tls: needs a server that was built with TLS")
+    config.addinivalue_line("markers", "pg_dump: needs a server that comes with pg_dump")
     config.addinivalue_line("markers", "majors(low, high): the versions that have the feature")
 
 
@@ -56,6 +57,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         builds = {major: build for major, build in builds.items() if low <= major <= high}
     if "tls" in marks:
         builds = {major: build for major, build in builds.items() if build.tls}
+    if "pg_dump" in marks:
+        builds = {n: build for n, build in builds.items() if (build.bin / "pg_dump").exists()}
     chosen = sorted(builds) if "every_major" in marks else sorted(builds)[-1:]
     metafunc.parametrize(
         "build",
@@ -64,6 +67,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         indirect=True,
         scope="session",
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what no server here can show, rather than skip it: `make matrix` shows it."""
+    without = [item for item in items if "NOTSET" in item.name]
+    items[:] = [item for item in items if item not in without]
+    config.hook.pytest_deselected(items=without)
 
 
 @pytest.fixture(scope="session")

@@ -40,25 +40,34 @@ NAMES = {
 every_name = pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
 
 
-@every_name
-def test_a_victim_of_any_name_is_selected_by_it_and_named(stage: Stage, name: str) -> None:
-    stage.database(name)
-    stage.target(dbname=name)
-    leak = stage.session(LEAK, name, database=name, application_name=name)
+def test_a_victim_of_any_name_is_selected_by_it_and_named(
+    stage: Stage, subtests: pytest.Subtests
+) -> None:
+    stage.database("renamed")
+    database = "renamed"
     other = stage.session(LEAK)
-    # The server itself replaces what is not ASCII in an application's name.
-    ((application,),) = stage.root.run(
-        "SELECT application_name FROM pg_stat_activity WHERE pid = :pid", pid=leak.pid
-    )
-    glob = re.sub(r"([\[*?])", r"[\1]", name)
-    run = stage.reap(rule(role=[glob], database=[glob]))
-    assert other.is_there
-    reported = run.session(leak)
-    assert reported["outcome"] == "terminated"
-    assert (reported["role"], reported["database"]) == (name, name)
-    assert reported["application"] == application
-    assert re.fullmatch(r"[^\x00-\x1f\x7f]{1,99}", run.email.subject)
-    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", run.email.body)
+    for kind, name in NAMES.items():
+        stage.root.run(f"ALTER DATABASE {identifier(database)} RENAME TO {identifier(name)}")
+        database = name
+        with subtests.test(kind):
+            stage.target(kind, dbname=name)
+            leak = stage.session(LEAK, name, database=name, application_name=name)
+            # The server itself replaces what is not ASCII in an application's name.
+            ((application,),) = stage.root.run(
+                "SELECT application_name FROM pg_stat_activity WHERE pid = :pid", pid=leak.pid
+            )
+            glob = re.sub(r"([\[*?])", r"[\1]", name)
+            rules = policy(rule(role=[glob], database=[glob]))
+            run = stage.run({"policy": rules, "targets": [kind]})
+            reported = run.session(leak, kind)
+            assert other.is_there
+            assert reported["outcome"] == "terminated"
+            assert (reported["role"], reported["database"]) == (name, name)
+            assert reported["application"] == application
+            assert re.fullmatch(r"[^\x00-\x1f\x7f]{1,99}", run.email.subject)
+            assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", run.email.body)
+        until(lambda: stage.clients == 2, "the sessions in the database are gone")
+    stage.root.run(f"ALTER DATABASE {identifier(database)} RENAME TO renamed")
 
 
 @every_name
@@ -141,38 +150,38 @@ def test_the_look_survives_a_query_cut_within_a_character(stage: Stage) -> None:
     assert set(stage.reap().outcomes().values()) == {"terminated"}
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "bytea_output = 'escape'",
-        "standard_conforming_strings = off",
-        "DateStyle = 'SQL, DMY'",
-        "TimeZone = 'America/St_Johns'",
-        "search_path = 'evil'",
-        "default_transaction_isolation = 'serializable'",
-        "default_transaction_read_only = on",
-        "client_encoding = 'LATIN1'",
-        "xmlbinary = 'hex'",
-        "quote_all_identifiers = on",
-        "transform_null_equals = on",
-        "array_nulls = off",
-        "statement_timeout = '1ms'",
-        "idle_session_timeout = '60s'",
-        "application_name = 'pg_dump'",
-        "extra_float_digits = -15",
-        "row_security = off",
-        "jit_above_cost = 0",
-        "client_min_messages = debug5",
-        "plan_cache_mode = force_generic_plan",
-        "enable_nestloop = off",
-        "enable_material = on",
-        "debug_print_plan = off",
-    ],
-)
-def test_the_look_and_the_kill_survive_a_role_s_setting(stage: Stage, setting: str) -> None:
-    name = setting.split(" = ", maxsplit=1)[0]
-    stage.root.run(f"ALTER ROLE session_reaper SET {setting}")
-    stage.cleanup(stage.root.run, f"ALTER ROLE session_reaper RESET {name}")
+SETTINGS = [
+    "bytea_output = 'escape'",
+    "standard_conforming_strings = off",
+    "DateStyle = 'SQL, DMY'",
+    "TimeZone = 'America/St_Johns'",
+    "search_path = 'evil'",
+    "default_transaction_isolation = 'serializable'",
+    "default_transaction_read_only = on",
+    "client_encoding = 'LATIN1'",
+    "xmlbinary = 'hex'",
+    "quote_all_identifiers = on",
+    "transform_null_equals = on",
+    "array_nulls = off",
+    "statement_timeout = '1ms'",
+    "application_name = 'pg_dump'",
+    "extra_float_digits = -15",
+    "row_security = off",
+    "jit_above_cost = 0",
+    "client_min_messages = debug5",
+    "plan_cache_mode = force_generic_plan",
+    "enable_nestloop = off",
+    "enable_material = on",
+    "debug_print_plan = off",
+]
+
+
+@pytest.mark.every_major
+def test_the_look_and_the_kill_survive_whatever_the_role_s_settings_are(stage: Stage) -> None:
+    for setting in SETTINGS:
+        stage.root.run(f"ALTER ROLE session_reaper SET {setting}")
+        name = setting.split(" = ", maxsplit=1)[0]
+        stage.cleanup(stage.root.run, f"ALTER ROLE session_reaper RESET {name}")
     leaks = stage.sessions(2)
     run = stage.reap()
     assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}

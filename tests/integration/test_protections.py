@@ -72,19 +72,24 @@ def test_our_own_role_is_never_touched(stage: Stage) -> None:
     assert_only_the_leak_dies(stage, stage.session(LEAK, REAPER), stage.session(IDLE, REAPER))
 
 
-@pytest.mark.parametrize(
-    "role", ["rdsproxyadmin", "rdswriteforwarduser", "rdsadmin", "aiven_extras", "_aiven"]
-)
-def test_the_provider_s_roles_are_never_touched(stage: Stage, role: str) -> None:
-    assert_only_the_leak_dies(stage, stage.session(LEAK, role), stage.session(IDLE, role))
+def test_the_provider_s_roles_are_never_touched(stage: Stage) -> None:
+    roles = ("rdsproxyadmin", "rdswriteforwarduser", "rdsadmin", "aiven_extras", "_aiven")
+    sessions = [stage.session(state, role) for role in roles for state in (LEAK, IDLE)]
+    assert_only_the_leak_dies(stage, *sessions)
 
 
-@pytest.mark.parametrize(
-    "application",
-    ["pg_dump", "pg_dumpall", "pg_restore", "pgBackRest [backup]", "barman_backup", "pgcopydb[1]"],
-)
-def test_backups_and_migrations_are_never_touched(stage: Stage, application: str) -> None:
-    assert_only_the_leak_dies(stage, stage.session(LEAK, application_name=application))
+def test_backups_and_migrations_are_never_touched(stage: Stage) -> None:
+    names = (
+        "pg_dump",
+        "pg_dumpall",
+        "pg_restore",
+        "pgBackRest [backup]",
+        "barman_backup",
+        "pgcopydb[1]",
+        "pg_basebackup",
+    )
+    sessions = [stage.session(LEAK, application_name=name) for name in names]
+    assert_only_the_leak_dies(stage, *sessions)
 
 
 def test_a_session_that_hides_its_state_is_never_touched(stage: Stage) -> None:
@@ -150,12 +155,11 @@ def test_a_list_that_matches_nobody_selects_nobody(stage: Stage) -> None:
     assert leak.is_there
 
 
+@pytest.mark.pg_dump
 def test_a_parallel_dump_in_its_long_transaction_is_left_alone(
     stage: Stage, build: Build, tmp_path: Path
 ) -> None:
     program = build.bin / "pg_dump"
-    if not program.exists():
-        pytest.skip("this build has no pg_dump")
     stage.role("dumper", "IN ROLE pg_read_all_data" if build.major > 13 else "")
     stage.root.run("CREATE TABLE big AS SELECT generate_series(1, 1000) AS n")
     stage.cleanup(stage.root.run, "DROP TABLE big")

@@ -170,7 +170,7 @@ def test_an_aws_api_that_hangs_does_not_outlive_the_lambda(stage: Stage, service
     stage.target()
     if service == "AmazonSSM":
         stage.monkeypatch.setenv("POLICY", "ssm:/policy")
-    seconds = 8 if service == "AmazonSSM" else 3
+    seconds = 8 if service == "AmazonSSM" else 2
     ended, took = _run_with_silent(stage, service, seconds)
     assert took < seconds
     if isinstance(ended, Run):
@@ -178,13 +178,6 @@ def test_an_aws_api_that_hangs_does_not_outlive_the_lambda(stage: Stage, service
         assert len(ended.emails) == 1
     else:
         assert isinstance(ended, ConfigurationError)
-
-
-def test_a_list_of_secrets_that_hangs_does_not_outlive_the_lambda(stage: Stage) -> None:
-    stage.monkeypatch.setenv("TARGET_SECRET_TAG", "a=b")
-    ended, took = _run_with_silent(stage, "secretsmanager", seconds=8)
-    assert took < 7.9
-    assert isinstance(ended, ConfigurationError)
 
 
 def _run_with_silent(
