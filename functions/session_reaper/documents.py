@@ -4,6 +4,7 @@ What is not understood is an error that names its place, never a guess: a docume
 in silence is a session killed by mistake, or a protection that is not there.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
@@ -14,6 +15,9 @@ from session_reaper.errors import ConfigurationError
 T = TypeVar("T")
 Read = Callable[[object, str], T]
 """From a value of the document and its place to what it means; raises ConfigurationError."""
+
+UNSENDABLE = re.compile("[\0\ud800-\udfff]")
+"""What JSON can hold and nobody can send on: NUL and lone surrogates."""
 
 _MOST_SHOWN = 40  # characters of a wrong value in an error
 
@@ -33,6 +37,8 @@ def text(value: object, place: str) -> str:
         raise ConfigurationError(place, f"{shown(value)} is not text; put it in quotes")
     if not value:
         raise ConfigurationError(place, "is empty; fill it in or remove it")
+    if UNSENDABLE.search(value):
+        raise ConfigurationError(place, f"{shown(value)} holds a character that is no text")
     return value
 
 

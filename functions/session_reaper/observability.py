@@ -29,7 +29,9 @@ def log_decision(target: str, decision: Decision) -> None:
 def emit_metrics(target: TargetReport) -> None:
     """What CloudWatch should know of one target, as a line of its embedded metric format."""
     metrics = EphemeralMetrics(namespace=NAMESPACE, service="")  # no second dimension
-    metrics.add_dimension("target", target.name)
+    # CloudWatch drops what is not ASCII or too long.
+    name = target.name[:250].encode("ascii", "replace").decode()
+    metrics.add_dimension("target", name)
     metrics.add_metric("FailedTargets", MetricUnit.Count, int(target.status in UNREACHED))
     metrics.add_metric("Terminated", MetricUnit.Count, target.count(Outcome.TERMINATED))
     if target.slots is not None and target.used_after is not None and target.slots.usable > 0:

@@ -61,15 +61,15 @@ def _network(value: object, place: str) -> IPv4Network | IPv6Network:
         ) from None
 
 
-_MOST_REPEATS = 2
+_MOST_REPEATS = 3
 
 
 def _takes_too_long(pattern: str) -> str | None:
     """Why a pattern could hold up a run, or None: no deadline reaches into `re`.
 
     A repeated group that holds a choice or a repeat, as in (a+)+, can take time exponential in the
-    query's length; n repeats in a row, its power of n + 1. Repeats of white space cost nothing: in
-    the text that is searched there is never more than one blank in a row.
+    query's length; n repeats in a row, its power of n, or n + 1 if the pattern may begin anywhere.
+    Repeats of white space cost nothing: the text that is searched has one blank in a row.
     """
     if re.search(r"\(\?[aiLmsu-]*x", pattern):
         return "has the flag x, which hides what is repeated"
@@ -77,8 +77,10 @@ def _takes_too_long(pattern: str) -> str | None:
     rest = re.sub(r"(?:\\s| )(?:[*+]|\{\d*,\d*\})", "a", pattern)
     rest = re.sub(r"\\.|\[\^?\]?[^\]]*\]|\0", "a", rest)
     rest = re.sub(r"\(\?(?:[aiLmsu-]+\)|P<\w+>|[aiLmsu-]*:|<?[=!])", "(", rest)
-    if len(re.findall(r"[*+]|\{\d*,", rest)) > _MOST_REPEATS:
-        return f"has more than {_MOST_REPEATS} repeats of something else than white space"
+    repeats = len(re.findall(r"[*+]|\{\d*,", re.sub(r"[a.][*+]$", "", rest)))
+    anchored = re.match(r"(?:\()?\^[^|]*$", rest)
+    if repeats + (not anchored) > _MOST_REPEATS:
+        return f"has more than {_MOST_REPEATS} repeats (2 unless it begins with ^)"
     folded = ""
     while folded != rest:  # groups, from the inside out; one with a choice or a repeat is marked
         folded, rest = rest, re.sub(r"\(([^()]*)\)", _fold, rest)

@@ -27,7 +27,8 @@ def load_policy(source: str) -> Policy:
     try:
         return _parse(_text(source))
     except ConfigurationError as error:
-        raise ConfigurationError(f"POLICY {source or '(default)'}", str(error)) from None
+        problem = " ".join(str(error).split())
+        raise ConfigurationError(f"POLICY {source or '(default)'}", problem) from None
 
 
 def _text(source: str) -> str:

@@ -32,11 +32,8 @@ _ANSWER_SECONDS: Final = STATEMENT_SECONDS + 2
 _STARTUP: Final = {
     # Our names mean the catalog's, whatever a database holds.
     "search_path": "pg_catalog",
-    "DateStyle": "ISO",
-    "TimeZone": "UTC",
     "client_encoding": "UTF8",
     "bytea_output": "hex",
-    "standard_conforming_strings": "on",
     # Serializable and deferrable would wait for the very transactions that we are to end.
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
@@ -284,6 +281,9 @@ def _tls_context(sslmode: SslMode, sslrootcert: str | None) -> ssl.SSLContext:
         raise TargetError(
             "tls", "sslrootcert in the secret is no PEM certificate", "Store the CA's PEM text."
         ) from None
+    # From Python 3.13 on the default refuses CAs that lack what RFC 5280 wants beyond a valid chain;
+    # private ones often do, and libpq takes them.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.check_hostname = sslmode is SslMode.VERIFY_FULL
     return context
 
@@ -386,9 +386,7 @@ def _look(answer: Mapping[str, Any]) -> Look:
 def _session(row: Sequence[Any]) -> Session:
     pid, backend_start, xact_start, state_change, state, *rest = row
     role, database, application, client, query, *rest = rest
-    idle, transaction, connected, running, attributes, own_role, can_signal = rest
-    # Of a role that was dropped under its session nothing is known: it is protected.
-    superuser, replication = attributes or (True, True)
+    idle, transaction, connected, running, superuser, replication, own_role, can_signal = rest
     return Session(
         identity=Identity(
             pid=pid,
@@ -406,8 +404,9 @@ def _session(row: Sequence[Any]) -> Session:
         transaction_seconds=transaction,
         connected_seconds=connected,
         query_seconds=running,
-        superuser=superuser,
-        replication=replication,
+        # Of a role that was dropped under its session nothing is known: it is protected.
+        superuser=superuser is not False,
+        replication=replication is not False,
         own_role=bool(own_role),
         can_signal=bool(can_signal),
     )

@@ -5,15 +5,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
+from session_reaper.advice import advice_on_connection, advice_on_look
 from session_reaper.deadline import Deadline
 from session_reaper.decide import Decision, Judgement, Verdict, decide
-from session_reaper.errors import BlindError, DeadlineError, FullError, TargetError, quoted
+from session_reaper.errors import BlindError, DeadlineError, FullError, TargetError
 from session_reaper.observability import log_decision
 from session_reaper.policy import Mode, Policy
 from session_reaper.postgres import MOST_AT_ONCE, Server, Signal
-from session_reaper.report import Advice, Failure, Fate, Outcome, TargetReport, TargetStatus
+from session_reaper.report import Failure, Fate, Outcome, TargetReport, TargetStatus
 from session_reaper.sessions import Identity, Look
-from session_reaper.targets import SslMode, Target
+from session_reaper.targets import Target
 
 VERIFY_SECONDS = 2.0
 _LOOKED_FOR = (Signal.SENT, Signal.PERHAPS)
@@ -26,7 +27,7 @@ def reap(target: Target, policy: Policy, mode: Mode, deadline: Deadline) -> Iter
     Each report replaces the one before, and the last is true at any moment: a run whose time is up
     has something true to say even of a target that hangs.
     """
-    report = TargetReport(name=target.name, advice=tuple(_advice_on_connection(target)))
+    report = TargetReport(name=target.name, advice=tuple(advice_on_connection(target)))
     yield failed(report, DeadlineError())
     try:
         with closing(Server.connect(target, deadline)) as server:
@@ -37,13 +38,13 @@ def reap(target: Target, policy: Policy, mode: Mode, deadline: Deadline) -> Iter
             judgement = decide(look.sessions, look.slots, policy)
             report = _judged(report, judgement, mode)
             condemned = judgement.having(Verdict.CONDEMN)
-            _log(target, judgement.having(Verdict.SPARE))
             if mode is Mode.OBSERVE:
                 _log(target, condemned)
             elif condemned:
                 # Until more is known: each may have been signalled, none was seen gone.
                 yield failed(report, DeadlineError())
                 report = _executed(report, condemned, target, server, deadline)
+            _log(target, judgement.having(Verdict.SPARE))
     except TargetError as error:
         report = failed(report, error)
     yield report
@@ -70,7 +71,7 @@ def _looked(report: TargetReport, look: Look) -> TargetReport:
         report,
         slots=look.slots,
         used_after=look.slots.used,
-        advice=(*report.advice, *_advice_on_look(look)),
+        advice=(*report.advice, *advice_on_look(look)),
     )
 
 
@@ -165,12 +166,15 @@ def _verify(
     """Poll until all are gone or the time for it is over: who is still there, the slots used."""
     over = deadline.within(VERIFY_SECONDS)
     pause = _FIRST_PAUSE
-    while True:
-        remaining, used = server.verify(sent, deadline)
-        if not remaining or over.seconds() == 0:
-            return remaining, used
+    remaining, used = server.verify(sent, deadline)
+    while remaining and over.seconds() > pause:
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
+        try:
+            remaining, used = server.verify(sent, deadline)
+        except DeadlineError:
+            break
+    return remaining, used
 
 
 def _fate(decision: Decision, signals: Mapping[int, Signal], remaining: Collection[int]) -> Fate:
@@ -196,32 +200,3 @@ def _identity(decision: Decision) -> Identity:
 
 def _pid(decision: Decision) -> int:
     return decision.session.identity.pid
-
-
-# -- advice ---------------------------------------------------------------------------------------
-
-
-def _advice_on_connection(target: Target) -> Iterator[Advice]:
-    if target.sslmode is SslMode.DISABLE:
-        yield Advice(
-            code="encrypt-connection",
-            message="The secret says sslmode disable: the connection is plaintext. Switch TLS on"
-            " at the server and write verify-full into the secret.",
-            sql=None,
-        )
-
-
-def _advice_on_look(look: Look) -> Iterator[Advice]:
-    if not look.can_signal_all:
-        yield Advice(
-            code="grant-signal-backend",
-            message=f"Role {look.role} can terminate sessions only of roles it is a member of.",
-            sql=f"GRANT pg_signal_backend TO {quoted(look.role)};",
-        )
-    if look.untracked:
-        yield Advice(
-            code="track-activities",
-            message=f"{look.untracked} sessions hide their state (track_activities is off):"
-            " no rule can match them. Switch it on.",
-            sql=None,
-        )

@@ -1,18 +1,19 @@
 """All targets, at the same time; no one's trouble is another's."""
 
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from threading import Thread
 
 from session_reaper.deadline import Deadline
-from session_reaper.errors import ConfigurationError, DeadlineError, TargetError
+from session_reaper.errors import ConfigurationError, DeadlineError
 from session_reaper.observability import logger
 from session_reaper.policy import Mode, Policy
 from session_reaper.reap import failed, reap
 from session_reaper.report import Failure, TargetReport, TargetStatus
 from session_reaper.secrets_manager import Secrets
 from session_reaper.settings import Settings
-from session_reaper.targets import Target
+from session_reaper.targets import SecretError, Target
 
 _GRACE = 0.25  # seconds in which a target whose time is over may still say what it did
 
@@ -35,17 +36,16 @@ def run(
 
 
 def _read(secrets: Secrets, secret_id: str) -> Iterator[Target | TargetReport]:
-    report = TargetReport(name=secret_id)
-    yield failed(report, DeadlineError())
+    yield failed(TargetReport(name=secret_id), DeadlineError())
     try:
         yield secrets.target(secret_id)
-    except TargetError as error:
-        yield failed(report, error)
+    except SecretError as error:
+        yield failed(TargetReport(name=error.target), error)
 
 
 def _distinct(read: Sequence[Target | TargetReport]) -> Sequence[Target | TargetReport]:
     """Each once, though one secret may be given by name, by ARN and by tag."""
-    by_secret = {item.secret_arn if isinstance(item, Target) else item.name: item for item in read}
+    by_secret = {i.secret_arn if isinstance(i, Target) else id(i): i for i in read}
     return tuple(by_secret.values())
 
 
@@ -74,7 +74,10 @@ class _Worker(Thread):
             for latest in self._work:
                 self.latest = latest
         except Exception as error:  # noqa: BLE001 -- the bulkhead: a bug that one target brings out must not hide the others
-            logger.exception("a target's work ended with a bug", extra={"target": self.latest.name})
+            # Not the error's own text: it may hold anything.
+            trace = traceback.format_tb(error.__traceback__)
+            extra = {"target": self.latest.name, "error": type(error).__name__, "trace": trace}
+            logger.error("a target's work ended with a bug", extra=extra)
             self.latest = _crashed(self.latest, error)
 
 
@@ -82,7 +85,7 @@ def _crashed(latest: Target | TargetReport, error: Exception) -> TargetReport:
     known = latest if isinstance(latest, TargetReport) else TargetReport(name=latest.name)
     failure = Failure(
         code="internal",
-        message=f"session-reaper has a bug: {type(error).__name__}",  # its text may hold anything
+        message=f"session-reaper has a bug: {type(error).__name__}",
         hint="Please report it with the traceback in the log.",
     )
     return replace(known, status=TargetStatus.FAILED, error=failure)

@@ -1,5 +1,6 @@
 """AWS Secrets Manager: which secrets are targets, and what each holds."""
 
+import re
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -53,13 +54,20 @@ class Secrets:
         except ClientError as error:
             code = error.response["Error"]["Code"]
             hint = _HINTS.get(code, _OTHER_HINT)
-            raise SecretError(f"secret {secret_id} cannot be read: {code}", hint) from None
+            problem = f"secret {secret_id} cannot be read: {code}"
+            raise SecretError(_name(secret_id), problem, hint) from None
         except BotoCoreError as error:
             problem = f"secret {secret_id} cannot be read: {type(error).__name__}"
-            raise SecretError(problem, _OTHER_HINT) from None
+            raise SecretError(_name(secret_id), problem, _OTHER_HINT) from None
         if "SecretString" not in answer:
             raise SecretError(
+                answer["Name"],
                 f"secret {secret_id} is binary",
                 "Store its JSON as the secret's text (SecretString).",
             )
         return read_target(answer["Name"], answer["ARN"], answer["SecretString"])
+
+
+def _name(secret_id: str) -> str:
+    """The name of a secret that is given by its name or its ARN, which adds six characters."""
+    return re.sub(r"^arn:.*:secret:(.+)-\w{6}$", r"\1", secret_id)

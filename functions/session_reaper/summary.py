@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from session_reaper.durations import format_duration
 from session_reaper.report import (
     Fate,
+    Outcome,
     Report,
     TargetReport,
     clean,
@@ -17,6 +18,7 @@ from session_reaper.report import (
 
 MAX_SUBJECT = 99  # characters: SNS takes less than 100
 MAX_MESSAGE = 240_000  # bytes of the JSON message: SNS takes 262,144 with everything around it
+_NOT_DONE = (Outcome.SPARED, Outcome.ESCAPED)
 _MOST_GROUPS = 12  # of one target's victims
 
 
@@ -70,7 +72,8 @@ def _victims(fates: Iterable[Fate]) -> Iterator[str]:
         session = fate.decision.session
         key = (fate.decision.rule or "", fate.outcome, session.application, session.role)
         groups[key].append(fate)
-    largest_first = sorted(groups.items(), key=lambda item: -len(item[1]))
+    # What was done comes before what was not; what is cut is cut from the end.
+    largest_first = sorted(groups.items(), key=lambda g: (_NOT_DONE.count(g[0][1]), -len(g[1])))
     for (rule, outcome, application, role), members in largest_first[:_MOST_GROUPS]:
         who = f"{clean(application, 63) or '(no application name)'} as {clean(role, 63)}"
         yield f"  {len(members):>4} {outcome.replace('_', ' ')}: {who}, rule {clean(rule, 63)}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from session_reaper.documents import UNSENDABLE
 from session_reaper.errors import TargetError
 
 _DEFAULT_PORT = 5432
@@ -37,10 +38,14 @@ class Target:
 
 
 class SecretError(TargetError):
-    """The secret cannot be read, or is no description of a PostgreSQL server."""
+    """The secret cannot be read, or is no description of a PostgreSQL server.
 
-    def __init__(self, message: str, hint: str) -> None:
+    `target` is the target's name as far as it is known: the secret's own, if it is not.
+    """
+
+    def __init__(self, target: str, message: str, hint: str) -> None:
         super().__init__("secret", message, hint)
+        self.target = target
 
 
 def read_target(secret_name: str, secret_arn: str, secret: str) -> Target:
@@ -54,26 +59,29 @@ def read_target(secret_name: str, secret_arn: str, secret: str) -> Target:
         document = json.loads(secret)
     except (ValueError, RecursionError):
         raise SecretError(  # from None: the JSON error carries the whole secret
+            secret_name,
             f"secret {secret_name} is not JSON",
             'Store an object such as {"host": …, "username": …, "password": …}.',
         ) from None
     if not isinstance(document, dict):
-        raise SecretError(f"secret {secret_name} is JSON, but no object", "Store an object.")
+        message = f"secret {secret_name} is JSON, but no object"
+        raise SecretError(secret_name, message, "Store an object.")
     read = _Reader(secret_name, document)
+    read.target = (
+        read.optional("name").strip()
+        or read.optional("dbInstanceIdentifier")
+        or read.optional("dbClusterIdentifier")
+        or secret_name
+    )
     engine = read.optional("engine")
     if engine and "postgres" not in engine.lower():
-        raise SecretError(
-            f"secret {secret_name}: engine {engine} is not PostgreSQL",
-            "Take the secret off the targets; only PostgreSQL has sessions to look at here.",
-        )
+        problem = f"engine {engine[:40]} is not PostgreSQL"
+        raise read.error(problem, "Take the secret off the targets: there are no sessions to see.")
     if read.optional("auth") not in ("", "password"):
-        raise SecretError(
-            f"secret {secret_name}: auth is not supported",
-            "Leave it out, or write password: the key password holds it.",
-        )
-    identifier = read.optional("dbInstanceIdentifier") or read.optional("dbClusterIdentifier")
+        hint = "Leave it out, or write password: the key password holds it."
+        raise read.error("auth is not supported", hint)
     return Target(
-        name=read.optional("name").strip() or identifier or secret_name,
+        name=read.target,
         secret_arn=secret_arn,
         host=read.host(),
         port=read.port(),
@@ -90,30 +98,34 @@ class _Reader:
 
     def __init__(self, secret_name: str, document: dict[str, Any]) -> None:
         self._secret_name = secret_name
+        self.target = secret_name
         self._document = document
 
     def optional(self, key: str) -> str:
+        """Text, or "" if the key is absent or null."""
         value = self._document.get(key)
         if value is None:
             return ""
-        # A lone surrogate is valid JSON, and no text that anybody could send on.
-        if not isinstance(value, str) or re.search("[\0\ud800-\udfff]", value):
-            raise self._error(f"{key} is not text", f"Write {key} as a JSON string.")
+        if not isinstance(value, str) or UNSENDABLE.search(value):
+            raise self.error(f"{key} is not text", f"Write {key} as a JSON string.")
         return value
 
     def required(self, key: str) -> str:
+        """Text that is not empty."""
         value = self.optional(key)
         if not value:
-            raise self._error(f"{key} is missing", f"Add {key} to the secret.")
+            raise self.error(f"{key} is missing", f"Add {key} to the secret.")
         return value
 
     def host(self) -> str:
+        """A host's name or address."""
         value = self.required("host")
         if not re.fullmatch(r"[\w.:%-]+", value, re.ASCII):  # a URI would hold the password
-            raise self._error("host is no host name", "Write the name or the address alone.")
+            raise self.error("host is no host name", "Write the name or the address alone.")
         return value
 
     def port(self) -> int:
+        """A port number, PostgreSQL's own by default."""
         value = self._document.get("port")
         if value is None:
             return _DEFAULT_PORT
@@ -121,14 +133,16 @@ class _Reader:
             port = int(text)
             if 0 < port <= _HIGHEST_PORT:
                 return port
-        raise self._error("port is no port number", f"Write 1 to {_HIGHEST_PORT}.")
+        raise self.error("port is no port number", f"Write 1 to {_HIGHEST_PORT}.")
 
     def sslmode(self) -> SslMode:
+        """The strictest unless another is written."""
         try:
             return SslMode(self.optional("sslmode") or SslMode.VERIFY_FULL)
         except ValueError:
             known = ", ".join(SslMode)
-            raise self._error("sslmode is not known", f"Write one of {known}.") from None
+            raise self.error("sslmode is not known", f"Write one of {known}.") from None
 
-    def _error(self, problem: str, hint: str) -> SecretError:
-        return SecretError(f"secret {self._secret_name}: {problem}", hint)
+    def error(self, problem: str, hint: str) -> SecretError:
+        """What is wrong with the secret, as an error."""
+        return SecretError(self.target, f"secret {self._secret_name}: {problem}", hint)

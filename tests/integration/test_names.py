@@ -51,6 +51,7 @@ def test_a_victim_of_any_name_is_selected_by_it_and_named(
         database = name
         with subtests.test(kind):
             stage.target(kind, dbname=name)
+            stage.monkeypatch.setenv("TARGET_SECRETS", kind)
             leak = stage.session(LEAK, name, database=name, application_name=name)
             # The server itself replaces what is not ASCII in an application's name.
             ((application,),) = stage.root.run(
@@ -58,7 +59,7 @@ def test_a_victim_of_any_name_is_selected_by_it_and_named(
             )
             glob = re.sub(r"([\[*?])", r"[\1]", name)
             rules = policy(rule(role=[glob], database=[glob]))
-            run = stage.run({"policy": rules, "targets": [kind]})
+            run = stage.run({"policy": rules})
             reported = run.session(leak, kind)
             assert other.is_there
             assert reported["outcome"] == "terminated"

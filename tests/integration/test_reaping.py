@@ -89,11 +89,11 @@ def test_the_clock_of_the_article_is_there_by_name(stage: Stage) -> None:
 
 def test_each_clock_measures_what_it_says(stage: Stage) -> None:
     leak = stage.session(LEAK)
-    until(lambda: _age(stage, leak.pid, "xact_start") > 1, "the transaction is old")
+    until(lambda: _age(stage, leak.pid, "xact_start") > 0.4, "the transaction is old")
     leak.connection.run("SELECT 1")
-    run = stage.run({"mode": "observe", "policy": policy(rule(idle_for="1s"))})
+    run = stage.run({"mode": "observe", "policy": policy(rule(idle_for="400ms"))})
     assert run.outcomes() == {}
-    run = stage.run({"mode": "observe", "policy": policy(rule(transaction_for="1s"))})
+    run = stage.run({"mode": "observe", "policy": policy(rule(transaction_for="400ms"))})
     assert run.outcomes() == {leak.pid: "would_terminate"}
 
 

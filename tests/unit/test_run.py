@@ -90,17 +90,24 @@ def test_a_secret_that_brings_out_a_bug_does_not_hide_the_others(
 ) -> None:
     reports = run(monkeypatch, {"a": BROKEN}, TARGET_SECRETS="missing,a")  # a KeyError of the fake
     codes = {report.name: report.error.code for report in reports if report.error}
-    assert codes == {"missing": "internal", "a": "secret"}
+    assert codes == {"missing": "internal", "broken": "secret"}
 
 
 def test_a_target_that_nobody_has_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigurationError, match=r"^event\.targets\[1\]: .*\bnobody\b.*\ba\b"):
-        run(monkeypatch, {"a": BROKEN}, "a", "nobody", TARGET_SECRETS="a")
+    with pytest.raises(ConfigurationError, match=r"^event\.targets\[1\]: .*\bnobody\b.*\bbroken\b"):
+        run(monkeypatch, {"a": BROKEN}, "broken", "nobody", TARGET_SECRETS="a")
 
 
 def test_a_request_that_names_targets_gets_those(monkeypatch: pytest.MonkeyPatch) -> None:
-    reports = run(monkeypatch, {"a": BROKEN, "b": BROKEN}, "b", TARGET_SECRETS="a,b")
-    assert [report.name for report in reports] == ["b"]
+    secrets = {"a": BROKEN, "b": "no json"}
+    for name in ("b", "broken"):
+        reports = run(monkeypatch, secrets, name, TARGET_SECRETS="a,b")
+        assert [report.name for report in reports] == [name]
+
+
+def test_two_broken_secrets_of_one_name_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = run(monkeypatch, {"a": BROKEN, "b": BROKEN}, TARGET_SECRETS="a,b")
+    assert len(reports) == 2
 
 
 def test_a_tag_that_no_secret_bears_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
