@@ -56,8 +56,8 @@ artifact: build ## what was built, under the real Lambda runtime client
 	$(PYTHON) -m pytest tests/artifact
 
 .PHONY: bench
-bench: build ## this function beside the article's fifteen lines
-	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks
+bench: build $(SERVERS)/installed ## this function beside the article's fifteen lines (needs npm)
+	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks $(SERVERS)
 
 .PHONY: lock
 lock: $(UV) ## resolve pyproject.toml anew into the hashed requirement files

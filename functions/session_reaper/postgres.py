@@ -133,6 +133,8 @@ class Server:
             sock = socket.create_connection(address, timeout=enough.left(CONNECT_SECONDS))
         try:
             deadline.binds(sock)
+            # As libpq does it: else the first packet after a TLS handshake waits 40 ms for an ACK.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if target.sslmode is not SslMode.DISABLE:
                 sock = _secured(sock, target, enough)
                 deadline.binds(sock)

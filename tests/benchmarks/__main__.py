@@ -1,7 +1,8 @@
 """`make bench`: session-reaper beside the article's fifteen lines, in turn, in one run.
 
-Ratios are what to read: the machine's speed drifts, and each pair drifts with it. Both connect in
-plaintext to the same embedded PostgreSQL and the same AWS stand-in, so both pay for the same work.
+Ratios are what to read: the machine's speed drifts, and each pair drifts with it. Both connect by
+TLS to the same PostgreSQL and use the same AWS stand-in. Ours verifies the certificate in full;
+the yardstick writes `ssl_context=True`, which verifies nothing and makes a context per connection.
 """
 
 import contextlib
@@ -18,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.local.aws import aws
-from infra.local.postgres import Server, bundled_builds, server
+from infra.local.certificates import make_tls
+from infra.local.postgres import Server, npm_builds, server
 from tests.benchmarks import decode, deployed
 
 PROBE = Path(__file__).with_name("probe.py")
@@ -40,8 +42,13 @@ def main() -> None:
     """Measure both in turn and print the table."""
     times: dict[str, dict[str, list[float]]] = {name: {OURS: [], YARDSTICK: []} for name in LIMITS}
     with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         database = stack.enter_context(
-            server(bundled_builds()[18], settings={"max_connections": "130"})
+            server(
+                npm_builds(Path(sys.argv[1]))[18],
+                settings={"max_connections": "130"},
+                tls=make_tls(folder),
+            )
         )
         cloud = stack.enter_context(aws())
         cloud.put_secret("orders", _prepared(database))
@@ -51,7 +58,6 @@ def main() -> None:
             "MODE": "enforce",
             "PYTHONPATH": os.pathsep.join(["functions", "."]),
         }
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         functions = deployed.deployed(folder)
         for counted in [False, *[True] * ROUNDS]:  # the first round writes the .pyc files
             for module in (OURS, YARDSTICK):
@@ -81,7 +87,8 @@ def _prepared(database: Server) -> dict[str, object]:
         "username": "session_reaper",
         "password": PASSWORD,
         "dbname": "postgres",
-        "sslmode": "disable",
+        "sslmode": "verify-full",
+        "sslrootcert": database.tls.authority.read_text() if database.tls else None,
     }
 
 
@@ -95,7 +102,9 @@ def _probe(module: str, database: Server) -> dict[str, float]:
         assert process.stdout
         quiet = json.loads(process.stdout.readline())
         victims = [
-            database.connect(user="app", password=PASSWORD, application_name=f"leak-{n % 7}")
+            database.connect(
+                user="app", unix_sock=database.unix_sock, application_name=f"leak-{n % 7}"
+            )
             for n in range(VICTIMS)
         ]
         for victim in victims:

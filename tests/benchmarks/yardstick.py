@@ -19,7 +19,7 @@ def lambda_handler(event, context):  # type: ignore[no-untyped-def] # noqa: ANN0
         port=secret["port"],
         database=secret["dbname"],
         password=secret["password"],
-        ssl_context=False,
+        ssl_context=True,
     )
     rows = con.run(
         "SELECT pid, usename, pg_terminate_backend(pid) FROM pg_stat_activity"
