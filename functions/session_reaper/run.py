@@ -23,16 +23,21 @@ def run(
 ) -> tuple[TargetReport, ...]:
     """Deal with the targets of these names, or with all. Raises ConfigurationError."""
     secrets = Secrets()
-    tagged = secrets.tagged(settings.target_secret_tag) if settings.target_secret_tag else ()
-    ids = dict.fromkeys((*settings.target_secrets, *tagged))
-    if not ids:
+    ids = dict.fromkeys(settings.target_secrets)
+    unlisted = []
+    if settings.target_secret_tag:
+        try:
+            ids |= dict.fromkeys(secrets.tagged(settings.target_secret_tag))
+        except SecretError as error:  # the targets that were named are dealt with all the same
+            unlisted = [failed(TargetReport(name=error.target), error)]
+    if not ids and not unlisted:
         raise ConfigurationError("TARGET_SECRET_TAG", "no secret bears this tag")
     read = _latest_of_all([_read(secrets, secret_id) for secret_id in ids], deadline)
     wanted = _named(_distinct(read), names)
     targets = [target for target in wanted if isinstance(target, Target)]
     unread = [report for report in wanted if isinstance(report, TargetReport)]
     reaped = _latest_of_all([reap(target, policy, mode, deadline) for target in targets], deadline)
-    return (*unread, *(report for report in reaped if isinstance(report, TargetReport)))
+    return (*unlisted, *unread, *(report for report in reaped if isinstance(report, TargetReport)))
 
 
 def _read(secrets: Secrets, secret_id: str) -> Iterator[Target | TargetReport]:

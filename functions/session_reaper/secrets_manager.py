@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import BotoCoreError, ClientError
 
 from session_reaper.aws import client
-from session_reaper.errors import ConfigurationError
 from session_reaper.settings import Tag
 from session_reaper.targets import SecretError, Target, read_target
 
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
+    from mypy_boto3_secretsmanager.type_defs import FilterTypeDef
 
 _HINTS = {
     "ResourceNotFoundException": "Check the name in TARGET_SECRETS and the region.",
@@ -31,20 +31,20 @@ class Secrets:
         self._client: SecretsManagerClient = client("secretsmanager")
 
     def tagged(self, tag: Tag) -> tuple[str, ...]:
-        """The ARNs of the secrets with this tag. Raises ConfigurationError."""
-        pages = self._client.get_paginator("list_secrets").paginate(
-            Filters=[
-                {"Key": "tag-key", "Values": [tag.key]},
-                {"Key": "tag-value", "Values": [tag.value]},
-            ]
-        )
+        """The ARNs of the secrets with this tag. Raises SecretError."""
+        filters: list[FilterTypeDef] = [
+            {"Key": "tag-key", "Values": [tag.key]},
+            {"Key": "tag-value", "Values": [tag.value]},
+        ]
         # The filters match prefixes, and do not have to match the same tag: look again.
         wanted = {"Key": tag.key, "Value": tag.value}
         try:
+            pages = self._client.get_paginator("list_secrets").paginate(Filters=filters)
             secrets = [secret for page in pages for secret in page["SecretList"]]
         except (ClientError, BotoCoreError) as error:
-            problem = f"the secrets cannot be listed: {error}"
-            raise ConfigurationError("TARGET_SECRET_TAG", problem) from None
+            problem = f"the secrets cannot be listed: {' '.join(str(error).split())}"
+            hint = "Allow the function's role secretsmanager:ListSecrets, and check that it reaches it."
+            raise SecretError(f"tag {tag.key}={tag.value}", problem, hint) from None
         return tuple(secret["ARN"] for secret in secrets if wanted in secret.get("Tags", []))
 
     def target(self, secret_id: str) -> Target:

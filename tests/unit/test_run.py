@@ -6,6 +6,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from botocore.exceptions import ClientError
 from session_reaper import run as module
 from session_reaper import secrets_manager
 from session_reaper.deadline import Deadline
@@ -114,6 +115,20 @@ def test_a_tag_that_no_secret_bears_is_a_mistake(monkeypatch: pytest.MonkeyPatch
     settings = {"TARGET_SECRET_TAG": "reap=ye"}
     with pytest.raises(ConfigurationError, match=r"^TARGET_SECRET_TAG: "):
         run(monkeypatch, {"a": BROKEN}, **settings)
+
+
+def test_a_list_of_secrets_that_is_denied_does_not_hide_those_that_were_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise ClientError({"Error": {"Code": "AccessDeniedException"}}, "ListSecrets")
+
+    monkeypatch.setattr(SecretsManager, "get_paginator", denied)
+    tag = {"TARGET_SECRET_TAG": "reap=yes"}
+
+    reports = run(monkeypatch, {"a": BROKEN}, TARGET_SECRETS="a", **tag)
+
+    assert [report.name for report in reports] == ["tag reap=yes", "broken"]
 
 
 # -- all at the same time ---------------------------------------------------------------------------
