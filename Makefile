@@ -32,6 +32,10 @@ test: .venv/installed ## unit and integration tests on an embedded PostgreSQL
 matrix: .venv/installed $(SERVERS)/installed ## the integration tests on PostgreSQL 13 to 18 (needs npm)
 	$(PYTHON) -m pytest tests/integration --servers=$(SERVERS)
 
+.PHONY: faults
+faults: .venv/installed ## what is too heavy for every test run: a thousand victims
+	$(PYTHON) -m pytest tests/faults
+
 .PHONY: check
 check: .venv/installed .tools/sam/installed ## format, lint, types, template
 	.venv/bin/ruff format --check .
