@@ -71,6 +71,9 @@ MOST_AT_ONCE: Final = 25
 """Sessions per statement that signals: fewer round trips, and not too many unknown if it is lost."""
 
 
+# -- the driver's habits that had to be mended ---------------------------------------------------
+
+
 def _saslprep(text: str, prepare: Callable[[str], str] = scramp.core.saslprep) -> str:
     """PostgreSQL and libpq take a text as it is where SASLprep refuses it; scramp gives up."""
     try:
@@ -103,6 +106,9 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver 
         if stream is not None:
             with suppress(OSError, ValueError):  # what could not be sent is tried again here
                 stream.close()
+
+
+# -- one connection --------------------------------------------------------------------------------
 
 
 class Signal(Enum):
@@ -153,6 +159,7 @@ class Server:
             sock.close()
             if isinstance(error, TargetError):  # a server may send back what it was sent
                 error.message = error.message.replace(target.password, "…")
+                error.args = (error.code, error.message, error.hint)
             raise
         return cls(connection, sock)
 
