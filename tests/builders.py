@@ -49,7 +49,6 @@ def a_session(**overrides: object) -> Session:
         "superuser": False,
         "replication": False,
         "own_role": False,
-        "can_signal": True,
     }
     return Session(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 

@@ -21,7 +21,7 @@ def advice_on_connection(target: Target) -> Iterator[Advice]:
 
 def advice_on_look(look: Look) -> Iterator[Advice]:
     """What the look showed to be missing."""
-    if not look.can_signal_all:
+    if not look.can_signal:
         yield Advice(
             code="grant-signal-backend",
             message=f"Role {look.role} can terminate sessions only of roles it is a member of.",

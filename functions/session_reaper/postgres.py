@@ -20,7 +20,7 @@ import scramp.core
 from scramp import ScramException
 
 from session_reaper.deadline import Deadline
-from session_reaper.errors import ConnectionLostError, DeadlineError, FullError, TargetError
+from session_reaper.errors import ConnectionLostError, FullError, TargetError
 from session_reaper.sessions import Identity, Look, Session, Slots, State
 from session_reaper.targets import SslMode, Target
 
@@ -67,10 +67,6 @@ _NOT_POSTGRES_HINT: Final = "Check host and port in the secret."
 _OTHER_HINT: Final = "The message is the server's own; its log has the context."
 
 
-MOST_AT_ONCE: Final = 25
-"""Sessions per statement that signals: fewer round trips, and not too many unknown if it is lost."""
-
-
 # -- the driver's habits that had to be mended ---------------------------------------------------
 
 
@@ -115,7 +111,6 @@ class Signal(Enum):
     """What became of the wish to signal one session."""
 
     SENT = auto()
-    PERHAPS = auto()  # not the same any more: it was signalled, if it is gone, or it escaped
     ESCAPED = auto()  # it changed, or ended, between look and signal
     DENIED = auto()
 
@@ -175,8 +170,8 @@ class Server:
             rows = self._connection.run(_sql("look").replace(":idle_for", floors))
         return _look(json.loads(rows[0][0].decode("utf-8", errors="replace")))
 
-    def terminate(self, identities: Sequence[Identity], deadline: Deadline) -> Mapping[int, Signal]:
-        """Signal those that are still the ones that were looked at: what became of each, by pid.
+    def terminate(self, identity: Identity, deadline: Deadline) -> Signal:
+        """Signal one session, if it is still the one that was looked at.
 
         Raises DeadlineError if nothing was sent, any other TargetError if that is not known.
         """
@@ -185,44 +180,17 @@ class Server:
                 self._terminate = self._connection.prepare(_sql("terminate"))
             try:
                 rows = self._terminate.run(
-                    pids=[identity.pid for identity in identities],
-                    backend_starts=[identity.backend_start for identity in identities],
-                    xact_starts=[identity.xact_start for identity in identities],
-                    state_changes=[identity.state_change for identity in identities],
-                    states=[identity.state.value for identity in identities],
+                    pid=identity.pid,
+                    backend_start=identity.backend_start,
+                    xact_start=identity.xact_start,
+                    state_change=identity.state_change,
+                    state=identity.state.value,
                 )
             except pg8000.native.DatabaseError as error:
                 if _sqlstate(error) != INSUFFICIENT_PRIVILEGE:
                     raise
-                rows = None
-        if rows is not None:
-            signalled = {pid for pid, sent in rows if sent}
-            return {
-                identity.pid: Signal.SENT if identity.pid in signalled else Signal.ESCAPED
-                for identity in identities
-            }
-        if len(identities) == 1:
-            return {identities[0].pid: Signal.DENIED}
-        return self._terminate_singly(identities, deadline)
-
-    def _terminate_singly(
-        self, identities: Sequence[Identity], deadline: Deadline
-    ) -> Mapping[int, Signal]:
-        """One by one, after one that was denied ended the statement and took the answer with it.
-
-        Those before it were signalled by that statement, unless they had escaped.
-        """
-        signals: dict[int, Signal] = {}
-        for identity in identities:
-            try:
-                signal = self.terminate([identity], deadline)[identity.pid]
-            except DeadlineError as error:  # here it must not say that nothing was sent
-                raise TargetError(error.code, error.message, error.hint) from None
-            before_the_denied = Signal.DENIED not in signals.values()
-            if signal is Signal.ESCAPED and before_the_denied:
-                signal = Signal.PERHAPS
-            signals[identity.pid] = signal
-        return signals
+                return Signal.DENIED
+        return Signal.SENT if rows and rows[0][0] else Signal.ESCAPED
 
     def verify(
         self, identities: Collection[Identity], deadline: Deadline
@@ -386,7 +354,7 @@ def _look(answer: Mapping[str, Any]) -> Look:
         role=answer["role"],
         slots=Slots(max=answer["max"], reserved=answer["reserved"], used=answer["used"]),
         can_see=answer["can_see"],
-        can_signal_all=answer["can_signal_all"],
+        can_signal=answer["can_signal"],
         untracked=answer["untracked"],
         sessions=tuple(_session(row) for row in answer["sessions"]),
     )
@@ -395,7 +363,7 @@ def _look(answer: Mapping[str, Any]) -> Look:
 def _session(row: Sequence[Any]) -> Session:
     pid, backend_start, xact_start, state_change, state, *rest = row
     role, database, application, client, query, *rest = rest
-    idle, transaction, connected, running, superuser, replication, own_role, can_signal = rest
+    idle, transaction, connected, running, superuser, replication, own_role = rest
     return Session(
         identity=Identity(
             pid=pid,
@@ -417,5 +385,4 @@ def _session(row: Sequence[Any]) -> Session:
         superuser=superuser is not False,
         replication=replication is not False,
         own_role=bool(own_role),
-        can_signal=bool(can_signal),
     )

@@ -11,13 +11,12 @@ from session_reaper.decide import Decision, Judgement, Verdict, decide
 from session_reaper.errors import BlindError, DeadlineError, FullError, TargetError
 from session_reaper.observability import log_decision
 from session_reaper.policy import Mode, Policy
-from session_reaper.postgres import MOST_AT_ONCE, Server, Signal
+from session_reaper.postgres import Server, Signal
 from session_reaper.report import Failure, Fate, Outcome, TargetReport, TargetStatus
 from session_reaper.sessions import Identity, Look
 from session_reaper.targets import Target
 
 VERIFY_SECONDS = 2.0
-_LOOKED_FOR = (Signal.SENT, Signal.PERHAPS)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.004, 0.064  # seconds between two looks of verify
 
 
@@ -107,7 +106,7 @@ def _executed(
     deadline: Deadline,
 ) -> TargetReport:
     signals, error = _signal_all(target, server, condemned, deadline)
-    sent = [_identity(d) for d in condemned if signals.get(_pid(d)) in _LOOKED_FOR]
+    sent = [d.session.identity for d in condemned if signals.get(_pid(d)) is Signal.SENT]
     remaining: Collection[int] = {identity.pid for identity in sent}
     used_after = report.used_after
     if sent:
@@ -119,7 +118,6 @@ def _executed(
                     remaining, used_after = _verify(witness, sent, deadline)
         except TargetError as unverified:
             used_after = None
-            signals = {**signals, **dict.fromkeys((i.pid for i in sent), Signal.SENT)}
             error = error or unverified
     fates = tuple(
         fate if fate.outcome is Outcome.SPARED else _fate(fate.decision, signals, remaining)
@@ -137,27 +135,17 @@ def _signal_all(
     error: TargetError | None = None
     # No more than half of the time that is left: the other half is for proving it.
     deadline = deadline.within(deadline.seconds() / 2)
-    for some in _together(condemned):
-        _log(target, some)  # before the signal; while this is written, those before are ending
+    for decision in condemned:
+        log_decision(target.name, decision)  # before the signal, and whether or not it comes to it
         if error is None:
             try:
-                signals |= server.terminate([_identity(d) for d in some], deadline)
+                signals[_pid(decision)] = server.terminate(decision.session.identity, deadline)
             except DeadlineError as over:
                 error = over
             except TargetError as lost:
-                error = lost  # the answer is lost: as far as we know, all of them were signalled
-                signals |= dict.fromkeys(map(_pid, some), Signal.SENT)
+                error = lost  # the answer is lost: as far as we know, it was signalled
+                signals[_pid(decision)] = Signal.SENT
     return signals, error
-
-
-def _together(condemned: Sequence[Decision]) -> Iterator[Sequence[Decision]]:
-    """Who is signalled by one statement: one that is denied takes the answer for all with it."""
-    allowed = [decision for decision in condemned if decision.session.can_signal]
-    for first in range(0, len(allowed), MOST_AT_ONCE):
-        yield allowed[first : first + MOST_AT_ONCE]
-    for decision in condemned:
-        if not decision.session.can_signal:
-            yield [decision]
 
 
 def _verify(
@@ -179,11 +167,10 @@ def _verify(
 
 def _fate(decision: Decision, signals: Mapping[int, Signal], remaining: Collection[int]) -> Fate:
     match signals.get(_pid(decision)):
-        case Signal.SENT | Signal.PERHAPS if _pid(decision) not in remaining:
-            outcome = Outcome.TERMINATED
         case Signal.SENT:
-            outcome = Outcome.LINGERING
-        case Signal.PERHAPS | Signal.ESCAPED:
+            gone = _pid(decision) not in remaining
+            outcome = Outcome.TERMINATED if gone else Outcome.LINGERING
+        case Signal.ESCAPED:
             outcome = Outcome.ESCAPED
         case Signal.DENIED:
             outcome = Outcome.DENIED
@@ -192,10 +179,6 @@ def _fate(decision: Decision, signals: Mapping[int, Signal], remaining: Collecti
             reason = f"{decision.reason}; spared: the run ended before its turn"
             decision = replace(decision, reason=reason)
     return Fate(decision=decision, outcome=outcome)
-
-
-def _identity(decision: Decision) -> Identity:
-    return decision.session.identity
 
 
 def _pid(decision: Decision) -> int:

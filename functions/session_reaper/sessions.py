@@ -49,7 +49,6 @@ class Session:
     superuser: bool
     replication: bool
     own_role: bool
-    can_signal: bool  # as far as our memberships tell
 
     @property
     def state(self) -> State:
@@ -78,6 +77,6 @@ class Look:
     role: str  # ours
     slots: Slots
     can_see: bool  # other roles' sessions
-    can_signal_all: bool  # sessions of every role that is no superuser
+    can_signal: bool  # sessions of every role that is no superuser
     untracked: int  # client backends whose state is `disabled`
     sessions: tuple[Session, ...]  # those that a rule could match, in no order

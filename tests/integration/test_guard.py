@@ -120,9 +120,7 @@ def _looked(reaper: Server, victim: Victim) -> Identity:
 
 
 def _terminate(reaper: Server, identity: Identity) -> Signal:
-    signals = reaper.terminate([identity], Deadline(10))
-    assert list(signals) == [identity.pid]
-    return signals[identity.pid]
+    return reaper.terminate(identity, Deadline(10))
 
 
 def test_another_identity_in_any_field_is_another_session(stage: Stage, reaper: Server) -> None:

@@ -26,7 +26,7 @@ SELECT textsend(json_build_object(
     -- A row that we may not see has a NULL backend_type: it is in no other count.
     'can_see', pg_has_role('pg_read_all_stats', 'USAGE')
         AND count(*) FILTER (WHERE a.backend_type IS NULL AND a.usesysid IS NOT NULL) = 0,
-    'can_signal_all', pg_has_role('pg_signal_backend', 'USAGE'),
+    'can_signal', pg_has_role('pg_signal_backend', 'USAGE'),
     'untracked', count(*) FILTER (WHERE a.backend_type = 'client backend' AND a.state = 'disabled'),
     'sessions', coalesce(json_agg(json_build_array(
         a.pid,
@@ -47,8 +47,7 @@ SELECT textsend(json_build_object(
              THEN greatest(extract(epoch FROM m.now - a.query_start), 0) END,
         r.rolsuper,
         r.rolreplication,
-        r.rolname = session_user,
-        pg_has_role('pg_signal_backend', 'USAGE') OR pg_has_role(a.usesysid, 'USAGE')
+        r.rolname = session_user
     )) FILTER (
         WHERE a.backend_type = 'client backend'
         AND extract(epoch FROM m.now - a.state_change)
