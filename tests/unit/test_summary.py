@@ -279,3 +279,12 @@ def test_a_run_without_targets_has_a_summary_too() -> None:
 def test_no_query_is_in_the_email() -> None:
     target = a_target_report(a_fate(query="select canary from canaries where a = 'canary'"))
     assert "canar" not in summarize(a_report(target)).body
+
+
+def test_what_was_terminated_is_never_cut_in_favour_of_what_was_spared() -> None:
+    killed = a_fate(application="killed", outcome=Outcome.TERMINATED)
+    spared = [a_fate(application=f"spared-{n % 20}", outcome=Outcome.SPARED) for n in range(60)]
+
+    body = summarize(a_report(a_target_report(*spared, killed))).body
+
+    assert "1 terminated: killed as" in body
