@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from session_reaper.decide import Decision, Verdict
@@ -23,6 +24,7 @@ def an_identity(**overrides: object) -> Identity:
         "backend_start": "2026-01-15T08:00:00.000001+00:00",
         "xact_start": "2026-01-15T09:00:00.000002+00:00",
         "state_change": "2026-01-15T09:00:01.000003+00:00",
+        "query_start": "2026-01-15T09:00:01.000001+00:00",
         "state": State.IDLE_IN_TRANSACTION,
     }
     return Identity(**values | overrides)  # type: ignore[arg-type] # a table of defaults
@@ -46,9 +48,15 @@ def a_session(**overrides: object) -> Session:
         "transaction_seconds": 905.0,
         "connected_seconds": 4000.1,
         "query_seconds": None,
+        "waiting_for_client": False,
+        "xid_age": None,
+        "xmin_age": None,
+        "locks": None,
+        "waiters": (),
         "superuser": False,
         "replication": False,
         "own_role": False,
+        "signalable": True,
     }
     return Session(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 
@@ -75,11 +83,12 @@ def a_policy(*rules: Mapping[str, Any], **keys: object) -> Policy:
 
 
 def a_decision(session: Session | None = None, **overrides: object) -> Decision:
-    """A condemned session."""
+    """A condemned session; `rule` is its rule's name."""
+    name = str(overrides.pop("rule", "idle-in-transaction"))
     values = {
         "session": session or a_session(),
         "verdict": Verdict.CONDEMN,
-        "rule": "idle-in-transaction",
+        "rule": replace(a_policy().rules[0], name=name),
         "reason": "idle in transaction for 15m 1s (idle_for: 5m)",
     }
     return Decision(**values | overrides)  # type: ignore[arg-type] # a table of defaults

@@ -1,19 +1,30 @@
-"""What the policy says of each session: a pure function."""
+"""What the policy says of each session: a pure function.
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+Every session gets its verdict by itself first, from the first rule in force that matches it. Then
+whatever holds victims back takes its turn, in this order: `until`, the breaker, the limits.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import cache
 
 from session_reaper.durations import format_duration
+from session_reaper.patterns import finds_any, is_within, matches_any
 from session_reaper.policy import (
     BUILTIN,
+    Action,
+    Holding,
+    Limits,
     Match,
+    Order,
     Policy,
-    finds_any,
-    is_within,
-    matches_any,
+    Protect,
+    Rule,
 )
-from session_reaper.sessions import Session, Slots
+from session_reaper.sessions import Names, Session, Slots, State
 
 
 class Verdict(Enum):
@@ -26,125 +37,325 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What the policy says of one session, and why."""
+    """What the policy says of one session, and why. `rule` is None where it is left alone."""
 
     session: Session
     verdict: Verdict
-    rule: str | None
+    rule: Rule | None
     reason: str
+
+    @property
+    def pid(self) -> int:
+        """The session's."""
+        return self.session.identity.pid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """The decisions on one target's sessions; `breaker` says why it tripped, if it did."""
+    """The decisions on one target's sessions, those who go first in front."""
 
     decisions: tuple[Decision, ...]
-    breaker: str | None = None
+    breaker: str | None = None  # why it tripped
+    pressure: tuple[str, ...] = ()  # of each rule in force by its `when` or `until`: what it took
 
     def having(self, verdict: Verdict) -> tuple[Decision, ...]:
         """The decisions of one verdict, in order."""
         return tuple(d for d in self.decisions if d.verdict is verdict)
 
+    def held_back(self, limit: Callable[[Decision], str | None]) -> "Judgement":
+        """The same, but condemned sessions are spared for which `limit` gives a reason."""
+        return replace(self, decisions=tuple(_held_back(self.decisions, limit)))
+
 
 def decide(sessions: Iterable[Session], slots: Slots, policy: Policy) -> Judgement:
-    """Judge every session, longest idle first, within the policy's limits."""
-    longest_first = sorted(sessions, key=_longest_idle_first)
-    decisions = [_judge(session, policy) for session in longest_first]
-    condemned = sum(d.verdict is Verdict.CONDEMN for d in decisions)
-    breaker = _breaker(condemned, slots.used, policy.limits.max_share)
-    allowed = 0 if breaker else policy.limits.max_terminations
-    reason = breaker or f"limits.max_terminations of {allowed} was reached"
-    return Judgement(decisions=tuple(_spare(decisions, allowed, reason)), breaker=breaker)
+    """Judge every session by the rules, and hold back what the limits do not allow."""
+    in_order = sorted(sessions, key=_ORDERS[policy.limits.order])
+    rules = [rule for rule in policy.rules if rule.when is None or rule.when.is_reached(slots)]
+    judged = _judged(in_order, slots, rules, policy.protect)
+    decisions, pressure = _free_no_more(judged, slots, rules)
+    breaker = _breaker(decisions, slots, policy.limits)
+    limit = (lambda _: breaker) if breaker else _within(policy.limits)
+    judgement = Judgement(decisions=tuple(decisions), breaker=breaker, pressure=tuple(pressure))
+    return judgement.held_back(limit)
 
 
-def _longest_idle_first(session: Session) -> tuple[float, int]:
-    return (-session.idle_seconds, session.identity.pid)
+def _harm(session: Session) -> tuple[int, int, int]:
+    return (-len(session.waiters), -session.pinned, -(session.locks or 0))
 
 
-def _judge(session: Session, policy: Policy) -> Decision:
-    protection = _protection(session, policy)
-    if protection:
-        return _decision(session, Verdict.LEAVE, None, f"protected: {protection}")
-    for rule in policy.rules:
-        if _selects(rule.match, session):
-            reason = _exceeded(rule.match, session)
-            if reason:
-                return _decision(session, Verdict.CONDEMN, rule.name, reason)
-    return _decision(session, Verdict.LEAVE, None, "no rule matches")
+_ORDERS: dict[Order, Callable[[Session], tuple[float, ...]]] = {
+    Order.LONGEST: lambda s: (-s.idle_seconds, s.identity.pid),
+    Order.MOST_HARMFUL: lambda s: (*_harm(s), -s.idle_seconds, s.identity.pid),
+    Order.NEWEST: lambda s: (s.idle_seconds, s.identity.pid),
+}
 
 
-def _decision(session: Session, verdict: Verdict, rule: str | None, reason: str) -> Decision:
-    return Decision(session=session, verdict=verdict, rule=rule, reason=reason)
+# -- one session ----------------------------------------------------------------------------------
 
 
-def _protection(session: Session, policy: Policy) -> str | None:
+def _judged(
+    sessions: Iterable[Session], slots: Slots, rules: Sequence[Rule], protect: Protect
+) -> Iterator[Decision]:
+    uses_query = any(rule.match.query for rule in rules)
+
+    @cache  # sessions share their names, and what follows from them
+    def selected(state: State, names: Names, query: str) -> str | tuple[Rule, ...]:
+        """What protects them, or the rules whose conditions on them hold."""
+        return _protection(names, protect) or tuple(
+            rule for rule in rules if _selects(rule.match, state, names, query)
+        )
+
+    for session in sessions:
+        query = session.query if uses_query else ""
+        found = _attribute(session) or selected(session.state, session.names, query)
+        if isinstance(found, str):
+            yield _left(session, f"protected: {found}")
+        else:
+            yield _by_rule(session, slots, found)
+
+
+def _left(session: Session, reason: str) -> Decision:
+    return Decision(session=session, verdict=Verdict.LEAVE, rule=None, reason=reason)
+
+
+def _by_rule(session: Session, slots: Slots, rules: Iterable[Rule]) -> Decision:
+    for rule in rules:
+        if _holds(rule.match, session):
+            reason = _reason(rule, session, slots)
+            return Decision(session=session, verdict=Verdict.CONDEMN, rule=rule, reason=reason)
+    return _left(session, "no rule matches")
+
+
+def _attribute(session: Session) -> str | None:
     if session.own_role:
         return "our own role"
     if session.superuser:
         return "a superuser"
     if session.replication:
         return "a replication role"
-    if "\ufffd" in session.role + session.database:
+    return None
+
+
+def _protection(names: Names, protect: Protect) -> str | None:
+    if "\ufffd" in names.role + names.database:
         return "a name in an encoding that is not ours, which no pattern can be held against"
-    covered = BUILTIN.covers(session)
-    if covered:
-        return f"{covered} (built in)"
-    return policy.protect.covers(session)
+    covered = BUILTIN.covers(names)
+    return f"{covered} (built in)" if covered else protect.covers(names)
 
 
-def _selects(match: Match, session: Session) -> bool:
-    """Whether every condition but the clocks holds; a condition that is not given always does."""
+def _selects(match: Match, state: State, names: Names, query: str) -> bool:
+    """Whether the conditions on names hold; one that is not given always does."""
     return (
-        session.state in match.state
-        and (not match.role or matches_any(match.role, session.role))
-        and (not match.database or matches_any(match.database, session.database))
-        and (not match.application or matches_any(match.application, session.application))
-        and (not match.client or is_within(match.client, session.client))
-        and (not match.query or finds_any(match.query, session.query))
+        state in match.state
+        and (not match.role or matches_any(match.role, names.role))
+        and (not match.database or matches_any(match.database, names.database))
+        and (not match.application or matches_any(match.application, names.application))
+        and (not match.client or is_within(match.client, names.client))
+        and (not match.query or finds_any(match.query, query))
     )
 
 
-# The clocks: the condition's name, the session's age by it, how a person says it.
-_CLOCKS: tuple[tuple[str, Callable[[Session], float | None], str], ...] = (
-    ("idle_for", lambda s: s.idle_seconds, "{state} for {age}"),
-    ("transaction_for", lambda s: s.transaction_seconds, "transaction open for {age}"),
-    ("connected_for", lambda s: s.connected_seconds, "connected for {age}"),
-    ("query_for", lambda s: s.query_seconds, "query running for {age}"),
+def _waited(session: Session, match: Match) -> float | None:
+    """For how long so many have waited on it as the match asks for."""
+    number = match.blocks or 1
+    return session.waiters[number - 1].seconds if len(session.waiters) >= number else None
+
+
+Measure = tuple[str, Callable[[Session, Match], float | None], str, Callable[[float], str]]
+# Conditions that hold from a number up: name, the session's number, how a person says both.
+_MEASURES: tuple[Measure, ...] = (
+    ("idle_for", lambda s, _: s.idle_seconds, "{state} for {}", format_duration),
+    (
+        "transaction_for",
+        lambda s, _: s.transaction_seconds,
+        "transaction open for {}",
+        format_duration,
+    ),
+    ("connected_for", lambda s, _: s.connected_seconds, "connected for {}", format_duration),
+    ("query_for", lambda s, _: s.query_seconds, "query running for {}", format_duration),
+    ("blocks", lambda s, _: len(s.waiters), "{} waiting on it", str),
+    ("blocks_for", _waited, "waited for {}", format_duration),
+    (
+        "pins_vacuum_by",
+        lambda s, _: s.pinned,
+        "holds vacuum back by {} transactions",
+        "{:,}".format,
+    ),
 )
 
 
-def _exceeded(match: Match, session: Session) -> str | None:
-    """Every clock with its age, if all that are given have run out; else None."""
-    said = []
-    for name, age_of, sentence in _CLOCKS:
-        threshold: float | None = getattr(match, name)
-        if threshold is None:
-            continue
-        age = age_of(session)
-        if age is None or age < threshold:
-            return None
-        phrase = sentence.format(state=session.state, age=format_duration(age))
-        said.append(f"{phrase} ({name}: {format_duration(threshold)})")
-    return ", ".join(said) or None
-
-
-def _breaker(condemned: int, used: int, max_share: float | None) -> str | None:
-    if max_share is None or 100 * condemned <= max_share * used:
-        return None
-    return (
-        f"the policy condemns {condemned} of {used} client sessions, "
-        f"more than limits.max_share of {max_share:g}%"
+def _holds(match: Match, session: Session) -> bool:
+    """Whether the conditions hold that are not on names."""
+    for name, of, _, _ in _MEASURES:
+        least = getattr(match, name)
+        if least is not None:
+            number = of(session, match)
+            if number is None or number < least:
+                return False
+    return (match.waiting_for_client is None or match.waiting_for_client == _waits(session)) and (
+        not match.holds or not _held(session).isdisjoint(match.holds)
     )
 
 
-def _spare(decisions: Iterable[Decision], allowed: int, reason: str) -> Iterable[Decision]:
-    """Of the condemned, all past the first `allowed` are spared."""
+_COPY = re.compile(r"\bcopy\b", re.IGNORECASE)
+
+
+def _waits(session: Session) -> bool:
+    # A COPY waits for its client's rows, and is well. Servers from 14 on tell which session runs
+    # one; before that its text does.
+    return session.waiting_for_client and not _COPY.search(session.query)
+
+
+def _held(session: Session) -> set[Holding]:
+    held = {
+        Holding.XID: session.xid_age is not None,
+        Holding.XMIN: session.xmin_age is not None,
+        Holding.LOCKS: bool(session.locks),
+    }
+    return {holding for holding, holds in held.items() if holds}
+
+
+def _reason(rule: Rule, session: Session, slots: Slots) -> str:
+    """Every condition that is no name, with what the session has of it."""
+    return ", ".join(_said(rule, session, slots))
+
+
+def _said(rule: Rule, session: Session, slots: Slots) -> Iterator[str]:
+    match = rule.match
+    if rule.when is not None:
+        yield f"{_used(slots)} (when {rule.when})"
+    for name, of, sentence, shown in _MEASURES:
+        least = getattr(match, name)
+        if least is not None:
+            number = of(session, match)
+            phrase = sentence.format(shown(number or 0), state=session.state)
+            yield f"{phrase} ({name}: {shown(least)})"
+    if match.waiting_for_client:
+        yield "waits for its client (waiting_for_client)"
+    if match.holds:
+        held = ", ".join(holding for holding in match.holds if holding in _held(session))
+        yield f"holds {held} (holds: {', '.join(match.holds)})"
+    if session.waiters:
+        yield f"waiting: {_waiting(session)}"
+    if rule.action is Action.CANCEL:
+        yield "to be cancelled"
+
+
+_MOST_NAMED = 3  # waiters
+
+
+def _waiting(session: Session) -> str:
+    named = [
+        f"{w.application or 'pid ' + str(w.pid)} as {w.role} for {format_duration(w.seconds)}"
+        for w in session.waiters[:_MOST_NAMED]
+    ]
+    more = len(session.waiters) - len(named)
+    return "; ".join([*named, f"{more} more"] if more else named)
+
+
+# -- what holds back ------------------------------------------------------------------------------
+
+
+def _held_back(
+    decisions: Iterable[Decision], limit: Callable[[Decision], str | None]
+) -> Iterator[Decision]:
     for decision in decisions:
-        if decision.verdict is not Verdict.CONDEMN:
-            yield decision
-        elif allowed > 0:
-            allowed -= 1
-            yield decision
+        held_by = limit(decision) if decision.verdict is Verdict.CONDEMN else None
+        if held_by:
+            reason = f"{decision.reason}; spared: {held_by}"
+            yield replace(decision, verdict=Verdict.SPARE, reason=reason)
         else:
-            spared = f"{decision.reason}; spared: {reason}"
-            yield _decision(decision.session, Verdict.SPARE, decision.rule, spared)
+            yield decision
+
+
+def _frees(decision: Decision) -> bool:
+    """Whether a slot becomes free, as far as it is up to us."""
+    return (
+        decision.verdict is Verdict.CONDEMN
+        and decision.session.signalable
+        and decision.rule is not None
+        and decision.rule.action is Action.TERMINATE
+    )
+
+
+def _free_no_more(
+    decisions: Iterable[Decision], slots: Slots, rules: Iterable[Rule]
+) -> tuple[list[Decision], list[str]]:
+    """Hold back what `until` does not take; a sentence on each rule in force by its `when`."""
+    decisions = list(decisions)
+    pressure = []
+    freed = sum(_frees(d) for d in decisions if d.rule and d.rule.until is None)
+    for rule in rules:
+        needed = None
+        if rule.until is not None:
+            needed = rule.until.excess(slots) - freed
+            decisions = list(_held_back(decisions, _enough(rule, needed)))
+            freed += sum(_frees(d) for d in decisions if d.rule is rule)
+        if rule.when is not None or (needed is not None and needed > 0):
+            pressure.append(_in_force(rule, slots, needed, decisions))
+    return decisions, pressure
+
+
+def _enough(rule: Rule, needed: int) -> Callable[[Decision], str | None]:
+    def limit(decision: Decision) -> str | None:
+        nonlocal needed
+        if decision.rule is not rule:
+            return None
+        if needed <= 0:
+            return f"until {rule.until} it takes no more"
+        needed -= _frees(decision)
+        return None
+
+    return limit
+
+
+def _in_force(rule: Rule, slots: Slots, needed: int | None, decisions: Iterable[Decision]) -> str:
+    mine = [d for d in decisions if d.rule is rule and d.verdict is Verdict.CONDEMN]
+    when = f" (when {rule.when})" if rule.when is not None else ""
+    if needed is None:
+        stopped = f"{len(mine)} condemned"
+    elif needed <= 0:
+        stopped = f"until {rule.until} it takes none"
+    elif sum(map(_frees, mine)) >= needed:
+        stopped = f"stopped after {len(mine)}, enough until {rule.until}"
+    else:
+        stopped = f"{len(mine)} condemned, no more match; until {rule.until} it takes {needed}"
+    return f"rule {rule.name} in force at {_used(slots)}{when}: {stopped}"
+
+
+def _breaker(decisions: Iterable[Decision], slots: Slots, limits: Limits) -> str | None:
+    condemned = sum(d.verdict is Verdict.CONDEMN for d in decisions)
+    if (
+        limits.max_share is None
+        or slots.used < limits.min_sessions
+        or 100 * condemned <= limits.max_share * slots.used
+    ):
+        return None
+    return (
+        f"the policy condemns {condemned} of {slots.used} client sessions, "
+        f"more than limits.max_share of {limits.max_share:g}%"
+    )
+
+
+def _within(limits: Limits) -> Callable[[Decision], str | None]:
+    total = 0
+    by_application: Counter[str] = Counter()
+    most, most_of_one = limits.max_terminations, limits.max_per_application
+
+    def limit(decision: Decision) -> str | None:
+        nonlocal total
+        application = decision.session.application
+        if total >= most:
+            return f"limits.max_terminations of {most} was reached"
+        if most_of_one is not None and by_application[application] >= most_of_one:
+            return f"limits.max_per_application of {most_of_one} was reached by {application!r}"
+        # One that will be denied takes nobody's place.
+        total += decision.session.signalable
+        by_application[application] += decision.session.signalable
+        return None
+
+    return limit
+
+
+def _used(slots: Slots) -> str:
+    return f"slots {slots.used}/{slots.usable}"

@@ -7,7 +7,7 @@ in silence is a session killed by mistake, or a protection that is not there.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar, get_type_hints
 
 from session_reaper.errors import ConfigurationError
@@ -44,43 +44,61 @@ def text(value: object, place: str) -> str:
 
 def count(value: object, place: str) -> int:
     """A whole number from 1 up."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(place, f"{shown(value)} is no whole number from 1 up")
+    return _whole(value, place, 1)
+
+
+def count_or_none(value: object, place: str) -> int:
+    """A whole number from 0 up."""
+    return _whole(value, place, 0)
+
+
+def _whole(value: object, place: str, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigurationError(place, f"{shown(value)} is no whole number from {least} up")
     return value
 
 
-def several(read: Read[T]) -> Read[tuple[T, ...]]:
+def flag(value: object, place: str) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(place, f"{shown(value)} is neither true nor false")
+    return value
+
+
+def read_several(read: Read[T], value: object, place: str) -> tuple[T, ...]:
     """One value or a list of alternatives; an empty list is a mistake, it does not mean all."""
+    if not isinstance(value, list):
+        return (read(value, place),)
+    if not value:
+        raise ConfigurationError(place, "is an empty list; fill it in or remove it")
+    return tuple(read(item, f"{place}[{index}]") for index, item in enumerate(value))
 
-    def read_several(value: object, place: str) -> tuple[T, ...]:
-        if not isinstance(value, list):
-            return (read(value, place),)
-        if not value:
-            raise ConfigurationError(place, "is an empty list; fill it in or remove it")
-        return tuple(read(item, f"{place}[{index}]") for index, item in enumerate(value))
 
-    return read_several
+def several(read: Read[T]) -> Read[tuple[T, ...]]:
+    """A reader of one value or a list of alternatives."""
+    return partial(read_several, read)
+
+
+def read_record(kind: type[T], value: object, place: str) -> T:
+    """A mapping with the keys of a dataclass; a field is `Annotated[type, reader, "what it is"]`."""
+    if not isinstance(value, dict):
+        raise ConfigurationError(place or "document", f"{shown(value)} is no mapping of keys")
+    known = _readers(kind)  # type: ignore[arg-type] # a class is hashable; mypy doubts it
+    dot = f"{place}." if place else ""
+    for key in value:
+        if key not in known:
+            problem = f"unknown key; known are {', '.join(known)}"
+            name = key if isinstance(key, str) else shown(key)
+            raise ConfigurationError(f"{dot}{name[:_MOST_SHOWN]}", problem)
+    for name in _required(kind):
+        if name not in value:
+            raise ConfigurationError(f"{dot}{name}", "is required")
+    return kind(**{key: known[key](item, f"{dot}{key}") for key, item in value.items()})
 
 
 def record(kind: type[T]) -> Read[T]:
-    """A mapping with the keys of a dataclass; each field's type is `Annotated[type, read]`."""
-
-    def read_record(value: object, place: str) -> T:
-        if not isinstance(value, dict):
-            raise ConfigurationError(place or "document", f"{shown(value)} is no mapping of keys")
-        known = _readers(kind)  # type: ignore[arg-type] # a class is hashable; mypy doubts it
-        dot = f"{place}." if place else ""
-        for key in value:
-            if key not in known:
-                problem = f"unknown key; known are {', '.join(known)}"
-                name = key if isinstance(key, str) else shown(key)
-                raise ConfigurationError(f"{dot}{name[:_MOST_SHOWN]}", problem)
-        for name in _required(kind):
-            if name not in value:
-                raise ConfigurationError(f"{dot}{name}", "is required")
-        return kind(**{key: known[key](item, f"{dot}{key}") for key, item in value.items()})
-
-    return read_record
+    """A reader of a mapping with the keys of a dataclass."""
+    return partial(read_record, kind)
 
 
 @cache

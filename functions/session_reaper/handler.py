@@ -1,16 +1,19 @@
 """The Lambda entry point: from an event to the report of a run."""
 
+from functools import partial
+from threading import Semaphore
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from session_reaper.aws import PUBLISH_SECONDS
 from session_reaper.deadline import Deadline
 from session_reaper.observability import emit_metrics, logger
-from session_reaper.policy import Mode
+from session_reaper.policy import Mode, Policy
 from session_reaper.policy_source import load_policy
-from session_reaper.report import Report, as_document
+from session_reaper.reap import reap, record
+from session_reaper.report import Report, as_document, as_recording
 from session_reaper.request import effective_mode, policy_of_run, read_request
-from session_reaper.run import run
+from session_reaper.run import Work, run
 from session_reaper.settings import Notify, read_settings
 from session_reaper.sns import publish
 from session_reaper.summary import summarize
@@ -35,7 +38,8 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     mode = effective_mode(settings.mode, policy.mode, request.mode)
     run_id = context.aws_request_id or str(uuid4())
     logger.append_keys(run_id=run_id, mode=str(mode))
-    targets = () if mode is Mode.OFF else run(settings, request.targets, policy, mode, deadline)
+    work = record if request.record else _reaping(policy, mode)
+    targets = () if mode is Mode.OFF else run(settings, request.targets, work, deadline)
     report = Report(run_id=run_id, mode=mode, targets=targets)
     document = as_document(report)
     logger.info("run", extra=document)
@@ -43,4 +47,15 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
         emit_metrics(target)
     if report.is_news or settings.notify is Notify.ALWAYS:
         publish(summarize(report), settings.topic_arn)
+    if request.record:  # for the one who asked; too long for the log
+        looks = {
+            target.name: as_recording(target.recorded) for target in targets if target.recorded
+        }
+        return {**document, "looks": looks}
     return document
+
+
+def _reaping(policy: Policy, mode: Mode) -> Work:
+    most = policy.limits.max_per_run
+    quota = None if most is None else Semaphore(most)
+    return partial(reap, policy, mode, quota)

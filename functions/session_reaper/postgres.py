@@ -8,8 +8,9 @@ import json
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from enum import Enum, auto
 from functools import cache
 from importlib.resources import files
@@ -21,7 +22,18 @@ from scramp import ScramException
 
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConnectionLostError, FullError, TargetError
-from session_reaper.sessions import Identity, Look, Session, Slots, State
+from session_reaper.policy import Action
+from session_reaper.sessions import (
+    Identity,
+    Look,
+    Scope,
+    Session,
+    Slots,
+    State,
+    Wait,
+    Waiter,
+    waiters_by_root,
+)
 from session_reaper.targets import SslMode, Target
 
 APPLICATION_NAME: Final = "session-reaper"
@@ -115,13 +127,19 @@ class Signal(Enum):
     DENIED = auto()
 
 
+_FUNCTIONS: Final = {
+    Action.TERMINATE: "pg_terminate_backend",
+    Action.CANCEL: "pg_cancel_backend",
+}
+
+
 class Server:
     """One connection to one server. Close it."""
 
     def __init__(self, connection: pg8000.native.Connection, sock: socket.socket) -> None:
         self._connection = connection
         self._socket = sock
-        self._terminate: pg8000.native.PreparedStatement | None = None
+        self._signal: dict[Action, pg8000.native.PreparedStatement] = {}
         self._verify: pg8000.native.PreparedStatement | None = None
 
     @classmethod
@@ -163,27 +181,34 @@ class Server:
         self._connection.close()
         self._socket.close()
 
-    def look(self, idle_floors: Mapping[State, float], deadline: Deadline) -> Look:
+    def look(self, scope: Scope, deadline: Deadline) -> Look:
         """All that one run needs to know, in one statement. Raises TargetError."""
-        floors = pg8000.native.literal(json.dumps(idle_floors))
+        statement = (
+            _sql("look")
+            .replace(":idle_for", pg8000.native.literal(json.dumps(scope.idle_floors)))
+            .replace(":waits", _sql("waits") if scope.waits else "NULL")
+            .replace(":locks", str(scope.locks).lower())
+        )
         with self._answering("looking", deadline):
-            rows = self._connection.run(_sql("look").replace(":idle_for", floors))
+            rows = self._connection.run(statement)
         return _look(json.loads(rows[0][0].decode("utf-8", errors="replace")))
 
-    def terminate(self, identity: Identity, deadline: Deadline) -> Signal:
+    def signal(self, identity: Identity, action: Action, deadline: Deadline) -> Signal:
         """Signal one session, if it is still the one that was looked at.
 
         Raises DeadlineError if nothing was sent, any other TargetError if that is not known.
         """
-        with self._answering("terminating", deadline):
-            if self._terminate is None:
-                self._terminate = self._connection.prepare(_sql("terminate"))
+        with self._answering(f"signalling ({action})", deadline):
+            if action not in self._signal:
+                statement = _sql("signal").replace(":function", _FUNCTIONS[action])
+                self._signal[action] = self._connection.prepare(statement)
             try:
-                rows = self._terminate.run(
+                rows = self._signal[action].run(
                     pid=identity.pid,
                     backend_start=identity.backend_start,
                     xact_start=identity.xact_start,
                     state_change=identity.state_change,
+                    query_start=identity.query_start,
                     state=identity.state.value,
                 )
             except pg8000.native.DatabaseError as error:
@@ -193,15 +218,22 @@ class Server:
         return Signal.SENT if rows and rows[0][0] else Signal.ESCAPED
 
     def verify(
-        self, identities: Collection[Identity], deadline: Deadline
+        self, signalled: Collection[tuple[Identity, Action]], deadline: Deadline
     ) -> tuple[frozenset[int], int]:
-        """The pids of those still there, and the slots used at that moment. Raises TargetError."""
+        """Who is still there, or still at what was cancelled, by pid; and the slots used then.
+
+        Raises TargetError.
+        """
         with self._answering("verifying", deadline):
             if self._verify is None:
                 self._verify = self._connection.prepare(_sql("verify"))
             rows = self._verify.run(
-                pids=[identity.pid for identity in identities],
-                starts=[identity.backend_start for identity in identities],
+                pids=[identity.pid for identity, _ in signalled],
+                starts=[identity.backend_start for identity, _ in signalled],
+                changes=[
+                    (identity.state_change or "") if action is Action.CANCEL else ""
+                    for identity, action in signalled
+                ],
             )
         remaining, used = rows[0]
         return frozenset(remaining), used
@@ -350,26 +382,43 @@ def _server_error(error: pg8000.native.DatabaseError, doing: str) -> TargetError
 
 
 def _look(answer: Mapping[str, Any]) -> Look:
+    waiters = waiters_by_root(_waits(answer["waits"] or ()))
+    sessions = [_session(row, waiters.get(row[0], ())) for row in answer["sessions"]]
+    if not answer["exact_waits"]:  # nobody waited on what the session does now before it did it
+        sessions = [_waited_at_most(session.idle_seconds, session) for session in sessions]
     return Look(
         role=answer["role"],
         slots=Slots(max=answer["max"], reserved=answer["reserved"], used=answer["used"]),
         can_see=answer["can_see"],
         can_signal=answer["can_signal"],
         untracked=answer["untracked"],
-        sessions=tuple(_session(row) for row in answer["sessions"]),
+        sessions=tuple(sessions),
     )
 
 
-def _session(row: Sequence[Any]) -> Session:
-    pid, backend_start, xact_start, state_change, state, *rest = row
+def _waited_at_most(seconds: float, session: Session) -> Session:
+    waiters = [replace(w, seconds=min(w.seconds, seconds)) for w in session.waiters]
+    return replace(session, waiters=tuple(waiters)) if waiters else session
+
+
+def _waits(rows: Iterable[Sequence[Any]]) -> Iterator[Wait]:
+    for pid, is_session, role, application, seconds, blocked_by in rows:
+        waiter = Waiter(pid=pid, role=role or "", application=application or "", seconds=seconds)
+        yield Wait(waiter=waiter, is_session=is_session, blocked_by=tuple(blocked_by))
+
+
+def _session(row: Sequence[Any], waiters: tuple[Waiter, ...]) -> Session:
+    pid, backend_start, xact_start, state_change, query_start, state, *rest = row
     role, database, application, client, query, *rest = rest
-    idle, transaction, connected, running, superuser, replication, own_role = rest
+    idle, transaction, connected, running, *rest = rest
+    waiting, xid_age, xmin_age, locks, superuser, replication, own_role, signalable = rest
     return Session(
         identity=Identity(
             pid=pid,
             backend_start=backend_start,
             xact_start=xact_start,
             state_change=state_change,
+            query_start=query_start,
             state=State(state),
         ),
         role=role or "",
@@ -381,8 +430,14 @@ def _session(row: Sequence[Any]) -> Session:
         transaction_seconds=transaction,
         connected_seconds=connected,
         query_seconds=running,
+        waiting_for_client=bool(waiting),
+        xid_age=xid_age,
+        xmin_age=xmin_age,
+        locks=locks,
+        waiters=waiters,
         # Of a role that was dropped under its session nothing is known: it is protected.
         superuser=superuser is not False,
         replication=replication is not False,
         own_role=bool(own_role),
+        signalable=signalable,
     )

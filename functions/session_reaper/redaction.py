@@ -27,8 +27,8 @@ _TOKEN = re.compile(
 _LITERALS = {"escape_string", "string", "dollar_string", "number"}
 
 
-def redact(query: str) -> str:
-    """The query with `?` for every literal, no comments, on one line, MAX_LENGTH at most.
+def redact(query: str, most: int = MAX_LENGTH) -> str:
+    """The query with `?` for every literal, no comments, on one line, `most` characters of it.
 
     >>> redact("SELECT * FROM t WHERE a = 'x''y' AND b > 1.5e3 -- why")
     'SELECT * FROM t WHERE a = ? AND b > ?'
@@ -57,7 +57,7 @@ def redact(query: str) -> str:
         else:
             kept.append(token.group())
     text = " ".join("".join(kept).split())
-    return text if len(text) <= MAX_LENGTH else text[: MAX_LENGTH - 1] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _after_block_comment(query: str, position: int) -> int:

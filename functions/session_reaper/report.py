@@ -2,14 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from session_reaper.decide import Decision
+from session_reaper.errors import BlindError, FullError, TargetError
+from session_reaper.patterns import SEARCHED
 from session_reaper.policy import Mode
 from session_reaper.redaction import redact
-from session_reaper.sessions import Slots
+from session_reaper.sessions import Look, Slots
 
 
 class Outcome(StrEnum):
@@ -72,8 +74,10 @@ class TargetReport:
     error: Failure | None = None
     slots: Slots | None = None  # before; None if we could not look
     used_after: int | None = None  # None if nobody could count
+    pressure: tuple[str, ...] = ()  # on each rule that was in force for want of slots
     fates: tuple[Fate, ...] = ()
     advice: tuple[Advice, ...] = ()
+    recorded: Look | None = None  # if that was asked for
 
     def count(self, outcome: Outcome) -> int:
         """How many sessions met this outcome."""
@@ -85,6 +89,17 @@ class TargetReport:
         return self.status is not TargetStatus.OK or any(
             fate.outcome is not Outcome.ESCAPED for fate in self.fates
         )
+
+
+def failed(report: TargetReport, error: TargetError) -> TargetReport:
+    """What is known of a target, and that it ended with an error."""
+    status = TargetStatus.FAILED
+    if isinstance(error, FullError):
+        status = TargetStatus.FULL
+    elif isinstance(error, BlindError):
+        status = TargetStatus.BLIND
+    failure = Failure(code=error.code, message=error.message, hint=error.hint)
+    return replace(report, status=status, error=failure)
 
 
 class RunStatus(StrEnum):
@@ -229,6 +244,8 @@ def _target(target: TargetReport) -> dict[str, Any]:
             "used_before": target.slots.used,
             "used_after": target.used_after,
         },
+        # Only if a rule was in force for want of slots: all else of a target is always there.
+        **({"pressure": list(target.pressure)} if target.pressure else {}),
         "sessions": list(_sessions(target.fates)),
         "advice": [
             {"code": advice.code, "message": advice.message, "sql": advice.sql}
@@ -255,7 +272,7 @@ def describe(decision: Decision) -> dict[str, Any]:
         "idle_seconds": _tenths(session.idle_seconds),
         "transaction_seconds": _tenths(session.transaction_seconds),
         "connected_seconds": _tenths(session.connected_seconds),
-        "rule": decision.rule,
+        "rule": decision.rule and decision.rule.name,
         "reason": decision.reason,
         "query": redact(session.query),
     }
@@ -263,3 +280,11 @@ def describe(decision: Decision) -> dict[str, Any]:
 
 def _tenths(seconds: float | None) -> float | None:
     return None if seconds is None else int(seconds * 10) / 10  # as reasons say it, rounded down
+
+
+def as_recording(look: Look) -> dict[str, Any]:
+    """A look as JSON, its queries redacted: the engine can decide on it again, elsewhere."""
+    document = asdict(look)
+    for session in document["sessions"]:
+        session["query"] = redact(session["query"], SEARCHED)
+    return document

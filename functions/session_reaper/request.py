@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from session_reaper.documents import record, several, text
+from session_reaper.documents import flag, record, several, text
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Mode, Policy, Rule, read_mode, read_policy
 
@@ -16,6 +16,7 @@ class RunRequest:
     targets: Annotated[tuple[str, ...], several(text)] = ()
     rules: Annotated[tuple[str, ...], several(text)] = ()
     policy: Annotated[Policy | None, read_policy] = None
+    record: Annotated[bool, flag] = False  # return what is seen, and do nothing
 
 
 def read_request(event: object) -> RunRequest:

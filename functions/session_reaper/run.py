@@ -1,16 +1,14 @@
 """All targets, at the same time; no one's trouble is another's."""
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from threading import Thread
 
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError, DeadlineError
 from session_reaper.observability import logger
-from session_reaper.policy import Mode, Policy
-from session_reaper.reap import failed, reap
-from session_reaper.report import Failure, TargetReport, TargetStatus
+from session_reaper.report import Failure, TargetReport, TargetStatus, failed
 from session_reaper.secrets_manager import Secrets
 from session_reaper.settings import Settings
 from session_reaper.targets import SecretError, Target
@@ -18,10 +16,14 @@ from session_reaper.targets import SecretError, Target
 _GRACE = 0.25  # seconds in which a target whose time is over may still say what it did
 
 
+Work = Callable[[Target, Deadline], Iterator[TargetReport]]
+"""What is done to one target; each report replaces the one before."""
+
+
 def run(
-    settings: Settings, names: Sequence[str], policy: Policy, mode: Mode, deadline: Deadline
+    settings: Settings, names: Sequence[str], work: Work, deadline: Deadline
 ) -> tuple[TargetReport, ...]:
-    """Deal with the targets of these names, or with all. Raises ConfigurationError."""
+    """Do the work on the targets of these names, or on all. Raises ConfigurationError."""
     secrets = Secrets()
     ids = dict.fromkeys(settings.target_secrets)
     unlisted = []
@@ -36,7 +38,7 @@ def run(
     wanted = _named(_distinct(read), names)
     targets = [target for target in wanted if isinstance(target, Target)]
     unread = [report for report in wanted if isinstance(report, TargetReport)]
-    reaped = _latest_of_all([reap(target, policy, mode, deadline) for target in targets], deadline)
+    reaped = _latest_of_all([work(target, deadline) for target in targets], deadline)
     return (*unlisted, *unread, *(report for report in reaped if isinstance(report, TargetReport)))
 
 

@@ -1,7 +1,10 @@
 """What was seen on one server."""
 
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class State(StrEnum):
@@ -29,7 +32,44 @@ class Identity:
     backend_start: str
     xact_start: str | None
     state_change: str | None
+    query_start: str | None
     state: State
+
+    def continues(self, earlier: "Identity") -> bool:
+        """Whether this is the same transaction, or the same idling between two, looked at later."""
+        return (self.pid, self.backend_start, self.xact_start) == (
+            earlier.pid,
+            earlier.backend_start,
+            earlier.xact_start,
+        ) and (self.xact_start is not None or self == earlier)
+
+
+class Names(NamedTuple):
+    """What sessions share, and patterns are held against."""
+
+    role: str
+    database: str
+    application: str
+    client: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiter:
+    """A session that waits until another one ends, directly or behind others who do."""
+
+    pid: int
+    role: str
+    application: str
+    seconds: float  # in this wait
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """A backend that waits for a lock. Only sessions count as waiters; all are links of a chain."""
+
+    waiter: Waiter
+    is_session: bool
+    blocked_by: tuple[int, ...]  # pids; 0 is a prepared transaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +86,30 @@ class Session:
     transaction_seconds: float | None  # since xact_start
     connected_seconds: float  # since backend_start
     query_seconds: float | None  # since query_start; None unless active
+    waiting_for_client: bool  # active, its wait event is ClientRead, and no COPY reads from there
+    xid_age: int | None  # transactions since it took its xid; None if it has none
+    xmin_age: int | None  # transactions since its snapshot; None if it has none
+    locks: int | None  # granted on objects; None if nobody asked
+    waiters: tuple[Waiter, ...]  # longest first; empty if nobody asked
     superuser: bool
     replication: bool
     own_role: bool
+    signalable: bool  # by our role
 
     @property
     def state(self) -> State:
         """The state it was in when we looked."""
         return self.identity.state
+
+    @property
+    def names(self) -> Names:
+        """Its names."""
+        return Names(self.role, self.database, self.application, self.client)
+
+    @property
+    def pinned(self) -> int:
+        """By how many transactions it holds vacuum back."""
+        return max(self.xid_age or 0, self.xmin_age or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +127,18 @@ class Slots:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What a look has to bring; the rest stays on the server."""
+
+    idle_floors: Mapping[State, float]  # sessions in these states, for at least so many seconds
+    waits: bool  # who waits on whom: costs the server a moment of its lock manager
+    locks: bool  # how many each holds: as above
+
+
+EVERYTHING = Scope(idle_floors=dict.fromkeys(State, 0.0), waits=True, locks=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
     """One look at one server."""
 
@@ -80,3 +148,33 @@ class Look:
     can_signal: bool  # sessions of every role that is no superuser
     untracked: int  # client backends whose state is `disabled`
     sessions: tuple[Session, ...]  # those that a rule could match, in no order
+
+
+def waiters_by_root(waits: Iterable[Wait]) -> Mapping[int, tuple[Waiter, ...]]:
+    """Who waits on whom in the end: by the pid of a backend that waits on nobody itself.
+
+    A session that waits is never a root: to end it frees nobody. A circle has no root; the server
+    resolves it itself.
+    """
+    by_pid = {wait.waiter.pid: wait for wait in waits}
+    found: dict[int, list[Waiter]] = defaultdict(list)
+    for wait in by_pid.values():
+        if wait.is_session:
+            for root in _roots(wait, by_pid):
+                found[root].append(wait.waiter)
+    return {root: tuple(sorted(all_, key=_longest_first)) for root, all_ in found.items()}
+
+
+def _roots(wait: Wait, by_pid: Mapping[int, Wait]) -> set[int]:
+    seen: set[int] = set()
+    ahead = set(wait.blocked_by)
+    while ahead:
+        seen |= ahead
+        ahead = {
+            pid for behind in ahead & by_pid.keys() for pid in by_pid[behind].blocked_by
+        } - seen
+    return seen - by_pid.keys()
+
+
+def _longest_first(waiter: Waiter) -> tuple[float, int]:
+    return (-waiter.seconds, waiter.pid)

@@ -58,6 +58,8 @@ def _block(target: TargetReport, *, alone: bool) -> Iterator[str]:
         if target.slots is not None:
             yield f"  error   {clean(target.error.message)}"
         yield f"  remedy  {clean(target.error.hint)}"
+    for sentence in target.pressure:
+        yield f"  {clean(sentence)}"
     yield from _victims(target.fates)
     for advice in target.advice:
         yield f"  advice  {clean(advice.message)}"
@@ -70,7 +72,8 @@ def _victims(fates: Iterable[Fate]) -> Iterator[str]:
     groups: dict[tuple[str, str, str, str], list[Fate]] = defaultdict(list)
     for fate in fates:
         session = fate.decision.session
-        key = (fate.decision.rule or "", fate.outcome, session.application, session.role)
+        rule = fate.decision.rule.name if fate.decision.rule else ""
+        key = (rule, fate.outcome, session.application, session.role)
         groups[key].append(fate)
     # What was done comes before what was not; what is cut is cut from the end.
     largest_first = sorted(groups.items(), key=lambda g: (_NOT_DONE.count(g[0][1]), -len(g[1])))
@@ -78,6 +81,8 @@ def _victims(fates: Iterable[Fate]) -> Iterator[str]:
         who = f"{clean(application, 63) or '(no application name)'} as {clean(role, 63)}"
         yield f"  {len(members):>4} {outcome.replace('_', ' ')}: {who}, rule {clean(rule, 63)}"
         yield f"       {_ages(members)}"
+        if any(member.decision.session.waiters for member in members):
+            yield f"       {clean(members[0].decision.reason)}"
     cut = largest_first[_MOST_GROUPS:]
     if cut:
         sessions = sum(len(members) for _, members in cut)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.deadline import Deadline
+from session_reaper.policy import Action
 from session_reaper.postgres import Server, Signal
 from session_reaper.secrets_manager import Secrets
-from session_reaper.sessions import State
+from session_reaper.sessions import EVERYTHING, State
 
 from tests.integration.stage import ACTIVE, LEAK, until
 from tests.integration.wire import Moment, Proxy
@@ -113,14 +114,13 @@ def reaper(stage: Stage) -> Iterator[Server]:
 
 
 def _looked(reaper: Server, victim: Victim) -> Identity:
-    states = dict.fromkeys(State, 0.0)
-    look = reaper.look(states, Deadline(10))
+    look = reaper.look(EVERYTHING, Deadline(10))
     (identity,) = (s.identity for s in look.sessions if s.identity.pid == victim.pid)
     return identity
 
 
 def _terminate(reaper: Server, identity: Identity) -> Signal:
-    return reaper.terminate(identity, Deadline(10))
+    return reaper.signal(identity, Action.TERMINATE, Deadline(10))
 
 
 def test_another_identity_in_any_field_is_another_session(stage: Stage, reaper: Server) -> None:

@@ -23,6 +23,10 @@ def verdict_on(session: Session, policy: Policy) -> Decision:
     return judgement.decisions[0]
 
 
+def rule_of(decision: Decision) -> str | None:
+    return decision.rule.name if decision.rule else None
+
+
 def pids(judgement: Judgement, verdict: Verdict) -> list[int]:
     return [decision.session.identity.pid for decision in judgement.having(verdict)]
 
@@ -120,7 +124,7 @@ def test_a_session_is_condemned_when_every_clock_of_a_rule_has_run_out(
 ) -> None:
     decision = verdict_on(a_session(**session), a_policy(a_rule("r", **match)))
     assert decision.verdict is verdict
-    assert decision.rule == ("r" if verdict is CONDEMN else None)
+    assert rule_of(decision) == ("r" if verdict is CONDEMN else None)
     assert decision.reason == reason
 
 
@@ -180,9 +184,9 @@ def test_the_first_rule_that_matches_decides() -> None:
         a_rule("first", state="idle in transaction", idle_for="5m"),
         a_rule("second", state="idle in transaction", idle_for="1m"),
     )
-    assert verdict_on(a_session(idle_seconds=301), policy).rule == "first"
-    assert verdict_on(a_session(idle_seconds=299), policy).rule == "second"
-    assert verdict_on(a_session(idle_seconds=3600), policy).rule == "patient"
+    assert rule_of(verdict_on(a_session(idle_seconds=301), policy)) == "first"
+    assert rule_of(verdict_on(a_session(idle_seconds=299), policy)) == "second"
+    assert rule_of(verdict_on(a_session(idle_seconds=3600), policy)) == "patient"
 
 
 @pytest.mark.parametrize(
@@ -347,7 +351,7 @@ def test_who_is_spared_by_a_limit_is_told_why_and_by_which_rule_it_was_condemned
     sessions = [a_session(pid=1, idle_seconds=400), a_session(pid=2, idle_seconds=300)]
     judgement = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 1}))
     (spared,) = judgement.having(SPARE)
-    assert spared.rule == "idle-in-transaction"
+    assert rule_of(spared) == "idle-in-transaction"
     assert spared.reason == (
         "idle in transaction for 5m (idle_for: 5m);"
         " spared: limits.max_terminations of 1 was reached"

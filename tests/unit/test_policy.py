@@ -114,7 +114,7 @@ def test_idle_floors_are_the_least_that_any_rule_could_match() -> None:
         a_rule("c", state=["active"], query_for="1h"),
         a_rule("d", state=["active"], idle_for="1h"),
     )
-    assert policy.idle_floors() == {
+    assert policy.scope().idle_floors == {
         State.IDLE: 300,
         State.IDLE_IN_TRANSACTION: 60,
         State.ACTIVE: 0,

@@ -11,11 +11,11 @@ from session_reaper import run as module
 from session_reaper import secrets_manager
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy import Mode
+from session_reaper.reap import record
 from session_reaper.report import TargetReport, TargetStatus
 from session_reaper.settings import read_settings
 
-from tests.builders import a_policy, a_secret, a_target_report
+from tests.builders import a_secret, a_target_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ def run(
     monkeypatch.setattr(secrets_manager, "client", lambda _service: SecretsManager(secrets))
     topic = "arn:aws:sns:eu-west-1:123456789012:topic"
     read = read_settings({"TOPIC_ARN": topic, **settings})
-    return module.run(read, names, a_policy(), Mode.ENFORCE, Deadline(5))
+    return module.run(read, names, record, Deadline(5))
 
 
 BROKEN = a_secret(name="broken", host=None)  # fails before anything goes out to the network

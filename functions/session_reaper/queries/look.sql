@@ -7,6 +7,8 @@
 --
 -- :idle_for  a JSON object, state -> seconds: sessions in other states, or for a shorter time in
 --            theirs, match no rule and stay on the server.
+-- :waits     waits.sql, or NULL if no rule wants to know: to plan it takes a fifth of the whole.
+-- :locks     true or false: how many locks each holds on objects. The planner leaves out what is false.
 SELECT textsend(json_build_object(
     'role', session_user,
     'max', current_setting('max_connections')::integer,
@@ -33,6 +35,7 @@ SELECT textsend(json_build_object(
         a.backend_start,
         a.xact_start,
         a.state_change,
+        a.query_start,
         a.state,
         r.rolname,
         d.datname,
@@ -45,19 +48,42 @@ SELECT textsend(json_build_object(
         greatest(extract(epoch FROM m.now - a.backend_start), 0),
         CASE WHEN a.state = 'active' AND a.query_start IS NOT NULL
              THEN greatest(extract(epoch FROM m.now - a.query_start), 0) END,
+        a.state = 'active' AND a.wait_event = 'ClientRead' AND NOT EXISTS (
+            -- A COPY waits for rows. Before 14 there is no progress of it to be asked for.
+            SELECT FROM pg_stat_get_progress_info(
+                CASE WHEN m.version >= 140000 THEN 'COPY' ELSE 'VACUUM' END
+            ) AS p WHERE p.pid = a.pid
+        ),
+        age(a.backend_xid),
+        age(a.backend_xmin),
+        CASE WHEN :locks THEN coalesce(l.locks, 0) END,
         r.rolsuper,
         r.rolreplication,
-        r.rolname = session_user
+        r.rolname = session_user,
+        m.can_signal OR coalesce(pg_has_role(r.oid, 'USAGE'), false)
     )) FILTER (
         WHERE a.backend_type = 'client backend'
         AND extract(epoch FROM m.now - a.state_change)
             >= (CAST(:idle_for AS json) ->> a.state)::double precision
-    ), '[]')
+    ), '[]'),
+    'exact_waits', current_setting('server_version_num')::integer >= 140000,
+    'waits', (:waits)
 )::text) AS look
 FROM pg_stat_get_activity(NULL) AS a
 LEFT JOIN pg_database AS d ON d.oid = a.datid
 LEFT JOIN pg_roles AS r ON r.oid = a.usesysid
+LEFT JOIN (
+    SELECT l.pid, count(*) AS locks
+    FROM pg_lock_status() AS l
+    WHERE :locks AND l.granted AND l.locktype NOT IN ('virtualxid', 'transactionid')
+    GROUP BY l.pid
+) AS l ON l.pid = a.pid
 CROSS JOIN (
-    SELECT clock_timestamp() AS now, set_config('client_encoding', 'SQL_ASCII', false) OFFSET 0
+    SELECT
+        clock_timestamp() AS now,
+        current_setting('server_version_num')::integer AS version,
+        pg_has_role('pg_signal_backend', 'USAGE') AS can_signal,
+        set_config('client_encoding', 'SQL_ASCII', false)
+    OFFSET 0
 ) AS m
 WHERE a.pid <> pg_backend_pid()

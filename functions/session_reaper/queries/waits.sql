@@ -1,0 +1,23 @@
+-- Who waits for a lock, and on whom: a part of look.sql. pg_blocking_pids stops the lock manager for a
+-- moment, so it is asked of those only who wait, and only if a rule wants to know.
+SELECT json_agg(json_build_array(
+    w.pid,
+    w.backend_type = 'client backend',
+    r.rolname,
+    w.application_name,
+    -- Before 14 nobody knows when a wait began: at the earliest with its statement.
+    greatest(coalesce(extract(epoch FROM clock_timestamp() - CASE
+        WHEN current_setting('server_version_num')::integer >= 140000 THEN l.waitstart
+        ELSE w.query_start
+    END), 0), 0),
+    to_json(pg_blocking_pids(w.pid))
+))
+FROM pg_stat_get_activity(NULL) AS w
+LEFT JOIN pg_roles AS r ON r.oid = w.usesysid
+LEFT JOIN (
+    SELECT l.pid, min((to_json(l) ->> 'waitstart')::timestamptz) AS waitstart
+    FROM pg_lock_status() AS l
+    WHERE NOT l.granted
+    GROUP BY l.pid
+) AS l ON l.pid = w.pid
+WHERE w.wait_event_type = 'Lock'
