@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from functools import cache
+from functools import cache, partial
+from operator import attrgetter
+from typing import NamedTuple
 
 from session_reaper.durations import format_duration
 from session_reaper.patterns import finds_any, is_within, matches_any
@@ -98,16 +100,18 @@ def _judged(
 ) -> Iterator[Decision]:
     uses_query = any(rule.match.query for rule in rules)
 
+    tests = [_test(rule) for rule in rules]
+
     @cache  # sessions share their names, and what follows from them
-    def selected(state: State, names: Names, query: str) -> str | tuple[Rule, ...]:
+    def selected(state: State, names: Names, query: str) -> str | tuple[_Test, ...]:
         """What protects them, or the rules whose conditions on them hold."""
-        return _protection(names, protect) or tuple(
-            rule for rule in rules if _selects(rule.match, state, names, query)
+        return _protected_by_name(names, protect) or tuple(
+            test for test in tests if _selects(test.rule.match, state, names, query)
         )
 
     for session in sessions:
         query = session.query if uses_query else ""
-        found = _attribute(session) or selected(session.state, session.names, query)
+        found = _protected(session, protect) or selected(session.state, session.names, query)
         if isinstance(found, str):
             yield _left(session, f"protected: {found}")
         else:
@@ -118,25 +122,33 @@ def _left(session: Session, reason: str) -> Decision:
     return Decision(session=session, verdict=Verdict.LEAVE, rule=None, reason=reason)
 
 
-def _by_rule(session: Session, slots: Slots, rules: Iterable[Rule]) -> Decision:
-    for rule in rules:
-        if _holds(rule.match, session):
-            reason = _reason(rule, session, slots)
-            return Decision(session=session, verdict=Verdict.CONDEMN, rule=rule, reason=reason)
+def _by_rule(session: Session, slots: Slots, tests: Iterable["_Test"]) -> Decision:
+    for rule, numbers in tests:
+        for of, least in numbers:
+            number = of(session)
+            if number is None or number < least:
+                break
+        else:
+            if _fits(rule.match, session):
+                reason = ", ".join(_said(rule, session, slots))
+                return Decision(session=session, verdict=Verdict.CONDEMN, rule=rule, reason=reason)
     return _left(session, "no rule matches")
 
 
-def _attribute(session: Session) -> str | None:
+def _protected(session: Session, protect: Protect) -> str | None:
+    """What protects it that it does not share with many."""
     if session.own_role:
         return "our own role"
     if session.superuser:
         return "a superuser"
     if session.replication:
         return "a replication role"
+    if protect.clients and is_within(protect.clients, session.client):
+        return f"client {session.client}"
     return None
 
 
-def _protection(names: Names, protect: Protect) -> str | None:
+def _protected_by_name(names: Names, protect: Protect) -> str | None:
     if "\ufffd" in names.role + names.database:
         return "a name in an encoding that is not ours, which no pattern can be held against"
     covered = BUILTIN.covers(names)
@@ -144,56 +156,61 @@ def _protection(names: Names, protect: Protect) -> str | None:
 
 
 def _selects(match: Match, state: State, names: Names, query: str) -> bool:
-    """Whether the conditions on names hold; one that is not given always does."""
+    """Whether the conditions hold that sessions of these names share; one not given always does."""
     return (
         state in match.state
         and (not match.role or matches_any(match.role, names.role))
         and (not match.database or matches_any(match.database, names.database))
         and (not match.application or matches_any(match.application, names.application))
-        and (not match.client or is_within(match.client, names.client))
         and (not match.query or finds_any(match.query, query))
     )
 
 
-def _waited(session: Session, match: Match) -> float | None:
-    """For how long so many have waited on it as the match asks for."""
-    number = match.blocks or 1
+def _waited(number: int, session: Session) -> float | None:
+    """For how long so many, or more, have waited on it."""
     return session.waiters[number - 1].seconds if len(session.waiters) >= number else None
 
 
-Measure = tuple[str, Callable[[Session, Match], float | None], str, Callable[[float], str]]
-# Conditions that hold from a number up: name, the session's number, how a person says both.
-_MEASURES: tuple[Measure, ...] = (
-    ("idle_for", lambda s, _: s.idle_seconds, "{state} for {}", format_duration),
-    (
-        "transaction_for",
-        lambda s, _: s.transaction_seconds,
-        "transaction open for {}",
-        format_duration,
-    ),
-    ("connected_for", lambda s, _: s.connected_seconds, "connected for {}", format_duration),
-    ("query_for", lambda s, _: s.query_seconds, "query running for {}", format_duration),
-    ("blocks", lambda s, _: len(s.waiters), "{} waiting on it", str),
-    ("blocks_for", _waited, "waited for {}", format_duration),
-    (
-        "pins_vacuum_by",
-        lambda s, _: s.pinned,
-        "holds vacuum back by {} transactions",
-        "{:,}".format,
-    ),
-)
+class _Measure(NamedTuple):
+    """A condition that holds from a number up: the session's own, and how a person says it."""
+
+    of: Callable[[Session], float | None]
+    sentence: str
+    shown: Callable[[float], str] = format_duration
 
 
-def _holds(match: Match, session: Session) -> bool:
-    """Whether the conditions hold that are not on names."""
-    for name, of, _, _ in _MEASURES:
-        least = getattr(match, name)
-        if least is not None:
-            number = of(session, match)
-            if number is None or number < least:
-                return False
-    return (match.waiting_for_client is None or match.waiting_for_client == _waits(session)) and (
-        not match.holds or not _held(session).isdisjoint(match.holds)
+def _measures(match: Match) -> dict[str, _Measure]:
+    return {
+        "idle_for": _Measure(attrgetter("idle_seconds"), "{state} for {}"),
+        "transaction_for": _Measure(attrgetter("transaction_seconds"), "transaction open for {}"),
+        "connected_for": _Measure(attrgetter("connected_seconds"), "connected for {}"),
+        "query_for": _Measure(attrgetter("query_seconds"), "query running for {}"),
+        "blocks": _Measure(lambda s: len(s.waiters), "{} waiting on it", str),
+        "blocks_for": _Measure(partial(_waited, match.blocks or 1), "waited for {}"),
+        "pins_vacuum_by": _Measure(
+            attrgetter("pinned"), "holds vacuum back by {} transactions", "{:,}".format
+        ),
+    }
+
+
+class _Test(NamedTuple):
+    """A rule and the numbers that its match asks for, as tried on thousands of sessions."""
+
+    rule: Rule
+    least: tuple[tuple[Callable[[Session], float | None], float], ...]
+
+
+def _test(rule: Rule) -> _Test:
+    numbers = [(m.of, getattr(rule.match, name)) for name, m in _measures(rule.match).items()]
+    return _Test(rule, tuple((of, least) for of, least in numbers if least is not None))
+
+
+def _fits(match: Match, session: Session) -> bool:
+    """Whether the conditions hold that are neither on names nor on numbers."""
+    return (
+        (not match.client or is_within(match.client, session.client))
+        and (match.waiting_for_client is None or match.waiting_for_client == _waits(session))
+        and (not match.holds or not _held(session).isdisjoint(match.holds))
     )
 
 
@@ -215,23 +232,19 @@ def _held(session: Session) -> set[Holding]:
     return {holding for holding, holds in held.items() if holds}
 
 
-def _reason(rule: Rule, session: Session, slots: Slots) -> str:
-    """Every condition that is no name, with what the session has of it."""
-    return ", ".join(_said(rule, session, slots))
-
-
 def _said(rule: Rule, session: Session, slots: Slots) -> Iterator[str]:
+    """Every condition that is not on names, with what the session has of it."""
     match = rule.match
     if rule.when is not None:
         yield f"{_used(slots)} (when {rule.when})"
-    for name, of, sentence, shown in _MEASURES:
+    for name, measure in _measures(match).items():
         least = getattr(match, name)
         if least is not None:
-            number = of(session, match)
-            phrase = sentence.format(shown(number or 0), state=session.state)
-            yield f"{phrase} ({name}: {shown(least)})"
+            number = measure.shown(measure.of(session) or 0)
+            phrase = measure.sentence.format(number, state=session.state)
+            yield f"{phrase} ({name}: {measure.shown(least)})"
     if match.waiting_for_client:
-        yield "waits for its client (waiting_for_client)"
+        yield "waits for its client (waiting_for_client: true)"
     if match.holds:
         held = ", ".join(holding for holding in match.holds if holding in _held(session))
         yield f"holds {held} (holds: {', '.join(match.holds)})"

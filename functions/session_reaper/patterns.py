@@ -112,5 +112,8 @@ def is_within(networks: Networks, client: str | None) -> bool:
     """Whether the client's address lies in a network; a Unix socket has no address."""
     if not networks or client is None:
         return False
-    address = ip_address(client)
+    address = _address(client)
     return any(address in network for network in networks)
+
+
+_address = lru_cache(maxsize=10_000)(ip_address)  # sessions share their clients, too

@@ -13,7 +13,6 @@ from session_reaper.patterns import (
     Globs,
     Networks,
     Regexes,
-    is_within,
     matches_any,
     read_glob,
     read_network,
@@ -328,15 +327,13 @@ class Protect:
     clients: Annotated[Networks, several(read_network), "address in one of these networks"] = ()
 
     def covers(self, names: Names) -> str | None:
-        """What of a session with these names is protected, or None."""
+        """Which of these names is protected, or None."""
         if matches_any(self.roles, names.role):
             return f"role {names.role}"
         if matches_any(self.applications, names.application):
             return f"application {names.application}"
         if matches_any(self.databases, names.database):
             return f"database {names.database}"
-        if is_within(self.clients, names.client):
-            return f"client {names.client}"
         return None
 
     def joined(self, other: "Protect") -> "Protect":

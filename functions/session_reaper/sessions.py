@@ -50,7 +50,6 @@ class Names(NamedTuple):
     role: str
     database: str
     application: str
-    client: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +103,7 @@ class Session:
     @property
     def names(self) -> Names:
         """Its names."""
-        return Names(self.role, self.database, self.application, self.client)
+        return Names(self.role, self.database, self.application)
 
     @property
     def pinned(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from session_reaper.deadline import Deadline
@@ -12,7 +12,7 @@ from session_reaper.postgres import Server, Signal
 from session_reaper.secrets_manager import Secrets
 from session_reaper.sessions import EVERYTHING, State
 
-from tests.integration.stage import ACTIVE, LEAK, until
+from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, until
 from tests.integration.wire import Moment, Proxy
 
 if TYPE_CHECKING:
@@ -119,41 +119,65 @@ def _looked(reaper: Server, victim: Victim) -> Identity:
     return identity
 
 
-def _terminate(reaper: Server, identity: Identity) -> Signal:
-    return reaper.signal(identity, Action.TERMINATE, Deadline(10))
+def _signal(reaper: Server, identity: Identity, action: Action = Action.TERMINATE) -> Signal:
+    return reaper.signal(identity, action, Deadline(10))
 
 
-def test_another_identity_in_any_field_is_another_session(stage: Stage, reaper: Server) -> None:
-    victim = stage.session(LEAK)
-    identity = _looked(reaper, victim)
-    moment = "2020-01-01T00:00:00.000001+00:00"
-    others = {
-        "pid": replace(identity, pid=stage.session(LEAK).pid),  # a session, but not of this start
-        "reused pid": replace(identity, backend_start=moment),
-        "xact_start": replace(identity, xact_start=moment),
-        "no xact_start": replace(identity, xact_start=None),
-        "state_change": replace(identity, state_change=moment),
-        "no state_change": replace(identity, state_change=None),
-        "state": replace(identity, state=State.IDLE_IN_TRANSACTION_ABORTED),
-        "no such pid": replace(identity, pid=2**31 - 1),
-    }
-    signals = {what: _terminate(reaper, other) for what, other in others.items()}
-    assert signals == dict.fromkeys(others, Signal.ESCAPED)
-    assert victim.is_there
-    assert _terminate(reaper, identity) is Signal.SENT
-    until(lambda: not victim.is_there, "the session itself is terminated")
+_MOMENT = "2020-01-01T00:00:00.000001+00:00"
+_IN_ONE_FIELD: dict[str, dict[str, Any]] = {
+    "reused pid": {"backend_start": _MOMENT},
+    "xact_start": {"xact_start": _MOMENT},
+    "no xact_start": {"xact_start": None},
+    "state_change": {"state_change": _MOMENT},
+    "no state_change": {"state_change": None},
+    "query_start": {"query_start": _MOMENT},
+    "no query_start": {"query_start": None},
+    "state": {"state": State.IDLE_IN_TRANSACTION_ABORTED},
+    "no such pid": {"pid": 2**31 - 1},
+}
+
+
+@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize("field", _IN_ONE_FIELD.values(), ids=_IN_ONE_FIELD.keys())
+def test_p3_a_session_that_changed_in_just_one_field_is_another_session(
+    stage: Stage, reaper: Server, field: dict[str, Any], action: Action
+) -> None:
+    victim = stage.session(ACTIVE)
+    other = replace(_looked(reaper, victim), **field)
+    assert _signal(reaper, other, action) is Signal.ESCAPED
+    assert victim.state == ACTIVE
+
+
+@pytest.mark.parametrize("action", Action)
+def test_p3_a_pid_that_now_is_another_session_is_not_signalled(
+    stage: Stage, reaper: Server, action: Action
+) -> None:
+    victim, other = stage.session(ACTIVE), stage.session(ACTIVE)
+    identity = replace(_looked(reaper, victim), pid=other.pid)
+    assert _signal(reaper, identity, action) is Signal.ESCAPED
+    assert (victim.state, other.state) == (ACTIVE, ACTIVE)
+
+
+def test_a_session_that_changed_in_no_field_is_signalled(stage: Stage, reaper: Server) -> None:
+    victims = [stage.session(state) for state in (IDLE, LEAK, ABORTED, ACTIVE)]
+    for victim in victims:
+        assert _signal(reaper, _looked(reaper, victim)) is Signal.SENT
+    until(lambda: stage.survivors(victims) == [], "all of them are gone")
+    running = stage.session(ACTIVE)
+    assert _signal(reaper, _looked(reaper, running), Action.CANCEL) is Signal.SENT
+    until(lambda: running.state == IDLE, "its query is cancelled")
 
 
 def test_a_microsecond_makes_another_session(stage: Stage, reaper: Server) -> None:
     victim = stage.session(LEAK)
     identity = _looked(reaper, victim)
-    for name in ("backend_start", "xact_start", "state_change"):
+    for name in ("backend_start", "xact_start", "state_change", "query_start"):
         text = str(getattr(identity, name))
         ((later,),) = stage.root.run(
             "SELECT to_json(CAST(:at AS timestamptz) + interval '1 microsecond')::text", at=text
         )
         other = replace(identity, **{name: later.strip('"')})
-        assert _terminate(reaper, other) is Signal.ESCAPED
+        assert _signal(reaper, other) is Signal.ESCAPED
     assert victim.is_there
 
 

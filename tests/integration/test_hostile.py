@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.stage import LEAK, assert_true_to, until
+from tests.integration.stage import ACTIVE, IDLE, LEAK, assert_true_to, rule, until
 from tests.integration.wire import (
     Action,
     Impostor,
@@ -152,7 +152,8 @@ def test_a_server_that_drips_leaves_nothing_behind_when_the_time_is_over(stage: 
 # -- after we are in: what was done must be told ---------------------------------------------------
 
 # A hang costs the whole time of the run, and sign-in hangs above already.
-_RESETS = [moment for moment in Moment if moment is not Moment.SIGN_OUT]
+_CANCELS = [Moment.PREPARE_CANCEL, Moment.CANCEL]
+_RESETS = [m for m in Moment if m is not Moment.SIGN_OUT and m not in _CANCELS]
 _HANGS = [Moment.LOOK, Moment.TERMINATE, Moment.VERIFY]
 _TROUBLES = {
     f"{action.name.lower()}s at {moment.name.lower()}{', its answer lost' if lost else ''}": Trouble(
@@ -182,6 +183,27 @@ def test_what_is_reported_is_true_when_the_server_always(stage: Stage, trouble: 
     if trouble.moment in {Moment.PREPARE_VERIFY, Moment.VERIFY}:
         assert set(run.outcomes()) == {victim.pid for victim in victims}
         assert stage.survivors(victims) == []
+
+
+@pytest.mark.parametrize("moment", _CANCELS)
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_is_reported_is_true_when_the_server_resets_at_a_cancel(
+    stage: Stage, moment: Moment, *, lost: bool
+) -> None:
+    running = stage.sessions(3, ACTIVE)
+    slow = rule("slow", state=[ACTIVE], role=["app"], action="cancel")
+    trouble = Trouble(action=Action.RESET, moment=moment, lost=lost)
+    with Proxy(stage.server.port, trouble) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(slow)
+    assert (run.target()["status"], run.error()["code"]) == ("failed", "connection")
+    assert stage.survivors(running) == running
+    assert set(run.outcomes()) == {session.pid for session in running}
+    for session in running:
+        outcome = run.outcomes()[session.pid]
+        still_at_it = {"lingering", "spared"}
+        assert (outcome == "cancelled") == (session.state == IDLE), outcome
+        assert outcome in {"cancelled"} | still_at_it
 
 
 @pytest.mark.parametrize("nth", [1, 2])

@@ -30,6 +30,8 @@ class Moment(Enum):
     LOOK = auto()
     PREPARE_TERMINATE = auto()
     TERMINATE = auto()
+    PREPARE_CANCEL = auto()
+    CANCEL = auto()
     PREPARE_VERIFY = auto()
     VERIFY = auto()
     SIGN_OUT = auto()
@@ -215,6 +217,13 @@ def _misbehave(action: Action, client: socket.socket, data: bytes, stop: Event) 
                 return
 
 
+_STATEMENTS = (
+    (b"pg_terminate_backend", Moment.PREPARE_TERMINATE, Moment.TERMINATE),
+    (b"pg_cancel_backend", Moment.PREPARE_CANCEL, Moment.CANCEL),
+    (b"", Moment.PREPARE_VERIFY, Moment.VERIFY),
+)
+
+
 class _Requests:
     """Cuts what a client sends into requests, and tells what each is about."""
 
@@ -223,7 +232,7 @@ class _Requests:
         self._signed_in = False
         self._request = b""
         self._moment: Moment | None = None
-        self._prepared = Moment.LOOK
+        self._prepared: dict[bytes, Moment] = {}
 
     def add(self, data: bytes) -> Iterator[tuple[Moment, bytes]]:
         self._data += data
@@ -250,12 +259,13 @@ class _Requests:
 
     def _classify(self, kind: bytes, message: bytes) -> None:
         if kind == b"P":
-            terminates = b"pg_terminate_backend" in message
-            self._prepared = Moment.TERMINATE if terminates else Moment.VERIFY
-            prepares = Moment.PREPARE_TERMINATE if terminates else Moment.PREPARE_VERIFY
-            self._moment = prepares
+            name, statement, _ = message[_TYPED:].split(b"\0", 2)
+            prepares, runs = next(
+                moments for function, *moments in _STATEMENTS if function in statement
+            )
+            self._prepared[name], self._moment = runs, prepares
         elif kind == b"B":
-            self._moment = self._prepared
+            self._moment = self._prepared[message[_TYPED:].split(b"\0", 2)[1]]
         elif self._moment is None:
             self._moment = {
                 b"": Moment.STARTUP,

@@ -14,6 +14,8 @@ from tests.builders import a_document, a_policy, a_session, some_slots
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from session_reaper.sessions import Session, Slots
+
 YAML = """
 # A comment
 version: 1
@@ -43,21 +45,43 @@ def problem_of(folder: Path, text: str) -> str:
     return str(caught.value).replace(str(folder), "")  # which bears the test's own name
 
 
-def test_the_bundled_policy_terminates_the_leak_of_the_article_and_no_pooled_session() -> None:
+def condemned_by_default(sessions: list[Session], slots: Slots) -> dict[int, str]:
     policy = load_policy("")
     assert policy.mode is None  # MODE alone decides
-    leaks = [
+    decisions = decide(sessions, slots, policy).having(Verdict.CONDEMN)
+    return {d.pid: d.rule.name for d in decisions if d.rule}
+
+
+def test_the_bundled_policy_terminates_the_leak_of_the_article_and_no_pooled_session() -> None:
+    sessions = [
         a_session(pid=1, state="idle in transaction", idle_seconds=300),
         a_session(pid=2, state="idle in transaction (aborted)", idle_seconds=300),
-    ]
-    healthy = [
         a_session(pid=3, state="idle in transaction", idle_seconds=299, connected_seconds=1e6),
         a_session(pid=4, state="idle", idle_seconds=1e6, transaction_seconds=None),
         a_session(pid=5, state="active", idle_seconds=1e6, query_seconds=1e6),
     ]
-    judgement = decide([*leaks, *healthy], some_slots(), policy)
-    condemned = {d.session.identity.pid for d in judgement.having(Verdict.CONDEMN)}
-    assert condemned == {1, 2}
+    rule = "idle-in-transaction"
+    assert condemned_by_default(sessions, some_slots(used=82)) == {1: rule, 2: rule}
+
+
+def test_under_pressure_the_bundled_policy_takes_younger_leaks_but_no_more_than_it_needs() -> None:
+    leaks = [a_session(pid=n, idle_seconds=60 + n) for n in range(1, 40)]
+    healthy = [a_session(pid=100, idle_seconds=59.9), a_session(pid=101, state="idle")]
+    slots = some_slots(used=83, maximum=100, reserved=3)  # 85.6 %; 70 % is 67.9
+    found = condemned_by_default([*leaks, *healthy], slots)
+    assert found == dict.fromkeys(range(24, 40), "under-pressure")  # the 16 that idle longest
+    assert condemned_by_default(leaks, some_slots(used=82)) == {}  # 84.5 %
+
+
+def test_the_bundled_policy_terminates_a_wedged_session_and_no_load_of_rows() -> None:
+    wedged = {"state": "active", "query_seconds": 900, "waiting_for_client": True}
+    sessions = [
+        a_session(pid=1, **wedged, query="UPDATE orders SET paid = true"),
+        a_session(pid=2, **wedged, query="COPY orders FROM STDIN"),
+        a_session(pid=3, **wedged | {"query_seconds": 899}),
+        a_session(pid=4, **wedged | {"waiting_for_client": False}),
+    ]
+    assert condemned_by_default(sessions, some_slots(used=10)) == {1: "wedged"}
 
 
 def test_reads_yaml(folder: Path) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from session_reaper.decide import Verdict, decide
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Mode
 from session_reaper.request import RunRequest, effective_mode, policy_of_run, read_request
 
-from tests.builders import a_document, a_policy, a_rule, a_session
+from tests.builders import a_document, a_policy, a_rule, a_session, some_slots
 
 EVENTS = Path(__file__).parents[2] / "events"
 OFF, OBSERVE, ENFORCE = Mode.OFF, Mode.OBSERVE, Mode.ENFORCE
@@ -172,8 +173,10 @@ def test_the_policy_of_an_event_does_not_lift_the_protections_of_the_stacks(
 ) -> None:
     stack = a_policy(protect={key: ["deploy"], "clients": ["10.9.0.0/16"]})
     own = a_policy(protect={key: ["more"], "clients": ["10.8.0.0/16"]})
-    protect = policy_of_run(stack, RunRequest(policy=own)).protect
+    policy = policy_of_run(stack, RunRequest(policy=own))
     name = next(iter(session))
     for spared in (session, {name: "more"}, {"client": "10.9.0.1"}, {"client": "10.8.0.1"}):
-        assert protect.covers(a_session(**spared).names), spared
-    assert not protect.covers(a_session().names)
+        (decision,) = decide([a_session(**spared)], some_slots(), policy).decisions
+        assert decision.reason.startswith("protected: "), spared
+    (decision,) = decide([a_session()], some_slots(), policy).decisions
+    assert decision.verdict is Verdict.CONDEMN

@@ -1,0 +1,620 @@
+"""Every kind of rule on real servers: pressure, wedged, blockers, harm, cancel, second look, limits."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.integration.stage import (
+    ABORTED,
+    ACTIVE,
+    IDLE,
+    LEAK,
+    policy,
+    rule,
+    until,
+)
+from tests.integration.wire import Moment, Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.integration.stage import Stage, Victim
+
+pytestmark = pytest.mark.every_major
+
+
+def a_rule(match: dict[str, Any], **keys: object) -> dict[str, object]:
+    return {**rule(**match), **keys}
+
+
+# -- pressure ---------------------------------------------------------------------------------------
+
+TIER = a_rule({}, when={"slots_used": "85%"}, until={"slots_used": "70%"})
+
+
+def a_small_server(own_server: Callable[..., Stage]) -> Stage:
+    return own_server({"max_connections": "23", "superuser_reserved_connections": "3"})
+
+
+def test_under_pressure_no_more_leaks_go_than_it_takes_and_the_longest_go_first(
+    own_server: Callable[..., Stage],
+) -> None:
+    stage = a_small_server(own_server)  # 20 usable: 85 % are 17, 70 % are 14
+    leaks = stage.sessions(10)
+    healthy = stage.sessions(7, IDLE)
+    run = stage.reap(TIER)  # with the superuser's connection 18 are used
+    assert run.outcomes() == {
+        leak.pid: "terminated" if index < 4 else "spared" for index, leak in enumerate(leaks)
+    }
+    assert stage.survivors(leaks) == leaks[4:]
+    assert stage.survivors(healthy) == healthy
+    slots = run.target()["slots"]
+    assert (slots["used_before"], slots["used_after"], slots["usable"]) == (18, 14, 20)
+    assert run.session(leaks[0])["reason"].startswith("slots 18/20 (when slots_used: 85%), ")
+    assert run.session(leaks[4])["reason"].endswith(
+        "; spared: until slots_used: 70% it takes no more"
+    )
+    said = (
+        "rule leak in force at slots 18/20 (when slots_used: 85%):"
+        " stopped after 4, enough until slots_used: 70%"
+    )
+    assert run.target()["pressure"] == [said]
+    assert said in run.email.body
+
+    run = stage.reap(TIER)  # the pressure is gone
+    assert run.outcomes() == {}
+    assert "pressure" not in run.target()
+    assert stage.survivors(leaks) == leaks[4:]
+
+
+def test_without_pressure_a_tier_touches_nobody(own_server: Callable[..., Stage]) -> None:
+    stage = a_small_server(own_server)
+    leaks = stage.sessions(15)  # 16 of 20 are 80 %
+    assert stage.reap(TIER).outcomes() == {}
+    assert stage.survivors(leaks) == leaks
+
+
+def test_pressure_can_be_said_in_free_slots(own_server: Callable[..., Stage]) -> None:
+    stage = a_small_server(own_server)
+    leaks = stage.sessions(14)  # with the superuser's 15 are used, 5 free
+    tier = a_rule({}, when={"slots_free": 5}, until={"slots_free": 8})
+    run = stage.reap(tier)
+    assert list(run.outcomes().values()).count("terminated") == 3
+    assert stage.survivors(leaks) == leaks[3:]
+    assert stage.reap(tier).outcomes() == {}
+
+
+@pytest.mark.majors(16, 18)
+def test_slots_kept_for_reserved_roles_are_no_slots_of_ordinary_ones(
+    own_server: Callable[..., Stage],
+) -> None:
+    stage = own_server({"max_connections": "23", "reserved_connections": "10"})  # 10 usable
+    leaks = stage.sessions(8)  # 9 of 10 used
+    run = stage.reap(TIER)
+    assert list(run.outcomes().values()).count("terminated") == 2
+    assert stage.survivors(leaks) == leaks[2:]
+
+
+def test_who_may_not_be_signalled_does_not_keep_the_others_from_being_freed(
+    own_server: Callable[..., Stage],
+) -> None:
+    """The role sees all and may signal by membership only, as Aiven's documents have it."""
+    stage = a_small_server(own_server)
+    denied = stage.sessions(5, role="other")
+    leaks = stage.sessions(12, role="app")
+    stage.role("reaper", "IN ROLE pg_read_all_stats, app")
+    stage.target(username="reaper")
+    run = stage.reap(TIER)
+    outcomes = run.outcomes()
+    assert [outcomes[session.pid] for session in denied] == ["denied"] * 5
+    assert [outcomes[leak.pid] for leak in leaks] == ["terminated"] * 4 + ["spared"] * 8
+    assert stage.survivors(denied) == denied
+
+
+# -- wedged -----------------------------------------------------------------------------------------
+
+WEDGED = a_rule(
+    {"state": [ACTIVE], "waiting_for_client": True, "query_for": "100ms", "role": ["app"]}
+)
+
+
+def _message(kind: bytes, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return kind + (len(body) + 4).to_bytes(4, "big") + body
+
+
+def a_wedged_session(stage: Stage, **options: Any) -> Victim:  # noqa: ANN401 -- as the driver has them
+    """A client that sends Parse, Bind and Execute, and never Sync: active, waiting for it."""
+    victim = stage.session(IDLE, **options)
+    victim.connection.run("SET statement_timeout = '50ms'")
+    victim.connection.run("SET idle_in_transaction_session_timeout = '50ms'")
+    stream = victim.connection._sock  # noqa: SLF001 -- the driver itself always sends Sync
+    stream.write(
+        _message(b"P", b"\0SELECT 1\0", b"\0\0")
+        + _message(b"B", b"\0\0", b"\0\0" * 3)
+        + _message(b"E", b"\0", b"\0" * 4)
+        + _message(b"H")  # Flush
+    )
+    stream.flush()
+    until(lambda: victim._shown("wait_event") == "ClientRead", "it waits for its client")  # noqa: SLF001
+    assert victim.state == ACTIVE
+    return victim
+
+
+def _running_for(victim: Victim, seconds: float) -> bool:
+    age = victim._shown("extract(epoch FROM clock_timestamp() - query_start)::float8")  # noqa: SLF001
+    return age is not None and age > seconds
+
+
+def test_a_wedged_session_outlives_every_timeout_and_a_cancel_but_not_us(stage: Stage) -> None:
+    wedged = a_wedged_session(stage)
+    working = stage.session(ACTIVE)
+    until(lambda: _running_for(wedged, 0.3), "both timeouts are over")
+    assert stage.root.run("SELECT pg_cancel_backend(:pid)", pid=wedged.pid) == [[True]]
+    until(lambda: _running_for(wedged, 0.5), "the cancel has had its time")
+    assert wedged.state == ACTIVE
+
+    run = stage.reap(WEDGED)
+    assert run.outcomes() == {wedged.pid: "terminated"}
+    assert "waits for its client" in run.session(wedged)["reason"]
+    assert working.state == ACTIVE
+
+
+def test_a_copy_that_waits_for_rows_is_not_wedged(stage: Stage) -> None:
+    """It looks the same: active, ClientRead, its query hours old."""
+    loading = stage.session(IDLE)
+    loading.connection.run("CREATE TEMPORARY TABLE loaded (id integer)")
+    # The server shows the first bytes of a query only: here the word is behind them.
+    text = "SELECT 1 /*" + "x" * 2000 + "*/; COPY loaded FROM STDIN"
+    sockets = loading.connection._sock  # noqa: SLF001 -- the driver's own COPY would end it
+    sockets.write(_message(b"Q", text.encode() + b"\0"))
+    sockets.flush()
+    until(lambda: loading._shown("wait_event") == "ClientRead", "it waits for rows")  # noqa: SLF001
+    until(lambda: _running_for(loading, 0.2), "it does so for long")
+    known = stage.server.major >= 14  # before that nothing but its text tells
+    assert (stage.reap(WEDGED).outcomes() == {}) == known
+    assert loading.is_there == known
+
+
+def test_a_copy_is_known_by_its_text(stage: Stage) -> None:
+    loading = stage.session(IDLE)
+    loading.connection.run("CREATE TEMPORARY TABLE loaded (id integer)")
+    stream = loading.connection._sock  # noqa: SLF001 -- as above
+    stream.write(_message(b"Q", b"copy loaded from stdin\0"))
+    stream.flush()
+    until(lambda: loading._shown("wait_event") == "ClientRead", "it waits for rows")  # noqa: SLF001
+    until(lambda: _running_for(loading, 0.2), "it does so for long")
+    assert stage.reap(WEDGED).outcomes() == {}
+    assert loading.is_there
+
+
+def test_a_wedged_session_that_goes_on_between_look_and_signal_escapes(stage: Stage) -> None:
+    wedged = a_wedged_session(stage)
+    until(lambda: _running_for(wedged, 0.2), "it is old enough")
+
+    def before(moment: Moment) -> None:
+        if moment is Moment.PREPARE_TERMINATE:
+            stream = wedged.connection._sock  # noqa: SLF001 -- as above
+            stream.write(_message(b"S"))
+            stream.flush()
+            until(lambda: wedged.state == IDLE, "it went on")
+
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port)
+        assert stage.reap(WEDGED).outcomes() == {wedged.pid: "escaped"}
+    assert wedged.is_there
+
+
+# -- blockers ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chain(stage: Stage) -> tuple[Victim, Victim, Victim]:
+    """One that is idle in a transaction, one that waits for it, one that waits for that one."""
+    stage.root.run("CREATE TABLE IF NOT EXISTS accounts (id integer PRIMARY KEY, sum integer)")
+    stage.cleanup(stage.root.run, "DROP TABLE accounts")
+    stage.root.run("INSERT INTO accounts VALUES (1, 0), (2, 0)")
+    stage.root.run(f"GRANT ALL ON accounts TO {stage.role('app')}")
+    lock = "UPDATE accounts SET sum = sum + 1 WHERE id = {}"
+    root = stage.session(LEAK, query=lock.format(1), application_name="leaky")
+    waiter = stage.session(LEAK, query=lock.format(2), application_name="patient")
+    waiter.start(lock.format(1))
+    _until_it_waits(waiter)
+    last = stage.session(IDLE, application_name="last").start(lock.format(2))
+    _until_it_waits(last)
+    return root, waiter, last
+
+
+def _until_it_waits(victim: Victim) -> None:
+    until(lambda: victim._shown("wait_event_type") == "Lock", "it waits for a lock")  # noqa: SLF001
+
+
+def test_the_root_of_a_chain_goes_and_its_waiters_go_on(
+    stage: Stage, chain: tuple[Victim, Victim, Victim]
+) -> None:
+    root, waiter, last = chain
+    bystander = stage.session(LEAK)
+    run = stage.reap(rule(state=[LEAK, ACTIVE], blocks=2, blocks_for="0s"))
+    assert run.outcomes() == {root.pid: "terminated"}
+    until(lambda: waiter.state == LEAK, "the waiter got its lock")
+    assert last.state == ACTIVE  # it waits for the waiter, who is no root while it waits itself
+    assert bystander.is_there
+    reason = run.session(root)["reason"]
+    assert reason.startswith("2 waiting on it (blocks: 2), waited for ")
+    assert "patient as app for " in reason
+    assert "last as app for " in reason
+    assert "patient as app for " in run.email.body
+
+
+def test_a_waiter_is_left_alone_though_it_blocks_another(
+    stage: Stage, chain: tuple[Victim, Victim, Victim]
+) -> None:
+    root, waiter, last = chain
+    run = stage.reap(rule(state=[ACTIVE], blocks=1, idle_for="0s"))
+    assert run.outcomes() == {}
+    assert stage.survivors([root, waiter, last]) == [root, waiter, last]
+
+
+def test_a_blocker_is_left_alone_until_others_have_waited_long_enough(
+    stage: Stage, chain: tuple[Victim, Victim, Victim]
+) -> None:
+    root, _, _ = chain
+    observe = {"mode": "observe"}
+    patient = policy(rule(blocks_for="1h"))
+    assert stage.run({**observe, "policy": patient}).outcomes() == {}
+    three = policy(rule(blocks=3, idle_for="0s"))
+    assert stage.run({**observe, "policy": three}).outcomes() == {}
+    soon = policy(rule(blocks=1, blocks_for="100ms"))
+    until(lambda: stage.run({**observe, "policy": soon}).outcomes(), "they have waited 100 ms")
+    assert stage.reap(rule(blocks=1, blocks_for="100ms")).outcomes() == {root.pid: "terminated"}
+
+
+def test_a_wait_counts_from_its_own_beginning(stage: Stage) -> None:
+    """A statement that ran for long before it came to wait has not waited for long."""
+    stage.root.run("CREATE TABLE accounts (id integer PRIMARY KEY, sum integer)")
+    stage.cleanup(stage.root.run, "DROP TABLE accounts")
+    stage.root.run(f"GRANT ALL ON accounts TO {stage.role('app')}")
+    waiter = stage.session(IDLE).start("SELECT pg_sleep(0.5); LOCK TABLE accounts")
+    root = stage.session(LEAK, query="LOCK TABLE accounts")
+    _until_it_waits(waiter)
+    root.connection.run("SELECT 1")  # healthy: at work a moment ago
+    run = stage.run({"mode": "observe", "policy": policy(rule(blocks_for="400ms"))})
+    assert run.outcomes() == {}
+
+
+def test_without_a_rule_that_asks_nobody_looks_at_locks(
+    stage: Stage, chain: tuple[Victim, Victim, Victim]
+) -> None:
+    root, _, _ = chain
+    run = stage.run({"mode": "observe", "policy": policy(rule(role=["app"]))})
+    assert "waiting" not in run.session(root)["reason"]
+
+
+# -- harm -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held", ["xid", "xmin", "locks"])
+def test_p28_writers_repeatable_readers_and_plain_readers_hold_different_things(
+    stage: Stage, held: str
+) -> None:
+    stage.root.run("CREATE TABLE things (id integer)")
+    stage.cleanup(stage.root.run, "DROP TABLE things")
+    stage.root.run(f"GRANT ALL ON things TO {stage.role('app')}")
+    nothing = stage.session(LEAK, query="SELECT 1")
+    reader = stage.session(LEAK, query="SELECT * FROM things")
+    writer = stage.session(LEAK, query="INSERT INTO things VALUES (1)")
+    repeatable = stage.session(LEAK, query="SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    repeatable.connection.run("SELECT 1")
+    holders = {"xid": [writer], "xmin": [repeatable], "locks": [reader, writer]}[held]
+    run = stage.reap(rule(holds=[held], role=["app"]))
+    assert run.outcomes() == {holder.pid: "terminated" for holder in holders}
+    assert nothing.is_there
+    assert f"holds {held} (holds: {held})" in run.session(holders[0])["reason"]
+
+
+def test_who_holds_vacuum_back_far_enough_is_condemned(stage: Stage) -> None:
+    stage.root.run("CREATE TABLE things (id integer)")
+    stage.cleanup(stage.root.run, "DROP TABLE things")
+    stage.root.run(f"GRANT ALL ON things TO {stage.role('app')}")
+    old = stage.session(LEAK, query="INSERT INTO things VALUES (1)")
+    for _ in range(20):
+        stage.root.run("SELECT txid_current()")
+    young = stage.session(LEAK, query="INSERT INTO things VALUES (1)")
+    run = stage.reap(rule(pins_vacuum_by=20))
+    assert run.outcomes() == {old.pid: "terminated"}
+    assert "transactions (pins_vacuum_by: 20)" in run.session(old)["reason"]
+    assert young.is_there
+
+
+def test_the_most_harmful_go_first(stage: Stage, chain: tuple[Victim, Victim, Victim]) -> None:
+    root, _, _ = chain
+    harmless = stage.session(LEAK)
+    root.connection.run("SELECT 1")  # so that the other idles longer
+    run = stage.reap(rule(role=["app"]), limits={"max_terminations": 1, "order": "most_harmful"})
+    assert run.outcomes() == {root.pid: "terminated", harmless.pid: "spared"}
+
+
+def test_the_newest_go_first_if_the_policy_wants_it(stage: Stage) -> None:
+    leaks = stage.sessions(3)
+    run = stage.reap(limits={"max_terminations": 1, "order": "newest"})
+    assert stage.survivors(leaks) == leaks[:2]
+    assert run.outcomes()[leaks[2].pid] == "terminated"
+
+
+# -- cancel, then terminate -------------------------------------------------------------------------
+
+SLOW: dict[str, Any] = {"state": [ACTIVE], "role": ["app"], "query_for": "10ms"}
+STUBBORN = """DO $$ BEGIN LOOP
+    BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END;
+END LOOP; END $$"""
+
+
+def test_a_query_is_cancelled_and_its_session_goes_on(stage: Stage) -> None:
+    running = stage.session(ACTIVE)
+    run = stage.reap(a_rule(SLOW, action="cancel", escalate_after="10s"))
+    assert run.outcomes() == {running.pid: "cancelled"}
+    assert run.document["totals"]["cancelled"] == 1
+    assert run.document["totals"]["terminated"] == 0
+    assert running.state == IDLE
+    assert run.seconds < 5
+    assert run.session(running)["reason"].endswith(", to be cancelled")
+    assert "1 session cancelled" in run.email.subject
+    assert run.target()["slots"]["used_after"] == 2
+
+
+def test_a_query_in_a_transaction_is_cancelled_and_the_transaction_stays(stage: Stage) -> None:
+    running = stage.session(LEAK).start("SELECT pg_sleep(60)")
+    assert stage.reap(a_rule(SLOW, action="cancel")).outcomes() == {running.pid: "cancelled"}
+    assert running.state == ABORTED
+
+
+def test_what_outlives_its_cancel_is_terminated_if_the_rule_says_so(stage: Stage) -> None:
+    stubborn, running = stage.session(ACTIVE, query=STUBBORN), stage.session(ACTIVE)
+    run = stage.reap(a_rule(SLOW, action="cancel", escalate_after="300ms"))
+    assert run.outcomes() == {stubborn.pid: "terminated", running.pid: "cancelled"}
+    assert run.session(stubborn)["reason"].endswith(
+        ", to be cancelled; still at it 300ms after its cancel: terminated"
+    )
+    assert not stubborn.is_there
+    assert running.state == IDLE
+    assert run.seconds > 0.3
+    assert run.document["status"] == "ok"
+
+
+def test_what_outlives_its_cancel_is_lingering_if_the_rule_says_no_more(stage: Stage) -> None:
+    stubborn = stage.session(ACTIVE, query=STUBBORN)
+    run = stage.reap(a_rule(SLOW, action="cancel"))
+    assert run.outcomes() == {stubborn.pid: "lingering"}
+    assert stubborn.state == ACTIVE
+
+
+def test_a_run_that_ends_before_the_escalation_says_that_it_lingers(stage: Stage) -> None:
+    stubborn = stage.session(ACTIVE, query=STUBBORN)
+    run = stage.reap(a_rule(SLOW, action="cancel", escalate_after="1m"), seconds=2)
+    assert run.outcomes() == {stubborn.pid: "lingering"}
+    assert stubborn.state == ACTIVE
+    assert run.seconds < 2
+
+
+def test_the_next_query_of_a_session_is_not_cancelled_for_the_one_before(stage: Stage) -> None:
+    victim = stage.session(LEAK).start("SELECT pg_sleep(0.2)")
+
+    def before(moment: Moment) -> None:
+        if moment is Moment.PREPARE_CANCEL:
+            until(lambda: victim.state == LEAK, "its query has ended")
+            assert victim._thread  # noqa: SLF001 -- the statement's own
+            victim._thread.join()  # noqa: SLF001 -- so that the connection is free
+            victim.start("SELECT pg_sleep(60)")
+
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port)
+        assert stage.reap(a_rule(SLOW, action="cancel")).outcomes() == {victim.pid: "escaped"}
+    assert victim.state == ACTIVE
+
+
+def test_who_ends_its_query_before_the_escalation_is_not_terminated(stage: Stage) -> None:
+    """Between the last look and the signal."""
+    running = stage.session(ACTIVE)
+    calls: list[Moment] = []
+
+    def before(moment: Moment) -> None:
+        calls.append(moment)
+        if moment is Moment.PREPARE_CANCEL:
+            os.kill(running.pid, signal.SIGSTOP)  # it gets the signal when it runs again
+        if moment is Moment.PREPARE_TERMINATE:
+            os.kill(running.pid, signal.SIGCONT)
+            until(lambda: running.state == IDLE, "the cancel has come through")
+
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(a_rule(SLOW, action="cancel", escalate_after="100ms"))
+    assert Moment.PREPARE_TERMINATE in calls
+    assert run.outcomes() == {running.pid: "cancelled"}
+    assert running.is_there
+
+
+def test_observe_says_what_would_be_cancelled(stage: Stage) -> None:
+    running = stage.session(ACTIVE)
+    run = stage.run({"mode": "observe", "policy": policy(a_rule(SLOW, action="cancel"))})
+    assert run.outcomes() == {running.pid: "would_terminate"}
+    assert run.session(running)["reason"].endswith(", to be cancelled")
+    assert running.state == ACTIVE
+
+
+# -- a second look ----------------------------------------------------------------------------------
+
+CONFIRMED = a_rule({}, confirm_after="300ms")
+
+
+def _between_looks(change: Callable[[], object]) -> Callable[[Moment], None]:
+    """Do it before the second look."""
+    looks: list[Moment] = []
+
+    def before(moment: Moment) -> None:
+        if moment is Moment.LOOK:
+            looks.append(moment)
+            if len(looks) == 2:
+                change()
+
+    return before
+
+
+def _next_transaction(victim: Victim) -> None:
+    for statement in ("COMMIT", "BEGIN", "SELECT 1"):
+        victim.connection.run(statement)
+    until(lambda: _age(victim, "state_change") > 0.01, "it would match again")
+
+
+def _age(victim: Victim, since: str) -> float:
+    age: float = victim._shown(f"extract(epoch FROM clock_timestamp() - {since})::float8")  # noqa: SLF001
+    return age
+
+
+def test_who_is_in_another_transaction_at_the_second_look_escapes(stage: Stage) -> None:
+    leak, pooled = stage.sessions(2)
+    before = _between_looks(lambda: _next_transaction(pooled))
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(CONFIRMED)
+    assert run.outcomes() == {leak.pid: "terminated", pooled.pid: "escaped"}
+    assert pooled.is_there
+    assert run.session(pooled)["reason"].endswith(
+        "; left alone: 300ms later its transaction has ended"
+    )
+    assert run.seconds > 0.3
+    assert run.document["totals"]["escaped"] == 1
+
+
+def test_a_transaction_that_goes_on_is_the_same_one_whatever_it_did_meanwhile(
+    stage: Stage,
+) -> None:
+    """A rule on the age of transactions means those, too, that run a statement now and then."""
+    busy = stage.session(LEAK)
+    before = _between_looks(lambda: busy.connection.run("SELECT 2"))
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(a_rule({"transaction_for": "1ms"}, confirm_after="300ms"))
+    assert run.outcomes() == {busy.pid: "terminated"}
+
+
+def test_who_does_not_match_any_more_at_the_second_look_escapes(stage: Stage) -> None:
+    leak, working = stage.sessions(2)
+    until(lambda: _age(working, "state_change") > 0.25, "both are old enough")
+    before = _between_looks(lambda: working.connection.run("SELECT 2"))
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(a_rule({"idle_for": "200ms"}, confirm_after="300ms"))
+    assert run.outcomes() == {leak.pid: "terminated", working.pid: "escaped"}
+    assert working.is_there
+
+
+def test_pressure_that_is_over_at_the_second_look_condemns_nobody(
+    own_server: Callable[..., Stage],
+) -> None:
+    stage = a_small_server(own_server)
+    leaks, others = stage.sessions(8), stage.sessions(9, IDLE)
+    tier = a_rule({}, when={"slots_used": "85%"}, confirm_after="200ms")
+
+    def leave() -> None:
+        for other in others[:4]:
+            other.connection.close()
+        until(lambda: stage.clients < 16, "they have gone")
+
+    with Proxy(stage.server.port, before=_between_looks(leave)) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(tier)
+    assert set(run.outcomes().values()) == {"escaped"}
+    assert stage.survivors(leaks) == leaks
+    assert run.session(leaks[0])["reason"].endswith("; left alone: 200ms later no rule matches")
+
+
+def test_who_needs_no_second_look_does_not_wait_for_one(stage: Stage) -> None:
+    first, second = stage.session(LEAK, role="first"), stage.session(LEAK, role="second")
+    seen: list[list[Victim]] = []
+    before = _between_looks(lambda: seen.append(stage.survivors([first, second])))
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(
+            a_rule({"role": ["first"]}, name="at-once"),
+            a_rule({"role": ["second"]}, confirm_after="300ms"),
+        )
+    assert seen == [[second]]
+    assert run.outcomes() == {first.pid: "terminated", second.pid: "terminated"}
+
+
+def test_rules_may_want_different_times_between_their_looks(stage: Stage) -> None:
+    roles = ("a", "b", "c")
+    victims = {role: stage.session(LEAK, role=role) for role in roles}
+    pauses = {"a": "300ms", "b": "100ms", "c": "200ms"}
+    rules = [a_rule({"role": [r]}, name=r, confirm_after=pauses[r]) for r in roles]
+    run = stage.reap(*rules)
+    assert run.outcomes() == {victim.pid: "terminated" for victim in victims.values()}
+
+
+def test_observe_looks_twice_too_and_touches_nobody(stage: Stage) -> None:
+    leak, pooled = stage.sessions(2)
+    before = _between_looks(lambda: _next_transaction(pooled))
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.run({"mode": "observe", "policy": policy(CONFIRMED)})
+    assert run.outcomes() == {leak.pid: "would_terminate", pooled.pid: "escaped"}
+    assert stage.survivors([leak, pooled]) == [leak, pooled]
+
+
+def test_a_second_look_that_the_run_has_no_time_for_spares(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    run = stage.reap(a_rule({}, confirm_after="30s"), seconds=3)
+    assert run.outcomes() == {leak.pid: "spared"}
+    assert run.session(leak)["reason"].endswith(
+        "; spared: the run has no time for confirm_after: 30s"
+    )
+    assert leak.is_there
+    assert run.seconds < 2
+
+
+# -- limits -----------------------------------------------------------------------------------------
+
+
+def test_no_more_of_one_application_go_than_the_policy_allows(stage: Stage) -> None:
+    api = stage.sessions(4, application_name="api")
+    others = [stage.session(LEAK, application_name=name) for name in ("web", "", "")]
+    run = stage.reap(limits={"max_per_application": 2})
+    assert stage.survivors([*api, *others]) == api[2:]
+    assert [run.outcomes()[leak.pid] for leak in api] == ["terminated"] * 2 + ["spared"] * 2
+    assert run.session(api[2])["reason"].endswith(
+        "; spared: limits.max_per_application of 2 was reached by 'api'"
+    )
+
+
+def test_no_more_go_in_one_run_than_the_policy_allows(own_server: Callable[..., Stage]) -> None:
+    here, there = own_server(), own_server()
+    leaks = [*here.sessions(3), *there.sessions(3)]
+    here.target("here")
+    here.aws.put_secret("there", there.secret())
+    here.listed("there")
+    run = here.reap(limits={"max_per_run": 4, "max_terminations": 3})
+    outcomes = [*run.outcomes("here").values(), *run.outcomes("there").values()]
+    assert (outcomes.count("terminated"), outcomes.count("spared")) == (4, 2)
+    assert sum(leak.is_there for leak in leaks) == 2
+    assert run.document["totals"]["terminated"] == 4
+    spared = [
+        session
+        for target in run.document["targets"]
+        for session in target["sessions"]
+        if session["outcome"] == "spared"
+    ]
+    for session in spared:
+        assert session["reason"].endswith("; spared: limits.max_per_run of 4 was reached")
+
+
+def test_the_breaker_has_a_floor(stage: Stage) -> None:
+    leaks = stage.sessions(2)  # with the superuser's 2 of 3
+    run = stage.reap(limits={"max_share": "50%"})
+    assert run.target()["status"] == "breaker"
+    assert stage.survivors(leaks) == leaks
+    run = stage.reap(limits={"max_share": "50%", "min_sessions": 4})
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}

@@ -1,0 +1,178 @@
+"""What a session does to others: what it holds, how far it holds vacuum back, who goes first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from session_reaper.decide import Verdict, decide
+from session_reaper.sessions import Session, Waiter
+
+from tests.builders import a_policy, a_rule, a_session, some_slots
+
+LEAVE, CONDEMN = Verdict.LEAVE, Verdict.CONDEMN
+
+
+def verdict_on(session: Session, **match: object) -> Verdict:
+    conditions = {"state": "idle in transaction", "idle_for": "1ms"} | match
+    return decide([session], some_slots(), a_policy(a_rule("r", **conditions))).decisions[0].verdict
+
+
+def reason_of(session: Session, **match: object) -> str:
+    conditions = {"state": "idle in transaction", "idle_for": "1ms"} | match
+    return decide([session], some_slots(), a_policy(a_rule("r", **conditions))).decisions[0].reason
+
+
+HELD: list[tuple[dict[str, Any], set[str]]] = [
+    ({}, set()),
+    ({"xid_age": 0}, {"xid"}),
+    ({"xid_age": 7}, {"xid"}),
+    ({"xmin_age": 0}, {"xmin"}),
+    ({"locks": 0}, set()),
+    ({"locks": 1}, {"locks"}),
+    ({"xid_age": 1, "xmin_age": 1, "locks": 3}, {"xid", "xmin", "locks"}),
+]
+
+
+@pytest.mark.parametrize(("session", "held"), HELD)
+@pytest.mark.parametrize(
+    "holds", [["xid"], ["xmin"], ["locks"], ["xid", "xmin"], ["xmin", "locks"]]
+)
+def test_p28_a_session_holds_what_it_holds_of_the_three_and_one_is_enough(
+    session: dict[str, Any], held: set[str], holds: list[str]
+) -> None:
+    """A writer has an xid and no xmin, a repeatable reader the reverse, a plain reader a lock."""
+    wanted = CONDEMN if held & set(holds) else LEAVE
+    assert verdict_on(a_session(**session), holds=holds) is wanted
+
+
+def test_the_reason_says_what_it_holds_of_what_was_asked_for() -> None:
+    session = a_session(xid_age=1, locks=2)
+    assert reason_of(session, holds=["xmin", "locks", "xid"]).endswith(
+        ", holds locks, xid (holds: xmin, locks, xid)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ages", "verdict"),
+    [
+        ({}, LEAVE),
+        ({"xid_age": 999_999}, LEAVE),
+        ({"xid_age": 1_000_000}, CONDEMN),
+        ({"xmin_age": 1_000_000}, CONDEMN),
+        ({"xid_age": 5, "xmin_age": 1_000_000}, CONDEMN),
+        ({"xid_age": 1_000_000, "xmin_age": 5}, CONDEMN),
+    ],
+)
+def test_the_older_of_xid_and_xmin_holds_vacuum_back(
+    ages: dict[str, int], verdict: Verdict
+) -> None:
+    assert verdict_on(a_session(**ages), pins_vacuum_by=1_000_000) is verdict
+
+
+def test_the_reason_says_how_far_it_holds_vacuum_back() -> None:
+    assert reason_of(a_session(xmin_age=1_234_567), pins_vacuum_by=1_000_000).endswith(
+        ", holds vacuum back by 1,234,567 transactions (pins_vacuum_by: 1,000,000)"
+    )
+
+
+# -- wedged -----------------------------------------------------------------------------------------
+
+
+def a_wedged_session(**overrides: object) -> Session:
+    session = {"state": "active", "query_seconds": 901.0, "waiting_for_client": True}
+    return a_session(**{**session, "query": "UPDATE orders SET paid = $1"} | overrides)
+
+
+def wedged_verdict(session: Session, *, waiting: bool = True) -> Verdict:
+    rule = a_rule("wedged", state="active", query_for="15m", waiting_for_client=waiting)
+    return decide([session], some_slots(), a_policy(rule)).decisions[0].verdict
+
+
+def test_an_active_session_that_waits_for_its_client_can_be_told_from_one_that_works() -> None:
+    works = a_wedged_session(waiting_for_client=False)
+    assert wedged_verdict(a_wedged_session()) is CONDEMN
+    assert wedged_verdict(works) is LEAVE
+    assert wedged_verdict(a_wedged_session(), waiting=False) is LEAVE
+    assert wedged_verdict(works, waiting=False) is CONDEMN
+    assert wedged_verdict(a_wedged_session(query_seconds=899.9)) is LEAVE
+
+
+@pytest.mark.parametrize(
+    ("query", "verdict"),
+    [
+        ("COPY orders FROM STDIN", LEAVE),
+        ("copy orders (id) from stdin with (format csv)", LEAVE),
+        ("/* load */ Copy\n orders FROM STDIN", LEAVE),
+        ("BEGIN; COPY orders FROM STDIN; COMMIT", LEAVE),
+        ("SELECT copy FROM books", LEAVE),  # in doubt it lives
+        ("SELECT * FROM copyright", CONDEMN),
+        ("SELECT photocopy FROM books", CONDEMN),
+        ("SELECT a_copy FROM books", CONDEMN),
+    ],
+)
+def test_a_copy_that_waits_for_its_clients_rows_is_not_wedged(query: str, verdict: Verdict) -> None:
+    assert wedged_verdict(a_wedged_session(query=query)) is verdict
+
+
+def test_the_reason_says_that_it_waits_for_its_client() -> None:
+    rule = a_rule("wedged", state="active", query_for="15m", waiting_for_client=True)
+    decision = decide([a_wedged_session()], some_slots(), a_policy(rule)).decisions[0]
+    assert decision.reason == (
+        "query running for 15m 1s (query_for: 15m), waits for its client (waiting_for_client: true)"
+    )
+
+
+def test_the_reason_says_what_is_to_be_cancelled() -> None:
+    rule = a_rule("slow", state="active", query_for="15m") | {"action": "cancel"}
+    decision = decide([a_wedged_session()], some_slots(), a_policy(rule)).decisions[0]
+    assert decision.reason == "query running for 15m 1s (query_for: 15m), to be cancelled"
+
+
+# -- who goes first ---------------------------------------------------------------------------------
+
+
+def some_waiters(number: int) -> tuple[Waiter, ...]:
+    return tuple(Waiter(pid=n, role="app", application="", seconds=1) for n in range(number))
+
+
+def order_of(order: str | None, *sessions: Session) -> list[int]:
+    limits = {"order": order} if order else {}
+    judgement = decide(sessions, some_slots(), a_policy(limits=limits))
+    return [decision.pid for decision in judgement.having(CONDEMN)]
+
+
+@pytest.mark.parametrize(
+    ("order", "pids"),
+    [(None, [2, 3, 1]), ("longest", [2, 3, 1]), ("newest", [1, 3, 2])],
+)
+def test_victims_go_in_the_order_that_the_policy_wants(order: str | None, pids: list[int]) -> None:
+    ages = {1: 400, 2: 900, 3: 500}
+    sessions = [a_session(pid=pid, idle_seconds=age) for pid, age in ages.items()]
+    assert order_of(order, *sessions) == pids
+
+
+@pytest.mark.parametrize("order", ["longest", "newest", "most_harmful"])
+def test_of_equals_the_lowest_pid_goes_first(order: str) -> None:
+    assert order_of(order, *(a_session(pid=pid) for pid in (3, 1, 2))) == [1, 2, 3]
+
+
+def test_the_most_harmful_have_most_waiters_then_the_oldest_snapshot_then_most_locks() -> None:
+    sessions = [
+        a_session(pid=1, idle_seconds=400),
+        a_session(pid=2, idle_seconds=500),
+        a_session(pid=3, locks=1),
+        a_session(pid=4, locks=9),
+        a_session(pid=5, xid_age=10, locks=99),
+        a_session(pid=6, xmin_age=11),
+        a_session(pid=7, waiters=some_waiters(1), locks=0),
+        a_session(pid=8, waiters=some_waiters(2)),
+    ]
+    assert order_of("most_harmful", *sessions) == [8, 7, 6, 5, 4, 3, 2, 1]
+
+
+def test_a_limit_takes_those_who_go_first() -> None:
+    policy = a_policy(limits={"order": "newest", "max_terminations": 1})
+    sessions = [a_session(pid=1, idle_seconds=900), a_session(pid=2, idle_seconds=301)]
+    judgement = decide(sessions, some_slots(), policy)
+    assert [d.pid for d in judgement.having(CONDEMN)] == [2]

@@ -1,0 +1,416 @@
+"""What a rule may say beyond its names and clocks, and how a mistake in it is answered."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from session_reaper.errors import ConfigurationError
+from session_reaper.policy import Action, Holding, Mark, Order, Rule, read_policy
+from session_reaper.sessions import State
+
+from tests.builders import a_document, a_policy, a_rule
+
+RUNNING = {"state": ["active"], "query_for": "15m"}
+LEAKED = {"state": ["idle in transaction"], "idle_for": "1m"}
+
+
+def a_rule_with(match: dict[str, Any] = LEAKED, **keys: object) -> dict[str, Any]:
+    return {"name": "r", "match": match, **keys}
+
+
+def the_rule(match: dict[str, Any] = LEAKED, **keys: object) -> Rule:
+    (rule,) = a_policy(a_rule_with(match, **keys)).rules
+    return rule
+
+
+def the_problem(document: object) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        read_policy(document)
+    return str(caught.value)
+
+
+# -- what is read -----------------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_contract_read() -> None:
+    policy = a_policy(
+        {
+            "name": "under-pressure",
+            "when": {"slots_used": "85%"},
+            "until": {"slots_used": "70%"},
+            "match": {"state": ["idle in transaction"], "idle_for": "1m"},
+        },
+        {
+            "name": "wedged",
+            "match": {"state": ["active"], "waiting_for_client": True, "query_for": "15m"},
+        },
+        {
+            "name": "blockers",
+            "match": {"state": ["idle in transaction"], "blocks": 1, "blocks_for": "30s"},
+        },
+        {
+            "name": "runaway-reports",
+            "match": {"state": ["active"], "role": ["reporting"], "query_for": "30m"},
+            "action": "cancel",
+            "escalate_after": "10s",
+        },
+        {
+            "name": "harmful",
+            "match": {
+                "state": "idle in transaction",
+                "holds": ["xid", "xmin", "locks"],
+                "pins_vacuum_by": 1_000_000,
+                "transaction_for": "10m",
+            },
+            "confirm_after": "2s",
+        },
+        limits={
+            "max_terminations": 50,
+            "max_per_application": 10,
+            "max_per_run": 200,
+            "max_share": "50%",
+            "min_sessions": 4,
+            "order": "most_harmful",
+        },
+    )
+    pressure, wedged, blockers, reports, harmful = policy.rules
+    assert pressure.when == Mark(slots_used=pressure.when.slots_used if pressure.when else None)
+    assert (str(pressure.when), str(pressure.until)) == ("slots_used: 85%", "slots_used: 70%")
+    assert wedged.match.waiting_for_client is True
+    assert (blockers.match.blocks, blockers.match.blocks_for) == (1, 30)
+    assert (reports.action, reports.escalate_after) == (Action.CANCEL, 10)
+    assert harmful.match.holds == (Holding.XID, Holding.XMIN, Holding.LOCKS)
+    assert harmful.match.pins_vacuum_by == 1_000_000
+    assert harmful.confirm_after == 2
+    limits = policy.limits
+    assert (limits.max_terminations, limits.max_per_application, limits.max_per_run) == (
+        50,
+        10,
+        200,
+    )
+    assert (limits.max_share, limits.min_sessions, limits.order) == (
+        Decimal(50),
+        4,
+        Order.MOST_HARMFUL,
+    )
+
+
+def test_what_a_rule_does_not_say_is_the_careful_default() -> None:
+    rule = the_rule()
+    assert rule.action is Action.TERMINATE
+    assert (rule.when, rule.until, rule.confirm_after, rule.escalate_after) == (None,) * 4
+    match = rule.match
+    assert (match.waiting_for_client, match.blocks, match.blocks_for) == (None, None, None)
+    assert (match.holds, match.pins_vacuum_by) == ((), None)
+    limits = a_policy().limits
+    assert (limits.max_per_application, limits.max_per_run) == (None, None)
+    assert (limits.min_sessions, limits.order) == (1, Order.LONGEST)
+
+
+@pytest.mark.parametrize(
+    ("mark", "text"),
+    [
+        ({"slots_used": "85%"}, "slots_used: 85%"),
+        ({"slots_used": "84.50%"}, "slots_used: 84.50%"),
+        ({"slots_used": "100%"}, "slots_used: 100%"),
+        ({"slots_free": 5}, "slots_free: 5"),
+        ({"slots_free": 0}, "slots_free: 0"),
+    ],
+)
+def test_a_mark_is_said_as_it_is_written(mark: dict[str, Any], text: str) -> None:
+    assert str(the_rule(when=mark).when) == text
+
+
+@pytest.mark.parametrize("clock", ["idle_for", "transaction_for", "connected_for", "blocks_for"])
+def test_one_clock_is_enough(clock: str) -> None:
+    assert getattr(the_rule({"state": "idle in transaction", clock: "0s"}).match, clock) == 0
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        {"until": {"slots_used": "70%"}},
+        {"when": {"slots_used": "70%"}, "until": {"slots_used": "69.9%"}},
+        {"when": {"slots_free": 5}, "until": {"slots_free": 6}},
+        {"when": {"slots_free": 5}, "until": {"slots_used": "99%"}},  # it depends on the server
+        {"when": {"slots_used": "85%"}, "until": {"slots_free": 1}},
+    ],
+)
+def test_marks_that_can_free_something_are_taken(marks: dict[str, Any]) -> None:
+    the_rule(**marks)
+
+
+@pytest.mark.parametrize("state", ["active", "fastpath function call"])
+def test_what_runs_can_be_cancelled(state: str) -> None:
+    rule = the_rule({"state": [state], "idle_for": "1m"}, action="cancel")
+    assert rule.escalate_after is None
+
+
+def test_the_longest_pause_is_five_minutes() -> None:
+    assert the_rule(confirm_after="5m").confirm_after == 300
+    assert the_rule(RUNNING, action="cancel", escalate_after="5m").escalate_after == 300
+
+
+# -- what a look has to bring -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("match", "limits", "waits", "locks"),
+    [
+        ({}, {}, False, False),
+        ({"blocks": 1}, {}, True, False),
+        ({"blocks_for": "0s"}, {}, True, False),
+        ({"holds": ["xid", "xmin"]}, {}, False, False),
+        ({"holds": "locks"}, {}, False, True),
+        ({"pins_vacuum_by": 5}, {}, False, False),
+        ({}, {"order": "newest"}, False, False),
+        ({}, {"order": "most_harmful"}, True, True),
+    ],
+)
+def test_the_lock_manager_is_asked_only_if_a_rule_wants_to_know(
+    match: dict[str, Any], limits: dict[str, Any], *, waits: bool, locks: bool
+) -> None:
+    scope = a_policy(a_rule("first"), a_rule_with(LEAKED | match), limits=limits).scope()
+    assert (scope.waits, scope.locks) == (waits, locks)
+
+
+# -- what is refused, where, and with which remedy --------------------------------------------------
+
+CLOCKS = "idle_for, transaction_for, connected_for, query_for, blocks_for"
+STATES = "active, idle, idle in transaction, idle in transaction (aborted), fastpath function call"
+NEEDS_ONE = "needs one of slots_used, slots_free; one only"
+
+
+@pytest.mark.parametrize(
+    ("rule", "problem"),
+    [
+        (
+            a_rule_with({"state": "active", "waiting_for_client": True}),
+            f"rules[0].match: has no clock; add at least one of {CLOCKS}",
+        ),
+        (
+            a_rule_with({"state": "idle", "query_for": "5m"}),
+            "rules[0].match.query_for: counts in state active only, which state leaves out",
+        ),
+        *(
+            (
+                a_rule_with({"state": state, "waiting_for_client": waiting, "idle_for": "1m"}),
+                (
+                    "rules[0].match.waiting_for_client: tells active sessions apart; every other"
+                    " state waits for its client: state: active"
+                ),
+            )
+            for state in ("idle", ["active", "idle in transaction"])
+            for waiting in (True, False)
+        ),
+        (
+            a_rule_with({**RUNNING, "waiting_for_client": "yes"}),
+            "rules[0].match.waiting_for_client: 'yes' is neither true nor false",
+        ),
+        (
+            a_rule_with({**RUNNING, "waiting_for_client": 1}),
+            "rules[0].match.waiting_for_client: 1 is neither true nor false",
+        ),
+        (
+            a_rule_with({**LEAKED, "blocks": 0}),
+            "rules[0].match.blocks: 0 is no whole number from 1 up",
+        ),
+        (
+            a_rule_with({**LEAKED, "blocks": True}),
+            "rules[0].match.blocks: True is no whole number from 1 up",
+        ),
+        (
+            a_rule_with({**LEAKED, "blocks_for": 30}),
+            "rules[0].match.blocks_for: 30 has no unit; write 30s or 5m, 1h30m, 2d",
+        ),
+        (
+            a_rule_with({**LEAKED, "blocks_for": "soon"}),
+            "rules[0].match.blocks_for: 'soon' is no duration; write 30s, 5m, 1h30m or 2d",
+        ),
+        (
+            a_rule_with({**LEAKED, "holds": []}),
+            "rules[0].match.holds: is an empty list; fill it in or remove it",
+        ),
+        (
+            a_rule_with({**LEAKED, "holds": ["xid", "lock"]}),
+            ("rules[0].match.holds[1]: 'lock' is no thing that a session holds: xid, xmin, locks"),
+        ),
+        (
+            a_rule_with({**LEAKED, "pins_vacuum_by": "1000000"}),
+            "rules[0].match.pins_vacuum_by: '1000000' is no whole number from 1 up",
+        ),
+        (
+            a_rule_with({**LEAKED, "state": "idel"}),
+            f"rules[0].match.state: 'idel' is no state a rule may name: {STATES}",
+        ),
+        (a_rule_with(when={}), f"rules[0].when: {NEEDS_ONE}"),
+        (a_rule_with(until={}), f"rules[0].until: {NEEDS_ONE}"),
+        (
+            a_rule_with(when={"slots_used": "85%", "slots_free": 5}),
+            f"rules[0].when: {NEEDS_ONE}",
+        ),
+        (a_rule_with(when="85%"), "rules[0].when: '85%' is no mapping of keys"),
+        (
+            a_rule_with(when={"slots": "85%"}),
+            "rules[0].when.slots: unknown key; known are slots_used, slots_free",
+        ),
+        (
+            a_rule_with(when={"slots_used": 85}),
+            "rules[0].when.slots_used: 85 is no share; write a percentage such as 50%",
+        ),
+        (
+            a_rule_with(when={"slots_free": "5"}),
+            "rules[0].when.slots_free: '5' is no whole number from 0 up",
+        ),
+        (
+            a_rule_with(when={"slots_free": -1}),
+            "rules[0].when.slots_free: -1 is no whole number from 0 up",
+        ),
+        (
+            a_rule_with(when={"slots_used": "70%"}, until={"slots_used": "70.0%"}),
+            (
+                "rules[0].until: slots_used: 70.0% is no better than when (slots_used: 70%):"
+                " it would free nothing"
+            ),
+        ),
+        (
+            a_rule_with(when={"slots_free": 5}, until={"slots_free": 5}),
+            (
+                "rules[0].until: slots_free: 5 is no better than when (slots_free: 5):"
+                " it would free nothing"
+            ),
+        ),
+        (
+            a_rule_with(when={"slots_free": 5}, until={"slots_free": 4}),
+            (
+                "rules[0].until: slots_free: 4 is no better than when (slots_free: 5):"
+                " it would free nothing"
+            ),
+        ),
+        (
+            a_rule_with(when={"slots_used": "70%"}, until={"slots_used": "85%"}),
+            (
+                "rules[0].until: slots_used: 85% is no better than when (slots_used: 70%):"
+                " it would free nothing"
+            ),
+        ),
+        (a_rule_with(action="kill"), "rules[0].action: 'kill' is no action: terminate, cancel"),
+        *(
+            (
+                a_rule_with({"state": state, "idle_for": "1m"}, action="cancel"),
+                (
+                    "rules[0].action: cancel does nothing to a session that runs no query:"
+                    " state: active, or terminate"
+                ),
+            )
+            for state in ("idle", "idle in transaction (aborted)", ["active", "idle"])
+        ),
+        (
+            a_rule_with({**RUNNING, "waiting_for_client": True}, action="cancel"),
+            (
+                "rules[0].action: cancel does nothing to a session that waits for its client;"
+                " terminate it"
+            ),
+        ),
+        (
+            a_rule_with(RUNNING, action="cancel", until={"slots_free": 5}),
+            "rules[0].until: cancel frees no slots; terminate does",
+        ),
+        (
+            a_rule_with(RUNNING, escalate_after="10s"),
+            "rules[0].escalate_after: comes after a cancel; add action: cancel, or remove it",
+        ),
+        (
+            a_rule_with(RUNNING, action="terminate", escalate_after="0s"),
+            "rules[0].escalate_after: comes after a cancel; add action: cancel, or remove it",
+        ),
+        (
+            a_rule_with(RUNNING, action="cancel", escalate_after="301s"),
+            "rules[0].escalate_after: '301s' is longer than a run waits; 5m at most",
+        ),
+        (
+            a_rule_with(confirm_after="1h"),
+            "rules[0].confirm_after: '1h' is longer than a run waits; 5m at most",
+        ),
+        (
+            a_rule_with(confirm_after=2),
+            "rules[0].confirm_after: 2 has no unit; write 2s or 5m, 1h30m, 2d",
+        ),
+        (
+            a_rule_with(order="newest"),
+            (
+                "rules[0].order: unknown key; known are name, match, when, until, confirm_after,"
+                " action, escalate_after"
+            ),
+        ),
+    ],
+)
+def test_a_mistake_is_answered_with_its_place_and_its_remedy(
+    rule: dict[str, Any], problem: str
+) -> None:
+    assert the_problem(a_document(rule)) == problem
+
+
+def test_cancel_may_meet_sessions_that_do_not_wait_for_their_client() -> None:
+    rule = the_rule({**RUNNING, "waiting_for_client": False}, action="cancel")
+    assert rule.match.state == (State.ACTIVE,)
+
+
+@pytest.mark.parametrize(
+    ("limits", "problem"),
+    [
+        ({"order": "oldest"}, "limits.order: 'oldest' is no order: longest, most_harmful, newest"),
+        ({"max_per_application": 0}, "limits.max_per_application: 0 is no whole number from 1 up"),
+        ({"max_per_run": "5"}, "limits.max_per_run: '5' is no whole number from 1 up"),
+        ({"min_sessions": 0}, "limits.min_sessions: 0 is no whole number from 1 up"),
+        ({"max_share": 50}, "limits.max_share: 50 is no share; write a percentage such as 50%"),
+        (
+            {"max": 5},
+            (
+                "limits.max: unknown key; known are max_terminations, max_per_application,"
+                " max_per_run, max_share, min_sessions, order"
+            ),
+        ),
+    ],
+)
+def test_a_mistake_in_the_limits_is_answered_with_its_place(
+    limits: dict[str, Any], problem: str
+) -> None:
+    assert the_problem(a_document(limits=limits)) == problem
+
+
+# -- what others got wrong (peers.md, section 3) ----------------------------------------------------
+
+
+@pytest.mark.parametrize("pattern", [".*", "etl|", "a*"])
+def test_p4_an_expression_that_fits_everything_is_refused_and_not_dropped(pattern: str) -> None:
+    problem = the_problem(a_document(a_rule_with(LEAKED | {"query": pattern})))
+    assert problem == (
+        f"rules[0].match.query: '{pattern}' matches every query; remove it or be specific"
+    )
+
+
+@pytest.mark.parametrize(
+    ("document", "place"),
+    [
+        (a_document(protects={"roles": ["deploy"]}), "protects"),
+        (a_document(protect={"rolls": ["deploy"]}), "protect.rolls"),
+        (a_document(a_rule_with(LEAKED | {"rol": "app"})), "rules[0].match.rol"),
+        (a_document(a_rule_with(whem={"slots_used": "85%"})), "rules[0].whem"),
+        (a_document(a_rule_with(when={"slots_usd": "85%"})), "rules[0].when.slots_usd"),
+        (a_document(limits={"max_termination": 1}), "limits.max_termination"),
+    ],
+)
+def test_p6_a_typo_is_an_error_and_no_lost_protection(document: object, place: str) -> None:
+    assert the_problem(document).startswith(f"{place}: unknown key; known are ")
+
+
+def test_p13_a_mode_that_is_written_is_the_policys_and_no_default_overrides_it() -> None:
+    assert str(a_policy(mode="enforce").mode) == "enforce"
+
+
+def test_p20_cancel_is_refused_where_it_returns_true_and_does_nothing() -> None:
+    for match in (LEAKED, {**RUNNING, "waiting_for_client": True}):
+        assert "cancel does nothing" in the_problem(a_document(a_rule_with(match, action="cancel")))
