@@ -37,10 +37,11 @@ faults: .venv/installed ## what is too heavy for every test run: a thousand vict
 	$(PYTHON) -m pytest tests/faults
 
 .PHONY: check
-check: .venv/installed .tools/sam/installed ## format, lint, types, template
+check: .venv/installed .tools/sam/installed ## format, lint, types, the policy's schema, the template
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	PYTHONPATH=functions:. $(PYTHON) -m infra.policy_schema --check
 	$(SAM)/cfn-lint template.yaml
 	$(SAM)/sam validate --lint
 
@@ -48,6 +49,26 @@ check: .venv/installed .tools/sam/installed ## format, lint, types, template
 format: .venv/installed ## format and mend what ruff can
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
+
+.PHONY: schema
+schema: .venv/installed ## write the policy's JSON Schema anew, from its types
+	PYTHONPATH=functions:. $(PYTHON) -m infra.policy_schema --write
+
+.PHONY: replay
+replay: .venv/installed ## LOOK=recording.json [POLICY=file] [AGAINST=file]: decide again, offline
+	@PYTHONPATH=functions:. $(PYTHON) -m infra.replay $(LOOK) $(POLICY) $(if $(AGAINST),--against $(AGAINST))
+
+.PHONY: looks
+looks: .venv/installed $(SERVERS)/installed ## record tests/looks anew on PostgreSQL 13 to 18 (needs npm)
+	PYTHONPATH=functions:. $(PYTHON) -m tests.looks $(SERVERS)
+
+.PHONY: mutants
+mutants: .tools/mutants/installed $(SERVERS)/installed ## break engine and guard in a thousand ways: do the tests see it? (needs npm)
+	@rm -rf .tools/mutation && mkdir -p .tools/mutation/functions
+	@cp -r functions/session_reaper infra tests events README.md pyproject.toml .tools/mutation
+	cd .tools/mutation && ../mutants/bin/mutmut run
+	cd .tools/mutation && ../mutants/bin/mutmut results
+	PYTHONPATH=functions:. $(PYTHON) -m tests.mutants $(SERVERS)
 
 .PHONY: build
 build: .venv/installed .tools/sam/installed ## what is deployed, under .aws-sam/build/
@@ -69,6 +90,8 @@ lock: $(UV) ## resolve pyproject.toml anew into the hashed requirement files
 		--group dev pyproject.toml -o requirements/dev.txt
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 \
 		-c requirements/dev.txt pyproject.toml -o functions/requirements.txt
+	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 \
+		-c requirements/dev.txt --group mutants pyproject.toml -o requirements/mutants.txt
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \
 		--group sam -o requirements/sam.txt
 
@@ -95,6 +118,9 @@ endef
 
 .venv/installed: $(UV) requirements/dev.txt
 	$(call environment,.venv,requirements/dev.txt)
+
+.tools/mutants/installed: $(UV) requirements/mutants.txt
+	$(call environment,.tools/mutants,requirements/mutants.txt)
 
 .tools/sam/installed: $(UV) requirements/sam.txt
 	$(call environment,.tools/sam,requirements/sam.txt)

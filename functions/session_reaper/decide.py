@@ -123,15 +123,19 @@ def _left(session: Session, reason: str) -> Decision:
 
 
 def _by_rule(session: Session, slots: Slots, tests: Iterable["_Test"]) -> Decision:
-    for rule, numbers in tests:
-        for of, least in numbers:
+    for test in tests:
+        for of, least in test.numbers:
             number = of(session)
             if number is None or number < least:
                 break
         else:
-            if _fits(rule.match, session):
-                reason = ", ".join(_said(rule, session, slots))
-                return Decision(session=session, verdict=Verdict.CONDEMN, rule=rule, reason=reason)
+            if _fits(test.rule.match, session):
+                return Decision(
+                    session=session,
+                    verdict=Verdict.CONDEMN,
+                    rule=test.rule,
+                    reason=", ".join(_said(test, session, slots)),
+                )
     return _left(session, "no rule matches")
 
 
@@ -194,15 +198,17 @@ def _measures(match: Match) -> dict[str, _Measure]:
 
 
 class _Test(NamedTuple):
-    """A rule and the numbers that its match asks for, as tried on thousands of sessions."""
+    """A rule, and the numbers that its match asks for, made ready for thousands of sessions."""
 
     rule: Rule
-    least: tuple[tuple[Callable[[Session], float | None], float], ...]
+    numbers: tuple[tuple[Callable[[Session], float | None], float], ...]
+    measures: tuple[tuple[str, _Measure, float], ...]
 
 
 def _test(rule: Rule) -> _Test:
-    numbers = [(m.of, getattr(rule.match, name)) for name, m in _measures(rule.match).items()]
-    return _Test(rule, tuple((of, least) for of, least in numbers if least is not None))
+    found = [(name, m, getattr(rule.match, name)) for name, m in _measures(rule.match).items()]
+    measures = tuple((name, m, least) for name, m, least in found if least is not None)
+    return _Test(rule, tuple((m.of, least) for _, m, least in measures), measures)
 
 
 def _fits(match: Match, session: Session) -> bool:
@@ -232,17 +238,15 @@ def _held(session: Session) -> set[Holding]:
     return {holding for holding, holds in held.items() if holds}
 
 
-def _said(rule: Rule, session: Session, slots: Slots) -> Iterator[str]:
+def _said(test: _Test, session: Session, slots: Slots) -> Iterator[str]:
     """Every condition that is not on names, with what the session has of it."""
-    match = rule.match
-    if rule.when is not None:
-        yield f"{_used(slots)} (when {rule.when})"
-    for name, measure in _measures(match).items():
-        least = getattr(match, name)
-        if least is not None:
-            number = measure.shown(measure.of(session) or 0)
-            phrase = measure.sentence.format(number, state=session.state)
-            yield f"{phrase} ({name}: {measure.shown(least)})"
+    match = test.rule.match
+    if test.rule.when is not None:
+        yield f"{_used(slots)} (when {test.rule.when})"
+    for name, measure, least in test.measures:
+        number = measure.shown(measure.of(session) or 0)
+        phrase = measure.sentence.format(number, state=session.state)
+        yield f"{phrase} ({name}: {measure.shown(least)})"
     if match.waiting_for_client:
         yield "waits for its client (waiting_for_client: true)"
     if match.holds:
@@ -250,7 +254,7 @@ def _said(rule: Rule, session: Session, slots: Slots) -> Iterator[str]:
         yield f"holds {held} (holds: {', '.join(match.holds)})"
     if session.waiters:
         yield f"waiting: {_waiting(session)}"
-    if rule.action is Action.CANCEL:
+    if test.rule.action is Action.CANCEL:
         yield "to be cancelled"
 
 

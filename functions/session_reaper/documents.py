@@ -26,9 +26,15 @@ def shown(value: object) -> str:
     """A wrong value as an error shows it."""
     try:
         text = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        text = "this number"
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list as deep
+        text = "this value"
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
+
+
+def named(key: object) -> str:
+    """A key as the place in an error names it."""
+    plain = isinstance(key, str) and key and key.isprintable()
+    return str(key)[:_MOST_SHOWN] if plain else shown(key)
 
 
 def text(value: object, place: str) -> str:
@@ -52,9 +58,14 @@ def count_or_none(value: object, place: str) -> int:
     return _whole(value, place, 0)
 
 
+_MOST = 10**15  # of whatever is counted here
+
+
 def _whole(value: object, place: str, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigurationError(place, f"{shown(value)} is no whole number from {least} up")
+    if value > _MOST:
+        raise ConfigurationError(place, f"{shown(value)} is too large")
     return value
 
 
@@ -88,8 +99,7 @@ def read_record(kind: type[T], value: object, place: str) -> T:
     for key in value:
         if key not in known:
             problem = f"unknown key; known are {', '.join(known)}"
-            name = key if isinstance(key, str) else shown(key)
-            raise ConfigurationError(f"{dot}{name[:_MOST_SHOWN]}", problem)
+            raise ConfigurationError(f"{dot}{named(key)}", problem)
     for name in _required(kind):
         if name not in value:
             raise ConfigurationError(f"{dot}{name}", "is required")

@@ -1,6 +1,7 @@
 """Patterns of a policy: globs, networks and regular expressions, read strictly and matched."""
 
 import re
+import warnings
 from fnmatch import fnmatchcase, translate
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -78,8 +79,9 @@ def read_regex(value: object, place: str) -> re.Pattern[str]:
     if reason:
         raise ConfigurationError(place, f"{reason}: matching it could take for ever")
     try:
-        pattern = re.compile(written)
-    except re.error as error:
+        with warnings.catch_warnings(action="error"):  # of what a later Python reads otherwise
+            pattern = re.compile(written)
+    except (re.error, ArithmeticError, RecursionError, ValueError, Warning) as error:
         raise ConfigurationError(place, f"not a regular expression: {error}") from None
     if pattern.search(""):
         raise ConfigurationError(

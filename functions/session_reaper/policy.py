@@ -399,16 +399,12 @@ def read_policy(document: object, place: str = "") -> Policy:
     return record(Policy)(document, place)
 
 
-def _builtin(**patterns: list[object]) -> Protect:
-    return record(Protect)(dict(patterns), "built-in protections")
-
-
 # Strong: a role is given by the server. Weak: an application names itself, and only the careful do.
-BUILTIN = _builtin(
+BUILTIN = Protect(
     # RDS and Aurora: rdsproxyadmin and rdswriteforwarduser are ordinary roles to PostgreSQL.
-    roles=["rds*", "aiven*", "_aiven*", "metrics_user_*"],
-    databases=["rdsadmin", "_aiven"],
-    applications=[
+    roles=("rds*", "aiven*", "_aiven*", "metrics_user_*"),
+    databases=("rdsadmin", "_aiven"),
+    applications=(
         "pg_dump*",  # and pg_dumpall; its leader is idle in transaction for the whole of a parallel dump
         "pg_restore*",
         "pg_basebackup*",
@@ -429,5 +425,5 @@ BUILTIN = _builtin(
         "awsdms*",
         "liquibase*",
         "flyway*",
-    ],
+    ),
 )

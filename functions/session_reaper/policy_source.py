@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from session_reaper.aws import client
+from session_reaper.documents import named
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Policy, read_policy
 
@@ -81,7 +82,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(document) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ConfigurationError(twice, "this key is there twice; the first would be lost")
+        raise ConfigurationError(named(twice), "this key is there twice; the first would be lost")
     return document
 
 

@@ -24,10 +24,14 @@ class _StrictLoader(yaml.SafeLoader):
         return mapping
 
 
+# What PyYAML's constructors stumble into: a date that is none, !!bool x, !!int ''.
+_REFUSED = (ArithmeticError, AttributeError, LookupError, ValueError)
+
+
 def parse_yaml(text: str) -> object:
     """The document in `text`. Raises ConfigurationError with line and column."""
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a SafeLoader, made stricter
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+    except (*_REFUSED, yaml.YAMLError) as error:
         problem = " ".join(str(error).split())
         raise ConfigurationError("document", f"is not valid YAML: {problem}") from None

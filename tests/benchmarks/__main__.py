@@ -21,19 +21,21 @@ from rich.table import Table
 from infra.local.aws import aws
 from infra.local.certificates import make_tls
 from infra.local.postgres import Server, npm_builds, server
-from tests.benchmarks import decode, deployed
+from tests.benchmarks import decisions, decode, deployed
 
 PROBE = Path(__file__).with_name("probe.py")
 OURS, YARDSTICK = "session_reaper.handler", "tests.benchmarks.yardstick"
 ROUNDS = 15
 VICTIMS = 100
 PASSWORD = "bench"  # noqa: S105 -- of a server that lives for seconds
-LIMITS = {"deployed": 1.0, "cold": None, "warm": 1.2, "kill": 1.5, "look": 1.0}
+LIMITS = {"deployed": 1.0, "cold": None, "warm": 1.2, "kill": 1.5, "look": 1.0, "decide": 1.0}
 TITLES = {
     "deployed": "cold start as deployed (yardstick: as a plain sam build leaves it)",
     "cold": "import and first quiet run, both with bytecode",
     "warm": "warm quiet run",
     "kill": f"verified kill of {VICTIMS} sessions (yardstick: unverified)",
+    "decide": f"decisions on {decisions.SESSIONS:,} sessions by {decisions.RULES} rules, wanted"
+    " < 50 ms (yardstick: a list comprehension)",
     "look": f"a look at {decode.ROWS:,} sessions: one JSON value (yardstick: driver rows)",
 }
 
@@ -59,6 +61,9 @@ def main() -> None:
             "PYTHONPATH": os.pathsep.join(["functions", "."]),
         }
         functions = deployed.deployed(folder)
+        found, rules = decisions.sessions(), decisions.policy()
+        if decisions.by_the_engine(found, rules) != decisions.by_a_comprehension(found, rules):
+            raise SystemExit("engine and comprehension disagree on who is to go")
         for counted in [False, *[True] * ROUNDS]:  # the first round writes the .pyc files
             for module in (OURS, YARDSTICK):
                 for name, seconds in _probe(module, database).items():
@@ -68,6 +73,12 @@ def main() -> None:
                 for module, function in zip((OURS, YARDSTICK), functions, strict=True):
                     seconds = function.cold_start(deployed.lambda_environment())
                     times["deployed"][module].append(seconds)
+                times["decide"][OURS].append(
+                    decisions.seconds(decisions.by_the_engine, found, rules)
+                )
+                times["decide"][YARDSTICK].append(
+                    decisions.seconds(decisions.by_a_comprehension, found, rules)
+                )
                 with contextlib.closing(database.connect()) as connection:
                     times["look"][OURS].append(decode.seconds(decode.as_json, connection))
                     times["look"][YARDSTICK].append(decode.seconds(decode.as_rows, connection))

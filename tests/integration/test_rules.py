@@ -140,9 +140,13 @@ def a_wedged_session(stage: Stage, **options: Any) -> Victim:  # noqa: ANN401 --
         + _message(b"H")  # Flush
     )
     stream.flush()
-    until(lambda: victim._shown("wait_event") == "ClientRead", "it waits for its client")  # noqa: SLF001
-    assert victim.state == ACTIVE
+    _until_active_and_waiting(victim)
     return victim
+
+
+def _until_active_and_waiting(victim: Victim) -> None:
+    shown = "state || ' ' || wait_event"
+    until(lambda: victim._shown(shown) == "active ClientRead", "it waits for its client")  # noqa: SLF001
 
 
 def _running_for(victim: Victim, seconds: float) -> bool:
@@ -173,7 +177,7 @@ def test_a_copy_that_waits_for_rows_is_not_wedged(stage: Stage) -> None:
     sockets = loading.connection._sock  # noqa: SLF001 -- the driver's own COPY would end it
     sockets.write(_message(b"Q", text.encode() + b"\0"))
     sockets.flush()
-    until(lambda: loading._shown("wait_event") == "ClientRead", "it waits for rows")  # noqa: SLF001
+    _until_active_and_waiting(loading)
     until(lambda: _running_for(loading, 0.2), "it does so for long")
     known = stage.server.major >= 14  # before that nothing but its text tells
     assert (stage.reap(WEDGED).outcomes() == {}) == known
@@ -186,7 +190,7 @@ def test_a_copy_is_known_by_its_text(stage: Stage) -> None:
     stream = loading.connection._sock  # noqa: SLF001 -- as above
     stream.write(_message(b"Q", b"copy loaded from stdin\0"))
     stream.flush()
-    until(lambda: loading._shown("wait_event") == "ClientRead", "it waits for rows")  # noqa: SLF001
+    _until_active_and_waiting(loading)
     until(lambda: _running_for(loading, 0.2), "it does so for long")
     assert stage.reap(WEDGED).outcomes() == {}
     assert loading.is_there

@@ -38,6 +38,7 @@ def chains(*waits: Wait) -> dict[int, list[int]]:
         ([a_wait(2, 1), a_wait(3, 1, 2)], {1: [2, 3]}),  # soft blocks, ahead in the queue
         ([a_wait(4, 3), a_wait(3, 2), a_wait(2, 1)], {1: [2, 3, 4]}),
         ([a_wait(3, 1, 2)], {1: [3], 2: [3]}),  # two roots
+        ([a_wait(3, 1, 2), a_wait(2, 4)], {1: [3], 4: [2, 3]}),  # one near, one far
         ([a_wait(3, 1, 1)], {1: [3]}),  # the server may name one twice
         ([a_wait(2)], {}),  # by the time it was asked, nobody was in the way
         ([a_wait(1, 2), a_wait(2, 1)], {}),  # a deadlock, which the server resolves itself

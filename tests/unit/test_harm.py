@@ -161,7 +161,7 @@ def test_the_most_harmful_have_most_waiters_then_the_oldest_snapshot_then_most_l
     sessions = [
         a_session(pid=1, idle_seconds=400),
         a_session(pid=2, idle_seconds=500),
-        a_session(pid=3, locks=1),
+        a_session(pid=3, locks=1, idle_seconds=350),
         a_session(pid=4, locks=9),
         a_session(pid=5, xid_age=10, locks=99),
         a_session(pid=6, xmin_age=11),

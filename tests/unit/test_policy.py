@@ -152,6 +152,27 @@ def test_a_mistake_in_the_document_names_its_key(document: object, place: str) -
 
 
 @pytest.mark.parametrize(
+    ("key", "named"),
+    [("", "''"), ("a\ud800\nb", "'a\\ud800\\nb'"), (7, "7"), ("x" * 99, "x" * 40)],
+)
+def test_a_key_that_nobody_can_read_is_named_so_that_it_can_be_printed(
+    key: object, named: str
+) -> None:
+    fails(a_document() | {key: 1}, named)
+    fails(a_document(limits={key: 1}), f"limits.{named}")
+
+
+def test_a_number_that_nobody_can_print_is_no_number_of_sessions() -> None:
+    assert fails(
+        a_document(limits={"max_terminations": 1 << 20_000}), "limits.max_terminations"
+    ) == ("this value is too large")
+    assert a_policy(limits={"max_terminations": 10**15}).limits.max_terminations == 10**15
+    assert fails(a_document(limits={"max_per_run": 10**15 + 1}), "limits.max_per_run") == (
+        "1000000000000001 is too large"
+    )
+
+
+@pytest.mark.parametrize(
     ("rules", "place"),
     [
         ([], "rules"),
@@ -363,6 +384,52 @@ def test_a_glob_full_of_stars_takes_no_time() -> None:
     assert not condemns(policy, a_session(state="idle", role="a" * 63))
 
 
+def test_what_is_wrong_with_a_pattern_is_said() -> None:
+    brackets = fails(a_document(protect={"roles": ["dep[loy"]}), "protect.roles[0]")
+    assert brackets == "'dep[loy' has a [ without its ]; a plain [ is written [[]"
+    empty = fails(a_document(protect={"roles": ["app[9-0]"]}), "protect.roles[0]")
+    assert empty == "'app[9-0]' has a class that no character fits"
+    network = fails(a_document(protect={"clients": ["10.0.8"]}), "protect.clients[0]")
+    assert network == (
+        "'10.0.8' does not appear to be an IPv4 or IPv6 network;"
+        " write an address or a network such as 10.0.8.0/24"
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "problem"),
+    [
+        (
+            "(?x)a +b",
+            "has the flag x, which hides what is repeated: matching it could take for ever",
+        ),
+        (
+            "(?sx)a +b",
+            "has the flag x, which hides what is repeated: matching it could take for ever",
+        ),
+        (
+            "a*b*c*d",
+            (
+                "has more than 3 repeats (2 unless it begins with ^):"
+                " matching it could take for ever"
+            ),
+        ),
+        (
+            "^(a+)+",
+            "repeats a group that holds a choice or a repeat: matching it could take for ever",
+        ),
+        ("(", "not a regular expression: missing ), unterminated subpattern at position 0"),
+    ],
+)
+def test_what_is_wrong_with_an_expression_is_said(pattern: str, problem: str) -> None:
+    assert fails(a_document(a_rule(**IDLE, query=pattern)), "rules[0].match.query") == problem
+
+
+def test_what_is_wrong_with_a_mode_is_said() -> None:
+    problem = fails(a_document(mode="kill"), "mode")
+    assert problem == "'kill' is no mode; write one of off, observe, enforce"
+
+
 # -- networks ---------------------------------------------------------------------------------------
 
 
@@ -412,13 +479,23 @@ def test_a_query_is_searched_for_its_pattern(pattern: str, query: str, *, fits: 
     assert condemns(policy, a_session(state="idle", query=query)) is fits
 
 
-@pytest.mark.parametrize("pattern", [".*", "a*", "etl|", "^", "$", "()", "(?:x)?", r"\b|", "(?i)"])
+@pytest.mark.parametrize(
+    "pattern", [".*", "a*", "etl|", "^", "$", "^$", "()", "(?:x)?", r"\b|", "(?i)"]
+)
 def test_a_pattern_that_fits_every_query_is_refused(pattern: str) -> None:
     fails(a_document(a_rule(**IDLE, query=pattern)), "rules[0].match.query")
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(", "[a", "*", "a{2,1}", "(?P<n>a)(?P<n>b)", r"\q", "(?<=a*)b"]
+    "pattern",
+    [
+        *("(", "[a", "*", "a{2,1}", "(?P<n>a)(?P<n>b)", r"\q", "(?<=a*)b"),
+        "a{9999999999}",  # OverflowError
+        "a{" + "9" * 5000 + "}",  # ValueError
+        "(" * 3000 + "a" + ")" * 3000,  # RecursionError
+        "[[a]b",  # a later Python will read it otherwise: FutureWarning
+    ],
+    ids=lambda pattern: pattern[:20],
 )
 def test_what_is_no_pattern_is_refused(pattern: str) -> None:
     fails(a_document(a_rule(**IDLE, query=["x", pattern])), "rules[0].match.query[1]")
@@ -439,6 +516,11 @@ def test_what_is_no_pattern_is_refused(pattern: str) -> None:
         "a*a*a*a*a*b",
         r"\w*\w*\w*!",
         ".*,.*,.*,.*,.*,.*;",
+        "a*b*c*d",
+        "^a*b*c*d*e",
+        "^a*b*c*d|e",
+        "a{2,}b{2,}c{2,}d",
+        "(?iL-x:a*b*c*d)",
     ],
 )
 def test_a_pattern_that_could_run_for_ever_is_refused(pattern: str) -> None:
@@ -447,7 +529,28 @@ def test_a_pattern_that_could_run_for_ever_is_refused(pattern: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", [r"^\s*select\b", "^(select|with) ", r"from \w+ where", r"\(a\)+", "[(a+)]+x"]
+    "pattern",
+    [
+        *(r"^\s*select\b", "^(select|with) ", r"from \w+ where", r"\(a\)+", "[(a+)]+x"),
+        *(
+            "a*b*c",
+            "^a*b*c*d",
+            "(^a*b*c*d)",
+            r"a\s*b\s+c\s{2,}d *e",
+            r"\*\+\*\+x",
+            "[*+][*+][*+][*+]x",
+        ),
+        *(
+            "(ab)+x",
+            "(?:ab)+x",
+            "(?P<verb>ab)+x",
+            "(?i:ab)+x",
+            "(?=ab)+x",
+            "(?<!ab)+x",
+            "(?aims)ab+",
+        ),
+        "a*b*c.*",  # what comes last costs nothing
+    ],
 )
 def test_an_everyday_pattern_is_taken(pattern: str) -> None:
     a_policy(a_rule(**IDLE, query=pattern))

@@ -170,6 +170,18 @@ def test_what_is_nested_without_end_is_refused(folder: Path, text: str) -> None:
     assert problem_of(folder, text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a: 2026-13-45", "a: !!timestamp x", "a: !!bool x", "a: !!int ''", "a: !!float ''"),
+        "a: " + ":".join(["1"] * 200) + ".5",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_what_the_parser_stumbles_into_is_no_valid_yaml(folder: Path, text: str) -> None:
+    assert "document: is not valid YAML: " in problem_of(folder, text)
+
+
 def test_a_policy_may_be_as_long_as_the_limit_and_no_longer(folder: Path) -> None:
     longest = YAML + "#" * (MAX_POLICY_LENGTH - len(YAML))
     assert load(folder, longest).mode is Mode.OFF

@@ -287,6 +287,27 @@ def test_the_breaker_counts_those_that_until_lets_go() -> None:
             87,
             ("rule tier in force at slots 87/97: stopped after 10, enough until slots_free: 20"),
         ),
+        (
+            {"slots_used": "50%"},
+            {"slots_free": 20},
+            3,
+            77,
+            (
+                "rule tier in force at slots 77/97 (when slots_used: 50%):"
+                " until slots_free: 20 it takes none"
+            ),
+        ),
+        (
+            {"slots_used": "50%"},
+            {"slots_free": 20},
+            3,
+            78,
+            (
+                "rule tier in force at slots 78/97 (when slots_used: 50%):"
+                " stopped after 1, enough until slots_free: 20"
+            ),
+        ),
+        (None, {"slots_free": 20}, 3, 77, None),
         (None, {"slots_free": 20}, 3, 60, None),
         ({"slots_free": 5}, {"slots_free": 20}, 3, 60, None),
     ],

@@ -1,0 +1,243 @@
+"""Policies as documents, generated: what the engine reads, and what somebody got wrong.
+
+Everything is as JSON gives it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import strategies as st
+from session_reaper.policy import (
+    CLOCKS,
+    Holding,
+    Limits,
+    Mark,
+    Match,
+    Mode,
+    Order,
+    Policy,
+    Protect,
+    Rule,
+)
+from session_reaper.sessions import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+Document = dict[str, Any]
+
+KEYS = sorted(
+    {field.name for kind in (Policy, Rule, Match, Mark, Protect, Limits) for field in fields(kind)}
+)
+"""Every key that a policy may have somewhere."""
+
+# -- what a policy is made of -----------------------------------------------------------------------
+
+_RULE_NAMES = st.sampled_from(["idle-in-transaction", "on", "1", "5m", "rules[0]"]) | st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20
+)
+_GLOBS = st.sampled_from(
+    [
+        "app",
+        "app_*",
+        "*",
+        "w?rker",
+        "db[0-9]",
+        "[!x]*",
+        "a[[]b",
+        "[]]",
+        "ÄPP*",
+        "null",
+        "etl: a # b",
+    ]
+)
+_NETWORKS = st.sampled_from(
+    [
+        "10.0.8.7",
+        "10.0.8.0/24",
+        "10.0.0.0/255.0.0.0",
+        "0.0.0.0/0",
+        "::",
+        "2001:db8::/32",
+        "fe80::1%eth0",
+    ]
+)
+_EXPRESSIONS = st.sampled_from(
+    [r"^\s*select\b", "(?i)^listen ", "(?P<verb>insert|update) ", "a.*b.*c", "[(a+)]+x", "naïve 😀"]
+)
+_PAUSES = st.sampled_from(["0s", "500ms", "1.5s", "2m30s", "0.08h", "5m", "1m1m"]) | st.builds(
+    "{}s{}ms".format, st.integers(0, 200), st.integers(0, 999)
+)
+_DURATIONS = _PAUSES | st.sampled_from(["15m", "1h30m", "2d", "3650d"])
+_SHARES = st.sampled_from(["100%", "050.0%"]) | st.decimals("0.01", 100, places=2).map("{}%".format)
+_COUNTS = st.integers(1, 10**12)
+_STATES: list[str] = [*map(str, State)]
+_RUNNING = [str(State.ACTIVE), str(State.FASTPATH)]
+
+
+def _one_or_more(values: st.SearchStrategy[str]) -> st.SearchStrategy[str | list[str]]:
+    return values | st.lists(values, min_size=1, max_size=3)
+
+
+def _some_of(keys: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Document]:
+    return st.fixed_dictionaries({}, optional=keys)
+
+
+_CONDITIONS = _some_of(
+    {
+        "role": _one_or_more(_GLOBS),
+        "database": _one_or_more(_GLOBS),
+        "application": _one_or_more(_GLOBS),
+        "client": _one_or_more(_NETWORKS),
+        "query": _one_or_more(_EXPRESSIONS),
+        "blocks": _COUNTS,
+        "holds": _one_or_more(st.sampled_from([*map(str, Holding)])),
+        "pins_vacuum_by": _COUNTS,
+    }
+)
+_PROTECT = _some_of(
+    {
+        "roles": _one_or_more(_GLOBS),
+        "applications": _one_or_more(_GLOBS),
+        "databases": _one_or_more(_GLOBS),
+        "clients": _one_or_more(_NETWORKS),
+    }
+)
+_LIMITS = _some_of(
+    {
+        "max_terminations": _COUNTS,
+        "max_per_application": _COUNTS,
+        "max_per_run": _COUNTS,
+        "max_share": _SHARES,
+        "min_sessions": _COUNTS,
+        "order": st.sampled_from([*map(str, Order)]),
+    }
+)
+
+
+@st.composite
+def _matches(draw: st.DrawFn, states: Sequence[str], *, cancelled: bool) -> Document:
+    state = draw(_one_or_more(st.sampled_from(states)))
+    named = {state} if isinstance(state, str) else {*state}
+    clocks = [clock for clock in CLOCKS if clock != "query_for" or "active" in named]
+    times = draw(st.dictionaries(st.sampled_from(clocks), _DURATIONS, min_size=1))
+    match = {"state": state} | times | draw(_CONDITIONS)
+    if named == {"active"}:
+        flags = st.just(value=False) if cancelled else st.booleans()
+        match |= draw(_some_of({"waiting_for_client": flags}))
+    return match
+
+
+@st.composite
+def _pressures(draw: st.DrawFn, *, cancelled: bool) -> Document:
+    """`when` and `until`, which is better than it."""
+    low, high = sorted(draw(st.lists(st.integers(1, 100), min_size=2, max_size=2, unique=True)))
+    keys = {"when": st.sampled_from([{"slots_used": f"{high}%"}, {"slots_free": low - 1}])}
+    if not cancelled:
+        keys["until"] = st.sampled_from([{"slots_used": f"{low}%"}, {"slots_free": high}])
+    return draw(_some_of(keys))
+
+
+@st.composite
+def _rules(draw: st.DrawFn, name: str) -> Document:
+    action = draw(st.sampled_from([{}, {"action": "terminate"}, {"action": "cancel"}]))
+    cancelled = action == {"action": "cancel"}
+    match = draw(_matches(_RUNNING if cancelled else _STATES, cancelled=cancelled))
+    pauses = {"confirm_after": _PAUSES} | ({"escalate_after": _PAUSES} if cancelled else {})
+    pressure = draw(_pressures(cancelled=cancelled))
+    return {"name": name, "match": match} | action | pressure | draw(_some_of(pauses))
+
+
+@st.composite
+def policy_documents(draw: st.DrawFn) -> Document:
+    """A policy that the engine reads, with any of the keys there are."""
+    names = draw(st.lists(_RULE_NAMES, min_size=1, max_size=3, unique=True))
+    modes = st.sampled_from([*map(str, Mode), False])
+    optional = draw(_some_of({"mode": modes, "protect": _PROTECT, "limits": _LIMITS}))
+    return {"version": 1, "rules": [draw(_rules(name)) for name in names]} | optional
+
+
+# -- what is none -----------------------------------------------------------------------------------
+
+_KEYS = st.sampled_from([*KEYS, "x"])
+_NEARLY = (
+    st.sampled_from(
+        ["active", "idle", "on", "kill", "cancel", "locks", "newest", "", 0, 1, -1, True]
+    )
+    | st.sampled_from(["301s", "3651d", "5 m", "-5m", "٣m", "0%", "101%", "100.1%", "5e1%", "50%"])
+    | st.sampled_from(
+        [
+            "[",
+            "[9-0]",
+            "app_*",
+            "(",
+            ".*",
+            "(a+)+",
+            r"\q",
+            "[[a]b",
+            "a{9999999999}",
+            "localhost",
+            "10.0.8.1/24",
+        ]
+    )
+    | st.sampled_from(
+        [
+            1.0,
+            2**70,
+            [],
+            {},
+            [[]],
+            ["active"],
+            {"slots_used": "85%"},
+            {"idle_for": "5m"},
+        ]
+    )
+)
+
+
+def json_values() -> st.SearchStrategy[Any]:
+    """Anything that Python's JSON parser gives, and now and then a word of ours."""
+    leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
+    return st.recursive(
+        leaves | _NEARLY | _DURATIONS,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3),
+        max_leaves=8,
+    )
+
+
+@st.composite
+def mistaken_documents(draw: st.DrawFn) -> Document:
+    """A good policy in which one value was dropped, renamed, wrapped or replaced by any other."""
+    document: Document = json.loads(json.dumps(draw(policy_documents())))  # nothing in it is shared
+    places = [*_places(document)][::-1]  # the deep ones first: those that are drawn more often
+    holder, key = draw(st.sampled_from(places))
+    mistake = draw(st.sampled_from(["slip", "replace", "drop", "rename", "wrap", "move"]))
+    if mistake == "slip":
+        holder[key] = draw(_NEARLY)
+    elif mistake == "drop":
+        del holder[key]
+    elif mistake == "rename" and isinstance(holder, dict):
+        holder[draw(_KEYS)] = holder.pop(key)
+    elif mistake == "wrap":
+        holder[key] = [holder[key]]
+    elif mistake == "move":
+        elsewhere, name = draw(st.sampled_from(places))
+        holder[key] = json.loads(json.dumps(elsewhere[name]))
+    else:
+        holder[key] = draw(json_values())
+    return document
+
+
+def _places(value: object) -> Iterator[tuple[Any, Any]]:
+    """Each mapping or list in `value`, with each of its keys."""
+    keys: Sequence[Any] = ()
+    if isinstance(value, dict):
+        keys = [*value]
+    elif isinstance(value, list):
+        keys = range(len(value))
+    for key in keys:
+        yield value, key
+        yield from _places(value[key])  # type: ignore[index] # a dict or a list

@@ -1,0 +1,88 @@
+"""`make mutants`, its second half: break the guard, which is SQL, and see the tests fail.
+
+Each mutant is one statement with one condition gone or turned round, in a copy of the tree. On the
+oldest and the newest server the integration tests have to see it.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+QUERIES = Path("functions") / "session_reaper" / "queries"
+PARTS = ("functions", "infra", "tests", "events", "pyproject.toml", "README.md")
+# What has to see a mutant of each statement.
+TESTS = {
+    "signal": ["tests/integration/test_guard.py"],
+    "verify": ["tests/integration/test_limits.py", "tests/integration/test_rules.py"],
+}
+
+
+def mutants(statement: str) -> Iterator[tuple[str, str]]:
+    """A statement with one condition less, or with one comparison turned round; and what it is."""
+    conditions = re.findall(r"^ *(?:WHERE|AND) .*$", statement, re.MULTILINE)
+    for condition in conditions:
+        word = condition.split()[0]
+        gone = f"{word} true" + " -- " + condition.split(maxsplit=1)[1]
+        yield f"without {condition.strip()}", statement.replace(condition, gone, 1)
+    for old, new in (
+        ("IS NOT DISTINCT FROM", "IS DISTINCT FROM"),
+        (" = ", " <> "),
+        ("true)", "false)"),
+        ("<> pg_backend_pid()", "= pg_backend_pid()"),
+        ("IS NOT NULL", "IS NULL"),
+    ):
+        for found in re.finditer(re.escape(old), statement):
+            line = statement[: found.end()].splitlines()[-1].strip()
+            turned = statement[: found.start()] + new + statement[found.end() :]
+            yield f"{new.strip()} in {line}", turned
+
+
+def main() -> None:
+    """Try them all; the exit status is 1 if one survives."""
+    survivors = tried = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for part in PARTS:
+            source = ROOT / part
+            if source.is_dir():
+                shutil.copytree(source, copy / part)
+            else:
+                shutil.copy(source, copy / part)
+        for name, tests in TESTS.items():
+            path = copy / QUERIES / f"{name}.sql"
+            whole = path.read_text("utf-8")
+            comments, statement = _split(whole)
+            for what, mutant in mutants(statement):
+                path.write_text(comments + mutant, "utf-8")
+                killed = _fails(copy, tests)
+                tried, survivors = tried + 1, survivors + (not killed)
+                print(f"{'killed  ' if killed else 'SURVIVED'} {name}.sql {what}", flush=True)
+            path.write_text(whole, "utf-8")
+    print(f"{tried - survivors} of {tried} mutants of the guard killed")
+    sys.exit(survivors > 0)
+
+
+def _split(whole: str) -> tuple[str, str]:
+    lines = whole.splitlines(keepends=True)
+    first = next(n for n, line in enumerate(lines) if not line.startswith("--"))
+    return "".join(lines[:first]), "".join(lines[first:])
+
+
+def _fails(copy: Path, tests: list[str]) -> bool:
+    servers = [f"--servers={Path(sys.argv[1]).resolve()}"] if sys.argv[1:] else []
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *tests, *servers, *_EXTREMES]
+    done = subprocess.run(command, cwd=copy, capture_output=True, check=False)  # noqa: S603 -- our own tests
+    if done.returncode not in {0, 1}:  # not a test that failed: nothing was tested
+        raise SystemExit(done.stdout.decode()[-2000:])
+    return done.returncode == 1
+
+
+_EXTREMES = ["-k", "pg13 or pg18"]
+
+if __name__ == "__main__":
+    main()

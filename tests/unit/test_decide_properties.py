@@ -1,0 +1,291 @@
+"""What holds of every decision, whatever the sessions and the policy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from session_reaper.decide import Judgement, Verdict, decide
+from session_reaper.policy import Action, Policy, Protect, read_policy
+from session_reaper.sessions import Session, Slots, State, Waiter
+
+from tests.builders import a_policy, a_rule, a_session
+from tests.documents import policy_documents
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+SECONDS = st.sampled_from([0.0, 0.5, 1.5, 150.0, 299.999, 300.0, 900.0, 172_800.0, 1e9])
+MAYBE_SECONDS = st.none() | SECONDS
+AGES = st.none() | st.sampled_from([0, 1, 7, 1_000_000, 2_147_483_647])
+NAMES = st.sampled_from(["app", "app_1", "worker", "db7", "x", "a[b", "ÄPP", "null", "", "pg_dump"])
+ROLES = NAMES | st.sampled_from(["rdsadmin", "rdsproxyadmin", "aiven_x", "deploy"])
+CLIENTS = st.none() | st.sampled_from(["10.0.8.7", "10.0.9.1", "::1", "2001:db8::5", "fe80::1"])
+QUERIES = st.sampled_from(["select 1", "LISTEN jobs", "COPY t FROM STDIN", "a x b y c", ""])
+WAITERS = st.lists(
+    st.builds(Waiter, pid=st.integers(1, 99), role=NAMES, application=NAMES, seconds=SECONDS),
+    max_size=3,
+).map(lambda waiters: tuple(sorted(waiters, key=lambda w: -w.seconds)))
+FLAGS = st.sampled_from([False, False, False, False, True])
+
+
+@st.composite
+def sessions_of(draw: st.DrawFn, pid: int) -> Session:
+    return a_session(
+        pid=pid,
+        state=draw(st.sampled_from(State)),
+        role=draw(ROLES),
+        database=draw(NAMES),
+        application=draw(NAMES),
+        client=draw(CLIENTS),
+        query=draw(QUERIES),
+        idle_seconds=draw(SECONDS),
+        transaction_seconds=draw(MAYBE_SECONDS),
+        connected_seconds=draw(SECONDS),
+        query_seconds=draw(MAYBE_SECONDS),
+        waiting_for_client=draw(st.booleans()),
+        xid_age=draw(AGES),
+        xmin_age=draw(AGES),
+        locks=draw(st.none() | st.integers(0, 3)),
+        waiters=draw(WAITERS),
+        superuser=draw(FLAGS),
+        replication=draw(FLAGS),
+        own_role=draw(FLAGS),
+        signalable=not draw(FLAGS),
+    )
+
+
+@st.composite
+def several_sessions(draw: st.DrawFn) -> list[Session]:
+    number = draw(st.integers(0, 12))
+    return [draw(sessions_of(pid)) for pid in range(1, number + 1)]
+
+
+POLICIES = policy_documents().map(read_policy)
+SLOTS = st.builds(
+    Slots, max=st.integers(1, 40), reserved=st.integers(0, 10), used=st.integers(0, 40)
+)
+
+
+def matched(judgement: Judgement) -> set[int]:
+    """The pids that a rule condemns, whether or not something holds them back."""
+    return {d.pid for d in judgement.decisions if d.verdict is not Verdict.LEAVE}
+
+
+def victims(judgement: Judgement) -> set[int]:
+    return {d.pid for d in judgement.having(Verdict.CONDEMN)}
+
+
+def unlimited(policy: Policy) -> Policy:
+    """The same rules, and nothing that holds victims back."""
+    rules = tuple(replace(rule, until=None) for rule in policy.rules)
+    limits = a_policy(limits={"max_terminations": 10**9}).limits
+    return replace(policy, rules=rules, limits=limits)
+
+
+def is_protected(session: Session, protect: Protect) -> bool:
+    """By the words of product.md, written again without the engine's help."""
+    if session.superuser or session.replication or session.own_role:
+        return True
+    if session.role.startswith(("rds", "aiven", "_aiven")) or session.application == "pg_dump":
+        return True
+    by_name: list[tuple[Sequence[Any], str]] = [
+        (protect.roles, session.role),
+        (protect.applications, session.application),
+        (protect.databases, session.database),
+    ]
+    # Globs that fit by being equal or by fitting all are enough here; others are the engine's.
+    return any(name in patterns or "*" in patterns for patterns, name in by_name)
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_every_session_gets_one_decision_with_a_reason_and_a_rule_if_it_is_condemned(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    judgement = decide(sessions, slots, policy)
+    assert Counter(d.pid for d in judgement.decisions) == Counter(range(1, len(sessions) + 1))
+    for decision in judgement.decisions:
+        assert decision.reason
+        assert (decision.rule is None) == (decision.verdict is Verdict.LEAVE)
+        assert decision.rule is None or decision.rule in policy.rules
+        assert decision.session in sessions
+        assert ("; spared: " in decision.reason) == (decision.verdict is Verdict.SPARE)
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_a_protected_session_is_never_condemned(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    for decision in decide(sessions, slots, policy).decisions:
+        if is_protected(decision.session, policy.protect):
+            assert decision.verdict is Verdict.LEAVE
+            assert decision.reason.startswith("protected: ")
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_who_is_condemned_is_in_a_state_that_its_rule_names(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    for decision in decide(sessions, slots, policy).decisions:
+        if decision.rule:
+            assert decision.session.state in decision.rule.match.state
+            assert decision.rule.when is None or decision.rule.when.is_reached(slots)
+
+
+PROTECTIONS: dict[str, st.SearchStrategy[list[str]]] = {
+    "roles": st.lists(ROLES.filter(bool).filter(lambda n: "[" not in n), min_size=1),
+    "applications": st.lists(st.sampled_from(["app*", "*", "worker"]), min_size=1),
+    "databases": st.lists(st.sampled_from(["db?", "null"]), min_size=1),
+    "clients": st.lists(st.sampled_from(["10.0.0.0/8", "::/0"]), min_size=1),
+}
+
+
+@pytest.mark.parametrize("key", PROTECTIONS)
+@given(data=st.data())
+def test_a_protection_more_never_condemns_anybody_more(key: str, data: st.DataObject) -> None:
+    sessions, slots = data.draw(several_sessions()), data.draw(SLOTS)
+    policy = data.draw(POLICIES)
+    more = a_policy(protect={key: data.draw(PROTECTIONS[key])}).protect
+    careful = replace(policy, protect=policy.protect.joined(more))
+    assert matched(decide(sessions, slots, careful)) <= matched(decide(sessions, slots, policy))
+    # Under a limit another one may take the place of who is protected now; without one, nobody.
+    without, with_it = unlimited(policy), unlimited(careful)
+    assert victims(decide(sessions, slots, with_it)) <= victims(decide(sessions, slots, without))
+
+
+@given(several_sessions(), SLOTS, POLICIES, st.data())
+def test_a_higher_threshold_never_condemns_anybody_more(
+    sessions: list[Session], slots: Slots, policy: Policy, data: st.DataObject
+) -> None:
+    index = data.draw(st.integers(0, len(policy.rules) - 1))
+    rule = policy.rules[index]
+    thresholds = [
+        name
+        for name in (
+            "idle_for",
+            "transaction_for",
+            "connected_for",
+            "query_for",
+            "blocks",
+            "blocks_for",
+            "pins_vacuum_by",
+        )
+        if getattr(rule.match, name) is not None
+    ]
+    name = data.draw(st.sampled_from(thresholds))
+    higher = getattr(rule.match, name) + data.draw(st.sampled_from([1, 60, 10**6]))
+    raised = replace(rule, match=replace(rule.match, **{name: higher}))
+    rules = (*policy.rules[:index], raised, *policy.rules[index + 1 :])
+    patient = replace(policy, rules=rules)
+    assert matched(decide(sessions, slots, patient)) <= matched(decide(sessions, slots, policy))
+    without, with_it = unlimited(policy), unlimited(patient)
+    assert victims(decide(sessions, slots, with_it)) <= victims(decide(sessions, slots, without))
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_a_condition_more_never_condemns_anybody_more_than_its_rule_did(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    first = policy.rules[0]
+    narrow = replace(first, match=replace(first.match, pins_vacuum_by=7))
+    if first.match.pins_vacuum_by is None:
+        before = decide(sessions, slots, replace(policy, rules=(first,)))
+        after = decide(sessions, slots, replace(policy, rules=(narrow,)))
+        assert matched(after) <= matched(before)
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_limits_are_never_exceeded(sessions: list[Session], slots: Slots, policy: Policy) -> None:
+    judgement = decide(sessions, slots, policy)
+    going = [d for d in judgement.having(Verdict.CONDEMN) if d.session.signalable]
+    limits = policy.limits
+    assert len(going) <= limits.max_terminations
+    if limits.max_per_application is not None:
+        by_application = Counter(d.session.application for d in going)
+        assert max(by_application.values(), default=0) <= limits.max_per_application
+    if judgement.breaker:
+        assert victims(judgement) == set()
+    elif limits.max_share is not None and slots.used >= limits.min_sessions:
+        assert 100 * len(victims(judgement)) <= limits.max_share * slots.used
+    ending = [d for d in going if d.rule and d.rule.action is Action.TERMINATE]
+    for index, rule in enumerate(policy.rules):
+        if rule.until is not None:
+            mine = [d for d in ending if d.rule is rule]
+            earlier = policy.rules[:index]
+            other = [d for d in ending if d.rule in earlier or (d.rule and not d.rule.until)]
+            assert not mine or len(mine) + len(other) <= rule.until.excess(slots)
+
+
+@given(several_sessions(), SLOTS, POLICIES, st.integers(1, 5))
+def test_a_lower_limit_never_adds_a_victim(
+    sessions: list[Session], slots: Slots, policy: Policy, most: int
+) -> None:
+    lower = replace(policy.limits, max_terminations=min(most, policy.limits.max_terminations))
+    careful = replace(policy, limits=lower)
+    assert victims(decide(sessions, slots, careful)) <= victims(decide(sessions, slots, policy))
+
+
+@given(several_sessions(), SLOTS, POLICIES, st.randoms(use_true_random=False))
+def test_the_order_of_the_sessions_changes_nothing(
+    sessions: list[Session],
+    slots: Slots,
+    policy: Policy,
+    random: Any,  # noqa: ANN401 -- hypothesis's own
+) -> None:
+    shuffled = list(sessions)
+    random.shuffle(shuffled)
+    assert decide(shuffled, slots, policy) == decide(sessions, slots, policy)
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_the_same_question_gets_the_same_answer(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    assert decide(sessions, slots, policy) == decide(sessions, slots, policy)
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_what_goes_first_goes_before_what_is_spared_by_the_limit_of_all(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    reasons = [
+        "limits.max_terminations" in d.reason
+        for d in decide(sessions, slots, policy).decisions
+        if d.verdict is Verdict.CONDEMN or "limits.max_terminations" in d.reason
+    ]
+    assert reasons == sorted(reasons)
+
+
+@given(sessions_of(1), SLOTS, POLICIES)
+def test_a_session_is_decided_by_itself_whoever_else_is_there(
+    session: Session, slots: Slots, policy: Policy
+) -> None:
+    """What a rule says of it; limits are another matter."""
+    others = [a_session(pid=pid, idle_seconds=1e9, role="app") for pid in range(2, 5)]
+    alone = decide([session], slots, unlimited(policy)).decisions[0]
+    among = decide([session, *others], slots, unlimited(policy)).decisions
+    assert alone in among
+
+
+CLOCKS: dict[str, Callable[[float], dict[str, Any]]] = {
+    "idle_for": lambda age: {"idle_seconds": age},
+    "transaction_for": lambda age: {"transaction_seconds": age},
+    "connected_for": lambda age: {"connected_seconds": age},
+    "query_for": lambda age: {"query_seconds": age},
+}
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+@given(age=st.floats(0, 1e6), milliseconds=st.integers(0, 10**9))
+def test_a_clock_runs_out_exactly_at_its_threshold(
+    clock: str, age: float, milliseconds: int
+) -> None:
+    policy = a_policy(a_rule(state="active", **{clock: f"{milliseconds}ms"}))
+    session = a_session(state="active", **{"query_seconds": None} | CLOCKS[clock](age))
+    (decision,) = decide([session], Slots(max=9, reserved=0, used=1), policy).decisions
+    threshold = getattr(policy.rules[0].match, clock)
+    assert (decision.verdict is Verdict.CONDEMN) == (age >= threshold)

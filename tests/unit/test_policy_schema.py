@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from session_reaper.documents import several
+from session_reaper.errors import ConfigurationError
+from session_reaper.policy import Policy, read_policy
+from session_reaper.policy_source import load_policy
+from session_reaper.policy_yaml import parse_yaml
+
+from infra import policy_schema
+from tests.builders import a_document, a_rule
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "infra" / "policies").glob("*.yaml"))
+MADE = policy_schema.policy_schema()
+SCHEMA = Draft202012Validator(MADE)
+
+IDLE: dict[str, Any] = {"state": "idle", "idle_for": "5m"}
+ACTIVE: dict[str, Any] = {"state": "active", "query_for": "5m"}
+
+
+def a_rule_with(match: dict[str, Any], **keys: object) -> dict[str, Any]:
+    """A policy of one rule."""
+    return a_document({"name": "a", "match": match, **keys})
+
+
+def examples_of(markdown: str) -> list[str]:
+    """The whole policies that are shown in a text."""
+    return [
+        text for text in re.findall(r"```yaml\n(.*?)```", markdown, re.DOTALL) if "version:" in text
+    ]
+
+
+# -- the published file -----------------------------------------------------------------------------
+
+
+def test_the_published_schema_is_what_the_types_say() -> None:
+    policy_schema.main(["--check"])
+
+
+def test_a_published_schema_that_says_something_else_is_told_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = tmp_path / "policy.schema.json"
+    monkeypatch.setattr(policy_schema, "SCHEMA_FILE", published)
+    with pytest.raises(SystemExit, match="make schema"):
+        policy_schema.main(["--check"])
+    policy_schema.main(["--write"])
+    policy_schema.main(["--check"])
+    published.write_text(published.read_text("utf-8").replace("enforce", "kill"), "utf-8")
+    with pytest.raises(SystemExit, match="make schema"):
+        policy_schema.main(["--check"])
+
+
+def test_without_an_option_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    policy_schema.main([])
+    assert json.loads(capsys.readouterr().out) == MADE
+
+
+def test_the_schema_is_one() -> None:
+    Draft202012Validator.check_schema(MADE)
+
+
+def test_every_key_is_explained_and_no_mapping_takes_an_unknown_one() -> None:
+    mappings = [value for value in _parts(MADE) if value.get("type") == "object"]
+    assert len(mappings) == 7  # Policy, Rule, Match, two Marks, Protect, Limits
+    for mapping in mappings:
+        assert mapping["additionalProperties"] is False
+        assert all(value["description"] for value in mapping["properties"].values())
+
+
+def _parts(value: object) -> list[dict[str, Any]]:
+    if isinstance(value, list):
+        return [part for item in value for part in _parts(item)]
+    if isinstance(value, dict):
+        return [value, *(part for item in value.values() for part in _parts(item))]
+    return []
+
+
+def test_what_is_not_written_has_its_default_in_the_schema() -> None:
+    limits = MADE["properties"]["limits"]["properties"]
+    defaults = {name: key["default"] for name, key in limits.items() if "default" in key}
+    assert defaults == {"max_terminations": 100, "min_sessions": 1, "order": "longest"}
+
+
+def test_a_reader_without_a_schema_is_a_mistake_of_ours() -> None:
+    with pytest.raises(LookupError, match="add it to _LEAVES"):
+        policy_schema.value_schema(several(lambda value, _: str(value)), tuple[str, ...])
+
+
+# -- the examples -----------------------------------------------------------------------------------
+
+
+def test_there_is_an_example_for_each_occasion() -> None:
+    names = [example.stem for example in EXAMPLES]
+    assert names == ["article", "default", "development", "per-application", "production"]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_read_and_fits_the_schema_that_it_names(example: Path) -> None:
+    load_policy(str(example))
+    text = example.read_text("utf-8")
+    SCHEMA.validate(parse_yaml(text))
+    assert text.startswith("# yaml-language-server: $schema=policy.schema.json\n")
+    assert (example.parent / "policy.schema.json").exists()
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_fits_into_an_ssm_parameter_with_its_comments(example: Path) -> None:
+    text = example.read_bytes()
+    assert len(text) <= 4096  # a standard parameter; an advanced one holds 8 KB and is paid for
+    assert b"{{" not in text  # SSM takes it for a reference
+
+
+def test_the_example_of_the_default_is_the_default() -> None:
+    default = next(example for example in EXAMPLES if example.stem == "default")
+    assert load_policy(str(default)) == load_policy("")
+
+
+def test_the_examples_show_every_key_but_a_few() -> None:
+    shown = "".join(example.read_text("utf-8") for example in EXAMPLES)
+    keys = {key for part in _parts(MADE) for key in part.get("properties", {})}
+    assert {key for key in keys if f"{key}:" not in shown} <= {"client", "database"}
+
+
+def test_the_policies_of_the_readme_are_read_and_fit_the_schema() -> None:
+    policies = examples_of((ROOT / "README.md").read_text("utf-8"))
+    assert policies
+    for text in policies:
+        document = parse_yaml(text)
+        assert isinstance(read_policy(document), Policy)
+        SCHEMA.validate(document)
+
+
+# -- what is refused, and what is not ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        None,
+        [],
+        {},
+        {"rules": [a_rule()]},
+        {"version": 1},
+        a_document(version=2),
+        a_document(version="1"),
+        a_document(version=True),
+        a_document(modes="off"),
+        a_document(mode="kill"),
+        a_document(mode=True),
+        a_document(mode=None),
+        a_document(rules=[]),
+        a_document(rules=a_rule()),
+        a_document(protect={"role": "app"}),
+        a_document(protect={"roles": []}),
+        a_document(protect={"roles": [""]}),
+        a_document(protect={"roles": [5]}),
+        a_document(protect={"clients": "localhost"}),
+        a_document(protect=None),
+        a_document(limits={"max": 5}),
+        a_document(limits={"max_terminations": 0}),
+        a_document(limits={"max_terminations": "50"}),
+        a_document(limits={"max_terminations": 1.5}),
+        a_document(limits={"max_share": 50}),
+        a_document(limits={"max_share": "50"}),
+        a_document(limits={"max_share": "0%"}),
+        a_document(limits={"max_share": "00.0%"}),
+        a_document(limits={"max_share": "100.1%"}),
+        a_document(limits={"max_share": "101%"}),
+        a_document(limits={"min_sessions": 0}),
+        a_document(limits={"order": "oldest"}),
+        a_document({"name": "a"}),
+        a_document({"match": IDLE}),
+        a_document({"name": "", "match": IDLE}),
+        a_rule_with({"idle_for": "5m"}),
+        a_rule_with({"state": "idle"}),
+        a_rule_with({"state": "idle", "blocks": 1}),
+        a_rule_with({**IDLE, "state": []}),
+        a_rule_with({**IDLE, "state": "Idle"}),
+        a_rule_with({**IDLE, "state": ["idle", "disabled"]}),
+        a_rule_with({**IDLE, "idle_fo": "5m"}),
+        a_rule_with({**IDLE, "idle_for": 300}),
+        a_rule_with({**IDLE, "idle_for": "300"}),
+        a_rule_with({**IDLE, "idle_for": "5 m"}),
+        a_rule_with({**IDLE, "idle_for": ["5m"]}),
+        a_rule_with({**IDLE, "role": ["app", None]}),
+        a_rule_with({**IDLE, "query": []}),
+        a_rule_with({**IDLE, "holds": "row"}),
+        a_rule_with({**IDLE, "blocks": 0}),
+        a_rule_with({**IDLE, "pins_vacuum_by": "10"}),
+        a_rule_with({**IDLE, "query_for": "5m"}),
+        a_rule_with({**IDLE, "waiting_for_client": True}),
+        a_rule_with({**ACTIVE, "waiting_for_client": "yes"}),
+        a_rule_with({**ACTIVE, "state": ["active", "idle"], "waiting_for_client": False}),
+        a_rule_with(IDLE, when={}),
+        a_rule_with(IDLE, when={"slots_used": "85%", "slots_free": 5}),
+        a_rule_with(IDLE, until={"slots_used": 70}),
+        a_rule_with(IDLE, until={"slots_free": -1}),
+        a_rule_with(IDLE, confirm_after=5),
+        a_rule_with(IDLE, action="kill"),
+        a_rule_with(IDLE, action="cancel"),
+        a_rule_with({**ACTIVE, "state": ["active", "idle"]}, action="cancel"),
+        a_rule_with({**ACTIVE, "waiting_for_client": True}, action="cancel"),
+        a_rule_with(ACTIVE, action="cancel", until={"slots_free": 5}),
+        a_rule_with(ACTIVE, escalate_after="10s"),
+        a_rule_with(ACTIVE, action="terminate", escalate_after="10s"),
+    ],
+)
+def test_a_mistake_is_refused_by_the_function_and_shown_by_the_editor(document: object) -> None:
+    with pytest.raises(ConfigurationError):
+        read_policy(document)
+    assert not SCHEMA.is_valid(document)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        a_document(version=1.0),
+        a_document(mode=False),
+        a_document(protect={}, limits={}),
+        *(
+            a_document(limits={"max_share": share})
+            for share in ("100%", "100.00%", "0100%", "0.01%")
+        ),
+        *(
+            a_rule_with({**IDLE, "idle_for": time})
+            for time in ("0s", "1.5h", "1m1m", "9ms", "3650d")
+        ),
+        *(
+            a_rule_with({**IDLE, "client": client})
+            for client in ("::1", "10.0.0.0/255.0.0.0", "fe80::1%eth0", ["10.0.8.7", "10.0.8.7"])
+        ),
+        # Python's, which no JavaScript would take
+        *(a_rule_with({**IDLE, "query": query}) for query in ("(?i)^listen ", "(?P<a>b)", r"a\Z")),
+        a_rule_with({"state": ["idle", "active"], "query_for": "5m"}),
+        a_rule_with({**ACTIVE, "waiting_for_client": False}, action="cancel", escalate_after="0s"),
+        a_rule_with(ACTIVE | {"state": ["fastpath function call", "active"]}, action="cancel"),
+        a_rule_with(ACTIVE, action="cancel", when={"slots_free": 0}),
+        a_rule_with({"state": "idle in transaction", "blocks_for": "30s"}, confirm_after="5m"),
+    ],
+)
+def test_an_unusual_policy_is_read_and_no_editor_complains(document: dict[str, Any]) -> None:
+    read_policy(document)
+    SCHEMA.validate(document)

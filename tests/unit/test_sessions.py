@@ -1,0 +1,44 @@
+"""When a session that is looked at again is the one that was looked at before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from session_reaper.sessions import State
+
+from tests.builders import an_identity
+
+LATER = "2026-01-15T09:30:00.000001+00:00"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"state_change": LATER},
+        {"query_start": LATER},
+        {"state": State.ACTIVE},
+        {"state": State.IDLE_IN_TRANSACTION_ABORTED, "state_change": LATER, "query_start": LATER},
+    ],
+)
+def test_a_transaction_goes_on_whatever_is_done_in_it(changed: dict[str, Any]) -> None:
+    assert an_identity(**changed).continues(an_identity())
+
+
+@pytest.mark.parametrize(
+    "changed", [{"pid": 1}, {"backend_start": LATER}, {"xact_start": LATER}, {"xact_start": None}]
+)
+def test_another_transaction_or_another_session_is_not_the_same(changed: dict[str, Any]) -> None:
+    assert not an_identity(**changed).continues(an_identity())
+
+
+IDLE = {"xact_start": None, "state": State.IDLE}
+
+
+def test_outside_of_a_transaction_nothing_may_have_changed() -> None:
+    idle = an_identity(**IDLE)
+    assert idle.continues(an_identity(**IDLE))
+    for name in ("state_change", "query_start"):
+        assert not an_identity(**IDLE | {name: LATER}).continues(idle), name
+    assert not an_identity().continues(idle)
