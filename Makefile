@@ -56,7 +56,8 @@ schema: .venv/installed ## write the policy's JSON Schema anew, from its types
 
 .PHONY: replay
 replay: .venv/installed ## LOOK=recording.json [POLICY=file] [AGAINST=file]: decide again, offline
-	@PYTHONPATH=functions:. $(PYTHON) -m infra.replay $(LOOK) $(POLICY) $(if $(AGAINST),--against $(AGAINST))
+	@PYTHONPATH=functions:. $(PYTHON) -m infra.replay $(LOOK) "$(POLICY)" \
+		$(if $(AGAINST),--against "$(AGAINST)")
 
 .PHONY: looks
 looks: .venv/installed $(SERVERS)/installed ## record tests/looks anew on PostgreSQL 13 to 18 (needs npm)

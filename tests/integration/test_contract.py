@@ -143,7 +143,7 @@ def test_the_policy_from_a_file(stage: Stage, tmp_path: Path) -> None:
     assert stage.run().session(leak)["rule"] == "mine"
 
 
-def test_the_policy_from_a_parameter_is_read_anew_every_run(stage: Stage) -> None:
+def test_p11_the_policy_from_a_parameter_is_read_anew_every_run(stage: Stage) -> None:
     leak = stage.session(LEAK)
     put_policy(stage, json.dumps(policy(rule(role=["nobody"]))))
     assert stage.run().outcomes() == {}

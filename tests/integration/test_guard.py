@@ -88,7 +88,7 @@ def test_sessions_that_all_escape_are_no_news(stage: Stage) -> None:
     assert run.emails == []
 
 
-def test_the_reaper_itself_is_never_in_a_transaction_block(stage: Stage) -> None:
+def test_p2_the_reaper_itself_is_never_in_a_transaction_block(stage: Stage) -> None:
     stage.session(LEAK)
     shown: set[tuple[str, object]] = set()
 

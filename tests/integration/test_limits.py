@@ -93,7 +93,7 @@ def test_long_queries_do_not_keep_the_kill_waiting(own_server: Callable[..., Sta
     assert run.target()["slots"]["reserved"] == 3  # an empty setting is none
 
 
-def test_a_session_that_does_not_end_is_lingering_not_terminated(stage: Stage) -> None:
+def test_p21_a_session_that_does_not_end_is_lingering_not_terminated(stage: Stage) -> None:
     leaks = stage.sessions(2)
     os.kill(leaks[0].pid, signal.SIGSTOP)  # it gets the signal when it runs again
     stage.cleanup(os.kill, leaks[0].pid, signal.SIGCONT)

@@ -72,7 +72,7 @@ def test_a_victim_of_any_name_is_selected_by_it_and_named(
 
 
 @every_name
-def test_the_reaper_signs_in_with_any_name_and_password(stage: Stage, name: str) -> None:
+def test_p14_the_reaper_signs_in_with_any_name_and_password(stage: Stage, name: str) -> None:
     stage.role(name, "IN ROLE pg_read_all_stats, pg_signal_backend")
     stage.root.run(f"ALTER ROLE {identifier(name)} PASSWORD {literal(name)}")
     stage.target(username=name, password=name)
@@ -188,7 +188,7 @@ def test_the_look_and_the_kill_survive_whatever_the_role_s_settings_are(stage: S
     assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
 
 
-def test_a_leaked_serializable_transaction_does_not_hold_up_the_look(stage: Stage) -> None:
+def test_p30_a_leaked_serializable_transaction_does_not_hold_up_the_look(stage: Stage) -> None:
     """Serializable, read only and deferrable would wait for it."""
     for name, value in (("isolation", "serializable"), ("deferrable", "on")):
         stage.root.run(f"ALTER ROLE session_reaper SET default_transaction_{name} = {value}")

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.every_major
 # -- grants ----------------------------------------------------------------------------------------
 
 
-def test_a_role_that_sees_nothing_is_blind_not_content(stage: Stage) -> None:
+def test_p16_a_role_that_sees_nothing_is_blind_not_content(stage: Stage) -> None:
     leak = stage.session(LEAK)
     stage.role("peeper", "IN ROLE pg_signal_backend")
     stage.target(username="peeper")
@@ -75,7 +75,7 @@ def test_a_denied_signal_is_told_of_each_session(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("order", [("app", "other"), ("other", "app")], ids=" then ".join)
-def test_one_that_is_denied_hides_no_other(stage: Stage, order: tuple[str, str]) -> None:
+def test_p17_one_that_is_denied_hides_no_other(stage: Stage, order: tuple[str, str]) -> None:
     """Signalled in one statement, the first that is denied would hide those before it."""
     stage.role("app")
     stage.role("other")

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 
 import pg8000.native
 import pytest
+from session_reaper.deadline import Deadline
+from session_reaper.policy import Mode, read_policy
+from session_reaper.reap import reap
+from session_reaper.secrets_manager import Secrets
 
 from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, policy, rule, until
 
@@ -87,7 +91,7 @@ def test_the_clock_of_the_article_is_there_by_name(stage: Stage) -> None:
     assert stage.survivors([idle, leak]) == [idle]
 
 
-def test_each_clock_measures_what_it_says(stage: Stage) -> None:
+def test_p29_each_clock_measures_what_it_says(stage: Stage) -> None:
     leak = stage.session(LEAK)
     until(lambda: _age(stage, leak.pid, "xact_start") > 0.4, "the transaction is old")
     leak.connection.run("SELECT 1")
@@ -95,6 +99,25 @@ def test_each_clock_measures_what_it_says(stage: Stage) -> None:
     assert run.outcomes() == {}
     run = stage.run({"mode": "observe", "policy": policy(rule(transaction_for="400ms"))})
     assert run.outcomes() == {leak.pid: "would_terminate"}
+
+
+def test_p12_a_clock_of_ours_that_is_wrong_changes_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ages are by the server's clock. (AWS's own signatures want a right one: not touched here.)"""
+    leak, old = stage.session(LEAK), stage.session(LEAK, role="old")
+    until(lambda: _age(stage, old.pid, "state_change") > 0.3, "one is old")
+    leak.connection.run("SELECT 1")
+    target = Secrets().target(stage.target())
+    for skew in (-1e6, 1e6):
+        now = time.time() + skew
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        quota = None
+        rules = read_policy(policy(rule(idle_for="250ms", role=["app", "old"])))
+        *_, last = reap(rules, Mode.OBSERVE, quota, target, Deadline(10))
+        monkeypatch.undo()
+        assert [fate.decision.pid for fate in last.fates] == [old.pid]
+        leak.connection.run("SELECT 1")
 
 
 def test_query_for_counts_the_running_query_only(stage: Stage) -> None:

@@ -478,7 +478,7 @@ def _age(victim: Victim, since: str) -> float:
     return age
 
 
-def test_who_is_in_another_transaction_at_the_second_look_escapes(stage: Stage) -> None:
+def test_p25_who_is_in_another_transaction_at_the_second_look_escapes(stage: Stage) -> None:
     leak, pooled = stage.sessions(2)
     before = _between_looks(lambda: _next_transaction(pooled))
     with Proxy(stage.server.port, before=before) as proxy:
@@ -583,7 +583,7 @@ def test_a_second_look_that_the_run_has_no_time_for_spares(stage: Stage) -> None
 # -- limits -----------------------------------------------------------------------------------------
 
 
-def test_no_more_of_one_application_go_than_the_policy_allows(stage: Stage) -> None:
+def test_p31_no_more_of_one_application_go_than_the_policy_allows(stage: Stage) -> None:
     api = stage.sessions(4, application_name="api")
     others = [stage.session(LEAK, application_name=name) for name in ("web", "", "")]
     run = stage.reap(limits={"max_per_application": 2})

@@ -67,7 +67,7 @@ QUERIES = [
 
 
 @pytest.mark.parametrize("mode", ["observe", "enforce"])
-def test_no_literal_of_a_query(stage: Stage, output: Output, mode: str) -> None:
+def test_p32_no_literal_of_a_query(stage: Stage, output: Output, mode: str) -> None:
     stage.target(username="reaper", password=SECRET)
     stage.role("reaper", "IN ROLE pg_read_all_stats, pg_signal_backend")
     stage.root.run(f"ALTER ROLE reaper PASSWORD $p${SECRET}$p$")

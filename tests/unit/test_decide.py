@@ -347,7 +347,7 @@ def test_of_too_many_those_who_idle_longest_go_first() -> None:
     assert judgement.breaker is None
 
 
-def test_who_is_spared_by_a_limit_is_told_why_and_by_which_rule_it_was_condemned() -> None:
+def test_p15_who_is_spared_by_a_limit_is_told_why_and_by_which_rule_it_was_condemned() -> None:
     sessions = [a_session(pid=1, idle_seconds=400), a_session(pid=2, idle_seconds=300)]
     judgement = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 1}))
     (spared,) = judgement.having(SPARE)

@@ -107,6 +107,8 @@ def test_an_active_session_that_waits_for_its_client_can_be_told_from_one_that_w
         ("BEGIN; COPY orders FROM STDIN; COMMIT", LEAVE),
         ("SELECT copy FROM books", LEAVE),  # in doubt it lives
         ("SELECT * FROM copyright", CONDEMN),
+        ("SELECT * FROM audit WHERE action = 'copy'", CONDEMN),
+        ("/* route: copy */ SELECT 1", CONDEMN),
         ("SELECT photocopy FROM books", CONDEMN),
         ("SELECT a_copy FROM books", CONDEMN),
     ],

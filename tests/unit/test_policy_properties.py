@@ -38,6 +38,7 @@ def is_read_as_the_schema_says_or_refused_with_its_place(document: object) -> No
 def test_the_generated_policies_leave_no_key_out() -> None:
     seen: set[str] = set()
 
+    @settings(max_examples=200)
     @given(policy_documents())
     def collect(document: Document) -> None:
         seen.update(keys_of(document))

@@ -1,0 +1,81 @@
+"""Recorded looks at real servers, and what some policies say of them.
+
+`postgresql-<major>.json` is a look at the scene of `scene.py`, as the event {"record": true} returns
+it; `postgresql-<major>.txt` the verdicts of POLICIES on it, as `infra.replay` prints them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from session_reaper.policy import read_policy
+
+from infra.replay import read_recording, verdicts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FOLDER = Path(__file__).parent
+RECORDINGS = sorted(FOLDER.glob("postgresql-*.json"))
+
+LEAK = ["idle in transaction", "idle in transaction (aborted)"]
+
+
+_IDLE = {"name": "idle-in-transaction", "match": {"state": LEAK, "idle_for": "1ms"}}
+_WEDGED = {
+    "name": "wedged",
+    "match": {"state": "active", "waiting_for_client": True, "query_for": "1ms"},
+}
+_PRESSURE = {
+    "name": "under-pressure",
+    "when": {"slots_used": "45%"},
+    "until": {"slots_used": "40%"},
+    "match": {"state": LEAK, "idle_for": "1ms"},
+}
+
+
+def _leaks_that(name: str, **match: object) -> dict[str, Any]:
+    return {"name": name, "match": {"state": LEAK, "idle_for": "1ms", **match}}
+
+
+POLICIES: dict[str, dict[str, Any]] = {
+    # The bundled one, but everything is old enough.
+    "default": {"rules": [_IDLE, _PRESSURE, _WEDGED]},
+    "pressure": {"rules": [_PRESSURE]},
+    "wedged": {"rules": [_WEDGED]},
+    "blockers": {"rules": [_leaks_that("blockers", blocks=1, blocks_for="1ms")]},
+    "writers": {"rules": [_leaks_that("writers", holds="xid")]},
+    "pins": {"rules": [_leaks_that("pins", pins_vacuum_by=3)]},
+    "lockers": {
+        "rules": [_leaks_that("lockers", holds="locks")],
+        "limits": {"max_terminations": 2, "order": "most_harmful"},
+    },
+    "breaker": {
+        "rules": [
+            {
+                "name": "runaway",
+                "match": {"state": "active", "query_for": "1ms"},
+                "action": "cancel",
+            },
+            {"name": "all", "match": {"state": [*LEAK, "idle"], "connected_for": "1ms"}},
+        ],
+        "protect": {"applications": ["pool-*"]},
+        "limits": {"max_share": "50%"},
+    },
+}
+"""Policies by name, without their version."""
+
+
+def verdicts_on(recording: Path) -> str:
+    """What every policy says of every session of a recording."""
+    return "\n".join(_verdicts_on(recording))
+
+
+def _verdicts_on(recording: Path) -> Iterator[str]:
+    for title, document in POLICIES.items():
+        yield f"policy {title}"
+        policy = read_policy({"version": 1, **document})
+        for name, look in read_recording(recording).items():
+            yield from verdicts(name, look, policy)
+        yield ""
