@@ -81,8 +81,9 @@ def _victims(fates: Iterable[Fate]) -> Iterator[str]:
         who = f"{clean(application, 63) or '(no application name)'} as {clean(role, 63)}"
         yield f"  {len(members):>4} {outcome.replace('_', ' ')}: {who}, rule {clean(rule, 63)}"
         yield f"       {_ages(members)}"
-        if any(member.decision.session.waiters for member in members):
-            yield f"       {clean(members[0].decision.reason)}"
+        blockers = [member.decision for member in members if member.decision.session.waiters]
+        if blockers:  # the report has all of them
+            yield f"       {clean(blockers[0].reason)}"
     cut = largest_first[_MOST_GROUPS:]
     if cut:
         sessions = sum(len(members) for _, members in cut)

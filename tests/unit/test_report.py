@@ -276,6 +276,13 @@ def test_the_document_is_exactly_that_of_the_contract() -> None:
     }
 
 
+def test_the_pressure_that_put_a_rule_in_force_is_told_if_there_was_any() -> None:
+    quiet, pressed = a_target_report(), a_target_report(pressure=("rule tier in force …",))
+    document = as_document(a_report(quiet, pressed))
+    assert "pressure" not in document["targets"][0]
+    assert document["targets"][1]["pressure"] == ["rule tier in force …"]
+
+
 def test_what_is_not_known_is_null() -> None:
     session = a_session(client=None, transaction_seconds=None, application="", database="")
     fate = a_fate()

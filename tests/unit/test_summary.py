@@ -7,6 +7,7 @@ from itertools import count
 import pytest
 from session_reaper.policy import Mode
 from session_reaper.report import Advice, Failure, Fate, Outcome, TargetReport, TargetStatus
+from session_reaper.sessions import Waiter
 from session_reaper.summary import MAX_SUBJECT, summarize
 
 from tests.builders import a_decision, a_fate, a_report, a_session, a_target_report, some_slots
@@ -104,6 +105,27 @@ def test_a_run_over_three_targets_of_which_one_failed_reads_like_this() -> None:
         "\n"
         "Run 4f6c, mode observe.\n"
     )
+
+
+def test_a_blocker_under_pressure_reads_like_this() -> None:
+    waiter = Waiter(pid=7, role="shop", application="checkout", seconds=31)
+    session = a_session(waiters=(waiter,), application="import")
+    reason = "waited for 31s (blocks_for: 30s), waiting: checkout as shop for 31s"
+    decision = a_decision(session, rule="blockers", reason=reason)
+    target = a_target_report(
+        a_fate(application="import", pid=1),
+        Fate(decision=decision, outcome=Outcome.TERMINATED),
+        Fate(decision=decision, outcome=Outcome.TERMINATED),
+        pressure=("rule tier in force at slots 97/97 (when slots_free: 5): 1 condemned",),
+    )
+    assert summarize(a_report(target)).body.splitlines()[2:-2] == [
+        "  rule tier in force at slots 97/97 (when slots_free: 5): 1 condemned",
+        "     2 terminated: import as app, rule blockers",
+        "       idle in transaction for 15m 1s, connected for 1h 6m",
+        f"       {reason}",
+        "     1 terminated: import as app, rule idle-in-transaction",
+        "       idle in transaction for 15m 1s, connected for 1h 6m",
+    ]
 
 
 def test_a_tripped_breaker_reads_like_this() -> None:
