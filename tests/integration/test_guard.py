@@ -10,15 +10,13 @@ from session_reaper.deadline import Deadline
 from session_reaper.policy import Action
 from session_reaper.postgres import Server, Signal
 from session_reaper.secrets_manager import Secrets
-from session_reaper.sessions import EVERYTHING, State
+from session_reaper.sessions import EVERYTHING, Identity, State
 
 from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, until
 from tests.integration.wire import Moment, Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from session_reaper.sessions import Identity
 
     from tests.integration.stage import Stage, Victim
 
@@ -156,6 +154,35 @@ def test_p3_a_pid_that_now_is_another_session_is_not_signalled(
     identity = replace(_looked(reaper, victim), pid=other.pid)
     assert _signal(reaper, identity, action) is Signal.ESCAPED
     assert (victim.state, other.state) == (ACTIVE, ACTIVE)
+
+
+@pytest.mark.parametrize("action", Action)
+def test_p7_a_walsender_is_no_session_even_if_every_field_is_its_own(
+    stage: Stage, reaper: Server, action: Action
+) -> None:
+    stage.role("copier", "REPLICATION")
+    connection = stage.connect("copier", replication="database", tcp=True)
+    stage.cleanup(connection.close)
+    connection.run("IDENTIFY_SYSTEM")
+    ((own,),) = stage.root.run(
+        "SELECT json_build_object('pid', pid, 'backend_start', backend_start, 'xact_start',"
+        " xact_start, 'state_change', state_change, 'query_start', query_start, 'state', state)"
+        " FROM pg_stat_activity WHERE backend_type = 'walsender'"
+    )
+    identity = Identity(**own | {"state": State(own["state"])})
+    assert _signal(reaper, identity, action) is Signal.ESCAPED
+    connection.run("IDENTIFY_SYSTEM")
+
+
+def test_a_pid_that_is_reused_is_not_the_session_that_was_signalled(
+    stage: Stage, reaper: Server
+) -> None:
+    victim = stage.session(LEAK)
+    identity = _looked(reaper, victim)
+    earlier = replace(identity, backend_start=_MOMENT)
+    for action in Action:
+        assert reaper.verify([(identity, action)], Deadline(10))[0] == {victim.pid}
+        assert reaper.verify([(earlier, action)], Deadline(10))[0] == set()
 
 
 def test_a_session_that_changed_in_no_field_is_signalled(stage: Stage, reaper: Server) -> None:

@@ -20,10 +20,11 @@ _ANY = "pg13 or pg18"
 TESTS = {
     "signal": ["tests/integration/test_guard.py", "-k", _ANY],
     "verify": [
+        "tests/integration/test_guard.py",
         "tests/integration/test_limits.py",
         "tests/integration/test_rules.py",
         "-k",
-        f"({_ANY}) and (test_limits or cancel or outlives or small_server or no_more_leaks)",
+        f"({_ANY}) and (test_limits or is_reused or cancel or outlives or small_server or no_more_leaks)",
     ],
 }
 

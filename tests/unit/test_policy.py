@@ -360,6 +360,7 @@ def test_a_share_is_a_percentage_above_0_and_up_to_100(wrong: object) -> None:
         ("^app$", "app", False),
         ("app", "app\n", False),
         ("a*b", "a\nb", True),
+        ("a[\n]b", "a\nb", True),
         ("ÄPP*", "ÄPP😀", True),
         ("äpp", "ÄPP", False),
         ("%", "anybody", False),
@@ -472,6 +473,8 @@ def test_a_network_holds_the_addresses_in_it(
         ("^x", "", False),
         ("needle", "x" * 494 + "needle", True),
         ("needle", "x" * 495 + "needle", False),
+        ("needle", " " * 1994 + "needle", True),
+        ("needle", " " * 1995 + "needle", False),
     ],
 )
 def test_a_query_is_searched_for_its_pattern(pattern: str, query: str, *, fits: bool) -> None:
