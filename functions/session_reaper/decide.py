@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from session_reaper.durations import format_duration
-from session_reaper.patterns import SEARCHED, finds_any, is_within, matches_any
+from session_reaper.patterns import finds_any, is_within, matches_any
 from session_reaper.policy import (
     BUILTIN,
     Action,
@@ -227,7 +227,9 @@ _COPY = re.compile(r"\bcopy\b", re.IGNORECASE)
 def _waits(session: Session) -> bool:
     # A COPY waits for its client's rows, and is well. Servers from 14 on tell which session runs
     # one; before that its text does, without what it says in literals and comments.
-    return session.waiting_for_client and not _COPY.search(redact(session.query, SEARCHED))
+    return session.waiting_for_client and not _COPY.search(
+        redact(session.query, len(session.query))
+    )
 
 
 def _held(session: Session) -> set[Holding]:

@@ -233,7 +233,7 @@ class Execution:
         """Terminate the session whose query outlived its cancel, if its rule says so."""
         pause = decision.rule.escalate_after if decision.rule else None
         if pause is not None:
-            why = f"still at it {format_duration(pause)} after its cancel: terminated"
+            why = f"still at it {format_duration(pause)} after its cancel"
             decision = replace(decision, reason=f"{decision.reason}; {why}")
             self._sends(decision, Action.TERMINATE, self._deadline)
 
