@@ -5,8 +5,9 @@ whatever holds victims back takes its turn, in this order: `until`, the breaker,
 """
 
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import cache, partial
@@ -58,8 +59,9 @@ class Judgement:
     """The decisions on one target's sessions, those who go first in front."""
 
     decisions: tuple[Decision, ...]
+    slots: Slots
+    rules: tuple[Rule, ...]  # in force
     breaker: str | None = None  # why it tripped
-    pressure: tuple[str, ...] = ()  # of each rule in force by its `when` or `until`: what it took
 
     def having(self, verdict: Verdict) -> tuple[Decision, ...]:
         """The decisions of one verdict, in order."""
@@ -69,17 +71,28 @@ class Judgement:
         """The same, but condemned sessions are spared for which `limit` gives a reason."""
         return replace(self, decisions=tuple(_held_back(self.decisions, limit)))
 
+    @property
+    def pressure(self) -> tuple[str, ...]:
+        """A sentence on each rule in force for want of slots: what it took, and why no more."""
+        return tuple(_pressure(self))
 
-def decide(sessions: Iterable[Session], slots: Slots, policy: Policy) -> Judgement:
-    """Judge every session by the rules, and hold back what the limits do not allow."""
+
+def decide(
+    sessions: Iterable[Session], slots: Slots, policy: Policy, *, freed: int = 0
+) -> Judgement:
+    """Judge every session by the rules, and hold back what the limits do not allow.
+
+    `freed` is what this run has freed already: `when` counts those slots as used still.
+    """
     in_order = sorted(sessions, key=_ORDERS[policy.limits.order])
-    rules = [rule for rule in policy.rules if rule.when is None or rule.when.is_reached(slots)]
-    judged = _judged(in_order, slots, rules, policy.protect)
-    decisions, pressure = _free_no_more(judged, slots, rules)
-    breaker = _breaker(decisions, slots, policy.limits)
-    limit = (lambda _: breaker) if breaker else _within(policy.limits)
-    judgement = Judgement(decisions=tuple(decisions), breaker=breaker, pressure=tuple(pressure))
-    return judgement.held_back(limit)
+    before = replace(slots, used=slots.used + freed)
+    rules = tuple(r for r in policy.rules if r.when is None or r.when.is_reached(before))
+    judged = tuple(_judged(in_order, before, rules, policy.protect))
+    judgement = Judgement(decisions=_let_go(judged, slots, rules, None), slots=slots, rules=rules)
+    breaker = _breaker(judgement, policy.limits)
+    if breaker:
+        return replace(judgement.held_back(lambda _: breaker), breaker=breaker)
+    return replace(judgement, decisions=_let_go(judged, slots, rules, policy.limits))
 
 
 def _harm(session: Session) -> tuple[int, int, int]:
@@ -227,9 +240,11 @@ _COPY = re.compile(r"\bcopy\b", re.IGNORECASE)
 def _waits(session: Session) -> bool:
     # A COPY waits for its client's rows, and is well. Servers from 14 on tell which session runs
     # one; before that its text does, without what it says in literals and comments.
-    return session.waiting_for_client and not _COPY.search(
-        redact(session.query, len(session.query))
-    )
+    if not session.waiting_for_client:
+        return False
+    text = redact(session.query, len(session.query))
+    # Where a literal ends may not be known: then what follows is not there.
+    return not _COPY.search(session.query if text.endswith("…") else text)
 
 
 def _held(session: Session) -> set[Holding]:
@@ -298,83 +313,102 @@ def _frees(decision: Decision) -> bool:
     )
 
 
-def _free_no_more(
-    decisions: Iterable[Decision], slots: Slots, rules: Iterable[Rule]
-) -> tuple[list[Decision], list[str]]:
-    """Hold back what `until` does not take; a sentence on each rule in force by its `when`."""
-    decisions = list(decisions)
-    pressure = []
-    freed = sum(_frees(d) for d in decisions if d.rule and d.rule.until is None)
+def _let_go(
+    judged: Sequence[Decision], slots: Slots, rules: Sequence[Rule], limits: Limits | None
+) -> tuple[Decision, ...]:
+    """Hold back what `until` does not take and what the limits, if given, do not allow.
+
+    Whom a limit holds takes no place in `until`, whom `until` holds none under a limit. So first
+    nothing is known of how many a rule with `until` needs; then it gets fewer, while others may get
+    the places that this leaves, until nothing changes any more.
+    """
+    most: dict[str, int] = {}  # that may go, by the rule's name
+    while True:
+        decisions = tuple(_held_back(judged, _limit(limits, most)))
+        fewer = _fewer(decisions, slots, rules)
+        if all(most.get(name) == number for name, number in fewer.items()):
+            return decisions
+        most |= fewer
+
+
+def _fewer(decisions: Iterable[Decision], slots: Slots, rules: Iterable[Rule]) -> Mapping[str, int]:
+    """How many of a rule's victims are enough, for each rule of which more go than that."""
+    by_rule = Counter(d.rule.name for d in decisions if d.rule and _frees(d))
+    freed = sum(by_rule[rule.name] for rule in rules if rule.until is None)
+    fewer = {}
     for rule in rules:
-        needed = None
         if rule.until is not None:
-            needed = rule.until.excess(slots) - freed
-            decisions = list(_held_back(decisions, _enough(rule, needed)))
-            freed += sum(_frees(d) for d in decisions if d.rule is rule)
-        if rule.when is not None or (needed is not None and needed > 0):
-            pressure.append(_in_force(rule, slots, needed, decisions))
-    return decisions, pressure
+            enough = max(0, rule.until.excess(slots) - freed)
+            if by_rule[rule.name] > enough:
+                fewer[rule.name] = enough
+            freed += min(by_rule[rule.name], enough)
+    return fewer
 
 
-def _enough(rule: Rule, needed: int) -> Callable[[Decision], str | None]:
-    def limit(decision: Decision) -> str | None:
-        nonlocal needed
-        if decision.rule is not rule:
-            return None
-        if needed <= 0:
-            return f"until {rule.until} it takes no more"
-        needed -= _frees(decision)
-        return None
-
-    return limit
-
-
-def _in_force(rule: Rule, slots: Slots, needed: int | None, decisions: Iterable[Decision]) -> str:
-    mine = [d for d in decisions if d.rule is rule and d.verdict is Verdict.CONDEMN]
-    when = f" (when {rule.when})" if rule.when is not None else ""
-    if needed is None:
-        stopped = f"{len(mine)} condemned"
-    elif needed <= 0:
-        stopped = f"until {rule.until} it takes none"
-    elif sum(map(_frees, mine)) >= needed:
-        stopped = f"stopped after {len(mine)}, enough until {rule.until}"
-    else:
-        stopped = f"{len(mine)} condemned, no more match; until {rule.until} it takes {needed}"
-    return f"rule {rule.name} in force at {_used(slots)}{when}: {stopped}"
-
-
-def _breaker(decisions: Iterable[Decision], slots: Slots, limits: Limits) -> str | None:
-    condemned = sum(d.verdict is Verdict.CONDEMN for d in decisions)
-    if (
-        limits.max_share is None
-        or slots.used < limits.min_sessions
-        or 100 * condemned <= limits.max_share * slots.used
-    ):
-        return None
-    return (
-        f"the policy condemns {condemned} of {slots.used} client sessions, "
-        f"more than limits.max_share of {limits.max_share:g}%"
-    )
-
-
-def _within(limits: Limits) -> Callable[[Decision], str | None]:
+def _limit(limits: Limits | None, most: Mapping[str, int]) -> Callable[[Decision], str | None]:
     total = 0
+    by_rule: Counter[str] = Counter()
     by_application: Counter[str] = Counter()
-    most, most_of_one = limits.max_terminations, limits.max_per_application
 
     def limit(decision: Decision) -> str | None:
         nonlocal total
-        application = decision.session.application
-        if total >= most:
-            return f"limits.max_terminations of {most} was reached"
-        if most_of_one is not None and by_application[application] >= most_of_one:
-            return f"limits.max_per_application of {most_of_one} was reached by {application!r}"
+        rule, application = decision.rule, decision.session.application
+        if rule is not None and by_rule[rule.name] >= most.get(rule.name, sys.maxsize):
+            return f"until {rule.until} it takes no more"
+        if limits is not None and total >= limits.max_terminations:
+            return f"limits.max_terminations of {limits.max_terminations} was reached"
+        if limits is not None and limits.max_per_application is not None:
+            one = limits.max_per_application
+            if by_application[application] >= one:
+                return f"limits.max_per_application of {one} was reached by {application!r}"
         # One that will be denied takes nobody's place.
+        if rule is not None:
+            by_rule[rule.name] += _frees(decision)
         total += decision.session.signalable
         by_application[application] += decision.session.signalable
         return None
 
     return limit
+
+
+def _pressure(judgement: Judgement) -> Iterator[str]:
+    slots = judgement.slots
+    freed = sum(_frees(d) for d in judgement.decisions if d.rule and d.rule.until is None)
+    for rule in judgement.rules:
+        mine = [d for d in judgement.decisions if d.rule is rule]
+        needed = None
+        if rule.until is not None:
+            needed = rule.until.excess(slots) - freed
+            freed += sum(map(_frees, mine))
+        if rule.when is not None or (needed is not None and needed > 0):
+            when = f" (when {rule.when})" if rule.when is not None else ""
+            yield f"rule {rule.name} in force at {_used(slots)}{when}: {_stopped(rule, needed, mine)}"
+
+
+def _stopped(rule: Rule, needed: int | None, mine: Sequence[Decision]) -> str:
+    condemned = sum(d.verdict is Verdict.CONDEMN for d in mine)
+    if needed is not None and needed <= 0:
+        return f"until {rule.until} it takes none"
+    if needed is not None and sum(map(_frees, mine)) >= needed:
+        return f"stopped after {condemned}, enough until {rule.until}"
+    held = len(mine) - condemned
+    why = f"{held} held back" if held else "no more match"
+    takes = f"; until {rule.until} it takes {needed}" if needed is not None else ""
+    return f"{condemned} condemned, {why}{takes}"
+
+
+def _breaker(judgement: Judgement, limits: Limits) -> str | None:
+    condemned, used = len(judgement.having(Verdict.CONDEMN)), judgement.slots.used
+    if (
+        limits.max_share is None
+        or used < limits.min_sessions
+        or 100 * condemned <= limits.max_share * used
+    ):
+        return None
+    return (
+        f"the policy condemns {condemned} of {used} client sessions, "
+        f"more than limits.max_share of {limits.max_share:g}%"
+    )
 
 
 def _used(slots: Slots) -> str:

@@ -50,6 +50,7 @@ class _Signalled:
     decision: Decision
     action: Action
     over: Deadline  # nobody waits any longer
+    escalates: bool = False  # then it is terminated
 
 
 class Execution:
@@ -86,6 +87,7 @@ class Execution:
                 yield from self._begin(self._batches.pop(0))
             elif self._pending:
                 self._verify()
+                yield failed(self._so_far(), DeadlineError())
             if self._error is not None:
                 self._batches.clear()
             self._wait()
@@ -106,7 +108,7 @@ class Execution:
         """By the pause that their rules want, the shortest first."""
         for pause, decisions in groupby(sorted(condemned, key=_pause_of), key=_pause_of):
             batch = _Batch(pause=pause, due=Deadline(pause), decisions=tuple(decisions))
-            in_time = pause < self._deadline.seconds()
+            in_time = pause == 0 or pause < self._deadline.seconds()
             too_late = f"spared: the run has no time for confirm_after: {format_duration(pause)}"
             for decision in batch.decisions:
                 self._meets(decision, Outcome.SPARED, ENDED_BEFORE if in_time else too_late)
@@ -130,7 +132,8 @@ class Execution:
         if self._mode is Mode.OBSERVE:
             for decision in decisions:
                 log_decision(self._report.name, decision)
-                self._meets(decision, Outcome.WOULD_TERMINATE)
+                allowed = decision.session.signalable
+                self._meets(decision, Outcome.WOULD_TERMINATE if allowed else Outcome.DENIED)
             return
         for decision in decisions:  # until more is known: signalled perhaps, not seen gone
             self._meets(decision, Outcome.LINGERING)
@@ -142,6 +145,7 @@ class Execution:
             log_decision(self._report.name, decision)
             if self._error is not None or not self._sends(decision, _action_of(decision), half):
                 self._meets(decision, Outcome.SPARED, ENDED_BEFORE)
+            yield failed(self._so_far(), DeadlineError())
 
     def _confirmed(self, batch: _Batch) -> Sequence[Decision]:
         """Of a batch, what a second look condemns again: the same transaction, by the same rule."""
@@ -157,13 +161,19 @@ class Execution:
             if (first := then.get(session.identity.pid)) is not None
             and session.identity.continues(first.session.identity)
         ]
-        now = {d.pid: d for d in decide(same, look.slots, self._policy).decisions}
+        # The first look has judged the pressure and the share: our own kills since then undo neither.
+        limits = replace(self._policy.limits, max_share=None)
+        policy = replace(self._policy, limits=limits)
+        freed = sum(fate.outcome is Outcome.TERMINATED for fate in self._fates.values())
+        now = {d.pid: d for d in decide(same, look.slots, policy, freed=freed).decisions}
         later = f"left alone: {format_duration(batch.pause)} later"
         confirmed = []
         for pid, first in then.items():
             second = now.get(pid)
             if second is None:
-                self._meets(first, Outcome.ESCAPED, f"{later} its transaction has ended")
+                self._meets(
+                    first, Outcome.ESCAPED, f"{later} it is another transaction, or matches no more"
+                )
             elif second.rule is not first.rule:
                 what = f"rule {second.rule.name} matches" if second.rule else second.reason
                 self._meets(first, Outcome.ESCAPED, f"{later} {what}")
@@ -184,25 +194,29 @@ class Execution:
             self._await(decision, action)
             self._lose(lost)
             return True
-        escalates = action is not _action_of(decision)
         match signal:
             case Signal.SENT:
                 self._await(decision, action)
-            case Signal.ESCAPED:
-                self._meets(decision, Outcome.CANCELLED if escalates else Outcome.ESCAPED)
+            case Signal.ESCAPED if action is _action_of(decision):
+                self._meets(decision, Outcome.ESCAPED)
+            case Signal.ESCAPED:  # it has changed since its cancel: is the query over?
+                self._await(decision, Action.CANCEL, escalates=False)
             case Signal.DENIED:
                 self._meets(decision, Outcome.DENIED)
         return True
 
     # -- verify and escalate -----------------------------------------------------------------------
 
-    def _await(self, decision: Decision, action: Action) -> None:
-        self._meets(decision, Outcome.LINGERING)
-        seconds = VERIFY_SECONDS
-        if action is Action.CANCEL and decision.rule and decision.rule.escalate_after is not None:
-            seconds = decision.rule.escalate_after
+    def _await(self, decision: Decision, action: Action, *, escalates: bool = True) -> None:
+        pause = decision.rule.escalate_after if decision.rule else None
+        escalates = escalates and action is Action.CANCEL and pause is not None
+        seconds = pause if escalates and pause is not None else VERIFY_SECONDS
+        in_time = seconds < self._deadline.seconds() or not escalates
+        too_late = f"the run has no time for escalate_after: {format_duration(seconds)}"
+        self._meets(decision, Outcome.LINGERING, "" if in_time else too_late)
         over = self._deadline.within(seconds)
-        self._pending.append(_Signalled(decision=decision, action=action, over=over))
+        pending = _Signalled(decision=decision, action=action, over=over, escalates=escalates)
+        self._pending.append(pending)
         self._verified, self._pause = False, _SHORTEST_PAUSE
 
     def _verify(self) -> None:
@@ -219,6 +233,8 @@ class Execution:
             self._lose(lost)
             return
         self._verified = True
+        if self._used_after is None:
+            self._error = self._error or BlindError(self._server.role)
         pending, self._pending = self._pending, []
         for each in pending:
             if each.decision.pid not in remaining:
@@ -226,16 +242,15 @@ class Execution:
                 self._meets(each.decision, Outcome.TERMINATED if gone else Outcome.CANCELLED)
             elif each.over.seconds() > 0:
                 self._pending.append(each)
-            elif each.action is Action.CANCEL:
+            elif each.escalates:
                 self._escalate(each.decision)
 
     def _escalate(self, decision: Decision) -> None:
-        """Terminate the session whose query outlived its cancel, if its rule says so."""
-        pause = decision.rule.escalate_after if decision.rule else None
-        if pause is not None:
-            why = f"still at it {format_duration(pause)} after its cancel"
-            decision = replace(decision, reason=f"{decision.reason}; {why}")
-            self._sends(decision, Action.TERMINATE, self._deadline)
+        """Terminate a session whose query outlived its cancel."""
+        pause = (decision.rule and decision.rule.escalate_after) or 0.0
+        why = f"still at it {format_duration(pause)} after its cancel"
+        decision = replace(decision, reason=f"{decision.reason}; {why}")
+        self._sends(decision, Action.TERMINATE, self._deadline)
 
     # -- trouble -----------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from session_reaper.observability import emit_metrics, logger
 from session_reaper.policy import Mode, Policy
 from session_reaper.policy_source import load_policy
 from session_reaper.reap import reap, record
-from session_reaper.report import Report, as_document, as_recording
+from session_reaper.report import Report, as_document, recordings
 from session_reaper.request import effective_mode, policy_of_run, read_request
 from session_reaper.run import Work, run
 from session_reaper.settings import Notify, read_settings
@@ -48,10 +48,7 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     if report.is_news or settings.notify is Notify.ALWAYS:
         publish(summarize(report), settings.topic_arn)
     if request.record:  # for the one who asked; too long for the log
-        looks = {
-            target.name: as_recording(target.recorded) for target in targets if target.recorded
-        }
-        return {**document, "looks": looks}
+        return {**document, "looks": recordings(report)}
     return document
 
 

@@ -41,6 +41,7 @@ def read_network(value: object, place: str) -> IPv4Network | IPv6Network:
 
 
 _MOST_REPEATS = 3
+_MOST_CHOICES = 10
 
 
 def _takes_too_long(pattern: str) -> str | None:
@@ -54,12 +55,15 @@ def _takes_too_long(pattern: str) -> str | None:
         return "has the flag x, which hides what is repeated"
     # Escapes, classes and groups without a choice become a letter.
     rest = re.sub(r"(?:\\s| )(?:[*+]|\{\d*,\d*\})", "a", pattern)
-    rest = re.sub(r"\\.|\[\^?\]?[^\]]*\]|\0", "a", rest)
+    rest = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\0", "a", rest)
     rest = re.sub(r"\(\?(?:[aiLmsu-]+\)|P<\w+>|[aiLmsu-]*:|<?[=!])", "(", rest)
     repeats = len(re.findall(r"[*+]|\{\d*,", re.sub(r"[a.][*+]$", "", rest)))
     anchored = re.match(r"(?:\()?\^[^|]*$", rest)
     if repeats + (not anchored) > _MOST_REPEATS:
         return f"has more than {_MOST_REPEATS} repeats (2 unless it begins with ^)"
+    # Each choice in a row doubles the ways to read a text.
+    if len(re.findall(r"\||\?", rest)) > _MOST_CHOICES:
+        return f"has more than {_MOST_CHOICES} choices (| or ?)"
     folded = ""
     while folded != rest:  # groups, from the inside out; one with a choice or a repeat is marked
         folded, rest = rest, re.sub(r"\(([^()]*)\)", _fold, rest)

@@ -5,6 +5,7 @@ block pg_stat_activity stands still after the first read, and a second look woul
 """
 
 import json
+import re
 import socket
 import ssl
 import struct
@@ -23,6 +24,7 @@ from scramp import ScramException
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConnectionLostError, FullError, TargetError
 from session_reaper.policy import Action
+from session_reaper.redaction import redact
 from session_reaper.sessions import (
     Identity,
     Look,
@@ -136,7 +138,10 @@ _FUNCTIONS: Final = {
 class Server:
     """One connection to one server. Close it."""
 
-    def __init__(self, connection: pg8000.native.Connection, sock: socket.socket) -> None:
+    def __init__(
+        self, role: str, connection: pg8000.native.Connection, sock: socket.socket
+    ) -> None:
+        self.role = role
         self._connection = connection
         self._socket = sock
         self._signal: dict[Action, pg8000.native.PreparedStatement] = {}
@@ -174,7 +179,7 @@ class Server:
                 error.message = error.message.replace(target.password, "…")
                 error.args = (error.code, error.message, error.hint)
             raise
-        return cls(connection, sock)
+        return cls(target.role, connection, sock)
 
     def close(self) -> None:
         """Sign out, as far as the connection still lets us."""
@@ -219,9 +224,10 @@ class Server:
 
     def verify(
         self, signalled: Collection[tuple[Identity, Action]], deadline: Deadline
-    ) -> tuple[frozenset[int], int]:
+    ) -> tuple[frozenset[int], int | None]:
         """Who is still there, or still at what was cancelled, by pid; and the slots used then.
 
+        Of whom we may not see any more we cannot say that he is gone, nor count the slots: None.
         Raises TargetError.
         """
         with self._answering("verifying", deadline):
@@ -383,28 +389,25 @@ def _server_error(error: pg8000.native.DatabaseError, doing: str) -> TargetError
 
 def _look(answer: Mapping[str, Any]) -> Look:
     waiters = waiters_by_root(_waits(answer["waits"] or ()))
-    sessions = [_session(row, waiters.get(row[0], ())) for row in answer["sessions"]]
-    if not answer["exact_waits"]:  # nobody waited on what the session does now before it did it
-        sessions = [_waited_at_most(session.idle_seconds, session) for session in sessions]
     return Look(
         role=answer["role"],
         slots=Slots(max=answer["max"], reserved=answer["reserved"], used=answer["used"]),
         can_see=answer["can_see"],
         can_signal=answer["can_signal"],
         untracked=answer["untracked"],
-        sessions=tuple(sessions),
+        sessions=tuple(_session(row, waiters.get(row[0], ())) for row in answer["sessions"]),
     )
-
-
-def _waited_at_most(seconds: float, session: Session) -> Session:
-    waiters = [replace(w, seconds=min(w.seconds, seconds)) for w in session.waiters]
-    return replace(session, waiters=tuple(waiters)) if waiters else session
 
 
 def _waits(rows: Iterable[Sequence[Any]]) -> Iterator[Wait]:
     for pid, is_session, role, application, seconds, blocked_by in rows:
         waiter = Waiter(pid=pid, role=role or "", application=application or "", seconds=seconds)
         yield Wait(waiter=waiter, is_session=is_session, blocked_by=tuple(blocked_by))
+
+
+def _is_vacuum(query: str) -> bool:
+    """Whether it is a VACUUM: the server passes over its snapshot when it looks for the oldest."""
+    return re.match(r"vacuum\b", redact(query), re.IGNORECASE) is not None
 
 
 def _session(row: Sequence[Any], waiters: tuple[Waiter, ...]) -> Session:
@@ -432,9 +435,11 @@ def _session(row: Sequence[Any], waiters: tuple[Waiter, ...]) -> Session:
         query_seconds=running,
         waiting_for_client=bool(waiting),
         xid_age=xid_age,
-        xmin_age=xmin_age,
+        xmin_age=None if state == State.ACTIVE and _is_vacuum(query or "") else xmin_age,
         locks=locks,
-        waiters=waiters,
+        # Who waits in a queue has not waited for this one before it did what it does now: in a
+        # convoy the lock goes from one healthy transaction to the next.
+        waiters=tuple(replace(w, seconds=min(w.seconds, idle)) for w in waiters),
         # Of a role that was dropped under its session nothing is known: it is protected.
         superuser=superuser is not False,
         replication=replication is not False,

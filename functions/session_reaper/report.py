@@ -1,5 +1,6 @@
 """What became of every target and every condemned session."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -7,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from session_reaper.decide import Decision
-from session_reaper.errors import BlindError, FullError, TargetError
+from session_reaper.errors import BlindError, ConfigurationError, FullError, TargetError
 from session_reaper.patterns import SEARCHED
 from session_reaper.policy import Mode
 from session_reaper.redaction import redact
@@ -190,6 +191,8 @@ def headline(target: TargetReport) -> str:
     if said:
         number, phrase = said[0].split(" ", 1)
         said[0] = f"{number} session{'' if number == '1' else 's'} {phrase}"
+    elif target.recorded is not None:
+        said = ["recorded"]
     else:
         said = ["nothing to terminate"] if target.status is TargetStatus.OK else []
     if target.status is not TargetStatus.OK:
@@ -282,8 +285,24 @@ def _tenths(seconds: float | None) -> float | None:
     return None if seconds is None else int(seconds * 10) / 10  # as reasons say it, rounded down
 
 
+MAX_RECORDING = 5_000_000  # bytes of JSON: Lambda returns 6 MB with all around it
+
+
+def recordings(report: Report) -> dict[str, Any]:
+    """The looks of a run as JSON, by target: the engine can decide on them again, elsewhere.
+
+    Raises ConfigurationError if Lambda could not return so much.
+    """
+    looks = {t.name: as_recording(t.recorded) for t in report.targets if t.recorded is not None}
+    size = len(json.dumps(looks))
+    if size > MAX_RECORDING:
+        problem = f"the looks are {size:,} bytes, Lambda returns {MAX_RECORDING:,}: name one target"
+        raise ConfigurationError("event.record", problem)
+    return looks
+
+
 def as_recording(look: Look) -> dict[str, Any]:
-    """A look as JSON, its queries redacted: the engine can decide on it again, elsewhere."""
+    """A look as JSON, its queries redacted."""
     document = asdict(look)
     for session in document["sessions"]:
         session["query"] = redact(session["query"], SEARCHED)

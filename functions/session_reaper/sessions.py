@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -59,12 +59,12 @@ class Waiter:
     pid: int
     role: str
     application: str
-    seconds: float  # in this wait
+    seconds: float  # in this wait; for a blocker no longer than it has been in its state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """A backend that waits for a lock. Only sessions count as waiters; all are links of a chain."""
+    """A process that waits for a lock. Only sessions count as waiters; all are links of a chain."""
 
     waiter: Waiter
     is_session: bool
@@ -153,9 +153,14 @@ def waiters_by_root(waits: Iterable[Wait]) -> Mapping[int, tuple[Waiter, ...]]:
     """Who waits on whom in the end: by the pid of a backend that waits on nobody itself.
 
     A session that waits is never a root: to end it frees nobody. A circle has no root; the server
-    resolves it itself.
+    resolves it itself. Of a parallel query each process may wait: they are one session.
     """
-    by_pid = {wait.waiter.pid: wait for wait in waits}
+    by_pid: dict[int, Wait] = {}
+    for wait in waits:
+        known = by_pid.get(wait.waiter.pid, wait)
+        longest = max(known.waiter, wait.waiter, key=lambda waiter: waiter.seconds)
+        ahead = known.blocked_by + wait.blocked_by
+        by_pid[wait.waiter.pid] = replace(wait, waiter=longest, blocked_by=ahead)
     found: dict[int, list[Waiter]] = defaultdict(list)
     for wait in by_pid.values():
         if wait.is_session:

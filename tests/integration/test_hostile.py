@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -258,6 +260,18 @@ def test_what_is_reported_is_true_when_the_server_drips_at(stage: Stage, moment:
     assert run.target()["status"] == "failed"
     assert len(run.emails) == 1
     assert_true_to(run, victims)
+
+
+def test_who_was_seen_gone_stays_terminated_when_the_server_begins_to_drip(stage: Stage) -> None:
+    victims = stage.sessions(3)
+    os.kill(victims[0].pid, signal.SIGSTOP)
+    stage.cleanup(os.kill, victims[0].pid, signal.SIGCONT)
+    trouble = Trouble(action=Action.DRIP, moment=Moment.VERIFY, nth=5, lost=True)
+    with Proxy(stage.server.port, trouble, every=True) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(seconds=3)
+    assert list(run.outcomes().values()) == ["lingering", "terminated", "terminated"]
+    assert run.target()["status"] == "failed"
 
 
 def test_a_server_shut_down_under_the_reaper(stage: Stage) -> None:

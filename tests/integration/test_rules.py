@@ -219,10 +219,7 @@ def test_a_wedged_session_that_goes_on_between_look_and_signal_escapes(stage: St
 @pytest.fixture
 def chain(stage: Stage) -> tuple[Victim, Victim, Victim]:
     """One that is idle in a transaction, one that waits for it, one that waits for that one."""
-    stage.root.run("CREATE TABLE IF NOT EXISTS accounts (id integer PRIMARY KEY, sum integer)")
-    stage.cleanup(stage.root.run, "DROP TABLE accounts")
-    stage.root.run("INSERT INTO accounts VALUES (1, 0), (2, 0)")
-    stage.root.run(f"GRANT ALL ON accounts TO {stage.role('app')}")
+    _accounts(stage)
     lock = "UPDATE accounts SET sum = sum + 1 WHERE id = {}"
     root = stage.session(LEAK, query=lock.format(1), application_name="leaky")
     waiter = stage.session(LEAK, query=lock.format(2), application_name="patient")
@@ -231,6 +228,13 @@ def chain(stage: Stage) -> tuple[Victim, Victim, Victim]:
     last = stage.session(IDLE, application_name="last").start(lock.format(2))
     _until_it_waits(last)
     return root, waiter, last
+
+
+def _accounts(stage: Stage) -> None:
+    stage.root.run("CREATE TABLE accounts (id integer PRIMARY KEY, sum integer)")
+    stage.cleanup(stage.root.run, "DROP TABLE accounts")
+    stage.root.run("INSERT INTO accounts VALUES (1, 0), (2, 0)")
+    stage.root.run(f"GRANT ALL ON accounts TO {stage.role('app')}")
 
 
 def _until_it_waits(victim: Victim) -> None:
@@ -279,15 +283,63 @@ def test_a_blocker_is_left_alone_until_others_have_waited_long_enough(
 
 def test_a_wait_counts_from_its_own_beginning(stage: Stage) -> None:
     """A statement that ran for long before it came to wait has not waited for long."""
-    stage.root.run("CREATE TABLE accounts (id integer PRIMARY KEY, sum integer)")
-    stage.cleanup(stage.root.run, "DROP TABLE accounts")
-    stage.root.run(f"GRANT ALL ON accounts TO {stage.role('app')}")
+    _accounts(stage)
     waiter = stage.session(IDLE).start("SELECT pg_sleep(0.5); LOCK TABLE accounts")
     root = stage.session(LEAK, query="LOCK TABLE accounts")
     _until_it_waits(waiter)
     root.connection.run("SELECT 1")  # healthy: at work a moment ago
     run = stage.run({"mode": "observe", "policy": policy(rule(blocks_for="400ms"))})
     assert run.outcomes() == {}
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE accounts SET sum = sum + 1 WHERE id = 1",
+        "LOCK TABLE accounts",
+        "SELECT pg_advisory_xact_lock(7)",
+    ],
+)
+def test_who_got_the_lock_a_moment_ago_is_not_blamed_for_the_queue(stage: Stage, sql: str) -> None:
+    """In a convoy the lock goes from one healthy transaction to the next, and the queue is old."""
+    _accounts(stage)
+    first, second = stage.session(LEAK, query=sql), stage.session(LEAK)
+    for waiter in (second, stage.session(LEAK), stage.session(LEAK)):
+        waiter.start(sql)
+        _until_it_waits(waiter)
+    until(lambda: _age(first, "state_change") > 0.5, "the queue is old")
+    first.connection.run("COMMIT")
+    until(lambda: second.state == LEAK, "the next has got it")
+    run = stage.run({"mode": "observe", "policy": policy(rule(blocks_for="400ms"))})
+    assert run.outcomes() == {}
+
+
+@pytest.mark.majors(14, 18)
+def test_a_parallel_query_waits_as_one_session_and_is_no_root(
+    own_server: Callable[..., Stage],
+) -> None:
+    """Only its workers wait for the lock; the session itself waits for its workers."""
+    costs = {"parallel_setup_cost": "0", "parallel_tuple_cost": "0"}
+    stage = own_server({"min_parallel_table_scan_size": "0", **costs})
+    _accounts(stage)
+    stage.root.run("CREATE TABLE large AS SELECT g AS id FROM generate_series(1, 100000) AS g")
+    stage.root.run(
+        "CREATE FUNCTION takes(i integer) RETURNS integer LANGUAGE plpgsql PARALLEL SAFE AS"
+        " $$ BEGIN PERFORM pg_advisory_xact_lock_shared(9); RETURN i; END $$"
+    )
+    stage.root.run("GRANT ALL ON large TO app")
+    root = stage.session(LEAK, query="SELECT pg_advisory_xact_lock(9)")
+    reader = stage.session(LEAK, query="LOCK TABLE accounts")
+    reader.connection.run("SET parallel_leader_participation = off")
+    reader.start("SELECT count(takes(id)) FROM large WHERE takes(id) > 0")
+    workers = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    until(lambda: stage.root.run(workers)[0][0] >= 2, "its workers wait")
+    last = stage.session(IDLE).start("SELECT * FROM accounts")
+    _until_it_waits(last)
+    run = stage.reap(rule(state=[LEAK, ACTIVE], blocks=1, blocks_for="0s"))
+    assert run.outcomes() == {root.pid: "terminated"}
+    assert run.session(root)["reason"].startswith("2 waiting on it (blocks: 1)")
+    assert reader.is_there
 
 
 def test_without_a_rule_that_asks_nobody_looks_at_locks(
@@ -332,6 +384,38 @@ def test_who_holds_vacuum_back_far_enough_is_condemned(stage: Stage) -> None:
     assert run.outcomes() == {old.pid: "terminated"}
     assert "transactions (pins_vacuum_by: 20)" in run.session(old)["reason"]
     assert young.is_there
+
+
+def test_a_predicate_lock_is_no_lock_that_others_wait_for(stage: Stage) -> None:
+    """It outlives its serializable transaction as long as others of the kind go on."""
+    _accounts(stage)
+    other, session = stage.session(IDLE), stage.session(IDLE)
+    for each, where in ((other, "id = 2"), (session, "id = 1")):
+        each.connection.run("BEGIN ISOLATION LEVEL SERIALIZABLE")
+        each.connection.run(f"SELECT * FROM accounts WHERE {where}")  # noqa: S608 -- our own
+    session.connection.run("UPDATE accounts SET sum = 5 WHERE id = 1")
+    for statement in ("COMMIT", "BEGIN", "SELECT 1"):
+        session.connection.run(statement)
+    held = "SELECT count(*) FROM pg_locks WHERE mode = 'SIReadLock' AND pid = :pid"
+    assert stage.root.run(held, pid=session.pid)[0][0] > 0
+    run = stage.run({"mode": "observe", "policy": policy(rule(holds="locks", role=["app"]))})
+    assert run.outcomes() == {other.pid: "would_terminate"}  # which has its table locked, too
+
+
+def test_a_vacuum_holds_back_no_other(stage: Stage) -> None:
+    stage.root.run("CREATE TABLE big AS SELECT g AS id FROM generate_series(1, 100000) AS g")
+    stage.cleanup(stage.root.run, "DROP TABLE big")
+    stage.root.run(f"ALTER TABLE big OWNER TO {stage.role('app')}")
+    vacuuming = stage.session(IDLE)
+    vacuuming.connection.run("SET vacuum_cost_delay = 50")
+    vacuuming.connection.run("SET vacuum_cost_limit = 10")
+    vacuuming.start("/* nightly */ VACUUM big")
+    until(lambda: vacuuming._shown("backend_xmin") is not None, "it has a snapshot")  # noqa: SLF001
+    for _ in range(20):
+        stage.root.run("SELECT txid_current()")
+    for condition in ({"pins_vacuum_by": 10}, {"holds": "xmin"}):
+        harmful = rule(state=[ACTIVE], role=["app"], query_for="1ms", **condition)
+        assert stage.run({"mode": "observe", "policy": policy(harmful)}).outcomes() == {}
 
 
 def test_the_most_harmful_go_first(stage: Stage, chain: tuple[Victim, Victim, Victim]) -> None:
@@ -396,10 +480,36 @@ def test_what_outlives_its_cancel_is_lingering_if_the_rule_says_no_more(stage: S
     assert stubborn.state == ACTIVE
 
 
+def test_a_query_that_begins_new_transactions_is_not_cancelled_while_it_runs(stage: Stage) -> None:
+    """The guard is not passed, and that proves nothing: the very query goes on."""
+    procedure = STUBBORN.replace("END LOOP", "COMMIT; END LOOP").replace("60", "0.2")
+    stubborn = stage.session(ACTIVE, query=procedure)
+    run = stage.reap(a_rule(SLOW, action="cancel", escalate_after="1s"))
+    assert run.outcomes() == {stubborn.pid: "lingering"}
+    assert stubborn.state == ACTIVE
+
+
+def test_a_query_that_we_may_not_see_any_more_is_not_said_to_be_cancelled(stage: Stage) -> None:
+    stubborn = stage.session(ACTIVE, query=STUBBORN)
+    stage.role("reaper", "IN ROLE pg_read_all_stats, pg_signal_backend")
+
+    def before(moment: Moment) -> None:
+        if moment is Moment.PREPARE_VERIFY:
+            stage.root.run("REVOKE pg_read_all_stats FROM reaper")
+
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port, username="reaper")
+        run = stage.reap(a_rule(SLOW, action="cancel", escalate_after="200ms"))
+    assert run.outcomes() == {stubborn.pid: "lingering"}
+    assert run.target()["status"] == "blind"
+    assert run.target()["slots"]["used_after"] is None
+
+
 def test_a_run_that_ends_before_the_escalation_says_that_it_lingers(stage: Stage) -> None:
     stubborn = stage.session(ACTIVE, query=STUBBORN)
     run = stage.reap(a_rule(SLOW, action="cancel", escalate_after="1m"), seconds=2)
     assert run.outcomes() == {stubborn.pid: "lingering"}
+    assert run.session(stubborn)["reason"].endswith("; the run has no time for escalate_after: 1m")
     assert stubborn.state == ACTIVE
     assert run.seconds < 2
 
@@ -487,7 +597,7 @@ def test_p25_who_is_in_another_transaction_at_the_second_look_escapes(stage: Sta
     assert run.outcomes() == {leak.pid: "terminated", pooled.pid: "escaped"}
     assert pooled.is_there
     assert run.session(pooled)["reason"].endswith(
-        "; left alone: 300ms later its transaction has ended"
+        "; left alone: 300ms later it is another transaction, or matches no more"
     )
     assert run.seconds > 0.3
     assert run.document["totals"]["escaped"] == 1
@@ -534,6 +644,67 @@ def test_pressure_that_is_over_at_the_second_look_condemns_nobody(
     assert set(run.outcomes().values()) == {"escaped"}
     assert stage.survivors(leaks) == leaks
     assert run.session(leaks[0])["reason"].endswith("; left alone: 200ms later no rule matches")
+
+
+@pytest.mark.parametrize("mode", ["observe", "enforce"])
+def test_a_tier_is_not_undone_by_what_the_run_itself_has_freed(
+    own_server: Callable[..., Stage], mode: str
+) -> None:
+    """And an observer sees the same victims."""
+    stage = a_small_server(own_server)  # 20 usable
+    plain, tier = stage.sessions(6, role="plain"), stage.sessions(10, role="tier")
+    run = stage.run(
+        {
+            "mode": mode,
+            "policy": policy(
+                a_rule({"role": ["plain"]}, name="plain"),
+                a_rule(
+                    {"role": ["tier"]},
+                    when={"slots_used": "80%"},
+                    until={"slots_used": "40%"},
+                    confirm_after="200ms",
+                ),
+            ),
+        }
+    )
+    outcome = "terminated" if mode == "enforce" else "would_terminate"
+    outcomes = run.outcomes()  # 17 used, 8 are 40 %
+    assert [outcomes[session.pid] for session in plain] == [outcome] * 6
+    assert [outcomes[session.pid] for session in tier] == [outcome] * 3 + ["spared"] * 7
+
+
+def test_the_breaker_counts_at_the_first_look_only(stage: Stage) -> None:
+    """Healthy sessions that leave meanwhile make no alert of what was no alert."""
+    leaks, healthy = stage.sessions(3), stage.sessions(4, IDLE)
+
+    def leave() -> None:
+        for session in healthy:
+            session.connection.close()
+        until(lambda: stage.survivors(healthy) == [], "they have gone")
+
+    with Proxy(stage.server.port, before=_between_looks(leave)) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(CONFIRMED, limits={"max_share": "50%"})  # 3 of 8, then 3 of 4
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
+
+
+@pytest.mark.majors(14, 18)
+def test_a_server_that_ends_idle_sessions_does_not_end_ours_between_two_looks(
+    stage: Stage,
+) -> None:
+    leak = stage.session(LEAK)
+    stage.root.run("ALTER ROLE session_reaper SET idle_session_timeout = '100ms'")
+    stage.cleanup(stage.root.run, "ALTER ROLE session_reaper SET idle_session_timeout = '60s'")
+    run = stage.reap(a_rule({}, confirm_after="400ms"))
+    assert run.outcomes() == {leak.pid: "terminated"}
+
+
+def test_observe_says_what_would_be_denied(stage: Stage) -> None:
+    denied, allowed = stage.session(LEAK, role="other"), stage.session(LEAK, role="app")
+    stage.role("reaper", "IN ROLE pg_read_all_stats, app")
+    stage.target(username="reaper")
+    run = stage.run({"mode": "observe", "policy": policy()})
+    assert run.outcomes() == {denied.pid: "denied", allowed.pid: "would_terminate"}
 
 
 def test_who_needs_no_second_look_does_not_wait_for_one(stage: Stage) -> None:

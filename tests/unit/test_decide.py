@@ -216,7 +216,7 @@ def test_every_session_gets_one_decision_with_a_reason() -> None:
 
 def test_nobody_connected_is_nothing_decided() -> None:
     judgement = decide([], some_slots(used=0), a_policy(limits={"max_share": "1%"}))
-    assert judgement == Judgement(decisions=())
+    assert (judgement.decisions, judgement.breaker, judgement.pressure) == ((), None, ())
 
 
 # -- who is protected -------------------------------------------------------------------------------

@@ -416,6 +416,10 @@ def test_what_is_wrong_with_a_pattern_is_said() -> None:
             ),
         ),
         (
+            "^(a|b|c|d|e|f|g|h|i|j|k|l) ",
+            "has more than 10 choices (| or ?): matching it could take for ever",
+        ),
+        (
             "^(a+)+",
             "repeats a group that holds a choice or a repeat: matching it could take for ever",
         ),
@@ -524,6 +528,9 @@ def test_what_is_no_pattern_is_refused(pattern: str) -> None:
         "^a*b*c*d|e",
         "a{2,}b{2,}c{2,}d",
         "(?iL-x:a*b*c*d)",
+        r"[\][](a+)+b]",  # the class ends behind the second bracket
+        "(?:a|aa)" * 11 + "b",
+        "a?" * 11 + "b",
     ],
 )
 def test_a_pattern_that_could_run_for_ever_is_refused(pattern: str) -> None:
@@ -553,6 +560,9 @@ def test_a_pattern_that_could_run_for_ever_is_refused(pattern: str) -> None:
             "(?aims)ab+",
         ),
         "a*b*c.*",  # what comes last costs nothing
+        "(?:a|aa)" * 10 + "b",
+        "a?" * 10 + "b",
+        r"[\]a]+x",
     ],
 )
 def test_an_everyday_pattern_is_taken(pattern: str) -> None:

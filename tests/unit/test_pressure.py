@@ -213,8 +213,7 @@ def test_a_limit_holds_beside_until() -> None:
     judgement = decide(leaks(30), some_slots(used=97), policy)
     assert pids(judgement, CONDEMN) == [30, 29, 28, 27, 26]
     reasons = [d.reason for d in judgement.having(SPARE)]
-    assert sum("limits.max_terminations of 5 was reached" in reason for reason in reasons) == 15
-    assert sum("until slots_free: 20 it takes no more" in reason for reason in reasons) == 10
+    assert sum("limits.max_terminations of 5 was reached" in reason for reason in reasons) == 25
 
 
 def test_the_breaker_counts_those_that_until_lets_go() -> None:
@@ -228,6 +227,89 @@ def test_the_breaker_counts_those_that_until_lets_go() -> None:
     judgement = decide(leaks(90), some_slots(used=97), policy)
     assert judgement.breaker is not None
     assert "condemns 30 of 97" in judgement.breaker
+
+
+# -- limits beside until ----------------------------------------------------------------------------
+
+
+def named(policy: Policy, judgement: Judgement) -> dict[str, int]:
+    """How many of each rule go."""
+    rules = [decision.rule for decision in judgement.having(CONDEMN)]
+    return {rule.name: rules.count(rule) for rule in policy.rules}
+
+
+def test_whom_a_limit_holds_takes_no_place_in_until() -> None:
+    """Else one application's leaks, held by its cap, would keep all others from being freed."""
+    sessions = [*leaks(30, first=100, application="capped"), *_of_many_applications(60)]
+    tier = a_tier({"slots_used": "85%"}, {"slots_used": "70%"})
+    policy = a_policy(tier, limits={"max_per_application": 2})
+    judgement = decide(sessions, some_slots(used=100, maximum=100, reserved=0), policy)
+    going = [d.session.application for d in judgement.having(CONDEMN)]
+    assert (going.count("capped"), len(going)) == (2, 30)
+    assert judgement.pressure[0].endswith(": stopped after 30, enough until slots_used: 70%")
+
+
+def _of_many_applications(number: int) -> list[Session]:
+    return [
+        a_session(pid=pid, idle_seconds=60 + pid, application=f"app-{pid}")
+        for pid in range(1, number + 1)
+    ]
+
+
+def test_whom_a_limit_holds_of_another_rule_frees_nothing() -> None:
+    plain = a_rule("plain", state="idle in transaction", application="capped", idle_for="1s")
+    policy = a_policy(plain, a_tier(until={"slots_free": 30}), limits={"max_per_application": 5})
+    sessions = [*leaks(50, first=100, application="capped"), *_of_many_applications(40)]
+    judgement = decide(sessions, some_slots(used=95, maximum=100, reserved=0), policy)
+    assert named(policy, judgement) == {"plain": 5, "tier": 20}
+
+
+def test_a_place_that_until_leaves_goes_to_another_rule() -> None:
+    """The tier's are older and would take all that the limit allows, but few of them are needed."""
+    plain = a_rule("plain", state="idle", idle_for="1s")
+    policy = a_policy(a_tier(until={"slots_free": 12}), plain, limits={"max_terminations": 10})
+    idle = [a_session(pid=pid, state="idle", idle_seconds=5 + pid) for pid in range(200, 210)]
+    old = [a_session(pid=pid, idle_seconds=9000 + pid) for pid in range(1, 31)]
+    judgement = decide([*old, *idle], some_slots(used=90, maximum=100, reserved=0), policy)
+    assert named(policy, judgement) == {"tier": 0, "plain": 10}
+    policy = a_policy(a_tier(until={"slots_free": 15}), plain, limits={"max_terminations": 10})
+    judgement = decide([*old, *idle], some_slots(used=90, maximum=100, reserved=0), policy)
+    assert sum(named(policy, judgement).values()) == 10
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"max_terminations": 3}, "3 condemned, 37 held back; until slots_used: 70% it takes 30"),
+        ({"max_share": "1%"}, "0 condemned, 40 held back; until slots_used: 70% it takes 30"),
+    ],
+)
+def test_what_a_limit_or_the_breaker_holds_is_not_said_to_be_enough(
+    limits: dict[str, Any], said: str
+) -> None:
+    tier = a_tier({"slots_used": "85%"}, {"slots_used": "70%"})
+    judgement = decide(leaks(40), some_slots(used=97), a_policy(tier, limits=limits))
+    assert judgement.pressure[0].endswith(f": {said}")
+
+
+def test_what_the_limit_of_the_run_holds_is_not_said_to_be_enough_either() -> None:
+    """It is known later than the others."""
+    tier = a_tier({"slots_used": "85%"}, {"slots_used": "70%"})
+    judgement = decide(leaks(40), some_slots(used=97), a_policy(tier))
+    held = judgement.held_back(lambda decision: "run" if decision.pid < 20 else None)
+    assert held.pressure[0].endswith(
+        ": 21 condemned, 19 held back; until slots_used: 70% it takes 30"
+    )
+
+
+def test_what_this_run_has_freed_counts_as_used_for_when_and_not_for_until() -> None:
+    """At a second look: our own kills do not undo the pressure that they were an answer to."""
+    policy = a_policy(a_tier({"slots_used": "80%"}, {"slots_used": "40%"}))
+    slots = some_slots(used=11, maximum=20, reserved=0)
+    assert decide(leaks(9), slots, policy).having(CONDEMN) == ()
+    judgement = decide(leaks(9), slots, policy, freed=6)
+    assert len(judgement.having(CONDEMN)) == 3
+    assert judgement.decisions[0].reason.startswith("slots 17/20 (when slots_used: 80%), ")
 
 
 # -- what the report says of it ---------------------------------------------------------------------
@@ -261,14 +343,14 @@ def test_the_breaker_counts_those_that_until_lets_go() -> None:
             None,
             2,
             97,
-            "rule tier in force at slots 97/97 (when slots_free: 5): 2 condemned",
+            "rule tier in force at slots 97/97 (when slots_free: 5): 2 condemned, no more match",
         ),
         (
             {"slots_free": 5},
             None,
             0,
             97,
-            "rule tier in force at slots 97/97 (when slots_free: 5): 0 condemned",
+            "rule tier in force at slots 97/97 (when slots_free: 5): 0 condemned, no more match",
         ),
         (
             {"slots_used": "50%"},

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Mode
 from session_reaper.report import (
     Advice,
@@ -14,7 +15,9 @@ from session_reaper.report import (
     TargetStatus,
     as_document,
     headline,
+    recordings,
 )
+from session_reaper.sessions import Look
 
 from tests.builders import (
     a_decision,
@@ -281,6 +284,32 @@ def test_the_pressure_that_put_a_rule_in_force_is_told_if_there_was_any() -> Non
     document = as_document(a_report(quiet, pressed))
     assert "pressure" not in document["targets"][0]
     assert document["targets"][1]["pressure"] == ["rule tier in force …"]
+
+
+def a_look(query: str = "select 1") -> Look:
+    return Look(
+        role="reaper",
+        slots=some_slots(),
+        can_see=True,
+        can_signal=True,
+        untracked=0,
+        sessions=tuple(a_session(pid=pid, query=query) for pid in range(1, 5001)),
+    )
+
+
+def test_a_recording_that_lambda_could_not_return_is_an_error_with_its_remedy() -> None:
+    recorded = a_target_report(recorded=a_look())
+    assert len(recordings(a_report(recorded))["orders"]["sessions"]) == 5000
+    long = a_target_report(name="long", recorded=a_look("select " + "a, " * 200))
+    with pytest.raises(
+        ConfigurationError, match=r"^event\.record: the looks are .* name one target$"
+    ):
+        recordings(a_report(recorded, long))
+
+
+def test_what_was_recorded_is_not_said_to_be_nothing() -> None:
+    report = a_report(a_target_report(recorded=a_look()))
+    assert report.summary == "orders: recorded, slots 97/97"
 
 
 def test_what_is_not_known_is_null() -> None:

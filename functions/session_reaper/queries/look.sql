@@ -66,7 +66,6 @@ SELECT textsend(json_build_object(
         AND extract(epoch FROM m.now - a.state_change)
             >= (CAST(:idle_for AS json) ->> a.state)::double precision
     ), '[]'),
-    'exact_waits', current_setting('server_version_num')::integer >= 140000,
     'waits', (:waits)
 )::text) AS look
 FROM pg_stat_get_activity(NULL) AS a
@@ -76,6 +75,7 @@ LEFT JOIN (
     SELECT l.pid, count(*) AS locks
     FROM pg_lock_status() AS l
     WHERE :locks AND l.granted AND l.locktype NOT IN ('virtualxid', 'transactionid')
+        AND l.mode <> 'SIReadLock' -- blocks nobody, and outlives its transaction
     GROUP BY l.pid
 ) AS l ON l.pid = a.pid
 CROSS JOIN (
@@ -83,7 +83,10 @@ CROSS JOIN (
         clock_timestamp() AS now,
         current_setting('server_version_num')::integer AS version,
         pg_has_role('pg_signal_backend', 'USAGE') AS can_signal,
-        set_config('client_encoding', 'SQL_ASCII', false)
+        set_config('client_encoding', 'SQL_ASCII', false),
+        -- Longer than the longest pause between two looks, whatever the role is given.
+        CASE WHEN current_setting('server_version_num')::integer >= 140000
+             THEN set_config('idle_session_timeout', '6min', false) END
     OFFSET 0
 ) AS m
 WHERE a.pid <> pg_backend_pid()

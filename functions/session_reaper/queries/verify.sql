@@ -5,7 +5,10 @@
 --           array_nulls is off.)
 SELECT
     coalesce(array_agg(a.pid) FILTER (WHERE v.pid IS NOT NULL), '{}') AS remaining,
-    count(*) FILTER (WHERE a.backend_type = 'client backend' AND a.pid <> pg_backend_pid()) AS used
+    -- NULL if sessions are hidden from us now: they would be in no count.
+    CASE WHEN count(*) FILTER (WHERE a.backend_type IS NULL AND a.usesysid IS NOT NULL) = 0
+         THEN count(*) FILTER (WHERE a.backend_type = 'client backend' AND a.pid <> pg_backend_pid())
+    END AS used
 FROM pg_stat_activity AS a
 LEFT JOIN unnest(
     CAST(:pids AS integer[]), CAST(:starts AS timestamptz[]), CAST(:changes AS text[])

@@ -1,8 +1,8 @@
 -- Who waits for a lock, and on whom: a part of look.sql. pg_blocking_pids stops the lock manager for a
 -- moment, so it is asked of those only who wait, and only if a rule wants to know.
 SELECT json_agg(json_build_array(
-    w.pid,
-    w.backend_type = 'client backend',
+    coalesce(w.leader_pid, w.pid), -- a worker of a parallel query waits for its session
+    w.backend_type IN ('client backend', 'parallel worker'),
     r.rolname,
     w.application_name,
     -- Before 14 nobody knows when a wait began: at the earliest with its statement.
