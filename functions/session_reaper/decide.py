@@ -319,14 +319,14 @@ def _let_go(
     """Hold back what `until` does not take and what the limits, if given, do not allow.
 
     Whom a limit holds takes no place in `until`, whom `until` holds none under a limit. So first
-    nothing is known of how many a rule with `until` needs; then it gets fewer, while others may get
-    the places that this leaves, until nothing changes any more.
+    nothing is known of how many a rule with `until` needs; then it gets fewer each time, while
+    others may get the places that this leaves, until no more of it go than are needed.
     """
     most: dict[str, int] = {}  # that may go, by the rule's name
     while True:
         decisions = tuple(_held_back(judged, _limit(limits, most)))
         fewer = _fewer(decisions, slots, rules)
-        if all(most.get(name) == number for name, number in fewer.items()):
+        if not fewer:
             return decisions
         most |= fewer
 

@@ -289,3 +289,24 @@ def test_a_clock_runs_out_exactly_at_its_threshold(
     (decision,) = decide([session], Slots(max=9, reserved=0, used=1), policy).decisions
     threshold = getattr(policy.rules[0].match, clock)
     assert (decision.verdict is Verdict.CONDEMN) == (age >= threshold)
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_until_holds_nobody_back_before_enough_go(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    judgement = decide(sessions, slots, policy)
+    if judgement.breaker:
+        return
+    going = [
+        d.rule
+        for d in judgement.having(Verdict.CONDEMN)
+        if d.rule and d.session.signalable and d.rule.action is Action.TERMINATE
+    ]
+    freed = sum(rule.until is None for rule in going)
+    for rule in judgement.rules:
+        if rule.until is not None:
+            freed += going.count(rule)
+            reasons = [d.reason for d in judgement.having(Verdict.SPARE) if d.rule is rule]
+            if any("; spared: until" in reason for reason in reasons):
+                assert freed >= rule.until.excess(slots)
