@@ -59,6 +59,15 @@ def test_a_worker_that_waits_is_a_link_of_a_chain_but_no_waiter() -> None:
     assert chains(autovacuum, a_wait(3, 2)) == {1: [3]}
 
 
+def test_processes_of_one_parallel_query_wait_as_one_session() -> None:
+    workers = [a_wait(2, 1, seconds=5), a_wait(2, 3, seconds=9), a_wait(2, 1, seconds=7)]
+    found = waiters_by_root(workers)
+    assert {root: [(w.pid, w.seconds) for w in all_] for root, all_ in found.items()} == {
+        1: [(2, 9)],
+        3: [(2, 9)],
+    }
+
+
 def test_those_who_waited_longest_come_first() -> None:
     waits = [a_wait(2, 1, seconds=5), a_wait(4, 1, seconds=7), a_wait(3, 1, seconds=7)]
     assert chains(*waits) == {1: [3, 4, 2]}

@@ -106,6 +106,8 @@ def test_an_active_session_that_waits_for_its_client_can_be_told_from_one_that_w
         ("/* load */ Copy\n orders FROM STDIN", LEAVE),
         ("BEGIN; COPY orders FROM STDIN; COMMIT", LEAVE),
         ("SELECT copy FROM books", LEAVE),  # in doubt it lives
+        ("TABLE orders; " * 40 + "COPY orders FROM STDIN", LEAVE),
+        (r"SELECT 'C:\'; COPY orders FROM STDIN", LEAVE),  # where the literal ends is not known
         ("SELECT * FROM copyright", CONDEMN),
         ("SELECT * FROM audit WHERE action = 'copy'", CONDEMN),
         ("/* route: copy */ SELECT 1", CONDEMN),

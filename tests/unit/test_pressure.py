@@ -405,6 +405,36 @@ def test_the_report_says_which_tier_was_in_force_and_why_it_stopped(
     assert judgement.pressure == ((said,) if said else ())
 
 
+def test_what_others_free_is_not_asked_of_a_tier_in_its_sentence() -> None:
+    plain = a_rule("plain", state="idle", idle_for="1s")
+    second = a_tier(until={"slots_free": 40}) | {"name": "second", "match": MATCH | {"role": "b"}}
+    sessions = [
+        *[a_session(pid=n, state="idle", idle_seconds=5) for n in range(200, 205)],
+        *leaks(12),
+        *leaks(3, first=100, role="b"),
+    ]
+    policy = a_policy(plain, second, a_tier(until={"slots_free": 30}))
+    judgement = decide(sessions, some_slots(used=97), policy)
+    assert judgement.pressure == (
+        (
+            "rule second in force at slots 97/97:"
+            " 3 condemned, no more match; until slots_free: 40 it takes 35"
+        ),
+        (
+            "rule tier in force at slots 97/97:"
+            " 12 condemned, no more match; until slots_free: 30 it takes 22"
+        ),
+    )
+
+
+@pytest.mark.parametrize(("used", "said"), [(77, 0), (78, 1)])
+def test_a_tier_without_when_is_in_force_as_soon_as_one_slot_is_missing(
+    used: int, said: int
+) -> None:
+    judgement = decide([], some_slots(used=used), a_policy(a_tier(until={"slots_free": 20})))
+    assert len(judgement.pressure) == said
+
+
 def test_rules_without_marks_are_not_spoken_of() -> None:
     assert decide(leaks(3), some_slots(used=97), a_policy(a_rule("r", **MATCH))).pressure == ()
 
