@@ -6,9 +6,11 @@ whatever holds victims back takes its turn, in this order: `until`, the breaker,
 
 import re
 import sys
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from enum import Enum, auto
 from functools import cache, partial
 from operator import attrgetter
@@ -86,13 +88,21 @@ def decide(
     """
     in_order = sorted(sessions, key=_ORDERS[policy.limits.order])
     before = replace(slots, used=slots.used + freed)
-    rules = tuple(r for r in policy.rules if r.when is None or r.when.is_reached(before))
+    rules = tuple(rule for rule in policy.rules if _is_in_force(rule, before))
     judged = tuple(_judged(in_order, before, rules, policy.protect))
-    judgement = Judgement(decisions=_let_go(judged, slots, rules, None), slots=slots, rules=rules)
-    breaker = _breaker(judgement, policy.limits)
-    if breaker:
-        return replace(judgement.held_back(lambda _: breaker), breaker=breaker)
+    judgement = Judgement(decisions=judged, slots=slots, rules=rules)
+    if policy.limits.max_share is not None:
+        needed = replace(judgement, decisions=_let_go(judged, slots, rules, None))
+        breaker = _breaker(needed, policy.limits.max_share, policy.limits.min_sessions)
+        if breaker:
+            return replace(needed.held_back(lambda _: breaker), breaker=breaker)
     return replace(judgement, decisions=_let_go(judged, slots, rules, policy.limits))
+
+
+def _is_in_force(rule: Rule, slots: Slots) -> bool:
+    return (rule.when is None or rule.when.is_reached(slots)) and (
+        rule.until is None or rule.until.excess(slots) > 0
+    )
 
 
 def _harm(session: Session) -> tuple[int, int, int]:
@@ -318,54 +328,56 @@ def _let_go(
 ) -> tuple[Decision, ...]:
     """Hold back what `until` does not take and what the limits, if given, do not allow.
 
-    Whom a limit holds takes no place in `until`, whom `until` holds none under a limit. So first
-    nothing is known of how many a rule with `until` needs; then it gets fewer each time, while
-    others may get the places that this leaves, until no more of it go than are needed.
+    Whom a limit holds frees nothing, and whom `until` does not take has no place under a limit. So
+    each rule with `until`, in the policy's order, gets the least number of victims with which
+    enough go, those of the rules before it and of those without `until` counted.
     """
-    most: dict[str, int] = {}  # that may go, by the rule's name
-    while True:
-        decisions = tuple(_held_back(judged, _limit(limits, most)))
-        fewer = _fewer(decisions, slots, rules)
-        if not fewer:
-            return decisions
-        most |= fewer
+    condemned = [decision for decision in judged if decision.verdict is Verdict.CONDEMN]
+    counted = {rule.name for rule in rules if rule.until is None}
+    most = {rule.name: 0 for rule in rules if rule.until is not None}
 
+    def freed(number: int, name: str) -> int:
+        """How many slots become free if so many of this rule's victims may go."""
+        limit = _limit(limits, most | {name: number})
+        going = [d for d in condemned if limit(d) is None]
+        return sum(d.rule is not None and d.rule.name in counted and _frees(d) for d in going)
 
-def _fewer(decisions: Iterable[Decision], slots: Slots, rules: Iterable[Rule]) -> Mapping[str, int]:
-    """How many of a rule's victims are enough, for each rule of which more go than that."""
-    by_rule = Counter(d.rule.name for d in decisions if d.rule and _frees(d))
-    freed = sum(by_rule[rule.name] for rule in rules if rule.until is None)
-    fewer = {}
     for rule in rules:
         if rule.until is not None:
-            enough = max(0, rule.until.excess(slots) - freed)
-            if by_rule[rule.name] > enough:
-                fewer[rule.name] = enough
-            freed += min(by_rule[rule.name], enough)
-    return fewer
+            counted.add(rule.name)
+            numbers = range(sum(d.rule is rule for d in condemned) + 1)
+            # One victim more never frees fewer: it takes one other's place at the most.
+            by_number = partial(freed, name=rule.name)
+            least = bisect_left(numbers, rule.until.excess(slots), key=by_number)
+            most[rule.name] = least if least in numbers else sys.maxsize
+    return tuple(_held_back(judged, _limit(limits, most)))
 
 
 def _limit(limits: Limits | None, most: Mapping[str, int]) -> Callable[[Decision], str | None]:
+    """What tells of each decision in turn why it is held back, if it is."""
     total = 0
     by_rule: Counter[str] = Counter()
     by_application: Counter[str] = Counter()
+    most_of_all = limits.max_terminations if limits else sys.maxsize
+    most_of_one = (limits and limits.max_per_application) or sys.maxsize
+    of_all = f"limits.max_terminations of {most_of_all} was reached"
+    of_one = f"limits.max_per_application of {most_of_one} was reached by "
 
     def limit(decision: Decision) -> str | None:
         nonlocal total
         rule, application = decision.rule, decision.session.application
-        if rule is not None and by_rule[rule.name] >= most.get(rule.name, sys.maxsize):
+        if rule is not None and rule.name in most and by_rule[rule.name] >= most[rule.name]:
             return f"until {rule.until} it takes no more"
-        if limits is not None and total >= limits.max_terminations:
-            return f"limits.max_terminations of {limits.max_terminations} was reached"
-        if limits is not None and limits.max_per_application is not None:
-            one = limits.max_per_application
-            if by_application[application] >= one:
-                return f"limits.max_per_application of {one} was reached by {application!r}"
+        if total >= most_of_all:
+            return of_all
+        if by_application[application] >= most_of_one:
+            return of_one + repr(application)
         # One that will be denied takes nobody's place.
-        if rule is not None:
-            by_rule[rule.name] += _frees(decision)
-        total += decision.session.signalable
-        by_application[application] += decision.session.signalable
+        if decision.session.signalable:
+            if rule is not None:
+                by_rule[rule.name] += 1
+            total += 1
+            by_application[application] += 1
         return None
 
     return limit
@@ -380,7 +392,7 @@ def _pressure(judgement: Judgement) -> Iterator[str]:
         if rule.until is not None:
             needed = rule.until.excess(slots) - freed
             freed += sum(map(_frees, mine))
-        if rule.when is not None or (needed is not None and needed > 0):
+        if rule.when is not None or rule.until is not None:
             when = f" (when {rule.when})" if rule.when is not None else ""
             yield f"rule {rule.name} in force at {_used(slots)}{when}: {_stopped(rule, needed, mine)}"
 
@@ -397,17 +409,13 @@ def _stopped(rule: Rule, needed: int | None, mine: Sequence[Decision]) -> str:
     return f"{condemned} condemned, {why}{takes}"
 
 
-def _breaker(judgement: Judgement, limits: Limits) -> str | None:
+def _breaker(judgement: Judgement, max_share: Decimal, min_sessions: int) -> str | None:
     condemned, used = len(judgement.having(Verdict.CONDEMN)), judgement.slots.used
-    if (
-        limits.max_share is None
-        or used < limits.min_sessions
-        or 100 * condemned <= limits.max_share * used
-    ):
+    if used < min_sessions or 100 * condemned <= max_share * used:
         return None
     return (
         f"the policy condemns {condemned} of {used} client sessions, "
-        f"more than limits.max_share of {limits.max_share:g}%"
+        f"more than limits.max_share of {max_share:g}%"
     )
 
 

@@ -197,10 +197,11 @@ class Execution:
         match signal:
             case Signal.SENT:
                 self._await(decision, action)
-            case Signal.ESCAPED if action is _action_of(decision):
-                self._meets(decision, Outcome.ESCAPED)
-            case Signal.ESCAPED:  # it has changed since its cancel: is the query over?
+            case Signal.ESCAPED | Signal.DENIED if action is not _action_of(decision):
+                # Not as it was when it was cancelled, or not ours to end: is its query over?
                 self._await(decision, Action.CANCEL, escalates=False)
+            case Signal.ESCAPED:
+                self._meets(decision, Outcome.ESCAPED)
             case Signal.DENIED:
                 self._meets(decision, Outcome.DENIED)
         return True

@@ -406,8 +406,14 @@ def _waits(rows: Iterable[Sequence[Any]]) -> Iterator[Wait]:
 
 
 def _is_vacuum(query: str) -> bool:
-    """Whether it is a VACUUM: the server passes over its snapshot when it looks for the oldest."""
-    return re.match(r"vacuum\b", redact(query), re.IGNORECASE) is not None
+    """Whether it is a VACUUM: the server passes over its snapshot when it looks for the oldest.
+
+    A VACUUM FULL is none: it copies the table like others do.
+    """
+    if not re.search("vacuum", query, re.IGNORECASE):
+        return False
+    words = re.match(r"vacuum\b([^;]*)", redact(query), re.IGNORECASE)
+    return words is not None and not re.search(r"\bfull\b", words[1], re.IGNORECASE)
 
 
 def _session(row: Sequence[Any], waiters: tuple[Waiter, ...]) -> Session:
@@ -435,7 +441,7 @@ def _session(row: Sequence[Any], waiters: tuple[Waiter, ...]) -> Session:
         query_seconds=running,
         waiting_for_client=bool(waiting),
         xid_age=xid_age,
-        xmin_age=None if state == State.ACTIVE and _is_vacuum(query or "") else xmin_age,
+        xmin_age=None if xmin_age is not None and _is_vacuum(query or "") else xmin_age,
         locks=locks,
         # Who waits in a queue has not waited for this one before it did what it does now: in a
         # convoy the lock goes from one healthy transaction to the next.

@@ -49,7 +49,7 @@ def test_enforce_terminates_leaks_and_leaves_the_rest(stage: Stage) -> None:
     assert run.email.body.startswith("orders: 2 sessions terminated, slots 5/77 → 3/77\n")
 
 
-def test_every_session_says_what_it_was_and_why(stage: Stage) -> None:
+def test_p26_every_session_says_what_it_was_and_why(stage: Stage) -> None:
     leak = stage.session(application_name="api", tcp=True, query="SELECT 'x', 42")
     reported = stage.reap(rule("leaks", idle_for="10ms")).session(leak)
     ages = {key: reported.pop(key) for key in tuple(reported) if key.endswith("_seconds")}

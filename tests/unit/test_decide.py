@@ -531,6 +531,18 @@ def test_p22_the_leader_of_a_parallel_dump_is_left_alone_however_long_it_waits(s
     )
 
 
+@pytest.mark.parametrize("application", ["api", "pg_dump", "deploy", ""])
+def test_p23_a_protected_role_is_protected_whatever_its_application_calls_itself(
+    application: str,
+) -> None:
+    policy = a_policy(protect={"roles": ["deploy"], "applications": ["psql"]})
+    protected = a_session(role="deploy", application=application)
+    assert verdict_on(protected, policy).verdict is LEAVE
+    # The reverse is the weak kind: who calls himself psql is spared, and no other is.
+    assert verdict_on(a_session(application="psql"), policy).verdict is LEAVE
+    assert verdict_on(a_session(application="deploy"), policy).verdict is CONDEMN
+
+
 def test_p27_a_long_query_that_has_just_ended_does_not_count_as_long_idle() -> None:
     just_ended = a_session(idle_seconds=0.2, transaction_seconds=2400, query_seconds=None)
     assert verdict_on(just_ended, a_policy()).verdict is LEAVE

@@ -122,7 +122,7 @@ def test_no_more_are_condemned_than_it_takes_the_longest_first(
     slots = some_slots(used=used, maximum=usable + 5, reserved=5)
     judgement = decide(leaks(70), slots, a_policy(a_tier(until=until)))
     assert pids(judgement, CONDEMN) == list(range(70, 70 - freed, -1))
-    assert pids(judgement, SPARE) == list(range(70 - freed, 0, -1))
+    assert pids(judgement, SPARE) == (list(range(70 - freed, 0, -1)) if freed else [])
 
 
 def test_who_is_spared_by_until_is_told_so() -> None:
@@ -191,10 +191,13 @@ def test_a_cancelled_query_frees_no_slot() -> None:
     assert sum(d.rule is policy.rules[1] for d in judgement.having(CONDEMN)) == 20
 
 
-def test_one_that_we_may_not_signal_frees_no_slot_and_takes_nobodys_place() -> None:
+@pytest.mark.parametrize("limits", [{}, {"max_terminations": 3}])
+def test_one_that_we_may_not_signal_frees_no_slot_and_takes_nobodys_place(
+    limits: dict[str, Any],
+) -> None:
     """Else sessions of one role without a grant would keep all others from being freed for ever."""
     denied = [a_session(pid=n, idle_seconds=9000, signalable=False) for n in range(100, 105)]
-    policy = a_policy(a_tier(until={"slots_free": 3}), limits={"max_terminations": 3})
+    policy = a_policy(a_tier(until={"slots_free": 3}), limits=limits)
     slots = some_slots(used=100, maximum=100, reserved=0)
     judgement = decide([*denied, *leaks(10)], slots, policy)
     assert pids(judgement, CONDEMN) == [100, 101, 102, 103, 104, 10, 9, 8]
@@ -352,16 +355,7 @@ def test_what_this_run_has_freed_counts_as_used_for_when_and_not_for_until() -> 
             97,
             "rule tier in force at slots 97/97 (when slots_free: 5): 0 condemned, no more match",
         ),
-        (
-            {"slots_used": "50%"},
-            {"slots_free": 20},
-            3,
-            60,
-            (
-                "rule tier in force at slots 60/97 (when slots_used: 50%):"
-                " until slots_free: 20 it takes none"
-            ),
-        ),
+        ({"slots_used": "50%"}, {"slots_free": 20}, 3, 60, None),
         (
             None,
             {"slots_free": 20},
@@ -369,16 +363,7 @@ def test_what_this_run_has_freed_counts_as_used_for_when_and_not_for_until() -> 
             87,
             ("rule tier in force at slots 87/97: stopped after 10, enough until slots_free: 20"),
         ),
-        (
-            {"slots_used": "50%"},
-            {"slots_free": 20},
-            3,
-            77,
-            (
-                "rule tier in force at slots 77/97 (when slots_used: 50%):"
-                " until slots_free: 20 it takes none"
-            ),
-        ),
+        ({"slots_used": "50%"}, {"slots_free": 20}, 3, 77, None),
         (
             {"slots_used": "50%"},
             {"slots_free": 20},
@@ -433,6 +418,26 @@ def test_a_tier_without_when_is_in_force_as_soon_as_one_slot_is_missing(
 ) -> None:
     judgement = decide([], some_slots(used=used), a_policy(a_tier(until={"slots_free": 20})))
     assert len(judgement.pressure) == said
+
+
+def test_when_others_free_enough_a_tier_takes_none_and_says_so() -> None:
+    plain = a_rule("plain", state="idle", idle_for="1s")
+    idle = [a_session(pid=n, state="idle", idle_seconds=5) for n in range(200, 210)]
+    policy = a_policy(plain, a_tier(until={"slots_free": 10}))
+    judgement = decide([*idle, *leaks(3)], some_slots(used=97), policy)
+    assert judgement.pressure == (
+        "rule tier in force at slots 97/97: until slots_free: 10 it takes none",
+    )
+    assert len(judgement.having(SPARE)) == 3
+
+
+def test_a_tier_that_needs_nobody_is_not_in_force_and_a_later_rule_may_match() -> None:
+    """Else it would report its spared in every run of a healthy server."""
+    tier = a_tier(until={"slots_free": 20})
+    assert decide(leaks(3), some_slots(used=77), a_policy(tier)).having(SPARE) == ()
+    policy = a_policy(tier, a_rule("later", **MATCH))
+    decisions = decide(leaks(3), some_slots(used=77), policy).having(CONDEMN)
+    assert [d.rule.name for d in decisions if d.rule] == ["later"] * 3
 
 
 def test_rules_without_marks_are_not_spoken_of() -> None:
