@@ -32,8 +32,7 @@ TESTS = {
 # Which no test can see, and docs/mutants.md says why.
 EXPLAINED = {
     "signal.sql without WHERE a.pid = CAST(:pid AS integer)",
-    "verify.sql IS NULL in CASE WHEN count(*) FILTER (WHERE a.backend_type IS NULL"
-    " AND a.usesysid IS NOT NULL",
+    "verify.sql IS NULL in CASE WHEN count(*) FILTER (WHERE a.backend_type IS NULL AND a.usesysid IS NOT NULL",
 }
 
 
