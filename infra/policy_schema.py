@@ -58,7 +58,7 @@ _NETWORK: Schema = {
 _LEAVES: Mapping[Callable[..., object], Schema] = {
     documents.text: _TEXT,
     documents.count: {"type": "integer", "minimum": 1},
-    documents.count_or_none: {"type": "integer", "minimum": 0},
+    documents.count_from_zero: {"type": "integer", "minimum": 0},
     documents.flag: {"type": "boolean"},
     patterns.read_glob: _TEXT,
     patterns.read_network: _NETWORK,

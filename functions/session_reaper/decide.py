@@ -123,7 +123,6 @@ def _judged(
     sessions: Iterable[Session], slots: Slots, rules: Sequence[Rule], protect: Protect
 ) -> Iterator[Decision]:
     uses_query = any(rule.match.query for rule in rules)
-
     tests = [_test(rule) for rule in rules]
 
     @cache  # sessions share their names, and what follows from them

@@ -53,7 +53,7 @@ def count(value: object, place: str) -> int:
     return _whole(value, place, 1)
 
 
-def count_or_none(value: object, place: str) -> int:
+def count_from_zero(value: object, place: str) -> int:
     """A whole number from 0 up."""
     return _whole(value, place, 0)
 

@@ -6,7 +6,7 @@ from decimal import ROUND_CEILING, Decimal
 from enum import IntEnum, StrEnum
 from typing import Annotated, TypeVar
 
-from session_reaper.documents import count, count_or_none, flag, record, several, shown, text
+from session_reaper.documents import count, count_from_zero, flag, record, several, shown, text
 from session_reaper.durations import format_duration, parse_duration
 from session_reaper.errors import ConfigurationError
 from session_reaper.patterns import (
@@ -217,7 +217,7 @@ class Mark:
     """A mark on the scale of the slots that ordinary roles can use; one of the two is given."""
 
     slots_used: Annotated[Decimal | None, read_percent, "percent of them used"] = None
-    slots_free: Annotated[int | None, count_or_none, "so many of them free"] = None
+    slots_free: Annotated[int | None, count_from_zero, "so many of them free"] = None
 
     def __str__(self) -> str:
         if self.slots_used is not None:

@@ -206,7 +206,7 @@ def _run_with_silent(
         started = time.monotonic()
         try:
             result: Run | BaseException = stage.run(seconds=seconds)
-        except Exception as error:  # noqa: BLE001 -- however it ended
+        except Exception as error:  # noqa: BLE001 -- a thread's ending: the caller asserts which one it was
             result = error
         ended.append((result, time.monotonic() - started))
 

@@ -147,34 +147,21 @@ def test_what_other_rules_free_counts() -> None:
     assert len(judgement.having(SPARE)) == 20
 
 
-def test_the_tiers_of_a_policy_share_what_has_to_be_freed() -> None:
-    first = a_tier(until={"slots_free": 10}) | {"name": "first"}
-    second = {
-        "name": "second",
-        "until": {"slots_free": 25},
-        "match": {"state": ["idle in transaction"], "idle_for": "30s"},
-    }
+@pytest.mark.parametrize(
+    ("free", "old", "going"),
+    [((10, 25), 15, (10, 15)), ((25, 10), 30, (25, 0))],
+)
+def test_the_tiers_of_a_policy_share_what_has_to_be_freed_in_its_order(
+    free: tuple[int, int], old: int, going: tuple[int, int]
+) -> None:
+    first = a_tier(until={"slots_free": free[0]}) | {"name": "first"}
+    younger = {"state": ["idle in transaction"], "idle_for": "30s"}
+    second = a_tier(until={"slots_free": free[1]}) | {"name": "second", "match": younger}
     young = [a_session(pid=n, idle_seconds=40) for n in range(100, 130)]
-    judgement = decide(
-        [*leaks(15), *young], some_slots(used=100, maximum=100, reserved=0), a_policy(first, second)
-    )
-    by_rule = [d.rule.name for d in judgement.having(CONDEMN) if d.rule]
-    assert (by_rule.count("first"), by_rule.count("second")) == (10, 15)
-
-
-def test_the_order_of_the_tiers_is_that_of_the_policy() -> None:
-    first = a_tier(until={"slots_free": 25}) | {"name": "first"}
-    second = {
-        "name": "second",
-        "until": {"slots_free": 10},
-        "match": {"state": ["idle in transaction"], "idle_for": "30s"},
-    }
-    young = [a_session(pid=n, idle_seconds=40) for n in range(100, 130)]
-    judgement = decide(
-        [*leaks(30), *young], some_slots(used=100, maximum=100, reserved=0), a_policy(first, second)
-    )
-    by_rule = [d.rule.name for d in judgement.having(CONDEMN) if d.rule]
-    assert (by_rule.count("first"), by_rule.count("second")) == (25, 0)
+    policy = a_policy(first, second)
+    slots = some_slots(used=100, maximum=100, reserved=0)
+    judgement = decide([*leaks(old), *young], slots, policy)
+    assert named(policy, judgement) == dict(zip(("first", "second"), going, strict=True))
 
 
 def test_a_cancelled_query_frees_no_slot() -> None:
