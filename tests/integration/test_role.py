@@ -1,0 +1,301 @@
+"""The role's file, run by whom each provider lets run it: what the role can do then, and cannot."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pg8000.native import DatabaseError, literal
+
+from tests.integration.stage import IDLE, LEAK, PASSWORD, REAPER, ROLE_FILE, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from tests.integration.stage import Run, Stage
+
+    OwnServer = Callable[..., Stage]
+
+pytestmark = pytest.mark.every_major
+
+# Since 16 nobody grants a role without holding ADMIN OPTION on it; before, CREATEROLE is enough.
+up_to_15 = pytest.mark.majors(13, 15)
+from_16 = pytest.mark.majors(16, 99)
+
+
+def _bare(own_server: OwnServer, settings: Mapping[str, str] | None = None) -> Stage:
+    """A server that has no role of the reaper's yet."""
+    stage = own_server(settings)
+    stage.root.run(f"DROP ROLE {REAPER}")
+    return stage
+
+
+def _master(stage: Stage) -> str:
+    """RDS and Aurora's master user, as a dump of their roles shows it."""
+    stage.root.run("CREATE ROLE rds_superuser NOLOGIN")
+    held = ["pg_monitor", "pg_signal_backend"]
+    if stage.server.major >= 16:
+        held.append("pg_use_reserved_connections")
+    stage.root.run(f"GRANT {', '.join(held)} TO rds_superuser WITH ADMIN OPTION")
+    return stage.role("master", "CREATEROLE CREATEDB IN ROLE rds_superuser")
+
+
+def _avnadmin(stage: Stage, option: str = "") -> str:
+    """Aiven's; nobody outside knows whether it may pass on what it holds (`WITH ADMIN OPTION`)."""
+    stage.role("avnadmin", "CREATEROLE CREATEDB REPLICATION")
+    stage.root.run(f"GRANT pg_read_all_stats, pg_stat_scan_tables TO avnadmin {option}")
+    return "avnadmin"
+
+
+def _app_of(stage: Stage, admin: str) -> None:
+    """An application's role, as 16 leaves it to the role with CREATEROLE that made it."""
+    stage.role("app")
+    if stage.server.major >= 16:
+        stage.root.run(f"GRANT app TO {admin} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE")
+
+
+def _run_as(stage: Stage, admin: str, sql: str) -> tuple[list[list[Any]], list[dict[str, str]]]:
+    """What the admin gets for it over the network: rows, and what the server told beside them."""
+    with closing(stage.connect(admin, tcp=True)) as connection:
+        rows = connection.run(sql)
+        told = [{k.decode(): v.decode() for k, v in n.items()} for n in connection.notices]
+    until(lambda: not _sessions_of(stage, admin), "the admin's session is gone")
+    return rows, told
+
+
+def _sessions_of(stage: Stage, role: str) -> int:
+    ((number,),) = stage.root.run(
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = :role", role=role
+    )
+    return int(number)
+
+
+def _make(stage: Stage, admin: str) -> list[dict[str, str]]:
+    """Make the role as a person does; return what the server told."""
+    ((name, *_),), told = _run_as(stage, admin, ROLE_FILE.read_text())
+    assert name == REAPER
+    _run_as(stage, admin, f"ALTER ROLE {REAPER} PASSWORD {literal(PASSWORD)}")
+    return told
+
+
+def _role(stage: Stage) -> object:
+    """All that the server keeps of the role, its memberships and their options."""
+    roles = "SELECT to_jsonb(r) FROM pg_roles AS r WHERE rolname = 'session_reaper'"
+    held = "SELECT to_jsonb(m) FROM pg_auth_members AS m WHERE member = 'session_reaper'::regrole"
+    return stage.root.run(roles), stage.root.run(f"{held} ORDER BY m")
+
+
+def _memberships(stage: Stage) -> set[str]:
+    rows = stage.root.run(
+        "SELECT roleid::regrole::text FROM pg_auth_members WHERE member = 'session_reaper'::regrole"
+    )
+    return {name for (name,) in rows}
+
+
+def _grant_in(hint: str) -> str:
+    (grant,) = re.findall(r"GRANT app TO [^;]+;", hint)
+    return str(grant)
+
+
+def _advice(run: Run) -> set[str]:
+    return {advice["code"] for advice in run.target()["advice"]}
+
+
+# -- who runs the file -----------------------------------------------------------------------------
+
+
+def test_to_run_the_file_again_changes_nothing_even_as_superuser(own_server: OwnServer) -> None:
+    stage = _bare(own_server)
+    master = _master(stage)
+    first, _ = _run_as(stage, master, ROLE_FILE.read_text())
+    made = _role(stage)
+    assert _run_as(stage, master, ROLE_FILE.read_text()) == (first, [])
+    assert _role(stage) == made
+    assert stage.root.run(ROLE_FILE.read_text()) == first
+    assert _role(stage) == made
+
+
+def test_a_role_made_by_rds_master_user_sees_and_terminates(own_server: OwnServer) -> None:
+    stage = _bare(own_server)
+    told = _make(stage, _master(stage))
+    if stage.server.major < 16:
+        assert not told
+        assert _memberships(stage) == {"pg_read_all_stats", "pg_signal_backend"}
+    else:  # the master user may not pass on less than pg_monitor
+        ((severity, message),) = [(notice["S"], notice["M"]) for notice in told]
+        assert severity == "NOTICE"
+        assert "pg_monitor" in message
+        assert _memberships(stage) == {
+            "pg_monitor",
+            "pg_signal_backend",
+            "pg_use_reserved_connections",
+        }
+    leaks = [stage.session(LEAK, role) for role in ("app", "other", "master")]
+    stage.target()
+    run = stage.reap()
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
+    assert "grant-signal-backend" not in _advice(run)
+
+
+@from_16
+def test_with_a_reserved_slot_a_role_of_the_master_user_enters_a_full_server(
+    own_server: OwnServer,
+) -> None:
+    stage = _bare(own_server, {"max_connections": "10", "reserved_connections": "2"})
+    _make(stage, _master(stage))
+    leaks = stage.sessions(4)  # the root's own makes five
+    with pytest.raises(DatabaseError, match="pg_use_reserved_connections"):
+        stage.connect()
+    stage.target()
+    assert stage.reap().outcomes() == {leak.pid: "terminated" for leak in leaks}
+
+
+@up_to_15
+def test_up_to_15_avnadmin_grants_what_it_does_not_hold(own_server: OwnServer) -> None:
+    stage = _bare(own_server)
+    assert not _make(stage, _avnadmin(stage))
+    leak = stage.session(LEAK)
+    stage.target()
+    assert stage.reap().outcomes() == {leak.pid: "terminated"}
+
+
+@from_16
+def test_what_avnadmin_may_not_grant_is_told_with_what_to_do_instead(own_server: OwnServer) -> None:
+    stage = _bare(own_server)
+    told = _make(stage, _avnadmin(stage, "WITH ADMIN OPTION"))
+    assert _make(stage, "avnadmin") == told  # as long as it is amiss
+    signal, slots = told
+    assert {signal["S"], slots["S"]} == {"WARNING"}
+    assert "terminates only those of roles that it is a member of" in signal["M"]
+    assert 'permission denied to grant role "pg_signal_backend"' in signal["M"]
+    assert "does not get into a server that is full" in slots["M"]
+    assert "fallback_secret" in slots["H"]
+
+    _app_of(stage, "avnadmin")
+    mine, other = stage.session(LEAK, "app"), stage.session(LEAK, "other")
+    stage.target()
+    run = stage.reap()
+    assert run.outcomes() == {mine.pid: "denied", other.pid: "denied"}
+    assert "grant-signal-backend" in _advice(run)
+
+    _run_as(stage, "avnadmin", _grant_in(signal["H"]))
+    assert stage.reap().outcomes() == {mine.pid: "terminated", other.pid: "denied"}
+    assert not mine.is_there
+    assert other.is_there
+
+
+@from_16
+def test_where_it_would_be_blind_no_role_is_made_and_the_admin_can_stand_in(
+    own_server: OwnServer,
+) -> None:
+    stage = _bare(own_server)
+    _avnadmin(stage)
+    with pytest.raises(DatabaseError, match="would see no session") as refused:
+        _run_as(stage, "avnadmin", ROLE_FILE.read_text())
+    error = refused.value.args[0]
+    assert error["C"] == "42501"
+    assert "permission denied to grant role" in error["M"]
+    assert not stage.root.run("SELECT FROM pg_roles WHERE rolname = 'session_reaper'")
+
+    _app_of(stage, "avnadmin")
+    leak = stage.session(LEAK, "app")
+    assert "the secret name avnadmin" in error["H"]
+    stage.target(username="avnadmin")
+    assert stage.reap().outcomes() == {leak.pid: "denied"}
+    _run_as(stage, "avnadmin", _grant_in(error["H"]))
+    assert stage.reap().outcomes() == {leak.pid: "terminated"}
+
+
+def test_memberships_that_somebody_made_without_inherit_are_mended(own_server: OwnServer) -> None:
+    stage = _bare(own_server)
+    stage.root.run(
+        f"CREATE ROLE {REAPER} NOINHERIT IN ROLE pg_read_all_stats, pg_signal_backend"
+        f" PASSWORD {literal(PASSWORD)}"
+    )
+    ((_, _, sees, signals, *_),) = stage.root.run(ROLE_FILE.read_text())
+    assert (sees, signals) == (True, True)
+    leak = stage.session(LEAK)
+    stage.target()
+    assert stage.reap().outcomes() == {leak.pid: "terminated"}
+
+
+# -- what the role cannot do -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def reaper(stage: Stage) -> Iterator[Any]:
+    with closing(stage.connect(REAPER, tcp=True)) as connection:
+        yield connection
+
+
+_FORBIDDEN = (
+    "SELECT * FROM public.orders",
+    "DELETE FROM public.orders",
+    "SELECT rolpassword FROM pg_authid",
+    "SELECT pg_read_file('postgresql.conf')",
+    "COPY (SELECT 1) TO PROGRAM 'true'",
+    "CREATE DATABASE mine",
+    "CREATE ROLE mine",
+    "ALTER ROLE app PASSWORD 'mine'",
+    "ALTER ROLE session_reaper SUPERUSER",
+    "ALTER ROLE session_reaper CONNECTION LIMIT -1",
+    "SET ROLE app",
+    "GRANT app TO session_reaper",
+    "GRANT pg_signal_backend TO app",
+)
+
+
+def test_the_role_neither_reads_nor_makes_nor_grants_anything(
+    stage: Stage,
+    reaper: Any,  # noqa: ANN401 -- untyped
+) -> None:
+    stage.role("app")
+    stage.root.run("CREATE TABLE public.orders (id integer)")
+    stage.cleanup(stage.root.run, "DROP TABLE public.orders")
+
+    def refusal(sql: str) -> str | None:
+        try:
+            reaper.run(sql)
+        except DatabaseError as error:
+            return str(error.args[0]["C"])
+        return None
+
+    assert {sql: refusal(sql) for sql in _FORBIDDEN} == dict.fromkeys(_FORBIDDEN, "42501")
+
+
+@pytest.mark.parametrize("function", ["pg_terminate_backend", "pg_cancel_backend"])
+def test_a_superusers_session_is_out_of_its_reach(
+    stage: Stage,
+    reaper: Any,  # noqa: ANN401 -- untyped
+    function: str,
+) -> None:
+    stage.role("boss", "SUPERUSER")
+    session = stage.session(IDLE, "boss")
+    with pytest.raises(DatabaseError) as refused:
+        reaper.run(f"SELECT {function}(:pid)", pid=session.pid)
+    assert refused.value.args[0]["C"] == "42501"
+    assert session.is_there
+
+
+def test_the_role_takes_five_slots_and_no_more(stage: Stage) -> None:
+    for _ in range(5):
+        stage.cleanup(stage.connect(REAPER, tcp=True).close)
+    with pytest.raises(DatabaseError) as refused:
+        stage.connect(REAPER, tcp=True)
+    error = refused.value.args[0]
+    # The role's own limit, checked before the server's slots.
+    assert (error["C"], error["R"]) == ("53300", "InitializeSessionUserId")
+
+
+def test_its_sessions_end_their_statements_and_themselves(stage: Stage, reaper: Any) -> None:  # noqa: ANN401 -- untyped
+    settings = {
+        "statement_timeout": "10s",
+        "lock_timeout": "2s",
+        "search_path": "pg_catalog",
+    }
+    if stage.server.major >= 14:
+        settings["idle_session_timeout"] = "1min"
+    for name, value in settings.items():
+        assert reaper.run(f"SHOW {name}") == [[value]], name
