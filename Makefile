@@ -37,11 +37,12 @@ faults: .venv/installed ## what is too heavy for every test run: a thousand vict
 	$(PYTHON) -m pytest tests/faults
 
 .PHONY: check
-check: .venv/installed .tools/sam/installed ## format, lint, types, the policy's schema, the template
+check: .venv/installed .tools/sam/installed ## format, lint, types, the policy's schema, the certificates, the template
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	PYTHONPATH=functions:. $(PYTHON) -m infra.policy_schema --check
+	PYTHONPATH=functions:. $(PYTHON) -m infra.trust_store --check
 	$(SAM)/cfn-lint template.yaml
 	$(SAM)/sam validate --lint
 
@@ -53,6 +54,11 @@ format: .venv/installed ## format and mend what ruff can
 .PHONY: schema
 schema: .venv/installed ## write the policy's JSON Schema anew, from its types
 	PYTHONPATH=functions:. $(PYTHON) -m infra.policy_schema --write
+
+.PHONY: certs
+certs: .venv/installed ## [FROM="file-or-URL ..." ORIGIN="text"]: write AWS's certificate authorities anew
+	PYTHONPATH=functions:. $(PYTHON) -m infra.trust_store --write \
+		$(if $(FROM),--from $(FROM)) $(if $(ORIGIN),--origin "$(ORIGIN)")
 
 .PHONY: replay
 replay: .venv/installed ## LOOK=recording.json [POLICY=file] [AGAINST=file]: decide again, offline

@@ -38,7 +38,11 @@ class TargetError(ReaperError):
 
 
 class FullError(TargetError):
-    """The server, or a limit of the role or the database, has no slot for us."""
+    """The server has no slot for us; `limited`: it has, the role's or the database's limit not."""
+
+    def __init__(self, code: str, message: str, hint: str, *, limited: bool) -> None:
+        super().__init__(code, message, hint)
+        self.limited = limited
 
 
 class BlindError(TargetError):

@@ -7,13 +7,14 @@ from uuid import uuid4
 
 from session_reaper.aws import PUBLISH_SECONDS
 from session_reaper.deadline import Deadline
+from session_reaper.directory import Directory
 from session_reaper.observability import emit_metrics, logger
 from session_reaper.policy import Mode, Policy
 from session_reaper.policy_source import load_policy
-from session_reaper.reap import reap, record
+from session_reaper.reap import Deal, check, reap, record, visited
 from session_reaper.report import Report, as_document, recordings
-from session_reaper.request import effective_mode, policy_of_run, read_request
-from session_reaper.run import Work, run
+from session_reaper.request import effective_mode, is_scheduled, policy_of_run, read_request
+from session_reaper.run import run
 from session_reaper.settings import Notify, read_settings
 from session_reaper.sns import publish
 from session_reaper.summary import summarize
@@ -38,8 +39,13 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     mode = effective_mode(settings.mode, policy.mode, request.mode)
     run_id = context.aws_request_id or str(uuid4())
     logger.append_keys(run_id=run_id, mode=str(mode))
-    work = record if request.record else _reaping(policy, mode)
-    targets = () if mode is Mode.OFF else run(settings, request.targets, work, deadline)
+    # Who has just changed a secret and tries it by hand wants it read.
+    directory = Directory(settings, fresh=not is_scheduled(event))
+    deal = _reaping(policy, mode)
+    if request.record or request.check:
+        deal = record if request.record else check
+    work = partial(visited, deal, directory)
+    targets = () if mode is Mode.OFF else run(directory, request.targets, work, deadline)
     report = Report(run_id=run_id, mode=mode, targets=targets)
     document = as_document(report)
     logger.info("run", extra=document)
@@ -52,7 +58,7 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     return document
 
 
-def _reaping(policy: Policy, mode: Mode) -> Work:
+def _reaping(policy: Policy, mode: Mode) -> Deal:
     most = policy.limits.max_per_run
     quota = None if most is None else Semaphore(most)
     return partial(reap, policy, mode, quota)

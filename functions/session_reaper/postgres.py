@@ -15,6 +15,7 @@ from dataclasses import replace
 from enum import Enum, auto
 from functools import cache
 from importlib.resources import files
+from threading import Lock
 from typing import Any, Final
 
 import pg8000.native
@@ -24,6 +25,8 @@ from scramp import ScramException
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConnectionLostError, FullError, TargetError
 from session_reaper.policy import Action
+from session_reaper.preflight import Preflight, Timeout, Tls
+from session_reaper.providers import Provider, rds_region, unknown_authority
 from session_reaper.redaction import redact
 from session_reaper.sessions import (
     Identity,
@@ -62,14 +65,14 @@ _TOO_MANY_CONNECTIONS: Final = "53300"
 _HINTS: Final = {
     "28P01": "Check username and password in the secret; after a rotation both must be new.",
     "28000": "Check the role's name, that it has LOGIN, and the server's pg_hba rules for TLS.",
+    # PgBouncer, which does not pass on what we ask of a session.
+    "08P01": "This is a pooler such as PgBouncer, not the server: it hides the clients' sessions."
+    " Write the server's own host and port into the secret.",
     "3D000": "Check dbname in the secret.",
     INSUFFICIENT_PRIVILEGE: "GRANT CONNECT on the database to the role.",
     "55000": "The database takes no connections: write another dbname into the secret.",
     "57P03": "The server is starting or stopping; the next run will see.",
     "57014": "The server is too busy to answer in time; the next run will see.",
-    _TOO_MANY_CONNECTIONS: "End sessions by hand, as the master user, now. For the next time give the"
-    " role a reserved slot: set reserved_connections (PostgreSQL 16+, restart) and"
-    " GRANT pg_use_reserved_connections.",
 }
 _LIMIT_HINTS: Final = {
     "InitializeSessionUserId": "The server has slots, the role's own limit is reached: ALTER ROLE …"
@@ -139,9 +142,12 @@ class Server:
     """One connection to one server. Close it."""
 
     def __init__(
-        self, role: str, connection: pg8000.native.Connection, sock: socket.socket
+        self, target: Target, connection: pg8000.native.Connection, sock: socket.socket
     ) -> None:
-        self.role = role
+        self.role = target.role
+        self._ours = (target.role, target.instead_of)
+        # What the server calls this connection in its greeting. A pooler greets in its own name.
+        self._pid = int.from_bytes((connection._backend_key_data or b"")[:4])  # noqa: SLF001 -- the driver has no other word for it
         self._connection = connection
         self._socket = sock
         self._signal: dict[Action, pg8000.native.PreparedStatement] = {}
@@ -176,15 +182,21 @@ class Server:
         except BaseException as error:
             sock.close()
             if isinstance(error, TargetError):  # a server may send back what it was sent
-                error.message = error.message.replace(target.password, "…")
+                error.message = error.message.replace(target.password or "\0", "…")
                 error.args = (error.code, error.message, error.hint)
             raise
-        return cls(target.role, connection, sock)
+        return cls(target, connection, sock)
 
     def close(self) -> None:
         """Sign out, as far as the connection still lets us."""
         self._connection.close()
         self._socket.close()
+
+    def preflight(self, deadline: Deadline) -> Preflight:
+        """What the server is and what our role may do there. Raises TargetError."""
+        with self._answering("checking", deadline):
+            rows = self._connection.run(_sql("preflight"))
+        return _preflight(rows[0][0], _tls(self._socket))
 
     def look(self, scope: Scope, deadline: Deadline) -> Look:
         """All that one run needs to know, in one statement. Raises TargetError."""
@@ -196,7 +208,8 @@ class Server:
         )
         with self._answering("looking", deadline):
             rows = self._connection.run(statement)
-        return _look(json.loads(rows[0][0].decode("utf-8", errors="replace")))
+        answer = json.loads(rows[0][0].decode("utf-8", errors="replace"))
+        return _look(answer, ours=self._ours, behind_pooler=answer["pid"] != self._pid)
 
     def signal(self, identity: Identity, action: Action, deadline: Deadline) -> Signal:
         """Signal one session, if it is still the one that was looked at.
@@ -268,8 +281,12 @@ def _secured(sock: socket.socket, target: Target, deadline: Deadline) -> ssl.SSL
         sock.sendall(_SSL_REQUEST)
         answer = sock.recv(1)
         if answer == b"S":
-            context = _tls_context(target.sslmode, target.sslrootcert)
-            return context.wrap_socket(sock, server_hostname=target.host)
+            with _making_contexts:  # one for each CA, though all targets begin at the same time
+                context = _tls_context(target.sslmode, _authorities(target))
+            try:
+                return context.wrap_socket(sock, server_hostname=target.host)
+            except ssl.SSLCertVerificationError as error:
+                raise _untrusted(error, target) from None
     if answer == b"N":
         raise TargetError(
             "tls",
@@ -283,15 +300,19 @@ def _secured(sock: socket.socket, target: Target, deadline: Deadline) -> ssl.SSL
     )
 
 
+_making_contexts: Final = Lock()
+
+
 @cache  # making one takes longer than signing in
-def _tls_context(sslmode: SslMode, sslrootcert: str | None) -> ssl.SSLContext:
-    if sslmode is SslMode.REQUIRE and sslrootcert is None:
+def _tls_context(sslmode: SslMode, authorities: str | None) -> ssl.SSLContext:
+    """`authorities`: those that are trusted, in PEM; None means the system's."""
+    if sslmode is SslMode.REQUIRE and authorities is None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         return context
     try:
-        context = ssl.create_default_context(cadata=sslrootcert)
+        context = ssl.create_default_context(cadata=authorities)
     except (ssl.SSLError, TypeError, ValueError):
         raise TargetError(
             "tls", "sslrootcert in the secret is no PEM certificate", "Store the CA's PEM text."
@@ -301,6 +322,73 @@ def _tls_context(sslmode: SslMode, sslrootcert: str | None) -> ssl.SSLContext:
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.check_hostname = sslmode is SslMode.VERIFY_FULL
     return context
+
+
+def _tls(sock: socket.socket) -> Tls | None:
+    """What a connection is secured by; None of one in plaintext."""
+    if not isinstance(sock, ssl.SSLSocket):
+        return None
+    cipher = sock.cipher()
+    return Tls(
+        version=sock.version() or "",
+        cipher=cipher[0] if cipher else "",
+        certificate_until=_end_of(sock.getpeercert(binary_form=True) or b""),
+        verified=sock.context.verify_mode is ssl.CERT_REQUIRED,
+    )
+
+
+_MOMENT: Final = rb"(?:\x17\x0d(\d{12})|\x18\x0f(\d{14}))Z"
+
+
+def _end_of(certificate: bytes) -> str:
+    """The end of a certificate's validity: two moments of ASN.1, one behind the other.
+
+    ssl decodes none of a certificate that it has not verified, which is what require means.
+    """
+    found = re.search(_MOMENT * 2, certificate)
+    if not found:
+        return ""
+    short, whole = found[3], found[4]
+    text = (whole or (b"20" if short < b"50" else b"19") + short).decode()
+    return re.sub(r"(\d{4})(..)(..)(..)(..)(..)", r"\1-\2-\3T\4:\5:\6Z", text)
+
+
+def _authorities(target: Target) -> str | None:
+    """Whom to trust, in PEM: the secret's CA; for RDS its own in the host's region, and Amazon's roots.
+
+    None means the system's, or nobody where the secret wants nothing verified. (To load those of all
+    regions takes longer than the whole of a sign-in.)
+    """
+    region = rds_region(target.host)
+    if target.sslrootcert or target.sslmode is SslMode.REQUIRE or region is None:
+        return target.sslrootcert
+    blocks = (files("session_reaper") / "aws_certificates.pem").read_text("utf-8").split("\n\n")
+    return "\n".join(b for b in blocks if f" {region} " in b or "\n# Amazon RDS " not in f"\n{b}")
+
+
+# OpenSSL's numbers, of x509_vfy.h.
+_EXPIRED, _NOT_YET_VALID, _OTHER_HOST, _OTHER_ADDRESS = 10, 9, 62, 64
+
+
+def _untrusted(error: ssl.SSLCertVerificationError, target: Target) -> TargetError:
+    where = f"{target.host}:{target.port}"
+    match error.verify_code:
+        case n if n in (_OTHER_HOST, _OTHER_ADDRESS):
+            problem = f"the certificate of {where} is for another host"
+            hint = (
+                "Write as host the name that is in the certificate: the endpoint itself, not an"
+                " alias or address of it. (sslmode verify-ca does not look at the name.)"
+            )
+        case n if n in (_EXPIRED, _NOT_YET_VALID):
+            what = "has expired" if n == _EXPIRED else "is not valid yet"
+            problem = f"the certificate of {where}, or its CA's, {what}"
+            hint = (
+                "Renew it at the server (on RDS: modify the instance's CA), or renew sslrootcert."
+            )
+        case _:
+            problem = f"the certificate of {where} is by a CA that is not trusted"
+            hint = unknown_authority(target.host)
+    return TargetError("tls", f"{problem}: {error.verify_message}", hint)
 
 
 # -- errors ---------------------------------------------------------------------------------------
@@ -334,13 +422,6 @@ def _translated(error: Exception, doing: str, lost: type[TargetError]) -> Target
             # pg8000 may fail to say goodbye after the server's error, and raise that instead.
             case pg8000.native.DatabaseError():
                 return _server_error(cause, doing)
-            case ssl.SSLCertVerificationError():
-                return TargetError(
-                    "tls",
-                    f"{doing}: the server's certificate is not trusted: {cause.verify_message}",
-                    "Store the server's CA in the secret as sslrootcert, and as host the name in"
-                    " the certificate.",
-                )
             case TimeoutError():
                 return lost(
                     "timeout",
@@ -377,17 +458,33 @@ def _fields(error: pg8000.native.DatabaseError) -> Mapping[str, Any]:
 
 def _server_error(error: pg8000.native.DatabaseError, doing: str) -> TargetError:
     code = _sqlstate(error)
-    kind = FullError if code == _TOO_MANY_CONNECTIONS else TargetError
-    message = _fields(error).get("M", "the server gave no message")
+    message = f"{doing}: {_fields(error).get('M', 'the server gave no message')}"
+    if code != _TOO_MANY_CONNECTIONS:
+        return TargetError(code, message, _HINTS.get(code, _OTHER_HINT))
     # The same SQLSTATE for a full server and for two limits; the server's routine tells them apart.
-    hint = _LIMIT_HINTS.get(_fields(error).get("R", "")) or _HINTS.get(code, _OTHER_HINT)
-    return kind(code, f"{doing}: {message}", hint)
+    limit = _LIMIT_HINTS.get(_fields(error).get("R", ""))
+    return FullError(code, message, limit or _OTHER_HINT, limited=limit is not None)
 
 
 # -- rows to values -------------------------------------------------------------------------------
 
 
-def _look(answer: Mapping[str, Any]) -> Look:
+def _preflight(answer: dict[str, Any], tls: Tls | None) -> Preflight:
+    return Preflight(
+        tls=tls,
+        **answer
+        | {
+            "provider": Provider(answer["provider"]),
+            "databases": tuple(answer["databases"] or ()),
+            "timeouts": tuple(
+                Timeout(role=role, database=database, name=name, value=value)
+                for role, database, name, value in answer["timeouts"]
+            ),
+        },
+    )
+
+
+def _look(answer: Mapping[str, Any], *, ours: Collection[str | None], behind_pooler: bool) -> Look:
     waiters = waiters_by_root(_waits(answer["waits"] or ()))
     return Look(
         role=answer["role"],
@@ -395,7 +492,9 @@ def _look(answer: Mapping[str, Any]) -> Look:
         can_see=answer["can_see"],
         can_signal=answer["can_signal"],
         untracked=answer["untracked"],
-        sessions=tuple(_session(row, waiters.get(row[0], ())) for row in answer["sessions"]),
+        reader=answer["reader"],
+        behind_pooler=behind_pooler,
+        sessions=tuple(_session(row, waiters.get(row[0], ()), ours) for row in answer["sessions"]),
     )
 
 
@@ -416,7 +515,9 @@ def _is_vacuum(query: str) -> bool:
     return words is not None and not re.search(r"\bfull\b", words[1], re.IGNORECASE)
 
 
-def _session(row: Sequence[Any], waiters: tuple[Waiter, ...]) -> Session:
+def _session(
+    row: Sequence[Any], waiters: tuple[Waiter, ...], ours: Collection[str | None]
+) -> Session:
     pid, backend_start, xact_start, state_change, query_start, state, *rest = row
     role, database, application, client, query, *rest = rest
     idle, transaction, connected, running, *rest = rest
@@ -449,6 +550,6 @@ def _session(row: Sequence[Any], waiters: tuple[Waiter, ...]) -> Session:
         # Of a role that was dropped under its session nothing is known: it is protected.
         superuser=superuser is not False,
         replication=replication is not False,
-        own_role=bool(own_role),
+        own_role=bool(own_role) or role in ours,
         signalable=signalable,
     )

@@ -2,49 +2,83 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Semaphore
 
-from session_reaper.advice import advice_on_connection, advice_on_look
+from session_reaper.advice import (
+    advice_on_connection,
+    advice_on_fallback,
+    advice_on_look,
+    advice_on_preflight,
+    advice_on_way_in,
+)
 from session_reaper.deadline import Deadline
 from session_reaper.decide import Decision, Judgement, Verdict, decide
-from session_reaper.errors import DeadlineError, TargetError
+from session_reaper.directory import Directory
+from session_reaper.errors import BlindError, DeadlineError, TargetError
 from session_reaper.execution import Execution, look_at
 from session_reaper.observability import log_decision
 from session_reaper.policy import Mode, Policy
 from session_reaper.postgres import Server
-from session_reaper.report import Failure, Fate, Outcome, TargetReport, TargetStatus, failed
-from session_reaper.sessions import EVERYTHING, Look
+from session_reaper.preflight import Check
+from session_reaper.providers import is_proxy
+from session_reaper.report import Advice, Failure, Fate, Outcome, TargetReport, TargetStatus, failed
+from session_reaper.sessions import EVERYTHING, NOTHING, Look
+from session_reaper.sign_in import fallback_of, sign_in
 from session_reaper.targets import Target
 
 
-def reap(
-    policy: Policy, mode: Mode, quota: Semaphore | None, target: Target, deadline: Deadline
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    """Being signed in to one target."""
+
+    target: Target
+    server: Server
+    connect: Callable[[], Server]  # another connection, should this one be lost
+    by_fallback: Callable[[], Server]  # one by the fallback secret's role
+    report: TargetReport  # so far
+    deadline: Deadline
+
+
+Deal = Callable[[Visit], Iterator[TargetReport]]
+"""What is done on one server; each report replaces the one before."""
+
+
+def visited(
+    deal: Deal, directory: Directory, target: Target, deadline: Deadline
 ) -> Iterator[TargetReport]:
-    """Deal with one target; `quota` is what the run may still do, on all of its targets.
+    """Sign in to one target and deal with it; whatever happens, there is a report.
 
     Each report replaces the one before, and the last is true at any moment: a run whose time is up
     has something true to say even of a target that hangs.
     """
-    report = TargetReport(name=target.name, advice=tuple(advice_on_connection(target)))
+    advice = tuple(advice_on_connection(target))
+    report = TargetReport(name=target.name, reader=target.reader, advice=advice)
     yield failed(report, DeadlineError())
     try:
         with ExitStack() as stack:
 
             def connect() -> Server:
-                return stack.enter_context(closing(Server.connect(target, deadline)))
+                return stack.enter_context(closing(sign_in(target, directory, deadline)[0]))
 
-            server = connect()
-            look = look_at(server, policy.scope(), deadline)
-            report = _looked(report, look)
-            judgement = decide(look.sessions, look.slots, policy)
-            if quota is not None:
-                judgement = judgement.held_back(_within(quota, policy))
-            report = _judged(report, judgement)
-            for decision in judgement.having(Verdict.SPARE):
-                log_decision(target.name, decision)
-            execution = Execution(report, policy, mode, connect, deadline)
-            for latest in execution.steps(server, judgement.having(Verdict.CONDEMN)):
+            def by_fallback() -> Server:
+                other = fallback_of(target, directory)
+                return stack.enter_context(closing(Server.connect(other, deadline)))
+
+            server, signed_in = sign_in(target, directory, deadline)
+            stack.enter_context(closing(server))
+            advice = (*advice, *advice_on_way_in(target, signed_in))
+            fallback = target.fallback_secret if signed_in.instead_of else None
+            report = replace(report, advice=advice, fallback_secret=fallback)
+            visit = Visit(
+                target=target,
+                server=server,
+                connect=connect,
+                by_fallback=by_fallback,
+                report=report,
+                deadline=deadline,
+            )
+            for latest in deal(visit):
                 report = latest
                 yield report
     except TargetError as error:
@@ -52,25 +86,66 @@ def reap(
     yield report
 
 
-def record(target: Target, deadline: Deadline) -> Iterator[TargetReport]:
-    """Look at one target, at everything, and do nothing."""
-    report = TargetReport(name=target.name, advice=tuple(advice_on_connection(target)))
+def reap(
+    policy: Policy, mode: Mode, quota: Semaphore | None, visit: Visit
+) -> Iterator[TargetReport]:
+    """Look, decide, and do it; `quota` is what the run may still do, on all of its targets."""
+    look = look_at(visit.server, policy.scope(), visit.deadline)
+    report = _looked(visit.report, look)
+    judgement = decide(look.sessions, look.slots, policy)
+    if quota is not None:
+        judgement = judgement.held_back(_within(quota, policy))
+    report = _judged(report, judgement)
     yield failed(report, DeadlineError())
+    for decision in judgement.having(Verdict.SPARE):
+        log_decision(report.name, decision)
+    execution = Execution(report, policy, mode, visit.connect, visit.deadline)
+    yield from execution.steps(visit.server, judgement.having(Verdict.CONDEMN))
+
+
+def record(visit: Visit) -> Iterator[TargetReport]:
+    """Look at everything, and do nothing."""
+    look = look_at(visit.server, EVERYTHING, visit.deadline)
+    yield replace(_looked(visit.report, look), recorded=look)
+
+
+def check(visit: Visit) -> Iterator[TargetReport]:
+    """Tell what the server is and what is to be mended, and do nothing."""
+    server = visit.server.preflight(visit.deadline)
+    look = visit.server.look(NOTHING, visit.deadline)
+    behind_pooler = look.behind_pooler or is_proxy(visit.target.host)
+    look = replace(look, behind_pooler=behind_pooler)
+    found = _looked(visit.report, look)
+    advice = (
+        *found.advice,
+        *advice_on_preflight(visit.target, server),
+        *_advice_on_fallback(visit),
+    )
+    report = replace(found, advice=advice, checked=Check(server=server, look=look))
+    yield report if look.can_see else failed(report, BlindError(look.role))
+
+
+def _advice_on_fallback(visit: Visit) -> Iterator[Advice]:
+    """Whether the fallback secret would help: in the emergency it is too late to find out."""
+    if visit.target.fallback_secret is None:
+        return
     try:
-        with closing(Server.connect(target, deadline)) as server:
-            look = look_at(server, EVERYTHING, deadline)
-            report = replace(_looked(report, look), recorded=look)
+        found = visit.by_fallback().preflight(visit.deadline)
     except TargetError as error:
-        report = failed(report, error)
-    yield report
+        yield advice_on_fallback(visit.target.fallback_secret, f"{error.message}. {error.hint}")
+    else:
+        if not found.has_reserved_slot:
+            problem = f"role {found.role} has no reserved slot either."
+            yield advice_on_fallback(visit.target.fallback_secret, problem)
 
 
 def _looked(report: TargetReport, look: Look) -> TargetReport:
     return replace(
         report,
+        reader=look.reader,
         slots=look.slots,
         used_after=look.slots.used,
-        advice=(*report.advice, *advice_on_look(look)),
+        advice=tuple(dict.fromkeys([*report.advice, *advice_on_look(look)])),
     )
 
 

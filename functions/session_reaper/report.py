@@ -11,6 +11,7 @@ from session_reaper.decide import Decision
 from session_reaper.errors import BlindError, ConfigurationError, FullError, TargetError
 from session_reaper.patterns import SEARCHED
 from session_reaper.policy import Mode
+from session_reaper.preflight import Check
 from session_reaper.redaction import redact
 from session_reaper.sessions import Look, Slots
 
@@ -73,12 +74,15 @@ class TargetReport:
     name: str
     status: TargetStatus = TargetStatus.OK
     error: Failure | None = None
+    reader: bool = False  # a replica
+    fallback_secret: str | None = None  # whose role had to sign in, for want of a slot
     slots: Slots | None = None  # before; None if we could not look
     used_after: int | None = None  # None if nobody could count
     pressure: tuple[str, ...] = ()  # on each rule that was in force for want of slots
     fates: tuple[Fate, ...] = ()
     advice: tuple[Advice, ...] = ()
     recorded: Look | None = None  # if that was asked for
+    checked: Check | None = None  # if that was asked for
 
     def count(self, outcome: Outcome) -> int:
         """How many sessions met this outcome."""
@@ -87,8 +91,11 @@ class TargetReport:
     @property
     def is_news(self) -> bool:
         """Whether somebody should hear of it. That a session escaped is no news: it is well."""
-        return self.status is not TargetStatus.OK or any(
-            fate.outcome is not Outcome.ESCAPED for fate in self.fates
+        return (
+            self.status is not TargetStatus.OK
+            or self.fallback_secret is not None
+            or self.checked is not None  # a check shows, too, whether the summary arrives
+            or any(fate.outcome is not Outcome.ESCAPED for fate in self.fates)
         )
 
 
@@ -101,6 +108,16 @@ def failed(report: TargetReport, error: TargetError) -> TargetReport:
         status = TargetStatus.BLIND
     failure = Failure(code=error.code, message=error.message, hint=error.hint)
     return replace(report, status=status, error=failure)
+
+
+def crashed(report: TargetReport, error: Exception) -> TargetReport:
+    """What is known of a target, and that a bug of ours ended its work."""
+    failure = Failure(
+        code="internal",
+        message=f"session-reaper has a bug: {type(error).__name__}",
+        hint="Please report it with the traceback in the log.",
+    )
+    return replace(report, status=TargetStatus.FAILED, error=failure)
 
 
 class RunStatus(StrEnum):
@@ -130,6 +147,11 @@ class Report:
         if all(target.status is TargetStatus.OK for target in self.targets):
             return RunStatus.OK
         return RunStatus.FAILED if self.failed == len(self.targets) else RunStatus.PARTIAL
+
+    @property
+    def is_critical(self) -> bool:
+        """Whether somebody must act at once: an application is shut out, and so are we."""
+        return any(target.status is TargetStatus.FULL for target in self.targets)
 
     @property
     def is_news(self) -> bool:
@@ -183,9 +205,10 @@ def clean(text: str, most: int = 400) -> str:
 
 def headline(target: TargetReport) -> str:
     """What happened on one target, on one line."""
+    name = f"{target.name} (reader)" if target.reader else target.name
     if target.slots is None:
         what = target.error.message if target.error else "nothing is known"
-        return clean(f"{target.name}: {target.status}, {what}")
+        return clean(f"{name}: {target.status}, {what}")
     counts = [(target.count(outcome), phrase) for outcome, phrase in _PHRASES.items()]
     said = [f"{number} {phrase}" for number, phrase in counts if number]
     if said:
@@ -193,12 +216,21 @@ def headline(target: TargetReport) -> str:
         said[0] = f"{number} session{'' if number == '1' else 's'} {phrase}"
     elif target.recorded is not None:
         said = ["recorded"]
+    elif target.checked is not None:
+        said = [_checked(target.checked, len(target.advice))]
     else:
         said = ["nothing to terminate"] if target.status is TargetStatus.OK else []
     if target.status is not TargetStatus.OK:
         said.insert(0, str(target.status))
+    if target.fallback_secret is not None:
+        said.append("signed in by the fallback secret")
     said.append(_slots_line(target.slots, target.used_after))
-    return clean(f"{target.name}: {', '.join(said)}")
+    return clean(f"{name}: {', '.join(said)}")
+
+
+def _checked(check: Check, shortcomings: int) -> str:
+    what = f"{check.server.provider} PostgreSQL {check.server.version}"
+    return f"checked {what}, {shortcomings or 'nothing'} to mend"
 
 
 def _slots_line(slots: Slots, used_after: int | None) -> str:
@@ -247,13 +279,36 @@ def _target(target: TargetReport) -> dict[str, Any]:
             "used_before": target.slots.used,
             "used_after": target.used_after,
         },
-        # Only if a rule was in force for want of slots: all else of a target is always there.
+        # All else of a target is always there; these only if they say something.
+        **({"reader": True} if target.reader else {}),
+        **({"fallback_secret": target.fallback_secret} if target.fallback_secret else {}),
         **({"pressure": list(target.pressure)} if target.pressure else {}),
+        **({"check": _check(target.checked)} if target.checked else {}),
         "sessions": list(_sessions(target.fates)),
         "advice": [
             {"code": advice.code, "message": advice.message, "sql": advice.sql}
             for advice in target.advice
         ],
+    }
+
+
+def _check(check: Check) -> dict[str, Any]:
+    server, look = check.server, check.look
+    return {
+        "version": server.version,
+        "provider": server.provider.value,
+        "tls": server.tls and asdict(server.tls),
+        "in_recovery": look.reader,
+        "behind_pooler": look.behind_pooler,
+        "role": {
+            "name": server.role,
+            "superuser": server.superuser,
+            "connection_limit": server.connection_limit,
+            "sees": look.can_see,
+            "signals": look.can_signal,
+            "reserved_slot": server.has_reserved_slot,
+        },
+        "timeouts": [asdict(timeout) for timeout in server.timeouts],
     }
 
 

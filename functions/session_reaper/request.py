@@ -16,15 +16,23 @@ class RunRequest:
     targets: Annotated[tuple[str, ...], several(text)] = ()
     rules: Annotated[tuple[str, ...], several(text)] = ()
     policy: Annotated[Policy | None, read_policy] = None
+    check: Annotated[bool, flag] = False  # tell what is to be mended, and do nothing
     record: Annotated[bool, flag] = False  # return what is seen, and do nothing
 
 
 def read_request(event: object) -> RunRequest:
     """The request of an event. Raises ConfigurationError naming the key it cannot use."""
-    # EventBridge and EventBridge Scheduler send an envelope with these two, whatever else is in it.
-    if isinstance(event, dict) and "source" in event and "detail-type" in event:
+    if is_scheduled(event):
         return RunRequest()
-    return record(RunRequest)(event, "event")
+    request: RunRequest = record(RunRequest)(event, "event")
+    if request.check and request.record:
+        raise ConfigurationError("event.record", "does not go together with check: one at a time")
+    return request
+
+
+def is_scheduled(event: object) -> bool:
+    """Whether it is from EventBridge or its Scheduler: an envelope with these two, whatever else."""
+    return isinstance(event, dict) and "source" in event and "detail-type" in event
 
 
 def effective_mode(*modes: Mode | None) -> Mode:

@@ -1,19 +1,24 @@
 """AWS Secrets Manager: which secrets are targets, and what each holds."""
 
 import re
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from session_reaper.aws import client
 from session_reaper.settings import Tag
-from session_reaper.targets import SecretError, Target, read_target
+from session_reaper.targets import Secret, SecretError
 
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
     from mypy_boto3_secretsmanager.type_defs import FilterTypeDef
 
-_HINTS = {
+BATCH: Final = 20  # secrets that one call gives at most
+KEEP_SECONDS: Final = 900.0  # how long a scheduled run may use what another has read
+
+_HINTS: Final = {
     "ResourceNotFoundException": "Check the name in TARGET_SECRETS and the region.",
     "AccessDeniedException": "Allow the function's role secretsmanager:GetSecretValue on it"
     " (and kms:Decrypt on its key).",
@@ -21,14 +26,23 @@ _HINTS = {
     "InvalidRequestException": "The secret is marked for deletion: restore it, or take it off the"
     " targets.",
 }
-_OTHER_HINT = "Check that the function reaches Secrets Manager (in a VPC: an endpoint or a NAT)."
+_OTHER_HINT: Final = (
+    "Check that the function reaches Secrets Manager (in a VPC: an endpoint or a NAT)."
+)
+
+# Of this process, for warm runs: endpoint and id -> when it was read (wall clock: a frozen Lambda's
+# monotonic one may stand still), what was read.
+_kept: Final[dict[tuple[str, str], tuple[float, Secret]]] = {}
 
 
 class Secrets:
     """The secrets that this run reads. Safe to use from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, account: str, *, fresh: bool) -> None:
+        """`account`: our own. `fresh`: pass over what an earlier run of this process has read."""
         self._client: SecretsManagerClient = client("secretsmanager")
+        self._account = account
+        self._fresh = fresh
 
     def tagged(self, tag: Tag) -> tuple[str, ...]:
         """The ARNs of the secrets with this tag. Raises SecretError."""
@@ -47,27 +61,69 @@ class Secrets:
             raise SecretError(f"tag {tag.key}={tag.value}", problem, hint) from None
         return tuple(secret["ARN"] for secret in secrets if wanted in secret.get("Tags", []))
 
-    def target(self, secret_id: str) -> Target:
-        """The target that a secret (name or ARN) describes. Raises SecretError."""
+    def read(self, ids: Sequence[str]) -> Sequence[Secret | SecretError]:
+        """What these secrets (names or ARNs) hold, in this order: BATCH of them at most."""
+        found: dict[str, Secret | SecretError] = {}
+        for each in ids:
+            when, secret = _kept.get(self._key(each), (0.0, None))
+            if secret is not None and not self._fresh and time.time() - when < KEEP_SECONDS:
+                found[each] = secret
+        missing = [each for each in ids if each not in found]
+        if len(missing) > 1:
+            found |= self._batch(missing)
+        return [found[each] if each in found else self._one(each) for each in ids]
+
+    def again(self, secret_id: str) -> Secret:
+        """What it holds now. Raises SecretError."""
+        secret = self._one(secret_id)
+        if isinstance(secret, SecretError):
+            raise secret
+        return secret
+
+    def _batch(self, ids: Sequence[str]) -> Mapping[str, Secret | SecretError]:
+        """As far as one call can say; of those left out each has to be asked for by itself."""
         try:
-            answer = self._client.get_secret_value(SecretId=secret_id)
+            answer = self._client.batch_get_secret_value(SecretIdList=ids)
+        except ClientError:  # without secretsmanager:BatchGetSecretValue it takes more calls
+            return {}
+        except BotoCoreError as error:
+            return {each: _unreadable(each, type(error).__name__, _OTHER_HINT) for each in ids}
+        values = {
+            known: value
+            for value in answer.get("SecretValues", [])
+            for known in (value["ARN"], value["Name"])
+        }
+        found = {each: self._keep(each, values[each]) for each in ids if each in values}
+        return dict(self._errors(answer.get("Errors", []))) | found
+
+    def _errors(self, errors: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, SecretError]]:
+        for error in errors:
+            secret_id, code = error["SecretId"], error["ErrorCode"]
+            # This call does not reach into other accounts; the one for a single secret does.
+            if not secret_id.startswith("arn:") or f":{self._account}:" in secret_id:
+                yield secret_id, _unreadable(secret_id, code, _HINTS.get(code, _OTHER_HINT))
+
+    def _one(self, secret_id: str) -> Secret | SecretError:
+        try:
+            return self._keep(secret_id, self._client.get_secret_value(SecretId=secret_id))
         except ClientError as error:
             code = error.response["Error"]["Code"]
-            hint = _HINTS.get(code, _OTHER_HINT)
-            problem = f"secret {secret_id} cannot be read: {code}"
-            raise SecretError(_name(secret_id), problem, hint) from None
+            return _unreadable(secret_id, code, _HINTS.get(code, _OTHER_HINT))
         except BotoCoreError as error:
-            problem = f"secret {secret_id} cannot be read: {type(error).__name__}"
-            raise SecretError(_name(secret_id), problem, _OTHER_HINT) from None
-        if "SecretString" not in answer:
-            raise SecretError(
-                answer["Name"],
-                f"secret {secret_id} is binary",
-                "Store its JSON as the secret's text (SecretString).",
-            )
-        return read_target(answer["Name"], answer["ARN"], answer["SecretString"])
+            return _unreadable(secret_id, type(error).__name__, _OTHER_HINT)
+
+    def _keep(self, secret_id: str, value: Mapping[str, Any]) -> Secret | SecretError:
+        if "SecretString" not in value:
+            problem = f"secret {secret_id} is binary"
+            return SecretError(value["Name"], problem, "Store it as text (SecretString).")
+        secret = Secret(name=value["Name"], arn=value["ARN"], text=value["SecretString"])
+        _kept[self._key(secret_id)] = (time.time(), secret)
+        return secret
+
+    def _key(self, secret_id: str) -> tuple[str, str]:
+        return (self._client.meta.endpoint_url, secret_id)
 
 
-def _name(secret_id: str) -> str:
-    """The name of a secret that is given by its name or its ARN, which adds six characters."""
-    return re.sub(r"^arn:.*:secret:(.+)-\w{6}$", r"\1", secret_id)
+def _unreadable(secret_id: str, why: str, hint: str) -> SecretError:
+    name = re.sub(r"^arn:.*:secret:(.+)-\w{6}$", r"\1", secret_id)  # an ARN adds six characters
+    return SecretError(name, f"secret {secret_id} cannot be read: {why}", hint)

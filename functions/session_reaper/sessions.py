@@ -134,6 +134,7 @@ class Scope:
     locks: bool  # how many each holds: as above
 
 
+NOTHING = Scope(idle_floors={}, waits=False, locks=False)  # but the slots and our rights
 EVERYTHING = Scope(idle_floors=dict.fromkeys(State, 0.0), waits=True, locks=True)
 
 
@@ -146,6 +147,8 @@ class Look:
     can_see: bool  # other roles' sessions
     can_signal: bool  # sessions of every role that is no superuser
     untracked: int  # client backends whose state is `disabled`
+    reader: bool  # in recovery: a replica
+    behind_pooler: bool  # we talk to a pooler: what it shows are its own sessions
     sessions: tuple[Session, ...]  # those that a rule could match, in no order
 
 

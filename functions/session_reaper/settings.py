@@ -31,6 +31,7 @@ class Settings:
 
     target_secrets: tuple[str, ...]
     target_secret_tag: Tag | None
+    whole_clusters: bool  # the secret of a cluster is for each of its instances
     topic_arn: str
     mode: Mode
     policy: str
@@ -48,6 +49,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     return Settings(
         target_secrets=secrets,
         target_secret_tag=tag,
+        whole_clusters=_whole_clusters(given.get("CLUSTER_TARGETS", "instances")),
         topic_arn=_topic(given.get("TOPIC_ARN")),
         mode=read_mode(given.get("MODE", "observe"), "MODE"),
         policy=given.get("POLICY", ""),
@@ -62,6 +64,12 @@ def _tag(value: str | None) -> Tag | None:
     if not key or not equals:
         raise ConfigurationError("TARGET_SECRET_TAG", f"{value} is no key=value")
     return Tag(key=key, value=rest)
+
+
+def _whole_clusters(value: str) -> bool:
+    if value not in ("instances", "endpoint"):
+        raise ConfigurationError("CLUSTER_TARGETS", f"{value} is neither instances nor endpoint")
+    return value == "instances"
 
 
 def _topic(value: str | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from session_reaper.durations import format_duration
+from session_reaper.preflight import Check
 from session_reaper.report import (
     Fate,
     Outcome,
@@ -18,6 +19,7 @@ from session_reaper.report import (
 
 MAX_SUBJECT = 99  # characters: SNS takes less than 100
 MAX_MESSAGE = 240_000  # bytes of the JSON message: SNS takes 262,144 with everything around it
+_LONGEST_REMEDY = 1200  # characters: what to do about a full server takes two sentences and SQL
 _NOT_DONE = (Outcome.SPARED, Outcome.ESCAPED)
 _MOST_GROUPS = 12  # of one target's victims
 
@@ -32,7 +34,8 @@ class Summary:
 
 def summarize(report: Report) -> Summary:
     """The report as people read it."""
-    subject = clean(report.summary, MAX_SUBJECT)
+    critical = "CRITICAL: " if report.is_critical else ""
+    subject = clean(critical + report.summary, MAX_SUBJECT)
     lines = [clean(report.summary), ""]
     footer = f"Run {report.run_id}, mode {report.mode}."
     size = _bytes([*lines, footer])
@@ -57,7 +60,9 @@ def _block(target: TargetReport, *, alone: bool) -> Iterator[str]:
     if target.error:
         if target.slots is not None:
             yield f"  error   {clean(target.error.message)}"
-        yield f"  remedy  {clean(target.error.hint)}"
+        yield f"  remedy  {clean(target.error.hint, _LONGEST_REMEDY)}"
+    if target.checked is not None:
+        yield f"  found   {clean(_found(target.checked))}"
     for sentence in target.pressure:
         yield f"  {clean(sentence)}"
     yield from _victims(target.fates)
@@ -66,6 +71,20 @@ def _block(target: TargetReport, *, alone: bool) -> Iterator[str]:
         if advice.sql:
             yield f"          {clean(advice.sql)}"
     yield ""
+
+
+def _found(check: Check) -> str:
+    """What a check says of connection and role, on one line."""
+    server, look = check.server, check.look
+    tls = "no TLS"
+    if server.tls is not None:
+        verified = "verified" if server.tls.verified else "not verified"
+        until = server.tls.certificate_until or "an unknown day"
+        tls = f"{server.tls.version}, certificate {verified}, until {until}"
+    rights = {"sees": look.can_see, "signals": look.can_signal}
+    rights |= {"has a reserved slot": server.has_reserved_slot}
+    said = ", ".join(f"{right}: {'yes' if held else 'no'}" for right, held in rights.items())
+    return f"{tls}; role {server.role} {said}"
 
 
 def _victims(fates: Iterable[Fate]) -> Iterator[str]:

@@ -1,10 +1,12 @@
-"""A target: one PostgreSQL instance, known by one secret."""
+"""A target: one PostgreSQL instance, and how its secret says to sign in to it."""
 
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from session_reaper.documents import UNSENDABLE
 from session_reaper.errors import TargetError
@@ -22,19 +24,55 @@ class SslMode(StrEnum):
     DISABLE = "disable"  # plaintext
 
 
+class Auth(StrEnum):
+    """How the role proves who it is."""
+
+    PASSWORD = "password"  # noqa: S105 -- the secret's word for it
+    IAM = "iam"  # a token that stands in for the password, made anew for each connection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secret:
+    """What Secrets Manager holds under one name."""
+
+    name: str
+    arn: str
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One instance of RDS or Aurora, as the RDS API lists it."""
+
+    identifier: str
+    cluster: str  # its identifier, or "" of an instance without one
+    engine: str
+    host: str
+    port: int
+    reader: bool  # of its cluster, not the writer
+    secret_arns: tuple[str, ...]  # the master secrets that RDS manages for it and for its cluster
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """Where to sign in, and how."""
 
     name: str
+    group: str  # what its secret is called as a target: several instances may share it
     secret_arn: str
     host: str
     port: int
     role: str
-    password: str = field(repr=False)
+    auth: Auth
+    auth_given: bool  # else it is IAM because there is no password
+    password: str = field(repr=False)  # or an IAM token; "" until one is made
     database: str
     sslmode: SslMode
     sslrootcert: str | None = field(repr=False)  # PEM
+    fallback_secret: str | None  # whose role may get in where this one finds the server full
+    instead_of: str | None = None  # the target's own role, where the fallback's signs in
+    reader: bool = False
+    unlisted: str = ""  # why this host alone stands for its cluster
 
 
 class SecretError(TargetError):
@@ -48,64 +86,159 @@ class SecretError(TargetError):
         self.target = target
 
 
-def read_target(secret_name: str, secret_arn: str, secret: str) -> Target:
-    """The target that a secret's JSON text describes.
+def read_targets(
+    secret: Secret, instances: Callable[[], Iterable[Instance]], *, whole_clusters: bool
+) -> tuple[Target, ...]:
+    """The targets that a secret describes: one, or each instance of its cluster.
 
-    The shape is that of RDS's secrets: engine, host, port, username, password, dbname,
-    dbInstanceIdentifier, dbClusterIdentifier, and optionally sslmode, sslrootcert, auth, name.
+    The text is JSON in the shape of RDS's secrets (engine, host, port, username, password, dbname,
+    dbInstanceIdentifier, dbClusterIdentifier) or of Aiven's connection information, or a service
+    URI, alone or as the key uri. Optional keys: sslmode, sslrootcert, auth, name, fallback_secret.
+    `instances` is asked only if RDS has to say where they are; it raises TargetError if it cannot.
     Raises SecretError naming the key; no message holds a value that could be the password.
     """
+    read = _Reader(secret)
+    given = read.optional("name").strip()
+    instance, cluster = read.optional("dbInstanceIdentifier"), read.optional("dbClusterIdentifier")
+    read.target = given or instance or cluster or secret.name
+    read.check_engine(read.optional("engine"))
+    managed = secret.name.startswith("rds!") and not read.optional("host")
+    target = read.signs_in("" if managed else read.host(), read.port())
+    found, unlisted = [], ""
+    if managed:
+        found = _managed(read, instances)
+    elif cluster and not instance and whole_clusters:
+        found, unlisted = _members(cluster, instances)
+    for each in found:
+        read.check_engine(each.engine)
+    running = [each for each in found if whole_clusters or not each.reader]
+    placed = [_placed(target, each, given, whole=whole_clusters) for each in running]
+    return tuple(placed) or (replace(target, unlisted=unlisted),)
+
+
+def _managed(read: "_Reader", instances: Callable[[], Iterable[Instance]]) -> list[Instance]:
+    """Those whose master secret this is: RDS puts a user and a password into it, and no host."""
     try:
-        document = json.loads(secret)
-    except (ValueError, RecursionError):
-        raise SecretError(  # from None: the JSON error carries the whole secret
-            secret_name,
-            f"secret {secret_name} is not JSON",
-            'Store an object such as {"host": …, "username": …, "password": …}.',
-        ) from None
-    if not isinstance(document, dict):
-        message = f"secret {secret_name} is JSON, but no object"
-        raise SecretError(secret_name, message, "Store an object.")
-    read = _Reader(secret_name, document)
-    read.target = (
-        read.optional("name").strip()
-        or read.optional("dbInstanceIdentifier")
-        or read.optional("dbClusterIdentifier")
-        or secret_name
+        found = [each for each in instances() if read.secret.arn in each.secret_arns]
+    except TargetError as error:
+        problem = f"host is missing, and RDS cannot be asked for it: {error.message}"
+        raise read.error(problem, error.hint) from None
+    if not any(not each.reader for each in found):
+        problem = "host is missing, and RDS lists no running instance that has this secret"
+        hint = "Add host, if it is in another account or region; else take it off the targets."
+        raise read.error(problem, hint)
+    return found
+
+
+def _members(
+    cluster: str, instances: Callable[[], Iterable[Instance]]
+) -> tuple[list[Instance], str]:
+    """The instances of a cluster, or why there are none: the secret's own host stands for them."""
+    try:
+        found = [each for each in instances() if each.cluster == cluster]
+    except TargetError as error:
+        return [], f"{error.message}. {error.hint}"
+    return found, f"RDS lists no running instance of {cluster} in this account and region."
+
+
+def _placed(target: Target, instance: Instance, given: str, *, whole: bool) -> Target:
+    group = given or instance.cluster or instance.identifier
+    name = group
+    if instance.cluster and whole:
+        name = f"{given}/{instance.identifier}" if given else instance.identifier
+    return replace(
+        target,
+        name=name,
+        group=group,
+        host=instance.host,
+        port=instance.port,
+        reader=instance.reader,
     )
-    engine = read.optional("engine")
-    if engine and "postgres" not in engine.lower():
-        problem = f"engine {engine[:40]} is not PostgreSQL"
-        raise read.error(problem, "Take the secret off the targets: there are no sessions to see.")
-    if read.optional("auth") not in ("", "password"):
-        hint = "Leave it out, or write password: the key password holds it."
-        raise read.error("auth is not supported", hint)
-    return Target(
-        name=read.target,
-        secret_arn=secret_arn,
-        host=read.host(),
-        port=read.port(),
-        role=read.required("username"),
-        password=read.required("password"),
-        database=read.optional("dbname") or "postgres",
-        sslmode=read.sslmode(),
-        sslrootcert=read.optional("sslrootcert") or None,
+
+
+def by_fallback(target: Target, secret: Secret) -> Target:
+    """The same target, signed in to by the role of its fallback secret.
+
+    Of that secret only username and password (or auth) count. Raises SecretError.
+    """
+    read = _Reader(secret)
+    read.target = target.name
+    other = read.signs_in(target.host, target.port)
+    return replace(
+        target,
+        role=other.role,
+        auth=other.auth,
+        auth_given=other.auth_given,
+        password=other.password,
+        instead_of=target.role,
     )
 
 
 class _Reader:
     """Reads the keys of one secret; its errors name the secret and the key."""
 
-    def __init__(self, secret_name: str, document: dict[str, Any]) -> None:
-        self._secret_name = secret_name
-        self.target = secret_name
-        self._document = document
+    def __init__(self, secret: Secret) -> None:
+        self.secret = secret
+        self.target = secret.name
+        self._document = self._parsed(secret.text)
+
+    def _parsed(self, text: str) -> dict[str, Any]:
+        if _is_uri(text):
+            return self._of_uri(text)
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError):  # from None: the JSON error carries the whole secret
+            raise SecretError(
+                self.target,
+                f"secret {self.secret.name} is not JSON, nor a URI that begins with postgres://",
+                'Store an object such as {"host": …, "username": …, "password": …}.',
+            ) from None
+        if isinstance(document, str) and _is_uri(document):
+            return self._of_uri(document)
+        if not isinstance(document, dict):
+            message = f"secret {self.secret.name} is JSON, but no object"
+            raise SecretError(self.target, message, "Store an object, or a service URI.")
+        return self._flat({key: value for key, value in document.items() if value is not None})
+
+    def _flat(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Aiven's API has the parts of the URI beside it, its Terraform provider in a list of one."""
+        for key in ("service_uri_params", "pg_params"):
+            inner = given.get(key)
+            inner = inner[0] if isinstance(inner, list) and inner else inner
+            if isinstance(inner, dict):
+                given = inner | given
+        for key in ("uri", "service_uri"):
+            if key in given:
+                uri = given[key]
+                if not isinstance(uri, str) or not _is_uri(uri):
+                    raise self.error(f"{key} is no URI", "It begins with postgres://.")
+                given = self._of_uri(uri) | given
+        for theirs, ours in {"user": "username", "database": "dbname"}.items():
+            if theirs in given:
+                given.setdefault(ours, given[theirs])
+        return given
+
+    def _of_uri(self, uri: str) -> dict[str, Any]:
+        """The parts of postgres://user:password@host:port/dbname?sslmode=…, percent-decoded."""
+        try:
+            parts = urlsplit(uri.strip())
+            read = {
+                "host": parts.hostname,
+                "port": parts.port,
+                "username": unquote(parts.username or "", errors="strict"),
+                "password": unquote(parts.password or "", errors="strict"),
+                "dbname": unquote(parts.path[1:], errors="strict"),
+                "sslmode": dict(parse_qsl(parts.query)).get("sslmode"),
+            }
+        except ValueError:  # from None: it quotes what it cannot read
+            hint = "In user and password write : / ? # [ ] @ % as %3A %2F %3F %23 %5B %5D %40 %25;"
+            hint += " name one host."
+            raise self.error("uri cannot be read", hint) from None
+        return {key: value for key, value in read.items() if value not in (None, "")}
 
     def optional(self, key: str) -> str:
         """Text, or "" if the key is absent or null."""
-        value = self._document.get(key)
-        if value is None:
-            return ""
+        value = self._document.get(key, "")
         if not isinstance(value, str) or UNSENDABLE.search(value):
             raise self.error(f"{key} is not text", f"Write {key} as a JSON string.")
         return value
@@ -126,16 +259,53 @@ class _Reader:
 
     def port(self) -> int:
         """A port number, PostgreSQL's own by default."""
-        value = self._document.get("port")
-        if value is None:
-            return _DEFAULT_PORT
+        value = self._document.get("port", _DEFAULT_PORT)
         if isinstance(value, int | str) and re.fullmatch(r"[0-9]{1,5}", text := str(value)):
             port = int(text)
             if 0 < port <= _HIGHEST_PORT:
                 return port
         raise self.error("port is no port number", f"Write 1 to {_HIGHEST_PORT}.")
 
-    def sslmode(self) -> SslMode:
+    def check_engine(self, engine: str) -> None:
+        """Refuse what is not PostgreSQL; who says nothing means it."""
+        if engine and "postgres" not in engine.lower():
+            problem = f"engine {engine[:40]} is not PostgreSQL"
+            hint = "Take the secret off the targets: there are no sessions to see."
+            raise self.error(problem, hint)
+
+    def signs_in(self, host: str, port: int) -> Target:
+        """The target at this place."""
+        sslmode, auth, auth_given = self._sslmode(), self._auth(), bool(self.optional("auth"))
+        if auth is Auth.IAM and sslmode is SslMode.DISABLE:
+            if not auth_given:
+                raise self.error("password is missing", "Add password to the secret.")
+            problem = "auth iam needs TLS: with sslmode disable the token would go out in plaintext"
+            raise self.error(problem, "Take sslmode out of the secret, or write another.")
+        return Target(
+            name=self.target,
+            group=self.target,
+            secret_arn=self.secret.arn,
+            host=host,
+            port=port,
+            role=self.required("username"),
+            auth=auth,
+            auth_given=auth_given,
+            password=self.required("password") if auth is Auth.PASSWORD else "",
+            database=self.optional("dbname") or "postgres",
+            sslmode=sslmode,
+            sslrootcert=self.optional("sslrootcert") or None,
+            fallback_secret=self.optional("fallback_secret").strip() or None,
+        )
+
+    def _auth(self) -> Auth:
+        """As it is written; without a word on it, a secret without a password means IAM."""
+        inferred = Auth.PASSWORD if self.optional("password") else Auth.IAM
+        try:
+            return Auth(self.optional("auth") or inferred)
+        except ValueError:
+            raise self.error("auth is not known", f"Write one of {', '.join(Auth)}.") from None
+
+    def _sslmode(self) -> SslMode:
         """The strictest unless another is written."""
         try:
             return SslMode(self.optional("sslmode") or SslMode.VERIFY_FULL)
@@ -145,4 +315,8 @@ class _Reader:
 
     def error(self, problem: str, hint: str) -> SecretError:
         """What is wrong with the secret, as an error."""
-        return SecretError(self.target, f"secret {self._secret_name}: {problem}", hint)
+        return SecretError(self.target, f"secret {self.secret.name}: {problem}", hint)
+
+
+def _is_uri(text: str) -> bool:
+    return re.match(r"\s*postgres(ql)?://", text) is not None

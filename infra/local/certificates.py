@@ -20,11 +20,12 @@ _VALID = timedelta(days=7)
 _CLOCK_SKEW = timedelta(hours=1)
 
 
-def make_tls(folder: Path) -> Tls:
+def make_tls(folder: Path, *, valid: timedelta = _VALID) -> Tls:
     """Write a new authority and a certificate for localhost and 127.0.0.1 into ``folder``.
 
-    The folder must exist; files of an earlier call are replaced. Both are valid for a week. The
-    extensions are those without which Python 3.13 and later refuse a chain.
+    The folder must exist; files of an earlier call are replaced. Both are valid from an hour ago
+    until ``valid`` from now. The extensions are those without which Python 3.13 and later refuse a
+    chain.
     """
     tls = Tls(
         authority=folder / "authority.pem",
@@ -33,9 +34,10 @@ def make_tls(folder: Path) -> Tls:
     )
     issuer = ec.generate_private_key(ec.SECP256R1())
     subject = ec.generate_private_key(ec.SECP256R1())
-    authority = _authority(issuer)
+    until = datetime.now(UTC) + valid
+    authority = _authority(issuer, until)
     tls.authority.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
-    certificate = _certificate(subject, issuer)
+    certificate = _certificate(subject, issuer, until)
     tls.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     tls.key.touch(mode=0o600)
     tls.key.write_bytes(
@@ -48,9 +50,9 @@ def make_tls(folder: Path) -> Tls:
     return tls
 
 
-def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def _authority(key: ec.EllipticCurvePrivateKey, until: datetime) -> x509.Certificate:
     return (
-        _builder("session-reaper local authority", key, key)
+        _builder("session-reaper local authority", key, key, until)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(authority=True), critical=True)
         .sign(key, hashes.SHA256())
@@ -58,13 +60,13 @@ def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
 
 
 def _certificate(
-    key: ec.EllipticCurvePrivateKey, issuer: ec.EllipticCurvePrivateKey
+    key: ec.EllipticCurvePrivateKey, issuer: ec.EllipticCurvePrivateKey, until: datetime
 ) -> x509.Certificate:
     names = x509.SubjectAlternativeName(
         [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
     )
     return (
-        _builder("localhost", key, issuer)
+        _builder("localhost", key, issuer, until)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -74,7 +76,10 @@ def _certificate(
 
 
 def _builder(
-    name: str, key: ec.EllipticCurvePrivateKey, issuer: ec.EllipticCurvePrivateKey
+    name: str,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: ec.EllipticCurvePrivateKey,
+    until: datetime,
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
@@ -84,7 +89,7 @@ def _builder(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _CLOCK_SKEW)
-        .not_valid_after(now + _VALID)
+        .not_valid_after(until)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), critical=False

@@ -265,6 +265,18 @@ class Stage:
     def sessions(self, number: int, state: str = LEAK, **options: Any) -> list[Victim]:  # noqa: ANN401
         return [self.session(state, **options) for _ in range(number)]
 
+    def fill(self, role: str = "app") -> list[Victim]:
+        """Leak as that role until the server lets it in no more."""
+        leaks: list[Victim] = []
+        refusal: dict[str, str] = {}
+        while not refusal:
+            try:
+                leaks.append(self.session(LEAK, role))
+            except pg8000.native.DatabaseError as error:
+                refusal = error.args[0]
+        assert refusal["C"] == "53300", refusal
+        return leaks
+
     def survivors(self, victims: Iterable[Victim]) -> list[Victim]:
         return [victim for victim in victims if victim.is_there]
 

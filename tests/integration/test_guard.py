@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from session_reaper.deadline import Deadline
+from session_reaper.directory import Directory
 from session_reaper.policy import Action
 from session_reaper.postgres import Server, Signal
-from session_reaper.secrets_manager import Secrets
 from session_reaper.sessions import EVERYTHING, Identity, State
+from session_reaper.settings import read_settings
+from session_reaper.targets import Target
 
 from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, until
 from tests.integration.wire import Moment, Proxy
@@ -105,7 +107,9 @@ def test_p2_the_reaper_itself_is_never_in_a_transaction_block(stage: Stage) -> N
 
 @pytest.fixture
 def reaper(stage: Stage) -> Iterator[Server]:
-    target = Secrets().target(stage.target())
+    stage.target()
+    (target,) = Directory(read_settings(), fresh=True).find([], Deadline(10))
+    assert isinstance(target, Target)
     server = Server.connect(target, Deadline(10))
     yield server
     server.close()

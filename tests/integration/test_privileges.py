@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import socket
 import struct
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from pg8000.native import DatabaseError
 
 from tests.integration.stage import IDLE, LEAK, assert_true_to, rule, until
 from tests.integration.wire import Moment, Proxy
@@ -16,7 +15,7 @@ from tests.integration.wire import Moment, Proxy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.stage import Stage, Victim
+    from tests.integration.stage import Stage
 
 pytestmark = pytest.mark.every_major
 
@@ -170,30 +169,19 @@ def test_a_database_that_we_may_not_enter(stage: Stage) -> None:
 # -- slots -----------------------------------------------------------------------------------------
 
 
-def _fill(stage: Stage, role: str = "app") -> list[Victim]:
-    """Leak as that role until the server lets it in no more."""
-    leaks: list[Victim] = []
-    with suppress(DatabaseError):
-        while len(leaks) < 50:
-            leaks.append(stage.session(LEAK, role))
-    with pytest.raises(DatabaseError, match="'C': '53300'"):
-        stage.connect(role)
-    return leaks
-
-
 def test_a_server_without_a_slot_for_us_is_full(own_server: Callable[..., Stage]) -> None:
     stage = own_server({"max_connections": "10"})
     stage.role("boss", "SUPERUSER")
-    leaks = _fill(stage)  # every ordinary slot is gone
-    run = stage.reap()
+    leaks = stage.fill()  # every ordinary slot is gone
+    run = stage.reap(seconds=4)
     assert run.target()["status"] == "full"
     assert run.error()["code"] == "53300"
     assert "reserved_connections" in run.error()["hint"]
     assert run.document["status"] == "failed"
     assert "orders: full, " in run.email.subject
     assert stage.survivors(leaks) == leaks
-    _fill(stage, "boss")  # every slot is gone
-    run = stage.reap()
+    stage.fill("boss")  # every slot is gone
+    run = stage.reap(seconds=4)
     assert (run.target()["status"], run.error()["code"]) == ("full", "53300")
 
 
@@ -208,7 +196,7 @@ def test_a_server_full_of_connections_that_never_signed_in_is_full(
             stack.enter_context(raw)
             raw.sendall(struct.pack("!ii", len(parameters) + 8, 196608) + parameters)
             assert raw.recv(1) == b"R"  # it wants a password
-        run = stage.reap()
+        run = stage.reap(seconds=4)
     assert (run.target()["status"], run.error()["code"]) == ("full", "53300")
 
 
@@ -227,7 +215,7 @@ def test_with_a_reserved_slot_a_full_server_becomes_well(
 ) -> None:
     stage = own_server({"max_connections": "10", "reserved_connections": "2"})
     healthy = stage.session(IDLE)
-    leaks = _fill(stage)
+    leaks = stage.fill()
     run = stage.reap()
     assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
     assert run.target()["slots"] == {

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 import pg8000.native
 import pytest
 from session_reaper.deadline import Deadline
+from session_reaper.directory import Directory
 from session_reaper.policy import Mode, read_policy
-from session_reaper.reap import reap
-from session_reaper.secrets_manager import Secrets
+from session_reaper.reap import reap, visited
+from session_reaper.settings import read_settings
+from session_reaper.targets import Target
 
 from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, policy, rule, until
 
@@ -108,13 +111,17 @@ def test_p12_a_clock_of_ours_that_is_wrong_changes_nothing(
     leak, old = stage.session(LEAK), stage.session(LEAK, role="old")
     until(lambda: _age(stage, old.pid, "state_change") > 0.3, "one is old")
     leak.connection.run("SELECT 1")
-    target = Secrets().target(stage.target())
+    stage.target()
+    directory = Directory(read_settings(), fresh=True)
+    (target,) = directory.find([], Deadline(10))
+    assert isinstance(target, Target)
     for skew in (-1e6, 1e6):
         now = time.time() + skew
         monkeypatch.setattr(time, "time", lambda now=now: now)
         quota = None
         rules = read_policy(policy(rule(idle_for="250ms", role=["app", "old"])))
-        *_, last = reap(rules, Mode.OBSERVE, quota, target, Deadline(10))
+        reaping = partial(reap, rules, Mode.OBSERVE, quota)
+        *_, last = visited(reaping, directory, target, Deadline(10))
         monkeypatch.undo()
         assert [fate.decision.pid for fate in last.fates] == [old.pid]
         leak.connection.run("SELECT 1")

@@ -106,7 +106,12 @@ def test_no_password_of_a_target_that_fails(stage: Stage, output: Output) -> Non
     "text",
     [
         SECRET,
-        f"postgres://app:{SECRET}@host/db",
+        f"postgres://app:{SECRET}@/db",
+        f"postgres://app:{SECRET}#@host/db",
+        f"postgres://app:{SECRET}@[host/db",
+        f"postgres://app:{SECRET}%ff@host/db",
+        f"postgresql://app:{SECRET}@host:x/db",
+        f"postgres://{SECRET}",
         f'{{"password": "{CANARY}"',
         f'["{CANARY}"]',
         f'"{CANARY}"',

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 import pytest
 from botocore.client import BaseClient
-from botocore.exceptions import ClientError
 from session_reaper.errors import ConfigurationError
 
 from tests.integration.stage import LEAK, Run, policy
@@ -71,10 +70,12 @@ def test_a_secret_that_we_may_not_read(stage: Stage) -> None:
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001
 
     def deny(client: BaseClient, operation: str, arguments: dict[str, Any]) -> object:
-        if arguments.get("SecretId") == "denied":
-            error = {"Code": "AccessDeniedException", "Message": "arn:… is not authorized"}
-            raise ClientError({"Error": error}, operation)  # type: ignore[typeddict-item]
-        return call(client, operation, arguments)
+        answer = call(client, operation, arguments)
+        if operation == "BatchGetSecretValue":
+            (error,) = answer["Errors"]
+            assert error["SecretId"] == "denied"
+            error["ErrorCode"] = "AccessDeniedException"
+        return answer
 
     stage.target("healthy")
     stage.listed("denied")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import socket
+import ssl
+from datetime import timedelta
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from session_reaper import postgres
 
 from infra.local.certificates import make_tls
 from tests.integration.stage import LEAK
@@ -61,31 +65,113 @@ def test_another_authority_is_refused(
     secured: Stage, other_authority: str, sslmode: str | None
 ) -> None:
     secured.target(sslmode=sslmode, sslrootcert=other_authority)
-    assert secured.reap().error()["code"] == "tls"
+    error = secured.reap().error()
+    assert error["code"] == "tls"
+    assert "is by a CA that is not trusted" in error["message"]
+    assert "sslrootcert" in error["hint"]
 
 
 @pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca", None])
 def test_an_authority_that_no_secret_gave_is_refused(secured: Stage, sslmode: str | None) -> None:
     secured.target(sslmode=sslmode)
-    assert secured.reap().error()["code"] == "tls"
+    assert "is by a CA that is not trusted" in secured.reap().error()["message"]
 
 
-def test_another_host_is_refused_by_verify_full_only(
-    secured: Stage, tls: Tls, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca"])
+def test_a_certificate_that_has_expired_is_told(
+    own_server: Callable[..., Stage], tmp_path: Path, sslmode: str
 ) -> None:
+    tls = make_tls(tmp_path, valid=timedelta(minutes=-1))
+    stage = own_server(tls=tls)
+    stage.target(sslmode=sslmode, sslrootcert=tls.authority.read_text())
+    error = stage.reap().error()
+    assert error["code"] == "tls"
+    assert "has expired" in error["message"]
+    assert "Renew it" in error["hint"]
+
+
+def test_a_server_without_tls_is_told_and_not_spoken_to_in_plaintext(
+    own_server: Callable[..., Stage], tls: Tls
+) -> None:
+    stage = own_server()
+    authority = tls.authority.read_text()
+    for sslmode in ("verify-full", "verify-ca", "require"):
+        stage.target(sslmode, sslmode=sslmode, sslrootcert=authority)
+    run = stage.reap()
+    for sslmode in ("verify-full", "verify-ca", "require"):
+        error = run.error(sslmode)
+        assert (error["code"], "does not offer TLS" in error["message"]) == ("tls", True)
+        assert "Switch TLS on" in error["hint"]
+
+
+@pytest.fixture
+def led_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every host's name leads to the loopback."""
     resolve = socket.getaddrinfo
 
     def resolved(host: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-        return resolve("127.0.0.1" if host == "db.example" else host, *arguments, **options)
+        local = "127.0.0.1" if "." in host and not host[0].isdigit() else host
+        return resolve(local, *arguments, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
+
+
+@pytest.mark.usefixtures("led_here")
+def test_another_host_is_refused_by_verify_full_only(secured: Stage, tls: Tls) -> None:
     for name, sslmode in {"absent": None, "full": "verify-full", "ca": "verify-ca"}.items():
         authority = tls.authority.read_text()
         secured.target(name, sslrootcert=authority, host="db.example", sslmode=sslmode)
     run = secured.reap()
-    assert run.error("absent")["code"] == "tls"
-    assert run.error("full")["code"] == "tls"
+    for name in ("absent", "full"):
+        assert run.error(name)["code"] == "tls"
+        assert "is for another host" in run.error(name)["message"]
+        assert "endpoint itself" in run.error(name)["hint"]
     assert run.target("ca")["status"] == "ok"
+
+
+@pytest.mark.usefixtures("led_here")
+def test_rds_is_trusted_by_its_own_authorities_and_nobody_elses(
+    secured: Stage, tls: Tls, tmp_path: Path
+) -> None:
+    """The file in the artifact, with the test's authority as that of one region."""
+    package = files("session_reaper")
+    (tmp_path / "queries").mkdir()
+    for query in (package / "queries").iterdir():
+        (tmp_path / "queries" / query.name).write_text(query.read_text())
+    authority = f"# Amazon RDS eu-west-1 Root CA\n{tls.authority.read_text()}"
+    roots = (package / "aws_certificates.pem").read_text()
+    (tmp_path / "aws_certificates.pem").write_text(f"{roots}\n{authority}")
+    secured.monkeypatch.setattr(postgres, "files", lambda _: tmp_path)
+    for region in ("eu-west-1", "eu-west-2"):
+        host = f"orders.abc.{region}.rds.amazonaws.com"
+        secured.target(f"full-{region}", host=host, sslmode=None)
+        secured.target(f"ca-{region}", host=host, sslmode="verify-ca")
+    run = secured.reap()
+    assert run.target("ca-eu-west-1")["status"] == "ok"
+    assert "is for another host" in run.error("full-eu-west-1")["message"]  # but trusted
+    for name in ("full-eu-west-2", "ca-eu-west-2"):
+        assert "is by a CA that is not trusted" in run.error(name)["message"]
+        assert "make certs" in run.error(name)["hint"]
+
+
+def test_one_context_is_made_for_all_targets_of_one_authority(
+    secured: Stage, tls: Tls, other_authority: str
+) -> None:
+    made: list[str | None] = []
+    make = ssl.create_default_context
+
+    def counted(*, cadata: str | None = None) -> ssl.SSLContext:
+        made.append(cadata)
+        return make(cadata=cadata)
+
+    secured.monkeypatch.setattr(ssl, "create_default_context", counted)
+    authority = tls.authority.read_text()
+    for n in range(4):
+        secured.target(f"right-{n}", sslmode=None, sslrootcert=authority)
+        secured.target(f"wrong-{n}", sslmode=None, sslrootcert=other_authority)
+    run = secured.reap()
+    assert run.document["totals"]["failed"] == 4
+    assert sorted(made, key=str) == sorted([authority, other_authority])
 
 
 def test_plaintext_is_refused_by_the_server_and_told(secured: Stage) -> None:

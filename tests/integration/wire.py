@@ -148,7 +148,8 @@ class Proxy(Impostor):
     """Stands between the reaper and a real server.
 
     `before` is called before a request goes on to the server; `troubles` apply to the connection
-    of their own index and, with `every`, to all later ones too.
+    of their own index and, with `every`, to all later ones too. `says` makes of what the server says
+    what the reaper hears.
     """
 
     def __init__(
@@ -157,12 +158,14 @@ class Proxy(Impostor):
         *troubles: Trouble,
         every: bool = False,
         before: Callable[[Moment], None] | None = None,
+        says: Callable[[bytes], bytes] = bytes,
     ) -> None:
         super().__init__(self._forward)
         self._upstream_port = port
         self._troubles = troubles
         self._every = every
         self._before = before
+        self._says = says
         self.seen: list[Moment] = []
 
     def _forward(self, client: socket.socket, stop: Event) -> None:
@@ -181,7 +184,7 @@ class Proxy(Impostor):
                         return
                     if not data:
                         return
-                    client.sendall(data)
+                    client.sendall(self._says(data))
                 if client in ready:
                     data = client.recv(65536)
                     if not data:

@@ -17,7 +17,7 @@ from session_reaper.deadline import Deadline
 from session_reaper.postgres import Server
 from session_reaper.report import as_recording
 from session_reaper.sessions import EVERYTHING
-from session_reaper.targets import SslMode, Target
+from session_reaper.targets import Auth, SslMode, Target
 
 from infra.local.postgres import Build, bundled_builds, npm_builds, server
 from tests.looks import FOLDER, verdicts_on
@@ -62,7 +62,11 @@ def _look(running: PostgresServer) -> object:
     deadline = Deadline(30)
     target = Target(
         name="orders",
+        group="orders",
         secret_arn="",
+        auth=Auth.PASSWORD,
+        auth_given=False,
+        fallback_secret=None,
         host=running.host,
         port=running.port,
         role="session_reaper",

@@ -37,6 +37,8 @@ def a_look(*sessions: Session) -> Look:
         can_see=True,
         can_signal=True,
         untracked=0,
+        reader=False,
+        behind_pooler=False,
         sessions=sessions or (a_session(),),
     )
 

@@ -293,6 +293,8 @@ def a_look(query: str = "select 1") -> Look:
         can_see=True,
         can_signal=True,
         untracked=0,
+        reader=False,
+        behind_pooler=False,
         sessions=tuple(a_session(pid=pid, query=query) for pid in range(1, 5001)),
     )
 

@@ -8,7 +8,13 @@ import pytest
 from session_reaper.decide import Verdict, decide
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Mode
-from session_reaper.request import RunRequest, effective_mode, policy_of_run, read_request
+from session_reaper.request import (
+    RunRequest,
+    effective_mode,
+    is_scheduled,
+    policy_of_run,
+    read_request,
+)
 
 from tests.builders import a_document, a_policy, a_rule, a_session, some_slots
 
@@ -31,6 +37,7 @@ def test_every_event_in_the_folder_is_understood(path: Path) -> None:
         ("scheduled.json", RunRequest()),
         ("scheduler.json", RunRequest()),
         ("manual_everything.json", RunRequest()),
+        ("manual_check.json", RunRequest(check=True)),
         ("manual_observe.json", RunRequest(mode=OBSERVE)),
         ("manual_one_target.json", RunRequest(targets=("orders",))),
     ],
@@ -180,3 +187,18 @@ def test_the_policy_of_an_event_does_not_lift_the_protections_of_the_stacks(
         assert decision.reason.startswith("protected: "), spared
     (decision,) = decide([a_session()], some_slots(), policy).decisions
     assert decision.verdict is Verdict.CONDEMN
+
+
+def test_a_check_is_no_recording() -> None:
+    assert read_request({"check": True}) == RunRequest(check=True)
+    with pytest.raises(ConfigurationError, match=r"^event\.record: .*check"):
+        read_request({"check": True, "record": True})
+    with pytest.raises(ConfigurationError, match=r"^event\.check: "):
+        read_request({"check": "yes"})
+
+
+def test_only_eventbridge_s_envelopes_are_scheduled() -> None:
+    for path in EVENTS.glob("*.json"):
+        scheduled = path.stem.startswith("schedule")
+        assert is_scheduled(json.loads(path.read_text())) is scheduled
+    assert not is_scheduled("detail-type source")

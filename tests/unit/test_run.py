@@ -2,36 +2,69 @@ from __future__ import annotations
 
 import socket
 import time
+from functools import partial
 from threading import Event
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
+from session_reaper import concurrency, secrets_manager
 from session_reaper import run as module
-from session_reaper import secrets_manager
+from session_reaper.concurrency import latest_of_all
 from session_reaper.deadline import Deadline
+from session_reaper.directory import Directory
 from session_reaper.errors import ConfigurationError
-from session_reaper.reap import record
-from session_reaper.report import TargetReport, TargetStatus
+from session_reaper.reap import record, visited
+from session_reaper.report import TargetReport, TargetStatus, crashed
 from session_reaper.settings import read_settings
+from session_reaper.targets import read_targets
 
 from tests.builders import a_secret, a_target_report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from session_reaper.targets import Instance, Secret, Target
 
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:"
+
+
+class Meta:
+    endpoint_url = "https://secretsmanager.invalid"
 
 
 class SecretsManager:
     """Stands in for botocore's client: secrets by name, all of them tagged reap=yes."""
 
+    meta = Meta()
+
     def __init__(self, secrets: dict[str, str]) -> None:
         self._secrets = secrets
+        self.calls: list[list[str]] = []  # the names that each call asked for
 
     def get_secret_value(self, *, SecretId: str) -> dict[str, str]:  # noqa: N803 -- botocore's name
+        self.calls.append([SecretId])
         name = SecretId.removeprefix(ARN)
+        if name not in self._secrets:
+            raise ClientError({"Error": {"Code": "AccessDeniedException"}}, "GetSecretValue")
         return {"Name": name, "ARN": ARN + name, "SecretString": self._secrets[name]}
+
+    def batch_get_secret_value(self, *, SecretIdList: list[str]) -> dict[str, Any]:  # noqa: N803 -- as above
+        self.calls.append(list(SecretIdList))
+        names = [secret_id.removeprefix(ARN) for secret_id in SecretIdList]
+        found = [name for name in names if name in self._secrets]
+        return {
+            "SecretValues": [
+                {"Name": name, "ARN": ARN + name, "SecretString": self._secrets[name]}
+                for name in dict.fromkeys(found)
+            ],
+            "Errors": [
+                {"SecretId": secret_id, "ErrorCode": "ResourceNotFoundException", "Message": "…"}
+                for secret_id, name in zip(SecretIdList, names, strict=True)
+                if name not in self._secrets
+            ],
+        }
 
     def get_paginator(self, _operation: str) -> SecretsManager:
         return self
@@ -43,14 +76,26 @@ class SecretsManager:
 
 def run(
     monkeypatch: pytest.MonkeyPatch,
-    secrets: dict[str, str],
+    secrets: dict[str, str] | SecretsManager,
     *names: str,
     **settings: str,
 ) -> tuple[TargetReport, ...]:
-    monkeypatch.setattr(secrets_manager, "client", lambda _service: SecretsManager(secrets))
+    return _run(monkeypatch, secrets, names, settings, fresh=True)
+
+
+def _run(
+    monkeypatch: pytest.MonkeyPatch,
+    secrets: dict[str, str] | SecretsManager,
+    names: tuple[str, ...],
+    settings: dict[str, str],
+    *,
+    fresh: bool,
+) -> tuple[TargetReport, ...]:
+    fake = secrets if isinstance(secrets, SecretsManager) else SecretsManager(secrets)
+    monkeypatch.setattr(secrets_manager, "client", lambda _service: fake)
     topic = "arn:aws:sns:eu-west-1:123456789012:topic"
-    read = read_settings({"TOPIC_ARN": topic, **settings})
-    return module.run(read, names, record, Deadline(5))
+    directory = Directory(read_settings({"TOPIC_ARN": topic, **settings}), fresh=fresh)
+    return module.run(directory, names, partial(visited, record, directory), Deadline(5))
 
 
 BROKEN = a_secret(name="broken", host=None)  # fails before anything goes out to the network
@@ -89,9 +134,92 @@ def test_every_secret_is_a_target_and_what_is_wrong_with_one_is_said_of_that_one
 def test_a_secret_that_brings_out_a_bug_does_not_hide_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reports = run(monkeypatch, {"a": BROKEN}, TARGET_SECRETS="missing,a")  # a KeyError of the fake
+    def stumbles(
+        secret: Secret, instances: Callable[[], Iterable[Instance]], *, whole_clusters: bool
+    ) -> tuple[Target, ...]:
+        if secret.name == "odd":
+            raise KeyError("CANARY")
+        return read_targets(secret, instances, whole_clusters=whole_clusters)
+
+    monkeypatch.setattr("session_reaper.directory.read_targets", stumbles)
+    reports = run(monkeypatch, {"odd": BROKEN, "a": BROKEN}, TARGET_SECRETS="odd,a")
     codes = {report.name: report.error.code for report in reports if report.error}
-    assert codes == {"missing": "internal", "broken": "secret"}
+    assert codes == {"odd": "internal", "broken": "secret"}
+    assert "CANARY" not in repr(reports)
+
+
+def test_secrets_are_read_by_twenty_and_each_keeps_its_own_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [f"s{n}" for n in range(45)]
+    fake = SecretsManager({name: BROKEN for name in names if name != "s7"})
+    reports = run(monkeypatch, fake, TARGET_SECRETS=",".join(names))
+    assert sorted(map(len, fake.calls)) == [5, 20, 20]
+    messages = [report.error.message for report in reports if report.error]
+    assert len(messages) == 45
+    assert messages[7] == "secret s7 cannot be read: ResourceNotFoundException"
+    assert reports[7].name == "s7"
+    assert messages[8].startswith("secret s8: host ")
+
+
+def test_a_secret_of_another_account_is_asked_for_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """BatchGetSecretValue does not reach across accounts; GetSecretValue does."""
+
+    class Elsewhere(SecretsManager):
+        def batch_get_secret_value(self, *, SecretIdList: list[str]) -> dict[str, Any]:  # noqa: N803 -- as above
+            here = super().batch_get_secret_value(SecretIdList=[SecretIdList[0]])
+            error = {"SecretId": SecretIdList[1], "ErrorCode": "AccessDeniedException"}
+            return {**here, "Errors": [error]}
+
+        def get_secret_value(self, *, SecretId: str) -> dict[str, str]:  # noqa: N803 -- as above
+            return super().get_secret_value(
+                SecretId=SecretId.replace("999999999999", "123456789012")
+            )
+
+    theirs = f"{ARN}b".replace("123456789012", "999999999999")
+    fake = Elsewhere({"a": BROKEN, "b": BROKEN})
+    reports = run(monkeypatch, fake, TARGET_SECRETS=f"a,{theirs}")
+    assert [report.error.message for report in reports if report.error] == [
+        "secret a: host is missing",
+        "secret b: host is missing",
+    ]
+    assert fake.calls[-1] == [f"{ARN}b"]
+
+
+def test_without_the_right_to_a_batch_each_secret_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Single(SecretsManager):
+        def batch_get_secret_value(self, **_: object) -> dict[str, Any]:
+            raise ClientError({"Error": {"Code": "AccessDeniedException"}}, "BatchGetSecretValue")
+
+    fake = Single({"a": BROKEN, "b": "no json"})
+    reports = run(monkeypatch, fake, TARGET_SECRETS="a,b,c")
+    assert fake.calls == [["a"], ["b"], ["c"]]
+    assert [report.name for report in reports] == ["broken", "b", "c"]
+
+
+def test_a_scheduled_run_uses_what_a_warm_one_has_read_for_a_quarter_of_an_hour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = SecretsManager({"a": BROKEN, "b": BROKEN})
+    now = [1_000_000.0]
+    monkeypatch.setattr(secrets_manager, "time", SimpleNamespace(time=lambda: now[0]))
+    monkeypatch.setattr(secrets_manager, "_kept", {})
+
+    def scheduled() -> None:
+        _run(monkeypatch, fake, (), {"TARGET_SECRETS": "a,b"}, fresh=False)
+
+    scheduled()
+    scheduled()
+    assert fake.calls == [["a", "b"]]
+    run(monkeypatch, fake, TARGET_SECRETS="a,b")  # by hand: somebody may just have changed one
+    assert fake.calls == [["a", "b"]] * 2
+    now[0] += secrets_manager.KEEP_SECONDS
+    scheduled()
+    assert fake.calls == [["a", "b"]] * 3
 
 
 def test_a_target_that_nobody_has_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +263,7 @@ def test_a_list_of_secrets_that_is_denied_does_not_hide_those_that_were_named(
 
 
 def said(works: list[Iterator[TargetReport]], deadline: Deadline) -> list[str]:
-    return [item.name for item in module._latest_of_all(works, deadline)]  # noqa: SLF001 -- the heart of it
+    return [item.name for item in latest_of_all(works, crashed, deadline)]
 
 
 def test_work_goes_on_at_the_same_time() -> None:
@@ -157,7 +285,7 @@ def test_work_goes_on_at_the_same_time() -> None:
 
 
 def test_however_many_hang_the_run_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_GRACE", 0.1)
+    monkeypatch.setattr(concurrency, "_GRACE", 0.1)
     never = Event()
 
     def hangs(name: str) -> Iterator[TargetReport]:
@@ -175,7 +303,7 @@ def test_however_many_hang_the_run_waits_once(monkeypatch: pytest.MonkeyPatch) -
 def test_who_hangs_on_a_connection_finds_it_shut_when_the_time_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_GRACE", 0.1)
+    monkeypatch.setattr(concurrency, "_GRACE", 0.1)
     deadline = Deadline(0)
     ours, theirs = socket.socketpair()
     over = Event()
@@ -197,7 +325,7 @@ def test_a_bug_keeps_what_was_known_and_tells_no_more_than_its_kind() -> None:
         yield a_target_report(name="orders")
         raise LookupError("CANARY")
 
-    (report,) = module._latest_of_all([breaks()], Deadline(1))  # noqa: SLF001 -- the heart of it
+    (report,) = latest_of_all([breaks()], crashed, Deadline(1))
     assert isinstance(report, TargetReport)
     assert report.status is TargetStatus.FAILED
     assert report.slots == a_target_report().slots

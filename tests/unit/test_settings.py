@@ -17,11 +17,19 @@ def test_the_least_that_works_observes_by_the_bundled_policy() -> None:
     assert settings() == Settings(
         target_secrets=("orders",),
         target_secret_tag=None,
+        whole_clusters=True,
         topic_arn=TOPIC,
         mode=Mode.OBSERVE,
         policy="",
         notify=Notify.CHANGES,
     )
+
+
+def test_a_cluster_is_dealt_with_instance_by_instance_unless_it_is_switched_off() -> None:
+    assert settings(CLUSTER_TARGETS="instances").whole_clusters
+    assert not settings(CLUSTER_TARGETS="endpoint").whole_clusters
+    with pytest.raises(ConfigurationError, match=r"^CLUSTER_TARGETS: off is neither"):
+        settings(CLUSTER_TARGETS="off")
 
 
 def test_an_empty_variable_counts_as_unset() -> None:

@@ -5,7 +5,7 @@ import traceback
 from typing import Any
 
 import pytest
-from session_reaper.targets import SecretError, SslMode, Target, read_target
+from session_reaper.targets import Auth, Secret, SecretError, SslMode, Target, read_targets
 
 from tests.builders import PASSWORD, a_secret
 
@@ -13,13 +13,24 @@ NAME = "prod/orders"
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:prod/orders-X1y2Z3"
 
 
+def read(text: str) -> Target:
+    """The one target of a secret that needs nothing of RDS."""
+
+    def instances() -> tuple[()]:
+        raise AssertionError("RDS is asked")
+
+    secret = Secret(name=NAME, arn=ARN, text=text)
+    (found,) = read_targets(secret, instances, whole_clusters=False)
+    return found
+
+
 def target(**overrides: object) -> Target:
-    return read_target(NAME, ARN, a_secret(**overrides))
+    return read(a_secret(**overrides))
 
 
 def error_of(secret: str) -> SecretError:
     with pytest.raises(SecretError) as caught:
-        read_target(NAME, ARN, secret)
+        read(secret)
     error = caught.value
     assert error.code == "secret"
     assert error.message.startswith(f"secret {NAME}")
@@ -36,7 +47,11 @@ def error_of(secret: str) -> SecretError:
 def test_reads_the_rds_shape() -> None:
     assert target() == Target(
         name="orders",
+        group="orders",
         secret_arn=ARN,
+        auth=Auth.PASSWORD,
+        auth_given=False,
+        fallback_secret=None,
         host="orders.abc.eu-west-1.rds.amazonaws.com",
         port=5433,
         role="reaper",
@@ -49,9 +64,13 @@ def test_reads_the_rds_shape() -> None:
 
 def test_the_least_that_works_is_verified_in_full() -> None:
     least = json.dumps({"host": "db", "username": "u", "password": "p"})
-    assert read_target(NAME, ARN, least) == Target(
+    assert read(least) == Target(
         name=NAME,
+        group=NAME,
         secret_arn=ARN,
+        auth=Auth.PASSWORD,
+        auth_given=False,
+        fallback_secret=None,
         host="db",
         port=5432,
         role="u",
@@ -107,7 +126,7 @@ def test_a_port_is_a_number_or_its_text(port: object, read: int) -> None:
 def test_a_key_that_is_null_counts_as_absent() -> None:
     document = json.loads(a_secret())
     nulls = dict.fromkeys(("engine", "port", "dbname", "sslmode", "sslrootcert", "auth", "name"))
-    assert read_target(NAME, ARN, json.dumps(document | nulls)).port == 5432
+    assert read(json.dumps(document | nulls)).port == 5432
 
 
 @pytest.mark.parametrize(
@@ -121,8 +140,8 @@ def test_takes_every_kind_of_host(host: str) -> None:
     "text", ["p@ss:w/rd?#[]%20&=+ ", "''", '"\\', "пароль", "😀", "\n", "\x7f", " ", "p" * 1000]
 )
 def test_takes_reserved_characters_of_every_kind(text: str) -> None:
-    read = target(password=text, username=text, dbname=text)
-    assert (read.password, read.role, read.database) == (text, text, text)
+    found = target(password=text, username=text, dbname=text)
+    assert (found.password, found.role, found.database) == (text, text, text)
 
 
 def test_an_unknown_key_is_somebody_elses() -> None:
@@ -146,8 +165,8 @@ def test_an_unknown_key_is_somebody_elses() -> None:
         ({"username": None}, "username"),
         ({"username": ""}, "username"),
         ({"username": 7}, "username"),
-        ({"password": None}, "password"),
-        ({"password": ""}, "password"),
+        ({"password": None, "auth": "password"}, "password"),
+        ({"password": "", "auth": "password"}, "password"),
         ({"password": 31_337}, "password"),
         ({"password": [PASSWORD]}, "password"),
         ({"password": {"value": PASSWORD}}, "password"),
@@ -173,7 +192,8 @@ def test_an_unknown_key_is_somebody_elses() -> None:
         ({"sslmode": False}, "sslmode"),
         ({"sslmode": PASSWORD}, "sslmode"),
         ({"sslrootcert": True}, "sslrootcert"),
-        ({"auth": "iam"}, "auth"),
+        ({"auth": "iam", "sslmode": "disable"}, "auth iam"),
+        ({"auth": "IAM"}, "auth"),
         ({"auth": PASSWORD}, "auth"),
         ({"engine": "mysql"}, "engine mysql"),
         ({"engine": "aurora"}, "engine aurora"),
@@ -211,7 +231,7 @@ def test_json_that_is_no_object_is_a_target_that_failed(secret: str) -> None:
 
 
 def test_neither_password_nor_certificate_is_in_the_repr_of_a_target() -> None:
-    read = target(sslrootcert="-----BEGIN CERTIFICATE-----")
-    for text in (repr(read), str(read), f"{read}", repr([read])):
+    found = target(sslrootcert="-----BEGIN CERTIFICATE-----")
+    for text in (repr(found), str(found), f"{found}", repr([found])):
         assert PASSWORD not in text
         assert "CERTIFICATE" not in text

@@ -11,6 +11,8 @@
 -- :locks     true or false: how many locks each holds on objects. The planner leaves out what is false.
 SELECT textsend(json_build_object(
     'role', session_user,
+    'pid', pg_backend_pid(),
+    'reader', pg_is_in_recovery(),
     'max', current_setting('max_connections')::integer,
     -- Each setting counts where this server has it. RDS and Aurora up to 15 keep slots for
     -- rds_superuser; from 16 on that setting is deprecated in favour of reserved_connections.

@@ -1,0 +1,52 @@
+"""Several works at the same time, none of which can hold up or hide the others."""
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from threading import Thread
+from typing import Generic, TypeVar
+
+from session_reaper.deadline import Deadline
+from session_reaper.observability import logger
+
+T = TypeVar("T")
+
+_GRACE = 0.25  # seconds in which a work whose time is over may still say what it did
+
+
+class _Worker(Thread, Generic[T]):
+    """Advances one work; `latest` is the last that it said."""
+
+    def __init__(self, work: Iterator[T], crashed: Callable[[T, Exception], T]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self._crashed = crashed
+        self.latest = next(work)  # what is true if nothing more is heard
+
+    def run(self) -> None:
+        try:
+            for latest in self._work:
+                self.latest = latest
+        except Exception as error:  # noqa: BLE001 -- the bulkhead: a bug that one work brings out must not hide the others
+            # Not the error's own text: it may hold anything.
+            trace = traceback.format_tb(error.__traceback__)
+            extra = {"error": type(error).__name__, "trace": trace}
+            logger.error("a target's work ended with a bug", extra=extra)
+            self.latest = self._crashed(self.latest, error)
+
+
+def latest_of_all(
+    works: Sequence[Iterator[T]], crashed: Callable[[T, Exception], T], deadline: Deadline
+) -> list[T]:
+    """Do all at the same time: the last that each said when all are done or the time is over.
+
+    `crashed` makes of the last that a work said what is to be said after a bug ended it.
+    """
+    workers = [_Worker(work, crashed) for work in works]
+    for worker in workers:
+        worker.start()
+    over = deadline.plus(_GRACE)
+    for worker in workers:
+        worker.join(over.seconds())
+    latest = [worker.latest for worker in workers]
+    deadline.end()  # who is still at it finds its connection shut
+    return latest

@@ -1,0 +1,121 @@
+"""Where the targets are: from the settings to every instance that is to be dealt with."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from session_reaper.concurrency import latest_of_all
+from session_reaper.deadline import Deadline
+from session_reaper.errors import ConfigurationError, DeadlineError
+from session_reaper.rds import Rds
+from session_reaper.report import TargetReport, crashed, failed
+from session_reaper.secrets_manager import BATCH, Secrets
+from session_reaper.settings import Settings, Tag
+from session_reaper.targets import Auth, Secret, SecretError, Target, by_fallback, read_targets
+
+T = TypeVar("T")
+_Found = Target | TargetReport  # or why it was not
+
+
+class Directory:
+    """The targets of one run, and their credentials whenever those are needed."""
+
+    def __init__(self, settings: Settings, *, fresh: bool) -> None:
+        """`fresh`: read every secret anew, whatever an earlier run of this process has read."""
+        self._settings = settings
+        account = settings.topic_arn.split(":")[4]
+        self._secrets = Secrets(account, fresh=fresh)
+        self._rds = Rds()
+
+    def find(self, names: Sequence[str], deadline: Deadline) -> Sequence[_Found]:
+        """The targets of these names, or all; a report in place of each that is not to be had.
+
+        Raises ConfigurationError if a name is nobody's, or if there is no target at all.
+        """
+        deadline = deadline.within(deadline.seconds() / 2)  # the other half is for the targets
+        given = self._settings.target_secrets
+        tags = [self._settings.target_secret_tag] if self._settings.target_secret_tag else []
+        tagged = _flat(latest_of_all([self._tagged(tag) for tag in tags], _crashed, deadline))
+        unlisted = [each for each in tagged if isinstance(each, TargetReport)]
+        ids = [*dict.fromkeys([*given, *(each for each in tagged if isinstance(each, str))])]
+        if not ids and not unlisted:
+            raise ConfigurationError("TARGET_SECRET_TAG", "no secret bears this tag")
+        batches = [self._read(ids[n : n + BATCH]) for n in range(0, len(ids), BATCH)]
+        secrets = _flat(latest_of_all(batches, _crashed, deadline))
+        works = [self._described(secret) for secret in secrets]
+        found = _distinct(_flat(latest_of_all(works, _crashed, deadline)))
+        return [*unlisted, *_named(found, names)]
+
+    def again(self, target: Target) -> Target:
+        """The same target as its secret describes it now. Raises TargetError."""
+        secret = self._secrets.again(target.secret_arn)
+        for each in self._targets(secret):
+            if each.name == target.name:
+                return each
+        return target
+
+    def fallback(self, target: Target) -> Target:
+        """The target with its fallback secret's role. Raises TargetError."""
+        return by_fallback(target, self._secrets.again(target.fallback_secret or ""))
+
+    def authorized(self, target: Target) -> Target:
+        """The target with a password that is good for the next minutes. Raises TargetError."""
+        return self._rds.authorized(target) if target.auth is Auth.IAM else target
+
+    def _targets(self, secret: Secret) -> tuple[Target, ...]:
+        whole = self._settings.whole_clusters
+        return read_targets(secret, self._rds.instances, whole_clusters=whole)
+
+    # -- works, which each say first what is true if they never come to an end -----------------------
+
+    def _tagged(self, tag: Tag) -> Iterator[Sequence[str | TargetReport]]:
+        yield [failed(TargetReport(name=f"tag {tag.key}={tag.value}"), DeadlineError())]
+        try:
+            yield self._secrets.tagged(tag)
+        except SecretError as error:
+            yield [failed(TargetReport(name=error.target), error)]
+
+    def _read(self, ids: Sequence[str]) -> Iterator[Sequence[Secret | TargetReport]]:
+        yield [failed(TargetReport(name=secret_id), DeadlineError()) for secret_id in ids]
+        yield [
+            failed(TargetReport(name=read.target), read) if isinstance(read, SecretError) else read
+            for read in self._secrets.read(ids)
+        ]
+
+    def _described(self, secret: Secret | TargetReport) -> Iterator[Sequence[_Found]]:
+        if isinstance(secret, TargetReport):
+            yield [secret]
+            return
+        yield [failed(TargetReport(name=secret.name), DeadlineError())]
+        try:
+            yield self._targets(secret)
+        except SecretError as error:
+            yield [failed(TargetReport(name=error.target), error)]
+
+
+def _flat(several: Iterable[Sequence[T]]) -> list[T]:
+    return [each for few in several for each in few]
+
+
+def _crashed(latest: Sequence[T | TargetReport], error: Exception) -> Sequence[T | TargetReport]:
+    return [crashed(each, error) if isinstance(each, TargetReport) else each for each in latest]
+
+
+def _distinct(found: Sequence[_Found]) -> Sequence[_Found]:
+    """Each once, though one secret may be given by name, by ARN and by tag."""
+    by_key = {(i.secret_arn, i.name) if isinstance(i, Target) else id(i): i for i in found}
+    return tuple(by_key.values())
+
+
+def _named(found: Sequence[_Found], names: Sequence[str]) -> Sequence[_Found]:
+    """Those of these names, or groups of them. A name that nobody has is a mistake."""
+    by_name: dict[str, list[_Found]] = defaultdict(list)
+    for each in found:
+        for name in {each.name, each.group if isinstance(each, Target) else each.name}:
+            by_name[name].append(each)
+    for index, name in enumerate(names):
+        if name not in by_name:
+            problem = f"no target is named {name}; there are {', '.join(sorted(by_name))}"
+            raise ConfigurationError(f"event.targets[{index}]", problem)
+    wanted = {id(each) for name in names for each in by_name[name]}
+    return [each for each in found if not names or id(each) in wanted]

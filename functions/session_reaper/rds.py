@@ -1,0 +1,101 @@
+"""The RDS API: which instances there are, and tokens that stand in for passwords."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from session_reaper.aws import client
+from session_reaper.errors import TargetError
+from session_reaper.providers import rds_region
+from session_reaper.targets import Instance, Target
+
+if TYPE_CHECKING:
+    from mypy_boto3_rds import RDSClient
+
+_HINT: Final = (
+    "Allow the function's role rds:DescribeDBClusters and rds:DescribeDBInstances, and check that it"
+    " reaches the RDS API (in a VPC: an endpoint or a NAT)."
+)
+# They take no connections, and say so by failing: in every run, while a cluster scales.
+_DOWN: Final = ("creating", "deleting", "failed", "starting", "stopped", "stopping")
+
+
+class Rds:
+    """What one run asks of RDS. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._listed: tuple[Instance, ...] | TargetError | None = None
+
+    def instances(self) -> tuple[Instance, ...]:
+        """All of this account and region that are running; asked for once, even if that fails.
+
+        Raises TargetError.
+        """
+        with self._lock:
+            if self._listed is None:
+                try:
+                    self._listed = tuple(self._list())
+                except (ClientError, BotoCoreError) as error:
+                    self._listed = TargetError("rds", _said(error), _HINT)
+        if isinstance(self._listed, TargetError):
+            raise TargetError(self._listed.code, self._listed.message, self._listed.hint)
+        return self._listed
+
+    def _list(self) -> Iterator[Instance]:
+        rds: RDSClient = client("rds")
+        pages = rds.get_paginator("describe_db_clusters").paginate()
+        clusters = {c["DBClusterIdentifier"]: c for page in pages for c in page["DBClusters"]}
+        for page in rds.get_paginator("describe_db_instances").paginate():
+            for instance in page["DBInstances"]:
+                endpoint = instance.get("Endpoint", {})
+                if "Address" in endpoint and instance.get("DBInstanceStatus") not in _DOWN:
+                    cluster = clusters.get(instance.get("DBClusterIdentifier", ""), {})
+                    yield _instance(instance, cluster)
+
+    def authorized(self, target: Target) -> Target:
+        """The target with a token for a password. It is made here: no call goes out.
+
+        Raises TargetError if there is nothing to sign it with.
+        """
+        rds: RDSClient = client("rds")
+        # A token is for the region of the instance, which may be another than the function's.
+        try:
+            token = rds.generate_db_auth_token(
+                DBHostname=target.host,
+                Port=target.port,
+                DBUsername=target.role,
+                Region=rds_region(target.host) or rds.meta.region_name,
+            )
+        except BotoCoreError as error:
+            message = f"no IAM token can be made: {type(error).__name__}"
+            raise TargetError("iam", message, "Check the function's role.") from None
+        return replace(target, password=token)
+
+
+def _instance(instance: Any, cluster: Any) -> Instance:  # noqa: ANN401 -- two shapes of botocore's
+    members = cluster.get("DBClusterMembers", [])
+    identifier = instance["DBInstanceIdentifier"]
+    secrets = (found.get("MasterUserSecret", {}).get("SecretArn") for found in (instance, cluster))
+    return Instance(
+        identifier=identifier,
+        cluster=instance.get("DBClusterIdentifier", ""),
+        engine=instance["Engine"],
+        host=instance["Endpoint"]["Address"],
+        port=instance["Endpoint"]["Port"],
+        reader=any(
+            member["DBInstanceIdentifier"] == identifier and not member["IsClusterWriter"]
+            for member in members
+        ),
+        secret_arns=tuple(arn for arn in secrets if arn),
+    )
+
+
+def _said(error: ClientError | BotoCoreError) -> str:
+    what = type(error).__name__
+    if isinstance(error, ClientError):
+        what = error.response["Error"]["Code"]
+    return f"RDS instances cannot be listed: {what}"

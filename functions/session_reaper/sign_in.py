@@ -1,0 +1,88 @@
+"""The way in: to a server that is full, after a rotation, by the fallback secret."""
+
+import random
+import time
+from itertools import count
+from typing import Final
+
+from session_reaper.deadline import Deadline
+from session_reaper.directory import Directory
+from session_reaper.errors import DeadlineError, FullError, TargetError
+from session_reaper.postgres import Server
+from session_reaper.providers import Provider, provider_of, way_in
+from session_reaper.targets import Auth, Target
+
+FULL_SECONDS: Final = 8.0  # how long a full server is asked again, at most
+_FULL_SHARE: Final = 0.25  # of the time that is left: the rest is for what is to be done inside
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5  # seconds between two tries
+_ALONE: Final = 2  # tries before the fallback secret's role takes part
+
+_IAM_HINT: Final = (
+    "An IAM token stood in for the password (the secret says auth iam, or has no password). It takes"
+    " GRANT rds_iam TO the role, rds-db:connect for the function's role, and as host the endpoint"
+    " itself. "
+)
+
+
+def sign_in(target: Target, directory: Directory, deadline: Deadline) -> tuple[Server, Target]:
+    """Sign in; also the target as it was signed in to: by a new password, or by the fallback's role.
+
+    Raises TargetError; FullError, with what to do now, if there is no slot for any role of ours.
+    """
+    patience = deadline.within(min(FULL_SECONDS, _FULL_SHARE * deadline.seconds()))
+    pause = _SHORTEST_PAUSE
+    refused = ""
+    for tries in count(1):
+        try:
+            return _connected(target, directory, deadline)
+        except FullError as error:
+            full = error
+        if target.fallback_secret and not refused and (tries >= _ALONE or full.limited):
+            try:
+                fallback = fallback_of(target, directory)
+                return Server.connect(fallback, deadline), fallback
+            except FullError:
+                pass
+            except TargetError as error:
+                refused = f" (fallback_secret {target.fallback_secret}: {error.message})"
+        if full.limited or patience.seconds() < pause:
+            hint = full.hint if full.limited else way_in(target.host, target.role)
+            raise FullError(full.code, full.message + refused, hint, limited=full.limited)
+        # Those that the server has refused try again, too, and not all at the same moment.
+        time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 -- nothing secret
+        pause = min(2 * pause, _LONGEST_PAUSE)
+    raise AssertionError  # count() does not end
+
+
+def fallback_of(target: Target, directory: Directory) -> Target:
+    """The target as its fallback secret's role signs in to it. Raises TargetError."""
+    return directory.authorized(directory.fallback(target))
+
+
+def _connected(target: Target, directory: Directory, deadline: Deadline) -> tuple[Server, Target]:
+    """Signed in; if that fails, by what the secret says now, should it be something else."""
+    try:
+        return Server.connect(directory.authorized(target), deadline), target
+    except (FullError, DeadlineError):
+        raise
+    except TargetError as error:
+        if target.auth is Auth.IAM:
+            error = _without_password(target, error)
+        try:
+            now = directory.again(target)
+        except TargetError:
+            raise error from None
+        if now == target:
+            raise error from None
+    return Server.connect(directory.authorized(now), deadline), now
+
+
+def _without_password(target: Target, error: TargetError) -> TargetError:
+    """What is to be said if a token did not get in."""
+    rds = provider_of(target.host) in (Provider.RDS, Provider.AURORA)
+    if target.auth_given or rds:
+        return TargetError(error.code, error.message, _IAM_HINT + error.hint)
+    # Only RDS knows what to do with a token: it is more likely that the password was forgotten.
+    problem = "password is missing, and an IAM token in its place did not get in"
+    message = f"secret {target.secret_arn}: {problem}: {error.message}"
+    return TargetError("secret", message, "Add password, or write auth iam.")

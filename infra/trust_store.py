@@ -1,0 +1,383 @@
+"""The certificate authorities that are deployed: those of RDS, and Amazon's roots for RDS Proxy.
+
+python -m infra.trust_store --write                      writes aws_certificates.pem from AWS's files
+python -m infra.trust_store --write --from a.pem b.pem   from these files or https URLs instead
+python -m infra.trust_store --check                      fails if that file would not do
+
+A self-signed certificate of AWS's name proves nothing: anybody can make one. What is trusted is the
+https connection to AWS or, with --from, the copies that were named. Amazon's five roots are known
+by their fingerprints, wherever they come from. Nothing is written unless everything is there.
+"""
+
+import argparse
+import re
+import sys
+import textwrap
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
+from itertools import chain
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
+from cryptography.x509.oid import NameOID
+
+STORE_FILE = Path(__file__).parents[1] / "functions" / "session_reaper" / "aws_certificates.pem"
+
+AWS_SOURCES = (
+    "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem",
+    "https://www.amazontrust.com/repository/AmazonRootCA1.pem",
+    "https://www.amazontrust.com/repository/AmazonRootCA2.pem",
+    "https://www.amazontrust.com/repository/AmazonRootCA3.pem",
+    "https://www.amazontrust.com/repository/AmazonRootCA4.pem",
+    "https://www.amazontrust.com/repository/SFSRootCAG2.pem",
+)
+
+# By SHA-256, as the repository above publishes them and the systems' own stores have them. By the
+# name alone another company's Starfield roots would be taken, too.
+AMAZON_ROOTS: Mapping[str, str] = {
+    "8ecde6884f3d87b1125ba31ac3fcb13d7016de7f57cc904fe1cb97c6ae98196e": "Amazon Root CA 1",
+    "1ba5b2aa8c65401a82960118f80bec4f62304d83cec4713a19c39c011ea46db4": "Amazon Root CA 2",
+    "18ce6cfe7bf14e60b2e347b8dfe868cb31d02ebb3ada271569f50343b46db3a4": "Amazon Root CA 3",
+    "e35d28419ed02025cfa69038cd623962458da5c695fbdea3c22b0bfb25897092": "Amazon Root CA 4",
+    "568d6905a2c88708a4b3025190edcfedb1974a606a13c6e5290fcb2ae63edab5": (
+        "Starfield Services Root Certificate Authority - G2"
+    ),
+}
+_RDS = "Amazon Web Services, Inc."
+_ORGANISATIONS = (_RDS, "Amazon", "Starfield Technologies, Inc.")
+
+# Not those of "Beta us-east-1" and "Preview us-east-2": RDS may end these as it likes.
+_RDS_ROOT = re.compile(r"Amazon RDS (?P<region>[a-z0-9-]+) Root CA (?P<kind>\w+) G1")
+_KINDS = ("RSA2048", "RSA4096", "ECC384")  # RDS lets an instance choose among these
+# AWS sells 34 regions; with much fewer the file was cut off between two certificates.
+_FEWEST_REGIONS = 30
+
+_SOON = timedelta(days=90)
+_PATIENCE = 30.0  # seconds for each URL until its next byte
+_WIDTH = 100  # columns of the file's head
+
+_PEM = re.compile(
+    r"^-----BEGIN CERTIFICATE-----$.*?^-----END CERTIFICATE-----$", re.DOTALL | re.MULTILINE
+)
+_MARKER = re.compile(r"^-----(?:BEGIN|END) .*$", re.MULTILINE)
+_NUMBER = re.compile(r"^# Certificates: (\d+)$", re.MULTILINE)
+
+
+class TrustStoreError(Exception):
+    """No trust store can be made: one line that says what to mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A certificate, and what is said of it above it and in messages."""
+
+    certificate: x509.Certificate
+
+    @property
+    def name(self) -> str:
+        """The subject's common name."""
+        return _one(self.certificate.subject, NameOID.COMMON_NAME) or "(without a name)"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 in small hexadecimal digits."""
+        return self.certificate.fingerprint(hashes.SHA256()).hex()
+
+    @property
+    def until(self) -> datetime:
+        """After this, in UTC, it is valid no more."""
+        return self.certificate.not_valid_after_utc
+
+    @property
+    def comment(self) -> str:
+        """The lines above the certificate."""
+        since = self.certificate.not_valid_before_utc
+        return (
+            f"# {self.name}\n"
+            f"# valid from {since:%Y-%m-%d} until {self.until:%Y-%m-%d}\n"
+            f"# SHA-256 {self.fingerprint}\n"
+        )
+
+    @property
+    def pem(self) -> str:
+        """The certificate as text."""
+        return self.certificate.public_bytes(Encoding.PEM).decode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A certificate that is not taken, and why."""
+
+    authority: Authority
+    reason: str
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write or check the store; exits with a message if that fails."""
+    parser = argparse.ArgumentParser(prog="python -m infra.trust_store")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--write", action="store_true", help=f"{STORE_FILE.name} anew")
+    what.add_argument("--check", action="store_true", help=f"that {STORE_FILE.name} will do")
+    parser.add_argument(
+        "--from", nargs="+", default=AWS_SOURCES, metavar="SOURCE", dest="sources", help="PEM files"
+    )
+    parser.add_argument("--origin", default="", help="where the sources are from, for the head")
+    options = parser.parse_args(arguments)
+    now = datetime.now(UTC)
+    try:
+        if options.write:
+            write(options.sources, options.origin, now)
+        else:
+            check(now)
+    except TrustStoreError as error:
+        sys.exit(str(error))
+
+
+# -- making -----------------------------------------------------------------------------------------
+
+
+def write(sources: Sequence[str], origin: str, now: datetime) -> None:
+    """Replace the store by what the sources hold, and print what was dropped.
+
+    Raises TrustStoreError if a source cannot be read or something is missing; then the old file is
+    as it was.
+    """
+    found = list(chain.from_iterable(_authorities(_text(source), source) for source in sources))
+    taken, dropped = choose(found, now)
+    print(*_table(dropped), sep="\n", end="\n" if dropped else "")
+    if problems := list(_missing(taken)):
+        raise TrustStoreError(f"{STORE_FILE.name} is left as it was: {'; '.join(problems)}.")
+    names = [source if _is_url(source) else Path(source).name for source in sources]
+    head = _head(origin or " ".join(names), len(taken), now)
+    made = head + "".join(map(_entry, taken))
+    if not made.isascii():  # else ssl takes it as a file, but not as text
+        raise TrustStoreError("The origin has a character that is not ASCII.")
+    beside = STORE_FILE.with_suffix(".new")
+    beside.write_text(made, "ascii")
+    beside.replace(STORE_FILE)
+    print(f"{STORE_FILE.name}: {len(taken)} certificates of {len(_regions(taken))} regions")
+
+
+def choose(
+    found: Sequence[Authority], now: datetime
+) -> tuple[tuple[Authority, ...], tuple[Dropped, ...]]:
+    """The authorities to trust, sorted by name, and the others in the order of the sources."""
+    taken: dict[str, Authority] = {}
+    dropped: list[Dropped] = []
+    for authority in found:
+        reason = next(_objections(authority, now), "")
+        if authority.fingerprint in taken:
+            reason = "is there twice"
+        if reason:
+            dropped.append(Dropped(authority, reason))
+        else:
+            taken[authority.fingerprint] = authority
+    in_order = sorted(taken.values(), key=lambda authority: (authority.name, authority.fingerprint))
+    return tuple(in_order), tuple(dropped)
+
+
+def _objections(authority: Authority, now: datetime) -> Iterator[str]:
+    """Why it is not to be trusted, what tells most first; nothing if it is."""
+    certificate = authority.certificate
+    if authority.until < now:
+        yield "has expired"
+    if certificate.issuer != certificate.subject:
+        yield f"is no root: issued by {_one(certificate.issuer, NameOID.COMMON_NAME)}"
+    organisation = _one(certificate.subject, NameOID.ORGANIZATION_NAME)
+    if organisation not in _ORGANISATIONS:
+        yield f"is not AWS's: organisation {organisation or 'unknown'}"
+    is_rds = organisation == _RDS and authority.name.startswith("Amazon RDS ")
+    if not is_rds and authority.fingerprint not in AMAZON_ROOTS:
+        yield "is neither of RDS nor one of Amazon's roots"
+    if not _is_ca(certificate):
+        yield "is no CA"
+    if not _signs_itself(certificate):
+        yield "is not signed by its own key"
+
+
+def _is_ca(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):  # ValueError: cannot be parsed
+        return False
+
+
+def _signs_itself(certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(certificate)
+    except (InvalidSignature, TypeError, UnsupportedAlgorithm, ValueError):
+        return False
+    return True
+
+
+def _missing(authorities: Sequence[Authority]) -> Iterator[str]:
+    """What the whole of a store lacks, or has in two versions."""
+    regions = _regions(authorities)
+    if len(regions) < _FEWEST_REGIONS:
+        yield f"only {len(regions)} regions of RDS are there (cut off?)"
+    for region, kinds in regions.items():
+        if lacking := [kind for kind in _KINDS if kind not in kinds]:
+            yield f"{region} lacks {', '.join(lacking)}"
+    fingerprints = {authority.fingerprint for authority in authorities}
+    for fingerprint, name in AMAZON_ROOTS.items():
+        if fingerprint not in fingerprints:
+            yield f"{name} is missing"
+    names = Counter(
+        authority.name
+        for authority in {authority.fingerprint: authority for authority in authorities}.values()
+    )
+    for name, count in names.items():
+        if count > 1:  # a new key under an old name: somebody has to look at that
+            yield f"{name} has {count} different certificates"
+
+
+def _regions(authorities: Sequence[Authority]) -> dict[str, set[str]]:
+    regions: dict[str, set[str]] = {}
+    for authority in authorities:
+        if match := _RDS_ROOT.fullmatch(authority.name):
+            regions.setdefault(match["region"], set()).add(match["kind"])
+    return regions
+
+
+def _head(origin: str, number: int, now: datetime) -> str:
+    paragraphs = (
+        "The certificate authorities of Amazon RDS and Aurora and, for RDS Proxy, Amazon's roots.",
+        "Made by `make certs`, checked by `make check`: not to be edited by hand.",
+        f"Origin: {origin}",
+        f"Made: {now:%Y-%m-%d}",
+        f"Certificates: {number}",
+    )
+    filled = (
+        textwrap.fill(
+            text,
+            _WIDTH,
+            initial_indent="# ",
+            subsequent_indent="#   ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for text in paragraphs
+    )
+    return "\n".join(filled) + "\n"
+
+
+def _entry(authority: Authority) -> str:
+    return f"\n{authority.comment}{authority.pem}"
+
+
+def _table(dropped: Sequence[Dropped]) -> Iterator[str]:
+    width = max((len(one.authority.name) for one in dropped), default=0)
+    for one in dropped:
+        until = f"{one.authority.until:%Y-%m-%d}"
+        yield f"dropped  {one.authority.name:{width}}  until {until}  {one.reason}"
+
+
+# -- checking ---------------------------------------------------------------------------------------
+
+
+def check(now: datetime) -> None:
+    """Raise TrustStoreError, a problem a line and the remedy, if the store will not do."""
+    try:
+        text = STORE_FILE.read_bytes().decode("ascii")
+    except OSError as error:
+        problems = [f"cannot be read: {error.strerror}"]
+    except UnicodeDecodeError:
+        problems = ["has a character that is not ASCII"]
+    else:
+        problems = list(complaints(text, now))
+    if problems:
+        lines = [f"{STORE_FILE.name}: {problem}" for problem in problems]
+        raise TrustStoreError("\n".join([*lines, "Run `make certs`: it writes the file anew."]))
+
+
+def complaints(text: str, now: datetime) -> Iterator[str]:
+    """What is wrong with a store's text; nothing if it may be deployed."""
+    try:
+        authorities = _authorities(text, "it")
+    except TrustStoreError as error:
+        yield str(error)
+        return
+    number = _NUMBER.search(text)
+    if number is None or int(number[1]) != len(authorities):
+        said = number[1] if number else "nothing"
+        yield f"its head says {said}, {len(authorities)} certificates are there"
+    for authority in authorities:
+        if _entry(authority) not in text:
+            yield f"the comment above {authority.name} is not what the certificate says"
+    for one in choose(authorities, now)[1]:
+        yield f"{one.authority.name} {one.reason}"
+    for authority in authorities:
+        if now <= authority.until < now + _SOON:
+            yield f"{authority.name} expires on {authority.until:%Y-%m-%d}"
+    yield from _missing(authorities)
+
+
+# -- reading ----------------------------------------------------------------------------------------
+
+
+def _text(source: str) -> str:
+    try:
+        content = _fetched(source) if _is_url(source) else Path(source).read_bytes()
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: a URL that is none
+        if isinstance(error, HTTPError):
+            error.close()  # it is the answer as well, and its connection is open
+        raise TrustStoreError(f"{source} cannot be read: {error}") from None
+    return content.decode("ascii", "replace")
+
+
+def _is_url(source: str) -> bool:
+    return "://" in source
+
+
+def _fetched(url: str) -> bytes:
+    with urlopen(_secure(url), timeout=_PATIENCE) as response:  # noqa: S310 -- see _secure
+        _secure(response.url)  # a redirection may lead elsewhere
+        content: bytes = response.read()
+        return content
+
+
+def _secure(url: str) -> str:
+    """The URL itself. Over plain http anybody on the way could put in an authority of his own."""
+    if not re.match(r"https://|http://(?:127\.0\.0\.1|localhost)[:/]", url):
+        raise TrustStoreError(f"{url} is neither https nor on this machine")
+    return url
+
+
+def _authorities(text: str, source: str) -> list[Authority]:
+    """All certificates of a PEM text; the source is for messages. Raises TrustStoreError."""
+    blocks = _PEM.findall(text.replace("\r\n", "\n"))
+    if not blocks:
+        raise TrustStoreError(f"{source} has no PEM certificate")
+    if len(_MARKER.findall(text.replace("\r\n", "\n"))) != 2 * len(blocks):
+        raise TrustStoreError(f"{source} has a certificate that is cut off, or what is none")
+    return [_authority(block, f"certificate {n} of {source}") for n, block in enumerate(blocks, 1)]
+
+
+def _authority(block: str, place: str) -> Authority:
+    try:
+        with warnings.catch_warnings():
+            # The Starfield root has the serial number 0, which RFC 5280 allows no more.
+            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+            return Authority(x509.load_pem_x509_certificate(block.encode("ascii", "replace")))
+    except ValueError:
+        raise TrustStoreError(f"{place} cannot be parsed") from None
+
+
+def _one(name: x509.Name, part: x509.ObjectIdentifier) -> str:
+    """The first such part of a name, nothing if it has none; fit for a comment and a terminal."""
+    values = name.get_attributes_for_oid(part)
+    return re.sub(r"[^ -~]", "?", str(values[0].value)) if values else ""
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

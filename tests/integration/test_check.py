@@ -1,0 +1,249 @@
+"""A check tells what a server is and what is to be mended, and does nothing."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from infra.local.certificates import make_tls
+from tests.integration.stage import LEAK, PASSWORD, REAPER, Run, Stage
+from tests.integration.wire import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from infra.local.postgres import Build
+
+RESCUE = "rescue"  # a secret's name
+pytestmark = pytest.mark.every_major
+
+
+def check(stage: Stage, **event: object) -> Run:
+    return stage.run({"check": True, **event})
+
+
+def found(run: Run, name: str = "orders") -> dict[str, Any]:
+    document = run.target(name)["check"]
+    assert isinstance(document, dict)
+    return document
+
+
+def sql_by_code(run: Run, name: str = "orders") -> dict[str, str | None]:
+    return {advice["code"]: advice["sql"] for advice in run.target(name)["advice"]}
+
+
+def message(run: Run, code: str) -> str:
+    (advice,) = [a for a in run.target()["advice"] if a["code"] == code]
+    return str(advice["message"])
+
+
+def test_it_tells_what_the_server_is_and_what_the_role_may(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    run = check(stage)
+    document = found(run)
+    ((version,),) = stage.root.run("SHOW server_version")
+    assert document["version"] == version
+    assert document["provider"] == "vanilla"
+    assert document["tls"] is None
+    assert document["in_recovery"] is False
+    assert document["behind_pooler"] is False
+    assert document["role"] == {
+        "name": REAPER,
+        "superuser": False,
+        "connection_limit": 5,
+        "sees": True,
+        "signals": True,
+        "reserved_slot": False,
+    }
+    assert run.target()["slots"]["used_before"] == 2
+    assert run.target()["sessions"] == []
+    assert leak.is_there
+
+
+def test_the_answer_is_published_so_that_one_sees_whether_it_arrives(stage: Stage) -> None:
+    run = check(stage)
+    assert "orders: checked vanilla PostgreSQL " in run.email.subject
+    assert "has a reserved slot: no" in run.email.body
+    assert PASSWORD not in str(run.document) + run.email.body
+
+
+def test_what_the_role_lacks_is_told_with_the_sql_that_mends_it(stage: Stage) -> None:
+    """And the SQL does mend it."""
+    stage.role("bare")
+    stage.target(username="bare")
+    run = check(stage)
+    assert run.target()["status"] == "blind"
+    assert found(run)["role"]["sees"] is False
+    assert found(run)["role"]["signals"] is False
+    stage.root.run(run.error()["hint"])
+    stage.root.run(str(sql_by_code(run)["grant-signal-backend"]))
+    run = check(stage)
+    assert run.target()["status"] == "ok"
+    assert found(run)["role"]["sees"] is True
+    assert found(run)["role"]["signals"] is True
+    assert "grant-signal-backend" not in sql_by_code(run)
+
+
+def test_the_timeouts_of_the_server_each_role_and_each_database_are_told(stage: Stage) -> None:
+    stage.role("api")
+    stage.database("orders")
+    stage.root.run("ALTER ROLE api SET idle_in_transaction_session_timeout = '5min'")
+    stage.root.run("ALTER DATABASE orders SET statement_timeout = '1h'")
+    stage.root.run("ALTER ROLE api IN DATABASE orders SET statement_timeout = '2h'")
+    stage.root.run("ALTER ROLE api SET work_mem = '8MB'")
+    told = {
+        (timeout["role"], timeout["database"], timeout["name"]): timeout["value"]
+        for timeout in found(check(stage))["timeouts"]
+    }
+    assert told[None, None, "idle_in_transaction_session_timeout"] == "0"
+    assert told["api", None, "idle_in_transaction_session_timeout"] == "5min"
+    assert told[None, "orders", "statement_timeout"] == "1h"
+    assert told["api", "orders", "statement_timeout"] == "2h"
+    assert told[REAPER, None, "statement_timeout"] == "10s"
+    assert told[None, None, "statement_timeout"] is None  # our own hides it
+    assert "work_mem" not in {name for _, _, name in told}
+
+
+def test_a_database_in_which_nothing_ends_a_leak_is_told_with_the_sql(stage: Stage) -> None:
+    stage.database('odd "name"')
+    run = check(stage)
+    sql = sql_by_code(run)["set-idle-in-transaction-timeout"]
+    assert sql is not None
+    for statement in re.findall("ALTER.*?;", sql):
+        stage.root.run(statement)
+    try:
+        assert "set-idle-in-transaction-timeout" not in sql_by_code(check(stage))
+    finally:
+        stage.root.run("ALTER DATABASE postgres RESET idle_in_transaction_session_timeout")
+
+
+@pytest.mark.parametrize("reserved", [0, 2])
+@pytest.mark.parametrize("granted", [False, True])
+@pytest.mark.majors(16, 99)
+def test_a_reserved_slot_takes_a_setting_and_a_grant(
+    own_server: Callable[..., Stage], reserved: int, *, granted: bool
+) -> None:
+    stage = own_server({"reserved_connections": str(reserved)})
+    if not granted:
+        stage.root.run(f"REVOKE pg_use_reserved_connections FROM {REAPER}")
+    run = check(stage)
+    sql = sql_by_code(run)
+    assert found(run)["role"]["reserved_slot"] is (granted and reserved > 0)
+    if not reserved:
+        assert sql["set-reserved-connections"] == "ALTER SYSTEM SET reserved_connections = 2;"
+        stage.root.run(sql["set-reserved-connections"])
+    elif not granted:
+        stage.root.run(str(sql["grant-reserved-connections"]))
+        assert found(check(stage))["role"]["reserved_slot"] is True
+    else:
+        assert not {code for code in sql if "reserved" in code}
+
+
+@pytest.mark.majors(13, 15)
+def test_before_16_it_takes_a_fallback_secret(stage: Stage) -> None:
+    run = check(stage)
+    assert found(run)["role"]["reserved_slot"] is False
+    assert "fallback_secret" in message(run, "add-fallback-secret")
+
+
+def test_a_fallback_that_would_help_is_no_shortcoming(stage: Stage) -> None:
+    stage.role("rescuer", "SUPERUSER")
+    stage.aws.put_secret(RESCUE, {"username": "rescuer", "password": PASSWORD})
+    stage.target(fallback_secret=RESCUE)
+    assert not {
+        code for code in sql_by_code(check(stage)) if "fallback" in code or "reserved" in code
+    }
+
+
+@pytest.mark.parametrize("trouble", ["missing", "password", "ordinary"])
+def test_a_fallback_that_would_not_help_is_told_before_it_is_needed(
+    stage: Stage, trouble: str
+) -> None:
+    stage.role("rescuer", "IN ROLE pg_read_all_stats")
+    password = "no" if trouble == "password" else PASSWORD
+    if trouble != "missing":
+        stage.aws.put_secret(RESCUE, {"username": "rescuer", "password": password})
+    stage.target(fallback_secret=RESCUE)
+    expected = {
+        "missing": "secret rescue cannot be read",
+        "password": "password authentication failed",
+        "ordinary": "role rescuer has no reserved slot",
+    }[trouble]
+    assert expected in message(check(stage), "mend-fallback-secret")
+
+
+def test_a_pooler_is_told_by_its_greeting(stage: Stage) -> None:
+    """PgBouncer answers with a key of its own; measured with PgBouncer 1.18."""
+
+    def greeting(data: bytes) -> bytes:
+        return re.sub(rb"K\0\0\0\x0c....", b"K\0\0\0\x0c\x7f\x01\x02\x03", data, flags=re.DOTALL)
+
+    with Proxy(stage.server.port, says=greeting) as proxy:
+        stage.target(port=proxy.port)
+        run = check(stage)
+        assert found(run)["behind_pooler"] is True
+        assert "bypass-pooler" in sql_by_code(run)
+        run = stage.reap()
+        assert "bypass-pooler" in sql_by_code(run)
+
+
+def test_a_pooler_that_refuses_our_settings_is_told(stage: Stage) -> None:
+    def refusal(_: bytes) -> bytes:
+        fields = b"SFATAL\0C08P01\0Munsupported startup parameter: search_path\0\0"
+        return b"E" + (len(fields) + 4).to_bytes(4) + fields
+
+    with Proxy(stage.server.port, says=refusal) as proxy:
+        stage.target(port=proxy.port)
+        run = check(stage)
+    assert run.error()["code"] == "08P01"
+    assert "pooler" in run.error()["hint"]
+
+
+def test_providers_are_known_by_what_only_they_have(own_server: Callable[..., Stage]) -> None:
+    stage = own_server()
+    stage.target()
+    for provider, sql in {
+        "Aiven": "CREATE DATABASE _aiven",
+        "RDS": "CREATE ROLE rds_superuser",
+        "Aurora": "CREATE FUNCTION aurora_version() RETURNS text LANGUAGE sql AS $$SELECT '1'$$",
+    }.items():
+        stage.root.run(sql)
+        assert found(check(stage))["provider"] == provider
+
+
+def test_a_server_that_cannot_be_reached_does_not_hide_the_others(stage: Stage) -> None:
+    stage.target("away", port=1)
+    stage.target()
+    run = check(stage)
+    assert run.document["status"] == "partial"
+    assert run.error("away")["hint"]
+    assert found(run)["version"]
+
+
+@pytest.mark.tls
+@pytest.mark.parametrize("sslmode", ["verify-full", "require"])
+def test_the_certificate_s_end_is_told_whether_or_not_it_is_verified(
+    own_server: Callable[..., Stage], build: Build, tmp_path: Path, sslmode: str
+) -> None:
+    assert build.tls
+    tls = make_tls(tmp_path)
+    stage = own_server(tls=tls)
+    authority = tls.authority.read_text() if sslmode == "verify-full" else None
+    stage.target(sslmode=sslmode, sslrootcert=authority)
+    run = check(stage)
+    document = found(run)["tls"]
+    assert document["version"] == "TLSv1.3"
+    assert document["verified"] is (sslmode == "verify-full")
+    assert document["certificate_until"] == _until(tls.certificate.read_bytes())
+    assert document["certificate_until"] in message(run, "renew-certificate")
+    assert ("verify-certificate" in sql_by_code(run)) is (sslmode == "require")
+
+
+def _until(pem: bytes) -> str:
+    from cryptography import x509  # noqa: PLC0415 -- only here
+
+    end = x509.load_pem_x509_certificate(pem).not_valid_after_utc
+    return f"{end:%Y-%m-%dT%H:%M:%SZ}"

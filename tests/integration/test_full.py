@@ -1,0 +1,252 @@
+"""A server without a free slot: how the reaper gets in all the same, and what it says if not."""
+
+from __future__ import annotations
+
+import random
+import time
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Self
+
+import pg8000.native
+import pytest
+from botocore.client import BaseClient
+
+from tests.integration.stage import LEAK, PASSWORD, REAPER, Client, Stage, rule, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.integration.stage import Run
+
+SLOTS = 24
+REFUSED = (pg8000.native.Error, OSError, ValueError)
+
+
+@pytest.fixture
+def full(own_server: Callable[..., Stage], build: object) -> Stage:
+    """A server with a few slots; from 16 on two of them reserved for roles that may use them."""
+    settings = {"max_connections": str(SLOTS), "superuser_reserved_connections": "4"}
+    if getattr(build, "major", 0) >= 16:
+        settings["reserved_connections"] = "2"
+    return own_server(settings)
+
+
+class Storm:
+    """An application that tries to connect, again and again without a pause, and works if it can."""
+
+    def __init__(self, stage: Stage, threads: int = 4) -> None:
+        self._stage = stage
+        self._stop = Event()
+        self.refused = 0
+        self.answered = 0
+        self._threads = [Thread(target=self._tries, daemon=True) for _ in range(threads)]
+
+    def _tries(self) -> None:
+        while not self._stop.is_set():
+            try:
+                connection = self._stage.connect(tcp=True)
+            except REFUSED:
+                self.refused += 1
+                continue
+            while not self._stop.is_set() and self._works(connection):
+                self._stop.wait(random.uniform(0.001, 0.01))  # noqa: S311 -- a working day
+            connection.close()
+
+    def _works(self, connection: Client) -> bool:
+        try:
+            connection.run("SELECT count(*) FROM pg_class")
+        except REFUSED:
+            return False
+        self.answered += 1
+        return True
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        until(lambda: self.refused > 20, "the application is refused")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(10)
+
+
+RESCUE = "rescue"  # a secret's name
+
+
+def superuser(stage: Stage) -> str:
+    """The secret of a role that gets in before 16: a superuser, as RDS's master user does there."""
+    role = stage.role("rescuer", "SUPERUSER")
+    stage.aws.put_secret(RESCUE, {"username": role, "password": PASSWORD})
+    return RESCUE
+
+
+def asked_for(stage: Stage) -> list[str]:
+    """The secrets that are read from now on."""
+    asked: list[str] = []
+    call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
+
+    def counted(client: BaseClient, operation: str, arguments: dict[str, str]) -> object:
+        if operation == "GetSecretValue":
+            asked.append(arguments["SecretId"])
+        return call(client, operation, arguments)
+
+    stage.monkeypatch.setattr(BaseClient, "_make_api_call", counted)
+    return asked
+
+
+# -- it gets in -----------------------------------------------------------------------------------
+
+
+@pytest.mark.every_major
+@pytest.mark.majors(15, 18)
+def test_an_application_that_storms_a_full_server_recovers(full: Stage) -> None:
+    """Before 16 by the fallback secret, from 16 on by the role's own reserved slot."""
+    reserved = full.server.major >= 16
+    full.target(fallback_secret=None if reserved else superuser(full))
+    leaks = full.fill()
+    assert len(leaks) >= SLOTS - 8
+    with Storm(full) as storm:
+        assert storm.answered == 0
+        run = full.reap(rule(application=["*"]))
+        until(lambda: storm.answered > 100, "the application works again")
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
+    assert full.survivors(leaks) == []
+    assert run.target().get("fallback_secret") == (None if reserved else RESCUE)
+    assert run.target()["slots"]["used_before"] >= len(leaks)
+
+
+@pytest.mark.every_major
+def test_the_fallback_secret_is_used_only_when_the_server_is_full(full: Stage) -> None:
+    full.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
+    if full.server.major >= 16:
+        full.root.run(f"REVOKE pg_use_reserved_connections FROM {REAPER}")
+    full.target(fallback_secret=superuser(full))
+    asked = asked_for(full)
+    quiet = full.reap()
+    assert asked == ["orders"]
+    assert "fallback_secret" not in quiet.target()
+    assert quiet.emails == []
+
+    leaks = full.fill()
+    run = full.reap()
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
+    assert run.target()["fallback_secret"] == RESCUE
+    (advice,) = [a for a in run.target()["advice"] if a["code"] == "reserve-slots"]
+    assert "rescuer" in advice["message"]
+    assert advice["sql"] == f'GRANT pg_use_reserved_connections TO "{REAPER}";'
+    assert "signed in by the fallback secret" in run.email.subject
+    assert PASSWORD not in str(run.document) + run.email.body
+
+
+def test_sessions_of_the_target_s_own_role_are_ours_whoever_signs_in(full: Stage) -> None:
+    full.root.run(f"REVOKE pg_use_reserved_connections FROM {REAPER}")
+    full.target(fallback_secret=superuser(full))
+    ours = full.session(role=REAPER)
+    leaks = full.fill()
+    run = full.reap()
+    assert run.target()["fallback_secret"] == RESCUE
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
+    assert ours.is_there
+
+
+def test_a_slot_that_is_free_a_moment_later_is_taken(full: Stage) -> None:
+    full.root.run(f"REVOKE pg_use_reserved_connections FROM {REAPER}")
+    full.target()
+    leaks = full.fill()
+
+    refusals = _refusals(full)
+
+    def leaves() -> None:
+        until(lambda: _refusals(full) > refusals, "the reaper is refused")
+        leaks[0].connection.close()
+
+    leaving = Thread(target=leaves, daemon=True)
+    leaving.start()
+    run = full.reap()
+    leaving.join(10)
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks[1:]}
+
+
+def _refusals(stage: Stage) -> int:
+    return stage.server.log.read_text(errors="replace").count("remaining connection slots")
+
+
+# -- it stays outside -----------------------------------------------------------------------------
+
+
+def shut(stage: Stage) -> Run:
+    """A run that finds no slot; the little time that it has shortens its patience."""
+    stage.fill()
+    return stage.reap(seconds=4)
+
+
+@pytest.mark.every_major
+def test_a_server_that_stays_full_is_critical_and_says_what_to_do(full: Stage) -> None:
+    if full.server.major >= 16:
+        full.root.run(f"REVOKE pg_use_reserved_connections FROM {REAPER}")
+    full.target()
+    run = shut(full)
+    assert run.target()["status"] == "full"
+    error = run.error()
+    assert error["code"] == "53300"
+    assert "sign in as a superuser" in error["hint"]
+    assert "pg_terminate_backend" in error["hint"]
+    assert "fallback_secret" in error["hint"]
+    assert run.email.subject.startswith("CRITICAL: orders: full, ")
+    assert error["hint"] in run.email.body
+
+
+@pytest.mark.parametrize("trouble", ["missing", "denied", "wrong password"])
+def test_a_fallback_that_does_not_help_is_told_beside_the_full_server(
+    full: Stage, trouble: str
+) -> None:
+    full.root.run(f"REVOKE pg_use_reserved_connections FROM {REAPER}")
+    if trouble == "missing":
+        nowhere = "nowhere"
+        full.target(fallback_secret=nowhere)
+    else:
+        superuser(full)
+        if trouble == "wrong password":
+            full.root.run("ALTER ROLE rescuer PASSWORD 'another'")
+        else:
+            full.root.run("ALTER ROLE rescuer NOSUPERUSER")
+        full.target(fallback_secret=RESCUE)
+    run = shut(full)
+    assert run.target()["status"] == "full"
+    expected = {
+        "missing": "fallback_secret nowhere: secret nowhere cannot be read",
+        "wrong password": "fallback_secret rescue: ",
+        "denied": "remaining connection slots",
+    }[trouble]
+    assert expected in run.error()["message"]
+
+
+def test_the_limit_of_the_role_is_not_taken_for_a_full_server(full: Stage) -> None:
+    full.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 1")
+    full.session(role=REAPER)
+    full.target()
+    started = time.monotonic()
+    run = full.reap()
+    assert time.monotonic() - started < 1  # no patience: the role's sessions are ours
+    assert run.target()["status"] == "full"
+    assert "the role's own limit" in run.error()["hint"]
+    assert "reserved_connections" not in run.error()["hint"]
+
+
+def test_the_limit_of_the_role_leaves_the_fallback(full: Stage) -> None:
+    full.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 1")
+    full.session(role=REAPER)
+    leak = full.session(LEAK)
+    full.target(fallback_secret=superuser(full))
+    assert full.reap().outcomes() == {leak.pid: "terminated"}
+
+
+def test_the_limit_of_the_database_is_not_taken_for_a_full_server(full: Stage) -> None:
+    full.database("small", "CONNECTION LIMIT 1")
+    full.session(LEAK, database="small")
+    full.target(dbname="small")
+    run = full.reap()
+    assert run.target()["status"] == "full"
+    assert "the database's limit" in run.error()["hint"]

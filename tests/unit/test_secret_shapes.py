@@ -1,0 +1,568 @@
+"""The shapes of secrets beside RDS's own: service URIs, Aiven's JSON, managed ones, clusters, IAM."""
+
+from __future__ import annotations
+
+import json
+import string
+import traceback
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from session_reaper.errors import TargetError
+from session_reaper.targets import (
+    Auth,
+    Instance,
+    Secret,
+    SecretError,
+    SslMode,
+    Target,
+    by_fallback,
+    read_targets,
+)
+
+from tests.builders import PASSWORD, a_secret
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+NAME = "prod/orders"
+ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:prod/orders-X1y2Z3"
+HOST = "pg-shop.aivencloud.com"
+URI = f"postgres://avnadmin:{quote(PASSWORD, safe='')}@{HOST}:21699/defaultdb?sslmode=require"
+PARTS = {
+    "host": HOST,
+    "port": "21699",
+    "user": "avnadmin",
+    "password": PASSWORD,
+    "dbname": "defaultdb",
+    "sslmode": "require",
+}
+
+
+def never() -> tuple[()]:
+    raise AssertionError("RDS is asked")
+
+
+def secret(text: str | dict[str, Any], name: str = NAME, arn: str = ARN) -> Secret:
+    return Secret(name=name, arn=arn, text=text if isinstance(text, str) else json.dumps(text))
+
+
+def read(text: str | dict[str, Any]) -> Target:
+    """The one target of a secret that needs nothing of RDS."""
+    (found,) = read_targets(secret(text), never, whole_clusters=True)
+    return found
+
+
+def assert_hidden(error: SecretError, *passwords: str) -> None:
+    everything = "".join(traceback.format_exception(error)) + repr(error) + error.hint
+    for password in passwords:
+        assert password not in everything
+
+
+def error_of(text: str | dict[str, Any], *passwords: str) -> SecretError:
+    with pytest.raises(SecretError) as caught:
+        read(text)
+    error = caught.value
+    assert error.code == "secret"
+    assert NAME in error.message
+    assert error.hint
+    assert_hidden(error, PASSWORD, quote(PASSWORD, safe=""), *passwords)
+    return error
+
+
+# -- service URIs and Aiven's JSON ------------------------------------------------------------------
+
+
+SHAPES: dict[str, Any] = {
+    "plain": URI,
+    "postgresql": URI.replace("postgres:", "postgresql:"),
+    "with blanks around it": f" \n{URI}\n",
+    "a JSON string": json.dumps(URI),
+    "uri": json.dumps({"uri": URI}),
+    "service_uri": json.dumps({"service_uri": URI}),
+    "service_uri with blanks": json.dumps({"service_uri": f" {URI}\n"}),
+    "Aiven's API": json.dumps(
+        {"service_name": "shop", "service_uri": URI, "service_uri_params": PARTS, "state": "RUNNING"}
+    ),
+    "the parts alone": json.dumps({"service_uri_params": PARTS}),
+    "Terraform": json.dumps({"pg_params": [PARTS], "service_uri": URI}),
+    "Terraform, the parts alone": json.dumps({"pg_params": [PARTS]}),
+    "flat": json.dumps(PARTS),
+    "flat, a number as port": json.dumps(PARTS | {"port": 21699}),
+    "flat, database in place of dbname": json.dumps(
+        {k: v for k, v in PARTS.items() if k != "dbname"} | {"database": "defaultdb"}
+    ),
+    "a uri, and nothing known beside it": json.dumps({"uri": URI, "name": None, "sslmode": None}),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_every_shape_of_aivens_credentials_means_the_same_target(shape: str) -> None:
+    assert read(shape) == Target(
+        name=NAME,
+        group=NAME,
+        secret_arn=ARN,
+        host=HOST,
+        port=21699,
+        role="avnadmin",
+        auth=Auth.PASSWORD,
+        auth_given=False,
+        password=PASSWORD,
+        database="defaultdb",
+        sslmode=SslMode.REQUIRE,
+        sslrootcert=None,
+        fallback_secret=None,
+    )
+
+
+@pytest.mark.parametrize("character", sorted({*string.printable, "é", "☃", "😀", "\x7f"} - {"\0"}))
+def test_a_percent_encoded_character_is_that_character(character: str) -> None:
+    text = f"{character}a{character}{character}b{character}"
+    coded = quote(text, safe="")
+    found = read(f"postgres://{coded}:{coded}@db.example/{coded}")
+    assert (found.role, found.password, found.database) == (text, text, text)
+    assert (found.host, found.port) == ("db.example", 5432)
+
+
+SENDABLE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+
+
+@given(SENDABLE, SENDABLE, SENDABLE)
+@example(":/?#[]@!$&'()*+,;=%", "%25%2F+ ", "a/b")
+@example("100%", "%zz", "?sslmode=disable")
+@example("p@evil.example:1/x#", "u:v@w", "..")
+def test_what_is_percent_encoded_is_read_back_and_moves_nothing_else(
+    password: str, role: str, database: str
+) -> None:
+    user, word, name = (quote(text, safe="") for text in (role, password, database))
+    uri = f"postgres://{user}:{word}@db.example:6543/{name}?sslmode=verify-ca"
+    for text in (uri, json.dumps(uri), json.dumps({"uri": uri}), json.dumps({"service_uri": uri})):
+        found = read(text)
+        assert (found.role, found.password, found.database) == (role, password, database)
+        assert (found.host, found.port) == ("db.example", 6543)
+        assert found.sslmode is SslMode.VERIFY_CA
+        assert found.auth is Auth.PASSWORD
+
+
+def test_the_plain_characters_of_a_password_need_no_encoding() -> None:
+    plain = "Az09-._~!$&'()*+,;=@+"
+    assert read(f"postgres://u:{plain}@h/d").password == plain
+
+
+@pytest.mark.parametrize(
+    ("place", "host", "port", "database"),
+    [
+        ("h", "h", 5432, "postgres"),
+        ("h/", "h", 5432, "postgres"),
+        ("h:6543", "h", 6543, "postgres"),
+        ("h:/d", "h", 5432, "d"),
+        ("[::1]:6543/d", "::1", 6543, "d"),
+        ("[fd00::7]/d", "fd00::7", 5432, "d"),
+        ("10.0.0.7/d?application_name=x&sslmode=&connect_timeout=3", "10.0.0.7", 5432, "d"),
+    ],
+)
+def test_what_a_uri_leaves_out_is_postgresqls_own(
+    place: str, host: str, port: int, database: str
+) -> None:
+    found = read(f"postgres://u:p@{place}")
+    assert (found.host, found.port, found.database) == (host, port, database)
+    assert found.sslmode is SslMode.VERIFY_FULL
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"postgres://u:{PASSWORD}@h/d",  # its / and ? and # not encoded
+        "postgres://u:CANARY/CANARY@h/d",
+        "postgres://u:CANARY?CANARY@h/d",
+        "postgres://u:CANARY#CANARY@h/d",
+        "postgres://u:CANARY[CANARY@h/d",
+        "postgres://u:CANARY]CANARY@h/d",
+        "postgres://u:12/CANARY@h/d",  # which has u as host and 12 as port
+        "postgres://u:12?CANARY@h/d",
+        "postgres://u:12#CANARY@h/d",
+        "postgres://u:CANARY%00@h/d",
+        "postgres://u:CANARY%FF@h/d",
+        "postgres://u:CANARY\ud800@h/d",
+        "postgres://u:CANARY@h:port/d",
+        "postgres://u:CANARY@h:99999/d",
+        "postgres://u:CANARY@h:0/d",
+        "postgres://u:CANARY@h:-1/d",
+        "postgres://u:CANARY@h1:5432,h2:5432/d",
+        "postgres://u:CANARY@h1,h2/d",
+        "postgres://u:CANARY@/d",
+        "postgres://u:CANARY@:5432/d",
+        "postgres://:CANARY@h/d",
+        "postgres://u:CANARY@[::1/d",
+        "postgres://u:CANARY@h/d%FF",
+        "postgres://u:CANARY@h/d?sslmode=prefer",
+        "postgres://u:CANARY@h/d?sslmode=CANARY",
+        "postgres://u:CANARY℀@h/d",  # which the standard library takes for a/c
+        "postgres://CANARY",
+        "postgres://",
+        "postgres:///d?host=h&user=u&password=CANARY",
+        "postgres://u:CANARY@h o s t/d",
+    ],
+)
+def test_a_malformed_uri_never_shows_the_password(uri: str) -> None:
+    for text in (uri, json.dumps({"uri": uri}), json.dumps(uri)):
+        error_of(text, "CANARY@", "CANARY?", "CANARYC", ":CANARY", "=CANARY", "h/d")
+
+
+@pytest.mark.parametrize("uri", ["", 5, [URI], {"uri": URI}, "mysql://u:CANARY@h/d", f"x{URI}"])
+@pytest.mark.parametrize("key", ["uri", "service_uri"])
+def test_what_is_no_uri_is_named_by_its_key(key: str, uri: object) -> None:
+    error = error_of({key: uri}, "CANARY")
+    assert error.message == f"secret {NAME}: {key} is no URI"
+
+
+@pytest.mark.parametrize("text", ["mysql://u:CANARY@h/d", "https://CANARY", "POSTGRES://u:CANARY@h"])
+def test_another_scheme_is_refused(text: str) -> None:
+    error_of(text, "CANARY")
+
+
+# -- which of two says it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["uri", "service_uri"])
+def test_a_key_beside_the_uri_goes_before_its_part(key: str) -> None:
+    beside = {"username": "reaper", "password": "p", "host": "h", "port": 1, "dbname": "d"}
+    found = read({key: URI, "sslmode": "verify-full", **beside})
+    assert (found.role, found.password, found.host) == ("reaper", "p", "h")
+    assert (found.port, found.database) == (1, "d")
+    assert found.sslmode is SslMode.VERIFY_FULL
+
+
+def test_aivens_word_for_a_key_goes_before_the_uris_part_too() -> None:
+    """Else one role would sign in with another's password."""
+    found = read({"uri": URI, "user": "reaper", "password": "p", "database": "d"})
+    assert (found.role, found.password, found.database) == ("reaper", "p", "d")
+
+
+@pytest.mark.parametrize("key", ["password", "host", "username", "dbname", "sslmode", "port"])
+def test_an_empty_or_null_key_beside_the_uri_takes_nothing_away(key: str) -> None:
+    """An empty password would mean IAM, and a token would go to the URI's host."""
+    assert read({"uri": URI, key: None}) == read(URI)
+    if key != "port":  # which is wrong when it is empty
+        assert read({"uri": URI, key: ""}) == read(URI)
+
+
+@pytest.mark.parametrize("key", ["sslmode", "dbname", "port"])
+@pytest.mark.parametrize("place", ["service_uri_params", "pg_params"])
+def test_a_key_that_is_null_among_the_parts_counts_as_absent(place: str, key: str) -> None:
+    parts = PARTS | {key: None}
+    assert read({place: [parts] if place == "pg_params" else parts}).host == HOST
+
+
+@pytest.mark.parametrize(
+    ("document", "sslmode"),
+    [
+        ({"uri": URI}, SslMode.REQUIRE),
+        ({"uri": URI, "sslmode": "verify-ca"}, SslMode.VERIFY_CA),
+        ({"uri": URI, "sslmode": "disable"}, SslMode.DISABLE),
+        ({"uri": URI.partition("?")[0], "sslmode": "require"}, SslMode.REQUIRE),
+        ({"uri": URI.partition("?")[0]}, SslMode.VERIFY_FULL),
+        ({"service_uri_params": PARTS, "sslmode": "verify-ca"}, SslMode.VERIFY_CA),
+        ({"service_uri_params": PARTS}, SslMode.REQUIRE),
+        ({"pg_params": [PARTS | {"sslmode": "verify-ca"}], "service_uri": URI}, SslMode.VERIFY_CA),
+        ({"pg_params": [], "service_uri": URI}, SslMode.REQUIRE),
+    ],
+)
+def test_the_nearest_word_on_sslmode_counts(document: dict[str, Any], sslmode: SslMode) -> None:
+    assert read(document).sslmode is sslmode
+
+
+def test_optional_keys_stand_beside_a_uri() -> None:
+    found = read({"uri": URI, "name": "shop", "sslrootcert": "PEM", "fallback_secret": " admin "})
+    assert (found.name, found.group) == ("shop", "shop")
+    assert (found.sslrootcert, found.fallback_secret) == ("PEM", "admin")
+
+
+# -- IAM --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "auth", "auth_given", "password"),
+    [
+        ({"auth": "iam", "password": None}, Auth.IAM, True, ""),
+        ({"auth": "iam", "password": PASSWORD}, Auth.IAM, True, ""),
+        ({"auth": "password", "password": PASSWORD}, Auth.PASSWORD, True, PASSWORD),
+        ({"password": None}, Auth.IAM, False, ""),
+        ({"password": ""}, Auth.IAM, False, ""),
+        ({"auth": "", "password": PASSWORD}, Auth.PASSWORD, False, PASSWORD),
+    ],
+)
+def test_without_a_password_or_by_its_word_a_token_stands_in(
+    keys: dict[str, Any], auth: Auth, password: str, *, auth_given: bool
+) -> None:
+    found = read(a_secret(**keys))
+    assert (found.auth, found.auth_given, found.password) == (auth, auth_given, password)
+
+
+def test_a_uri_without_a_password_means_iam() -> None:
+    assert read(f"postgres://reaper@{HOST}/d").auth is Auth.IAM
+    assert read(f"postgres://reaper:@{HOST}/d").auth is Auth.IAM
+
+
+@pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca", "require"])
+def test_iam_goes_by_every_kind_of_tls(sslmode: str) -> None:
+    assert read(a_secret(auth="iam", sslmode=sslmode)).auth is Auth.IAM
+
+
+def test_a_token_never_goes_out_in_plaintext() -> None:
+    asked = error_of(a_secret(auth="iam", sslmode="disable"))
+    assert asked.message == (
+        f"secret {NAME}: auth iam needs TLS: with sslmode disable the token would go out in plaintext"
+    )
+    forgotten = error_of(a_secret(password=None, sslmode="disable"))
+    assert forgotten.message == f"secret {NAME}: password is missing"
+    error_of("postgres://reaper@h/d?sslmode=disable")
+
+
+# -- the fallback's role ------------------------------------------------------------------------
+
+
+def fallback_of(target: Target, document: str | dict[str, Any]) -> Target:
+    return by_fallback(target, secret(document, "admin", ARN + "-admin"))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"username": "root", "password": PASSWORD},
+        {"username": "root", "password": PASSWORD, "host": "elsewhere", "port": 1, "dbname": "x"},
+        {"username": "root", "password": PASSWORD, "sslmode": "disable", "name": "x"},
+        f"postgres://root:{quote(PASSWORD, safe='')}@elsewhere:1/x?sslmode=disable",
+        {"user": "root", "password": PASSWORD, "fallback_secret": "another"},
+    ],
+    ids=repr,
+)
+def test_of_the_fallback_only_the_role_and_its_password_count(
+    document: str | dict[str, Any],
+) -> None:
+    ours = read(a_secret(fallback_secret="admin", sslrootcert="PEM"))
+    assert fallback_of(ours, document) == replace(
+        ours, role="root", password=PASSWORD, instead_of="reaper"
+    )
+
+
+def test_a_fallback_by_iam_takes_the_place_of_a_password_and_the_other_way_round() -> None:
+    iam = fallback_of(read(a_secret()), {"username": "root", "auth": "iam"})
+    assert (iam.auth, iam.auth_given, iam.password) == (Auth.IAM, True, "")
+    word = fallback_of(read(a_secret(auth="iam")), {"username": "root", "password": PASSWORD})
+    assert (word.auth, word.auth_given, word.password) == (Auth.PASSWORD, False, PASSWORD)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{"username": "root", "auth": "iam"}, {"username": "root"}, "postgres://root@h"],
+    ids=["auth iam", "no password", "URI"],
+)
+def test_a_fallbacks_token_never_goes_out_in_plaintext_either(
+    document: str | dict[str, Any],
+) -> None:
+    """It goes to the target by the target's sslmode, whatever its own secret says or leaves out."""
+    with pytest.raises(SecretError) as caught:
+        fallback_of(read(a_secret(sslmode="disable")), document)
+    assert caught.value.target == "orders"
+    assert "admin" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("document", "key"),
+    [
+        ({"password": PASSWORD}, "username is missing"),
+        ({"username": "root", "auth": "password"}, "password is missing"),
+        ({"username": "root", "password": 5}, "password is not text"),
+        ([], "no object"),
+        (PASSWORD, "is not JSON"),
+    ],
+)
+def test_what_is_wrong_with_a_fallback_is_said_of_its_secret(document: Any, key: str) -> None:  # noqa: ANN401 -- any shape
+    with pytest.raises(SecretError) as caught:
+        fallback_of(read(a_secret()), document if isinstance(document, str) else json.dumps(document))
+    assert "secret admin" in caught.value.message
+    assert key in caught.value.message
+    assert_hidden(caught.value, PASSWORD)
+
+
+# -- engines ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["mysql", "aurora-mysql", "mariadb", "sqlserver-ex", "redis"])
+@pytest.mark.parametrize("more", [{}, {"dbClusterIdentifier": "c", "dbInstanceIdentifier": None}])
+def test_another_engine_is_named_and_rds_is_not_asked(engine: str, more: dict[str, Any]) -> None:
+    error = error_of(a_secret(engine=engine, **more))
+    assert error.message == f"secret {NAME}: engine {engine} is not PostgreSQL"
+
+
+# -- clusters and managed secrets ---------------------------------------------------------------
+
+
+MANAGED_ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:rds!cluster-1-AbCdEf"
+
+
+def an_instance(identifier: str, **overrides: object) -> Instance:
+    values = {
+        "identifier": identifier,
+        "cluster": "shop",
+        "engine": "aurora-postgresql",
+        "host": f"{identifier}.abc.eu-west-1.rds.amazonaws.com",
+        "port": 5433,
+        "reader": not identifier.endswith("1"),
+        "secret_arns": (),
+    }
+    return Instance(**values | overrides)  # type: ignore[arg-type] # a table of defaults
+
+
+CLUSTER = (an_instance("shop-1"), an_instance("shop-2"), an_instance("shop-auto-3"))
+SOLO = an_instance("solo", cluster="", engine="postgres", reader=False)
+OTHER = an_instance("other-1", cluster="other")
+
+
+def listing(*instances: Instance) -> Callable[[], Iterable[Instance]]:
+    return lambda: iter(instances)
+
+
+def of_cluster(
+    instances: Callable[[], Iterable[Instance]], *, whole: bool = True, **keys: object
+) -> tuple[Target, ...]:
+    document = a_secret(dbInstanceIdentifier=None, dbClusterIdentifier="shop", **keys)
+    return read_targets(secret(document), instances, whole_clusters=whole)
+
+
+def of_managed(
+    *instances: Instance, whole: bool = True, kind: str = "cluster", **keys: object
+) -> tuple[Target, ...]:
+    mine = [
+        replace(each, secret_arns=(MANAGED_ARN,)) if each.cluster == "shop" or each is SOLO else each
+        for each in instances
+    ]
+    document = {"username": "postgres", "password": PASSWORD, **keys}
+    managed = secret(document, f"rds!{kind}-1", MANAGED_ARN)
+    return read_targets(managed, listing(*mine), whole_clusters=whole)
+
+
+def named(targets: Iterable[Target]) -> list[tuple[str, str, bool]]:
+    return [(each.name, each.group, each.reader) for each in targets]
+
+
+@pytest.mark.parametrize("managed", [True, False])
+def test_a_clusters_secret_is_for_each_of_its_instances(*, managed: bool) -> None:
+    everything = (OTHER, *CLUSTER, SOLO if not managed else OTHER)
+    found = of_managed(*everything) if managed else of_cluster(listing(*everything))
+    assert named(found) == [
+        ("shop-1", "shop", False),
+        ("shop-2", "shop", True),
+        ("shop-auto-3", "shop", True),
+    ]
+    assert [each.host for each in found] == [each.host for each in CLUSTER]
+    assert {(each.password, each.unlisted, each.port) for each in found} == {(PASSWORD, "", 5433)}
+
+
+def test_a_name_of_its_own_is_the_groups_and_begins_each_instances() -> None:
+    assert named(of_cluster(listing(*CLUSTER[:2]), name="S")) == [
+        ("S/shop-1", "S", False),
+        ("S/shop-2", "S", True),
+    ]
+
+
+def test_two_secrets_of_one_cluster_make_targets_of_different_names() -> None:
+    named_one = {each.name for each in of_cluster(listing(*CLUSTER), name="S")}
+    assert not named_one & {each.name for each in of_cluster(listing(*CLUSTER))}
+
+
+@pytest.mark.parametrize("managed", [True, False])
+def test_with_clusters_switched_off_a_cluster_is_one_target(*, managed: bool) -> None:
+    if managed:
+        assert named(of_managed(*CLUSTER, whole=False)) == [("shop", "shop", False)]
+    else:
+        (found,) = of_cluster(never, whole=False)
+        assert found.host == "orders.abc.eu-west-1.rds.amazonaws.com"
+        assert named([found]) == [("shop", "shop", False)]
+
+
+def test_an_instances_secret_is_for_that_instance_whatever_cluster_it_is_of() -> None:
+    assert read(a_secret(dbClusterIdentifier="shop")).name == "orders"
+
+
+def test_a_managed_secret_of_an_instance() -> None:
+    (found,) = of_managed(OTHER, SOLO, kind="db")
+    assert named([found]) == [("solo", "solo", False)]
+    assert (found.host, found.port, found.role) == (SOLO.host, SOLO.port, "postgres")
+    assert (found.database, found.sslmode) == ("postgres", SslMode.VERIFY_FULL)
+
+
+def test_a_managed_secret_that_says_its_host_needs_no_rds() -> None:
+    document = {"username": "u", "password": "p", "host": "h"}
+    (found,) = read_targets(secret(document, "rds!db-1"), never, whole_clusters=True)
+    assert (found.host, found.port) == ("h", 5432)
+
+
+def test_only_a_managed_secret_may_leave_out_its_host() -> None:
+    assert "host is missing" in error_of({"username": "u", "password": PASSWORD}).message
+
+
+@pytest.mark.parametrize("instances", [(), (OTHER,)])
+def test_a_managed_secret_that_nobody_has_is_a_failed_target(
+    instances: tuple[Instance, ...],
+) -> None:
+    with pytest.raises(SecretError, match=r"^secret rds!cluster-1: host is missing") as caught:
+        of_managed(*instances)
+    assert caught.value.hint
+    assert_hidden(caught.value, PASSWORD)
+
+
+def test_the_readers_that_run_are_looked_at_though_the_writer_does_not() -> None:
+    """While it is replaced, or comes up again."""
+    expected = [("shop-2", "shop", True), ("shop-auto-3", "shop", True)]
+    assert named(of_cluster(listing(*CLUSTER[1:]))) == expected
+    assert named(of_managed(*CLUSTER[1:])) == expected
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_managed_secret_of_another_engine_is_named(*, whole: bool) -> None:
+    mysql = replace(CLUSTER[0], engine="aurora-mysql")
+    with pytest.raises(SecretError, match=r"^secret rds!cluster-1: engine aurora-mysql is not"):
+        of_managed(mysql, whole=whole)
+
+
+def test_a_cluster_that_turns_out_to_be_of_another_engine_is_named() -> None:
+    mysql = [replace(each, engine="aurora-mysql") for each in CLUSTER]
+    with pytest.raises(SecretError, match="engine aurora-mysql is not PostgreSQL"):
+        of_cluster(listing(*mysql), engine=None)
+
+
+def denied() -> tuple[Instance, ...]:
+    raise TargetError("rds", "RDS instances cannot be listed: AccessDenied", "Allow it.")
+
+
+def test_where_rds_lists_nothing_the_secrets_own_host_stands_for_the_cluster() -> None:
+    for instances, why in ((denied, "AccessDenied"), (listing(), "no running instance of shop")):
+        (found,) = of_cluster(instances)
+        assert found.host == "orders.abc.eu-west-1.rds.amazonaws.com"
+        assert named([found]) == [("shop", "shop", False)]
+        assert why in found.unlisted
+        assert "..." not in found.unlisted.replace("…", "...")
+
+
+def test_a_managed_secret_whose_instances_cannot_be_listed_is_a_failed_target() -> None:
+    managed = secret({"username": "u", "password": PASSWORD}, "rds!db-1", MANAGED_ARN)
+    with pytest.raises(SecretError) as caught:
+        read_targets(managed, denied, whole_clusters=True)
+    assert "AccessDenied" in caught.value.message
+    assert caught.value.message.startswith("secret rds!db-1: host is missing")
+    assert caught.value.hint == "Allow it."
+    assert_hidden(caught.value, PASSWORD)
+
+
+def test_a_password_is_in_the_repr_of_none_of_them() -> None:
+    for found in (*of_cluster(listing(*CLUSTER)), *of_managed(*CLUSTER), read(URI)):
+        assert PASSWORD not in repr(found)
+    for text in (URI, json.dumps(PARTS)):
+        assert PASSWORD not in repr(secret(text))
+        assert quote(PASSWORD, safe="") not in repr(secret(text))
