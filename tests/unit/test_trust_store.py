@@ -150,9 +150,7 @@ def test_tls_takes_every_certificate_of_the_shipped_file_as_file_and_as_text(sto
         assert context.cert_store_stats() == {"x509": number, "x509_ca": number, "crl": 0}
 
 
-def test_the_shipped_file_names_no_folder_and_no_line_of_it_is_long() -> None:
-    head = SHIPPED.partition("\n\n")[0]
-    assert "/tmp" not in head  # noqa: S108 -- where it must not come from
+def test_no_line_of_the_shipped_file_is_long() -> None:
     assert max(map(len, SHIPPED.splitlines())) <= 100
 
 
@@ -300,7 +298,7 @@ def test_without_amazons_roots_nothing_is_written(tmp_path: Path, store: Path) -
         ("http://127.0.0.1:1/a.pem", "cannot be read: .*[Rr]efused"),
         ("http://127.0.0.1.example.com/a.pem", "is neither https nor on this machine"),
         ("ftp://localhost/a.pem", "is neither https nor on this machine"),
-        ("https://", "cannot be read"),
+        ("https://[/a.pem", "cannot be read: Invalid IPv6 URL"),
     ],
 )
 def test_a_source_that_cannot_be_had_is_told_in_a_line_and_the_old_file_stays(
@@ -368,7 +366,7 @@ def test_a_file_that_somebody_changed_by_hand_is_found(text: str, complaint: str
 @pytest.mark.parametrize(
     ("day", "complaint"),
     [
-        ("2037-10-01", ""),
+        ("2037-10-02", ""),
         ("2037-10-03", "Starfield .* expires on 2037-12-31"),
         ("2037-12-31", "Starfield .* expires on 2037-12-31"),
         ("2038-01-02", "Starfield .* has expired"),
