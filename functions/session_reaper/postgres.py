@@ -63,7 +63,8 @@ _SSL_REQUEST: Final = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 _TOO_MANY_CONNECTIONS: Final = "53300"
 _HINTS: Final = {
-    "28P01": "Check username and password in the secret; after a rotation both must be new.",
+    "28P01": "Check username and password in the secret (it was just read again); after a rotation"
+    " both must be new.",
     "28000": "Check the role's name, that it has LOGIN, and the server's pg_hba rules for TLS.",
     # PgBouncer, which does not pass on what we ask of a session.
     "08P01": "This is a pooler such as PgBouncer, not the server: it hides the clients' sessions."

@@ -24,7 +24,7 @@ from session_reaper.preflight import Check
 from session_reaper.providers import is_proxy
 from session_reaper.report import Advice, Failure, Fate, Outcome, TargetReport, TargetStatus, failed
 from session_reaper.sessions import EVERYTHING, NOTHING, Look
-from session_reaper.sign_in import fallback_of, sign_in
+from session_reaper.sign_in import sign_in
 from session_reaper.targets import Target
 
 
@@ -62,7 +62,7 @@ def visited(
                 return stack.enter_context(closing(sign_in(target, directory, deadline)[0]))
 
             def by_fallback() -> Server:
-                other = fallback_of(target, directory)
+                other = directory.authorized(directory.fallback(target))
                 return stack.enter_context(closing(Server.connect(other, deadline)))
 
             server, signed_in = sign_in(target, directory, deadline)
@@ -142,7 +142,7 @@ def _advice_on_fallback(visit: Visit) -> Iterator[Advice]:
 def _looked(report: TargetReport, look: Look) -> TargetReport:
     return replace(
         report,
-        reader=look.reader,
+        reader=report.reader or look.reader,
         slots=look.slots,
         used_after=look.slots.used,
         advice=tuple(dict.fromkeys([*report.advice, *advice_on_look(look)])),

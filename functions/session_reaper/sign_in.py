@@ -31,6 +31,7 @@ def sign_in(target: Target, directory: Directory, deadline: Deadline) -> tuple[S
     """
     patience = deadline.within(min(FULL_SECONDS, _FULL_SHARE * deadline.seconds()))
     pause = _SHORTEST_PAUSE
+    fallback: Target | None = None
     refused = ""
     for tries in count(1):
         try:
@@ -39,8 +40,8 @@ def sign_in(target: Target, directory: Directory, deadline: Deadline) -> tuple[S
             full = error
         if target.fallback_secret and not refused and (tries >= _ALONE or full.limited):
             try:
-                fallback = fallback_of(target, directory)
-                return Server.connect(fallback, deadline), fallback
+                fallback = fallback or directory.fallback(target)
+                return Server.connect(directory.authorized(fallback), deadline), fallback
             except FullError:
                 pass
             except TargetError as error:
@@ -52,11 +53,6 @@ def sign_in(target: Target, directory: Directory, deadline: Deadline) -> tuple[S
         time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 -- nothing secret
         pause = min(2 * pause, _LONGEST_PAUSE)
     raise AssertionError  # count() does not end
-
-
-def fallback_of(target: Target, directory: Directory) -> Target:
-    """The target as its fallback secret's role signs in to it. Raises TargetError."""
-    return directory.authorized(directory.fallback(target))
 
 
 def _connected(target: Target, directory: Directory, deadline: Deadline) -> tuple[Server, Target]:
