@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from enum import Enum, auto
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from threading import Lock
 from typing import Any, Final
@@ -100,6 +100,23 @@ def _saslprep(text: str, prepare: Callable[[str], str] = scramp.core.saslprep) -
 scramp.core.saslprep = _saslprep
 
 
+@lru_cache(maxsize=1024)
+def _salted_password(
+    hash_function: Callable[[bytes], Any],
+    password: str | bytes,
+    salt: bytes,
+    iterations: int,
+    derive: Callable[..., bytes] = scramp.core.hi,
+) -> bytes:
+    """RFC 5802 lets a client keep it: to derive it is a third of what a warm sign-in costs us."""
+    return derive(hash_function, password, salt, iterations)
+
+
+scramp.core.hi = lambda hash_function, password, salt, iterations: _salted_password(
+    hash_function, password, salt, int(iterations)
+)
+
+
 class _Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver ships no types
     """Closes whatever state it is in; pg8000's own raises, and hides the error that it came for."""
 
@@ -146,6 +163,7 @@ class Server:
         self, target: Target, connection: pg8000.native.Connection, sock: socket.socket
     ) -> None:
         self.role = target.role
+        self._password = target.password
         self._ours = (target.role, target.instead_of)
         # What the server calls this connection in its greeting. A pooler greets in its own name.
         self._pid = int.from_bytes((connection._backend_key_data or b"")[:4])  # noqa: SLF001 -- the driver has no other word for it
@@ -182,9 +200,8 @@ class Server:
                 )
         except BaseException as error:
             sock.close()
-            if isinstance(error, TargetError):  # a server may send back what it was sent
-                error.message = error.message.replace(target.password or "\0", "…")
-                error.args = (error.code, error.message, error.hint)
+            if isinstance(error, TargetError):
+                _keep_secret(target.password, error)
             raise
         return cls(target, connection, sock)
 
@@ -261,8 +278,18 @@ class Server:
     @contextmanager
     def _answering(self, doing: str, deadline: Deadline) -> Iterator[None]:
         self._socket.settimeout(deadline.left(_ANSWER_SECONDS))
-        with _failures(doing, ConnectionLostError):
-            yield
+        try:
+            with _failures(doing, ConnectionLostError):
+                yield
+        except TargetError as error:
+            _keep_secret(self._password, error)
+            raise
+
+
+def _keep_secret(password: str, error: TargetError) -> None:
+    """A server may send back what it was sent."""
+    error.message = error.message.replace(password or "\0", "…")
+    error.args = (error.code, error.message, error.hint)
 
 
 @cache
@@ -363,6 +390,11 @@ def _authorities(target: Target) -> str | None:
     region = rds_region(target.host)
     if target.sslrootcert or target.sslmode is SslMode.REQUIRE or region is None:
         return target.sslrootcert
+    return _authorities_of_rds(region)
+
+
+@cache
+def _authorities_of_rds(region: str) -> str:
     blocks = (files("session_reaper") / "aws_certificates.pem").read_text("utf-8").split("\n\n")
     return "\n".join(b for b in blocks if f" {region} " in b or "\n# Amazon RDS " not in f"\n{b}")
 

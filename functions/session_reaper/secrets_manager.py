@@ -117,7 +117,12 @@ class Secrets:
             problem = f"secret {secret_id} is binary"
             return SecretError(value["Name"], problem, "Store it as text (SecretString).")
         secret = Secret(name=value["Name"], arn=value["ARN"], text=value["SecretString"])
-        _kept[self._key(secret_id)] = (time.time(), secret)
+        # By whatever else it was asked for, too: else that would go on meaning what it held before.
+        endpoint, _ = ours = self._key(secret_id)
+        for key in [*_kept]:
+            if key[0] == endpoint and _kept[key][1].arn == secret.arn:
+                _kept[key] = (time.time(), secret)
+        _kept[ours] = (time.time(), secret)
         return secret
 
     def _key(self, secret_id: str) -> tuple[str, str]:

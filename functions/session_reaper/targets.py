@@ -113,6 +113,10 @@ def read_targets(
         read.check_engine(each.engine)
     running = [each for each in found if whole_clusters or not each.reader]
     placed = [_placed(target, each, given, whole=whole_clusters) for each in running]
+    if managed and not placed:
+        problem = "host is missing, and RDS lists no running instance that has this secret"
+        hint = "Add host, if it is in another account or region; else take it off the targets."
+        raise read.error(problem, hint)
     return tuple(placed) or (replace(target, unlisted=unlisted),)
 
 
@@ -123,10 +127,6 @@ def _managed(read: "_Reader", instances: Callable[[], Iterable[Instance]]) -> li
     except TargetError as error:
         problem = f"host is missing, and RDS cannot be asked for it: {error.message}"
         raise read.error(problem, error.hint) from None
-    if not any(not each.reader for each in found):
-        problem = "host is missing, and RDS lists no running instance that has this secret"
-        hint = "Add host, if it is in another account or region; else take it off the targets."
-        raise read.error(problem, hint)
     return found
 
 
@@ -163,7 +163,7 @@ def by_fallback(target: Target, secret: Secret) -> Target:
     """
     read = _Reader(secret)
     read.target = target.name
-    other = read.signs_in(target.host, target.port)
+    other = read.signs_in(target.host, target.port, target.sslmode)
     return replace(
         target,
         role=other.role,
@@ -198,7 +198,7 @@ class _Reader:
         if not isinstance(document, dict):
             message = f"secret {self.secret.name} is JSON, but no object"
             raise SecretError(self.target, message, "Store an object, or a service URI.")
-        return self._flat({key: value for key, value in document.items() if value is not None})
+        return self._flat(_by_our_names(document))
 
     def _flat(self, given: dict[str, Any]) -> dict[str, Any]:
         """Aiven's API has the parts of the URI beside it, its Terraform provider in a list of one."""
@@ -206,22 +206,21 @@ class _Reader:
             inner = given.get(key)
             inner = inner[0] if isinstance(inner, list) and inner else inner
             if isinstance(inner, dict):
-                given = inner | given
+                given = _by_our_names(inner) | _without_empty(given)
         for key in ("uri", "service_uri"):
             if key in given:
                 uri = given[key]
                 if not isinstance(uri, str) or not _is_uri(uri):
                     raise self.error(f"{key} is no URI", "It begins with postgres://.")
-                given = self._of_uri(uri) | given
-        for theirs, ours in {"user": "username", "database": "dbname"}.items():
-            if theirs in given:
-                given.setdefault(ours, given[theirs])
+                given = self._of_uri(uri) | _without_empty(given)
         return given
 
     def _of_uri(self, uri: str) -> dict[str, Any]:
         """The parts of postgres://user:password@host:port/dbname?sslmode=…, percent-decoded."""
         try:
             parts = urlsplit(uri.strip())
+            if "@" in parts.path + parts.query + parts.fragment:  # what is before it is a password
+                raise ValueError  # noqa: TRY301
             read = {
                 "host": parts.hostname,
                 "port": parts.port,
@@ -273,9 +272,10 @@ class _Reader:
             hint = "Take the secret off the targets: there are no sessions to see."
             raise self.error(problem, hint)
 
-    def signs_in(self, host: str, port: int) -> Target:
-        """The target at this place."""
-        sslmode, auth, auth_given = self._sslmode(), self._auth(), bool(self.optional("auth"))
+    def signs_in(self, host: str, port: int, sslmode: SslMode | None = None) -> Target:
+        """The target at this place; `sslmode` goes before what the secret says."""
+        sslmode = sslmode or self._sslmode()
+        auth, auth_given = self._auth(), bool(self.optional("auth"))
         if auth is Auth.IAM and sslmode is SslMode.DISABLE:
             if not auth_given:
                 raise self.error("password is missing", "Add password to the secret.")
@@ -320,3 +320,14 @@ class _Reader:
 
 def _is_uri(text: str) -> bool:
     return re.match(r"\s*postgres(ql)?://", text) is not None
+
+
+def _by_our_names(document: dict[str, Any]) -> dict[str, Any]:
+    """What a document says; null counts as absent."""
+    said = {key: value for key, value in document.items() if value is not None}
+    theirs = {"user": "username", "database": "dbname"}
+    return {ours: said[key] for key, ours in theirs.items() if key in said} | said
+
+
+def _without_empty(document: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if value != ""}

@@ -289,7 +289,10 @@ def test_the_role_takes_five_slots_and_no_more(stage: Stage) -> None:
     assert (error["C"], error["R"]) == ("53300", "InitializeSessionUserId")
 
 
-def test_its_sessions_end_their_statements_and_themselves(stage: Stage, reaper: Any) -> None:  # noqa: ANN401 -- untyped
+def test_its_sessions_end_their_statements_and_themselves(stage: Stage) -> None:
+    stage.root.run(ROLE_FILE.read_text())  # another test may have taken a setting away
+    reaper = stage.connect(REAPER, tcp=True)
+    stage.cleanup(reaper.close)
     settings = {
         "statement_timeout": "10s",
         "lock_timeout": "2s",

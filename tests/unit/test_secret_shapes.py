@@ -86,7 +86,12 @@ SHAPES: dict[str, Any] = {
     "service_uri": json.dumps({"service_uri": URI}),
     "service_uri with blanks": json.dumps({"service_uri": f" {URI}\n"}),
     "Aiven's API": json.dumps(
-        {"service_name": "shop", "service_uri": URI, "service_uri_params": PARTS, "state": "RUNNING"}
+        {
+            "service_name": "shop",
+            "service_uri": URI,
+            "service_uri_params": PARTS,
+            "state": "RUNNING",
+        }
     ),
     "the parts alone": json.dumps({"service_uri_params": PARTS}),
     "Terraform": json.dumps({"pg_params": [PARTS], "service_uri": URI}),
@@ -220,7 +225,9 @@ def test_what_is_no_uri_is_named_by_its_key(key: str, uri: object) -> None:
     assert error.message == f"secret {NAME}: {key} is no URI"
 
 
-@pytest.mark.parametrize("text", ["mysql://u:CANARY@h/d", "https://CANARY", "POSTGRES://u:CANARY@h"])
+@pytest.mark.parametrize(
+    "text", ["mysql://u:CANARY@h/d", "https://CANARY", "POSTGRES://u:CANARY@h"]
+)
 def test_another_scheme_is_refused(text: str) -> None:
     error_of(text, "CANARY")
 
@@ -344,7 +351,7 @@ def fallback_of(target: Target, document: str | dict[str, Any]) -> Target:
 def test_of_the_fallback_only_the_role_and_its_password_count(
     document: str | dict[str, Any],
 ) -> None:
-    ours = read(a_secret(fallback_secret="admin", sslrootcert="PEM"))
+    ours = read(a_secret(fallback_secret="admin", sslrootcert="PEM"))  # noqa: S106 -- its name
     assert fallback_of(ours, document) == replace(
         ours, role="root", password=PASSWORD, instead_of="reaper"
     )
@@ -384,7 +391,9 @@ def test_a_fallbacks_token_never_goes_out_in_plaintext_either(
 )
 def test_what_is_wrong_with_a_fallback_is_said_of_its_secret(document: Any, key: str) -> None:  # noqa: ANN401 -- any shape
     with pytest.raises(SecretError) as caught:
-        fallback_of(read(a_secret()), document if isinstance(document, str) else json.dumps(document))
+        fallback_of(
+            read(a_secret()), document if isinstance(document, str) else json.dumps(document)
+        )
     assert "secret admin" in caught.value.message
     assert key in caught.value.message
     assert_hidden(caught.value, PASSWORD)
@@ -439,7 +448,9 @@ def of_managed(
     *instances: Instance, whole: bool = True, kind: str = "cluster", **keys: object
 ) -> tuple[Target, ...]:
     mine = [
-        replace(each, secret_arns=(MANAGED_ARN,)) if each.cluster == "shop" or each is SOLO else each
+        replace(each, secret_arns=(MANAGED_ARN,))
+        if each.cluster == "shop" or each is SOLO
+        else each
         for each in instances
     ]
     document = {"username": "postgres", "password": PASSWORD, **keys}
@@ -547,7 +558,7 @@ def test_where_rds_lists_nothing_the_secrets_own_host_stands_for_the_cluster() -
         assert found.host == "orders.abc.eu-west-1.rds.amazonaws.com"
         assert named([found]) == [("shop", "shop", False)]
         assert why in found.unlisted
-        assert "..." not in found.unlisted.replace("…", "...")
+        assert found.unlisted.endswith(".")
 
 
 def test_a_managed_secret_whose_instances_cannot_be_listed_is_a_failed_target() -> None:

@@ -1,0 +1,135 @@
+"""A way to a server that takes 10 ms in each direction, in a process of its own.
+
+Its processor time and its interpreter lock are then not those of what is measured. Run as a program
+with the server's port, it tells its own port, and for each line that it gets what passed since the
+line before: the round trips of each connection, and its own processor time in seconds.
+
+A round trip is a turn from what the client sends to what the server answers, if the client goes on
+after that, be it with its goodbye (to which a server may say goodbye, too, but nobody waits for it).
+One more is TCP's own handshake, which the proxy makes at once: to make up for that, the first that
+the client says is under way for as much longer as the handshake would have taken.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from infra.local.postgres import HOST
+
+ONE_WAY = 0.010  # seconds
+_CHUNK = 65_536  # bytes
+_BACKLOG = 256  # connections that begin at the same moment
+
+
+class Distance:
+    """The proxy's process, as seen from ours."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdin
+        assert process.stdout
+        self._asked, self._answers = process.stdin, process.stdout
+        self.port = int(self._answers.readline())
+
+    def passed(self) -> tuple[list[int], float]:
+        """Since this was last asked: each connection's round trips, the proxy's processor seconds."""
+        print(file=self._asked, flush=True)
+        round_trips, processor = json.loads(self._answers.readline())
+        return round_trips, processor
+
+
+@contextmanager
+def distance(port: int) -> Iterator[Distance]:
+    """A proxy to this port of the loopback, until the block ends."""
+    command = [sys.executable, "-m", "tests.benchmarks.distance", str(port)]
+    with subprocess.Popen(  # noqa: S603 -- this file
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield Distance(process)
+
+
+# -- in the process of its own ------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Connection:
+    """What is known of one connection; `established` on the loop's clock."""
+
+    established: float
+    round_trips: int = 1  # TCP's own
+    left: asyncio.Event = field(default_factory=asyncio.Event)  # by the client
+    _answered: bool = False
+
+    def heard(self, *, client: bool) -> None:
+        """Somebody says something."""
+        self.round_trips += self._answered and client
+        self._answered = not client
+
+
+class _Proxy:
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._connections: list[_Connection] = []
+
+    async def serve(self) -> None:
+        server = await asyncio.start_server(self._lead, HOST, 0, backlog=_BACKLOG)
+        _tell(server.sockets[0].getsockname()[1])
+        before = time.process_time()
+        while await asyncio.to_thread(sys.stdin.readline):
+            found, self._connections = self._connections, []
+            for each in found:
+                await each.left.wait()  # its last word may still be unread
+            now = time.process_time()
+            _tell([[each.round_trips for each in found], now - before])
+            before = now
+
+    async def _lead(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        connection = _Connection(established=asyncio.get_running_loop().time() + 2 * ONE_WAY)
+        self._connections.append(connection)
+        server, to_server = await asyncio.open_connection(HOST, self._port)
+        await asyncio.gather(
+            _carry(client, to_server, connection, client=True),
+            _carry(server, to_client, connection, client=False),
+        )
+
+
+def _tell(answer: object) -> None:
+    sys.stdout.write(f"{json.dumps(answer)}\n")
+    sys.stdout.flush()
+
+
+async def _carry(
+    source: asyncio.StreamReader,
+    sink: asyncio.StreamWriter,
+    connection: _Connection,
+    *,
+    client: bool,
+) -> None:
+    """Pass all on, each chunk on its own clock: many are under way at the same time."""
+    loop = asyncio.get_running_loop()
+    under_way: deque[bytes] = deque()
+
+    def arrive() -> None:
+        chunk = under_way.popleft()  # the next in turn, whichever timer it was
+        sink.write(chunk) if chunk else sink.close()
+
+    def send(chunk: bytes) -> None:
+        under_way.append(chunk)
+        loop.call_at(max(loop.time(), connection.established) + ONE_WAY, arrive)
+
+    with suppress(OSError):
+        while chunk := await source.read(_CHUNK):
+            connection.heard(client=client)
+            send(chunk)
+    if client:
+        connection.left.set()
+    send(b"")
+
+
+if __name__ == "__main__":
+    asyncio.run(_Proxy(int(sys.argv[1])).serve())

@@ -1,0 +1,153 @@
+"""Quiet runs over 60 targets beside runs over one, all 10 ms away, in one warm process.
+
+All lead to one server on this machine, which is not so elsewhere: here what it does for 60 targets
+takes part in the ratio, and so does the proxy. The event is a scheduled one, which uses the secrets
+that an earlier run has read: how long they take to read is a matter of the stand-in, and only in the
+runs by hand.
+
+Run as a program it is the process that is measured: it answers each line, a run that is wanted, with
+how long that took.
+"""
+
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from infra.local.aws import Aws
+from infra.local.postgres import Server
+from tests.benchmarks.distance import distance
+from tests.benchmarks.probe import Context
+
+TARGETS = 60
+ROUNDS = 15
+# TCP's handshake, asking for TLS, TLS 1.3's, three of signing in by SCRAM, the look.
+ROUND_TRIPS = 7
+_LEAVING = 0.5  # seconds until the last backends have ended
+_SCHEDULED = Path("events/scheduled.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Seconds of each run in turn, and what it took per target."""
+
+    one: list[float] = field(default_factory=list)
+    many: list[float] = field(default_factory=list)
+    by_hand: list[tuple[float, float]] = field(default_factory=list)  # over one, over many
+    ours: list[float] = field(default_factory=list)  # seconds of processor time per target
+    others: list[tuple[str, float]] = field(default_factory=list)  # the same, of whom
+    round_trips: set[int] = field(default_factory=set)
+
+    def lines(self) -> Iterator[str]:
+        """What there is to say beside the ratio."""
+        low, middle, high = (each * 1000 for each in statistics.quantiles(self.ours, n=4))
+        others = ", ".join(f"{whose} {each * 1000:.1f} ms" for whose, each in self.others)
+        yield (
+            f"processor time per target, in a run over {TARGETS}: {middle:.1f} ms, middle half"
+            f" {low:.1f} to {high:.1f} (not ours, but on the same {os.cpu_count()} cores: {others})"
+        )
+        trips = " or ".join(str(each) for each in sorted(self.round_trips))
+        yield (
+            f"round trips per quiet target: {trips}, wanted {ROUND_TRIPS}"
+            " (TCP, asking for TLS, TLS, three of SCRAM, one statement)"
+        )
+        one, many = (statistics.median(each) * 1000 for each in zip(*self.by_hand, strict=True))
+        yield (
+            f"by hand, which reads all secrets anew from the stand-in: {one:.1f} ms over one,"
+            f" {many:.1f} ms over {TARGETS}"
+        )
+
+
+def measured(database: Server, cloud: Aws, secret: Mapping[str, object]) -> Fleet:
+    """Runs over one and over all in turn; `secret` is one that leads straight to the server."""
+    admin = database.connect()
+    admin.run(f"ALTER ROLE session_reaper CONNECTION LIMIT {2 * TARGETS}")  # some are still going
+    admin.close()
+    names = [f"target-{number}" for number in range(1, TARGETS + 1)]
+    scheduled = json.loads(_SCHEDULED.read_text())
+    fleet = Fleet()
+    proxy, connections = 0.0, 0
+    with distance(database.port) as way, _process() as process:
+        for name in names:
+            cloud.put_secret(name, {**secret, "port": way.port})
+
+        def run(targets: list[str], event: object) -> tuple[float, float]:
+            nonlocal proxy, connections
+            took = process.run(targets, event)
+            round_trips, processor = way.passed()
+            if len(round_trips) != len(targets):
+                raise SystemExit(f"{len(targets)} targets took {len(round_trips)} connections")
+            fleet.round_trips.update(round_trips)
+            proxy, connections = proxy + processor, connections + len(targets)
+            return took
+
+        run(names, scheduled)  # the cold one
+        proxy, connections, before = 0.0, 0, _of_backends(database)
+        for _ in range(ROUNDS):
+            fleet.one.append(run(names[:1], scheduled)[0])
+            seconds, processor = run(names, scheduled)
+            fleet.many.append(seconds)
+            fleet.ours.append(processor / TARGETS)
+            fleet.by_hand.append((run(names[:1], {})[0], run(names, {})[0]))
+        time.sleep(_LEAVING)
+        server = _of_backends(database) - before
+    fleet.others.extend([("PostgreSQL", server / connections), ("the proxy", proxy / connections)])
+    return fleet
+
+
+def _of_backends(database: Server) -> float:
+    """Seconds of processor time of the server's backends that have ended, and of who forks them."""
+    stat = Path(f"/proc/{database.pid}/stat").read_text()
+    user, system, childrens_user, childrens_system = stat.rpartition(")")[2].split()[11:15]
+    ticks = int(user) + int(system) + int(childrens_user) + int(childrens_system)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+class _Process:
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdin
+        assert process.stdout
+        self._asked, self._answers = process.stdin, process.stdout
+
+    def run(self, targets: list[str], event: object) -> tuple[float, float]:
+        """Seconds, and seconds of processor time, of one run."""
+        print(json.dumps([targets, event]), file=self._asked, flush=True)
+        seconds, processor, ok = json.loads(self._answers.readline())
+        if ok != len(targets):
+            raise SystemExit(f"{ok} of {len(targets)} targets were reached")
+        return seconds, processor
+
+
+@contextmanager
+def _process() -> Iterator[_Process]:
+    command = [sys.executable, "-m", "tests.benchmarks.fleet"]
+    with subprocess.Popen(  # noqa: S603 -- this file
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield _Process(process)
+
+
+def _serve() -> None:
+    """Do the runs that are wanted; what the handler logs goes to /dev/null."""
+    handler = importlib.import_module("session_reaper.handler").lambda_handler
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for line in sys.stdin:
+        targets, event = json.loads(line)
+        os.environ["TARGET_SECRETS"] = ",".join(targets)
+        started, processor = time.perf_counter(), time.process_time()
+        answer = handler(event, Context())
+        took = time.perf_counter() - started, time.process_time() - processor
+        ok = sum(target["status"] == "ok" for target in answer["targets"])
+        print(json.dumps([*took, ok]), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,577 @@
+"""Credentials over time: what a warm function keeps, rotation, and tokens in place of passwords."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import struct
+from contextlib import suppress
+from dataclasses import dataclass, field
+from select import select
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from botocore.client import BaseClient
+from pg8000.native import literal
+from session_reaper import secrets_manager
+
+from infra.local.certificates import make_tls
+from infra.local.postgres import HOST
+from tests.integration.stage import LEAK, PASSWORD, REAPER, policy
+from tests.integration.wire import Impostor, Proxy, hang, unused_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from threading import Event
+
+    from infra.local.postgres import Tls
+    from tests.integration.conftest import Output
+    from tests.integration.stage import Run, Stage
+
+SCHEDULED = {"source": "aws.scheduler", "detail-type": "Scheduled Event"}
+NEW = "t0morrow"
+FETCHES = ("GetSecretValue", "BatchGetSecretValue")
+
+
+@pytest.fixture(autouse=True)
+def _cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is kept of another test's secrets."""
+    monkeypatch.setattr(secrets_manager, "_kept", {})
+
+
+@pytest.fixture
+def fetches(stage: Stage) -> list[str]:
+    """What is fetched of Secrets Manager; clear it between runs."""
+    call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
+    fetched: list[str] = []
+
+    def counted(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+        if operation in FETCHES:
+            fetched.append(operation)
+        return call(client, operation, arguments)
+
+    stage.monkeypatch.setattr(BaseClient, "_make_api_call", counted)
+    return fetched
+
+
+def scheduled(stage: Stage, fetches: list[str]) -> tuple[Run, int]:
+    """A scheduled run, and how often it asked Secrets Manager."""
+    fetches.clear()
+    run = stage.run(SCHEDULED)
+    return run, len(fetches)
+
+
+def password_is(stage: Stage, password: str) -> None:
+    stage.root.run(f"ALTER ROLE {REAPER} PASSWORD {literal(password)}")
+
+
+@pytest.fixture
+def passwords(stage: Stage) -> Iterator[Callable[[str], None]]:
+    """Give the role another password; it gets the usual one back."""
+    yield lambda password: password_is(stage, password)
+    password_is(stage, PASSWORD)
+
+
+def stored(stage: Stage, name: str = "orders", **keys: object) -> None:
+    text = json.dumps(stage.secret(**keys))
+    stage.aws.secrets.put_secret_value(SecretId=name, SecretString=text)
+
+
+def known_by(stage: Stage, way: str) -> None:
+    """A secret of two that the stack knows by name, by ARN or by tag."""
+    for name in ("orders", "other"):
+        stage.aws.put_secret(name, stage.secret())
+        arn = stage.aws.secrets.describe_secret(SecretId=name)["ARN"]
+        tags = [{"Key": "reap", "Value": "yes"}]
+        stage.aws.secrets.tag_resource(SecretId=name, Tags=tags)  # type: ignore[arg-type] # as boto3 takes it
+        if way == "tag":
+            stage.monkeypatch.setenv("TARGET_SECRET_TAG", "reap=yes")
+        else:
+            stage.listed(arn if way == "ARN" else name)
+
+
+# -- rotation -----------------------------------------------------------------------------------
+
+
+def test_a_warm_scheduled_run_fetches_nothing(stage: Stage, fetches: list[str]) -> None:
+    stage.target("orders")
+    stage.target("other")
+    run, number = scheduled(stage, fetches)
+    assert (run.document["status"], number) == ("ok", 1)
+    for _ in range(3):
+        run, number = scheduled(stage, fetches)
+        assert (run.document["status"], number) == ("ok", 0)
+
+
+@pytest.mark.parametrize("way", ["name", "ARN", "tag"])
+def test_after_a_rotation_one_fetch_is_enough_and_it_is_kept(
+    stage: Stage, fetches: list[str], passwords: Callable[[str], None], way: str
+) -> None:
+    known_by(stage, way)
+    scheduled(stage, fetches)
+    passwords(NEW)
+    for name in ("orders", "other"):
+        stored(stage, name, password=NEW)
+    run, number = scheduled(stage, fetches)
+    assert run.document["status"] == "ok", run.document
+    assert number == 2, "one for each target"
+    run, number = scheduled(stage, fetches)
+    assert run.document["status"] == "ok"
+    assert number == 0, "what the rotation brought was not kept: each run is refused once"
+
+
+def test_after_a_rotation_the_server_refuses_once(
+    stage: Stage, fetches: list[str], passwords: Callable[[str], None]
+) -> None:
+    with Proxy(stage.server.port) as proxy:
+        stage.target(port=proxy.port)
+        scheduled(stage, fetches)
+        passwords(NEW)
+        stored(stage, port=proxy.port, password=NEW)
+        before = proxy.connections
+        for _ in range(3):
+            run, _ = scheduled(stage, fetches)
+            assert run.document["status"] == "ok"
+        assert proxy.connections == before + 1 + 3
+
+
+def test_a_password_that_is_wrong_in_both_fails_with_a_hint_after_one_fetch(
+    stage: Stage, fetches: list[str], passwords: Callable[[str], None], output: Output
+) -> None:
+    with Proxy(stage.server.port) as proxy:
+        stage.target(port=proxy.port)
+        scheduled(stage, fetches)
+        passwords(NEW)
+        before = proxy.connections
+        run, number = scheduled(stage, fetches)
+        assert run.error()["code"] == "28P01"
+        assert "rotation" in run.error()["hint"]
+        assert number == 1
+        assert proxy.connections == before + 1, "what was refused is not tried again as it is"
+    assert PASSWORD not in output.readouterr().out
+
+
+def test_a_new_password_that_is_wrong_too_is_tried_once(
+    stage: Stage, fetches: list[str], passwords: Callable[[str], None], output: Output
+) -> None:
+    with Proxy(stage.server.port) as proxy:
+        stage.target(port=proxy.port)
+        scheduled(stage, fetches)
+        passwords(NEW)
+        stored(stage, port=proxy.port, password="CANARY")  # noqa: S106 -- of nothing
+        before = proxy.connections
+        run, number = scheduled(stage, fetches)
+        assert run.error()["code"] == "28P01"
+        assert "rotation" in run.error()["hint"]
+        assert (number, proxy.connections - before) == (1, 2)
+        stored(stage, port=proxy.port, password=NEW)  # somebody mends it
+        assert scheduled(stage, fetches)[0].document["status"] == "ok"
+    assert "CANARY" not in output.readouterr().out
+
+
+def test_a_secret_that_went_away_does_not_hide_that_its_password_was_refused(
+    stage: Stage, fetches: list[str], passwords: Callable[[str], None]
+) -> None:
+    stage.target()
+    scheduled(stage, fetches)
+    passwords(NEW)
+    stage.aws.secrets.delete_secret(SecretId="orders", ForceDeleteWithoutRecovery=True)
+    run, _ = scheduled(stage, fetches)
+    assert run.error()["code"] == "28P01"
+
+
+def test_a_secret_that_became_no_secret_does_not_hide_it_either(
+    stage: Stage, fetches: list[str], passwords: Callable[[str], None]
+) -> None:
+    stage.target()
+    scheduled(stage, fetches)
+    passwords(NEW)
+    stage.aws.secrets.put_secret_value(SecretId="orders", SecretString="{}")
+    assert scheduled(stage, fetches)[0].error()["code"] == "28P01"
+
+
+def test_one_targets_rotation_is_no_other_targets(
+    stage: Stage, fetches: list[str], passwords: Callable[[str], None]
+) -> None:
+    stage.role("second", "IN ROLE pg_read_all_stats, pg_signal_backend")
+    stage.target("orders")
+    stage.target("other", username="second")
+    scheduled(stage, fetches)
+    passwords(NEW)
+    stored(stage, password=NEW)
+    run, number = scheduled(stage, fetches)
+    assert (run.document["status"], number) == ("ok", 1)
+
+
+def test_a_server_that_moved_is_found_by_one_fetch(stage: Stage, fetches: list[str]) -> None:
+    stage.target(port=unused_port())
+    assert scheduled(stage, fetches)[0].error()["code"] == "connection"
+    stored(stage)
+    run, number = scheduled(stage, fetches)
+    assert (run.target()["status"], number) == ("ok", 1)
+
+
+def test_a_host_that_was_wrong_is_mended_by_the_secret(stage: Stage, fetches: list[str]) -> None:
+    stage.target(host="no-such-host.invalid")
+    assert scheduled(stage, fetches)[0].error()["code"] == "dns"
+    stored(stage)
+    assert scheduled(stage, fetches)[0].target()["status"] == "ok"
+
+
+def test_a_run_by_hand_reads_the_secret_anew(
+    stage: Stage, fetches: list[str], passwords: Callable[[str], None]
+) -> None:
+    with Proxy(stage.server.port) as proxy:
+        stage.target(port=proxy.port)
+        scheduled(stage, fetches)
+        passwords(NEW)
+        stored(stage, port=proxy.port, password=NEW)
+        before = proxy.connections
+        fetches.clear()
+        assert stage.run({"policy": policy()}).document["status"] == "ok"
+        assert len(fetches) == 1
+        assert proxy.connections == before + 1, "the old password was tried first"
+        assert scheduled(stage, fetches)[1] == 0, "what it read is good for a warm run, too"
+
+
+# -- many secrets -------------------------------------------------------------------------------
+
+
+def test_secrets_found_by_their_tag_are_read_by_twenty_and_each_keeps_its_own_error(
+    stage: Stage,
+) -> None:
+    call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- as above
+    asked: list[tuple[str, int]] = []
+
+    def deleting(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Somebody deletes one as soon as they are listed."""
+        if operation in FETCHES:
+            asked.append((operation, len(arguments.get("SecretIdList", [""]))))
+        answer = call(client, operation, arguments)
+        if operation == "ListSecrets":
+            stage.aws.secrets.delete_secret(SecretId="s07", RecoveryWindowInDays=7)
+        return answer
+
+    for n in range(44):
+        stage.aws.secrets.create_secret(
+            Name=f"s{n:02}",
+            SecretString=json.dumps(stage.secret(engine=f"engine-of-{n:02}")),
+            Tags=[{"Key": "reap", "Value": "yes"}],
+        )
+    healthy = json.dumps(stage.secret())
+    tags = [{"Key": "reap", "Value": "yes"}]
+    stage.aws.secrets.create_secret(Name="healthy", SecretString=healthy, Tags=tags)  # type: ignore[arg-type] # as above
+    stage.monkeypatch.setenv("TARGET_SECRET_TAG", "reap=yes")
+    stage.monkeypatch.setattr(BaseClient, "_make_api_call", deleting)
+    leak = stage.session(LEAK)
+
+    run = stage.reap()
+
+    assert sorted(asked) == [("BatchGetSecretValue", n) for n in (5, 20, 20)]
+    assert run.document["totals"]["targets"] == 45
+    assert run.document["totals"]["failed"] == 44
+    for n in range(44):
+        message = run.error(f"s{n:02}")["message"]
+        expected = "InvalidRequestException" if n == 7 else f"engine engine-of-{n:02} is not"
+        assert expected in message, message
+    assert "restore" in run.error("s07")["hint"]
+    assert run.outcomes("healthy") == {leak.pid: "terminated"}
+
+
+# -- IAM ----------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Rds:
+    """How an endpoint of RDS takes a token: under TLS, in clear, in place of a password.
+
+    Behind it is the real server, whose Unix socket trusts whom the endpoint has let in. Without
+    `tls` it takes them in plaintext, as RDS never does.
+    """
+
+    unix_sock: str
+    tls: Tls | None
+    refusal: Callable[[str], bytes] | None = None  # what it says to a token
+    later: Callable[[str], bytes] | None = None  # or to the first statement
+    full: str = ""  # the role that finds no slot
+    tokens: list[str] = field(default_factory=list)
+    plaintext: bytes = b""  # all that came in outside of TLS
+
+    def answer(self, connection: socket.socket, stop: Event) -> None:
+        if self.tls is not None:
+            self.plaintext += connection.recv(8)
+            connection.sendall(b"S")
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.tls.certificate, self.tls.key)
+            try:
+                connection = context.wrap_socket(connection, server_side=True)
+            except (ssl.SSLError, OSError):
+                return
+        with connection, suppress(ssl.SSLError):
+            self._sign_in(connection, stop)
+
+    def _sign_in(self, connection: socket.socket, stop: Event) -> None:
+        startup = _message(connection, typed=False)
+        role = startup[8:].split(b"\0")[1].decode()
+        if role == self.full:
+            connection.sendall(error("53300", "remaining connection slots are reserved"))
+            return
+        connection.sendall(b"R" + struct.pack("!ii", 8, 3))
+        token = _message(connection, typed=True)[5:-1].decode()
+        self.tokens.append(token)
+        if self.tls is None:
+            self.plaintext += token.encode()
+        if self.refusal is not None:
+            connection.sendall(self.refusal(token))
+            return
+        if self.later is not None:
+            connection.sendall(b"R" + struct.pack("!ii", 8, 0) + b"Z" + struct.pack("!i", 5) + b"I")
+            connection.recv(65536)
+            connection.sendall(self.later(token) + b"Z" + struct.pack("!i", 5) + b"I")
+            hang(connection, stop)
+            return
+        with socket.socket(socket.AF_UNIX) as behind:
+            behind.connect(self.unix_sock)
+            behind.sendall(startup)
+            _pump(connection, behind, stop)
+
+
+def _message(connection: socket.socket, *, typed: bool) -> bytes:
+    """One message of the protocol, the length that it says."""
+    head = _exactly(connection, 5 if typed else 4)
+    (length,) = struct.unpack("!i", head[-4:])
+    return head + _exactly(connection, length - 4)
+
+
+def _exactly(connection: socket.socket, number: int) -> bytes:
+    data = b""
+    while len(data) < number:
+        more = connection.recv(number - len(data))
+        if not more:
+            raise ConnectionResetError
+        data += more
+    return data
+
+
+def _pump(client: socket.socket, behind: socket.socket, stop: Event) -> None:
+    while not stop.is_set():
+        pending = isinstance(client, ssl.SSLSocket) and client.pending()
+        ready = [client] if pending else select([client, behind], [], [], 0.02)[0]
+        for source, sink in ((client, behind), (behind, client)):
+            if source in ready:
+                data = source.recv(65536)
+                if not data:
+                    return
+                sink.sendall(data)
+
+
+def error(code: str, message: str, **others: str) -> bytes:
+    fields = {"S": "FATAL", "V": "FATAL", "C": code, "M": message, **others}
+    body = b"".join(f"{key}{value}\0".encode() for key, value in fields.items()) + b"\0"
+    return b"E" + struct.pack("!i", len(body) + 4) + body
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Tls:
+    return make_tls(tmp_path)
+
+
+@pytest.fixture
+def rds(stage: Stage, tls: Tls) -> Rds:
+    return Rds(unix_sock=stage.server.unix_sock, tls=tls)
+
+
+@pytest.fixture
+def endpoint(rds: Rds) -> Iterator[Impostor]:
+    with Impostor(rds.answer) as listening:
+        yield listening
+
+
+def iam(stage: Stage, endpoint: Impostor, rds: Rds, name: str = "orders", **keys: object) -> str:
+    assert rds.tls is not None
+    values = {"auth": "iam", "password": None, "sslmode": None, "port": endpoint.port}
+    authority = rds.tls.authority.read_text()
+    return stage.target(name, **{**values, "sslrootcert": authority, **keys})
+
+
+def assert_token(token: str, host: str, port: int, region: str) -> None:
+    parts = urlsplit(f"https://{token}")
+    said = {key: value for key, (value,) in parse_qs(parts.query).items()}
+    assert (parts.hostname, parts.port, parts.path) == (host, port, "/")
+    assert (said["Action"], said["DBUser"]) == ("connect", REAPER)
+    assert said["X-Amz-Expires"] == "900"
+    assert f"/{region}/rds-db/aws4_request" in said["X-Amz-Credential"]
+    assert len(said["X-Amz-Signature"]) == 64
+
+
+def assert_kept(output: Output, run: Run, tokens: list[str]) -> None:
+    """Neither a token nor what makes it one is in logs, metrics, return value, emails."""
+    assert tokens
+    logged = output.readouterr()
+    emails = [email.subject + email.body for email in run.emails]
+    everything = "\n".join([logged.out, logged.err, json.dumps(run.document), *emails])
+    assert "run_id" in everything
+    for token in tokens:
+        assert token not in everything
+        assert token.rpartition("=")[2] not in everything  # the signature
+    assert "X-Amz" not in everything
+
+
+@pytest.mark.parametrize("keys", [{}, {"password": "not-used"}, {"auth": None}], ids=repr)
+def test_a_token_goes_out_under_tls_in_place_of_the_password(
+    stage: Stage, rds: Rds, endpoint: Impostor, output: Output, keys: dict[str, Any]
+) -> None:
+    leak = stage.session(LEAK)
+    iam(stage, endpoint, rds, **keys)
+    run = stage.reap()
+    assert run.outcomes() == {leak.pid: "terminated"}, run.document
+    assert len(rds.tokens) == 1
+    assert_token(rds.tokens[0], HOST, endpoint.port, "eu-central-1")
+    assert rds.plaintext == b"\x00\x00\x00\x08\x04\xd2\x16\x2f"  # the wish for TLS
+    assert_kept(output, run, rds.tokens)
+
+
+def test_a_token_is_for_the_region_of_the_endpoint(
+    stage: Stage, rds: Rds, endpoint: Impostor
+) -> None:
+    resolve = socket.getaddrinfo
+    host = "orders.abc.us-west-2.rds.amazonaws.com"
+
+    def resolved(name: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- the library's own
+        return resolve(HOST if name == host else name, *arguments, **options)
+
+    stage.monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    iam(stage, endpoint, rds, host=host, sslmode="verify-ca")
+    assert stage.reap().target()["status"] == "ok"
+    assert_token(rds.tokens[0], host, endpoint.port, "us-west-2")
+
+
+def test_a_token_is_made_without_asking_aws_and_the_secret_is_kept(
+    stage: Stage, rds: Rds, endpoint: Impostor, fetches: list[str]
+) -> None:
+    iam(stage, endpoint, rds)
+    assert scheduled(stage, fetches)[1] == 1
+    run, number = scheduled(stage, fetches)
+    assert (run.target()["status"], number) == ("ok", 0)
+    assert len(rds.tokens) == 2
+
+
+REFUSALS: dict[str, Callable[[str], bytes]] = {
+    "RDS's own": lambda _: error("28000", 'PAM authentication failed for user "session_reaper"'),
+    "a wrong password": lambda _: error("28P01", "password authentication failed"),
+    "the token in the message": lambda token: error("28000", f"bad token {token}"),
+    "the token twice": lambda token: error("28000", f"{token} {token}"),
+    "the token beside the message": lambda token: error("28000", "no", D=token, H=token, W=token),
+    "a notice": lambda token: error("01000", token, S="WARNING").replace(b"E", b"N", 1),
+    "no role": lambda token: error("28000", f'role "{token}" does not exist'),
+    "no database": lambda token: error("3D000", f'database "{token}" does not exist'),
+    "no privilege": lambda token: error("42501", f"permission denied for {token}"),
+    "no protocol": lambda token: b"X" + token.encode(),
+    "an unknown method": lambda token: (
+        b"R" + struct.pack("!ii", 8 + len(token), 9) + token.encode()
+    ),
+    "silence": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+def test_whatever_a_server_says_to_a_token_it_is_told_nowhere(
+    stage: Stage,
+    rds: Rds,
+    endpoint: Impostor,
+    output: Output,
+    refusal: Callable[[str], bytes],
+) -> None:
+    rds.refusal = refusal
+    iam(stage, endpoint, rds)
+    run = stage.reap()
+    assert run.target()["status"] == "failed"
+    assert "rds_iam" in run.error()["hint"]
+    assert "rds-db:connect" in run.error()["hint"]
+    assert_kept(output, run, rds.tokens)
+
+
+def test_what_a_server_says_later_does_not_tell_the_token_either(
+    stage: Stage, rds: Rds, endpoint: Impostor, output: Output
+) -> None:
+    rds.later = lambda token: error("XX000", f"you came in by {token}")
+    iam(stage, endpoint, rds)
+    run = stage.reap()
+    assert run.error()["code"] == "XX000"
+    assert_kept(output, run, rds.tokens)
+
+
+def test_a_server_that_is_full_is_full_for_a_token_too(
+    stage: Stage, rds: Rds, endpoint: Impostor, output: Output
+) -> None:
+    rds.refusal = lambda token: error("53300", f"sorry, too many clients already {token}")
+    iam(stage, endpoint, rds)
+    run = stage.reap(seconds=3)
+    assert run.target()["status"] == "full"
+    assert_kept(output, run, rds.tokens)
+
+
+@pytest.mark.parametrize("trouble", ["no TLS", "another authority", "another host"])
+def test_no_token_goes_to_a_server_that_does_not_prove_itself(
+    stage: Stage, rds: Rds, endpoint: Impostor, tmp_path: Path, trouble: str
+) -> None:
+    if trouble == "another authority":
+        (tmp_path / "other").mkdir()
+        other = make_tls(tmp_path / "other").authority.read_text()
+        iam(stage, endpoint, rds, sslrootcert=other)
+    elif trouble == "another host":
+        iam(stage, endpoint, rds, host="127.0.0.2")
+        stage.monkeypatch.setattr(socket, "create_connection", _led_to(endpoint.port))
+    else:
+        iam(stage, endpoint, rds, port=stage.server.port)
+    run = stage.reap()
+    assert run.error()["code"] == "tls"
+    assert "IAM" in run.error()["hint"]
+    assert rds.tokens == []
+
+
+def _led_to(port: int) -> Callable[..., socket.socket]:
+    connect = socket.create_connection
+
+    def led(address: tuple[str, int], *arguments: Any, **options: Any) -> socket.socket:  # noqa: ANN401
+        here = (HOST, port) if address[0] == "127.0.0.2" else address
+        return connect(here, *arguments, **options)
+
+    return led
+
+
+def test_no_token_goes_out_in_plaintext(stage: Stage) -> None:
+    with Impostor() as listening:
+        stage.target(auth="iam", password=None, port=listening.port)
+        stage.target("forgotten", password=None, port=listening.port)
+        run = stage.reap()
+        assert listening.connections == 0
+    assert "sslmode disable" in run.error()["message"]
+    assert "password is missing" in run.error("forgotten")["message"]
+
+
+@pytest.mark.parametrize("keys", [{"auth": "iam"}, {}], ids=["auth iam", "no password"])
+def test_no_token_of_the_fallback_secret_goes_out_in_plaintext(
+    stage: Stage, keys: dict[str, str]
+) -> None:
+    """The target's secret asked for plaintext, where its password is not sent as it is; a token is."""
+    rds = Rds(unix_sock=stage.server.unix_sock, tls=None, full=REAPER)
+    stage.aws.put_secret("admin", {"username": "root", **keys})
+    with Impostor(rds.answer) as listening:
+        stage.target(port=listening.port, fallback_secret="admin")  # noqa: S106 -- its name
+        run = stage.reap(seconds=3)
+    assert rds.tokens == []
+    assert rds.plaintext == b""
+    assert run.target()["status"] == "full"
+    assert "admin" in run.error()["message"]
+
+
+def test_where_the_password_was_forgotten_that_is_said(stage: Stage) -> None:
+    stage.target(password=None, sslmode=None)
+    run = stage.reap()
+    assert run.error()["code"] == "secret"
+    assert "password is missing" in run.error()["message"]
+    assert "Add password, or write auth iam" in run.error()["hint"]

@@ -1,0 +1,536 @@
+"""Managed secrets and clusters: where the instances are, RDS has to say."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from select import select
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import boto3
+import pytest
+from botocore.client import BaseClient
+from botocore.exceptions import ClientError
+from moto.backends import get_backend
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from pg8000.native import DatabaseError, InterfaceError
+from session_reaper import secrets_manager
+from session_reaper.errors import ConfigurationError
+
+from infra.local.aws import REGION
+from infra.local.postgres import server
+from tests.integration.conftest import prepare
+from tests.integration.stage import PASSWORD, REAPER, Client, Victim, policy, until
+from tests.integration.wire import Impostor, hang, unused_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from threading import Event
+
+    from mypy_boto3_rds import RDSClient
+    from pg8000.native import Connection
+
+    from infra.local.postgres import Build, Server
+    from tests.integration.stage import Run, Stage
+
+AURORA = "aurora-postgresql"
+SCHEDULED = {"source": "aws.scheduler", "detail-type": "Scheduled Event"}
+
+
+@pytest.fixture(autouse=True)
+def _led_here(stage: Stage) -> Iterator[None]:
+    """Every endpoint of RDS is an address of this machine; the port tells them apart."""
+    resolve = socket.getaddrinfo
+
+    def resolved(host: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- the library's own
+        here = "127.0.0.1" if str(host).endswith(".rds.amazonaws.com") else host
+        return resolve(here, *arguments, **options)
+
+    stage.monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    stage.monkeypatch.setattr(secrets_manager, "_kept", {})  # another test's are of no use
+    yield
+    get_backend("rds")[DEFAULT_ACCOUNT_ID][REGION].reset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """The stand-in's RDS."""
+
+    stage: Stage
+    rds: RDSClient
+
+    def cluster(self, name: str, *members: str, engine: str = AURORA, managed: bool = False) -> str:
+        """A cluster, its writer first, all on the stage's server; the ARN of its secret, if any."""
+        how: dict[str, Any] = {"ManageMasterUserPassword": True}
+        if not managed:
+            how = {"MasterUserPassword": "never-used"}
+        made = self.rds.create_db_cluster(
+            DBClusterIdentifier=name, Engine=engine, MasterUsername="root", **how
+        )["DBCluster"]
+        for member in members:
+            self.member(name, member, engine=engine)
+        return made.get("MasterUserSecret", {}).get("SecretArn", "")
+
+    def member(self, cluster: str, name: str, port: int = 0, *, engine: str = AURORA) -> None:
+        self.rds.create_db_instance(
+            DBInstanceIdentifier=name,
+            DBClusterIdentifier=cluster,
+            Engine=engine,
+            DBInstanceClass="db.r6g.large",
+            Port=port or self.stage.server.port,
+        )
+
+    def instance(self, name: str, engine: str = "postgres") -> str:
+        """An instance without a cluster; the ARN of its secret."""
+        made = self.rds.create_db_instance(
+            DBInstanceIdentifier=name,
+            Engine=engine,
+            DBInstanceClass="db.r6g.large",
+            AllocatedStorage=20,
+            MasterUsername="root",
+            ManageMasterUserPassword=True,
+            Port=self.stage.server.port,
+        )["DBInstance"]
+        return made["MasterUserSecret"]["SecretArn"]
+
+    def becomes(self, name: str, status: str) -> None:
+        get_backend("rds")[DEFAULT_ACCOUNT_ID][REGION].databases[name].status = status
+
+    def listed(self, arn: str) -> str:
+        """Make a managed secret a target: a user, a password, and plaintext for the server here."""
+        text = {"username": REAPER, "password": PASSWORD, "sslmode": "disable"}
+        self.stage.aws.secrets.put_secret_value(SecretId=arn, SecretString=json.dumps(text))
+        return self.stage.listed(arn)
+
+    def target(self, cluster: str, **keys: object) -> str:
+        """Make a target of a cluster by a secret in RDS's shape."""
+        return self.stage.target(f"{cluster}-secret", dbClusterIdentifier=cluster, **keys)
+
+
+@pytest.fixture
+def fleet(stage: Stage) -> Fleet:
+    return Fleet(stage=stage, rds=boto3.client("rds"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Another:
+    """A server beside the stage's."""
+
+    server: Server
+    root: Connection
+    stack: ExitStack
+
+    def leak(self) -> Victim:
+        connection = Client(
+            "app", unix_sock=self.server.unix_sock, database="postgres", ssl_context=False
+        )
+        victim = Victim(self.root, connection)
+        self.stack.callback(victim.close)
+        connection.run("BEGIN")
+        connection.run("SELECT 1")
+        until(lambda: victim.state == "idle in transaction", "the session leaks")
+        return victim
+
+
+@contextmanager
+def another(build: Build, *, standby: bool) -> Iterator[Another]:
+    with ExitStack() as stack:
+        running = stack.enter_context(server(build))
+        prepare(running)
+        with running.connect(unix_sock=running.unix_sock) as root:
+            root.run("CREATE ROLE app LOGIN")
+            if standby:
+                _crash_into_recovery(running, root)
+        until(lambda: _is_there(running), "the server is there again")
+        root = stack.enter_context(running.connect(unix_sock=running.unix_sock))
+        assert root.run("SELECT pg_is_in_recovery()") == [[standby]]
+        yield Another(server=running, root=root, stack=stack)
+
+
+def _crash_into_recovery(running: Server, root: Connection) -> None:
+    """A server that comes back with this file in its folder stays a standby, as a reader is."""
+    root.run("CHECKPOINT")
+    (running.socket_dir / "data" / "standby.signal").touch()
+    ((pid,),) = root.run("SELECT pg_backend_pid()")
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: "entering standby mode" in running.log.read_text(), "it becomes a standby")
+
+
+def _is_there(running: Server) -> bool:
+    try:
+        with running.connect(unix_sock=running.unix_sock):
+            return True
+    except (DatabaseError, InterfaceError):
+        return False
+
+
+@pytest.fixture
+def reader(build: Build) -> Iterator[Another]:
+    with another(build, standby=True) as made:
+        yield made
+
+
+def names(run: Run) -> list[str]:
+    return sorted(target["name"] for target in run.document["targets"])
+
+
+def advice(run: Run, name: str) -> list[str]:
+    return [each["code"] for each in run.target(name)["advice"]]
+
+
+# -- managed secrets ----------------------------------------------------------------------------
+
+
+def test_the_managed_secret_of_an_instance_says_no_host_and_is_found(
+    fleet: Fleet, stage: Stage
+) -> None:
+    leak = stage.session()
+    fleet.instance("other")
+    fleet.listed(fleet.instance("orders"))
+    run = stage.reap()
+    assert run.document["status"] == "ok"
+    assert names(run) == ["orders"]
+    assert run.outcomes() == {leak.pid: "terminated"}
+
+
+def test_the_managed_secrets_are_found_by_the_tag_that_rds_gives_them(
+    fleet: Fleet, stage: Stage
+) -> None:
+    for arn in (fleet.instance("orders"), fleet.cluster("shop", "shop-1", managed=True)):
+        fleet.listed(arn)
+    stage.monkeypatch.delenv("TARGET_SECRETS")
+    stage.monkeypatch.setenv("TARGET_SECRET_TAG", "aws:secretsmanager:owningService=rds")
+    assert names(stage.run({"policy": policy()})) == ["orders", "shop-1"]
+
+
+def test_the_managed_secret_of_a_cluster_is_for_writer_and_reader(
+    fleet: Fleet, stage: Stage, reader: Another
+) -> None:
+    here, there = stage.session(), reader.leak()
+    arn = fleet.cluster("shop", "shop-1", managed=True)
+    fleet.member("shop", "shop-2", reader.server.port)
+    fleet.listed(arn)
+    run = stage.reap()
+    assert names(run) == ["shop-1", "shop-2"]
+    assert run.outcomes("shop-1") == {here.pid: "terminated"}
+    assert run.outcomes("shop-2") == {there.pid: "terminated"}
+    assert run.document["totals"]["terminated"] == 2
+    assert "reader" not in run.target("shop-1")
+    assert run.target("shop-2")["reader"] is True
+    assert not here.is_there
+    assert not there.is_there
+    assert "shop-2 (reader)" in run.email.subject + run.email.body
+
+
+def test_a_managed_secret_that_no_running_instance_has(fleet: Fleet, stage: Stage) -> None:
+    stage.target("healthy")
+    fleet.listed(fleet.instance("orders"))
+    fleet.listed(fleet.cluster("empty", managed=True))
+    fleet.becomes("orders", "stopped")
+    run = stage.reap()
+    assert run.target("healthy")["status"] == "ok"
+    assert run.document["totals"]["failed"] == 2
+    for failed in run.document["targets"]:
+        if failed["name"] != "healthy":
+            assert failed["name"].startswith("rds!")
+            assert failed["error"]["code"] == "secret"
+            assert "host is missing" in failed["error"]["message"]
+            assert failed["error"]["hint"]
+
+
+@pytest.mark.parametrize("engine", ["mysql", "aurora-mysql"])
+def test_a_managed_secret_of_another_engine_is_named_and_nobody_is_called(
+    fleet: Fleet, stage: Stage, engine: str
+) -> None:
+    with Impostor() as mysql:
+        if engine == "mysql":
+            fleet.listed(fleet.instance("orders", engine))
+            fleet.rds.modify_db_instance(DBInstanceIdentifier="orders", DBPortNumber=mysql.port)
+        else:
+            fleet.listed(fleet.cluster("shop", managed=True, engine=engine))
+            fleet.member("shop", "shop-1", mysql.port, engine=engine)
+        run = stage.reap()
+        assert mysql.connections == 0
+    (failed,) = run.document["targets"]
+    assert f"engine {engine} is not PostgreSQL" in failed["error"]["message"]
+
+
+# -- clusters -----------------------------------------------------------------------------------
+
+
+def test_the_leaks_of_each_instance_are_terminated_once(
+    fleet: Fleet, stage: Stage, build: Build
+) -> None:
+    with another(build, standby=False) as second, another(build, standby=False) as third:
+        leaks = {"shop-1": stage.session(), "shop-2": second.leak(), "shop-3": third.leak()}
+        fleet.cluster("shop", "shop-1")
+        fleet.member("shop", "shop-2", second.server.port)
+        fleet.member("shop", "shop-3", third.server.port)
+        fleet.target("shop", port=1)  # the secret's own place is not called
+        run = stage.reap()
+        assert run.document["status"] == "ok"
+        assert {name: run.outcomes(name) for name in names(run)} == {
+            name: {leak.pid: "terminated"} for name, leak in leaks.items()
+        }
+        assert not stage.survivors(leaks.values())
+
+
+def test_clusters_and_instances_of_others_are_not_touched(fleet: Fleet, stage: Stage) -> None:
+    fleet.cluster("shop", "shop-1")
+    fleet.cluster("shop-staging", "shop-staging-1")
+    fleet.instance("shop-solo")
+    fleet.target("shop")
+    assert names(stage.reap()) == ["shop-1"]
+
+
+def test_a_cluster_may_be_one_target_at_the_secrets_own_host(fleet: Fleet, stage: Stage) -> None:
+    leak = stage.session()
+    fleet.cluster("shop")
+    for name in ("shop-1", "shop-2"):
+        fleet.member("shop", name, unused_port())
+    fleet.target("shop")
+    stage.monkeypatch.setenv("CLUSTER_TARGETS", "endpoint")
+    run = stage.reap()
+    assert names(run) == ["shop"]
+    assert run.outcomes("shop") == {leak.pid: "terminated"}
+    assert "list-cluster-instances" not in advice(run, "shop")
+
+
+def test_a_managed_cluster_may_be_one_target_too(fleet: Fleet, stage: Stage) -> None:
+    leak = stage.session()
+    arn = fleet.cluster("shop", "shop-1", managed=True)
+    fleet.member("shop", "shop-2", unused_port())
+    fleet.listed(arn)
+    stage.monkeypatch.setenv("CLUSTER_TARGETS", "endpoint")
+    run = stage.reap()
+    assert names(run) == ["shop"]
+    assert run.outcomes("shop") == {leak.pid: "terminated"}
+
+
+def test_an_event_names_a_cluster_or_one_of_its_instances(fleet: Fleet, stage: Stage) -> None:
+    fleet.cluster("shop", "shop-1", "shop-2")
+    fleet.target("shop")
+    fleet.cluster("news", "news-1", "news-2")
+    fleet.target("news", name="News")
+    stage.target("orders")
+
+    def asked(*targets: str) -> list[str]:
+        return names(stage.run({"targets": list(targets), "policy": policy()}))
+
+    assert asked("shop") == ["shop-1", "shop-2"]
+    assert asked("shop-2") == ["shop-2"]
+    assert asked("shop", "shop-1", "orders") == ["orders", "shop-1", "shop-2"]
+    assert asked("News") == ["News/news-1", "News/news-2"]
+    assert asked("News/news-2") == ["News/news-2"]
+    with pytest.raises(ConfigurationError, match=r"event\.targets\[1\]: .*shop-3.*shop-1"):
+        asked("shop", "shop-3")
+
+
+def test_a_cluster_is_one_name_whether_its_instances_are_listed_or_not(
+    fleet: Fleet, stage: Stage
+) -> None:
+    """The event that was saved for the emergency works in it."""
+    fleet.target("shop")
+    stage.target("orders", port=1)
+    assert names(stage.run({"targets": ["shop"], "policy": policy()})) == ["shop"]
+
+
+def test_an_auto_scaled_reader_is_in_the_next_run_and_gone_after_it_went(
+    fleet: Fleet, stage: Stage
+) -> None:
+    fleet.cluster("shop", "shop-1")
+    fleet.target("shop")
+    scaled = "application-autoscaling-0f2c"
+    assert names(stage.run(SCHEDULED)) == ["shop-1"]
+    fleet.member("shop", scaled)
+    assert names(stage.run(SCHEDULED)) == [scaled, "shop-1"]
+    fleet.rds.delete_db_instance(DBInstanceIdentifier=scaled, SkipFinalSnapshot=True)
+    assert names(stage.run(SCHEDULED)) == ["shop-1"]
+
+
+@pytest.mark.parametrize(
+    "status", ["creating", "deleting", "failed", "starting", "stopped", "stopping"]
+)
+def test_an_instance_that_takes_no_connections_yet_or_any_more_is_left_out(
+    fleet: Fleet, stage: Stage, status: str
+) -> None:
+    fleet.cluster("shop", "shop-1", "shop-2")
+    fleet.becomes("shop-2", status)
+    fleet.target("shop")
+    assert names(stage.reap()) == ["shop-1"]
+
+
+@pytest.mark.parametrize("status", ["available", "backing-up", "modifying", "storage-full"])
+def test_an_instance_that_is_busy_is_looked_at(fleet: Fleet, stage: Stage, status: str) -> None:
+    fleet.cluster("shop", "shop-1", "shop-2")
+    fleet.becomes("shop-2", status)
+    fleet.target("shop")
+    assert names(stage.reap()) == ["shop-1", "shop-2"]
+
+
+def test_an_instance_that_has_no_endpoint_yet_is_left_out(fleet: Fleet, stage: Stage) -> None:
+    def without(answer: Any) -> None:  # noqa: ANN401 -- botocore's
+        for instance in answer.get("DBInstances", []):
+            if instance["DBInstanceIdentifier"] == "shop-2":
+                del instance["Endpoint"]
+
+    fleet.cluster("shop", "shop-1", "shop-2")
+    fleet.target("shop")
+    _answering(stage, without)
+    assert names(stage.reap()) == ["shop-1"]
+
+
+def test_an_instance_that_does_not_answer_hides_no_other(fleet: Fleet, stage: Stage) -> None:
+    leak = stage.session()
+    fleet.cluster("shop", "shop-1")
+    fleet.member("shop", "shop-2", unused_port())
+    fleet.target("shop")
+    run = stage.reap()
+    assert run.document["status"] == "partial"
+    assert run.outcomes("shop-1") == {leak.pid: "terminated"}
+    assert run.error("shop-2")["code"] == "connection"
+    assert run.target("shop-2")["reader"] is True  # as RDS says
+
+
+def test_an_instance_on_a_later_page_is_found(fleet: Fleet, stage: Stage) -> None:
+    fleet.cluster("big", *(f"big-{n:03}" for n in range(100)))
+    fleet.cluster("shop", "shop-1")
+    fleet.target("shop")
+    assert names(stage.reap()) == ["shop-1"]
+
+
+@pytest.mark.parametrize("engine", [None, "aurora-postgresql"])
+def test_a_cluster_of_another_engine_is_named_and_nobody_is_called(
+    fleet: Fleet, stage: Stage, engine: str | None
+) -> None:
+    with Impostor() as mysql:
+        fleet.cluster("shop", engine="aurora-mysql")
+        for name in ("shop-1", "shop-2"):
+            fleet.member("shop", name, mysql.port, engine="aurora-mysql")
+        fleet.target("shop", engine=engine, port=mysql.port)
+        run = stage.reap()
+        assert mysql.connections == 0
+    assert names(run) == ["shop"]
+    assert "engine aurora-mysql is not PostgreSQL" in run.error("shop")["message"]
+
+
+# -- where RDS does not say ---------------------------------------------------------------------
+
+
+def _answering(stage: Stage, change: Callable[[Any], None]) -> list[str]:
+    """Change what AWS answers; what it was asked."""
+    call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
+    asked: list[str] = []
+
+    def changed(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+        asked.append(operation)
+        answer = call(client, operation, arguments)
+        change(answer)
+        return answer
+
+    stage.monkeypatch.setattr(BaseClient, "_make_api_call", changed)
+    return asked
+
+
+def _denying(stage: Stage, *operations: str) -> list[str]:
+    """What the stand-in never does."""
+    call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- as above
+    asked: list[str] = []
+
+    def denied(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+        asked.append(operation)
+        if operation in operations:
+            raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, operation)
+        return call(client, operation, arguments)
+
+    stage.monkeypatch.setattr(BaseClient, "_make_api_call", denied)
+    return asked
+
+
+@pytest.mark.parametrize("operation", ["DescribeDBClusters", "DescribeDBInstances"])
+def test_without_the_right_to_ask_rds_the_secrets_own_host_is_looked_at(
+    fleet: Fleet, stage: Stage, operation: str
+) -> None:
+    leak = stage.session()
+    fleet.cluster("shop", "shop-1", "shop-2")
+    fleet.target("shop")
+    managed = fleet.listed(fleet.instance("orders"))
+    asked = _denying(stage, operation)
+    run = stage.reap()
+    assert run.document["status"] == "partial"
+    assert run.outcomes("shop") == {leak.pid: "terminated"}
+    assert "list-cluster-instances" in advice(run, "shop")
+    (found,) = [
+        each for each in run.target("shop")["advice"] if each["code"] == "list-cluster-instances"
+    ]
+    assert f"rds:{operation}" in found["message"]
+    assert "AccessDenied" in found["message"]
+    assert "CLUSTER_TARGETS" in found["message"]
+    (failed,) = [each for each in run.document["targets"] if each["name"] != "shop"]
+    assert failed["name"] in managed
+    assert "host is missing" in failed["error"]["message"]
+    assert f"rds:{operation}" in failed["error"]["hint"]
+    assert asked.count(operation) == 1, "it is asked for each target"
+
+
+def test_a_cluster_that_rds_does_not_list_is_looked_at_by_the_secrets_own_host(
+    fleet: Fleet, stage: Stage
+) -> None:
+    leak = stage.session()
+    fleet.target("shop")
+    run = stage.reap()
+    assert run.outcomes("shop") == {leak.pid: "terminated"}
+    assert advice(run, "shop").count("list-cluster-instances") == 1
+
+
+def test_no_target_that_says_where_it_is_needs_rds(fleet: Fleet, stage: Stage) -> None:
+    fleet.cluster("shop", "shop-1")
+    stage.target("orders")
+    stage.target("solo", dbInstanceIdentifier="shop-1", dbClusterIdentifier="shop")
+    asked = _denying(stage, "DescribeDBClusters", "DescribeDBInstances")
+    assert stage.reap().document["status"] == "ok"
+    assert not [each for each in asked if each.startswith("Describe")]
+
+
+@contextmanager
+def _silent_rds(stage: Stage) -> Iterator[Impostor]:
+    """RDS takes every call and says nothing, as where a VPC has no way to it; the others answer."""
+    real = urlsplit(os.environ["AWS_ENDPOINT_URL"])
+
+    def gateway(connection: socket.socket, stop: Event) -> None:
+        head = connection.recv(65536)
+        if b"/rds/aws4_request" in head:
+            hang(connection, stop)
+            return
+        with socket.create_connection((real.hostname or "", real.port or 0)) as moto:
+            moto.sendall(head)
+            while not stop.is_set():
+                for here, there in ((connection, moto), (moto, connection)):
+                    if select([here], [], [], 0.01)[0]:
+                        data = here.recv(65536)
+                        if not data:
+                            return
+                        there.sendall(data)
+
+    with Impostor(gateway) as silent:
+        stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.port}")
+        yield silent
+
+
+def test_where_rds_is_silent_the_secrets_own_host_is_looked_at(fleet: Fleet, stage: Stage) -> None:
+    leak = stage.session()
+    fleet.cluster("shop", "shop-1")
+    fleet.target("shop")
+    stage.target("orders")
+    with _silent_rds(stage):
+        run = stage.reap()
+    assert run.target("orders")["status"] == "ok"
+    assert run.target("shop")["status"] == "ok", run.target("shop")
+    assert "list-cluster-instances" in advice(run, "shop")
+    assert not leak.is_there
+    assert len(run.emails) == 1
