@@ -28,7 +28,6 @@ def advice_on_connection(target: Target) -> Iterator[Advice]:
             " at the server and write verify-full into the secret.",
             sql=None,
         )
-
     if is_proxy(target.host):
         yield _BYPASS_POOLER
     if target.unlisted:

@@ -1,7 +1,7 @@
 """Several works at the same time, none of which can hold up or hide the others."""
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from threading import Thread
 from typing import Generic, TypeVar
 
@@ -16,8 +16,8 @@ _GRACE = 0.25  # seconds in which a work whose time is over may still say what i
 class _Worker(Thread, Generic[T]):
     """Advances one work; `latest` is the last that it said."""
 
-    def __init__(self, work: Iterator[T], crashed: Callable[[T, Exception], T]) -> None:
-        super().__init__(daemon=True)
+    def __init__(self, name: str, work: Iterator[T], crashed: Callable[[T, Exception], T]) -> None:
+        super().__init__(daemon=True, name=name)
         self._work = work
         self._crashed = crashed
         self.latest = next(work)  # what is true if nothing more is heard
@@ -26,22 +26,27 @@ class _Worker(Thread, Generic[T]):
         try:
             for latest in self._work:
                 self.latest = latest
-        except Exception as error:  # noqa: BLE001 -- the bulkhead: a bug that one work brings out must not hide the others
+        # A bug that one target brings out must not keep the run from the others. It is not hidden:
+        # it is logged with its traceback here, and `crashed` puts it into the report.
+        except Exception as error:  # noqa: BLE001 -- the bulkhead: logged, reported, and only this work ends
             # Not the error's own text: it may hold anything.
             trace = traceback.format_tb(error.__traceback__)
-            extra = {"error": type(error).__name__, "trace": trace}
+            extra = {"target": self.name, "error": type(error).__name__, "trace": trace}
             logger.error("a target's work ended with a bug", extra=extra)
             self.latest = self._crashed(self.latest, error)
 
 
 def latest_of_all(
-    works: Sequence[Iterator[T]], crashed: Callable[[T, Exception], T], deadline: Deadline
+    works: Iterable[tuple[str, Iterator[T]]],
+    crashed: Callable[[T, Exception], T],
+    deadline: Deadline,
 ) -> list[T]:
     """Do all at the same time: the last that each said when all are done or the time is over.
 
-    `crashed` makes of the last that a work said what is to be said after a bug ended it.
+    Each work has a name, for the log. `crashed` makes of the last that a work said what is to be
+    said after a bug ended it.
     """
-    workers = [_Worker(work, crashed) for work in works]
+    workers = [_Worker(name, work, crashed) for name, work in works]
     for worker in workers:
         worker.start()
     over = deadline.plus(_GRACE)

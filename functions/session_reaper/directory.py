@@ -35,15 +35,17 @@ class Directory:
         deadline = deadline.within(deadline.seconds() / 2)  # the other half is for the targets
         given = self._settings.target_secrets
         tags = [self._settings.target_secret_tag] if self._settings.target_secret_tag else []
-        tagged = _flat(latest_of_all([self._tagged(tag) for tag in tags], _crashed, deadline))
+        listing = [(f"tag {tag.key}={tag.value}", self._tagged(tag)) for tag in tags]
+        tagged = _flat(latest_of_all(listing, _crashed, deadline))
         unlisted = [each for each in tagged if isinstance(each, TargetReport)]
         ids = [*dict.fromkeys([*given, *(each for each in tagged if isinstance(each, str))])]
         if not ids and not unlisted:
             raise ConfigurationError("TARGET_SECRET_TAG", "no secret bears this tag")
-        batches = [self._read(ids[n : n + BATCH]) for n in range(0, len(ids), BATCH)]
-        secrets = _flat(latest_of_all(batches, _crashed, deadline))
-        works = [self._described(secret) for secret in secrets]
-        found = _distinct(_flat(latest_of_all(works, _crashed, deadline)))
+        batches = [ids[n : n + BATCH] for n in range(0, len(ids), BATCH)]
+        reading = [(", ".join(batch), self._read(batch)) for batch in batches]
+        secrets = _flat(latest_of_all(reading, _crashed, deadline))
+        describing = [(secret.name, self._described(secret)) for secret in secrets]
+        found = _distinct(_flat(latest_of_all(describing, _crashed, deadline)))
         return [*unlisted, *_named(found, names)]
 
     def again(self, target: Target) -> Target:

@@ -67,8 +67,7 @@ _HINTS: Final = {
     " both must be new.",
     "28000": "Check the role's name, that it has LOGIN, and the server's pg_hba rules for TLS.",
     # PgBouncer, which does not pass on what we ask of a session.
-    "08P01": "This is a pooler such as PgBouncer, not the server: it hides the clients' sessions."
-    " Write the server's own host and port into the secret.",
+    "08P01": "This looks like a pooler such as PgBouncer, which hides the clients' sessions. Write the server's own host and port into the secret.",
     "3D000": "Check dbname in the secret.",
     INSUFFICIENT_PRIVILEGE: "GRANT CONNECT on the database to the role.",
     "55000": "The database takes no connections: write another dbname into the secret.",

@@ -28,18 +28,17 @@ def provider_of(host: str) -> Provider:
     An instance of Aurora is called like one of RDS; what holds for one holds for the other.
     """
     name = host.lower().rstrip(".")
-    if re.search(r"\.rds\.amazonaws\.com(\.cn)?$", name):
-        return (
-            Provider.AURORA if re.search(r"\.cluster-(ro-|custom-)?\w+\.", name) else Provider.RDS
-        )
-    if re.search(r"\.aivencloud\.com$", name):
+    if rds_region(name):
+        aurora = re.search(r"\.cluster-(ro-|custom-)?\w+\.", name)
+        return Provider.AURORA if aurora else Provider.RDS
+    if name.endswith(".aivencloud.com"):
         return Provider.AIVEN
     return Provider.VANILLA
 
 
 def is_proxy(host: str) -> bool:
     """Whether it is an RDS Proxy, which nothing in the connection betrays."""
-    return rds_region(host) is not None and re.search(r"\.proxy-\w+\.", host) is not None
+    return rds_region(host) is not None and re.search(r"\.proxy-\w+\.", host.lower()) is not None
 
 
 _END_LEAKS: Final = (

@@ -17,6 +17,7 @@ def run(
 ) -> tuple[TargetReport, ...]:
     """Do the work on the targets of these names, or on all. Raises ConfigurationError."""
     found = directory.find(names, deadline)
-    works = [work(target, deadline) for target in found if isinstance(target, Target)]
+    targets = [target for target in found if isinstance(target, Target)]
+    works = [(target.name, work(target, deadline)) for target in targets]
     unread = [report for report in found if isinstance(report, TargetReport)]
     return (*unread, *latest_of_all(works, crashed, deadline))

@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 import struct
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from select import select
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,17 @@ def known_by(stage: Stage, way: str) -> None:
             stage.listed(arn if way == "ARN" else name)
 
 
+@contextmanager
+def rotated(stage: Stage, fetches: list[str], passwords: Callable[[str], None]) -> Iterator[Proxy]:
+    """A warm function, and a password that has become another one since, also in the secret."""
+    with Proxy(stage.server.port) as proxy:
+        stage.target(port=proxy.port)
+        scheduled(stage, fetches)
+        passwords(NEW)
+        stored(stage, port=proxy.port, password=NEW)
+        yield proxy
+
+
 # -- rotation -----------------------------------------------------------------------------------
 
 
@@ -126,11 +137,7 @@ def test_after_a_rotation_one_fetch_is_enough_and_it_is_kept(
 def test_after_a_rotation_the_server_refuses_once(
     stage: Stage, fetches: list[str], passwords: Callable[[str], None]
 ) -> None:
-    with Proxy(stage.server.port) as proxy:
-        stage.target(port=proxy.port)
-        scheduled(stage, fetches)
-        passwords(NEW)
-        stored(stage, port=proxy.port, password=NEW)
+    with rotated(stage, fetches, passwords) as proxy:
         before = proxy.connections
         for _ in range(3):
             run, _ = scheduled(stage, fetches)
@@ -224,11 +231,7 @@ def test_a_host_that_was_wrong_is_mended_by_the_secret(stage: Stage, fetches: li
 def test_a_run_by_hand_reads_the_secret_anew(
     stage: Stage, fetches: list[str], passwords: Callable[[str], None]
 ) -> None:
-    with Proxy(stage.server.port) as proxy:
-        stage.target(port=proxy.port)
-        scheduled(stage, fetches)
-        passwords(NEW)
-        stored(stage, port=proxy.port, password=NEW)
+    with rotated(stage, fetches, passwords) as proxy:
         before = proxy.connections
         fetches.clear()
         assert stage.run({"policy": policy()}).document["status"] == "ok"

@@ -8,9 +8,7 @@ import signal
 import socket
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from select import select
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import boto3
 import pytest
@@ -26,11 +24,10 @@ from infra.local.aws import REGION
 from infra.local.postgres import server
 from tests.integration.conftest import prepare
 from tests.integration.stage import PASSWORD, REAPER, Client, Victim, policy, until
-from tests.integration.wire import Impostor, hang, unused_port
+from tests.integration.wire import Impostor, aws_but_for, unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from threading import Event
 
     from mypy_boto3_rds import RDSClient
     from pg8000.native import Connection
@@ -500,24 +497,7 @@ def test_no_target_that_says_where_it_is_needs_rds(fleet: Fleet, stage: Stage) -
 @contextmanager
 def _silent_rds(stage: Stage) -> Iterator[Impostor]:
     """RDS takes every call and says nothing, as where a VPC has no way to it; the others answer."""
-    real = urlsplit(os.environ["AWS_ENDPOINT_URL"])
-
-    def gateway(connection: socket.socket, stop: Event) -> None:
-        head = connection.recv(65536)
-        if b"/rds/aws4_request" in head:
-            hang(connection, stop)
-            return
-        with socket.create_connection((real.hostname or "", real.port or 0)) as moto:
-            moto.sendall(head)
-            while not stop.is_set():
-                for here, there in ((connection, moto), (moto, connection)):
-                    if select([here], [], [], 0.01)[0]:
-                        data = here.recv(65536)
-                        if not data:
-                            return
-                        there.sendall(data)
-
-    with Impostor(gateway) as silent:
+    with aws_but_for(b"/rds/aws4_request") as silent:
         stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.port}")
         yield silent
 

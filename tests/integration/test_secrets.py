@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
-from select import select
 from threading import Thread
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import pytest
 from botocore.client import BaseClient
 from session_reaper.errors import ConfigurationError
 
 from tests.integration.stage import LEAK, Run, policy
-from tests.integration.wire import Impostor, hang
+from tests.integration.wire import aws_but_for
 
 if TYPE_CHECKING:
-    from threading import Event
-
     from tests.integration.stage import Stage
 
 BROKEN: dict[str, object] = {
@@ -183,35 +177,19 @@ def test_an_aws_api_that_hangs_does_not_outlive_the_lambda(stage: Stage, service
 
 def _run_with_silent(
     stage: Stage, service: str, seconds: float
-) -> tuple[Run | BaseException, float]:
+) -> tuple[Run | ConfigurationError, float]:
     """What a run came to where one service of AWS is silent, and after how many seconds."""
-    real = urlsplit(os.environ["AWS_ENDPOINT_URL"])
-    ended: list[tuple[Run | BaseException, float]] = []
-
-    def gateway(connection: socket.socket, stop: Event) -> None:
-        head = connection.recv(65536)
-        if f"{service}.".encode() in head:
-            hang(connection, stop)
-            return
-        with socket.create_connection((real.hostname or "", real.port or 0)) as moto:
-            moto.sendall(head)
-            while not stop.is_set():
-                for here, there in ((connection, moto), (moto, connection)):
-                    if select([here], [], [], 0.01)[0]:
-                        data = here.recv(65536)
-                        if not data:
-                            return
-                        there.sendall(data)
+    ended: list[tuple[Run | ConfigurationError, float]] = []
 
     def run() -> None:
         started = time.monotonic()
         try:
-            result: Run | BaseException = stage.run(seconds=seconds)
-        except Exception as error:  # noqa: BLE001 -- a thread's ending: the caller asserts which one it was
+            result: Run | ConfigurationError = stage.run(seconds=seconds)
+        except ConfigurationError as error:
             result = error
         ended.append((result, time.monotonic() - started))
 
-    with Impostor(gateway) as silent:
+    with aws_but_for(f"{service}.".encode()) as silent:
         stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.port}")
         thread = Thread(target=run)
         thread.start()

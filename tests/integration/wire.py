@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import time
@@ -11,6 +12,7 @@ from enum import Enum, auto
 from select import select
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
 
 from infra.local.postgres import HOST
 
@@ -276,6 +278,28 @@ class _Requests:
                 b"Q": Moment.LOOK,
                 b"X": Moment.SIGN_OUT,
             }.get(kind)
+
+
+def aws_but_for(silent: bytes) -> Impostor:
+    """The AWS stand-in, which takes each call whose head has this text, and never answers it."""
+    real = urlsplit(os.environ["AWS_ENDPOINT_URL"])
+
+    def gateway(connection: socket.socket, stop: Event) -> None:
+        head = connection.recv(65536)
+        if silent in head:
+            hang(connection, stop)
+            return
+        with socket.create_connection((real.hostname or "", real.port or 0)) as stand_in:
+            stand_in.sendall(head)
+            while not stop.is_set():
+                for here, there in ((connection, stand_in), (stand_in, connection)):
+                    if select([here], [], [], 0.01)[0]:
+                        data = here.recv(65536)
+                        if not data:
+                            return
+                        there.sendall(data)
+
+    return Impostor(gateway)
 
 
 def unused_port() -> int:

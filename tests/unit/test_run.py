@@ -263,7 +263,7 @@ def test_a_list_of_secrets_that_is_denied_does_not_hide_those_that_were_named(
 
 
 def said(works: list[Iterator[TargetReport]], deadline: Deadline) -> list[str]:
-    return [item.name for item in latest_of_all(works, crashed, deadline)]
+    return [item.name for item in latest_of_all([("", work) for work in works], crashed, deadline)]
 
 
 def test_work_goes_on_at_the_same_time() -> None:
@@ -320,12 +320,23 @@ def test_who_hangs_on_a_connection_finds_it_shut_when_the_time_is_over(
         assert over.wait(1)
 
 
+def test_a_bug_is_logged_with_its_target_and_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    def breaks() -> Iterator[TargetReport]:
+        yield a_target_report(name="orders")
+        raise LookupError("CANARY")
+
+    latest_of_all([("orders", breaks())], crashed, Deadline(1))
+    (logged,) = (vars(record) for record in caplog.records)
+    assert (logged["target"], logged["error"]) == ("orders", "LookupError")
+    assert "in breaks" in logged["trace"][-1]
+
+
 def test_a_bug_keeps_what_was_known_and_tells_no_more_than_its_kind() -> None:
     def breaks() -> Iterator[TargetReport]:
         yield a_target_report(name="orders")
         raise LookupError("CANARY")
 
-    (report,) = latest_of_all([breaks()], crashed, Deadline(1))
+    (report,) = latest_of_all([("orders", breaks())], crashed, Deadline(1))
     assert isinstance(report, TargetReport)
     assert report.status is TargetStatus.FAILED
     assert report.slots == a_target_report().slots

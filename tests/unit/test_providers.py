@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+from session_reaper.providers import (
+    Provider,
+    is_proxy,
+    provider_of,
+    rds_region,
+    unknown_authority,
+    way_in,
+)
+
+RDS = "orders.abc123.eu-west-1.rds.amazonaws.com"
+WRITER = "orders.cluster-abc123.eu-west-1.rds.amazonaws.com"
+AIVEN = "pg-1-project.aivencloud.com"
+
+
+@pytest.mark.parametrize(
+    ("host", "provider"),
+    [
+        (RDS, Provider.RDS),
+        (RDS.upper() + ".", Provider.RDS),
+        ("orders.abc.cn-north-1.rds.amazonaws.com.cn", Provider.RDS),
+        ("orders.abc.us-gov-west-1.rds.amazonaws.com", Provider.RDS),
+        (WRITER, Provider.AURORA),
+        (WRITER.replace("cluster-", "cluster-ro-"), Provider.AURORA),
+        (WRITER.replace("cluster-", "cluster-custom-"), Provider.AURORA),
+        (AIVEN, Provider.AIVEN),
+        ("db.example.com", Provider.VANILLA),
+        ("rds.amazonaws.com.example.com", Provider.VANILLA),
+        ("evil-rds.amazonaws.com", Provider.VANILLA),
+        ("notaivencloud.com", Provider.VANILLA),
+        ("10.0.0.7", Provider.VANILLA),
+        ("::1", Provider.VANILLA),
+    ],
+)
+def test_a_host_s_name_tells_its_provider(host: str, provider: Provider) -> None:
+    assert provider_of(host) is provider
+
+
+def test_an_endpoint_of_rds_tells_its_region() -> None:
+    assert rds_region(RDS) == "eu-west-1"
+    assert rds_region("x.abc.us-gov-west-1.rds.amazonaws.com") == "us-gov-west-1"
+    assert rds_region("x.abc.cn-north-1.rds.amazonaws.com.cn") == "cn-north-1"
+    assert rds_region("x.eu-west-1.rds.amazonaws.com.example") is None
+
+
+def test_rds_proxy_is_told_by_its_name() -> None:
+    assert is_proxy("orders.proxy-abc123.eu-west-1.rds.amazonaws.com")
+    assert is_proxy("Orders.PROXY-abc123.EU-WEST-1.rds.amazonaws.com")
+    assert not is_proxy(RDS)
+    assert not is_proxy("orders.proxy-1.example.com")
+
+
+@pytest.mark.parametrize(
+    ("host", "now", "later"),
+    [
+        ("db.example.com", "as a superuser", "fallback_secret"),
+        (RDS, "as the master user", "parameter group"),
+        (WRITER, "as the master user", "parameter group"),
+        (AIVEN, "console of Aiven", "PgBouncer pool"),
+    ],
+)
+def test_a_full_server_is_dealt_with_in_its_provider_s_way(host: str, now: str, later: str) -> None:
+    said_now, said_later = way_in(host, 'odd "role"').split(" For the next time: ")
+    assert now in said_now
+    assert "pg_terminate_backend" in said_now
+    assert later in said_later
+    assert 'TO "odd ""role"""' in said_later
+
+
+@pytest.mark.parametrize(
+    ("host", "remedy"),
+    [
+        ("db.example.com", "PEM text of the server's CA"),
+        (RDS, "make certs"),
+        (WRITER, "make certs"),
+        (AIVEN, "avn project ca-get"),
+    ],
+)
+def test_an_unknown_authority_is_made_known_in_its_provider_s_way(host: str, remedy: str) -> None:
+    assert remedy in unknown_authority(host)
+    assert "sslrootcert" in unknown_authority(host)
