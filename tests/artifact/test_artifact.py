@@ -22,7 +22,7 @@ EVENTS = sorted((ROOT / "events").glob("*.json"))
 PASSWORD = "canary-of-the-artifact"  # noqa: S105 -- of a server that lives for seconds
 POLICY = {
     "version": 1,
-    "rules": [{"name": "leak", "match": {"state": "idle in transaction", "idle_for": "10ms"}}],
+    "rules": [{"name": "leak", "match": {"state": "idle in transaction", "idle_for": "1ms"}}],
 }
 
 

@@ -447,7 +447,7 @@ def test_the_newest_go_first_if_the_policy_wants_it(stage: Stage) -> None:
 
 # -- cancel, then terminate -------------------------------------------------------------------------
 
-SLOW: dict[str, Any] = {"state": [ACTIVE], "role": ["app"], "query_for": "10ms"}
+SLOW: dict[str, Any] = {"state": [ACTIVE], "role": ["app"], "query_for": "1ms"}
 STUBBORN = """DO $$ BEGIN LOOP
     BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END;
 END LOOP; END $$"""
