@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from session_reaper import documents, patterns, policy
-from session_reaper.policy import CLOCKS, Action, Holding, Mark, Match, Mode, Order, Policy, Rule
+from session_reaper.policy import (
+    CLOCKS,
+    Action,
+    Holding,
+    Mark,
+    Match,
+    Mode,
+    Order,
+    Policy,
+    Queries,
+    Rule,
+)
 from session_reaper.sessions import State
 
 SCHEMA_FILE = Path(__file__).parent / "policies" / "policy.schema.json"
@@ -70,6 +81,7 @@ _LEAVES: Mapping[Callable[..., object], Schema] = {
     policy.read_order: _names(Order),
     policy.read_pause: _DURATION,
     policy.read_percent: _PERCENT,
+    policy.read_queries: _names(Queries),
     policy.read_state: _names(State),
     policy.read_version: {"const": 1},
 }

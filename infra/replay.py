@@ -17,7 +17,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
@@ -211,6 +211,13 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
+@cache
+def _required(kind: Any) -> set[str]:  # noqa: ANN401 -- any dataclass
+    """What every recording has; what came later has a default."""
+    has_default = {f.name for f in fields(kind) if (f.default, f.default_factory) != (MISSING,) * 2}
+    return _hints(kind).keys() - has_default
+
+
 def _at(place: str, key: str) -> str:
     return f"{place}.{key}" if place else key
 
@@ -223,14 +230,26 @@ def _read(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401 -- JSON in,
         return None if value is None else _read(kind, value, place)
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(_read(inner[0], item, f"{place}[{n}]") for n, item in enumerate(value))
+    if get_origin(kind) is Mapping and isinstance(value, dict):
+        names, items = inner
+        return {
+            _read(names, key, place): _read(items, item, _at(place, key))
+            for key, item in value.items()
+        }
     is_mapping = is_dataclass(kind) and isinstance(value, dict)
     if is_mapping:
-        hints = _hints(kind)
+        hints, required = _hints(kind), _required(kind)
         for key in [*hints, *value]:
-            if key not in hints or key not in value:
+            if key not in hints or (key in required and key not in value):
                 problem = "is missing" if key in hints else "unknown key"
                 raise ConfigurationError(_at(place, key), f"{problem}: of another version?")
-        return kind(**{key: _read(hints[key], value[key], _at(place, key)) for key in hints})
+        return kind(
+            **{key: _read(hints[key], item, _at(place, key)) for key, item in value.items()}
+        )
+    return _plain(kind, value, place)
+
+
+def _plain(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401 -- as above
     if kind in (int, float) and type(value) in (int, kind) and -_MOST < value < _MOST:
         return kind(value)
     if kind in (str, bool) and type(value) is kind:

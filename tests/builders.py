@@ -44,6 +44,7 @@ def a_session(**overrides: object) -> Session:
         "application": "api",
         "client": "10.0.0.7",
         "query": "select * from orders where id = 42",
+        "query_id": None,
         "idle_seconds": 901.2,
         "transaction_seconds": 905.0,
         "connected_seconds": 4000.1,

@@ -20,6 +20,7 @@ from session_reaper.policy import (
     Order,
     Policy,
     Protect,
+    Queries,
     Rule,
 )
 from session_reaper.sessions import State
@@ -155,8 +156,13 @@ def _rules(draw: st.DrawFn, name: str) -> Document:
 def policy_documents(draw: st.DrawFn) -> Document:
     """A policy that the engine reads, with any of the keys there are."""
     names = draw(st.lists(_RULE_NAMES, min_size=1, max_size=3, unique=True))
-    modes = st.sampled_from([*map(str, Mode), False])
-    optional = draw(_some_of({"mode": modes, "protect": _PROTECT, "limits": _LIMITS}))
+    keys = {
+        "mode": st.sampled_from([*map(str, Mode), False]),
+        "protect": _PROTECT,
+        "limits": _LIMITS,
+        "queries": st.sampled_from([*map(str, Queries)]),
+    }
+    optional = draw(_some_of(keys))
     return {"version": 1, "rules": [draw(_rules(name)) for name in names]} | optional
 
 

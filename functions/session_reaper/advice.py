@@ -1,13 +1,32 @@
 """What needs to be mended without haste: pure functions of what was seen."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
-from session_reaper.errors import quoted
-from session_reaper.preflight import RESERVED_CONNECTIONS_SINCE, Preflight
+from session_reaper.durations import format_duration
+from session_reaper.errors import ConnectionLostError, TargetError, quoted
+from session_reaper.policy import BUILTIN
+from session_reaper.preflight import RESERVED_CONNECTIONS_SINCE, Preflight, Timeout
 from session_reaper.providers import Provider, is_proxy, way_in
-from session_reaper.report import Advice
-from session_reaper.sessions import Look
+from session_reaper.report import Advice, Failure, Fate, Outcome, RoleSetting
+from session_reaper.sessions import Look, Names, Session, Slots, State
 from session_reaper.targets import SslMode, Target
+
+MANY_IDLE: Final = 10  # sessions of one application
+MANY_IDLE_SHARE: Final = 0.25  # of the slots that ordinary roles can use
+OLD_PREPARED: Final = 3600.0  # seconds
+HELD_BY_INACTIVE: Final = 10_000  # transactions
+HELD_BY_ACTIVE: Final = 10_000_000  # transactions
+_ADMIN_OPTION_SINCE: Final = 16  # the major version
+_MASTERS: Final = {
+    Provider.VANILLA: "a superuser",
+    Provider.RDS: "the master user",
+    Provider.AURORA: "the master user",
+    Provider.AIVEN: "avnadmin",
+}
 
 _BYPASS_POOLER = Advice(
     code="bypass-pooler",
@@ -16,7 +35,38 @@ _BYPASS_POOLER = Advice(
     " secret.",
     sql=None,
 )
-_IDLE_TIMEOUT = "idle_in_transaction_session_timeout"
+_IDLE_TIMEOUT: Final = "idle_in_transaction_session_timeout"
+_IDLE_TIMEOUT_CODE: Final = "set-idle-in-transaction-timeout"
+
+_MOST_USEFUL_FIRST: Final = (
+    # What keeps us from the work.
+    "bypass-pooler",
+    "grant-signal-backend",
+    "mend-fallback-secret",
+    # What ends the leaks.
+    _IDLE_TIMEOUT_CODE,
+    "set-idle-session-timeout",
+    "set-transaction-timeout",
+    "use-pooler",
+    # What else holds vacuum back.
+    "end-prepared-transactions",
+    "drop-replication-slot",
+    # The next emergency.
+    "reserve-slots",
+    "set-reserved-connections",
+    "grant-reserved-connections",
+    "add-fallback-secret",
+    "encrypt-connection",
+    "verify-certificate",
+    "renew-certificate",
+    "list-cluster-instances",
+    "track-activities",
+)
+
+
+def in_order(advice: Iterable[Advice]) -> tuple[Advice, ...]:
+    """Each once, the most useful first."""
+    return tuple(sorted(dict.fromkeys(advice), key=lambda a: _MOST_USEFUL_FIRST.index(a.code)))
 
 
 def advice_on_connection(target: Target) -> Iterator[Advice]:
@@ -70,16 +120,12 @@ def advice_on_look(look: Look) -> Iterator[Advice]:
         )
 
 
-def advice_on_preflight(target: Target, found: Preflight) -> Iterator[Advice]:
-    """What is missing, and what mends it."""
-    if target.sslmode is SslMode.REQUIRE and target.sslrootcert is None:
-        yield Advice(
-            code="verify-certificate",
-            message="The secret says sslmode require and has no sslrootcert: anybody between here and"
-            " the server can read the password. Write verify-full, and the CA's PEM text as"
-            " sslrootcert (of RDS and Aurora it is built in).",
-            sql=None,
-        )
+def advice_on_preflight(
+    target: Target, found: Preflight, slots: Slots, fates: Iterable[Fate]
+) -> Iterator[Advice]:
+    """What the server's facts show, other than timeouts. Of `fates`, those terminated count."""
+    if target.sslmode not in (SslMode.VERIFY_FULL, SslMode.DISABLE):
+        yield _unverified(target)
     if found.tls is not None and "" < found.tls.certificate_until < found.soon:
         yield Advice(
             code="renew-certificate",
@@ -88,14 +134,22 @@ def advice_on_preflight(target: Target, found: Preflight) -> Iterator[Advice]:
         )
     if not found.has_reserved_slot and target.fallback_secret is None:
         yield _reserved_slot(found)
-    without = list(_without_timeout(found))
-    if without:
+    yield from _pooler(found, slots, fates)
+    yield from _prepared(found)
+    yield from _replication_slots(found)
+
+
+def advice_on_databases(found: Preflight) -> Iterator[Advice]:
+    """Where nothing ends a transaction that idles, whoever may leak it."""
+    now = {name: found.in_effect(_IDLE_TIMEOUT, None, name) for name in found.databases}
+    off = [name for name, timeout in now.items() if timeout is not None and timeout.is_off]
+    if off:
         yield Advice(
-            code="set-idle-in-transaction-timeout",
-            message=f"No {_IDLE_TIMEOUT} for the databases {', '.join(without)}: PostgreSQL itself"
+            code=_IDLE_TIMEOUT_CODE,
+            message=f"No {_IDLE_TIMEOUT} for the databases {', '.join(off)}: PostgreSQL itself"
             " can end leaks, also where this function does not run.",
             sql=" ".join(
-                f"ALTER DATABASE {quoted(name)} SET {_IDLE_TIMEOUT} = '10min';" for name in without
+                f"ALTER DATABASE {quoted(name)} SET {_IDLE_TIMEOUT} = '10min';" for name in off
             ),
         )
 
@@ -109,11 +163,10 @@ def advice_on_fallback(secret: str, problem: str) -> Advice:
 def _reserved_slot(found: Preflight) -> Advice:
     """How the role gets in when the server is full."""
     if found.major < RESERVED_CONNECTIONS_SINCE:
-        whose = "the master user" if found.provider is not Provider.VANILLA else "a superuser"
         return Advice(
             code="add-fallback-secret",
             message=f"When every slot is taken role {found.role} does not get in; before PostgreSQL"
-            f" 16 it cannot be given a reserved one. Name the secret of {whose} in this secret as"
+            f" 16 it cannot be given a reserved one. Name the secret of {_MASTERS[found.provider]} in this secret as"
             " fallback_secret: it is used only then.",
             sql=None,
         )
@@ -133,11 +186,189 @@ def _reserved_slot(found: Preflight) -> Advice:
     )
 
 
-def _without_timeout(found: Preflight) -> Iterator[str]:
-    """The databases in which nothing ends a transaction that idles; none if that is hidden."""
-    set_for = {
-        t.database: t.value for t in found.timeouts if t.name == _IDLE_TIMEOUT and not t.role
+def _unverified(target: Target) -> Advice:
+    """Why the server could be somebody else."""
+    if target.sslmode is SslMode.REQUIRE and target.sslrootcert is None:
+        problem = (
+            "require and has no sslrootcert: anybody between here and the server can read the"
+            " password. Write verify-full, and the CA's PEM text as sslrootcert (of RDS and Aurora"
+            " it is built in)."
+        )
+    else:
+        problem = (
+            f"{target.sslmode}, by which the certificate may be another host's: whoever has one by"
+            " the same CA, and is between here and the server, can read the password. Write"
+            " verify-full."
+        )
+    return Advice(code="verify-certificate", message=f"The secret says sslmode {problem}", sql=None)
+
+
+def _pooler(found: Preflight, slots: Slots, fates: Iterable[Fate]) -> Iterator[Advice]:
+    """Who holds many sessions for nothing; what this run has ended was held as well."""
+    held = Counter({(idle.application, idle.role): idle.number for idle in found.idle})
+    held.update(
+        (fate.decision.session.application, fate.decision.session.role)
+        for fate in fates
+        if fate.outcome is Outcome.TERMINATED and fate.decision.session.state is State.IDLE
+    )
+    many = [
+        f"{application or '(no application name)'} as {role} held {number}"
+        for (application, role), number in held.most_common()
+        if number >= max(MANY_IDLE, MANY_IDLE_SHARE * slots.usable)
+        # The pools of the providers are theirs.
+        and not BUILTIN.covers(Names(role, "", application))
+    ]
+    if many:
+        yield Advice(
+            code="use-pooler",
+            message=f"{', '.join(many)} idle sessions, of {slots.usable} slots in all. Put a pooler"
+            " (PgBouncer, RDS Proxy) before the server, or make the application's pools smaller.",
+            sql=None,
+        )
+
+
+def _prepared(found: Preflight) -> Iterator[Advice]:
+    """The transactions that were prepared, and that nobody came back to."""
+    old = [prepared for prepared in found.prepared if prepared.seconds >= OLD_PREPARED]
+    if old:
+        oldest = format_duration(max(prepared.seconds for prepared in old))
+        databases = ", ".join(sorted({prepared.database for prepared in old}))
+        yield Advice(
+            code="end-prepared-transactions",
+            message=f"Prepared transactions older than an hour: {len(old)}, the oldest {oldest}, in"
+            f" {databases}. They hold locks, and vacuum back: end each by COMMIT PREPARED or ROLLBACK"
+            " PREPARED with its gid, in its database.",
+            sql="SELECT gid, owner, database, prepared FROM pg_prepared_xacts ORDER BY prepared;",
+        )
+
+
+def _replication_slots(found: Preflight) -> Iterator[Advice]:
+    """The replication slots for which vacuum has to wait."""
+    holding = [
+        slot
+        for slot in found.replication_slots
+        if slot.held >= (HELD_BY_ACTIVE if slot.active else HELD_BY_INACTIVE)
+    ]
+    if holding:
+        said = ", ".join(
+            f"{slot.name} ({'active' if slot.active else 'inactive'}) by {slot.held:,} transactions"
+            for slot in holding
+        )
+        # A name is made of a-z, 0-9 and _.
+        drops = [f"SELECT pg_drop_replication_slot('{s.name}');" for s in holding if not s.active]
+        yield Advice(
+            code="drop-replication-slot",
+            message=f"Replication slots hold vacuum back: {said}. Drop an inactive one only if nobody"
+            " needs it any more; of an active one the consumer is behind.",
+            sql=" ".join(drops) or None,
+        )
+
+
+# -- the timeouts of roles --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Remedy:
+    """A timeout that ends by itself what had to be condemned."""
+
+    setting: str
+    value: str
+    helps: Callable[[Session], bool]
+    doing: str  # its sessions
+    warning: str
+
+
+_REMEDIES: Final[Mapping[str, _Remedy]] = MappingProxyType(
+    {
+        _IDLE_TIMEOUT_CODE: _Remedy(
+            setting=_IDLE_TIMEOUT,
+            value="10min",
+            helps=lambda session: (
+                session.state in (State.IDLE_IN_TRANSACTION, State.IDLE_IN_TRANSACTION_ABORTED)
+            ),
+            doing="idle in a transaction",
+            warning="",
+        ),
+        "set-idle-session-timeout": _Remedy(
+            setting="idle_session_timeout",
+            value="1h",
+            helps=lambda session: session.state is State.IDLE,
+            doing="idle",
+            warning=" A pool must be able to connect again when one of its sessions is ended.",
+        ),
+        "set-transaction-timeout": _Remedy(
+            setting="transaction_timeout",
+            value="1h",
+            helps=lambda session: (
+                session.state is State.ACTIVE and session.transaction_seconds is not None
+            ),
+            doing="in a long transaction",
+            warning=" It must be longer than the longest that is healthy.",
+        ),
     }
-    for name in found.databases:
-        if set_for.get(name, set_for.get(None)) == "0":
-            yield name
+)
+
+APPLICABLE: Final[Collection[str]] = _REMEDIES.keys()
+"""The codes that the event `apply` may ask for."""
+
+
+def missing_timeouts(fates: Iterable[Fate], found: Preflight) -> tuple[RoleSetting, ...]:
+    """What is to be set for the roles that leak, where it is known to be 0; who leaks most first."""
+    missing: Counter[RoleSetting] = Counter()
+    for fate in fates:
+        session = fate.decision.session
+        for code, remedy in _REMEDIES.items():
+            if fate.outcome is not Outcome.ESCAPED and remedy.helps(session):
+                now = found.in_effect(remedy.setting, session.role, session.database)
+                if now is not None and now.is_off:
+                    missing[_to_set(code, session, now)] += 1
+    return tuple(setting for setting, _ in missing.most_common())
+
+
+def _to_set(code: str, session: Session, now: Timeout) -> RoleSetting:
+    """The remedy at the role, or at the role in this database if it is there that it is 0."""
+    remedy = _REMEDIES[code]
+    place = quoted(session.role)
+    if now.role and now.database:
+        place += f" IN DATABASE {quoted(now.database)}"
+    return RoleSetting(
+        code=code,
+        role=session.role,
+        sql=f"ALTER ROLE {place} SET {remedy.setting} = '{remedy.value}';",
+        old=now.value if now.role else None,
+    )
+
+
+def advice_on_timeouts(missing: Collection[RoleSetting]) -> Iterator[Advice]:
+    """The statements for all roles, by what they mend."""
+    for code, remedy in _REMEDIES.items():
+        settings = [setting for setting in missing if setting.code == code]
+        if settings:
+            roles = ", ".join(dict.fromkeys(setting.role for setting in settings))
+            yield Advice(
+                code=code,
+                message=f"Sessions {remedy.doing} were condemned of roles without"
+                f" {remedy.setting}: {roles}. With it PostgreSQL itself ends them, new sessions"
+                f" only.{remedy.warning}",
+                sql=" ".join(setting.sql for setting in settings),
+            )
+
+
+def not_applied(
+    error: TargetError, setting: RoleSetting, found: Preflight, *, reader: bool
+) -> Failure:
+    """Why a setting was not made, and who can make it."""
+    hint = error.hint
+    if reader:
+        hint = "This is a replica: what is set for a role is set on its writer."
+    elif isinstance(error, ConnectionLostError):
+        hint = f"Whether it is set is not known: apply it again. {hint}"
+    elif error.code == "42501":
+        needs = "CREATEROLE"
+        if found.major >= _ADMIN_OPTION_SINCE:
+            needs += f" and ADMIN OPTION on {setting.role}"
+        hint = (
+            f"Run it as {_MASTERS[found.provider]}: {setting.sql} (To do it itself role"
+            f" {found.role} would need {needs}: no small gift.)"
+        )
+    return Failure(code=error.code, message=error.message, hint=hint)

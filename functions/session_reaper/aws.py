@@ -13,23 +13,26 @@ PUBLISH_SECONDS: Final = 13.0
 """What a run keeps back for its last call: two tries of 3 + 3 s, and a pause."""
 
 _MAKING: Final = Lock()
-_CONFIG: Final = Config(
-    connect_timeout=3,
-    read_timeout=3,
-    retries={"mode": "standard", "total_max_attempts": 2},
-)
 
 
-def client(service: str) -> Any:  # noqa: ANN401 -- the adapter that asks knows the client's type
-    """The client of a service, kept for warm runs. Safe to use from several threads."""
+def client(service: str, *, seconds: float = 3, tries: int = 2) -> Any:  # noqa: ANN401 -- the adapter that asks knows the client's type
+    """The client of a service, kept for warm runs. Safe to use from several threads.
+
+    Each try may take `seconds` to connect, and as many again for the answer.
+    """
     with _MAKING:  # to make one is not safe
         # A client goes to one endpoint: who points the process elsewhere gets another.
-        return _client(service, os.environ.get("AWS_ENDPOINT_URL"))
+        return _client(service, os.environ.get("AWS_ENDPOINT_URL"), seconds, tries)
 
 
 @cache
-def _client(service: str, _endpoint: str | None) -> object:
-    return _session().create_client(service, config=_CONFIG)
+def _client(service: str, _endpoint: str | None, seconds: float, tries: int) -> object:
+    config = Config(
+        connect_timeout=seconds,
+        read_timeout=seconds,
+        retries={"mode": "standard", "total_max_attempts": tries},
+    )
+    return _session().create_client(service, config=config)
 
 
 @cache

@@ -131,7 +131,7 @@ class Execution:
         decisions = self._confirmed(batch) if batch.pause else batch.decisions
         if self._mode is Mode.OBSERVE:
             for decision in decisions:
-                log_decision(self._report.name, decision)
+                log_decision(self._report, decision)
                 allowed = decision.session.signalable
                 self._meets(decision, Outcome.WOULD_TERMINATE if allowed else Outcome.DENIED)
             return
@@ -142,7 +142,7 @@ class Execution:
         half = self._deadline.within(self._deadline.seconds() / 2)
         for decision in decisions:
             # Before the signal, and whether or not it comes to it.
-            log_decision(self._report.name, decision)
+            log_decision(self._report, decision)
             if self._error is not None or not self._sends(decision, _action_of(decision), half):
                 self._meets(decision, Outcome.SPARED, ENDED_BEFORE)
             yield failed(self._so_far(), DeadlineError())

@@ -1,19 +1,34 @@
 """The Lambda entry point: from an event to the report of a run."""
 
+from dataclasses import replace
 from functools import partial
 from threading import Semaphore
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from session_reaper.aws import PUBLISH_SECONDS
 from session_reaper.deadline import Deadline
 from session_reaper.directory import Directory
-from session_reaper.observability import emit_metrics, logger
+from session_reaper.memory import MEMORY_SECONDS, UNREADABLE, recall, remember
+from session_reaper.news import compared
+from session_reaper.observability import (
+    emit_run_metrics,
+    emit_target_metrics,
+    log_outcomes,
+    logger,
+)
 from session_reaper.policy import Mode, Policy
 from session_reaper.policy_source import load_policy
-from session_reaper.reap import Deal, check, reap, record, visited
+from session_reaper.reap import Deal, apply, check, reap, record, visited
 from session_reaper.report import Report, as_document, recordings
-from session_reaper.request import effective_mode, is_scheduled, policy_of_run, read_request
+from session_reaper.request import (
+    RunRequest,
+    effective_mode,
+    is_scheduled,
+    policy_of_run,
+    read_request,
+)
 from session_reaper.run import run
 from session_reaper.settings import Notify, read_settings
 from session_reaper.sns import publish
@@ -22,7 +37,7 @@ from session_reaper.summary import summarize
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
 
-_PUBLISH_SHARE: Final = 0.3  # of the time of a function that has little
+_LAST_SHARE: Final = 0.3  # kept back of the time of a function that has little
 
 
 def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
@@ -31,8 +46,11 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     Raises ConfigurationError before anything is touched, PublishError if the summary did not go
     out. Trouble with a target is in the report.
     """
+    began = monotonic()
     remaining = context.get_remaining_time_in_millis() / 1000
-    deadline = Deadline(remaining - min(PUBLISH_SECONDS, _PUBLISH_SHARE * remaining))
+    end = Deadline(remaining)
+    kept_back = min(MEMORY_SECONDS + PUBLISH_SECONDS, _LAST_SHARE * remaining)
+    deadline = Deadline(remaining - kept_back)
     settings = read_settings()
     request = read_request(event)
     policy = policy_of_run(load_policy(settings.policy), request)
@@ -41,21 +59,40 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     logger.append_keys(run_id=run_id, mode=str(mode))
     # Who has just changed a secret and tries it by hand wants it read.
     directory = Directory(settings, fresh=not is_scheduled(event))
-    deal = _reaping(policy, mode)
-    if request.record or request.check:
-        deal = record if request.record else check
-    work = partial(visited, deal, directory)
+    work = partial(visited, _deal(request, policy, mode), directory)
     targets = () if mode is Mode.OFF else run(directory, request.targets, work, deadline)
     report = Report(run_id=run_id, mode=mode, targets=targets)
+    # What was asked for specially is told in any case, and says nothing of what is usual.
+    table = settings.memory_table if request.is_usual and targets else None
+    known = recall(table) if table else ()
+    if known is None:
+        report = replace(report, memory_problem=UNREADABLE)
+    now = time()
+    report, learned = compared(report, known or (), now, settings.remind_after)
     document = as_document(report)
+    for target in report.targets:
+        log_outcomes(target)
+        emit_target_metrics(target)
     logger.info("run", extra=document)
-    for target in targets:
-        emit_metrics(target)
     if report.is_news or settings.notify is Notify.ALWAYS:
-        publish(summarize(report), settings.topic_arn)
+        topics = [settings.topic_arn]
+        if report.is_critical and settings.critical_topic_arn:
+            topics.append(settings.critical_topic_arn)
+        publish(summarize(report, settings.place, now), topics)
+    if table:
+        remember(table, learned, end)
+    emit_run_metrics(report, monotonic() - began)
     if request.record:  # for the one who asked; too long for the log
         return {**document, "looks": recordings(report)}
     return document
+
+
+def _deal(request: RunRequest, policy: Policy, mode: Mode) -> Deal:
+    if request.record or request.check:
+        return record if request.record else check
+    if request.apply:
+        return partial(apply, policy, mode, request.apply)
+    return _reaping(policy, mode)
 
 
 def _reaping(policy: Policy, mode: Mode) -> Deal:

@@ -1,5 +1,7 @@
 """The one Logger and the metrics, by Powertools."""
 
+import re
+from collections import Counter
 from typing import Final
 
 from aws_lambda_powertools import Logger
@@ -7,34 +9,94 @@ from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
 
 from session_reaper.decide import Decision
 from session_reaper.report import (
-    UNREACHED,
     Outcome,
+    Report,
+    RunStatus,
     TargetReport,
     describe,
 )
+from session_reaper.sessions import State
 
-SERVICE: Final = "session-reaper"
 NAMESPACE: Final = "SessionReaper"
+# Powertools reads POWERTOOLS_SERVICE_NAME, which is the stack's name: two stacks do not mix.
+SERVICE: Final = EphemeralMetrics(namespace=NAMESPACE).service or "session-reaper"
 
 logger: Final = Logger(service=SERVICE)
 
 
-def log_decision(target: str, decision: Decision) -> None:
+def log_decision(target: TargetReport, decision: Decision) -> None:
     """One line for a session that is not left alone, before anything is done to it."""
     verdict = decision.verdict.name.lower()
-    extra = {"target": target, "verdict": verdict, "session": describe(decision)}
+    session = describe(decision, target.queries)
+    extra = {"target": target.name, "verdict": verdict, "session": session}
     logger.info("decision", extra=extra)
 
 
-def emit_metrics(target: TargetReport) -> None:
-    """What CloudWatch should know of one target, as a line of its embedded metric format."""
-    metrics = EphemeralMetrics(namespace=NAMESPACE, service="")  # no second dimension
-    # CloudWatch drops what is not ASCII or too long.
-    name = target.name[:250].encode("ascii", "replace").decode()
-    metrics.add_dimension("target", name)
-    metrics.add_metric("FailedTargets", MetricUnit.Count, int(target.status in UNREACHED))
-    metrics.add_metric("Terminated", MetricUnit.Count, target.count(Outcome.TERMINATED))
-    if target.slots is not None and target.used_after is not None and target.slots.usable > 0:
-        used = 100 * target.used_after / target.slots.usable
+def log_outcomes(target: TargetReport) -> None:
+    """One line for each condemned session, on what became of it: queries in the log count them."""
+    for fate in target.fates:
+        session = describe(fate.decision, target.queries)
+        extra = {"target": target.name, "outcome": fate.outcome, "session": session}
+        logger.info("outcome", extra=extra)
+
+
+# -- metrics: each costs money in every hour in which it is published ------------------------------
+
+
+def emit_target_metrics(target: TargetReport) -> None:
+    """What CloudWatch should know of one target, as lines of its embedded metric format."""
+    metrics = _metrics(target=target.name)
+    metrics.add_metric("FailedTargets", MetricUnit.Count, int(not target.is_reached))
+    used = _slots_used(target)
+    if used is not None:
         metrics.add_metric("SlotsUsed", MetricUnit.Percent, used)
+    if target.oldest_idle_in_transaction is not None:
+        oldest = target.oldest_idle_in_transaction
+        metrics.add_metric("OldestIdleInTransaction", MetricUnit.Seconds, oldest)
+        for state in State:
+            if state is not State.FASTPATH:
+                number = target.states.get(state, 0)
+                metrics.add_metric(f"Sessions{_camel(state)}", MetricUnit.Count, number)
+    for outcome in Outcome:
+        if number := target.count(outcome):
+            metrics.add_metric(_camel(outcome), MetricUnit.Count, number)
     metrics.flush_metrics()
+    rules = [fate.decision.rule for fate in target.fates if fate.outcome is Outcome.TERMINATED]
+    for name, number in Counter(rule.name for rule in rules if rule).items():
+        metrics = _metrics(target=target.name, rule=name)
+        metrics.add_metric("Terminated", MetricUnit.Count, number)
+        metrics.flush_metrics()
+
+
+def emit_run_metrics(report: Report, seconds: float) -> None:
+    """What CloudWatch should know of a whole run, after all else: of one that raises, nothing."""
+    metrics = _metrics()
+    metrics.add_metric("RunDuration", MetricUnit.Milliseconds, 1000 * seconds)
+    successful = report.status is not RunStatus.FAILED
+    metrics.add_metric("SuccessfulRuns", MetricUnit.Count, int(successful))
+    metrics.add_metric("FailedTargets", MetricUnit.Count, report.failed)
+    metrics.add_metric("Terminated", MetricUnit.Count, report.count(Outcome.TERMINATED))
+    used = [each for target in report.targets if (each := _slots_used(target)) is not None]
+    if used:
+        metrics.add_metric("SlotsUsed", MetricUnit.Percent, max(used))
+    metrics.flush_metrics()
+
+
+def _metrics(**dimensions: str) -> EphemeralMetrics:
+    metrics = EphemeralMetrics(namespace=NAMESPACE, service=SERVICE)
+    for name, value in dimensions.items():
+        # CloudWatch drops what is blank, too long, or not of ASCII's printable characters.
+        metrics.add_dimension(name, re.sub(r"[^ -~]|^ *$", "?", value[:250]))
+    return metrics
+
+
+def _slots_used(target: TargetReport) -> float | None:
+    """Percent of what ordinary roles can use, in the end; None if nobody could count."""
+    if target.slots is None or target.used_after is None or target.slots.usable <= 0:
+        return None
+    return 100 * target.used_after / target.slots.usable
+
+
+def _camel(words: str) -> str:
+    """`would_terminate` as CloudWatch's own metrics would be called: WouldTerminate."""
+    return re.sub(r"[\W_]", "", words.title())

@@ -55,6 +55,13 @@ class Order(StrEnum):
     NEWEST = "newest"  # in its state: the least work is lost
 
 
+class Queries(StrEnum):
+    """How reports to machines (return value, log) show a session's query; people get it redacted."""
+
+    REDACTED = "redacted"
+    FULL = "full"  # with its literals, as the server keeps it
+
+
 # -- what the values of a document mean ----------------------------------------------------------
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -88,6 +95,11 @@ def read_holding(value: object, place: str) -> Holding:
 def read_order(value: object, place: str) -> Order:
     """An order by name. Raises ConfigurationError."""
     return _one_of(Order, value, place, "order")
+
+
+def read_queries(value: object, place: str) -> Queries:
+    """A way to show queries, by name. Raises ConfigurationError."""
+    return _one_of(Queries, value, place, "way to show queries")
 
 
 _LONGEST = 3650 * 86400.0  # seconds; no session is older than ten years
@@ -377,6 +389,9 @@ class Policy:
         Protect, record(Protect), "never touched, on top of the built-in protections"
     ] = Protect()
     limits: Annotated[Limits, record(Limits), "how much may be done"] = Limits()
+    queries: Annotated[
+        Queries, read_queries, "in the log and the return value: full shows literals; never in mail"
+    ] = Queries.REDACTED
 
     def scope(self) -> Scope:
         """What a look has to bring for these rules."""

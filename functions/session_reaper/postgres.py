@@ -25,7 +25,14 @@ from scramp import ScramException
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConnectionLostError, FullError, TargetError
 from session_reaper.policy import Action
-from session_reaper.preflight import Preflight, Timeout, Tls
+from session_reaper.preflight import (
+    IdleSessions,
+    Preflight,
+    Prepared,
+    ReplicationSlot,
+    Timeout,
+    Tls,
+)
 from session_reaper.providers import Provider, rds_region, unknown_authority
 from session_reaper.redaction import redact
 from session_reaper.sessions import (
@@ -166,6 +173,8 @@ class Server:
         self._ours = (target.role, target.instead_of)
         # What the server calls this connection in its greeting. A pooler greets in its own name.
         self._pid = int.from_bytes((connection._backend_key_data or b"")[:4])  # noqa: SLF001 -- the driver has no other word for it
+        version = re.match(r"\d+", connection.parameter_statuses.get("server_version", ""))
+        self._major = int(version[0]) if version else 0
         self._connection = connection
         self._socket = sock
         self._signal: dict[Action, pg8000.native.PreparedStatement] = {}
@@ -213,7 +222,14 @@ class Server:
         """What the server is and what our role may do there. Raises TargetError."""
         with self._answering("checking", deadline):
             rows = self._connection.run(_sql("preflight"))
-        return _preflight(rows[0][0], _tls(self._socket))
+        answer = json.loads(rows[0][0].decode("utf-8", errors="replace"))
+        return _preflight(answer, _tls(self._socket))
+
+    def alter(self, statement: str, deadline: Deadline) -> None:
+        """Run one statement that changes something, as nothing else here does. Raises TargetError."""
+        with self._answering("altering", deadline):
+            # One implicit transaction: neither an open block nor a writing connection outlives it.
+            self._connection.run(f"SET TRANSACTION READ WRITE; {statement}")
 
     def look(self, scope: Scope, deadline: Deadline) -> Look:
         """All that one run needs to know, in one statement. Raises TargetError."""
@@ -222,6 +238,7 @@ class Server:
             .replace(":idle_for", pg8000.native.literal(json.dumps(scope.idle_floors)))
             .replace(":waits", _sql("waits") if scope.waits else "NULL")
             .replace(":locks", str(scope.locks).lower())
+            .replace(":query_id", "a.query_id" if self._major >= 14 else "NULL")  # noqa: PLR2004 -- where it is new
         )
         with self._answering("looking", deadline):
             rows = self._connection.run(statement)
@@ -512,6 +529,18 @@ def _preflight(answer: dict[str, Any], tls: Tls | None) -> Preflight:
                 Timeout(role=role, database=database, name=name, value=value)
                 for role, database, name, value in answer["timeouts"]
             ),
+            "idle": tuple(
+                IdleSessions(application=application or "", role=role, number=number)
+                for application, role, number in answer["idle"] or ()
+            ),
+            "prepared": tuple(
+                Prepared(database=database, seconds=seconds)
+                for database, seconds in answer["prepared"] or ()
+            ),
+            "replication_slots": tuple(
+                ReplicationSlot(name=name, active=active, held=held)
+                for name, active, held in answer["replication_slots"] or ()
+            ),
         },
     )
 
@@ -526,6 +555,8 @@ def _look(answer: Mapping[str, Any], *, ours: Collection[str | None], behind_poo
         untracked=answer["untracked"],
         reader=answer["reader"],
         behind_pooler=behind_pooler,
+        states={state: (answer["states"] or ()).count(state) for state in State},
+        oldest_idle_in_transaction=answer["oldest_idle_in_transaction"],
         sessions=tuple(_session(row, waiters.get(row[0], ()), ours) for row in answer["sessions"]),
     )
 
@@ -551,7 +582,7 @@ def _session(
     row: Sequence[Any], waiters: tuple[Waiter, ...], ours: Collection[str | None]
 ) -> Session:
     pid, backend_start, xact_start, state_change, query_start, state, *rest = row
-    role, database, application, client, query, *rest = rest
+    role, database, application, client, query, query_id, *rest = rest
     idle, transaction, connected, running, *rest = rest
     waiting, xid_age, xmin_age, locks, superuser, replication, own_role, signalable = rest
     return Session(
@@ -568,6 +599,7 @@ def _session(
         application=application or "",
         client=client,
         query=query or "",
+        query_id=query_id,
         idle_seconds=idle,
         transaction_seconds=transaction,
         connected_seconds=connected,

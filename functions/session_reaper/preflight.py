@@ -1,4 +1,4 @@
-"""What a check finds on one server, and what is to be mended before it is needed."""
+"""The facts about one server that advice rests on, and what a check finds."""
 
 from dataclasses import dataclass
 
@@ -27,6 +27,37 @@ class Timeout:
     name: str
     value: str | None  # None: a setting of our own role hides it
 
+    @property
+    def is_off(self) -> bool:
+        """Whether it is known to be 0, in whatever unit somebody wrote it."""
+        return self.value is not None and not self.value.strip(" 0.dhimnsu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdleSessions:
+    """How many sessions one application holds without using them."""
+
+    application: str
+    role: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A prepared transaction: it holds its locks and vacuum until somebody ends it by its name."""
+
+    database: str
+    seconds: float  # since it was prepared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicationSlot:
+    """A replication slot that holds vacuum back."""
+
+    name: str
+    active: bool
+    held: int  # transactions
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preflight:
@@ -44,6 +75,15 @@ class Preflight:
     soon: str  # the server's clock, 30 days from now, in the form of certificate_until
     databases: tuple[str, ...]  # that take connections
     timeouts: tuple[Timeout, ...]
+    idle: tuple[IdleSessions, ...]  # of more than one
+    prepared: tuple[Prepared, ...]  # oldest first
+    replication_slots: tuple[ReplicationSlot, ...]  # that hold most first
+
+    def in_effect(self, name: str, role: str | None, database: str) -> Timeout | None:
+        """The setting that a role (None: one without its own) meets in a database, if it is known."""
+        by_place = {(t.role, t.database): t for t in self.timeouts if t.name == name}
+        places = ((role, database), (role, None), (None, database), (None, None))
+        return next((by_place[place] for place in places if place in by_place), None)
 
     @property
     def has_reserved_slot(self) -> bool:

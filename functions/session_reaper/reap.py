@@ -1,16 +1,22 @@
 """One target, from sign-in to report: look, decide, and what is to be done."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from threading import Semaphore
+from typing import Final
 
 from session_reaper.advice import (
     advice_on_connection,
+    advice_on_databases,
     advice_on_fallback,
     advice_on_look,
     advice_on_preflight,
+    advice_on_timeouts,
     advice_on_way_in,
+    in_order,
+    missing_timeouts,
+    not_applied,
 )
 from session_reaper.deadline import Deadline
 from session_reaper.decide import Decision, Judgement, Verdict, decide
@@ -20,12 +26,23 @@ from session_reaper.execution import Execution, look_at
 from session_reaper.observability import log_decision
 from session_reaper.policy import Mode, Policy
 from session_reaper.postgres import Server
-from session_reaper.preflight import Check
+from session_reaper.preflight import Check, Preflight
 from session_reaper.providers import is_proxy
-from session_reaper.report import Advice, Failure, Fate, Outcome, TargetReport, TargetStatus, failed
+from session_reaper.report import (
+    Advice,
+    Failure,
+    Fate,
+    Outcome,
+    RoleSetting,
+    TargetReport,
+    TargetStatus,
+    failed,
+)
 from session_reaper.sessions import EVERYTHING, NOTHING, Look
 from session_reaper.sign_in import sign_in
 from session_reaper.targets import Target
+
+ADVICE_SECONDS: Final = 3.0  # that the server has to tell why sessions leak, after all else
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,17 +107,77 @@ def reap(
     policy: Policy, mode: Mode, quota: Semaphore | None, visit: Visit
 ) -> Iterator[TargetReport]:
     """Look, decide, and do it; `quota` is what the run may still do, on all of its targets."""
+    report = yield from _reaped(policy, mode, quota, visit)
+    leaks = any(fate.outcome is not Outcome.ESCAPED for fate in report.fates)
+    if leaks and report.is_reached and visit.deadline.seconds() > ADVICE_SECONDS:
+        with suppress(TargetError):  # what was done stands, whatever more can be said of it
+            found = visit.server.preflight(visit.deadline.within(ADVICE_SECONDS))
+            report = _advised(visit, report, found, missing_timeouts(report.fates, found))
+        yield report
+
+
+def _reaped(
+    policy: Policy, mode: Mode, quota: Semaphore | None, visit: Visit
+) -> Generator[TargetReport, None, TargetReport]:
     look = look_at(visit.server, policy.scope(), visit.deadline)
-    report = _looked(visit.report, look)
+    report = replace(_looked(visit.report, look), queries=policy.queries)
     judgement = decide(look.sessions, look.slots, policy)
     if quota is not None:
         judgement = judgement.held_back(_within(quota, policy))
     report = _judged(report, judgement)
     yield failed(report, DeadlineError())
     for decision in judgement.having(Verdict.SPARE):
-        log_decision(report.name, decision)
+        log_decision(report, decision)
     execution = Execution(report, policy, mode, visit.connect, visit.deadline)
-    yield from execution.steps(visit.server, judgement.having(Verdict.CONDEMN))
+    for report in execution.steps(visit.server, judgement.having(Verdict.CONDEMN)):
+        yield report
+    return report
+
+
+def apply(
+    policy: Policy, mode: Mode, codes: Collection[str], visit: Visit
+) -> Iterator[TargetReport]:
+    """Give the roles that leak by the policy the timeouts of these codes, and terminate nothing."""
+    visit = replace(visit, report=replace(visit.report, applied=()))
+    report = yield from _reaped(policy, Mode.OBSERVE, None, visit)
+    if report.status is not TargetStatus.OK:  # who leaks is not known, or doubted by the breaker
+        return
+    found = visit.server.preflight(visit.deadline)
+    missing = missing_timeouts(report.fates, found)
+    asked = [setting for setting in missing if setting.code in codes]
+    applied: tuple[RoleSetting, ...] = ()
+    for setting in asked:
+        if mode is Mode.ENFORCE:
+            yield failed(replace(report, applied=applied), DeadlineError())
+            applied += (_applied(visit, setting, found, reader=report.reader),)
+        else:
+            applied += (setting,)
+    report = replace(report, applied=applied)
+    done = {setting.sql for setting in applied if setting.done}
+    report = _advised(visit, report, found, [each for each in missing if each.sql not in done])
+    refusals = [setting.error for setting in applied if setting.error is not None]
+    if refusals:
+        message = f"{len(refusals)} of {len(applied)} settings not applied: {refusals[0].message}"
+        report = failed(report, TargetError(refusals[0].code, message, refusals[0].hint))
+    yield report
+
+
+def _applied(visit: Visit, setting: RoleSetting, found: Preflight, *, reader: bool) -> RoleSetting:
+    try:
+        visit.server.alter(setting.sql, visit.deadline)
+    except TargetError as error:
+        return replace(setting, error=not_applied(error, setting, found, reader=reader))
+    return replace(setting, done=True)
+
+
+def _advised(
+    visit: Visit, report: TargetReport, found: Preflight, missing: Collection[RoleSetting]
+) -> TargetReport:
+    """What is to be mended where something was condemned, by the server's facts."""
+    slots = report.slots
+    more = advice_on_preflight(visit.target, found, slots, report.fates) if slots else ()
+    advice = in_order([*report.advice, *advice_on_timeouts(missing), *more])
+    return replace(report, advice=advice)
 
 
 def record(visit: Visit) -> Iterator[TargetReport]:
@@ -116,10 +193,13 @@ def check(visit: Visit) -> Iterator[TargetReport]:
     behind_pooler = look.behind_pooler or is_proxy(visit.target.host)
     look = replace(look, behind_pooler=behind_pooler)
     found = _looked(visit.report, look)
-    advice = (
-        *found.advice,
-        *advice_on_preflight(visit.target, server),
-        *_advice_on_fallback(visit),
+    advice = in_order(
+        [
+            *found.advice,
+            *advice_on_databases(server),
+            *advice_on_preflight(visit.target, server, look.slots, ()),
+            *_advice_on_fallback(visit),
+        ]
     )
     report = replace(found, advice=advice, checked=Check(server=server, look=look))
     yield report if look.can_see else failed(report, BlindError(look.role))
@@ -145,6 +225,8 @@ def _looked(report: TargetReport, look: Look) -> TargetReport:
         reader=report.reader or look.reader,
         slots=look.slots,
         used_after=look.slots.used,
+        states=look.states,
+        oldest_idle_in_transaction=look.oldest_idle_in_transaction,
         advice=tuple(dict.fromkeys([*report.advice, *advice_on_look(look)])),
     )
 

@@ -1,30 +1,41 @@
 """Queries without their literals and comments, for eyes that must not see them."""
 
 import re
+from collections.abc import Iterator
 
 MAX_LENGTH = 200  # characters of a redacted query
 _MOST_READ = 2000  # of one before: a server may keep a megabyte of it
 
 # PostgreSQL's lexical forms (its manual, "Lexical Structure"), each also cut off by the end of the
-# text: pg_stat_activity keeps the first track_activity_query_size bytes only.
+# text: pg_stat_activity keeps the first track_activity_query_size bytes only. Code is shown, a
+# comment is a blank, all else is a literal, or nothing that a query has.
 _TOKEN = re.compile(
     r"""
-    (?P<line_comment>--[^\n\r]*)
-  | (?P<block_comment>/\*)
-  | (?P<identifier>"(?:[^"]|"")*"?)
+    (?P<comment>--[^\n\r]*|/\*)
   | (?P<escape_string>[eE]'(?:[^'\\]|\\.|'')*(?:'|\\?\Z))
   | (?P<string>(?:[bBxXnN]|[uU]&)?'(?:[^']|'')*(?:'|\Z))
-  | (?P<dollar_string>\$(?P<tag>(?:(?:[A-Za-z_]|[^\x00-\x7f])(?:[0-9A-Za-z_]|[^\x00-\x7f])*)?)\$
+  | (?P<dollar_string>\$(?P<tag>(?:[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_\x80-\U0010ffff]*)?)\$
         .*?(?:\$(?P=tag)\$|\Z))
-  | (?P<parameter>\$[0-9]+)
-  | (?P<word>(?:[A-Za-z_]|[^\x00-\x7f])(?:[0-9A-Za-z_$]|[^\x00-\x7f])*)
-  | (?P<number>\.?[0-9][0-9_.]*
-        (?:(?:[A-Za-z_]|[^\x00-\x7f])(?:[0-9A-Za-z_$]|[^\x00-\x7f])*(?:(?<=[eE])[+-][0-9]+)?)?)
+  | (?P<number>\.?[0-9](?:[0-9A-Za-z_.\x80-\U0010ffff]|(?<=[eE])[+-](?=[0-9]))*)
+  | (?P<stray>\\)
+  | (?P<code>"[^"']*"|\$[0-9]+|[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_$\x80-\U0010ffff]*)
+  | (?P<odd_name>"[^"]*(?:"|\Z))
   | (?P<other>.)
     """,
     re.VERBOSE | re.DOTALL,
 )
-_LITERALS = {"escape_string", "string", "dollar_string", "number"}
+# What must not be in a literal or right behind it: where it ends is then not known.
+_DOUBTS = {
+    "string": "\\'",  # a quote within it, if that session has standard_conforming_strings off
+    "dollar_string": "\ufffd",  # any byte that is no UTF-8: two tags may look the same
+    "stray": "\\",  # psql's, or a quote was forgotten before
+}
+_GLUED = re.compile(r"""[0-9A-Za-z_$"'\x80-\U0010ffff]""")  # 'O'Brien'; 1$a$ differs by version
+# Words that are values: a parameter of the application's own, and rows of a dump behind its COPY.
+_SETTING = re.compile(
+    r"""("[^"]*")|(\bset [^;=.]{,99}\.[^;=]{,99}?(?:=|\bto\b))(?:"[^"]*"?|[^";])*""", re.IGNORECASE
+)
+_ROWS = re.compile(r"(\bfrom stdin\b[^;]*;).+", re.IGNORECASE)
 
 
 def redact(query: str, most: int = MAX_LENGTH) -> str:
@@ -33,31 +44,32 @@ def redact(query: str, most: int = MAX_LENGTH) -> str:
     >>> redact("SELECT * FROM t WHERE a = 'x''y' AND b > 1.5e3 -- why")
     'SELECT * FROM t WHERE a = ? AND b > ?'
     """
-    query = query[:_MOST_READ]  # a literal that is cut is a literal
-    kept = []
+    text = " ".join("".join(_kept(query[:_MOST_READ])).split())
+    text = _SETTING.sub(lambda found: found[1] or f"{found[2]} ?", text)
+    text = _ROWS.sub(r"\1 …", text)
+    if len(query) > _MOST_READ and not text.endswith("…"):
+        text += "…"
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _kept(query: str) -> Iterator[str]:
     position = 0
     while position < len(query):
         token = _TOKEN.match(query, position)
         assert token is not None  # noqa: S101 -- `other` matches any character
         position = token.end()
-        if token.lastgroup == "block_comment":
-            position = _after_block_comment(query, position)
-            kept.append(" ")
-        elif token.lastgroup == "line_comment":
-            kept.append(" ")
-        elif token.lastgroup in _LITERALS:
-            kept.append("?")
-            # With standard_conforming_strings off a backslash escapes the quote after it: where
-            # this string ends depends on a setting of that session, so nothing behind it is safe.
-            # So with a $ behind a number, which opens a string or not as the version has it.
-            ambiguous = {"string": "\\'", "number": "$"}.get(token.lastgroup, "\0")
-            if ambiguous in token.group():
-                kept.append(" …")
-                break
+        kind = token.lastgroup or ""
+        if kind in ("code", "other"):
+            yield "".join(c if c.isprintable() else " " for c in token.group())
+        elif kind == "comment":
+            yield " "
+            if token.group() == "/*":
+                position = _after_block_comment(query, position)
         else:
-            kept.append(token.group())
-    text = " ".join("".join(kept).split())
-    return text if len(text) <= most else text[: most - 1] + "…"
+            yield "?"
+            if _DOUBTS.get(kind, "\0") in token.group() or _GLUED.match(query, position):
+                yield " …"
+                return
 
 
 def _after_block_comment(query: str, position: int) -> int:

@@ -1,19 +1,21 @@
 """What became of every target and every condemned session."""
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from session_reaper.decide import Decision
+from session_reaper.durations import format_duration
 from session_reaper.errors import BlindError, ConfigurationError, FullError, TargetError
 from session_reaper.patterns import SEARCHED
-from session_reaper.policy import Mode
+from session_reaper.policy import Mode, Queries
 from session_reaper.preflight import Check
 from session_reaper.redaction import redact
-from session_reaper.sessions import Look, Slots
+from session_reaper.sessions import Look, Slots, State
 
 
 class Outcome(StrEnum):
@@ -39,6 +41,11 @@ class TargetStatus(StrEnum):
 
 
 UNREACHED = (TargetStatus.FAILED, TargetStatus.FULL, TargetStatus.BLIND)
+# Troubles that are no status and no outcome:
+FALLBACK = "fallback"  # the role got in by its fallback secret only
+EXHAUSTED = "exhausted"  # every slot is taken still, though we got in
+_DONE = (Outcome.TERMINATED, Outcome.CANCELLED)
+_UNDONE = (Outcome.LINGERING, Outcome.DENIED, Outcome.WOULD_TERMINATE, Outcome.SPARED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +75,33 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoleSetting:
+    """A timeout for a role that leaks. It holds for new sessions only."""
+
+    code: str  # of the advice
+    role: str
+    sql: str
+    old: str | None  # what was set for the role itself
+    done: bool = False
+    error: Failure | None = None
+
+    @property
+    def result(self) -> str:
+        """What became of it, in words."""
+        if self.done:
+            return "applied (new sessions only)"
+        return "not applied" if self.error else "would be applied"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """A trouble that is over."""
+
+    kind: str
+    seconds: float  # how long it was known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetReport:
     """What one run did on one target."""
 
@@ -78,24 +112,59 @@ class TargetReport:
     fallback_secret: str | None = None  # whose role had to sign in, for want of a slot
     slots: Slots | None = None  # before; None if we could not look
     used_after: int | None = None  # None if nobody could count
+    states: Mapping[State, int] = field(default_factory=dict)  # before; empty if we could not look
+    oldest_idle_in_transaction: float | None = None  # seconds, before
+    queries: Queries = Queries.REDACTED  # how the document shows them
     pressure: tuple[str, ...] = ()  # on each rule that was in force for want of slots
     fates: tuple[Fate, ...] = ()
     advice: tuple[Advice, ...] = ()
     recorded: Look | None = None  # if that was asked for
     checked: Check | None = None  # if that was asked for
+    applied: tuple[RoleSetting, ...] | None = None  # if that was asked for
+    told: tuple[str, ...] = ()  # kinds of its troubles that a summary told a while ago
+    recovered: tuple[Recovery, ...] = ()  # since the run before
 
     def count(self, outcome: Outcome) -> int:
         """How many sessions met this outcome."""
         return sum(fate.outcome is outcome for fate in self.fates)
 
     @property
+    def is_reached(self) -> bool:
+        """Whether we could deal with it."""
+        return self.status not in UNREACHED
+
+    @property
+    def is_critical(self) -> bool:
+        """Whether applications are shut out still."""
+        exhausted = (
+            self.slots is not None
+            and self.used_after is not None
+            and self.used_after >= self.slots.usable
+        )
+        return exhausted or self.status is TargetStatus.FULL
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """The kinds of what will be so in the next run, too, unless somebody or something mends it."""
+        kinds = [] if self.status is TargetStatus.OK else [str(self.status)]
+        if self.status is TargetStatus.FAILED and self.error is not None:
+            kinds = [f"{self.status} {self.error.code}"]
+        if self.fallback_secret is not None:
+            kinds.append(FALLBACK)
+        if self.is_critical and self.is_reached:
+            kinds.append(EXHAUSTED)
+        outcomes = {fate.outcome for fate in self.fates}
+        return (*kinds, *(outcome.value for outcome in _UNDONE if outcome in outcomes))
+
+    @property
     def is_news(self) -> bool:
         """Whether somebody should hear of it. That a session escaped is no news: it is well."""
         return (
-            self.status is not TargetStatus.OK
-            or self.fallback_secret is not None
+            bool(self.recovered)
             or self.checked is not None  # a check shows, too, whether the summary arrives
-            or any(fate.outcome is not Outcome.ESCAPED for fate in self.fates)
+            or self.applied is not None
+            or any(fate.outcome in _DONE for fate in self.fates)
+            or any(kind not in self.told for kind in self.troubles)
         )
 
 
@@ -135,6 +204,11 @@ class Report:
     run_id: str
     mode: Mode
     targets: tuple[TargetReport, ...]
+    memory_problem: str = ""  # why what was told before may be told again
+
+    def count(self, outcome: Outcome) -> int:
+        """How many sessions met this outcome."""
+        return sum(target.count(outcome) for target in self.targets)
 
     @property
     def failed(self) -> int:
@@ -149,14 +223,33 @@ class Report:
         return RunStatus.FAILED if self.failed == len(self.targets) else RunStatus.PARTIAL
 
     @property
-    def is_critical(self) -> bool:
-        """Whether somebody must act at once: an application is shut out, and so are we."""
-        return any(target.status is TargetStatus.FULL for target in self.targets)
-
-    @property
     def is_news(self) -> bool:
         """Whether any target has news."""
         return any(target.is_news for target in self.targets)
+
+    def told_apart(self) -> tuple[Sequence[TargetReport], Sequence[TargetReport]]:
+        """The targets to tell of, the urgent first; and those whose trouble was told before.
+
+        If there is no news (NOTIFY is always), all trouble is told, or that the targets are well.
+        """
+        targets = sorted(self.targets, key=urgency)
+        news = [target for target in targets if target.is_news]
+        known = [target for target in targets if target.troubles and not target.is_news]
+        return (news, known) if news else (known or targets, ())
+
+    @property
+    def is_critical(self) -> bool:
+        """Whether it tells that somebody must act at once: an application is shut out."""
+        return any(target.is_critical for target in self.told_apart()[0])
+
+    @property
+    def severity(self) -> str:
+        """For subscribers to filter by: critical, warning (somebody has to mend it), or info."""
+        if self.is_critical:
+            return "critical"
+        passing = (Outcome.WOULD_TERMINATE, Outcome.SPARED)
+        kinds = (kind for target in self.told_apart()[0] for kind in target.troubles)
+        return "warning" if any(kind not in passing for kind in kinds) else "info"
 
     @property
     def summary(self) -> str:
@@ -165,11 +258,26 @@ class Report:
             return "mode is off: no target was looked at"
         if not self.targets:
             return "no targets"
-        news = sorted((t for t in self.targets if t.is_news), key=urgency)
-        lines = [headline(target) for target in news or self.targets[:1]]
-        others = len(self.targets) - max(len(news), 1)
-        shown, hidden = lines[:_MOST_HEADLINES], len(lines[_MOST_HEADLINES:])
-        return "; ".join([*shown, *_counted(hidden, "more with news"), *_counted(others, "quiet")])
+        shown, known = self.told_apart()
+        if not any(target.troubles or target.is_news for target in shown):
+            shown = shown[:1]
+        headlines = [headline(target) for target in shown if target.slots is not None]
+        unreached = [target for target in shown if target.slots is None]
+        if len(unreached) == 1:
+            headlines.insert(0, headline(unreached[0]))
+        elif unreached:  # one cause, mostly
+            names = ", ".join(clean(target.name, 80) for target in unreached[:_MOST_HEADLINES])
+            more = ", …" if len(unreached) > _MOST_HEADLINES else ""
+            lost = f"{len(unreached)} of {len(self.targets)} targets not reached ({names}{more})"
+            headlines.insert(0, lost)
+        quiet = len(self.targets) - len(shown) - len(known)
+        said = [
+            *headlines[:_MOST_HEADLINES],
+            *_counted(len(headlines[_MOST_HEADLINES:]), "more with news"),
+            *_counted(len(known), "told before"),
+            *_counted(quiet, "quiet"),
+        ]
+        return "; ".join(said)
 
 
 _MOST_HEADLINES = 3
@@ -196,18 +304,23 @@ _PHRASES = {
 }
 
 
-def clean(text: str, most: int = 400) -> str:
-    """Printable characters on one line, `most` of them: names and messages come from outside."""
+def clean(text: str, most: int = 400, kept: str = "") -> str:
+    """Printable characters and those `kept`, `most` of them: names and messages come from outside."""
+    if len(text) <= most and text.isprintable():
+        return text
     text = text[: most + 1]
-    line = "".join(character if character.isprintable() else "?" for character in text)
+    line = "".join(c if c.isprintable() or c in kept else "?" for c in text)
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+_WHERE = re.compile(r"^(connecting|signing in) to \S+: ")  # a subject is short, the body has it
 
 
 def headline(target: TargetReport) -> str:
     """What happened on one target, on one line."""
     name = f"{target.name} (reader)" if target.reader else target.name
     if target.slots is None:
-        what = target.error.message if target.error else "nothing is known"
+        what = _WHERE.sub("", target.error.message) if target.error else "nothing is known"
         return clean(f"{name}: {target.status}, {what}")
     counts = [(target.count(outcome), phrase) for outcome, phrase in _PHRASES.items()]
     said = [f"{number} {phrase}" for number, phrase in counts if number]
@@ -218,14 +331,25 @@ def headline(target: TargetReport) -> str:
         said = ["recorded"]
     elif target.checked is not None:
         said = [_checked(target.checked, len(target.advice))]
-    else:
-        said = ["nothing to terminate"] if target.status is TargetStatus.OK else []
+    elif target.status is TargetStatus.OK and not target.recovered and target.applied is None:
+        said = ["nothing to terminate"]
+    if target.applied is not None:
+        said.insert(0, _applied(target.applied))
+    if target.recovered:
+        ended = (f"{e.kind} for {format_duration(e.seconds)}" for e in target.recovered)
+        said.append(f"recovered ({', '.join(ended)})")
     if target.status is not TargetStatus.OK:
         said.insert(0, str(target.status))
     if target.fallback_secret is not None:
         said.append("signed in by the fallback secret")
     said.append(_slots_line(target.slots, target.used_after))
     return clean(f"{name}: {', '.join(said)}")
+
+
+def _applied(settings: Iterable[RoleSetting]) -> str:
+    counts = Counter(setting.result for setting in settings)
+    said = [f"{n} setting{'' if n == 1 else 's'} {result}" for result, n in counts.items()]
+    return ", ".join(said) or "nothing to apply"
 
 
 def _checked(check: Check, shortcomings: int) -> str:
@@ -284,7 +408,9 @@ def _target(target: TargetReport) -> dict[str, Any]:
         **({"fallback_secret": target.fallback_secret} if target.fallback_secret else {}),
         **({"pressure": list(target.pressure)} if target.pressure else {}),
         **({"check": _check(target.checked)} if target.checked else {}),
-        "sessions": list(_sessions(target.fates)),
+        **({} if target.applied is None else {"applied": [asdict(s) for s in target.applied]}),
+        **({"recovered": [asdict(each) for each in target.recovered]} if target.recovered else {}),
+        "sessions": list(_sessions(target)),
         "advice": [
             {"code": advice.code, "message": advice.message, "sql": advice.sql}
             for advice in target.advice
@@ -312,14 +438,18 @@ def _check(check: Check) -> dict[str, Any]:
     }
 
 
-def _sessions(fates: Iterable[Fate]) -> Iterator[dict[str, Any]]:
-    for fate in fates:
-        yield {**describe(fate.decision), "outcome": fate.outcome.value}
+def _sessions(target: TargetReport) -> Iterator[dict[str, Any]]:
+    for fate in target.fates:
+        yield {**describe(fate.decision, target.queries), "outcome": fate.outcome.value}
 
 
-def describe(decision: Decision) -> dict[str, Any]:
-    """A decision on a session as JSON, its query redacted."""
+_MOST_OF_A_QUERY = 2000  # characters, where it is shown in full: a server may keep a megabyte of it
+
+
+def describe(decision: Decision, queries: Queries) -> dict[str, Any]:
+    """A decision on a session as JSON."""
     session = decision.session
+    is_full = queries is Queries.FULL
     return {
         "pid": session.identity.pid,
         "role": session.role,
@@ -332,7 +462,10 @@ def describe(decision: Decision) -> dict[str, Any]:
         "connected_seconds": _tenths(session.connected_seconds),
         "rule": decision.rule and decision.rule.name,
         "reason": decision.reason,
-        "query": redact(session.query),
+        "query": clean(session.query, _MOST_OF_A_QUERY, "\n\t")
+        if is_full
+        else redact(session.query),
+        **({"query_id": session.query_id} if session.query_id else {}),
     }
 
 

@@ -3,9 +3,18 @@
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from session_reaper.documents import flag, record, several, text
+from session_reaper.advice import APPLICABLE
+from session_reaper.documents import flag, record, several, shown, text
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy import Mode, Policy, Rule, read_mode, read_policy
+from session_reaper.policy import Mode, Policy, Queries, Rule, read_mode, read_policy
+
+
+def _read_applicable(value: object, place: str) -> str:
+    code = text(value, place)
+    if code not in APPLICABLE:
+        problem = f"{shown(code)} cannot be applied; what can: {', '.join(APPLICABLE)}"
+        raise ConfigurationError(place, problem)
+    return code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +27,13 @@ class RunRequest:
     policy: Annotated[Policy | None, read_policy] = None
     check: Annotated[bool, flag] = False  # tell what is to be mended, and do nothing
     record: Annotated[bool, flag] = False  # return what is seen, and do nothing
+    # Give the roles that leak these timeouts, and terminate nothing.
+    apply: Annotated[tuple[str, ...], several(_read_applicable)] = ()
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it asks for what the schedule does, if only of some targets."""
+        return replace(self, targets=()) == RunRequest()
 
 
 def read_request(event: object) -> RunRequest:
@@ -25,8 +41,10 @@ def read_request(event: object) -> RunRequest:
     if is_scheduled(event):
         return RunRequest()
     request: RunRequest = record(RunRequest)(event, "event")
-    if request.check and request.record:
-        raise ConfigurationError("event.record", "does not go together with check: one at a time")
+    asked = [key for key in ("check", "record", "apply") if getattr(request, key)]
+    if asked[1:]:
+        problem = f"does not go together with {asked[0]}: one at a time"
+        raise ConfigurationError(f"event.{asked[1]}", problem)
     return request
 
 
@@ -43,8 +61,8 @@ def effective_mode(*modes: Mode | None) -> Mode:
 def policy_of_run(policy: Policy, request: RunRequest) -> Policy:
     """The event's policy in place of the stack's, if it brings one, and of it the rules it names.
 
-    The stack's protections and its mode hold all the same: an event makes a run more careful,
-    never less.
+    The stack's protections, its mode and its redaction hold all the same: an event makes a run more
+    careful, never less.
     """
     if request.policy:
         modes = [mode for mode in (policy.mode, request.policy.mode) if mode is not None]
@@ -52,6 +70,7 @@ def policy_of_run(policy: Policy, request: RunRequest) -> Policy:
             request.policy,
             protect=policy.protect.joined(request.policy.protect),
             mode=min(modes, default=None),
+            queries=request.policy.queries if policy.queries is Queries.FULL else policy.queries,
         )
     return replace(policy, rules=_selected(policy.rules, request.rules))
 

@@ -81,6 +81,7 @@ class Session:
     application: str  # "" where the client gave none
     client: str | None  # None on a Unix socket
     query: str = field(repr=False)  # raw: holds literals, must not leave without redaction
+    query_id: str | None = None  # 64 bits; None before 14, or if the server computes none
     idle_seconds: float  # since state_change
     transaction_seconds: float | None  # since xact_start
     connected_seconds: float  # since backend_start
@@ -149,6 +150,9 @@ class Look:
     untracked: int  # client backends whose state is `disabled`
     reader: bool  # in recovery: a replica
     behind_pooler: bool  # we talk to a pooler: what it shows are its own sessions
+    # Of all client backends but our own connection; a recording of an older release has neither.
+    states: Mapping[State, int] = field(default_factory=dict)
+    oldest_idle_in_transaction: float = 0.0  # seconds, aborted or not; 0 if none is
     sessions: tuple[Session, ...]  # those that a rule could match, in no order
 
 

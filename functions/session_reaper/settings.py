@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from session_reaper.durations import parse_duration
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Mode, read_mode
+
+LONGEST_REMINDER = 7 * 86400  # seconds: in which an item of the memory is not forgotten
 
 
 class Notify(StrEnum):
@@ -26,6 +29,16 @@ class Tag:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the function runs, by Lambda's own variables."""
+
+    region: str
+    function: str
+    log_group: str
+    dashboard: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What the stack says of every run."""
 
@@ -36,6 +49,10 @@ class Settings:
     mode: Mode
     policy: str
     notify: Notify
+    remind_after: float  # seconds
+    memory_table: str | None
+    critical_topic_arn: str | None
+    place: Place | None  # None outside of Lambda
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -44,17 +61,39 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     names = [name.strip() for name in given.get("TARGET_SECRETS", "").split(",")]
     secrets = tuple(dict.fromkeys(name for name in names if name))
     tag = _tag(given.get("TARGET_SECRET_TAG"))
+    critical = given.get("CRITICAL_TOPIC_ARN")
     if not secrets and not tag:
         raise ConfigurationError("TARGET_SECRETS", "give this or TARGET_SECRET_TAG; both are unset")
     return Settings(
         target_secrets=secrets,
         target_secret_tag=tag,
         whole_clusters=_whole_clusters(given.get("CLUSTER_TARGETS", "instances")),
-        topic_arn=_topic(given.get("TOPIC_ARN")),
+        topic_arn=_topic("TOPIC_ARN", given.get("TOPIC_ARN")),
         mode=read_mode(given.get("MODE", "observe"), "MODE"),
         policy=given.get("POLICY", ""),
         notify=_notify(given.get("NOTIFY", "changes")),
+        remind_after=_remind_after(given.get("REMIND_AFTER", "1h")),
+        memory_table=given.get("MEMORY_TABLE"),
+        critical_topic_arn=critical and _topic("CRITICAL_TOPIC_ARN", critical),
+        place=_place(given),
     )
+
+
+def read_webhook_secret(environ: Mapping[str, str] = os.environ) -> str:
+    """The secret that holds the webhook's URL. Raises ConfigurationError."""
+    secret = environ.get("WEBHOOK_SECRET", "").strip()
+    if not secret:
+        raise ConfigurationError("WEBHOOK_SECRET", "is required; give the secret of the webhook")
+    return secret
+
+
+def _place(given: Mapping[str, str]) -> Place | None:
+    function, region = given.get("AWS_LAMBDA_FUNCTION_NAME"), given.get("AWS_REGION")
+    if function is None or region is None:
+        return None
+    log_group = given.get("AWS_LAMBDA_LOG_GROUP_NAME", f"/aws/lambda/{function}")
+    dashboard = given.get("DASHBOARD")
+    return Place(region=region, function=function, log_group=log_group, dashboard=dashboard)
 
 
 def _tag(value: str | None) -> Tag | None:
@@ -72,12 +111,21 @@ def _whole_clusters(value: str) -> bool:
     return value == "instances"
 
 
-def _topic(value: str | None) -> str:
+def _topic(name: str, value: str | None) -> str:
     if value is None:
-        raise ConfigurationError("TOPIC_ARN", "is required; give the SNS topic of the summary")
+        raise ConfigurationError(name, "is required; give the SNS topic of the summary")
     if not re.fullmatch(r"arn:[\w-]+:sns:[\w-]+:\d{12}:[\w-]+", value):
-        raise ConfigurationError("TOPIC_ARN", f"{value} is no ARN of a standard SNS topic")
+        raise ConfigurationError(name, f"{value} is no ARN of a standard SNS topic")
     return value
+
+
+def _remind_after(value: str) -> float:
+    seconds = parse_duration(value)
+    if seconds is None:
+        raise ConfigurationError("REMIND_AFTER", f"{value} is no duration such as 1h or 90m")
+    if seconds > LONGEST_REMINDER:
+        raise ConfigurationError("REMIND_AFTER", f"{value} is longer than 7d")
+    return seconds
 
 
 def _notify(value: str) -> Notify:

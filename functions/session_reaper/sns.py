@@ -1,6 +1,7 @@
 """Amazon SNS: one summary per run."""
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -13,16 +14,31 @@ if TYPE_CHECKING:
     from mypy_boto3_sns import SNSClient
 
 
-def publish(summary: Summary, topic_arn: str) -> None:
-    """Publish to every subscriber of the topic. Raises PublishError."""
+def publish(summary: Summary, topic_arns: Iterable[str]) -> None:
+    """Publish to every subscriber of these topics. Raises PublishError if one did not take it."""
     # The client is made here and not before: a quiet run publishes nothing.
     sns: SNSClient = client("sns")
-    try:
-        sns.publish(
-            TopicArn=topic_arn,
-            Subject=summary.subject,
-            MessageStructure="json",
-            Message=json.dumps({"default": summary.body}, ensure_ascii=False),
-        )
-    except (ClientError, BotoCoreError) as error:
-        raise PublishError(f"the summary did not reach {topic_arn}: {error}") from error
+    forms = {
+        "default": summary.email,
+        "https": summary.notification,  # Amazon Q Developer in chat applications
+        "lambda": summary.webhook,  # webhook.py
+    }
+    names = json.dumps(summary.targets, ensure_ascii=False)
+    failures = []
+    for topic_arn in topic_arns:
+        try:
+            sns.publish(
+                TopicArn=topic_arn,
+                Subject=summary.subject,
+                MessageStructure="json",
+                Message=json.dumps(forms, ensure_ascii=False),
+                MessageAttributes={
+                    "severity": {"DataType": "String", "StringValue": summary.severity},
+                    "status": {"DataType": "String", "StringValue": summary.status},
+                    "targets": {"DataType": "String.Array", "StringValue": names},
+                },
+            )
+        except (ClientError, BotoCoreError) as error:
+            failures.append(f"the summary did not reach {topic_arn}: {error}")
+    if failures:
+        raise PublishError("; ".join(failures))

@@ -3,14 +3,16 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import boto3
+from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.server import ThreadedMotoServer
+from moto.sns.models import sns_backends
 
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
@@ -23,10 +25,13 @@ REGION = "eu-central-1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Email:
-    """What a subscriber gets."""
+    """What the subscribers get of one summary."""
 
     subject: str
     body: str
+    chat: str  # the form for Amazon Q Developer in chat applications
+    webhook: str  # the form for webhook.py
+    attributes: Mapping[str, str]  # what subscribers can filter by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +62,27 @@ class Aws:
             if not messages:
                 return emails
             for message in messages:
-                notification = json.loads(message["Body"])
-                emails.append(Email(subject=notification["Subject"], body=notification["Message"]))
+                emails.append(self._email(json.loads(message["Body"])))
                 self.sqs.delete_message(
                     QueueUrl=self.inbox_url, ReceiptHandle=message["ReceiptHandle"]
                 )
+
+    def _email(self, notification: dict[str, Any]) -> Email:
+        topic = sns_backends[DEFAULT_ACCOUNT_ID][REGION].topics[notification["TopicArn"]]
+        # The queue gets the email's form; the others are in what was published.
+        (forms,) = (
+            json.loads(message)
+            for message_id, message, *_ in topic.sent_notifications
+            if message_id == notification["MessageId"]
+        )
+        attributes = notification.get("MessageAttributes", {})
+        return Email(
+            subject=notification["Subject"],
+            body=notification["Message"],
+            chat=forms["https"],
+            webhook=forms["lambda"],
+            attributes={name: value["Value"] for name, value in attributes.items()},
+        )
 
 
 @contextmanager

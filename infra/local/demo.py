@@ -20,11 +20,10 @@ from unittest.mock import patch
 
 import pg8000.native
 from rich.console import Console
-from rich.panel import Panel
-from rich.syntax import Syntax
 
-from infra.local.aws import Aws, aws
+from infra.local.aws import Aws, Email, aws
 from infra.local.postgres import Server, bundled_builds, server
+from infra.local.showing import as_email, as_slack
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"max_connections": "20", "reserved_connections": "2"}
@@ -132,7 +131,7 @@ def main() -> int:
         checks.check(f"{len(leaks)} sessions terminated, each seen gone", holds=exact)
         emails = cloud.delivered()
         _show(emails)
-        checks.check("one email says so", holds=[e.subject for e in emails] == [done["summary"]])
+        checks.check("one summary says so", holds=[e.subject for e in emails] == [done["summary"]])
 
         console.print("\n[bold]4. The application")
         checks.check("it gets in again", holds=_gets_in(database))
@@ -174,6 +173,7 @@ def _set_up(database: Server, cloud: Aws) -> None:
         "TARGET_SECRETS": "prod/orders",
         "TOPIC_ARN": cloud.topic_arn,
         "POLICY": "ssm:session-reaper-policy",
+        "AWS_LAMBDA_FUNCTION_NAME": "session-reaper",  # as Lambda says it: links need it
     }
 
 
@@ -218,10 +218,10 @@ def _invoke(mode: str) -> dict[str, Any]:
         return lambda_handler(event, Context(aws_request_id=f"demo-{mode}"))  # type: ignore[arg-type] # a stand-in
 
 
-def _show(emails: list[Any]) -> None:
+def _show(emails: list[Email]) -> None:
     for email in emails:
-        text = Syntax(email.body.rstrip(), "text", theme="ansi_light", word_wrap=True)
-        console.print(Panel(text, title=f"Subject: {email.subject}", title_align="left"))
+        console.print(as_email(email.subject, email.body))
+        console.print(as_slack(email.chat))
 
 
 def _is_dead(connection: pg8000.native.Connection) -> bool:

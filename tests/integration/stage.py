@@ -117,6 +117,11 @@ class Run:
         assert len(self.emails) == 1
         return self.emails[0]
 
+    @property
+    def said(self) -> str:
+        """The email's text, as if no line had been wrapped."""
+        return " ".join(self.email.body.split())
+
 
 class Victim:
     """A client's session, as its client holds it and as the server shows it to a superuser."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from session_reaper.errors import ConfigurationError, PublishError
 
-from tests.integration.stage import LEAK, Context, policy, rule
+from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, Context, policy, rule
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Output
@@ -182,35 +182,74 @@ def test_a_summary_that_cannot_be_published_raises_after_it_was_logged(
     assert not leak.is_there
 
 
-def test_a_run_logs_one_line_per_decision_and_one_for_itself(stage: Stage, output: Output) -> None:
+def test_a_run_logs_a_line_per_decision_and_per_outcome_and_one_for_itself(
+    stage: Stage, output: Output
+) -> None:
     leaks = stage.sessions(2)
     run = stage.reap(limits={"max_terminations": 1})
     lines = logged(output)
-    assert [line["message"] for line in lines] == ["decision", "decision", "run"]
+    assert [line["message"] for line in lines] == [
+        *("decision", "decision"),
+        *("outcome", "outcome"),
+        "run",
+    ]
     assert {line["run_id"] for line in lines} == {Context.aws_request_id}
     verdicts = {line["session"]["pid"]: line["verdict"] for line in lines[:2]}
     assert verdicts == {leaks[0].pid: "condemn", leaks[1].pid: "spare"}
-    assert {key: lines[2][key] for key in run.document} == run.document
+    outcomes = {line["session"]["pid"]: line["outcome"] for line in lines[2:4]}
+    assert outcomes == {leaks[0].pid: "terminated", leaks[1].pid: "spared"}
+    assert {key: lines[4][key] for key in run.document} == run.document
 
 
 def test_metrics_of_every_target(stage: Stage, output: Output) -> None:
     stage.sessions(2)
     stage.target()
     stage.target("broken", port=1)
-    stage.reap()
-    lines = {line["target"]: line for line in metrics(output)}
+    run = stage.reap()
+    written = metrics(output)
+    assert {line["service"] for line in written} == {"session-reaper"}
+    of_targets = [line for line in written if "target" in line]
+    lines = {line["target"]: line for line in of_targets if "rule" not in line}
     assert set(lines) == {"orders", "broken"}
-    for line in lines.values():
-        (directive,) = line["_aws"]["CloudWatchMetrics"]
-        assert directive["Dimensions"] == [["target"]]
-        named = {metric["Name"] for metric in directive["Metrics"]}
-        assert named >= {"FailedTargets", "Terminated"}
-        assert all(isinstance(line[name], list) for name in named)
     assert lines["orders"]["Terminated"] == [2.0]
     assert lines["orders"]["FailedTargets"] == [0.0]
     assert lines["orders"]["SlotsUsed"] == [pytest.approx(100 / 77)]
     assert lines["broken"]["FailedTargets"] == [1.0]
     assert "SlotsUsed" not in lines["broken"]
+    (by_rule,) = (line for line in of_targets if "rule" in line)
+    assert (by_rule["target"], by_rule["rule"]) == ("orders", "leak")
+    assert by_rule["Terminated"] == [2.0]
+    assert written[-1]["SuccessfulRuns"] == [1.0]
+    assert written[-1]["FailedTargets"] == [1.0]
+    assert 0 < written[-1]["RunDuration"][0] <= 1000 * run.seconds
+
+
+@pytest.mark.every_major
+def test_every_session_is_counted_in_its_state_whatever_is_done_to_it(
+    stage: Stage, output: Output
+) -> None:
+    leaks = [*stage.sessions(2), stage.session(LEAK, application_name="pg_dump")]
+    for state in (ABORTED, ABORTED, IDLE, ACTIVE):
+        stage.session(state)
+    stage.reap(rule(state=[ABORTED], idle_for="1h"))
+    (line,) = (line for line in metrics(output) if "target" in line)
+    assert line["SessionsIdleInTransaction"] == [float(len(leaks))]
+    assert line["SessionsIdleInTransactionAborted"] == [2.0]
+    assert line["SessionsIdle"] == [2.0]  # the superuser's own is there, too
+    assert line["SessionsActive"] == [1.0]
+    assert 0 < line["OldestIdleInTransaction"][0] < 60
+    assert "SessionsFastpathFunctionCall" not in line
+
+
+def test_of_a_run_that_raises_no_success_is_counted(stage: Stage, output: Output) -> None:
+    stage.session(LEAK)
+    topic = stage.aws.topic_arn.replace("session-reaper", "nowhere")
+    stage.monkeypatch.setenv("TOPIC_ARN", topic)
+    with pytest.raises(PublishError):
+        stage.reap()
+    lines = metrics(output)
+    assert [line["Terminated"] for line in lines if "rule" in line] == [[1.0]]
+    assert not any("SuccessfulRuns" in line for line in lines)
 
 
 def test_what_comes_back_is_the_document_of_the_contract(stage: Stage) -> None:

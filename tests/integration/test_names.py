@@ -86,7 +86,7 @@ def test_an_application_without_a_name_is_found(stage: Stage) -> None:
     run = stage.reap()
     assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
     assert {run.session(leak)["application"] for leak in leaks} == {""}
-    assert "(no application name) as app" in run.email.body
+    assert "(no name)@local" in run.said
 
 
 @pytest.mark.every_major

@@ -33,7 +33,7 @@ def test_p16_a_role_that_sees_nothing_is_blind_not_content(stage: Stage) -> None
     assert run.error()["hint"] == 'GRANT pg_read_all_stats TO "peeper";'
     assert run.document["status"] == "failed"
     assert run.document["totals"]["failed"] == 1
-    assert 'GRANT pg_read_all_stats TO "peeper";' in run.email.body
+    assert 'GRANT pg_read_all_stats TO "peeper";' in run.said
     assert leak.is_there
 
 

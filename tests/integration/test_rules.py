@@ -63,7 +63,7 @@ def test_under_pressure_no_more_leaks_go_than_it_takes_and_the_longest_go_first(
         " stopped after 4, enough until slots_used: 70%"
     )
     assert run.target()["pressure"] == [said]
-    assert said in run.email.body
+    assert said in run.said
 
     run = stage.reap(TIER)  # the pressure is gone
     assert run.outcomes() == {}
@@ -266,7 +266,7 @@ def test_the_root_of_a_chain_goes_and_its_waiters_go_on(
     assert reason.startswith("2 waiting on it (blocks: 2), waited for ")
     assert "patient as app for " in reason
     assert "last as app for " in reason
-    assert "patient as app for " in run.email.body
+    assert "patient as app for " in run.said
 
 
 def test_a_waiter_is_left_alone_though_it_blocks_another(

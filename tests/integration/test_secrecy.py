@@ -29,7 +29,7 @@ def assert_kept(output: Output, run: Run) -> None:
     """Nothing of it in logs, metrics, return value, emails."""
     logged = output.readouterr()
     assert '"message":"run"' in logged.out
-    emails = [email.subject + email.body for email in run.emails]
+    emails = [f"{e.subject}\n{e.body}\n{e.chat}\n{e.webhook}" for e in run.emails]
     everything = "\n".join([logged.out, logged.err, json.dumps(run.document), *emails])
     assert "run_id" in everything
     assert CANARY.lower() not in everything.lower()

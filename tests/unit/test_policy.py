@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from session_reaper.decide import Verdict, decide
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy import Mode, Policy, read_policy
+from session_reaper.policy import Mode, Policy, Queries, read_policy
 from session_reaper.sessions import Session, State
 
 from tests.builders import a_document, a_policy, a_rule, a_session, some_slots
@@ -90,6 +90,12 @@ def test_what_is_not_written_is_the_careful_default() -> None:
     assert policy.mode is None
     assert policy.limits.max_terminations == 100
     assert policy.limits.max_share is None
+    assert policy.queries is Queries.REDACTED
+
+
+@pytest.mark.parametrize("queries", Queries)
+def test_reads_every_way_to_show_queries_by_name(queries: Queries) -> None:
+    assert a_policy(queries=queries.value).queries is queries
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -142,6 +148,11 @@ def test_idle_floors_are_the_least_that_any_rule_could_match() -> None:
         (a_document(mode=None), "mode"),
         (a_document(mode=True), "mode"),
         (a_document(mode=0), "mode"),
+        (a_document(queries="all"), "queries"),
+        (a_document(queries="Full"), "queries"),
+        (a_document(queries=True), "queries"),
+        (a_document(queries=None), "queries"),
+        (a_document(queries=["full"]), "queries"),
         ([a_document()], "document"),
         ("version: 1", "document"),
         (None, "document"),
@@ -433,6 +444,11 @@ def test_what_is_wrong_with_an_expression_is_said(pattern: str, problem: str) ->
 def test_what_is_wrong_with_a_mode_is_said() -> None:
     problem = fails(a_document(mode="kill"), "mode")
     assert problem == "'kill' is no mode; write one of off, observe, enforce"
+
+
+def test_what_is_wrong_with_a_way_to_show_queries_is_said() -> None:
+    problem = fails(a_document(queries="all"), "queries")
+    assert problem == "'all' is no way to show queries: redacted, full"
 
 
 # -- networks ---------------------------------------------------------------------------------------

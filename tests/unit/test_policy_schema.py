@@ -87,6 +87,7 @@ def test_what_is_not_written_has_its_default_in_the_schema() -> None:
     limits = MADE["properties"]["limits"]["properties"]
     defaults = {name: key["default"] for name, key in limits.items() if "default" in key}
     assert defaults == {"max_terminations": 100, "min_sessions": 1, "order": "longest"}
+    assert MADE["properties"]["queries"]["default"] == "redacted"
 
 
 def test_a_reader_without_a_schema_is_a_mistake_of_ours() -> None:
@@ -156,6 +157,9 @@ def test_the_policies_of_the_readme_are_read_and_fit_the_schema() -> None:
         a_document(mode="kill"),
         a_document(mode=True),
         a_document(mode=None),
+        a_document(queries="all"),
+        a_document(queries=True),
+        a_document(queries=None),
         a_document(rules=[]),
         a_document(rules=a_rule()),
         a_document(protect={"role": "app"}),

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,6 @@ from tests.looks.scene import CANARY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from session_reaper.sessions import Session
 
@@ -30,8 +30,9 @@ Capture = pytest.CaptureFixture[str]
 every_recording = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.stem)
 
 
-def a_look(*sessions: Session) -> Look:
+def a_look(*sessions: Session, **counts: Any) -> Look:  # noqa: ANN401 -- two fields of it
     return Look(
+        **counts,
         role="session_reaper",
         slots=some_slots(),
         can_see=True,
@@ -134,6 +135,15 @@ def test_a_look_is_recorded_without_the_literals_of_its_queries() -> None:
 def test_a_recording_that_is_read_and_recorded_again_is_the_same(recording: Path) -> None:
     (look,) = read_recording(recording).values()
     assert recorded(look) == json.loads(recording.read_text("utf-8"))
+
+
+def test_a_recording_of_an_older_release_is_read_as_well(tmp_path: Path) -> None:
+    look = a_look(a_session(query="select now()"))
+    document = recorded(look)
+    for key in ("states", "oldest_idle_in_transaction"):
+        del document[key]
+    del document["sessions"][0]["query_id"]
+    assert read_recording(Path(write(tmp_path / "old.json", document)))["old"] == look
 
 
 def test_a_recorded_look_gets_the_verdicts_of_the_look_itself(tmp_path: Path) -> None:
@@ -383,7 +393,9 @@ GONE = object()
 LOOK = recorded(
     a_look(
         a_session(pid=1, waiters=(Waiter(pid=2, role="app", application="api", seconds=1),)),
-        a_session(pid=2),
+        a_session(pid=2, query_id="42"),
+        states={State.IDLE_IN_TRANSACTION: 2},
+        oldest_idle_in_transaction=901.2,
     )
 )
 IN_SESSION = ("sessions", 1)
@@ -418,6 +430,10 @@ IN_SESSION = ("sessions", 1)
         (("sessions",), {}, "sessions: {} is not a list"),
         (("slots",), None, "slots: None is not an object"),
         (("slots", "used"), GONE, "slots.used: is missing"),
+        (("states",), [], "states: [] is not an object"),
+        (("states", "disabled"), 1, "states: 'disabled' is not a state that a rule may name"),
+        (("states", "idle"), 1.5, "states.idle: 1.5 is not a whole number"),
+        ((*IN_SESSION, "query_id"), 42, "sessions[1].query_id: 42 is not text"),
         (("role",), GONE, "role: is missing"),
         (("can_see",), False, "can_see: is false: a run decides nothing then"),
     ],

@@ -4,10 +4,11 @@ import json
 
 import pytest
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy import Mode
+from session_reaper.policy import Mode, Queries
 from session_reaper.report import (
     Advice,
     Failure,
+    Fate,
     Outcome,
     Report,
     RunStatus,
@@ -44,6 +45,11 @@ def unreached(name: str, status: TargetStatus = FAILED) -> TargetReport:
 
 
 # -- one target -------------------------------------------------------------------------------------
+
+
+def a_quiet_target(*fates: Fate, **overrides: object) -> TargetReport:
+    slots = some_slots(used=40)
+    return a_target_report(*fates, **{"slots": slots, "used_after": 40} | overrides)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +126,10 @@ def test_no_outcome_is_missing_from_the_headline(outcome: Outcome) -> None:
 @pytest.mark.parametrize(
     ("target", "news"),
     [
-        (a_target_report(), False),
-        (a_target_report(advice=(Advice(code="a", message="b", sql=None),)), False),
-        (a_target_report(a_fate(Outcome.ESCAPED)), False),
+        (a_quiet_target(), False),
+        (a_quiet_target(advice=(Advice(code="a", message="b", sql=None),)), False),
+        (a_quiet_target(a_fate(Outcome.ESCAPED)), False),
+        (a_target_report(), True),  # nothing to terminate, and no slot left
         (a_target_report(a_fate(Outcome.TERMINATED)), True),
         (a_target_report(a_fate(Outcome.WOULD_TERMINATE)), True),
         (a_target_report(a_fate(Outcome.DENIED)), True),
@@ -136,7 +143,7 @@ def test_no_outcome_is_missing_from_the_headline(outcome: Outcome) -> None:
 )
 def test_news_is_what_somebody_should_hear_of(target: TargetReport, *, news: bool) -> None:
     assert target.is_news is news
-    assert a_report(a_target_report(name="quiet"), target).is_news is news
+    assert a_report(a_quiet_target(name="quiet"), target).is_news is news
 
 
 # -- the run ----------------------------------------------------------------------------------------
@@ -168,6 +175,8 @@ def test_a_run_is_partial_when_some_targets_are_not_well_and_failed_when_none_wa
 
 def named(name: str, number: int = 0) -> TargetReport:
     fates = some_fates(number, Outcome.TERMINATED)
+    if not number:
+        return a_quiet_target(name=name)
     return a_target_report(*fates, name=name, used_after=97 - number)
 
 
@@ -178,7 +187,7 @@ def named(name: str, number: int = 0) -> TargetReport:
             a_report(named("orders", 12)),
             "orders: 12 sessions terminated, slots 97/97 → 85/97",
         ),
-        (a_report(named("a"), named("b")), "a: nothing to terminate, slots 97/97; 1 quiet"),
+        (a_report(named("a"), named("b")), "a: nothing to terminate, slots 40/97; 1 quiet"),
         (
             a_report(named("a"), named("b", 1), named("c")),
             "b: 1 session terminated, slots 97/97 → 96/97; 2 quiet",
@@ -375,3 +384,28 @@ def test_no_literal_of_a_query_is_in_the_document_or_in_any_repr(outcome: Outcom
     for text in (json.dumps(as_document(report)), repr(report), str(report)):
         assert "CANARY" not in text
         assert "31337" not in text
+
+
+def test_the_document_shows_a_query_in_full_where_the_policy_says_so() -> None:
+    query = "select 'it''s',\n\t31337 -- why"
+    target = a_target_report(a_fate(query=query), queries=Queries.FULL)
+    (shown,) = as_document(a_report(target))["targets"][0]["sessions"]
+    assert shown["query"] == query
+    assert "31337" not in repr(target) + headline(target)
+
+
+def test_a_query_in_full_has_an_end_and_no_control_characters() -> None:
+    def shown(query: str) -> str:
+        target = a_target_report(a_fate(query=query), queries=Queries.FULL)
+        return str(as_document(a_report(target))["targets"][0]["sessions"][0]["query"])
+
+    assert shown("select '\x1b[2J\0\u202e\ud800'") == "select '?[2J???'"
+    assert shown("x" * 2000) == "x" * 2000
+    assert shown("x" * 2001) == "x" * 1999 + "…"
+
+
+def test_a_session_has_a_query_id_only_where_the_server_computes_one() -> None:
+    fates = a_fate(query_id="-9223372036854775808"), a_fate()
+    known, unknown = as_document(a_report(a_target_report(*fates)))["targets"][0]["sessions"]
+    assert known["query_id"] == "-9223372036854775808"
+    assert "query_id" not in unknown

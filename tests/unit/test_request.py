@@ -168,6 +168,23 @@ def test_the_policy_of_an_event_does_not_lift_the_mode_of_the_stacks(
 
 
 @pytest.mark.parametrize(
+    ("stack", "event", "effective"),
+    [
+        ("full", "full", "full"),
+        ("full", "redacted", "redacted"),
+        ("redacted", "full", "redacted"),
+        ("redacted", "redacted", "redacted"),
+    ],
+)
+def test_queries_are_shown_in_full_only_if_the_stacks_policy_allows_it(
+    stack: str, event: str, effective: str
+) -> None:
+    policy, own = a_policy(queries=stack), a_policy(queries=event)
+    assert policy_of_run(policy, RunRequest()).queries == stack
+    assert policy_of_run(policy, RunRequest(policy=own)).queries == effective
+
+
+@pytest.mark.parametrize(
     ("key", "session"),
     [
         ("roles", {"role": "deploy"}),
@@ -195,6 +212,37 @@ def test_a_check_is_no_recording() -> None:
         read_request({"check": True, "record": True})
     with pytest.raises(ConfigurationError, match=r"^event\.check: "):
         read_request({"check": "yes"})
+
+
+def test_an_event_may_ask_for_role_level_advice_to_be_applied() -> None:
+    asked = read_request({"apply": ["set-transaction-timeout", "set-idle-session-timeout"]})
+    assert asked.apply == ("set-transaction-timeout", "set-idle-session-timeout")
+    assert not asked.is_usual
+
+
+@pytest.mark.parametrize(
+    ("event", "problem"),
+    [
+        ({"apply": ["use-pooler"]}, r"event\.apply\[0\]: 'use-pooler' cannot be applied; what can"),
+        (
+            {"apply": ["set-transaction-timeout", "x"]},
+            r"event\.apply\[1\]: .*: set-idle-in-transaction-timeout, set-idle-session-.*-timeout$",
+        ),
+        ({"apply": []}, r"event\.apply: "),
+        ({"apply": True}, r"event\.apply: "),
+        (
+            {"apply": ["set-transaction-timeout"], "check": True},
+            r"event\.apply: does not go together with check",
+        ),
+        (
+            {"apply": ["set-transaction-timeout"], "record": True},
+            r"event\.apply: does not go together with record",
+        ),
+    ],
+)
+def test_what_cannot_be_applied_is_an_error(event: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{problem}"):
+        read_request(event)
 
 
 def test_only_eventbridge_s_envelopes_are_scheduled() -> None:

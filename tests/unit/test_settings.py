@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Mode
-from session_reaper.settings import Notify, Settings, Tag, read_settings
+from session_reaper.settings import Notify, Place, Settings, Tag, read_settings
 
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:a/b-X1y2Z3"
 TOPIC = "arn:aws:sns:eu-west-1:123456789012:session-reaper"
@@ -22,7 +24,43 @@ def test_the_least_that_works_observes_by_the_bundled_policy() -> None:
         mode=Mode.OBSERVE,
         policy="",
         notify=Notify.CHANGES,
+        remind_after=3600,
+        memory_table=None,
+        critical_topic_arn=None,
+        place=None,
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("1h", 3600), ("90m", 5400), ("0s", 0), ("7d", 604800)]
+)
+def test_when_to_remind_is_a_duration(value: str, seconds: float) -> None:
+    assert settings(REMIND_AFTER=value).remind_after == seconds
+
+
+@pytest.mark.parametrize("value", ["60", "1 h", "soon", "8d", "-1h"])
+def test_when_to_remind_is_nothing_else(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^REMIND_AFTER: "):
+        settings(REMIND_AFTER=value)
+
+
+def test_a_second_topic_is_an_sns_topic_too() -> None:
+    assert settings(CRITICAL_TOPIC_ARN=TOPIC).critical_topic_arn == TOPIC
+    with pytest.raises(ConfigurationError, match=r"^CRITICAL_TOPIC_ARN: pager is no ARN"):
+        settings(CRITICAL_TOPIC_ARN="pager")
+
+
+def test_links_need_what_lambda_says_of_itself() -> None:
+    function = {"AWS_LAMBDA_FUNCTION_NAME": "reaper", "AWS_REGION": "eu-west-1"}
+    place = Place(
+        region="eu-west-1", function="reaper", log_group="/aws/lambda/reaper", dashboard=None
+    )
+    assert settings(**function).place == place
+    named = {"AWS_LAMBDA_LOG_GROUP_NAME": "group", "DASHBOARD": "board"}
+    assert settings(**function, **named).place == replace(
+        place, log_group="group", dashboard="board"
+    )
+    assert settings(AWS_REGION="eu-west-1").place is None
 
 
 def test_a_cluster_is_dealt_with_instance_by_instance_unless_it_is_switched_off() -> None:

@@ -3,23 +3,56 @@ from __future__ import annotations
 import json
 import re
 from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import jsonschema
 import pytest
+from session_reaper.digest import links, network, verdict
 from session_reaper.policy import Mode
-from session_reaper.report import Advice, Failure, Fate, Outcome, TargetReport, TargetStatus
-from session_reaper.sessions import Waiter
-from session_reaper.summary import MAX_SUBJECT, summarize
+from session_reaper.report import (
+    Advice,
+    Failure,
+    Fate,
+    Outcome,
+    Recovery,
+    Report,
+    TargetReport,
+    TargetStatus,
+)
+from session_reaper.sessions import State
+from session_reaper.settings import Place
+from session_reaper.summary import MAX_SUBJECT, Summary, summarize
 
 from tests.builders import a_decision, a_fate, a_report, a_session, a_target_report, some_slots
+from tests.summaries import files
+from tests.summaries.situations import NOW, PLACE, SITUATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SNS_BYTES = 262_144
+WIDTH = 72
 LONGEST_NAME = "名" * 21  # 63 bytes, all that PostgreSQL keeps of a name
 HOSTILE = "\n\r\t\0\x1b\x7f\x85\u00a0\u200b\u202e\u2028\ud800"
+MARKUP = "*b* _i_ ~s~ `c` <!channel> <@U1> <http://evil|here> & :tada: http://evil"
+SCHEMA = json.loads(
+    (Path(__file__).parents[1] / "summaries/custom_notification.schema.json").read_text()
+)
 
 
-def message_bytes(body: str) -> int:
-    """What SNS counts of a body, as sns.py sends it."""
-    return len(json.dumps({"default": body}, ensure_ascii=False).encode())
+def summary_of(*targets: TargetReport, mode: Mode = Mode.ENFORCE) -> Summary:
+    return summarize(a_report(*targets, mode=mode), PLACE, NOW)
+
+
+def message(summary: Summary) -> str:
+    """The message as sns.py sends it."""
+    forms = {
+        "default": summary.email,
+        "https": summary.notification,
+        "lambda": summary.webhook,
+    }
+    return json.dumps(forms, ensure_ascii=False)
 
 
 def unreached(name: str, status: TargetStatus = TargetStatus.FAILED) -> TargetReport:
@@ -45,107 +78,130 @@ def leaking(name: str, applications: int, *, application: str = "app") -> Target
     return a_target_report(*fates, name=name, used_after=97 - applications)
 
 
-# -- three situations, to the letter ----------------------------------------------------------------
+def rows(email: str) -> list[str]:
+    """The lines of the tables, their heads left out."""
+    return re.findall(r"^  (.*  +\d+  +[\dms.dh ]+)$", email, re.MULTILINE)
 
 
-def test_a_leak_that_was_ended_reads_like_this() -> None:
-    def fate(pid: int, application: str, idle: float, outcome: Outcome) -> Fate:
-        return a_fate(outcome, pid=pid, application=application, idle_seconds=idle)
+# -- ten situations, to the letter ------------------------------------------------------------------
 
-    target = a_target_report(
-        fate(1, "api", 901.2, Outcome.TERMINATED),
-        fate(2, "api", 3600, Outcome.TERMINATED),
-        fate(3, "", 400, Outcome.TERMINATED),
-        fate(4, "worker", 302, Outcome.ESCAPED),
-        used_after=94,
-        advice=(
-            Advice(
-                code="grant-signal-backend",
-                message="Role reaper can terminate sessions only of roles it is a member of.",
-                sql='GRANT pg_signal_backend TO "reaper";',
-            ),
+
+@pytest.mark.parametrize(
+    ("path", "text"), tuple(files()), ids=lambda value: getattr(value, "name", "")
+)
+def test_every_situation_reads_as_its_file_says(path: Path, text: str) -> None:
+    assert path.read_text() == text, "if it should: make summaries, and read the difference"
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_every_notification_is_one_that_amazon_q_takes(name: str) -> None:
+    summary = summarize(SITUATIONS[name](), PLACE, NOW)
+    jsonschema.validate(json.loads(summary.notification), SCHEMA)
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_every_webhook_payload_is_within_slacks_limits(name: str) -> None:
+    assert_slack_takes(summarize(SITUATIONS[name](), PLACE, NOW).webhook)
+
+
+def assert_slack_takes(payload: str) -> None:
+    document = json.loads(payload)
+    assert set(document) == {"text", "blocks"}
+    assert 0 < len(document["blocks"]) <= 50
+    header, *sections = document["blocks"]
+    assert 0 < len(header["text"]["text"]) <= 150
+    assert all(0 < len(section["text"]["text"]) <= 3000 for section in sections)
+    assert len(payload) < 13_200
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_an_email_has_72_columns_but_for_what_is_to_be_copied(name: str) -> None:
+    for line in summarize(SITUATIONS[name](), PLACE, NOW).email.split("\n"):
+        copied = "https://" in line or line.startswith("    ")
+        assert copied or len(line) <= WIDTH
+
+
+# -- is it over? -------------------------------------------------------------------------------------
+
+QUIET = a_target_report(name="quiet", slots=some_slots(used=7), used_after=7)
+
+
+def ended(*outcomes: Outcome, **overrides: object) -> TargetReport:
+    fates = [a_fate(outcome, pid=pid) for pid, outcome in enumerate(outcomes, start=1)]
+    values: dict[str, object] = {"slots": some_slots(used=40), "used_after": 39}
+    return a_target_report(*fates, **values | overrides)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (ended(), "QUIET: nothing had to be done."),
+        (ended(Outcome.TERMINATED), "OVER: 1 session terminated and seen gone."),
+        (ended(Outcome.CANCELLED), "OVER: 1 session cancelled."),
+        (ended(Outcome.ESCAPED), "QUIET: nothing had to be done."),
+        (
+            ended(recovered=(Recovery(kind="full", seconds=60),)),
+            "OVER: orders recovered.",
         ),
-    )
-    summary = summarize(a_report(target))
-    first = "orders: 3 sessions terminated, 1 escaped, slots 97/97 → 94/97"
-    assert summary.subject == first
-    assert summary.body == (
-        f"{first}\n"
-        "\n"
-        "     2 terminated: api as app, rule idle-in-transaction\n"
-        "       idle in transaction for 15m 1s to 1h, connected for 1h 6m\n"
-        "     1 terminated: (no application name) as app, rule idle-in-transaction\n"
-        "       idle in transaction for 6m 40s, connected for 1h 6m\n"
-        "     1 escaped: worker as app, rule idle-in-transaction\n"
-        "       idle in transaction for 5m 2s, connected for 1h 6m\n"
-        "  advice  Role reaper can terminate sessions only of roles it is a member of.\n"
-        '          GRANT pg_signal_backend TO "reaper";\n'
-        "\n"
-        "Run 4f6c, mode enforce.\n"
-    )
+        (
+            ended(Outcome.TERMINATED, Outcome.SPARED),
+            "PARTLY: 1 spared. 1 session terminated and seen gone.",
+        ),
+        (ended(Outcome.DENIED, Outcome.LINGERING), "NOT OVER: 1 lingering; 1 denied."),
+        (
+            ended(Outcome.TERMINATED, used_after=97, slots=some_slots()),
+            "NOT OVER: every slot is still taken on orders. 1 session terminated and seen gone.",
+        ),
+        (unreached("orders"), "NOT OVER: 1 of 2 targets not reached: orders."),
+        (
+            ended(Outcome.SPARED, status=TargetStatus.BREAKER),
+            "NOT OVER: the breaker held on orders.",
+        ),
+    ],
+)
+def test_the_first_line_says_whether_it_is_over(target: TargetReport, said: str) -> None:
+    assert verdict(a_report(target, QUIET)) == said
+    email = summary_of(target, QUIET).email
+    assert " ".join(email.split("\n\n")[0].split()) == said
 
 
-def test_a_run_over_three_targets_of_which_one_failed_reads_like_this() -> None:
-    observed = a_target_report(a_fate(Outcome.WOULD_TERMINATE), name="orders")
-    quiet = a_target_report(name="stock", slots=some_slots(used=7), used_after=7)
-    report = a_report(quiet, observed, unreached("billing"), mode=Mode.OBSERVE)
-    message = 'signing in to db:5432: password authentication failed for user "reaper"'
-    assert summarize(report).body == (
-        f"billing: failed, {message};"
-        " orders: 1 session would be terminated, slots 97/97; 1 quiet\n"
-        "\n"
-        f"billing: failed, {message}\n"
-        "  remedy  Check username and password in the secret; after a rotation both must be new.\n"
-        "\n"
-        "orders: 1 session would be terminated, slots 97/97\n"
-        "     1 would terminate: api as app, rule idle-in-transaction\n"
-        "       idle in transaction for 15m 1s, connected for 1h 6m\n"
-        "\n"
-        "stock: nothing to terminate, slots 7/97\n"
-        "\n"
-        "Run 4f6c, mode observe.\n"
+def test_in_observe_mode_the_first_line_says_that_nothing_was_touched() -> None:
+    target = ended(Outcome.WOULD_TERMINATE, Outcome.WOULD_TERMINATE)
+    said = "In mode enforce 2 sessions would be terminated; nothing was touched."
+    assert verdict(a_report(target, mode=Mode.OBSERVE)) == f"OBSERVED ONLY: {said}"
+
+
+def test_one_open_end_is_enough_for_it_not_to_be_over() -> None:
+    report = a_report(ended(Outcome.TERMINATED), unreached("billing"), ended(Outcome.LINGERING))
+    assert verdict(report) == (
+        "NOT OVER: 1 of 3 targets not reached: billing; 1 lingering."
+        " 1 session terminated and seen gone."
     )
 
 
-def test_a_blocker_under_pressure_reads_like_this() -> None:
-    waiter = Waiter(pid=7, role="shop", application="checkout", seconds=31)
-    session = a_session(waiters=(waiter,), application="import")
-    reason = "waited for 31s (blocks_for: 30s), waiting: checkout as shop for 31s"
-    decision = a_decision(session, rule="blockers", reason=reason)
-    target = a_target_report(
-        a_fate(application="import", pid=1),
-        Fate(decision=decision, outcome=Outcome.TERMINATED),
-        Fate(decision=decision, outcome=Outcome.TERMINATED),
-        pressure=("rule tier in force at slots 97/97 (when slots_free: 5): 1 condemned",),
-    )
-    assert summarize(a_report(target)).body.splitlines()[2:-2] == [
-        "  rule tier in force at slots 97/97 (when slots_free: 5): 1 condemned",
-        "     2 terminated: import as app, rule blockers",
-        "       idle in transaction for 15m 1s, connected for 1h 6m",
-        f"       {reason}",
-        "     1 terminated: import as app, rule idle-in-transaction",
-        "       idle in transaction for 15m 1s, connected for 1h 6m",
-    ]
+@pytest.mark.parametrize(
+    ("target", "severity"),
+    [
+        (ended(Outcome.TERMINATED), "info"),
+        (ended(Outcome.WOULD_TERMINATE), "info"),
+        (ended(Outcome.SPARED), "info"),
+        (ended(Outcome.LINGERING), "warning"),
+        (unreached("orders"), "warning"),
+        (ended(fallback_secret="master"), "warning"),  # noqa: S106 -- a name
+        (unreached("orders", TargetStatus.FULL), "critical"),
+        (ended(used_after=97, slots=some_slots()), "critical"),
+    ],
+)
+def test_the_severity_says_who_has_to_get_up(target: TargetReport, severity: str) -> None:
+    summary = summary_of(target, QUIET)
+    assert summary.severity == severity
+    assert summary.subject.startswith("CRITICAL: ") == (severity == "critical")
 
 
-def test_a_tripped_breaker_reads_like_this() -> None:
-    message = "the policy condemns 60 of 97 client sessions, more than limits.max_share of 50%"
-    target = a_target_report(
-        *(a_fate(Outcome.SPARED, pid=pid) for pid in range(60)),
-        status=TargetStatus.BREAKER,
-        error=Failure(code="breaker", message=message, hint="Mend the rule."),
-    )
-    first = "orders: breaker, 60 sessions spared, slots 97/97"
-    assert summarize(a_report(target)).body == (
-        f"{first}\n"
-        "\n"
-        f"  error   {message}\n"
-        "  remedy  Mend the rule.\n"
-        "    60 spared: api as app, rule idle-in-transaction\n"
-        "       idle in transaction for 15m 1s, connected for 1h 6m\n"
-        "\n"
-        "Run 4f6c, mode enforce.\n"
-    )
+def test_subscribers_can_filter_by_the_targets_with_news() -> None:
+    summary = summary_of(QUIET, ended(Outcome.TERMINATED), unreached("billing"))
+    assert summary.targets == ("billing", "orders")
+    assert summary.status == "partial"
 
 
 # -- the subject ------------------------------------------------------------------------------------
@@ -153,116 +209,237 @@ def test_a_tripped_breaker_reads_like_this() -> None:
 
 @pytest.mark.parametrize("length", [1, 60, 98, 99, 100, 255, 10_000])
 def test_the_subject_is_never_longer_than_sns_takes(length: int) -> None:
-    subject = summarize(a_report(a_target_report(name="n" * length))).subject
+    subject = summary_of(ended(name="n" * length)).subject
     assert 0 < len(subject) <= MAX_SUBJECT < 100
 
 
 def test_a_subject_that_was_cut_shows_it() -> None:
-    assert summarize(a_report(a_target_report(name="n" * 200))).subject == "n" * 98 + "…"
+    assert summary_of(ended(name="n" * 200)).subject == "n" * 98 + "…"
 
 
-@pytest.mark.parametrize("character", HOSTILE)
-def test_no_control_character_gets_into_subject_or_body(character: str) -> None:
-    name = f"a{character}b"
-    failure = Failure(code=name, message=name, hint=name)
-    target = a_target_report(
+def test_a_subject_does_not_spend_itself_on_a_hosts_name() -> None:
+    subject = summary_of(unreached("orders"), QUIET).subject
+    assert subject == ('orders: failed, password authentication failed for user "reaper"; 1 quiet')
+
+
+def test_half_a_fleet_is_one_line() -> None:
+    report = a_report(*(unreached(f"t{n}") for n in range(5)), QUIET)
+    assert report.summary == "5 of 6 targets not reached (t0, t1, t2, …); 1 quiet"
+
+
+# -- what comes from outside -------------------------------------------------------------------------
+
+
+def said_by_strangers(name: str) -> TargetReport:
+    return a_target_report(
         Fate(
-            decision=a_decision(a_session(application=name, role=name), rule=name),
+            decision=a_decision(
+                a_session(application=name, role=name, database=name, client=name, query=name),
+                rule=name,
+                reason=name,
+            ),
             outcome=Outcome.TERMINATED,
         ),
         name=name,
         status=TargetStatus.FAILED,
-        error=failure,
+        error=Failure(code=name, message=name, hint=name),
+        pressure=(name,),
         advice=(Advice(code=name, message=name, sql=name),),
     )
-    for report in (a_report(target), a_report(target, unreached(name))):
-        summary = summarize(report)
+
+
+@pytest.mark.parametrize("character", HOSTILE)
+def test_no_control_character_gets_into_any_form(character: str) -> None:
+    name = f"a{character}b"
+    for targets in ([said_by_strangers(name)], [said_by_strangers(name), unreached(name)]):
+        summary = summary_of(*targets)
         assert summary.subject.isprintable()
-        assert all(line.isprintable() for line in summary.body.split("\n"))
-        summary.body.encode()
-        summary.subject.encode()
+        assert all(line.isprintable() for line in summary.email.split("\n"))
+        assert all(line.isprintable() for text in texts(summary) for line in text.split("\n"))
+        message(summary).encode()
 
 
-# -- the body ---------------------------------------------------------------------------------------
+def texts(summary: Summary) -> Iterator[str]:
+    """All text in the forms for Slack."""
+
+    def within(value: Any) -> Iterator[str]:  # noqa: ANN401 -- any JSON
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            for each in value.values():
+                yield from within(each)
+        elif isinstance(value, list):
+            for each in value:
+                yield from within(each)
+
+    for form in (summary.notification, summary.webhook):
+        yield from within(json.loads(form))
 
 
-def test_the_first_line_of_the_body_says_all_that_the_subject_had_to_leave_out() -> None:
-    report = a_report(*(leaking(f"target-{n}", 1) for n in range(3)))
-    summary = summarize(report)
-    assert summary.subject.endswith("…")
-    assert summary.body.split("\n", 1)[0] == report.summary
+@pytest.mark.parametrize("targets", [1, 2])
+def test_no_strangers_name_can_call_a_channel_or_make_a_link(targets: int) -> None:
+    summary = summary_of(*[said_by_strangers(MARKUP)] * targets)
+    for text in texts(summary):
+        assert "<!" not in text
+        assert "<@" not in text
+        assert set(re.findall(r"<([^|>]*)\|", text)) <= {link.url for link in links(PLACE, "4f6c")}
 
 
-def test_victims_are_grouped_by_rule_outcome_application_and_role() -> None:
-    def fate(rule: str, outcome: Outcome, application: str, role: str) -> Fate:
-        session = a_session(application=application, role=role)
+def test_a_strangers_name_stands_in_a_code_span() -> None:
+    target = a_target_report(a_fate(application="a`*b*<x>&"), used_after=40)
+    description = json.loads(summary_of(target).notification)["content"]["description"]
+    assert "`a\u2019*b*&lt;x&gt;&amp;@10.0.7.0/24`" not in description
+    assert "`a\u2019*b*&lt;x&gt;&amp;@10.0.0.0/24`" in description
+
+
+def test_an_escape_is_never_cut_in_two() -> None:
+    for length in range(330, 360):
+        target = unreached("n" * 20)
+        error = Failure(code="a", message="&" * length, hint="x" * (length - 30) + "&<>&" * 20)
+        notification = json.loads(
+            summary_of(
+                a_target_report(
+                    name=target.name, slots=None, status=TargetStatus.FAILED, error=error
+                )
+            ).notification
+        )
+        jsonschema.validate(notification, SCHEMA)
+        for step in notification["content"]["nextSteps"]:
+            assert re.sub(r"&(amp|lt|gt);", "", step).count("&") == 0
+
+
+# -- the email's tables -------------------------------------------------------------------------------
+
+
+def test_victims_are_grouped_by_rule_outcome_application_network_and_role() -> None:
+    def fate(rule: str, outcome: Outcome, application: str, client: str) -> Fate:
+        session = a_session(application=application, client=client)
         return Fate(decision=a_decision(session, rule=rule), outcome=outcome)
 
     fates = [
-        fate(rule, outcome, application, role)
+        fate(rule, outcome, application, client)
         for rule in ("r1", "r2")
         for outcome in (Outcome.TERMINATED, Outcome.DENIED)
         for application in ("a1", "a2")
-        for role in ("u1",)
-        for _ in range(2)
+        for client in ("10.0.1.7", "10.0.1.9", "10.0.2.7")
     ]
-    body = summarize(a_report(a_target_report(*fates))).body
-    groups = re.findall(r"^ +(\d+) (\w+): (\w+) as (\w+), rule (\w+)$", body, re.MULTILINE)
-    assert len(groups) == 8
-    assert {group[0] for group in groups} == {"2"}
+    found = rows(summary_of(a_target_report(*fates, used_after=40)).email)
+    assert len(found) == 12  # of 16: no more are shown
+    assert {row.split()[-3:][0] for row in found} == {"2", "1"}
+
+
+def test_the_oldest_of_a_group_says_its_age_and_its_last_statement() -> None:
+    young = a_fate(idle_seconds=400, query="select 'young' from young")
+    old = a_fate(idle_seconds=3600, query="select 'old' from old")
+    email = summary_of(a_target_report(young, old, used_after=40)).email
+    assert rows(email) == ["idle-in-transaction  api@10.0.0.0/24      app       2      1h"]
+    assert "last statement: select ? from old" in email
 
 
 def test_the_largest_group_comes_first() -> None:
-    fates = [a_fate(Outcome.TERMINATED, application="small")]
-    fates += [a_fate(Outcome.TERMINATED, application="large") for _ in range(3)]
-    body = summarize(a_report(a_target_report(*fates))).body
-    assert body.index("large") < body.index("small")
-
-
-def test_a_group_of_several_states_names_them_all() -> None:
-    fates = [
-        a_fate(Outcome.TERMINATED, state=state, idle_seconds=idle, connected_seconds=100)
-        for state, idle in (("idle in transaction", 10), ("idle", 60), ("idle", 20))
-    ]
-    body = summarize(a_report(a_target_report(*fates))).body
-    assert "idle, idle in transaction for 10s to 1m, connected for 1m 40s" in body
+    fates = [a_fate(application="small"), *(a_fate(application="large") for _ in range(3))]
+    first, second = rows(summary_of(a_target_report(*fates, used_after=40)).email)
+    assert "large" in first
+    assert "small" in second
 
 
 def test_a_cut_list_of_groups_says_how_many_groups_and_sessions_were_cut() -> None:
     twice = leaking("orders", 40).fates * 2
-    body = summarize(a_report(a_target_report(*twice))).body
-    shown = len(re.findall(r"^ +2 terminated: ", body, re.MULTILINE))
-    cut = re.search(r"and (\d+) more groups with (\d+) sessions, cut", body)
+    email = summary_of(a_target_report(*twice, used_after=40)).email
+    cut = re.search(r"and (\d+) more groups with (\d+) sessions", email)
     assert cut
-    assert 0 < shown < 40
-    assert shown + int(cut[1]) == 40
-    assert 2 * shown + int(cut[2]) == 80
+    assert len(rows(email)) + int(cut[1]) == 40
+    assert 2 * len(rows(email)) + int(cut[2]) == 80
+
+
+def test_what_was_terminated_is_never_cut_in_favour_of_what_was_spared() -> None:
+    killed = a_fate(application="killed")
+    spared = [a_fate(Outcome.SPARED, application=f"spared-{n % 20}") for n in range(60)]
+    assert "killed@" in summary_of(a_target_report(*spared, killed, used_after=40)).email
+
+
+def test_long_names_are_cut_so_that_the_numbers_stay_in_their_columns() -> None:
+    fate = a_fate(application="a" * 63, role="r" * 63, client="2001:db8:1234:5678::9")
+    (row,) = rows(summary_of(a_target_report(fate, used_after=40)).email)
+    assert len(row) + 2 <= WIDTH
+    assert row.count("…") == 3
+
+
+@pytest.mark.parametrize(
+    ("client", "shown"),
+    [
+        ("10.1.2.3", "10.1.2.0/24"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        (None, "local"),
+        ("no address", "no address"),
+    ],
+)
+def test_clients_are_shown_by_their_network(client: str | None, shown: str) -> None:
+    assert network(client) == shown
+
+
+# -- what to do --------------------------------------------------------------------------------------
+
+
+def to_do(report: Report) -> str:
+    return summarize(report, PLACE, NOW).email.partition("WHAT TO DO\n")[2].partition("\n\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (ended(Outcome.LINGERING), "lingering"),
+        (ended(Outcome.DENIED), "advice"),
+        (ended(Outcome.WOULD_TERMINATE), "enforce"),
+        (ended(Outcome.TERMINATED), "find the transaction that `api@10.0.0.0/24`"),
+        (ended(Outcome.TERMINATED, Outcome.SPARED), "limits"),
+        (ended(slots=some_slots(), used_after=97), "pg_stat_activity"),
+        (unreached("orders"), "Check username and password"),
+    ],
+)
+def test_there_is_something_to_do_for_whoever_gets_up(target: TargetReport, words: str) -> None:
+    assert words in " ".join(to_do(a_report(target)).split())
+
+
+def test_a_runaway_query_is_no_transaction_left_open() -> None:
+    fate = a_fate(state=State.ACTIVE, query="select 1 from big")
+    assert "runs so long" in " ".join(to_do(a_report(a_target_report(fate, used_after=4))).split())
+
+
+def test_one_remedy_for_many_targets_is_one_step() -> None:
+    steps = to_do(a_report(*(unreached(f"t{n}") for n in range(9))))
+    assert steps.startswith("1. t0, t1, t2, t3, t4 and 4 more: Check username")
+    assert "2. " not in steps
+
+
+# -- size --------------------------------------------------------------------------------------------
 
 
 def test_a_cut_list_of_targets_says_how_many_were_cut() -> None:
-    names = [f"target-{n:04}" for n in range(300)]
-    body = summarize(a_report(*(leaking(name, 12) for name in names))).body
-    shown = re.findall(r"^(target-\d+): ", body[body.index("\n") :], re.MULTILINE)
-    cut = re.search(r"and (\d+) more targets, cut", body)
+    names = [f"target-{n:04}" for n in range(600)]
+    email = summary_of(*(leaking(name, 12) for name in names)).email
+    shown = re.findall(r"^(target-\d+): ", email, re.MULTILINE)
+    cut = re.search(r"and (\d+) more, cut", email)
     assert cut
-    assert 0 < len(shown) < 300
-    assert len(set(shown)) + int(cut[1]) == 300
+    assert 0 < len(shown) < 600
+    assert len(set(shown)) + int(cut[1]) == 600
 
 
 def test_what_fits_is_not_cut() -> None:
-    body = summarize(a_report(*(leaking(f"target-{n}", 5) for n in range(50)))).body
-    assert "cut" not in body
-    assert len(re.findall(r"^target-\d+: ", body, re.MULTILINE)) == 51
+    email = summary_of(*(leaking(f"target-{n}", 5) for n in range(50))).email
+    assert "cut" not in email
+    assert len(re.findall(r"^target-\d+: ", email, re.MULTILINE)) == 50
 
 
 def test_targets_in_trouble_are_not_those_that_are_cut() -> None:
-    targets = [leaking(f"target-{n:04}", 12) for n in range(300)]
+    targets = [leaking(f"target-{n:04}", 12) for n in range(600)]
     broken = [unreached("broken-1"), unreached("broken-2", TargetStatus.FULL)]
-    body = summarize(a_report(*targets, *broken)).body
-    assert re.search(r"^broken-1: failed", body[body.index("\n") :], re.MULTILINE)
-    assert re.search(r"^broken-2: full", body[body.index("\n") :], re.MULTILINE)
+    email = summary_of(*targets, *broken).email
+    assert "broken-1: failed (28P01)" in email
+    assert "broken-2: full (28P01)" in email
 
 
+@pytest.mark.parametrize("reached", [True, False])
 @pytest.mark.parametrize(
     ("application", "targets", "applications"),
     [
@@ -271,42 +448,83 @@ def test_targets_in_trouble_are_not_those_that_are_cut() -> None:
         ('"\\' * 31, 1000, 13),
         ("\n" * 63, 1000, 13),
         ("😀" * 15, 1000, 13),
+        ("&<>" * 21, 1000, 13),
     ],
-    ids=["longest", "shortest", "escaped", "cleaned", "outside the plane"],
+    ids=["longest", "shortest", "escaped", "cleaned", "outside the plane", "markup"],
 )
 def test_a_thousand_targets_with_a_thousand_applications_each_fit_into_a_message(
-    application: str, targets: int, applications: int
+    application: str, targets: int, applications: int, *, reached: bool
 ) -> None:
     one = leaking(LONGEST_NAME * 4, applications, application=application)
-    worst = TargetReport(
-        name=one.name,
-        slots=one.slots,
-        used_after=0,
-        fates=one.fates,
-        status=TargetStatus.FAILED,
-        error=Failure(code="XX000", message='"' * 500, hint="\\" * 500),
-        advice=(Advice(code="a", message="名" * 500, sql='"' * 500),) * 3,
-    )
-    summary = summarize(a_report(*[worst] * targets))
-    assert SNS_BYTES // 2 < message_bytes(summary.body) + len(summary.subject.encode()) < SNS_BYTES
-    assert summary.body.endswith("\nRun 4f6c, mode enforce.\n")
+    worst = [
+        TargetReport(
+            name=f"{one.name}{n}",
+            slots=one.slots if reached else None,
+            used_after=0,
+            fates=one.fates,
+            status=TargetStatus.FAILED,
+            error=Failure(code="XX000", message='"' * 500, hint="\\&<" * 500 + str(n)),
+            advice=(Advice(code="a", message="名" * 500, sql='"' * 500),) * 3,
+        )
+        for n in range(targets)
+    ]
+    summary = summary_of(*worst)
+    names = json.dumps(summary.targets, ensure_ascii=False)
+    size = len(message(summary).encode()) + len(summary.subject.encode()) + len(names.encode())
+    assert SNS_BYTES // 2 < size < SNS_BYTES - 200
+    assert "Run 4f6c, mode enforce." in summary.email.splitlines()[-1]
+    jsonschema.validate(json.loads(summary.notification), SCHEMA)
+    assert_slack_takes(summary.webhook)
+
+
+# -- the rest ----------------------------------------------------------------------------------------
 
 
 def test_a_run_without_targets_has_a_summary_too() -> None:
-    summary = summarize(a_report(mode=Mode.OFF))
+    summary = summarize(a_report(mode=Mode.OFF), None, NOW)
     assert summary.subject == "mode is off: no target was looked at"
-    assert summary.body == f"{summary.subject}\n\nRun 4f6c, mode off.\n"
+    assert summary.email == "QUIET: nothing had to be done.\n\nRun 4f6c, mode off.\n"
 
 
-def test_no_query_is_in_the_email() -> None:
-    target = a_target_report(a_fate(query="select canary from canaries where a = 'canary'"))
-    assert "canar" not in summarize(a_report(target)).body
+def test_outside_of_lambda_there_are_no_links() -> None:
+    assert "https://" not in summarize(a_report(ended(Outcome.TERMINATED)), None, NOW).email
 
 
-def test_what_was_terminated_is_never_cut_in_favour_of_what_was_spared() -> None:
-    killed = a_fate(application="killed", outcome=Outcome.TERMINATED)
-    spared = [a_fate(application=f"spared-{n % 20}", outcome=Outcome.SPARED) for n in range(60)]
+@pytest.mark.parametrize(
+    ("region", "console"),
+    [
+        ("eu-west-1", "https://eu-west-1.console.aws.amazon.com/"),
+        ("cn-north-1", "https://cn-north-1.console.amazonaws.cn/"),
+        ("us-gov-west-1", "https://us-gov-west-1.console.amazonaws-us-gov.com/"),
+    ],
+)
+def test_links_go_to_the_console_of_the_partition(region: str, console: str) -> None:
+    place = Place(region=region, function="f", log_group="/aws/lambda/f", dashboard=None)
+    log, function = links(place, "run-1")
+    assert log.url.startswith(console)
+    assert function.url.startswith(console)
+    assert "/log-group/$252Faws$252Flambda$252Ff/" in log.url
+    assert log.url.endswith("$3FfilterPattern$3D$2522run-1$2522")
 
-    body = summarize(a_report(a_target_report(*spared, killed))).body
 
-    assert "1 terminated: killed as" in body
+def test_the_news_of_one_target_on_one_day_is_one_thread() -> None:
+    def thread(*targets: TargetReport, now: float = NOW) -> str:
+        notification = json.loads(summarize(a_report(*targets), PLACE, now).notification)
+        return str(notification["metadata"]["threadId"])
+
+    leak = ended(Outcome.TERMINATED)
+    assert thread(leak, QUIET) == thread(leak, now=NOW + 60) == "orders 2026-11-25"
+    assert thread(leak, now=NOW + 86400) == "orders 2026-11-26"
+    assert thread(leak, unreached("billing")) == "session-reaper 2026-11-25"
+
+
+def test_a_trouble_told_before_is_named_and_not_told_again() -> None:
+    known = unreached("billing")
+    told = TargetReport(
+        name="billing", status=known.status, error=known.error, told=("failed 28P01",)
+    )
+    summary = summary_of(ended(Outcome.TERMINATED), told)
+    assert summary.subject == "orders: 1 session terminated, slots 40/97 → 39/97; 1 told before"
+    assert "Told before, and still so: billing" in summary.email
+    assert "password authentication" not in summary.email
+    assert summary.targets == ("orders",)

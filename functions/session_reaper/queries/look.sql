@@ -9,6 +9,7 @@
 --            theirs, match no rule and stay on the server.
 -- :waits     waits.sql, or NULL if no rule wants to know: to plan it takes a fifth of the whole.
 -- :locks     true or false: how many locks each holds on objects. The planner leaves out what is false.
+-- :query_id  a.query_id, or NULL on 13, which has none.
 SELECT textsend(json_build_object(
     'role', session_user,
     'pid', pg_backend_pid(),
@@ -32,6 +33,13 @@ SELECT textsend(json_build_object(
         AND count(*) FILTER (WHERE a.backend_type IS NULL AND a.usesysid IS NOT NULL) = 0,
     'can_signal', pg_has_role('pg_signal_backend', 'USAGE'),
     'untracked', count(*) FILTER (WHERE a.backend_type = 'client backend' AND a.state = 'disabled'),
+    'states', json_agg(a.state) FILTER (WHERE a.backend_type = 'client backend'),
+    'oldest_idle_in_transaction', greatest(
+        max(extract(epoch FROM m.now - a.state_change)) FILTER (
+            WHERE a.backend_type = 'client backend' AND a.state LIKE 'idle in transaction%'
+        ),
+        0
+    ),
     'sessions', coalesce(json_agg(json_build_array(
         a.pid,
         a.backend_start,
@@ -44,6 +52,7 @@ SELECT textsend(json_build_object(
         a.application_name,
         host(a.client_addr),
         a.query,
+        nullif(:query_id, 0)::text, -- as a number it would be rounded on its way through JSON
         greatest(extract(epoch FROM m.now - a.state_change), 0),
         CASE WHEN a.xact_start IS NOT NULL -- greatest() passes over a NULL
              THEN greatest(extract(epoch FROM m.now - a.xact_start), 0) END,

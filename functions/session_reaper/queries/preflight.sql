@@ -1,5 +1,14 @@
--- What a check tells of one server and of our role on it, as one JSON value.
-SELECT json_build_object(
+-- What advice rests on: facts about one server and our role on it, as one JSON value.
+--
+-- It leaves as bytes, as a look does, but in UTF-8 (client_encoding, from here on): the names go back
+-- to the server in an ALTER.
+WITH set_for AS (
+    SELECT s.setrole, s.setdatabase, split_part(c.setting, '=', 1) AS name,
+        substr(c.setting, strpos(c.setting, '=') + 1) AS value
+    FROM pg_db_role_setting AS s
+    CROSS JOIN unnest(s.setconfig) AS c (setting)
+)
+SELECT textsend(json_build_object(
     'version', current_setting('server_version'),
     'major', current_setting('server_version_num')::integer / 10000,
     'provider', CASE
@@ -40,26 +49,61 @@ SELECT json_build_object(
         SELECT json_agg(json_build_array(t.role, t.database, t.name, t.value)
             ORDER BY t.role NULLS FIRST, t.database NULLS FIRST, t.name)
         FROM (
-            -- The server's own, unless our role or this connection has another: then NULL.
+            -- The server's own (and ALTER ROLE ALL's), unless our role, its database or its
+            -- connection has another: then NULL. What a look sets is passed over by reset_val.
             SELECT NULL::name AS role, NULL::name AS database, s.name, CASE
-                WHEN s.source NOT IN ('default', 'configuration file', 'command line') THEN NULL
-                WHEN s.setting = '0' THEN '0'
-                ELSE s.setting || coalesce(s.unit, '')
+                WHEN s.source = 'client' OR EXISTS (
+                    SELECT FROM set_for AS f
+                    LEFT JOIN pg_database AS d ON d.oid = f.setdatabase
+                    WHERE f.name = s.name AND (f.setrole, f.setdatabase) <> (0, 0)
+                    AND f.setrole IN (0, m.oid) AND coalesce(d.datname = current_database(), true)
+                ) THEN NULL
+                WHEN s.reset_val = '0' THEN '0'
+                ELSE s.reset_val || coalesce(s.unit, '')
             END AS value
             FROM pg_settings AS s
             UNION ALL
-            SELECT r.rolname, d.datname, split_part(c.setting, '=', 1),
-                substr(c.setting, strpos(c.setting, '=') + 1)
-            FROM pg_db_role_setting AS s
-            CROSS JOIN unnest(s.setconfig) AS c (setting)
-            LEFT JOIN pg_roles AS r ON r.oid = s.setrole
-            LEFT JOIN pg_database AS d ON d.oid = s.setdatabase
+            SELECT r.rolname, d.datname, f.name, f.value
+            FROM set_for AS f
+            LEFT JOIN pg_roles AS r ON r.oid = f.setrole
+            LEFT JOIN pg_database AS d ON d.oid = f.setdatabase
+            WHERE (f.setrole, f.setdatabase) <> (0, 0)
         ) AS t
         WHERE t.name IN (
             'idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout',
             'statement_timeout', 'client_connection_check_interval'
         )
+    ),
+    -- How many idle sessions each application holds.
+    'idle', (
+        SELECT json_agg(json_build_array(i.application_name, i.usename, i.number)
+            ORDER BY i.number DESC, i.application_name, i.usename)
+        FROM (
+            SELECT a.application_name, a.usename, count(*) AS number
+            FROM pg_stat_activity AS a
+            WHERE a.backend_type = 'client backend' AND a.state = 'idle'
+                AND a.usename <> session_user
+            GROUP BY a.application_name, a.usename
+            HAVING count(*) > 1
+        ) AS i
+    ),
+    -- A gid is somebody's literal: it stays on the server.
+    'prepared', (
+        SELECT json_agg(json_build_array(p.database, extract(epoch FROM clock_timestamp() - p.prepared))
+            ORDER BY p.prepared)
+        FROM pg_prepared_xacts AS p
+    ),
+    -- Those that hold vacuum back, and by how many transactions. One that is lost holds nothing.
+    'replication_slots', (
+        SELECT json_agg(json_build_array(s.slot_name, s.active, s.held) ORDER BY s.held DESC, s.slot_name)
+        FROM (
+            SELECT r.slot_name, r.active, greatest(age(r.xmin), age(r.catalog_xmin)) AS held
+            FROM pg_replication_slots AS r
+            WHERE r.wal_status IS DISTINCT FROM 'lost'
+        ) AS s
+        WHERE s.held IS NOT NULL
     )
-) AS preflight
+)::text) AS preflight
 FROM pg_roles AS m
+CROSS JOIN (SELECT set_config('client_encoding', 'UTF8', false) OFFSET 0) AS e
 WHERE m.rolname = session_user

@@ -1,0 +1,265 @@
+"""What a reader wants to know of a run in ten seconds: is it over, who leaks, what to do, where to look.
+
+Email and chat are two ways to write this down.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
+from itertools import chain, islice
+from urllib.parse import quote
+
+from session_reaper.decide import Decision
+from session_reaper.redaction import redact
+from session_reaper.report import (
+    Fate,
+    Outcome,
+    Report,
+    TargetReport,
+    TargetStatus,
+    clean,
+)
+from session_reaper.sessions import State
+from session_reaper.settings import Place
+
+MOST_STEPS = 5
+_ORDER = [*(outcome for outcome in Outcome if outcome is not Outcome.ESCAPED), Outcome.ESCAPED]
+_LEFT = (Outcome.LINGERING, Outcome.DENIED)
+_MOST_NAMES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Sessions of one application, client network and role that met the same end by the same rule."""
+
+    outcome: Outcome
+    rule: str
+    who: str  # application@client network
+    role: str
+    count: int
+    oldest: Decision  # on the one that is longest in its state
+
+    @property
+    def seconds(self) -> float:
+        """How long the oldest has been in its state."""
+        return self.oldest.session.idle_seconds
+
+    @property
+    def query(self) -> str:
+        """The oldest one's, redacted."""
+        return clean(redact(self.oldest.session.query))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """What several targets suffer from alike."""
+
+    names: str
+    what: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """Where to look further."""
+
+    name: str
+    url: str
+
+
+def groups(fates: Iterable[Fate]) -> Sequence[Group]:
+    """Who met which end: what was done first, then by number."""
+    members: dict[tuple[Outcome, str, str, str], list[Decision]] = defaultdict(list)
+    for fate in fates:
+        session, rule = fate.decision.session, fate.decision.rule
+        who = f"{session.application or '(no name)'}@{network(session.client)}"
+        members[fate.outcome, rule.name if rule else "", who, session.role].append(fate.decision)
+    found = [
+        Group(
+            outcome=outcome,
+            rule=clean(rule, 63),
+            who=clean(who, 90),
+            role=clean(role, 63),
+            count=len(decisions),
+            oldest=max(decisions, key=lambda decision: decision.session.idle_seconds),
+        )
+        for (outcome, rule, who, role), decisions in members.items()
+    ]
+    return sorted(found, key=lambda group: (_ORDER.index(group.outcome), -group.count))
+
+
+@lru_cache(maxsize=1024)
+def network(client: str | None) -> str:
+    """The /24 or, of IPv6, the /64 that a client is in: its hosts come and go.
+
+    >>> network("10.0.7.23"), network("2001:db8::17"), network(None)
+    ('10.0.7.0/24', '2001:db8::/64', 'local')
+    """
+    if client is None:
+        return "local"
+    try:
+        bits = 24 if ip_address(client).version == 4 else 64  # noqa: PLR2004 -- IP's two versions
+        return str(ip_network(f"{client}/{bits}", strict=False))
+    except ValueError:
+        return client
+
+
+# -- is it over? -----------------------------------------------------------------------------------
+
+
+def verdict(report: Report) -> str:
+    """Whether it is over, in capitals, and what makes it so."""
+    unreached = [target for target in report.targets if not target.is_reached]
+    exhausted = [target for target in report.targets if target.is_critical and target.is_reached]
+    breakers = [t for t in report.targets if t.status is TargetStatus.BREAKER]
+    ended = " ".join(_ended(report))
+    left = [f"{report.count(o)} {o}" for o in _LEFT if report.count(o)]
+    open_ends = [
+        *([f"{_share(unreached, report)} not reached: {names(unreached)}"] if unreached else []),
+        *([f"the breaker held on {names(breakers)}"] if breakers else []),
+        *left,
+        *([f"every slot is still taken on {names(exhausted)}"] if exhausted else []),
+    ]
+    if open_ends:
+        return f"NOT OVER: {'; '.join(open_ends)}. {ended}".rstrip()
+    if any(target.checked or target.recorded for target in report.targets):
+        return "CHECK ONLY: nothing was touched."
+    if any(target.applied is not None for target in report.targets):
+        return "SETTINGS ONLY: no session was touched."
+    if report.count(Outcome.SPARED):
+        return f"PARTLY: {report.count(Outcome.SPARED)} spared. {ended}".rstrip()
+    if ended:
+        return f"{'OBSERVED ONLY' if report.count(Outcome.WOULD_TERMINATE) else 'OVER'}: {ended}"
+    recovered = [target for target in report.targets if target.recovered]
+    return f"OVER: {names(recovered)} recovered." if recovered else "QUIET: nothing had to be done."
+
+
+def _ended(report: Report) -> Iterator[str]:
+    if report.count(Outcome.TERMINATED):
+        yield f"{_number(report.count(Outcome.TERMINATED), 'session')} terminated and seen gone."
+    if report.count(Outcome.CANCELLED):
+        yield f"{_number(report.count(Outcome.CANCELLED), 'session')} cancelled."
+    if report.count(Outcome.WOULD_TERMINATE):
+        would = _number(report.count(Outcome.WOULD_TERMINATE), "session")
+        yield f"In mode enforce {would} would be terminated; nothing was touched."
+
+
+def _share(targets: Sequence[TargetReport], report: Report) -> str:
+    return f"{len(targets)} of {_number(len(report.targets), 'target')}"
+
+
+def names(targets: Sequence[TargetReport]) -> str:
+    """The first names, and how many more."""
+    shown = ", ".join(clean(target.name, 80) for target in targets[:_MOST_NAMES])
+    more = len(targets) - _MOST_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _number(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+# -- what is wrong, and what to do -----------------------------------------------------------------
+
+
+def troubles(targets: Iterable[TargetReport]) -> Sequence[Trouble]:
+    """What is wrong with targets, those alike together: half a fleet has one cause, not fifty."""
+    alike: dict[tuple[str, str, str], list[TargetReport]] = defaultdict(list)
+    for target in targets:
+        if target.error:
+            alike[target.status, target.error.code, target.error.hint].append(target)
+    return [
+        Trouble(
+            names=names(members),
+            what=f"{status} ({code})",
+            message=clean(members[0].error.message) if members[0].error else "",
+            hint=clean(hint, 1200),
+        )
+        for (status, code, hint), members in alike.items()
+    ]
+
+
+def steps(report: Report) -> Sequence[str]:
+    """What the reader is to do, the most urgent first."""
+    shown, _ = report.told_apart()
+    mending = (f"{trouble.names}: {trouble.hint}" for trouble in troubles(shown))
+    others = (f"{clean(t.name, 80)}: {step}" for t in shown for step in _steps(t))
+    return list(islice(chain(mending, others), MOST_STEPS))
+
+
+def _steps(target: TargetReport) -> Iterator[str]:
+    if target.applied is not None:  # who leaks was only asked for the settings' sake
+        return
+    if target.is_critical and target.is_reached and not target.fates:
+        yield (
+            "every slot is taken by sessions that the policy leaves alone: look who holds them"
+            " (SELECT usename, application_name, state, count(*) FROM pg_stat_activity GROUP BY"
+            " 1, 2, 3), and give the pools a limit or the policy a rule."
+        )
+    found = groups(target.fates)
+    of = {outcome: [g for g in found if g.outcome is outcome] for outcome in Outcome}
+    if of[Outcome.LINGERING]:
+        yield (
+            "a lingering session has its signal, and ends as soon as the server comes to it; if it"
+            " is there in the next run, too, only a restart of the server or of its client helps."
+        )
+    if of[Outcome.DENIED]:
+        yield "our role may not end some of these sessions: the advice below says what to grant."
+    if of[Outcome.WOULD_TERMINATE]:
+        yield (
+            "are these leaks? Then set Mode to enforce. Are they not? Then protect them in the"
+            " policy."
+        )
+    if of[Outcome.SPARED] and target.status is TargetStatus.OK:
+        yield "the next run goes on with those who were spared; raise the limits if that is too slow."
+    ended = [*of[Outcome.TERMINATED], *of[Outcome.CANCELLED], *of[Outcome.WOULD_TERMINATE]]
+    if ended:
+        yield _search(max(ended, key=lambda group: group.count))
+
+
+def _search(group: Group) -> str:
+    """Where the leak is to be looked for."""
+    who = f"{quoted(group.who)} as {quoted(group.role)}"
+    if group.oldest.session.state is State.ACTIVE:
+        return f"find out why {who} runs so long: {quoted(group.query)}"
+    if group.oldest.session.state is State.IDLE:
+        return f"find out why {who} keeps idle sessions; give its pool a limit."
+    return f"find the transaction that {who} leaves open, last at {quoted(group.query)}"
+
+
+def quoted(text: str) -> str:
+    """What comes from outside, such that no chat makes a link, a mention or emphasis of it."""
+    return "`{}`".format(text.replace("`", "\u2019"))
+
+
+# -- where to look ---------------------------------------------------------------------------------
+
+_CONSOLES = {"cn": "amazonaws.cn", "us-gov": "amazonaws-us-gov.com"}
+
+
+def links(place: Place | None, run_id: str) -> Sequence[Link]:
+    """The run's log lines, the dashboard if there is one, the function: in AWS's console."""
+    if place is None:
+        return ()
+    partition = next((p for p in _CONSOLES if place.region.startswith(f"{p}-")), "")
+    domain = _CONSOLES.get(partition, "aws.amazon.com")
+    console = f"https://{place.region}.console.{domain}"
+    watch = f"{console}/cloudwatch/home?region={place.region}#"
+    # The console encodes what stands behind the # twice, with $ for the second %.
+    group = _twice(place.log_group)
+    query = _twice(f'"{run_id}"')
+    log = f"{watch}logsV2:log-groups/log-group/{group}/log-events$3FfilterPattern$3D{query}"
+    function = f"{console}/lambda/home?region={place.region}#/functions/{place.function}"
+    dashboard = f"{watch}dashboards/dashboard/{place.dashboard}"
+    return (
+        Link(name="log", url=log),
+        *([Link(name="dashboard", url=dashboard)] if place.dashboard else []),
+        Link(name="function", url=function),
+    )
+
+
+def _twice(text: str) -> str:
+    return quote(quote(text, safe=""), safe="").replace("%", "$")

@@ -1,0 +1,104 @@
+"""Amazon DynamoDB: what summaries have told, so that the next ones need not.
+
+One item per target and kind of trouble. Its loss costs a repeated summary and nothing else, so
+nothing here raises: who cannot remember tells.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from session_reaper.aws import client
+from session_reaper.deadline import Deadline
+from session_reaper.news import Learned, Told
+from session_reaper.observability import logger
+from session_reaper.settings import LONGEST_REMINDER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_dynamodb.type_defs import AttributeValueTypeDef
+
+MEMORY_SECONDS: Final = 3.0
+"""What a run keeps back to ask for what is told: one try of at most so long."""
+
+UNREADABLE: Final = "The memory table could not be read: this may have been told before."
+
+_KEPT: Final = 2 * LONGEST_REMINDER  # then DynamoDB forgets what nobody tells any more
+_UNCHANGED: Final = "attribute_not_exists(target) OR told_at = :known"
+
+
+def recall(table: str) -> tuple[Told, ...] | None:
+    """All that is told, or None if the table cannot be reached."""
+    try:
+        pages = _dynamodb().get_paginator("scan").paginate(TableName=table, ConsistentRead=True)
+        return tuple(_told(item) for page in pages for item in page["Items"])
+    except (BotoCoreError, ClientError, KeyError, ValueError) as error:
+        logger.warning("the memory cannot be read", extra={"table": table, "error": str(error)})
+        return None
+
+
+def remember(table: str, learned: Learned, deadline: Deadline) -> None:
+    """Keep what a summary has told; what another run has kept meanwhile stays as it is."""
+    dynamodb = _dynamodb()
+
+    def keep(told: Told) -> None:
+        known = learned.before.get((told.target, told.kind))
+        dynamodb.put_item(
+            TableName=table,
+            Item=_item(told),
+            ConditionExpression=_UNCHANGED,
+            ExpressionAttributeValues={":known": _number(known.at if known else 0.0)},
+        )
+
+    def forget(told: Told) -> None:
+        dynamodb.delete_item(
+            TableName=table,
+            Key={"target": {"S": told.target}, "kind": {"S": told.kind}},
+            ConditionExpression=_UNCHANGED,
+            ExpressionAttributeValues={":known": _number(told.at)},
+        )
+
+    # What is over first: to tell an end twice would be the worse.
+    work: list[tuple[Callable[[Told], None], Told]] = [(forget, told) for told in learned.over]
+    work += [(keep, told) for told in learned.told]
+    for change, told in work:
+        if deadline.seconds() < MEMORY_SECONDS:
+            logger.warning("no time to remember all that was told", extra={"table": table})
+            return
+        try:
+            change(told)
+        except dynamodb.exceptions.ConditionalCheckFailedException:
+            continue  # an overlapping run was faster
+        except (BotoCoreError, ClientError) as error:
+            extra = {"table": table, "error": str(error)}
+            logger.warning("the memory cannot be written", extra=extra)
+            return
+
+
+def _dynamodb() -> "DynamoDBClient":
+    return client("dynamodb", seconds=MEMORY_SECONDS / 2, tries=1)  # type: ignore[no-any-return] # by name
+
+
+def _told(item: "dict[str, AttributeValueTypeDef]") -> Told:
+    return Told(
+        target=item["target"]["S"],
+        kind=item["kind"]["S"],
+        since=float(item["since"]["N"]),
+        at=float(item["told_at"]["N"]),
+    )
+
+
+def _item(told: Told) -> "dict[str, AttributeValueTypeDef]":
+    return {
+        "target": {"S": told.target},
+        "kind": {"S": told.kind},
+        "since": _number(told.since),
+        "told_at": _number(told.at),
+        "expires_at": {"N": str(int(told.at + _KEPT))},
+    }
+
+
+def _number(seconds: float) -> "AttributeValueTypeDef":
+    return {"N": f"{seconds:.3f}"}

@@ -1,0 +1,149 @@
+"""The summary in Slack: a notification for Amazon Q Developer, and a payload for an incoming webhook.
+
+Whatever comes from outside stands in code spans, where Slack makes no link, mention or emphasis of it.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from textwrap import wrap
+from typing import Any
+
+from session_reaper.digest import (
+    Group,
+    groups,
+    links,
+    names,
+    quoted,
+    steps,
+    troubles,
+    verdict,
+)
+from session_reaper.durations import format_duration
+from session_reaper.report import Report, TargetReport, clean, headline
+from session_reaper.settings import Place
+
+# Amazon Q's limits on a custom notification, and Slack's on a block: in characters.
+_TITLE, _DESCRIPTION, _STEP = 250, 8_000, 350
+_HEADER, _SECTION = 150, 3_000
+_MOST_GROUPS = 6
+_CUT = "… the rest is in the log."
+_MARKS = {"critical": ":rotating_light:", "warning": ":warning:", "info": ":white_check_mark:"}
+
+
+def notification(report: Report, subject: str, place: Place | None, day: str) -> str:
+    """The JSON of Amazon Q Developer in chat applications: its custom notification, version 1.0.
+
+    `day` goes into the thread's name: a day's news on one target is one thread.
+    """
+    shown, _ = report.told_apart()
+    thread = shown[0].name if len(shown) == 1 else "session-reaper"
+    title = f"{_MARKS[report.severity]} {_escaped(subject)}"
+    to_do = [
+        part
+        for step in steps(report)
+        for part in wrap(_escaped(step), _STEP, break_long_words=False)
+    ]
+    return json.dumps(
+        {
+            "version": "1.0",
+            "source": "custom",
+            "id": report.run_id,
+            "content": {
+                "textType": "client-markdown",
+                "title": _fitting(title, _TITLE),
+                "description": _within(_lines(report, place), _DESCRIPTION),
+                **({"nextSteps": [_fitting(part, _STEP) for part in to_do]} if to_do else {}),
+                "keywords": [report.severity, report.status.value],
+            },
+            "metadata": {
+                "threadId": f"{_escaped(clean(thread, 200))} {day}",
+                "summary": _fitting(_escaped(subject), _TITLE),
+                "additionalContext": {"run_id": report.run_id, "mode": str(report.mode)},
+                "enableCustomActions": False,
+            },
+        },
+        ensure_ascii=False,
+    )
+
+
+def webhook_payload(report: Report, subject: str, place: Place | None) -> str:
+    """The JSON that an incoming webhook of Slack takes."""
+    to_do = [f"{n}. {_escaped(step)}" for n, step in enumerate(steps(report), start=1)]
+    header = _fitting(f"{_MARKS[report.severity]} {_escaped(subject)}", _HEADER)
+    texts = [
+        _within(_lines(report, place), _SECTION),
+        *([_within(["*What to do*", *to_do], _SECTION)] * bool(to_do)),
+    ]
+    blocks: list[dict[str, Any]] = [
+        {"type": "header", "text": {"type": "plain_text", "text": header, "emoji": True}},
+        *({"type": "section", "text": {"type": "mrkdwn", "text": text}} for text in texts),
+    ]
+    return json.dumps({"text": _escaped(subject), "blocks": blocks}, ensure_ascii=False)
+
+
+def _lines(report: Report, place: Place | None) -> Iterator[str]:
+    shown, known = report.told_apart()
+    word, colon, rest = verdict(report).partition(":")
+    yield f"*{word}*{colon}{_escaped(rest)}"
+    for trouble in troubles(target for target in shown if target.slots is None):
+        yield f"{_code(trouble.names)} {_escaped(trouble.what)}: {_code(trouble.message)}"
+    for target in shown:
+        if target.slots is not None or not target.error:
+            yield from _target(target, alone=len(shown) == 1)
+    if known:
+        yield f"Told before, and still so: {_code(names(known))}"
+    looking = [f"<{link.url}|{link.name}>" for link in links(place, report.run_id)]
+    yield " · ".join([*looking, f"mode {report.mode}"])
+
+
+def _target(target: TargetReport, *, alone: bool) -> Iterator[str]:
+    if not alone:  # else the title has it
+        yield _code(headline(target))
+    if target.error:
+        yield _code(clean(target.error.message))
+    found = groups(target.fates)
+    for group in found[:_MOST_GROUPS]:
+        yield _group(group)
+    if found:
+        yield f"Why: {_code(clean(found[0].oldest.reason))}"
+    rest = found[_MOST_GROUPS:]
+    if rest:
+        yield f"… and {len(rest)} more groups with {sum(g.count for g in rest)} sessions"
+    for advice in target.advice[:1]:
+        more = f" ({len(target.advice) - 1} more in the email)" if len(target.advice) > 1 else ""
+        yield f"Advice: {_code(clean(advice.message))}{more}"
+
+
+def _group(group: Group) -> str:
+    what = group.outcome.replace("_", " ")
+    oldest = format_duration(group.seconds)
+    return (
+        f"• *{group.count} {what}*: {_code(group.who)} as {_code(group.role)},"
+        f" oldest {oldest}, rule {_code(group.rule)}"
+    )
+
+
+def _within(lines: Iterable[str], most: int) -> str:
+    """As many whole lines as fit."""
+    text: list[str] = []
+    size = len(_CUT)
+    for line in lines:
+        size += len(line) + 1
+        if size > most:
+            return "\n".join([*text, _CUT])
+        text.append(line)
+    return "\n".join(text)
+
+
+def _code(text: str) -> str:
+    return _escaped(quoted(text))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _fitting(text: str, most: int) -> str:
+    """The first characters, never ending within an escape."""
+    return text if len(text) <= most else re.sub(r"&[a-z]*$", "", text[: most - 1]) + "…"

@@ -1,0 +1,271 @@
+"""The event `apply` gives the roles that leak the timeouts that were advised, and terminates nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pg8000.native import identifier
+
+from tests.integration.stage import ACTIVE, IDLE, LEAK, REAPER, Run, Stage, policy, rule
+from tests.integration.test_advice import HOSTILE, sql_by_code
+from tests.integration.test_rds import another
+from tests.integration.wire import Action, Moment, Proxy, Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from infra.local.postgres import Build
+
+    May = Callable[[str], None]
+
+pytestmark = pytest.mark.every_major
+
+CODE = "set-idle-in-transaction-timeout"
+SETTING = "idle_in_transaction_session_timeout"
+
+
+def apply(stage: Stage, *codes: str, mode: str = "enforce", **of_policy: object) -> Run:
+    document = policy() | of_policy
+    return stage.run({"apply": list(codes or [CODE]), "mode": mode, "policy": document})
+
+
+def settings(stage: Stage, role: str = "app") -> list[str]:
+    ((found,),) = stage.root.run("SELECT rolconfig FROM pg_roles WHERE rolname = :n", n=role)
+    return found or []
+
+
+def applied(run: Run) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = run.target()["applied"]
+    return found
+
+
+@pytest.fixture
+def may_alter(stage: Stage) -> Iterator[May]:
+    """Lets the reaper's role alter another, as docs/advice.md says."""
+
+    def let(role: str) -> None:
+        stage.root.run(f"ALTER ROLE {REAPER} CREATEROLE")
+        if stage.server.major >= 16:
+            stage.root.run(
+                f"GRANT {identifier(role)} TO {REAPER} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE"
+            )
+
+    yield let
+    stage.root.run(f"ALTER ROLE {REAPER} NOCREATEROLE")
+
+
+def test_a_role_that_leaks_gets_its_timeout_and_nobody_is_terminated(
+    stage: Stage, may_alter: May
+) -> None:
+    leak = stage.session(LEAK)
+    may_alter("app")
+    run = apply(stage)
+    assert applied(run) == [
+        {
+            "code": CODE,
+            "role": "app",
+            "sql": f"ALTER ROLE \"app\" SET {SETTING} = '10min';",
+            "old": None,
+            "done": True,
+            "error": None,
+        }
+    ]
+    assert run.document["status"] == "ok"
+    assert settings(stage) == [f"{SETTING}=10min"]
+    assert CODE not in sql_by_code(run)
+    assert run.outcomes() == {leak.pid: "would_terminate"}
+    assert leak.is_there
+    assert "1 setting applied (new sessions only)" in run.email.subject
+    assert stage.session(LEAK).connection.run(f"SHOW {SETTING}") == [["10min"]]
+
+
+def test_the_old_value_leads_back(stage: Stage, may_alter: May) -> None:
+    stage.role("app")
+    stage.root.run(f"ALTER ROLE app SET {SETTING} = '0min'")
+    stage.session(LEAK)
+    may_alter("app")
+    (setting,) = applied(apply(stage))
+    assert setting["old"] == "0min"
+    stage.root.run(setting["sql"].replace("10min", setting["old"]))
+    assert settings(stage) == [f"{SETTING}=0min"]
+
+
+def test_what_is_off_for_a_role_in_one_database_is_set_there(stage: Stage, may_alter: May) -> None:
+    stage.role("app")
+    stage.database("shop")
+    stage.root.run(f"ALTER ROLE app SET {SETTING} = '5min'")
+    stage.root.run(f"ALTER ROLE app IN DATABASE shop SET {SETTING} = 0")
+    stage.session(LEAK, database="shop")
+    stage.session(LEAK)
+    may_alter("app")
+    (setting,) = applied(apply(stage))
+    assert setting["old"] == "0"
+    assert setting["done"] is True
+    assert settings(stage) == [f"{SETTING}=5min"]
+    after = stage.session(IDLE, database="shop").connection
+    assert after.run(f"SHOW {SETTING}") == [["10min"]]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_whatever_the_role_is_called(stage: Stage, may_alter: May, name: str) -> None:
+    stage.session(LEAK, role="app")
+    stage.session(LEAK, role=name)
+    may_alter(name)
+    run = apply(stage, protect={"roles": ["app"]})
+    (setting,) = applied(run)
+    assert (setting["role"], setting["done"]) == (name, True)
+    assert settings(stage, name) == [f"{SETTING}=10min"]
+    assert settings(stage) == []
+
+
+def test_what_a_role_may_not_do_is_told_with_the_remedy(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    run = apply(stage)
+    (setting,) = applied(run)
+    assert setting["done"] is False
+    assert setting["error"]["code"] == "42501"
+    assert f"Run it as a superuser: {setting['sql']}" in setting["error"]["hint"]
+    assert "need CREATEROLE" in setting["error"]["hint"]
+    assert settings(stage) == []
+    assert run.target()["status"] == run.document["status"] == "failed"
+    assert run.error()["message"].startswith("1 of 1 settings not applied: altering: ")
+    assert run.error()["hint"] == setting["error"]["hint"]
+    assert "1 setting not applied" in run.email.subject
+    assert sql_by_code(run)[CODE] == setting["sql"]
+    assert leak.is_there
+    stage.root.run(setting["sql"])
+    assert applied(apply(stage)) == []
+
+
+@pytest.mark.majors(16, 99)
+def test_one_role_s_refusal_does_not_hide_another_s_success(stage: Stage, may_alter: May) -> None:
+    stage.session(LEAK, role="denied")
+    stage.session(LEAK, role="app")
+    may_alter("app")
+    run = apply(stage)
+    assert {each["role"]: each["done"] for each in applied(run)} == {"denied": False, "app": True}
+    assert settings(stage) == [f"{SETTING}=10min"]
+    assert run.target()["status"] == "failed"
+    assert sql_by_code(run)[CODE] == f"ALTER ROLE \"denied\" SET {SETTING} = '10min';"
+
+
+def test_observe_only_says_what_it_would_do(stage: Stage, may_alter: May) -> None:
+    stage.session(LEAK)
+    may_alter("app")
+    run = apply(stage, mode="observe")
+    (setting,) = applied(run)
+    assert (setting["done"], setting["error"]) == (False, None)
+    assert settings(stage) == []
+    assert run.document["status"] == "ok"
+    assert "1 setting would be applied" in run.email.subject
+    assert CODE in sql_by_code(run)
+
+
+def test_the_stack_s_ceiling_holds(stage: Stage, may_alter: May) -> None:
+    stage.monkeypatch.setenv("MODE", "observe")
+    stage.session(LEAK)
+    may_alter("app")
+    assert applied(apply(stage))[0]["done"] is False
+    assert settings(stage) == []
+
+
+def test_only_what_was_asked_for_is_applied(stage: Stage, may_alter: May) -> None:
+    stage.session(LEAK)
+    may_alter("app")
+    run = apply(stage, "set-idle-session-timeout", "set-transaction-timeout")
+    assert applied(run) == []
+    assert settings(stage) == []
+    assert "nothing to apply" in run.email.subject
+    assert CODE in sql_by_code(run)
+
+
+@pytest.mark.majors(17, 99)
+def test_several_codes_are_applied_each_to_whom_it_helps(stage: Stage, may_alter: May) -> None:
+    stage.session(LEAK)
+    stage.session(ACTIVE, role="web")
+    may_alter("app")
+    may_alter("web")
+    stage.root.run(f"ALTER ROLE {REAPER} RESET idle_session_timeout")
+    stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} SET idle_session_timeout = '60s'")
+    stage.session(IDLE, role="app")
+    every = rule(state=[LEAK, IDLE, ACTIVE])
+    run = apply(stage, CODE, "set-idle-session-timeout", "set-transaction-timeout", rules=[every])
+    assert all(each["done"] for each in applied(run))
+    assert sorted(settings(stage)) == [f"{SETTING}=10min", "idle_session_timeout=1h"]
+    assert settings(stage, "web") == ["transaction_timeout=1h"]
+
+
+def test_protected_roles_superusers_and_our_own_are_left_alone(
+    stage: Stage, may_alter: May
+) -> None:
+    protected = ["deploy", "rdsproxyadmin", "root2", REAPER]
+    stage.role("root2", "SUPERUSER")
+    for name in protected:
+        stage.session(LEAK, role=name)
+    may_alter("deploy")
+    may_alter("rdsproxyadmin")
+    ours = settings(stage, REAPER)
+    run = apply(stage, protect={"roles": ["deploy"]})
+    assert applied(run) == []
+    assert CODE not in sql_by_code(run)
+    assert [settings(stage, name) for name in protected[:-1]] == [[], [], []]
+    assert settings(stage, REAPER) == ours
+
+
+def test_nothing_is_applied_where_the_breaker_doubts_the_policy(
+    stage: Stage, may_alter: May
+) -> None:
+    stage.session(LEAK)
+    may_alter("app")
+    run = apply(stage, limits={"max_share": "10%"})
+    assert run.target()["status"] == "breaker"
+    assert applied(run) == []
+    assert settings(stage) == []
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_connection_that_breaks_at_the_statement_leaves_it_unknown_until_the_next_time(
+    stage: Stage, may_alter: May, *, lost: bool
+) -> None:
+    stage.session(LEAK)
+    may_alter("app")
+    third = Trouble(action=Action.CLOSE, moment=Moment.LOOK, nth=3, lost=lost)
+    with Proxy(stage.server.port, third) as proxy:
+        stage.target(port=proxy.port)
+        run = apply(stage)
+        after = settings(stage)
+        again = apply(stage)  # by another connection, without trouble
+    (setting,) = applied(run)
+    assert setting["done"] is False
+    assert "is not known" in setting["error"]["hint"]
+    assert run.target()["status"] == "failed"
+    assert CODE in sql_by_code(run)
+    assert after == ([f"{SETTING}=10min"] if lost else [])
+    assert [each["done"] for each in applied(again)] == ([] if lost else [True])
+
+
+def test_a_replica_is_told_that_its_writer_has_to_be_set(stage: Stage, build: Build) -> None:
+    with another(build, standby=True) as replica:
+        leak = replica.leak()
+        stage.target(port=replica.server.port)
+        run = apply(stage)
+        assert leak.is_there
+    (setting,) = applied(run)
+    assert setting["done"] is False
+    assert "its writer" in setting["error"]["hint"]
+    assert sql_by_code(run)[CODE] == setting["sql"]
+
+
+def test_a_server_without_leaks_has_nothing_to_apply(stage: Stage) -> None:
+    stage.session(IDLE)
+    run = apply(stage)
+    assert run.document["status"] == "ok"
+    assert applied(run) == []
+    assert "orders: nothing to apply, slots" in run.email.subject
+
+
+def test_only_an_apply_run_says_what_was_applied(stage: Stage) -> None:
+    stage.session(LEAK)
+    assert "applied" not in stage.reap().target()
+    assert "applied" not in stage.run({"check": True}).target()

@@ -1,0 +1,230 @@
+"""The memory on a real server's troubles, DynamoDB by the stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+from session_reaper.errors import PublishError
+
+from tests.integration.stage import IDLE, REAPER, policy, rule
+from tests.integration.wire import aws_but_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.integration.stage import Run, Stage
+
+TABLE = "session-reaper-Memory"
+
+
+@pytest.fixture
+def table(stage: Stage) -> Iterator[None]:
+    """The table as template.yaml has it."""
+    dynamodb = boto3.client("dynamodb")
+    dynamodb.create_table(
+        TableName=TABLE,
+        BillingMode="PAY_PER_REQUEST",
+        AttributeDefinitions=[
+            {"AttributeName": "target", "AttributeType": "S"},
+            {"AttributeName": "kind", "AttributeType": "S"},
+        ],
+        KeySchema=[
+            {"AttributeName": "target", "KeyType": "HASH"},
+            {"AttributeName": "kind", "KeyType": "RANGE"},
+        ],
+    )
+    stage.monkeypatch.setenv("MEMORY_TABLE", TABLE)
+    stage.target()
+    yield
+    dynamodb.delete_table(TableName=TABLE)
+
+
+def items() -> list[dict[str, Any]]:
+    return boto3.client("dynamodb").scan(TableName=TABLE)["Items"]
+
+
+def kinds() -> set[str]:
+    return {item["kind"]["S"] for item in items()}
+
+
+def aged(seconds: float) -> None:
+    """As if all that is remembered had been told so much earlier."""
+    dynamodb = boto3.client("dynamodb")
+    for item in items():
+        for key in ("told_at", "since"):
+            item[key] = {"N": str(float(item[key]["N"]) - seconds)}
+        dynamodb.put_item(TableName=TABLE, Item=item)
+
+
+def use(stage: Stage, document: dict[str, object]) -> None:
+    """Let this policy be the stack's: an event that brings one is told in any case."""
+    stage.aws.ssm.put_parameter(
+        Name="policy", Value=json.dumps(document), Type="String", Overwrite=True
+    )
+    stage.monkeypatch.setenv("POLICY", "ssm:policy")
+
+
+@contextmanager
+def locked_out(stage: Stage) -> Iterator[None]:
+    stage.root.run(f"ALTER ROLE {REAPER} NOLOGIN")
+    try:
+        yield
+    finally:
+        stage.root.run(f"ALTER ROLE {REAPER} LOGIN")
+
+
+def subjects(run: Run) -> list[str]:
+    return [email.subject for email in run.emails]
+
+
+@pytest.mark.usefixtures("table")
+def test_the_same_trouble_is_told_once_and_its_end_once(stage: Stage) -> None:
+    with locked_out(stage):
+        (first,) = subjects(stage.run())
+        assert first.startswith("orders: failed")
+        assert subjects(stage.run()) == []
+        assert kinds() == {"failed 28000"}
+    (last,) = subjects(stage.run())
+    assert last.startswith("orders: recovered (failed 28000 for ")
+    assert kinds() == set()
+    assert subjects(stage.run()) == []
+
+
+@pytest.mark.usefixtures("table")
+def test_after_remind_after_the_same_trouble_is_told_again(stage: Stage) -> None:
+    stage.monkeypatch.setenv("REMIND_AFTER", "90m")
+    with locked_out(stage):
+        assert stage.run().emails
+        aged(89 * 60)
+        assert not stage.run().emails
+        aged(60)
+        assert stage.run().emails
+        assert not stage.run().emails
+
+
+@pytest.mark.usefixtures("table")
+def test_what_returns_after_its_end_was_told_is_news(stage: Stage) -> None:
+    for _ in range(2):
+        with locked_out(stage):
+            assert stage.run().emails
+        assert stage.run().emails
+
+
+@pytest.mark.usefixtures("table")
+def test_every_termination_is_told(stage: Stage) -> None:
+    use(stage, policy())
+    for _ in range(2):
+        stage.session()
+        assert stage.run().document["totals"]["terminated"] == 1
+    stage.session()
+    run = stage.run()
+    assert subjects(run) == [run.document["summary"]]
+    assert items() == []
+
+
+@pytest.mark.usefixtures("table")
+def test_in_observe_mode_the_same_leak_is_told_once(stage: Stage) -> None:
+    use(stage, policy())
+    stage.monkeypatch.setenv("MODE", "observe")
+    stage.session()
+    assert stage.run().emails
+    run = stage.run()
+    assert run.document["totals"]["would_terminate"] == 1
+    assert run.emails == []
+
+
+@pytest.mark.usefixtures("table")
+def test_a_trouble_that_was_told_is_named_beside_the_news(stage: Stage) -> None:
+    use(stage, policy())
+    stage.target("closed", port=1, name="closed")
+    assert stage.run().emails
+    stage.session()
+    email = stage.run().email
+    assert email.subject.startswith("orders: 1 session terminated")
+    assert email.subject.endswith("; 1 told before")
+    assert "Told before, and still so: closed" in email.body
+
+
+@pytest.mark.usefixtures("table")
+def test_a_run_asked_for_specially_is_told_and_changes_no_memory(stage: Stage) -> None:
+    with locked_out(stage):
+        assert stage.run().emails
+        before = items()
+        assert stage.run({"mode": "observe"}).emails
+    assert stage.run({"check": True}).emails
+    assert items() == before
+    assert "recovered" in stage.run({"targets": ["orders"]}).email.subject
+
+
+@pytest.mark.usefixtures("table")
+def test_who_always_wants_to_hear_hears_always(stage: Stage) -> None:
+    stage.monkeypatch.setenv("NOTIFY", "always")
+    with locked_out(stage):
+        assert stage.run().emails
+        assert stage.run().emails
+    assert "recovered" in stage.run().email.subject
+    assert "recovered" not in stage.run().email.subject
+
+
+def test_without_a_table_everything_is_told(stage: Stage) -> None:
+    with locked_out(stage):
+        assert stage.run().emails
+        assert stage.run().emails
+
+
+@pytest.mark.parametrize("name", ["no-such-table", "not a name"])
+def test_if_the_table_is_not_to_be_read_everything_is_told(stage: Stage, name: str) -> None:
+    stage.monkeypatch.setenv("MEMORY_TABLE", name)
+    with locked_out(stage):
+        for _ in range(2):
+            assert "The memory table could not be read" in stage.run().said
+    assert stage.run().emails == []
+
+
+@pytest.mark.usefixtures("table")
+def test_a_silent_table_costs_seconds_and_no_summary(stage: Stage) -> None:
+    leak = stage.session(IDLE)
+    use(stage, policy(rule(state=[IDLE])))
+    with aws_but_for(b"DynamoDB_") as silent:
+        stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.port}")
+        run = stage.run()
+    assert run.outcomes() == {leak.pid: "terminated"}
+    assert "The memory table could not be read" in run.said
+
+
+@pytest.mark.usefixtures("table")
+def test_what_did_not_go_out_is_not_remembered(stage: Stage) -> None:
+    topic = os.environ["TOPIC_ARN"]
+    with locked_out(stage):
+        stage.monkeypatch.setenv("TOPIC_ARN", f"{topic}-gone")
+        with pytest.raises(PublishError):
+            stage.run()
+        assert items() == []
+        stage.monkeypatch.setenv("TOPIC_ARN", topic)
+        assert stage.run().emails
+
+
+@pytest.mark.usefixtures("table")
+def test_an_item_says_what_was_told_when_and_until_when_it_is_kept(stage: Stage) -> None:
+    began = time.time()
+    with locked_out(stage):
+        stage.run()
+    ((item),) = items()
+    assert item["target"] == {"S": "orders"}
+    assert began - 1 < float(item["told_at"]["N"]) == float(item["since"]["N"]) <= time.time()
+    assert int(item["expires_at"]["N"]) > began + 7 * 86400
+
+
+@pytest.mark.usefixtures("table")
+def test_with_the_mode_off_nothing_is_forgotten(stage: Stage) -> None:
+    with locked_out(stage):
+        stage.run()
+    stage.monkeypatch.setenv("MODE", "off")
+    assert stage.run().emails == []
+    assert kinds() == {"failed 28000"}

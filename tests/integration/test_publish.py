@@ -1,0 +1,117 @@
+"""What the subscribers of the topics get."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+import jsonschema
+import pytest
+from session_reaper.errors import PublishError
+
+from tests.integration.stage import REAPER
+
+if TYPE_CHECKING:
+    from tests.integration.stage import Stage
+
+SCHEMA = json.loads(
+    (Path(__file__).parents[1] / "summaries/custom_notification.schema.json").read_text()
+)
+
+
+def inbox(stage: Stage, name: str) -> tuple[str, str]:
+    """A topic of this name and the URL of a queue that subscribes to it."""
+    topic = stage.aws.sns.create_topic(Name=name)["TopicArn"]
+    url = stage.aws.sqs.create_queue(QueueName=name)["QueueUrl"]
+    queue = stage.aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
+    stage.aws.sns.subscribe(
+        TopicArn=topic, Protocol="sqs", Endpoint=queue["Attributes"]["QueueArn"]
+    )
+    stage.cleanup(lambda: stage.aws.sns.delete_topic(TopicArn=topic))
+    stage.cleanup(lambda: stage.aws.sqs.delete_queue(QueueUrl=url))
+    return topic, url
+
+
+def subjects(url: str) -> list[str]:
+    answer = boto3.client("sqs").receive_message(QueueUrl=url, MaxNumberOfMessages=10)
+    return [json.loads(message["Body"])["Subject"] for message in answer.get("Messages", [])]
+
+
+def test_every_form_of_a_summary_tells_the_same_run(stage: Stage) -> None:
+    leak = stage.session(application_name="api", tcp=True)
+    run = stage.reap()
+    email = run.email
+    assert run.outcomes() == {leak.pid: "terminated"}
+    notification = json.loads(email.chat)
+    jsonschema.validate(notification, SCHEMA)
+    assert run.document["summary"] in notification["content"]["title"]
+    assert "`api@127.0.0.0/24` as `app`" in notification["content"]["description"]
+    assert "api@127.0.0.0/24" in email.body
+    payload = json.loads(email.webhook)
+    assert payload["text"] == email.subject
+    assert "`api@127.0.0.0/24` as `app`" in json.dumps(payload, ensure_ascii=False)
+
+
+def test_subscribers_can_filter_by_severity_status_and_target(stage: Stage) -> None:
+    stage.target()
+    stage.target("closed", port=1, name="closed")
+    stage.session()
+    assert stage.reap().email.attributes == {
+        "severity": "warning",
+        "status": "partial",
+        "targets": '["closed", "orders"]',
+    }
+
+
+def test_a_filter_on_a_target_lets_only_its_news_through(stage: Stage) -> None:
+    url = stage.aws.sqs.create_queue(QueueName="team")["QueueUrl"]
+    stage.cleanup(lambda: stage.aws.sqs.delete_queue(QueueUrl=url))
+    queue = stage.aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
+    subscription = stage.aws.sns.subscribe(
+        TopicArn=stage.aws.topic_arn,
+        Protocol="sqs",
+        Endpoint=queue["Attributes"]["QueueArn"],
+        Attributes={"FilterPolicy": '{"targets": ["orders"]}'},
+        ReturnSubscriptionArn=True,
+    )["SubscriptionArn"]
+    stage.cleanup(lambda: stage.aws.sns.unsubscribe(SubscriptionArn=subscription))
+    stage.target("closed", port=1, name="closed")
+    assert stage.run().emails
+    assert subjects(url) == []
+    stage.target()
+    stage.session()
+    assert stage.reap().emails
+    assert len(subjects(url)) == 1
+
+
+@pytest.fixture
+def pager(stage: Stage) -> str:
+    topic, url = inbox(stage, "pager")
+    stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", topic)
+    return url
+
+
+def test_a_critical_run_goes_to_the_second_topic_too(stage: Stage, pager: str) -> None:
+    stage.target()
+    stage.session()
+    assert stage.reap().emails
+    assert subjects(pager) == []
+    stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 0")
+    stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
+    email = stage.run(seconds=12).email
+    assert email.subject.startswith("CRITICAL: orders: full")
+    assert subjects(pager) == [email.subject]
+
+
+def test_a_second_topic_that_is_gone_keeps_nobody_else_uninformed(stage: Stage) -> None:
+    gone = f"{stage.aws.topic_arn}-gone"
+    stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", gone)
+    stage.target()
+    stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 0")
+    stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
+    with pytest.raises(PublishError, match=gone):
+        stage.run(seconds=12)
+    (email,) = stage.aws.delivered()
+    assert email.subject.startswith("CRITICAL: orders: full")

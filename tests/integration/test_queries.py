@@ -1,0 +1,156 @@
+"""How much of a query is shown, to whom, and by whose leave."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.stage import ACTIVE, LEAK, policy, rule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.integration.conftest import Output
+    from tests.integration.stage import Run, Stage
+
+CANARY = "cAnArY"
+QUERY = f"SELECT '{CANARY}',\n\t4711 -- {CANARY}"
+REDACTED = "SELECT ?, ?"
+
+
+def stack(stage: Stage, *rules: Mapping[str, object], **keys: object) -> None:
+    """The stack's policy; by default it condemns every leak."""
+    text = json.dumps(policy(*rules, **keys))
+    stage.aws.ssm.put_parameter(Name="/reaper/policy", Value=text, Type="String", Overwrite=True)
+    stage.monkeypatch.setenv("POLICY", "ssm:/reaper/policy")
+
+
+def logged(output: Output) -> dict[str, str]:
+    """The lines of a run, the metrics left out, by their message."""
+    lines = output.readouterr().out.splitlines()
+    return {json.loads(line)["message"]: line for line in lines if "_aws" not in line}
+
+
+def mailed(run: Run) -> str:
+    """All that was published."""
+    email = run.email
+    return email.subject + email.body + email.chat + email.webhook
+
+
+@pytest.mark.every_major
+def test_queries_are_redacted_unless_the_policy_says_otherwise(
+    stage: Stage, output: Output
+) -> None:
+    leak = stage.session(LEAK, query=QUERY)
+    stack(stage)
+    run = stage.run()
+    assert run.session(leak)["query"] == REDACTED
+    lines = logged(output)
+    assert set(lines) == {"decision", "outcome", "run"}
+    assert all(REDACTED in line and CANARY not in line for line in lines.values())
+    assert CANARY not in json.dumps(run.document) + mailed(run)
+
+
+@pytest.mark.every_major
+def test_in_full_they_are_in_the_return_value_and_the_log_and_never_in_mail(
+    stage: Stage, output: Output
+) -> None:
+    leak = stage.session(LEAK, query=QUERY)
+    stack(stage, queries="full")
+    run = stage.run()
+    assert run.session(leak)["query"] == QUERY
+    lines = logged(output)
+    assert set(lines) == {"decision", "outcome", "run"}
+    assert all(json.dumps(QUERY)[1:-1] in line for line in lines.values())
+    assert CANARY not in mailed(run)
+    assert REDACTED in mailed(run)
+
+
+def test_a_run_that_only_observes_shows_them_as_well(stage: Stage, output: Output) -> None:
+    leak = stage.session(LEAK, query=QUERY)
+    stack(stage, queries="full", limits={"max_terminations": 1})
+    stage.session(LEAK, query=QUERY)
+    run = stage.run({"mode": "observe"})
+    assert {s["outcome"]: s["query"] for s in run.target()["sessions"]} == {
+        "would_terminate": QUERY,
+        "spared": QUERY,
+    }
+    assert CANARY in logged(output)["decision"]
+    assert CANARY not in mailed(run)
+    assert leak.is_there
+
+
+@pytest.mark.parametrize(
+    ("of_stack", "of_event", "shown"),
+    [
+        ("full", "full", QUERY),
+        ("full", None, REDACTED),
+        ("redacted", "full", REDACTED),
+        (None, "full", REDACTED),
+    ],
+)
+def test_an_event_alone_has_no_query_shown_in_full(
+    stage: Stage, output: Output, of_stack: str | None, of_event: str | None, shown: str
+) -> None:
+    leak = stage.session(LEAK, query=QUERY)
+    stack(stage, **{"queries": of_stack} if of_stack else {})
+    run = stage.run({"policy": policy(**{"queries": of_event} if of_event else {})})
+    assert run.session(leak)["query"] == shown
+    for line in logged(output).values():
+        assert (CANARY in line) == (shown == QUERY)
+
+
+def test_a_recording_is_redacted_whatever_the_policy_says(stage: Stage, output: Output) -> None:
+    stage.session(LEAK, query=QUERY)
+    stack(stage, queries="full")
+    run = stage.run({"record": True})
+    queries = [session["query"] for session in run.document["looks"]["orders"]["sessions"]]
+    assert REDACTED in queries
+    assert CANARY not in json.dumps(run.document)
+    assert CANARY not in output.readouterr().out
+
+
+def test_a_reason_is_redacted_whatever_the_policy_says(stage: Stage) -> None:
+    leak = stage.session(ACTIVE, query=f"SELECT pg_sleep(60), '{CANARY}'")
+    stack(stage, rule(state=ACTIVE, query="pg_sleep", query_for="1ms"), queries="full")
+    session = stage.run().session(leak)
+    assert CANARY in session["query"]
+    assert CANARY not in session["reason"]
+
+
+def test_a_query_that_is_cut_off_by_the_server_is_shown_as_far_as_it_goes(stage: Stage) -> None:
+    query = f"SELECT '{'x' * 3000}'"
+    leak = stage.session(LEAK, query=query)
+    stack(stage, queries="full")
+    shown = stage.run().session(leak)["query"]
+    assert shown == query[:1023]  # track_activity_query_size, less its end
+
+
+# -- which query it was ----------------------------------------------------------------------------
+
+
+@pytest.mark.every_major
+@pytest.mark.majors(14, 18)
+def test_a_query_has_its_id_where_the_server_computes_it(stage: Stage, output: Output) -> None:
+    for role in ("app", "other"):
+        stage.role(role)
+    stage.root.run("ALTER ROLE app SET compute_query_id = on")
+    stage.root.run("ALTER ROLE other SET compute_query_id = off")
+    leak, unknown = stage.session(LEAK), stage.session(LEAK, "other")
+    same = stage.session(LEAK, query="SELECT 2")
+    ((query_id,),) = stage.root.run(
+        "SELECT query_id::text FROM pg_stat_activity WHERE pid = :pid", pid=leak.pid
+    )
+    run = stage.reap()
+    assert run.session(leak)["query_id"] == query_id  # text: JavaScript would round the number
+    assert run.session(same)["query_id"] == query_id  # but for literals it is the same
+    assert "query_id" not in run.session(unknown)
+    assert query_id in logged(output)["run"]
+
+
+@pytest.mark.majors(13, 13)
+def test_a_server_without_ids_of_queries_is_looked_at_without(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    assert "query_id" not in stage.reap().session(leak)

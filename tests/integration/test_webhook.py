@@ -1,0 +1,350 @@
+"""The webhook function against a real HTTPS server that plays Slack."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import ssl
+import time
+import traceback
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from session_reaper.errors import ConfigurationError, ReaperError
+from session_reaper.webhook import lambda_handler
+
+from infra.local.certificates import make_tls
+from tests.integration.stage import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from infra.local.aws import Aws
+    from infra.local.postgres import Tls
+
+PATH = "/services/T0CANARY/B0CANARY/canary"
+OURS = {"text": "orders: 3 sessions terminated", "blocks": [{"type": "divider"}]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """How Slack answers one request; by default as if all were well."""
+
+    status: int = 200
+    said: str = "ok"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    hangs: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slack:
+    """A server and what it was sent."""
+
+    url: str
+    paths: list[str]
+    posts: list[object]
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Silent: a client that does not trust us goes away."""
+
+
+@contextmanager
+def running(tls: Tls, replies: tuple[Reply, ...]) -> Iterator[Slack]:
+    """A Slack that answers with these replies in turn, with the last again and again."""
+    paths: list[str] = []
+    posts: list[object] = []
+    over = Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.headers["Content-Type"] == "application/json"
+            paths.append(self.path)
+            posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            reply = replies[min(len(posts), len(replies)) - 1]
+            if reply.hangs:
+                over.wait()
+                return
+            self.send_response(reply.status)
+            for name, value in reply.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(reply.said.encode())))
+            self.end_headers()
+            self.wfile.write(reply.said.encode())
+
+        def log_message(self, *_: object) -> None:
+            """Silent: it would log the path, and the tests look for that."""
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tls.certificate, tls.key)
+    server = _Server(("127.0.0.1", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield Slack(url=f"https://localhost:{server.server_port}{PATH}", paths=paths, posts=posts)
+    finally:
+        over.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tls:
+    """Of an authority that this system trusts."""
+    made = make_tls(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(made.authority))
+    return made
+
+
+@pytest.fixture
+def store(cloud: Aws, monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
+    def put(secret: object) -> None:
+        cloud.put_secret("webhook", secret)
+        monkeypatch.setenv("WEBHOOK_SECRET", "webhook")
+
+    return put
+
+
+@pytest.fixture
+def slack(tls: Tls, store: Callable[[object], None]) -> Iterator[Callable[..., Slack]]:
+    """Starts a Slack that gives these replies, and stores its URL."""
+    with ExitStack() as stack:
+
+        def start(*replies: Reply) -> Slack:
+            started = stack.enter_context(running(tls, replies or (Reply(),)))
+            store(started.url)
+            return started
+
+        yield start
+
+
+@pytest.fixture(autouse=True)
+def _nothing_says_the_url(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> Iterator[None]:
+    """No log line of the lowest level and no output of any test here."""
+    caplog.set_level(logging.DEBUG)
+    yield
+    output = capfd.readouterr()
+    logged = [caplog.handler.format(record) for record in caplog.get_records("call")]
+    assert "canary" not in "\n".join([*logged, output.out, output.err]).lower()
+
+
+def deliver(
+    message: object = OURS, *, subject: str | None = "a subject", seconds: float = 30
+) -> None:
+    """One invocation, as SNS makes it."""
+    text = message if isinstance(message, str) else json.dumps(message)
+    record = {"EventSource": "aws:sns", "Sns": {"Subject": subject, "Message": text}}
+    lambda_handler({"Records": [record]}, cast("Any", Context(seconds)))
+
+
+def trouble(*, seconds: float = 30) -> str:
+    """What an invocation says that fails, when no traceback says the URL."""
+    with pytest.raises(ReaperError) as raised:
+        deliver(seconds=seconds)
+    assert "canary" not in "".join(traceback.format_exception(raised.value)).lower()
+    return str(raised.value)
+
+
+def test_a_summary_made_for_slack_arrives_as_it_is(slack: Callable[..., Slack]) -> None:
+    here = slack()
+    deliver(OURS)
+    assert (here.posts, here.paths) == ([OURS], [PATH])
+
+
+@pytest.mark.parametrize("secret", ["{url}", " {url}\n", '{{"url": "{url}"}}'])
+def test_the_secret_is_the_url_or_names_it(
+    tls: Tls, store: Callable[[object], None], secret: str
+) -> None:
+    with running(tls, (Reply(),)) as here:
+        store(secret.format(url=here.url))
+        deliver()
+    assert here.posts == [OURS]
+
+
+def test_an_alarm_of_cloudwatch_becomes_text_that_says_what_to_do(
+    slack: Callable[..., Slack],
+) -> None:
+    here = slack()
+    deliver(
+        {
+            "AlarmName": "orders-full",
+            "AlarmDescription": "Slots are used up.\nLook <here>.",
+            "NewStateValue": "ALARM",
+            "NewStateReason": "91.0 >= 85.0",
+            "Trigger": {"MetricName": "SlotsUsed"},
+        }
+    )
+    text = "ALARM: orders-full\nSlots are used up.\nLook &lt;here&gt;.\n91.0 &gt;= 85.0"
+    assert here.posts == [{"text": text}]
+
+
+@pytest.mark.parametrize(
+    ("subject", "message", "text"),
+    [
+        ("Hello", "<!channel> & all", "Hello\n&lt;!channel&gt; &amp; all"),
+        (None, "no subject", "no subject"),
+        ("Cut", "&" * 9000, "Cut\n" + "&amp;" * 2996),
+        (None, '["text"]', '["text"]'),
+        (None, '{"text": 1}', '{"text": 1}'),
+        (None, "[" * 100_000, "[" * 3000),
+    ],
+)
+def test_anything_else_becomes_escaped_text(
+    slack: Callable[..., Slack], subject: str | None, message: str, text: str
+) -> None:
+    here = slack()
+    deliver(message, subject=subject)
+    assert here.posts == [{"text": text}]
+
+
+@pytest.mark.parametrize(
+    "reply", [Reply(status=500), Reply(status=503, said=PATH), Reply(status=429)]
+)
+def test_what_passes_is_waited_for(slack: Callable[..., Slack], reply: Reply) -> None:
+    here = slack(reply, reply, Reply())
+    deliver()
+    assert len(here.posts) == 3
+
+
+def test_slack_says_how_long_to_wait(slack: Callable[..., Slack]) -> None:
+    here = slack(Reply(status=429, headers={"Retry-After": "2"}), Reply())
+    began = time.monotonic()
+    deliver()
+    assert time.monotonic() - began >= 2
+    assert len(here.posts) == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "problem"),
+    [
+        (Reply(status=429, headers={"Retry-After": "3600"}, said="rate_limited"), "429, rate_l"),
+        (Reply(status=500, headers={"Retry-After": "soon"}), "500, ok"),
+        (Reply(hangs=True), "ReadTimeoutError"),
+    ],
+)
+def test_what_does_not_pass_in_time_is_an_error_before_lambda_ends_it(
+    slack: Callable[..., Slack], reply: Reply, problem: str
+) -> None:
+    slack(reply)
+    began = time.monotonic()
+    assert f"did not reach Slack: {problem}" in trouble(seconds=4)
+    assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (403, "action_prohibited"),
+        (404, "no_service"),
+        (410, "channel_is_archived"),
+        (400, "invalid_payload"),
+    ],
+)
+def test_slacks_own_word_is_shown_with_the_remedy(
+    slack: Callable[..., Slack], status: int, said: str
+) -> None:
+    here = slack(Reply(status=status, said=said))
+    assert trouble() == (
+        f"the message did not reach Slack: {status}, {said}. "
+        "If the webhook is gone, store a new one's URL in secret webhook."
+    )
+    assert len(here.posts) == 1
+
+
+@pytest.mark.parametrize("said", [f"<p>{PATH} was not found", "canary", "\0", "x" * 5000, ""])
+def test_what_is_no_word_of_slacks_is_not_shown(slack: Callable[..., Slack], said: str) -> None:
+    slack(Reply(status=404, said=said))
+    assert "404, no reason." in trouble()
+
+
+def test_a_new_webhook_is_used_from_the_next_try_on(
+    slack: Callable[..., Slack], tls: Tls, cloud: Aws
+) -> None:
+    slack(Reply(status=404, said="no_service"))
+    assert "no_service" in trouble()
+    with running(tls, (Reply(),)) as new:
+        cloud.secrets.put_secret_value(SecretId="webhook", SecretString=new.url)
+        deliver()
+    assert new.posts == [OURS]
+
+
+def test_a_redirect_is_not_followed(slack: Callable[..., Slack], tls: Tls) -> None:
+    with running(tls, (Reply(),)) as elsewhere:
+        slack(Reply(status=307, headers={"Location": elsewhere.url}))
+        assert "307, ok" in trouble()
+    assert elsewhere.posts == []
+
+
+def test_a_server_that_the_system_does_not_trust_is_told_nothing(
+    slack: Callable[..., Slack], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = slack()
+    (tmp_path / "other").mkdir()
+    monkeypatch.setenv("SSL_CERT_FILE", str(make_tls(tmp_path / "other").authority))
+    assert "SSLError" in trouble(seconds=4)
+    assert here.posts == []
+
+
+def test_nobody_listening_is_an_error_that_names_no_url(store: Callable[[object], None]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    store(f"https://localhost:{port}{PATH}")
+    assert "NewConnectionError" in trouble(seconds=4)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        f"http://hooks.slack.com{PATH}",
+        f"hooks.slack.com{PATH}",
+        f"https://{PATH}",
+        f"https://hooks.slack.com{PATH} {PATH}",
+        {"uri": f"https://hooks.slack.com{PATH}"},
+        {"url": ["https://canary/canary"]},
+        b"canary",
+        "-",
+    ],
+)
+def test_a_secret_without_an_https_url_is_an_error_that_names_it(
+    store: Callable[[object], None], secret: object
+) -> None:
+    store(secret)
+    assert trouble() == 'secret webhook holds no https URL, as text or as {"url": "…"}'
+
+
+def test_a_host_that_cannot_be_one_is_an_error_that_does_not_show_it(
+    store: Callable[[object], None],
+) -> None:
+    store(f"https://[canary{PATH}")
+    assert "LocationParseError" in trouble(seconds=4)
+
+
+def test_a_secret_that_is_not_there_is_an_error_that_names_it(
+    cloud: Aws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cloud.secrets.list_secrets()["SecretList"] == []
+    monkeypatch.setenv("WEBHOOK_SECRET", "nothing-there")
+    said = trouble()
+    assert said.startswith("secret nothing-there cannot be read: ")
+    assert "ResourceNotFoundException" in said
+    assert "WEBHOOK_SECRET" in said
+
+
+@pytest.mark.parametrize("value", [None, "", " "])
+def test_a_missing_variable_is_named(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WEBHOOK_SECRET", raising=False)
+    if value is not None:
+        monkeypatch.setenv("WEBHOOK_SECRET", value)
+    with pytest.raises(ConfigurationError, match=r"^WEBHOOK_SECRET: is required"):
+        deliver()

@@ -1,0 +1,39 @@
+"""What people read, as it looks: ten situations, each in every form, kept as files to be reviewed.
+
+`python -m tests.summaries` writes them and the pictures of the README anew (`make summaries`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from session_reaper.summary import summarize
+
+from infra.local.showing import as_email, as_slack, as_svg
+from tests.summaries.situations import NOW, PLACE, SITUATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HERE = Path(__file__).parent
+_PICTURES = _HERE.parents[1] / "docs" / "pictures"
+_PICTURED = "a-storm-of-300"
+
+
+def files() -> Iterator[tuple[Path, str]]:
+    """Every file that is made of the situations, and what it must hold."""
+    for name, make in SITUATIONS.items():
+        summary = summarize(make(), PLACE, NOW)
+        yield _HERE / f"{name}.email.txt", f"Subject: {summary.subject}\n\n{summary.email}"
+        yield _HERE / f"{name}.slack.json", _indented(summary.notification)
+        yield _HERE / f"{name}.webhook.json", _indented(summary.webhook)
+        if name == _PICTURED:
+            email = as_email(summary.subject, summary.email)
+            yield _PICTURES / "email.svg", as_svg(email, "email")
+            yield _PICTURES / "slack.svg", as_svg(as_slack(summary.notification), "slack")
+
+
+def _indented(text: str) -> str:
+    return json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,8 @@
+"""Write the summaries of all situations anew, and the README's pictures."""
+
+from tests.summaries import files
+
+if __name__ == "__main__":
+    for path, text in files():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)

@@ -1,0 +1,244 @@
+"""Ten situations that people are told of. The decisions are the engine's own, on sessions made here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from session_reaper.advice import advice_on_look
+from session_reaper.decide import Verdict, decide
+from session_reaper.errors import BlindError, FullError, TargetError
+from session_reaper.policy import Mode, Policy
+from session_reaper.policy_source import load_policy
+from session_reaper.providers import way_in
+from session_reaper.report import (
+    Failure,
+    Fate,
+    Outcome,
+    Recovery,
+    Report,
+    TargetReport,
+    TargetStatus,
+    failed,
+)
+from session_reaper.sessions import Look, Session, Slots, State, Waiter
+from session_reaper.settings import Place
+
+from tests.builders import a_policy, a_rule, a_session, an_identity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PLACE = Place(
+    region="eu-central-1",
+    function="session-reaper-SessionReaper-Xy12",
+    log_group="session-reaper-LogGroup-Ab34",
+    dashboard="session-reaper-eu-central-1",
+)
+NOW = 1_795_600_000.0  # on 2026-11-25
+RUN_ID = "5f1c0c1e-7a0e-4d7e-9c47-0a3b1d2c4e5f"
+HOST = "orders.c3xample.eu-central-1.rds.amazonaws.com"
+
+
+def _leaks(number: int, first: int = 4000, **overrides: object) -> list[Session]:
+    """Sessions idle in transaction, the first for a quarter of an hour, each a bit shorter."""
+    return [
+        a_session(
+            pid=first + index,
+            **{
+                "client": f"10.0.7.{index % 200 + 1}",
+                "role": "shop",
+                "idle_seconds": 901.2 - index,
+                "query": "SELECT * FROM orders WHERE id = 4711 FOR UPDATE",
+            }
+            | overrides,
+        )
+        for index in range(number)
+    ]
+
+
+def _judged(
+    sessions: Sequence[Session],
+    slots: Slots,
+    outcome: Outcome = Outcome.TERMINATED,
+    policy: Policy | None = None,
+    **overrides: object,
+) -> TargetReport:
+    """What the engine makes of these sessions, and that each condemned one met this outcome."""
+    judgement = decide(sessions, slots, policy or load_policy(""))
+    fates = tuple(
+        Fate(
+            decision=decision,
+            outcome=outcome if decision.verdict is Verdict.CONDEMN else Outcome.SPARED,
+        )
+        for decision in judgement.decisions
+        if decision.verdict is not Verdict.LEAVE
+    )
+    gone = sum(fate.outcome is Outcome.TERMINATED for fate in fates)
+    values: dict[str, object] = {
+        "name": "orders",
+        "slots": slots,
+        "used_after": slots.used - gone,
+        "pressure": judgement.pressure,
+        "fates": fates,
+    }
+    if judgement.breaker:
+        values["status"] = TargetStatus.BREAKER
+        values["error"] = Failure(
+            code="breaker",
+            message=judgement.breaker,
+            hint="If they are leaks, run by hand with a policy whose max_share allows it, or end"
+            " them by hand; if not, mend the rule that condemns them.",
+        )
+    return TargetReport(**values | overrides)  # type: ignore[arg-type] # a table
+
+
+def _quiet(number: int) -> list[TargetReport]:
+    slots = Slots(max=100, reserved=3, used=20)
+    return [TargetReport(name=f"quiet-{n}", slots=slots, used_after=20) for n in range(number)]
+
+
+def _report(*targets: TargetReport, mode: Mode = Mode.ENFORCE) -> Report:
+    return Report(run_id=RUN_ID, mode=mode, targets=targets)
+
+
+def quiet_recovery() -> Report:
+    recovered = TargetReport(
+        name="orders",
+        slots=Slots(max=100, reserved=3, used=31),
+        used_after=31,
+        recovered=(Recovery(kind="failed timeout", seconds=1503.0),),
+    )
+    return _report(recovered, *_quiet(3))
+
+
+def one_leak() -> Report:
+    return _report(_judged(_leaks(1), Slots(max=100, reserved=3, used=44)), *_quiet(3))
+
+
+def a_storm_of_300() -> Report:
+    imports = _leaks(200, application="nightly-import", idle_seconds=400.0)
+    api = _leaks(80, first=5000, application="api", client="10.0.9.17")
+    batch = _leaks(20, first=6000, application="", role="batch", client="2001:db8:7::17")
+    policy = a_policy(limits={"max_terminations": 280})
+    slots = Slots(max=400, reserved=13, used=387)
+    return _report(_judged([*imports, *api, *batch], slots, policy=policy), *_quiet(11))
+
+
+def observe_mode() -> Report:
+    target = _judged(
+        _leaks(12), Slots(max=100, reserved=3, used=97), Outcome.WOULD_TERMINATE, used_after=97
+    )
+    return _report(target, mode=Mode.OBSERVE)
+
+
+def full() -> Report:
+    error = FullError(
+        "53300",
+        f"signing in to {HOST}:5432: remaining connection slots are reserved for roles with the"
+        " SUPERUSER attribute",
+        way_in(HOST, "session_reaper"),
+        limited=False,
+    )
+    return _report(failed(TargetReport(name="orders"), error), *_quiet(1))
+
+
+def blind() -> Report:
+    role = "session_reaper"
+    slots = Slots(max=100, reserved=3, used=88)
+    look = Look(
+        role=role,
+        slots=slots,
+        can_see=False,
+        can_signal=False,
+        untracked=0,
+        reader=False,
+        behind_pooler=False,
+        sessions=(),
+    )
+    advice = tuple(advice_on_look(look))
+    target = TargetReport(name="orders", slots=slots, used_after=88, advice=advice)
+    return _report(failed(target, BlindError(role)))
+
+
+def breaker() -> Report:
+    policy = a_policy(limits={"max_share": "50%"})
+    active = [
+        a_session(pid=pid, state=State.ACTIVE, idle_seconds=0.1, query_seconds=0.1)
+        for pid in range(1, 10)
+    ]
+    slots = Slots(max=100, reserved=3, used=60)
+    return _report(_judged([*_leaks(51), *active], slots, policy=policy))
+
+
+def half_the_fleet_unreachable() -> Report:
+    names = ("billing", "catalog", "customers", "invoices", "orders", "payments")
+    unreached = [
+        failed(
+            TargetReport(name=name),
+            TargetError(
+                "timeout",
+                f"connecting to {HOST.replace('orders', name)}:5432: timed out",
+                "Check that the function's security group reaches the server's port.",
+            ),
+        )
+        for name in names
+    ]
+    return _report(
+        *unreached,
+        _judged(_leaks(2), Slots(max=100, reserved=3, used=44), name="stock"),
+        *_quiet(5),
+    )
+
+
+def a_wedged_session() -> Report:
+    identity = an_identity(pid=811, state=State.ACTIVE)
+    session = a_session(
+        identity=identity,
+        application="report-export",
+        role="reporting",
+        client="10.0.12.5",
+        query="SELECT * FROM invoices WHERE year = 2026",
+        idle_seconds=5407.0,
+        transaction_seconds=5407.1,
+        query_seconds=5407.0,
+        waiting_for_client=True,
+    )
+    return _report(
+        _judged([replace(session)], Slots(max=100, reserved=3, used=44), Outcome.LINGERING)
+    )
+
+
+def a_blocker_with_its_waiters() -> Report:
+    waiters = tuple(
+        Waiter(pid=900 + n, role="shop", application="api", seconds=61.0 - n) for n in range(7)
+    )
+    rule = a_rule("blockers", state=["idle in transaction"], blocks=1, blocks_for="30s")
+    (blocker,) = _leaks(
+        1,
+        application="psql",
+        role="alice",
+        client=None,
+        idle_seconds=95.0,
+        query="UPDATE stock SET amount = amount - 1 WHERE id = 42",
+        waiters=waiters,
+    )
+    policy = a_policy(rule)
+    return _report(_judged([blocker], Slots(max=100, reserved=3, used=44), policy=policy))
+
+
+SITUATIONS = {
+    make.__name__.replace("_", "-"): make
+    for make in (
+        quiet_recovery,
+        one_leak,
+        a_storm_of_300,
+        observe_mode,
+        full,
+        blind,
+        breaker,
+        half_the_fleet_unreachable,
+        a_wedged_session,
+        a_blocker_with_its_waiters,
+    )
+}

@@ -1,0 +1,358 @@
+"""Advice is given when its evidence is there, and only then."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from session_reaper import advice
+from session_reaper.advice import (
+    HELD_BY_ACTIVE,
+    HELD_BY_INACTIVE,
+    OLD_PREPARED,
+    advice_on_databases,
+    advice_on_preflight,
+    advice_on_timeouts,
+    in_order,
+    missing_timeouts,
+    not_applied,
+)
+from session_reaper.errors import TargetError
+from session_reaper.preflight import IdleSessions, Preflight, Prepared, ReplicationSlot, Timeout
+from session_reaper.providers import Provider
+from session_reaper.report import Advice, Fate, Outcome, RoleSetting
+from session_reaper.sessions import State
+from session_reaper.targets import Secret, SslMode, Target, read_targets
+
+from tests.builders import a_fate, a_secret, some_fates, some_slots
+
+IN_TRANSACTION = "idle_in_transaction_session_timeout"
+REMEDIES = {
+    "set-idle-in-transaction-timeout": IN_TRANSACTION,
+    "set-idle-session-timeout": "idle_session_timeout",
+    "set-transaction-timeout": "transaction_timeout",
+}
+
+
+def a_timeout(
+    value: str | None = "0",
+    name: str = IN_TRANSACTION,
+    role: str | None = None,
+    database: str | None = None,
+) -> Timeout:
+    return Timeout(role=role, database=database, name=name, value=value)
+
+
+def a_preflight(*timeouts: Timeout, **overrides: object) -> Preflight:
+    """A server of which nothing is to be said."""
+    values = {
+        "version": "18.1",
+        "major": 18,
+        "provider": Provider.VANILLA,
+        "tls": None,
+        "role": "reaper",
+        "superuser": False,
+        "connection_limit": None,
+        "granted_reserved": True,
+        "reserved_slots": 2,
+        "soon": "2026-02-14T09:00:00Z",
+        "databases": ("orders",),
+        "timeouts": timeouts,
+        "idle": (),
+        "prepared": (),
+        "replication_slots": (),
+    }
+    return Preflight(**values | overrides)  # type: ignore[arg-type] # a table of defaults
+
+
+def a_target(sslmode: SslMode = SslMode.VERIFY_FULL, sslrootcert: str | None = None) -> Target:
+    (target,) = read_targets(
+        Secret(name="orders", arn="arn", text=a_secret()), list, whole_clusters=False
+    )
+    return replace(target, sslmode=sslmode, sslrootcert=sslrootcert)
+
+
+def advised(found: Preflight, *fates: Fate, target: Target | None = None) -> dict[str, Advice]:
+    given = advice_on_preflight(target or a_target(), found, some_slots(), fates)
+    return {each.code: each for each in given}
+
+
+def test_a_server_that_lacks_nothing_gets_no_advice() -> None:
+    assert advised(a_preflight()) == {}
+
+
+# -- timeouts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        (State.IDLE_IN_TRANSACTION, "set-idle-in-transaction-timeout"),
+        (State.IDLE_IN_TRANSACTION_ABORTED, "set-idle-in-transaction-timeout"),
+        (State.IDLE, "set-idle-session-timeout"),
+        (State.ACTIVE, "set-transaction-timeout"),
+        (State.FASTPATH, None),
+    ],
+)
+def test_each_timeout_is_for_the_state_that_it_ends(state: State, code: str | None) -> None:
+    found = a_preflight(*(a_timeout(name=name) for name in REMEDIES.values()))
+    missing = missing_timeouts([a_fate(state=state)], found)
+    assert [setting.code for setting in missing] == ([code] if code else [])
+
+
+@pytest.mark.parametrize("state", [State.IDLE_IN_TRANSACTION, State.IDLE, State.ACTIVE])
+def test_a_timeout_that_the_server_does_not_have_is_not_advised(state: State) -> None:
+    """PostgreSQL 13 has no idle_session_timeout, nor has 16 a transaction_timeout."""
+    assert missing_timeouts([a_fate(state=state)], a_preflight()) == ()
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "sql", "old"),
+    [
+        ((a_timeout(),), 'ALTER ROLE "app"', None),
+        ((a_timeout("5min"),), None, None),
+        ((a_timeout(None),), None, None),
+        ((a_timeout(None), a_timeout(database="orders")), 'ALTER ROLE "app"', None),
+        ((a_timeout(None), a_timeout(database="other")), None, None),
+        ((a_timeout(), a_timeout("1h", database="orders")), None, None),
+        ((a_timeout(), a_timeout("1h", database="other")), 'ALTER ROLE "app"', None),
+        ((a_timeout(), a_timeout("1h", role="app")), None, None),
+        ((a_timeout(), a_timeout("1h", role="other")), 'ALTER ROLE "app"', None),
+        ((a_timeout("1h"), a_timeout("0min", role="app")), 'ALTER ROLE "app"', "0min"),
+        (
+            (a_timeout(role="app"), a_timeout("1h", role="app", database="orders")),
+            None,
+            None,
+        ),
+        (
+            (a_timeout("1h", role="app"), a_timeout("00", role="app", database="orders")),
+            'ALTER ROLE "app" IN DATABASE "orders"',
+            "00",
+        ),
+        ((a_timeout(), a_timeout("1h", name="idle_session_timeout")), 'ALTER ROLE "app"', None),
+    ],
+)
+def test_what_is_set_most_narrowly_is_in_effect(
+    timeouts: tuple[Timeout, ...], sql: str | None, old: str | None
+) -> None:
+    missing = missing_timeouts([a_fate()], a_preflight(*timeouts))
+    expected = [(f"{sql} SET {IN_TRANSACTION} = '10min';", old)] if sql else []
+    assert [(setting.sql, setting.old) for setting in missing] == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "off"),
+    [
+        *[(value, True) for value in ("0", "00", "0ms", "0 min", "0.0s", "0h", "0d", "0us")],
+        *[(value, False) for value in ("1", "10", "10min", "100ms", "0.5h", "1d", None)],
+    ],
+)
+def test_zero_is_off_in_every_unit(value: str | None, *, off: bool) -> None:
+    assert a_timeout(value).is_off is off
+
+
+def test_a_session_that_escaped_is_no_evidence() -> None:
+    assert missing_timeouts([a_fate(Outcome.ESCAPED)], a_preflight(a_timeout())) == ()
+
+
+@pytest.mark.parametrize("outcome", [o for o in Outcome if o is not Outcome.ESCAPED])
+def test_a_session_that_was_condemned_is_evidence_whatever_became_of_it(outcome: Outcome) -> None:
+    assert missing_timeouts([a_fate(outcome)], a_preflight(a_timeout()))
+
+
+def test_each_role_is_named_once_and_who_leaks_most_first() -> None:
+    fates = (a_fate(role="a"), *some_fates(3, Outcome.TERMINATED, role="b"))
+    (given,) = advice_on_timeouts(missing_timeouts(fates, a_preflight(a_timeout())))
+    assert given.code == "set-idle-in-transaction-timeout"
+    assert "without idle_in_transaction_session_timeout: b, a." in given.message
+    assert "new sessions only" in given.message
+    assert given.sql == (
+        f"ALTER ROLE \"b\" SET {IN_TRANSACTION} = '10min';"
+        f" ALTER ROLE \"a\" SET {IN_TRANSACTION} = '10min';"
+    )
+
+
+def test_who_sets_idle_session_timeout_is_warned_of_pools() -> None:
+    found = a_preflight(a_timeout(name="idle_session_timeout"))
+    (given,) = advice_on_timeouts(missing_timeouts([a_fate(state=State.IDLE)], found))
+    assert "A pool must be able to connect again" in given.message
+
+
+def test_the_databases_without_a_timeout_are_named_but_not_where_it_is_unknown() -> None:
+    found = a_preflight(
+        a_timeout(None),
+        a_timeout("5min", database="a"),
+        a_timeout(database='b"c'),
+        a_timeout("1h", role="app", database="orders"),
+        databases=("a", 'b"c', "orders"),
+    )
+    (given,) = advice_on_databases(found)
+    assert given.sql == f'ALTER DATABASE "b""c" SET {IN_TRANSACTION} = \'10min\';'
+
+
+def a_setting() -> RoleSetting:
+    (setting,) = missing_timeouts([a_fate()], a_preflight(a_timeout()))
+    return setting
+
+
+@pytest.mark.parametrize(
+    ("major", "provider", "who", "needs"),
+    [
+        (15, Provider.VANILLA, "a superuser", "need CREATEROLE:"),
+        (16, Provider.RDS, "the master user", "need CREATEROLE and ADMIN OPTION on app:"),
+        (18, Provider.AIVEN, "avnadmin", "need CREATEROLE and ADMIN OPTION on app:"),
+    ],
+)
+def test_who_may_not_set_it_is_told_who_may(
+    major: int, provider: Provider, who: str, needs: str
+) -> None:
+    found = a_preflight(major=major, provider=provider)
+    failure = not_applied(TargetError("42501", "no", "hint"), a_setting(), found, reader=False)
+    assert (failure.code, failure.message) == ("42501", "no")
+    assert f"Run it as {who}: {a_setting().sql}" in failure.hint
+    assert needs in failure.hint
+
+
+def test_another_trouble_keeps_its_own_remedy_except_on_a_replica() -> None:
+    error = TargetError("57014", "slow", "wait")
+    assert not_applied(error, a_setting(), a_preflight(), reader=False).hint == "wait"
+    assert "writer" in not_applied(error, a_setting(), a_preflight(), reader=True).hint
+
+
+# -- a pooler ----------------------------------------------------------------------------------------
+
+
+def held(number: int, application: str = "api", role: str = "app") -> Preflight:
+    return a_preflight(idle=(IdleSessions(application=application, role=role, number=number),))
+
+
+@pytest.mark.parametrize(
+    ("number", "usable", "enough"),
+    [(9, 20, False), (10, 20, True), (10, 40, True), (10, 41, False), (25, 97, True)],
+)
+def test_a_pooler_is_for_ten_idle_sessions_that_are_a_quarter_of_the_slots(
+    number: int, usable: int, *, enough: bool
+) -> None:
+    slots = some_slots(maximum=usable, reserved=0)
+    given = list(advice_on_preflight(a_target(), held(number), slots, ()))
+    assert [each.code for each in given] == (["use-pooler"] if enough else [])
+    assert all(f"api as app held {number} idle" in each.message for each in given)
+    assert all(f"of {usable} slots" in each.message for each in given)
+
+
+def test_idle_sessions_that_the_run_has_ended_count_and_no_others() -> None:
+    ended = some_fates(10, Outcome.TERMINATED, state=State.IDLE)
+    assert "held 30 idle" in advised(held(20), *ended)["use-pooler"].message
+    others = [
+        *some_fates(10, Outcome.SPARED, state=State.IDLE),
+        *some_fates(10, Outcome.TERMINATED),
+    ]
+    assert "use-pooler" not in advised(held(20), *others)
+
+
+def test_a_provider_s_own_pool_is_not_advised_against() -> None:
+    assert "use-pooler" not in advised(held(90, role="rdsproxyadmin"))
+
+
+# -- what holds vacuum back ----------------------------------------------------------------------------
+
+
+def test_a_prepared_transaction_is_old_from_an_hour_on() -> None:
+    young = Prepared(database="young", seconds=OLD_PREPARED - 0.1)
+    assert advised(a_preflight(prepared=(young,))) == {}
+    old = (Prepared(database="b", seconds=7200.0), Prepared(database="a", seconds=OLD_PREPARED))
+    given = advised(a_preflight(prepared=(*old, young)))["end-prepared-transactions"]
+    assert "older than an hour: 2, the oldest 2h, in a, b." in given.message
+    assert "COMMIT PREPARED or ROLLBACK PREPARED" in given.message
+
+
+@pytest.mark.parametrize(
+    ("active", "transactions", "told"),
+    [
+        (False, HELD_BY_INACTIVE - 1, False),
+        (False, HELD_BY_INACTIVE, True),
+        (True, HELD_BY_ACTIVE - 1, False),
+        (True, HELD_BY_ACTIVE, True),
+    ],
+)
+def test_a_replication_slot_is_told_when_it_holds_back_much(
+    transactions: int, *, active: bool, told: bool
+) -> None:
+    slot = ReplicationSlot(name="cdc", active=active, held=transactions)
+    given = advised(a_preflight(replication_slots=(slot,)))
+    assert ("drop-replication-slot" in given) is told
+    if told:
+        word = "active" if active else "inactive"
+        assert f"cdc ({word}) by {transactions:,} " in given["drop-replication-slot"].message
+
+
+def test_only_inactive_replication_slots_are_to_be_dropped() -> None:
+    slots = (
+        ReplicationSlot(name="cdc", active=True, held=HELD_BY_ACTIVE),
+        ReplicationSlot(name="a_1", active=False, held=HELD_BY_INACTIVE),
+        ReplicationSlot(name="b_2", active=False, held=HELD_BY_INACTIVE),
+    )
+    given = advised(a_preflight(replication_slots=slots))["drop-replication-slot"]
+    assert (
+        given.sql
+        == "SELECT pg_drop_replication_slot('a_1'); SELECT pg_drop_replication_slot('b_2');"
+    )
+    given = advised(a_preflight(replication_slots=slots[:1]))["drop-replication-slot"]
+    assert given.sql is None
+
+
+# -- the connection ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sslmode", "sslrootcert", "problem"),
+    [
+        (SslMode.VERIFY_FULL, None, None),
+        (SslMode.DISABLE, None, None),  # told in every report
+        (SslMode.REQUIRE, None, "has no sslrootcert"),
+        (SslMode.REQUIRE, "PEM", "require, by which the certificate may be another host's"),
+        (SslMode.VERIFY_CA, None, "verify-ca, by which the certificate may be another host's"),
+        (SslMode.VERIFY_CA, "PEM", "verify-ca, by which the certificate may be another host's"),
+    ],
+)
+def test_less_than_verify_full_is_told(
+    sslmode: SslMode, sslrootcert: str | None, problem: str | None
+) -> None:
+    given = advised(a_preflight(), target=a_target(sslmode, sslrootcert))
+    assert set(given) == ({"verify-certificate"} if problem else set())
+    assert all(str(problem) in each.message for each in given.values())
+
+
+def test_without_a_reserved_slot_there_is_one_to_be_made() -> None:
+    for found, code in [
+        (a_preflight(reserved_slots=0), "set-reserved-connections"),
+        (a_preflight(granted_reserved=False), "grant-reserved-connections"),
+        (a_preflight(reserved_slots=0, major=15), "add-fallback-secret"),
+    ]:
+        assert set(advised(found)) == {code}
+        assert advised(found, target=replace(a_target(), fallback_secret="x")) == {}  # noqa: S106 -- a name
+
+
+# -- in order ------------------------------------------------------------------------------------------
+
+
+def test_each_advice_comes_once_and_the_most_useful_first() -> None:
+    codes = ["verify-certificate", "use-pooler", "set-idle-in-transaction-timeout", "use-pooler"]
+    given = in_order(Advice(code=code, message="", sql=None) for code in codes)
+    assert [each.code for each in given] == [
+        "set-idle-in-transaction-timeout",
+        "use-pooler",
+        "verify-certificate",
+    ]
+
+
+def test_every_code_has_its_place_and_is_documented() -> None:
+    source = Path(advice.__file__).read_text()
+    codes = {*REMEDIES, *re.findall(r'code="([a-z-]+)"', source)}
+    assert len(codes) > 15
+    document = (Path(__file__).parents[2] / "docs" / "advice.md").read_text()
+    for code in codes:
+        assert in_order([Advice(code=code, message="", sql=None)])
+        assert f"| `{code}` |" in document, code

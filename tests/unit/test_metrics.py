@@ -1,0 +1,262 @@
+"""The lines of CloudWatch's embedded metric format that a run writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from session_reaper.observability import emit_run_metrics, emit_target_metrics
+from session_reaper.policy import Mode
+from session_reaper.report import Fate, Outcome, TargetReport, TargetStatus
+from session_reaper.sessions import State
+
+from tests.builders import (
+    a_decision,
+    a_fate,
+    a_report,
+    a_session,
+    a_target_report,
+    some_fates,
+    some_slots,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from session_reaper.report import Report
+
+TERMINATED = Outcome.TERMINATED
+
+Capture = pytest.CaptureFixture[str]
+
+SEEN = {
+    "states": {State.ACTIVE: 5, State.IDLE: 60, State.IDLE_IN_TRANSACTION: 30, State.FASTPATH: 1},
+    "oldest_idle_in_transaction": 901.2,
+}
+UNREACHED = TargetReport(name="billing", status=TargetStatus.FAILED)
+# What is published of a target in any case; all else costs nothing while it does not happen.
+ALWAYS = {
+    "FailedTargets",
+    "SlotsUsed",
+    "SessionsActive",
+    "SessionsIdle",
+    "SessionsIdleInTransaction",
+    "SessionsIdleInTransactionAborted",
+    "OldestIdleInTransaction",
+}
+
+
+class Line(NamedTuple):
+    dimensions: Mapping[str, str]
+    metrics: Mapping[str, float]
+    units: Mapping[str, str]
+
+
+def written(capture: Capture) -> list[Line]:
+    return [line_of(json.loads(text)) for text in capture.readouterr().out.splitlines()]
+
+
+def line_of(document: dict[str, Any]) -> Line:
+    (directive,) = document["_aws"]["CloudWatchMetrics"]
+    assert directive["Namespace"] == "SessionReaper"
+    (names,) = directive["Dimensions"]
+    units = {metric["Name"]: metric["Unit"] for metric in directive["Metrics"]}
+    values = {name: document[name] for name in units}
+    assert all(len(value) == 1 for value in values.values())
+    return Line(
+        dimensions={name: document[name] for name in names},
+        metrics={name: value for name, (value,) in values.items()},
+        units=units,
+    )
+
+
+def of_target(capture: Capture, *fates: Fate, **overrides: object) -> Line:
+    emit_target_metrics(a_target_report(*fates, **SEEN | overrides))
+    return written(capture)[0]
+
+
+def of_run(capture: Capture, report: Report) -> Line:
+    emit_run_metrics(report, 1.25)
+    (line,) = written(capture)
+    return line
+
+
+def by_rule(fate: Fate, name: str) -> Fate:
+    return replace(fate, decision=a_decision(fate.decision.session, rule=name))
+
+
+# -- a target --------------------------------------------------------------------------------------
+
+
+def test_a_quiet_target_publishes_its_slots_and_its_sessions_and_nothing_else(
+    capsys: Capture,
+) -> None:
+    line = of_target(capsys, used_after=85)
+    assert line.dimensions == {"service": "session-reaper", "target": "orders"}
+    assert line.metrics == {
+        "FailedTargets": 0,
+        "SlotsUsed": pytest.approx(100 * 85 / 97),
+        "SessionsActive": 5,
+        "SessionsIdle": 60,
+        "SessionsIdleInTransaction": 30,
+        "SessionsIdleInTransactionAborted": 0,
+        "OldestIdleInTransaction": 901.2,
+    }
+    assert line.units == dict.fromkeys(ALWAYS, "Count") | {
+        "SlotsUsed": "Percent",
+        "OldestIdleInTransaction": "Seconds",
+    }
+
+
+@pytest.mark.parametrize(
+    ("outcome", "name"),
+    [
+        (TERMINATED, "Terminated"),
+        (Outcome.CANCELLED, "Cancelled"),
+        (Outcome.WOULD_TERMINATE, "WouldTerminate"),
+        (Outcome.ESCAPED, "Escaped"),
+        (Outcome.DENIED, "Denied"),
+        (Outcome.LINGERING, "Lingering"),
+        (Outcome.SPARED, "Spared"),
+    ],
+)
+def test_an_outcome_is_published_only_where_it_happened(
+    capsys: Capture, outcome: Outcome, name: str
+) -> None:
+    line = of_target(capsys, *some_fates(3, outcome))
+    assert set(line.metrics) == ALWAYS | {name}
+    assert line.metrics[name] == 3
+    assert line.units[name] == "Count"
+
+
+@pytest.mark.parametrize("status", TargetStatus)
+def test_a_target_that_was_not_reached_is_counted(capsys: Capture, status: TargetStatus) -> None:
+    reached = status in {TargetStatus.OK, TargetStatus.BREAKER}
+    assert of_target(capsys, status=status).metrics["FailedTargets"] == (not reached)
+
+
+def test_of_a_target_that_nobody_saw_only_that_is_published(capsys: Capture) -> None:
+    emit_target_metrics(UNREACHED)
+    (line,) = written(capsys)
+    assert line.dimensions["target"] == "billing"
+    assert line.metrics == {"FailedTargets": 1}
+
+
+def test_slots_that_nobody_counted_in_the_end_are_not_published(capsys: Capture) -> None:
+    assert set(of_target(capsys, used_after=None).metrics) == ALWAYS - {"SlotsUsed"}
+    assert set(of_target(capsys, slots=some_slots(maximum=3)).metrics) == ALWAYS - {"SlotsUsed"}
+
+
+def test_what_each_rule_terminated_is_a_line_of_its_own(capsys: Capture) -> None:
+    terminated = some_fates(3, TERMINATED)
+    fates = [by_rule(fate, name) for fate, name in zip(terminated, "aba", strict=True)]
+    spared = by_rule(a_fate(Outcome.SPARED), "c")
+    emit_target_metrics(a_target_report(*fates, spared))
+    whole, *rules = written(capsys)
+    assert whole.metrics["Terminated"] == 3
+    here = {"service": "session-reaper", "target": "orders"}
+    assert [(line.dimensions, line.metrics) for line in rules] == [
+        (here | {"rule": "a"}, {"Terminated": 2}),
+        (here | {"rule": "b"}, {"Terminated": 1}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("shop: leaks (old)", "shop: leaks (old)"),
+        ("Aufträge", "Auftr?ge"),
+        ("a\nb\tc\x7f\ud800", "a?b?c??"),
+        ("   ", "?"),
+        ("", "?"),
+        ("x" * 2000, "x" * 250),
+    ],
+)
+def test_a_name_that_cloudwatch_would_drop_is_published_in_another_spelling(
+    capsys: Capture, name: str, published: str
+) -> None:
+    emit_target_metrics(a_target_report(by_rule(a_fate(), name), name=name))
+    whole, rule = written(capsys)
+    assert whole.dimensions["target"] == published
+    assert (rule.dimensions["target"], rule.dimensions["rule"]) == (published, published)
+
+
+# -- a run -----------------------------------------------------------------------------------------
+
+
+def test_a_run_publishes_its_sum_over_all_targets(capsys: Capture) -> None:
+    line = of_run(
+        capsys,
+        a_report(
+            a_target_report(*some_fates(3, TERMINATED), used_after=85),
+            a_target_report(a_fate(TERMINATED), a_fate(Outcome.ESCAPED), used_after=97),
+            a_target_report(used_after=None),
+            UNREACHED,
+        ),
+    )
+    assert line.dimensions == {"service": "session-reaper"}
+    assert line.metrics == {
+        "RunDuration": 1250,
+        "SuccessfulRuns": 1,
+        "FailedTargets": 1,
+        "Terminated": 4,
+        "SlotsUsed": 100,
+    }
+    assert line.units == {
+        "RunDuration": "Milliseconds",
+        "SuccessfulRuns": "Count",
+        "FailedTargets": "Count",
+        "Terminated": "Count",
+        "SlotsUsed": "Percent",
+    }
+
+
+def test_a_run_that_reached_nobody_is_no_success_and_knows_no_slots(capsys: Capture) -> None:
+    line = of_run(capsys, a_report(UNREACHED, UNREACHED))
+    assert line.metrics["SuccessfulRuns"] == 0
+    assert line.metrics["FailedTargets"] == 2
+    assert "SlotsUsed" not in line.metrics
+
+
+@pytest.mark.parametrize("status", [TargetStatus.OK, TargetStatus.BREAKER])
+def test_a_run_that_reached_somebody_is_a_success(capsys: Capture, status: TargetStatus) -> None:
+    report = a_report(UNREACHED, a_target_report(status=status))
+    assert of_run(capsys, report).metrics["SuccessfulRuns"] == 1
+
+
+def test_a_run_in_mode_off_is_a_success_since_nothing_is_dead(capsys: Capture) -> None:
+    assert of_run(capsys, a_report(mode=Mode.OFF)).metrics["SuccessfulRuns"] == 1
+
+
+def test_no_word_of_a_session_is_in_a_metric_but_its_rule(capsys: Capture) -> None:
+    names = dict.fromkeys(("role", "database", "application", "client", "query"), "CANARY")
+    target = a_target_report(Fate(decision=a_decision(a_session(**names)), outcome=TERMINATED))
+    emit_target_metrics(target)
+    emit_run_metrics(a_report(target), 1)
+    assert "CANARY" not in capsys.readouterr().out
+
+
+# -- whose they are --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["session-reaper-blue", "", None])
+def test_metrics_and_log_are_under_the_name_of_the_stack(name: str | None) -> None:
+    """By another process: Powertools reads its variables at import."""
+    code = """
+from session_reaper.observability import emit_run_metrics, logger
+from session_reaper.policy import Mode
+from session_reaper.report import Report
+emit_run_metrics(Report(run_id="4f6c", mode=Mode.OFF, targets=()), 1.0)
+logger.info("run")
+"""
+    given = {} if name is None else {"POWERTOOLS_SERVICE_NAME": name}
+    environment = {"PYTHONPATH": ":".join(filter(None, sys.path)), **given}
+    answer = subprocess.run(  # noqa: S603 -- our own interpreter
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    services = [json.loads(line)["service"] for line in answer.stdout.splitlines()]
+    assert services == [name or "session-reaper"] * 2
