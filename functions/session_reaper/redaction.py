@@ -31,11 +31,15 @@ _DOUBTS = {
     "stray": "\\",  # psql's, or a quote was forgotten before
 }
 _GLUED = re.compile(r"""[0-9A-Za-z_$"'\x80-\U0010ffff]""")  # 'O'Brien'; 1$a$ differs by version
-# Words that are values: a parameter of the application's own, and rows of a dump behind its COPY.
-_SETTING = re.compile(
-    r"""("[^"]*")|(\bset [^;=.]{,99}\.[^;=]{,99}?(?:=|\bto\b))(?:"[^"]*"?|[^";])*""", re.IGNORECASE
+# Words that are values: of a parameter of the application's own; rows of a dump behind its COPY.
+_VALUES = re.compile(
+    r"""
+    ("[^"]*")
+  | (\bset\ [^;=.]{,99}\.[^;=]{,99}?(?:=|\bto\b)) (?:"[^"]*"?|[^";])*
+  | (\bfrom\ stdin\b[^;]*;) .+
+    """,
+    re.VERBOSE | re.IGNORECASE,
 )
-_ROWS = re.compile(r"(\bfrom stdin\b[^;]*;).+", re.IGNORECASE)
 
 
 def redact(query: str, most: int = MAX_LENGTH) -> str:
@@ -45,8 +49,7 @@ def redact(query: str, most: int = MAX_LENGTH) -> str:
     'SELECT * FROM t WHERE a = ? AND b > ?'
     """
     text = " ".join("".join(_kept(query[:_MOST_READ])).split())
-    text = _SETTING.sub(lambda found: found[1] or f"{found[2]} ?", text)
-    text = _ROWS.sub(r"\1 …", text)
+    text = _VALUES.sub(lambda found: found[1] or f"{found[2] or found[3]} ?", text)
     if len(query) > _MOST_READ and not text.endswith("…"):
         text += "…"
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -7,6 +7,7 @@ import re
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
+from rich.rule import Rule
 from rich.text import Text
 
 WIDTH = 80  # columns
@@ -20,7 +21,12 @@ def as_email(subject: str, body: str) -> RenderableType:
     """An email in a plain-text reader; its long links are shown by their beginning."""
     lines = [line if len(line) < WIDTH else f"{line[: WIDTH - 8]}…" for line in body.split("\n")]
     text = Text("\n".join(lines).rstrip(), no_wrap=True)
-    return Panel(text, title=Text(f"Subject: {subject}", "bold"), title_align="left", width=WIDTH)
+    return Panel(
+        Group(Text(subject, "bold"), Rule(style="dim"), text),
+        title=Text("an email from session-reaper", "bold"),
+        title_align="left",
+        width=WIDTH,
+    )
 
 
 def as_slack(notification: str) -> RenderableType:

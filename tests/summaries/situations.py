@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from session_reaper.advice import advice_on_look
+from session_reaper.advice import advice_on_look, advice_on_timeouts
 from session_reaper.decide import Verdict, decide
 from session_reaper.errors import BlindError, FullError, TargetError
 from session_reaper.policy import Mode, Policy
@@ -17,6 +17,7 @@ from session_reaper.report import (
     Outcome,
     Recovery,
     Report,
+    RoleSetting,
     TargetReport,
     TargetStatus,
     failed,
@@ -120,9 +121,18 @@ def a_storm_of_300() -> Report:
     imports = _leaks(200, application="nightly-import", idle_seconds=400.0)
     api = _leaks(80, first=5000, application="api", client="10.0.9.17")
     batch = _leaks(20, first=6000, application="", role="batch", client="2001:db8:7::17")
-    policy = a_policy(limits={"max_terminations": 280})
+    policy = a_policy(limits={"max_terminations": 300})
     slots = Slots(max=400, reserved=13, used=387)
-    return _report(_judged([*imports, *api, *batch], slots, policy=policy), *_quiet(11))
+    code, name = "set-idle-in-transaction-timeout", "idle_in_transaction_session_timeout"
+    timeouts = [
+        RoleSetting(
+            code=code, role=role, sql=f"ALTER ROLE \"{role}\" SET {name} = '10min';", old=None
+        )
+        for role in ("shop", "batch")
+    ]
+    advice = tuple(advice_on_timeouts(timeouts))
+    judged = _judged([*imports, *api, *batch], slots, policy=policy, advice=advice)
+    return _report(judged, *_quiet(11))
 
 
 def observe_mode() -> Report:

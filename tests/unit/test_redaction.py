@@ -135,7 +135,7 @@ def test_a_literal_of_any_form_becomes_one_question_mark(literal: str) -> None:
 
 
 COMMENTED = [
-    "select -- canary",
+    "select 1 -- canary",
     "select -- canary\n1",
     "select --canary\r1",
     "select a--canary\n",
@@ -241,6 +241,9 @@ MISQUOTED = [
     "select * from t where name = 'O'8765 canary'",
     "select * from t where a = 'it's' and b = 'canary'",
     "select * from t where size = 5\" and name = 'canary'",
+    "select * from t where size = x\" and name = 'canary'",
+    'select * from t where size = x" and name = canary',
+    'select * from t where size = x" and name = \'canary\' and "id" = 1',
     'select * from t where size = 5" and name = \'canary\' and "id" = 1',
     r"select * from t where a = x\' and b = canary",
     r"select 1 \gset canary",
@@ -291,8 +294,8 @@ VALUES = [
         "alter role app in database d set my.token to canary",
         "alter role app in database d set my.token to ?",
     ),
-    ("copy t from stdin;\n1\tcanary\n\\.\n", "copy t from stdin; …"),
-    ("COPY t (a) FROM STDIN WITH csv;\ncanary,'x", "COPY t (a) FROM STDIN WITH csv; …"),
+    ("copy t from stdin;\n1\tcanary\n\\.\n", "copy t from stdin; ?"),
+    ("COPY t (a) FROM STDIN WITH csv;\ncanary,'x", "COPY t (a) FROM STDIN WITH csv; ?"),
 ]
 
 
@@ -310,7 +313,7 @@ def test_a_word_that_is_a_value_becomes_a_question_mark(query: str, redacted: st
         "alter table s.t set schema archive",
         "copy s.t (a, b) from stdin",
         "copy s.t to stdout; select a",
-        'select "set a.b = c", d',
+        'select "set a.b = c", "from stdin;", d',
     ],
 )
 def test_a_word_that_is_a_name_stays(query: str) -> None:
@@ -341,6 +344,7 @@ def test_that_not_all_of_it_was_read_is_shown() -> None:
     assert redact(query) == "select ?…"
     assert redact(query, len(query)) == "select ?…"
     assert redact("select '" + "x" * 1992) == "select ?"
+    assert redact(r"select \q" + "x" * 2000) == "select ? …"
 
 
 def test_the_cut_opens_no_literal() -> None:

@@ -1,0 +1,110 @@
+"""Whatever a query holds, nobody reads it: over every output there is."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from session_reaper.report import Outcome, Report, as_document, recordings
+from session_reaper.sessions import Look, State
+from session_reaper.settings import Place
+from session_reaper.summary import summarize
+
+from tests.builders import a_fate, a_report, a_session, a_target_report, some_slots
+from tests.unit.test_redaction import (
+    BACKSLASHED,
+    COMMENTED,
+    CUT_OFF,
+    DOLLARS,
+    LITERALS,
+    MISQUOTED,
+    VALUES,
+    leaks,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PLACE = Place(region="eu-west-1", function="reaper", log_group="/aws/lambda/reaper", dashboard="d")
+CONTROLS = "\0\t\r\x1b\x7f\x85\u200b\u202e\u2028\ufeff"
+MARKUP = "<!channel> <@U1> <http://evil|here> `*b*`"
+QUERIES = [
+    *(f"call f(a, {literal}, b)" for literal in LITERALS),
+    *COMMENTED,
+    *CUT_OFF,
+    *BACKSLASHED,
+    *DOLLARS,
+    *MISQUOTED,
+    *(query for query, _ in VALUES),
+]
+
+
+def outputs(report: Report) -> list[str]:
+    """Every text that a run's report becomes."""
+    return list(_texts(summarize(report, PLACE, 1_768_464_000.0)))
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+        if value.startswith("{"):  # JSON: what a reader of it gets to see
+            yield from _texts(json.loads(value))
+    elif is_dataclass(value):
+        yield from _texts([getattr(value, each.name) for each in fields(value)])
+    elif isinstance(value, dict):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
+
+
+def a_story(**session: Any) -> Report:  # noqa: ANN401 -- a session's fields
+    """A run in which one such session in each state met each outcome, each on its own target."""
+    return a_report(
+        *(
+            a_target_report(a_fate(outcome, state=state, **session), name=f"{state} {outcome}")
+            for state in State
+            for outcome in Outcome
+        )
+    )
+
+
+def a_look(**session: Any) -> Look:  # noqa: ANN401 -- as above
+    return Look(
+        role="reaper",
+        slots=some_slots(),
+        can_see=True,
+        can_signal=True,
+        untracked=0,
+        reader=False,
+        behind_pooler=False,
+        sessions=(a_session(**session),),
+    )
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_no_part_of_a_literal_is_in_any_output(query: str) -> None:
+    report = a_story(query=query)
+    recorded = a_report(a_target_report(recorded=a_look(query=query)))
+    documents = [json.dumps(as_document(report)), json.dumps(recordings(recorded))]
+    found = [text for text in [*documents, *outputs(report)] if leaks(text)]
+    assert not found
+
+
+def test_the_canary_would_be_found() -> None:
+    report = a_story(query="select canary from t")
+    assert leaks(json.dumps(as_document(report)))
+    assert any(map(leaks, outputs(report)))
+
+
+@pytest.mark.parametrize("field", ["application", "role", "database", "query"])
+def test_nothing_from_outside_brings_a_control_character_or_markup_with_it(field: str) -> None:
+    report = a_story(**{field: f"x{CONTROLS}{MARKUP}y"})
+    texts = outputs(report)
+    assert not [text for text in texts if not text.replace("\n", "").isprintable()]
+    chats = [text for text in texts if "&lt;" in text]
+    assert chats or field == "database"  # which no summary names
+    assert not [text for text in chats if re.search(r"<(?!https://)", text)]
