@@ -112,13 +112,15 @@ def network(client: str | None) -> str:
 
 def verdict(report: Report) -> str:
     """Whether it is over, in capitals, and what makes it so."""
-    unreached = [target for target in report.targets if not target.is_reached]
+    refused = [t for t in report.targets if not t.is_reached and t.applied]
+    unreached = [t for t in report.targets if not t.is_reached and not t.applied]
     exhausted = [target for target in report.targets if target.is_critical and target.is_reached]
     breakers = [t for t in report.targets if t.status is TargetStatus.BREAKER]
     ended = " ".join(_ended(report))
     left = [f"{report.count(o)} {o}" for o in _LEFT if report.count(o)]
     open_ends = [
         *([f"{_share(unreached, report)} not reached: {names(unreached)}"] if unreached else []),
+        *([f"settings refused on {names(refused)}"] if refused else []),
         *([f"the breaker held on {names(breakers)}"] if breakers else []),
         *left,
         *([f"every slot is still taken on {names(exhausted)}"] if exhausted else []),

@@ -39,11 +39,14 @@ BEGIN
     ALTER ROLE session_reaper LOGIN INHERIT CONNECTION LIMIT 5;
 
     -- It must never be what it hunts. Its statements take milliseconds and lock nothing, and it
-    -- opens no transaction: so it needs no idle_in_transaction_session_timeout, and one of its own
-    -- would hide the server's from it. (An earlier form of this file set one.)
+    -- opens no transaction, and ends its sessions itself: so it needs no timeouts for idle ones, and
+    -- those of its own would hide the server's from it. (Earlier forms of this file set them.)
     ALTER ROLE session_reaper SET statement_timeout = '10s';
     ALTER ROLE session_reaper SET lock_timeout = '2s';
     ALTER ROLE session_reaper RESET idle_in_transaction_session_timeout;
+    IF version >= 140000 THEN
+        ALTER ROLE session_reaper RESET idle_session_timeout;
+    END IF;
 
     -- It holds a privilege worth stealing: it runs nothing that others put into a schema of theirs.
     ALTER ROLE session_reaper SET search_path = pg_catalog;
@@ -121,11 +124,6 @@ BEGIN
                     USING HINT = 'Run it often enough to come before that, or give the target a'
                         ' fallback_secret with a role that has reserved slots.';
         END;
-    END IF;
-
-    -- A leaked connection of the reaper's own ends by itself.
-    IF version >= 140000 THEN
-        ALTER ROLE session_reaper SET idle_session_timeout = '60s';
     END IF;
 END
 $$;

@@ -15,7 +15,7 @@ from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, REAPER, Run, St
 from tests.integration.wire import Action, Moment, Proxy, Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from session_reaper.preflight import Preflight
@@ -47,16 +47,6 @@ def preflight(stage: Stage) -> Preflight:
         return server.preflight(Deadline(10))
     finally:
         server.close()
-
-
-@pytest.fixture
-def visible(stage: Stage) -> Iterator[None]:
-    """The server's own idle_session_timeout is to be seen: our role has none that hides it."""
-    if stage.server.major >= 14:
-        stage.root.run(f"ALTER ROLE {REAPER} RESET idle_session_timeout")
-    yield
-    if stage.server.major >= 14:
-        stage.root.run(f"ALTER ROLE {REAPER} SET idle_session_timeout = '60s'")
 
 
 def test_a_quiet_run_asks_nothing_more_and_advises_nothing_more(stage: Stage) -> None:
@@ -107,6 +97,7 @@ def test_the_statement_works_whatever_the_role_is_called(stage: Stage, name: str
             False,
         ),
         (["ALTER DATABASE postgres SET idle_in_transaction_session_timeout = '1min'"], False),
+        (["ALTER DATABASE template1 SET idle_in_transaction_session_timeout = '1min'"], True),
         (["ALTER ROLE ALL SET idle_in_transaction_session_timeout = '1min'"], False),
         (["ALTER ROLE session_reaper SET idle_in_transaction_session_timeout = '1min'"], False),
         (
@@ -138,7 +129,6 @@ def test_it_is_advised_only_where_it_is_known_to_be_off(
 
 
 @pytest.mark.majors(14, 99)
-@pytest.mark.usefixtures("visible")
 def test_a_role_that_leaves_idle_sessions_gets_the_timeout_that_ends_them(stage: Stage) -> None:
     stage.session(IDLE)
     sql = sql_by_code(stage.reap(rule(state=IDLE)))["set-idle-session-timeout"]
@@ -151,6 +141,7 @@ def test_a_role_that_leaves_idle_sessions_gets_the_timeout_that_ends_them(stage:
 @pytest.mark.majors(14, 99)
 def test_what_a_setting_of_our_own_hides_is_not_advised(stage: Stage) -> None:
     stage.root.run(f"ALTER ROLE {REAPER} SET idle_session_timeout = '60s'")
+    stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} RESET idle_session_timeout")
     stage.session(IDLE)
     assert "set-idle-session-timeout" not in sql_by_code(stage.reap(rule(state=IDLE)))
 
@@ -190,6 +181,12 @@ def test_an_application_that_holds_many_idle_sessions_is_told_with_their_number(
     idle[1].close()
     stage.session(LEAK)
     assert "use-pooler" not in sql_by_code(stage.reap())
+
+
+def test_sessions_in_a_transaction_are_none_that_a_pooler_would_save(stage: Stage) -> None:
+    stage.sessions(20, LEAK, role="web", application_name="checkout")
+    run = stage.run({"mode": "observe", "policy": policy()})
+    assert "use-pooler" not in sql_by_code(run)
 
 
 def test_idle_sessions_that_this_run_ends_are_counted_as_well(stage: Stage) -> None:
@@ -277,6 +274,7 @@ def test_a_server_that_does_not_answer_any_more_does_not_change_what_was_done(
         stage.target(port=proxy.port)
         run = stage.reap(seconds=12.0)
     assert proxy.seen.count(Moment.LOOK) == 2
+    assert action is Action.DRIP or run.seconds < 6  # it is given three of twelve
     assert run.target()["status"] == "ok"
     assert run.outcomes() == {leak.pid: "terminated"}
     assert set(sql_by_code(run)) == {"encrypt-connection"}

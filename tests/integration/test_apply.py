@@ -186,8 +186,6 @@ def test_several_codes_are_applied_each_to_whom_it_helps(stage: Stage, may_alter
     stage.session(ACTIVE, role="web")
     may_alter("app")
     may_alter("web")
-    stage.root.run(f"ALTER ROLE {REAPER} RESET idle_session_timeout")
-    stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} SET idle_session_timeout = '60s'")
     stage.session(IDLE, role="app")
     every = rule(state=[LEAK, IDLE, ACTIVE])
     run = apply(stage, CODE, "set-idle-session-timeout", "set-transaction-timeout", rules=[every])

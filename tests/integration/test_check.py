@@ -107,6 +107,30 @@ def test_the_timeouts_of_the_server_each_role_and_each_database_are_told(stage: 
     assert "work_mem" not in {name for _, _, name in told}
 
 
+def test_what_is_set_for_all_roles_is_told_as_the_server_s_own(
+    own_server: Callable[..., Stage],
+) -> None:
+    stage = own_server()
+    stage.root.run("ALTER ROLE ALL SET idle_in_transaction_session_timeout = '1min'")
+    timeouts = found(check(stage))["timeouts"]
+    assert [
+        (timeout["role"], timeout["database"], timeout["value"])
+        for timeout in timeouts
+        if timeout["name"] == "idle_in_transaction_session_timeout"
+    ] == [(None, None, "60000ms")]
+
+
+def test_what_our_connection_sets_is_not_told_as_the_server_s_own(stage: Stage) -> None:
+    stage.role("bare", "IN ROLE pg_read_all_stats")
+    stage.target(username="bare")
+    told = {
+        timeout["name"]: timeout["value"]
+        for timeout in found(check(stage))["timeouts"]
+        if timeout["role"] is None
+    }
+    assert told["statement_timeout"] is None
+
+
 def test_a_database_in_which_nothing_ends_a_leak_is_told_with_the_sql(stage: Stage) -> None:
     stage.database('odd "name"')
     run = check(stage)

@@ -706,7 +706,7 @@ def test_a_server_that_ends_idle_sessions_does_not_end_ours_between_two_looks(
 ) -> None:
     leak = stage.session(LEAK)
     stage.root.run("ALTER ROLE session_reaper SET idle_session_timeout = '100ms'")
-    stage.cleanup(stage.root.run, "ALTER ROLE session_reaper SET idle_session_timeout = '60s'")
+    stage.cleanup(stage.root.run, "ALTER ROLE session_reaper RESET idle_session_timeout")
     run = stage.reap(a_rule({}, confirm_after="400ms"))
     assert run.outcomes() == {leak.pid: "terminated"}
 
