@@ -148,7 +148,7 @@ def advice_on_databases(found: Preflight) -> Iterator[Advice]:
             code=_IDLE_TIMEOUT_CODE,
             message=f"No {_IDLE_TIMEOUT} for the databases {', '.join(off)}: PostgreSQL itself"
             " can end leaks, also where this function does not run.",
-            sql=" ".join(
+            sql="\n".join(
                 f"ALTER DATABASE {quoted(name)} SET {_IDLE_TIMEOUT} = '10min';" for name in off
             ),
         )
@@ -260,7 +260,7 @@ def _replication_slots(found: Preflight) -> Iterator[Advice]:
             code="drop-replication-slot",
             message=f"Replication slots hold vacuum back: {said}. Drop an inactive one only if nobody"
             " needs it any more; of an active one the consumer is behind.",
-            sql=" ".join(drops) or None,
+            sql="\n".join(drops) or None,
         )
 
 
@@ -347,10 +347,10 @@ def advice_on_timeouts(missing: Collection[RoleSetting]) -> Iterator[Advice]:
             roles = ", ".join(dict.fromkeys(setting.role for setting in settings))
             yield Advice(
                 code=code,
-                message=f"Sessions {remedy.doing} were condemned of roles without"
-                f" {remedy.setting}: {roles}. With it PostgreSQL itself ends them, new sessions"
+                message=f"Roles that leak sessions {remedy.doing}, without {remedy.setting}:"
+                f" {roles}. With it PostgreSQL itself ends such sessions; it holds for new sessions"
                 f" only.{remedy.warning}",
-                sql=" ".join(setting.sql for setting in settings),
+                sql="\n".join(setting.sql for setting in settings),
             )
 
 

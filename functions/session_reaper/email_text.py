@@ -174,8 +174,9 @@ def _advice(target: TargetReport) -> Iterator[str]:
     yield from _wrapped(f"ADVICE on {clean(target.name, 80)} (no haste)")
     for advice in target.advice[:most]:
         yield from _wrapped(advice.message, "- ", "  ")
-        if advice.sql:  # in one piece, to be copied: a name in it may hold spaces
-            yield f"    {clean(advice.sql, _LONGEST)}"
+        # Each statement in one piece, to be copied: a name in it may hold spaces.
+        for statement in (advice.sql or "").splitlines():
+            yield f"    {clean(statement, _LONGEST)}"
     more = len(target.advice) - most
     if more > 0:
         yield f"- and {more} more: the run's report has them."

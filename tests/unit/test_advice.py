@@ -170,7 +170,7 @@ def test_each_role_is_named_once_and_who_leaks_most_first() -> None:
     assert "new sessions only" in given.message
     assert given.sql == (
         f"ALTER ROLE \"b\" SET {IN_TRANSACTION} = '10min';"
-        f" ALTER ROLE \"a\" SET {IN_TRANSACTION} = '10min';"
+        f"\nALTER ROLE \"a\" SET {IN_TRANSACTION} = '10min';"
     )
 
 
@@ -297,7 +297,7 @@ def test_only_inactive_replication_slots_are_to_be_dropped() -> None:
     given = advised(a_preflight(replication_slots=slots))["drop-replication-slot"]
     assert (
         given.sql
-        == "SELECT pg_drop_replication_slot('a_1'); SELECT pg_drop_replication_slot('b_2');"
+        == "SELECT pg_drop_replication_slot('a_1');\nSELECT pg_drop_replication_slot('b_2');"
     )
     given = advised(a_preflight(replication_slots=slots[:1]))["drop-replication-slot"]
     assert given.sql is None
