@@ -12,6 +12,7 @@ from itertools import chain, islice
 from urllib.parse import quote
 
 from session_reaper.decide import Decision
+from session_reaper.policy import Action, Mode
 from session_reaper.redaction import redact
 from session_reaper.report import (
     Fate,
@@ -26,7 +27,6 @@ from session_reaper.settings import Place
 
 MOST_STEPS = 5
 _ORDER = [*(outcome for outcome in Outcome if outcome is not Outcome.ESCAPED), Outcome.ESCAPED]
-_LEFT = (Outcome.LINGERING, Outcome.DENIED)
 _MOST_NAMES = 5
 
 
@@ -56,7 +56,7 @@ class Group:
 class Trouble:
     """What several targets suffer from alike."""
 
-    names: str
+    targets: Sequence[TargetReport]
     what: str
     message: str
     hint: str
@@ -112,31 +112,58 @@ def network(client: str | None) -> str:
 
 def verdict(report: Report) -> str:
     """Whether it is over, in capitals, and what makes it so."""
-    refused = [t for t in report.targets if not t.is_reached and t.applied]
-    unreached = [t for t in report.targets if not t.is_reached and not t.applied]
-    exhausted = [target for target in report.targets if target.is_critical and target.is_reached]
-    breakers = [t for t in report.targets if t.status is TargetStatus.BREAKER]
+    open_ends = "; ".join(_open_ends(report))
     ended = " ".join(_ended(report))
-    left = [f"{report.count(o)} {o}" for o in _LEFT if report.count(o)]
-    open_ends = [
-        *([f"{_share(unreached, report)} not reached: {names(unreached)}"] if unreached else []),
-        *([f"settings refused on {names(refused)}"] if refused else []),
-        *([f"the breaker held on {names(breakers)}"] if breakers else []),
-        *left,
-        *([f"every slot is still taken on {names(exhausted)}"] if exhausted else []),
-    ]
-    if open_ends:
-        return f"NOT OVER: {'; '.join(open_ends)}. {ended}".rstrip()
-    if any(target.checked or target.recorded for target in report.targets):
-        return "CHECK ONLY: nothing was touched."
-    if any(target.applied is not None for target in report.targets):
-        return "SETTINGS ONLY: no session was touched."
-    if report.count(Outcome.SPARED):
-        return f"PARTLY: {report.count(Outcome.SPARED)} spared. {ended}".rstrip()
-    if ended:
-        return f"{'OBSERVED ONLY' if report.count(Outcome.WOULD_TERMINATE) else 'OVER'}: {ended}"
+    spared = report.count(Outcome.SPARED)
     recovered = [target for target in report.targets if target.recovered]
-    return f"OVER: {names(recovered)} recovered." if recovered else "QUIET: nothing had to be done."
+    asked = any(target.checked or target.recorded for target in report.targets)
+    applied = any(target.applied is not None for target in report.targets)
+    observed = report.mode is Mode.OBSERVE and any(target.fates for target in report.targets)
+    candidates = (
+        (report.mode is Mode.OFF, "OFF: no target was looked at."),
+        (open_ends, f"NOT OVER: {open_ends}. {ended}"),
+        (asked, "CHECK ONLY: nothing was touched."),
+        (applied, "SETTINGS ONLY: no session was touched."),
+        (observed, f"OBSERVED ONLY: {ended or 'nothing was touched.'}"),
+        (spared, f"PARTLY: {spared} spared. {ended}"),
+        (ended, f"OVER: {ended}"),
+        (recovered, f"OVER: {names(recovered)} recovered."),
+        (True, "QUIET: nothing had to be done."),
+    )
+    return next(said for holds, said in candidates if holds).rstrip()
+
+
+def _open_ends(report: Report) -> Iterator[str]:
+    """Each reason why it is not over."""
+    left: dict[str, list[TargetReport]] = defaultdict(list)
+    for target in report.targets:
+        for what in _left(target):
+            left[what].append(target)
+    for what, targets in left.items():
+        of_all = f"{len(targets)} of {_number(len(report.targets), 'target')} "
+        yield f"{of_all if what == _UNREACHED else ''}{what} {names(targets)}"
+    for outcome in (Outcome.LINGERING, Outcome.DENIED):
+        if report.count(outcome) and report.mode is Mode.ENFORCE:
+            yield f"{report.count(outcome)} {outcome}"
+
+
+_UNREACHED = "not reached:"
+
+
+def _left(target: TargetReport) -> Iterator[str]:
+    """What is left to be done on one target."""
+    if target.status is TargetStatus.BLIND:
+        yield "blind on"
+    elif target.status is TargetStatus.BREAKER:
+        yield "the breaker held on"
+    elif not target.is_reached and target.slots is None:
+        yield _UNREACHED
+    elif not target.is_reached:
+        yield "settings refused on" if target.applied else "not finished on"
+    if target.share_used >= 1:
+        yield "every slot is still taken on"
+    if target.fallback_secret is not None:
+        yield "in by the fallback secret only on"
 
 
 def _ended(report: Report) -> Iterator[str]:
@@ -149,15 +176,11 @@ def _ended(report: Report) -> Iterator[str]:
         yield f"In mode enforce {would} would be terminated; nothing was touched."
 
 
-def _share(targets: Sequence[TargetReport], report: Report) -> str:
-    return f"{len(targets)} of {_number(len(report.targets), 'target')}"
-
-
 def names(targets: Sequence[TargetReport]) -> str:
     """The first names, and how many more."""
-    shown = ", ".join(clean(target.name, 80) for target in targets[:_MOST_NAMES])
+    shown = ", ".join(clean(target.name, 40) for target in targets[:_MOST_NAMES])
     more = len(targets) - _MOST_NAMES
-    return f"{shown} and {more} more" if more > 0 else shown
+    return f"{quoted(shown)} and {more} more" if more > 0 else quoted(shown)
 
 
 def _number(number: int, what: str) -> str:
@@ -175,7 +198,7 @@ def troubles(targets: Iterable[TargetReport]) -> Sequence[Trouble]:
             alike[target.status, target.error.code, target.error.hint].append(target)
     return [
         Trouble(
-            names=names(members),
+            targets=members,
             what=f"{status} ({code})",
             message=clean(members[0].error.message) if members[0].error else "",
             hint=clean(hint, 1200),
@@ -187,39 +210,55 @@ def troubles(targets: Iterable[TargetReport]) -> Sequence[Trouble]:
 def steps(report: Report) -> Sequence[str]:
     """What the reader is to do, the most urgent first."""
     shown, _ = report.told_apart()
-    mending = (f"{trouble.names}: {trouble.hint}" for trouble in troubles(shown))
-    others = (f"{clean(t.name, 80)}: {step}" for t in shown for step in _steps(t))
-    return list(islice(chain(mending, others), MOST_STEPS))
+    exhausted = [target for target in shown if target.share_used >= 1]
+    shutting = [f"{names(exhausted)}: {_SHUT_OUT}"] if exhausted else []
+    mending = (f"{names(trouble.targets)}: {trouble.hint}" for trouble in troubles(shown))
+    others = (f"{names([target])}: {step}" for target in shown for step in _steps(target, report))
+    return list(islice(chain(shutting, mending, others), MOST_STEPS))
 
 
-def _steps(target: TargetReport) -> Iterator[str]:
+_SHUT_OUT = (
+    "applications get no slot. See who holds them: SELECT usename, application_name, state, count(*)"
+    " FROM pg_stat_activity GROUP BY 1, 2, 3; then give their pools a limit, or the policy a rule."
+)
+
+
+def _steps(target: TargetReport, report: Report) -> Iterator[str]:
     if target.applied is not None:  # who leaks was only asked for the settings' sake
         return
-    if target.is_critical and target.is_reached and not target.fates:
+    if target.fallback_secret is not None:
+        yield "our own role finds no slot: reserve some for it, as the advice says."
+    of: dict[Outcome, list[Group]] = defaultdict(list)
+    for group in groups(target.fates):
+        of[group.outcome].append(group)
+    if any(_is_cancel(group) for group in of[Outcome.LINGERING]):
         yield (
-            "every slot is taken by sessions that the policy leaves alone: look who holds them"
-            " (SELECT usename, application_name, state, count(*) FROM pg_stat_activity GROUP BY"
-            " 1, 2, 3), and give the pools a limit or the policy a rule."
+            "a query goes on in spite of its cancel: give the rule escalate_after, or end the"
+            " session by hand with pg_terminate_backend."
         )
-    found = groups(target.fates)
-    of = {outcome: [g for g in found if g.outcome is outcome] for outcome in Outcome}
-    if of[Outcome.LINGERING]:
+    elif of[Outcome.LINGERING]:
         yield (
-            "a lingering session has its signal, and ends as soon as the server comes to it; if it"
-            " is there in the next run, too, only a restart of the server or of its client helps."
+            "a lingering session was signalled, and ends when the server comes to it; if it is"
+            " there in the next run, too, end its client, or restart the server."
         )
     if of[Outcome.DENIED]:
-        yield "our role may not end some of these sessions: the advice below says what to grant."
+        yield "our role may not end some of these sessions: the advice says what to grant."
     if of[Outcome.WOULD_TERMINATE]:
         yield (
             "are these leaks? Then set Mode to enforce. Are they not? Then protect them in the"
             " policy."
         )
-    if of[Outcome.SPARED] and target.status is TargetStatus.OK:
-        yield "the next run goes on with those who were spared; raise the limits if that is too slow."
     ended = [*of[Outcome.TERMINATED], *of[Outcome.CANCELLED], *of[Outcome.WOULD_TERMINATE]]
     if ended:
         yield _search(max(ended, key=lambda group: group.count))
+    going_on = target.status is TargetStatus.OK and report.mode is Mode.ENFORCE
+    if of[Outcome.SPARED] and going_on:
+        yield "some were spared, for the reason given: the next run goes on with them."
+
+
+def _is_cancel(group: Group) -> bool:
+    rule = group.oldest.rule
+    return rule is not None and rule.action is Action.CANCEL and rule.escalate_after is None
 
 
 def _search(group: Group) -> str:

@@ -75,7 +75,8 @@ def _targets(shown: Sequence[TargetReport], known: Sequence[TargetReport]) -> Se
 
 
 def _trouble(trouble: Trouble) -> Iterator[str]:
-    yield from _wrapped(f"{trouble.names}: {trouble.what}")
+    told = ", ".join(clean(target.name, 80) for target in trouble.targets)
+    yield from _wrapped(f"{trouble.what}: {told}", "", "  ", len(told) + _LONGEST)
     yield from _wrapped(trouble.message, "  ")
 
 
@@ -97,6 +98,8 @@ def _ending(report: Report, place: Place | None, quiet: int) -> Iterator[str]:
     others = "1 other target is quiet." if quiet == 1 else f"{quiet} other targets are quiet."
     footer = f"Run {report.run_id}, mode {report.mode}. {others if quiet else ''}"
     yield from _wrapped(f"{footer} {report.memory_problem}")
+    for summary in report.untold:
+        yield from _wrapped(f"Not delivered before: {summary}", "", "  ")
     yield ""
 
 
@@ -176,7 +179,8 @@ def _advice(target: TargetReport) -> Iterator[str]:
         yield from _wrapped(advice.message, "- ", "  ")
         # Each statement in one piece, to be copied: a name in it may hold spaces.
         for statement in (advice.sql or "").splitlines():
-            yield f"    {clean(statement, _LONGEST)}"
+            whole = clean(statement, _LONGEST) == statement
+            yield f"    {statement if whole else '(SQL that is whole in the report only)'}"
     more = len(target.advice) - most
     if more > 0:
         yield f"- and {more} more: the run's report has them."
@@ -196,10 +200,12 @@ def _checked(check: Check) -> str:
     return f"{tls}; role {server.role} {said}"
 
 
-def _wrapped(text: str, first: str = "", later: str | None = None) -> Iterator[str]:
+def _wrapped(
+    text: str, first: str = "", later: str | None = None, most: int = _LONGEST
+) -> Iterator[str]:
     indent = first if later is None else later
     yield from wrap(
-        clean(text, _LONGEST),
+        clean(text, most).replace("`", ""),  # a mark for chats
         WIDTH,
         initial_indent=first,
         subsequent_indent=indent,

@@ -11,7 +11,7 @@ from session_reaper.aws import PUBLISH_SECONDS
 from session_reaper.deadline import Deadline
 from session_reaper.directory import Directory
 from session_reaper.memory import MEMORY_SECONDS, UNREADABLE, recall, remember
-from session_reaper.news import compared
+from session_reaper.news import compared, not_delivered
 from session_reaper.observability import (
     emit_run_metrics,
     emit_target_metrics,
@@ -35,7 +35,11 @@ from session_reaper.sns import publish
 from session_reaper.summary import summarize
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from aws_lambda_powertools.utilities.typing import LambdaContext
+
+    from session_reaper.errors import PublishError
 
 _LAST_SHARE: Final = 0.3  # kept back of the time of a function that has little
 
@@ -64,23 +68,28 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     report = Report(run_id=run_id, mode=mode, targets=targets)
     # What was asked for specially is told in any case, and says nothing of what is usual.
     table = settings.memory_table if request.is_usual and targets else None
-    known = recall(table) if table else ()
+    known = recall(table, end) if table else ()
     if known is None:
         report = replace(report, memory_problem=UNREADABLE)
-    now = time()
-    report, learned = compared(report, known or (), now, settings.remind_after)
+    now, whole = time(), not request.targets
+    report, learned = compared(report, known or (), now, settings.remind_after, whole=whole)
+    failures: Mapping[str, PublishError] = {}
+    if report.is_news or settings.notify is Notify.ALWAYS:
+        topics = [settings.topic_arn]
+        if report.is_critical and settings.critical_topic_arn:
+            topics.append(settings.critical_topic_arn)
+        failures = publish(summarize(report, settings.place, now), topics, end)
+    # People first: with thousands of sessions the lines of the log take seconds.
     document = as_document(report)
     for target in report.targets:
         log_outcomes(target)
         emit_target_metrics(target)
     logger.info("run", extra=document)
-    if report.is_news or settings.notify is Notify.ALWAYS:
-        topics = [settings.topic_arn]
-        if report.is_critical and settings.critical_topic_arn:
-            topics.append(settings.critical_topic_arn)
-        publish(summarize(report, settings.place, now), topics)
     if table:
-        remember(table, learned, end)
+        untold = settings.topic_arn in failures
+        remember(table, not_delivered(report, now) if untold else learned, end)
+    for failure in failures.values():
+        raise failure
     emit_run_metrics(report, monotonic() - began)
     if request.record:  # for the one who asked; too long for the log
         return {**document, "looks": recordings(report)}

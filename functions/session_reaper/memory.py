@@ -29,8 +29,10 @@ _KEPT: Final = 2 * LONGEST_REMINDER  # then DynamoDB forgets what nobody tells a
 _UNCHANGED: Final = "attribute_not_exists(target) OR told_at = :known"
 
 
-def recall(table: str) -> tuple[Told, ...] | None:
+def recall(table: str, deadline: Deadline) -> tuple[Told, ...] | None:
     """All that is told, or None if the table cannot be reached."""
+    if deadline.seconds() < 2 * MEMORY_SECONDS:  # a summary needs some time, too
+        return None
     try:
         pages = _dynamodb().get_paginator("scan").paginate(TableName=table, ConsistentRead=True)
         return tuple(_told(item) for page in pages for item in page["Items"])
@@ -72,9 +74,10 @@ def remember(table: str, learned: Learned, deadline: Deadline) -> None:
         except dynamodb.exceptions.ConditionalCheckFailedException:
             continue  # an overlapping run was faster
         except (BotoCoreError, ClientError) as error:
-            extra = {"table": table, "error": str(error)}
+            extra = {"table": table, "item": told.kind, "error": str(error)}
             logger.warning("the memory cannot be written", extra=extra)
-            return
+            if isinstance(error, BotoCoreError):  # nobody is there
+                return
 
 
 def _dynamodb() -> "DynamoDBClient":

@@ -92,9 +92,8 @@ def _metrics(**dimensions: str) -> EphemeralMetrics:
 
 def _slots_used(target: TargetReport) -> float | None:
     """Percent of what ordinary roles can use, in the end; None if nobody could count."""
-    if target.slots is None or target.used_after is None or target.slots.usable <= 0:
-        return None
-    return 100 * target.used_after / target.slots.usable
+    known = target.slots is not None and target.used_after is not None and target.slots.usable > 0
+    return 100 * target.share_used if known else None
 
 
 def _camel(words: str) -> str:

@@ -43,7 +43,9 @@ def is_proxy(host: str) -> bool:
 
 _END_LEAKS: Final = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-    " WHERE state LIKE 'idle in transaction%' AND state_change < now() - interval '5 minutes';"
+    " WHERE state LIKE 'idle in transaction%' AND state_change < now() - interval '5 minutes'"
+    " AND application_name !~* '^(pg|barman|wal-g)'; (It leaves backups alone, but knows nothing of"
+    " what your policy protects.)"
 )
 
 _NOW: Final = {

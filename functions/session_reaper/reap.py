@@ -70,7 +70,9 @@ def visited(
     has something true to say even of a target that hangs.
     """
     advice = tuple(advice_on_connection(target))
-    report = TargetReport(name=target.name, reader=target.reader, advice=advice)
+    report = TargetReport(
+        name=target.name, secret=target.secret_name, reader=target.reader, advice=advice
+    )
     yield failed(report, DeadlineError())
     try:
         with ExitStack() as stack:

@@ -106,6 +106,7 @@ class TargetReport:
     """What one run did on one target."""
 
     name: str
+    secret: str = ""  # its name: what the target is called while the secret cannot be read
     status: TargetStatus = TargetStatus.OK
     error: Failure | None = None
     reader: bool = False  # a replica
@@ -136,25 +137,27 @@ class TargetReport:
     @property
     def is_critical(self) -> bool:
         """Whether applications are shut out still."""
-        exhausted = (
-            self.slots is not None
-            and self.used_after is not None
-            and self.used_after >= self.slots.usable
-        )
-        return exhausted or self.status is TargetStatus.FULL
+        return self.share_used >= 1 or self.status is TargetStatus.FULL
+
+    @property
+    def share_used(self) -> float:
+        """Of the slots that ordinary roles can use, after the run; 0 if nobody could count."""
+        if self.slots is None or self.used_after is None or self.slots.usable <= 0:
+            return 0.0
+        return self.used_after / self.slots.usable
 
     @property
     def troubles(self) -> tuple[str, ...]:
         """The kinds of what will be so in the next run, too, unless somebody or something mends it."""
         kinds = [] if self.status is TargetStatus.OK else [str(self.status)]
         if self.status is TargetStatus.FAILED and self.error is not None:
-            kinds = [f"{self.status} {self.error.code}"]
+            kinds = [f"{self.status} {clean(self.error.code, 20)}"]
         if self.fallback_secret is not None:
             kinds.append(FALLBACK)
-        if self.is_critical and self.is_reached:
+        if self.share_used >= 1:
             kinds.append(EXHAUSTED)
-        outcomes = {fate.outcome for fate in self.fates}
-        return (*kinds, *(outcome.value for outcome in _UNDONE if outcome in outcomes))
+        kinds += [_kind(fate) for fate in self.fates if fate.outcome in _UNDONE]
+        return tuple(dict.fromkeys(kinds))
 
     @property
     def is_news(self) -> bool:
@@ -168,6 +171,17 @@ class TargetReport:
         )
 
 
+def _kind(fate: Fate) -> str:
+    """Each lingering session is a trouble of its own, and each rule and role that was observed."""
+    decision = fate.decision
+    if fate.outcome is Outcome.LINGERING:
+        return f"{fate.outcome} {decision.pid}"
+    if fate.outcome is Outcome.WOULD_TERMINATE and decision.rule is not None:
+        rule, role = clean(decision.rule.name, 63), clean(decision.session.role, 63)
+        return f"{fate.outcome} {rule} {role}"
+    return fate.outcome.value
+
+
 def failed(report: TargetReport, error: TargetError) -> TargetReport:
     """What is known of a target, and that it ended with an error."""
     status = TargetStatus.FAILED
@@ -175,7 +189,7 @@ def failed(report: TargetReport, error: TargetError) -> TargetReport:
         status = TargetStatus.FULL
     elif isinstance(error, BlindError):
         status = TargetStatus.BLIND
-    failure = Failure(code=error.code, message=error.message, hint=error.hint)
+    failure = Failure(code=clean(error.code, 20), message=error.message, hint=error.hint)
     return replace(report, status=status, error=failure)
 
 
@@ -205,6 +219,7 @@ class Report:
     mode: Mode
     targets: tuple[TargetReport, ...]
     memory_problem: str = ""  # why what was told before may be told again
+    untold: tuple[str, ...] = ()  # of earlier runs, whose summaries did not go out
 
     def count(self, outcome: Outcome) -> int:
         """How many sessions met this outcome."""
@@ -224,8 +239,8 @@ class Report:
 
     @property
     def is_news(self) -> bool:
-        """Whether any target has news."""
-        return any(target.is_news for target in self.targets)
+        """Whether any target has news, or an earlier run had."""
+        return bool(self.untold) or any(target.is_news for target in self.targets)
 
     def told_apart(self) -> tuple[Sequence[TargetReport], Sequence[TargetReport]]:
         """The targets to tell of, the urgent first; and those whose trouble was told before.
@@ -239,17 +254,21 @@ class Report:
 
     @property
     def is_critical(self) -> bool:
-        """Whether it tells that somebody must act at once: an application is shut out."""
-        return any(target.is_critical for target in self.told_apart()[0])
+        """Whether it tells anew that somebody must act at once: an application is shut out."""
+        return any(
+            kind in (TargetStatus.FULL, EXHAUSTED) and kind not in target.told
+            for target in self.targets
+            for kind in target.troubles
+        )
 
     @property
     def severity(self) -> str:
         """For subscribers to filter by: critical, warning (somebody has to mend it), or info."""
         if self.is_critical:
             return "critical"
-        passing = (Outcome.WOULD_TERMINATE, Outcome.SPARED)
         kinds = (kind for target in self.told_apart()[0] for kind in target.troubles)
-        return "warning" if any(kind not in passing for kind in kinds) else "info"
+        passing = (Outcome.WOULD_TERMINATE, Outcome.SPARED)
+        return "info" if all(kind.startswith(passing) for kind in kinds) else "warning"
 
     @property
     def summary(self) -> str:
@@ -275,6 +294,7 @@ class Report:
             *headlines[:_MOST_HEADLINES],
             *_counted(len(headlines[_MOST_HEADLINES:]), "more with news"),
             *_counted(len(known), "told before"),
+            *_counted(len(self.untold), "not delivered before"),
             *_counted(quiet, "quiet"),
         ]
         return "; ".join(said)
@@ -288,9 +308,9 @@ def _counted(number: int, what: str) -> Iterator[str]:
         yield f"{number} {what}"
 
 
-def urgency(target: TargetReport) -> tuple[bool, int]:
-    """A sort key: trouble first, then by sessions concerned."""
-    return (target.status is TargetStatus.OK, -len(target.fates))
+def urgency(target: TargetReport) -> tuple[bool, bool, int]:
+    """A sort key: who shuts applications out, then other trouble, then by sessions concerned."""
+    return (not target.is_critical, target.status is TargetStatus.OK, -len(target.fates))
 
 
 _PHRASES = {

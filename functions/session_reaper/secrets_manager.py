@@ -1,6 +1,5 @@
 """AWS Secrets Manager: which secrets are targets, and what each holds."""
 
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -9,7 +8,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from session_reaper.aws import client
 from session_reaper.settings import Tag
-from session_reaper.targets import Secret, SecretError
+from session_reaper.targets import Secret, SecretError, name_of_secret
 
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
@@ -130,5 +129,4 @@ class Secrets:
 
 
 def _unreadable(secret_id: str, why: str, hint: str) -> SecretError:
-    name = re.sub(r"^arn:.*:secret:(.+)-\w{6}$", r"\1", secret_id)  # an ARN adds six characters
-    return SecretError(name, f"secret {secret_id} cannot be read: {why}", hint)
+    return SecretError(name_of_secret(secret_id), f"secret {secret_id} cannot be read: {why}", hint)

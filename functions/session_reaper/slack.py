@@ -6,7 +6,6 @@ Whatever comes from outside stands in code spans, where Slack makes no link, men
 import json
 import re
 from collections.abc import Iterable, Iterator
-from textwrap import wrap
 from typing import Any
 
 from session_reaper.digest import (
@@ -38,12 +37,11 @@ def notification(report: Report, subject: str, place: Place | None, day: str) ->
     """
     shown, _ = report.told_apart()
     thread = shown[0].name if len(shown) == 1 else "session-reaper"
-    title = f"{_MARKS[report.severity]} {_escaped(subject)}"
-    to_do = [
-        part
-        for step in steps(report)
-        for part in wrap(_escaped(step), _STEP, break_long_words=False)
-    ]
+    title = f"{_MARKS[report.severity]} {_code(subject, _TITLE - 30)}"
+    to_do = [_escaped(step) for step in steps(report)]
+    short = [step for step in to_do if len(step) <= _STEP]
+    # What is too long for a step is never cut: half a statement ends other sessions than the whole.
+    long = [f"*To do*: {step}" for step in to_do if len(step) > _STEP]
     return json.dumps(
         {
             "version": "1.0",
@@ -51,9 +49,9 @@ def notification(report: Report, subject: str, place: Place | None, day: str) ->
             "id": report.run_id,
             "content": {
                 "textType": "client-markdown",
-                "title": _fitting(title, _TITLE),
-                "description": _within(_lines(report, place), _DESCRIPTION),
-                **({"nextSteps": [_fitting(part, _STEP) for part in to_do]} if to_do else {}),
+                "title": title,
+                "description": _within(_lines(report, place, long), _DESCRIPTION),
+                **({"nextSteps": short} if short else {}),
                 "keywords": [report.severity, report.status.value],
             },
             "metadata": {
@@ -72,27 +70,30 @@ def webhook_payload(report: Report, subject: str, place: Place | None) -> str:
     to_do = [f"{n}. {_escaped(step)}" for n, step in enumerate(steps(report), start=1)]
     header = _fitting(f"{_MARKS[report.severity]} {_escaped(subject)}", _HEADER)
     texts = [
-        _within(_lines(report, place), _SECTION),
+        _within(_lines(report, place, ()), _SECTION),
         *([_within(["*What to do*", *to_do], _SECTION)] * bool(to_do)),
     ]
     blocks: list[dict[str, Any]] = [
         {"type": "header", "text": {"type": "plain_text", "text": header, "emoji": True}},
         *({"type": "section", "text": {"type": "mrkdwn", "text": text}} for text in texts),
     ]
-    return json.dumps({"text": _escaped(subject), "blocks": blocks}, ensure_ascii=False)
+    return json.dumps({"text": _fitting(_escaped(subject), _TITLE), "blocks": blocks}, ensure_ascii=False)
 
 
-def _lines(report: Report, place: Place | None) -> Iterator[str]:
+def _lines(report: Report, place: Place | None, to_do: Iterable[str]) -> Iterator[str]:
     shown, known = report.told_apart()
     word, colon, rest = verdict(report).partition(":")
     yield f"*{word}*{colon}{_escaped(rest)}"
+    yield from to_do
     for trouble in troubles(target for target in shown if target.slots is None):
-        yield f"{_code(trouble.names)} {_escaped(trouble.what)}: {_code(trouble.message)}"
+        yield f"{_escaped(names(trouble.targets))} {_code(trouble.what)}: {_code(trouble.message)}"
     for target in shown:
         if target.slots is not None or not target.error:
             yield from _target(target, alone=len(shown) == 1)
     if known:
-        yield f"Told before, and still so: {_code(names(known))}"
+        yield f"Told before, and still so: {_escaped(names(known))}"
+    for summary in report.untold:
+        yield f"Not delivered before: {_code(summary)}"
     looking = [f"<{link.url}|{link.name}>" for link in links(place, report.run_id)]
     yield " · ".join([*looking, f"mode {report.mode}"])
 
@@ -131,13 +132,18 @@ def _within(lines: Iterable[str], most: int) -> str:
     for line in lines:
         size += len(line) + 1
         if size > most:
-            return "\n".join([*text, _CUT])
+            return "\n".join([*(text or [_fitting(line, most - len(_CUT) - 1)]), _CUT])
         text.append(line)
     return "\n".join(text)
 
 
-def _code(text: str) -> str:
-    return _escaped(quoted(text))
+def _code(text: str, most: int = _SECTION) -> str:
+    """In a code span; `most` characters with it."""
+    span = _escaped(quoted(text))
+    while len(span) > most:
+        text = text[: len(text) - max(1, (len(span) - most) // 5)]
+        span = _escaped(quoted(f"{text}…"))
+    return span
 
 
 def _escaped(text: str) -> str:

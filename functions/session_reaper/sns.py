@@ -1,12 +1,13 @@
 """Amazon SNS: one summary per run."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from session_reaper.aws import client
+from session_reaper.aws import PUBLISH_SECONDS, client
+from session_reaper.deadline import Deadline
 from session_reaper.errors import PublishError
 from session_reaper.summary import Summary
 
@@ -14,17 +15,20 @@ if TYPE_CHECKING:
     from mypy_boto3_sns import SNSClient
 
 
-def publish(summary: Summary, topic_arns: Iterable[str]) -> None:
-    """Publish to every subscriber of these topics. Raises PublishError if one did not take it."""
+def publish(
+    summary: Summary, topic_arns: Iterable[str], deadline: Deadline
+) -> Mapping[str, PublishError]:
+    """Publish to every subscriber of these topics; the errors, by topic that did not take it."""
     # The client is made here and not before: a quiet run publishes nothing.
-    sns: SNSClient = client("sns")
+    hurried = deadline.seconds() < PUBLISH_SECONDS
+    sns: SNSClient = client("sns", seconds=1, tries=1) if hurried else client("sns")
     forms = {
         "default": summary.email,
         "https": summary.notification,  # Amazon Q Developer in chat applications
         "lambda": summary.webhook,  # webhook.py
     }
     names = json.dumps(summary.targets, ensure_ascii=False)
-    failures = []
+    failures: dict[str, PublishError] = {}
     for topic_arn in topic_arns:
         try:
             sns.publish(
@@ -39,6 +43,5 @@ def publish(summary: Summary, topic_arns: Iterable[str]) -> None:
                 },
             )
         except (ClientError, BotoCoreError) as error:
-            failures.append(f"the summary did not reach {topic_arn}: {error}")
-    if failures:
-        raise PublishError("; ".join(failures))
+            failures[topic_arn] = PublishError(f"the summary did not reach {topic_arn}: {error}")
+    return failures

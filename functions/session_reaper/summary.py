@@ -1,6 +1,7 @@
 """The one summary of a run, in each form that somebody reads."""
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from time import gmtime, strftime
 
@@ -11,7 +12,7 @@ from session_reaper.slack import notification, webhook_payload
 
 MAX_SUBJECT = 99  # characters: SNS takes less than 100
 MAX_MESSAGE = 250_000  # bytes of the JSON message: SNS takes 262,144 with everything around it
-_MOST_TARGETS = 50  # names to filter by
+_MOST_NAMES = 20_000  # bytes of names to filter by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +35,25 @@ def summarize(report: Report, place: Place | None, now: float) -> Summary:
     chat = notification(report, subject, place, strftime("%Y-%m-%d", gmtime(now)))
     webhook = webhook_payload(report, subject, place)
     shown, _ = report.told_apart()
+    names = tuple(_fitting((clean(target.name, 100) for target in shown), _MOST_NAMES))
+    room = MAX_MESSAGE - size(chat) - size(webhook) - sum(map(size, names))
     return Summary(
         subject=subject,
-        email=email(report, place, MAX_MESSAGE - size(chat) - size(webhook)),
+        email=email(report, place, room),
         notification=chat,
         webhook=webhook,
         severity=report.severity,
         status=report.status.value,
-        targets=tuple(clean(target.name, 100) for target in shown[:_MOST_TARGETS]),
+        targets=names,
     )
+
+
+def _fitting(names: Iterable[str], most: int) -> Iterator[str]:
+    for name in names:
+        most -= size(name)
+        if most < 0:
+            return
+        yield name
 
 
 def size(text: str) -> int:

@@ -74,6 +74,16 @@ class Target:
     reader: bool = False
     unlisted: str = ""  # why this host alone stands for its cluster
 
+    @property
+    def secret_name(self) -> str:
+        """What its secret is called."""
+        return name_of_secret(self.secret_arn)
+
+
+def name_of_secret(secret_id: str) -> str:
+    """The name in an ARN, which adds six characters; a name is one already."""
+    return re.sub(r"^arn:.*:secret:(.+)-\w{6}$", r"\1", secret_id)
+
 
 class SecretError(TargetError):
     """The secret cannot be read, or is no description of a PostgreSQL server.

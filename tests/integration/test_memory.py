@@ -199,15 +199,49 @@ def test_a_silent_table_costs_seconds_and_no_summary(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_what_did_not_go_out_is_not_remembered(stage: Stage) -> None:
+def test_what_did_not_go_out_is_not_remembered_as_told(stage: Stage) -> None:
     topic = os.environ["TOPIC_ARN"]
     with locked_out(stage):
         stage.monkeypatch.setenv("TOPIC_ARN", f"{topic}-gone")
         with pytest.raises(PublishError):
             stage.run()
-        assert items() == []
         stage.monkeypatch.setenv("TOPIC_ARN", topic)
-        assert stage.run().emails
+        assert subjects(stage.run())[0].startswith("orders: failed")
+
+
+@pytest.mark.usefixtures("table")
+def test_a_kill_whose_summary_did_not_go_out_is_told_by_the_next_run(stage: Stage) -> None:
+    topic = os.environ["TOPIC_ARN"]
+    use(stage, policy())
+    stage.session()
+    stage.monkeypatch.setenv("TOPIC_ARN", f"{topic}-gone")
+    with pytest.raises(PublishError):
+        stage.run()
+    stage.monkeypatch.setenv("TOPIC_ARN", topic)
+    run = stage.run()
+    assert run.document["totals"]["terminated"] == 0
+    assert run.email.subject.endswith("; 1 not delivered before")
+    assert "Not delivered before: orders: 1 session terminated" in run.said
+    assert stage.run().emails == []
+
+
+@pytest.mark.usefixtures("table")
+def test_one_item_that_cannot_be_kept_does_not_keep_the_others_out(stage: Stage) -> None:
+    stage.target("a", port=1, name="a" * 3000)  # DynamoDB takes 2,048 bytes
+    stage.target("z", port=1, name="z")
+    assert stage.run().emails
+    assert [item["target"]["S"] for item in items()] == ["z"]
+
+
+@pytest.mark.usefixtures("table")
+def test_a_second_topic_that_is_gone_does_not_make_the_first_repeat_itself(stage: Stage) -> None:
+    stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", f"{stage.aws.topic_arn}-gone")
+    stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 0")
+    stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
+    with pytest.raises(PublishError):
+        stage.run(seconds=12)
+    assert len(stage.aws.delivered()) == 1
+    assert stage.run(seconds=12).emails == []
 
 
 @pytest.mark.usefixtures("table")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from session_reaper.advice import advice_on_look, advice_on_timeouts
+from session_reaper.advice import advice_on_timeouts
 from session_reaper.decide import Verdict, decide
 from session_reaper.errors import BlindError, FullError, TargetError
 from session_reaper.policy import Mode, Policy
@@ -22,7 +22,7 @@ from session_reaper.report import (
     TargetStatus,
     failed,
 )
-from session_reaper.sessions import Look, Session, Slots, State, Waiter
+from session_reaper.sessions import Session, Slots, State, Waiter
 from session_reaper.settings import Place
 
 from tests.builders import a_policy, a_rule, a_session, an_identity
@@ -154,21 +154,7 @@ def full() -> Report:
 
 
 def blind() -> Report:
-    role = "session_reaper"
-    slots = Slots(max=100, reserved=3, used=88)
-    look = Look(
-        role=role,
-        slots=slots,
-        can_see=False,
-        can_signal=False,
-        untracked=0,
-        reader=False,
-        behind_pooler=False,
-        sessions=(),
-    )
-    advice = tuple(advice_on_look(look))
-    target = TargetReport(name="orders", slots=slots, used_after=88, advice=advice)
-    return _report(failed(target, BlindError(role)))
+    return _report(failed(TargetReport(name="orders"), BlindError("session_reaper")), *_quiet(1))
 
 
 def breaker() -> Report:
