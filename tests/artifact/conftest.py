@@ -7,7 +7,7 @@ import pytest
 
 from tests.artifact.runtime import runtime_library
 
-BUILT = Path(__file__).parents[2] / ".aws-sam" / "build" / "SessionReaper"
+BUILT = Path(__file__).parents[2] / ".aws-sam" / "build"
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +23,17 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def artifact() -> Path:
     """What is deployed."""
-    if not BUILT.is_dir():
+    return _built("SessionReaper")
+
+
+@pytest.fixture(scope="session")
+def webhook_artifact() -> Path:
+    """What is deployed as the second function."""
+    return _built("Webhook")
+
+
+def _built(function: str) -> Path:
+    folder = BUILT / function
+    if not folder.is_dir():
         pytest.fail("Nothing is built: run `make artifact`.")
-    return BUILT
+    return folder

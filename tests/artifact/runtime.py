@@ -38,13 +38,28 @@ _ARN = f"arn:aws:lambda:{_REGION}:123456789012:function:{_FUNCTION}"
 _INIT_SECONDS = 10.0  # as in Lambda
 _STOP_SECONDS = 5.0
 
-# -I and -S: nothing of the tests' environment. -B: a task root is read-only, no .pyc is written.
+# -I and -S: nothing of the tests' environment. -B: no .pyc is written.
 _FLAGS = ("-I", "-S", "-B")
 _START = """\
 import runpy, sys
 sys.path[:0] = sys.argv[1:3]
 sys.argv = ["awslambdaric", sys.argv[3]]
 runpy.run_module("awslambdaric", run_name="__main__", alter_sys=True)
+"""
+
+# A task root is read-only. Python bears that in silence, so here the first attempt to write there
+# ends the process, and says what it was; also one to write bytecode, as then some was not there.
+_READ_ONLY = """\
+import os, sys
+def refuse(event, args, root=sys.argv[1] + os.sep, writing=os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+    if event == "open" and (isinstance(args[0], int) or not (args[2] or 0) & writing):
+        return
+    if event in ("open", "os.mkdir", "os.rename", "os.remove"):
+        if os.path.abspath(os.fsdecode(args[0])).startswith(root):
+            os.write(2, f"a write to the task root: {event} {args[0]}\\n".encode())
+            os._exit(30)
+sys.dont_write_bytecode = False
+sys.addaudithook(refuse)
 """
 
 
@@ -92,7 +107,8 @@ class Runtime:
 
     The process starts with the first invocation, or with ``start()``, and serves one after the
     other; after a time-out or a crash the next invocation starts a new one, as in Lambda.
-    ``environment`` is added to what Lambda itself sets. Not thread-safe.
+    ``environment`` is added to what Lambda itself sets. ``read_only`` ends the process that tries to
+    write to the artifact. Not thread-safe.
     """
 
     def __init__(
@@ -102,13 +118,13 @@ class Runtime:
         library: Path,
         *,
         environment: Mapping[str, str] | None = None,
-        memory_mb: int = 512,
+        read_only: bool = False,
     ) -> None:
         self._artifact = artifact.resolve(strict=True)
         self._handler = handler
         self._library = library.resolve(strict=True)
         self._environment = dict(environment or {})
-        self._memory_mb = memory_mb
+        self._program = _READ_ONLY + _START if read_only else _START
         self._process: subprocess.Popen[bytes] | None = None
         self._stack = ExitStack()
 
@@ -150,7 +166,7 @@ class Runtime:
         self._api.renew()
         self._process = subprocess.Popen(  # noqa: S603
             (
-                *(sys.executable, *_FLAGS, "-c", _START),
+                *(sys.executable, *_FLAGS, "-c", self._program),
                 *(self._artifact, self._library, self._handler),
             ),
             cwd=self._artifact,
@@ -254,7 +270,7 @@ class Runtime:
         return {
             "AWS_DEFAULT_REGION": _REGION,
             "AWS_EXECUTION_ENV": f"AWS_Lambda_python3.{sys.version_info.minor}",
-            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(self._memory_mb),
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
             "AWS_LAMBDA_FUNCTION_NAME": _FUNCTION,
             "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
             "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",

@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import socket
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
 
 from infra.local.aws import Aws, aws
-from infra.local.postgres import Server, bundled_builds, server
-from tests.artifact.runtime import Runtime
+from infra.local.certificates import make_tls
+from infra.local.postgres import Server, Tls, bundled_builds, npm_builds, server
+from tests.artifact.runtime import InitError, Runtime
+from tests.integration.test_webhook import Reply, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
+SERVERS = ROOT / ".tools" / "servers"
 EVENTS = sorted((ROOT / "events").glob("*.json"))
 PASSWORD = "canary-of-the-artifact"  # noqa: S105 -- of a server that lives for seconds
 POLICY = {
@@ -27,8 +35,18 @@ POLICY = {
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[Server]:
-    with server(bundled_builds()[18]) as running, contextlib.closing(running.connect()) as admin:
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    return make_tls(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def database(tls: Tls) -> Iterator[Server]:
+    # By TLS, if `make matrix` or `make bench` has brought servers that can: in CI they have.
+    build = npm_builds(SERVERS)[18] if SERVERS.is_dir() else bundled_builds()[18]
+    with (
+        server(build, tls=tls if build.tls else None) as running,
+        contextlib.closing(running.connect()) as admin,
+    ):
         admin.run((ROOT / "infra/database/reaper_role.sql").read_text())
         admin.run(f"ALTER ROLE session_reaper PASSWORD '{PASSWORD}'")
         admin.run("CREATE ROLE app LOGIN PASSWORD 'app'")
@@ -43,18 +61,35 @@ def cloud(database: Server) -> Iterator[Aws]:
             "port": database.port,
             "username": "session_reaper",
             "password": PASSWORD,
-            "sslmode": "disable",
         }
+        if database.tls:
+            secret["sslrootcert"] = database.tls.authority.read_text()
+        else:
+            secret["sslmode"] = "disable"
         stand_in.put_secret("orders", secret)
         yield stand_in
 
 
 @pytest.fixture(scope="module")
-def runtime(artifact: Path, library: Path, cloud: Aws) -> Iterator[Runtime]:
-    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    environment |= {"TARGET_SECRETS": "orders", "TOPIC_ARN": cloud.topic_arn, "MODE": "enforce"}
-    handler = "session_reaper.handler.lambda_handler"
-    with Runtime(artifact, handler, library, environment=environment) as started:
+def function(artifact: Path, library: Path, cloud: Aws) -> Callable[..., Runtime]:
+    """Makes a runtime of what is deployed, with this environment besides what is usual."""
+
+    def make(**environment: str) -> Runtime:
+        usual = {"TARGET_SECRETS": "orders", "TOPIC_ARN": cloud.topic_arn, "MODE": "enforce"}
+        return Runtime(
+            artifact,
+            "session_reaper.handler.lambda_handler",
+            library,
+            environment=_of_the_stand_in() | usual | environment,
+            read_only=True,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def runtime(function: Callable[..., Runtime]) -> Iterator[Runtime]:
+    with function() as started:
         yield started
 
 
@@ -95,6 +130,39 @@ def test_a_leak_is_terminated_and_reported_everywhere(
         leak.close()
 
 
+def test_a_policy_in_yaml_and_a_table_of_what_was_told_are_used(
+    function: Callable[..., Runtime], cloud: Aws
+) -> None:
+    policy = """
+        version: 1
+        rules: [{name: written-in-yaml, match: {state: [idle in transaction], idle_for: 1h}}]
+    """
+    cloud.ssm.put_parameter(Name="policy", Value=policy, Type="String")
+    table = boto3.client("dynamodb")
+    names = ("target", "kind")
+    table.create_table(
+        TableName="memory",
+        BillingMode="PAY_PER_REQUEST",
+        AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in names],
+        KeySchema=[
+            {"AttributeName": "target", "KeyType": "HASH"},
+            {"AttributeName": "kind", "KeyType": "RANGE"},
+        ],
+    )
+    scheduled = {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}
+
+    with function(POLICY="ssm:policy", MEMORY_TABLE="memory", TARGET_SECRETS="gone") as runtime:
+        failed = runtime.invoke(scheduled)
+    with function(POLICY="ssm:policy") as runtime:
+        unknown = runtime.invoke({"rules": ["leak"]})
+
+    assert failed.error is None
+    assert _document(failed.payload)["status"] == "failed"
+    assert table.scan(TableName="memory")["Items"] != []
+    assert unknown.error is not None
+    assert "written-in-yaml" in str(unknown.error["errorMessage"])
+
+
 def test_a_mistake_in_the_event_is_an_error_that_names_it(runtime: Runtime) -> None:
     answer = runtime.invoke({"polcy": {}})
 
@@ -103,20 +171,138 @@ def test_a_mistake_in_the_event_is_an_error_that_names_it(runtime: Runtime) -> N
     assert "event.polcy: unknown key" in str(answer.error["errorMessage"])
 
 
-def test_the_artifact_holds_the_package_whole_and_compiled(artifact: Path) -> None:
-    package = ROOT / "functions" / "session_reaper"
-    shipped = {
-        path.relative_to(package)
-        for path in package.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
+def test_a_raised_error_says_where_in_the_source(runtime: Runtime) -> None:
+    answer = runtime.invoke({"mode": "loud"})
 
-    missing = [path for path in shipped if not (artifact / "session_reaper" / path).is_file()]
-    assert missing == []
-    assert not (artifact / "boto3").exists()
-    sources = list((artifact / "session_reaper").glob("*.py"))
-    compiled = list((artifact / "session_reaper" / "__pycache__").glob("*.cpython-313.pyc"))
-    assert len(sources) == len(compiled)
+    assert answer.error is not None
+    trace = str(answer.error["stackTrace"])
+    assert "session_reaper/handler.py" in trace
+    assert "request = read_request(event)" in trace  # as the source lies beside its bytecode
+    assert runtime.invoke({}).error is None
+
+
+def test_a_missing_variable_is_an_error_that_names_it(function: Callable[..., Runtime]) -> None:
+    with function(TOPIC_ARN="") as runtime:
+        answer = runtime.invoke({})
+
+    assert answer.error is not None
+    assert answer.error["errorType"] == "ConfigurationError"
+    assert "TOPIC_ARN" in str(answer.error["errorMessage"])
+
+
+def test_a_package_that_is_not_there_is_an_init_error_that_names_it(
+    artifact: Path, library: Path, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(artifact, tmp_path / "task")
+    shutil.rmtree(broken / "scramp")
+
+    with (
+        Runtime(broken, "session_reaper.handler.lambda_handler", library) as runtime,
+        pytest.raises(InitError, match="scramp") as raised,
+    ):
+        runtime.invoke({})
+    assert raised.value.error is not None
+    assert raised.value.error["errorType"] == "Runtime.ImportModuleError"
+
+
+def test_a_target_that_hangs_leaves_time_to_tell_of_it_and_of_the_others(
+    function: Callable[..., Runtime], cloud: Aws
+) -> None:
+    cloud.delivered()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections and says nothing
+        host, port = silent.getsockname()
+        cloud.put_secret(
+            "silent",
+            {"host": host, "port": port, "username": "u", "password": "p", "name": "silent"},
+        )
+        with function(TARGET_SECRETS="orders,silent") as runtime:
+            runtime.start()
+            answer = runtime.invoke({}, timeout_ms=5_000)
+
+    assert answer.error is None
+    assert answer.seconds < 5
+    document = _document(answer.payload)
+    assert document["status"] == "partial"
+    assert {t["name"]: t["status"] for t in document["targets"]} == {
+        "orders": "ok",
+        "silent": "failed",
+    }
+    (email,) = cloud.delivered()
+    assert email.subject == document["summary"]
+
+
+def test_fifty_warm_invocations_leave_nothing_behind(
+    runtime: Runtime, database: Server, cloud: Aws
+) -> None:
+    for _ in range(50):  # until what is made once is made
+        assert runtime.invoke({"policy": POLICY}).error is None
+    before, pid = Held.by(runtime.pid), runtime.pid
+
+    for _ in range(50):
+        assert runtime.invoke({"policy": POLICY}).error is None
+
+    after = Held.by(runtime.pid)
+    assert runtime.pid == pid
+    assert (after.threads, after.files, after.sockets) == (
+        before.threads,
+        before.files,
+        before.sockets,
+    )
+    assert after.memory_kb - before.memory_kb < 500
+    with contextlib.closing(database.connect()) as admin:
+        # A backend outlives its connection by a moment.
+        sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'session_reaper'"
+        assert _becomes(lambda: admin.run(sql) == [[0]])
+    cloud.delivered()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a process has of the machine."""
+
+    memory_kb: int
+    threads: int
+    files: int
+    sockets: int
+
+    @classmethod
+    def by(cls, pid: int | None) -> Held:
+        process = Path(f"/proc/{pid}")
+        status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+        open_files = [str(path.readlink()) for path in (process / "fd").iterdir()]
+        return cls(
+            memory_kb=int(status["VmRSS"].split()[0]),
+            threads=int(status["Threads"]),
+            files=len(open_files),
+            sockets=sum(name.startswith("socket:") for name in open_files),
+        )
+
+
+def test_the_webhook_function_posts_a_summary(
+    webhook_artifact: Path, library: Path, cloud: Aws, tls: Tls
+) -> None:
+    environment = {"WEBHOOK_SECRET": "webhook", "SSL_CERT_FILE": str(tls.authority)}
+    handler = "session_reaper.webhook.lambda_handler"
+    with (
+        running(tls, (Reply(), Reply(status=404, said="no_service"))) as slack,
+        Runtime(
+            webhook_artifact,
+            handler,
+            library,
+            environment=_of_the_stand_in() | environment,
+            read_only=True,
+        ) as runtime,
+    ):
+        cloud.put_secret("webhook", slack.url)
+        event = {"Records": [{"Sns": {"Subject": "orders", "Message": '{"text": "3 terminated"}'}}]}
+        posted, refused = runtime.invoke(event), runtime.invoke(event)
+
+    assert posted.error is None
+    assert slack.posts == [{"text": "3 terminated"}] * 2
+    assert refused.error is not None
+    assert refused.error["errorType"] == "PublishError"
+    assert "no_service" in str(refused.error["errorMessage"])
+    assert slack.url not in posted.log + refused.log
 
 
 def database_pids(database: Server, application: str) -> list[int]:
@@ -125,6 +311,19 @@ def database_pids(database: Server, application: str) -> list[int]:
             "SELECT pid FROM pg_stat_activity WHERE application_name = :name", name=application
         )
     return [row[0] for row in rows]
+
+
+def _of_the_stand_in() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
+def _becomes(is_so: Callable[[], bool], seconds: float = 5) -> bool:
+    end = time.monotonic() + seconds
+    while not is_so():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _document(payload: object) -> dict[str, Any]:

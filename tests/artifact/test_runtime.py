@@ -170,6 +170,25 @@ def test_the_artifact_stays_as_it_is(runtime: Runtime, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["toy.py"]
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pathlib; pathlib.Path(__file__).with_name('x').write_text('')",
+        "import pathlib; pathlib.Path(__file__).with_name('x').mkdir()",
+        "import other",  # its bytecode would be written
+    ],
+)
+def test_a_write_to_a_read_only_artifact_ends_the_process(
+    tmp_path: Path, library: Path, source: str
+) -> None:
+    (tmp_path / "other.py").touch()
+    with (
+        Runtime(function(tmp_path, source), "toy.handler", library, read_only=True) as runtime,
+        pytest.raises(InitError, match="a write to the task root"),
+    ):
+        runtime.invoke({})
+
+
 def test_the_process_goes_with_the_block(tmp_path: Path, library: Path) -> None:
     with Runtime(function(tmp_path, TOY), "toy.handler", library) as runtime:
         pid = payload(runtime, 1)["pid"]

@@ -8,6 +8,7 @@ runtime's own to both, with bytecode.
 import compileall
 import os
 import shutil
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,16 @@ class Deployed:
         if answer.error is not None:
             raise SystemExit(f"{self.handler}: {answer.error}")
         return started + answer.seconds
+
+    def size(self, folder: Path) -> str:
+        """What Lambda stores, and what it fetches; the zip is made in `folder`."""
+        files = [path for path in self.artifact.rglob("*") if path.is_file()]
+        zipped = folder / "artifact.zip"
+        with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in files:
+                archive.write(file, file.relative_to(self.artifact))
+        unpacked = sum(file.stat().st_size for file in files)
+        return f"{unpacked / 1e6:.1f} MB unpacked, {zipped.stat().st_size / 1e6:.1f} MB zipped"
 
 
 def deployed(folder: Path) -> tuple[Deployed, Deployed]:

@@ -1,0 +1,31 @@
+"""E9102: no log group without an end."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from cfnlint.rules import CloudFormationLintRule, RuleMatch
+
+
+class LogsEnd(CloudFormationLintRule):
+    """A log group keeps its lines for a given time, and says what becomes of it with its stack."""
+
+    id = "E9102"
+    shortdesc = "Log groups have a retention and a deletion policy, functions a log group"
+    description = "Lambda's own log group is kept for ever, and stays when the stack goes"
+    tags = ("house", "logs")
+
+    def match(self, cfn: Any) -> list[RuleMatch]:  # noqa: ANN401 -- cfn-lint ships no types
+        """What is missing."""
+        return [RuleMatch(["Resources", name], problem) for name, problem in _problems(cfn)]
+
+
+def _problems(cfn: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401
+    for name, group in cfn.get_resources("AWS::Logs::LogGroup").items():
+        if "RetentionInDays" not in group.get("Properties", {}):
+            yield name, f"{name} has no RetentionInDays"
+        for policy in ("DeletionPolicy", "UpdateReplacePolicy"):
+            if policy not in group:
+                yield name, f"{name} has no {policy}"
+    for name, function in cfn.get_resources("AWS::Lambda::Function").items():
+        if "LogGroup" not in function["Properties"].get("LoggingConfig", {}):
+            yield name, f"{name} has no log group of its own"

@@ -1,0 +1,49 @@
+"""E9103: two stacks never want the same name."""
+
+from typing import Any
+
+from cfnlint.rules import CloudFormationLintRule, RuleMatch
+
+
+class NamesAreGenerated(CloudFormationLintRule):
+    """A resource has the name that CloudFormation gives it, or one made of the stack's name.
+
+    A nested stack does not know the stack's name: there a parameter will do.
+    """
+
+    id = "E9103"
+    shortdesc = "No hand-kept names"
+    description = "Two stacks in one account and region must not collide"
+    tags = ("house", "names")
+
+    def match(self, cfn: Any) -> list[RuleMatch]:  # noqa: ANN401 -- cfn-lint ships no types
+        """Names that are the same in every stack."""
+        unique = {"AWS::StackName", "AWS::StackId", *cfn.template.get("Parameters", {})}
+        return [
+            RuleMatch(
+                ["Resources", name, "Properties", key], f"{key} is the same in every stack: {value}"
+            )
+            for name, resource in cfn.get_resources().items()
+            for key, value in resource.get("Properties", {}).items()
+            if key in _name_keys(resource["Type"]) and not _mentions(value, unique)
+        ]
+
+
+def _name_keys(kind: str) -> set[str]:
+    """What the name may be called: FunctionName of a Function; and some exceptions."""
+    *_, service, last = kind.split("::")
+    # These say whose permission, subscription or configuration it is, not what it is called.
+    if last in ("Permission", "EventInvokeConfig"):
+        return set()
+    return {"Name", f"{last}Name", f"{service}Name", "ConfigurationName", "AliasName", "GroupName"}
+
+
+def _mentions(value: Any, names: set[str]) -> bool:  # noqa: ANN401
+    if isinstance(value, dict):
+        return any(
+            (key == "Ref" and inner in names)
+            or (key == "Fn::Sub" and any(f"${{{name}}}" in str(inner) for name in names))
+            or _mentions(inner, names)
+            for key, inner in value.items()
+        )
+    return isinstance(value, list) and any(_mentions(inner, names) for inner in value)

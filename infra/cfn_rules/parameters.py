@@ -1,0 +1,53 @@
+"""E9104: whoever deploys by hand is not left alone with a bare name."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from cfnlint.rules import CloudFormationLintRule, RuleMatch
+
+_INTERFACE: Final = "AWS::CloudFormation::Interface"
+
+
+class ParametersAreExplained(CloudFormationLintRule):
+    """A parameter has a description; in a template that people deploy also a label and a group.
+
+    Such a template has an Interface. What the console shows in groups, `sam deploy --guided` asks
+    for in the order of the parameters: both are the same.
+    """
+
+    id = "E9104"
+    shortdesc = "Parameters have a description, a label, a group and a default"
+    description = "The console and sam deploy --guided show them in the same order"
+    tags = ("house", "parameters")
+
+    def match(self, cfn: Any) -> list[RuleMatch]:  # noqa: ANN401 -- cfn-lint ships no types
+        """What is missing, and where the order differs."""
+        interface = cfn.template.get("Metadata", {}).get(_INTERFACE)
+        parameters = cfn.template.get("Parameters", {})
+        problems = _of_each(parameters, interface)
+        matches = [RuleMatch(["Parameters", name], problem) for name, problem in problems]
+        if interface:
+            grouped = [name for group in _groups(interface) for name in group["Parameters"]]
+            if grouped != list(parameters):
+                matches.append(
+                    RuleMatch(
+                        ["Metadata", _INTERFACE, "ParameterGroups"],
+                        "The groups do not have all parameters, each once, in their order",
+                    )
+                )
+        return matches
+
+
+def _of_each(parameters: dict[str, Any], interface: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401
+    for name, parameter in parameters.items():
+        if not parameter.get("Description"):
+            yield name, f"{name} has no description"
+        if interface and name not in interface.get("ParameterLabels", {}):
+            yield name, f"{name} has no label"
+        if interface and "Default" not in parameter:
+            yield name, f"{name} has no default"
+
+
+def _groups(interface: dict[str, Any]) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = interface.get("ParameterGroups", [])
+    return groups

@@ -1,0 +1,99 @@
+"""E9101: a policy gives what is named, and no more."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from cfnlint.rules import CloudFormationLintRule, RuleMatch
+
+Path = list[str | int]
+
+# IAM knows no resource for these: they are given for "*", with a condition, and do no harm.
+_KNOWS_NO_RESOURCE: Final = {
+    "cloudwatch:GetMetricData",
+    "cloudwatch:GetMetricStatistics",
+    "cloudwatch:ListMetrics",
+    # It takes GetSecretValue of each secret, too.
+    "secretsmanager:BatchGetSecretValue",
+    "secretsmanager:ListSecrets",
+    # What Lambda needs to attach a function to a VPC; denied to the function's code.
+    "ec2:AssignPrivateIpAddresses",
+    "ec2:CreateNetworkInterface",
+    "ec2:DeleteNetworkInterface",
+    "ec2:DescribeNetworkInterfaces",
+    "ec2:DescribeSubnets",
+    "ec2:UnassignPrivateIpAddresses",
+}
+
+
+class StatementsAreScoped(CloudFormationLintRule):
+    """Every statement that allows something says what, and on which resource or condition."""
+
+    id = "E9101"
+    shortdesc = "Policy statements are scoped"
+    description = "Allow names its actions; Resource * only where IAM knows none, with a condition"
+    tags = ("house", "iam")
+
+    def match(self, cfn: Any) -> list[RuleMatch]:  # noqa: ANN401 -- cfn-lint ships no types
+        """What is too wide."""
+        return [
+            RuleMatch(["Resources", *path], problem)
+            for name, resource in cfn.get_resources().items()
+            for path, statement in _statements(resource, [name])
+            for problem in _problems(statement, resource["Type"])
+        ]
+
+
+def _statements(value: Any, path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:  # noqa: ANN401
+    if isinstance(value, dict):
+        if "Effect" in value:
+            yield path, value
+            return
+        for key, inner in value.items():
+            if key == "Fn::Sub" and (text := _text(inner)).lstrip().startswith("{"):
+                # A document as text: where it is wrong inside, cfn-lint cannot point.
+                yield from ((path, found) for _, found in _statements(json.loads(text), []))
+            else:
+                yield from _statements(inner, [*path, key])
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _statements(inner, [*path, index])
+
+
+def _text(sub: Any) -> str:  # noqa: ANN401
+    text = sub[0] if isinstance(sub, list) else sub
+    return text if isinstance(text, str) else ""
+
+
+def _problems(statement: dict[str, Any], kind: str) -> Iterator[str]:
+    if statement["Effect"] != "Allow" or _is_owner(statement, kind):
+        return
+    actions = _listed(statement.get("Action", "*"))
+    for action in actions:
+        if "*" in action:
+            yield f"{action} is more than one action: name each"
+    if statement.get("Principal") in ("*", {"AWS": "*"}) and "Condition" not in statement:
+        yield "An Allow for everybody needs a condition"
+    # A role's trust has no resource: it is the role.
+    if actions != ["sts:AssumeRole"] and "*" in _listed(statement.get("Resource", "*")):
+        yield from _problems_of_any_resource(statement, actions, kind)
+
+
+def _problems_of_any_resource(
+    statement: dict[str, Any], actions: list[str], kind: str
+) -> Iterator[str]:
+    if "Condition" not in statement:
+        yield "Resource * needs a condition"
+    # In the policy of a key or of an endpoint, * is what passes there.
+    of_itself = kind in ("AWS::KMS::Key", "AWS::EC2::VPCEndpoint")
+    if not of_itself and (wide := [one for one in actions if one not in _KNOWS_NO_RESOURCE]):
+        yield f"{', '.join(wide)}: name the resource"
+
+
+def _is_owner(statement: dict[str, Any], kind: str) -> bool:
+    """A key's own account: AWS's wording, without which a key cannot be managed by anybody."""
+    return kind == "AWS::KMS::Key" and ":root" in str(statement.get("Principal"))
+
+
+def _listed(value: Any) -> list[Any]:  # noqa: ANN401
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,181 @@
+"""What an IAM policy allows, as far as template.yaml's go, and who asks AWS for what."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from session_reaper import aws
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+# -- policies --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One thing that somebody wants to do, and what IAM knows about the request."""
+
+    action: str
+    resource: str
+    facts: frozenset[tuple[str, str]]
+    key: str | None = None  # the account's own key that encrypts the resource
+
+    def __str__(self) -> str:
+        """As short as it can be told apart: what, on what, through which service."""
+        # What Secrets Manager and RDS pick at random is left out.
+        name = re.sub(r"(?<=^secret:rds!db)-.+|-\w{6}$", "", self.resource.split(":", 5)[-1])
+        through = dict(self.facts).get("kms:ViaService", "").partition(".")[0]
+        return f"{self.action} {through or name.removeprefix('secret:')}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """That a fact has one of these values."""
+
+    operator: str
+    key: str
+    values: tuple[str, ...]
+
+    def holds(self, facts: Mapping[str, str]) -> bool:
+        if self.key not in facts:
+            return False
+        if self.operator == "StringEquals":
+            return facts[self.key] in self.values
+        assert self.operator == "ArnLike", f"{self.operator} is not known here"
+        return any(_arn_matches(value, facts[self.key]) for value in self.values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """One statement of a policy."""
+
+    effect: str
+    actions: tuple[str, ...]
+    resources: tuple[str, ...]
+    conditions: tuple[Condition, ...]
+
+    def __str__(self) -> str:
+        conditions = [f"{one.key} {', '.join(one.values)}" for one in self.conditions]
+        return " if ".join([f"{', '.join(self.actions)} {', '.join(self.resources)}", *conditions])
+
+    def covers(self, call: Call) -> bool:
+        facts = dict(call.facts)
+        return (
+            any(_matches(action.lower(), call.action.lower()) for action in self.actions)
+            and any(_arn_matches(resource, call.resource) for resource in self.resources)
+            and all(condition.holds(facts) for condition in self.conditions)
+        )
+
+    def grants(self) -> Iterator[Statement]:
+        """The same, one action on one resource under one value of each condition at a time."""
+        choices = [
+            [replace(one, values=(value,)) for value in one.values] for one in self.conditions
+        ]
+        for action, resource in product(self.actions, self.resources):
+            for conditions in product(*choices):
+                yield replace(self, actions=(action,), resources=(resource,), conditions=conditions)
+
+
+def statements(role: Mapping[str, Any]) -> tuple[Statement, ...]:
+    """All that a role's own policies say."""
+    documents = [policy["PolicyDocument"] for policy in role["Policies"]]
+    return tuple(
+        _statement(one)
+        for document in documents
+        for one in (json.loads(document) if isinstance(document, str) else document)["Statement"]
+    )
+
+
+def refused(said: Iterable[Statement], calls: Iterable[Call]) -> list[Call]:
+    """The calls that nothing allows, or that something denies."""
+    said = tuple(said)
+    return [call for call in calls if {one.effect for one in said if one.covers(call)} != {"Allow"}]
+
+
+def superfluous(said: Iterable[Statement], calls: Iterable[Call]) -> list[Statement]:
+    """The grants that no call needs: it makes none of them, or another grant allows it, too."""
+    grants = [grant for one in said if one.effect == "Allow" for grant in one.grants()]
+    covering = [[grant for grant in grants if grant.covers(call)] for call in calls]
+    needed = [only[0] for only in covering if len(only) == 1]
+    return [grant for grant in grants if grant not in needed or grants.count(grant) > 1]
+
+
+def _statement(one: Mapping[str, Any]) -> Statement:
+    assert one.keys() <= {"Sid", "Effect", "Principal", "Action", "Resource", "Condition"}, one
+    assert one["Effect"] in ("Allow", "Deny")
+    return Statement(
+        effect=one["Effect"],
+        actions=_listed(one["Action"]),
+        resources=_listed(one["Resource"]),
+        conditions=tuple(
+            Condition(operator=operator, key=key, values=_listed(values))
+            for operator, keys in one.get("Condition", {}).items()
+            for key, values in keys.items()
+        ),
+    )
+
+
+def _listed(value: str | list[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _matches(pattern: str, text: str) -> bool:
+    return bool(re.fullmatch(re.escape(pattern).replace(r"\*", ".*").replace(r"\?", "."), text))
+
+
+def _arn_matches(pattern: str, arn: str) -> bool:
+    """A wildcard stays between two colons, but for the last part."""
+    parts, others = pattern.split(":", 5), arn.split(":", 5)
+    if pattern == "*" or len(parts) != len(others):
+        return pattern == "*"
+    return all(map(_matches, parts, others))
+
+
+# -- requests --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a client has signed: a call as it goes out, or a token made without one."""
+
+    operation: str  # service:Operation
+    host: str
+    arguments: Mapping[str, Any]
+
+
+_HOOK: Final = "before-sign"  # botocore does it for every try, and for what is signed in advance
+
+
+@contextmanager
+def recorded() -> Iterator[list[Request]]:
+    """Every request of the package's from here on: all its clients are of one session."""
+    requests: list[Request] = []
+
+    def note(**signing: Any) -> None:  # noqa: ANN401 -- botocore's own
+        data = signing["request"].data
+        requests.append(
+            Request(
+                operation=f"{signing['signing_name']}:{signing['operation_name']}",
+                host=urlsplit(signing["request"].url).hostname or "",
+                arguments=data if isinstance(data, dict) else json.loads(data),
+            )
+        )
+
+    _forget_clients()  # a client has the hooks that its session had when it was made
+    aws._session().register(_HOOK, note)  # noqa: SLF001 -- as above
+    try:
+        yield requests
+    finally:
+        _forget_clients()
+
+
+def _forget_clients() -> None:
+    aws._client.cache_clear()  # noqa: SLF001
+    aws._session.cache_clear()  # noqa: SLF001

@@ -1,0 +1,557 @@
+"""The whole job, its AWS calls recorded, against the roles that template.yaml gives it.
+
+One set of parameters makes both: the environment that the handlers run in, and the roles. No call is
+without a grant, no grant without a call. What AWS itself does with a role stands in lists of its own
+here, each with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+from unittest.mock import patch
+
+import boto3
+import pytest
+from moto.backends import get_backend
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from session_reaper import secrets_manager
+from session_reaper.webhook import lambda_handler as webhook_handler
+
+from infra.local.aws import REGION
+from infra.local.certificates import make_tls
+from tests.integration.grants import (
+    Call,
+    Request,
+    Statement,
+    recorded,
+    refused,
+    statements,
+    superfluous,
+)
+from tests.integration.stage import PASSWORD, REAPER, Context, policy
+from tests.integration.test_webhook import Reply, running
+from tests.integration.wire import unused_port
+from tests.template.rendering import PSEUDO, Stack, refusals, render
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from infra.local.aws import Aws
+    from tests.integration.stage import Stage
+
+OTHER_ACCOUNT: Final = "210987654321"
+OTHER_REGION: Final = "us-west-2"
+POLICY: Final = "/reaper/policy"
+RESCUE: Final = "rescue"  # a secret's name
+
+
+def arn(service: str, resource: str, *, account: str = DEFAULT_ACCOUNT_ID) -> str:
+    return f"arn:aws:{service}:{REGION}:{account}:{resource}"
+
+
+SHARED: Final = arn("secretsmanager", "secret:shared-AbCdEf", account=OTHER_ACCOUNT)
+KEY_OF_SECRETS: Final = arn("kms", "key/5e1c7a30-0000-4000-8000-000000000002")
+KEY_OF_STORED: Final = arn("kms", "key/5e1c7a30-0000-4000-8000-000000000001")
+
+# What the template's resources are here.
+MADE: Final = {
+    "shop/Topic": arn("sns", "session-reaper"),
+    "shop/TopicKey.Arn": arn("kms", "key/5e1c7a30-0000-4000-8000-000000000003"),
+    "shop/Memory": "shop-Memory",
+    "shop/Memory.Arn": arn("dynamodb", "table/shop-Memory"),
+    "shop/DeadLetters.Arn": arn("sqs", "shop-DeadLetters"),
+    # As CloudFormation gives a group's ARN: its streams are meant.
+    "shop/LogGroup.Arn": arn("logs", "log-group:shop:*"),
+    "shop/WebhookLogGroup.Arn": arn("logs", "log-group:shop-webhook:*"),
+}
+
+# -- what AWS does with a role beside our calls ----------------------------------------------------
+
+# Lambda needs these of the role of any function that has them: our code calls none.
+LOGS: Final = ("logs:CreateLogStream", "logs:PutLogEvents")  # it writes what a function prints
+DESTINATION: Final = ("sqs:SendMessage",)  # it puts a failed invocation into the queue
+ATTACHING: Final = (  # it makes the interfaces in the subnets and takes them away
+    "ec2:AssignPrivateIpAddresses",
+    "ec2:CreateNetworkInterface",
+    "ec2:DeleteNetworkInterface",
+    "ec2:DescribeNetworkInterfaces",
+    "ec2:DescribeSubnets",
+    "ec2:UnassignPrivateIpAddresses",
+)
+# A service that meets a key of the account's uses it as the caller. A secret and a parameter are
+# decrypted. A message is encrypted by a data key of its own, and SNS and SQS decrypt that to see that
+# it is whole. An item is encrypted by the table's key, which is there already and is decrypted.
+DECRYPTS: Final = ("kms:Decrypt",)
+ENCRYPTS: Final = ("kms:Decrypt", "kms:GenerateDataKey")
+THROUGH: Final = {
+    "secretsmanager:GetSecretValue": DECRYPTS,
+    "ssm:GetParameter": DECRYPTS,
+    "dynamodb:Scan": DECRYPTS,
+    "dynamodb:PutItem": DECRYPTS,
+    "dynamodb:DeleteItem": DECRYPTS,
+    "sns:Publish": ENCRYPTS,
+    "sqs:SendMessage": ENCRYPTS,
+}
+
+
+def call(action: str, resource: str, key: str | None = None, **facts: str) -> Call:
+    known = {"aws:RequestedRegion": REGION}
+    if resource != "*":
+        _, _, _, region, account, _ = resource.split(":", 5)
+        known = {"aws:RequestedRegion": region, "aws:ResourceAccount": account}
+    facts = known | facts
+    return Call(action=action, resource=resource, facts=frozenset(facts.items()), key=key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """What these parameters make, as the stand-in has it."""
+
+    stack: Stack
+    parameters: Mapping[str, str]
+
+    def role(self, name: str = "Role") -> tuple[Statement, ...]:
+        return statements(_real(self.stack.one(name)))
+
+    def environment(self, function: str) -> Mapping[str, str]:
+        variables: Mapping[str, str] = _real(self.stack.one(function)["Environment"]["Variables"])
+        return variables
+
+    def calls_of_aws(self, group: str, function: str, ours: Sequence[Call]) -> Iterator[Call]:
+        """What AWS does with the function's role, by our calls and by itself."""
+        stream = MADE[group].removesuffix("*") + "log-stream:2026/11/25/[$LATEST]abc"
+        own = [call(action, stream) for action in LOGS]
+        own += [call(action, MADE["shop/DeadLetters.Arn"]) for action in DESTINATION]
+        if "VpcConfig" in self.stack.one(function):
+            own += [call(action, "*") for action in ATTACHING]
+        yield from own
+        for one in [*ours, *own]:
+            for action in THROUGH.get(one.action, ()):
+                key = one.key or self._key(one.resource)
+                if key:
+                    service = one.action.partition(":")[0]
+                    facts = {"kms:ViaService": f"{service}.{REGION}.amazonaws.com"}
+                    if service == "secretsmanager":
+                        facts["kms:EncryptionContext:SecretARN"] = one.resource
+                    yield call(action, key, **facts)
+
+    def _key(self, resource: str) -> str | None:
+        """The account's own key that encrypts what the template makes; a topic of others has theirs."""
+        keys: Mapping[str, str | None] = {
+            MADE["shop/Topic"]: self.stack.one("Topic")["KmsMasterKeyId"],
+            MADE["shop/DeadLetters.Arn"]: self.stack.one("DeadLetters").get("KmsMasterKeyId"),
+            MADE["shop/Memory.Arn"]: self.stack.one("Memory")
+            .get("SSESpecification", {})
+            .get("KMSMasterKeyId"),
+        }
+        return _own(_real(keys.get(resource)))
+
+
+def deployed(parameters: Mapping[str, str]) -> Deployment:
+    with patch.dict(PSEUDO, {"AWS::Region": REGION, "AWS::AccountId": DEFAULT_ACCOUNT_ID}):
+        assert refusals(parameters) == []
+        return Deployment(stack=render(parameters), parameters=parameters)
+
+
+def _real(node: Any) -> Any:  # noqa: ANN401
+    if isinstance(node, dict):
+        return {key: _real(one) for key, one in node.items()}
+    if isinstance(node, list):
+        return [_real(one) for one in node]
+    return MADE.get(node, node)
+
+
+# -- the recording ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """All parameters on, and what each function then did."""
+
+    deployment: Deployment
+    reaper: tuple[Call, ...]
+    webhook: tuple[Call, ...]
+
+    def calls(self, deployment: Deployment, function: str = "SessionReaper") -> tuple[Call, ...]:
+        """What a function and AWS for it would do under the parameters of this deployment."""
+        ours, group = self.reaper, "shop/LogGroup.Arn"
+        if function == "Webhook":
+            ours, group = self.webhook, "shop/WebhookLogGroup.Arn"
+        theirs = deployment.calls_of_aws(group, function, ours)
+        return tuple(dict.fromkeys([*ours, *theirs]))
+
+
+def _calls(requests: Iterable[Request], cloud: Aws) -> tuple[Call, ...]:
+    """What IAM is asked for these requests."""
+    found = [one for request in requests for one in _asked(request, cloud)]
+    return tuple(dict.fromkeys(found))
+
+
+def _asked(request: Request, cloud: Aws) -> Iterator[Call]:
+    arguments = request.arguments
+    match request.operation:
+        case "secretsmanager:GetSecretValue":
+            yield _read(arguments["SecretId"], cloud)
+        case "secretsmanager:BatchGetSecretValue" | "secretsmanager:ListSecrets":
+            yield call(request.operation, "*")
+            for each in arguments.get("SecretIdList", ()):
+                yield _read(each, cloud)
+        case "rds:DescribeDBClusters" | "rds:DescribeDBInstances":
+            kind = "cluster" if request.operation.endswith("Clusters") else "db"
+            yield call(request.operation, arn("rds", f"{kind}:*"))
+        case "rds-db:connect":
+            assert f".{REGION}.rds." in request.host
+            user = f"dbuser:db-ABCDEFGHIJKLMNOPQRSTUVWXYZ/{arguments['DBUser']}"
+            yield call(request.operation, arn("rds-db", user))
+        case "ssm:GetParameter":
+            name = arguments["Name"].partition(":")[0]
+            (found,) = cloud.ssm.describe_parameters(
+                ParameterFilters=[{"Key": "Name", "Values": [name]}]
+            )["Parameters"]
+            resource = arn("ssm", f"parameter/{name.removeprefix('/')}")
+            yield call(request.operation, resource, _own(found["KeyId"]))
+        case "sns:Publish":
+            yield call(request.operation, arguments["TopicArn"])
+        case "dynamodb:Scan" | "dynamodb:PutItem" | "dynamodb:DeleteItem":
+            yield call(request.operation, arn("dynamodb", f"table/{arguments['TableName']}"))
+        case other:
+            raise AssertionError(f"{other}: what does IAM want for it?")
+
+
+def _read(secret_id: str, cloud: Aws) -> Call:
+    action = "secretsmanager:GetSecretValue"
+    if f":{OTHER_ACCOUNT}:" in secret_id:
+        return call(action, secret_id)
+    secret = cloud.secrets.describe_secret(SecretId=secret_id)
+    tags = {f"secretsmanager:ResourceTag/{i['Key']}": i["Value"] for i in secret.get("Tags", ())}
+    return call(action, secret["ARN"], _own(secret.get("KmsKeyId")), **tags)
+
+
+def _own(key: str | None) -> str | None:
+    """Not one of AWS's own, which takes no grant."""
+    return key if key and key.startswith("arn:") else None
+
+
+@pytest.fixture
+def recording(stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Recording]:
+    _rds_is_here(stage)
+    monkeypatch.setattr(secrets_manager, "_kept", {})
+    tls = make_tls(tmp_path)
+    with running(tls, (Reply(),)) as slack:
+        deployment = deployed(_parameters(stage, slack.url))
+        dynamodb = boto3.client("dynamodb")
+        properties = deployment.stack.one("Memory")
+        dynamodb.create_table(
+            TableName=MADE["shop/Memory"],
+            **{
+                key: properties[key] for key in ("AttributeDefinitions", "KeySchema", "BillingMode")
+            },
+        )
+        stage.cleanup(lambda: dynamodb.delete_table(TableName=MADE["shop/Memory"]))
+        for function in ("SessionReaper", "Webhook"):
+            for name, value in deployment.environment(function).items():
+                monkeypatch.setenv(name, value)
+        with recorded() as requests:
+            _whole_job(stage)
+            reaper = _calls(requests, stage.aws)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tls.authority))
+        with recorded() as requests:
+            webhook_handler({"Records": [{"Sns": {"Message": "{}"}}]}, Context())  # type: ignore[arg-type]
+            webhook = _calls(requests, stage.aws)
+        assert len(slack.posts) == 1
+        yield Recording(deployment=deployment, reaper=reaper, webhook=webhook)
+
+
+def _rds_is_here(stage: Stage) -> None:
+    """Every endpoint of RDS is an address of this machine."""
+    stage.cleanup(get_backend("rds")[DEFAULT_ACCOUNT_ID][REGION].reset)
+    resolve = socket.getaddrinfo
+
+    def resolved(host: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- the library's own
+        here = "127.0.0.1" if str(host).endswith(".rds.amazonaws.com") else host
+        return resolve(here, *arguments, **options)
+
+    stage.monkeypatch.setattr(socket, "getaddrinfo", resolved)
+
+
+def _parameters(stage: Stage, webhook: str) -> dict[str, str]:
+    """Every way to a secret, to a sign-in and to a reader; each secret is known in one way only."""
+    cloud = stage.aws
+
+    def secret(name: str, value: object, **tags: str) -> str:
+        return cloud.secrets.create_secret(
+            Name=name,
+            SecretString=value if isinstance(value, str) else json.dumps(value),
+            Tags=[{"Key": tag, "Value": said} for tag, said in tags.items()],
+            KmsKeyId=KEY_OF_SECRETS,
+        )["ARN"]
+
+    rescuer = stage.role("rescuer", "SUPERUSER")
+    secret("orders", stage.secret(fallback_secret=RESCUE))
+    secret("prod/billing", stage.secret())
+    endpoint = f"events.abc.{REGION}.rds.amazonaws.com"
+    by_token = {"auth": "iam", "password": None, "sslmode": None}
+    secret("events", stage.secret(host=endpoint, port=unused_port(), **by_token), reap="prod")
+    cloud.ssm.put_parameter(
+        Name=POLICY, Value=json.dumps(policy()), Type="SecureString", KeyId=KEY_OF_SECRETS
+    )
+    pager = cloud.sns.create_topic(Name="pager")["TopicArn"]
+    stage.cleanup(lambda: cloud.sns.delete_topic(TopicArn=pager))
+    return {
+        "TargetSecrets": "orders,prod/billing",
+        "TargetSecretArns": f"{SHARED},{_managed(stage)}",
+        "TargetSecretTag": "reap=prod",
+        "FallbackSecretArns": secret(RESCUE, {"username": rescuer, "password": PASSWORD}),
+        "IamDatabaseUser": REAPER,
+        "DecryptionKeyArns": KEY_OF_SECRETS,
+        "Policy": f"ssm:{POLICY}:1",
+        "Mode": "enforce",
+        "CriticalTopicArn": pager,
+        "WebhookSecretArn": secret("slack", webhook),
+        "Monitoring": "yes",  # without a key of yours the topic then has one of the stack's
+        "KmsKeyArn": KEY_OF_STORED,
+        "SubnetIds": "subnet-0a",
+        "SecurityGroupIds": "sg-0a",
+    }
+
+
+def _managed(stage: Stage) -> str:
+    """The secret of an instance of RDS's, which says neither host nor port."""
+    made = boto3.client("rds").create_db_instance(
+        DBInstanceIdentifier="ledger",
+        Engine="postgres",
+        DBInstanceClass="db.r6g.large",
+        AllocatedStorage=20,
+        MasterUsername="root",
+        ManageMasterUserPassword=True,
+        Port=stage.server.port,
+    )["DBInstance"]
+    found = made["MasterUserSecret"]["SecretArn"]
+    value = {"username": REAPER, "password": PASSWORD, "sslmode": "disable"}
+    stage.aws.secrets.put_secret_value(SecretId=found, SecretString=json.dumps(value))
+    return found
+
+
+def _whole_job(stage: Stage) -> None:
+    """A run that finds no slot, by which there is something critical to tell, one that does, a check."""
+    leak = stage.session()
+    stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 0")
+    stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
+    run = stage.run()
+    assert run.target("orders")["fallback_secret"] == RESCUE
+    assert run.outcomes() == {leak.pid: "terminated"}
+    assert run.error("prod/billing")["code"] == "53300"
+    stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
+    for event in ({}, {"check": True}):
+        run = stage.run(event)
+        reached = {one["name"] for one in run.document["targets"] if one["error"] is None}
+        assert reached == {"orders", "prod/billing", "ledger"}
+
+
+# -- no call without a grant, no grant without a call ----------------------------------------------
+
+ROLES: Final = {"SessionReaper": "Role", "Webhook": "WebhookRole"}
+
+
+def said(things: Iterable[object]) -> set[str]:
+    return {str(one) for one in things}
+
+
+def test_the_recorder_sees_every_kind_of_call(recording: Recording) -> None:
+    assert {one.action for one in recording.reaper} == {
+        "dynamodb:DeleteItem",
+        "dynamodb:PutItem",
+        "dynamodb:Scan",
+        "rds-db:connect",
+        "rds:DescribeDBClusters",
+        "rds:DescribeDBInstances",
+        "secretsmanager:BatchGetSecretValue",
+        "secretsmanager:GetSecretValue",
+        "secretsmanager:ListSecrets",
+        "sns:Publish",
+        "ssm:GetParameter",
+    }
+    assert said(recording.webhook) == {"secretsmanager:GetSecretValue slack"}
+
+
+def test_no_call_is_without_a_grant_and_no_grant_without_a_call(recording: Recording) -> None:
+    for function, role in ROLES.items():
+        granted = recording.deployment.role(role)
+        calls = recording.calls(recording.deployment, function)
+        assert said(refused(granted, calls)) == set()
+        assert said(superfluous(granted, calls)) == set()
+
+
+# What is refused once a parameter is empty: its own calls, and no other.
+WITHOUT: Final = {
+    "TargetSecrets": {
+        "secretsmanager:GetSecretValue orders",
+        "secretsmanager:GetSecretValue prod/billing",
+    },
+    "TargetSecretArns": {
+        "secretsmanager:GetSecretValue shared",
+        "secretsmanager:GetSecretValue rds!db",
+    },
+    "TargetSecretTag": {
+        "secretsmanager:GetSecretValue events",
+        "secretsmanager:ListSecrets *",
+    },
+    "FallbackSecretArns": {"secretsmanager:GetSecretValue rescue"},
+    "IamDatabaseUser": {f"rds-db:connect dbuser:db-ABCDEFGHIJKLMNOPQRSTUVWXYZ/{REAPER}"},
+    "DecryptionKeyArns": {"kms:Decrypt secretsmanager", "kms:Decrypt ssm"},
+    "Policy": {"ssm:GetParameter parameter/reaper/policy", "kms:Decrypt ssm"},
+    "CriticalTopicArn": {"sns:Publish pager"},
+    "KmsKeyArn": {
+        "kms:Decrypt dynamodb",
+        "kms:Decrypt sns",
+        "kms:Decrypt sqs",
+        "kms:GenerateDataKey sns",
+        "kms:GenerateDataKey sqs",
+    },
+    "SubnetIds,SecurityGroupIds": {f"{action} *" for action in ATTACHING},
+}
+
+
+def test_what_is_not_asked_for_is_not_granted(recording: Recording) -> None:
+    everything = recording.calls(recording.deployment)
+    seen = {}
+    for names in WITHOUT:
+        empty = dict.fromkeys(names.split(","), "")
+        less = deployed({**recording.deployment.parameters, **empty})
+        granted = less.role()
+        seen[names] = said(refused(granted, everything))
+        # And each grant that is left is needed by a call that is left.
+        left = [one for one in recording.reaper if not refused(granted, [one])]
+        calls = replace(recording, reaper=tuple(left)).calls(less)
+        assert (names, said(superfluous(granted, calls))) == (names, set())
+    assert seen == WITHOUT
+
+
+def test_without_a_key_of_the_user_s_the_webhook_s_role_has_none(recording: Recording) -> None:
+    less = deployed({**recording.deployment.parameters, "KmsKeyArn": "", "DecryptionKeyArns": ""})
+    lost = refused(less.role("WebhookRole"), recording.calls(recording.deployment, "Webhook"))
+    assert said(lost) == {
+        "kms:Decrypt secretsmanager",
+        "kms:Decrypt sqs",
+        "kms:GenerateDataKey sqs",
+    }
+
+
+def test_a_grant_that_is_missing_or_too_much_is_named(recording: Recording) -> None:
+    """The comparison can fail: at each grant that there is, and at whatever is added."""
+    for function, role in ROLES.items():
+        granted = recording.deployment.role(role)
+        calls = recording.calls(recording.deployment, function)
+        grants = [grant for one in granted for grant in one.grants() if grant.effect == "Allow"]
+        assert len(grants) > 5
+        for gone in grants:
+            kept = [one for one in grants if one != gone]
+            assert [one for one in calls if gone.covers(one)] == refused(kept, calls) != []
+        for more in (
+            Statement(effect="Allow", actions=("sns:Subscribe",), resources=("*",), conditions=()),
+            replace(granted[0], actions=("logs:*",)),
+            granted[0],
+        ):
+            assert str(next(more.grants())) in said(superfluous([*granted, more], calls))
+
+
+def test_the_endpoints_let_through_what_is_called_and_no_more(recording: Recording) -> None:
+    network = {
+        "SecurityGroupIds": "",
+        "VpcId": "vpc-0a",
+        "DatabaseSecurityGroupIds": "sg-0b",
+        "RouteTableIds": "rtb-0a",
+    }
+    made = deployed({**recording.deployment.parameters, **network}).stack
+    let = {
+        statement
+        for endpoint in made.of("AWS::EC2::VPCEndpoint")
+        if "PolicyDocument" in endpoint.properties
+        for statement in statements({"Policies": [endpoint.properties]})
+    }
+    assert {action for one in let for action in one.actions} == {
+        one.action
+        for one in recording.reaper
+        # DynamoDB's is everybody's, and to make a token nothing is sent.
+        if not one.action.startswith(("dynamodb:", "rds-db:"))
+    }
+
+
+# -- what is beside --------------------------------------------------------------------------------
+
+WHATEVER_ITS_NAME: Final = {"rds:DescribeDBClusters", "rds:DescribeDBInstances"}  # all, to find one
+
+
+def _neighbours(one: Call) -> Iterator[Call]:
+    """The same in another region, in another account, on what is called nearly the same."""
+    facts = dict(one.facts)
+    for key, value in facts.items():
+        # Where a resource says a region, it is the one that is asked.
+        beside = key == "aws:RequestedRegion" and one.resource == "*"
+        if beside or key in ("kms:ViaService", "secretsmanager:ResourceTag/reap"):
+            yield replace(one, facts=frozenset({**facts, key: f"{value}x"}.items()))
+    if one.resource == "*":
+        return
+    _, _, service, region, account, rest = one.resource.split(":", 5)
+    resources = [
+        f"arn:aws:{service}:{OTHER_REGION}:{account}:{rest}",
+        f"arn:aws:{service}:{region}:111111111111:{rest}",
+    ]
+    if one.action not in WHATEVER_ITS_NAME:
+        names = _nearly(service, rest)
+        resources += [f"arn:aws:{service}:{region}:{account}:{name}" for name in names]
+    for resource in resources:
+        others = call(one.action, resource).facts
+        kept = {key: value for key, value in facts.items() if not key.startswith("aws:")}
+        if service == "secretsmanager" and resource in resources[2:]:
+            kept = {}  # it has not the tag
+        yield Call(action=one.action, resource=resource, facts=frozenset(kept.items()) | others)
+
+
+def _nearly(service: str, rest: str) -> Iterator[str]:
+    if service == "secretsmanager":
+        name, suffix = rest.removeprefix("secret:")[:-7], rest[-7:]
+        for other in (f"{name}-archive", f"{name}-AbCdEf", f"{name}s", f"old/{name}", f"x{name}"):
+            yield f"secret:{other}{suffix}"
+    elif service == "logs":
+        yield rest.replace(":shop", ":shopping", 1)
+    else:
+        yield f"{rest}s"
+
+
+def test_nothing_beside_what_is_called_is_allowed(recording: Recording) -> None:
+    for function, role in ROLES.items():
+        granted = recording.deployment.role(role)
+        calls = recording.calls(recording.deployment, function)
+        for one in calls:
+            for other in _neighbours(one):
+                assert refused(granted, [other]) == [other], f"{one} lets in {other}"
+
+
+@pytest.mark.parametrize("name", ["orders", "prod/billing", "a+b=c.d@e!f_g"])
+def test_a_secret_is_read_by_its_name_and_none_that_begins_alike(name: str, cloud: Aws) -> None:
+    granted = deployed({"TargetSecrets": f"first,{name},last"}).role()
+
+    def read(resource: str) -> list[Call]:
+        return refused(granted, [call("secretsmanager:GetSecretValue", resource)])
+
+    for ours in ("first", name, "last"):
+        for other in (ours, f"{ours}-2", f"{ours}-AbCdEf", f"{ours}s", f"x/{ours}"):
+            found = cloud.secrets.create_secret(Name=other, SecretString="{}")["ARN"]
+            assert re.fullmatch(r".*-\w{6}", found)
+            assert bool(read(found)) == (other != ours), found
+    assert read(arn("secretsmanager", f"secret:{name}-AbCdEf", account=OTHER_ACCOUNT))
+    assert read(arn("secretsmanager", f"secret:{name}"))
+
+
+def test_the_interfaces_are_lambda_s_and_not_the_code_s(recording: Recording) -> None:
+    granted = recording.deployment.role()
+    function = arn("lambda", "function:shop-SessionReaper")
+    for action in ATTACHING:
+        from_code = call(action, "*", **{"lambda:SourceFunctionArn": function})
+        assert refused(granted, [from_code]) == [from_code]

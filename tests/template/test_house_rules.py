@@ -1,0 +1,195 @@
+"""The rules of infra/cfn_rules: what each refuses, and that cfn-lint finds them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from cfnlint.rules import RulesCollection
+from cfnlint.template import Template
+
+from infra.cfn_rules.logs import LogsEnd
+from infra.cfn_rules.names import NamesAreGenerated
+from infra.cfn_rules.parameters import ParametersAreExplained
+from infra.cfn_rules.statements import StatementsAreScoped
+from tests.template.rendering import ROOT, TEMPLATES, transformed
+
+RULES = (LogsEnd, NamesAreGenerated, ParametersAreExplained, StatementsAreScoped)
+
+
+def _found(rule: Any, template: dict[str, Any]) -> list[str]:  # noqa: ANN401
+    template = {"Resources": {}} | copy.deepcopy(template)
+    return [match.message for match in rule().match(Template("x.yaml", template, ["eu-west-1"]))]
+
+
+@pytest.mark.parametrize("path", TEMPLATES)
+@pytest.mark.parametrize("rule", RULES)
+def test_our_templates_keep_the_rules(rule: Any, path: str) -> None:  # noqa: ANN401
+    assert _found(rule, transformed(path)) == []
+
+
+def test_cfn_lint_finds_every_rule_in_the_folder() -> None:
+    collection = RulesCollection()
+    collection.create_from_directory(str(ROOT / "infra" / "cfn_rules"))
+    assert {"E9101", "E9102", "E9103", "E9104"} == {rule.id for rule in RULES}
+    assert {rule.id for rule in RULES} <= {rule.id for rule in collection.rules.values()}
+    assert "--append-rules infra/cfn_rules" in (ROOT / "Makefile").read_text()
+
+
+# -- statements ------------------------------------------------------------------------------------
+
+_GOOD = {"Effect": "Allow", "Action": "sns:Publish", "Resource": "arn:aws:sns:::t"}
+_CONDITION = {"StringEquals": {"aws:RequestedRegion": "eu-west-1"}}
+
+
+def _role(statement: object, kind: str = "AWS::IAM::Role") -> dict[str, Any]:
+    document = {"PolicyDocument": {"Statement": [statement]}}
+    return {"Resources": {"Role": {"Type": kind, "Properties": {"Policies": [document]}}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"Action": "*"}, "more than one action"),
+        ({"Action": ["sns:Publish", "sns:*"]}, "more than one action"),
+        ({"Action": "kms:GenerateDataKey*"}, "more than one action"),
+        ({"Resource": "*"}, "needs a condition"),
+        ({"Resource": "*", "Condition": _CONDITION}, "name the resource"),
+        ({"Resource": "*", "Action": "secretsmanager:ListSecrets"}, "needs a condition"),
+        ({"Resource": ["*"], "Condition": _CONDITION}, "name the resource"),
+        ({"Principal": "*"}, "everybody"),
+        ({"Principal": {"AWS": "*"}}, "everybody"),
+    ],
+    ids=str,
+)
+def test_a_wide_statement_is_found(change: dict[str, Any], problem: str) -> None:
+    assert any(problem in one for one in _found(StatementsAreScoped, _role(_GOOD | change)))
+
+
+@pytest.mark.parametrize("gone", ["Action", "Resource"])
+def test_a_statement_by_exclusion_is_found(gone: str) -> None:
+    statement = {f"Not{key}" if key == gone else key: one for key, one in _GOOD.items()}
+    assert _found(StatementsAreScoped, _role(statement))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        _GOOD,
+        _GOOD | {"Effect": "Deny", "Action": "*", "Resource": "*"},
+        {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"Service": "x"}},
+        {
+            "Effect": "Allow",
+            "Action": "secretsmanager:ListSecrets",
+            "Resource": "*",
+            "Condition": _CONDITION,
+        },
+    ],
+    ids=str,
+)
+def test_a_scoped_statement_is_not(statement: dict[str, Any]) -> None:
+    assert _found(StatementsAreScoped, _role(statement)) == []
+
+
+def test_a_statement_is_found_inside_an_if_and_inside_a_document_as_text() -> None:
+    wide = _GOOD | {"Resource": "*"}
+    assert _found(StatementsAreScoped, _role({"Fn::If": ["Yes", wide, {"Ref": "AWS::NoValue"}]}))
+    text = {
+        "Fn::Sub": ['{"Statement": [{"Effect": "Allow", "Action": "*", "Resource": "${A}"}]}', {}]
+    }
+    assert _found(StatementsAreScoped, _role(text))
+
+
+def test_in_a_key_s_policy_only_its_account_may_do_everything() -> None:
+    owner = {"Effect": "Allow", "Action": "kms:*", "Resource": "*"}
+    root, service = {"AWS": "arn:aws:iam::1:root"}, {"Service": "cloudwatch.amazonaws.com"}
+    key = "AWS::KMS::Key"
+    assert _found(StatementsAreScoped, _role(owner | {"Principal": root}, key)) == []
+    assert _found(StatementsAreScoped, _role(owner | {"Principal": service}, key))
+    assert _found(StatementsAreScoped, _role(owner | {"Principal": root}))
+
+
+# -- logs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gone", ["RetentionInDays", "DeletionPolicy", "UpdateReplacePolicy"])
+def test_a_log_group_without_an_end_is_found(gone: str) -> None:
+    group = {
+        "Type": "AWS::Logs::LogGroup",
+        "DeletionPolicy": "Delete",
+        "UpdateReplacePolicy": "Delete",
+        "Properties": {"RetentionInDays": 7},
+    }
+    assert _found(LogsEnd, {"Resources": {"Logs": group}}) == []
+    for part in (group, group["Properties"]):
+        assert isinstance(part, dict)
+        part.pop(gone, None)
+    assert _found(LogsEnd, {"Resources": {"Logs": group}}) == [f"Logs has no {gone}"]
+
+
+def test_a_function_with_lambda_s_own_log_group_is_found() -> None:
+    function = {"Type": "AWS::Lambda::Function", "Properties": {"LoggingConfig": {}}}
+    assert _found(LogsEnd, {"Resources": {"F": function}}) == ["F has no log group of its own"]
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("AWS::Lambda::Function", "FunctionName"),
+        ("AWS::SNS::Topic", "TopicName"),
+        ("AWS::Scheduler::Schedule", "Name"),
+        ("AWS::Logs::LogGroup", "LogGroupName"),
+        ("AWS::IAM::Role", "RoleName"),
+        ("AWS::CloudWatch::Alarm", "AlarmName"),
+        ("AWS::Chatbot::SlackChannelConfiguration", "ConfigurationName"),
+        ("AWS::EC2::SecurityGroup", "GroupName"),
+        ("AWS::IAM::ManagedPolicy", "ManagedPolicyName"),
+    ],
+)
+def test_a_name_that_every_stack_would_want_is_found(kind: str, key: str) -> None:
+    def found(name: object) -> list[str]:
+        resource = {"Type": kind, "Properties": {key: name}}
+        return _found(NamesAreGenerated, {"Parameters": {"Shop": {}}, "Resources": {"R": resource}})
+
+    assert found("reaper")
+    assert found({"Fn::Sub": "reaper-${AWS::Region}"})
+    assert found({"Fn::Sub": "${AWS::StackName}-reaper"}) == []
+    assert found({"Fn::Join": ["-", [{"Ref": "AWS::StackName"}, "reaper"]]}) == []
+    assert found({"Ref": "Shop"}) == []
+
+
+# -- parameters ------------------------------------------------------------------------------------
+
+
+def _asked(*grouped: str, **parameters: dict[str, str]) -> dict[str, Any]:
+    interface = {
+        "ParameterGroups": [{"Parameters": list(grouped)}],
+        "ParameterLabels": {"Mode": {"default": "Mode"}},
+    }
+    return {"Metadata": {"AWS::CloudFormation::Interface": interface}, "Parameters": parameters}
+
+
+def test_a_parameter_that_is_not_explained_is_found() -> None:
+    good = {"Description": "How far to go", "Default": ""}
+    assert _found(ParametersAreExplained, _asked("Mode", Mode=good)) == []
+    assert _found(ParametersAreExplained, _asked("Mode", Mode={})) == [
+        "Mode has no description",
+        "Mode has no default",
+    ]
+    assert _found(ParametersAreExplained, _asked("Mode", "Email", Mode=good, Email=good)) == [
+        "Email has no label"
+    ]
+    assert _found(ParametersAreExplained, {"Parameters": {"Mode": {}}}) == [
+        "Mode has no description"
+    ]
+
+
+@pytest.mark.parametrize("grouped", [(), ("Mode", "Mode"), ("Mode", "Other")])
+def test_groups_that_miss_a_parameter_or_have_one_twice_are_found(grouped: tuple[str, ...]) -> None:
+    good = {"Description": "How far to go", "Default": ""}
+    [problem] = _found(ParametersAreExplained, _asked(*grouped, Mode=good))
+    assert "each once" in problem

@@ -1,0 +1,228 @@
+"""What the templates say of the code, by its name only: all that a rename could break silently."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from session_reaper import observability
+from session_reaper.report import Outcome
+
+from tests.builders import a_decision, a_fate, a_report, a_target_report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "functions" / "session_reaper"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with CloudFormation's short forms: `!Ref X` is {"Ref": X}."""
+
+
+def _short_form(loader: yaml.Loader, name: str, node: yaml.Node) -> dict[str, Any]:
+    if isinstance(node, yaml.ScalarNode):
+        return {name: loader.construct_scalar(node)}
+    if isinstance(node, yaml.SequenceNode):
+        return {name: loader.construct_sequence(node, deep=True)}
+    assert isinstance(node, yaml.MappingNode)
+    return {name: loader.construct_mapping(node, deep=True)}
+
+
+_Loader.add_multi_constructor("!", _short_form)
+
+
+def _template(path: str) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.load((ROOT / path).read_text(), _Loader)  # noqa: S506 -- a SafeLoader
+    return document
+
+
+STACK = _template("template.yaml")["Resources"]
+MONITORING = _template("infra/monitoring.yaml")["Resources"]
+FUNCTIONS = {
+    name: resource["Properties"]
+    for name, resource in STACK.items()
+    if resource["Type"] == "AWS::Serverless::Function"
+}
+ALARMS = {
+    name: resource["Properties"]
+    for name, resource in MONITORING.items()
+    if resource["Type"] == "AWS::CloudWatch::Alarm"
+}
+# With Sub's own syntax undone: ${!PROP('…')} is text for CloudWatch.
+_BODY = MONITORING["Dashboard"]["Properties"]["DashboardBody"]["Sub"].replace("${!", "${")
+WIDGETS = json.loads(_BODY)["widgets"]
+
+
+def _variables(function: str) -> dict[str, Any]:
+    variables: dict[str, Any] = FUNCTIONS[function]["Environment"]["Variables"]
+    return variables
+
+
+# -- functions -------------------------------------------------------------------------------------
+
+
+def _constants(module: str) -> set[str]:
+    tree = ast.parse((PACKAGE / module).read_text())
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return {node.value for node in nodes if isinstance(node.value, str)}
+
+
+def test_the_template_sets_the_variables_that_are_read_and_no_others() -> None:
+    named = {text for text in _constants("settings.py") if re.fullmatch(r"[A-Z][A-Z_]+", text)}
+    read = {name for name in named if not name.startswith("AWS_")}  # Lambda sets those
+    given = {name for function in FUNCTIONS for name in _variables(function)}
+    # The others are for Powertools and for botocore.
+    assert read == {name for name in given if not name.startswith(("POWERTOOLS_", "AWS_"))}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_every_handler_is_there(function: str) -> None:
+    module, _, name = FUNCTIONS[function]["Handler"].rpartition(".")
+    assert callable(getattr(import_module(module), name))
+
+
+def test_every_function_has_a_target_that_builds_it() -> None:
+    makefile = (ROOT / "infra" / "artifact" / "Makefile").read_text()
+    assert set(re.findall(r"(?m)^build-(\w+):", makefile)) == set(FUNCTIONS)
+    for name, properties in FUNCTIONS.items():
+        assert STACK[name]["Metadata"]["BuildMethod"] == "makefile"
+        assert properties["CodeUri"] == "functions/"
+
+
+def test_the_memory_has_the_attributes_that_are_written() -> None:
+    table = STACK["Memory"]["Properties"]
+    keys = {key["AttributeName"] for key in table["KeySchema"]}
+    assert {*keys, table["TimeToLiveSpecification"]["AttributeName"]} <= _constants("memory.py")
+
+
+def test_the_dashboard_is_called_what_the_function_is_told() -> None:
+    condition, name, none = _variables("SessionReaper")["DASHBOARD"]["If"]
+    nested = STACK["MonitoringStack"]
+    assert (condition, none) == (nested["Condition"], "")
+    assert name == nested["Properties"]["Parameters"]["DashboardName"]
+
+
+# -- metrics ---------------------------------------------------------------------------------------
+
+Metric = tuple[str, tuple[str, ...]]  # its name, the names of its dimensions
+
+
+def _published(capsys: pytest.CaptureFixture[str]) -> set[Metric]:
+    """All that an eventful run publishes."""
+    fates = [a_fate(outcome) for outcome in Outcome]
+    target = a_target_report(*fates, oldest_idle_in_transaction=901.2)
+    observability.emit_target_metrics(target)
+    observability.emit_run_metrics(a_report(target), 1.5)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    published: set[Metric] = set()
+    for line in lines:
+        for directive in line["_aws"]["CloudWatchMetrics"]:
+            assert directive["Namespace"] == "SessionReaper"
+            for dimensions in directive["Dimensions"]:
+                names = tuple(sorted(dimensions))
+                published |= {(metric["Name"], names) for metric in directive["Metrics"]}
+    return published
+
+
+def _watched() -> Iterator[Metric]:
+    for alarm in ALARMS.values():
+        if alarm["Namespace"] == "SessionReaper":
+            dimensions = tuple(sorted(each["Name"] for each in alarm["Dimensions"]))
+            yield alarm["MetricName"], dimensions
+    for widget in WIDGETS:
+        for metric in widget["properties"].get("metrics", []):
+            if isinstance(metric[0], dict):
+                found = re.fullmatch(
+                    r"""SEARCH\('\{SessionReaper,([\w,]+)\} service="\$\{Service\}" """
+                    r"""MetricName="(\w+)"', '\w+', 300\)""",
+                    metric[0]["expression"],
+                )
+                assert found, metric
+                yield found[2], tuple(sorted(found[1].split(",")))
+            else:
+                namespace, name, *pairs = (part for part in metric if isinstance(part, str))
+                assert namespace == "SessionReaper"
+                yield name, tuple(sorted(pairs[::2]))
+
+
+def test_alarms_and_dashboard_watch_metrics_that_are_published(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert set(_watched()) <= _published(capsys)
+
+
+@pytest.mark.parametrize("alarm", ALARMS)
+def test_every_alarm_says_what_it_means_to_the_topic(alarm: str) -> None:
+    properties = ALARMS[alarm]
+    assert 100 < len(properties["AlarmDescription"]["Sub"]) < 900  # CloudWatch keeps 1024
+    assert properties["AlarmActions"] == [{"Ref": "TopicArn"}]
+
+
+def test_the_dashboard_shows_every_alarm() -> None:
+    shown = next(widget for widget in WIDGETS if widget["type"] == "alarm")
+    assert set(shown["properties"]["alarms"]) == {f"${{{alarm}.Arn}}" for alarm in ALARMS}
+
+
+# -- queries in the log ----------------------------------------------------------------------------
+
+QUERIES = {
+    name: resource["Properties"]["QueryString"]
+    for name, resource in MONITORING.items()
+    if resource["Type"] == "AWS::Logs::QueryDefinition"
+} | {
+    widget["properties"]["title"]: widget["properties"]["query"]
+    for widget in WIDGETS
+    if widget["type"] == "log"
+}
+_COMMANDS = {"source", "fields", "filter", "stats", "sort", "limit"}
+_WORDS = {"and", "in", "by", "as", "asc", "desc", "count", "count_distinct", "max"}
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """A line's fields as Logs Insights calls them."""
+    for key, value in document.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """The fields of our log lines, by their message."""
+    stream = io.StringIO()
+    monkeypatch.setattr(observability.logger.registered_handler, "stream", stream)
+    target = a_target_report(*(a_fate(outcome) for outcome in Outcome))
+    with observability.logger.append_context_keys(run_id="4f6c", mode="enforce"):
+        observability.log_decision(target, a_decision())
+        observability.log_outcomes(target)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert len(lines) == 1 + len(Outcome)
+    return {line["message"]: set(_flat(line)) for line in lines}
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_every_query_asks_for_fields_that_are_logged(
+    query: str, logged: dict[str, set[str]]
+) -> None:
+    text = re.sub(r"#.*", "", QUERIES[query])
+    strings = re.findall(r'"([^"]*)"', text)
+    bare = re.sub(r"""'[^']*'|"[^"]*\"""", "", text)
+    for command in bare.split("|"):
+        assert command.split()[0].lower() in _COMMANDS, command
+    named = re.findall(r"as (\w+)", bare)
+    names = set(re.findall(r"@?[A-Za-z_][\w.]*", bare)) - _WORDS - {*_COMMANDS, "SOURCE", *named}
+    messages = [string for string in strings if string in logged] or list(logged)
+    known = set.union(*(logged[message] for message in messages))
+    assert names
+    assert names <= {*known, "@timestamp"}
+    assert set(strings) <= {*logged, *Outcome}
