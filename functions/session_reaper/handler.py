@@ -91,7 +91,8 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     document = as_document(report)
     for target in report.targets:
         log_outcomes(target)
-        emit_target_metrics(target)
+        if settings.target_metrics:
+            emit_target_metrics(target)
     logger.info("run", extra=document)
     if table:
         untold = settings.topic_arn in failures

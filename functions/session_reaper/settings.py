@@ -51,6 +51,7 @@ class Settings:
     notify: Notify
     remind_after: float  # seconds
     memory_table: str | None
+    target_metrics: bool  # beside those of the run, which cost the same for any fleet
     critical_topic_arn: str | None
     place: Place | None  # None outside of Lambda
 
@@ -74,6 +75,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         notify=_notify(given.get("NOTIFY", "changes")),
         remind_after=_remind_after(given.get("REMIND_AFTER", "1h")),
         memory_table=given.get("MEMORY_TABLE"),
+        target_metrics=_target_metrics(given.get("TARGET_METRICS", "yes")),
         critical_topic_arn=critical and _topic("CRITICAL_TOPIC_ARN", critical),
         place=_place(given),
     )
@@ -109,6 +111,12 @@ def _whole_clusters(value: str) -> bool:
     if value not in ("instances", "endpoint"):
         raise ConfigurationError("CLUSTER_TARGETS", f"{value} is neither instances nor endpoint")
     return value == "instances"
+
+
+def _target_metrics(value: str) -> bool:
+    if value not in ("yes", "no"):
+        raise ConfigurationError("TARGET_METRICS", f"{value} is neither yes nor no")
+    return value == "yes"
 
 
 def _topic(name: str, value: str | None) -> str:

@@ -274,3 +274,12 @@ def test_what_comes_back_is_the_document_of_the_contract(stage: Stage) -> None:
         "sessions",
         "advice",
     }
+
+
+def test_without_metrics_of_targets_those_of_the_run_remain(stage: Stage, output: Output) -> None:
+    stage.monkeypatch.setenv("TARGET_METRICS", "no")
+    stage.target()
+    stage.run()
+    (line,) = metrics(output)
+    assert "target" not in line
+    assert line["SuccessfulRuns"] == [1.0]

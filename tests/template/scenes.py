@@ -28,6 +28,7 @@ ALL: Final = {
     "SlackWorkspaceId": "T0123ABCD",
     "SlackChannelId": "C0123ABCD",
     "WebhookSecretArn": f"{_SECRET}slack-AbCdEf",
+    "TargetMetrics": "no",
     "Monitoring": "yes",
     "LogRetentionInDays": "30",
     "KeepLogs": "yes",

@@ -26,6 +26,7 @@ def test_the_least_that_works_observes_by_the_bundled_policy() -> None:
         notify=Notify.CHANGES,
         remind_after=3600,
         memory_table=None,
+        target_metrics=True,
         critical_topic_arn=None,
         place=None,
     )
@@ -42,6 +43,13 @@ def test_when_to_remind_is_a_duration(value: str, seconds: float) -> None:
 def test_when_to_remind_is_nothing_else(value: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^REMIND_AFTER: "):
         settings(REMIND_AFTER=value)
+
+
+def test_metrics_of_targets_can_be_left_out() -> None:
+    assert settings(TARGET_METRICS="yes").target_metrics
+    assert not settings(TARGET_METRICS="no").target_metrics
+    with pytest.raises(ConfigurationError, match=r"^TARGET_METRICS: false is neither"):
+        settings(TARGET_METRICS="false")
 
 
 def test_a_second_topic_is_an_sns_topic_too() -> None:
