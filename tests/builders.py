@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from session_reaper.decide import Decision, Verdict
 from session_reaper.policy import Mode, Policy, read_policy
 from session_reaper.report import Fate, Outcome, Report, TargetReport
-from session_reaper.sessions import Identity, Session, Slots, State
+from session_reaper.sessions import Identity, Look, Session, Slots, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,6 +65,21 @@ def a_session(**overrides: object) -> Session:
 def some_slots(*, used: int = 97, maximum: int = 100, reserved: int = 3) -> Slots:
     """A full server's slots."""
     return Slots(max=maximum, reserved=reserved, used=used)
+
+
+def a_look(*sessions: Session, **overrides: object) -> Look:
+    """What a role that may see and signal all saw."""
+    values = {
+        "role": "session_reaper",
+        "slots": some_slots(),
+        "can_see": True,
+        "can_signal": True,
+        "untracked": 0,
+        "reader": False,
+        "behind_pooler": False,
+        "sessions": sessions or (a_session(),),
+    }
+    return Look(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 
 
 def a_rule(name: str = "idle-in-transaction", **match: object) -> dict[str, Any]:

@@ -9,13 +9,20 @@ import pytest
 from cfnlint.rules import RulesCollection
 from cfnlint.template import Template
 
+from infra.cfn_rules.descriptions import GroupsAreDescribed
 from infra.cfn_rules.logs import LogsEnd
 from infra.cfn_rules.names import NamesAreGenerated
 from infra.cfn_rules.parameters import ParametersAreExplained
 from infra.cfn_rules.statements import StatementsAreScoped
 from tests.template.rendering import ROOT, TEMPLATES, transformed
 
-RULES = (LogsEnd, NamesAreGenerated, ParametersAreExplained, StatementsAreScoped)
+RULES = (
+    GroupsAreDescribed,
+    LogsEnd,
+    NamesAreGenerated,
+    ParametersAreExplained,
+    StatementsAreScoped,
+)
 
 
 def _found(rule: Any, template: dict[str, Any]) -> list[str]:  # noqa: ANN401
@@ -32,7 +39,7 @@ def test_our_templates_keep_the_rules(rule: Any, path: str) -> None:  # noqa: AN
 def test_cfn_lint_finds_every_rule_in_the_folder() -> None:
     collection = RulesCollection()
     collection.create_from_directory(str(ROOT / "infra" / "cfn_rules"))
-    assert {"E9101", "E9102", "E9103", "E9104"} == {rule.id for rule in RULES}
+    assert {"E9101", "E9102", "E9103", "E9104", "E9105"} == {rule.id for rule in RULES}
     assert {rule.id for rule in RULES} <= {rule.id for rule in collection.rules.values()}
     assert "--append-rules infra/cfn_rules" in (ROOT / "Makefile").read_text()
 
@@ -193,3 +200,21 @@ def test_groups_that_miss_a_parameter_or_have_one_twice_are_found(grouped: tuple
     good = {"Description": "How far to go", "Default": ""}
     [problem] = _found(ParametersAreExplained, _asked(*grouped, Mode=good))
     assert "each once" in problem
+
+
+# -- descriptions ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("properties", "found"),
+    [
+        ({"GroupDescription": "The function of it", "SecurityGroupEgress": []}, 0),
+        ({"GroupDescription": {"Fn::Sub": "The function of ${Service}"}}, 0),
+        ({"GroupDescription": "AWS's"}, 1),
+        ({"SecurityGroupEgress": [{"Description": "AWS's APIs"}]}, 1),
+        ({"GroupDescription": "x" * 256}, 1),
+    ],
+)
+def test_a_description_that_ec2_refuses_is_found(properties: dict[str, Any], found: int) -> None:
+    group = {"Type": "AWS::EC2::SecurityGroup", "Properties": properties}
+    assert len(_found(GroupsAreDescribed, {"Resources": {"Group": group}})) == found

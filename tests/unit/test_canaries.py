@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from session_reaper.report import Outcome, Report, as_document, recordings
-from session_reaper.sessions import Look, State
+from session_reaper.sessions import State
 from session_reaper.settings import Place
 from session_reaper.summary import summarize
 
-from tests.builders import a_fate, a_report, a_session, a_target_report, some_slots
+from tests.builders import a_fate, a_look, a_report, a_session, a_target_report
 from tests.unit.test_redaction import (
     BACKSLASHED,
     COMMENTED,
@@ -72,23 +72,10 @@ def a_story(**session: Any) -> Report:  # noqa: ANN401 -- a session's fields
     )
 
 
-def a_look(**session: Any) -> Look:  # noqa: ANN401 -- as above
-    return Look(
-        role="reaper",
-        slots=some_slots(),
-        can_see=True,
-        can_signal=True,
-        untracked=0,
-        reader=False,
-        behind_pooler=False,
-        sessions=(a_session(**session),),
-    )
-
-
 @pytest.mark.parametrize("query", QUERIES)
 def test_no_part_of_a_literal_is_in_any_output(query: str) -> None:
     report = a_story(query=query)
-    recorded = a_report(a_target_report(recorded=a_look(query=query)))
+    recorded = a_report(a_target_report(recorded=a_look(a_session(query=query))))
     documents = [json.dumps(as_document(report)), json.dumps(recordings(recorded))]
     found = [text for text in [*documents, *outputs(report)] if leaks(text)]
     assert not found

@@ -14,34 +14,19 @@ from session_reaper.report import as_recording
 from session_reaper.sessions import Look, State, Waiter
 
 from infra.replay import main, read_recording
-from tests.builders import a_document, a_rule, a_session, some_slots
+from tests.builders import a_document, a_look, a_rule, a_session
 from tests.looks import POLICIES, RECORDINGS, verdicts_on
 from tests.looks.scene import CANARY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from session_reaper.sessions import Session
 
 LEAK = "idle in transaction"
 
 Capture = pytest.CaptureFixture[str]
 
 every_recording = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.stem)
-
-
-def a_look(*sessions: Session, **counts: Any) -> Look:  # noqa: ANN401 -- two fields of it
-    return Look(
-        **counts,
-        role="session_reaper",
-        slots=some_slots(),
-        can_see=True,
-        can_signal=True,
-        untracked=0,
-        reader=False,
-        behind_pooler=False,
-        sessions=sessions or (a_session(),),
-    )
 
 
 def recorded(look: Look) -> Any:  # noqa: ANN401 -- JSON

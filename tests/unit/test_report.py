@@ -18,11 +18,11 @@ from session_reaper.report import (
     headline,
     recordings,
 )
-from session_reaper.sessions import Look
 
 from tests.builders import (
     a_decision,
     a_fate,
+    a_look,
     a_report,
     a_session,
     a_target_report,
@@ -295,23 +295,15 @@ def test_the_pressure_that_put_a_rule_in_force_is_told_if_there_was_any() -> Non
     assert document["targets"][1]["pressure"] == ["rule tier in force …"]
 
 
-def a_look(query: str = "select 1") -> Look:
-    return Look(
-        role="reaper",
-        slots=some_slots(),
-        can_see=True,
-        can_signal=True,
-        untracked=0,
-        reader=False,
-        behind_pooler=False,
-        sessions=tuple(a_session(pid=pid, query=query) for pid in range(1, 5001)),
-    )
+def recorded_target(query: str, name: str = "orders") -> TargetReport:
+    sessions = (a_session(pid=pid, query=query) for pid in range(1, 5001))
+    return a_target_report(name=name, recorded=a_look(*sessions))
 
 
 def test_a_recording_that_lambda_could_not_return_is_an_error_with_its_remedy() -> None:
-    recorded = a_target_report(recorded=a_look())
+    recorded = recorded_target("select 1")
     assert len(recordings(a_report(recorded))["orders"]["sessions"]) == 5000
-    long = a_target_report(name="long", recorded=a_look("select " + "a, " * 200))
+    long = recorded_target("select " + "a, " * 200, "long")
     with pytest.raises(
         ConfigurationError, match=r"^event\.record: the looks are .* name one target$"
     ):
@@ -319,7 +311,7 @@ def test_a_recording_that_lambda_could_not_return_is_an_error_with_its_remedy() 
 
 
 def test_what_was_recorded_is_not_said_to_be_nothing() -> None:
-    report = a_report(a_target_report(recorded=a_look()))
+    report = a_report(recorded_target("select 1"))
     assert report.summary == "orders: recorded, slots 97/97"
 
 
