@@ -278,7 +278,16 @@ def quoted(text: str) -> str:
 
 # -- where to look ---------------------------------------------------------------------------------
 
-_CONSOLES = {"cn": "amazonaws.cn", "us-gov": "amazonaws-us-gov.com"}
+# By how the partition's regions begin. template.yaml knows them, too, by its name.
+_CONSOLES = {
+    "cn": "amazonaws.cn",
+    "eusc": "amazonaws-eusc.eu",
+    "us-gov": "amazonaws-us-gov.com",
+    "us-iso": "c2s.ic.gov",
+    "us-isob": "sc2s.sgov.gov",
+    "eu-isoe": "cloud.adc-e.uk",
+    "us-isof": "csp.hci.ic.gov",
+}
 
 
 def links(place: Place | None, run_id: str) -> Sequence[Link]:

@@ -32,8 +32,9 @@ class NamesAreGenerated(CloudFormationLintRule):
 def _name_keys(kind: str) -> set[str]:
     """What the name may be called: FunctionName of a Function; and some exceptions."""
     *_, service, last = kind.split("::")
-    # These say whose permission, subscription or configuration it is, not what it is called.
-    if last in ("Permission", "EventInvokeConfig"):
+    # These say whose permission, subscription or configuration it is, not what it is called; and a
+    # policy of a role's own is called something in that role only.
+    if last in ("Permission", "EventInvokeConfig") or kind == "AWS::IAM::Policy":
         return set()
     return {"Name", f"{last}Name", f"{service}Name", "ConfigurationName", "AliasName", "GroupName"}
 

@@ -83,9 +83,9 @@ class Statement:
                 yield replace(self, actions=(action,), resources=(resource,), conditions=conditions)
 
 
-def statements(role: Mapping[str, Any]) -> tuple[Statement, ...]:
-    """All that a role's own policies say."""
-    documents = [policy["PolicyDocument"] for policy in role["Policies"]]
+def statements(policies: Iterable[Mapping[str, Any]]) -> tuple[Statement, ...]:
+    """All that some policies say."""
+    documents = [policy["PolicyDocument"] for policy in policies]
     return tuple(
         _statement(one)
         for document in documents

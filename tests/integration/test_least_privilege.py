@@ -55,7 +55,7 @@ def arn(service: str, resource: str, *, account: str = DEFAULT_ACCOUNT_ID) -> st
 
 
 SHARED: Final = arn("secretsmanager", "secret:shared-AbCdEf", account=OTHER_ACCOUNT)
-KEY_OF_SECRETS: Final = arn("kms", "key/5e1c7a30-0000-4000-8000-000000000002")
+KEY_OF_YOURS: Final = arn("kms", "key/5e1c7a30-0000-4000-8000-000000000002")
 KEY_OF_STORED: Final = arn("kms", "key/5e1c7a30-0000-4000-8000-000000000001")
 
 # What the template's resources are here.
@@ -116,7 +116,10 @@ class Deployment:
     parameters: Mapping[str, str]
 
     def role(self, name: str = "Role") -> tuple[Statement, ...]:
-        return statements(_real(self.stack.one(name)))
+        inside = self.stack.one(name)["Policies"]
+        beside = [one.properties for one in self.stack.of("AWS::IAM::Policy")]
+        attached = [one for one in beside if one["Roles"] == [f"shop/{name}"]]
+        return statements(_real([*inside, *attached]))
 
     def environment(self, function: str) -> Mapping[str, str]:
         variables: Mapping[str, str] = _real(self.stack.one(function)["Environment"]["Variables"])
@@ -138,6 +141,8 @@ class Deployment:
                     facts = {"kms:ViaService": f"{service}.{REGION}.amazonaws.com"}
                     if service == "secretsmanager":
                         facts["kms:EncryptionContext:SecretARN"] = one.resource
+                    elif service == "sns":
+                        facts["kms:EncryptionContext:aws:sns:topicArn"] = one.resource
                     yield call(action, key, **facts)
 
     def _key(self, resource: str) -> str | None:
@@ -216,7 +221,9 @@ def _asked(request: Request, cloud: Aws) -> Iterator[Call]:
             resource = arn("ssm", f"parameter/{name.removeprefix('/')}")
             yield call(request.operation, resource, _own(found["KeyId"]))
         case "sns:Publish":
-            yield call(request.operation, arguments["TopicArn"])
+            topic = arguments["TopicArn"]
+            said = cloud.sns.get_topic_attributes(TopicArn=topic)["Attributes"]
+            yield call(request.operation, topic, _own(said.get("KmsMasterKeyId")))
         case "dynamodb:Scan" | "dynamodb:PutItem" | "dynamodb:DeleteItem":
             yield call(request.operation, arn("dynamodb", f"table/{arguments['TableName']}"))
         case other:
@@ -288,7 +295,7 @@ def _parameters(stage: Stage, webhook: str) -> dict[str, str]:
             Name=name,
             SecretString=value if isinstance(value, str) else json.dumps(value),
             Tags=[{"Key": tag, "Value": said} for tag, said in tags.items()],
-            KmsKeyId=KEY_OF_SECRETS,
+            KmsKeyId=KEY_OF_YOURS,
         )["ARN"]
 
     rescuer = stage.role("rescuer", "SUPERUSER")
@@ -298,9 +305,10 @@ def _parameters(stage: Stage, webhook: str) -> dict[str, str]:
     by_token = {"auth": "iam", "password": None, "sslmode": None}
     secret("events", stage.secret(host=endpoint, port=unused_port(), **by_token), reap="prod")
     cloud.ssm.put_parameter(
-        Name=POLICY, Value=json.dumps(policy()), Type="SecureString", KeyId=KEY_OF_SECRETS
+        Name=POLICY, Value=json.dumps(policy()), Type="SecureString", KeyId=KEY_OF_YOURS
     )
-    pager = cloud.sns.create_topic(Name="pager")["TopicArn"]
+    attributes = {"KmsMasterKeyId": KEY_OF_YOURS}
+    pager = cloud.sns.create_topic(Name="pager", Attributes=attributes)["TopicArn"]
     stage.cleanup(lambda: cloud.sns.delete_topic(TopicArn=pager))
     return {
         "TargetSecrets": "orders,prod/billing",
@@ -308,7 +316,7 @@ def _parameters(stage: Stage, webhook: str) -> dict[str, str]:
         "TargetSecretTag": "reap=prod",
         "FallbackSecretArns": secret(RESCUE, {"username": rescuer, "password": PASSWORD}),
         "IamDatabaseUser": REAPER,
-        "DecryptionKeyArns": KEY_OF_SECRETS,
+        "DecryptionKeyArns": KEY_OF_YOURS,
         "Policy": f"ssm:{POLICY}:1",
         "Mode": "enforce",
         "CriticalTopicArn": pager,
@@ -403,9 +411,14 @@ WITHOUT: Final = {
     },
     "FallbackSecretArns": {"secretsmanager:GetSecretValue rescue"},
     "IamDatabaseUser": {f"rds-db:connect dbuser:db-ABCDEFGHIJKLMNOPQRSTUVWXYZ/{REAPER}"},
-    "DecryptionKeyArns": {"kms:Decrypt secretsmanager", "kms:Decrypt ssm"},
+    "DecryptionKeyArns": {
+        "kms:Decrypt secretsmanager",
+        "kms:Decrypt ssm",
+        "kms:Decrypt sns",
+        "kms:GenerateDataKey sns",
+    },
     "Policy": {"ssm:GetParameter parameter/reaper/policy", "kms:Decrypt ssm"},
-    "CriticalTopicArn": {"sns:Publish pager"},
+    "CriticalTopicArn": {"sns:Publish pager", "kms:Decrypt sns", "kms:GenerateDataKey sns"},
     "KmsKeyArn": {
         "kms:Decrypt dynamodb",
         "kms:Decrypt sns",
@@ -465,6 +478,7 @@ def test_the_endpoints_let_through_what_is_called_and_no_more(recording: Recordi
         "SecurityGroupIds": "",
         "VpcId": "vpc-0a",
         "DatabaseSecurityGroupIds": "sg-0b",
+        "Endpoints": "yes",
         "RouteTableIds": "rtb-0a",
     }
     made = deployed({**recording.deployment.parameters, **network}).stack
@@ -472,7 +486,7 @@ def test_the_endpoints_let_through_what_is_called_and_no_more(recording: Recordi
         statement
         for endpoint in made.of("AWS::EC2::VPCEndpoint")
         if "PolicyDocument" in endpoint.properties
-        for statement in statements({"Policies": [endpoint.properties]})
+        for statement in statements([endpoint.properties])
     }
     assert {action for one in let for action in one.actions} == {
         one.action

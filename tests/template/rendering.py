@@ -259,6 +259,10 @@ class _Evaluator:
         separator, text = argument
         return str(self.value(text)).split(separator)
 
+    def _findinmap(self, argument: Any) -> Any:  # noqa: ANN401
+        mapping, first, second = self.value(argument)
+        return self._template["Mappings"][mapping][first][second]
+
     def _select(self, argument: Any) -> Any:  # noqa: ANN401
         index, parts = argument
         return self.value(parts)[int(index)]

@@ -37,6 +37,7 @@ ALL: Final = {
     "SecurityGroupIds": "",
     "VpcId": "vpc-0a",
     "DatabaseSecurityGroupIds": "sg-0a,sg-0b,sg-0c,sg-0d",
+    "Endpoints": "yes",
     "RouteTableIds": "rtb-0a,rtb-0b",
 }
 
@@ -57,6 +58,6 @@ SCENES: Final = {
         "SubnetIds": "subnet-0a",
         "VpcId": "vpc-0a",
         "DatabaseSecurityGroupIds": "sg-0a,sg-0b",
-        "RouteTableIds": "rtb-0a",
+        "Endpoints": "yes",
     },
 }

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pytest
 from botocore.session import get_session
 from cfnlint.schema.manager import PROVIDER_SCHEMA_MANAGER
 from moto.events.models import EventPattern
+from session_reaper.digest import links
+from session_reaper.settings import Place
 
 from tests.template.rendering import (
     PSEUDO,
@@ -56,7 +60,7 @@ def test_the_scenes_make_every_resource_and_are_not_refused() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_every_parameter_changes_what_is_made(name: str) -> None:
     assert list(ALL) == list(source("template.yaml")["Parameters"])
-    others = {"SecurityGroupIds": "sg-0e", "VpcId": "vpc-0b"}
+    others = {"SecurityGroupIds": "sg-0e", "VpcId": "vpc-0b", "Endpoints": "no"}
     one, other = render(ALL), render(ALL | {name: others.get(name, "")})
     assert (one.resources, one.outputs) != (other.resources, other.outputs)
 
@@ -98,6 +102,7 @@ def test_the_first_questions_are_those_that_need_an_answer() -> None:
         ({"VpcId": "vpc-0a", "DatabaseSecurityGroupIds": "sg-0a"}, "SecurityGroupIds or VpcId"),
         ({"SubnetIds": "subnet-0a", "VpcId": "vpc-0a"}, "needs DatabaseSecurityGroupIds"),
         ({"RouteTableIds": "rtb-0a"}, "needs DatabaseSecurityGroupIds"),
+        ({"Endpoints": "yes"}, "needs DatabaseSecurityGroupIds"),
         ({"DatabaseSecurityGroupIds": "sg-0a"}, "needs DatabaseSecurityGroupIds"),
         ({"SlackWorkspaceId": "T0123ABCD"}, "both SlackWorkspaceId"),
         ({"SlackChannelId": "C0123ABCD"}, "both SlackWorkspaceId"),
@@ -143,8 +148,9 @@ def _listed(value: Any) -> list[Any]:  # noqa: ANN401
 def _policies(stack: Stack) -> Iterator[dict[str, Any]]:
     for role in stack.of("AWS::IAM::Role"):
         yield from _statements(role.properties.get("Policies", []))
-    for policy in stack.of("AWS::IAM::ManagedPolicy"):
-        yield from _statements(policy.properties["PolicyDocument"])
+    for kind in ("AWS::IAM::Policy", "AWS::IAM::ManagedPolicy"):
+        for policy in stack.of(kind):
+            yield from _statements(policy.properties["PolicyDocument"])
 
 
 @every_scene
@@ -367,6 +373,10 @@ def test_endpoints_are_for_this_function_and_disturb_no_other() -> None:
     endpoints = _network("all", "AWS::EC2::VPCEndpoint")
     gateway = endpoints.pop("DynamoDb")
     assert gateway["RouteTableIds"] == ["rtb-0a", "rtb-0b"]
+    # A table takes one gateway, of whatever stack: who has it already gets the others without.
+    assert _network("by endpoints", "AWS::EC2::VPCEndpoint").keys() == (
+        endpoints.keys() - {"ParameterStoreEndpoint"}
+    )
     assert "PolicyDocument" not in gateway
     for endpoint in endpoints.values():
         assert endpoint["PrivateDnsEnabled"] is False
@@ -444,6 +454,19 @@ def test_two_stacks_in_an_account_and_region_want_no_name_twice() -> None:
     assert not taken[0] & taken[1]
 
 
+def test_lambda_s_right_to_its_interfaces_outlives_the_function_s_time_in_a_vpc() -> None:
+    # A policy inside of the role would be gone before the function is updated.
+    role = STACKS["all"].one("Role")["Policies"]
+    assert not any(
+        action.startswith("ec2:") for one in _statements(role) for action in one["Action"]
+    )
+    resources = transformed("template.yaml")["Resources"]
+    assert resources["NetworkStack"]["DependsOn"] == "AttachToVpc"
+    assert {"Fn::If": ["InVpc", {"Ref": "AttachToVpc"}, ""]} in resources["SessionReaper"][
+        "Metadata"
+    ].values()
+
+
 _KEPT = ("AWS::DynamoDB::Table", "AWS::Logs::LogGroup", "AWS::SNS::Topic", "AWS::SQS::Queue")
 
 
@@ -472,6 +495,25 @@ def test_the_memory_is_the_table_that_is_deployed_already() -> None:
 def test_a_deleted_stack_leaves_nothing_but_the_log_group_that_was_to_be_kept(stack: Stack) -> None:
     kept = [one.name for one in stack.resources if one.deletion_policy != "Delete"]
     assert kept == (["shop/LogGroup"] if stack.conditions["template.yaml", "KeepsLogs"] else [])
+
+
+_PARTITIONS = {
+    one["id"]: next(name for name in one["regions"] if re.fullmatch(one["regionRegex"], name))
+    for one in get_session().get_component("data_loader").load_data("partitions")["partitions"]
+}
+
+
+@pytest.mark.parametrize(("partition", "region"), _PARTITIONS.items())
+def test_outputs_and_summaries_link_to_the_console_of_the_partition(
+    partition: str, region: str
+) -> None:
+    with patch.dict(PSEUDO, {"AWS::Partition": partition, "AWS::Region": region}):
+        outputs = render(BARE | {"Monitoring": "yes"}).outputs
+    place = Place(region=region, log_group="a", function="b", dashboard="c")
+    console = links(place, "1")[0].url.partition("/cloudwatch")[0]
+    for name in ("FunctionConsole", "LogConsole", "Dashboard"):
+        assert outputs[name].startswith(f"{console}/")
+    assert partition == "aws" or "aws.amazon.com" not in console
 
 
 def test_the_outputs_are_the_next_steps() -> None:
