@@ -1,5 +1,5 @@
-# Every entry of this file runs on a fresh machine with git, make, Python 3.11+ and a package index.
-# uv is put into .tools/ from requirements/uv.txt, the environments into .venv/ and .tools/NAME/.
+# Every entry of this file runs on a fresh machine with git, make, Python 3.11+ and a package index;
+# what builds the artifact wants Python 3.13, which uv may get, and what says so wants npm. uv is put into .tools/ from requirements/uv.txt, the environments into .venv/ and .tools/NAME/.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -13,14 +13,18 @@ SERVERS := .tools/servers
 
 TEMPLATES := template.yaml $(wildcard infra/*.yaml)
 
-# Which stack the commands below are for, as samconfig.toml has it: make deploy ENV=prod.
-ENV := default
-STACK = session-reaper$(if $(filter-out default,$(ENV)),-$(ENV))
-
 # Any interpreter that starts and is new enough to run uv's installer.
 BOOTSTRAP = for p in python3.13 python3 python3.14 python3.12 python3.11 /usr/bin/python3; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; exit 0; }; \
 	done; echo "No Python 3.11 or newer on PATH: install one." >&2; exit 1
+
+# Which stack the commands for AWS are for: make deploy ENV=prod. samconfig.toml has its name and, if
+# it came from a guided deployment, its region: that writes the name beside its own parameters.
+ENV := default
+STACK = $(or $(shell "$$($(BOOTSTRAP))" -c 'import sys, tomllib; \
+	of = tomllib.load(open("samconfig.toml", "rb")).get(sys.argv[1], {}); \
+	said = [of.get(command, {}).get("parameters", {}).get("stack_name") for command in ("deploy", "global")]; \
+	print(said[0] or said[1] or "")' $(ENV)),$(error samconfig.toml knows no stack of ENV=$(ENV)))
 
 .PHONY: help
 help: ## this list
@@ -99,16 +103,16 @@ deploy: build ## [ENV=staging|prod] [GUIDED=yes]: deploy, after a look at the ch
 
 .PHONY: check-remote
 check-remote: .tools/sam/installed ## [ENV=…]: {"check": true} in AWS: does it reach its databases, what is to be mended
-	$(SAM)/sam remote invoke SessionReaper --stack-name $(STACK) --event-file events/manual_check.json
+	$(SAM)/sam remote invoke SessionReaper --config-env $(ENV) --stack-name $(STACK) \
+		--event-file events/manual_check.json
 
 .PHONY: logs
-logs: ## [ENV=…]: follow the log in AWS (needs the AWS CLI)
-	aws logs tail "$$(aws cloudformation describe-stacks --stack-name $(STACK) --output text \
-		--query "Stacks[0].Outputs[?OutputKey=='LogGroupName'].OutputValue")" --follow
+logs: .tools/sam/installed ## [ENV=…]: follow the log in AWS
+	$(SAM)/sam logs --config-env $(ENV) --stack-name $(STACK) --name SessionReaper --tail
 
 # One line of a recipe, and its end.
 define share
-	$(SAM)/sam remote test-event put SessionReaper --stack-name $(STACK) \
+	$(SAM)/sam remote test-event put SessionReaper --config-env $(ENV) --stack-name $(STACK) \
 		--name $(basename $(notdir $(1))) --file $(1) --force
 
 endef
