@@ -129,6 +129,10 @@ artifact: build ## what was built, under the real Lambda runtime client
 bench: build $(SERVERS)/installed ## this function beside the article's fifteen lines (needs npm)
 	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks $(SERVERS)
 
+.PHONY: sizes
+sizes: build $(SERVERS)/installed ## what Lambda's memory buys and costs (needs npm, and root for control groups)
+	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks.sizes $(SERVERS)
+
 .PHONY: lock
 lock: $(UV) ## resolve pyproject.toml anew into the hashed requirement files
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \

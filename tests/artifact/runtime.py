@@ -28,7 +28,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
 _API = "/2018-06-01/runtime"
@@ -108,10 +108,10 @@ class Runtime:
     The process starts with the first invocation, or with ``start()``, and serves one after the
     other; after a time-out or a crash the next invocation starts a new one, as in Lambda.
     ``environment`` is added to what Lambda itself sets. ``read_only`` ends the process that tries to
-    write to the artifact. Not thread-safe.
+    write to the artifact. ``launcher`` is a command that becomes the one behind it. Not thread-safe.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- three say what runs, three how
         self,
         artifact: Path,
         handler: str,
@@ -119,11 +119,13 @@ class Runtime:
         *,
         environment: Mapping[str, str] | None = None,
         read_only: bool = False,
+        launcher: Sequence[str] = (),
     ) -> None:
         self._artifact = artifact.resolve(strict=True)
         self._handler = handler
         self._library = library.resolve(strict=True)
         self._environment = dict(environment or {})
+        self._launcher = launcher
         self._program = _READ_ONLY + _START if read_only else _START
         self._process: subprocess.Popen[bytes] | None = None
         self._stack = ExitStack()
@@ -166,7 +168,7 @@ class Runtime:
         self._api.renew()
         self._process = subprocess.Popen(  # noqa: S603
             (
-                *(sys.executable, *_FLAGS, "-c", self._program),
+                *(*self._launcher, sys.executable, *_FLAGS, "-c", self._program),
                 *(self._artifact, self._library, self._handler),
             ),
             cwd=self._artifact,

@@ -23,6 +23,7 @@ from infra.local.aws import aws
 from infra.local.certificates import make_tls
 from infra.local.postgres import Server, npm_builds, server
 from tests.benchmarks import decisions, decode, deployed, fleet
+from tests.benchmarks.prepared import reaper_secret
 
 PROBE = Path(__file__).with_name("probe.py")
 OURS, YARDSTICK = "session_reaper.handler", "tests.benchmarks.yardstick"
@@ -64,7 +65,7 @@ def main() -> None:
             )
         )
         cloud = stack.enter_context(aws())
-        secret = _prepared(database)
+        secret = reaper_secret(database, PASSWORD)
         cloud.put_secret("orders", secret)
         os.environ |= {
             "TARGET_SECRETS": "orders",
@@ -101,24 +102,6 @@ def main() -> None:
         f"size as deployed: {sizes[0]} (yardstick: {sizes[1]}), both without boto3; wanted ≤ 10 MB"
     )
     _print(times, [size, *far.lines()])
-
-
-def _prepared(database: Server) -> dict[str, object]:
-    admin = database.connect()
-    admin.run(Path("infra/database/reaper_role.sql").read_text())
-    admin.run(f"ALTER ROLE session_reaper PASSWORD '{PASSWORD}'")
-    admin.run(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
-    admin.close()
-    return {
-        "engine": "postgres",
-        "host": database.host,
-        "port": database.port,
-        "username": "session_reaper",
-        "password": PASSWORD,
-        "dbname": "postgres",
-        "sslmode": "verify-full",
-        "sslrootcert": database.tls.authority.read_text() if database.tls else None,
-    }
 
 
 def _probe(module: str, database: Server) -> dict[str, float]:

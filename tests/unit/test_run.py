@@ -300,6 +300,41 @@ def test_however_many_hang_the_run_waits_once(monkeypatch: pytest.MonkeyPatch) -
     never.set()
 
 
+def test_more_than_lambda_has_threads_for_wait_until_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(concurrency, "_AT_ONCE", 2)
+    inside: set[str] = set()
+    most: set[int] = set()
+    never = Event()
+
+    def works(name: str) -> Iterator[TargetReport]:
+        yield a_target_report(name="not begun")
+        inside.add(name)
+        most.add(len(inside))
+        never.wait(0.02)  # long enough to meet the others
+        yield a_target_report(name=name)
+        inside.remove(name)
+
+    names = [f"target-{n}" for n in range(6)]
+    assert said([works(name) for name in names], Deadline(5)) == names
+    assert max(most) == 2
+
+
+def test_who_finds_no_room_before_the_time_is_over_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concurrency, "_AT_ONCE", 1)
+    monkeypatch.setattr(concurrency, "_GRACE", 0.1)
+    never = Event()
+
+    def hangs(name: str) -> Iterator[TargetReport]:
+        yield a_target_report(name=f"{name}, not begun")
+        yield a_target_report(name=f"{name}, begun")
+        never.wait(5)
+
+    assert said([hangs("a"), hangs("b")], Deadline(0.1)) == ["a, begun", "b, not begun"]
+    never.set()
+
+
 def test_who_hangs_on_a_connection_finds_it_shut_when_the_time_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
