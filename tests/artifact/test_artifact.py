@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,6 +230,37 @@ def test_a_target_that_hangs_leaves_time_to_tell_of_it_and_of_the_others(
     }
     (email,) = cloud.delivered()
     assert email.subject == document["summary"]
+
+
+def test_more_silent_targets_than_lambda_has_threads_are_all_told_of(
+    function: Callable[..., Runtime], cloud: Aws
+) -> None:
+    cloud.delivered()
+    names = [f"silent-{number}" for number in range(1_100)]
+    with socket.create_server(("127.0.0.1", 0), backlog=2_000) as silent:
+        host, port = silent.getsockname()
+        for name in names:
+            cloud.put_secret(
+                name, {"host": host, "port": port, "username": "u", "password": "p", "name": name}
+            )
+        with (
+            function(TARGET_SECRETS=",".join(names)) as runtime,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            runtime.start()
+            answering = pool.submit(runtime.invoke, {}, timeout_ms=15_000)
+            held: dict[str, set[int]] = {"task": set(), "fd": set()}  # threads, open files
+            while not wait([answering], 0.05).done:
+                for kind, counts in held.items():
+                    counts.add(len(list(Path(f"/proc/{runtime.pid}/{kind}").iterdir())))
+            answer = answering.result()
+
+    assert [500 < max(counts) < 1024 for counts in held.values()] == [True, True]  # Lambda's limits
+    assert answer.error is None
+    totals = _document(answer.payload)["totals"]
+    assert (totals["targets"], totals["failed"]) == (1_100, 1_100)
+    (email,) = cloud.delivered()
+    assert email.subject.startswith("1100 of 1100 targets not reached")
 
 
 def test_fifty_warm_invocations_leave_nothing_behind(
