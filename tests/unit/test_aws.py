@@ -1,0 +1,61 @@
+"""Our loader spares botocore much reading, and changes nothing of what is sent."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from botocore.session import Session, get_session
+from session_reaper import aws
+
+CALLS: dict[str, tuple[str, dict[str, str]]] = {
+    "dynamodb": ("describe_table", {"TableName": "memory"}),
+    "rds": ("describe_db_instances", {}),
+    "secretsmanager": ("get_secret_value", {"SecretId": "orders"}),
+    "sns": ("publish", {"TopicArn": "topic", "Message": "hello"}),
+    "ssm": ("get_parameter", {"Name": "policy"}),
+}
+OURS, PLAIN = aws._session(), get_session()  # noqa: SLF001 -- what `client` makes them with
+SERVICES = OURS.get_component("data_loader").list_available_services("service-2")
+PARTITIONS = PLAIN.get_component("data_loader").load_data("endpoints")["partitions"]
+REGIONS = [region for each in PARTITIONS for region in each["regions"]]
+# Of the closed ones, botocore refuses dual stack, which the services' own rules know.
+OPEN = [region for region in REGIONS if "-iso" not in region]
+UNKNOWN = "eu-nowhere-9"  # in no list: it comes after this version of botocore
+
+
+class Sent(Exception):  # noqa: N818 -- no error: it ends a call before anything goes out
+    """Where a request goes, and for which region and service it is signed."""
+
+
+def stop(request: Any, **_: object) -> None:  # noqa: ANN401 -- botocore's own
+    signed = re.search(rb"Credential=key/\d+/([^,]+)", request.headers["Authorization"])
+    raise Sent(request.url, signed and signed[1])
+
+
+def sent(session: Session, service: str, region: str) -> tuple[object, ...]:
+    operation, arguments = CALLS[service]
+    make: Any = session.create_client  # its stubs want to see the service's name
+    client = make(service, region, aws_access_key_id="key", aws_secret_access_key="secret")  # noqa: S106 -- nothing is sent
+    client.meta.events.register_first("before-send", stop)
+    with pytest.raises(Sent) as request:
+        getattr(client, operation)(**arguments)
+    return request.value.args
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_requests_of_every_region_go_where_botocore_would_send_them(service: str) -> None:
+    for region in [*REGIONS, UNKNOWN]:
+        assert sent(OURS, service, region) == sent(PLAIN, service, region)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("variants", [{"FIPS"}, {"DUALSTACK"}, {"FIPS", "DUALSTACK"}])
+def test_requests_by_fips_and_dual_stack_do_too(
+    monkeypatch: pytest.MonkeyPatch, service: str, variants: set[str]
+) -> None:
+    for variant in variants:
+        monkeypatch.setenv(f"AWS_USE_{variant}_ENDPOINT", "true")
+    for region in OPEN:
+        assert sent(OURS, service, region) == sent(PLAIN, service, region)
