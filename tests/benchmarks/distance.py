@@ -75,6 +75,7 @@ class _Proxy:
     def __init__(self, port: int) -> None:
         self._port = port
         self._connections: list[_Connection] = []
+        self._leading: set[asyncio.Task[None] | None] = set()  # the loop itself holds tasks weakly
 
     async def serve(self) -> None:
         server = await asyncio.start_server(self._lead, HOST, 0, backlog=_BACKLOG)
@@ -91,11 +92,14 @@ class _Proxy:
     async def _lead(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         connection = _Connection(established=asyncio.get_running_loop().time() + 2 * ONE_WAY)
         self._connections.append(connection)
+        task = asyncio.current_task()
+        self._leading.add(task)
         server, to_server = await asyncio.open_connection(HOST, self._port)
         await asyncio.gather(
             _carry(client, to_server, connection, client=True),
             _carry(server, to_client, connection, client=False),
         )
+        self._leading.discard(task)
 
 
 def _tell(answer: object) -> None:
