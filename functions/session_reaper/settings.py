@@ -62,21 +62,21 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     names = [name.strip() for name in given.get("TARGET_SECRETS", "").split(",")]
     secrets = tuple(dict.fromkeys(name for name in names if name))
     tag = _tag(given.get("TARGET_SECRET_TAG"))
-    critical = given.get("CRITICAL_TOPIC_ARN")
+    topic = _topic("TOPIC_ARN", given.get("TOPIC_ARN"))
     if not secrets and not tag:
         raise ConfigurationError("TARGET_SECRETS", "give this or TARGET_SECRET_TAG; both are unset")
     return Settings(
         target_secrets=secrets,
         target_secret_tag=tag,
         whole_clusters=_whole_clusters(given.get("CLUSTER_TARGETS", "instances")),
-        topic_arn=_topic("TOPIC_ARN", given.get("TOPIC_ARN")),
+        topic_arn=topic,
         mode=read_mode(given.get("MODE", "observe"), "MODE"),
         policy=given.get("POLICY", ""),
         notify=_notify(given.get("NOTIFY", "changes")),
         remind_after=_remind_after(given.get("REMIND_AFTER", "1h")),
         memory_table=given.get("MEMORY_TABLE"),
         target_metrics=_target_metrics(given.get("TARGET_METRICS", "yes")),
-        critical_topic_arn=critical and _topic("CRITICAL_TOPIC_ARN", critical),
+        critical_topic_arn=_critical_topic(given.get("CRITICAL_TOPIC_ARN"), topic),
         place=_place(given),
     )
 
@@ -124,6 +124,15 @@ def _topic(name: str, value: str | None) -> str:
         raise ConfigurationError(name, "is required; give the SNS topic of the summary")
     if not re.fullmatch(r"arn:[\w-]+:sns:[\w-]+:\d{12}:[\w-]+", value):
         raise ConfigurationError(name, f"{value} is no ARN of a standard SNS topic")
+    return value
+
+
+def _critical_topic(value: str | None, topic: str) -> str | None:
+    if value is None:
+        return None
+    region = topic.split(":")[3]
+    if _topic("CRITICAL_TOPIC_ARN", value).split(":")[3] != region:  # SNS takes none of another's
+        raise ConfigurationError("CRITICAL_TOPIC_ARN", f"{value} is not in TOPIC_ARN's {region}")
     return value
 
 

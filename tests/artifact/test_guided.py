@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pty
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from samtranslator.yaml_helper import yaml_parse
 
 from tests.template.rendering import TEMPLATES, refusals, render, source
 
@@ -40,6 +42,22 @@ LAST = [
 ]
 ANSWERS = {"TargetSecrets": "orders", "Email": "team@example.com", "Mode": "observe"}
 TYPED = {"AWS Region": REGION, **ANSWERS, LAST[-1]: "n"}
+
+
+def test_the_template_that_is_deployed_is_the_one_that_was_checked(artifact: Path) -> None:
+    """In Metadata, for one, `sam build` leaves no reference to anything."""
+
+    def without_places(template: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Without what `sam build` is there to write."""
+        template = copy.deepcopy(template)
+        for resource in template["Resources"].values():
+            metadata = resource.pop("Metadata", {})
+            resource["Metadata"] = {k: v for k, v in metadata.items() if k != "SamResourceId"}
+            resource["Properties"] |= dict.fromkeys(("CodeUri", "TemplateURL"))
+        return template
+
+    built = yaml_parse((artifact.parent / "template.yaml").read_text())
+    assert without_places(built) == without_places(source("template.yaml"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -282,6 +282,7 @@ def test_every_asynchronous_invocation_has_a_destination(stack: Stack) -> None:
     assert configured.keys() == functions
     for one in configured.values():
         assert one["DestinationConfig"]["OnFailure"]["Destination"] == "shop/DeadLetters.Arn"
+        assert one["MaximumEventAgeInSeconds"] <= 3600
     assert configured["shop/SessionReaper"]["MaximumRetryAttempts"] == 0
     assert configured["shop/SessionReaper"]["MaximumEventAgeInSeconds"] == 60
 
@@ -460,11 +461,22 @@ def test_lambda_s_right_to_its_interfaces_outlives_the_function_s_time_in_a_vpc(
     assert not any(
         action.startswith("ec2:") for one in _statements(role) for action in one["Action"]
     )
+    # What comes after it goes before it.
     resources = transformed("template.yaml")["Resources"]
     assert resources["NetworkStack"]["DependsOn"] == "AttachToVpc"
-    assert {"Fn::If": ["InVpc", {"Ref": "AttachToVpc"}, ""]} in resources["SessionReaper"][
-        "Metadata"
-    ].values()
+    tags = STACKS["in a network of yours"].one("SessionReaper")["Tags"]
+    assert {"Key": "may-attach-to-vpc", "Value": "shop/AttachToVpc"} in tags
+
+
+def test_a_group_of_databases_that_is_appended_moves_no_rule() -> None:
+    kinds = ("AWS::EC2::SecurityGroupEgress", "AWS::EC2::SecurityGroupIngress")
+    scene = SCENES["by endpoints"]
+    before, after = (
+        {one.name: one.properties for kind in kinds for one in render(parameters).of(kind)}
+        for parameters in (scene, scene | {"DatabaseSecurityGroupIds": "sg-0a,sg-0b,sg-0c"})
+    )
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 2
 
 
 _KEPT = ("AWS::DynamoDB::Table", "AWS::Logs::LogGroup", "AWS::SNS::Topic", "AWS::SQS::Queue")

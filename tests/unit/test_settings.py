@@ -58,6 +58,12 @@ def test_a_second_topic_is_an_sns_topic_too() -> None:
         settings(CRITICAL_TOPIC_ARN="pager")
 
 
+def test_a_critical_topic_of_another_region_is_refused_before_it_is_needed() -> None:
+    other = TOPIC.replace(TOPIC.split(":")[3], "us-west-2")
+    with pytest.raises(ConfigurationError, match=r"^CRITICAL_TOPIC_ARN: .* TOPIC_ARN's eu-"):
+        settings(CRITICAL_TOPIC_ARN=other)
+
+
 def test_links_need_what_lambda_says_of_itself() -> None:
     function = {"AWS_LAMBDA_FUNCTION_NAME": "reaper", "AWS_REGION": "eu-west-1"}
     place = Place(
