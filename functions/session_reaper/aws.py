@@ -7,11 +7,16 @@ from typing import Any, Final
 
 # botocore, not boto3: clients are all we need, and a cold start is some 20 ms shorter without the rest.
 from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import Loader
+from botocore.parsers import ResponseParserError
 from botocore.session import Session, get_session
 
 PUBLISH_SECONDS: Final = 13.0
 """What a run keeps back for its last call: two tries of 3 + 3 s, and a pause."""
+
+AWS_ERRORS: Final = (ClientError, BotoCoreError, ResponseParserError)
+"""All that a call may raise. The last is no BotoCoreError: what answers is no AWS, but a proxy."""
 
 _MAKING: Final = Lock()
 

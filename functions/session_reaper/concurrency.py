@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from threading import BoundedSemaphore, Thread
+from threading import Semaphore, Thread
 from typing import Generic, TypeVar
 
 from session_reaper.deadline import Deadline
@@ -12,24 +12,17 @@ T = TypeVar("T")
 
 # Lambda lets a function have 1,024 threads and as many open files, sockets included: some are for the
 # rest. https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
-_AT_ONCE = 900
+_ROOM = Semaphore(900)
 _GRACE = 0.25  # seconds in which a work whose time is over may still say what it did
 
 
 class _Worker(Thread, Generic[T]):
     """Advances one work; `latest` is the last that it said."""
 
-    def __init__(
-        self,
-        name: str,
-        work: Iterator[T],
-        crashed: Callable[[T, Exception], T],
-        room: BoundedSemaphore,
-    ) -> None:
+    def __init__(self, name: str, work: Iterator[T], crashed: Callable[[T, Exception], T]) -> None:
         super().__init__(daemon=True, name=name)
         self._work = work
         self._crashed = crashed
-        self._room = room
         self.latest = next(work)  # what is true if nothing more is heard
 
     def run(self) -> None:
@@ -45,7 +38,7 @@ class _Worker(Thread, Generic[T]):
             logger.error("a target's work ended with a bug", extra=extra)
             self.latest = self._crashed(self.latest, error)
         finally:
-            self._room.release()
+            _ROOM.release()
 
 
 def latest_of_all(
@@ -58,12 +51,11 @@ def latest_of_all(
     Each work has a name, for the log. `crashed` makes of the last that a work said what is to be
     said after a bug ended it.
     """
-    room = BoundedSemaphore(_AT_ONCE)
-    workers = [_Worker(name, work, crashed, room) for name, work in works]
+    workers = [_Worker(name, work, crashed) for name, work in works]
     started = 0
     for worker in workers:
-        if not room.acquire(timeout=deadline.seconds()):
-            break  # so many hang that there was no place for the rest
+        if not _ROOM.acquire(timeout=deadline.seconds()):
+            break  # so many hang, here or still from before, that there was no place for the rest
         worker.start()
         started += 1
     over = deadline.plus(_GRACE)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 from session_reaper.concurrency import latest_of_all
@@ -33,6 +34,7 @@ class Directory:
         Raises ConfigurationError if a name is nobody's, or if there is no target at all.
         """
         deadline = deadline.within(deadline.seconds() / 2)  # the other half is for the targets
+        listed_by = deadline.within(deadline.seconds() / 2)  # else the secrets' own hosts will do
         given = self._settings.target_secrets
         tags = [self._settings.target_secret_tag] if self._settings.target_secret_tag else []
         listing = [(f"tag {tag.key}={tag.value}", self._tagged(tag)) for tag in tags]
@@ -44,14 +46,14 @@ class Directory:
         batches = [ids[n : n + BATCH] for n in range(0, len(ids), BATCH)]
         reading = [(", ".join(batch), self._read(batch)) for batch in batches]
         secrets = _flat(latest_of_all(reading, _crashed, deadline))
-        describing = [(secret.name, self._described(secret)) for secret in secrets]
+        describing = [(secret.name, self._described(secret, listed_by)) for secret in secrets]
         found = _distinct(_flat(latest_of_all(describing, _crashed, deadline)))
         return [*unlisted, *_named(found, names)]
 
-    def again(self, target: Target) -> Target:
+    def again(self, target: Target, deadline: Deadline) -> Target:
         """The same target as its secret describes it now. Raises TargetError."""
         secret = self._secrets.again(target.secret_arn)
-        for each in self._targets(secret):
+        for each in self._targets(secret, deadline):
             if each.name == target.name:
                 return each
         return target
@@ -64,9 +66,10 @@ class Directory:
         """The target with a password that is good for the next minutes. Raises TargetError."""
         return self._rds.authorized(target) if target.auth is Auth.IAM else target
 
-    def _targets(self, secret: Secret) -> tuple[Target, ...]:
+    def _targets(self, secret: Secret, deadline: Deadline) -> tuple[Target, ...]:
         whole = self._settings.whole_clusters
-        return read_targets(secret, self._rds.instances, whole_clusters=whole)
+        instances = partial(self._rds.instances, deadline)
+        return read_targets(secret, instances, whole_clusters=whole)
 
     # -- works, which each say first what is true if they never come to an end -----------------------
 
@@ -84,13 +87,15 @@ class Directory:
             for read in self._secrets.read(ids)
         ]
 
-    def _described(self, secret: Secret | TargetReport) -> Iterator[Sequence[_Found]]:
+    def _described(
+        self, secret: Secret | TargetReport, deadline: Deadline
+    ) -> Iterator[Sequence[_Found]]:
         if isinstance(secret, TargetReport):
             yield [secret]
             return
         yield [failed(TargetReport(name=secret.name), DeadlineError())]
         try:
-            yield self._targets(secret)
+            yield self._targets(secret, deadline)
         except SecretError as error:
             yield [failed(TargetReport(name=error.target), error)]
 

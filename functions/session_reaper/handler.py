@@ -82,18 +82,21 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     now, whole = time(), not request.targets
     report, learned = compared(report, known or (), now, settings.remind_after, whole=whole)
     failures: Mapping[str, PublishError] = {}
-    if report.is_news or settings.notify is Notify.ALWAYS:
-        topics = [settings.topic_arn]
-        if report.is_critical and settings.critical_topic_arn:
-            topics.append(settings.critical_topic_arn)
-        failures = publish(summarize(report, settings.place, now), topics, end)
-    # People first: with thousands of sessions the lines of the log take seconds.
     document = as_document(report)
-    for target in report.targets:
-        log_outcomes(target)
-        if settings.target_metrics:
-            emit_target_metrics(target)
-    logger.info("run", extra=document)
+    try:
+        if report.is_news or settings.notify is Notify.ALWAYS:
+            topics = [settings.topic_arn]
+            if report.is_critical and settings.critical_topic_arn:
+                topics.append(settings.critical_topic_arn)
+            failures = publish(summarize(report, settings.place, now), topics, end)
+    finally:
+        # People first: with thousands of sessions the lines of the log take seconds. But no bug in
+        # what is told may hide what was done.
+        for target in report.targets:
+            log_outcomes(target)
+            if settings.target_metrics:
+                emit_target_metrics(target)
+        logger.info("run", extra=document)
     if table:
         untold = settings.topic_arn in failures
         remember(table, not_delivered(report, now) if untold else learned, end)

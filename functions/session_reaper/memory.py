@@ -6,9 +6,9 @@ nothing here raises: who cannot remember tells.
 
 from typing import TYPE_CHECKING, Final
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
-from session_reaper.aws import client
+from session_reaper.aws import AWS_ERRORS, client
 from session_reaper.deadline import Deadline
 from session_reaper.news import Learned, Told
 from session_reaper.observability import logger
@@ -36,7 +36,7 @@ def recall(table: str, deadline: Deadline) -> tuple[Told, ...] | None:
     try:
         pages = _dynamodb().get_paginator("scan").paginate(TableName=table, ConsistentRead=True)
         return tuple(_told(item) for page in pages for item in page["Items"])
-    except (BotoCoreError, ClientError, KeyError, ValueError) as error:
+    except (*AWS_ERRORS, KeyError, ValueError) as error:
         logger.warning("the memory cannot be read", extra={"table": table, "error": str(error)})
         return None
 
@@ -73,10 +73,10 @@ def remember(table: str, learned: Learned, deadline: Deadline) -> None:
             change(told)
         except dynamodb.exceptions.ConditionalCheckFailedException:
             continue  # an overlapping run was faster
-        except (BotoCoreError, ClientError) as error:
+        except AWS_ERRORS as error:
             extra = {"table": table, "item": told.kind, "error": str(error)}
             logger.warning("the memory cannot be written", extra=extra)
-            if isinstance(error, BotoCoreError):  # nobody is there
+            if not isinstance(error, ClientError):  # nobody is there
                 return
 
 

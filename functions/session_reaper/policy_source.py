@@ -6,9 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
-from session_reaper.aws import client
+from session_reaper.aws import AWS_ERRORS, client
 from session_reaper.documents import named
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Policy, read_policy
@@ -54,7 +52,7 @@ def _parameter(name: str) -> str:
     ssm: SSMClient = client("ssm")
     try:
         answer = ssm.get_parameter(Name=name, WithDecryption=True)
-    except (ClientError, BotoCoreError) as error:
+    except AWS_ERRORS as error:
         raise ConfigurationError("parameter", f"cannot be read: {error}") from None
     return answer["Parameter"].get("Value", "")
 

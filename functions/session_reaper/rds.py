@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from session_reaper.aws import client
-from session_reaper.errors import TargetError
+from session_reaper.aws import AWS_ERRORS, client
+from session_reaper.deadline import Deadline
+from session_reaper.errors import DeadlineError, TargetError
 from session_reaper.providers import rds_region
 from session_reaper.targets import Instance, Target
 
@@ -30,7 +31,7 @@ class Rds:
         self._lock = Lock()
         self._listed: tuple[Instance, ...] | TargetError | None = None
 
-    def instances(self) -> tuple[Instance, ...]:
+    def instances(self, deadline: Deadline) -> tuple[Instance, ...]:
         """All of this account and region that are running; asked for once, even if that fails.
 
         Raises TargetError.
@@ -38,18 +39,24 @@ class Rds:
         with self._lock:
             if self._listed is None:
                 try:
-                    self._listed = tuple(self._list())
-                except (ClientError, BotoCoreError) as error:
+                    self._listed = tuple(self._list(deadline))
+                except (*AWS_ERRORS, DeadlineError) as error:
                     self._listed = TargetError("rds", _said(error), _HINT)
         if isinstance(self._listed, TargetError):
             raise TargetError(self._listed.code, self._listed.message, self._listed.hint)
         return self._listed
 
-    def _list(self) -> Iterator[Instance]:
+    def _list(self, deadline: Deadline) -> Iterator[Instance]:
         rds: RDSClient = client("rds")
-        pages = rds.get_paginator("describe_db_clusters").paginate()
-        clusters = {c["DBClusterIdentifier"]: c for page in pages for c in page["DBClusters"]}
-        for page in rds.get_paginator("describe_db_instances").paginate():
+
+        def pages(operation: Any) -> Iterator[Any]:  # noqa: ANN401 -- two shapes of botocore's
+            for page in rds.get_paginator(operation).paginate():
+                deadline.left(1)
+                yield page
+
+        lists = pages("describe_db_clusters")
+        clusters = {c["DBClusterIdentifier"]: c for page in lists for c in page["DBClusters"]}
+        for page in pages("describe_db_instances"):
             for instance in page["DBInstances"]:
                 endpoint = instance.get("Endpoint", {})
                 if "Address" in endpoint and instance.get("DBInstanceStatus") not in _DOWN:
@@ -94,8 +101,8 @@ def _instance(instance: Any, cluster: Any) -> Instance:  # noqa: ANN401 -- two s
     )
 
 
-def _said(error: ClientError | BotoCoreError) -> str:
-    what = type(error).__name__
+def _said(error: Exception) -> str:
+    what = "it takes too long" if isinstance(error, DeadlineError) else type(error).__name__
     if isinstance(error, ClientError):
         what = error.response["Error"]["Code"]
     return f"RDS instances cannot be listed: {what}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from session_reaper.aws import client
+from session_reaper.aws import AWS_ERRORS, client
 from session_reaper.settings import Tag
 from session_reaper.targets import Secret, SecretError, name_of_secret
 
@@ -54,7 +54,7 @@ class Secrets:
         try:
             pages = self._client.get_paginator("list_secrets").paginate(Filters=filters)
             secrets = [secret for page in pages for secret in page["SecretList"]]
-        except (ClientError, BotoCoreError) as error:
+        except AWS_ERRORS as error:
             problem = f"the secrets cannot be listed: {' '.join(str(error).split())}"
             hint = "Allow the function's role secretsmanager:ListSecrets, and check that it reaches it."
             raise SecretError(f"tag {tag.key}={tag.value}", problem, hint) from None

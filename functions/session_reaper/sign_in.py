@@ -65,7 +65,7 @@ def _connected(target: Target, directory: Directory, deadline: Deadline) -> tupl
         if target.auth is Auth.IAM:
             error = _without_password(target, error)
         try:
-            now = directory.again(target)
+            now = directory.again(target, deadline)
         except TargetError:
             raise error from None
         if now == target:

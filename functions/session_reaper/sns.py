@@ -4,9 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from botocore.exceptions import BotoCoreError, ClientError
-
-from session_reaper.aws import PUBLISH_SECONDS, client
+from session_reaper.aws import AWS_ERRORS, PUBLISH_SECONDS, client
 from session_reaper.deadline import Deadline
 from session_reaper.errors import PublishError
 from session_reaper.summary import Summary
@@ -42,6 +40,6 @@ def publish(
                     "targets": {"DataType": "String.Array", "StringValue": names},
                 },
             )
-        except (ClientError, BotoCoreError) as error:
+        except AWS_ERRORS as error:
             failures[topic_arn] = PublishError(f"the summary did not reach {topic_arn}: {error}")
     return failures

@@ -15,9 +15,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import urllib3
-from botocore.exceptions import BotoCoreError, ClientError
 
-from session_reaper.aws import client
+from session_reaper.aws import AWS_ERRORS, client
 from session_reaper.deadline import Deadline
 from session_reaper.errors import PublishError
 from session_reaper.settings import read_webhook_secret
@@ -54,7 +53,7 @@ def lambda_handler(event: Mapping[str, Any], context: "LambdaContext") -> None:
 def _url(secret: str) -> str:
     try:
         answer = client("secretsmanager").get_secret_value(SecretId=secret)
-    except (ClientError, BotoCoreError) as error:
+    except AWS_ERRORS as error:
         remedy = "Check WEBHOOK_SECRET, and what the webhook's role may read and decrypt."
         raise PublishError(f"secret {secret} cannot be read: {error} {remedy}") from None
     text = answer.get("SecretString", "").strip()

@@ -13,7 +13,7 @@ import pytest
 from session_reaper.errors import PublishError
 
 from tests.integration.stage import IDLE, REAPER, policy, rule
-from tests.integration.wire import aws_but_for
+from tests.integration.wire import aws_but_for, http
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -223,6 +223,24 @@ def test_a_kill_whose_summary_did_not_go_out_is_told_by_the_next_run(stage: Stag
     assert run.email.subject.endswith("; 1 not delivered before")
     assert "Not delivered before: orders: 1 session terminated" in run.said
     assert stage.run().emails == []
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("status", ["502 Bad Gateway", "503 Service Unavailable", "403 Forbidden"])
+def test_a_kill_whose_summary_a_proxy_swallows_is_in_the_log_and_in_the_next_summary(
+    stage: Stage, caplog: pytest.LogCaptureFixture, status: str
+) -> None:
+    use(stage, policy())
+    leak = stage.session()
+    stand_in = os.environ["AWS_ENDPOINT_URL"]
+    with aws_but_for(b"/sns/aws4_request", http(status, b"upstream connect error")) as proxy:
+        stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        with pytest.raises(PublishError, match="the summary did not reach"):
+            stage.run()
+        stage.monkeypatch.setenv("AWS_ENDPOINT_URL", stand_in)
+    assert not leak.is_there
+    assert [record.message for record in caplog.records].count("outcome") == 1
+    assert stage.run().email.subject.endswith("; 1 not delivered before")
 
 
 @pytest.mark.usefixtures("table")

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,11 @@ from infra.local.aws import REGION
 from infra.local.postgres import server
 from tests.integration.conftest import prepare
 from tests.integration.stage import PASSWORD, REAPER, Client, Victim, policy, until
-from tests.integration.wire import Impostor, aws_but_for, unused_port
+from tests.integration.wire import Impostor, aws_but_for, hang, http, unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from threading import Event
 
     from mypy_boto3_rds import RDSClient
     from pg8000.native import Connection
@@ -495,20 +497,42 @@ def test_no_target_that_says_where_it_is_needs_rds(fleet: Fleet, stage: Stage) -
 
 
 @contextmanager
-def _silent_rds(stage: Stage) -> Iterator[Impostor]:
-    """RDS takes every call and says nothing, as where a VPC has no way to it; the others answer."""
-    with aws_but_for(b"/rds/aws4_request") as silent:
-        stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.port}")
-        yield silent
+def _rds_that(stage: Stage, deals: Callable[[socket.socket, Event], None]) -> Iterator[Impostor]:
+    """What RDS makes of every call; the others answer."""
+    with aws_but_for(b"/rds/aws4_request", deals) as other:
+        stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{other.port}")
+        yield other
 
 
-def test_where_rds_is_silent_the_secrets_own_host_is_looked_at(fleet: Fleet, stage: Stage) -> None:
+_ENDLESS = (
+    b"<DescribeDBClustersResponse><DescribeDBClustersResult><DBClusters></DBClusters>"
+    b"<Marker>%b</Marker></DescribeDBClustersResult></DescribeDBClustersResponse>"
+)
+
+
+def _pages_without_end(connection: socket.socket, stop: Event) -> None:
+    http("200 OK", _ENDLESS % str(time.monotonic_ns()).encode(), 0.2)(connection, stop)
+
+
+@pytest.mark.parametrize(
+    ("deals", "why"),
+    [
+        (hang, "ReadTimeoutError"),  # as where a VPC has no way to it
+        (http("403 Forbidden", b"<!doctype html><title>no"), "ResponseParserError"),  # a proxy
+        (_pages_without_end, "it takes too long"),
+    ],
+    ids=["silent", "no RDS", "endless"],
+)
+def test_where_rds_says_nothing_of_use_the_secrets_own_host_is_looked_at(
+    fleet: Fleet, stage: Stage, deals: Callable[[socket.socket, Event], None], why: str
+) -> None:
     leak = stage.session()
     fleet.cluster("shop", "shop-1")
     fleet.target("shop")
     stage.target("orders")
-    with _silent_rds(stage):
+    with _rds_that(stage, deals):
         run = stage.reap()
+    assert any(why in each["message"] for each in run.target("shop")["advice"])
     assert run.target("orders")["status"] == "ok"
     assert run.target("shop")["status"] == "ok", run.target("shop")
     assert "list-cluster-instances" in advice(run, "shop")

@@ -133,6 +133,17 @@ def say(text: bytes) -> Callable[[socket.socket, Event], None]:
     return answer
 
 
+def http(status: str, body: bytes, seconds: float = 0) -> Callable[[socket.socket, Event], None]:
+    """Answer a request that is read already, after so many seconds, and close."""
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+
+    def answer(connection: socket.socket, stop: Event) -> None:
+        stop.wait(seconds)
+        connection.sendall(head.encode() + body)
+
+    return answer
+
+
 def say_and_hang(text: bytes) -> Callable[[socket.socket, Event], None]:
     def answer(connection: socket.socket, stop: Event) -> None:
         connection.recv(65536)
@@ -280,14 +291,17 @@ class _Requests:
             }.get(kind)
 
 
-def aws_but_for(silent: bytes) -> Impostor:
-    """The AWS stand-in, which takes each call whose head has this text, and never answers it."""
+def aws_but_for(
+    text: bytes, deal: Callable[[socket.socket, Event], None] | None = None
+) -> Impostor:
+    """The AWS stand-in, which deals so with each call whose head has this text: it never answers."""
+    deal = deal or hang
     real = urlsplit(os.environ["AWS_ENDPOINT_URL"])
 
     def gateway(connection: socket.socket, stop: Event) -> None:
         head = connection.recv(65536)
-        if silent in head:
-            hang(connection, stop)
+        if text in head:
+            deal(connection, stop)
             return
         with socket.create_connection((real.hostname or "", real.port or 0)) as stand_in:
             stand_in.sendall(head)

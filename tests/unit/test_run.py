@@ -3,7 +3,7 @@ from __future__ import annotations
 import socket
 import time
 from functools import partial
-from threading import Event
+from threading import Event, Semaphore
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -303,7 +303,7 @@ def test_however_many_hang_the_run_waits_once(monkeypatch: pytest.MonkeyPatch) -
 def test_more_than_lambda_has_threads_for_wait_until_there_is_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(concurrency, "_AT_ONCE", 2)
+    monkeypatch.setattr(concurrency, "_ROOM", Semaphore(2))
     inside: set[str] = set()
     most: set[int] = set()
     never = Event()
@@ -322,7 +322,7 @@ def test_more_than_lambda_has_threads_for_wait_until_there_is_room(
 
 
 def test_who_finds_no_room_before_the_time_is_over_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(concurrency, "_AT_ONCE", 1)
+    monkeypatch.setattr(concurrency, "_ROOM", Semaphore(1))
     monkeypatch.setattr(concurrency, "_GRACE", 0.1)
     never = Event()
 
