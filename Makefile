@@ -99,7 +99,7 @@ build: .venv/installed .tools/sam/installed ## what is deployed, under .aws-sam/
 
 .PHONY: deploy
 deploy: build ## [ENV=staging|prod] [GUIDED=yes]: deploy, after a look at the changes
-	$(SAM)/sam deploy --config-env $(ENV) $(if $(GUIDED),--guided)
+	$(SAM)/sam deploy --config-env $(ENV) $(if $(GUIDED),--guided,--stack-name $(STACK))
 
 .PHONY: check-remote
 check-remote: .tools/sam/installed ## [ENV=…]: {"check": true} in AWS: does it reach its databases, what is to be mended

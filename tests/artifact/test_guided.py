@@ -84,9 +84,9 @@ def guided(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Guided:
     shutil.copytree(artifact.parent, folder / ".aws-sam" / "build")
     shutil.copy(ROOT / "template.yaml", folder)
     # As it came: without what a guided deployment has kept there since.
-    kept = r"(?m)^(stack_name|region|parameter_overrides|image_repositories) = .*\n"
+    kept = r"(?ms)^(stack_name|region|parameter_overrides|image_repositories) = (\[.*?\]|[^\n]*)\n"
     before, deploy, after = re.split(
-        r"(?ms)(^\[default\.deploy\.parameters\].*?)(?=^\[)", CONFIG.read_text()
+        r"(?ms)(^\[default\.deploy\.parameters\].*?)(?=^\[|\Z)", CONFIG.read_text()
     )
     (folder / CONFIG.name).write_text(f"{before}{re.sub(kept, '', deploy)}{after}")
     questions = [*FIRST, *source("template.yaml")["Parameters"], *LAST]

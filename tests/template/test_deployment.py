@@ -98,8 +98,9 @@ def make(tmp_path: Path) -> Make:
 
 
 def test_make_deploy_deploys_one_environment(make: Make) -> None:
-    assert make("deploy") == [["sam", "deploy", "--config-env", "default"]]
-    assert make("deploy", "ENV=prod") == [["sam", "deploy", "--config-env", "prod"]]
+    for environment in ("default", "prod"):
+        named = ["--config-env", environment, "--stack-name", _stack(environment)]
+        assert make("deploy", f"ENV={environment}") == [["sam", "deploy", *named]]
     assert make("deploy", "GUIDED=yes") == [
         ["sam", "deploy", "--config-env", "default", "--guided"]
     ]
@@ -129,7 +130,7 @@ def test_make_logs_follows_the_log_of_the_function(make: Make) -> None:
     ]
 
 
-@pytest.mark.parametrize("command", ["check-remote", "logs", "events"])
+@pytest.mark.parametrize("command", ["deploy", "check-remote", "logs", "events"])
 def test_an_environment_that_is_not_configured_is_an_error_that_names_it(command: str) -> None:
     result = subprocess.run(  # noqa: S603 -- our own Makefile
         ["make", "-n", command, "ENV=prd"],  # noqa: S607 -- as people do

@@ -332,6 +332,8 @@ def test_who_finds_no_room_before_the_time_is_over_says_so(monkeypatch: pytest.M
         never.wait(5)
 
     assert said([hangs("a"), hangs("b")], Deadline(0.1)) == ["a, begun", "b, not begun"]
+    # Who still hangs keeps the place from what comes after, too.
+    assert said([hangs("c")], Deadline(0)) == ["c, not begun"]
     never.set()
 
 
