@@ -98,8 +98,8 @@ build: .venv/installed .tools/sam/installed ## what is deployed, under .aws-sam/
 	PATH="$(abspath $(SAM)):$$PATH" $(SAM)/sam build
 
 .PHONY: deploy
-deploy: build ## [ENV=staging|prod] [GUIDED=yes]: deploy, after a look at the changes
-	$(SAM)/sam deploy --config-env $(ENV) $(if $(GUIDED),--guided,--stack-name $(STACK))
+deploy: build ## [ENV=staging|prod] [GUIDED=yes] [ARGS=…]: deploy, after a look at the changes
+	$(SAM)/sam deploy --config-env $(ENV) $(if $(GUIDED),--guided,--stack-name $(STACK)) $(ARGS)
 
 .PHONY: check-remote
 check-remote: .tools/sam/installed ## [ENV=…]: {"check": true} in AWS: does it reach its databases, what is to be mended

@@ -23,6 +23,7 @@ class _Worker(Thread, Generic[T]):
         super().__init__(daemon=True, name=name)
         self._work = work
         self._crashed = crashed
+        self._room = _ROOM
         self.latest = next(work)  # what is true if nothing more is heard
 
     def run(self) -> None:
@@ -38,7 +39,7 @@ class _Worker(Thread, Generic[T]):
             logger.error("a target's work ended with a bug", extra=extra)
             self.latest = self._crashed(self.latest, error)
         finally:
-            _ROOM.release()
+            self._room.release()
 
 
 def latest_of_all(

@@ -6,9 +6,10 @@
 -- you may not grant it tells as a warning, with what to do instead. From 16 on only who made the
 -- role, or a superuser, may run it again. Any client will do: this is plain SQL.
 --
--- Then set the password, which is not for a file, and put it into the secret:
+-- Then set the password, which is not for a file nor for the server's log, and put it into the secret.
+-- In psql:
 --
---     ALTER ROLE session_reaper PASSWORD '...';
+--     \password session_reaper
 --
 -- For IAM authentication on RDS and Aurora grant this instead. A password is refused from then on:
 --

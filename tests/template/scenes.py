@@ -33,6 +33,7 @@ ALL: Final = {
     "LogRetentionInDays": "30",
     "KeepLogs": "yes",
     "KmsKeyArn": KEY,
+    "PermissionsBoundaryArn": "arn:aws:iam::123456789012:policy/boundary",
     "SubnetIds": "subnet-0a,subnet-0b",
     "SecurityGroupIds": "",
     "VpcId": "vpc-0a",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -182,6 +183,21 @@ def test_no_role_has_a_policy_of_aws_s(stack: Stack) -> None:
     for role in stack.of("AWS::IAM::Role"):
         for arn in role.properties.get("ManagedPolicyArns", []):
             assert arn == "shop/SlackReadOnly"
+
+
+@every_scene
+def test_every_role_has_the_organization_s_boundary_if_there_is_one(stack: Stack) -> None:
+    whole = stack.conditions["template.yaml", "HasBoundary"]
+    for role in stack.of("AWS::IAM::Role"):
+        assert role.properties.get("PermissionsBoundary") == (
+            ALL["PermissionsBoundaryArn"] if whole else None
+        )
+
+
+def test_the_version_is_the_project_s() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for function in STACKS["all"].of("AWS::Lambda::Function"):
+        assert {"Key": "version", "Value": project["version"]} in function.properties["Tags"]
 
 
 def test_secrets_are_read_by_name_arn_and_tag_alone() -> None:
@@ -534,3 +550,5 @@ def test_the_outputs_are_the_next_steps() -> None:
     assert """--payload '{"check": true}'""" in outputs["CheckCommand"]
     assert "--function-name shop/SessionReaper" in outputs["CheckCommand"]
     assert outputs["LogConsole"].endswith("log-group/shop/LogGroup")
+    assert outputs["RoleArn"] == "shop/Role.Arn"
+    assert "--function-name shop/SessionReaper --reserved" in outputs["SwitchOffCommand"]
