@@ -26,7 +26,7 @@ from session_reaper.observability import (
 from session_reaper.policy import Mode, Policy
 from session_reaper.policy_source import load_policy
 from session_reaper.reap import Deal, apply, check, reap, record, visited
-from session_reaper.report import Report, as_document, recordings
+from session_reaper.report import Report, as_document, fitting, recordings
 from session_reaper.request import (
     RunRequest,
     effective_mode,
@@ -49,6 +49,10 @@ if TYPE_CHECKING:
 
     from session_reaper.errors import PublishError
 
+# Lambda takes an answer of 6,291,556 bytes, and CloudWatch a line of 1 MB: what is longer would make
+# an error of a run that has done everything, or no JSON of its line.
+_ANSWER_BYTES: Final = 6_000_000
+_LOG_BYTES: Final = 1_000_000
 _LAST_SHARE: Final = 0.3  # kept back of the time of a function that has little
 
 
@@ -96,7 +100,7 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
             log_outcomes(target)
             if settings.target_metrics:
                 emit_target_metrics(target)
-        logger.info("run", extra=document)
+        logger.info("run", extra=fitting(document, _LOG_BYTES))
     if table:
         untold = settings.topic_arn in failures
         remember(table, not_delivered(report, now) if untold else learned, end)
@@ -105,7 +109,7 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     emit_run_metrics(report, monotonic() - began)
     if request.record:  # for the one who asked; too long for the log
         return {**document, "looks": recordings(report)}
-    return document
+    return fitting(document, _ANSWER_BYTES)
 
 
 def _deal(request: RunRequest, policy: Policy, mode: Mode) -> Deal:

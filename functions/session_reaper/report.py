@@ -405,6 +405,27 @@ def as_document(report: Report) -> dict[str, Any]:
     }
 
 
+def fitting(document: dict[str, Any], most: int) -> dict[str, Any]:
+    """The document, or what of it fits into so many bytes of JSON.
+
+    What does not are sessions, of each target alike, first those that were spared; it then says
+    how many as `sessions_left_out`.
+    """
+    size = len(json.dumps(document))  # ASCII: no encoding of it is longer
+    if size <= most or not any(target["sessions"] for target in document["targets"]):
+        return document
+    share = 0.95 * most / size
+    targets = [_shortened(target, share) for target in document["targets"]]
+    return fitting({**document, "targets": targets}, most)
+
+
+def _shortened(target: dict[str, Any], share: float) -> dict[str, Any]:
+    sessions = sorted(target["sessions"], key=lambda s: s["outcome"] == Outcome.SPARED.value)
+    kept = sessions[: int(share * len(sessions))]
+    left_out = target.get("sessions_left_out", 0) + len(sessions) - len(kept)
+    return {**target, "sessions": kept, **({"sessions_left_out": left_out} if left_out else {})}
+
+
 def _target(target: TargetReport) -> dict[str, Any]:
     return {
         "name": target.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from functools import partial
 from threading import Event, Thread
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pg8000.native
 import pytest
+from session_reaper import handler
 from session_reaper.deadline import Deadline
 from session_reaper.directory import Directory
 from session_reaper.policy import Mode, read_policy
@@ -204,3 +206,19 @@ def test_a_server_without_any_other_session_is_fine(stage: Stage) -> None:
     run = stage.reap(limits={"max_share": "1%"})
     assert run.document["status"] == "ok"
     assert run.target()["slots"]["used_before"] == 1
+
+
+def test_an_answer_that_lambda_would_not_take_says_how_many_sessions_it_leaves_out(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.target()
+    leaks = [stage.session() for _ in range(8)]
+    stage.monkeypatch.setattr(handler, "_ANSWER_BYTES", 1_800)
+    run = stage.reap()
+    target = run.target()
+    assert 0 < len(target["sessions"]) < 8
+    assert len(target["sessions"]) + target["sessions_left_out"] == 8
+    assert len(json.dumps(run.document)) <= 1_800
+    assert run.document["totals"]["terminated"] == 8
+    logged = [vars(record) for record in caplog.records if record.message == "outcome"]
+    assert {line["session"]["pid"] for line in logged} == {leak.pid for leak in leaks}

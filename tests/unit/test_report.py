@@ -15,6 +15,7 @@ from session_reaper.report import (
     TargetReport,
     TargetStatus,
     as_document,
+    fitting,
     headline,
     recordings,
 )
@@ -401,3 +402,32 @@ def test_a_session_has_a_query_id_only_where_the_server_computes_one() -> None:
     known, unknown = as_document(a_report(a_target_report(*fates)))["targets"][0]["sessions"]
     assert known["query_id"] == "-9223372036854775808"
     assert "query_id" not in unknown
+
+
+# -- what Lambda can return --------------------------------------------------------------------------
+
+
+def test_a_document_that_fits_is_as_it_is() -> None:
+    document = as_document(a_report(a_target_report(*some_fates(3, Outcome.TERMINATED))))
+    assert fitting(document, len(json.dumps(document))) is document
+
+
+@pytest.mark.parametrize("most", [200_000, 20_000, 3_000])
+def test_of_a_document_that_is_too_long_the_spared_are_left_out_first_and_counted(
+    most: int,
+) -> None:
+    spared, ended = some_fates(400, Outcome.SPARED), some_fates(100, Outcome.TERMINATED)
+    report = a_report(a_target_report(*spared, *ended), a_target_report(*ended, name="billing"))
+    document = as_document(report)
+    short = fitting(document, most)
+    assert len(json.dumps(short)) <= most < len(json.dumps(document))
+    assert {**short, "targets": ()} == {**document, "targets": ()}
+    for cut, whole in zip(short["targets"], document["targets"], strict=True):
+        kept = [session["outcome"] for session in cut["sessions"]]
+        assert cut["sessions_left_out"] == len(whole["sessions"]) - len(kept)
+        assert "spared" not in kept or kept.count("terminated") == 100
+
+
+def test_a_document_that_is_too_long_without_a_session_stays_whole() -> None:
+    document = as_document(a_report(*[unreached(f"target-{n}") for n in range(50)]))
+    assert fitting(document, 100) is document
