@@ -15,8 +15,12 @@ from botocore.session import Session, get_session
 PUBLISH_SECONDS: Final = 13.0
 """What a run keeps back for its last call: two tries of 3 + 3 s, and a pause."""
 
-AWS_ERRORS: Final = (ClientError, BotoCoreError, ResponseParserError)
-"""All that a call may raise. The last is no BotoCoreError: what answers is no AWS, but a proxy."""
+AWS_ERRORS: Final = (
+    *(ClientError, BotoCoreError),
+    # What answers is no AWS, but a proxy with a page of its own: botocore's parsers raise these.
+    *(ResponseParserError, AttributeError, LookupError, TypeError, ValueError),
+)
+"""What a call may raise; to be caught around the call alone."""
 
 _MAKING: Final = Lock()
 

@@ -57,7 +57,11 @@ def latest_of_all(
     for worker in workers:
         if not _ROOM.acquire(timeout=deadline.seconds()):
             break  # so many hang, here or still from before, that there was no place for the rest
-        worker.start()
+        try:
+            worker.start()
+        except RuntimeError:  # the process may have no more threads, whatever takes them
+            _ROOM.release()
+            break
         started += 1
     over = deadline.plus(_GRACE)
     for worker in workers[:started]:

@@ -34,7 +34,6 @@ class Directory:
         Raises ConfigurationError if a name is nobody's, or if there is no target at all.
         """
         deadline = deadline.within(deadline.seconds() / 2)  # the other half is for the targets
-        listed_by = deadline.within(deadline.seconds() / 2)  # else the secrets' own hosts will do
         given = self._settings.target_secrets
         tags = [self._settings.target_secret_tag] if self._settings.target_secret_tag else []
         listing = [(f"tag {tag.key}={tag.value}", self._tagged(tag)) for tag in tags]
@@ -46,6 +45,7 @@ class Directory:
         batches = [ids[n : n + BATCH] for n in range(0, len(ids), BATCH)]
         reading = [(", ".join(batch), self._read(batch)) for batch in batches]
         secrets = _flat(latest_of_all(reading, _crashed, deadline))
+        listed_by = deadline.within(deadline.seconds() / 2)  # else the secrets' own hosts will do
         describing = [(secret.name, self._described(secret, listed_by)) for secret in secrets]
         found = _distinct(_flat(latest_of_all(describing, _crashed, deadline)))
         return [*unlisted, *_named(found, names)]

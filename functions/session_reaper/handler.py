@@ -78,16 +78,15 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     work = partial(visited, _deal(request, policy, mode), directory)
     targets = () if mode is Mode.OFF else run(directory, request.targets, work, deadline)
     report = Report(run_id=run_id, mode=mode, targets=targets)
-    # What was asked for specially is told in any case, and says nothing of what is usual.
-    table = settings.memory_table if request.is_usual and targets else None
-    known = recall(table, end) if table else ()
-    if known is None:
-        report = replace(report, memory_problem=UNREADABLE)
-    now, whole = time(), not request.targets
-    report, learned = compared(report, known or (), now, settings.remind_after, whole=whole)
     failures: Mapping[str, PublishError] = {}
-    document = as_document(report)
     try:
+        # What was asked for specially is told in any case, and says nothing of what is usual.
+        table = settings.memory_table if request.is_usual and targets else None
+        known = recall(table, end) if table else ()
+        if known is None:
+            report = replace(report, memory_problem=UNREADABLE)
+        now, whole = time(), not request.targets
+        report, learned = compared(report, known or (), now, settings.remind_after, whole=whole)
         if report.is_news or settings.notify is Notify.ALWAYS:
             topics = [settings.topic_arn]
             if report.is_critical and settings.critical_topic_arn:
@@ -95,11 +94,12 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
             failures = publish(summarize(report, settings.place, now), topics, end)
     finally:
         # People first: with thousands of sessions the lines of the log take seconds. But no bug in
-        # what is told may hide what was done.
+        # what is told may keep what was done out of the log.
         for target in report.targets:
             log_outcomes(target)
             if settings.target_metrics:
                 emit_target_metrics(target)
+        document = as_document(report)
         logger.info("run", extra=fitting(document, _LOG_BYTES))
     if table:
         untold = settings.topic_arn in failures

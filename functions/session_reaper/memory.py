@@ -36,7 +36,7 @@ def recall(table: str, deadline: Deadline) -> tuple[Told, ...] | None:
     try:
         pages = _dynamodb().get_paginator("scan").paginate(TableName=table, ConsistentRead=True)
         return tuple(_told(item) for page in pages for item in page["Items"])
-    except (*AWS_ERRORS, KeyError, ValueError) as error:
+    except AWS_ERRORS as error:
         logger.warning("the memory cannot be read", extra={"table": table, "error": str(error)})
         return None
 

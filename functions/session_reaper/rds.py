@@ -51,8 +51,9 @@ class Rds:
 
         def pages(operation: Any) -> Iterator[Any]:  # noqa: ANN401 -- two shapes of botocore's
             for page in rds.get_paginator(operation).paginate():
-                deadline.left(1)
                 yield page
+                if page.get("Marker"):  # there are more
+                    deadline.left(1)
 
         lists = pages("describe_db_clusters")
         clusters = {c["DBClusterIdentifier"]: c for page in lists for c in page["DBClusters"]}
@@ -104,5 +105,5 @@ def _instance(instance: Any, cluster: Any) -> Instance:  # noqa: ANN401 -- two s
 def _said(error: Exception) -> str:
     what = "it takes too long" if isinstance(error, DeadlineError) else type(error).__name__
     if isinstance(error, ClientError):
-        what = error.response["Error"]["Code"]
+        what = error.response.get("Error", {}).get("Code", what)
     return f"RDS instances cannot be listed: {what}"

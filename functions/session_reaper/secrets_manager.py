@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from session_reaper.aws import AWS_ERRORS, client
 from session_reaper.settings import Tag
@@ -85,7 +85,7 @@ class Secrets:
             answer = self._client.batch_get_secret_value(SecretIdList=ids)
         except ClientError:  # without secretsmanager:BatchGetSecretValue it takes more calls
             return {}
-        except BotoCoreError as error:
+        except AWS_ERRORS as error:
             return {each: _unreadable(each, type(error).__name__, _OTHER_HINT) for each in ids}
         values = {
             known: value
@@ -104,12 +104,13 @@ class Secrets:
 
     def _one(self, secret_id: str) -> Secret | SecretError:
         try:
-            return self._keep(secret_id, self._client.get_secret_value(SecretId=secret_id))
+            value = self._client.get_secret_value(SecretId=secret_id)
         except ClientError as error:
             code = error.response["Error"]["Code"]
             return _unreadable(secret_id, code, _HINTS.get(code, _OTHER_HINT))
-        except BotoCoreError as error:
+        except AWS_ERRORS as error:
             return _unreadable(secret_id, type(error).__name__, _OTHER_HINT)
+        return self._keep(secret_id, value)
 
     def _keep(self, secret_id: str, value: Mapping[str, Any]) -> Secret | SecretError:
         if "SecretString" not in value:

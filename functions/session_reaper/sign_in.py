@@ -62,6 +62,8 @@ def _connected(target: Target, directory: Directory, deadline: Deadline) -> tupl
     except (FullError, DeadlineError):
         raise
     except TargetError as error:
+        if not deadline.seconds():  # all that hang end here at once: now the summary is to go out
+            raise
         if target.auth is Auth.IAM:
             error = _without_password(target, error)
         try:

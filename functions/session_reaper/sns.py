@@ -29,7 +29,7 @@ def publish(
     failures: dict[str, PublishError] = {}
     for topic_arn in topic_arns:
         try:
-            sns.publish(
+            _ = sns.publish(
                 TopicArn=topic_arn,
                 Subject=summary.subject,
                 MessageStructure="json",
@@ -39,7 +39,8 @@ def publish(
                     "status": {"DataType": "String", "StringValue": summary.status},
                     "targets": {"DataType": "String.Array", "StringValue": names},
                 },
-            )
+            )["MessageId"]  # without it, whatever the status says, it was not SNS that answered
         except AWS_ERRORS as error:
-            failures[topic_arn] = PublishError(f"the summary did not reach {topic_arn}: {error}")
+            why = f"{type(error).__name__}: {error}"
+            failures[topic_arn] = PublishError(f"the summary did not reach {topic_arn}: {why}")
     return failures

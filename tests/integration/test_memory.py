@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
+from botocore.client import BaseClient
 from session_reaper.errors import PublishError
 
 from tests.integration.stage import IDLE, REAPER, policy, rule
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tests.integration.stage import Run, Stage
 
 TABLE = "session-reaper-Memory"
+PAGE = b"<html><head><title>403 Forbidden</title></head><body><h1>403 Forbidden</h1></body></html>"
 
 
 @pytest.fixture
@@ -226,14 +228,15 @@ def test_a_kill_whose_summary_did_not_go_out_is_told_by_the_next_run(stage: Stag
 
 
 @pytest.mark.usefixtures("table")
-@pytest.mark.parametrize("status", ["502 Bad Gateway", "503 Service Unavailable", "403 Forbidden"])
+@pytest.mark.parametrize("body", [b"upstream connect error", PAGE, b'"no"', b""])
+@pytest.mark.parametrize("status", ["200 OK", "403 Forbidden", "503 Service Unavailable"])
 def test_a_kill_whose_summary_a_proxy_swallows_is_in_the_log_and_in_the_next_summary(
-    stage: Stage, caplog: pytest.LogCaptureFixture, status: str
+    stage: Stage, caplog: pytest.LogCaptureFixture, status: str, body: bytes
 ) -> None:
     use(stage, policy())
     leak = stage.session()
     stand_in = os.environ["AWS_ENDPOINT_URL"]
-    with aws_but_for(b"/sns/aws4_request", http(status, b"upstream connect error")) as proxy:
+    with aws_but_for(b"/sns/aws4_request", http(status, body)) as proxy:
         stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         with pytest.raises(PublishError, match="the summary did not reach"):
             stage.run()
@@ -241,6 +244,42 @@ def test_a_kill_whose_summary_a_proxy_swallows_is_in_the_log_and_in_the_next_sum
     assert not leak.is_there
     assert [record.message for record in caplog.records].count("outcome") == 1
     assert stage.run().email.subject.endswith("; 1 not delivered before")
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("body", [b"upstream connect error", PAGE, b'"no"', b"[]", b""])
+@pytest.mark.parametrize("status", ["200 OK", "403 Forbidden"])
+def test_where_a_proxy_answers_for_the_table_everything_is_told(
+    stage: Stage, status: str, body: bytes
+) -> None:
+    use(stage, policy())
+    leak = stage.session()
+    with aws_but_for(b"/dynamodb/aws4_request", http(status, body)) as proxy:
+        stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        run = stage.run()
+    assert run.outcomes() == {leak.pid: "terminated"}
+    assert len(run.emails) == 1
+
+
+@pytest.mark.usefixtures("table")
+def test_a_bug_in_telling_keeps_no_kill_out_of_the_log(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    use(stage, policy())
+    leak = stage.session()
+    call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
+
+    def surprise(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+        if operation == "Publish":
+            raise ZeroDivisionError
+        return call(client, operation, arguments)
+
+    stage.monkeypatch.setattr(BaseClient, "_make_api_call", surprise)
+    with pytest.raises(ZeroDivisionError):
+        stage.run()
+    assert not leak.is_there
+    assert [record.message for record in caplog.records].count("outcome") == 1
+    assert [record.message for record in caplog.records].count("run") == 1
 
 
 @pytest.mark.usefixtures("table")

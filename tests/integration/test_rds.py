@@ -9,6 +9,7 @@ import socket
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -29,7 +30,6 @@ from tests.integration.wire import Impostor, aws_but_for, hang, http, unused_por
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from threading import Event
 
     from mypy_boto3_rds import RDSClient
     from pg8000.native import Connection
@@ -519,9 +519,11 @@ def _pages_without_end(connection: socket.socket, stop: Event) -> None:
     [
         (hang, "ReadTimeoutError"),  # as where a VPC has no way to it
         (http("403 Forbidden", b"<!doctype html><title>no"), "ResponseParserError"),  # a proxy
+        (http("403 Forbidden", b"<html><body>no</body></html>"), "ClientError"),
+        (http("200 OK", b"<html><body>no</body></html>"), "KeyError"),
         (_pages_without_end, "it takes too long"),
     ],
-    ids=["silent", "no RDS", "endless"],
+    ids=["silent", "no XML", "a page", "a page of 200", "endless"],
 )
 def test_where_rds_says_nothing_of_use_the_secrets_own_host_is_looked_at(
     fleet: Fleet, stage: Stage, deals: Callable[[socket.socket, Event], None], why: str
@@ -538,3 +540,36 @@ def test_where_rds_says_nothing_of_use_the_secrets_own_host_is_looked_at(
     assert "list-cluster-instances" in advice(run, "shop")
     assert not leak.is_there
     assert len(run.emails) == 1
+
+
+def test_a_list_that_is_complete_is_used_however_late_it_came(fleet: Fleet, stage: Stage) -> None:
+    leak = stage.session()
+    fleet.listed(fleet.cluster("shop", "shop-1", managed=True))
+    never = Event()
+
+    def late(answer: Any) -> None:  # noqa: ANN401 -- botocore's
+        if "DBInstances" in answer:
+            never.wait(2.5)  # of these 12 s a list may take 2.1
+
+    _answering(stage, late)
+    run = stage.run({"policy": policy()}, seconds=12)
+    assert run.outcomes("shop-1") == {leak.pid: "terminated"}
+
+
+def test_secrets_that_are_slow_take_no_time_from_the_list(fleet: Fleet, stage: Stage) -> None:
+    leak = stage.session()
+    fleet.listed(fleet.cluster("shop", "shop-1", managed=True))
+    never = Event()
+
+    def late(answer: Any) -> None:  # noqa: ANN401 -- as above
+        if "SecretString" in answer:
+            never.wait(2.5)
+
+    _answering(stage, late)
+    # More than one page, so that the time is looked at.
+    backend = get_backend("rds")[DEFAULT_ACCOUNT_ID][REGION]
+    for number in range(120):
+        fleet.instance(f"other-{number}")
+    assert len(backend.databases) > 100
+    run = stage.run({"policy": policy()}, seconds=12)
+    assert run.outcomes("shop-1") == {leak.pid: "terminated"}

@@ -59,3 +59,20 @@ def test_requests_by_fips_and_dual_stack_do_too(
         monkeypatch.setenv(f"AWS_USE_{variant}_ENDPOINT", "true")
     for region in OPEN:
         assert sent(OURS, service, region) == sent(PLAIN, service, region)
+
+
+def test_tokens_are_signed_for_the_region_that_they_are_for() -> None:
+    def token(session: Session, region: str) -> str:
+        make: Any = session.create_client  # as above
+        client = make(
+            "rds",
+            "eu-west-1",
+            aws_access_key_id="key",
+            aws_secret_access_key="secret",  # noqa: S106 -- nothing is sent
+        )
+        made = client.generate_db_auth_token("orders.example", 5432, "reaper", Region=region)
+        return re.sub(r"X-Amz-(Date|Signature)=\w+", "", made)  # those are of this second
+
+    for region in [*REGIONS, UNKNOWN]:
+        assert token(OURS, region) == token(PLAIN, region)
+        assert f"%2F{region}%2Frds-db%2F" in token(OURS, region)
