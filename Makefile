@@ -1,5 +1,6 @@
 # Every entry of this file runs on a fresh machine with git, make, Python 3.11+ and a package index;
-# what builds the artifact wants Python 3.13, which uv may get, and what says so wants npm. uv is put into .tools/ from requirements/uv.txt, the environments into .venv/ and .tools/NAME/.
+# what builds the artifact wants Python 3.13, which uv may get, and what says so wants npm. uv is put
+# into .tools/ from requirements/uv.txt, the environments into .venv/ and .tools/NAME/.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

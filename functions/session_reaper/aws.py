@@ -17,10 +17,11 @@ PUBLISH_SECONDS: Final = 13.0
 
 AWS_ERRORS: Final = (
     *(ClientError, BotoCoreError),
-    # What answers is no AWS, but a proxy with a page of its own: botocore's parsers raise these.
+    # What answers is no AWS, but a proxy with a page of its own: botocore's parsers raise these, and so
+    # does who reads what they made of it.
     *(ResponseParserError, AttributeError, LookupError, TypeError, ValueError),
 )
-"""What a call may raise; to be caught around the call alone."""
+"""What a call may raise; to be caught around the call and the reading of its answer alone."""
 
 _MAKING: Final = Lock()
 

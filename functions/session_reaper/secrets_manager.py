@@ -104,13 +104,12 @@ class Secrets:
 
     def _one(self, secret_id: str) -> Secret | SecretError:
         try:
-            value = self._client.get_secret_value(SecretId=secret_id)
+            return self._keep(secret_id, self._client.get_secret_value(SecretId=secret_id))
         except ClientError as error:
             code = error.response["Error"]["Code"]
             return _unreadable(secret_id, code, _HINTS.get(code, _OTHER_HINT))
         except AWS_ERRORS as error:
             return _unreadable(secret_id, type(error).__name__, _OTHER_HINT)
-        return self._keep(secret_id, value)
 
     def _keep(self, secret_id: str, value: Mapping[str, Any]) -> Secret | SecretError:
         if "SecretString" not in value:

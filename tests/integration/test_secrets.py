@@ -12,7 +12,7 @@ from botocore.client import BaseClient
 from session_reaper.errors import ConfigurationError
 
 from tests.integration.stage import LEAK, Run, policy
-from tests.integration.wire import aws_but_for
+from tests.integration.wire import aws_but_for, http
 
 if TYPE_CHECKING:
     from tests.integration.stage import Stage
@@ -173,6 +173,24 @@ def test_an_aws_api_that_hangs_does_not_outlive_the_lambda(stage: Stage, service
         assert len(ended.emails) == 1
     else:
         assert isinstance(ended, ConfigurationError)
+
+
+@pytest.mark.parametrize("others", [0, 1])  # by itself, and twenty at a time
+@pytest.mark.parametrize("body", [b"<html><body>no</body></html>", b'"no"', b"[]", b"{}", b""])
+@pytest.mark.parametrize("status", ["200 OK", "403 Forbidden", "503 Service Unavailable"])
+def test_where_a_proxy_answers_for_the_secrets_each_is_unreadable_and_told(
+    stage: Stage, status: str, body: bytes, others: int
+) -> None:
+    for number in range(1 + others):
+        stage.target(f"orders-{number}")
+    with aws_but_for(b"/secretsmanager/aws4_request", http(status, body)) as proxy:
+        stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        run = stage.run(seconds=30)
+    assert len(run.document["targets"]) == 1 + others
+    for target in run.document["targets"]:
+        assert "cannot be read" in target["error"]["message"]
+        assert "bug" not in target["error"]["message"]
+    assert len(run.emails) == 1
 
 
 def _run_with_silent(

@@ -475,7 +475,7 @@ def test_lambda_s_right_to_its_interfaces_outlives_the_function_s_time_in_a_vpc(
     # A policy inside of the role would be gone before the function is updated.
     role = STACKS["all"].one("Role")["Policies"]
     assert not any(
-        action.startswith("ec2:") for one in _statements(role) for action in one["Action"]
+        action.startswith("ec2:") for one in _statements(role) for action in _listed(one["Action"])
     )
     # What comes after it goes before it.
     resources = transformed("template.yaml")["Resources"]
