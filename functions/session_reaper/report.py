@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from session_reaper.decide import Decision
 from session_reaper.durations import format_duration
@@ -16,6 +16,7 @@ from session_reaper.policy import Mode, Queries
 from session_reaper.preflight import Check
 from session_reaper.redaction import redact
 from session_reaper.sessions import Look, Slots, State
+from session_reaper.targets import TargetKey
 
 
 class Outcome(StrEnum):
@@ -46,6 +47,9 @@ FALLBACK = "fallback"  # the role got in by its fallback secret only
 EXHAUSTED = "exhausted"  # every slot is taken still, though we got in
 _DONE = (Outcome.TERMINATED, Outcome.CANCELLED)
 _UNDONE = (Outcome.LINGERING, Outcome.DENIED, Outcome.WOULD_TERMINATE, Outcome.SPARED)
+
+
+_NO_KEY: Final = TargetKey("")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +111,7 @@ class TargetReport:
 
     name: str
     secret: str = ""  # its name: what the target is called while the secret cannot be read
+    key: TargetKey = _NO_KEY  # what identifies it across runs
     status: TargetStatus = TargetStatus.OK
     error: Failure | None = None
     reader: bool = False  # a replica

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from session_reaper.documents import UNSENDABLE
@@ -29,6 +29,34 @@ class Auth(StrEnum):
 
     PASSWORD = "password"  # noqa: S105 -- the secret's word for it
     IAM = "iam"  # a token that stands in for the password, made anew for each connection
+
+
+class ChannelBinding(StrEnum):
+    """Whether SCRAM is bound to the TLS channel; the names and meanings of libpq."""
+
+    DISABLE = "disable"
+    PREFER = "prefer"  # where the server offers it
+    REQUIRE = "require"  # no other authentication is accepted
+
+
+class AuthMethod(StrEnum):
+    """A method by which the server may authenticate the role; libpq's names in require_auth."""
+
+    NONE = "none"  # the server asks for nothing
+    PASSWORD = "password"  # noqa: S105 -- libpq's name: the password in clear text
+    MD5 = "md5"
+    SCRAM_SHA_256 = "scram-sha-256"
+
+
+ANY_AUTH: Final = frozenset(AuthMethod)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetKey:
+    """Identifies a target across runs; no part of it is chosen by the secret's text."""
+
+    secret: str  # the ARN, or the id as configured while the secret cannot be read
+    instance: str = ""  # RDS's identifier where the secret covers a cluster's instances
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +101,40 @@ class Target:
     instead_of: str | None = None  # the target's own role, where the fallback's signs in
     reader: bool = False
     unlisted: str = ""  # why this host alone stands for its cluster
+    channel_binding: ChannelBinding = ChannelBinding.PREFER
+    allowed_auth: frozenset[AuthMethod] = ANY_AUTH
+    instance: str = ""  # RDS's identifier where the secret covers a cluster's instances
+
+    @property
+    def key(self) -> TargetKey:
+        """What identifies it across runs."""
+        return TargetKey(self.secret_arn, self.instance)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether TLS proves that the server is the secret's: a clear-text password may be sent."""
+        own_authority = self.sslmode is SslMode.VERIFY_CA and self.sslrootcert is not None
+        return self.sslmode is SslMode.VERIFY_FULL or own_authority
 
     @property
     def secret_name(self) -> str:
         """What its secret is called."""
         return name_of_secret(self.secret_arn)
+
+
+# A service of AWS that manages a secret names it SERVICE!NAME.
+_NAME_OF_ONE: Final = r"(?:[a-z-]+!)?[A-Za-z0-9/_+=.@-]{1,512}"
+_ID_OF_ONE: Final = re.compile(
+    rf"(?:arn:[a-z0-9-]+:secretsmanager:[a-z0-9-]+:[0-9]{{12}}:secret:)?{_NAME_OF_ONE}"
+)
+
+
+def is_secret_id(text: str) -> bool:
+    """Return whether the text has the form of a secret's name or ARN, so that it may be shown.
+
+    A URI or a DSN with a password in it has not.
+    """
+    return _ID_OF_ONE.fullmatch(text) is not None
 
 
 def name_of_secret(secret_id: str) -> str:
@@ -163,6 +220,7 @@ def _placed(target: Target, instance: Instance, given: str, *, whole: bool) -> T
         host=instance.host,
         port=instance.port,
         reader=instance.reader,
+        instance=instance.identifier if instance.cluster and whole else "",
     )
 
 
