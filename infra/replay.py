@@ -195,7 +195,7 @@ def _look(value: object, place: str) -> Look:
     return look
 
 
-_MOST = 1e15  # every age and count is less
+_MOST = 2**53  # every age, count and moment is less
 _CALLED: Mapping[object, str] = {
     str: "text",
     bool: "true or false",

@@ -31,7 +31,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import NameOID
 
-STORE_FILE = Path(__file__).parents[1] / "functions" / "session_reaper" / "aws_certificates.pem"
+STORE_FILE = (
+    Path(__file__).parents[1] / "functions" / "session_reaper" / "postgres" / "aws_certificates.pem"
+)
 
 AWS_SOURCES = (
     "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem",

@@ -107,7 +107,7 @@ def advice_on_look(look: Look) -> Iterator[Advice]:
             code="grant-signal-backend",
             message=f"Role {look.role} can terminate sessions only of roles it is a member of. (Where"
             " pg_signal_backend may not be granted: GRANT the application's role to it.)",
-            sql=f"GRANT pg_signal_backend TO {quoted(look.role)};",
+            sql=look.membership.grant("pg_signal_backend", look.role),
         )
     if look.behind_pooler:
         yield _BYPASS_POOLER
@@ -182,7 +182,7 @@ def _reserved_slot(found: Preflight) -> Advice:
     return Advice(
         code="grant-reserved-connections",
         message=f"Role {found.role} may not use the {found.reserved_slots} reserved slots.",
-        sql=f"GRANT pg_use_reserved_connections TO {quoted(found.role)};",
+        sql=found.membership.grant("pg_use_reserved_connections", found.role),
     )
 
 

@@ -1,20 +1,21 @@
 """Where the targets are: from the settings to every instance that is to be dealt with."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
-from session_reaper.concurrency import latest_of_all
 from session_reaper.deadline import Deadline
-from session_reaper.errors import ConfigurationError, DeadlineError
+from session_reaper.errors import ConfigurationError
+from session_reaper.parallel import Job, JobResult, run_jobs
 from session_reaper.rds import Rds
-from session_reaper.report import TargetReport, crashed, failed
+from session_reaper.report import TargetReport, failed, unfinished
 from session_reaper.secrets_manager import BATCH, Secrets
 from session_reaper.settings import Settings, Tag
 from session_reaper.targets import Auth, Secret, SecretError, Target, by_fallback, read_targets
 
 T = TypeVar("T")
+_Given = TypeVar("_Given")
 _Found = Target | TargetReport  # or why it was not
 
 
@@ -33,21 +34,20 @@ class Directory:
 
         Raises ConfigurationError if a name is nobody's, or if there is no target at all.
         """
-        deadline = deadline.within(deadline.seconds() / 2)  # the other half is for the targets
+        deadline = deadline.capped_at(deadline.remaining() / 2)  # the other half is for the targets
         given = self._settings.target_secrets
         tags = [self._settings.target_secret_tag] if self._settings.target_secret_tag else []
-        listing = [(f"tag {tag.key}={tag.value}", self._tagged(tag)) for tag in tags]
-        tagged = _flat(latest_of_all(listing, _crashed, deadline))
+        listing = [(tag, [f"tag {tag.key}={tag.value}"]) for tag in tags]
+        tagged = _gather(self._tagged, listing, deadline)
         unlisted = [each for each in tagged if isinstance(each, TargetReport)]
         ids = [*dict.fromkeys([*given, *(each for each in tagged if isinstance(each, str))])]
         if not ids and not unlisted:
             raise ConfigurationError("TARGET_SECRET_TAG", "no secret bears this tag")
-        batches = [ids[n : n + BATCH] for n in range(0, len(ids), BATCH)]
-        reading = [(", ".join(batch), self._read(batch)) for batch in batches]
-        secrets = _flat(latest_of_all(reading, _crashed, deadline))
-        listed_by = deadline.within(deadline.seconds() / 2)  # else the secrets' own hosts will do
-        describing = [(secret.name, self._described(secret, listed_by)) for secret in secrets]
-        found = _distinct(_flat(latest_of_all(describing, _crashed, deadline)))
+        batches = [tuple(ids[n : n + BATCH]) for n in range(0, len(ids), BATCH)]
+        secrets = _gather(self._read, [(batch, batch) for batch in batches], deadline)
+        listed_by = deadline.capped_at(deadline.remaining() / 2)  # else the secrets' own hosts do
+        describe = partial(self._described, deadline=listed_by)
+        found = _distinct(_gather(describe, [(each, [each.name]) for each in secrets], deadline))
         return [*unlisted, *_named(found, names)]
 
     def again(self, target: Target, deadline: Deadline) -> Target:
@@ -71,41 +71,54 @@ class Directory:
         instances = partial(self._rds.instances, deadline)
         return read_targets(secret, instances, whole_clusters=whole)
 
-    # -- works, which each say first what is true if they never come to an end -----------------------
+    # -- jobs: each returns reports in place of what it could not find --------------------------------
 
-    def _tagged(self, tag: Tag) -> Iterator[Sequence[str | TargetReport]]:
-        yield [failed(TargetReport(name=f"tag {tag.key}={tag.value}"), DeadlineError())]
+    def _tagged(self, tag: Tag) -> Sequence[str | TargetReport]:
         try:
-            yield self._secrets.tagged(tag)
+            return self._secrets.tagged(tag)
         except SecretError as error:
-            yield [failed(TargetReport(name=error.target), error)]
+            return [failed(TargetReport(name=error.target), error)]
 
-    def _read(self, ids: Sequence[str]) -> Iterator[Sequence[Secret | TargetReport]]:
-        yield [failed(TargetReport(name=secret_id), DeadlineError()) for secret_id in ids]
-        yield [
+    def _read(self, ids: Sequence[str]) -> Sequence[Secret | TargetReport]:
+        return [
             failed(TargetReport(name=read.target), read) if isinstance(read, SecretError) else read
             for read in self._secrets.read(ids)
         ]
 
-    def _described(
-        self, secret: Secret | TargetReport, deadline: Deadline
-    ) -> Iterator[Sequence[_Found]]:
+    def _described(self, secret: Secret | TargetReport, deadline: Deadline) -> Sequence[_Found]:
         if isinstance(secret, TargetReport):
-            yield [secret]
-            return
-        yield [failed(TargetReport(name=secret.name), DeadlineError())]
+            return [secret]
         try:
-            yield self._targets(secret, deadline)
+            return self._targets(secret, deadline)
         except SecretError as error:
-            yield [failed(TargetReport(name=error.target), error)]
+            return [failed(TargetReport(name=error.target), error)]
 
 
-def _flat(several: Iterable[Sequence[T]]) -> list[T]:
-    return [each for few in several for each in few]
+def _gather(
+    do: Callable[[_Given], Sequence[T | TargetReport]],
+    given: Iterable[tuple[_Given, Sequence[str]]],
+    deadline: Deadline,
+) -> list[T | TargetReport]:
+    """Do a job for everything given, at the same time; return what all of them found.
+
+    A job that does not end leaves a report for each of its names.
+    """
+
+    def job(one: _Given, names: Sequence[str]) -> Job[Sequence[T | TargetReport]]:
+        initial = [TargetReport(name=name) for name in names]
+        return Job(name=", ".join(names), initial=initial, run=lambda _: do(one))
+
+    jobs = [job(one, names) for one, names in given]
+    found: list[T | TargetReport] = []
+    for result in run_jobs(jobs, deadline):
+        found += result.latest if result.is_complete else _unfinished(result)
+    return found
 
 
-def _crashed(latest: Sequence[T | TargetReport], error: Exception) -> Sequence[T | TargetReport]:
-    return [crashed(each, error) if isinstance(each, TargetReport) else each for each in latest]
+def _unfinished(result: JobResult[Sequence[T | TargetReport]]) -> Iterator[TargetReport]:
+    for each in result.latest:
+        if isinstance(each, TargetReport):
+            yield unfinished(each, result.bug)
 
 
 def _distinct(found: Sequence[_Found]) -> Sequence[_Found]:

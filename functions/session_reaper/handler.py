@@ -20,12 +20,11 @@ from session_reaper.news import compared, not_delivered
 from session_reaper.observability import (
     emit_run_metrics,
     emit_target_metrics,
-    log_outcomes,
     logger,
 )
 from session_reaper.policy import Mode, Policy
 from session_reaper.policy_source import load_policy
-from session_reaper.reap import Deal, apply, check, reap, record, visited
+from session_reaper.reap import Operation, apply, check, reap, record, run_on_target
 from session_reaper.report import Report, as_document, fitting, recordings
 from session_reaper.request import (
     RunRequest,
@@ -75,7 +74,7 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     logger.append_keys(run_id=run_id, mode=str(mode))
     # Who has just changed a secret and tries it by hand wants it read.
     directory = Directory(settings, fresh=not is_scheduled(event))
-    work = partial(visited, _deal(request, policy, mode), directory)
+    work = partial(run_on_target, _operation(request, policy, mode), directory)
     targets = () if mode is Mode.OFF else run(directory, request.targets, work, deadline)
     report = Report(run_id=run_id, mode=mode, targets=targets)
     failures: Mapping[str, PublishError] = {}
@@ -93,10 +92,8 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
                 topics.append(settings.critical_topic_arn)
             failures = publish(summarize(report, settings.place, now), topics, end)
     finally:
-        # People first: with thousands of sessions the lines of the log take seconds. But no bug in
-        # what is told may keep what was done out of the log.
+        # No bug in what is told may keep what was done out of the log.
         for target in report.targets:
-            log_outcomes(target)
             if settings.target_metrics:
                 emit_target_metrics(target)
         document = as_document(report)
@@ -112,7 +109,7 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     return fitting(document, _ANSWER_BYTES)
 
 
-def _deal(request: RunRequest, policy: Policy, mode: Mode) -> Deal:
+def _operation(request: RunRequest, policy: Policy, mode: Mode) -> Operation:
     if request.record or request.check:
         return record if request.record else check
     if request.apply:
@@ -120,7 +117,7 @@ def _deal(request: RunRequest, policy: Policy, mode: Mode) -> Deal:
     return _reaping(policy, mode)
 
 
-def _reaping(policy: Policy, mode: Mode) -> Deal:
+def _reaping(policy: Policy, mode: Mode) -> Operation:
     most = policy.limits.max_per_run
     quota = None if most is None else Semaphore(most)
     return partial(reap, policy, mode, quota)

@@ -31,7 +31,7 @@ _UNCHANGED: Final = "attribute_not_exists(target) OR told_at = :known"
 
 def recall(table: str, deadline: Deadline) -> tuple[Told, ...] | None:
     """All that is told, or None if the table cannot be reached."""
-    if deadline.seconds() < 2 * MEMORY_SECONDS:  # a summary needs some time, too
+    if deadline.remaining() < 2 * MEMORY_SECONDS:  # a summary needs some time, too
         return None
     try:
         pages = _dynamodb().get_paginator("scan").paginate(TableName=table, ConsistentRead=True)
@@ -66,7 +66,7 @@ def remember(table: str, learned: Learned, deadline: Deadline) -> None:
     work: list[tuple[Callable[[Told], None], Told]] = [(forget, told) for told in learned.over]
     work += [(keep, told) for told in learned.told]
     for change, told in work:
-        if deadline.seconds() < MEMORY_SECONDS:
+        if deadline.remaining() < MEMORY_SECONDS:
             logger.warning("no time to remember all that was told", extra={"table": table})
             return
         try:

@@ -2,6 +2,8 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
+from threading import Lock
 from typing import Final
 
 from aws_lambda_powertools import Logger
@@ -9,6 +11,7 @@ from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
 
 from session_reaper.decide import Decision
 from session_reaper.report import (
+    Fate,
     Outcome,
     Report,
     RunStatus,
@@ -32,9 +35,41 @@ def log_decision(target: TargetReport, decision: Decision) -> None:
     logger.info("decision", extra=extra)
 
 
-def log_outcomes(target: TargetReport) -> None:
-    """One line for each condemned session, on what became of it: queries in the log count them."""
-    for fate in target.fates:
+class OutcomeLog:
+    """Logs the outcome of each session of one target once, as soon as it is known.
+
+    Safe to use from several threads: the target's own writes while it works, and the run completes
+    the log when the time is over.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._logged: dict[int, Fate] = {}  # by pid
+        self._is_complete = False
+
+    def write(self, target: TargetReport, fate: Fate) -> None:
+        """Log an outcome that will not change any more."""
+        with self._lock:
+            if not self._is_complete:
+                self._log(target, fate)
+
+    def complete(self, target: TargetReport) -> TargetReport:
+        """Log every outcome of the report that was not logged yet; ignore what comes later.
+
+        Returns the report with the outcomes as they were logged.
+        """
+        with self._lock:
+            self._is_complete = True
+            for fate in target.fates:
+                self._log(target, fate)
+            fates = tuple(self._logged[fate.decision.pid] for fate in target.fates)
+        return replace(target, fates=fates)
+
+    def _log(self, target: TargetReport, fate: Fate) -> None:
+        pid = fate.decision.pid
+        if pid in self._logged:
+            return
+        self._logged[pid] = fate
         session = describe(fate.decision, target.queries)
         extra = {"target": target.name, "outcome": fate.outcome, "session": session}
         logger.info("outcome", extra=extra)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from session_reaper.errors import Membership
 from session_reaper.providers import Provider
 from session_reaper.sessions import Look
 
@@ -69,6 +70,7 @@ class Preflight:
     tls: Tls | None
     role: str
     superuser: bool
+    inherits: bool  # rolinherit
     connection_limit: int | None
     granted_reserved: bool  # pg_use_reserved_connections
     reserved_slots: int  # kept for roles like this one, or for those that are granted to use them
@@ -84,6 +86,11 @@ class Preflight:
         by_place = {(t.role, t.database): t for t in self.timeouts if t.name == name}
         places = ((role, database), (role, None), (None, database), (None, None))
         return next((by_place[place] for place in places if place in by_place), None)
+
+    @property
+    def membership(self) -> Membership:
+        """How the role uses what it is granted."""
+        return Membership(server_version=10_000 * self.major, inherits=self.inherits)
 
     @property
     def has_reserved_slot(self) -> bool:

@@ -53,7 +53,7 @@ class Rds:
             for page in rds.get_paginator(operation).paginate():
                 yield page
                 if page.get("Marker"):  # there are more
-                    deadline.left(1)
+                    deadline.remaining_or_raise(1)
 
         lists = pages("describe_db_clusters")
         clusters = {c["DBClusterIdentifier"]: c for page in lists for c in page["DBClusters"]}

@@ -10,7 +10,14 @@ from typing import Any, Final
 
 from session_reaper.decide import Decision
 from session_reaper.durations import format_duration
-from session_reaper.errors import BlindError, ConfigurationError, FullError, TargetError
+from session_reaper.errors import (
+    BlindError,
+    ConfigurationError,
+    ConnectionLimit,
+    DeadlineError,
+    FullError,
+    TargetError,
+)
 from session_reaper.patterns import SEARCHED
 from session_reaper.policy import Mode, Queries
 from session_reaper.preflight import Check
@@ -190,7 +197,8 @@ def _kind(fate: Fate) -> str:
 def failed(report: TargetReport, error: TargetError) -> TargetReport:
     """What is known of a target, and that it ended with an error."""
     status = TargetStatus.FAILED
-    if isinstance(error, FullError):
+    # The applications still get slots where only our own role has too few.
+    if isinstance(error, FullError) and error.limit is not ConnectionLimit.ROLE:
         status = TargetStatus.FULL
     elif isinstance(error, BlindError):
         status = TargetStatus.BLIND
@@ -206,6 +214,13 @@ def crashed(report: TargetReport, error: Exception) -> TargetReport:
         hint="Please report it with the traceback in the log.",
     )
     return replace(report, status=TargetStatus.FAILED, error=failure)
+
+
+def unfinished(report: TargetReport, bug: Exception | None) -> TargetReport:
+    """Build the report of a target whose job did not end: a bug ended it, or the time was over."""
+    if bug is not None:
+        return crashed(report, bug)
+    return report if report.error is not None else failed(report, DeadlineError())
 
 
 class RunStatus(StrEnum):
@@ -338,7 +353,9 @@ def clean(text: str, most: int = 400, kept: str = "") -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-_WHERE = re.compile(r"^(connecting|signing in) to \S+: ")  # a subject is short, the body has it
+_WHERE = re.compile(
+    r"^(connecting|securing the connection|logging in) to \S+: "
+)  # a subject is short, the body has it
 
 
 def headline(target: TargetReport) -> str:

@@ -1,23 +1,49 @@
-"""All targets, at the same time; no one's trouble is another's."""
+"""Runs one operation on all targets at the same time; no target's trouble affects another."""
 
 from collections.abc import Callable, Iterator, Sequence
 
-from session_reaper.concurrency import latest_of_all
 from session_reaper.deadline import Deadline
 from session_reaper.directory import Directory
-from session_reaper.report import TargetReport, crashed
+from session_reaper.observability import OutcomeLog
+from session_reaper.parallel import Job, run_jobs
+from session_reaper.reap import initial_report
+from session_reaper.report import TargetReport, unfinished
+from session_reaper.target_session import TargetJob
 from session_reaper.targets import Target
-
-Work = Callable[[Target, Deadline], Iterator[TargetReport]]
-"""What is done to one target; each report replaces the one before."""
 
 
 def run(
-    directory: Directory, names: Sequence[str], work: Work, deadline: Deadline
+    directory: Directory,
+    names: Sequence[str],
+    do: Callable[[TargetJob], TargetReport],
+    deadline: Deadline,
 ) -> tuple[TargetReport, ...]:
-    """Do the work on the targets of these names, or on all. Raises ConfigurationError."""
+    """Run a job on the targets of these names, or on all; every outcome is logged on return.
+
+    Raises ConfigurationError.
+    """
     found = directory.find(names, deadline)
-    targets = [target for target in found if isinstance(target, Target)]
-    works = [(target.name, work(target, deadline)) for target in targets]
-    unread = [report for report in found if isinstance(report, TargetReport)]
-    return (*unread, *latest_of_all(works, crashed, deadline))
+    unread = [each for each in found if isinstance(each, TargetReport)]
+    targets = [each for each in found if isinstance(each, Target)]
+    return (*unread, *_run_on(targets, do, deadline))
+
+
+def _run_on(
+    targets: Sequence[Target], do: Callable[[TargetJob], TargetReport], deadline: Deadline
+) -> Iterator[TargetReport]:
+    logs = [OutcomeLog() for _ in targets]
+
+    def job(target: Target, log: OutcomeLog) -> Job[TargetReport]:
+        return Job(
+            name=target.name,
+            initial=initial_report(target),
+            run=lambda progress: do(
+                TargetJob(target=target, progress=progress, outcomes=log, deadline=deadline)
+            ),
+        )
+
+    jobs = [job(target, log) for target, log in zip(targets, logs, strict=True)]
+    results = run_jobs(jobs, deadline)
+    for log, result in zip(logs, results, strict=True):
+        report = result.latest if result.is_complete else unfinished(result.latest, result.bug)
+        yield log.complete(report)

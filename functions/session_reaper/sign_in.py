@@ -8,7 +8,7 @@ from typing import Final
 from session_reaper.deadline import Deadline
 from session_reaper.directory import Directory
 from session_reaper.errors import DeadlineError, FullError, TargetError
-from session_reaper.postgres import Server
+from session_reaper.postgres.server import Server
 from session_reaper.providers import Provider, provider_of, way_in
 from session_reaper.targets import Auth, Target
 
@@ -29,7 +29,7 @@ def sign_in(target: Target, directory: Directory, deadline: Deadline) -> tuple[S
 
     Raises TargetError; FullError, with what to do now, if there is no slot for any role of ours.
     """
-    patience = deadline.within(min(FULL_SECONDS, _FULL_SHARE * deadline.seconds()))
+    patience = deadline.capped_at(min(FULL_SECONDS, _FULL_SHARE * deadline.remaining()))
     pause = _SHORTEST_PAUSE
     fallback: Target | None = None
     refused = ""
@@ -38,7 +38,7 @@ def sign_in(target: Target, directory: Directory, deadline: Deadline) -> tuple[S
             return _connected(target, directory, deadline)
         except FullError as error:
             full = error
-        if target.fallback_secret and not refused and (tries >= _ALONE or full.limited):
+        if target.fallback_secret and not refused and (tries >= _ALONE or full.limit):
             try:
                 fallback = fallback or directory.fallback(target)
                 return Server.connect(directory.authorized(fallback), deadline), fallback
@@ -46,9 +46,9 @@ def sign_in(target: Target, directory: Directory, deadline: Deadline) -> tuple[S
                 pass
             except TargetError as error:
                 refused = f" (fallback_secret {target.fallback_secret}: {error.message})"
-        if full.limited or patience.seconds() < pause:
-            hint = full.hint if full.limited else way_in(target.host, target.role)
-            raise FullError(full.code, full.message + refused, hint, limited=full.limited)
+        if full.limit or patience.remaining() < pause:
+            hint = full.hint if full.limit else way_in(target.host, target.role)
+            raise FullError(full.code, full.message + refused, hint, limit=full.limit)
         # Those that the server has refused try again, too, and not all at the same moment.
         time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 -- nothing secret
         pause = min(2 * pause, _LONGEST_PAUSE)
@@ -62,7 +62,7 @@ def _connected(target: Target, directory: Directory, deadline: Deadline) -> tupl
     except (FullError, DeadlineError):
         raise
     except TargetError as error:
-        if not deadline.seconds():  # all that hang end here at once: now the summary is to go out
+        if not deadline.remaining():  # all that hang end here at once: now the summary is to go out
             raise
         if target.auth is Auth.IAM:
             error = _without_password(target, error)

@@ -18,7 +18,7 @@ def publish(
 ) -> Mapping[str, PublishError]:
     """Publish to every subscriber of these topics; the errors, by topic that did not take it."""
     # The client is made here and not before: a quiet run publishes nothing.
-    hurried = deadline.seconds() < PUBLISH_SECONDS
+    hurried = deadline.remaining() < PUBLISH_SECONDS
     sns: SNSClient = client("sns", seconds=1, tries=1) if hurried else client("sns")
     forms = {
         "default": summary.email,

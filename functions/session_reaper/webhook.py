@@ -95,7 +95,7 @@ def _post(http: urllib3.PoolManager, url: str, body: bytes, deadline: Deadline) 
                 url,
                 body=body,
                 headers={"Content-Type": "application/json"},
-                timeout=urllib3.Timeout(total=deadline.left(_TRY)),
+                timeout=urllib3.Timeout(total=deadline.remaining_or_raise(_TRY)),
                 retries=False,  # urllib3's log the URL; and no redirect is followed
             )
         except urllib3.exceptions.HTTPError as error:
@@ -111,7 +111,7 @@ def _post(http: urllib3.PoolManager, url: str, body: bytes, deadline: Deadline) 
                 break
             after = answer.headers.get("Retry-After", "")
             wait = max(wait, float(after) if after.isdecimal() else 0)
-        if deadline.seconds() < wait + 1:  # Lambda tries again, minutes later
+        if deadline.remaining() < wait + 1:  # Lambda tries again, minutes later
             break
         time.sleep(wait)
     return problem

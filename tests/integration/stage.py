@@ -181,6 +181,7 @@ class Stage:
     aws: Aws
     monkeypatch: pytest.MonkeyPatch
     _closing: ExitStack = field(default_factory=ExitStack)
+    _connections: ExitStack = field(default_factory=ExitStack)
     _roles: list[str] = field(default_factory=list)
     _databases: list[str] = field(default_factory=list)
     _targets: list[str] = field(default_factory=list)
@@ -204,6 +205,12 @@ class Stage:
         for name in self._roles:
             self.root.run(f"DROP OWNED BY {identifier(name)}")
             self.root.run(f"DROP ROLE {identifier(name)}")
+        self._connections.close()
+
+    def reconnect(self) -> None:
+        """Connect the superuser again, after the server has ended every session."""
+        connection = self.server.connect(unix_sock=self.server.unix_sock)
+        self.root = self._connections.enter_context(connection)
 
     @property
     def clients(self) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.deadline import Deadline
-from session_reaper.postgres import Server
+from session_reaper.postgres.server import Server
 from session_reaper.targets import Secret, read_targets
 
 from infra.local.certificates import make_tls

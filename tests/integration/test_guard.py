@@ -9,7 +9,7 @@ import pytest
 from session_reaper.deadline import Deadline
 from session_reaper.directory import Directory
 from session_reaper.policy import Action
-from session_reaper.postgres import Server, Signal
+from session_reaper.postgres.server import Server, Signal
 from session_reaper.sessions import EVERYTHING, Identity, State
 from session_reaper.settings import read_settings
 from session_reaper.targets import Target
@@ -122,7 +122,8 @@ def _looked(reaper: Server, victim: Victim) -> Identity:
 
 
 def _signal(reaper: Server, identity: Identity, action: Action = Action.TERMINATE) -> Signal:
-    return reaper.signal(identity, action, Deadline(10))
+    (signal,) = reaper.signal([identity], action, Deadline(10))
+    return signal
 
 
 _MOMENT = "2020-01-01T00:00:00.000001+00:00"
@@ -185,8 +186,8 @@ def test_a_pid_that_is_reused_is_not_the_session_that_was_signalled(
     identity = _looked(reaper, victim)
     earlier = replace(identity, backend_start=_MOMENT)
     for action in Action:
-        assert reaper.verify([(identity, action)], Deadline(10))[0] == {victim.pid}
-        assert reaper.verify([(earlier, action)], Deadline(10))[0] == set()
+        assert reaper.verify([(identity, action)], Deadline(10)).remaining == {victim.pid}
+        assert reaper.verify([(earlier, action)], Deadline(10)).remaining == set()
 
 
 def test_a_session_that_changed_in_no_field_is_signalled(stage: Stage, reaper: Server) -> None:

@@ -54,7 +54,7 @@ _IMPOSTORS: dict[str, tuple[Callable[..., None], str, set[str]]] = {
         {"connection", "protocol"},
     ),
     "sends a negative length": (say(b"R\xff\xff\xff\xff"), "disable", {"connection", "protocol"}),
-    "wants Kerberos": (say(b"R\0\0\0\x08\0\0\0\x07"), "disable", {"connection", "protocol"}),
+    "wants Kerberos": (say(b"R\0\0\0\x08\0\0\0\x07"), "disable", {"auth"}),
     "sends half a message": (say(b"R\0\0"), "disable", {"connection"}),
     "sends garbage SCRAM": (
         say(b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0" + b"R\0\0\0\x0c\0\0\0\x0b\xff\xfe\xfd\xfc"),

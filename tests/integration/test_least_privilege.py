@@ -348,13 +348,13 @@ def _managed(stage: Stage) -> str:
 def _whole_job(stage: Stage) -> None:
     """A run that finds no slot, by which there is something critical to tell, one that does, a check."""
     leak = stage.session()
-    stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 0")
-    stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
+    stage.root.run("ALTER DATABASE postgres CONNECTION LIMIT 0")
+    stage.cleanup(stage.root.run, "ALTER DATABASE postgres CONNECTION LIMIT -1")
     run = stage.run()
     assert run.target("orders")["fallback_secret"] == RESCUE
     assert run.outcomes() == {leak.pid: "terminated"}
     assert run.error("prod/billing")["code"] == "53300"
-    stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
+    stage.root.run("ALTER DATABASE postgres CONNECTION LIMIT -1")
     for event in ({}, {"check": True}):
         run = stage.run(event)
         reached = {one["name"] for one in run.document["targets"] if one["error"] is None}

@@ -293,8 +293,8 @@ def test_one_item_that_cannot_be_kept_does_not_keep_the_others_out(stage: Stage)
 @pytest.mark.usefixtures("table")
 def test_a_second_topic_that_is_gone_does_not_make_the_first_repeat_itself(stage: Stage) -> None:
     stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", f"{stage.aws.topic_arn}-gone")
-    stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 0")
-    stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
+    stage.root.run("ALTER DATABASE postgres CONNECTION LIMIT 0")
+    stage.cleanup(stage.root.run, "ALTER DATABASE postgres CONNECTION LIMIT -1")
     with pytest.raises(PublishError):
         stage.run(seconds=12)
     assert len(stage.aws.delivered()) == 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.stage import IDLE, LEAK, assert_true_to, rule, until
+from tests.integration.stage import IDLE, LEAK, assert_true_to, policy, rule, until
 from tests.integration.wire import Moment, Proxy
 
 if TYPE_CHECKING:
@@ -23,17 +23,19 @@ pytestmark = pytest.mark.every_major
 # -- grants ----------------------------------------------------------------------------------------
 
 
-def test_p16_a_role_that_sees_nothing_is_blind_not_content(stage: Stage) -> None:
+def test_a_role_that_sees_nothing_is_blind_not_content(stage: Stage) -> None:
     leak = stage.session(LEAK)
     stage.role("peeper", "IN ROLE pg_signal_backend")
     stage.target(username="peeper")
     run = stage.reap()
     assert run.target()["status"] == "blind"
     assert run.error()["code"] == "42501"
-    assert run.error()["hint"] == 'GRANT pg_read_all_stats TO "peeper";'
+    inherit = " WITH INHERIT TRUE" if stage.server.major >= 16 else ""
+    grant = f'GRANT pg_read_all_stats TO "peeper"{inherit};'
+    assert run.error()["hint"] == grant
     assert run.document["status"] == "failed"
     assert run.document["totals"]["failed"] == 1
-    assert 'GRANT pg_read_all_stats TO "peeper";' in run.said
+    assert grant in run.said
     assert leak.is_there
 
 
@@ -43,11 +45,72 @@ def test_a_blind_role_is_blind_even_where_it_is_alone(stage: Stage) -> None:
     assert stage.reap().target()["status"] == "blind"
 
 
-def test_a_membership_that_is_not_inherited_is_blind(stage: Stage) -> None:
+def test_a_membership_that_is_not_inherited_is_blind_until_the_hint_is_run(stage: Stage) -> None:
     stage.session(LEAK)
     stage.role("peeper", "NOINHERIT IN ROLE pg_read_all_stats, pg_signal_backend")
     stage.target(username="peeper")
-    assert stage.reap().target()["status"] == "blind"
+    blind = stage.reap()
+    assert blind.target()["status"] == "blind"
+    stage.root.run(blind.error()["hint"])
+    seeing = stage.run({"mode": "observe", "policy": policy()})
+    assert seeing.target()["status"] == "ok"
+    for advice in seeing.target()["advice"]:
+        if advice["code"] == "grant-signal-backend":
+            stage.root.run(advice["sql"])
+    assert list(stage.reap().outcomes().values()) == ["terminated"]
+
+
+@pytest.mark.majors(16, 99)
+def test_a_grant_without_inheritance_is_blind_until_the_hint_is_run(stage: Stage) -> None:
+    stage.role("peeper")
+    stage.root.run("GRANT pg_read_all_stats, pg_signal_backend TO peeper WITH INHERIT FALSE")
+    stage.target(username="peeper")
+    blind = stage.reap()
+    assert blind.target()["status"] == "blind"
+    stage.root.run(blind.error()["hint"])
+    assert stage.reap().target()["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["pg_stat_get_activity(integer)", "pg_postmaster_start_time()", "pg_is_in_recovery()"],
+)
+def test_a_function_that_is_revoked_is_named_in_a_hint_that_works(
+    stage: Stage, function: str
+) -> None:
+    leak = stage.session(LEAK)
+    stage.root.run(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC")
+    stage.cleanup(stage.root.run, f"GRANT EXECUTE ON FUNCTION {function} TO PUBLIC")
+    run = stage.reap()
+    assert (run.target()["status"], run.error()["code"]) == ("failed", "42501")
+    assert run.emails
+    where, grants = run.error()["hint"].split(": ", 1)
+    assert where == "In database postgres, as a superuser or the master user"
+    for grant in grants.split("; "):
+        stage.root.run(grant)
+    assert stage.reap().outcomes() == {leak.pid: "terminated"}
+
+
+def test_a_right_to_see_that_is_revoked_after_the_snapshot_is_told(stage: Stage) -> None:
+    leak = stage.session(LEAK)
+    stage.role("peeper", "IN ROLE pg_read_all_stats, pg_signal_backend")
+
+    def before(moment: Moment) -> None:
+        if moment is Moment.PREPARE_TERMINATE:
+            stage.root.run("REVOKE pg_read_all_stats FROM peeper")
+
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port, username="peeper")
+        run = stage.reap()
+        assert leak.is_there
+        assert run.outcomes() == {leak.pid: "denied"}
+        assert "hidden" in run.session(leak)["reason"]
+        assert run.target()["status"] == "blind"
+        assert run.emails
+        stage.root.run(run.error()["hint"])
+    stage.aws.put_secret("again", stage.secret(username="peeper"))
+    stage.listed("again")
+    assert stage.run({"policy": policy(), "targets": ["again"]}).target("again")["status"] == "ok"
 
 
 def test_the_grant_for_a_role_of_any_name_can_be_pasted(stage: Stage) -> None:
@@ -200,12 +263,12 @@ def test_a_server_full_of_connections_that_never_signed_in_is_full(
     assert (run.target()["status"], run.error()["code"]) == ("full", "53300")
 
 
-def test_a_role_at_its_own_limit_is_full(stage: Stage) -> None:
+def test_a_role_at_its_own_limit_is_failed_not_full(stage: Stage) -> None:
     stage.role("limited", "CONNECTION LIMIT 1 IN ROLE pg_read_all_stats")
     stage.cleanup(stage.connect("limited").close)
     stage.target(username="limited")
     run = stage.reap()
-    assert (run.target()["status"], run.error()["code"]) == ("full", "53300")
+    assert (run.target()["status"], run.error()["code"]) == ("failed", "53300")
     assert "limited" in run.error()["message"]
 
 

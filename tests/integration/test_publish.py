@@ -11,8 +11,6 @@ import jsonschema
 import pytest
 from session_reaper.errors import PublishError
 
-from tests.integration.stage import REAPER
-
 if TYPE_CHECKING:
     from tests.integration.stage import Stage
 
@@ -98,8 +96,8 @@ def test_a_critical_run_goes_to_the_second_topic_too(stage: Stage, pager: str) -
     stage.session()
     assert stage.reap().emails
     assert subjects(pager) == []
-    stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 0")
-    stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
+    stage.root.run("ALTER DATABASE postgres CONNECTION LIMIT 0")
+    stage.cleanup(stage.root.run, "ALTER DATABASE postgres CONNECTION LIMIT -1")
     email = stage.run(seconds=12).email
     assert email.subject.startswith("CRITICAL: orders: full")
     assert subjects(pager) == [email.subject]
@@ -109,8 +107,8 @@ def test_a_second_topic_that_is_gone_keeps_nobody_else_uninformed(stage: Stage) 
     gone = f"{stage.aws.topic_arn}-gone"
     stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", gone)
     stage.target()
-    stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 0")
-    stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
+    stage.root.run("ALTER DATABASE postgres CONNECTION LIMIT 0")
+    stage.cleanup(stage.root.run, "ALTER DATABASE postgres CONNECTION LIMIT -1")
     with pytest.raises(PublishError, match=gone):
         stage.run(seconds=12)
     (email,) = stage.aws.delivered()

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from session_reaper import postgres
+from session_reaper.postgres import tls as tls_module
 
 from infra.local.certificates import make_tls
 from tests.integration.stage import LEAK
@@ -136,16 +136,13 @@ def test_rds_is_trusted_by_its_own_authorities_and_nobody_elses(
     secured: Stage, tls: Tls, tmp_path: Path
 ) -> None:
     """The file in the artifact, with the test's authority as that of one region."""
-    package = files("session_reaper")
-    (tmp_path / "queries").mkdir()
-    for query in (package / "queries").iterdir():
-        (tmp_path / "queries" / query.name).write_text(query.read_text())
+    package = files("session_reaper.postgres")
     authority = f"# Amazon RDS eu-west-1 Root CA\n{tls.authority.read_text()}"
     roots = (package / "aws_certificates.pem").read_text()
     (tmp_path / "aws_certificates.pem").write_text(f"{roots}\n{authority}")
-    secured.monkeypatch.setattr(postgres, "files", lambda _: tmp_path)
-    postgres._authorities_of_rds.cache_clear()  # noqa: SLF001 -- of the file that is shipped
-    secured.cleanup(postgres._authorities_of_rds.cache_clear)  # noqa: SLF001 -- and of the test's
+    secured.monkeypatch.setattr(tls_module, "files", lambda _: tmp_path)
+    tls_module._authorities_of_rds.cache_clear()  # noqa: SLF001 -- of the file that is shipped
+    secured.cleanup(tls_module._authorities_of_rds.cache_clear)  # noqa: SLF001 -- and of the test's
     for region in ("eu-west-1", "eu-west-2"):
         host = f"orders.abc.{region}.rds.amazonaws.com"
         secured.target(f"full-{region}", host=host, sslmode=None)

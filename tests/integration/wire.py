@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from select import select
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
+
+from pg8000.native import Connection
 
 from infra.local.postgres import HOST
 
@@ -157,12 +159,24 @@ def hang_up(connection: socket.socket, _: Event) -> None:
     reset(connection)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Detour:
+    """Another server: for all connections but the first, or from a moment on within each."""
+
+    port: int
+    moment: Moment | None = None
+    nth: int = 1
+
+    def begins_at(self, moment: Moment, number: int) -> bool:
+        return (self.moment, self.nth) == (moment, number)
+
+
 class Proxy(Impostor):
     """Stands between the reaper and a real server.
 
     `before` is called before a request goes on to the server; `troubles` apply to the connection
     of their own index and, with `every`, to all later ones too. `says` makes of what the server says
-    what the reaper hears.
+    what the reaper hears. `detour` leads to another server.
     """
 
     def __init__(
@@ -172,6 +186,7 @@ class Proxy(Impostor):
         every: bool = False,
         before: Callable[[Moment], None] | None = None,
         says: Callable[[bytes], bytes] = bytes,
+        detour: Detour | None = None,
     ) -> None:
         super().__init__(self._forward)
         self._upstream_port = port
@@ -179,46 +194,91 @@ class Proxy(Impostor):
         self._every = every
         self._before = before
         self._says = says
+        self._detour = detour
         self.seen: list[Moment] = []
 
     def _forward(self, client: socket.socket, stop: Event) -> None:
-        troubled = self._every or self.connections == 1
         with ExitStack() as stack:
-            server = stack.enter_context(socket.create_connection((HOST, self._upstream_port)))
-            requests = _Requests()
-            counts: dict[Moment, int] = {}
-            pending: Trouble | None = None
-            while not stop.is_set():
-                ready, _, _ = select([client, server], [], [], _TICK)
-                if server in ready:
-                    data = server.recv(65536)
-                    if pending:
-                        _misbehave(pending.action, client, data, stop)
-                        return
-                    if not data:
-                        return
-                    client.sendall(self._says(data))
-                if client in ready:
-                    data = client.recv(65536)
-                    if not data:
-                        return
-                    for moment, request in requests.add(data):
-                        self.seen.append(moment)
-                        counts[moment] = counts.get(moment, 0) + 1
-                        if self._before:
-                            self._before(moment)
-                        trouble = self._trouble(moment, counts[moment]) if troubled else None
-                        if trouble and not trouble.lost:
-                            _misbehave(trouble.action, client, b"", stop)
-                            return
-                        pending = trouble
-                        server.sendall(request)
+            conversation = _Conversation(self, client, stack, self._port())
+            while not stop.is_set() and conversation.goes_on(stop):
+                pass
 
-    def _trouble(self, moment: Moment, number: int) -> Trouble | None:
-        for trouble in self._troubles:
+    def _port(self) -> int:
+        is_first = self.connections == 1
+        if is_first or self._detour is None or self._detour.moment is not None:
+            return self._upstream_port
+        return self._detour.port
+
+    def hear(self, data: bytes) -> bytes:
+        return self._says(data)
+
+    def meet(self, moment: Moment) -> None:
+        self.seen.append(moment)
+        if self._before:
+            self._before(moment)
+
+    def detour_at(self, moment: Moment, number: int) -> Detour | None:
+        detour = self._detour
+        return detour if detour and detour.begins_at(moment, number) else None
+
+    def trouble_at(self, moment: Moment, number: int) -> Trouble | None:
+        for trouble in self._troubles if self._every or self.connections == 1 else ():
             if (trouble.moment, trouble.nth) == (moment, number):
                 return trouble
         return None
+
+
+class _Conversation:
+    """One connection through the proxy."""
+
+    def __init__(self, proxy: Proxy, client: socket.socket, stack: ExitStack, port: int) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._stack = stack
+        self._server = stack.enter_context(socket.create_connection((HOST, port)))
+        self._requests = _Requests()
+        self._counts: dict[Moment, int] = {}
+        self._pending: Trouble | None = None
+
+    def goes_on(self, stop: Event) -> bool:
+        """Forward what there is; false at the end."""
+        ready, _, _ = select([self._client, self._server], [], [], _TICK)
+        if self._server in ready and not self._answer(stop):
+            return False
+        return self._client not in ready or self._ask(stop)
+
+    def _answer(self, stop: Event) -> bool:
+        data = self._server.recv(65536)
+        if self._pending:
+            _misbehave(self._pending.action, self._client, data, stop)
+            return False
+        self._client.sendall(self._proxy.hear(data))
+        return data != b""
+
+    def _ask(self, stop: Event) -> bool:
+        data = self._client.recv(65536)
+        for moment, request in self._requests.add(data):
+            number = self._counts[moment] = self._counts.get(moment, 0) + 1
+            self._proxy.meet(moment)
+            trouble = self._proxy.trouble_at(moment, number)
+            if trouble and not trouble.lost:
+                _misbehave(trouble.action, self._client, b"", stop)
+                return False
+            self._pending = self._pending or trouble
+            if detour := self._proxy.detour_at(moment, number):
+                self._server = _pooled(detour.port, self._stack)
+            self._server.sendall(request)
+        return data != b""
+
+
+def _pooled(port: int, stack: ExitStack) -> socket.socket:
+    """A connection of the reaper's role, logged in and ready, as a pooler has them."""
+    options: dict[str, Any] = {"password": "sw0rdfish", "database": "postgres"}
+    connection = Connection("session_reaper", host=HOST, port=port, **options)
+    sock: socket.socket = connection._usock  # noqa: SLF001 -- the conversation goes on without pg8000
+    stack.callback(sock.close)
+    stack.callback(connection._sock.close)  # noqa: SLF001 -- as above
+    return sock
 
 
 def _misbehave(action: Action, client: socket.socket, data: bytes, stop: Event) -> None:
@@ -322,3 +382,34 @@ def unused_port() -> int:
         port: int = listener.getsockname()[1]
     time.sleep(0)
     return port
+
+
+class RewriteRows:
+    """Passes on what a server says, with the single values of its rows changed.
+
+    Give it to `Proxy` as `says`, for one connection at a time.
+    """
+
+    def __init__(self, change: Callable[[bytes], bytes]) -> None:
+        self._change = change
+        self._data = b""
+
+    def __call__(self, data: bytes) -> bytes:
+        self._data += data
+        said = b""
+        while len(self._data) >= _TYPED:
+            (length,) = struct.unpack_from("!i", self._data, 1)
+            if len(self._data) < 1 + length:
+                break
+            message, self._data = self._data[: 1 + length], self._data[1 + length :]
+            said += self._rewritten(message)
+        return said
+
+    def _rewritten(self, message: bytes) -> bytes:
+        if message[:1] != b"D" or struct.unpack_from("!H", message, 5) != (1,):
+            return message
+        (length,) = struct.unpack_from("!i", message, 7)
+        if length == -1:
+            return message
+        value = self._change(message[11:])
+        return b"D" + struct.pack("!iHi", 10 + len(value), 1, len(value)) + value

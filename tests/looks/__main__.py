@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pg8000.native import literal
 from session_reaper.deadline import Deadline
-from session_reaper.postgres import Server
+from session_reaper.postgres.server import Server
 from session_reaper.report import as_recording
 from session_reaper.sessions import EVERYTHING
 from session_reaper.targets import Auth, SslMode, Target

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-QUERIES = Path("functions") / "session_reaper" / "queries"
+QUERIES = Path("functions") / "session_reaper" / "postgres" / "queries"
 PARTS = ("functions", "infra", "tests", "events", "pyproject.toml", "README.md")
 # What has to see a mutant of each statement, on the oldest and the newest server.
 _ANY = "pg13 or pg18"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from session_reaper.advice import advice_on_timeouts
 from session_reaper.decide import Verdict, decide
-from session_reaper.errors import BlindError, FullError, TargetError
+from session_reaper.errors import BlindError, FullError, Membership, TargetError
 from session_reaper.policy import Mode, Policy
 from session_reaper.policy_source import load_policy
 from session_reaper.providers import way_in
@@ -145,16 +145,22 @@ def observe_mode() -> Report:
 def full() -> Report:
     error = FullError(
         "53300",
-        f"signing in to {HOST}:5432: remaining connection slots are reserved for roles with the"
+        f"logging in to {HOST}:5432: remaining connection slots are reserved for roles with the"
         " SUPERUSER attribute",
         way_in(HOST, "session_reaper"),
-        limited=False,
+        limit=None,
     )
     return _report(failed(TargetReport(name="orders"), error), *_quiet(1))
 
 
 def blind() -> Report:
-    return _report(failed(TargetReport(name="orders"), BlindError("session_reaper")), *_quiet(1))
+    return _report(
+        failed(
+            TargetReport(name="orders"),
+            BlindError("session_reaper", Membership(server_version=180000, inherits=True)),
+        ),
+        *_quiet(1),
+    )
 
 
 def breaker() -> Report:

@@ -54,6 +54,7 @@ def a_preflight(*timeouts: Timeout, **overrides: object) -> Preflight:
         "tls": None,
         "role": "reaper",
         "superuser": False,
+        "inherits": True,
         "connection_limit": None,
         "granted_reserved": True,
         "reserved_slots": 2,

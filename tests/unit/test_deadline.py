@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import socket
-
 import pytest
 from session_reaper import deadline as module
 from session_reaper.deadline import Deadline
@@ -27,18 +25,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_counts_down_to_nothing_and_stays_there(clock: Clock) -> None:
     deadline = Deadline(10)
-    assert deadline.seconds() == 10
+    assert deadline.remaining() == 10
     clock.now += 4
-    assert deadline.seconds() == 6
+    assert deadline.remaining() == 6
     clock.now += 100
-    assert deadline.seconds() == 0
+    assert deadline.remaining() == 0
 
 
 def test_a_step_gets_what_is_left_but_never_more_than_its_own_limit(clock: Clock) -> None:
     deadline = Deadline(10)
-    assert deadline.left(3) == 3
+    assert deadline.remaining_or_raise(3) == 3
     clock.now += 8
-    assert deadline.left(3) == 2
+    assert deadline.remaining_or_raise(3) == 2
 
 
 def test_a_step_that_starts_too_late_does_not_start(clock: Clock) -> None:
@@ -46,39 +44,26 @@ def test_a_step_that_starts_too_late_does_not_start(clock: Clock) -> None:
     clock.now += 10
     # A socket timeout of 0 would mean "do not block", of None "for ever".
     with pytest.raises(DeadlineError):
-        deadline.left(3)
+        deadline.remaining_or_raise(3)
 
 
 @pytest.mark.parametrize(("asked", "given"), [(3, 3), (10, 10), (99, 10)])
 def test_a_part_never_ends_after_the_whole(clock: Clock, asked: float, given: float) -> None:
     whole = Deadline(10)
-    part = whole.within(asked)
-    assert part.seconds() == given
+    part = whole.capped_at(asked)
+    assert part.remaining() == given
     clock.now += 11
-    assert part.seconds() == 0
+    assert part.remaining() == 0
 
 
 def test_a_deadline_in_the_past_is_over(clock: Clock) -> None:
-    assert Deadline(-1).seconds() == 0
-    assert Deadline(-1).within(5).seconds() == 0
+    assert Deadline(-1).remaining() == 0
+    assert Deadline(-1).capped_at(5).remaining() == 0
     assert clock.now == 1000
 
 
 def test_a_little_more_is_more_than_what_is_left(clock: Clock) -> None:
     deadline = Deadline(1)
     clock.now += 5
-    assert deadline.plus(2).seconds() == 2
-    assert Deadline(1).plus(2).seconds() == 3
-
-
-def test_at_the_end_every_connection_is_shut_that_is_still_open() -> None:
-    deadline = Deadline(1)
-    pairs = [socket.socketpair() for _ in range(3)]
-    for ours, _ in pairs:
-        deadline.binds(ours)
-    pairs[0][0].close()
-    deadline.end()
-    for ours, theirs in pairs:
-        assert theirs.recv(1) == b""  # not closed: another thread may still hold it
-        ours.close()
-        theirs.close()
+    assert deadline.extended_by(2).remaining() == 2
+    assert Deadline(1).extended_by(2).remaining() == 3

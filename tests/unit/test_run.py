@@ -1,29 +1,29 @@
 from __future__ import annotations
 
-import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from threading import Event, Semaphore
+from threading import Event
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
-from session_reaper import concurrency, secrets_manager
 from session_reaper import run as module
-from session_reaper.concurrency import latest_of_all
+from session_reaper import secrets_manager
 from session_reaper.deadline import Deadline
 from session_reaper.directory import Directory
 from session_reaper.errors import ConfigurationError
-from session_reaper.reap import record, visited
-from session_reaper.report import TargetReport, TargetStatus, crashed
+from session_reaper.parallel import Job, JobResult, Progress, run_jobs
+from session_reaper.reap import record, run_on_target
+from session_reaper.report import Failure, TargetReport, TargetStatus, unfinished
 from session_reaper.settings import read_settings
 from session_reaper.targets import read_targets
 
 from tests.builders import a_secret, a_target_report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from session_reaper.targets import Instance, Secret, Target
 
@@ -95,7 +95,7 @@ def _run(
     monkeypatch.setattr(secrets_manager, "client", lambda _service: fake)
     topic = "arn:aws:sns:eu-west-1:123456789012:topic"
     directory = Directory(read_settings({"TOPIC_ARN": topic, **settings}), fresh=fresh)
-    return module.run(directory, names, partial(visited, record, directory), Deadline(5))
+    return module.run(directory, names, partial(run_on_target, record, directory), Deadline(5))
 
 
 BROKEN = a_secret(name="broken", host=None)  # fails before anything goes out to the network
@@ -262,122 +262,159 @@ def test_a_list_of_secrets_that_is_denied_does_not_hide_those_that_were_named(
 # -- all at the same time ---------------------------------------------------------------------------
 
 
-def said(works: list[Iterator[TargetReport]], deadline: Deadline) -> list[str]:
-    return [item.name for item in latest_of_all([("", work) for work in works], crashed, deadline)]
+def a_job(name: str, do: Callable[[Progress[str]], str]) -> Job[str]:
+    return Job(name=name, initial=f"{name}, not begun", run=do)
 
 
-def test_work_goes_on_at_the_same_time() -> None:
+def results(jobs: list[Job[str]], deadline: Deadline, threads: int = 50) -> list[JobResult[str]]:
+    return run_jobs(jobs, deadline, ThreadPoolExecutor(threads))
+
+
+def latest(jobs: list[Job[str]], deadline: Deadline, threads: int = 50) -> list[str]:
+    return [result.latest for result in results(jobs, deadline, threads)]
+
+
+def test_jobs_run_at_the_same_time() -> None:
     here, there = Event(), Event()
 
-    def first() -> Iterator[TargetReport]:
-        yield a_target_report(name="first, at the start")
+    def first(_: Progress[str]) -> str:
         here.set()
         assert there.wait(2)
-        yield a_target_report(name="first, at the end")
+        return "first"
 
-    def second() -> Iterator[TargetReport]:
-        yield a_target_report(name="second, at the start")
+    def second(_: Progress[str]) -> str:
         assert here.wait(2)
         there.set()
-        yield a_target_report(name="second, at the end")
+        return "second"
 
-    assert said([first(), second()], Deadline(2)) == ["first, at the end", "second, at the end"]
+    assert latest([a_job("a", first), a_job("b", second)], Deadline(2)) == ["first", "second"]
 
 
-def test_however_many_hang_the_run_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(concurrency, "_GRACE", 0.1)
+def test_however_many_hang_the_run_waits_once() -> None:
     never = Event()
 
-    def hangs(name: str) -> Iterator[TargetReport]:
-        yield a_target_report(name=name)
+    def hang(progress: Progress[str]) -> str:
+        progress.update("begun")
         never.wait(5)
-        yield a_target_report(name="too late")
+        return "too late"
 
     start = time.monotonic()
-    names = [f"target-{n}" for n in range(20)]
-    assert said([hangs(name) for name in names], Deadline(0)) == names
-    assert time.monotonic() - start < 0.5
+    found = results([a_job("a", hang) for _ in range(20)], Deadline(0.2))
+    assert time.monotonic() - start < 1
+    assert [(result.latest, result.is_complete) for result in found] == [("begun", False)] * 20
     never.set()
 
 
-def test_more_than_lambda_has_threads_for_wait_until_there_is_room(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(concurrency, "_ROOM", Semaphore(2))
+def test_a_result_that_is_complete_counts_even_if_more_was_to_come() -> None:
+    never = Event()
+
+    def go_on(progress: Progress[str]) -> str:
+        progress.complete("done")
+        never.wait(5)
+        return "done, and more"
+
+    (result,) = results([a_job("a", go_on)], Deadline(0.1))
+    assert (result.latest, result.is_complete) == ("done", True)
+    never.set()
+
+
+def test_jobs_beyond_the_threads_wait_until_one_is_free() -> None:
     inside: set[str] = set()
     most: set[int] = set()
     never = Event()
 
-    def works(name: str) -> Iterator[TargetReport]:
-        yield a_target_report(name="not begun")
+    def work(name: str, _: Progress[str]) -> str:
         inside.add(name)
         most.add(len(inside))
         never.wait(0.02)  # long enough to meet the others
-        yield a_target_report(name=name)
         inside.remove(name)
+        return name
 
     names = [f"target-{n}" for n in range(6)]
-    assert said([works(name) for name in names], Deadline(5)) == names
+    jobs = [a_job(name, partial(work, name)) for name in names]
+    assert latest(jobs, Deadline(5), threads=2) == names
     assert max(most) == 2
 
 
-def test_who_finds_no_room_before_the_time_is_over_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(concurrency, "_ROOM", Semaphore(1))
-    monkeypatch.setattr(concurrency, "_GRACE", 0.1)
-    never = Event()
+def test_a_job_that_finds_no_thread_in_time_does_not_begin_later() -> None:
+    never, pool = Event(), ThreadPoolExecutor(1)
+    begun: list[str] = []
 
-    def hangs(name: str) -> Iterator[TargetReport]:
-        yield a_target_report(name=f"{name}, not begun")
-        yield a_target_report(name=f"{name}, begun")
+    def hang(progress: Progress[str]) -> str:
+        begun.append("one")
+        progress.update("begun")
         never.wait(5)
+        return "too late"
 
-    assert said([hangs("a"), hangs("b")], Deadline(0.1)) == ["a, begun", "b, not begun"]
-    # Who still hangs keeps the place from what comes after, too.
-    assert said([hangs("c")], Deadline(0)) == ["c, not begun"]
+    found = run_jobs([a_job("a", hang), a_job("b", hang)], Deadline(0.1), pool)
+    assert [result.latest for result in found] == ["begun", "b, not begun"]
     never.set()
+    pool.shutdown()
+    assert begun == ["one"]
 
 
-def test_who_hangs_on_a_connection_finds_it_shut_when_the_time_is_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(concurrency, "_GRACE", 0.1)
-    deadline = Deadline(0)
-    ours, theirs = socket.socketpair()
-    over = Event()
+class Starved(ThreadPoolExecutor):
+    """A pool in a process that can start so many threads and no more."""
 
-    def hangs() -> Iterator[TargetReport]:
-        deadline.binds(ours)
-        yield a_target_report(name="hangs")
-        ours.settimeout(2)
-        assert ours.recv(1) == b""
-        over.set()
+    def __init__(self, threads: int) -> None:
+        super().__init__(50)
+        self._left = threads
 
-    with ours, theirs:
-        assert said([hangs()], deadline) == ["hangs"]
-        assert over.wait(1)
+    def _adjust_thread_count(self) -> None:
+        if self._idle_semaphore.acquire(timeout=0):
+            return
+        if not self._left:
+            raise RuntimeError("can't start new thread")
+        self._left -= 1
+        super()._adjust_thread_count()
+
+
+def test_jobs_that_no_thread_can_be_started_for_wait_for_one_that_runs() -> None:
+    def job(name: str) -> Job[str]:
+        return a_job(name, lambda _: name)
+
+    jobs = [job(name) for name in "abcdef"]
+    found = run_jobs(jobs, Deadline(5), Starved(2))
+    assert [result.latest for result in found] == [*"abcdef"]
+    assert all(result.is_complete for result in found)
+
+
+def test_a_process_that_can_start_no_thread_at_all_has_a_report_of_every_target() -> None:
+    found = run_jobs([a_job("a", lambda _: "done")], Deadline(0.1), Starved(0))
+    assert found == [JobResult(latest="a, not begun")]
 
 
 def test_a_bug_is_logged_with_its_target_and_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    def breaks() -> Iterator[TargetReport]:
-        yield a_target_report(name="orders")
+    def break_down(_: Progress[str]) -> str:
         raise LookupError("CANARY")
 
-    latest_of_all([("orders", breaks())], crashed, Deadline(1))
+    results([a_job("orders", break_down)], Deadline(1))
     (logged,) = (vars(record) for record in caplog.records)
     assert (logged["target"], logged["error"]) == ("orders", "LookupError")
-    assert "in breaks" in logged["trace"][-1]
+    assert "in break_down" in logged["trace"][-1]
 
 
 def test_a_bug_keeps_what_was_known_and_tells_no_more_than_its_kind() -> None:
-    def breaks() -> Iterator[TargetReport]:
-        yield a_target_report(name="orders")
+    def break_down(progress: Progress[TargetReport]) -> TargetReport:
+        progress.update(a_target_report(name="orders"))
         raise LookupError("CANARY")
 
-    (report,) = latest_of_all([("orders", breaks())], crashed, Deadline(1))
-    assert isinstance(report, TargetReport)
+    job = Job(name="orders", initial=TargetReport(name="orders"), run=break_down)
+    (result,) = run_jobs([job], Deadline(1))
+    report = unfinished(result.latest, result.bug)
     assert report.status is TargetStatus.FAILED
     assert report.slots == a_target_report().slots
     assert report.error is not None
     assert report.error.code == "internal"
     assert "LookupError" in report.error.message
     assert "CANARY" not in repr(report)
+
+
+def test_a_report_cut_off_by_the_time_keeps_the_error_that_came_first() -> None:
+    known = a_target_report(
+        status=TargetStatus.FAILED, error=Failure(code="x", message="", hint="")
+    )
+    assert unfinished(known, None) == known
+    cut = unfinished(a_target_report(), None)
+    assert cut.error is not None
+    assert cut.error.code == "deadline"

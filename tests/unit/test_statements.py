@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import pytest
 
-QUERIES = files("session_reaper") / "queries"
+QUERIES = files("session_reaper.postgres") / "queries"
 
 
 def statement(name: str) -> str:
@@ -15,11 +15,11 @@ def statement(name: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
 
 
-def test_p19_the_function_that_signals_is_not_in_a_condition() -> None:
+def test_the_function_that_signals_is_not_in_a_condition() -> None:
     """In WHERE it may run before the other conditions, and end everybody."""
     selected, rest = statement("signal.sql").split("\nFROM ")
-    assert selected.count(":function") == 1
-    assert ":function" not in rest
+    assert selected.count("{function}") == 1
+    assert "{function}" not in rest
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in QUERIES.iterdir()))

@@ -74,7 +74,7 @@ def unreached(name: str, status: TargetStatus = TargetStatus.FAILED) -> TargetRe
         status=status,
         error=Failure(
             code="28P01",
-            message='signing in to db:5432: password authentication failed for user "reaper"',
+            message='logging in to db:5432: password authentication failed for user "reaper"',
             hint="Check username and password in the secret; after a rotation both must be new.",
         ),
     )

@@ -201,10 +201,10 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     """The fields of our log lines, by their message."""
     stream = io.StringIO()
     monkeypatch.setattr(observability.logger.registered_handler, "stream", stream)
-    target = a_target_report(*(a_fate(outcome) for outcome in Outcome))
+    target = a_target_report(*(a_fate(outcome, pid=n) for n, outcome in enumerate(Outcome, 1)))
     with observability.logger.append_context_keys(run_id="4f6c", mode="enforce"):
         observability.log_decision(target, a_decision())
-        observability.log_outcomes(target)
+        observability.OutcomeLog().complete(target)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert len(lines) == 1 + len(Outcome)
     return {line["message"]: set(_flat(line)) for line in lines}

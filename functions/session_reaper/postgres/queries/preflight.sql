@@ -1,14 +1,13 @@
 -- What advice rests on: facts about one server and our role on it, as one JSON value.
 --
--- It leaves as bytes, as a look does, but in UTF-8 (client_encoding, from here on): the names go back
--- to the server in an ALTER.
+-- It leaves in UTF-8 (client_encoding, from here on): the names go back to the server in an ALTER.
 WITH set_for AS (
     SELECT s.setrole, s.setdatabase, split_part(c.setting, '=', 1) AS name,
         substr(c.setting, strpos(c.setting, '=') + 1) AS value
     FROM pg_db_role_setting AS s
     CROSS JOIN unnest(s.setconfig) AS c (setting)
 )
-SELECT textsend(json_build_object(
+SELECT json_build_object(
     'version', current_setting('server_version'),
     'major', current_setting('server_version_num')::integer / 10000,
     'provider', CASE
@@ -19,6 +18,7 @@ SELECT textsend(json_build_object(
     END,
     'role', m.rolname,
     'superuser', m.rolsuper,
+    'inherits', m.rolinherit,
     'connection_limit', nullif(m.rolconnlimit, -1),
     'granted_reserved', EXISTS (
         SELECT FROM pg_roles AS p
@@ -89,8 +89,9 @@ SELECT textsend(json_build_object(
     ),
     -- A gid is somebody's literal: it stays on the server.
     'prepared', (
-        SELECT json_agg(json_build_array(p.database, extract(epoch FROM clock_timestamp() - p.prepared))
-            ORDER BY p.prepared)
+        SELECT json_agg(json_build_array(
+            p.database, greatest(extract(epoch FROM clock_timestamp() - p.prepared), 0)
+        ) ORDER BY p.prepared)
         FROM pg_prepared_xacts AS p
     ),
     -- Those that hold vacuum back, and by how many transactions. One that is lost holds nothing.
@@ -103,7 +104,7 @@ SELECT textsend(json_build_object(
         ) AS s
         WHERE s.held IS NOT NULL
     )
-)::text) AS preflight
+)::text AS preflight
 FROM pg_roles AS m
 CROSS JOIN (SELECT set_config('client_encoding', 'UTF8', false) OFFSET 0) AS e
 WHERE m.rolname = session_user

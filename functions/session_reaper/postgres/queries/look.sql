@@ -2,17 +2,27 @@
 -- fraction of what 5,000 driver rows take. One scan and few catalogs (the function under
 -- pg_stat_activity, not the view): in a new connection most of the time goes into planning.
 --
--- It leaves as bytes that nobody converts (client_encoding SQL_ASCII, from here on): a query is in the
--- encoding of its own database, and one that is no valid text in ours must not hide the other sessions.
+-- Nobody converts it on its way (client_encoding SQL_ASCII, from here on): a query is in the encoding of
+-- its own database, and one that is no valid text in ours must not hide the other sessions.
 --
--- :idle_for  a JSON object, state -> seconds: sessions in other states, or for a shorter time in
---            theirs, match no rule and stay on the server.
--- :waits     waits.sql, or NULL if no rule wants to know: to plan it takes a fifth of the whole.
--- :locks     true or false: how many locks each holds on objects. The planner leaves out what is false.
--- :query_id  a.query_id, or NULL on 13, which has none.
-SELECT textsend(json_build_object(
+-- {idle_for}     a JSON object, state -> seconds: sessions in other states, or for a shorter time in
+--                theirs, match no rule and stay on the server.
+-- {waits}        waits.sql, or NULL if no rule asks: planning it takes a fifth of the whole.
+-- {locks}        true or false: how many locks each holds on objects. The planner drops what is false.
+-- {query_id}     a.query_id, or NULL on 13, which has none.
+-- {query_bytes}  how much of a query leaves the server: it may keep a megabyte of each. A longer one is
+--                cut by bytes, whatever its encoding, and leaves as base64, since half a character is
+--                no text.
+SELECT json_build_object(
     'role', session_user,
     'pid', pg_backend_pid(),
+    'started', round(extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint,
+    'checkpointer', max(a.pid) FILTER (WHERE a.backend_type = 'checkpointer'),
+    'checkpointer_started', round(extract(epoch FROM
+        max(a.backend_start) FILTER (WHERE a.backend_type = 'checkpointer')) * 1000000)::bigint,
+    'taken_at', round(extract(epoch FROM max(m.now)) * 1000000)::bigint,
+    'server_version', current_setting('server_version_num')::integer,
+    'inherits', (SELECT o.rolinherit FROM pg_roles AS o WHERE o.rolname = session_user),
     'reader', pg_is_in_recovery(),
     'max', current_setting('max_connections')::integer,
     -- Each setting counts where this server has it. RDS and Aurora up to 15 keep slots for
@@ -51,8 +61,10 @@ SELECT textsend(json_build_object(
         d.datname,
         a.application_name,
         host(a.client_addr),
-        a.query,
-        nullif(:query_id, 0)::text, -- as a number it would be rounded on its way through JSON
+        CASE WHEN octet_length(a.query) <= {query_bytes} THEN a.query END,
+        CASE WHEN octet_length(a.query) > {query_bytes}
+             THEN encode(substring(textsend(a.query) FROM 1 FOR {query_bytes}), 'base64') END,
+        nullif({query_id}, 0)::text, -- as a number it would be rounded on its way through JSON
         greatest(extract(epoch FROM m.now - a.state_change), 0),
         CASE WHEN a.xact_start IS NOT NULL -- greatest() passes over a NULL
              THEN greatest(extract(epoch FROM m.now - a.xact_start), 0) END,
@@ -67,7 +79,7 @@ SELECT textsend(json_build_object(
         ),
         age(a.backend_xid),
         age(a.backend_xmin),
-        CASE WHEN :locks THEN coalesce(l.locks, 0) END,
+        CASE WHEN {locks} THEN coalesce(l.locks, 0) END,
         r.rolsuper,
         r.rolreplication,
         r.rolname = session_user,
@@ -75,17 +87,17 @@ SELECT textsend(json_build_object(
     )) FILTER (
         WHERE a.backend_type = 'client backend'
         AND extract(epoch FROM m.now - a.state_change)
-            >= (CAST(:idle_for AS json) ->> a.state)::double precision
+            >= (CAST({idle_for} AS json) ->> a.state)::double precision
     ), '[]'),
-    'waits', (:waits)
-)::text) AS look
+    'waits', ({waits})
+)::text AS look
 FROM pg_stat_get_activity(NULL) AS a
 LEFT JOIN pg_database AS d ON d.oid = a.datid
 LEFT JOIN pg_roles AS r ON r.oid = a.usesysid
 LEFT JOIN (
     SELECT l.pid, count(*) AS locks
     FROM pg_lock_status() AS l
-    WHERE :locks AND l.granted AND l.locktype NOT IN ('virtualxid', 'transactionid')
+    WHERE {locks} AND l.granted AND l.locktype NOT IN ('virtualxid', 'transactionid')
         AND l.mode <> 'SIReadLock' -- blocks nobody, and outlives its transaction
     GROUP BY l.pid
 ) AS l ON l.pid = a.pid

@@ -1,0 +1,243 @@
+"""One connection to one PostgreSQL server: snapshot, signal, verify.
+
+Every statement is a transaction of its own: inside a transaction block pg_stat_activity stands still
+after the first read, and a second look would see nothing new.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum, auto
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+from pg8000.native import DatabaseError, PreparedStatement, literal
+
+from session_reaper.deadline import Deadline
+from session_reaper.errors import TargetError
+from session_reaper.policy import Action
+from session_reaper.postgres.driver import Connection, Row
+from session_reaper.postgres.failures import (
+    INSUFFICIENT_PRIVILEGE,
+    answering,
+    connecting,
+    sqlstate,
+)
+from session_reaper.postgres.rows import (
+    QUERY_BYTES,
+    flag_of,
+    grants_of,
+    preflight_of,
+    snapshot_of,
+    verification_of,
+)
+from session_reaper.postgres.tls import describe_tls, open_socket, wrap_tls
+from session_reaper.preflight import Preflight
+from session_reaper.sessions import Identity, Look, Scope, Verification
+from session_reaper.targets import SslMode, Target
+
+APPLICATION_NAME: Final = "session-reaper"
+CONNECT_SECONDS: Final = 10.0  # for name, TCP, TLS and login together
+STATEMENT_SECONDS: Final = 10.0  # the server's own limit; ours is longer, so that the server tells
+_ANSWER_SECONDS: Final = STATEMENT_SECONDS + 2
+# 10,000 sessions whose queries all have QUERY_BYTES take 30 MB.
+_SNAPSHOT_BYTES: Final = 32 * 1024 * 1024
+_ANSWER_BYTES: Final = 1024 * 1024
+
+_STARTUP: Final = {
+    # Our names mean the catalog's, whatever a database holds.
+    "search_path": "pg_catalog",
+    "client_encoding": "UTF8",
+    "bytea_output": "hex",
+    # Serializable and deferrable would wait for the very transactions that we are to end.
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
+    "statement_timeout": f"{STATEMENT_SECONDS:.0f}s",
+    "lock_timeout": "2s",
+    "default_transaction_read_only": "on",
+}
+_QUERY_ID_SINCE: Final = 14  # the major version
+
+
+class Signal(Enum):
+    """What the server answered to one guarded signal."""
+
+    SENT = auto()
+    ESCAPED = auto()  # the session changed, or ended, since the snapshot
+    DENIED = auto()
+    HIDDEN = auto()  # we may not see the session any more: nothing was sent
+
+
+_FUNCTIONS: Final = {
+    Action.TERMINATE: "pg_terminate_backend",
+    Action.CANCEL: "pg_cancel_backend",
+}
+
+
+class Server:
+    """One connection to one server. Close it."""
+
+    def __init__(self, target: Target, connection: Connection) -> None:
+        self.role = target.role
+        self._target = target
+        self._ours = (target.role, target.instead_of)
+        version = re.match(r"\d{1,3}", connection.server_version)
+        self._major = int(version[0]) if version else 0
+        self._connection = connection
+        self._signal: dict[Action, PreparedStatement] = {}
+        self._verify: PreparedStatement | None = None
+
+    @classmethod
+    def connect(cls, target: Target, deadline: Deadline) -> "Server":
+        """Connect and log in. Raises TargetError; FullError if there is no slot for us."""
+        where = f"{target.host}:{target.port}"
+        deadline = deadline.capped_at(deadline.remaining_or_raise(CONNECT_SECONDS))
+        with connecting(f"connecting to {where}", target.password):
+            sock = open_socket(target.host, target.port, deadline)
+        try:
+            if target.sslmode is not SslMode.DISABLE:
+                with connecting(f"securing the connection to {where}", target.password):
+                    sock = wrap_tls(sock, target, deadline)
+            with connecting(f"logging in to {where}", target.password):
+                connection = Connection(
+                    sock,
+                    target,
+                    application_name=APPLICATION_NAME,
+                    startup_params=_STARTUP,
+                    deadline=deadline,
+                )
+        except BaseException:
+            sock.close()
+            raise
+        return cls(target, connection)
+
+    def close(self) -> None:
+        """Log out, as far as the connection still allows it."""
+        self._connection.close()
+
+    def preflight(self, deadline: Deadline) -> Preflight:
+        """Read what the server is and what our role may do there. Raises TargetError."""
+        with self._answering("reading the server's facts", deadline):
+            row = self._only_row(_sql("preflight"))
+            return preflight_of(row, describe_tls(self._connection.socket, self._target))
+
+    def alter(self, statement: str, deadline: Deadline) -> None:
+        """Run one statement that changes something, as nothing else here does. Raises TargetError."""
+        with self._answering("altering", deadline):
+            # One implicit transaction: neither an open block nor a writing connection outlives it.
+            self._connection.run(f"SET TRANSACTION READ WRITE; {statement}")
+
+    def look(self, scope: Scope, deadline: Deadline) -> Look:
+        """Take a snapshot: all that one run needs to know, in one statement. Raises TargetError."""
+        statement = _sql("look").format(
+            idle_for=literal(json.dumps(scope.idle_floors)),
+            waits=_sql("waits") if scope.waits else "NULL",
+            locks=str(scope.locks).lower(),
+            query_id="a.query_id" if self._major >= _QUERY_ID_SINCE else "NULL",
+            query_bytes=QUERY_BYTES,
+        )
+        try:
+            with self._answering("taking the snapshot", deadline, _SNAPSHOT_BYTES):
+                row = self._only_row(statement)
+        except TargetError as error:
+            if error.code != INSUFFICIENT_PRIVILEGE:
+                raise
+            raise self._with_missing_grants(error, deadline) from None
+        return snapshot_of(row, ours=self._ours, backend_pid=self._connection.backend_pid)
+
+    def _with_missing_grants(self, error: TargetError, deadline: Deadline) -> TargetError:
+        """Return the error with the grants that the statements here need and our role lacks."""
+        try:
+            with self._answering("asking for missing grants", deadline):
+                grants = grants_of(self._only_row(_sql("missing_grants")))
+        except TargetError:
+            return error
+        where = f"In database {self._target.database}, as a superuser or the master user: "
+        return TargetError(
+            error.code,
+            error.message,
+            where + " ".join(f"{grant};" for grant in grants) if grants else error.hint,
+        )
+
+    def signal(
+        self, identities: Iterable[Identity], action: Action, deadline: Deadline
+    ) -> Iterator[Signal]:
+        """Signal sessions that are still those of the snapshot, in a pipeline.
+
+        An identity is taken just before its signal is sent; the answers have the same order. Raises
+        DeadlineError if nothing was sent, any other TargetError if it is not known what became of
+        the signals that were sent and not answered.
+        """
+        with self._answering(f"signalling ({action})", deadline):
+            if action not in self._signal:
+                guarded = _sql("signal").format(function=_FUNCTIONS[action])
+                self._signal[action] = self._connection.prepare(guarded)
+            executions = map(_parameters_of, identities)
+            statement = self._signal[action]
+            for answer in self._connection.run_each(
+                statement, executions, deadline, _ANSWER_SECONDS
+            ):
+                yield _signal_of(answer)
+
+    def verify(
+        self, signalled: Collection[tuple[Identity, Action]], deadline: Deadline
+    ) -> Verification:
+        """Look which sessions are left, or still at the query that was cancelled. Raises TargetError."""
+        with self._answering("verifying", deadline):
+            if self._verify is None:
+                self._verify = self._connection.prepare(_sql("verify"))
+            rows = self._verify.run(
+                pids=[identity.pid for identity, _ in signalled],
+                starts=[identity.backend_start for identity, _ in signalled],
+                changes=[
+                    (identity.state_change or "") if action is Action.CANCEL else ""
+                    for identity, action in signalled
+                ],
+            )
+            (row,) = rows
+        return verification_of(row)
+
+    def _only_row(self, statement: str) -> Row:
+        (row,) = self._connection.run(statement)
+        return row  # type: ignore[no-any-return] # the driver ships no types
+
+    @contextmanager
+    def _answering(
+        self, doing: str, deadline: Deadline, answer_bytes: int = _ANSWER_BYTES
+    ) -> Iterator[None]:
+        within = deadline.capped_at(deadline.remaining_or_raise(_ANSWER_SECONDS))
+        self._connection.allow(within, answer_bytes)
+        with answering(doing, self._target.password):
+            yield
+
+
+def _parameters_of(identity: Identity) -> dict[str, object]:
+    return {
+        "pid": identity.pid,
+        "backend_start": identity.backend_start,
+        "xact_start": identity.xact_start,
+        "state_change": identity.state_change,
+        "query_start": identity.query_start,
+        "state": identity.state.value,
+    }
+
+
+def _signal_of(answer: Sequence[Row] | DatabaseError) -> Signal:
+    if isinstance(answer, DatabaseError):
+        if sqlstate(answer) == INSUFFICIENT_PRIVILEGE:
+            return Signal.DENIED
+        raise answer
+    if not answer:
+        return Signal.ESCAPED
+    sent = flag_of(answer[0])
+    if sent is None:
+        return Signal.HIDDEN
+    return Signal.SENT if sent else Signal.ESCAPED
+
+
+@cache
+def _sql(name: str) -> str:
+    text = (files("session_reaper.postgres") / "queries" / f"{name}.sql").read_text("utf-8")
+    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))

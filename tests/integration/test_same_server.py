@@ -1,0 +1,134 @@
+"""Only the server that the snapshot came from can show what became of a session."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from session_reaper.deadline import Deadline
+from session_reaper.directory import Directory
+from session_reaper.postgres.server import Server
+from session_reaper.sessions import NOTHING
+from session_reaper.settings import read_settings
+from session_reaper.targets import Target
+
+from tests.integration.stage import LEAK, Stage, rule, until
+from tests.integration.wire import Action, Detour, Moment, Proxy, Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.every_major
+
+
+@pytest.fixture
+def elsewhere(own_server: Callable[..., Stage]) -> Stage:
+    """Another server, with a session of its own."""
+    other = own_server()
+    other.session(LEAK)
+    return other
+
+
+@pytest.mark.parametrize("moment", [Moment.TERMINATE, Moment.VERIFY])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_connection_that_returns_on_another_server_proves_nothing(
+    stage: Stage, elsewhere: Stage, moment: Moment, *, lost: bool
+) -> None:
+    victims = stage.sessions(3)
+    trouble = Trouble(action=Action.RESET, moment=moment, lost=lost)
+    with Proxy(stage.server.port, trouble, detour=Detour(port=elsewhere.server.port)) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap()
+    outcomes = run.outcomes()
+    assert "terminated" not in outcomes.values()
+    for victim in victims:
+        assert victim.is_there or outcomes[victim.pid] == "lingering"
+    assert "lingering" in outcomes.values()
+    assert run.target()["status"] == "failed"
+    assert run.target()["slots"]["used_after"] is None  # the other server's would be untrue
+    reasons = {session["reason"] for session in run.target()["sessions"]}
+    assert any("another server" in reason for reason in reasons)
+
+
+def test_a_second_snapshot_on_another_server_signals_nothing(
+    stage: Stage, elsewhere: Stage
+) -> None:
+    victim = stage.session()
+    confirmed = {**rule(), "confirm_after": "100ms"}
+    detour = Detour(port=elsewhere.server.port, moment=Moment.LOOK, nth=2)
+    with Proxy(stage.server.port, detour=detour) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(confirmed)
+    assert run.outcomes() == {victim.pid: "spared"}
+    assert run.error()["code"] == "server-changed"
+    assert victim.is_there
+
+
+def test_a_pooler_that_switches_servers_under_one_connection_proves_nothing(
+    stage: Stage, elsewhere: Stage
+) -> None:
+    victims = stage.sessions(2)
+    detour = Detour(port=elsewhere.server.port, moment=Moment.PREPARE_VERIFY)
+    with Proxy(stage.server.port, detour=detour) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap()
+    assert run.outcomes() == {victim.pid: "lingering" for victim in victims}
+    assert run.error()["code"] == "server-changed"
+    assert "one secret for each" in run.error()["hint"]
+    assert run.target()["slots"]["used_after"] is None
+
+
+def _identify() -> object:
+    (target,) = Directory(read_settings(), fresh=True).find([], Deadline(10))
+    assert isinstance(target, Target)
+    server = Server.connect(target, Deadline(10))
+    try:
+        return server.look(NOTHING, Deadline(10)).server
+    finally:
+        server.close()
+
+
+def test_every_connection_to_a_server_sees_the_same_server(stage: Stage) -> None:
+    stage.target()
+    stage.root.run("ALTER ROLE session_reaper SET TimeZone = 'Asia/Kathmandu'")
+    first = _identify()
+    stage.root.run("ALTER ROLE session_reaper RESET TimeZone")
+    assert _identify() == first
+
+
+def test_the_snapshot_needs_no_right_to_the_control_file(stage: Stage) -> None:
+    stage.root.run("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+    stage.cleanup(stage.root.run, "GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC")
+    leak = stage.session()
+    assert stage.reap().outcomes() == {leak.pid: "terminated"}
+
+
+def test_a_server_that_crashed_after_the_signal_has_restarted(
+    own_server: Callable[..., Stage],
+) -> None:
+    """A backend that dies takes all others with it; the postmaster stays the same."""
+    stage = own_server({"restart_after_crash": "on"})
+    victim, bystander = stage.session(), stage.session(role="bystander")
+    stage.root.run("CHECKPOINT")  # what is in the buffers is lost with the others
+
+    def before(moment: Moment) -> None:
+        if moment is Moment.PREPARE_VERIFY and not _restarted(stage):
+            os.kill(bystander.pid, signal.SIGKILL)
+            until(lambda: _restarted(stage), "the server has recovered")
+
+    leak = rule(role=["app"])
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(leak)
+    stage.reconnect()
+    assert run.outcomes() == {victim.pid: "lingering"}
+    assert "restarted" in run.session(victim)["reason"]
+    assert run.target()["slots"]["used_after"] is None
+
+
+def _restarted(stage: Stage) -> bool:
+    return "all server processes terminated; reinitializing" in stage.server.log.read_text() and (
+        stage.server.log.read_text().count("ready to accept connections") > 1
+    )
