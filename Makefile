@@ -47,6 +47,14 @@ matrix: .venv/installed $(SERVERS)/installed ## the integration tests on Postgre
 faults: .venv/installed ## what is too heavy for every test run: a thousand victims
 	$(PYTHON) -m pytest tests/faults
 
+.PHONY: storm
+storm: .venv/installed $(SERVERS)/installed ## [ARGS="--majors 16 --hair-trigger"]: 200,000 healthy transactions a major while two reapers kill leaks (needs npm)
+	PYTHONPATH=functions:. $(PYTHON) -m tests.storm $(SERVERS) $(ARGS)
+
+.PHONY: storm-short
+storm-short: .venv/installed $(SERVERS)/installed ## the storm with 10,000 transactions on the oldest and the newest major (needs npm)
+	$(PYTHON) -m pytest tests/storm --servers=$(SERVERS)
+
 .PHONY: check
 check: .venv/installed .tools/sam/installed .tools/checkov/installed ## format, lint, types, the policy's schema, the certificates, the templates
 	.venv/bin/ruff format --check .
