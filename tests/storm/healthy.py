@@ -13,6 +13,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field
 from enum import Enum, auto
+from functools import partial
 from random import Random
 from time import monotonic
 
@@ -21,6 +22,8 @@ from tests.storm.clients import Client, Loop
 _SECOND_STATEMENT = 0.25  # share of the transactions
 _ACTIVE = 0.10  # share of the statements
 _WRITE = "UPDATE counters SET n = n + 1 WHERE client = {client}"
+_CHECK_EVERY = 0.05  # seconds
+_PATIENCE = 60.0  # seconds
 _READ = "SELECT n FROM counters WHERE client = {client}"
 
 
@@ -196,12 +199,18 @@ def main() -> None:
     loop.stop_with_stdin()
     everyone = [_HealthyClient(loop, load, number, result) for number in range(load.clients)]
 
-    def stop_when_finished() -> None:
+    def check(transactions: int, since: float) -> None:
+        """Stop when all clients have finished, or when none gets on."""
         if all(client.is_finished for client in everyone):
             loop.stop()
-        loop.call_after(0.05, stop_when_finished)
+        now = monotonic()
+        if result.transactions > transactions:
+            transactions, since = result.transactions, now
+        elif now - since > _PATIENCE:
+            raise SystemExit(f"no healthy transaction finished for {_PATIENCE:.0f} s")
+        loop.call_after(_CHECK_EVERY, partial(check, transactions, since))
 
-    stop_when_finished()
+    check(0, started)
     loop.run()
     result.seconds = monotonic() - started
     sys.stdout.write(json.dumps(asdict(result)) + "\n")
