@@ -1,10 +1,11 @@
 """`make bench-window`: how long a session can change after the guard has read it and still be signalled.
 
 PostgreSQL has no compare-and-terminate: the guard's statement reads the status of backends, compares, and
-signals. This runs the project's own statement with the clock read before its first row is asked for and
-after the function that signals has returned, all in one statement, so that neither the network nor the
-planner takes part. Each signal terminates a real session. "Pipelined" sends all statements in one write,
-each with a Sync of its own.
+signals. This runs the project's own statement with the clock read three times in it, so that neither the
+network nor the planner takes part: before the first row is asked for, when the row has been compared and
+the function that signals is called next, and when that function has returned. The last one is an upper
+bound: the session that the signal wakes may take the processor first. Each signal terminates a real
+session. "Pipelined" sends all statements in one write, each with a Sync of its own.
 """
 
 import re
@@ -35,10 +36,17 @@ _QUERIES = ("postgres/queries", "queries")  # folders of the package that may ho
 _FUNCTION = "pg_terminate_backend"
 # The condition makes the inner query depend on `b`, so that it cannot begin before the clock is read.
 _TIMED = """
-SELECT s.signalled, extract(epoch FROM clock_timestamp() - b.began) * 1000000
+SELECT
+    s.signalled,
+    extract(epoch FROM s.compared - b.began) * 1000000,
+    extract(epoch FROM clock_timestamp() - b.began) * 1000000
 FROM (SELECT clock_timestamp() AS began OFFSET 0) AS b
-CROSS JOIN LATERAL (SELECT g.signalled FROM ({guard}) AS g WHERE b.began IS NOT NULL OFFSET 0) AS s
+CROSS JOIN LATERAL (
+    SELECT g.compared, g.signalled FROM ({guard}) AS g WHERE b.began IS NOT NULL OFFSET 0
+) AS s
 """
+# A SELECT list is evaluated from left to right.
+_COMPARED = "SELECT clock_timestamp() AS compared, "
 _IDENTITY = """
 SELECT pid, backend_start, xact_start, state_change, query_start, state
 FROM pg_stat_activity WHERE usename = 'app' AND pid IN ({pids})
@@ -68,6 +76,14 @@ class Case:
         return f"BEGIN; SELECT length('{'x' * self.query_bytes}')" if self.query_bytes else "BEGIN"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """One signal; microseconds since the clock was read before the status of the backends."""
+
+    compared: float  # the function that signals is called next
+    signalled: float  # it has returned
+
+
 CASES = (
     Case(title="10", backends=10, victims=10, batches=50),
     Case(title="1,000", backends=1000, victims=100, batches=5),
@@ -79,29 +95,35 @@ def main() -> None:
     """Measure and print the table."""
     builds = npm_builds(Path(sys.argv[1]))
     table = Table(title="the guard's window, from reading to signal", title_justify="left")
-    for heading in ("PostgreSQL", "backends", "statements", "p50", "p99", "signals"):
-        table.add_column(heading, justify="left" if heading == "statements" else "right")
+    table.add_column("PostgreSQL", justify="right")
+    table.add_column("backends", justify="right")
+    table.add_column("statements")
+    for heading in ("compared: p50", "p99", "signalled: p50", "p99", "signals"):
+        table.add_column(heading, justify="right")
     for major in MAJORS:
         for case in CASES:
             for pipelined in (False, True):
                 windows = measure(builds[major], case, pipelined=pipelined)
-                cuts = statistics.quantiles(windows, n=100)
+                compared = statistics.quantiles((each.compared for each in windows), n=100)
+                signalled = statistics.quantiles((each.signalled for each in windows), n=100)
                 table.add_row(
                     str(major),
                     case.title,
                     "pipelined" if pipelined else "one by one",
-                    f"{cuts[49]:,.0f} µs",
-                    f"{cuts[98]:,.0f} µs",
+                    f"{compared[49]:,.0f} µs",
+                    f"{compared[98]:,.0f} µs",
+                    f"{signalled[49]:,.0f} µs",
+                    f"{signalled[98]:,.0f} µs",
                     str(len(windows)),
                 )
-    Console(width=110).print(table)
+    Console(width=130).print(table)
 
 
-def measure(build: Build, case: Case, *, pipelined: bool) -> Sequence[float]:
-    """Return the window of each signal in microseconds."""
+def measure(build: Build, case: Case, *, pipelined: bool) -> Sequence[Window]:
+    """Return the window of each signal."""
     with server(build, settings=case.settings) as database, _reaper(database) as reaper:
         bystanders = open_sessions(database.unix_sock, case.backends - case.victims, case.sql)
-        windows: list[float] = []
+        windows: list[Window] = []
         for _ in range(case.batches):
             victims = open_sessions(database.unix_sock, case.victims, case.sql)
             windows += _signal(reaper, _executions(reaper, victims), pipelined=pipelined)
@@ -127,13 +149,14 @@ def _reaper(database: Server) -> Iterator[Frontend]:
 
 
 def _guard() -> str:
-    """Return the project's statement with numbered parameters, in the order of `_NAMES`."""
+    """Return the project's statement with the clock read in it, and numbered parameters, in the order of `_NAMES`."""
     package = files("session_reaper")
     (path,) = (
         path for folder in _QUERIES if (path := package.joinpath(folder, "signal.sql")).is_file()
     )
     lines = path.read_text("utf-8").splitlines()
     sql = "\n".join(line for line in lines if not line.lstrip().startswith("--"))
+    sql = sql.replace("SELECT ", _COMPARED, 1)
     sql = re.sub(r":function\b|\{function\}", _FUNCTION, sql)
     return re.sub(r"(?<!:):([a-z_]+)\b", lambda found: f"${_NAMES.index(found[1]) + 1}", sql)
 
@@ -145,7 +168,7 @@ def _executions(reaper: Frontend, victims: Sequence[Frontend]) -> Sequence[bytes
     return [bind_and_execute("window", identity) + sync() for identity in identities]
 
 
-def _signal(reaper: Frontend, executions: Sequence[bytes], *, pipelined: bool) -> list[float]:
+def _signal(reaper: Frontend, executions: Sequence[bytes], *, pipelined: bool) -> list[Window]:
     if pipelined:
         reaper.send(b"".join(executions), len(executions))
         rows = reaper.receive()
@@ -154,7 +177,11 @@ def _signal(reaper: Frontend, executions: Sequence[bytes], *, pipelined: bool) -
         for execution in executions:
             reaper.send(execution)
             rows += reaper.receive()
-    return [float(microseconds or 0) for signalled, microseconds in rows if signalled == "t"]
+    return [
+        Window(compared=float(compared or 0), signalled=float(signalled or 0))
+        for was_signalled, compared, signalled in rows
+        if was_signalled == "t"
+    ]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A fresh process that runs the reaper once and prints its peak memory and the sessions' outcomes.
 
-The peak is the process's own high-water mark: `ru_maxrss` also counts what the parent held when it started
+The peak is the process's own high-water mark: on Linux `ru_maxrss` begins with what the parent held when it started
 this process. Where there is no /proc, `ru_maxrss` has to do.
 """
 
