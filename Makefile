@@ -44,8 +44,16 @@ matrix: .venv/installed $(SERVERS)/installed ## the integration tests on Postgre
 	$(PYTHON) -m pytest tests/integration --servers=$(SERVERS)
 
 .PHONY: faults
-faults: .venv/installed ## what is too heavy for every test run: a thousand victims
+faults: .venv/installed ## what is too heavy for every test run: a thousand victims, query texts of 1 MB
 	$(PYTHON) -m pytest tests/faults
+
+.PHONY: storm
+storm: .venv/installed $(SERVERS)/installed ## [ARGS="--majors 16 --hair-trigger"]: 200,000 healthy transactions a major while two reapers kill leaks (needs npm)
+	PYTHONPATH=functions:. $(PYTHON) -m tests.storm $(SERVERS) $(ARGS)
+
+.PHONY: storm-short
+storm-short: .venv/installed $(SERVERS)/installed ## the storm with 10,000 transactions on the oldest and the newest major (needs npm)
+	$(PYTHON) -m pytest tests/storm --servers=$(SERVERS)
 
 .PHONY: check
 check: .venv/installed .tools/sam/installed .tools/checkov/installed ## format, lint, types, the policy's schema, the certificates, the templates
@@ -127,8 +135,17 @@ artifact: build ## what was built, under the real Lambda runtime client
 	$(PYTHON) -m pytest tests/artifact
 
 .PHONY: bench
-bench: build $(SERVERS)/installed ## this function beside the article's fifteen lines (needs npm)
+bench: build $(SERVERS)/installed ## this function beside the article's fifteen lines, and the two below (needs npm)
 	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks $(SERVERS)
+	$(MAKE) bench-kills bench-window
+
+.PHONY: bench-kills
+bench-kills: .venv/installed $(SERVERS)/installed ## kills of 10, 100 and 1,000 sessions at 0, 1 and 10 ms of round trip (needs npm)
+	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks.kills $(SERVERS)
+
+.PHONY: bench-window
+bench-window: .venv/installed $(SERVERS)/installed ## how long a session can change after the guard has read it (needs npm)
+	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks.window $(SERVERS)
 
 .PHONY: sizes
 sizes: build $(SERVERS)/installed ## what Lambda's memory buys and costs (needs npm, and root for control groups)

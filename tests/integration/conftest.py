@@ -3,7 +3,6 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,18 +16,11 @@ from tests.integration.stage import PASSWORD, REAPER, ROLE_FILE, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from pg8000.native import Connection
 
     from infra.local.postgres import Server, Tls
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--servers",
-        type=Path,
-        help="a folder with npm's PostgreSQL servers, to be used instead of the bundled ones",
-    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,0 +1,188 @@
+"""`make bench-window`: how long a session can change after the guard has read it and still be signalled.
+
+PostgreSQL has no compare-and-terminate: the guard's statement reads the status of backends, compares, and
+signals. This runs the project's own statement with the clock read three times in it, so that neither the
+network nor the planner takes part: before the first row is asked for, when the row has been compared and
+the function that signals is called next, and when that function has returned. The last one is an upper
+bound: the session that the signal wakes may take the processor first. Each signal terminates a real
+session. "Pipelined" sends all statements in one write, each with a Sync of its own.
+"""
+
+import re
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from infra.local.postgres import Build, Server, npm_builds, server
+from tests.frontend import (
+    Frontend,
+    bind_and_execute,
+    close_sessions,
+    open_sessions,
+    parse,
+    sync,
+)
+
+MAJORS = (13, 18)
+_ROLE_FILE = Path("infra/database/reaper_role.sql")
+_QUERIES = ("postgres/queries", "queries")  # folders of the package that may hold the statement
+_FUNCTION = "pg_terminate_backend"
+# The condition makes the inner query depend on `b`, so that it cannot begin before the clock is read.
+_TIMED = """
+SELECT
+    s.signalled,
+    extract(epoch FROM s.compared - b.began) * 1000000,
+    extract(epoch FROM clock_timestamp() - b.began) * 1000000
+FROM (SELECT clock_timestamp() AS began OFFSET 0) AS b
+CROSS JOIN LATERAL (
+    SELECT g.compared, g.signalled FROM ({guard}) AS g WHERE b.began IS NOT NULL OFFSET 0
+) AS s
+"""
+# A SELECT list is evaluated from left to right.
+_COMPARED = "SELECT clock_timestamp() AS compared, "
+_IDENTITY = """
+SELECT pid, backend_start, xact_start, state_change, query_start, state
+FROM pg_stat_activity WHERE usename = 'app' AND pid IN ({pids})
+"""
+_NAMES = ("pid", "backend_start", "xact_start", "state_change", "query_start", "state")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A number of backends, some of which are terminated in each batch."""
+
+    title: str
+    backends: int
+    victims: int
+    batches: int
+    query_bytes: int = 0  # of each backend's text
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """What the server must be started with."""
+        sizes = {"track_activity_query_size": "1MB"} if self.query_bytes else {}
+        return {"max_connections": str(self.backends + 20), **sizes}
+
+    @property
+    def sql(self) -> str:
+        """What each backend has run."""
+        return f"BEGIN; SELECT length('{'x' * self.query_bytes}')" if self.query_bytes else "BEGIN"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """One signal; microseconds since the clock was read before the status of the backends."""
+
+    compared: float  # the function that signals is called next
+    signalled: float  # it has returned
+
+
+CASES = (
+    Case(title="10", backends=10, victims=10, batches=50),
+    Case(title="1,000", backends=1000, victims=100, batches=5),
+    Case(title="100 with texts of 1 MB", backends=100, victims=20, batches=10, query_bytes=2**20),
+)
+
+
+def main() -> None:
+    """Measure and print the table."""
+    builds = npm_builds(Path(sys.argv[1]))
+    table = Table(title="the guard's window, from reading to signal", title_justify="left")
+    table.add_column("PostgreSQL", justify="right")
+    table.add_column("backends", justify="right")
+    table.add_column("statements")
+    for heading in ("compared: p50", "p99", "signalled: p50", "p99", "signals"):
+        table.add_column(heading, justify="right")
+    for major in MAJORS:
+        for case in CASES:
+            for pipelined in (False, True):
+                windows = measure(builds[major], case, pipelined=pipelined)
+                compared = statistics.quantiles((each.compared for each in windows), n=100)
+                signalled = statistics.quantiles((each.signalled for each in windows), n=100)
+                table.add_row(
+                    str(major),
+                    case.title,
+                    "pipelined" if pipelined else "one by one",
+                    f"{compared[49]:,.0f} µs",
+                    f"{compared[98]:,.0f} µs",
+                    f"{signalled[49]:,.0f} µs",
+                    f"{signalled[98]:,.0f} µs",
+                    str(len(windows)),
+                )
+    Console(width=130).print(table)
+
+
+def measure(build: Build, case: Case, *, pipelined: bool) -> Sequence[Window]:
+    """Return the window of each signal."""
+    with server(build, settings=case.settings) as database, _reaper(database) as reaper:
+        bystanders = open_sessions(database.unix_sock, case.backends - case.victims, case.sql)
+        windows: list[Window] = []
+        for _ in range(case.batches):
+            victims = open_sessions(database.unix_sock, case.victims, case.sql)
+            windows += _signal(reaper, _executions(reaper, victims), pipelined=pipelined)
+            close_sessions(victims)
+        close_sessions(bystanders)
+    wanted = case.victims * case.batches
+    if len(windows) != wanted:
+        raise SystemExit(f"{len(windows)} of {wanted} sessions were signalled")
+    return windows
+
+
+@contextmanager
+def _reaper(database: Server) -> Iterator[Frontend]:
+    """Make the roles; connect as the reaper's, with the statement prepared."""
+    with database.connect(unix_sock=database.unix_sock) as admin:
+        admin.run(_ROLE_FILE.read_text())
+        admin.run("CREATE ROLE app LOGIN")
+    with Frontend(database.unix_sock, user="session_reaper", application="window") as reaper:
+        reaper.run("SET search_path = pg_catalog")
+        reaper.send(parse("window", _TIMED.format(guard=_guard())) + sync())
+        reaper.receive()
+        yield reaper
+
+
+def _guard() -> str:
+    """Return the project's statement with the clock read in it, and numbered parameters, in the order of `_NAMES`."""
+    package = files("session_reaper")
+    (path,) = (
+        path for folder in _QUERIES if (path := package.joinpath(folder, "signal.sql")).is_file()
+    )
+    lines = path.read_text("utf-8").splitlines()
+    sql = "\n".join(line for line in lines if not line.lstrip().startswith("--"))
+    sql = sql.replace("SELECT ", _COMPARED, 1)
+    sql = re.sub(r":function\b|\{function\}", _FUNCTION, sql)
+    return re.sub(r"(?<!:):([a-z_]+)\b", lambda found: f"${_NAMES.index(found[1]) + 1}", sql)
+
+
+def _executions(reaper: Frontend, victims: Sequence[Frontend]) -> Sequence[bytes]:
+    """Return the messages that signal each victim, as the server shows it now."""
+    pids = ", ".join(str(victim.pid) for victim in victims)
+    identities = reaper.run(_IDENTITY.format(pids=pids))
+    return [bind_and_execute("window", identity) + sync() for identity in identities]
+
+
+def _signal(reaper: Frontend, executions: Sequence[bytes], *, pipelined: bool) -> list[Window]:
+    if pipelined:
+        reaper.send(b"".join(executions), len(executions))
+        rows = reaper.receive()
+    else:
+        rows = []
+        for execution in executions:
+            reaper.send(execution)
+            rows += reaper.receive()
+    return [
+        Window(compared=float(compared or 0), signalled=float(signalled or 0))
+        for was_signalled, compared, signalled in rows
+        if was_signalled == "t"
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""A fresh process that runs the reaper once and prints its peak memory and the sessions' outcomes.
+
+The peak is the process's own high-water mark: on Linux `ru_maxrss` begins with what the parent held when it started
+this process. Where there is no /proc, `ru_maxrss` has to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+_KIB = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeakMemory:
+    """What one run took and did."""
+
+    mebibytes: float
+    outcomes: dict[str, int]
+
+
+class _Context:
+    aws_request_id = "peak-memory"
+
+    def get_remaining_time_in_millis(self) -> int:
+        return 60_000
+
+
+def peak_memory_of_a_run(event: object) -> PeakMemory:
+    """Run the reaper on this event in a process of its own, with this process's environment."""
+    answer = subprocess.run(
+        [sys.executable, "-m", "tests.faults.peak_memory"],
+        input=json.dumps(event),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(["functions", "."])},
+        cwd=Path(__file__).parents[2],
+    )
+    return PeakMemory(**json.loads(answer.stdout))
+
+
+def _peak() -> float:
+    if _STATUS.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+        assert found
+        return int(found[1]) / _KIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / _KIB**2 if sys.platform == "darwin" else peak / _KIB
+
+
+def main() -> None:
+    """Read the event, run, print."""
+    event = json.loads(sys.stdin.read())
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    handler = importlib.import_module("session_reaper.handler").lambda_handler
+    (target,) = handler(event, _Context())["targets"]
+    outcomes = Counter(session["outcome"] for session in target["sessions"])
+    print(json.dumps({"mebibytes": _peak(), "outcomes": outcomes}), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The memory of a run does not grow with the length of other people's query texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from infra.local.aws import aws
+from infra.local.postgres import bundled_builds, server
+from tests.faults.peak_memory import PeakMemory, peak_memory_of_a_run
+from tests.frontend import close_sessions, open_sessions
+from tests.integration.stage import PASSWORD, REAPER, ROLE_FILE, policy
+
+if TYPE_CHECKING:
+    import pytest
+
+    from infra.local.postgres import Server
+
+SESSIONS = 100
+LONG, SHORT = 1_048_576, 50  # bytes
+WANTED = 40.0  # MiB: the difference that texts of 1 MB may make
+
+
+def _peak(database: Server, text_bytes: int) -> PeakMemory:
+    """Leak sessions whose texts are this long; run the reaper on them."""
+    sql = f"BEGIN; SELECT length('{'x' * text_bytes}')"
+    sessions = open_sessions(database.unix_sock, SESSIONS, sql)
+    try:
+        return peak_memory_of_a_run({"policy": policy()})
+    finally:
+        close_sessions(sessions)
+
+
+def test_a_run_over_texts_of_1_mb_takes_no_more_memory_than_one_over_short_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"max_connections": str(SESSIONS + 20), "track_activity_query_size": "1MB"}
+    with server(bundled_builds()[18], settings=settings) as database, aws() as cloud:
+        with database.connect() as admin:
+            admin.run(ROLE_FILE.read_text())
+            admin.run(f"ALTER ROLE {REAPER} PASSWORD '{PASSWORD}'; CREATE ROLE app LOGIN")
+        secret = f"memory-{database.port}"  # the stand-in keeps those of other tests
+        cloud.put_secret(
+            secret,
+            {
+                "host": database.host,
+                "port": database.port,
+                "username": REAPER,
+                "password": PASSWORD,
+                "sslmode": "disable",
+            },
+        )
+        monkeypatch.setenv("TARGET_SECRETS", secret)
+        monkeypatch.setenv("TOPIC_ARN", cloud.topic_arn)
+        monkeypatch.setenv("MODE", "enforce")
+
+        short, long = _peak(database, SHORT), _peak(database, LONG)
+
+    assert short.outcomes == long.outcomes == {"terminated": SESSIONS}
+    assert long.mebibytes - short.mebibytes < WANTED, f"{short} {long}"

@@ -1,0 +1,342 @@
+"""One storm: healthy clients, leaks and two overlapping reapers on one server, and what became of them.
+
+Three witnesses are compared: the healthy clients with the data, the reapers' reports, and the server's
+log, which has a line for each session that was terminated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from infra.local.aws import aws
+from infra.local.postgres import Build, Server, server
+from tests.storm.healthy import Break, HealthyResult
+from tests.storm.reaper import ReaperRun
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+HEALTHY_CLIENTS = 40
+LONGEST_IDLE = 0.030  # seconds that a healthy transaction is idle at most
+LONGEST_IDLE_UNDER_HAIR_TRIGGER = 0.060
+LEAKS = 160
+REAPERS = 2
+THRESHOLD = 0.7  # seconds: the shortest of any rule that a healthy session can match
+HAIR_TRIGGER = 0.005  # seconds: below the transactions' own time
+ADMIN_SHUTDOWN = "57P01"
+_STOP_SECONDS = 90.0  # for a reaper's last run
+_LOG_SLACK = 0.002  # seconds: the log has milliseconds
+_ROLE_FILE = Path(__file__).parents[2] / "infra" / "database" / "reaper_role.sql"
+_PASSWORD = "storm"  # noqa: S105 -- of a server that lives for minutes
+_LEAKING = ["idle in transaction", "idle in transaction (aborted)"]
+_LIMITS = {"max_terminations": 1000}
+_POLICY = {
+    "version": 1,
+    "limits": _LIMITS,
+    "rules": [
+        {
+            "name": "blockers",
+            "match": {"state": ["idle in transaction"], "blocks": 1, "blocks_for": "300ms"},
+            "confirm_after": "200ms",
+        },
+        {
+            "name": "confirmed",
+            "match": {"state": _LEAKING, "application": ["api-b"], "idle_for": "700ms"},
+            "confirm_after": "200ms",
+        },
+        {"name": "idle-in-transaction", "match": {"state": _LEAKING, "idle_for": "1s"}},
+        {
+            "name": "under-pressure",
+            "when": {"slots_used": "40%"},
+            "until": {"slots_used": "30%"},
+            "match": {"state": _LEAKING, "idle_for": "700ms"},
+        },
+        {
+            "name": "runaway",
+            "match": {"state": ["active"], "query_for": "2s"},
+            "action": "cancel",
+            "escalate_after": "500ms",
+        },
+    ],
+}
+_HAIR_TRIGGER_POLICY = {
+    "version": 1,
+    "limits": _LIMITS,
+    "rules": [
+        {
+            "name": "hair-trigger",
+            "match": {"state": _LEAKING, "idle_for": f"{HAIR_TRIGGER * 1000:.0f}ms"},
+        }
+    ],
+}
+_SETTINGS = {
+    "max_connections": "300",
+    "log_line_prefix": "%n %p %e ",
+    "log_min_error_statement": "fatal",
+    "autovacuum_naptime": "5s",
+}
+_LOG_LINE = re.compile(r"(\d+\.\d+) (\d+) (\w{5}) (\w+): +(.*)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """A session that the server's log shows terminated."""
+
+    at: float  # seconds since 1970
+    pid: int
+    was_working: bool  # it ran a statement at that moment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StormResult:
+    """What the three witnesses say."""
+
+    major: int
+    healthy: HealthyResult
+    deaths: Sequence[Death]
+    runs: Sequence[ReaperRun]
+    counts: Mapping[int, int]  # client -> commits that the data shows
+
+    @property
+    def broken(self) -> Sequence[Break]:
+        """Healthy transactions that ended by an error before any threshold."""
+        return [each for each in self.healthy.breaks if each.seconds < THRESHOLD]
+
+    @property
+    def stalled(self) -> Sequence[Break]:
+        """Transactions that the machine held up for longer than a threshold: no longer healthy."""
+        return [each for each in self.healthy.breaks if each.seconds >= THRESHOLD]
+
+    @property
+    def wrong_counts(self) -> Sequence[str]:
+        """Clients whose commits are not those that the data shows."""
+        differing = [
+            f"client {client} committed {count}, the server has {self.counts.get(client)}"
+            for client, count in self.healthy.counts.items()
+            if self.counts.get(client) != count
+        ]
+        return [*self.healthy.wrong_counts, *differing]
+
+    @property
+    def untold(self) -> Sequence[Death]:
+        """Terminated sessions that no run reported as terminated or lingering."""
+        told = self._runs_by_pid("terminated", "lingering")
+        return [
+            death
+            for death in self.deaths
+            if not any(_is_within(death, run, lingers=lingers) for run, lingers in told[death.pid])
+        ]
+
+    @property
+    def reported(self) -> Sequence[Death]:
+        """Terminated sessions that at least one run reported as terminated."""
+        told = self._runs_by_pid("terminated")
+        return [
+            death
+            for death in self.deaths
+            if any(_is_within(death, run, lingers=False) for run, _ in told[death.pid])
+        ]
+
+    @property
+    def unproven(self) -> Sequence[tuple[ReaperRun, int]]:
+        """Runs and pids reported terminated of which the server's log knows nothing."""
+        deaths = defaultdict(list)
+        for death in self.deaths:
+            deaths[death.pid].append(death)
+        return [
+            (run, each.pid)
+            for run in self.runs
+            for each in run.sessions
+            if each.outcome == "terminated"
+            and not any(_is_within(death, run, lingers=False) for death in deaths[each.pid])
+        ]
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """Runs whose target was not `ok`."""
+        return [run.problem for run in self.runs if run.problem]
+
+    @property
+    def killed_at_work(self) -> int:
+        """Healthy sessions that had gone back to work when they were hit, by log and by client.
+
+        The log shows those that ran a statement at that moment. The client knows of those that had
+        changed their state more recently than any threshold allows: they had just finished one.
+        """
+        pids = {each.pid for each in self.healthy.breaks}
+        logged = sum(death.was_working and death.pid in pids for death in self.deaths)
+        return logged + sum(
+            not each.had_gone_on and each.seconds < HAIR_TRIGGER for each in self.healthy.breaks
+        )
+
+    @property
+    def complaints(self) -> Sequence[str]:
+        """What the storm shows that must not be."""
+        found = [
+            *(f"broken: {each}" for each in self.broken),
+            *(f"wrong count: {each}" for each in self.wrong_counts),
+            *(f"terminated and not reported: {each}" for each in self.untold),
+            *(
+                f"reported terminated without a line in the server's log: pid {pid}"
+                for _, pid in self.unproven
+            ),
+            *(f"a run's target was not ok: {each}" for each in self.problems),
+        ]
+        return found if self.deaths else [*found, "no leak was terminated"]
+
+    def number_of(self, outcome: str) -> int:
+        """Count an outcome over all runs; two reapers may both report one session."""
+        return sum(each.outcome == outcome for run in self.runs for each in run.sessions)
+
+    @property
+    def condemned_per_killing_run(self) -> Sequence[int]:
+        """How many sessions each run condemned, of the runs that condemned any, in order."""
+        return sorted(len(run.sessions) for run in self.runs if run.sessions) or [0]
+
+    def _runs_by_pid(self, *outcomes: str) -> Mapping[int, Sequence[tuple[ReaperRun, bool]]]:
+        found = defaultdict(list)
+        for run in self.runs:
+            for each in run.sessions:
+                if each.outcome in outcomes:
+                    found[each.pid].append((run, each.outcome == "lingering"))
+        return found
+
+
+def _is_within(death: Death, run: ReaperRun, *, lingers: bool) -> bool:
+    """Tell whether a run can have caused a death; a lingering session dies after the run, too."""
+    return run.began - _LOG_SLACK <= death.at and (lingers or death.at <= run.ended + _LOG_SLACK)
+
+
+def storm(build: Build, transactions: int, *, hair_trigger: bool = False) -> StormResult:
+    """Run one storm of so many healthy transactions on a new server.
+
+    Under a hair trigger there are no leaks: as the older sessions they would be terminated first.
+    """
+    longest_idle = LONGEST_IDLE_UNDER_HAIR_TRIGGER if hair_trigger else LONGEST_IDLE
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        database = stack.enter_context(server(build, settings=_SETTINGS))
+        _prepare(database)
+        cloud = stack.enter_context(aws())
+        policy = _HAIR_TRIGGER_POLICY if hair_trigger else _POLICY
+        secret = f"storm-{database.port}"  # the stand-in keeps those of earlier storms
+        cloud.put_secret(secret, _secret(database))
+        cloud.ssm.put_parameter(
+            Name="/storm/policy", Value=json.dumps(policy), Type="String", Overwrite=True
+        )
+        environment = {
+            **os.environ,
+            "TARGET_SECRETS": secret,
+            "TOPIC_ARN": cloud.topic_arn,
+            "MODE": "enforce",
+            "POLICY": "ssm:/storm/policy",
+            "PYTHONPATH": os.pathsep.join(["functions", "."]),
+        }
+        outputs = [folder / f"reaper-{number}" for number in range(REAPERS)]
+        with ExitStack() as processes:
+            if not hair_trigger:
+                processes.enter_context(_process("leaks", environment, database.unix_sock, LEAKS))
+            for output in outputs:
+                into = processes.enter_context(output.open("w"))
+                processes.enter_context(_process("reaper", environment, into=into))
+            arguments = (database.unix_sock, HEALTHY_CLIENTS, transactions, longest_idle)
+            healthy = _run_healthy_clients(environment, *arguments)
+        runs = [
+            ReaperRun.from_json(line)
+            for output in outputs
+            for line in output.read_text().splitlines()
+        ]
+        with database.connect(unix_sock=database.unix_sock) as admin:
+            counts = dict(admin.run("SELECT client, n FROM counters"))
+        return StormResult(
+            major=build.major,
+            healthy=healthy,
+            deaths=_deaths(database.log),
+            runs=runs,
+            counts=counts,
+        )
+
+
+def _prepare(database: Server) -> None:
+    with database.connect(unix_sock=database.unix_sock) as admin:
+        admin.run(_ROLE_FILE.read_text())
+        admin.run(f"ALTER ROLE session_reaper PASSWORD '{_PASSWORD}'")
+        admin.run("CREATE ROLE app LOGIN")
+        admin.run("CREATE TABLE counters (client int PRIMARY KEY, n bigint) WITH (fillfactor = 10)")
+        admin.run(
+            "INSERT INTO counters SELECT client, 0 FROM generate_series(0, :last) AS client",
+            last=HEALTHY_CLIENTS - 1,
+        )
+        admin.run("CREATE TABLE leaked (pid int); CREATE TABLE locked (id int PRIMARY KEY, n int)")
+        admin.run("INSERT INTO locked SELECT id, 0 FROM generate_series(0, 9) AS id")
+        admin.run("GRANT ALL ON counters, leaked, locked TO app")
+
+
+def _secret(database: Server) -> dict[str, object]:
+    return {
+        "host": database.host,
+        "port": database.port,
+        "username": "session_reaper",
+        "password": _PASSWORD,
+        "dbname": "postgres",
+        "sslmode": "disable",
+    }
+
+
+@contextmanager
+def _process(
+    name: str, environment: Mapping[str, str], *arguments: object, into: IO[str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a module of this package; closing its standard input ends it. Raises if it failed."""
+    command = [sys.executable, "-m", f"tests.storm.{name}", *(str(each) for each in arguments)]
+    with subprocess.Popen(  # noqa: S603 -- our own module
+        command,
+        stdin=subprocess.PIPE,
+        stdout=into or subprocess.PIPE,
+        text=True,
+        env=dict(environment),
+    ) as process:
+        try:
+            yield process
+            assert process.stdin
+            process.stdin.close()
+            if process.wait(_STOP_SECONDS):
+                raise RuntimeError(f"{name} ended with {process.returncode}")
+        finally:
+            process.kill()
+
+
+def _run_healthy_clients(environment: Mapping[str, str], *arguments: object) -> HealthyResult:
+    with _process("healthy", environment, *arguments) as process:
+        assert process.stdout
+        line = process.stdout.readline()
+    return HealthyResult.from_json(line)
+
+
+def _deaths(log: Path) -> Sequence[Death]:
+    """Read the sessions that were terminated; a working one is logged with its statement."""
+    lines = [
+        found
+        for line in log.read_text(errors="replace").splitlines()
+        if (found := _LOG_LINE.match(line))
+    ]
+    working = {
+        (found[2], found[1])
+        for found in lines
+        if found[3] == ADMIN_SHUTDOWN and found[4] == "STATEMENT"
+    }
+    return [
+        Death(at=float(found[1]), pid=int(found[2]), was_working=(found[2], found[1]) in working)
+        for found in lines
+        if found[3] == ADMIN_SHUTDOWN and found[4] == "FATAL"
+    ]
