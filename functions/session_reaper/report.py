@@ -11,10 +11,9 @@ from typing import Any
 from session_reaper.decide import Decision
 from session_reaper.durations import format_duration
 from session_reaper.errors import BlindError, ConfigurationError, FullError, TargetError
-from session_reaper.patterns import SEARCHED
 from session_reaper.policy import Mode, Queries
 from session_reaper.preflight import Check
-from session_reaper.redaction import redact
+from session_reaper.redaction import redact, redact_for_matching
 from session_reaper.sessions import Look, Slots, State
 
 
@@ -534,5 +533,5 @@ def as_recording(look: Look) -> dict[str, Any]:
     """A look as JSON, its queries redacted."""
     document = asdict(look)
     for session in document["sessions"]:
-        session["query"] = redact(session["query"], SEARCHED)
+        session["query"] = redact_for_matching(session["query"])
     return document
