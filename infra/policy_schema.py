@@ -5,7 +5,7 @@ python -m infra.policy_schema --write     writes infra/policies/policy.schema.js
 python -m infra.policy_schema --check     fails if that file says something else
 
 Editors complete and check a policy by it. What takes more than a schema to tell (two rules of one
-name, an expression that could run for ever) it lets pass: it never refuses what the function reads.
+name, a glob that matches no query) it lets pass: it never refuses what the function reads.
 """
 
 import argparse
@@ -65,6 +65,12 @@ _NETWORK: Schema = {
     "pattern": "[.:]",  # what has neither is no address; the rest takes more than a pattern
     "examples": ["10.0.8.0/24", "10.0.8.7", "2001:db8::/32"],
 }
+_QUERY_GLOB: Schema = {
+    "type": "string",
+    "pattern": "[^*? ]",  # without one it matches every query
+    "not": {"pattern": r"[\^\\']|\(\?|\.\*"},
+    "examples": ["select * for update", "listen "],
+}
 
 _LEAVES: Mapping[Callable[..., object], Schema] = {
     documents.text: _TEXT,
@@ -73,7 +79,7 @@ _LEAVES: Mapping[Callable[..., object], Schema] = {
     documents.flag: {"type": "boolean"},
     patterns.read_glob: _TEXT,
     patterns.read_network: _NETWORK,
-    patterns.read_regex: _TEXT,  # no format: "regex" would mean JavaScript's
+    patterns.read_query_glob: _QUERY_GLOB,
     policy.read_action: _names(Action),
     policy.read_duration: _DURATION,
     policy.read_holding: _names(Holding),

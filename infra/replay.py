@@ -6,8 +6,8 @@ RECORDING is what the event {"record": true} returned, or one look of it. Each t
 line, then one line for each session in the order of pids: two replays can be compared by `diff`.
 With --against, only the sessions of which the two policies say different things, as a diff has it.
 
-Not everything can be replayed. Queries are recorded without literals and comments: a condition that
-finds something in these (`query`, and `waiting_for_client` the word COPY) is decided otherwise.
+Not everything can be replayed. Queries are recorded as `query` globs match them, without literals
+and comments: only `waiting_for_client` may find the word COPY in these, and is decided otherwise.
 confirm_after and escalate_after play out in time, limits.max_per_run between targets that answer at
 the same time. Nor is it known who would have escaped.
 """
@@ -77,9 +77,14 @@ def _policy(path: str) -> Policy:
 # -- verdicts -------------------------------------------------------------------------------------
 
 
+def decide_again(look: Look, policy: Policy) -> Judgement:
+    """Decide on a recorded look; its queries are redacted already."""
+    return decide(look.sessions, look.slots, policy, redact_query=str)
+
+
 def verdicts(name: str, look: Look, policy: Policy) -> Iterator[str]:
     """A target's head line, and a line for each of its sessions."""
-    judgement = decide(look.sessions, look.slots, policy)
+    judgement = decide_again(look, policy)
     yield "; ".join(_head(name, look, judgement))
     for who, decision in _by_pid(judgement).items():
         yield f"{who}  {_verdict(decision)}"
@@ -89,8 +94,8 @@ def differences(looks: Mapping[str, Look], before: Policy, after: Policy) -> Ite
     """The sessions that meet another verdict, or the same by another rule; the last line counts."""
     differing = 0
     for name, look in looks.items():
-        first = _by_pid(decide(look.sessions, look.slots, before))
-        second = _by_pid(decide(look.sessions, look.slots, after))
+        first = _by_pid(decide_again(look, before))
+        second = _by_pid(decide_again(look, after))
         changed = [who for who in first if _essence(first[who]) != _essence(second[who])]
         if changed:
             yield f"{name}:"

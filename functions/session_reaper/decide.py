@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from session_reaper.durations import format_duration
-from session_reaper.patterns import finds_any, is_within, matches_any
+from session_reaper.patterns import is_within, matches_any, matches_query
 from session_reaper.policy import (
     BUILTIN,
     Action,
@@ -29,7 +29,7 @@ from session_reaper.policy import (
     Protect,
     Rule,
 )
-from session_reaper.redaction import redact
+from session_reaper.redaction import matched_text, redact, redact_for_matching
 from session_reaper.sessions import Names, Session, Slots, State
 
 
@@ -80,16 +80,22 @@ class Judgement:
 
 
 def decide(
-    sessions: Iterable[Session], slots: Slots, policy: Policy, *, freed: int = 0
+    sessions: Iterable[Session],
+    slots: Slots,
+    policy: Policy,
+    *,
+    freed: int = 0,
+    redact_query: Callable[[str], str] = redact_for_matching,
 ) -> Judgement:
     """Judge every session by the rules, and hold back what the limits do not allow.
 
     `freed` is what this run has freed already: `when` counts those slots as used still.
+    `redact_query` is `str` for a recorded look: its queries are redacted already.
     """
     in_order = sorted(sessions, key=_ORDERS[policy.limits.order])
     before = replace(slots, used=slots.used + freed)
     rules = tuple(rule for rule in policy.rules if _is_in_force(rule, before))
-    judged = tuple(_judged(in_order, before, rules, policy.protect))
+    judged = tuple(_judged(in_order, before, rules, policy.protect, redact_query))
     judgement = Judgement(decisions=judged, slots=slots, rules=rules)
     if policy.limits.max_share is not None:
         needed = replace(judgement, decisions=_let_go(judged, slots, rules, None))
@@ -120,39 +126,47 @@ _ORDERS: dict[Order, Callable[[Session], tuple[float, ...]]] = {
 
 
 def _judged(
-    sessions: Iterable[Session], slots: Slots, rules: Sequence[Rule], protect: Protect
+    sessions: Iterable[Session],
+    slots: Slots,
+    rules: Sequence[Rule],
+    protect: Protect,
+    redact_query: Callable[[str], str],
 ) -> Iterator[Decision]:
-    uses_query = any(rule.match.query for rule in rules)
     tests = [_test(rule) for rule in rules]
 
     @cache  # sessions share their names, and what follows from them
-    def selected(state: State, names: Names, query: str) -> str | tuple[_Test, ...]:
+    def selected(state: State, names: Names) -> str | tuple[_Test, ...]:
         """What protects them, or the rules whose conditions on them hold."""
         return _protected_by_name(names, protect) or tuple(
-            test for test in tests if _selects(test.rule.match, state, names, query)
+            test for test in tests if _selects(test.rule.match, state, names)
         )
 
+    @cache  # for this call only: nothing keeps other people's queries
+    def query_text(query: str) -> str:
+        return matched_text(redact_query(query))
+
     for session in sessions:
-        query = session.query if uses_query else ""
-        found = _protected(session, protect) or selected(session.state, session.names, query)
+        found = _protected(session, protect) or selected(session.state, session.names)
         if isinstance(found, str):
             yield _left(session, f"protected: {found}")
         else:
-            yield _by_rule(session, slots, found)
+            yield _by_rule(session, slots, found, query_text)
 
 
 def _left(session: Session, reason: str) -> Decision:
     return Decision(session=session, verdict=Verdict.LEAVE, rule=None, reason=reason)
 
 
-def _by_rule(session: Session, slots: Slots, tests: Iterable["_Test"]) -> Decision:
+def _by_rule(
+    session: Session, slots: Slots, tests: Iterable["_Test"], query_text: Callable[[str], str]
+) -> Decision:
     for test in tests:
         for of, least in test.numbers:
             number = of(session)
             if number is None or number < least:
                 break
         else:
-            if _fits(test.rule.match, session):
+            if _fits(test.rule.match, session, query_text):
                 return Decision(
                     session=session,
                     verdict=Verdict.CONDEMN,
@@ -182,14 +196,13 @@ def _protected_by_name(names: Names, protect: Protect) -> str | None:
     return f"{covered} (built in)" if covered else protect.covers(names)
 
 
-def _selects(match: Match, state: State, names: Names, query: str) -> bool:
+def _selects(match: Match, state: State, names: Names) -> bool:
     """Whether the conditions hold that sessions of these names share; one not given always does."""
     return (
         state in match.state
         and (not match.role or matches_any(match.role, names.role))
         and (not match.database or matches_any(match.database, names.database))
         and (not match.application or matches_any(match.application, names.application))
-        and (not match.query or finds_any(match.query, query))
     )
 
 
@@ -234,12 +247,14 @@ def _test(rule: Rule) -> _Test:
     return _Test(rule, tuple((m.of, least) for _, m, least in measures), measures)
 
 
-def _fits(match: Match, session: Session) -> bool:
+def _fits(match: Match, session: Session, query_text: Callable[[str], str]) -> bool:
     """Whether the conditions hold that are neither on names nor on numbers."""
+    # The query comes last: to redact one takes longer than everything else together.
     return (
         (not match.client or is_within(match.client, session.client))
         and (match.waiting_for_client is None or match.waiting_for_client == _waits(session))
         and (not match.holds or not _held(session).isdisjoint(match.holds))
+        and (not match.query or matches_query(match.query, query_text(session.query)))
     )
 
 

@@ -1,27 +1,29 @@
-"""Patterns of a policy: globs, networks and regular expressions, read strictly and matched."""
+"""Patterns of a policy: globs over names and queries, and networks, read strictly and matched."""
 
 import re
-import warnings
 from fnmatch import fnmatchcase, translate
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Final
 
 from session_reaper.documents import shown, text
 from session_reaper.errors import ConfigurationError
+from session_reaper.redaction import MATCHED_LENGTH, find_literal
 
 Globs = tuple[str, ...]
 Networks = tuple[IPv4Network | IPv6Network, ...]
-Regexes = tuple[re.Pattern[str], ...]
+QueryGlobs = tuple[re.Pattern[str], ...]
 
 # -- reading --------------------------------------------------------------------------------------
+
+
+_CLASS = re.compile(r"\[!?+.[^\]]*\]", re.DOTALL)  # as fnmatch reads one
 
 
 def read_glob(value: object, place: str) -> str:
     """A glob over a whole value: `*`, `?` and `[…]`. Raises ConfigurationError."""
     written = text(value, place)
     # As fnmatch reads them: what it takes for no class it takes for text, which fits nobody here.
-    if "[" in re.sub(r"\[!?+.[^\]]*\]", "", written, flags=re.DOTALL):
+    if "[" in _CLASS.sub("", written):
         problem = f"{shown(written)} has a [ without its ]; a plain [ is written [[]"
         raise ConfigurationError(place, problem)
     if "(?!)" in translate(written):
@@ -40,74 +42,60 @@ def read_network(value: object, place: str) -> IPv4Network | IPv6Network:
         ) from None
 
 
-_MOST_REPEATS = 3
-_MOST_CHOICES = {0: 10, 1: 10, 2: 6, 3: 2}  # beside so many repeats
+_REFUSED = {
+    "^": "query is a glob, compared from the query's beginning; [!a] is any character but a",
+    "\\": "query is a glob; [*], [?] and [[] stand for these characters themselves",
+    "(?": "query is a glob; write ([?] for a literal in brackets",
+    ".*": "query is a glob; write * for any text, [.]* for a dot and any text",
+    "'": "reports show literals as ?; write ? for one",
+}
+"""What no query glob may contain, with a hint: signs of a regular expression, and quotes."""
 
 
-def _takes_too_long(pattern: str) -> str | None:
-    """Why a pattern could hold up a run, or None: no deadline reaches into `re`.
+def read_query_glob(value: object, place: str) -> re.Pattern[str]:
+    """Compile a glob over what `redaction.matched_text` returns.
 
-    A repeated group that holds a choice or a repeat, as in (a+)+, can take time exponential in the
-    query's length; n repeats in a row, its power of n, or n + 1 if the pattern may begin anywhere.
-    Each choice may double that.
-    Repeats of white space cost nothing: the text that is searched has one blank in a row.
+    Raises ConfigurationError, also if the glob matches every query or can match none.
     """
-    if re.search(r"\(\?[aiLmsu-]*x", pattern):
-        return "has the flag x, which hides what is repeated"
-    # Escapes, classes and groups without a choice become a letter.
-    rest = re.sub(r"(?:\\s| )(?:[*+]|\{\d*,\d*\})", "a", pattern)
-    rest = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\0", "a", rest)
-    rest = re.sub(r"\(\?(?:[aiLmsu-]+\)|P<\w+>|[aiLmsu-]*:|<?[=!])", "(", rest)
-    repeats = len(re.findall(r"[*+]|\{\d*,", re.sub(r"[a.][*+]$", "", rest)))
-    anchored = re.match(r"(?:\()?\^[^|]*$", rest)
-    power = repeats + (not anchored)
-    if power > _MOST_REPEATS:
-        return f"has more than {_MOST_REPEATS} repeats (2 unless it begins with ^)"
-    most = _MOST_CHOICES[power]
-    if len(re.findall(r"[|?]", rest)) > most:
-        return f"has more than {most} choices (| or ?) beside its repeats"
-    folded = ""
-    while folded != rest:  # groups, from the inside out; one with a choice or a repeat is marked
-        folded, rest = rest, re.sub(r"\(([^()]*)\)", _fold, rest)
-        if re.search(r"\0[*+{]", rest):
-            return "repeats a group that holds a choice or a repeat"
-    return None
-
-
-def _fold(group: re.Match[str]) -> str:
-    return "\0" if re.search(r"[*+?|{\0]", group[1]) else "a"
-
-
-def read_regex(value: object, place: str) -> re.Pattern[str]:
-    """A regular expression that cannot hold up a run. Raises ConfigurationError."""
-    written = text(value, place)
-    reason = _takes_too_long(written)
-    if reason:
-        raise ConfigurationError(place, f"{reason}: matching it could take for ever")
-    try:
-        with warnings.catch_warnings(action="error"):  # of what a later Python reads otherwise
-            pattern = re.compile(written)
-    except (re.error, ArithmeticError, RecursionError, ValueError, Warning) as error:
-        raise ConfigurationError(place, f"not a regular expression: {error}") from None
-    if pattern.search(""):
-        raise ConfigurationError(
-            place, f"{shown(written)} matches every query; remove it or be specific"
+    written = read_glob(value, place)
+    for sign, hint in _REFUSED.items():
+        if sign in written:
+            raise ConfigurationError(place, f"{shown(written)} contains {sign}: {hint}")
+    glob = re.sub(r"\s+", " ", written).lstrip()
+    if not glob.strip("*? "):
+        problem = f"{shown(written)} matches every query; remove it or be specific"
+        raise ConfigurationError(place, problem)
+    hidden = _find_hidden(glob)
+    if hidden:
+        problem = (
+            f"{shown(written)} can match no query: it contains {shown(hidden)}, but reports show "
+            "literals as ? and leave comments out; write ? for a literal, and a quoted name whole"
         )
-    return pattern
+        raise ConfigurationError(place, problem)
+    if len(_CLASS.sub("a", glob).replace("*", "")) > MATCHED_LENGTH:
+        problem = f"{shown(written)} can match no query: only {MATCHED_LENGTH} characters of one are compared"
+        raise ConfigurationError(place, problem)
+    return re.compile(translate(f"{glob}*"), re.IGNORECASE)
+
+
+def _find_hidden(glob: str) -> str | None:
+    """Return a literal or a comment in the glob, outside of quoted names."""
+    comment = re.search(r"/\*.*\*/", glob)
+    if comment:
+        return comment[0]
+    # A wildcard may stand for part of a name or of a parameter: t_*1, $*
+    wildcards = _CLASS.sub(lambda found: "?" * len(found[0]), glob)
+    text = re.sub("[*?]", "a", re.sub(r"(?<=\$)[*?]", "1", wildcards))
+    literal = find_literal(text)
+    return literal and glob[literal.start() : literal.end()]
 
 
 # -- matching -------------------------------------------------------------------------------------
 
 
-SEARCHED: Final = 500
-"""Characters of a query that expressions see: time grows with the third power."""
-
-
-@lru_cache(maxsize=10_000)  # leaks share their queries
-def finds_any(patterns: Regexes, query: str) -> bool:
-    """Whether an expression is found in the query's beginning, its white space single blanks."""
-    searched = " ".join(query[: 4 * SEARCHED].split())[:SEARCHED]
-    return any(pattern.search(searched) for pattern in patterns)
+def matches_query(globs: QueryGlobs, query: str) -> bool:
+    """Return whether a glob matches the query, given as `redaction.matched_text` returns it."""
+    return any(glob.match(query) for glob in globs)
 
 
 @lru_cache(maxsize=10_000)  # sessions share their names: most are looked up, not matched

@@ -12,11 +12,11 @@ from session_reaper.errors import ConfigurationError
 from session_reaper.patterns import (
     Globs,
     Networks,
-    Regexes,
+    QueryGlobs,
     matches_any,
     read_glob,
     read_network,
-    read_regex,
+    read_query_glob,
 )
 from session_reaper.sessions import Names, Scope, Slots, State
 
@@ -173,7 +173,9 @@ class Match:
     application: Annotated[Globs, several(read_glob), "calls itself one of these"] = ()
     client: Annotated[Networks, several(read_network), "address in one of these networks"] = ()
     query: Annotated[
-        Regexes, several(read_regex), "an expression is found in the (last) query's beginning"
+        QueryGlobs,
+        several(read_query_glob),
+        "its (last) query, as reports show it, begins like one of these; case-insensitive",
     ] = ()
     idle_for: Annotated[float | None, read_duration, "in its state for (state_change)"] = None
     transaction_for: Annotated[

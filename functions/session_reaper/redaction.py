@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 MAX_LENGTH = 200  # characters of a redacted query
+MATCHED_LENGTH = 500  # characters of a redacted query that the globs of a policy are compared with
 _MOST_READ = 2000  # of one before: a server may keep a megabyte of it
 
 # PostgreSQL's lexical forms (its manual, "Lexical Structure"), each also cut off by the end of the
@@ -35,6 +36,7 @@ _DOUBTS = {
     "stray": "\\",  # psql's, or a quote was forgotten before
 }
 _GLUED = re.compile(rf"""[$"']|{_WORD}""")  # 'O'Brien'; 1$a$ differs by version
+_LITERALS = {"escape_string", "string", "dollar_string", "number"}
 # Words that are values: of a parameter of the application's own; rows of a dump behind its COPY.
 _VALUES = re.compile(
     r"""
@@ -57,6 +59,25 @@ def redact(query: str, most: int = MAX_LENGTH) -> str:
     if len(query) > _MOST_READ and not text.endswith("…"):
         text += "…"
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def redact_for_matching(query: str) -> str:
+    """Redact a query as far as `matched_text` needs it."""
+    return redact(query, MATCHED_LENGTH + 1)
+
+
+def matched_text(redacted: str) -> str:
+    """Return what a policy's globs see of a redacted query: without the mark that it was cut."""
+    return redacted.rstrip(" …")[:MATCHED_LENGTH]
+
+
+def find_literal(text: str) -> re.Match[str] | None:
+    """Find the first literal or line comment: what `redact` hides."""
+    return next((t for t in _TOKEN.finditer(text) if _is_hidden(t)), None)
+
+
+def _is_hidden(token: re.Match[str]) -> bool:
+    return token.lastgroup in _LITERALS or token.group().startswith("--")
 
 
 def _kept(query: str) -> Iterator[str]:

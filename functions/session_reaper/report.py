@@ -18,10 +18,9 @@ from session_reaper.errors import (
     FullError,
     TargetError,
 )
-from session_reaper.patterns import SEARCHED
 from session_reaper.policy import Mode, Queries
 from session_reaper.preflight import Check
-from session_reaper.redaction import redact
+from session_reaper.redaction import redact, redact_for_matching
 from session_reaper.sessions import Look, Slots, State
 from session_reaper.targets import TargetKey
 
@@ -556,5 +555,5 @@ def as_recording(look: Look) -> dict[str, Any]:
     """A look as JSON, its queries redacted."""
     document = asdict(look)
     for session in document["sessions"]:
-        session["query"] = redact(session["query"], SEARCHED)
+        session["query"] = redact_for_matching(session["query"])
     return document

@@ -114,10 +114,30 @@ def test_a_recording_is_redacted_whatever_the_policy_says(stage: Stage, output: 
 
 def test_a_reason_is_redacted_whatever_the_policy_says(stage: Stage) -> None:
     leak = stage.session(ACTIVE, query=f"SELECT pg_sleep(60), '{CANARY}'")
-    stack(stage, rule(state=ACTIVE, query="pg_sleep", query_for="1ms"), queries="full")
+    stack(stage, rule(state=ACTIVE, query="*pg_sleep", query_for="1ms"), queries="full")
     session = stage.run().session(leak)
     assert CANARY in session["query"]
     assert CANARY not in session["reason"]
+
+
+@pytest.mark.every_major
+def test_a_glob_chooses_sessions_by_their_redacted_query(stage: Stage) -> None:
+    stage.root.run("CREATE TABLE jobs AS SELECT 1 AS id; GRANT ALL ON jobs TO public")
+    stage.cleanup(stage.root.run, "DROP TABLE jobs")
+    leaks = [
+        stage.session(LEAK, query=query)
+        for query in (
+            "SELECT * FROM jobs WHERE id = 42 FOR UPDATE SKIP LOCKED",
+            "/* a worker */ select *\n\tfrom jobs where id = '1'\n\tfor update skip locked",
+            "SELECT 'select * from jobs where id = 1 for update skip locked'",
+            "SELECT 1 -- select * from jobs where id = 1 for update skip locked",
+            "WITH x AS (SELECT 1) SELECT * FROM jobs WHERE id = 1 FOR UPDATE SKIP LOCKED",
+        )
+    ]
+    stack(stage, rule(query="select * from jobs where id = ? for update"), queries="full")
+    outcomes = stage.run().outcomes()
+    assert outcomes == {leak.pid: "terminated" for leak in leaks[:2]}
+    assert stage.survivors(leaks) == leaks[2:]
 
 
 def test_a_query_that_is_cut_off_by_the_server_is_shown_as_far_as_it_goes(stage: Stage) -> None:

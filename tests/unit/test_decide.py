@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -134,7 +135,7 @@ CONDITIONS = {
     "database": ["orders"],
     "application": ["api", "worker*"],
     "client": ["10.0.0.0/24"],
-    "query": ["from orders", "from items"],
+    "query": ["* from orders", "* from items"],
     "idle_for": "5m",
 }
 
@@ -570,3 +571,42 @@ def test_no_query_is_in_the_repr_of_a_decision() -> None:
     judgement = decide([session], some_slots(), a_policy())
     assert "CANARY" not in repr(judgement)
     assert "CANARY" not in judgement.decisions[0].reason
+
+
+def test_no_query_is_kept_after_it_was_matched() -> None:
+    policy = a_policy(a_rule(state="idle", idle_for="1s", query="*needle"))
+    decide([a_session(state="idle", query="select 1")], some_slots(), policy)
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            query = f"listen {'x' * 100_000}{number}"
+            decide([a_session(state="idle", query=query)], some_slots(), policy)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000
+
+
+def test_a_query_is_redacted_once_and_only_where_all_other_conditions_hold() -> None:
+    redacted: list[str] = []
+
+    def redact_query(query: str) -> str:
+        redacted.append(query)
+        return query
+
+    policy = a_policy(
+        a_rule("young", state="idle", idle_for="2h", query="select *"),
+        a_rule("other", state="idle", role="other", idle_for="1s", query="select *"),
+        a_rule("old", state="idle", idle_for="1h", query="select *"),
+        a_rule("older", state="idle", idle_for="30m", query="select *"),
+    )
+    sessions = [
+        a_session(pid=1, state="idle", idle_seconds=3600, query="select a"),
+        a_session(pid=2, state="idle", idle_seconds=3601, query="select a"),
+        a_session(pid=3, state="idle", idle_seconds=1800, query="update b"),
+        a_session(pid=4, state="idle", idle_seconds=60, query="select c"),
+        a_session(pid=5, state="active", idle_seconds=3600, query="select d"),
+    ]
+    judgement = decide(sessions, some_slots(), policy, redact_query=redact_query)
+    assert {d.pid: rule_of(d) for d in judgement.having(CONDEMN)} == {1: "old", 2: "old"}
+    assert redacted == ["select a", "update b"]

@@ -25,7 +25,9 @@ AGES = st.none() | st.sampled_from([0, 1, 7, 1_000_000, 2_147_483_647])
 NAMES = st.sampled_from(["app", "app_1", "worker", "db7", "x", "a[b", "ÄPP", "null", "", "pg_dump"])
 ROLES = NAMES | st.sampled_from(["rdsadmin", "rdsproxyadmin", "aiven_x", "deploy"])
 CLIENTS = st.none() | st.sampled_from(["10.0.8.7", "10.0.9.1", "::1", "2001:db8::5", "fe80::1"])
-QUERIES = st.sampled_from(["select 1", "LISTEN jobs", "COPY t FROM STDIN", "a x b y c", ""])
+QUERIES = st.sampled_from(
+    ["select 1", "LISTEN jobs", "COPY t FROM STDIN", "a x b y c", "insert into t values (1)", ""]
+)
 WAITERS = st.lists(
     st.builds(Waiter, pid=st.integers(1, 99), role=NAMES, application=NAMES, seconds=SECONDS),
     max_size=3,

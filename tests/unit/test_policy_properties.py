@@ -74,7 +74,7 @@ def test_whatever_json_can_hold_is_refused_with_its_place(document: object) -> N
     is_read_as_the_schema_says_or_refused_with_its_place(document)
 
 
-@given(st.text("a(?|)*+{1,}[^]$\\ <!=:Pi-", max_size=12))
-def test_an_expression_of_any_characters_is_taken_or_refused_with_its_place(query: str) -> None:
+@given(st.text("a(?)*.1[^]$'\"\\ !=i-/", max_size=12))
+def test_a_query_glob_of_any_characters_is_read_or_refused_with_its_place(query: str) -> None:
     document = a_document(a_rule(state="idle", idle_for="5m", query=query))
     is_read_as_the_schema_says_or_refused_with_its_place(document)

@@ -196,6 +196,21 @@ def test_the_policies_of_the_readme_are_read_and_fit_the_schema() -> None:
         a_rule_with({**IDLE, "idle_for": ["5m"]}),
         a_rule_with({**IDLE, "role": ["app", None]}),
         a_rule_with({**IDLE, "query": []}),
+        *(
+            a_rule_with({**IDLE, "query": query})
+            for query in (
+                "",
+                "*",
+                "?*",
+                "^a",
+                "[^a]",
+                r"\w",
+                "(?i)a",
+                "a.*b",
+                "a = 'b'",
+                ["a", "*"],
+            )
+        ),
         a_rule_with({**IDLE, "holds": "row"}),
         a_rule_with({**IDLE, "blocks": 0}),
         a_rule_with({**IDLE, "pins_vacuum_by": "10"}),
@@ -241,8 +256,10 @@ def test_a_mistake_is_refused_by_the_function_and_shown_by_the_editor(document: 
             a_rule_with({**IDLE, "client": client})
             for client in ("::1", "10.0.0.0/255.0.0.0", "fe80::1%eth0", ["10.0.8.7", "10.0.8.7"])
         ),
-        # Python's, which no JavaScript would take
-        *(a_rule_with({**IDLE, "query": query}) for query in ("(?i)^listen ", "(?P<a>b)", r"a\Z")),
+        *(
+            a_rule_with({**IDLE, "query": query})
+            for query in ("listen ", "* (select ?", "[.]*a", "a|b+", ["select ?", "*\n\t naïve 😀"])
+        ),
         a_rule_with({"state": ["idle", "active"], "query_for": "5m"}),
         a_rule_with({**ACTIVE, "waiting_for_client": False}, action="cancel", escalate_after="0s"),
         a_rule_with(ACTIVE | {"state": ["fastpath function call", "active"]}, action="cancel"),
