@@ -7,12 +7,21 @@ from typing import TypeVar
 
 from session_reaper.concurrency import latest_of_all
 from session_reaper.deadline import Deadline
+from session_reaper.documents import named
 from session_reaper.errors import ConfigurationError, DeadlineError
 from session_reaper.rds import Rds
 from session_reaper.report import TargetReport, crashed, failed
 from session_reaper.secrets_manager import BATCH, Secrets
 from session_reaper.settings import Settings, Tag
-from session_reaper.targets import Auth, Secret, SecretError, Target, by_fallback, read_targets
+from session_reaper.targets import (
+    Auth,
+    Secret,
+    SecretError,
+    Target,
+    TargetKey,
+    by_fallback,
+    read_targets,
+)
 
 T = TypeVar("T")
 _Found = Target | TargetReport  # or why it was not
@@ -36,14 +45,14 @@ class Directory:
         deadline = deadline.within(deadline.seconds() / 2)  # the other half is for the targets
         given = self._settings.target_secrets
         tags = [self._settings.target_secret_tag] if self._settings.target_secret_tag else []
-        listing = [(f"tag {tag.key}={tag.value}", self._tagged(tag)) for tag in tags]
+        listing = [(f"tag {tag.key}={tag.value}", self._tagged(tag, deadline)) for tag in tags]
         tagged = _flat(latest_of_all(listing, _crashed, deadline))
         unlisted = [each for each in tagged if isinstance(each, TargetReport)]
         ids = [*dict.fromkeys([*given, *(each for each in tagged if isinstance(each, str))])]
         if not ids and not unlisted:
             raise ConfigurationError("TARGET_SECRET_TAG", "no secret bears this tag")
         batches = [ids[n : n + BATCH] for n in range(0, len(ids), BATCH)]
-        reading = [(", ".join(batch), self._read(batch)) for batch in batches]
+        reading = [(", ".join(batch), self._read(batch, deadline)) for batch in batches]
         secrets = _flat(latest_of_all(reading, _crashed, deadline))
         listed_by = deadline.within(deadline.seconds() / 2)  # else the secrets' own hosts will do
         describing = [(secret.name, self._described(secret, listed_by)) for secret in secrets]
@@ -52,15 +61,15 @@ class Directory:
 
     def again(self, target: Target, deadline: Deadline) -> Target:
         """The same target as its secret describes it now. Raises TargetError."""
-        secret = self._secrets.again(target.secret_arn)
+        secret = self._secrets.again(target.secret_arn, deadline)
         for each in self._targets(secret, deadline):
-            if each.name == target.name:
+            if each.key == target.key:
                 return each
         return target
 
-    def fallback(self, target: Target) -> Target:
+    def fallback(self, target: Target, deadline: Deadline) -> Target:
         """The target with its fallback secret's role. Raises TargetError."""
-        return by_fallback(target, self._secrets.again(target.fallback_secret or ""))
+        return by_fallback(target, self._secrets.again(target.fallback_secret or "", deadline))
 
     def authorized(self, target: Target) -> Target:
         """The target with a password that is good for the next minutes. Raises TargetError."""
@@ -73,18 +82,25 @@ class Directory:
 
     # -- works, which each say first what is true if they never come to an end -----------------------
 
-    def _tagged(self, tag: Tag) -> Iterator[Sequence[str | TargetReport]]:
-        yield [failed(TargetReport(name=f"tag {tag.key}={tag.value}"), DeadlineError())]
+    def _tagged(self, tag: Tag, deadline: Deadline) -> Iterator[Sequence[str | TargetReport]]:
+        name = f"tag {tag.key}={tag.value}"
+        report = TargetReport(name=name, key=TargetKey(name))
+        yield [failed(report, DeadlineError())]
         try:
-            yield self._secrets.tagged(tag)
+            yield self._secrets.tagged(tag, deadline)
         except SecretError as error:
-            yield [failed(TargetReport(name=error.target), error)]
+            yield [failed(report, error)]
 
-    def _read(self, ids: Sequence[str]) -> Iterator[Sequence[Secret | TargetReport]]:
-        yield [failed(TargetReport(name=secret_id), DeadlineError()) for secret_id in ids]
+    def _read(
+        self, ids: Sequence[str], deadline: Deadline
+    ) -> Iterator[Sequence[Secret | TargetReport]]:
+        keys = [TargetKey(secret_id) for secret_id in ids]
+        yield [failed(TargetReport(name=key.secret, key=key), DeadlineError()) for key in keys]
         yield [
-            failed(TargetReport(name=read.target), read) if isinstance(read, SecretError) else read
-            for read in self._secrets.read(ids)
+            failed(TargetReport(name=read.target, key=key), read)
+            if isinstance(read, SecretError)
+            else read
+            for key, read in zip(keys, self._secrets.read(ids, deadline), strict=True)
         ]
 
     def _described(
@@ -93,11 +109,12 @@ class Directory:
         if isinstance(secret, TargetReport):
             yield [secret]
             return
-        yield [failed(TargetReport(name=secret.name), DeadlineError())]
+        key = TargetKey(secret.arn)
+        yield [failed(TargetReport(name=secret.name, key=key), DeadlineError())]
         try:
             yield self._targets(secret, deadline)
         except SecretError as error:
-            yield [failed(TargetReport(name=error.target), error)]
+            yield [failed(TargetReport(name=error.target, key=key), error)]
 
 
 def _flat(several: Iterable[Sequence[T]]) -> list[T]:
@@ -110,7 +127,7 @@ def _crashed(latest: Sequence[T | TargetReport], error: Exception) -> Sequence[T
 
 def _distinct(found: Sequence[_Found]) -> Sequence[_Found]:
     """Each once, though one secret may be given by name, by ARN and by tag."""
-    by_key = {(i.secret_arn, i.name) if isinstance(i, Target) else id(i): i for i in found}
+    by_key = {i.key if isinstance(i, Target) else id(i): i for i in found}
     return tuple(by_key.values())
 
 
@@ -122,7 +139,7 @@ def _named(found: Sequence[_Found], names: Sequence[str]) -> Sequence[_Found]:
             by_name[name].append(each)
     for index, name in enumerate(names):
         if name not in by_name:
-            problem = f"no target is named {name}; there are {', '.join(sorted(by_name))}"
+            problem = f"no target is named {named(name)}; there are {', '.join(sorted(by_name))}"
             raise ConfigurationError(f"event.targets[{index}]", problem)
     wanted = {id(each) for name in names for each in by_name[name]}
     return [each for each in found if not names or id(each) in wanted]

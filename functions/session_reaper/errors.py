@@ -7,6 +7,7 @@ ReaperError
 │   ├── BlindError       we may not see other roles' sessions
 │   ├── ConnectionLostError  the server went away after we had signed in
 │   └── DeadlineError    the time for this target is over
+├── NoAnswerError        a call to AWS or Slack did not end in time; each adapter says what failed
 └── PublishError         the summary did not go out; the run ends with it
 
 No message carries a password, a token or a literal of a query.
@@ -74,6 +75,10 @@ class DeadlineError(TargetError):
 def quoted(identifier: str) -> str:
     """An identifier as SQL writes it."""
     return '"{}"'.format(identifier.replace('"', '""'))
+
+
+class NoAnswerError(ReaperError):
+    """A call to another service had no answer when its time was over, or could not be made."""
 
 
 class PublishError(ReaperError):

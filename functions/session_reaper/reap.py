@@ -71,7 +71,11 @@ def visited(
     """
     advice = tuple(advice_on_connection(target))
     report = TargetReport(
-        name=target.name, secret=target.secret_name, reader=target.reader, advice=advice
+        name=target.name,
+        secret=target.secret_name,
+        key=target.key,
+        reader=target.reader,
+        advice=advice,
     )
     yield failed(report, DeadlineError())
     try:
@@ -81,7 +85,7 @@ def visited(
                 return stack.enter_context(closing(sign_in(target, directory, deadline)[0]))
 
             def by_fallback() -> Server:
-                other = directory.authorized(directory.fallback(target))
+                other = directory.authorized(directory.fallback(target, deadline))
                 return stack.enter_context(closing(Server.connect(other, deadline)))
 
             server, signed_in = sign_in(target, directory, deadline)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tests.integration.stage import Run, Stage
 
 TABLE = "session-reaper-Memory"
+SECRETS = "arn:aws:secretsmanager:eu-central-1:123456789012:secret"
 PAGE = b"<html><head><title>403 Forbidden</title></head><body><h1>403 Forbidden</h1></body></html>"
 
 
@@ -284,10 +285,18 @@ def test_a_bug_in_telling_keeps_no_kill_out_of_the_log(
 
 @pytest.mark.usefixtures("table")
 def test_one_item_that_cannot_be_kept_does_not_keep_the_others_out(stage: Stage) -> None:
-    stage.target("a", port=1, name="a" * 3000)  # DynamoDB takes 2,048 bytes
-    stage.target("z", port=1, name="z")
+    call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
+
+    def stretch(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+        if operation == "PutItem" and arguments["Item"]["target"]["S"].endswith(":a"):
+            arguments["Item"]["target"]["S"] *= 100  # DynamoDB takes 2,048 bytes
+        return call(client, operation, arguments)
+
+    stage.monkeypatch.setattr(BaseClient, "_make_api_call", stretch)
+    stage.target("a", port=1)
+    stage.target("z", port=1)
     assert stage.run().emails
-    assert [item["target"]["S"] for item in items()] == ["z"]
+    assert [item["target"]["S"] for item in items()] == [f"{SECRETS}:z"]
 
 
 @pytest.mark.usefixtures("table")
@@ -307,7 +316,7 @@ def test_an_item_says_what_was_told_when_and_until_when_it_is_kept(stage: Stage)
     with locked_out(stage):
         stage.run()
     ((item),) = items()
-    assert item["target"] == {"S": "orders"}
+    assert item["target"] == {"S": f"{SECRETS}:orders"}
     assert began - 1 < float(item["told_at"]["N"]) == float(item["since"]["N"]) <= time.time()
     assert int(item["expires_at"]["N"]) > began + 7 * 86400
 
