@@ -5,6 +5,10 @@ import gc
 
 gc.disable()
 
+from session_reaper.log_levels import silence_libraries
+
+silence_libraries()  # Powertools logs while it is imported
+
 from functools import partial
 from threading import Semaphore
 from time import monotonic
@@ -12,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from session_reaper.directory import Directory
-from session_reaper.log_levels import silence_libraries
 from session_reaper.notify import notify, share_time
 from session_reaper.observability import emit_run_metrics, logger
 from session_reaper.policy import Mode, Policy
@@ -31,7 +34,6 @@ from session_reaper.settings import read_settings
 
 gc.freeze()
 gc.enable()
-silence_libraries()
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext

@@ -239,6 +239,20 @@ def test_what_yaml_makes_of_bare_words_does_not_pass_for_text(
     assert f" {place}: " in problem_of(folder, f"{YAML}\n{line}\n")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgres://app:hunter2@db.example/orders",
+        "postgres://app:hunter2@db.example: orders: 1",
+        '{"host": "db.example", "password": "hunter2"}',
+        '{"host": "db.example", "password": "hunter2"',
+        "host=db.example password=hunter2",
+    ],
+)
+def test_what_looks_like_a_credential_is_not_shown(folder: Path, text: str) -> None:
+    assert "hunter2" not in problem_of(folder, text)
+
+
 def test_flow_yaml_is_yaml_although_it_begins_like_json(folder: Path) -> None:
     text = "{version: 1, mode: off, rules: [{name: idle-in-transaction, match: "
     text += "{state: [idle in transaction], idle_for: 5m}}]}"
