@@ -120,6 +120,16 @@ def describe_error(error: Exception) -> str:
     return type(error).__name__
 
 
+def explain_error(error: Exception) -> str:
+    """Say why a call failed, with what AWS said about it."""
+    if isinstance(error, NoAnswerError):
+        return f"{error}; check that the function reaches AWS (in a VPC: an endpoint or a NAT)"
+    if isinstance(error, (ClientError, BotoCoreError)):
+        return " ".join(str(error).split())
+    kind = type(error).__name__
+    return f"the answer is not one of AWS ({kind}); a proxy may have answered in its place"
+
+
 @cache
 def _threads(service: str, _endpoint: str | None) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_THREADS, thread_name_prefix=f"call-{service}")

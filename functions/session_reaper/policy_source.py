@@ -6,12 +6,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
-from session_reaper.aws import AWS_ERRORS, call, client, describe_error
+from session_reaper.aws import AWS_ERRORS, call, client, explain_error
 from session_reaper.deadline import Deadline
 from session_reaper.documents import named
-from session_reaper.errors import ConfigurationError, NoAnswerError
+from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Policy, read_policy
 
 if TYPE_CHECKING:
@@ -61,15 +59,9 @@ def _parameter(name: str, deadline: Deadline) -> str:
 
     try:
         return call("ssm", read, deadline)
-    except (ClientError, BotoCoreError) as error:  # their texts name the parameter's trouble
-        raise ConfigurationError("parameter", f"cannot be read: {error}") from None
-    except NoAnswerError as error:
-        hint = "check that the function reaches SSM (in a VPC: an endpoint or a NAT)"
-        raise ConfigurationError("parameter", f"cannot be read: {error}; {hint}") from None
     except AWS_ERRORS as error:
-        problem = f"cannot be read: the answer is not SSM's ({describe_error(error)});"
-        hint = "a proxy may have answered in its place"
-        raise ConfigurationError("parameter", f"{problem} {hint}") from None
+        problem = f"cannot be read: {explain_error(error)}"
+        raise ConfigurationError("parameter", problem) from None
 
 
 @cache  # a pure function: a warm run with an unchanged policy parses nothing

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import urllib3
 
-from session_reaper.aws import AWS_ERRORS, call, client
+from session_reaper.aws import AWS_ERRORS, call, client, explain_error
 from session_reaper.deadline import Deadline
 from session_reaper.errors import NoAnswerError, PublishError
 from session_reaper.log_levels import silence_libraries
@@ -55,13 +55,15 @@ def lambda_handler(event: Mapping[str, Any], context: "LambdaContext") -> None:
 def _url(secret: str, deadline: Deadline) -> str:
     def read() -> str:
         answer = client("secretsmanager").get_secret_value(SecretId=secret)
+        _ = answer["ARN"]  # without it, it was not Secrets Manager that answered
         return str(answer.get("SecretString", "")).strip()
 
     try:
         text = call("secretsmanager", read, deadline)
     except AWS_ERRORS as error:
         remedy = "Check WEBHOOK_SECRET, and what the webhook's role may read and decrypt."
-        raise PublishError(f"secret {secret} cannot be read: {error} {remedy}") from None
+        problem = f"secret {secret} cannot be read: {explain_error(error)}"
+        raise PublishError(f"{problem.rstrip('.')}. {remedy}") from None
     url = _object(text).get("url", text)
     if not isinstance(url, str) or not re.fullmatch(r"https://[^\s/@]+/\S*", url):
         raise PublishError(f'secret {secret} holds no https URL, as text or as {{"url": "…"}}')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from botocore.client import BaseClient
 from session_reaper.errors import PublishError
 
 from tests.integration.stage import IDLE, REAPER, policy, rule
-from tests.integration.wire import aws_but_for, http
+from tests.integration.wire import Impostor, aws_but_for, http, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -319,6 +320,35 @@ def test_an_item_says_what_was_told_when_and_until_when_it_is_kept(stage: Stage)
     assert item["target"] == {"S": f"{SECRETS}:orders"}
     assert began - 1 < float(item["told_at"]["N"]) == float(item["since"]["N"]) <= time.time()
     assert int(item["expires_at"]["N"]) > began + 7 * 86400
+
+
+@pytest.mark.usefixtures("table")
+def test_a_secret_that_takes_the_name_of_another_target_silences_nothing(stage: Stage) -> None:
+    use(stage, policy())
+    fields = b"SFATAL\0VFATAL\0C53300\0Msorry, too many clients already\0\0"
+    with Impostor(say(b"E" + struct.pack("!i", 4 + len(fields)) + fields)) as always_full:
+        stage.target("thief", port=always_full.port, name="orders")
+        assert stage.run(seconds=4).email.subject.startswith("CRITICAL")
+        assert stage.run(seconds=4).emails == []
+        stage.fill()
+        stage.monkeypatch.setenv("MODE", "observe")
+        assert stage.run(seconds=4).email.subject.startswith("CRITICAL")
+        assert len({item["target"]["S"] for item in items()}) == 2
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("known_by", ["name", "ARN"])
+def test_a_secret_that_can_be_read_again_has_recovered(stage: Stage, known_by: str) -> None:
+    stage.aws.put_secret("stock", stage.secret())
+    secrets = stage.aws.secrets
+    arn = secrets.describe_secret(SecretId="stock")["ARN"]
+    stage.listed("stock" if known_by == "name" else arn)
+    secrets.delete_secret(SecretId="stock", RecoveryWindowInDays=7)
+    assert stage.run().emails
+    assert stage.run().emails == []
+    secrets.restore_secret(SecretId="stock")
+    assert "stock: recovered (failed secret" in stage.run().email.subject
+    assert items() == []
 
 
 @pytest.mark.usefixtures("table")
