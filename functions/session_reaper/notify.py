@@ -31,6 +31,8 @@ _MARGIN_SECONDS: Final = 0.5
 # Shares of a function's time, where it has little.
 _POLICY_SHARE: Final = 0.3
 _NOTIFY_SHARE: Final = 0.3
+_LATE_SECONDS: Final = 0.25  # in which a worker whose time is over may still report
+_LATE_SHARE: Final = 0.1
 _MARGIN_SHARE: Final = 1 / 12
 # Shares of the time that is left when the work on the targets is done.
 _RECALL_SHARE: Final = 0.2
@@ -48,7 +50,8 @@ class RunTime:
 
 def share_time(seconds: float) -> RunTime:
     """Divide the seconds that Lambda gives a run."""
-    notify_seconds = min(MEMORY_SECONDS + PUBLISH_SECONDS, _NOTIFY_SHARE * seconds)
+    late_seconds = min(_LATE_SECONDS, _LATE_SHARE * seconds)
+    notify_seconds = min(MEMORY_SECONDS + PUBLISH_SECONDS, _NOTIFY_SHARE * seconds + late_seconds)
     return RunTime(
         policy=Deadline(min(_POLICY_SECONDS, _POLICY_SHARE * seconds)),
         targets=Deadline(seconds - notify_seconds),
