@@ -2,17 +2,33 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from session_reaper.concurrency import latest_of_all
 from session_reaper.deadline import Deadline
-from session_reaper.errors import ConfigurationError, DeadlineError
+from session_reaper.errors import ConfigurationError, DeadlineError, TargetError
+from session_reaper.fallback import (
+    FallbackRefusal,
+    RdsListing,
+    decide_fallback,
+    needs_rds,
+    read_fallback,
+)
 from session_reaper.rds import Rds
 from session_reaper.report import TargetReport, crashed, failed
 from session_reaper.secrets_manager import BATCH, Secrets
 from session_reaper.settings import Settings, Tag
-from session_reaper.targets import Auth, Secret, SecretError, Target, by_fallback, read_targets
+from session_reaper.targets import (
+    Auth,
+    Secret,
+    SecretError,
+    Target,
+    TargetKey,
+    name_of_secret,
+    read_targets,
+)
 
 T = TypeVar("T")
 _Found = Target | TargetReport  # or why it was not
@@ -54,13 +70,24 @@ class Directory:
         """The same target as its secret describes it now. Raises TargetError."""
         secret = self._secrets.again(target.secret_arn)
         for each in self._targets(secret, deadline):
-            if each.name == target.name:
-                return each
+            if each.key == target.key:
+                return replace(each, name=target.name)  # which discovery made unique
         return target
 
-    def fallback(self, target: Target) -> Target:
-        """The target with its fallback secret's role. Raises TargetError."""
-        return by_fallback(target, self._secrets.again(target.fallback_secret or ""))
+    def fallback(self, target: Target, deadline: Deadline) -> Target:
+        """How the fallback secret connects to the target's server. Raises TargetError."""
+        fallback = read_fallback(self._secrets.again(target.fallback_secret or ""))
+        listing = self._listing(deadline) if needs_rds(target, fallback) else RdsListing()
+        decision = decide_fallback(target, fallback, listing)
+        if isinstance(decision, FallbackRefusal):
+            raise decision.as_error()
+        return decision
+
+    def _listing(self, deadline: Deadline) -> RdsListing:
+        try:
+            return RdsListing(instances=self._rds.instances(deadline))
+        except TargetError as error:
+            return RdsListing(problem=error.message)
 
     def authorized(self, target: Target) -> Target:
         """The target with a password that is good for the next minutes. Raises TargetError."""
@@ -74,17 +101,20 @@ class Directory:
     # -- works, which each say first what is true if they never come to an end -----------------------
 
     def _tagged(self, tag: Tag) -> Iterator[Sequence[str | TargetReport]]:
-        yield [failed(TargetReport(name=f"tag {tag.key}={tag.value}"), DeadlineError())]
+        name = f"tag {tag.key}={tag.value}"
+        report = TargetReport(name=name, key=TargetKey(name))
+        yield [failed(report, DeadlineError())]
         try:
             yield self._secrets.tagged(tag)
         except SecretError as error:
-            yield [failed(TargetReport(name=error.target), error)]
+            yield [failed(report, error)]
 
     def _read(self, ids: Sequence[str]) -> Iterator[Sequence[Secret | TargetReport]]:
-        yield [failed(TargetReport(name=secret_id), DeadlineError()) for secret_id in ids]
+        reports = [_unread(secret_id) for secret_id in ids]
+        yield [failed(report, DeadlineError()) for report in reports]
         yield [
-            failed(TargetReport(name=read.target), read) if isinstance(read, SecretError) else read
-            for read in self._secrets.read(ids)
+            failed(report, read) if isinstance(read, SecretError) else read
+            for report, read in zip(reports, self._secrets.read(ids), strict=True)
         ]
 
     def _described(
@@ -93,11 +123,19 @@ class Directory:
         if isinstance(secret, TargetReport):
             yield [secret]
             return
-        yield [failed(TargetReport(name=secret.name), DeadlineError())]
+        key = TargetKey(secret.arn)
+        report = TargetReport(name=secret.name, secret=secret.name, key=key)
+        yield [failed(report, DeadlineError())]
         try:
             yield self._targets(secret, deadline)
         except SecretError as error:
-            yield [failed(TargetReport(name=error.target), error)]
+            yield [failed(replace(report, name=error.target), error)]
+
+
+def _unread(secret_id: str) -> TargetReport:
+    """The report of a secret of which only the id is known."""
+    name = name_of_secret(secret_id)
+    return TargetReport(name=name, secret=name, key=TargetKey(secret_id))
 
 
 def _flat(several: Iterable[Sequence[T]]) -> list[T]:
@@ -110,15 +148,21 @@ def _crashed(latest: Sequence[T | TargetReport], error: Exception) -> Sequence[T
 
 def _distinct(found: Sequence[_Found]) -> Sequence[_Found]:
     """Each once, though one secret may be given by name, by ARN and by tag."""
-    by_key = {(i.secret_arn, i.name) if isinstance(i, Target) else id(i): i for i in found}
+    by_key = {i.key if isinstance(i, Target) else id(i): i for i in found}
     return tuple(by_key.values())
 
 
 def _named(found: Sequence[_Found], names: Sequence[str]) -> Sequence[_Found]:
-    """Those of these names, or groups of them. A name that nobody has is a mistake."""
+    """Those of these names, or groups of them, each by a name of its own.
+
+    A target is found by the name in its secret, its group's, and the one it is reported by. A name
+    that nobody has is a mistake.
+    """
     by_name: dict[str, list[_Found]] = defaultdict(list)
-    for each in found:
-        for name in {each.name, each.group if isinstance(each, Target) else each.name}:
+    written, found = found, _with_unique_names(found)
+    for before, each in zip(written, found, strict=True):
+        group = each.group if isinstance(each, Target) else each.name
+        for name in {before.name, each.name, group}:
             by_name[name].append(each)
     for index, name in enumerate(names):
         if name not in by_name:
@@ -126,3 +170,28 @@ def _named(found: Sequence[_Found], names: Sequence[str]) -> Sequence[_Found]:
             raise ConfigurationError(f"event.targets[{index}]", problem)
     wanted = {id(each) for name in names for each in by_name[name]}
     return [each for each in found if not names or id(each) in wanted]
+
+
+def _with_unique_names(found: Sequence[_Found]) -> Sequence[_Found]:
+    """The same, told apart by secret and, if that is not enough, by ARN and instance."""
+    levels = [0] * len(found)
+    while True:
+        names = [_name_at(level, each) for level, each in zip(levels, found, strict=True)]
+        holders: dict[str, list[int]] = defaultdict(list)
+        for index, name in enumerate(names):
+            holders[name].append(index)
+        alike = [index for several in holders.values() if len(several) > 1 for index in several]
+        raised = [index for index in alike if levels[index] < _MOST_PRECISE]
+        if not raised:
+            return [replace(each, name=n) for each, n in zip(found, names, strict=True)]
+        for index in raised:
+            levels[index] += 1
+
+
+_MOST_PRECISE: Final = 2
+
+
+def _name_at(level: int, each: _Found) -> str:
+    secret = each.secret_name if isinstance(each, Target) else each.secret
+    identity = " ".join(part for part in (each.key.secret, each.key.instance) if part)
+    return (each.name, f"{each.name} (secret {secret})", f"{each.name} ({identity})")[level]

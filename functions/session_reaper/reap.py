@@ -11,6 +11,7 @@ from session_reaper.advice import (
     advice_on_databases,
     advice_on_fallback,
     advice_on_look,
+    advice_on_options,
     advice_on_preflight,
     advice_on_timeouts,
     advice_on_way_in,
@@ -71,7 +72,11 @@ def visited(
     """
     advice = tuple(advice_on_connection(target))
     report = TargetReport(
-        name=target.name, secret=target.secret_name, reader=target.reader, advice=advice
+        name=target.name,
+        secret=target.secret_name,
+        key=target.key,
+        reader=target.reader,
+        advice=advice,
     )
     yield failed(report, DeadlineError())
     try:
@@ -81,7 +86,7 @@ def visited(
                 return stack.enter_context(closing(sign_in(target, directory, deadline)[0]))
 
             def by_fallback() -> Server:
-                other = directory.authorized(directory.fallback(target))
+                other = directory.authorized(directory.fallback(target, deadline))
                 return stack.enter_context(closing(Server.connect(other, deadline)))
 
             server, signed_in = sign_in(target, directory, deadline)
@@ -201,6 +206,7 @@ def check(visit: Visit) -> Iterator[TargetReport]:
             *advice_on_databases(server),
             *advice_on_preflight(visit.target, server, look.slots, ()),
             *_advice_on_fallback(visit),
+            *advice_on_options(visit.target),
         ]
     )
     report = replace(found, advice=advice, checked=Check(server=server, look=look))
