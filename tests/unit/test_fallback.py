@@ -136,7 +136,11 @@ def test_a_fallback_that_names_the_targets_endpoint_connects_by_its_own_settings
 
 def test_nothing_that_the_target_says_of_the_connection_counts() -> None:
     target = a_target(
-        sslmode="disable", sslrootcert=PEM, dbname="theirs", require_auth="password", auth="password"
+        sslmode="disable",
+        sslrootcert=PEM,
+        dbname="theirs",
+        require_auth="password",
+        auth="password",
     )
     found = decide(target, a_fallback())
     assert (found.sslmode, found.sslrootcert) == (SslMode.VERIFY_FULL, None)
@@ -230,7 +234,9 @@ def test_where_rds_cannot_be_asked_only_an_equal_endpoint_counts() -> None:
 
 @pytest.mark.parametrize("host", [SHOP[1].host.upper(), f"{WRITER}.", READER, CUSTOM])
 @pytest.mark.parametrize(
-    "keys", [{}, {"sslmode": "disable", "sslrootcert": PEM}, {"host": "elsewhere.example"}], ids=repr
+    "keys",
+    [{}, {"sslmode": "disable", "sslrootcert": PEM}, {"host": "elsewhere.example"}],
+    ids=repr,
 )
 def test_the_master_secret_that_rds_lists_connects_verified_to_rdss_endpoint(
     keys: dict[str, Any], host: str
