@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FALLBACK = "admin"  # a secret's name
 THEIRS = "r00t-CANARY"  # the fallback's password
 _SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
-EVENTS = ({}, {"check": True})
+EVENTS: tuple[dict[str, bool], ...] = ({}, {"check": True})
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def message_of(run: Run, name: str = "orders") -> str:
 @pytest.mark.parametrize("event", EVENTS, ids=["run", "check"])
 @pytest.mark.parametrize("sslmode", ["disable", "require", None])
 def test_a_targets_host_gets_no_credentials_of_another_secret(
-    stage: Stage, thief: tuple[Thief, Impostor], event: dict[str, Any], sslmode: str | None
+    stage: Stage, thief: tuple[Thief, Impostor], event: dict[str, bool], sslmode: str | None
 ) -> None:
     """The target's server says that it is full, so that the fallback secret is tried on it."""
     stolen, listening = thief
@@ -149,7 +149,7 @@ def test_a_check_refuses_the_fallback_of_another_server_where_the_target_lets_it
 
 @pytest.mark.parametrize("event", EVENTS, ids=["run", "check"])
 def test_a_fallback_without_a_host_goes_nowhere(
-    stage: Stage, thief: tuple[Thief, Impostor], event: dict[str, Any]
+    stage: Stage, thief: tuple[Thief, Impostor], event: dict[str, bool]
 ) -> None:
     stolen, listening = thief
     stage.aws.put_secret(FALLBACK, {"username": "root", "password": THEIRS})
@@ -162,7 +162,7 @@ def test_a_fallback_without_a_host_goes_nowhere(
 def test_a_fallbacks_tls_mode_is_its_own(stage: Stage, thief: tuple[Thief, Impostor]) -> None:
     """The target's secret asks for plaintext; the fallback's does not, and gets TLS or nothing."""
     stolen, listening = thief
-    place = {"host": "127.0.0.1", "port": listening.port}
+    place: dict[str, Any] = {"host": "127.0.0.1", "port": listening.port}
     theirs = stage.secret(username="root", password=THEIRS, sslmode=None, **place)
     stage.aws.put_secret(FALLBACK, theirs)
     stage.target(**place, sslmode="disable", fallback_secret=FALLBACK)
@@ -269,7 +269,7 @@ def test_without_the_right_to_ask_rds_a_clusters_endpoint_does_not_count(
 
 @pytest.mark.parametrize("event", EVENTS, ids=["run", "check"])
 def test_the_master_secret_of_the_cluster_goes_verified_to_rdss_endpoint(
-    stage: Stage, tmp_path: Path, event: dict[str, Any]
+    stage: Stage, tmp_path: Path, event: dict[str, bool]
 ) -> None:
     """Nobody here has a certificate by AWS's authorities: so the password is sent to nobody."""
     stolen = Thief(tls=make_tls(tmp_path))
