@@ -2,13 +2,21 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from session_reaper.concurrency import latest_of_all
 from session_reaper.deadline import Deadline
 from session_reaper.documents import named
-from session_reaper.errors import ConfigurationError, DeadlineError
+from session_reaper.errors import ConfigurationError, DeadlineError, TargetError
+from session_reaper.fallback import (
+    FallbackRefusal,
+    RdsListing,
+    decide_fallback,
+    needs_rds,
+    read_fallback,
+)
 from session_reaper.rds import Rds
 from session_reaper.report import TargetReport, crashed, failed
 from session_reaper.secrets_manager import BATCH, Secrets
@@ -19,7 +27,7 @@ from session_reaper.targets import (
     SecretError,
     Target,
     TargetKey,
-    by_fallback,
+    name_of_secret,
     read_targets,
 )
 
@@ -64,12 +72,23 @@ class Directory:
         secret = self._secrets.again(target.secret_arn, deadline)
         for each in self._targets(secret, deadline):
             if each.key == target.key:
-                return each
+                return replace(each, name=target.name)  # which discovery made unique
         return target
 
     def fallback(self, target: Target, deadline: Deadline) -> Target:
-        """The target with its fallback secret's role. Raises TargetError."""
-        return by_fallback(target, self._secrets.again(target.fallback_secret or "", deadline))
+        """How the fallback secret connects to the target's server. Raises TargetError."""
+        fallback = read_fallback(self._secrets.again(target.fallback_secret or "", deadline))
+        listing = self._listing(deadline) if needs_rds(target, fallback) else RdsListing()
+        decision = decide_fallback(target, fallback, listing)
+        if isinstance(decision, FallbackRefusal):
+            raise decision.as_error()
+        return decision
+
+    def _listing(self, deadline: Deadline) -> RdsListing:
+        try:
+            return RdsListing(instances=self._rds.instances(deadline))
+        except TargetError as error:
+            return RdsListing(problem=error.message)
 
     def authorized(self, target: Target) -> Target:
         """The target with a password that is good for the next minutes. Raises TargetError."""
@@ -94,13 +113,11 @@ class Directory:
     def _read(
         self, ids: Sequence[str], deadline: Deadline
     ) -> Iterator[Sequence[Secret | TargetReport]]:
-        keys = [TargetKey(secret_id) for secret_id in ids]
-        yield [failed(TargetReport(name=key.secret, key=key), DeadlineError()) for key in keys]
+        reports = [_unread(secret_id) for secret_id in ids]
+        yield [failed(report, DeadlineError()) for report in reports]
         yield [
-            failed(TargetReport(name=read.target, key=key), read)
-            if isinstance(read, SecretError)
-            else read
-            for key, read in zip(keys, self._secrets.read(ids, deadline), strict=True)
+            failed(report, read) if isinstance(read, SecretError) else read
+            for report, read in zip(reports, self._secrets.read(ids, deadline), strict=True)
         ]
 
     def _described(
@@ -110,11 +127,18 @@ class Directory:
             yield [secret]
             return
         key = TargetKey(secret.arn)
-        yield [failed(TargetReport(name=secret.name, key=key), DeadlineError())]
+        report = TargetReport(name=secret.name, secret=secret.name, key=key)
+        yield [failed(report, DeadlineError())]
         try:
             yield self._targets(secret, deadline)
         except SecretError as error:
-            yield [failed(TargetReport(name=error.target, key=key), error)]
+            yield [failed(replace(report, name=error.target), error)]
+
+
+def _unread(secret_id: str) -> TargetReport:
+    """The report of a secret of which only the id is known."""
+    name = name_of_secret(secret_id)
+    return TargetReport(name=name, secret=name, key=TargetKey(secret_id))
 
 
 def _flat(several: Iterable[Sequence[T]]) -> list[T]:
@@ -132,10 +156,16 @@ def _distinct(found: Sequence[_Found]) -> Sequence[_Found]:
 
 
 def _named(found: Sequence[_Found], names: Sequence[str]) -> Sequence[_Found]:
-    """Those of these names, or groups of them. A name that nobody has is a mistake."""
+    """Those of these names, or groups of them, each by a name of its own.
+
+    A target is found by the name in its secret, its group's, and the one it is reported by. A name
+    that nobody has is a mistake.
+    """
     by_name: dict[str, list[_Found]] = defaultdict(list)
-    for each in found:
-        for name in {each.name, each.group if isinstance(each, Target) else each.name}:
+    written, found = found, _with_unique_names(found)
+    for before, each in zip(written, found, strict=True):
+        group = each.group if isinstance(each, Target) else each.name
+        for name in {before.name, each.name, group}:
             by_name[name].append(each)
     for index, name in enumerate(names):
         if name not in by_name:
@@ -143,3 +173,28 @@ def _named(found: Sequence[_Found], names: Sequence[str]) -> Sequence[_Found]:
             raise ConfigurationError(f"event.targets[{index}]", problem)
     wanted = {id(each) for name in names for each in by_name[name]}
     return [each for each in found if not names or id(each) in wanted]
+
+
+def _with_unique_names(found: Sequence[_Found]) -> Sequence[_Found]:
+    """The same, told apart by secret and, if that is not enough, by ARN and instance."""
+    levels = [0] * len(found)
+    while True:
+        names = [_name_at(level, each) for level, each in zip(levels, found, strict=True)]
+        holders: dict[str, list[int]] = defaultdict(list)
+        for index, name in enumerate(names):
+            holders[name].append(index)
+        alike = [index for several in holders.values() if len(several) > 1 for index in several]
+        raised = [index for index in alike if levels[index] < _MOST_PRECISE]
+        if not raised:
+            return [replace(each, name=n) for each, n in zip(found, names, strict=True)]
+        for index in raised:
+            levels[index] += 1
+
+
+_MOST_PRECISE: Final = 2
+
+
+def _name_at(level: int, each: _Found) -> str:
+    secret = each.secret_name if isinstance(each, Target) else each.secret
+    identity = " ".join(part for part in (each.key.secret, each.key.instance) if part)
+    return (each.name, f"{each.name} (secret {secret})", f"{each.name} ({identity})")[level]

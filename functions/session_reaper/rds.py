@@ -83,6 +83,9 @@ def _instance(instance: Any, cluster: Any) -> Instance:  # noqa: ANN401 -- two s
     members = cluster.get("DBClusterMembers", [])
     identifier = instance["DBInstanceIdentifier"]
     secrets = (found.get("MasterUserSecret", {}).get("SecretArn") for found in (instance, cluster))
+    is_member = any(member["DBInstanceIdentifier"] == identifier for member in members)
+    own = (cluster.get("Endpoint"), cluster.get("ReaderEndpoint"))
+    hosts = (*own, *cluster.get("CustomEndpoints", []))
     return Instance(
         identifier=identifier,
         cluster=instance.get("DBClusterIdentifier", ""),
@@ -94,4 +97,6 @@ def _instance(instance: Any, cluster: Any) -> Instance:  # noqa: ANN401 -- two s
             for member in members
         ),
         secret_arns=tuple(arn for arn in secrets if arn),
+        cluster_hosts=tuple(host for host in hosts if host) if is_member else (),
+        cluster_port=cluster.get("Port", 0),
     )

@@ -11,6 +11,7 @@ from session_reaper.advice import (
     advice_on_databases,
     advice_on_fallback,
     advice_on_look,
+    advice_on_options,
     advice_on_preflight,
     advice_on_timeouts,
     advice_on_way_in,
@@ -205,6 +206,7 @@ def check(visit: Visit) -> Iterator[TargetReport]:
             *advice_on_databases(server),
             *advice_on_preflight(visit.target, server, look.slots, ()),
             *_advice_on_fallback(visit),
+            *advice_on_options(visit.target),
         ]
     )
     report = replace(found, advice=advice, checked=Check(server=server, look=look))
