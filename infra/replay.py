@@ -24,6 +24,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from session_reaper.deadline import Deadline
 from session_reaper.decide import Decision, Judgement, Verdict, decide
 from session_reaper.documents import shown
 from session_reaper.errors import ConfigurationError
@@ -71,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _policy(path: str) -> Policy:
-    return load_policy(str(Path(path).resolve()) if path else "")
+    source = str(Path(path).resolve()) if path else ""
+    return load_policy(source, Deadline(10))
 
 
 # -- verdicts -------------------------------------------------------------------------------------

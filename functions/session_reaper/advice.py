@@ -61,6 +61,7 @@ _MOST_USEFUL_FIRST: Final = (
     "renew-certificate",
     "list-cluster-instances",
     "track-activities",
+    "remove-ignored-options",
 )
 
 
@@ -85,6 +86,17 @@ def advice_on_connection(target: Target) -> Iterator[Advice]:
             code="list-cluster-instances",
             message=f"Only {target.host} of the cluster was looked at: {target.unlisted} To have it"
             " so, set CLUSTER_TARGETS to endpoint.",
+            sql=None,
+        )
+
+
+def advice_on_options(target: Target) -> Iterator[Advice]:
+    """List the parameters of the secret's URI that have no effect here."""
+    if target.ignored_options:
+        yield Advice(
+            code="remove-ignored-options",
+            message="The secret's URI has parameters that are not libpq's and have no effect here:"
+            f" {', '.join(target.ignored_options)}.",
             sql=None,
         )
 
@@ -190,15 +202,15 @@ def _unverified(target: Target) -> Advice:
     """Why the server could be somebody else."""
     if target.sslmode is SslMode.REQUIRE and target.sslrootcert is None:
         problem = (
-            "require and has no sslrootcert: anybody between here and the server can read the"
-            " password. Write verify-full, and the CA's PEM text as sslrootcert (of RDS and Aurora"
-            " it is built in)."
+            "require and has no sslrootcert: another server in between can pose as this one, and"
+            " guess the password offline from the answer to its challenge. Write verify-full, and"
+            " the CA's PEM text as sslrootcert (of RDS and Aurora it is built in)."
         )
     else:
         problem = (
-            f"{target.sslmode}, by which the certificate may be another host's: whoever has one by"
-            " the same CA, and is between here and the server, can read the password. Write"
-            " verify-full."
+            f"{target.sslmode}, which accepts the certificate of another host: a server in between"
+            " with one by the same CA can pose as this one, and guess the password offline from the"
+            " answer to its challenge. Write verify-full."
         )
     return Advice(code="verify-certificate", message=f"The secret says sslmode {problem}", sql=None)
 

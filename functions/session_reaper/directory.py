@@ -2,17 +2,34 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from session_reaper.deadline import Deadline
-from session_reaper.errors import ConfigurationError
+from session_reaper.documents import named
+from session_reaper.errors import ConfigurationError, TargetError
+from session_reaper.fallback import (
+    FallbackRefusal,
+    RdsListing,
+    decide_fallback,
+    needs_rds,
+    read_fallback,
+)
 from session_reaper.parallel import Job, JobResult, run_jobs
 from session_reaper.rds import Rds
 from session_reaper.report import TargetReport, failed, unfinished
 from session_reaper.secrets_manager import BATCH, Secrets
 from session_reaper.settings import Settings, Tag
-from session_reaper.targets import Auth, Secret, SecretError, Target, by_fallback, read_targets
+from session_reaper.targets import (
+    Auth,
+    Secret,
+    SecretError,
+    Target,
+    TargetKey,
+    name_of_secret,
+    read_targets,
+)
 
 T = TypeVar("T")
 _Given = TypeVar("_Given")
@@ -37,30 +54,43 @@ class Directory:
         deadline = deadline.capped_at(deadline.remaining() / 2)  # the other half is for the targets
         given = self._settings.target_secrets
         tags = [self._settings.target_secret_tag] if self._settings.target_secret_tag else []
-        listing = [(tag, [f"tag {tag.key}={tag.value}"]) for tag in tags]
-        tagged = _gather(self._tagged, listing, deadline)
+        listing = [(tag, [_untagged(tag)]) for tag in tags]
+        tagged = _gather(partial(self._tagged, deadline=deadline), listing, deadline)
         unlisted = [each for each in tagged if isinstance(each, TargetReport)]
         ids = [*dict.fromkeys([*given, *(each for each in tagged if isinstance(each, str))])]
         if not ids and not unlisted:
             raise ConfigurationError("TARGET_SECRET_TAG", "no secret bears this tag")
         batches = [tuple(ids[n : n + BATCH]) for n in range(0, len(ids), BATCH)]
-        secrets = _gather(self._read, [(batch, batch) for batch in batches], deadline)
+        reading = [(batch, [_unread(secret_id) for secret_id in batch]) for batch in batches]
+        secrets = _gather(partial(self._read, deadline=deadline), reading, deadline)
         listed_by = deadline.capped_at(deadline.remaining() / 2)  # else the secrets' own hosts do
+        describing = [(secret, [_undescribed(secret)]) for secret in secrets]
         describe = partial(self._described, deadline=listed_by)
-        found = _distinct(_gather(describe, [(each, [each.name]) for each in secrets], deadline))
+        found = _distinct(_gather(describe, describing, deadline))
         return [*unlisted, *_named(found, names)]
 
     def again(self, target: Target, deadline: Deadline) -> Target:
         """The same target as its secret describes it now. Raises TargetError."""
-        secret = self._secrets.again(target.secret_arn)
+        secret = self._secrets.again(target.secret_arn, deadline)
         for each in self._targets(secret, deadline):
-            if each.name == target.name:
-                return each
+            if each.key == target.key:
+                return replace(each, name=target.name)  # which discovery made unique
         return target
 
-    def fallback(self, target: Target) -> Target:
-        """The target with its fallback secret's role. Raises TargetError."""
-        return by_fallback(target, self._secrets.again(target.fallback_secret or ""))
+    def fallback(self, target: Target, deadline: Deadline) -> Target:
+        """How the fallback secret connects to the target's server. Raises TargetError."""
+        fallback = read_fallback(self._secrets.again(target.fallback_secret or "", deadline))
+        listing = self._listing(deadline) if needs_rds(target, fallback) else RdsListing()
+        decision = decide_fallback(target, fallback, listing)
+        if isinstance(decision, FallbackRefusal):
+            raise decision.as_error()
+        return decision
+
+    def _listing(self, deadline: Deadline) -> RdsListing:
+        try:
+            return RdsListing(instances=self._rds.instances(deadline))
+        except TargetError as error:
+            return RdsListing(problem=error.message)
 
     def authorized(self, target: Target) -> Target:
         """The target with a password that is good for the next minutes. Raises TargetError."""
@@ -73,16 +103,17 @@ class Directory:
 
     # -- jobs: each returns reports in place of what it could not find --------------------------------
 
-    def _tagged(self, tag: Tag) -> Sequence[str | TargetReport]:
+    def _tagged(self, tag: Tag, deadline: Deadline) -> Sequence[str | TargetReport]:
         try:
-            return self._secrets.tagged(tag)
+            return self._secrets.tagged(tag, deadline)
         except SecretError as error:
-            return [failed(TargetReport(name=error.target), error)]
+            return [failed(_untagged(tag), error)]
 
-    def _read(self, ids: Sequence[str]) -> Sequence[Secret | TargetReport]:
+    def _read(self, ids: Sequence[str], deadline: Deadline) -> Sequence[Secret | TargetReport]:
+        found = zip(ids, self._secrets.read(ids, deadline), strict=True)
         return [
-            failed(TargetReport(name=read.target), read) if isinstance(read, SecretError) else read
-            for read in self._secrets.read(ids)
+            failed(_unread(secret_id), read) if isinstance(read, SecretError) else read
+            for secret_id, read in found
         ]
 
     def _described(self, secret: Secret | TargetReport, deadline: Deadline) -> Sequence[_Found]:
@@ -91,24 +122,43 @@ class Directory:
         try:
             return self._targets(secret, deadline)
         except SecretError as error:
-            return [failed(TargetReport(name=error.target), error)]
+            return [failed(replace(_undescribed(secret), name=error.target), error)]
+
+
+def _untagged(tag: Tag) -> TargetReport:
+    """Build the report of a list of secrets that is not known."""
+    name = f"tag {tag.key}={tag.value}"
+    return TargetReport(name=name, key=TargetKey(name))
+
+
+def _unread(secret_id: str) -> TargetReport:
+    """Build the report of a secret of which only the id is known."""
+    name = name_of_secret(secret_id)
+    return TargetReport(name=name, secret=name, key=TargetKey(secret_id))
+
+
+def _undescribed(secret: Secret | TargetReport) -> TargetReport:
+    """Build the report of a secret whose text does not describe a target yet."""
+    if isinstance(secret, TargetReport):
+        return secret
+    return TargetReport(name=secret.name, secret=secret.name, key=TargetKey(secret.arn))
 
 
 def _gather(
     do: Callable[[_Given], Sequence[T | TargetReport]],
-    given: Iterable[tuple[_Given, Sequence[str]]],
+    given: Iterable[tuple[_Given, Sequence[TargetReport]]],
     deadline: Deadline,
 ) -> list[T | TargetReport]:
     """Do a job for everything given, at the same time; return what all of them found.
 
-    A job that does not end leaves a report for each of its names.
+    A job that does not end leaves the reports that are given with it.
     """
 
-    def job(one: _Given, names: Sequence[str]) -> Job[Sequence[T | TargetReport]]:
-        initial = [TargetReport(name=name) for name in names]
-        return Job(name=", ".join(names), initial=initial, run=lambda _: do(one))
+    def job(one: _Given, reports: Sequence[TargetReport]) -> Job[Sequence[T | TargetReport]]:
+        names = ", ".join(report.name for report in reports)
+        return Job(name=names, initial=list(reports), run=lambda _: do(one))
 
-    jobs = [job(one, names) for one, names in given]
+    jobs = [job(one, reports) for one, reports in given]
     found: list[T | TargetReport] = []
     for result in run_jobs(jobs, deadline):
         found += result.latest if result.is_complete else _unfinished(result)
@@ -123,19 +173,50 @@ def _unfinished(result: JobResult[Sequence[T | TargetReport]]) -> Iterator[Targe
 
 def _distinct(found: Sequence[_Found]) -> Sequence[_Found]:
     """Each once, though one secret may be given by name, by ARN and by tag."""
-    by_key = {(i.secret_arn, i.name) if isinstance(i, Target) else id(i): i for i in found}
+    by_key = {i.key if isinstance(i, Target) else id(i): i for i in found}
     return tuple(by_key.values())
 
 
 def _named(found: Sequence[_Found], names: Sequence[str]) -> Sequence[_Found]:
-    """Those of these names, or groups of them. A name that nobody has is a mistake."""
+    """Those of these names, or groups of them, each by a name of its own.
+
+    A target is found by the name in its secret, its group's, and the one it is reported by. A name
+    that nobody has is a mistake.
+    """
     by_name: dict[str, list[_Found]] = defaultdict(list)
-    for each in found:
-        for name in {each.name, each.group if isinstance(each, Target) else each.name}:
+    written, found = found, _with_unique_names(found)
+    for before, each in zip(written, found, strict=True):
+        group = each.group if isinstance(each, Target) else each.name
+        for name in {before.name, each.name, group}:
             by_name[name].append(each)
     for index, name in enumerate(names):
         if name not in by_name:
-            problem = f"no target is named {name}; there are {', '.join(sorted(by_name))}"
+            problem = f"no target is named {named(name)}; there are {', '.join(sorted(by_name))}"
             raise ConfigurationError(f"event.targets[{index}]", problem)
     wanted = {id(each) for name in names for each in by_name[name]}
     return [each for each in found if not names or id(each) in wanted]
+
+
+def _with_unique_names(found: Sequence[_Found]) -> Sequence[_Found]:
+    """The same, told apart by secret and, if that is not enough, by ARN and instance."""
+    levels = [0] * len(found)
+    while True:
+        names = [_name_at(level, each) for level, each in zip(levels, found, strict=True)]
+        holders: dict[str, list[int]] = defaultdict(list)
+        for index, name in enumerate(names):
+            holders[name].append(index)
+        alike = [index for several in holders.values() if len(several) > 1 for index in several]
+        raised = [index for index in alike if levels[index] < _MOST_PRECISE]
+        if not raised:
+            return [replace(each, name=n) for each, n in zip(found, names, strict=True)]
+        for index in raised:
+            levels[index] += 1
+
+
+_MOST_PRECISE: Final = 2
+
+
+def _name_at(level: int, each: _Found) -> str:
+    secret = each.secret_name if isinstance(each, Target) else each.secret
+    identity = " ".join(part for part in (each.key.secret, each.key.instance) if part)
+    return (each.name, f"{each.name} (secret {secret})", f"{each.name} ({identity})")[level]

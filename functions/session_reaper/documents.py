@@ -20,6 +20,18 @@ UNSENDABLE = re.compile("[\0\ud800-\udfff]")
 """What JSON can hold and nobody can send on: NUL and lone surrogates."""
 
 _MOST_SHOWN = 40  # characters of a wrong value in an error
+_HIDDEN = "(not shown: it may hold a credential)"
+_CREDENTIAL = re.compile(
+    r"://"  # a URI, which may hold a password
+    r"|pass(word|wd|file)?[\"']*\s*[:=]"  # a DSN, or JSON
+    r"|[^\s/@:]:[^\s@]+@",  # the middle of a URI
+    re.IGNORECASE,
+)
+
+
+def may_hold_credential(text: str) -> bool:
+    """Return whether the text looks like a URI, a DSN or a secret's JSON, which nobody may see."""
+    return _CREDENTIAL.search(text) is not None
 
 
 def shown(value: object) -> str:
@@ -28,12 +40,14 @@ def shown(value: object) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits, a list as deep
         text = "this value"
+    if may_hold_credential(text):
+        return _HIDDEN
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
 
 
 def named(key: object) -> str:
     """A key as the place in an error names it."""
-    plain = isinstance(key, str) and key and key.isprintable()
+    plain = isinstance(key, str) and key and key.isprintable() and not may_hold_credential(key)
     return str(key)[:_MOST_SHOWN] if plain else shown(key)
 
 

@@ -8,6 +8,7 @@ ReaperError
 │   ├── ConnectionLostError  the server went away after we had connected
 │   ├── ServerChangedError   another server answers now, or it has restarted
 │   └── DeadlineError    the time for this target is over
+├── NoAnswerError        a call to AWS or Slack did not end in time; each adapter says what failed
 └── PublishError         the summary did not go out; the run ends with it
 
 No message carries a password, a token or a literal of a query.
@@ -131,6 +132,10 @@ UNKNOWN_MEMBERSHIP: Final = Membership(server_version=0, inherits=True)
 def quoted(identifier: str) -> str:
     """An identifier as SQL writes it."""
     return '"{}"'.format(identifier.replace('"', '""'))
+
+
+class NoAnswerError(ReaperError):
+    """A call to another service had no answer when its time was over, or could not be made."""
 
 
 class PublishError(ReaperError):

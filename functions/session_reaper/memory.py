@@ -4,15 +4,17 @@ One item per target and kind of trouble. Its loss costs a repeated summary and n
 nothing here raises: who cannot remember tells.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from botocore.exceptions import ClientError
 
-from session_reaper.aws import AWS_ERRORS, client
+from session_reaper.aws import AWS_ERRORS, call, client, describe_error, pages
 from session_reaper.deadline import Deadline
 from session_reaper.news import Learned, Told
 from session_reaper.observability import logger
 from session_reaper.settings import LONGEST_REMINDER
+from session_reaper.targets import TargetKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb.type_defs import AttributeValueTypeDef
 
 MEMORY_SECONDS: Final = 3.0
-"""What a run keeps back to ask for what is told: one try of at most so long."""
+"""What reading the table takes at most, and each change of an item."""
 
 UNREADABLE: Final = "The memory table could not be read: this may have been told before."
 
@@ -30,12 +32,15 @@ _UNCHANGED: Final = "attribute_not_exists(target) OR told_at = :known"
 
 
 def recall(table: str, deadline: Deadline) -> tuple[Told, ...] | None:
-    """All that is told, or None if the table cannot be reached."""
-    if deadline.remaining() < 2 * MEMORY_SECONDS:  # a summary needs some time, too
-        return None
+    """All that is told, or None if the table does not say it by the deadline."""
+
+    def scan() -> tuple[Told, ...]:
+        found = _dynamodb().get_paginator("scan").paginate(TableName=table, ConsistentRead=True)
+        whole = pages(found, "LastEvaluatedKey", deadline)
+        return tuple(_told(item) for page in whole for item in page["Items"])
+
     try:
-        pages = _dynamodb().get_paginator("scan").paginate(TableName=table, ConsistentRead=True)
-        return tuple(_told(item) for page in pages for item in page["Items"])
+        return call("dynamodb", scan, deadline)
     except AWS_ERRORS as error:
         logger.warning("the memory cannot be read", extra={"table": table, "error": str(error)})
         return None
@@ -43,11 +48,10 @@ def recall(table: str, deadline: Deadline) -> tuple[Told, ...] | None:
 
 def remember(table: str, learned: Learned, deadline: Deadline) -> None:
     """Keep what a summary has told; what another run has kept meanwhile stays as it is."""
-    dynamodb = _dynamodb()
 
     def keep(told: Told) -> None:
-        known = learned.before.get((told.target, told.kind))
-        dynamodb.put_item(
+        known = learned.before.get((told.key, told.kind))
+        _dynamodb().put_item(
             TableName=table,
             Item=_item(told),
             ConditionExpression=_UNCHANGED,
@@ -55,9 +59,9 @@ def remember(table: str, learned: Learned, deadline: Deadline) -> None:
         )
 
     def forget(told: Told) -> None:
-        dynamodb.delete_item(
+        _dynamodb().delete_item(
             TableName=table,
-            Key={"target": {"S": told.target}, "kind": {"S": told.kind}},
+            Key={"target": {"S": _hash_key(told.key)}, "kind": {"S": told.kind}},
             ConditionExpression=_UNCHANGED,
             ExpressionAttributeValues={":known": _number(told.at)},
         )
@@ -66,14 +70,11 @@ def remember(table: str, learned: Learned, deadline: Deadline) -> None:
     work: list[tuple[Callable[[Told], None], Told]] = [(forget, told) for told in learned.over]
     work += [(keep, told) for told in learned.told]
     for change, told in work:
-        if deadline.remaining() < MEMORY_SECONDS:
-            logger.warning("no time to remember all that was told", extra={"table": table})
-            return
         try:
-            change(told)
-        except dynamodb.exceptions.ConditionalCheckFailedException:
-            continue  # an overlapping run was faster
+            call("dynamodb", partial(change, told), deadline.capped_at(MEMORY_SECONDS))
         except AWS_ERRORS as error:
+            if describe_error(error) == "ConditionalCheckFailedException":
+                continue  # an overlapping run was faster
             extra = {"table": table, "item": told.kind, "error": str(error)}
             logger.warning("the memory cannot be written", extra=extra)
             if not isinstance(error, ClientError):  # nobody is there
@@ -84,9 +85,15 @@ def _dynamodb() -> "DynamoDBClient":
     return client("dynamodb", seconds=MEMORY_SECONDS / 2, tries=1)  # type: ignore[no-any-return] # by name
 
 
+def _hash_key(key: TargetKey) -> str:
+    """The key as text: neither a secret's name nor an ARN nor an instance's identifier has a #."""
+    return f"{key.secret}#{key.instance}" if key.instance else key.secret
+
+
 def _told(item: "dict[str, AttributeValueTypeDef]") -> Told:
+    secret, _, instance = item["target"]["S"].partition("#")
     return Told(
-        target=item["target"]["S"],
+        key=TargetKey(secret, instance),
         kind=item["kind"]["S"],
         since=float(item["since"]["N"]),
         at=float(item["told_at"]["N"]),
@@ -95,7 +102,7 @@ def _told(item: "dict[str, AttributeValueTypeDef]") -> Told:
 
 def _item(told: Told) -> "dict[str, AttributeValueTypeDef]":
     return {
-        "target": {"S": told.target},
+        "target": {"S": _hash_key(told.key)},
         "kind": {"S": told.kind},
         "since": _number(told.since),
         "told_at": _number(told.at),

@@ -1,7 +1,12 @@
-"""What is news: the same trouble of the same target is told once in a while, its end once."""
+"""What is news: the same trouble of the same target is told once in a while, its end once.
 
+A target is known by its secret and instance. Its name is for people: a secret may choose one that
+belongs to another target.
+"""
+
+import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -15,6 +20,7 @@ from session_reaper.report import (
     TargetStatus,
     clean,
 )
+from session_reaper.targets import TargetKey
 
 _PASSING: Final = (Outcome.WOULD_TERMINATE, Outcome.SPARED, Outcome.DENIED)
 """They come and go with the sessions: their end is no news, and is forgotten in time."""
@@ -26,7 +32,7 @@ _UNTOLD: Final = "untold "
 class Told:
     """A trouble that a summary has told. Moments are seconds since 1970."""
 
-    target: str
+    key: TargetKey
     kind: str
     since: float  # first told
     at: float  # last told
@@ -37,27 +43,53 @@ class Learned:
     """What a summary changes in the memory, once it is out."""
 
     told: tuple[Told, ...]
-    before: Mapping[tuple[str, str], Told]  # what was known of those, by target and kind
+    before: Mapping[tuple[TargetKey, str], Told]  # what was known of those
     over: tuple[Told, ...]
 
 
-def compared(
-    report: Report, known: Collection[Told], now: float, remind_after: float, *, whole: bool
+def lasting_key(key: TargetKey, function_arn: str) -> TargetKey:
+    """Return the key with the ARN of its secret, without the six characters that AWS appends.
+
+    A secret that cannot be read is known as it was configured: by its name, which is one of the
+    function's own account and region, or by its ARN. Once it can be read, its whole ARN is known.
+    """
+    if key.secret.startswith("arn:"):
+        return replace(key, secret=re.sub(r"-[A-Za-z0-9]{6}$", "", key.secret))
+    _, partition, _, region, account, *_ = function_arn.split(":")
+    arn = f"arn:{partition}:secretsmanager:{region}:{account}:secret:{key.secret}"
+    return replace(key, secret=arn)
+
+
+def compared(  # noqa: PLR0913 -- the report, and all that decides what is news in it
+    report: Report,
+    known: Collection[Told],
+    now: float,
+    remind_after: float,
+    *,
+    whole: bool,
+    function_arn: str,
 ) -> tuple[Report, Learned]:
     """The report beside what is told already, and what is to be remembered of it.
 
     `remind_after` is in seconds: by then the same trouble is news again. `whole`: the report has
-    all targets, so what is known of others is of none any more.
+    all targets, so what is known of others is of none any more. `function_arn` is our own.
     """
-    by_name: dict[str, list[int]] = defaultdict(list)
-    for index, target in enumerate(report.targets):
-        for name in {target.name, target.secret}:
-            by_name[name].append(index)
+    keys = [lasting_key(target.key, function_arn) for target in report.targets]
+    by_key: dict[TargetKey, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        # What is known of a secret that could not be read holds for each of its instances.
+        for each in {key, TargetKey(key.secret)}:
+            by_key[each].append(index)
+    unread = {
+        key.secret
+        for key, target in zip(keys, report.targets, strict=True)
+        if not key.instance and not target.is_reached
+    }
     fresh: dict[int, list[str]] = defaultdict(list)
     ended: dict[int, list[Recovery]] = defaultdict(list)
     untold, over = [], []
     for told in known:
-        owners = by_name[told.target]
+        owners = by_key[told.key]
         if told.kind.startswith(_UNTOLD):
             untold.append(told.kind.removeprefix(_UNTOLD))
             over.append(told)
@@ -65,7 +97,7 @@ def compared(
             lasted = max(0.0, now - told.since)
             ended[owners[0]].append(Recovery(kind=told.kind, seconds=lasted))
             over.append(told)
-        elif not owners and whole:
+        elif not owners and whole and told.key.secret not in unread:
             over.append(told)
         elif 0 <= now - told.at < remind_after:
             for index in owners:
@@ -74,8 +106,8 @@ def compared(
         replace(target, told=tuple(fresh[index]), recovered=tuple(ended[index]))
         for index, target in enumerate(report.targets)
     )
-    before = {(told.target, told.kind): told for told in known}
-    telling = tuple(_telling(targets, before, now))
+    before = {(told.key, told.kind): told for told in known}
+    telling = tuple(_telling(zip(keys, targets, strict=True), before, now))
     learned = Learned(told=telling, before=before, over=tuple(over))
     return replace(report, targets=targets, untold=tuple(untold)), learned
 
@@ -83,19 +115,21 @@ def compared(
 def not_delivered(report: Report, now: float) -> Learned:
     """To be told by the next summary: that of this run did not go out."""
     kind = f"{_UNTOLD}{clean(report.summary, 200)}"
-    told = Told(target=f"run {report.run_id}", kind=kind, since=now, at=now)
+    told = Told(key=TargetKey(f"run {report.run_id}"), kind=kind, since=now, at=now)
     return Learned(told=(told,), before={}, over=())
 
 
 def _telling(
-    targets: Sequence[TargetReport], before: Mapping[tuple[str, str], Told], now: float
+    targets: Iterable[tuple[TargetKey, TargetReport]],
+    before: Mapping[tuple[TargetKey, str], Told],
+    now: float,
 ) -> Iterator[Told]:
-    for target in targets:
+    for key, target in targets:
         for kind in target.troubles:
             if kind not in target.told:
-                known = before.get((target.name, kind))
+                known = before.get((key, kind))
                 since = known.since if known else now
-                yield Told(target=target.name, kind=kind, since=since, at=now)
+                yield Told(key=key, kind=kind, since=since, at=now)
 
 
 def _is_over(told: Told, target: TargetReport, mode: Mode) -> bool:

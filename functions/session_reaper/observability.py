@@ -10,6 +10,7 @@ from aws_lambda_powertools import Logger
 from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
 
 from session_reaper.decide import Decision
+from session_reaper.log_levels import make_own_logger
 from session_reaper.report import (
     Fate,
     Outcome,
@@ -24,6 +25,7 @@ NAMESPACE: Final = "SessionReaper"
 # Powertools reads POWERTOOLS_SERVICE_NAME, which is the stack's name: two stacks do not mix.
 SERVICE: Final = EphemeralMetrics(namespace=NAMESPACE).service or "session-reaper"
 
+make_own_logger(SERVICE)  # by this name Powertools asks for it
 logger: Final = Logger(service=SERVICE)
 
 

@@ -6,7 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from session_reaper.aws import AWS_ERRORS, client
+from session_reaper.aws import AWS_ERRORS, call, client, explain_error
+from session_reaper.deadline import Deadline
 from session_reaper.documents import named
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Policy, read_policy
@@ -18,23 +19,23 @@ MAX_POLICY_LENGTH = 64 * 1024  # characters; an SSM parameter holds 8 KiB at mos
 SSM_PREFIX = "ssm:"
 
 
-def load_policy(source: str) -> Policy:
+def load_policy(source: str, deadline: Deadline) -> Policy:
     """The policy that `POLICY` names: "" the bundled one, `ssm:NAME`, else a path in the artifact.
 
-    Raises ConfigurationError, its text beginning with the source.
+    Raises ConfigurationError, its text beginning with the source; by the deadline, if SSM is slow.
     """
     try:
-        return _parse(_text(source))
+        return _parse(_text(source, deadline))
     except ConfigurationError as error:
         problem = " ".join(str(error).split())
         raise ConfigurationError(f"POLICY {source or '(default)'}", problem) from None
 
 
-def _text(source: str) -> str:
+def _text(source: str, deadline: Deadline) -> str:
     if not source:
         return _bundled()
     if source.startswith(SSM_PREFIX):
-        return _parameter(source.removeprefix(SSM_PREFIX))
+        return _parameter(source.removeprefix(SSM_PREFIX), deadline)
     try:
         # A relative path is meant from the artifact's root, wherever the process was started.
         return (Path(str(files("session_reaper"))).parent / source).read_text("utf-8")
@@ -48,13 +49,19 @@ def _bundled() -> str:
     return (files("session_reaper") / "default_policy.json").read_text("utf-8")
 
 
-def _parameter(name: str) -> str:
-    ssm: SSMClient = client("ssm")
+def _parameter(name: str, deadline: Deadline) -> str:
+    def read() -> str:
+        ssm: SSMClient = client("ssm")
+        value = ssm.get_parameter(Name=name, WithDecryption=True)["Parameter"]["Value"]
+        if not isinstance(value, str):
+            raise TypeError
+        return value
+
     try:
-        answer = ssm.get_parameter(Name=name, WithDecryption=True)
+        return call("ssm", read, deadline)
     except AWS_ERRORS as error:
-        raise ConfigurationError("parameter", f"cannot be read: {error}") from None
-    return answer["Parameter"].get("Value", "")
+        problem = f"cannot be read: {explain_error(error)}"
+        raise ConfigurationError("parameter", problem) from None
 
 
 @cache  # a pure function: a warm run with an unchanged policy parses nothing

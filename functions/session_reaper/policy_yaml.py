@@ -4,6 +4,7 @@ from typing import Any
 
 import yaml
 
+from session_reaper.documents import may_hold_credential
 from session_reaper.errors import ConfigurationError
 
 
@@ -33,5 +34,8 @@ def parse_yaml(text: str) -> object:
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a SafeLoader, made stricter
     except (*_REFUSED, yaml.YAMLError) as error:
-        problem = " ".join(str(error).split())
+        problem = " ".join(str(error).split())  # with the line as it is written
+        if may_hold_credential(problem):
+            mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+            problem = f"see line {mark.line + 1}" if mark else "(not shown)"
         raise ConfigurationError("document", f"is not valid YAML: {problem}") from None

@@ -5,11 +5,11 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError
 
-from session_reaper.aws import AWS_ERRORS, client
+from session_reaper.aws import AWS_ERRORS, call, client, describe_error, pages
 from session_reaper.deadline import Deadline
-from session_reaper.errors import DeadlineError, TargetError
+from session_reaper.errors import TargetError
 from session_reaper.providers import rds_region
 from session_reaper.targets import Instance, Target
 
@@ -39,30 +39,13 @@ class Rds:
         with self._lock:
             if self._listed is None:
                 try:
-                    self._listed = tuple(self._list(deadline))
-                except (*AWS_ERRORS, DeadlineError) as error:
-                    self._listed = TargetError("rds", _said(error), _HINT)
+                    self._listed = call("rds", lambda: tuple(_list(deadline)), deadline)
+                except AWS_ERRORS as error:
+                    problem = f"RDS instances cannot be listed: {describe_error(error)}"
+                    self._listed = TargetError("rds", problem, _HINT)
         if isinstance(self._listed, TargetError):
             raise TargetError(self._listed.code, self._listed.message, self._listed.hint)
         return self._listed
-
-    def _list(self, deadline: Deadline) -> Iterator[Instance]:
-        rds: RDSClient = client("rds")
-
-        def pages(operation: Any) -> Iterator[Any]:  # noqa: ANN401 -- two shapes of botocore's
-            for page in rds.get_paginator(operation).paginate():
-                yield page
-                if page.get("Marker"):  # there are more
-                    deadline.remaining_or_raise(1)
-
-        lists = pages("describe_db_clusters")
-        clusters = {c["DBClusterIdentifier"]: c for page in lists for c in page["DBClusters"]}
-        for page in pages("describe_db_instances"):
-            for instance in page["DBInstances"]:
-                endpoint = instance.get("Endpoint", {})
-                if "Address" in endpoint and instance.get("DBInstanceStatus") not in _DOWN:
-                    cluster = clusters.get(instance.get("DBClusterIdentifier", ""), {})
-                    yield _instance(instance, cluster)
 
     def authorized(self, target: Target) -> Target:
         """The target with a token for a password. It is made here: no call goes out.
@@ -84,10 +67,25 @@ class Rds:
         return replace(target, password=token)
 
 
+def _list(deadline: Deadline) -> Iterator[Instance]:
+    rds: RDSClient = client("rds")
+    lists = pages(rds.get_paginator("describe_db_clusters").paginate(), "Marker", deadline)
+    clusters = {c["DBClusterIdentifier"]: c for page in lists for c in page["DBClusters"]}
+    for page in pages(rds.get_paginator("describe_db_instances").paginate(), "Marker", deadline):
+        for instance in page["DBInstances"]:
+            endpoint = instance.get("Endpoint", {})
+            if "Address" in endpoint and instance.get("DBInstanceStatus") not in _DOWN:
+                cluster = clusters.get(instance.get("DBClusterIdentifier", ""), {})
+                yield _instance(instance, cluster)
+
+
 def _instance(instance: Any, cluster: Any) -> Instance:  # noqa: ANN401 -- two shapes of botocore's
     members = cluster.get("DBClusterMembers", [])
     identifier = instance["DBInstanceIdentifier"]
     secrets = (found.get("MasterUserSecret", {}).get("SecretArn") for found in (instance, cluster))
+    is_member = any(member["DBInstanceIdentifier"] == identifier for member in members)
+    own = (cluster.get("Endpoint"), cluster.get("ReaderEndpoint"))
+    hosts = (*own, *cluster.get("CustomEndpoints", []))
     return Instance(
         identifier=identifier,
         cluster=instance.get("DBClusterIdentifier", ""),
@@ -99,11 +97,6 @@ def _instance(instance: Any, cluster: Any) -> Instance:  # noqa: ANN401 -- two s
             for member in members
         ),
         secret_arns=tuple(arn for arn in secrets if arn),
+        cluster_hosts=tuple(host for host in hosts if host) if is_member else (),
+        cluster_port=cluster.get("Port", 0),
     )
-
-
-def _said(error: Exception) -> str:
-    what = "it takes too long" if isinstance(error, DeadlineError) else type(error).__name__
-    if isinstance(error, ClientError):
-        what = error.response.get("Error", {}).get("Code", what)
-    return f"RDS instances cannot be listed: {what}"

@@ -11,6 +11,7 @@ from session_reaper.advice import (
     advice_on_databases,
     advice_on_fallback,
     advice_on_look,
+    advice_on_options,
     advice_on_preflight,
     advice_on_timeouts,
     advice_on_way_in,
@@ -74,7 +75,7 @@ def run_on_target(operation: Operation, directory: Directory, job: TargetJob) ->
                 return stack.enter_context(closing(sign_in(target, directory, deadline)[0]))
 
             def by_fallback() -> Server:
-                other = directory.authorized(directory.fallback(target))
+                other = directory.authorized(directory.fallback(target, deadline))
                 return stack.enter_context(closing(Server.connect(other, deadline)))
 
             server, connected = sign_in(target, directory, deadline)
@@ -192,6 +193,7 @@ def check(session: TargetSession) -> TargetReport:
             *advice_on_databases(server),
             *advice_on_preflight(session.target, server, look.slots, ()),
             *_advice_on_fallback(session),
+            *advice_on_options(session.target),
         ]
     )
     report = replace(found, advice=advice, checked=Check(server=server, look=look))

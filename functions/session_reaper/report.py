@@ -450,6 +450,7 @@ def _shortened(target: dict[str, Any], share: float) -> dict[str, Any]:
 def _target(target: TargetReport) -> dict[str, Any]:
     return {
         "name": target.name,
+        "secret": target.secret,
         "status": target.status.value,
         "error": target.error
         and {

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from session_reaper.advice import APPLICABLE
-from session_reaper.documents import flag, record, several, shown, text
+from session_reaper.documents import flag, named, record, several, shown, text
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Mode, Policy, Queries, Rule, read_mode, read_policy
 
@@ -79,6 +79,6 @@ def _selected(rules: tuple[Rule, ...], names: tuple[str, ...]) -> tuple[Rule, ..
     known = [rule.name for rule in rules]
     for index, name in enumerate(names):
         if name not in known:
-            problem = f"the policy has no rule {name}; it has {', '.join(known)}"
+            problem = f"the policy has no rule {named(name)}; it has {', '.join(known)}"
             raise ConfigurationError(f"event.rules[{index}]", problem)
     return tuple(rule for rule in rules if not names or rule.name in names)

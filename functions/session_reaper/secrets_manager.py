@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import ClientError
 
-from session_reaper.aws import AWS_ERRORS, client
+from session_reaper.aws import AWS_ERRORS, call, client, describe_error, pages
+from session_reaper.deadline import Deadline
 from session_reaper.settings import Tag
 from session_reaper.targets import Secret, SecretError, name_of_secret
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from mypy_boto3_secretsmanager.type_defs import FilterTypeDef
 
 BATCH: Final = 20  # secrets that one call gives at most
+_READ_SECONDS: Final = 10.0  # that one secret may take while its target waits for it
 KEEP_SECONDS: Final = 900.0  # how long a scheduled run may use what another has read
 
 _HINTS: Final = {
@@ -43,7 +46,7 @@ class Secrets:
         self._account = account
         self._fresh = fresh
 
-    def tagged(self, tag: Tag) -> tuple[str, ...]:
+    def tagged(self, tag: Tag, deadline: Deadline) -> tuple[str, ...]:
         """The ARNs of the secrets with this tag. Raises SecretError."""
         filters: list[FilterTypeDef] = [
             {"Key": "tag-key", "Values": [tag.key]},
@@ -51,16 +54,24 @@ class Secrets:
         ]
         # The filters match prefixes, and do not have to match the same tag: look again.
         wanted = {"Key": tag.key, "Value": tag.value}
+
+        def listed() -> tuple[str, ...]:
+            found = self._client.get_paginator("list_secrets").paginate(Filters=filters)
+            return tuple(
+                secret["ARN"]
+                for page in pages(found, "NextToken", deadline)
+                for secret in page["SecretList"]
+                if wanted in secret.get("Tags", [])
+            )
+
         try:
-            pages = self._client.get_paginator("list_secrets").paginate(Filters=filters)
-            secrets = [secret for page in pages for secret in page["SecretList"]]
+            return call("secretsmanager", listed, deadline)
         except AWS_ERRORS as error:
             problem = f"the secrets cannot be listed: {' '.join(str(error).split())}"
             hint = "Allow the function's role secretsmanager:ListSecrets, and check that it reaches it."
             raise SecretError(f"tag {tag.key}={tag.value}", problem, hint) from None
-        return tuple(secret["ARN"] for secret in secrets if wanted in secret.get("Tags", []))
 
-    def read(self, ids: Sequence[str]) -> Sequence[Secret | SecretError]:
+    def read(self, ids: Sequence[str], deadline: Deadline) -> Sequence[Secret | SecretError]:
         """What these secrets (names or ARNs) hold, in this order: BATCH of them at most."""
         found: dict[str, Secret | SecretError] = {}
         for each in ids:
@@ -69,31 +80,32 @@ class Secrets:
                 found[each] = secret
         missing = [each for each in ids if each not in found]
         if len(missing) > 1:
-            found |= self._batch(missing)
-        return [found[each] if each in found else self._one(each) for each in ids]
+            found |= self._batch(missing, deadline)
+        return [found[each] if each in found else self._one(each, deadline) for each in ids]
 
-    def again(self, secret_id: str) -> Secret:
+    def again(self, secret_id: str, deadline: Deadline) -> Secret:
         """What it holds now. Raises SecretError."""
-        secret = self._one(secret_id)
+        secret = self._one(secret_id, deadline.capped_at(_READ_SECONDS))
         if isinstance(secret, SecretError):
             raise secret
         return secret
 
-    def _batch(self, ids: Sequence[str]) -> Mapping[str, Secret | SecretError]:
+    def _batch(self, ids: Sequence[str], deadline: Deadline) -> Mapping[str, Secret | SecretError]:
         """As far as one call can say; of those left out each has to be asked for by itself."""
+        read = partial(self._client.batch_get_secret_value, SecretIdList=ids)
         try:
-            answer = self._client.batch_get_secret_value(SecretIdList=ids)
+            answer = call("secretsmanager", read, deadline)
+            values = {
+                known: value
+                for value in answer.get("SecretValues", [])
+                for known in (value["ARN"], value["Name"])
+            }
+            found = {each: self._keep(each, values[each]) for each in ids if each in values}
+            return dict(self._errors(answer.get("Errors", []))) | found
         except ClientError:  # without secretsmanager:BatchGetSecretValue it takes more calls
             return {}
         except AWS_ERRORS as error:
-            return {each: _unreadable(each, type(error).__name__, _OTHER_HINT) for each in ids}
-        values = {
-            known: value
-            for value in answer.get("SecretValues", [])
-            for known in (value["ARN"], value["Name"])
-        }
-        found = {each: self._keep(each, values[each]) for each in ids if each in values}
-        return dict(self._errors(answer.get("Errors", []))) | found
+            return {each: _unreadable(each, describe_error(error), _OTHER_HINT) for each in ids}
 
     def _errors(self, errors: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, SecretError]]:
         for error in errors:
@@ -102,14 +114,13 @@ class Secrets:
             if not secret_id.startswith("arn:") or f":{self._account}:" in secret_id:
                 yield secret_id, _unreadable(secret_id, code, _HINTS.get(code, _OTHER_HINT))
 
-    def _one(self, secret_id: str) -> Secret | SecretError:
+    def _one(self, secret_id: str, deadline: Deadline) -> Secret | SecretError:
+        read = partial(self._client.get_secret_value, SecretId=secret_id)
         try:
-            return self._keep(secret_id, self._client.get_secret_value(SecretId=secret_id))
-        except ClientError as error:
-            code = error.response["Error"]["Code"]
-            return _unreadable(secret_id, code, _HINTS.get(code, _OTHER_HINT))
+            return self._keep(secret_id, call("secretsmanager", read, deadline))
         except AWS_ERRORS as error:
-            return _unreadable(secret_id, type(error).__name__, _OTHER_HINT)
+            why = describe_error(error)
+            return _unreadable(secret_id, why, _HINTS.get(why, _OTHER_HINT))
 
     def _keep(self, secret_id: str, value: Mapping[str, Any]) -> Secret | SecretError:
         if "SecretString" not in value:

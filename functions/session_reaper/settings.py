@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from session_reaper.documents import may_hold_credential
 from session_reaper.durations import parse_duration
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Mode, read_mode
+from session_reaper.targets import is_secret_id
 
 LONGEST_REMINDER = 7 * 86400  # seconds: in which an item of the memory is not forgotten
 
@@ -59,8 +61,8 @@ class Settings:
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings; an empty variable counts as unset. Raises ConfigurationError naming one."""
     given = {name: value.strip() for name, value in environ.items() if value.strip()}
-    names = [name.strip() for name in given.get("TARGET_SECRETS", "").split(",")]
-    secrets = tuple(dict.fromkeys(name for name in names if name))
+    _refuse_credentials(given)
+    secrets = _secrets(given.get("TARGET_SECRETS", ""))
     tag = _tag(given.get("TARGET_SECRET_TAG"))
     topic = _topic("TOPIC_ARN", given.get("TOPIC_ARN"))
     if not secrets and not tag:
@@ -86,7 +88,37 @@ def read_webhook_secret(environ: Mapping[str, str] = os.environ) -> str:
     secret = environ.get("WEBHOOK_SECRET", "").strip()
     if not secret:
         raise ConfigurationError("WEBHOOK_SECRET", "is required; give the secret of the webhook")
+    if not is_secret_id(secret):  # somebody may have written the URL itself
+        raise ConfigurationError("WEBHOOK_SECRET", f"does not have {_NOT_AN_ID}")
     return secret
+
+
+_NOT_AN_ID = (
+    "the form of a secret's name or ARN (not shown: it may hold a credential); store URIs and"
+    " passwords in Secrets Manager, and write the name of that secret here"
+)
+_OTHERS = (
+    *("TARGET_SECRET_TAG", "CLUSTER_TARGETS", "TOPIC_ARN", "CRITICAL_TOPIC_ARN", "MODE", "POLICY"),
+    *("NOTIFY", "REMIND_AFTER", "MEMORY_TABLE", "TARGET_METRICS", "DASHBOARD"),
+)
+"""The variables beside TARGET_SECRETS; an error, a log line or a summary may show their values."""
+
+
+def _refuse_credentials(given: Mapping[str, str]) -> None:
+    for name in _OTHERS:
+        if may_hold_credential(given.get(name, "")):
+            problem = "looks like a URI or a password (not shown); it belongs into a secret"
+            raise ConfigurationError(name, f"{problem} that TARGET_SECRETS names")
+
+
+def _secrets(value: str) -> tuple[str, ...]:
+    """The names and ARNs. None is shown if any has another form: a password may have commas."""
+    ids = tuple(dict.fromkeys(each.strip() for each in value.split(",") if each.strip()))
+    for number, each in enumerate(ids, start=1):
+        if not is_secret_id(each) or may_hold_credential(each.rpartition(":")[2]):
+            problem = f"value {number} of {len(ids)}, separated by commas, does not have"
+            raise ConfigurationError("TARGET_SECRETS", f"{problem} {_NOT_AN_ID}")
+    return ids
 
 
 def _place(given: Mapping[str, str]) -> Place | None:

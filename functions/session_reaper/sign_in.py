@@ -40,7 +40,7 @@ def sign_in(target: Target, directory: Directory, deadline: Deadline) -> tuple[S
             full = error
         if target.fallback_secret and not refused and (tries >= _ALONE or full.limit):
             try:
-                fallback = fallback or directory.fallback(target)
+                fallback = fallback or directory.fallback(target, deadline)
                 return Server.connect(directory.authorized(fallback), deadline), fallback
             except FullError:
                 pass

@@ -1,6 +1,8 @@
 """The summary in Slack: a notification for Amazon Q Developer, and a payload for an incoming webhook.
 
 Whatever comes from outside stands in code spans, where Slack makes no link, mention or emphasis of it.
+A header, a thread's name and the text of a push notification are plain text, without code spans: there
+the characters that begin a link, a mention or an emoji are replaced by ones that look the same.
 """
 
 import json
@@ -55,8 +57,8 @@ def notification(report: Report, subject: str, place: Place | None, day: str) ->
                 "keywords": [report.severity, report.status.value],
             },
             "metadata": {
-                "threadId": f"{_escaped(clean(thread, 200))} {day}",
-                "summary": _fitting(_escaped(subject), _TITLE),
+                "threadId": f"{_plain(clean(thread, 200))} {day}",
+                "summary": _code(subject, _TITLE),
                 "additionalContext": {"run_id": report.run_id, "mode": str(report.mode)},
                 "enableCustomActions": False,
             },
@@ -68,7 +70,7 @@ def notification(report: Report, subject: str, place: Place | None, day: str) ->
 def webhook_payload(report: Report, subject: str, place: Place | None) -> str:
     """The JSON that an incoming webhook of Slack takes."""
     to_do = [f"{n}. {_escaped(step)}" for n, step in enumerate(steps(report), start=1)]
-    header = _fitting(f"{_MARKS[report.severity]} {_escaped(subject)}", _HEADER)
+    header = _fitting(f"{_MARKS[report.severity]} {_plain(subject)}", _HEADER)
     texts = [
         _within(_lines(report, place, ()), _SECTION),
         *([_within(["*What to do*", *to_do], _SECTION)] * bool(to_do)),
@@ -78,7 +80,7 @@ def webhook_payload(report: Report, subject: str, place: Place | None) -> str:
         *({"type": "section", "text": {"type": "mrkdwn", "text": text}} for text in texts),
     ]
     return json.dumps(
-        {"text": _fitting(_escaped(subject), _TITLE), "blocks": blocks}, ensure_ascii=False
+        {"text": _fitting(_plain(subject), _TITLE), "blocks": blocks}, ensure_ascii=False
     )
 
 
@@ -146,6 +148,16 @@ def _code(text: str, most: int = _SECTION) -> str:
         text = text[: len(text) - max(1, (len(span) - most) // 5)]
         span = _escaped(quoted(f"{text}…"))
     return span
+
+
+# Of Slack's own characters, those that look the same to people.
+_LOOKALIKES = {"<": "\u2039", ">": "\u203a", "&": "\uff06", ":": "\u2236", "@": "\uff20"}
+_MARKUP = re.compile(r"[<>&]|:(?=//|[\w+'-]+:)|@(?=channel|here|everyone)")  # URLs, emoji, mentions
+
+
+def _plain(text: str) -> str:
+    """As plain text, where a code span is not one: without a link, a mention or an emoji."""
+    return _MARKUP.sub(lambda found: _LOOKALIKES[found[0]], text)
 
 
 def _escaped(text: str) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
+from session_reaper.connection_options import OPTIONS, find_duplicate, find_unsupported
 from session_reaper.documents import UNSENDABLE
 from session_reaper.errors import TargetError
+from session_reaper.providers import rds_region
 
 _DEFAULT_PORT = 5432
 _HIGHEST_PORT = 65535
@@ -79,6 +81,8 @@ class Instance:
     port: int
     reader: bool  # of its cluster, not the writer
     secret_arns: tuple[str, ...]  # the master secrets that RDS manages for it and for its cluster
+    cluster_hosts: tuple[str, ...] = ()  # writer, reader and custom endpoints that lead to it
+    cluster_port: int = 0  # of those
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,7 @@ class Target:
     channel_binding: ChannelBinding = ChannelBinding.PREFER
     allowed_auth: frozenset[AuthMethod] = ANY_AUTH
     instance: str = ""  # RDS's identifier where the secret covers a cluster's instances
+    ignored_options: tuple[str, ...] = ()  # URI parameters that are not libpq's, by name
 
     @property
     def key(self) -> TargetKey:
@@ -165,11 +170,12 @@ def read_targets(
     Raises SecretError naming the key; no message holds a value that could be the password.
     """
     read = _Reader(secret)
-    given = read.optional("name").strip()
-    instance, cluster = read.optional("dbInstanceIdentifier"), read.optional("dbClusterIdentifier")
+    given = read.label("name")
+    instance = read.identifier("dbInstanceIdentifier")
+    cluster = read.identifier("dbClusterIdentifier")
     read.target = given or instance or cluster or secret.name
     read.check_engine(read.optional("engine"))
-    managed = secret.name.startswith("rds!") and not read.optional("host")
+    managed = is_managed_by_rds(secret) and not read.optional("host")
     target = read.signs_in("" if managed else read.host(), read.port())
     found, unlisted = [], ""
     if managed:
@@ -184,7 +190,41 @@ def read_targets(
         problem = "host is missing, and RDS lists no running instance that has this secret"
         hint = "Add host, if it is in another account or region; else take it off the targets."
         raise read.error(problem, hint)
-    return tuple(placed) or (replace(target, unlisted=unlisted),)
+    targets = placed or [replace(target, unlisted=unlisted)]
+    return tuple(read.verified_for_iam(each) for each in targets)
+
+
+def read_own_endpoint(secret: Secret) -> Target:
+    """Read the one target whose host and port the secret itself names, without asking RDS.
+
+    `host` is "" if it names none, and the TLS mode is as written, also for IAM. Raises SecretError.
+    """
+    read = _Reader(secret)
+    read.check_engine(read.optional("engine"))
+    return read.signs_in(read.host() if read.optional("host") else "", read.port())
+
+
+def is_managed_by_rds(secret: Secret) -> bool:
+    """Return whether RDS manages the secret: nobody else can give it such a name."""
+    return secret.name.startswith("rds!")
+
+
+def require_verified_for_iam(target: Target) -> Target | None:
+    """Return the target with a TLS mode that a token may be sent by; None if there is none.
+
+    A token is a clear-text password to the server: only a verified connection may carry it.
+    """
+    if target.auth is not Auth.IAM or target.is_verified:
+        return target
+    if target.sslmode is SslMode.DISABLE or rds_region(target.host) is None:
+        return None
+    return replace(target, sslmode=SslMode.VERIFY_FULL)
+
+
+IAM_NEEDS_VERIFICATION: Final = (
+    "Write sslmode verify-full, and the PEM text of the server's CA as sslrootcert (an endpoint of"
+    " RDS or Aurora needs none)."
+)
 
 
 def _managed(read: "_Reader", instances: Callable[[], Iterable[Instance]]) -> list[Instance]:
@@ -224,31 +264,17 @@ def _placed(target: Target, instance: Instance, given: str, *, whole: bool) -> T
     )
 
 
-def by_fallback(target: Target, secret: Secret) -> Target:
-    """The same target, signed in to by the role of its fallback secret.
-
-    Of that secret only username and password (or auth) count. Raises SecretError.
-    """
-    read = _Reader(secret)
-    read.target = target.name
-    other = read.signs_in(target.host, target.port, target.sslmode)
-    return replace(
-        target,
-        role=other.role,
-        auth=other.auth,
-        auth_given=other.auth_given,
-        password=other.password,
-        instead_of=target.role,
-    )
-
-
 class _Reader:
     """Reads the keys of one secret; its errors name the secret and the key."""
 
     def __init__(self, secret: Secret) -> None:
         self.secret = secret
         self.target = secret.name
+        self.ignored: tuple[str, ...] = ()
         self._document = self._parsed(secret.text)
+        problem = find_unsupported(self._document)
+        if problem is not None:
+            raise self.error(problem.message, problem.hint)
 
     def _parsed(self, text: str) -> dict[str, Any]:
         if _is_uri(text):
@@ -295,13 +321,29 @@ class _Reader:
                 "username": unquote(parts.username or "", errors="strict"),
                 "password": unquote(parts.password or "", errors="strict"),
                 "dbname": unquote(parts.path[1:], errors="strict"),
-                "sslmode": dict(parse_qsl(parts.query)).get("sslmode"),
             }
+            parameters = [_parameter(text) for text in parts.query.split("&") if text]
         except ValueError:  # from None: it quotes what it cannot read
             hint = "In user and password write : / ? # [ ] @ % as %3A %2F %3F %23 %5B %5D %40 %25;"
             hint += " name one host."
             raise self.error("uri cannot be read", hint) from None
-        return {key: value for key, value in read.items() if value not in (None, "")}
+        return {k: v for k, v in read.items() if v not in (None, "")} | self._options(parameters)
+
+    def _options(self, parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """The parameters that libpq knows; the names of the others are kept as ignored."""
+        given = [(name, value) for name, value in parameters if name in OPTIONS]
+        names = [name for name, _ in given]
+        twice = find_duplicate(names)
+        if twice is not None:
+            raise self.error(f"uri has the parameter {twice} twice", "Write it once.")
+        for name in names:
+            if name in _PARTS_OF_URI:
+                problem = f"uri has {name} among its parameters"
+                hint = "Write postgres://user:password@host:port/dbname, and no such parameter."
+                raise self.error(problem, hint)
+        others = (_shown_name(name) for name, _ in parameters if name not in OPTIONS)
+        self.ignored = tuple(dict.fromkeys(others))
+        return {name: value for name, value in given if value}
 
     def optional(self, key: str) -> str:
         """Text, or "" if the key is absent or null."""
@@ -316,6 +358,35 @@ class _Reader:
         if not value:
             raise self.error(f"{key} is missing", f"Add {key} to the secret.")
         return value
+
+    def label(self, key: str) -> str:
+        """Text that names the target wherever it is reported; no URI and no password."""
+        value = self.optional(key).strip()
+        if _CREDENTIALS.search(value) or self._holds_password(value):
+            problem = f"{key} holds a URI or a password"
+            raise self.error(problem, f"Write as {key} what reports may call the target.")
+        return value
+
+    def identifier(self, key: str) -> str:
+        """An identifier of RDS."""
+        value = self.optional(key)
+        if value and (not _IDENTIFIER.fullmatch(value) or self._holds_password(value)):
+            problem = f"{key} is not an identifier of RDS"
+            raise self.error(problem, f"Write {key} as RDS lists it: letters, digits and hyphens.")
+        return value
+
+    def no_uri(self, key: str) -> str:
+        """Text that errors and advice may show."""
+        value = self.optional(key)
+        if _SCHEME.match(value):
+            raise self.error(f"{key} holds a URI", "Store it as uri, and leave out its parts.")
+        return value
+
+    def _holds_password(self, value: str) -> bool:
+        password = self._document.get("password")
+        if not isinstance(password, str) or not password:
+            return False
+        return value == password or (len(password) >= _LONG_PASSWORD and password in value)
 
     def host(self) -> str:
         """A host's name or address."""
@@ -336,34 +407,121 @@ class _Reader:
     def check_engine(self, engine: str) -> None:
         """Refuse what is not PostgreSQL; who says nothing means it."""
         if engine and "postgres" not in engine.lower():
-            problem = f"engine {engine[:40]} is not PostgreSQL"
+            is_shown = _IDENTIFIER.fullmatch(engine) and not self._holds_password(engine)
+            problem = f"engine {engine[:40]} is" if is_shown else "engine is"
+            problem += " not PostgreSQL"
             hint = "Take the secret off the targets: there are no sessions to see."
             raise self.error(problem, hint)
 
-    def signs_in(self, host: str, port: int, sslmode: SslMode | None = None) -> Target:
-        """The target at this place; `sslmode` goes before what the secret says."""
-        sslmode = sslmode or self._sslmode()
+    def signs_in(self, host: str, port: int) -> Target:
+        """The target at this place. A token may need a stricter TLS mode: see verified_for_iam."""
+        sslmode = self._sslmode()
         auth, auth_given = self._auth(), bool(self.optional("auth"))
         if auth is Auth.IAM and sslmode is SslMode.DISABLE:
             if not auth_given:
-                raise self.error("password is missing", "Add password to the secret.")
+                raise self._password_missing()
             problem = "auth iam needs TLS: with sslmode disable the token would go out in plaintext"
             raise self.error(problem, "Take sslmode out of the secret, or write another.")
-        return Target(
+        target = Target(
             name=self.target,
             group=self.target,
             secret_arn=self.secret.arn,
             host=host,
             port=port,
-            role=self.required("username"),
+            role=self.required("username") and self.no_uri("username"),
             auth=auth,
             auth_given=auth_given,
             password=self.required("password") if auth is Auth.PASSWORD else "",
-            database=self.optional("dbname") or "postgres",
+            database=self.no_uri("dbname") or "postgres",
             sslmode=sslmode,
-            sslrootcert=self.optional("sslrootcert") or None,
-            fallback_secret=self.optional("fallback_secret").strip() or None,
+            sslrootcert=self._sslrootcert(),
+            fallback_secret=self._fallback_secret(),
+            channel_binding=self._channel_binding(),
+            allowed_auth=self._allowed_auth(),
+            ignored_options=self.ignored,
         )
+        self._check_authentication(target)
+        return target
+
+    def verified_for_iam(self, target: Target) -> Target:
+        """The target with a TLS mode that its token may be sent by, if it has one."""
+        verified = require_verified_for_iam(target)
+        if verified is not None:
+            return verified
+        if not target.auth_given:
+            raise self._password_missing()
+        problem = f"auth iam needs a verified connection, and sslmode is {target.sslmode}"
+        raise self.error(problem, IAM_NEEDS_VERIFICATION)
+
+    def _check_authentication(self, target: Target) -> None:
+        """Refuse options that contradict one another: no server could ever be signed in to."""
+        binding = target.channel_binding is ChannelBinding.REQUIRE
+        if target.auth is Auth.IAM and (binding or AuthMethod.PASSWORD not in target.allowed_auth):
+            if not target.auth_given:
+                raise self._password_missing()
+            option = "channel_binding" if binding else "require_auth"
+            problem = f"{option} does not allow auth iam: a token is sent as a clear-text password"
+            raise self.error(problem, f"Remove {option}; a token is sent over verified TLS only.")
+        if binding and target.sslmode is SslMode.DISABLE:
+            problem = "channel_binding require needs TLS, and sslmode is disable"
+            raise self.error(problem, "Write sslmode verify-full, or remove channel_binding.")
+        if binding and AuthMethod.SCRAM_SHA_256 not in target.allowed_auth:
+            problem = "channel_binding require needs scram-sha-256, and require_auth forbids it"
+            raise self.error(
+                problem, "Add scram-sha-256 to require_auth, or remove one of the two."
+            )
+        if self._document.get("ssl") and target.sslmode is SslMode.DISABLE:
+            problem = "ssl asks for TLS, and sslmode is disable"
+            raise self.error(problem, "Remove one of the two.")
+
+    def _password_missing(self) -> SecretError:
+        return self.error("password is missing", "Add password to the secret.")
+
+    def _sslrootcert(self) -> str | None:
+        """PEM text, which is looked at only when it is used."""
+        value = self.optional("sslrootcert")
+        if value and "-----BEGIN " not in value:
+            problem = "sslrootcert is not PEM text"
+            hint = (
+                "Store the CA's PEM text itself, not a path. Without sslrootcert the authorities of"
+                " AWS (RDS, Aurora) or of the system are trusted."
+            )
+            raise self.error(problem, hint)
+        return value or None
+
+    def _fallback_secret(self) -> str | None:
+        """A secret's name or ARN, which reports may show."""
+        value = self.optional("fallback_secret").strip()
+        if value and not is_secret_id(value):
+            problem = "fallback_secret is not the name or the ARN of a secret"
+            raise self.error(problem, "Store the credentials as a secret, and write its name here.")
+        return value or None
+
+    def _channel_binding(self) -> ChannelBinding:
+        """As libpq reads it, prefer by default."""
+        try:
+            return ChannelBinding(self.optional("channel_binding") or ChannelBinding.PREFER)
+        except ValueError:
+            hint = f"Write one of {', '.join(ChannelBinding)}."
+            raise self.error("channel_binding is not known", hint) from None
+
+    def _allowed_auth(self) -> frozenset[AuthMethod]:
+        """As libpq reads require_auth: methods to allow, or each with ! before it to refuse."""
+        written = self.optional("require_auth")
+        if not written:
+            return ANY_AUTH
+        methods = [method.strip() for method in written.split(",")]
+        refused = [method.startswith("!") for method in methods]
+        names = {method.removeprefix("!") for method in methods}
+        if any(refused) != all(refused) or names - _AUTH_METHODS:
+            hint = f"Write a comma-separated list of {', '.join(AuthMethod)}; or a list of methods"
+            hint += " to refuse, each with ! before it."
+            raise self.error("require_auth is not a list of authentication methods", hint)
+        allowed = frozenset(each for each in AuthMethod if (each in names) != all(refused))
+        if not allowed:
+            problem = "require_auth allows no method that the reaper supports"
+            raise self.error(problem, f"Allow one of {', '.join(AuthMethod)}.")
+        return allowed
 
     def _auth(self) -> Auth:
         """As it is written; without a word on it, a secret without a password means IAM."""
@@ -378,12 +536,37 @@ class _Reader:
         try:
             return SslMode(self.optional("sslmode") or SslMode.VERIFY_FULL)
         except ValueError:
-            known = ", ".join(SslMode)
-            raise self.error("sslmode is not known", f"Write one of {known}.") from None
+            hint = f"Write one of {', '.join(SslMode)}."
+            if self.optional("sslmode") in ("prefer", "allow"):
+                problem = "sslmode prefer and allow are refused: they may end in plaintext"
+                raise self.error(problem, hint) from None
+            raise self.error("sslmode is not known", hint) from None
 
     def error(self, problem: str, hint: str) -> SecretError:
         """What is wrong with the secret, as an error."""
         return SecretError(self.target, f"secret {self.secret.name}: {problem}", hint)
+
+
+_AUTH_METHODS: Final = frozenset({*AuthMethod, "gss", "sspi", "oauth"})  # that libpq knows
+_PARTS_OF_URI: Final = ("host", "port", "user", "password", "dbname")
+_LONG_PASSWORD: Final = 8  # characters: a shorter one may be part of a name by chance
+_SCHEME: Final = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
+_CREDENTIALS: Final = re.compile(
+    r"://|:[^@\s]+@|\b(?:password|passwd|pwd|token|secret)\s*[=:]", re.IGNORECASE
+)
+_IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_.-]{1,255}")
+_PARAMETER_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    """A parameter of a URI; unlike in a form, + stands for itself."""
+    name, _, value = text.partition("=")
+    return unquote(name, errors="strict"), unquote(value, errors="strict")
+
+
+def _shown_name(name: str) -> str:
+    """A parameter's name, if it looks like one: the rest of a password does not."""
+    return name if _PARAMETER_NAME.fullmatch(name) else "(a name that is not shown)"
 
 
 def _is_uri(text: str) -> bool:

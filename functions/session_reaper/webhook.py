@@ -6,7 +6,6 @@ has a text of its own, and nothing is chained to it.
 
 import html
 import json
-import logging
 import re
 import ssl
 import time
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import urllib3
 
-from session_reaper.aws import AWS_ERRORS, client
+from session_reaper.aws import AWS_ERRORS, call, client, explain_error
 from session_reaper.deadline import Deadline
-from session_reaper.errors import PublishError
+from session_reaper.errors import NoAnswerError, PublishError
+from session_reaper.log_levels import silence_libraries
 from session_reaper.settings import read_webhook_secret
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 _MOST_TEXT: Final = 3000  # characters
 _RESERVE: Final = 2.0  # seconds, to raise in
 _TRY: Final = 8.0  # seconds that one may take at most
+_SECRET_SECONDS: Final = 10.0  # that reading the secret may take at most
 _PASSING: Final = {HTTPStatus.TOO_MANY_REQUESTS, *range(500, 600)}
 
-for _name in ("botocore", "urllib3"):  # at DEBUG they log the secret, and the URL
-    logging.getLogger(_name).setLevel(logging.WARNING)
+silence_libraries()
 
 
 def lambda_handler(event: Mapping[str, Any], context: "LambdaContext") -> None:
@@ -40,7 +40,9 @@ def lambda_handler(event: Mapping[str, Any], context: "LambdaContext") -> None:
     """
     deadline = Deadline(context.get_remaining_time_in_millis() / 1000 - _RESERVE)
     secret = read_webhook_secret()
-    url = _url(secret)  # read each time: a new one is used from the next try on
+    url = _url(
+        secret, deadline.capped_at(_SECRET_SECONDS)
+    )  # read each time: a new one is used from the next try on
     with urllib3.PoolManager(ssl_context=ssl.create_default_context()) as http:
         for record in event["Records"]:
             body = json.dumps(_payload(record["Sns"])).encode()
@@ -50,13 +52,18 @@ def lambda_handler(event: Mapping[str, Any], context: "LambdaContext") -> None:
                 raise PublishError(f"the message did not reach Slack: {problem}. {remedy}.")
 
 
-def _url(secret: str) -> str:
-    try:
+def _url(secret: str, deadline: Deadline) -> str:
+    def read() -> str:
         answer = client("secretsmanager").get_secret_value(SecretId=secret)
+        _ = answer["ARN"]  # without it, it was not Secrets Manager that answered
+        return str(answer.get("SecretString", "")).strip()
+
+    try:
+        text = call("secretsmanager", read, deadline)
     except AWS_ERRORS as error:
         remedy = "Check WEBHOOK_SECRET, and what the webhook's role may read and decrypt."
-        raise PublishError(f"secret {secret} cannot be read: {error} {remedy}") from None
-    text = answer.get("SecretString", "").strip()
+        problem = f"secret {secret} cannot be read: {explain_error(error)}"
+        raise PublishError(f"{problem.rstrip('.')}. {remedy}") from None
     url = _object(text).get("url", text)
     if not isinstance(url, str) or not re.fullmatch(r"https://[^\s/@]+/\S*", url):
         raise PublishError(f'secret {secret} holds no https URL, as text or as {{"url": "…"}}')
@@ -87,19 +94,25 @@ def _object(text: str) -> Mapping[str, Any]:
 
 def _post(http: urllib3.PoolManager, url: str, body: bytes, deadline: Deadline) -> str:
     """Try until it arrives (it may twice); returns what is wrong, "" if nothing is."""
+
+    def post() -> urllib3.BaseHTTPResponse:
+        return http.request(
+            "POST",
+            url,
+            body=body,
+            headers={"Content-Type": "application/json"},
+            timeout=urllib3.Timeout(total=_TRY),
+            retries=False,  # urllib3's log the URL; and no redirect is followed
+        )
+
     for doubled in range(10):
         wait = 0.5 * 2**doubled
         try:
-            answer = http.request(
-                "POST",
-                url,
-                body=body,
-                headers={"Content-Type": "application/json"},
-                timeout=urllib3.Timeout(total=deadline.remaining_or_raise(_TRY)),
-                retries=False,  # urllib3's log the URL; and no redirect is followed
-            )
+            answer = call("slack", post, deadline.capped_at(_TRY))
         except urllib3.exceptions.HTTPError as error:
             problem = type(error).__name__
+        except NoAnswerError as error:
+            problem = str(error)
         else:
             if answer.status == HTTPStatus.OK:
                 return ""

@@ -131,6 +131,19 @@ def test_a_leak_is_terminated_and_reported_everywhere(
         leak.close()
 
 
+def test_at_every_log_level_no_library_says_what_it_reads(
+    function: Callable[..., Runtime],
+) -> None:
+    levels = ("AWS_LAMBDA_LOG_LEVEL", "POWERTOOLS_LOG_LEVEL", "LOG_LEVEL")
+    with function(**dict.fromkeys(levels, "DEBUG"), POWERTOOLS_DEBUG="true") as runtime:
+        answer = runtime.invoke({})
+    assert answer.error is None
+    assert [record.get("message") for record in answer.records].count("run") == 1
+    assert PASSWORD not in answer.log
+    loggers = {str(record.get("logger", "")).partition(".")[0] for record in answer.records}
+    assert not loggers & {"botocore", "urllib3", "pg8000", "aws_lambda_powertools"}
+
+
 def test_a_policy_in_yaml_and_a_table_of_what_was_told_are_used(
     function: Callable[..., Runtime], cloud: Aws
 ) -> None:

@@ -175,7 +175,7 @@ def test_before_16_it_takes_a_fallback_secret(stage: Stage) -> None:
 
 def test_a_fallback_that_would_help_is_no_shortcoming(stage: Stage) -> None:
     stage.role("rescuer", "SUPERUSER")
-    stage.aws.put_secret(RESCUE, {"username": "rescuer", "password": PASSWORD})
+    stage.aws.put_secret(RESCUE, stage.secret(username="rescuer"))
     stage.target(fallback_secret=RESCUE)
     assert not {
         code for code in sql_by_code(check(stage)) if "fallback" in code or "reserved" in code
@@ -189,7 +189,7 @@ def test_a_fallback_that_would_not_help_is_told_before_it_is_needed(
     stage.role("rescuer", "IN ROLE pg_read_all_stats")
     password = "no" if trouble == "password" else PASSWORD
     if trouble != "missing":
-        stage.aws.put_secret(RESCUE, {"username": "rescuer", "password": password})
+        stage.aws.put_secret(RESCUE, stage.secret(username="rescuer", password=password))
     stage.target(fallback_secret=RESCUE)
     expected = {
         "missing": "secret rescue cannot be read",

@@ -78,7 +78,7 @@ RESCUE = "rescue"  # a secret's name
 def superuser(stage: Stage) -> str:
     """The secret of a role that gets in before 16: a superuser, as RDS's master user does there."""
     role = stage.role("rescuer", "SUPERUSER")
-    stage.aws.put_secret(RESCUE, {"username": role, "password": PASSWORD})
+    stage.aws.put_secret(RESCUE, stage.secret(username=role))
     return RESCUE
 
 

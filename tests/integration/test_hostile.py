@@ -125,12 +125,12 @@ def test_every_hostile_server_at_once_and_one_healthy_one(stage: Stage) -> None:
 
 def test_all_that_hang_take_no_longer_than_one(stage: Stage) -> None:
     with Impostor() as silent, Impostor(say_and_hang(b"S")) as tls, ExitStack() as stack:
-        stage.target("before sign-in", port=silent.port)
-        stage.target("before sign-in too", port=silent.port)
-        stage.target("asked for TLS", port=silent.port, sslmode="verify-full")
-        stage.target("said yes to TLS", port=tls.port, sslmode="require")
+        stage.target("before-sign-in", port=silent.port)
+        stage.target("before-sign-in-too", port=silent.port)
+        stage.target("asked-for-TLS", port=silent.port, sslmode="verify-full")
+        stage.target("said-yes-to-TLS", port=tls.port, sslmode="require")
         signed_in = stack.enter_context(Impostor(say_and_hang(SIGNED_IN)))
-        stage.target("after sign-in", port=signed_in.port)
+        stage.target("after-sign-in", port=signed_in.port)
         run = stage.reap(seconds=1.5)
     assert run.seconds < 1.5
     codes = {target["name"]: target["error"]["code"] for target in run.document["targets"]}

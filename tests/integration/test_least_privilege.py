@@ -314,7 +314,7 @@ def _parameters(stage: Stage, webhook: str) -> dict[str, str]:
         "TargetSecrets": "orders,prod/billing",
         "TargetSecretArns": f"{SHARED},{_managed(stage)}",
         "TargetSecretTag": "reap=prod",
-        "FallbackSecretArns": secret(RESCUE, {"username": rescuer, "password": PASSWORD}),
+        "FallbackSecretArns": secret(RESCUE, stage.secret(username=rescuer)),
         "IamDatabaseUser": REAPER,
         "DecryptionKeyArns": KEY_OF_YOURS,
         "Policy": f"ssm:{POLICY}:1",

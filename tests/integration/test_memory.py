@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from botocore.client import BaseClient
 from session_reaper.errors import PublishError
 
 from tests.integration.stage import IDLE, REAPER, policy, rule
-from tests.integration.wire import aws_but_for, http
+from tests.integration.wire import Impostor, aws_but_for, http, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tests.integration.stage import Run, Stage
 
 TABLE = "session-reaper-Memory"
+SECRETS = "arn:aws:secretsmanager:eu-central-1:123456789012:secret"
 PAGE = b"<html><head><title>403 Forbidden</title></head><body><h1>403 Forbidden</h1></body></html>"
 
 
@@ -284,10 +286,18 @@ def test_a_bug_in_telling_keeps_no_kill_out_of_the_log(
 
 @pytest.mark.usefixtures("table")
 def test_one_item_that_cannot_be_kept_does_not_keep_the_others_out(stage: Stage) -> None:
-    stage.target("a", port=1, name="a" * 3000)  # DynamoDB takes 2,048 bytes
-    stage.target("z", port=1, name="z")
+    call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
+
+    def stretch(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+        if operation == "PutItem" and arguments["Item"]["target"]["S"].endswith(":a"):
+            arguments["Item"]["target"]["S"] *= 100  # DynamoDB takes 2,048 bytes
+        return call(client, operation, arguments)
+
+    stage.monkeypatch.setattr(BaseClient, "_make_api_call", stretch)
+    stage.target("a", port=1)
+    stage.target("z", port=1)
     assert stage.run().emails
-    assert [item["target"]["S"] for item in items()] == ["z"]
+    assert [item["target"]["S"] for item in items()] == [f"{SECRETS}:z"]
 
 
 @pytest.mark.usefixtures("table")
@@ -307,9 +317,38 @@ def test_an_item_says_what_was_told_when_and_until_when_it_is_kept(stage: Stage)
     with locked_out(stage):
         stage.run()
     ((item),) = items()
-    assert item["target"] == {"S": "orders"}
+    assert item["target"] == {"S": f"{SECRETS}:orders"}
     assert began - 1 < float(item["told_at"]["N"]) == float(item["since"]["N"]) <= time.time()
     assert int(item["expires_at"]["N"]) > began + 7 * 86400
+
+
+@pytest.mark.usefixtures("table")
+def test_a_secret_that_takes_the_name_of_another_target_silences_nothing(stage: Stage) -> None:
+    use(stage, policy())
+    fields = b"SFATAL\0VFATAL\0C53300\0Msorry, too many clients already\0\0"
+    with Impostor(say(b"E" + struct.pack("!i", 4 + len(fields)) + fields)) as always_full:
+        stage.target("thief", port=always_full.port, name="orders")
+        assert stage.run(seconds=4).email.subject.startswith("CRITICAL")
+        assert stage.run(seconds=4).emails == []
+        stage.fill()
+        stage.monkeypatch.setenv("MODE", "observe")
+        assert stage.run(seconds=4).email.subject.startswith("CRITICAL")
+        assert len({item["target"]["S"] for item in items()}) == 2
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("known_by", ["name", "ARN"])
+def test_a_secret_that_can_be_read_again_has_recovered(stage: Stage, known_by: str) -> None:
+    stage.aws.put_secret("stock", stage.secret())
+    secrets = stage.aws.secrets
+    arn = secrets.describe_secret(SecretId="stock")["ARN"]
+    stage.listed("stock" if known_by == "name" else arn)
+    secrets.delete_secret(SecretId="stock", RecoveryWindowInDays=7)
+    assert stage.run().emails
+    assert stage.run().emails == []
+    secrets.restore_secret(SecretId="stock")
+    assert "stock: recovered (failed secret" in stage.run().email.subject
+    assert items() == []
 
 
 @pytest.mark.usefixtures("table")

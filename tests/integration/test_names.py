@@ -31,9 +31,9 @@ NAMES = {
     "glob": "[*?]",
     "separators": "a,b=c&d;e|f",
     "at": "user@host:5432/db?x=y#z",
-    "mixed directions": "אa1",
-    "zero width": "a\u200bb\u00ad",
-    "63 bytes": "é" * 31 + "x",
+    "mixed-directions": "אa1",
+    "zero-width": "a\u200bb\u00ad",
+    "63-bytes": "é" * 31 + "x",
     "json": '{"a": "b\\u0000"}',
     "slack": "<!channel> & <https://example.com|x>",
 }
@@ -133,7 +133,7 @@ def test_the_look_survives_text_in_any_encoding_from_a_database_of_any(stage: St
         leaks.append(_says(stage, "SQL_ASCII", octets))  # noqa: PERF401 -- reads as the loop above
     until(lambda: all(leak.state == LEAK for leak in leaks), "all have leaked")
     for encoding in (*TEXTS, "SQL_ASCII"):
-        stage.target(f"from {encoding}", name=encoding, dbname=encoding)
+        stage.target(f"from-{encoding}", name=encoding, dbname=encoding)
     for encoding in (*TEXTS, "SQL_ASCII"):
         run = stage.run({"mode": "observe", "policy": policy(), "targets": [encoding]})
         found = run.outcomes(encoding)

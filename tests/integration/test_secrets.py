@@ -160,6 +160,13 @@ def test_a_target_that_nobody_has_is_an_error_before_anything_is_done(stage: Sta
     assert leak.is_there
 
 
+def test_a_uri_in_place_of_a_targets_name_is_not_shown(stage: Stage) -> None:
+    stage.target()
+    with pytest.raises(ConfigurationError, match=r"^event\.targets\[0\]: ") as caught:
+        stage.run({"targets": ["postgres://app:hunter2@db.example/orders"]})
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize("service", ["secretsmanager", "AmazonSSM"])
 def test_an_aws_api_that_hangs_does_not_outlive_the_lambda(stage: Stage, service: str) -> None:
     stage.target()

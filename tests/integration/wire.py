@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import count
 from select import select
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Self
@@ -142,6 +144,28 @@ def http(status: str, body: bytes, seconds: float = 0) -> Callable[[socket.socke
     def answer(connection: socket.socket, stop: Event) -> None:
         stop.wait(seconds)
         connection.sendall(head.encode() + body)
+
+    return answer
+
+
+def drip_body(seconds: float = 0.05) -> Callable[[socket.socket, Event], None]:
+    """Answer a request that is read already with a body that arrives byte by byte, without end."""
+
+    def answer(connection: socket.socket, stop: Event) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while not stop.wait(seconds):
+            connection.sendall(b" ")
+
+    return answer
+
+
+def page_without_end(page: str) -> Callable[[socket.socket, Event], None]:
+    """Answer each request with another page; TOKEN in it says where the next one begins."""
+    numbers = count()
+
+    def answer(connection: socket.socket, stop: Event) -> None:
+        body = page.replace("TOKEN", f"page-{next(numbers)}")
+        http("200 OK", body.encode())(connection, stop)
 
     return answer
 
@@ -351,6 +375,21 @@ class _Requests:
             }.get(kind)
 
 
+def _request(connection: socket.socket) -> bytes:
+    """One whole HTTP request, as far as it says how long it is."""
+    request = connection.recv(65536)
+    head, _, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+    missing = int(length[1]) - len(body) if length else 0
+    while missing > 0:
+        data = connection.recv(65536)
+        if not data:
+            break
+        request += data
+        missing -= len(data)
+    return request
+
+
 def aws_but_for(
     text: bytes, deal: Callable[[socket.socket, Event], None] | None = None
 ) -> Impostor:
@@ -359,7 +398,7 @@ def aws_but_for(
     real = urlsplit(os.environ["AWS_ENDPOINT_URL"])
 
     def gateway(connection: socket.socket, stop: Event) -> None:
-        head = connection.recv(65536)
+        head = _request(connection)
         if text in head:
             deal(connection, stop)
             return

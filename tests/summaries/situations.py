@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from session_reaper.advice import advice_on_timeouts
+from session_reaper.deadline import Deadline
 from session_reaper.decide import Verdict, decide
 from session_reaper.errors import BlindError, FullError, Membership, TargetError
 from session_reaper.policy import Mode, Policy
@@ -66,7 +67,7 @@ def _judged(
     **overrides: object,
 ) -> TargetReport:
     """What the engine makes of these sessions, and that each condemned one met this outcome."""
-    judgement = decide(sessions, slots, policy or load_policy(""))
+    judgement = decide(sessions, slots, policy or load_policy("", Deadline(10)))
     fates = tuple(
         Fate(
             decision=decision,

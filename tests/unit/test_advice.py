@@ -313,9 +313,9 @@ def test_only_inactive_replication_slots_are_to_be_dropped() -> None:
         (SslMode.VERIFY_FULL, None, None),
         (SslMode.DISABLE, None, None),  # told in every report
         (SslMode.REQUIRE, None, "has no sslrootcert"),
-        (SslMode.REQUIRE, "PEM", "require, by which the certificate may be another host's"),
-        (SslMode.VERIFY_CA, None, "verify-ca, by which the certificate may be another host's"),
-        (SslMode.VERIFY_CA, "PEM", "verify-ca, by which the certificate may be another host's"),
+        (SslMode.REQUIRE, "PEM", "require, which accepts the certificate of another host"),
+        (SslMode.VERIFY_CA, None, "verify-ca, which accepts the certificate of another host"),
+        (SslMode.VERIFY_CA, "PEM", "verify-ca, which accepts the certificate of another host"),
     ],
 )
 def test_less_than_verify_full_is_told(

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
-from session_reaper.news import Learned, Told, compared, not_delivered
+from session_reaper.news import Learned, Told, compared, lasting_key, not_delivered
 from session_reaper.policy import Mode
 from session_reaper.report import (
     Failure,
@@ -13,30 +14,50 @@ from session_reaper.report import (
     TargetReport,
     TargetStatus,
 )
+from session_reaper.targets import TargetKey
 
 from tests.builders import a_fate, a_report, a_target_report, some_slots
 
 NOW = 1_795_600_000.0
 HOUR = 3600.0
+FUNCTION = "arn:aws:lambda:eu-west-1:123456789012:function:session-reaper"
+SECRETS = "arn:aws:secretsmanager:eu-west-1:123456789012:secret"
+
+compare = partial(compared, now=NOW, remind_after=HOUR, whole=True, function_arn=FUNCTION)
+
+
+def key_of(name: str, instance: str = "") -> TargetKey:
+    """The key under which a secret of the function's own account and region is remembered."""
+    return TargetKey(f"{SECRETS}:{name}", instance)
+
+
+ORDERS = key_of("orders")
+
+
+def stock(report: TargetReport) -> TargetReport:
+    return replace(report, name="stock", key=key_of("stock"))
 
 
 def in_trouble(status: TargetStatus, code: str = "timeout", **overrides: object) -> TargetReport:
     failure = Failure(code=code, message="it is so", hint="mend it")
-    values: dict[str, object] = {"name": "orders", "status": status, "error": failure}
+    values: dict[str, object] = {"name": "orders", "key": ORDERS, "status": status}
+    values["error"] = failure
     return TargetReport(**values | overrides)  # type: ignore[arg-type] # a table
 
 
 def well(*outcomes: Outcome, **overrides: object) -> TargetReport:
     fates = [a_fate(outcome, pid=pid) for pid, outcome in enumerate(outcomes, start=1)]
-    return a_target_report(*fates, **{"slots": some_slots(used=40), "used_after": 39} | overrides)
+    return a_target_report(
+        *fates, **{"key": ORDERS, "slots": some_slots(used=40), "used_after": 39} | overrides
+    )
 
 
 def told(kind: str, ago: float = 60.0, *, since: float | None = None) -> Told:
-    return Told(target="orders", kind=kind, since=NOW - (since or ago), at=NOW - ago)
+    return Told(key=ORDERS, kind=kind, since=NOW - (since or ago), at=NOW - ago)
 
 
 def after(target: TargetReport, *known: Told, mode: Mode = Mode.ENFORCE) -> tuple[Report, Learned]:
-    return compared(a_report(target, mode=mode), known, NOW, HOUR, whole=True)
+    return compare(a_report(target, mode=mode), known)
 
 
 FAILED = in_trouble(TargetStatus.FAILED)
@@ -50,7 +71,7 @@ TROUBLES = {
     "would_terminate idle-in-transaction app": well(Outcome.WOULD_TERMINATE),
     "spared": well(Outcome.SPARED),
     "fallback": well(fallback_secret="master"),  # noqa: S106 -- a name
-    "exhausted": a_target_report(),
+    "exhausted": a_target_report(key=ORDERS),
 }
 PASSING = {"would_terminate idle-in-transaction app", "spared", "denied"}
 
@@ -59,7 +80,7 @@ PASSING = {"would_terminate idle-in-transaction app", "spared", "denied"}
 def test_a_trouble_is_news_when_it_begins_and_remembered_from_then_on(kind: str) -> None:
     report, learned = after(TROUBLES[kind])
     assert report.is_news
-    assert learned.told == (Told(target="orders", kind=kind, since=NOW, at=NOW),)
+    assert learned.told == (Told(key=ORDERS, kind=kind, since=NOW, at=NOW),)
 
 
 @pytest.mark.parametrize("kind", TROUBLES)
@@ -73,7 +94,7 @@ def test_the_same_trouble_is_no_news_until_it_is_time_to_remind(kind: str) -> No
 def test_after_a_while_the_same_trouble_is_news_again_and_still_as_old(kind: str) -> None:
     report, learned = after(TROUBLES[kind], told(kind, HOUR, since=5 * HOUR))
     assert report.is_news
-    assert learned.told == (Told(target="orders", kind=kind, since=NOW - 5 * HOUR, at=NOW),)
+    assert learned.told == (Told(key=ORDERS, kind=kind, since=NOW - 5 * HOUR, at=NOW),)
 
 
 @pytest.mark.parametrize("kind", TROUBLES.keys() - PASSING)
@@ -103,7 +124,7 @@ def test_another_trouble_of_the_same_target_is_news() -> None:
 
 
 def test_the_same_trouble_of_another_target_is_news() -> None:
-    report, _ = after(replace(FAILED, name="stock"), told("failed timeout"))
+    report, _ = after(stock(FAILED), told("failed timeout"))
     assert report.is_news
 
 
@@ -161,22 +182,20 @@ def test_a_server_on_the_brink_is_not_told_of_in_every_run() -> None:
 
 
 def test_the_end_of_a_secrets_trouble_is_told_of_the_target_that_it_describes() -> None:
-    known = Told(target="prod/orders", kind="failed secret", since=NOW - 60, at=NOW)
-    report, learned = compared(a_report(well(secret="prod/orders")), [known], NOW, HOUR, whole=True)  # noqa: S106 -- a name
+    known = Told(key=key_of("prod/orders"), kind="failed secret", since=NOW - 60, at=NOW)
+    report, learned = compare(a_report(well(key=key_of("prod/orders", "orders-1"))), [known])
     assert report.summary == "orders: recovered (failed secret for 1m), slots 40/97 → 39/97"
     assert learned.over == (known,)
 
 
-def test_of_two_targets_of_one_name_the_well_one_does_not_speak_for_the_other() -> None:
-    report, learned = compared(
-        a_report(FAILED, well()), [told("failed timeout")], NOW, HOUR, whole=True
-    )
+def test_of_two_targets_of_one_secret_the_well_one_does_not_speak_for_the_other() -> None:
+    report, learned = compare(a_report(FAILED, well()), [told("failed timeout")])
     assert not report.is_news
     assert learned.over == ()
 
 
 def test_what_is_no_target_any_more_is_forgotten_without_a_word() -> None:
-    other = Told(target="stock", kind="full", since=NOW, at=NOW)
+    other = Told(key=key_of("stock"), kind="full", since=NOW, at=NOW)
     report, learned = after(well(), other)
     assert not report.is_news
     assert learned.over == (other,)
@@ -216,22 +235,24 @@ def test_several_troubles_that_end_together_are_one_piece_of_news() -> None:
 
 
 def test_a_clock_that_was_set_back_makes_no_negative_age() -> None:
-    later = Told(target="orders", kind="full", since=NOW + 60, at=NOW + 60)
+    later = Told(key=ORDERS, kind="full", since=NOW + 60, at=NOW + 60)
     report, _ = after(well(), later)
     assert report.targets[0].recovered == (Recovery(kind="full", seconds=0.0),)
 
 
 def test_targets_that_nobody_asked_for_are_left_as_they_were() -> None:
-    other = Told(target="stock", kind="full", since=NOW, at=NOW)
-    report, learned = compared(a_report(well()), [other], NOW, HOUR, whole=False)
+    other = Told(key=key_of("stock"), kind="full", since=NOW, at=NOW)
+    report, learned = compare(a_report(well()), [other], whole=False)
     assert not report.is_news
     assert learned.over == ()
 
 
 def test_the_summary_of_a_run_counts_what_was_told_before() -> None:
-    report = a_report(well(Outcome.TERMINATED), replace(FAILED, name="stock"), well(name="quiet"))
-    known = Told(target="stock", kind="failed timeout", since=NOW, at=NOW)
-    found, _ = compared(report, [known], NOW, HOUR, whole=True)
+    report = a_report(
+        well(Outcome.TERMINATED), stock(FAILED), well(name="quiet", key=key_of("quiet"))
+    )
+    known = Told(key=key_of("stock"), kind="failed timeout", since=NOW, at=NOW)
+    found, _ = compare(report, [known])
     assert (
         found.summary == "orders: 1 session terminated, slots 40/97 → 39/97; 1 told before; 1 quiet"
     )
@@ -243,9 +264,68 @@ def test_without_news_the_summary_says_what_is_still_wrong() -> None:
 
 
 def test_what_was_told_before_makes_other_news_no_worse() -> None:
-    full = replace(TROUBLES["full"], name="stock")
+    full = stock(TROUBLES["full"])
     report = a_report(well(Outcome.TERMINATED), full)
-    told_before, _ = compared(
-        report, [Told(target="stock", kind="full", since=NOW, at=NOW)], NOW, HOUR, whole=True
-    )
+    told_before, _ = compare(report, [Told(key=key_of("stock"), kind="full", since=NOW, at=NOW)])
     assert (report.severity, told_before.severity) == ("critical", "info")
+
+
+def test_a_target_that_takes_the_name_of_another_hides_no_trouble_of_it() -> None:
+    thief = in_trouble(TargetStatus.FULL, "53300", key=key_of("thief"))
+    _, learned = compare(a_report(thief), ())
+    report, _ = compare(a_report(in_trouble(TargetStatus.FULL, "53300")), learned.told)
+    assert report.is_news
+    assert report.is_critical
+
+
+def test_a_target_keeps_its_memory_when_its_name_changes() -> None:
+    report, _ = after(replace(FAILED, name="renamed"), told("failed timeout"))
+    assert not report.is_news
+
+
+def test_each_instance_of_a_secret_has_its_own_memory() -> None:
+    first, second = (well(key=key_of("orders", each)) for each in ("orders-1", "orders-2"))
+    full = replace(TROUBLES["full"], key=key_of("orders", "orders-2"))
+    known = Told(key=key_of("orders", "orders-1"), kind="full", since=NOW - 60, at=NOW)
+    assert compare(a_report(first, full), [known])[0].is_critical
+    found, _ = compare(a_report(first, second), [known])
+    assert [len(target.recovered) for target in found.targets] == [1, 0]
+
+
+def test_the_memory_of_an_instance_outlasts_a_secret_that_cannot_be_read() -> None:
+    known = Told(key=key_of("orders", "orders-1"), kind="full", since=NOW - 60, at=NOW)
+    unreadable = in_trouble(TargetStatus.FAILED, "secret", key=TargetKey("orders"))
+    report, learned = after(unreadable, known)
+    assert report.is_news
+    assert learned.over == ()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("orders", f"{SECRETS}:orders-A1b2C3"),
+        (f"{SECRETS}:orders", f"{SECRETS}:orders-A1b2C3"),
+        ("orders-backup", f"{SECRETS}:orders-backup-A1b2C3"),
+        ("rds!db-1234", f"{SECRETS}:rds!db-1234-A1b2C3"),
+    ],
+)
+def test_a_secret_is_the_same_by_its_name_and_by_its_arn(one: str, other: str) -> None:
+    assert lasting_key(TargetKey(one), FUNCTION) == lasting_key(TargetKey(other), FUNCTION)
+    known = Told(
+        key=lasting_key(TargetKey(one), FUNCTION), kind="failed secret", since=NOW - 60, at=NOW
+    )
+    report, _ = after(well(key=TargetKey(other)), known)
+    assert [each.kind for each in report.targets[0].recovered] == ["failed secret"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        f"{SECRETS.replace('123456789012', '210987654321')}:orders-A1b2C3",
+        f"{SECRETS.replace('eu-west-1', 'us-east-1')}:orders-A1b2C3",
+        f"{SECRETS.replace('arn:aws:', 'arn:aws-cn:')}:orders-A1b2C3",
+        f"{SECRETS}:orders-backup-A1b2C3",
+    ],
+)
+def test_secrets_of_other_accounts_regions_and_names_are_told_apart(other: str) -> None:
+    assert lasting_key(TargetKey("orders"), FUNCTION) != lasting_key(TargetKey(other), FUNCTION)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from session_reaper.deadline import Deadline
 from session_reaper.documents import several
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Policy, read_policy
@@ -105,7 +106,7 @@ def test_there_is_an_example_for_each_occasion() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_read_and_fits_the_schema_that_it_names(example: Path) -> None:
-    load_policy(str(example))
+    load_policy(str(example), Deadline(10))
     text = example.read_text("utf-8")
     SCHEMA.validate(parse_yaml(text))
     assert text.startswith("# yaml-language-server: $schema=policy.schema.json\n")
@@ -121,7 +122,7 @@ def test_an_example_fits_into_an_ssm_parameter_with_its_comments(example: Path) 
 
 def test_the_example_of_the_default_is_the_default() -> None:
     default = next(example for example in EXAMPLES if example.stem == "default")
-    assert load_policy(str(default)) == load_policy("")
+    assert load_policy(str(default), Deadline(10)) == load_policy("", Deadline(10))
 
 
 def test_the_examples_show_every_key_but_a_few() -> None:

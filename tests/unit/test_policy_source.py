@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from session_reaper.deadline import Deadline
 from session_reaper.decide import Verdict, decide
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Mode, Policy
@@ -36,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 def load(folder: Path, text: str, name: str = "policy.yaml") -> Policy:
     path = folder / name
     path.write_text(text, "utf-8")
-    return load_policy(str(path))
+    return load_policy(str(path), Deadline(10))
 
 
 def problem_of(folder: Path, text: str) -> str:
@@ -46,7 +47,7 @@ def problem_of(folder: Path, text: str) -> str:
 
 
 def condemned_by_default(sessions: list[Session], slots: Slots) -> dict[int, str]:
-    policy = load_policy("")
+    policy = load_policy("", Deadline(10))
     assert policy.mode is None  # MODE alone decides
     decisions = decide(sessions, slots, policy).having(Verdict.CONDEMN)
     return {d.pid: d.rule.name for d in decisions if d.rule}
@@ -102,13 +103,15 @@ def test_a_relative_path_is_meant_from_the_artifacts_root(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    assert load_policy("session_reaper/default_policy.json") == load_policy("")
+    assert load_policy("session_reaper/default_policy.json", Deadline(10)) == load_policy(
+        "", Deadline(10)
+    )
 
 
 @pytest.mark.parametrize("source", ["nowhere.yaml", "session_reaper", "session_reaper/../x"])
 def test_a_policy_that_cannot_be_read_is_named_with_the_variable(source: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        load_policy(source)
+        load_policy(source, Deadline(10))
     assert source in str(caught.value)
     assert str(caught.value).startswith("POLICY")
 
@@ -116,7 +119,7 @@ def test_a_policy_that_cannot_be_read_is_named_with_the_variable(source: str) ->
 def test_a_file_that_is_no_text_is_a_mistake(folder: Path) -> None:
     (folder / "policy.yaml").write_bytes(b"version: \xff\xfe")
     with pytest.raises(ConfigurationError):
-        load_policy(str(folder / "policy.yaml"))
+        load_policy(str(folder / "policy.yaml"), Deadline(10))
 
 
 def test_a_mistake_names_the_source_and_the_place(folder: Path) -> None:
@@ -234,6 +237,20 @@ def test_what_yaml_makes_of_bare_words_does_not_pass_for_text(
     folder: Path, line: str, place: str
 ) -> None:
     assert f" {place}: " in problem_of(folder, f"{YAML}\n{line}\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgres://app:hunter2@db.example/orders",
+        "postgres://app:hunter2@db.example: orders: 1",
+        '{"host": "db.example", "password": "hunter2"}',
+        '{"host": "db.example", "password": "hunter2"',
+        "host=db.example password=hunter2",
+    ],
+)
+def test_what_looks_like_a_credential_is_not_shown(folder: Path, text: str) -> None:
+    assert "hunter2" not in problem_of(folder, text)
 
 
 def test_flow_yaml_is_yaml_although_it_begins_like_json(folder: Path) -> None:

@@ -234,6 +234,7 @@ def test_the_summary_is_one_line_whatever_a_server_or_a_name_says(line_break: st
 def test_the_document_is_exactly_that_of_the_contract() -> None:
     target = a_target_report(
         a_fate(Outcome.TERMINATED, query="select * from orders where id = 42"),
+        secret="prod/orders",  # noqa: S106 -- its name
         used_after=85,
         status=FAILED,
         error=Failure(code="53300", message="m", hint="h"),
@@ -257,6 +258,7 @@ def test_the_document_is_exactly_that_of_the_contract() -> None:
         "targets": [
             {
                 "name": "orders",
+                "secret": "prod/orders",
                 "status": "failed",
                 "error": {"code": "53300", "message": "m", "hint": "h"},
                 "slots": {

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from session_reaper.decide import Verdict, decide
@@ -17,6 +17,9 @@ from session_reaper.request import (
 )
 
 from tests.builders import a_document, a_policy, a_rule, a_session, some_slots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 EVENTS = Path(__file__).parents[2] / "events"
 OFF, OBSERVE, ENFORCE = Mode.OFF, Mode.OBSERVE, Mode.ENFORCE
@@ -250,3 +253,38 @@ def test_only_eventbridge_s_envelopes_are_scheduled() -> None:
         scheduled = path.stem.startswith("schedule")
         assert is_scheduled(json.loads(path.read_text())) is scheduled
     assert not is_scheduled("detail-type source")
+
+
+URI = "postgres://app:hunter2@db.example/orders"
+DSN = "host=db.example password=hunter2"
+
+
+@pytest.mark.parametrize("value", [URI, DSN, "app:hunter2@db.example", {"password": "hunter2"}])
+@pytest.mark.parametrize(
+    "event",
+    [
+        lambda value: {"mode": value},
+        lambda value: {"targets": [{"uri": value}]},
+        lambda value: {"check": value},
+        lambda value: {"apply": value if isinstance(value, dict) else [value]},
+        lambda value: {"rules": [[value]]},
+        lambda value: {"policy": {"version": value}},
+        lambda value: {"policy": {"version": 1, "mode": value}},
+        lambda value: {str(value): True},
+        lambda value: {"policy": {"version": 1, str(value): 1}},
+        lambda value: value,
+    ],
+    ids=range(10),
+)
+def test_no_error_shows_a_credential(event: Callable[[object], object], value: object) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_request(event(value))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [URI, DSN])
+def test_a_rule_that_looks_like_a_credential_is_not_shown(name: str) -> None:
+    request = read_request({"rules": [name]})
+    with pytest.raises(ConfigurationError, match=r"^event\.rules\[0\]: ") as caught:
+        policy_of_run(a_policy(), request)
+    assert "hunter2" not in str(caught.value)

@@ -20,7 +20,6 @@ from session_reaper.targets import (
     SecretError,
     SslMode,
     Target,
-    by_fallback,
     read_targets,
 )
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
 NAME = "prod/orders"
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:prod/orders-X1y2Z3"
+PEM = "-----BEGIN CERTIFICATE-----"
 HOST = "pg-shop.aivencloud.com"
 URI = f"postgres://avnadmin:{quote(PASSWORD, safe='')}@{HOST}:21699/defaultdb?sslmode=require"
 PARTS = {
@@ -284,9 +284,9 @@ def test_the_nearest_word_on_sslmode_counts(document: dict[str, Any], sslmode: S
 
 
 def test_optional_keys_stand_beside_a_uri() -> None:
-    found = read({"uri": URI, "name": "shop", "sslrootcert": "PEM", "fallback_secret": " admin "})
+    found = read({"uri": URI, "name": "shop", "sslrootcert": PEM, "fallback_secret": " admin "})
     assert (found.name, found.group) == ("shop", "shop")
-    assert (found.sslrootcert, found.fallback_secret) == ("PEM", "admin")
+    assert (found.sslrootcert, found.fallback_secret) == (PEM, "admin")
 
 
 # -- IAM --------------------------------------------------------------------------------------------
@@ -328,75 +328,6 @@ def test_a_token_never_goes_out_in_plaintext() -> None:
     forgotten = error_of(a_secret(password=None, sslmode="disable"))
     assert forgotten.message == f"secret {NAME}: password is missing"
     error_of("postgres://reaper@h/d?sslmode=disable")
-
-
-# -- the fallback's role ------------------------------------------------------------------------
-
-
-def fallback_of(target: Target, document: str | dict[str, Any]) -> Target:
-    return by_fallback(target, secret(document, "admin", ARN + "-admin"))
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        {"username": "root", "password": PASSWORD},
-        {"username": "root", "password": PASSWORD, "host": "elsewhere", "port": 1, "dbname": "x"},
-        {"username": "root", "password": PASSWORD, "sslmode": "disable", "name": "x"},
-        f"postgres://root:{quote(PASSWORD, safe='')}@elsewhere:1/x?sslmode=disable",
-        {"user": "root", "password": PASSWORD, "fallback_secret": "another"},
-    ],
-    ids=repr,
-)
-def test_of_the_fallback_only_the_role_and_its_password_count(
-    document: str | dict[str, Any],
-) -> None:
-    ours = read(a_secret(fallback_secret="admin", sslrootcert="PEM"))  # noqa: S106 -- its name
-    assert fallback_of(ours, document) == replace(
-        ours, role="root", password=PASSWORD, instead_of="reaper"
-    )
-
-
-def test_a_fallback_by_iam_takes_the_place_of_a_password_and_the_other_way_round() -> None:
-    iam = fallback_of(read(a_secret()), {"username": "root", "auth": "iam"})
-    assert (iam.auth, iam.auth_given, iam.password) == (Auth.IAM, True, "")
-    word = fallback_of(read(a_secret(auth="iam")), {"username": "root", "password": PASSWORD})
-    assert (word.auth, word.auth_given, word.password) == (Auth.PASSWORD, False, PASSWORD)
-
-
-@pytest.mark.parametrize(
-    "document",
-    [{"username": "root", "auth": "iam"}, {"username": "root"}, "postgres://root@h"],
-    ids=["auth iam", "no password", "URI"],
-)
-def test_a_fallbacks_token_never_goes_out_in_plaintext_either(
-    document: str | dict[str, Any],
-) -> None:
-    """It goes to the target by the target's sslmode, whatever its own secret says or leaves out."""
-    with pytest.raises(SecretError) as caught:
-        fallback_of(read(a_secret(sslmode="disable")), document)
-    assert caught.value.target == "orders"
-    assert "admin" in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("document", "key"),
-    [
-        ({"password": PASSWORD}, "username is missing"),
-        ({"username": "root", "auth": "password"}, "password is missing"),
-        ({"username": "root", "password": 5}, "password is not text"),
-        ([], "no object"),
-        (PASSWORD, "is not JSON"),
-    ],
-)
-def test_what_is_wrong_with_a_fallback_is_said_of_its_secret(document: Any, key: str) -> None:  # noqa: ANN401 -- any shape
-    with pytest.raises(SecretError) as caught:
-        fallback_of(
-            read(a_secret()), document if isinstance(document, str) else json.dumps(document)
-        )
-    assert "secret admin" in caught.value.message
-    assert key in caught.value.message
-    assert_hidden(caught.value, PASSWORD)
 
 
 # -- engines ------------------------------------------------------------------------------------

@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy import Mode
-from session_reaper.settings import Notify, Place, Settings, Tag, read_settings
+from session_reaper.settings import (
+    Notify,
+    Place,
+    Settings,
+    Tag,
+    read_settings,
+    read_webhook_secret,
+)
 
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:a/b-X1y2Z3"
 TOPIC = "arn:aws:sns:eu-west-1:123456789012:session-reaper"
@@ -165,3 +172,75 @@ def test_reads_the_environment_as_it_is_now_and_not_as_it_was_at_import(
     monkeypatch.setenv("TARGET_SECRETS", "set-later")
     monkeypatch.setenv("TOPIC_ARN", TOPIC)
     assert read_settings().target_secrets == ("set-later",)
+
+
+URIS = [
+    "postgres://app:hunter2@db.example:5432/orders",
+    "postgresql://app:hun,ter2,@db.example/orders?sslmode=require",
+    "POSTGRES://app:hunter2@db",
+    "app:hunter2@db.example:5432/orders",
+    "host=db.example user=app password=hunter2",
+    "host=db.example,password='hunter2',user=app",
+    '{"host": "db.example", "password": "hunter2"}',
+    "{'host':'db.example','Password':'hunter2'}",
+    "https://hooks.slack.com/services/T0/B0/hunter2",
+]
+ECHOING = [
+    "TARGET_SECRET_TAG",
+    "CLUSTER_TARGETS",
+    "TOPIC_ARN",
+    "CRITICAL_TOPIC_ARN",
+    "MODE",
+    "POLICY",
+]
+ECHOING += ["NOTIFY", "REMIND_AFTER", "MEMORY_TABLE", "TARGET_METRICS", "DASHBOARD"]
+
+
+@pytest.mark.parametrize("value", URIS)
+@pytest.mark.parametrize("others", ["", "orders,", "orders, billing ,"])
+def test_a_uri_among_the_secrets_is_refused_and_no_part_of_it_is_shown(
+    value: str, others: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"^TARGET_SECRETS: value \d of") as caught:
+        settings(TARGET_SECRETS=f"{others}{value}")
+    for part in ("hun", "ter2", "app", "example", "db"):
+        assert part not in str(caught.value)
+    assert "write the name of that secret" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["a password", "orders;billing", "arn:aws:s3:::bucket", "x" * 513]
+)
+def test_what_has_not_the_form_of_a_secret_is_not_one(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^TARGET_SECRETS: ") as caught:
+        settings(TARGET_SECRETS=value)
+    assert value not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ARN,
+        ARN.replace("arn:aws:", "arn:aws-us-gov:"),
+        ARN.replace("a/b", "team@example.com"),
+        "rds!db-0a1b2c3d",
+        "prod/orders_1+2=3.x@y-z",
+    ],
+)
+def test_every_form_of_a_secret_is_one(value: str) -> None:
+    assert settings(TARGET_SECRETS=value).target_secrets == (value,)
+
+
+@pytest.mark.parametrize("value", URIS)
+@pytest.mark.parametrize("name", ECHOING)
+def test_no_variable_shows_a_credential(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{name}: ") as caught:
+        settings(**{name: value})
+    assert "hun" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", URIS)
+def test_the_webhooks_url_in_place_of_its_secret_is_not_shown(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^WEBHOOK_SECRET: ") as caught:
+        read_webhook_secret({"WEBHOOK_SECRET": value})
+    assert "hun" not in str(caught.value)

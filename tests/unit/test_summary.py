@@ -351,6 +351,27 @@ def test_no_strangers_name_can_call_a_channel_or_make_a_link(targets: int) -> No
         assert set(re.findall(r"<([^|>]*)\|", text)) <= {link.url for link in links(PLACE, "4f6c")}
 
 
+HOSTILE_NAMES = [
+    "<!channel>",
+    "<@U012>",
+    "<https://x.example|y>",
+    "https://x.example",
+    ":x:",
+    "&lt;",
+]
+
+
+@pytest.mark.parametrize("name", [*HOSTILE_NAMES, "@here", "a:b:c:d:", "`<!here>`"])
+def test_a_strangers_name_is_plain_text_where_slack_knows_no_code_span(name: str) -> None:
+    summary = summary_of(ended(name=name))
+    payload, notification = json.loads(summary.webhook), json.loads(summary.notification)
+    header = payload["blocks"][0]["text"]["text"]
+    for text in (header.partition(" ")[2], payload["text"], notification["metadata"]["threadId"]):
+        assert not re.search(r"[<>&]|://|:[\w+-]+:|@(channel|here|everyone)", text)
+        assert len(text) > len(name)
+    assert re.fullmatch(r"`[^`<>]+`", notification["metadata"]["summary"])
+
+
 def test_a_strangers_name_stands_in_a_code_span() -> None:
     target = a_target_report(a_fate(application="a`*b*<x>&"), used_after=40)
     description = json.loads(summary_of(target).notification)["content"]["description"]

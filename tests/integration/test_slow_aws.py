@@ -1,0 +1,292 @@
+"""Whatever AWS does, a run ends before Lambda's time is over, and tells what it did."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+from session_reaper.errors import ConfigurationError, PublishError
+from session_reaper.handler import lambda_handler
+
+from tests.integration.stage import Context, policy
+from tests.integration.test_memory import TABLE, table, use
+from tests.integration.test_publish import inbox, subjects
+from tests.integration.wire import (
+    Impostor,
+    aws_but_for,
+    drip,
+    drip_body,
+    hang,
+    http,
+    page_without_end,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from threading import Event
+
+    from infra.local.aws import Email
+    from tests.integration.stage import Stage
+
+    Answer = Callable[[socket.socket, Event], None]
+
+__all__ = ["table"]  # a fixture
+
+PAGE = b"<html><head><title>403 Forbidden</title></head><body>no</body></html>"
+ANSWERS: dict[str, Answer] = {
+    "silent": hang,
+    "drips": drip_body(),
+    "page": http("200 OK", PAGE),
+    "refusal": http("403 Forbidden", PAGE),
+}
+ENDLESS = {
+    "dynamodb": '{"Items": [], "LastEvaluatedKey": {"target": {"S": "TOKEN"}, "kind": {"S": "k"}}}',
+    "secretsmanager": '{"SecretList": [], "NextToken": "TOKEN"}',
+    "rds": (
+        "<DescribeDBClustersResponse><DescribeDBClustersResult><Marker>TOKEN</Marker><DBClusters/>"
+        "</DescribeDBClustersResult></DescribeDBClustersResponse>"
+    ),
+}
+LEAST_LEFT = 0.1  # seconds before Lambda would end the function
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How an invocation ended, with how many seconds left."""
+
+    error: Exception | None
+    document: dict[str, Any]
+    left: float
+    emails: list[Email]
+
+
+def invoke(stage: Stage, seconds: float) -> End:
+    """One scheduled run."""
+    context = Context(seconds)
+    error, document = None, {}
+    try:
+        document = lambda_handler({}, context)  # type: ignore[arg-type]
+    except (ConfigurationError, PublishError) as raised:
+        error = raised
+    left = context.get_remaining_time_in_millis() / 1000
+    assert left > LEAST_LEFT, f"{left} s left: {error}"
+    return End(error=error, document=document, left=left, emails=stage.aws.delivered())
+
+
+@contextmanager
+def slow(stage: Stage, service: str, answer: Answer) -> Iterator[None]:
+    """Let one service of AWS answer like this, or all requests that hold a text."""
+    stand_in = os.environ["AWS_ENDPOINT_URL"]
+    text = f"/{service}/aws4_request" if service.isalpha() else service
+    with aws_but_for(text.encode(), answer) as gateway:
+        stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{gateway.port}")
+        yield
+        stage.monkeypatch.setenv("AWS_ENDPOINT_URL", stand_in)
+
+
+@contextmanager
+def late(stage: Stage) -> Iterator[None]:
+    """Let the work on the targets take all its time: one of them sends without end."""
+    with Impostor(drip(b"N\0\0\0\xff", 0.05)) as target:
+        stage.target("late", port=target.port)
+        yield
+
+
+def logged(caplog: pytest.LogCaptureFixture, message: str) -> int:
+    return [record.message for record in caplog.records].count(message)
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(("kind", "seconds"), [("silent", 3), ("drips", 3), ("drips", 10)])
+def test_a_slow_topic_keeps_no_outcome_out_of_the_log_at_the_end_of_the_time(
+    stage: Stage, caplog: pytest.LogCaptureFixture, kind: str, seconds: float
+) -> None:
+    use(stage, policy())
+    leak = stage.session()
+    with late(stage), slow(stage, "sns", ANSWERS[kind]):
+        end = invoke(stage, seconds)
+    assert isinstance(end.error, PublishError)
+    assert "no answer in" in str(end.error) or kind == "silent"
+    assert not leak.is_there
+    assert (logged(caplog, "outcome"), logged(caplog, "run")) == (1, 1)
+    items = boto3.client("dynamodb").scan(TableName=TABLE)["Items"]
+    assert [item["kind"]["S"].split()[0] for item in items] == ["untold"]
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    ("kind", "seconds"), [("silent", 3), ("drips", 3), ("endless", 3), ("page", 3), ("endless", 10)]
+)
+def test_a_slow_table_keeps_no_summary_back_at_the_end_of_the_time(
+    stage: Stage, caplog: pytest.LogCaptureFixture, kind: str, seconds: float
+) -> None:
+    use(stage, policy())
+    leak = stage.session()
+    answer = ANSWERS.get(kind) or page_without_end(ENDLESS["dynamodb"])
+    with late(stage), slow(stage, "dynamodb", answer):
+        end = invoke(stage, seconds)
+    assert not leak.is_there
+    assert logged(caplog, "outcome") == 1
+    (email,) = end.emails
+    assert "1 session terminated" in email.subject
+    assert "memory table could not be read" in " ".join(email.body.split())
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("kind", ["silent", "drips"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_topic_that_hangs_takes_no_time_of_the_other(stage: Stage, kind: str, which: int) -> None:
+    pager, url = inbox(stage, "pager")
+    stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", pager)
+    stage.fill()
+    topic = ("session-reaper", "pager")[which]
+    with late(stage), slow(stage, f"%3A{topic}&Subject", ANSWERS[kind]):
+        end = invoke(stage, 3)
+    assert isinstance(end.error, PublishError)
+    assert (len(end.emails), len(subjects(url))) == ((0, 1), (1, 0))[which]
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds"), [*((kind, 3) for kind in ANSWERS), ("drips", 10), ("silent", 60)]
+)
+def test_a_policy_that_ssm_does_not_give_is_an_error_that_names_it_in_time(
+    stage: Stage, kind: str, seconds: float
+) -> None:
+    stage.target()
+    stage.monkeypatch.setenv("POLICY", "ssm:/reaper/policy")
+    with slow(stage, "ssm", ANSWERS[kind]):
+        end = invoke(stage, seconds)
+    assert isinstance(end.error, ConfigurationError)
+    assert str(end.error).startswith("POLICY ssm:/reaper/policy: parameter: cannot be read: ")
+    assert end.left > 0.6 * seconds
+
+
+@pytest.mark.parametrize("kind", [*ANSWERS, "endless"])
+def test_secrets_that_cannot_be_listed_are_told_in_time(stage: Stage, kind: str) -> None:
+    stage.monkeypatch.setenv("TARGET_SECRET_TAG", "team=shop")
+    answer = ANSWERS.get(kind) or page_without_end(ENDLESS["secretsmanager"])
+    with slow(stage, "secretsmanager", answer):
+        end = invoke(stage, 3)
+    assert end.document["status"] == "failed"
+    (email,) = end.emails
+    assert "tag team=shop" in email.subject
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+@pytest.mark.parametrize("number", [1, 2])
+def test_secrets_that_cannot_be_read_are_told_in_time(stage: Stage, kind: str, number: int) -> None:
+    for index in range(number):
+        stage.target(f"orders-{index}")
+    with slow(stage, "secretsmanager", ANSWERS[kind]):
+        end = invoke(stage, 3)
+    messages = [target["error"]["message"] for target in end.document["targets"]]
+    assert len(messages) == number
+    assert all("cannot be read" in message for message in messages)
+    assert len(end.emails) == 1
+
+
+@pytest.mark.parametrize("kind", [*ANSWERS, "endless"])
+def test_where_rds_does_not_answer_the_host_of_the_secret_is_worked_on(
+    stage: Stage, kind: str
+) -> None:
+    use(stage, policy())
+    stage.target(dbClusterIdentifier="orders")
+    leak = stage.session()
+    answer = ANSWERS.get(kind) or page_without_end(ENDLESS["rds"])
+    with slow(stage, "rds", answer):
+        end = invoke(stage, 3)
+    assert not leak.is_there
+    assert len(end.emails) == 1
+
+
+def test_a_secret_that_drips_when_it_is_read_again_leaves_the_error_of_its_target(
+    stage: Stage,
+) -> None:
+    use(stage, policy())
+    stage.target()
+    stage.target("wrong", password="wrong")  # noqa: S106 -- it is
+    leak = stage.session()
+    with slow(stage, "secretsmanager.GetSecretValue", drip_body()):
+        end = invoke(stage, 3)
+    assert not leak.is_there
+    assert len(end.emails) == 1
+    orders, wrong = end.document["targets"]
+    assert orders["error"] is None
+    assert wrong["error"]["code"] in {"28P01", "deadline"}
+
+
+def _waits_without_end(*_: object, **__: object) -> list[Any]:
+    threading.Event().wait(20)
+    raise socket.gaierror
+
+
+@pytest.fixture
+def full_backlog() -> Iterator[tuple[str, int]]:
+    """An address that drops every SYN: nobody accepts what has filled its queue."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address: tuple[str, int] = listener.getsockname()
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.settimeout(0)
+            filler.connect_ex(address)
+        yield address
+        for filler in fillers:
+            filler.close()
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(("trouble", "seconds"), [("name", 3), ("addresses", 3), ("addresses", 10)])
+def test_no_name_server_and_no_dropped_packet_outlasts_the_function(
+    stage: Stage,
+    caplog: pytest.LogCaptureFixture,
+    full_backlog: tuple[str, int],
+    trouble: str,
+    seconds: float,
+) -> None:
+    """For the calls at the end of a run; their threads bear the service's name."""
+    resolve = socket.getaddrinfo
+    three = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", full_backlog)] * 3
+    over = threading.Event()
+
+    def slowly(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 -- socket's own
+        if threading.current_thread().name.startswith(("call-sns", "call-dynamodb")):
+            if trouble == "addresses":
+                return three
+            over.wait(20)
+        return resolve(*arguments, **named)
+
+    use(stage, policy())
+    leak = stage.session()
+    stage.cleanup(over.set)
+    with late(stage), slow(stage, "none", hang):  # a new endpoint: no connection is open already
+        stage.monkeypatch.setattr(socket, "getaddrinfo", slowly)
+        end = invoke(stage, seconds)
+        stage.monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    assert isinstance(end.error, PublishError)
+    assert not leak.is_there
+    assert (logged(caplog, "outcome"), logged(caplog, "run")) == (1, 1)
+
+
+@pytest.mark.usefixtures("table")
+def test_with_a_minute_all_that_drips_at_the_end_has_its_time_and_no_more(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """About 19 s: 3 to read the table, 13 to publish, 3 to write."""
+    use(stage, policy())
+    leak = stage.session()
+    began = time.monotonic()
+    with slow(stage, "dynamodb", drip_body()), slow(stage, "sns", drip_body()):
+        end = invoke(stage, 60)
+    assert time.monotonic() - began < 25
+    assert isinstance(end.error, PublishError)
+    assert not leak.is_there
+    assert (logged(caplog, "outcome"), logged(caplog, "run")) == (1, 1)

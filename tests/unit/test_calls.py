@@ -1,0 +1,135 @@
+"""A call ends by its deadline, whatever the other side does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import cycle, repeat
+from threading import Event
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from session_reaper.aws import MAX_PAGES, PendingCall, call, pages
+from session_reaper.deadline import Deadline
+from session_reaper.errors import NoAnswerError
+from session_reaper.notify import share_time
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+
+@pytest.fixture
+def service() -> str:
+    """A service of this test's own: it has threads of its own."""
+    return uuid4().hex
+
+
+@pytest.fixture
+def over() -> Iterator[Event]:
+    """Set at the end: no thread is left behind."""
+    event = Event()
+    yield event
+    event.set()
+
+
+def test_a_call_returns_what_the_operation_returns(service: str) -> None:
+    assert call(service, lambda: 7, Deadline(5)) == 7
+
+
+@pytest.mark.parametrize("error", [TimeoutError("its own"), RuntimeError("its own"), KeyError("a")])
+def test_a_call_raises_what_the_operation_raises(service: str, error: Exception) -> None:
+    def operation() -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error.args[0])):
+        call(service, operation, Deadline(5))
+
+
+def test_a_call_that_does_not_end_is_left_at_its_deadline(service: str, over: Event) -> None:
+    began = time.monotonic()
+    with pytest.raises(NoAnswerError, match=r"no answer in 0\.[12] s"):
+        call(service, over.wait, Deadline(0.1))
+    assert time.monotonic() - began < 1
+
+
+def test_calls_that_hang_do_not_keep_others_from_their_answers(service: str, over: Event) -> None:
+    deadline = Deadline(0.2)
+    hanging = [PendingCall(service, over.wait, deadline) for _ in range(3)]
+    answered = PendingCall(service, lambda: 7, deadline)
+    for pending in hanging:
+        with pytest.raises(NoAnswerError):
+            pending.result()
+    assert answered.result() == 7
+
+
+def test_without_time_no_call_begins(service: str) -> None:
+    began = Event()
+    with pytest.raises(NoAnswerError, match="no time is left"):
+        call(service, began.set, Deadline(0))
+    assert not began.is_set()
+
+
+def test_a_call_that_waits_for_a_thread_until_the_deadline_never_begins(
+    service: str, over: Event
+) -> None:
+    hanging = [PendingCall(service, over.wait, Deadline(5)) for _ in range(16)]
+    began = Event()
+    with pytest.raises(NoAnswerError, match="no answer in"):
+        call(service, began.set, Deadline(0.1))
+    over.set()
+    for pending in hanging:
+        pending.result()
+    assert call(service, lambda: 7, Deadline(5)) == 7
+    assert not began.is_set()
+
+
+def test_a_process_without_room_for_a_thread_has_no_answer_and_makes_no_late_call(
+    service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    began = Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(NoAnswerError, match="no thread for the call"):
+            call(service, began.set, Deadline(5))
+    # The executor has kept it in its queue.
+    assert call(service, lambda: 7, Deadline(5)) == 7
+    assert not began.is_set()
+
+
+def listed(tokens: Iterable[Any], deadline: Deadline) -> list[Mapping[str, Any]]:
+    return list(pages(({"next": token} for token in tokens), "next", deadline))
+
+
+def test_a_list_ends_with_the_page_that_names_no_other() -> None:
+    assert len(listed(["a", "b", None, "c"], Deadline(5))) == 3
+    assert len(listed(["a", {"b": 1}, ""], Deadline(5))) == 3
+
+
+@pytest.mark.parametrize("tokens", [repeat("a"), cycle(["a", "b"]), repeat({"key": {"S": "a"}})])
+def test_a_list_that_comes_to_a_page_again_is_not_an_answer(tokens: Iterable[object]) -> None:
+    with pytest.raises(NoAnswerError, match="repeats itself"):
+        listed(tokens, Deadline(60))
+
+
+def test_a_list_has_a_number_of_pages_at_most() -> None:
+    with pytest.raises(NoAnswerError, match="more than 1,000 pages"):
+        listed(range(1, MAX_PAGES + 2), Deadline(60))
+
+
+def test_a_list_is_left_at_the_deadline_unless_it_is_complete() -> None:
+    with pytest.raises(NoAnswerError, match="not complete in time"):
+        listed(["a", None], Deadline(0))
+    assert len(listed([None], Deadline(0))) == 1
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1, 3, 10, 60, 900])
+def test_the_parts_of_a_run_end_one_after_the_other_and_before_lambda_does(seconds: float) -> None:
+    run_time = share_time(seconds)
+    assert run_time.policy.remaining() <= 0.3 * seconds
+    assert run_time.targets.remaining() >= 0.59 * seconds
+    assert run_time.end.remaining() - run_time.targets.remaining() >= min(15, 0.2 * seconds)
+    assert seconds - run_time.end.remaining() >= min(0.5, seconds / 12)

@@ -1,0 +1,307 @@
+"""Whether a fallback secret is for its target's server, and where it connects."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from typing import Any
+
+import pytest
+from session_reaper.fallback import (
+    Fallback,
+    FallbackRefusal,
+    RdsListing,
+    decide_fallback,
+    needs_rds,
+    read_fallback,
+)
+from session_reaper.targets import (
+    ANY_AUTH,
+    Auth,
+    AuthMethod,
+    ChannelBinding,
+    Instance,
+    Secret,
+    SecretError,
+    SslMode,
+    Target,
+    read_targets,
+)
+
+from tests.builders import PASSWORD, a_secret
+
+PEM = "-----BEGIN CERTIFICATE-----"
+HOST = "orders.abc.eu-west-1.rds.amazonaws.com"  # of `a_secret`
+WRITER = "shop.cluster-abc.eu-west-1.rds.amazonaws.com"
+READER = "shop.cluster-ro-abc.eu-west-1.rds.amazonaws.com"
+CUSTOM = "reports.cluster-custom-abc.eu-west-1.rds.amazonaws.com"
+PREFIX = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:"
+MASTER = f"{PREFIX}rds!cluster-1-AbCdEf"
+
+
+def an_instance(identifier: str, cluster: str = "shop", **overrides: object) -> Instance:
+    values: dict[str, Any] = {
+        "identifier": identifier,
+        "cluster": cluster,
+        "engine": "aurora-postgresql",
+        "host": f"{identifier}.abc.eu-west-1.rds.amazonaws.com",
+        "port": 5433,
+        "reader": identifier.endswith("2"),
+        "secret_arns": (MASTER,),
+        "cluster_hosts": (WRITER, READER, CUSTOM),
+        "cluster_port": 5433,
+    }
+    return Instance(**values | overrides)
+
+
+SHOP = (an_instance("shop-1"), an_instance("shop-2"))
+OTHERS = an_instance("evil-1", "evil", secret_arns=(), cluster_hosts=("evil.cluster-x",))
+LISTED = RdsListing(instances=(OTHERS, *SHOP))
+
+
+def a_target(**keys: object) -> Target:
+    document = a_secret(fallback_secret="admin", **keys)  # noqa: S106 -- its name
+    secret = Secret(name="prod/orders", arn=f"{PREFIX}prod/orders-X1y2Z3", text=document)
+    (found,) = read_targets(secret, lambda: (), whole_clusters=False)
+    return found
+
+
+def of_cluster(**keys: object) -> tuple[Target, ...]:
+    document = a_secret(dbInstanceIdentifier=None, dbClusterIdentifier="shop", **keys)
+    secret = Secret(name="shop", arn=f"{PREFIX}shop-X1y2Z3", text=document)
+    return read_targets(secret, lambda: SHOP, whole_clusters=True)
+
+
+def a_fallback(name: str = "admin", arn: str = f"{PREFIX}admin-X1y2Z3", **keys: object) -> Fallback:
+    document = {"username": "root", "password": "r00t", "host": HOST, "port": 5433} | keys
+    given = {key: value for key, value in document.items() if value is not None}
+    return read_fallback(Secret(name=name, arn=arn, text=json.dumps(given)))
+
+
+def managed(**keys: object) -> Fallback:
+    return a_fallback("rds!cluster-1", MASTER, **{"host": None, "port": None} | keys)
+
+
+def decide(target: Target, fallback: Fallback, listing: RdsListing = LISTED) -> Target:
+    decision = decide_fallback(target, fallback, listing)
+    assert isinstance(decision, Target), decision
+    return decision
+
+
+def refusal(target: Target, fallback: Fallback, listing: RdsListing = LISTED) -> FallbackRefusal:
+    decision = decide_fallback(target, fallback, listing)
+    assert isinstance(decision, FallbackRefusal), decision
+    assert decision.reason
+    assert decision.hint
+    assert "r00t" not in decision.reason + decision.hint
+    return decision
+
+
+# -- the same endpoint --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", [HOST, HOST.upper(), f"{HOST}.", f"Orders{HOST[6:]}."])
+def test_a_fallback_that_names_the_targets_endpoint_connects_by_its_own_settings(host: str) -> None:
+    fallback = a_fallback(
+        host=host,
+        sslmode="verify-ca",
+        sslrootcert=PEM,
+        dbname="admin",
+        channel_binding="require",
+        require_auth="scram-sha-256",
+        name="ignored",
+        fallback_secret="another",  # noqa: S106 -- its name
+    )
+    target = a_target(sslmode="disable")
+    assert not needs_rds(target, fallback)
+    assert decide(target, fallback, RdsListing()) == Target(
+        name="orders",
+        group="orders",
+        secret_arn=target.secret_arn,
+        host=host,
+        port=5433,
+        role="root",
+        auth=Auth.PASSWORD,
+        auth_given=False,
+        password="r00t",  # noqa: S106 -- of nothing
+        database="admin",
+        sslmode=SslMode.VERIFY_CA,
+        sslrootcert=PEM,
+        fallback_secret="admin",  # noqa: S106 -- its name
+        instead_of="reaper",
+        channel_binding=ChannelBinding.REQUIRE,
+        allowed_auth=frozenset({AuthMethod.SCRAM_SHA_256}),
+    )
+
+
+def test_nothing_that_the_target_says_of_the_connection_counts() -> None:
+    target = a_target(
+        sslmode="disable",
+        sslrootcert=PEM,
+        dbname="theirs",
+        require_auth="password",
+        auth="password",
+    )
+    found = decide(target, a_fallback())
+    assert (found.sslmode, found.sslrootcert) == (SslMode.VERIFY_FULL, None)
+    assert (found.database, found.allowed_auth) == ("postgres", ANY_AUTH)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"host": "attacker.example"},
+        {"host": "attacker.example", "sslmode": "disable"},
+        {"port": 5432},
+        {"host": "10.0.0.7"},
+        {"host": f"{HOST}.attacker.example"},
+        {"host": f"{HOST}.."},
+        {"host": "attacker.example", "dbInstanceIdentifier": "shop-1"},
+        {"host": "attacker.example", "dbClusterIdentifier": "shop"},
+    ],
+    ids=repr,
+)
+def test_a_fallback_for_another_endpoint_is_refused(keys: dict[str, Any]) -> None:
+    for fallback in (a_fallback(), managed()):
+        target = a_target(**keys)
+        assert needs_rds(target, fallback)
+        found = refusal(target, fallback)
+        assert "same host and port" in found.hint
+        assert "read replica" in found.hint
+
+
+def test_a_fallback_without_a_host_is_refused() -> None:
+    for host in (None, ""):
+        found = refusal(a_target(), a_fallback(host=host))
+        assert "names no host" in found.reason
+        assert found.hint.startswith("Add host and port")
+
+
+def test_a_secret_that_names_itself_is_refused() -> None:
+    target = a_target()
+    assert "itself" in refusal(target, a_fallback(arn=target.secret_arn)).reason
+
+
+# -- clusters -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", [WRITER, READER.upper(), f"{CUSTOM}."])
+def test_a_clusters_endpoint_counts_for_each_of_its_instances(host: str) -> None:
+    for target, instance in zip(of_cluster(), SHOP, strict=True):
+        found = decide(target, a_fallback(host=host))
+        assert (found.host, found.port) == (instance.host, 5433)
+        assert (found.name, found.group, found.reader) == (
+            target.name,
+            target.group,
+            target.reader,
+        )
+        assert found.key == target.key
+        assert found.sslmode is SslMode.VERIFY_FULL
+
+
+@pytest.mark.parametrize(
+    "keys", [{"port": 5432}, {"host": "evil.cluster-x"}, {"host": SHOP[0].host}], ids=repr
+)
+def test_another_clusters_endpoint_or_another_instances_does_not_count(
+    keys: dict[str, Any],
+) -> None:
+    reader = of_cluster()[1]
+    refusal(reader, a_fallback(**{"host": WRITER} | keys))
+
+
+def test_an_alias_of_a_cluster_does_not_lead_to_instances_that_the_target_claims() -> None:
+    """The target's secret chooses the cluster: an equal alias does not prove that it is this one."""
+    for target in of_cluster(host="db.internal", port=5433):
+        refusal(target, a_fallback(host="db.internal"))
+
+
+def test_an_instance_that_is_not_a_member_has_no_part_in_the_clusters_endpoint() -> None:
+    reader = of_cluster()[1]
+    without = RdsListing(instances=(SHOP[0], an_instance("shop-2", cluster_hosts=())))
+    refusal(reader, a_fallback(host=WRITER), without)
+
+
+def test_where_rds_cannot_be_asked_only_an_equal_endpoint_counts() -> None:
+    denied = RdsListing(problem="RDS instances cannot be listed: AccessDenied")
+    target = of_cluster()[0]
+    assert decide(target, a_fallback(host=target.host), denied).host == target.host
+    for fallback in (a_fallback(host=WRITER), managed()):
+        assert "AccessDenied" in refusal(target, fallback, denied).reason
+
+
+# -- managed by RDS -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", [SHOP[1].host.upper(), f"{WRITER}.", READER, CUSTOM])
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"sslmode": "disable", "sslrootcert": PEM}, {"host": "elsewhere.example"}],
+    ids=repr,
+)
+def test_the_master_secret_that_rds_lists_connects_verified_to_rdss_endpoint(
+    keys: dict[str, Any], host: str
+) -> None:
+    target = a_target(host=host, sslmode="disable")
+    found = decide(target, managed(**keys))
+    assert found.host == host.lower().rstrip(".")
+    assert (found.port, found.sslmode, found.sslrootcert) == (5433, SslMode.VERIFY_FULL, None)
+    assert (found.role, found.instead_of) == ("root", "reaper")
+
+
+def test_a_managed_secret_connects_verified_wherever_it_names_the_host() -> None:
+    fallback = managed(host=HOST, port=5433, sslmode="disable", sslrootcert=PEM)
+    found = decide(a_target(), fallback, RdsListing())
+    assert (found.host, found.sslmode, found.sslrootcert) == (HOST, SslMode.VERIFY_FULL, None)
+
+
+def test_the_master_secret_of_another_instance_is_refused() -> None:
+    found = refusal(a_target(host=OTHERS.host), managed())
+    assert "master secret" in found.reason
+
+
+# -- IAM ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sslmode", ["require", "verify-ca", None])
+@pytest.mark.parametrize("auth", ["iam", None])
+def test_a_token_goes_verified_to_the_fallbacks_own_destination(
+    sslmode: str | None, auth: str | None
+) -> None:
+    fallback = a_fallback(password=None, auth=auth, sslmode=sslmode, host=WRITER)
+    found = decide(of_cluster()[1], fallback)
+    assert (found.auth, found.host) == (Auth.IAM, SHOP[1].host)
+    assert found.sslmode is SslMode.VERIFY_FULL
+
+
+def test_a_token_never_goes_by_an_unverified_connection() -> None:
+    fallback = a_fallback(password=None, auth="iam", sslmode="require", host="db.example")
+    found = refusal(a_target(host="db.example"), fallback)
+    assert "verified" in found.reason
+    assert "sslrootcert" in found.hint
+
+
+# -- what is wrong with it ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ({"password": PASSWORD}, "username is missing"),
+        ({"username": "root", "auth": "password"}, "password is missing"),
+        ({"username": "root", "password": 5}, "password is not text"),
+        ({"username": "root", "password": PASSWORD, "host": f"u:{PASSWORD}@h"}, "host"),
+        ({"username": "root", "password": PASSWORD, "engine": "mysql"}, "engine mysql"),
+        ({"username": "root", "auth": "iam", "sslmode": "disable"}, "auth iam needs TLS"),
+        ({"username": "root", "sslmode": "disable"}, "password is missing"),
+        ({"username": "root", "password": PASSWORD, "options": PASSWORD}, "options"),
+        ([], "no object"),
+    ],
+)
+def test_what_is_wrong_with_a_fallback_is_said_of_its_secret(text: object, said: str) -> None:
+    secret = Secret(name="admin", arn=f"{PREFIX}admin-X1y2Z3", text=json.dumps(text))
+    with pytest.raises(SecretError) as caught:
+        read_fallback(secret)
+    assert "secret admin" in caught.value.message
+    assert said in caught.value.message
+    everything = "".join(traceback.format_exception(caught.value)) + caught.value.hint
+    assert PASSWORD not in everything
