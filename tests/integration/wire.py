@@ -200,16 +200,18 @@ class Proxy(Impostor):
 
     `before` is called before a request goes on to the server; `troubles` apply to the connection
     of their own index and, with `every`, to all later ones too. `says` makes of what the server says
-    what the reaper hears. `detour` leads to another server.
+    what the reaper hears, and `hears` is called with what the reaper says. `detour` leads to another
+    server.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- a test gives one or two of them
         self,
         port: int,
         *troubles: Trouble,
         every: bool = False,
         before: Callable[[Moment], None] | None = None,
         says: Callable[[bytes], bytes] = bytes,
+        hears: Callable[[bytes], object] = bytes,
         detour: Detour | None = None,
     ) -> None:
         super().__init__(self._forward)
@@ -218,6 +220,7 @@ class Proxy(Impostor):
         self._every = every
         self._before = before
         self._says = says
+        self._hears = hears
         self._detour = detour
         self.seen: list[Moment] = []
 
@@ -232,6 +235,9 @@ class Proxy(Impostor):
         if is_first or self._detour is None or self._detour.moment is not None:
             return self._upstream_port
         return self._detour.port
+
+    def listen(self, request: bytes) -> None:
+        self._hears(request)
 
     def hear(self, data: bytes) -> bytes:
         return self._says(data)
@@ -284,6 +290,7 @@ class _Conversation:
         for moment, request in self._requests.add(data):
             number = self._counts[moment] = self._counts.get(moment, 0) + 1
             self._proxy.meet(moment)
+            self._proxy.listen(request)
             trouble = self._proxy.trouble_at(moment, number)
             if trouble and not trouble.lost:
                 _misbehave(trouble.action, self._client, b"", stop)

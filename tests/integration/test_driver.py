@@ -1,0 +1,420 @@
+"""What the driver adds to pg8000, and each of its internals that it uses, held against the protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+import time
+from base64 import b64decode, b64encode
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pg8000
+import pytest
+from pg8000.core import EXECUTE_MSG, SYNC_MSG
+from session_reaper.deadline import Deadline
+from session_reaper.directory import Directory
+from session_reaper.errors import TargetError
+from session_reaper.policy import Action
+from session_reaper.postgres import driver
+from session_reaper.postgres.server import Server, Signal
+from session_reaper.sessions import EVERYTHING, NOTHING, Identity
+from session_reaper.settings import read_settings
+from session_reaper.targets import AuthMethod, ChannelBinding, SslMode, Target
+
+from infra.local.postgres import HOST
+from tests.integration.stage import LEAK, PASSWORD, until
+from tests.integration.wire import Impostor, Moment, Proxy, drip
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+    from threading import Event
+
+    from tests.integration.stage import Stage
+
+OK = b"R\0\0\0\x08\0\0\0\0"
+CLEAR_TEXT = b"R\0\0\0\x08\0\0\0\x03"
+MD5 = b"R\0\0\0\x0c\0\0\0\x05salt"
+READY = b"Z\0\0\0\x05I"
+
+
+def message(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("!i", len(body) + 4) + body
+
+
+def row(value: bytes) -> bytes:
+    return message(b"D", struct.pack("!Hi", 1, len(value)) + value)
+
+
+COLUMN = message(b"T", struct.pack("!H", 1) + b"look\0" + bytes(18))
+SCRAM = message(b"R", struct.pack("!i", 10) + b"SCRAM-SHA-256\0\0")
+
+
+@pytest.fixture
+def target(stage: Stage) -> Target:
+    stage.target()
+    (found,) = Directory(read_settings(), fresh=True).find([], Deadline(10))
+    assert isinstance(found, Target)
+    return found
+
+
+def test_the_version_is_the_one_whose_internals_are_used() -> None:
+    assert pg8000.__version__ == "1.31.6"
+
+
+# -- authentication --------------------------------------------------------------------------------
+
+
+class Asking:
+    """A server that asks for a password in its own way, and keeps what it is sent."""
+
+    def __init__(self, *questions: bytes) -> None:
+        self._questions = questions
+        self.heard = b""
+
+    def __call__(self, connection: socket.socket, _: Event) -> None:
+        connection.recv(65536)
+        for question in self._questions:
+            connection.sendall(question)
+            self.heard += connection.recv(65536)
+        connection.sendall(OK + READY)
+        self.heard += connection.recv(65536)
+
+
+def connect(target: Target, *questions: bytes) -> tuple[TargetError | None, bytes]:
+    asking = Asking(*questions)
+    with Impostor(asking) as impostor:
+        try:
+            Server.connect(replace(target, port=impostor.port), Deadline(2)).close()
+        except TargetError as error:
+            return error, asking.heard
+    return None, asking.heard
+
+
+def test_a_password_in_clear_text_goes_to_no_server_that_is_not_verified(target: Target) -> None:
+    error, heard = connect(target, CLEAR_TEXT)
+    assert error is not None
+    assert error.code == "auth"
+    assert "clear text" in error.message
+    assert "verify-full" in error.hint
+    assert PASSWORD.encode() not in heard
+
+
+def test_md5_is_answered_where_the_secret_asks_for_an_unverified_mode(target: Target) -> None:
+    error, heard = connect(target, MD5)
+    assert error is None
+    assert b"md5" in heard
+
+
+@pytest.mark.parametrize(
+    ("question", "method"),
+    [(MD5, AuthMethod.MD5), (SCRAM, AuthMethod.SCRAM_SHA_256), (b"", AuthMethod.NONE)],
+)
+def test_require_auth_refuses_what_it_does_not_name(
+    target: Target, question: bytes, method: AuthMethod
+) -> None:
+    allowed = frozenset({AuthMethod.PASSWORD})
+    questions = [question] if question else []
+    error, heard = connect(replace(target, allowed_auth=allowed), *questions)
+    assert error is not None
+    assert error.code == "auth"
+    assert f"by {method}; require_auth allows password" in error.message
+    assert b"md5" not in heard
+    assert b"n,,n=" not in heard
+
+
+@pytest.mark.parametrize("question", [CLEAR_TEXT, MD5, SCRAM, b""])
+def test_channel_binding_that_is_required_takes_nothing_less(
+    target: Target, question: bytes
+) -> None:
+    required = replace(target, channel_binding=ChannelBinding.REQUIRE)
+    questions = [question] if question else []
+    error, heard = connect(required, *questions)
+    assert error is not None
+    assert "channel binding" in error.message
+    assert b"md5" not in heard
+    assert b"n=" not in heard
+
+
+def test_a_server_that_skips_the_proof_of_scram_is_refused(target: Target) -> None:
+    """It could be any server: the password would still not be known to it, but all else would."""
+    error, _ = connect(target, SCRAM)
+    assert error is not None
+    assert "without the proof" in error.message
+
+
+def test_a_server_asks_for_a_password_once(target: Target) -> None:
+    error, heard = connect(target, MD5, MD5)
+    assert error is not None
+    assert heard.count(b"md5") == 1
+
+
+def test_a_server_s_words_about_scram_are_not_repeated(target: Target) -> None:
+    words = message(b"R", struct.pack("!i", 11) + b"r=CANARY,s=CANARY,i=CANARY")
+    error, _ = connect(target, SCRAM, words)
+    assert error is not None
+    assert "CANARY" not in error.message + error.hint
+
+
+@pytest.mark.parametrize("code", ["sw0rdfish", "4250", "425012", "28P01\n", "ab cd"])
+def test_a_code_without_the_form_of_a_sqlstate_is_not_shown(target: Target, code: str) -> None:
+    said = message(b"E", f"SFATAL\0C{code}\0Mno\0\0".encode())
+    error, _ = connect(target, said)
+    assert error is not None
+    assert error.code == "XX000"
+
+
+def test_a_password_that_the_server_sends_back_in_a_long_message_is_not_shown(
+    target: Target,
+) -> None:
+    said = message(b"E", f"SFATAL\0C28000\0M{'x' * 495}{PASSWORD}{PASSWORD}\0\0".encode())
+    error, _ = connect(target, said)
+    assert error is not None
+    for length in range(4, len(PASSWORD)):
+        assert PASSWORD[:length] not in error.message
+
+
+# -- time and size ---------------------------------------------------------------------------------
+
+
+def _answering(*parts: bytes, endless: bytes = b"") -> Callable[[socket.socket, Event], None]:
+    """Let everybody in, and answer the first statement so."""
+
+    def answer(connection: socket.socket, stop: Event) -> None:
+        connection.recv(65536)
+        connection.sendall(OK + READY)
+        connection.recv(65536)
+        for part in parts:
+            connection.sendall(part)
+        while endless and not stop.is_set():
+            connection.sendall(endless)
+
+    return answer
+
+
+_ENDLESS = {
+    "one value without end": ((COLUMN + b"D\x7f\xff\xff\xff\0\1\x7f\xff\xff\xf5",), bytes(65536)),
+    "rows without end": ((COLUMN,), row(b"x" * 60_000)),
+    "notices without end": ((), message(b"N", b"SNOTICE\0M" + b"x" * 60_000 + b"\0\0") * 4),
+    "parameters without end": ((), message(b"S", b"client_encoding\0punycode\0") * 1000),
+    "columns without end": ((), COLUMN * 1000),
+}
+
+
+@pytest.mark.parametrize("name", _ENDLESS)
+def test_an_answer_that_exceeds_its_budget_ends_the_connection(target: Target, name: str) -> None:
+    parts, endless = _ENDLESS[name]
+    with Impostor(_answering(*parts, endless=endless)) as impostor:
+        server = Server.connect(replace(target, port=impostor.port), Deadline(5))
+        began = time.monotonic()
+        with pytest.raises(TargetError) as raised:
+            server.look(NOTHING, Deadline(20))
+        server.close()
+    assert raised.value.code in {"answer", "protocol"}
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("length", [-1, 0, 3])
+def test_a_length_shorter_than_itself_is_no_message(target: Target, length: int) -> None:
+    with Impostor(_answering(b"N" + struct.pack("!i", length), endless=b"x")) as impostor:
+        server = Server.connect(replace(target, port=impostor.port), Deadline(5))
+        with pytest.raises(TargetError) as raised:
+            server.look(NOTHING, Deadline(5))
+        server.close()
+    assert raised.value.code == "protocol"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        COLUMN + row(b"{}") + row(b"{}"),
+        COLUMN + message(b"D", struct.pack("!Hi", 1, 100) + b"{}"),
+        COLUMN + message(b"D", struct.pack("!Hi", 2, 2) + b"{}"),
+        message(b"H", b"\0\0\1\0\0") + message(b"d", b"x"),
+        message(b"G", b"\0\0\1\0\0"),
+        READY,
+        message(b"C", b"SELECT 0\0") + READY,
+    ],
+)
+def test_an_answer_that_no_statement_here_has_is_an_error_of_the_target(
+    target: Target, said: bytes
+) -> None:
+    with Impostor(_answering(said)) as impostor:
+        server = Server.connect(replace(target, port=impostor.port), Deadline(5))
+        with pytest.raises(TargetError) as raised:
+            server.look(NOTHING, Deadline(2))
+        server.close()
+    assert raised.value.code in {"answer", "protocol", "connection"}
+
+
+def test_a_login_that_drips_ends_at_the_deadline_in_total(target: Target) -> None:
+    with Impostor(drip(message(b"N", bytes(1000)), seconds=0.05)) as impostor:
+        began = time.monotonic()
+        with pytest.raises(TargetError) as raised:
+            Server.connect(replace(target, port=impostor.port), Deadline(0.5))
+    assert time.monotonic() - began < 1
+    assert raised.value.code == "timeout"
+
+
+def test_a_statement_that_drips_ends_at_the_deadline_in_total(target: Target) -> None:
+    def answer(connection: socket.socket, stop: Event) -> None:
+        connection.recv(65536)
+        connection.sendall(OK + READY)
+        drip(COLUMN + row(b"x" * 1000), seconds=0.05)(connection, stop)
+
+    with Impostor(answer) as impostor:
+        server = Server.connect(replace(target, port=impostor.port), Deadline(5))
+        began = time.monotonic()
+        with pytest.raises(TargetError) as raised:
+            server.look(NOTHING, Deadline(0.5))
+        assert time.monotonic() - began < 1
+        server.close()
+    assert raised.value.code == "timeout"
+
+
+# -- the pipeline ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reaper(target: Target) -> Iterator[Server]:
+    server = Server.connect(target, Deadline(10))
+    yield server
+    server.close()
+
+
+def _identities(reaper: Server, pids: set[int]) -> list[Identity]:
+    look = reaper.look(EVERYTHING, Deadline(10))
+    return [s.identity for s in look.sessions if s.identity.pid in pids]
+
+
+@pytest.mark.every_major
+def test_a_denied_signal_in_the_middle_touches_no_other(stage: Stage, reaper: Server) -> None:
+    victims = stage.sessions(5)
+    ((root,),) = stage.root.run("SELECT pg_backend_pid()")
+    identities = _identities(reaper, {victim.pid for victim in victims})
+    (denied,) = _identities(reaper, {root})
+    gone = replace(identities[0], backend_start="2020-01-01T00:00:00+00:00")
+    order = [*identities[:2], denied, gone, *identities[2:]]
+    stage.root.run("SELECT 1 AS canary")  # its identity changes
+    (denied,) = _identities(reaper, {root})
+    order[2] = denied
+    signals = list(reaper.signal(order, Action.TERMINATE, Deadline(10)))
+    sent = Signal.SENT
+    assert signals == [sent, sent, Signal.DENIED, Signal.ESCAPED, sent, sent, sent]
+    until(lambda: stage.survivors(victims) == [], "all of them are gone")
+
+
+def test_every_signal_is_a_transaction_of_its_own(stage: Stage, target: Target) -> None:
+    stage.sessions(3)
+    sent: list[bytes] = []
+    with Proxy(stage.server.port, hears=sent.append) as proxy:
+        reaper = Server.connect(replace(target, port=proxy.port), Deadline(10))
+        look = reaper.look(EVERYTHING, Deadline(10))
+        identities = [s.identity for s in look.sessions if s.role == "app"]
+        sent.clear()
+        assert len(list(reaper.signal(identities, Action.TERMINATE, Deadline(10)))) == 3
+        reaper.close()
+    pipeline = b"".join(sent)
+    assert pipeline.count(SYNC_MSG) == 4  # with that of the statement's preparation
+    assert pipeline.count(EXECUTE_MSG + SYNC_MSG) == 3
+
+
+def test_no_more_than_its_bound_waits_for_an_answer(stage: Stage, target: Target) -> None:
+    """A client that only writes would block with the server that only answers."""
+    victim = stage.session(LEAK)
+    sizes: list[int] = []
+    answers = bytearray()
+    most = 0
+
+    def hears(request: bytes) -> None:
+        nonlocal most
+        sizes.append(len(request))
+        most = max(most, sum(sizes[answers.count(READY) :]))
+
+    def says(answer: bytes) -> bytes:
+        answers.extend(answer)
+        return answer
+
+    with Proxy(stage.server.port, hears=hears, says=says) as proxy:
+        reaper = Server.connect(replace(target, port=proxy.port), Deadline(10))
+        (identity,) = _identities(reaper, {victim.pid})
+        other = replace(identity, state_change="2020-01-01T00:00:00+00:00")
+        assert list(reaper.signal([other], Action.TERMINATE, Deadline(10))) == [Signal.ESCAPED]
+        sizes, answers, most = [], bytearray(), 0
+        signals = list(reaper.signal([other] * 1000, Action.TERMINATE, Deadline(30)))
+        reaper.close()
+    assert signals == [Signal.ESCAPED] * 1000
+    assert driver.MAX_UNANSWERED / 2 < most <= driver.MAX_UNANSWERED + max(sizes)
+    assert victim.is_there
+
+
+def test_an_identity_is_taken_just_before_its_signal_is_sent(stage: Stage, reaper: Server) -> None:
+    """So a run whose time is over stops sending, and knows what it has sent."""
+    victim = stage.session(LEAK)
+    (identity,) = _identities(reaper, {victim.pid})
+    other = replace(identity, state_change="2020-01-01T00:00:00+00:00")
+    taken = 0
+
+    def identities() -> Iterator[Identity]:
+        nonlocal taken
+        for _ in range(2000):
+            taken += 1
+            yield other
+
+    signals = reaper.signal(identities(), Action.TERMINATE, Deadline(30))
+    next(signals)
+    assert 50 < taken < 400
+    assert len(list(signals)) == 1999
+
+
+def test_signals_are_pipelined_over_any_distance(stage: Stage) -> None:
+    """Twenty victims, and the server hears of the last before it has answered the first."""
+    victims = stage.sessions(20)
+    seen: list[Moment] = []
+    with Proxy(stage.server.port, before=seen.append) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap()
+    assert set(run.outcomes().values()) == {"terminated"}
+    assert stage.survivors(victims) == []
+    assert seen.count(Moment.TERMINATE) == 20
+
+
+# -- SCRAM -----------------------------------------------------------------------------------------
+
+
+class KnowsThePassword:
+    """A server that goes through all of SCRAM, and keeps the client's first message."""
+
+    def __init__(self) -> None:
+        self.first = ""
+
+    def __call__(self, connection: socket.socket, _: Event) -> None:
+        connection.recv(65536)
+        connection.sendall(SCRAM)
+        heard = connection.recv(65536)
+        self.first = heard[heard.index(b"n,") :].decode()
+        bare = self.first.split(",", 2)[2]
+        nonce = bare.split("r=")[1] + "server"
+        salt = b"0123456789abcdef"
+        server_first = f"r={nonce},s={b64encode(salt).decode()},i=4096"
+        connection.sendall(message(b"R", struct.pack("!i", 11) + server_first.encode()))
+        final = connection.recv(65536)[5:].decode()
+        without_proof, proof = final.rsplit(",p=", 1)
+        salted = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), salt, 4096)
+        said = f"{bare},{server_first},{without_proof}".encode()
+        key = hmac.digest(salted, b"Server Key", "sha256")
+        signature = b64encode(hmac.digest(key, said, "sha256"))
+        assert len(b64decode(proof)) == 32
+        connection.sendall(message(b"R", struct.pack("!i", 12) + b"v=" + signature) + OK + READY)
+        connection.recv(65536)
+
+
+def test_a_server_that_proves_that_it_knows_the_password_is_let_in(target: Target) -> None:
+    server = KnowsThePassword()
+    with Impostor(server) as impostor:
+        only = replace(target, allowed_auth=frozenset({AuthMethod.SCRAM_SHA_256}))
+        Server.connect(replace(only, port=impostor.port, host=HOST), Deadline(5)).close()
+    assert server.first.startswith("n,,")
+    assert target.sslmode is SslMode.DISABLE
