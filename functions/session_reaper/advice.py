@@ -42,6 +42,7 @@ _MOST_USEFUL_FIRST: Final = (
     # What keeps us from the work.
     "bypass-pooler",
     "grant-signal-backend",
+    "grant-functions",
     "mend-fallback-secret",
     # What ends the leaks.
     _IDLE_TIMEOUT_CODE,
@@ -149,6 +150,17 @@ def advice_on_preflight(
     yield from _pooler(found, slots, fates)
     yield from _prepared(found)
     yield from _replication_slots(found)
+
+
+def advice_on_grants(grants: Collection[str], database: str) -> Iterator[Advice]:
+    """Advise the grants that the reaper's statements need and its role lacks."""
+    if grants:
+        yield Advice(
+            code="grant-functions",
+            message="The role may not use some functions of PostgreSQL that everybody may use unless"
+            f" that was revoked. Grant them in database {database}, as a superuser or the master user.",
+            sql="\n".join(grants),
+        )
 
 
 def advice_on_databases(found: Preflight) -> Iterator[Advice]:

@@ -10,6 +10,7 @@ from session_reaper.advice import (
     advice_on_connection,
     advice_on_databases,
     advice_on_fallback,
+    advice_on_grants,
     advice_on_look,
     advice_on_options,
     advice_on_preflight,
@@ -169,7 +170,9 @@ def _advised(
 ) -> TargetReport:
     """What is to be mended where something was condemned, by the server's facts."""
     slots = report.slots
-    more = advice_on_preflight(session.target, found, slots, report.fates) if slots else ()
+    more = [*advice_on_preflight(session.target, found, slots, report.fates)] if slots else []
+    if report.count(Outcome.DENIED):
+        more += _advice_on_grants(session)
     advice = in_order([*report.advice, *advice_on_timeouts(missing), *more])
     return replace(report, advice=advice)
 
@@ -192,12 +195,19 @@ def check(session: TargetSession) -> TargetReport:
             *found.advice,
             *advice_on_databases(server),
             *advice_on_preflight(session.target, server, look.slots, ()),
+            *_advice_on_grants(session),
             *_advice_on_fallback(session),
             *advice_on_options(session.target),
         ]
     )
     report = replace(found, advice=advice, checked=Check(server=server, look=look))
     return report if look.can_see else failed(report, BlindError(look.role, look.membership))
+
+
+def _advice_on_grants(session: TargetSession) -> Iterator[Advice]:
+    with suppress(TargetError):  # everything else that was found stands
+        grants = session.server.missing_grants(session.deadline)
+        yield from advice_on_grants(grants, session.target.database)
 
 
 def _advice_on_fallback(session: TargetSession) -> Iterator[Advice]:

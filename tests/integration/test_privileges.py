@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.stage import IDLE, LEAK, assert_true_to, policy, rule, until
+from tests.integration.stage import ACTIVE, IDLE, LEAK, assert_true_to, policy, rule, until
 from tests.integration.wire import Moment, Proxy
 
 if TYPE_CHECKING:
@@ -91,6 +91,29 @@ def test_a_function_that_is_revoked_is_named_in_a_hint_that_works(
     assert stage.reap().outcomes() == {leak.pid: "terminated"}
 
 
+@pytest.mark.parametrize("name", ["pg_terminate_backend", "pg_cancel_backend"])
+def test_a_function_that_signals_and_is_revoked_is_in_advice_that_works(
+    stage: Stage, name: str
+) -> None:
+    cancels = name == "pg_cancel_backend"
+    victim = stage.session(ACTIVE if cancels else LEAK)
+    rules = rule(state=[ACTIVE], role=["app"], action="cancel") if cancels else rule()
+    ((arguments,),) = stage.root.run(
+        "SELECT pg_get_function_identity_arguments(CAST(:name AS regproc))", name=name
+    )
+    stage.root.run(f"REVOKE EXECUTE ON FUNCTION {name}({arguments}) FROM PUBLIC")
+    stage.cleanup(stage.root.run, f"GRANT EXECUTE ON FUNCTION {name}({arguments}) TO PUBLIC")
+    run = stage.reap(rules)
+    assert run.outcomes() == {victim.pid: "denied"}
+    assert run.emails
+    (advice,) = (a for a in run.target()["advice"] if a["code"] == "grant-functions")
+    checked = stage.run({"check": True})
+    assert advice in checked.target()["advice"]
+    stage.root.run(advice["sql"])
+    done = "cancelled" if cancels else "terminated"
+    assert stage.reap(rules).outcomes() == {victim.pid: done}
+
+
 def test_a_right_to_see_that_is_revoked_after_the_snapshot_is_told(stage: Stage) -> None:
     leak = stage.session(LEAK)
     stage.role("peeper", "IN ROLE pg_read_all_stats, pg_signal_backend")
@@ -123,6 +146,7 @@ def test_the_grant_for_a_role_of_any_name_can_be_pasted(stage: Stage) -> None:
 
 
 def test_a_denied_signal_is_told_of_each_session(stage: Stage) -> None:
+    inherit = " WITH INHERIT TRUE" if stage.server.major >= 16 else ""
     leaks = stage.sessions(3)
     stage.role("watcher", "IN ROLE pg_read_all_stats")
     stage.target(username="watcher")
@@ -132,7 +156,7 @@ def test_a_denied_signal_is_told_of_each_session(stage: Stage) -> None:
     assert run.document["totals"]["denied"] == 3
     assert "3 sessions denied" in run.email.subject
     (advice,) = (a for a in run.target()["advice"] if a["code"] == "grant-signal-backend")
-    assert advice["sql"] == 'GRANT pg_signal_backend TO "watcher";'
+    assert advice["sql"] == f'GRANT pg_signal_backend TO "watcher"{inherit};'
     assert advice["sql"] in run.email.body
 
 

@@ -90,11 +90,11 @@ def preflight_of(row: Row, tls: Tls | None) -> Preflight:
         raise _invalid("server facts", error) from None
 
 
-def grants_of(row: Row) -> Sequence[str]:
+def grants_of(row: Row) -> tuple[str, ...]:
     """Read the answer to missing_grants.sql: what is to be granted. Raises TargetError."""
     try:
         answer = _document(row)
-        return [_plain_text(each, "grants", _TEXT_LENGTH) for each in _list(answer, "grants")]
+        return _grants(answer)
     except _InvalidError as error:
         raise _invalid("list of grants", error) from None
 
@@ -484,6 +484,20 @@ def _preflight(answer: Mapping[str, Any], tls: Tls | None) -> Preflight:
     )
 
 
+_GRANT: Final = re.compile(r"GRANT (EXECUTE ON FUNCTION|SELECT ON) pg_catalog\.[^;]+ TO [^;]+")
+
+
+def _grants(answer: Mapping[str, Any]) -> tuple[str, ...]:
+    grants = [
+        _plain_text(each, "missing_grants", _TEXT_LENGTH)
+        for each in _list(answer, "missing_grants")
+    ]
+    # Somebody may run them: nothing else may pass for one.
+    if not all(map(_GRANT.fullmatch, grants)):
+        raise _InvalidError("missing_grants")
+    return tuple(f"{grant};" for grant in grants)
+
+
 def _version(value: object) -> str:
     """Return the version if it looks like one: 18.4, 17beta1, 15.3 (Debian 15.3-1.pgdg120+1)."""
     text = _plain_text(value, "version", 100)
@@ -498,8 +512,16 @@ def _timeout(row: Sequence[Any]) -> Timeout:
         role=None if role is None else _name(role, "timeouts"),
         database=None if database is None else _name(database, "timeouts"),
         name=_name(name, "timeouts"),
-        value=None if value is None else _name(value, "timeouts"),
+        value=None if value is None else _timeout_value(value),
     )
+
+
+def _timeout_value(value: object) -> str:
+    """Return a timeout as somebody wrote it: 600000, 10min, 0.5 h."""
+    text = _name(value, "timeouts")
+    if not re.fullmatch(r"-?[0-9][0-9.e+]* ?[a-z]{0,3}", text, re.ASCII):
+        raise _InvalidError("timeouts")
+    return text
 
 
 def _slot_name(value: object) -> str:

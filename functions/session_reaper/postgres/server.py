@@ -119,9 +119,12 @@ class Server:
 
     def preflight(self, deadline: Deadline) -> Preflight:
         """Read what the server is and what our role may do there. Raises TargetError."""
-        with self._answering("reading the server's facts", deadline):
-            row = self._only_row(_sql("preflight"))
-            return preflight_of(row, describe_tls(self._connection.socket, self._target))
+        try:
+            with self._answering("reading the server's facts", deadline):
+                row = self._only_row(_sql("preflight"))
+        except TargetError as error:
+            raise self._with_missing_grants(error, deadline) from None
+        return preflight_of(row, describe_tls(self._connection.socket, self._target))
 
     def alter(self, statement: str, deadline: Deadline) -> None:
         """Run one statement that changes something, as nothing else here does. Raises TargetError."""
@@ -142,23 +145,27 @@ class Server:
             with self._answering("taking the snapshot", deadline, _SNAPSHOT_BYTES):
                 row = self._only_row(statement)
         except TargetError as error:
-            if error.code != INSUFFICIENT_PRIVILEGE:
-                raise
             raise self._with_missing_grants(error, deadline) from None
         return snapshot_of(row, ours=self._ours, backend_pid=self._connection.backend_pid)
 
+    def missing_grants(self, deadline: Deadline) -> tuple[str, ...]:
+        """Ask which rights the statements here need and our role lacks: the statements that grant them.
+
+        Raises TargetError.
+        """
+        with self._answering("asking for missing grants", deadline):
+            return grants_of(self._only_row(_sql("missing_grants")))
+
     def _with_missing_grants(self, error: TargetError, deadline: Deadline) -> TargetError:
-        """Return the error with the grants that the statements here need and our role lacks."""
+        if error.code != INSUFFICIENT_PRIVILEGE:
+            return error
         try:
-            with self._answering("asking for missing grants", deadline):
-                grants = grants_of(self._only_row(_sql("missing_grants")))
+            grants = self.missing_grants(deadline)
         except TargetError:
             return error
         where = f"In database {self._target.database}, as a superuser or the master user: "
         return TargetError(
-            error.code,
-            error.message,
-            where + " ".join(f"{grant};" for grant in grants) if grants else error.hint,
+            error.code, error.message, where + " ".join(grants) if grants else error.hint
         )
 
     def signal(

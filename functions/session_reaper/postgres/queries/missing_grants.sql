@@ -1,6 +1,6 @@
 -- What our role may not use of what the statements here use, as the statements that grant it. Those of
 -- pg_catalog are granted in each database.
-SELECT json_build_object('grants', json_agg(g.statement ORDER BY g.statement))::text AS missing
+SELECT json_build_object('missing_grants', json_agg(g.statement ORDER BY g.statement))::text AS missing
 FROM (
     SELECT format('GRANT EXECUTE ON FUNCTION pg_catalog.%I(%s) TO %I',
         p.proname, pg_get_function_identity_arguments(p.oid), session_user) AS statement
