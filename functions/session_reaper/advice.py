@@ -190,8 +190,8 @@ def _reserved_slot(found: Preflight) -> Advice:
         return Advice(
             code="add-fallback-secret",
             message=f"When every slot is taken role {found.role} does not get in; before PostgreSQL"
-            f" 16 it cannot be given a reserved one. Name the secret of {_MASTERS[found.provider]} in this secret as"
-            " fallback_secret: it is used only then.",
+            f" 16 it cannot be given a reserved one. Name the secret of {_MASTERS[found.provider]} on"
+            " this server in this secret as fallback_secret: it is used only then.",
             sql=None,
         )
     if found.reserved_slots == 0:

@@ -65,9 +65,10 @@ class FallbackRefusal:
 
 _SAME_ENDPOINT: Final = (
     "Write into the fallback secret the same host and port as in the target's secret, character for"
-    " character: another name of the same server (an alias, an address) counts as another server. Or"
-    " name the master secret that RDS manages for this instance or cluster. A read replica needs a"
-    " fallback secret of its own."
+    " character: another name of the same server (an alias, an address) counts as another server."
+    " For the instances of a cluster write an endpoint of the cluster as RDS lists it. Or name the"
+    " master secret that RDS manages for this instance or cluster. A read replica needs a fallback"
+    " secret of its own."
 )
 
 

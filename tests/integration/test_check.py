@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from infra.local.postgres import Build
+    from tests.integration.conftest import Output
 
 RESCUE = "rescue"  # a secret's name
 pytestmark = pytest.mark.every_major
@@ -197,6 +198,22 @@ def test_a_fallback_that_would_not_help_is_told_before_it_is_needed(
         "ordinary": "role rescuer has no reserved slot",
     }[trouble]
     assert expected in message(check(stage), "mend-fallback-secret")
+
+
+def test_parameters_without_effect_are_listed_by_a_check_without_their_values(
+    stage: Stage, output: Output
+) -> None:
+    uri = f"postgres://{REAPER}:{PASSWORD}@{stage.server.host}:{stage.server.port}/postgres"
+    query = "sslmode=disable&application_name=api&pgbouncer=true&schema=s3cret&connection_limit=5"
+    stage.aws.put_secret("orders", {"uri": f"{uri}?{query}"})
+    stage.listed("orders")
+    run = check(stage)
+    assert run.target()["status"] == "ok"
+    listed = message(run, "remove-ignored-options")
+    assert listed.endswith(": pgbouncer, schema, connection_limit.")
+    assert "pgbouncer, schema, connection_limit" in run.said
+    assert "s3cret" not in output.readouterr().out + str(run.document) + run.email.body
+    assert "remove-ignored-options" not in sql_by_code(stage.run())
 
 
 def test_a_pooler_is_told_by_its_greeting(stage: Stage) -> None:

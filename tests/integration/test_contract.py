@@ -268,6 +268,7 @@ def test_what_comes_back_is_the_document_of_the_contract(stage: Stage) -> None:
     }
     assert set(document["targets"][0]) == {
         "name",
+        "secret",
         "status",
         "error",
         "slots",

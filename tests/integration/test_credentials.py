@@ -452,6 +452,37 @@ def test_a_token_is_for_the_region_of_the_endpoint(
     assert_token(rds.tokens[0], host, endpoint.port, "us-west-2")
 
 
+@pytest.mark.parametrize("sslmode", ["require", "verify-ca"])
+@pytest.mark.parametrize("auth", ["iam", None])
+def test_a_token_for_an_endpoint_of_rds_needs_rdss_own_certificate(
+    stage: Stage, rds: Rds, endpoint: Impostor, sslmode: str, auth: str | None
+) -> None:
+    resolve = socket.getaddrinfo
+    host = "orders.abc.us-west-2.rds.amazonaws.com"
+
+    def resolved(name: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- the library's own
+        return resolve(HOST if name == host else name, *arguments, **options)
+
+    stage.monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    iam(stage, endpoint, rds, host=host, sslmode=sslmode, auth=auth, sslrootcert=None)
+    run = stage.reap()
+    assert endpoint.connections
+    assert rds.tokens == []
+    assert run.error()["code"] == "tls"
+
+
+@pytest.mark.parametrize("sslmode", ["require", "verify-ca"])
+def test_elsewhere_a_token_needs_a_connection_that_the_secret_verifies(
+    stage: Stage, rds: Rds, endpoint: Impostor, sslmode: str
+) -> None:
+    iam(stage, endpoint, rds, sslmode=sslmode, sslrootcert=None)
+    run = stage.reap()
+    assert endpoint.connections == 0
+    assert run.error()["code"] == "secret"
+    assert "auth iam needs a verified connection" in run.error()["message"]
+    assert "Write sslmode verify-full" in run.error()["hint"]
+
+
 def test_a_token_is_made_without_asking_aws_and_the_secret_is_kept(
     stage: Stage, rds: Rds, endpoint: Impostor, fetches: list[str]
 ) -> None:
@@ -527,7 +558,7 @@ def test_no_token_goes_to_a_server_that_does_not_prove_itself(
         iam(stage, endpoint, rds, sslrootcert=other)
     elif trouble == "another host":
         iam(stage, endpoint, rds, host="127.0.0.2")
-        stage.monkeypatch.setattr(socket, "create_connection", _led_to(endpoint.port))
+        stage.monkeypatch.setattr(socket, "getaddrinfo", _led_here())
     else:
         iam(stage, endpoint, rds, port=stage.server.port)
     run = stage.reap()
@@ -536,12 +567,11 @@ def test_no_token_goes_to_a_server_that_does_not_prove_itself(
     assert rds.tokens == []
 
 
-def _led_to(port: int) -> Callable[..., socket.socket]:
-    connect = socket.create_connection
+def _led_here() -> Callable[..., Any]:
+    resolve = socket.getaddrinfo
 
-    def led(address: tuple[str, int], *arguments: Any, **options: Any) -> socket.socket:  # noqa: ANN401
-        here = (HOST, port) if address[0] == "127.0.0.2" else address
-        return connect(here, *arguments, **options)
+    def led(host: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- the library's own
+        return resolve(HOST if host == "127.0.0.2" else host, *arguments, **options)
 
     return led
 

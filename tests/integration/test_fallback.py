@@ -262,7 +262,7 @@ def test_without_the_right_to_ask_rds_a_clusters_endpoint_does_not_count(
     assert stage.reap().target("shop")["fallback_secret"] == FALLBACK
     denying = True
     run = stage.reap(seconds=4)
-    assert run.target("shop")["status"] == "full"
+    assert run.target("shop")["status"] == "failed"
     assert "RDS instances cannot be listed" in message_of(run, "shop")
     assert "AccessDenied" in message_of(run, "shop")
 
