@@ -521,7 +521,7 @@ def _pages_without_end(connection: socket.socket, stop: Event) -> None:
         (http("403 Forbidden", b"<!doctype html><title>no"), "ResponseParserError"),  # a proxy
         (http("403 Forbidden", b"<html><body>no</body></html>"), "ClientError"),
         (http("200 OK", b"<html><body>no</body></html>"), "KeyError"),
-        (_pages_without_end, "it takes too long"),
+        (_pages_without_end, "no answer in "),
     ],
     ids=["silent", "no XML", "a page", "a page of 200", "endless"],
 )
@@ -542,14 +542,14 @@ def test_where_rds_says_nothing_of_use_the_secrets_own_host_is_looked_at(
     assert len(run.emails) == 1
 
 
-def test_a_list_that_is_complete_is_used_however_late_it_came(fleet: Fleet, stage: Stage) -> None:
+def test_a_list_that_comes_late_but_in_time_is_used(fleet: Fleet, stage: Stage) -> None:
     leak = stage.session()
     fleet.listed(fleet.cluster("shop", "shop-1", managed=True))
     never = Event()
 
     def late(answer: Any) -> None:  # noqa: ANN401 -- botocore's
         if "DBInstances" in answer:
-            never.wait(2.5)  # of these 12 s a list may take 2.1
+            never.wait(1)  # of these 12 s a list may take 2.1
 
     _answering(stage, late)
     run = stage.run({"policy": policy()}, seconds=12)
