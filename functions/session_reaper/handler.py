@@ -62,7 +62,8 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     work = partial(run_on_target, _operation(request, policy, mode), directory)
     targets = () if mode is Mode.OFF else run(directory, request.targets, work, run_time.targets)
     report = Report(run_id=run_id, mode=mode, targets=targets)
-    function_arn = context.invoked_function_arn
+    # A function that is invoked outside of Lambda may have no ARN; the topic's has the same parts.
+    function_arn = getattr(context, "invoked_function_arn", settings.topic_arn)
     report, document = notify(report, request, settings, function_arn, run_time.end)
     emit_run_metrics(report, monotonic() - began)
     if request.record:  # for the one who asked; too long for the log
