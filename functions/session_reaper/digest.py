@@ -28,6 +28,7 @@ from session_reaper.settings import Place
 MOST_STEPS = 5
 _ORDER = [*(outcome for outcome in Outcome if outcome is not Outcome.ESCAPED), Outcome.ESCAPED]
 _MOST_NAMES = 5
+_NAME_LENGTH = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,9 +179,15 @@ def _ended(report: Report) -> Iterator[str]:
 
 def names(targets: Sequence[TargetReport]) -> str:
     """The first names, and how many more."""
-    shown = ", ".join(clean(target.name, 40) for target in targets[:_MOST_NAMES])
+    shown = ", ".join(_short_name(target.name) for target in targets[:_MOST_NAMES])
     more = len(targets) - _MOST_NAMES
     return f"{quoted(shown)} and {more} more" if more > 0 else quoted(shown)
+
+
+def _short_name(name: str) -> str:
+    """Cut the middle of a long name: its end tells targets of equal names apart."""
+    name = clean(name)
+    return name if len(name) <= _NAME_LENGTH else f"{name[:20]}…{name[-(_NAME_LENGTH - 21) :]}"
 
 
 def _number(number: int, what: str) -> str:

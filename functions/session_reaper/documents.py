@@ -23,7 +23,7 @@ _MOST_SHOWN = 40  # characters of a wrong value in an error
 _HIDDEN = "(not shown: it may hold a credential)"
 _CREDENTIAL = re.compile(
     r"://"  # a URI, which may hold a password
-    r"|pass(word|wd|file)?[\"']*\s*[:=]"  # a DSN, or JSON
+    r"|(pass(word|wd|file)?|pwd|token|secret)[\"']*\s*[:=]"  # a DSN, or JSON
     r"|[^\s/@:]:[^\s@]+@",  # the middle of a URI
     re.IGNORECASE,
 )

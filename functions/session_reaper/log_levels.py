@@ -23,6 +23,8 @@ class _OwnLogger(logging.Logger):
 def silence_libraries() -> None:
     """Log nothing below WARNING from here on, except by our own logger."""
     logging.disable(_HIGHEST_SILENT)
+    # Its warnings name the URL of the webhook and repeat what the other side sent.
+    logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 
 def make_own_logger(name: str) -> None:

@@ -203,25 +203,30 @@ def waiters_by_root(waits: Iterable[Wait]) -> Mapping[int, tuple[Waiter, ...]]:
     for wait in waits:
         known = by_pid.get(wait.waiter.pid, wait)
         longest = max(known.waiter, wait.waiter, key=lambda waiter: waiter.seconds)
-        ahead = known.blocked_by + wait.blocked_by
-        by_pid[wait.waiter.pid] = replace(wait, waiter=longest, blocked_by=ahead)
-    found: dict[int, list[Waiter]] = defaultdict(list)
-    for wait in by_pid.values():
-        if wait.is_session:
-            for root in _roots(wait, by_pid):
-                found[root].append(wait.waiter)
-    return {root: tuple(sorted(all_, key=_longest_first)) for root, all_ in found.items()}
+        both = tuple(dict.fromkeys(known.blocked_by + wait.blocked_by))
+        by_pid[wait.waiter.pid] = replace(wait, waiter=longest, blocked_by=both)
+    behind: dict[int, list[int]] = defaultdict(list)  # those who wait for a pid directly
+    for pid, wait in by_pid.items():
+        for ahead in wait.blocked_by:
+            behind[ahead].append(pid)
+    found = {}
+    for root in behind.keys() - by_pid.keys():
+        waiters = [
+            by_pid[pid].waiter for pid in _all_behind(root, behind) if by_pid[pid].is_session
+        ]
+        if waiters:
+            found[root] = tuple(sorted(waiters, key=_longest_first))
+    return found
 
 
-def _roots(wait: Wait, by_pid: Mapping[int, Wait]) -> set[int]:
+def _all_behind(root: int, behind: Mapping[int, Iterable[int]]) -> set[int]:
+    """Return the pids that wait for a root, directly or behind others."""
     seen: set[int] = set()
-    ahead = set(wait.blocked_by)
-    while ahead:
-        seen |= ahead
-        ahead = {
-            pid for behind in ahead & by_pid.keys() for pid in by_pid[behind].blocked_by
-        } - seen
-    return seen - by_pid.keys()
+    new = {root}
+    while new:
+        new = {pid for each in new for pid in behind.get(each, ())} - seen
+        seen |= new
+    return seen
 
 
 def _longest_first(waiter: Waiter) -> tuple[float, int]:

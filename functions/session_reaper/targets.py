@@ -492,7 +492,7 @@ class _Reader:
     def _fallback_secret(self) -> str | None:
         """A secret's name or ARN, which reports may show."""
         value = self.optional("fallback_secret").strip()
-        if value and not is_secret_id(value):
+        if value and (not is_secret_id(value) or self._holds_password(value)):
             problem = "fallback_secret is not the name or the ARN of a secret"
             raise self.error(problem, "Store the credentials as a secret, and write its name here.")
         return value or None

@@ -70,8 +70,9 @@ def test_the_version_is_the_one_whose_internals_are_used() -> None:
 class Asking:
     """A server that asks for a password in its own way, and keeps what it is sent."""
 
-    def __init__(self, *questions: bytes) -> None:
+    def __init__(self, *questions: bytes, then: bytes = OK + READY) -> None:
         self._questions = questions
+        self._then = then
         self.heard = b""
 
     def __call__(self, connection: socket.socket, _: Event) -> None:
@@ -79,12 +80,14 @@ class Asking:
         for question in self._questions:
             connection.sendall(question)
             self.heard += connection.recv(65536)
-        connection.sendall(OK + READY)
+        connection.sendall(self._then)
         self.heard += connection.recv(65536)
 
 
-def connect(target: Target, *questions: bytes) -> tuple[TargetError | None, bytes]:
-    asking = Asking(*questions)
+def connect(
+    target: Target, *questions: bytes, then: bytes = OK + READY
+) -> tuple[TargetError | None, bytes]:
+    asking = Asking(*questions, then=then)
     with Impostor(asking) as impostor:
         try:
             Server.connect(replace(target, port=impostor.port), Deadline(2)).close()
@@ -143,6 +146,22 @@ def test_a_server_that_skips_the_proof_of_scram_is_refused(target: Target) -> No
     error, _ = connect(target, SCRAM)
     assert error is not None
     assert "without the proof" in error.message
+
+
+@pytest.mark.parametrize("questions", [(), (SCRAM,), (MD5,)], ids=["at once", "SCRAM", "MD5"])
+@pytest.mark.parametrize("then", [READY, READY + OK], ids=["alone", "before"])
+def test_a_server_that_is_ready_without_authentication_is_refused(
+    target: Target, questions: tuple[bytes, ...], then: bytes
+) -> None:
+    error, _ = connect(target, *questions, then=then)
+    assert error is not None
+    assert "without having authenticated" in error.message
+
+
+def test_a_server_that_asks_again_after_it_has_let_us_in_is_refused(target: Target) -> None:
+    error, heard = connect(target, then=OK + MD5 + READY)
+    assert error is not None
+    assert b"md5" not in heard
 
 
 def test_a_server_asks_for_a_password_once(target: Target) -> None:

@@ -176,6 +176,7 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         self._scram: scramp.ScramClient | None = None
         self._is_proven = False  # the server has shown that it knows the password, too
         self._is_bound = False  # to the TLS channel
+        self._is_authenticated = False
         self.server_version = ""
         self._sock: Any = None
         self._usock: Any = None
@@ -280,6 +281,8 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
 
     def handle_AUTHENTICATION_REQUEST(self, data: bytes, context: Context) -> None:  # noqa: N802 -- pg8000's name
         """Answer what the server asks for, unless the target forbids it."""
+        if self._is_authenticated:
+            raise ValueError  # a server does not ask again
         match int.from_bytes(data[:4]):
             case 0:
                 self._check_authentication()
@@ -353,6 +356,7 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
             raise TargetError("auth", problem, "Check host and port in the secret.")
         if self._target.channel_binding is ChannelBinding.REQUIRE and not self._is_bound:
             raise TargetError("auth", _NOT_BOUND, _NOT_BOUND_HINT)
+        self._is_authenticated = True
 
     # -- messages ---------------------------------------------------------------------------------
 
@@ -361,6 +365,13 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         name, _, value = data.partition(NULL_BYTE)
         if name == b"server_version":
             self.server_version = value[:40].decode("ascii", errors="replace")
+
+    def handle_READY_FOR_QUERY(self, data: bytes, context: Context) -> None:  # noqa: N802 -- pg8000's name
+        """Refuse to be ready before the authentication has ended as the target asks."""
+        if not self._is_authenticated:
+            problem = "the server is ready without having authenticated the role"
+            raise TargetError("auth", problem, "Check host and port in the secret.")
+        super().handle_READY_FOR_QUERY(data, context)
 
     def handle_ROW_DESCRIPTION(self, data: bytes, context: Context) -> None:  # noqa: ARG002, N802 -- pg8000's name
         """Ignore names and types: values stay bytes."""

@@ -14,7 +14,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any, Final, NoReturn
 
-from session_reaper.errors import Membership, TargetError
+from session_reaper.errors import Membership, TargetError, quoted
 from session_reaper.postgres.driver import Row
 from session_reaper.preflight import (
     IdleSessions,
@@ -90,11 +90,11 @@ def preflight_of(row: Row, tls: Tls | None) -> Preflight:
         raise _invalid("server facts", error) from None
 
 
-def grants_of(row: Row) -> tuple[str, ...]:
-    """Read the answer to missing_grants.sql: what is to be granted. Raises TargetError."""
+def grants_of(row: Row, role: str) -> tuple[str, ...]:
+    """Read the answer to missing_grants.sql: what is to be granted to our role. Raises TargetError."""
     try:
         answer = _document(row)
-        return _grants(answer)
+        return tuple(_grants(answer, role))
     except _InvalidError as error:
         raise _invalid("list of grants", error) from None
 
@@ -128,6 +128,8 @@ def _document(row: Row) -> Mapping[str, Any]:
             data = bytes.fromhex(data[2:].decode("ascii"))
         except ValueError:
             raise _InvalidError("its bytes") from None
+    if len(data) > _FEW_BYTES and _count_values(data) > _MOST_VALUES:
+        raise _InvalidError("its size")
     try:
         # A query that is no UTF-8 must not hide the other sessions.
         answer = json.loads(data.decode("utf-8", errors="replace"), parse_constant=_refuse)
@@ -136,6 +138,18 @@ def _document(row: Row) -> Mapping[str, Any]:
     if not isinstance(answer, dict):
         raise _InvalidError("its JSON")
     return answer
+
+
+# An empty object has 3 bytes in JSON and 64 in memory. 10,000 sessions have 260,000 values.
+_FEW_BYTES: Final = 1024 * 1024
+_MOST_VALUES: Final = 1_000_000
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+
+
+def _count_values(data: bytes) -> int:
+    """Count the values of a document without making them."""
+    structure = _STRING.sub(b"", data)
+    return sum(structure.count(mark) for mark in (b",", b"[", b"{"))
 
 
 def _refuse(_constant: str) -> NoReturn:
@@ -232,7 +246,9 @@ def _server(answer: Mapping[str, Any]) -> ServerIdentity:
 
 
 def _snapshot(answer: Mapping[str, Any], ours: Collection[str | None], backend_pid: int) -> Look:
-    waiters = waiters_by_root(_waits(answer))
+    waits = tuple(_waits(answer))
+    _check_work(waits)
+    waiters = waiters_by_root(waits)
     return Look(
         role=_name(_get(answer, "role"), "role"),
         slots=Slots(
@@ -286,6 +302,23 @@ def _waits(answer: Mapping[str, Any]) -> Iterator[Wait]:
             is_session=is_session,
             blocked_by=tuple(_whole(each, "waits", 0, _INT32) for each in blocked_by),
         )
+
+
+_MOST_WORK: Final = 5_000_000
+_MOST_WORKERS: Final = 1000  # of parallel queries, which wait beside their sessions
+
+
+def _check_work(waits: Sequence[Wait]) -> None:
+    """Refuse a graph that would take seconds: no deadline reaches into it.
+
+    A thousand sessions in one queue make half a million links to one root.
+    """
+    links = sum(len(wait.blocked_by) for wait in waits)
+    ahead = {pid for wait in waits for pid in wait.blocked_by}
+    roots = ahead - {wait.waiter.pid for wait in waits}
+    pids = {wait.waiter.pid for wait in waits}
+    if links * len(roots) > _MOST_WORK or len(waits) - len(pids) > _MOST_WORKERS:
+        raise _InvalidError("waits")
 
 
 # The columns of a session, in the order of look.sql. They are validated column by column: 5,000 rows
@@ -484,18 +517,33 @@ def _preflight(answer: Mapping[str, Any], tls: Tls | None) -> Preflight:
     )
 
 
-_GRANT: Final = re.compile(r"GRANT (EXECUTE ON FUNCTION|SELECT ON) pg_catalog\.[^;]+ TO [^;]+")
+USED_FUNCTIONS: Final = (
+    *("pg_stat_get_activity", "pg_lock_status", "pg_blocking_pids", "pg_stat_get_progress_info"),
+    *("pg_terminate_backend", "pg_cancel_backend", "pg_postmaster_start_time", "pg_backend_pid"),
+    *("pg_is_in_recovery", "pg_prepared_xact", "pg_get_replication_slots", "current_setting"),
+    *("set_config", "clock_timestamp", "age", "encode", "octet_length"),
+)
+USED_RELATIONS: Final = (
+    *("pg_database", "pg_roles", "pg_settings", "pg_proc", "pg_stat_activity"),
+    *("pg_db_role_setting", "pg_prepared_xacts", "pg_replication_slots"),
+)
+_ARGUMENTS: Final = re.compile(r'[a-z0-9_ ,"\[\]]*', re.ASCII)
 
 
-def _grants(answer: Mapping[str, Any]) -> tuple[str, ...]:
-    grants = [
-        _plain_text(each, "missing_grants", _TEXT_LENGTH)
-        for each in _list(answer, "missing_grants")
-    ]
-    # Somebody may run them: nothing else may pass for one.
-    if not all(map(_GRANT.fullmatch, grants)):
-        raise _InvalidError("missing_grants")
-    return tuple(f"{grant};" for grant in grants)
+def _grants(answer: Mapping[str, Any], role: str) -> Iterator[str]:
+    """Write the grants: a server names what is missing, and nothing else of it is to be run."""
+    for name, arguments in _rows(answer, "missing_functions", 2):
+        if (
+            type(name) is not str
+            or name not in USED_FUNCTIONS
+            or not _ARGUMENTS.fullmatch(_plain_text(arguments, "missing_functions", _TEXT_LENGTH))
+        ):
+            raise _InvalidError("missing_functions")
+        yield f"GRANT EXECUTE ON FUNCTION pg_catalog.{name}({arguments}) TO {quoted(role)};"
+    for name in _list(answer, "missing_relations"):
+        if type(name) is not str or name not in USED_RELATIONS:
+            raise _InvalidError("missing_relations")
+        yield f"GRANT SELECT ON pg_catalog.{name} TO {quoted(role)};"
 
 
 def _version(value: object) -> str:

@@ -27,6 +27,8 @@ from session_reaper.postgres.failures import (
 )
 from session_reaper.postgres.rows import (
     QUERY_BYTES,
+    USED_FUNCTIONS,
+    USED_RELATIONS,
     flag_of,
     grants_of,
     preflight_of,
@@ -42,8 +44,8 @@ APPLICATION_NAME: Final = "session-reaper"
 CONNECT_SECONDS: Final = 10.0  # for name, TCP, TLS and login together
 STATEMENT_SECONDS: Final = 10.0  # the server's own limit; ours is longer, so that the server tells
 _ANSWER_SECONDS: Final = STATEMENT_SECONDS + 2
-# 10,000 sessions whose queries all have QUERY_BYTES take 30 MB.
-_SNAPSHOT_BYTES: Final = 32 * 1024 * 1024
+# 5,000 sessions whose queries all have QUERY_BYTES take 16 MB.
+_SNAPSHOT_BYTES: Final = 16 * 1024 * 1024
 _ANSWER_BYTES: Final = 1024 * 1024
 
 _STARTUP: Final = {
@@ -154,7 +156,11 @@ class Server:
         Raises TargetError.
         """
         with self._answering("asking for missing grants", deadline):
-            return grants_of(self._only_row(_sql("missing_grants")))
+            statement = _sql("missing_grants").format(
+                functions=", ".join(map(literal, USED_FUNCTIONS)),
+                relations=", ".join(map(literal, USED_RELATIONS)),
+            )
+            return grants_of(self._only_row(statement), self.role)
 
     def _with_missing_grants(self, error: TargetError, deadline: Deadline) -> TargetError:
         if error.code != INSUFFICIENT_PRIVILEGE:

@@ -1,0 +1,99 @@
+"""Answers that are small on the wire and large, or slow, in the reaper."""
+
+from __future__ import annotations
+
+import json
+from time import process_time
+from typing import Any
+
+import pytest
+from session_reaper.errors import TargetError
+from session_reaper.postgres.rows import grants_of, snapshot_of
+
+SNAPSHOT: dict[str, Any] = {
+    "role": "session_reaper",
+    "pid": 1,
+    "started": 1,
+    "checkpointer": 2,
+    "checkpointer_started": 1,
+    "taken_at": 2,
+    "server_version": 180000,
+    "inherits": True,
+    "reader": False,
+    "max": 100,
+    "reserved": 3,
+    "used": 5,
+    "can_see": True,
+    "can_signal": True,
+    "untracked": 0,
+    "states": None,
+    "oldest_idle_in_transaction": 0,
+    "sessions": [],
+    "waits": None,
+}
+
+
+def read(**changes: object) -> object:
+    return snapshot_of([json.dumps(SNAPSHOT | changes).encode()], ours=(), backend_pid=1)
+
+
+def chain(links: int) -> list[list[object]]:
+    return [[pid, True, "app", "api", 1.5, [pid - 1]] for pid in range(2, links + 2)]
+
+
+def test_a_long_chain_of_waiters_takes_time_in_proportion() -> None:
+    """Time is compared within one run: eight times the links may take twenty times as long."""
+    read(waits=chain(100))
+    began = process_time()
+    read(waits=chain(2_000))
+    short = process_time() - began
+    began = process_time()
+    read(waits=chain(16_000))
+    assert process_time() - began < 20 * short
+
+
+def test_a_graph_of_waiters_that_would_take_seconds_is_invalid() -> None:
+    many = [[pid, True, "app", "api", 1.5, [*range(10_000, 13_000)]] for pid in range(1, 100)]
+    with pytest.raises(TargetError, match="waits"):
+        read(waits=many)
+
+
+@pytest.mark.parametrize("filler", [{}, [], 1, "x"], ids=["objects", "lists", "numbers", "texts"])
+def test_an_answer_of_more_values_than_any_server_has_is_not_made(filler: object) -> None:
+    with pytest.raises(TargetError, match="its size"):
+        read(junk=[filler] * 1_500_000)
+
+
+def test_commas_in_queries_are_no_values() -> None:
+    read(junk=["," * 1000 + '"[{' * 100] * 1500)
+
+
+def missing(**changes: object) -> list[bytes]:
+    answer = {"missing_functions": None, "missing_relations": None} | changes
+    return [json.dumps(answer).encode()]
+
+
+def test_grants_are_written_for_what_is_used_here_and_for_our_own_role() -> None:
+    functions = [["pg_terminate_backend", "integer, bigint"]]
+    row = missing(missing_functions=functions, missing_relations=["pg_roles"])
+    assert grants_of(row, 'a"b') == (
+        'GRANT EXECUTE ON FUNCTION pg_catalog.pg_terminate_backend(integer, bigint) TO "a""b";',
+        'GRANT SELECT ON pg_catalog.pg_roles TO "a""b";',
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"missing_relations": ["pg_authid"]},
+        {"missing_relations": ["pg_class TO x \\! touch /tmp/pwned #"]},
+        {"missing_functions": [["pg_read_file", "text"]]},
+        {"missing_functions": [["age", "xid) TO PUBLIC; \\! sh"]]},
+        {"missing_functions": [["age", None]]},
+        {"missing_functions": ["age"]},
+        {"missing_relations": [["pg_roles"]]},
+    ],
+)
+def test_nothing_else_passes_for_a_grant(changes: dict[str, object]) -> None:
+    with pytest.raises(TargetError, match="missing_"):
+        grants_of(missing(**changes), "session_reaper")
