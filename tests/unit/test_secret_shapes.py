@@ -289,6 +289,12 @@ def test_optional_keys_stand_beside_a_uri() -> None:
     assert (found.sslrootcert, found.fallback_secret) == (PEM, "admin")
 
 
+def test_a_fallback_secret_that_is_the_password_is_refused_and_not_shown() -> None:
+    text = {"host": "db", "username": "reaper", "password": "sw0rdfish"}
+    error = error_of(text | {"fallback_secret": "sw0rdfish"}, "sw0rdfish")
+    assert "fallback_secret" in error.message
+
+
 # -- IAM --------------------------------------------------------------------------------------------
 
 

@@ -184,6 +184,7 @@ URIS = [
     '{"host": "db.example", "password": "hunter2"}',
     "{'host':'db.example','Password':'hunter2'}",
     "https://hooks.slack.com/services/T0/B0/hunter2",
+    "Server=db;Uid=app;Pwd=hunter2",
 ]
 ECHOING = [
     "TARGET_SECRET_TAG",

@@ -624,3 +624,17 @@ def test_a_trouble_told_before_is_named_and_not_told_again() -> None:
     assert "Told before, and still so: billing" in summary.email
     assert "password authentication" not in summary.email
     assert summary.targets == ("orders",)
+
+
+def test_long_names_that_differ_at_their_end_are_told_apart_in_the_verdict() -> None:
+    name = "production-orders-eu-central-1-primary-database"
+    failure = Failure(code="dns", message="no such host", hint="Check host in the secret.")
+    targets = [
+        a_target_report(
+            name=f"{name} (secret {secret})", slots=None, status=TargetStatus.FAILED, error=failure
+        )
+        for secret in ("a/x", "b/y")
+    ]
+    said = verdict(a_report(*targets))
+    assert "(secret a/x)" in said
+    assert "(secret b/y)" in said
