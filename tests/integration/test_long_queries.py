@@ -1,0 +1,67 @@
+"""Queries that are longer than what leaves the server are cut by bytes, in any encoding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from session_reaper.deadline import Deadline
+from session_reaper.directory import Directory
+from session_reaper.postgres.rows import QUERY_BYTES
+from session_reaper.postgres.server import Server
+from session_reaper.sessions import EVERYTHING
+from session_reaper.settings import read_settings
+from session_reaper.targets import Target
+
+from tests.integration.stage import LEAK, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.every_major
+
+_TEXTS = {
+    "UTF8": "SELECT 'x' AS \"" + "\u65e5" * 15 + '" /* ' + "\u65e5" * 3000 + " */",
+    "EUC_JP": "SELECT 1 /* " + "\u65e5" * 3000 + " */",
+    "LATIN1": "SELECT 1 /* " + "\u00e9\\" * 3000 + " */",
+    "SQL_ASCII": "SELECT 1 /* " + "\\" * 3000 + " */",
+}
+
+
+def _queries(stage: Stage, secret: str) -> dict[int, str]:
+    stage.monkeypatch.setenv("TARGET_SECRETS", secret)
+    (target,) = Directory(read_settings(), fresh=True).find([], Deadline(10))
+    assert isinstance(target, Target)
+    server = Server.connect(target, Deadline(10))
+    try:
+        look = server.look(EVERYTHING, Deadline(10))
+        return {s.identity.pid: s.query for s in look.sessions}
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("encoding", _TEXTS)
+@pytest.mark.parametrize("seen_from", ["postgres", "itself"])
+def test_a_long_query_is_cut_and_its_session_ended(
+    own_server: Callable[..., Stage], encoding: str, seen_from: str
+) -> None:
+    stage = own_server({"track_activity_query_size": "64kB"})
+    name = f"d_{encoding.lower()}"
+    stage.database(name, f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    leak = stage.session(LEAK, database=name, query=_TEXTS[encoding])
+    secret = stage.target(dbname=name if seen_from == "itself" else "postgres")
+    query = _queries(stage, secret)[leak.pid]
+    assert query.startswith("SELECT ")
+    assert query.endswith("…")
+    assert len(query) <= QUERY_BYTES + 1
+    if encoding == "UTF8":  # cut within a character, which shows as one sign for what is left of it
+        assert set(query.removesuffix("…").rstrip("\ufffd")[-100:]) == {"\u65e5"}
+    assert stage.reap().outcomes() == {leak.pid: "terminated"}
+
+
+def test_a_query_of_just_the_limit_is_whole(stage: Stage) -> None:
+    ((size,),) = stage.root.run("SHOW track_activity_query_size")
+    assert size == "1kB"  # so the text that the server keeps is shorter than the limit
+    leak = stage.session(LEAK, query="SELECT 1 AS " + "x" * 60)
+    query = _queries(stage, stage.target())[leak.pid]
+    assert query == "SELECT 1 AS " + "x" * 60
