@@ -97,3 +97,14 @@ def test_grants_are_written_for_what_is_used_here_and_for_our_own_role() -> None
 def test_nothing_else_passes_for_a_grant(changes: dict[str, object]) -> None:
     with pytest.raises(TargetError, match="missing_"):
         grants_of(missing(**changes), "session_reaper")
+
+
+MOMENT = "2026-01-15T08:00:00.000001+00:00"
+ROW = [1, MOMENT, None, MOMENT, MOMENT, "idle", "app", "db", "api", None, "x", None, None]
+ROW += [1, None, 1, None, False, None, None, None, False, False, False, True]
+
+
+def test_a_session_that_is_there_twice_is_invalid() -> None:
+    read(sessions=[ROW, [2, *ROW[1:]]])
+    with pytest.raises(TargetError, match="sessions: pid"):
+        read(sessions=[ROW, ROW])

@@ -356,6 +356,8 @@ def _sessions(
     rows = _rows(answer, "sessions", len(_COLUMNS))
     for name, column in zip(_COLUMNS, zip(*rows, strict=True), strict=False):
         _check_column(name, column)
+    if len({row[0] for row in rows}) < len(rows):
+        raise _InvalidError("sessions: pid")  # a session that is there twice has two outcomes
     for row in rows:
         yield _session(row, waiters.get(row[0], ()), ours)
 
