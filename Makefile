@@ -44,7 +44,7 @@ matrix: .venv/installed $(SERVERS)/installed ## the integration tests on Postgre
 	$(PYTHON) -m pytest tests/integration --servers=$(SERVERS)
 
 .PHONY: faults
-faults: .venv/installed ## what is too heavy for every test run: a thousand victims, query texts of 1 MB
+faults: .venv/installed ## tests too heavy for every run: a thousand victims, query texts of 1 MB
 	$(PYTHON) -m pytest tests/faults
 
 .PHONY: storm

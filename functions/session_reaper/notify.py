@@ -1,6 +1,6 @@
 """The end of a run: compare with what is told already, publish, log the run, remember.
 
-Each step has a deadline of its own, and none can take the time of the next one. docs/decisions.md
+Each call to AWS has a deadline of its own, so that none takes the time of the next one. docs/decisions.md
 says how their order keeps every kill from being lost.
 """
 

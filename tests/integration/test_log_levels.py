@@ -30,6 +30,7 @@ LEVELS = {
 SCRIPT = """
 import logging, sys
 logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
+from session_reaper.errors import ReaperError
 from session_reaper.{module} import lambda_handler
 for name in (None, "botocore", "urllib3", "pg8000", "made_later", "made_later.below"):
     logging.getLogger(name).setLevel(logging.DEBUG)
@@ -45,7 +46,7 @@ class Context:
 
 try:
     lambda_handler({event}, Context())
-except Exception as error:
+except ReaperError as error:
     print("raised", type(error).__name__, error)
 """
 
