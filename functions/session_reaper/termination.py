@@ -30,7 +30,8 @@ from session_reaper.sessions import Identity, Look, Scope, ServerIdentity
 from session_reaper.target_session import TargetSession
 
 VERIFY_SECONDS: Final = 2.0  # after a signal
-ENDED_BEFORE: Final = "spared: the run ended before its turn"
+_ENDED_BEFORE: Final = "spared: the run ended before its turn"
+_UNPROVEN: Final = "not signalled: whether the session has changed is not known"
 _HIDDEN: Final = "not signalled: the session is hidden from our role now"
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.004, 0.25  # seconds between two looks of verify
 
@@ -86,21 +87,25 @@ class Termination:
         self._used_after = report.used_after
         self._batches: list[_Batch] = []
         self._pending: list[_PendingSignal] = []
+        # Not found as they were, so not signalled: changed, unless it was another server that said so.
+        self._missing: list[Decision] = []
         self._pause = _SHORTEST_PAUSE
         self._error: TargetError | None = None
         self._reconnected = False
-        self._verified = True  # since the last signal
+        self._verified = True  # since the last answer to a signal
 
     def run(self, condemned: Iterable[Decision]) -> TargetReport:
         """Terminate them all, or do as much of it as the time allows; return the report."""
         self._batches = list(self._in_batches(condemned))
         self._record()
-        while self._batches or self._pending:
+        while self._batches or self._pending or self._missing:
             if self._batches and self._batches[0].due.remaining() == 0:
                 self._begin(self._batches.pop(0))
-            elif self._pending:
+            elif self._pending or self._missing:
                 self._verify()
             if self._error is not None:
+                for batch in self._batches:
+                    self._spare(batch.decisions)
                 self._batches.clear()
             self._record()
             self._wait()
@@ -129,6 +134,11 @@ class Termination:
         self._set(decision, outcome, why)
         self._outcomes.write(self._report, self._fates[decision.pid])
 
+    def _spare(self, decisions: Iterable[Decision]) -> None:
+        """Set the outcome of sessions that were not signalled, because of the error so far."""
+        for decision in decisions:
+            self._set(decision, Outcome.SPARED, _not_signalled(self._error))
+
     def _in_batches(self, condemned: Iterable[Decision]) -> Iterator[_Batch]:
         """Group decisions by the pause that their rules ask for, the shortest first."""
         for pause, decisions in groupby(sorted(condemned, key=_pause_of), key=_pause_of):
@@ -136,17 +146,17 @@ class Termination:
             in_time = pause == 0 or pause < self._deadline.remaining()
             too_late = f"spared: the run has no time for confirm_after: {format_duration(pause)}"
             for decision in batch.decisions:
-                self._set(decision, Outcome.SPARED, ENDED_BEFORE if in_time else too_late)
+                self._set(decision, Outcome.SPARED, _ENDED_BEFORE if in_time else too_late)
             if in_time:
                 yield batch
 
     def _wait(self) -> None:
         """Wait until something is due, or may have happened."""
         seconds = [self._deadline.remaining(), *(batch.due.remaining() for batch in self._batches)]
-        if self._pending:
+        if self._pending or self._missing:
             seconds.append(self._pause)
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-        if self._pending or self._batches:
+        if self._pending or self._missing or self._batches:
             time.sleep(min(seconds))
 
     # -- confirm and signal ------------------------------------------------------------------------
@@ -165,6 +175,8 @@ class Termination:
         for action, few in by_action.items():
             if self._error is None:
                 self._signal(few, action)
+            else:
+                self._spare(few)
 
     def _confirm(self, batch: _Batch) -> Sequence[Decision]:
         """Return what a second snapshot condemns again: the same transaction, by the same rule."""
@@ -174,6 +186,7 @@ class Termination:
                 self._check_server(look.server)
         except TargetError as error:
             self._lose(error)
+            self._spare(batch.decisions)
             return ()
         then = {decision.pid: decision for decision in batch.decisions}
         same = [
@@ -212,6 +225,8 @@ class Termination:
         left = self._deadline.remaining()
         sending = self._deadline.capped_at(left / 2)
         answers = self._deadline.capped_at(left * 3 / 4)
+        used_before = self._used_after
+        self._used_after = None
         for decision in decisions:  # until more is known: perhaps signalled, not seen gone
             self._set(decision, Outcome.LINGERING)
         self._record()
@@ -227,8 +242,8 @@ class Termination:
                 yield decision.session.identity
 
         try:
-            for signal in self._server.signal(send(), action, answers):
-                self._take_answer(unanswered.popleft(), action, signal)
+            for answer in self._server.signal(send(), action, answers):
+                self._take_answer(unanswered.popleft(), action, answer)
         except DeadlineError as over:  # nothing was sent
             self._error = self._error or over
         except TargetError as lost:
@@ -237,29 +252,34 @@ class Termination:
                 self._await(decision, action)
             self._lose(lost)
         if unsent:
-            self._leave_unsent(unsent, action)
+            self._error = self._error or DeadlineError()
+            # An escalation that was not sent leaves a session that was cancelled, and goes on.
+            self._spare(each for each in unsent if action is _action_of(each))
+        if not self._pending and not self._missing:  # nothing was sent
+            self._used_after = used_before
 
-    def _leave_unsent(self, decisions: Iterable[Decision], action: Action) -> None:
-        self._error = self._error or DeadlineError()
-        for decision in decisions:
-            if action is _action_of(decision):  # else it was cancelled, and goes on
-                self._set(decision, Outcome.SPARED, ENDED_BEFORE)
-
-    def _take_answer(self, decision: Decision, action: Action, signal: Signal) -> None:
+    def _take_answer(
+        self, decision: Decision, action: Action, answer: Signal | TargetError
+    ) -> None:
         is_escalation = action is not _action_of(decision)
-        match signal:
+        match answer:
+            case TargetError():  # the signal may have been sent before the statement failed
+                self._error = self._error or answer
+                self._await(decision, action)
             case Signal.SENT:
                 self._await(decision, action)
             case _ if is_escalation:
                 # The session changed, or we may not terminate it: look whether its query ended.
                 self._await(decision, Action.CANCEL, escalates=False)
             case Signal.ESCAPED:
-                self._settle(decision, Outcome.ESCAPED)
+                self._set(decision, Outcome.SPARED, _UNPROVEN)
+                self._missing.append(decision)
+                self._verified, self._pause = False, _SHORTEST_PAUSE
             case Signal.DENIED:
                 self._settle(decision, Outcome.DENIED)
             case Signal.HIDDEN:
                 self._settle(decision, Outcome.DENIED, _HIDDEN)
-        if signal is Signal.HIDDEN:
+        if answer is Signal.HIDDEN:
             self._error = self._error or BlindError(self._server.role, self._snapshot.membership)
 
     # -- verify and escalate -----------------------------------------------------------------------
@@ -285,6 +305,7 @@ class Termination:
             if not self._verified:
                 self._give_up(over)
             self._pending.clear()
+            self._missing.clear()
             return
         except TargetError as lost:
             self._lose(lost)
@@ -295,6 +316,9 @@ class Termination:
             self._give_up(changed)
             return
         self._verified = True
+        for decision in self._missing:
+            self._settle(decision, Outcome.ESCAPED)
+        self._missing.clear()
         self._used_after = found.used
         if found.used is None:
             self._error = self._error or BlindError(self._server.role, self._snapshot.membership)
@@ -336,24 +360,34 @@ class Termination:
     def _lose(self, error: TargetError) -> None:
         """The connection is lost, the signals are not: another connection looks for them, once."""
         self._error = self._error or error
-        if not self._pending:
+        if not self._pending and not self._missing:
             return
         if self._reconnected:
             self._give_up(error)
             return
         self._reconnected = True
+        self._server.close()  # its slot may be the only one that our role may use
         try:
             self._server = self._session.connect()
         except TargetError as shut:
             self._give_up(shut)
 
     def _give_up(self, error: TargetError) -> None:
-        """Leave what is pending as lingering: nothing can show what became of it."""
+        """Leave what is pending as lingering, what is missing as spared: no server can show more."""
         self._error = self._error or error
         for each in self._pending:
             self._set(each.decision, Outcome.LINGERING, f"not seen gone: {error.message}")
+        for decision in self._missing:
+            self._set(decision, Outcome.SPARED, f"{_UNPROVEN}: {error.message}")
         self._pending.clear()
+        self._missing.clear()
         self._used_after = None
+
+
+def _not_signalled(error: TargetError | None) -> str:
+    if error is None or isinstance(error, DeadlineError):
+        return _ENDED_BEFORE
+    return f"spared: not signalled: {error.message}"
 
 
 def _pause_of(decision: Decision) -> float:

@@ -13,6 +13,7 @@ import pytest
 from tests.integration.stage import ACTIVE, IDLE, LEAK, assert_true_to, rule, until
 from tests.integration.wire import (
     Action,
+    FailSignal,
     Impostor,
     Moment,
     Proxy,
@@ -223,6 +224,41 @@ def test_a_lost_answer_does_not_hide_whom_it_killed(stage: Stage, nth: int) -> N
     # Another connection proved it.
     assert list(run.outcomes().values()).count("terminated") == 30 - len(survivors)
     assert run.target()["slots"]["used_after"] == 1 + len(survivors)
+
+
+@pytest.mark.parametrize("sqlstate", ["57014", "XX000"])
+def test_an_error_for_one_signal_hides_no_other_answer(stage: Stage, sqlstate: str) -> None:
+    """The connection is whole, so no second one is made: our role might not be let in twice."""
+    victims = stage.sessions(5)
+    with Proxy(stage.server.port, says=FailSignal(2, sqlstate)) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap()
+        assert proxy.connections == 1
+    assert run.outcomes() == {victim.pid: "terminated" for victim in victims}
+    assert run.error()["code"] == sqlstate
+    assert run.target()["slots"]["used_after"] == 1  # ours is not counted, the superuser's is
+
+
+def test_a_session_that_was_not_signalled_because_of_an_error_says_which(stage: Stage) -> None:
+    victim = stage.session()
+    confirmed = {**rule(), "confirm_after": "100ms"}
+    trouble = Trouble(action=Action.RESET, moment=Moment.LOOK, nth=2)
+    with Proxy(stage.server.port, trouble) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(confirmed)
+    assert run.outcomes() == {victim.pid: "spared"}
+    assert run.error()["message"] in run.session(victim)["reason"]
+
+
+def test_slots_that_nobody_counted_after_the_signals_are_unknown(stage: Stage) -> None:
+    stage.sessions(2)
+    terminate = Trouble(action=Action.HANG, moment=Moment.TERMINATE, lost=True)
+    again = Trouble(action=Action.HANG, moment=Moment.VERIFY)
+    with Proxy(stage.server.port, terminate, again, every=True) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(seconds=3)
+    assert set(run.outcomes().values()) == {"lingering"}
+    assert run.target()["slots"]["used_after"] is None
 
 
 def test_a_connection_lost_before_a_signal_kills_nobody_more(stage: Stage) -> None:

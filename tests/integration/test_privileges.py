@@ -154,6 +154,8 @@ def test_a_denied_signal_is_told_of_each_session(stage: Stage) -> None:
     assert run.outcomes() == {leak.pid: "denied" for leak in leaks}
     assert stage.survivors(leaks) == leaks
     assert run.document["totals"]["denied"] == 3
+    slots = run.target()["slots"]
+    assert slots["used_after"] == slots["used_before"]  # nothing was sent, so it still holds
     assert "3 sessions denied" in run.email.subject
     (advice,) = (a for a in run.target()["advice"] if a["code"] == "grant-signal-backend")
     assert advice["sql"] == f'GRANT pg_signal_backend TO "watcher"{inherit};'

@@ -80,6 +80,21 @@ def test_a_pooler_that_switches_servers_under_one_connection_proves_nothing(
     assert run.target()["slots"]["used_after"] is None
 
 
+def test_a_server_that_was_switched_before_the_signals_proves_no_escape(
+    stage: Stage, elsewhere: Stage
+) -> None:
+    victims = stage.sessions(2)
+    detour = Detour(port=elsewhere.server.port, moment=Moment.PREPARE_TERMINATE)
+    with Proxy(stage.server.port, detour=detour) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap()
+    assert run.outcomes() == {victim.pid: "spared" for victim in victims}
+    assert run.error()["code"] == "server-changed"
+    assert "another server" in run.session(victims[0])["reason"]
+    assert run.target()["slots"]["used_after"] is None
+    assert all(victim.is_there for victim in victims)
+
+
 def _identify() -> object:
     (target,) = Directory(read_settings(), fresh=True).find([], Deadline(10))
     assert isinstance(target, Target)

@@ -452,10 +452,33 @@ class RewriteRows:
         return said
 
     def _rewritten(self, message: bytes) -> bytes:
-        if message[:1] != b"D" or struct.unpack_from("!H", message, 5) != (1,):
+        value = single_value(message)
+        if value is None:
             return message
-        (length,) = struct.unpack_from("!i", message, 7)
-        if length == -1:
-            return message
-        value = self._change(message[11:])
+        value = self._change(value)
         return b"D" + struct.pack("!iHi", 10 + len(value), 1, len(value)) + value
+
+
+def single_value(message: bytes) -> bytes | None:
+    """Return the value of a row that has one; None for any other message."""
+    if message[:1] != b"D" or struct.unpack_from("!H", message, 5) != (1,):
+        return None
+    (length,) = struct.unpack_from("!i", message, 7)
+    return None if length == -1 else message[11:]
+
+
+class FailSignal(RewriteRows):
+    """Answers the nth signal with an error, although the server has sent the signal."""
+
+    def __init__(self, nth: int, sqlstate: str) -> None:
+        super().__init__(bytes)
+        self._nth = nth
+        self._sqlstate = sqlstate
+        self._signals = 0
+
+    def _rewritten(self, message: bytes) -> bytes:
+        self._signals += single_value(message) == b"t"
+        if self._signals != self._nth or single_value(message) != b"t":
+            return message
+        fields = b"SERROR\0C" + self._sqlstate.encode() + b"\0Mout of order\0\0"
+        return b"E" + struct.pack("!i", 4 + len(fields)) + fields

@@ -75,6 +75,11 @@ def answering(doing: str, secret: str) -> Iterator[None]:
         raise _Translator(doing, secret, ConnectionLostError, {}).translate(error) from None
 
 
+def statement_error(doing: str, secret: str, error: DatabaseError) -> TargetError:
+    """Translate the server's error for one statement, after which the connection goes on."""
+    return _Translator(doing, secret, ConnectionLostError, {}).translate(error)
+
+
 def sqlstate(error: DatabaseError) -> str:
     """Return the error's SQLSTATE; what does not have its form is not passed on."""
     code = _fields(error).get("C", "")

@@ -24,6 +24,7 @@ from session_reaper.postgres.failures import (
     answering,
     connecting,
     sqlstate,
+    statement_error,
 )
 from session_reaper.postgres.rows import (
     QUERY_BYTES,
@@ -176,14 +177,16 @@ class Server:
 
     def signal(
         self, identities: Iterable[Identity], action: Action, deadline: Deadline
-    ) -> Iterator[Signal]:
+    ) -> Iterator[Signal | TargetError]:
         """Signal sessions that are still those of the snapshot, in a pipeline.
 
-        An identity is taken just before its signal is sent; the answers have the same order. Raises
-        DeadlineError if nothing was sent, any other TargetError if it is not known what became of
-        the signals that were sent and not answered.
+        An identity is taken just before its signal is sent; the answers have the same order. One
+        that is an error leaves open whether its signal was sent. Raises DeadlineError if nothing was
+        sent, any other TargetError if it is not known what became of the signals that were sent and
+        not answered.
         """
-        with self._answering(f"signalling ({action})", deadline):
+        doing = f"signalling ({action})"
+        with self._answering(doing, deadline):
             if action not in self._signal:
                 guarded = _sql("signal").format(function=_FUNCTIONS[action])
                 self._signal[action] = self._connection.prepare(guarded)
@@ -192,7 +195,12 @@ class Server:
             for answer in self._connection.run_each(
                 statement, executions, deadline, _ANSWER_SECONDS
             ):
-                yield _signal_of(answer)
+                if not isinstance(answer, DatabaseError):
+                    yield _signal_of(answer)
+                elif sqlstate(answer) == INSUFFICIENT_PRIVILEGE:
+                    yield Signal.DENIED
+                else:
+                    yield statement_error(doing, self._target.password, answer)
 
     def verify(
         self, signalled: Collection[tuple[Identity, Action]], deadline: Deadline
@@ -237,14 +245,10 @@ def _parameters_of(identity: Identity) -> dict[str, object]:
     }
 
 
-def _signal_of(answer: Sequence[Row] | DatabaseError) -> Signal:
-    if isinstance(answer, DatabaseError):
-        if sqlstate(answer) == INSUFFICIENT_PRIVILEGE:
-            return Signal.DENIED
-        raise answer
-    if not answer:
+def _signal_of(rows: Sequence[Row]) -> Signal:
+    if not rows:
         return Signal.ESCAPED
-    sent = flag_of(answer[0])
+    sent = flag_of(rows[0])
     if sent is None:
         return Signal.HIDDEN
     return Signal.SENT if sent else Signal.ESCAPED
