@@ -122,8 +122,9 @@ def _looked(reaper: Server, victim: Victim) -> Identity:
 
 
 def _signal(reaper: Server, identity: Identity, action: Action = Action.TERMINATE) -> Signal:
-    (signal,) = reaper.signal([identity], action, Deadline(10))
-    return signal
+    (answer,) = reaper.signal([identity], action, Deadline(10))
+    assert isinstance(answer, Signal)
+    return answer
 
 
 _MOMENT = "2020-01-01T00:00:00.000001+00:00"
