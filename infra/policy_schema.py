@@ -17,20 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from session_reaper import documents, patterns, policy
-from session_reaper.policy import (
-    CLOCKS,
-    Action,
-    Holding,
-    Mark,
-    Match,
-    Mode,
-    Order,
-    Policy,
-    Queries,
-    Rule,
-)
-from session_reaper.sessions import State
+from session_reaper import documents
+from session_reaper.policy import model as policy
+from session_reaper.policy import patterns
+from session_reaper.policy.enums import Action, HeldResource, Mode, Order, QueryVisibility
+from session_reaper.policy.model import CLOCKS, Match, Policy, Rule, Threshold
+from session_reaper.sessions.session import State
 
 SCHEMA_FILE = Path(__file__).parent / "policies" / "policy.schema.json"
 
@@ -73,21 +65,21 @@ _QUERY_GLOB: Schema = {
 }
 
 _LEAVES: Mapping[Callable[..., object], Schema] = {
-    documents.text: _TEXT,
-    documents.count: {"type": "integer", "minimum": 1},
-    documents.count_from_zero: {"type": "integer", "minimum": 0},
-    documents.flag: {"type": "boolean"},
+    documents.non_empty_text: _TEXT,
+    documents.positive_int: {"type": "integer", "minimum": 1},
+    documents.non_negative_int: {"type": "integer", "minimum": 0},
+    documents.boolean: {"type": "boolean"},
     patterns.read_glob: _TEXT,
     patterns.read_network: _NETWORK,
     patterns.read_query_glob: _QUERY_GLOB,
     policy.read_action: _names(Action),
     policy.read_duration: _DURATION,
-    policy.read_holding: _names(Holding),
+    policy.read_held_resource: _names(HeldResource),
     policy.read_mode: {"enum": [*map(str, Mode), False]},  # how YAML 1.1 reads a bare off
     policy.read_order: _names(Order),
     policy.read_pause: _DURATION,
     policy.read_percent: _PERCENT,
-    policy.read_queries: _names(Queries),
+    policy.read_query_visibility: _names(QueryVisibility),
     policy.read_state: _names(State),
     policy.read_version: {"const": 1},
 }
@@ -110,7 +102,7 @@ _BETWEEN: Mapping[type, Schema] = {
             },
         ],
     },
-    Mark: {"minProperties": 1, "maxProperties": 1},
+    Threshold: {"minProperties": 1, "maxProperties": 1},
     Rule: {
         "if": {"required": ["action"], "properties": {"action": {"const": str(Action.CANCEL)}}},
         "then": {

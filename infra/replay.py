@@ -25,13 +25,15 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from session_reaper.deadline import Deadline
-from session_reaper.decide import Decision, Judgement, Verdict, decide
-from session_reaper.documents import shown
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Decision, Decisions, Verdict
+from session_reaper.documents import short_repr
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy import Policy
-from session_reaper.policy_source import load_policy
-from session_reaper.report import clean
-from session_reaper.sessions import Look, State
+from session_reaper.policy.model import Policy
+from session_reaper.report.text import printable
+from session_reaper.runs.policy_source import load_policy
+from session_reaper.sessions.session import State
+from session_reaper.sessions.snapshot import Snapshot
 
 _MOST_OF_A_NAME, _MOST_OF_A_LINE = 64, 2000  # characters: PostgreSQL's names have 63 bytes
 
@@ -49,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             names = [path or "the bundled policy" for path in (options.against, options.policy)]
             lines = [f"--- {names[0]}", f"+++ {names[1]}", *differences(looks, old, policy)]
     except ConfigurationError as error:
-        print(clean(f"replay: {error}", _MOST_OF_A_LINE), file=sys.stderr)
+        print(printable(f"replay: {error}", _MOST_OF_A_LINE), file=sys.stderr)
         return 2
     for line in lines:
-        print(clean(line, _MOST_OF_A_LINE))
+        print(printable(line, _MOST_OF_A_LINE))
     return 0
 
 
@@ -79,12 +81,12 @@ def _policy(path: str) -> Policy:
 # -- verdicts -------------------------------------------------------------------------------------
 
 
-def decide_again(look: Look, policy: Policy) -> Judgement:
+def decide_again(look: Snapshot, policy: Policy) -> Decisions:
     """Decide on a recorded look; its queries are redacted already."""
     return decide(look.sessions, look.slots, policy, redact_query=str)
 
 
-def verdicts(name: str, look: Look, policy: Policy) -> Iterator[str]:
+def verdicts(name: str, look: Snapshot, policy: Policy) -> Iterator[str]:
     """A target's head line, and a line for each of its sessions."""
     judgement = decide_again(look, policy)
     yield "; ".join(_head(name, look, judgement))
@@ -92,7 +94,7 @@ def verdicts(name: str, look: Look, policy: Policy) -> Iterator[str]:
         yield f"{who}  {_verdict(decision)}"
 
 
-def differences(looks: Mapping[str, Look], before: Policy, after: Policy) -> Iterator[str]:
+def differences(looks: Mapping[str, Snapshot], before: Policy, after: Policy) -> Iterator[str]:
     """The sessions that meet another verdict, or the same by another rule; the last line counts."""
     differing = 0
     for name, look in looks.items():
@@ -108,7 +110,7 @@ def differences(looks: Mapping[str, Look], before: Policy, after: Policy) -> Ite
     yield f"{differing} of {sum(len(look.sessions) for look in looks.values())} sessions differ"
 
 
-def _head(name: str, look: Look, judgement: Judgement) -> Iterator[str]:
+def _head(name: str, look: Snapshot, judgement: Decisions) -> Iterator[str]:
     condemned, spared, left = (
         len(judgement.having(verdict))
         for verdict in (Verdict.CONDEMN, Verdict.SPARE, Verdict.LEAVE)
@@ -120,7 +122,7 @@ def _head(name: str, look: Look, judgement: Judgement) -> Iterator[str]:
     yield from judgement.pressure
 
 
-def _by_pid(judgement: Judgement) -> dict[str, Decision]:
+def _by_pid(judgement: Decisions) -> dict[str, Decision]:
     """The decisions by who it is about, in columns; the same sessions give the same columns."""
     decisions = sorted(judgement.decisions, key=lambda decision: decision.pid)
     rows = [tuple(_cells(decision)) for decision in decisions]
@@ -136,7 +138,7 @@ def _cells(decision: Decision) -> Iterator[str]:
     session = decision.session
     yield str(decision.pid)
     for name in (session.role, session.database, session.application):
-        yield clean(name, _MOST_OF_A_NAME) or "-"
+        yield printable(name, _MOST_OF_A_NAME) or "-"
     yield session.client or "[local]"
     yield session.state
 
@@ -158,7 +160,7 @@ def _essence(decision: Decision) -> object:
 # -- reading --------------------------------------------------------------------------------------
 
 
-def read_recording(path: Path, target: str | None = None) -> dict[str, Look]:
+def read_recording(path: Path, target: str | None = None) -> dict[str, Snapshot]:
     """The looks of a recording by target; a look by itself is named as its file.
 
     Raises ConfigurationError with the place of what is no recording.
@@ -184,8 +186,8 @@ def read_recording(path: Path, target: str | None = None) -> dict[str, Look]:
     }
 
 
-def _look(value: object, place: str) -> Look:
-    look: Look = _read(Look, value, place)
+def _look(value: object, place: str) -> Snapshot:
+    look: Snapshot = _read(Snapshot, value, place)
     if not look.can_see:
         raise ConfigurationError(_at(place, "can_see"), "is false: a run decides nothing then")
     pids: set[int] = set()
@@ -197,7 +199,7 @@ def _look(value: object, place: str) -> Look:
         try:
             ip_address("::" if session.client is None else session.client)
         except ValueError:
-            problem = f"{shown(session.client)} is no address"
+            problem = f"{short_repr(session.client)} is no address"
             raise ConfigurationError(f"{here}.client", problem) from None
     return look
 
@@ -264,7 +266,7 @@ def _plain(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401 -- as abov
     if kind is State and value in list(State):
         return State(value)
     wanted = _CALLED.get(get_origin(kind) or kind, "an object")
-    raise ConfigurationError(place or "look", f"{shown(value)} is not {wanted}")
+    raise ConfigurationError(place or "look", f"{short_repr(value)} is not {wanted}")
 
 
 if __name__ == "__main__":

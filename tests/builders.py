@@ -6,10 +6,12 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from session_reaper.decide import Decision, Verdict
-from session_reaper.policy import Mode, Policy, read_policy
-from session_reaper.report import Fate, Outcome, Report, TargetReport
-from session_reaper.sessions import Identity, Look, Session, Slots, State
+from session_reaper.decision.model import Decision, Verdict
+from session_reaper.policy.enums import Mode
+from session_reaper.policy.model import Policy, read_policy
+from session_reaper.report.model import Outcome, Report, SessionResult, TargetReport
+from session_reaper.sessions.session import Identity, Session, Slots, State
+from session_reaper.sessions.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +69,7 @@ def some_slots(*, used: int = 97, maximum: int = 100, reserved: int = 3) -> Slot
     return Slots(max=maximum, reserved=reserved, used=used)
 
 
-def a_look(*sessions: Session, **overrides: object) -> Look:
+def a_look(*sessions: Session, **overrides: object) -> Snapshot:
     """What a role that may see and signal all saw."""
     values = {
         "role": "session_reaper",
@@ -79,7 +81,7 @@ def a_look(*sessions: Session, **overrides: object) -> Look:
         "behind_pooler": False,
         "sessions": sessions or (a_session(),),
     }
-    return Look(**values | overrides)  # type: ignore[arg-type] # a table of defaults
+    return Snapshot(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 
 
 def a_rule(name: str = "idle-in-transaction", **match: object) -> dict[str, Any]:
@@ -110,17 +112,17 @@ def a_decision(session: Session | None = None, **overrides: object) -> Decision:
     return Decision(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 
 
-def a_fate(outcome: Outcome = Outcome.TERMINATED, **session: object) -> Fate:
+def a_fate(outcome: Outcome = Outcome.TERMINATED, **session: object) -> SessionResult:
     """What happened to a condemned session."""
-    return Fate(decision=a_decision(a_session(**session)), outcome=outcome)
+    return SessionResult(decision=a_decision(a_session(**session)), outcome=outcome)
 
 
-def some_fates(number: int, outcome: Outcome, **session: object) -> tuple[Fate, ...]:
+def some_fates(number: int, outcome: Outcome, **session: object) -> tuple[SessionResult, ...]:
     """The same thing happening to several sessions."""
     return tuple(a_fate(outcome, pid=pid, **session) for pid in range(1, number + 1))
 
 
-def a_target_report(*fates: Fate, **overrides: object) -> TargetReport:
+def a_target_report(*fates: SessionResult, **overrides: object) -> TargetReport:
     """What was done on a target that was reached."""
     values = {"name": "orders", "slots": some_slots(), "used_after": 97, "fates": fates}
     return TargetReport(**values | overrides)  # type: ignore[arg-type] # a table of defaults

@@ -10,20 +10,9 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
-from session_reaper.policy import (
-    CLOCKS,
-    Holding,
-    Limits,
-    Mark,
-    Match,
-    Mode,
-    Order,
-    Policy,
-    Protect,
-    Queries,
-    Rule,
-)
-from session_reaper.sessions import State
+from session_reaper.policy.enums import HeldResource, Mode, Order, QueryVisibility
+from session_reaper.policy.model import CLOCKS, Limits, Match, Policy, Protect, Rule, Threshold
+from session_reaper.sessions.session import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,7 +20,11 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 
 KEYS = sorted(
-    {field.name for kind in (Policy, Rule, Match, Mark, Protect, Limits) for field in fields(kind)}
+    {
+        field.name
+        for kind in (Policy, Rule, Match, Threshold, Protect, Limits)
+        for field in fields(kind)
+    }
 )
 """Every key that a policy may have somewhere."""
 
@@ -95,7 +88,7 @@ _CONDITIONS = _some_of(
         "client": _one_or_more(_NETWORKS),
         "query": _one_or_more(_QUERY_GLOBS),
         "blocks": _COUNTS,
-        "holds": _one_or_more(st.sampled_from([*map(str, Holding)])),
+        "holds": _one_or_more(st.sampled_from([*map(str, HeldResource)])),
         "pins_vacuum_by": _COUNTS,
     }
 )
@@ -160,7 +153,7 @@ def policy_documents(draw: st.DrawFn) -> Document:
         "mode": st.sampled_from([*map(str, Mode), False]),
         "protect": _PROTECT,
         "limits": _LIMITS,
-        "queries": st.sampled_from([*map(str, Queries)]),
+        "queries": st.sampled_from([*map(str, QueryVisibility)]),
     }
     optional = draw(_some_of(keys))
     return {"version": 1, "rules": [draw(_rules(name)) for name in names]} | optional

@@ -34,7 +34,7 @@ def may_hold_credential(text: str) -> bool:
     return _CREDENTIAL.search(text) is not None
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """A wrong value as an error shows it."""
     try:
         text = repr(value)
@@ -45,29 +45,29 @@ def shown(value: object) -> str:
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
 
 
-def named(key: object) -> str:
+def key_label(key: object) -> str:
     """A key as the place in an error names it."""
     plain = isinstance(key, str) and key and key.isprintable() and not may_hold_credential(key)
-    return str(key)[:_MOST_SHOWN] if plain else shown(key)
+    return str(key)[:_MOST_SHOWN] if plain else short_repr(key)
 
 
-def text(value: object, place: str) -> str:
+def non_empty_text(value: object, place: str) -> str:
     """Text that is not empty."""
     if not isinstance(value, str):
-        raise ConfigurationError(place, f"{shown(value)} is not text; put it in quotes")
+        raise ConfigurationError(place, f"{short_repr(value)} is not text; put it in quotes")
     if not value:
         raise ConfigurationError(place, "is empty; fill it in or remove it")
     if UNSENDABLE.search(value):
-        raise ConfigurationError(place, f"{shown(value)} holds a character that is no text")
+        raise ConfigurationError(place, f"{short_repr(value)} holds a character that is no text")
     return value
 
 
-def count(value: object, place: str) -> int:
+def positive_int(value: object, place: str) -> int:
     """A whole number from 1 up."""
     return _whole(value, place, 1)
 
 
-def count_from_zero(value: object, place: str) -> int:
+def non_negative_int(value: object, place: str) -> int:
     """A whole number from 0 up."""
     return _whole(value, place, 0)
 
@@ -77,16 +77,16 @@ _MOST = 10**15  # of whatever is counted here
 
 def _whole(value: object, place: str, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigurationError(place, f"{shown(value)} is no whole number from {least} up")
+        raise ConfigurationError(place, f"{short_repr(value)} is no whole number from {least} up")
     if value > _MOST:
-        raise ConfigurationError(place, f"{shown(value)} is too large")
+        raise ConfigurationError(place, f"{short_repr(value)} is too large")
     return value
 
 
-def flag(value: object, place: str) -> bool:
+def boolean(value: object, place: str) -> bool:
     """True or false."""
     if not isinstance(value, bool):
-        raise ConfigurationError(place, f"{shown(value)} is neither true nor false")
+        raise ConfigurationError(place, f"{short_repr(value)} is neither true nor false")
     return value
 
 
@@ -99,7 +99,7 @@ def read_several(read: Read[T], value: object, place: str) -> tuple[T, ...]:
     return tuple(read(item, f"{place}[{index}]") for index, item in enumerate(value))
 
 
-def several(read: Read[T]) -> Read[tuple[T, ...]]:
+def one_or_many(read: Read[T]) -> Read[tuple[T, ...]]:
     """A reader of one value or a list of alternatives."""
     return partial(read_several, read)
 
@@ -107,20 +107,20 @@ def several(read: Read[T]) -> Read[tuple[T, ...]]:
 def read_record(kind: type[T], value: object, place: str) -> T:
     """A mapping with the keys of a dataclass; a field is `Annotated[type, reader, "what it is"]`."""
     if not isinstance(value, dict):
-        raise ConfigurationError(place or "document", f"{shown(value)} is no mapping of keys")
+        raise ConfigurationError(place or "document", f"{short_repr(value)} is no mapping of keys")
     known = _readers(kind)  # type: ignore[arg-type] # a class is hashable; mypy doubts it
     dot = f"{place}." if place else ""
     for key in value:
         if key not in known:
             problem = f"unknown key; known are {', '.join(known)}"
-            raise ConfigurationError(f"{dot}{named(key)}", problem)
+            raise ConfigurationError(f"{dot}{key_label(key)}", problem)
     for name in _required(kind):
         if name not in value:
             raise ConfigurationError(f"{dot}{name}", "is required")
     return kind(**{key: known[key](item, f"{dot}{key}") for key, item in value.items()})
 
 
-def record(kind: type[T]) -> Read[T]:
+def mapping_of(kind: type[T]) -> Read[T]:
     """A reader of a mapping with the keys of a dataclass."""
     return partial(read_record, kind)
 

@@ -121,15 +121,15 @@ class Membership:
         has an option of its own, which a second GRANT without it leaves as it is.
         """
         if self.server_version >= _INHERIT_OPTION_SINCE:
-            return f"GRANT {granted} TO {quoted(role)} WITH INHERIT TRUE;"
-        grant = f"GRANT {granted} TO {quoted(role)};"
-        return grant if self.inherits else f"ALTER ROLE {quoted(role)} INHERIT; {grant}"
+            return f"GRANT {granted} TO {quote_identifier(role)} WITH INHERIT TRUE;"
+        grant = f"GRANT {granted} TO {quote_identifier(role)};"
+        return grant if self.inherits else f"ALTER ROLE {quote_identifier(role)} INHERIT; {grant}"
 
 
 UNKNOWN_MEMBERSHIP: Final = Membership(server_version=0, inherits=True)
 
 
-def quoted(identifier: str) -> str:
+def quote_identifier(identifier: str) -> str:
     """An identifier as SQL writes it."""
     return '"{}"'.format(identifier.replace('"', '""'))
 

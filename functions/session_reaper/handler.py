@@ -15,21 +15,23 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from session_reaper.directory import Directory
-from session_reaper.notify import notify, share_time
 from session_reaper.observability import emit_run_metrics, logger
-from session_reaper.policy import Mode, Policy
-from session_reaper.policy_source import load_policy
-from session_reaper.reap import Operation, apply, check, reap, record, run_on_target
-from session_reaper.report import Report, fitting, recordings
-from session_reaper.request import (
+from session_reaper.policy.enums import Mode
+from session_reaper.policy.model import Policy
+from session_reaper.report.document import to_recordings, truncate_document
+from session_reaper.report.model import Report
+from session_reaper.runs.discovery import TargetDiscovery
+from session_reaper.runs.notify import notify, share_time
+from session_reaper.runs.operations import Operation, apply, check, reap, record, run_on_target
+from session_reaper.runs.policy_source import load_policy
+from session_reaper.runs.request import (
     RunRequest,
     effective_mode,
     is_scheduled,
     policy_of_run,
     read_request,
 )
-from session_reaper.run import run
+from session_reaper.runs.run import run
 from session_reaper.settings import read_settings
 
 gc.freeze()
@@ -58,7 +60,7 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     run_id = context.aws_request_id or str(uuid4())
     logger.append_keys(run_id=run_id, mode=str(mode))
     # Who has just changed a secret and tries it by hand wants it read.
-    directory = Directory(settings, fresh=not is_scheduled(event))
+    directory = TargetDiscovery(settings, fresh=not is_scheduled(event))
     work = partial(run_on_target, _operation(request, policy, mode), directory)
     targets = () if mode is Mode.OFF else run(directory, request.targets, work, run_time.targets)
     report = Report(run_id=run_id, mode=mode, targets=targets)
@@ -67,8 +69,8 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     report, document = notify(report, request, settings, function_arn, run_time.end)
     emit_run_metrics(report, monotonic() - began)
     if request.record:  # for the one who asked; too long for the log
-        return {**document, "looks": recordings(report)}
-    return fitting(document, _ANSWER_BYTES)
+        return {**document, "looks": to_recordings(report)}
+    return truncate_document(document, _ANSWER_BYTES)
 
 
 def _operation(request: RunRequest, policy: Policy, mode: Mode) -> Operation:

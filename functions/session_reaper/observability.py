@@ -9,17 +9,11 @@ from typing import Final
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
 
-from session_reaper.decide import Decision
+from session_reaper.decision.model import Decision
 from session_reaper.log_levels import make_own_logger
-from session_reaper.report import (
-    Fate,
-    Outcome,
-    Report,
-    RunStatus,
-    TargetReport,
-    describe,
-)
-from session_reaper.sessions import State
+from session_reaper.report.document import describe_session
+from session_reaper.report.model import Outcome, Report, RunStatus, SessionResult, TargetReport
+from session_reaper.sessions.session import State
 
 NAMESPACE: Final = "SessionReaper"
 # Powertools reads POWERTOOLS_SERVICE_NAME, which is the stack's name: two stacks do not mix.
@@ -32,7 +26,7 @@ logger: Final = Logger(service=SERVICE)
 def log_decision(target: TargetReport, decision: Decision) -> None:
     """One line for a session that is not left alone, before anything is done to it."""
     verdict = decision.verdict.name.lower()
-    session = describe(decision, target.queries)
+    session = describe_session(decision, target.queries)
     extra = {"target": target.name, "verdict": verdict, "session": session}
     logger.info("decision", extra=extra)
 
@@ -46,10 +40,10 @@ class OutcomeLog:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._logged: dict[int, Fate] = {}  # by pid
+        self._logged: dict[int, SessionResult] = {}  # by pid
         self._is_complete = False
 
-    def write(self, target: TargetReport, fate: Fate) -> None:
+    def write(self, target: TargetReport, fate: SessionResult) -> None:
         """Log an outcome that will not change any more."""
         with self._lock:
             if not self._is_complete:
@@ -62,17 +56,17 @@ class OutcomeLog:
         """
         with self._lock:
             self._is_complete = True
-            for fate in target.fates:
+            for fate in target.results:
                 self._log(target, fate)
-            fates = tuple(self._logged[fate.decision.pid] for fate in target.fates)
-        return replace(target, fates=fates)
+            fates = tuple(self._logged[fate.decision.pid] for fate in target.results)
+        return replace(target, results=fates)
 
-    def _log(self, target: TargetReport, fate: Fate) -> None:
+    def _log(self, target: TargetReport, fate: SessionResult) -> None:
         pid = fate.decision.pid
         if pid in self._logged:
             return
         self._logged[pid] = fate
-        session = describe(fate.decision, target.queries)
+        session = describe_session(fate.decision, target.queries)
         extra = {"target": target.name, "outcome": fate.outcome, "session": session}
         logger.info("outcome", extra=extra)
 
@@ -98,7 +92,7 @@ def emit_target_metrics(target: TargetReport) -> None:
         if number := target.count(outcome):
             metrics.add_metric(_camel(outcome), MetricUnit.Count, number)
     metrics.flush_metrics()
-    rules = [fate.decision.rule for fate in target.fates if fate.outcome is Outcome.TERMINATED]
+    rules = [fate.decision.rule for fate in target.results if fate.outcome is Outcome.TERMINATED]
     for name, number in Counter(rule.name for rule in rules if rule).items():
         metrics = _metrics(target=target.name, rule=name)
         metrics.add_metric("Terminated", MetricUnit.Count, number)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from session_reaper.documents import may_hold_credential
-from session_reaper.durations import parse_duration
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy import Mode, read_mode
-from session_reaper.targets import is_secret_id
+from session_reaper.policy.durations import parse_duration
+from session_reaper.policy.enums import Mode
+from session_reaper.policy.values import read_mode
+from session_reaper.targets.target import is_secret_id
 
 LONGEST_REMINDER = 7 * 86400  # seconds: in which an item of the memory is not forgotten
 
@@ -31,7 +32,7 @@ class Tag:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class FunctionLocation:
     """Where the function runs, by Lambda's own variables."""
 
     region: str
@@ -55,31 +56,31 @@ class Settings:
     memory_table: str | None
     target_metrics: bool  # beside those of the run, which cost the same for any fleet
     critical_topic_arn: str | None
-    place: Place | None  # None outside of Lambda
+    place: FunctionLocation | None  # None outside of Lambda
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings; an empty variable counts as unset. Raises ConfigurationError naming one."""
     given = {name: value.strip() for name, value in environ.items() if value.strip()}
     _refuse_credentials(given)
-    secrets = _secrets(given.get("TARGET_SECRETS", ""))
-    tag = _tag(given.get("TARGET_SECRET_TAG"))
-    topic = _topic("TOPIC_ARN", given.get("TOPIC_ARN"))
+    secrets = _read_secrets(given.get("TARGET_SECRETS", ""))
+    tag = _read_tag(given.get("TARGET_SECRET_TAG"))
+    topic = _read_topic("TOPIC_ARN", given.get("TOPIC_ARN"))
     if not secrets and not tag:
         raise ConfigurationError("TARGET_SECRETS", "give this or TARGET_SECRET_TAG; both are unset")
     return Settings(
         target_secrets=secrets,
         target_secret_tag=tag,
-        whole_clusters=_whole_clusters(given.get("CLUSTER_TARGETS", "instances")),
+        whole_clusters=_read_cluster_targets(given.get("CLUSTER_TARGETS", "instances")),
         topic_arn=topic,
         mode=read_mode(given.get("MODE", "observe"), "MODE"),
         policy=given.get("POLICY", ""),
-        notify=_notify(given.get("NOTIFY", "changes")),
-        remind_after=_remind_after(given.get("REMIND_AFTER", "1h")),
+        notify=_read_notify(given.get("NOTIFY", "changes")),
+        remind_after=_read_remind_after(given.get("REMIND_AFTER", "1h")),
         memory_table=given.get("MEMORY_TABLE"),
-        target_metrics=_target_metrics(given.get("TARGET_METRICS", "yes")),
-        critical_topic_arn=_critical_topic(given.get("CRITICAL_TOPIC_ARN"), topic),
-        place=_place(given),
+        target_metrics=_read_target_metrics(given.get("TARGET_METRICS", "yes")),
+        critical_topic_arn=_read_critical_topic(given.get("CRITICAL_TOPIC_ARN"), topic),
+        place=_read_location(given),
     )
 
 
@@ -111,7 +112,7 @@ def _refuse_credentials(given: Mapping[str, str]) -> None:
             raise ConfigurationError(name, f"{problem} that TARGET_SECRETS names")
 
 
-def _secrets(value: str) -> tuple[str, ...]:
+def _read_secrets(value: str) -> tuple[str, ...]:
     """The names and ARNs. None is shown if any has another form: a password may have commas."""
     ids = tuple(dict.fromkeys(each.strip() for each in value.split(",") if each.strip()))
     for number, each in enumerate(ids, start=1):
@@ -121,16 +122,18 @@ def _secrets(value: str) -> tuple[str, ...]:
     return ids
 
 
-def _place(given: Mapping[str, str]) -> Place | None:
+def _read_location(given: Mapping[str, str]) -> FunctionLocation | None:
     function, region = given.get("AWS_LAMBDA_FUNCTION_NAME"), given.get("AWS_REGION")
     if function is None or region is None:
         return None
     log_group = given.get("AWS_LAMBDA_LOG_GROUP_NAME", f"/aws/lambda/{function}")
     dashboard = given.get("DASHBOARD")
-    return Place(region=region, function=function, log_group=log_group, dashboard=dashboard)
+    return FunctionLocation(
+        region=region, function=function, log_group=log_group, dashboard=dashboard
+    )
 
 
-def _tag(value: str | None) -> Tag | None:
+def _read_tag(value: str | None) -> Tag | None:
     if value is None:
         return None
     key, equals, rest = value.partition("=")
@@ -139,19 +142,19 @@ def _tag(value: str | None) -> Tag | None:
     return Tag(key=key, value=rest)
 
 
-def _whole_clusters(value: str) -> bool:
+def _read_cluster_targets(value: str) -> bool:
     if value not in ("instances", "endpoint"):
         raise ConfigurationError("CLUSTER_TARGETS", f"{value} is neither instances nor endpoint")
     return value == "instances"
 
 
-def _target_metrics(value: str) -> bool:
+def _read_target_metrics(value: str) -> bool:
     if value not in ("yes", "no"):
         raise ConfigurationError("TARGET_METRICS", f"{value} is neither yes nor no")
     return value == "yes"
 
 
-def _topic(name: str, value: str | None) -> str:
+def _read_topic(name: str, value: str | None) -> str:
     if value is None:
         raise ConfigurationError(name, "is required; give the SNS topic of the summary")
     if not re.fullmatch(r"arn:[\w-]+:sns:[\w-]+:\d{12}:[\w-]+", value):
@@ -159,16 +162,18 @@ def _topic(name: str, value: str | None) -> str:
     return value
 
 
-def _critical_topic(value: str | None, topic: str) -> str | None:
+def _read_critical_topic(value: str | None, topic: str) -> str | None:
     if value is None:
         return None
     region = topic.split(":")[3]
-    if _topic("CRITICAL_TOPIC_ARN", value).split(":")[3] != region:  # SNS takes none of another's
+    if (
+        _read_topic("CRITICAL_TOPIC_ARN", value).split(":")[3] != region
+    ):  # SNS takes none of another's
         raise ConfigurationError("CRITICAL_TOPIC_ARN", f"{value} is not in TOPIC_ARN's {region}")
     return value
 
 
-def _remind_after(value: str) -> float:
+def _read_remind_after(value: str) -> float:
     seconds = parse_duration(value)
     if seconds is None:
         raise ConfigurationError("REMIND_AFTER", f"{value} is no duration such as 1h or 90m")
@@ -177,7 +182,7 @@ def _remind_after(value: str) -> float:
     return seconds
 
 
-def _notify(value: str) -> Notify:
+def _read_notify(value: str) -> Notify:
     try:
         return Notify(value)
     except ValueError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import urllib3
 
-from session_reaper.aws import AWS_ERRORS, call, client, explain_error
+from session_reaper.aws.clients import AWS_ERRORS, call, explain_error, get_client
 from session_reaper.deadline import Deadline
 from session_reaper.errors import NoAnswerError, PublishError
 from session_reaper.log_levels import silence_libraries
@@ -40,21 +40,21 @@ def lambda_handler(event: Mapping[str, Any], context: "LambdaContext") -> None:
     """
     deadline = Deadline(context.get_remaining_time_in_millis() / 1000 - _RESERVE)
     secret = read_webhook_secret()
-    url = _url(
+    url = _read_url(
         secret, deadline.capped_at(_SECRET_SECONDS)
     )  # read each time: a new one is used from the next try on
     with urllib3.PoolManager(ssl_context=ssl.create_default_context()) as http:
         for record in event["Records"]:
-            body = json.dumps(_payload(record["Sns"])).encode()
+            body = json.dumps(_build_payload(record["Sns"])).encode()
             problem = _post(http, url, body, deadline)
             if problem:
                 remedy = f"If the webhook is gone, store a new one's URL in secret {secret}"
                 raise PublishError(f"the message did not reach Slack: {problem}. {remedy}.")
 
 
-def _url(secret: str, deadline: Deadline) -> str:
+def _read_url(secret: str, deadline: Deadline) -> str:
     def read() -> str:
-        answer = client("secretsmanager").get_secret_value(SecretId=secret)
+        answer = get_client("secretsmanager").get_secret_value(SecretId=secret)
         _ = answer["ARN"]  # without it, it was not Secrets Manager that answered
         return str(answer.get("SecretString", "")).strip()
 
@@ -64,16 +64,16 @@ def _url(secret: str, deadline: Deadline) -> str:
         remedy = "Check WEBHOOK_SECRET, and what the webhook's role may read and decrypt."
         problem = f"secret {secret} cannot be read: {explain_error(error)}"
         raise PublishError(f"{problem.rstrip('.')}. {remedy}") from None
-    url = _object(text).get("url", text)
+    url = _parse_object(text).get("url", text)
     if not isinstance(url, str) or not re.fullmatch(r"https://[^\s/@]+/\S*", url):
         raise PublishError(f'secret {secret} holds no https URL, as text or as {{"url": "…"}}')
     return url
 
 
-def _payload(notification: Mapping[str, Any]) -> Mapping[str, Any]:
+def _build_payload(notification: Mapping[str, Any]) -> Mapping[str, Any]:
     """What Slack is sent: our own summaries are made for it, all else becomes text."""
     message = notification["Message"]
-    document = _object(message)
+    document = _parse_object(message)
     if isinstance(document.get("text"), str):
         return document
     lines = [notification.get("Subject"), message]
@@ -84,7 +84,7 @@ def _payload(notification: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"text": html.escape(text[:_MOST_TEXT], quote=False)}
 
 
-def _object(text: str) -> Mapping[str, Any]:
+def _parse_object(text: str) -> Mapping[str, Any]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 
-from session_reaper.decide import Verdict, decide
-from session_reaper.policy import Policy, read_policy
-from session_reaper.sessions import Session, Slots, State
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Verdict
+from session_reaper.policy.model import Policy, read_policy
+from session_reaper.sessions.session import Session, Slots, State
 
 from tests.builders import a_session
 

@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "functions"))
 
-from session_reaper.redaction import redact
+from session_reaper.sessions.redaction import redact
 
 from tests.unit.test_redaction import (
     BACKSLASHED,

@@ -10,7 +10,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from session_reaper import aws
+from session_reaper.aws import clients as aws
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from session_reaper.deadline import Deadline
 from session_reaper.postgres.server import Server
-from session_reaper.targets import Secret, read_targets
+from session_reaper.targets.secret_document import read_targets
+from session_reaper.targets.target import Secret
 
 from infra.local.certificates import make_tls
 from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, REAPER, Run, Stage, policy, rule
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from session_reaper.preflight import Preflight
+    from session_reaper.sessions.server_facts import ServerFacts
 
 pytestmark = pytest.mark.every_major
 
@@ -39,7 +40,7 @@ def message(run: Run, code: str) -> str:
     return str(advice["message"])
 
 
-def preflight(stage: Stage) -> Preflight:
+def preflight(stage: Stage) -> ServerFacts:
     secret = Secret(name="orders", arn="arn", text=json.dumps(stage.secret()))
     (target,) = read_targets(secret, list, whole_clusters=False)
     server = Server.connect(target, Deadline(10))

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from botocore.client import BaseClient
 from pg8000.native import literal
-from session_reaper import secrets_manager
+from session_reaper.aws import secrets_manager
 
 from infra.local.certificates import make_tls
 from infra.local.postgres import HOST

@@ -14,14 +14,14 @@ import pg8000
 import pytest
 from pg8000.core import EXECUTE_MSG, SYNC_MSG
 from session_reaper.deadline import Deadline
-from session_reaper.directory import Directory
 from session_reaper.errors import TargetError
-from session_reaper.policy import Action
+from session_reaper.policy.enums import Action
 from session_reaper.postgres import driver
 from session_reaper.postgres.server import Server, Signal
-from session_reaper.sessions import EVERYTHING, NOTHING, Identity
+from session_reaper.runs.discovery import TargetDiscovery
+from session_reaper.sessions.snapshot import ALL_SESSIONS, NO_SESSIONS
 from session_reaper.settings import read_settings
-from session_reaper.targets import AuthMethod, ChannelBinding, SslMode, Target
+from session_reaper.targets.target import AuthMethod, ChannelBinding, SslMode, Target
 
 from infra.local.postgres import HOST
 from tests.integration.stage import LEAK, PASSWORD, until
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
     from threading import Event
+
+    from session_reaper.sessions.session import Identity
 
     from tests.integration.stage import Stage
 
@@ -55,7 +57,7 @@ SCRAM = message(b"R", struct.pack("!i", 10) + b"SCRAM-SHA-256\0\0")
 @pytest.fixture
 def target(stage: Stage) -> Target:
     stage.target()
-    (found,) = Directory(read_settings(), fresh=True).find([], Deadline(10))
+    (found,) = TargetDiscovery(read_settings(), fresh=True).find([], Deadline(10))
     assert isinstance(found, Target)
     return found
 
@@ -229,7 +231,7 @@ def test_an_answer_that_exceeds_its_budget_ends_the_connection(target: Target, n
         server = Server.connect(replace(target, port=impostor.port), Deadline(5))
         began = time.monotonic()
         with pytest.raises(TargetError) as raised:
-            server.look(NOTHING, Deadline(20))
+            server.look(NO_SESSIONS, Deadline(20))
         server.close()
     assert raised.value.code in {"answer", "protocol"}
     assert time.monotonic() - began < 15
@@ -240,7 +242,7 @@ def test_a_length_shorter_than_itself_is_no_message(target: Target, length: int)
     with Impostor(_answering(b"N" + struct.pack("!i", length), endless=b"x")) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(5))
         with pytest.raises(TargetError) as raised:
-            server.look(NOTHING, Deadline(5))
+            server.look(NO_SESSIONS, Deadline(5))
         server.close()
     assert raised.value.code == "protocol"
 
@@ -263,7 +265,7 @@ def test_an_answer_that_no_statement_here_has_is_an_error_of_the_target(
     with Impostor(_answering(said)) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(5))
         with pytest.raises(TargetError) as raised:
-            server.look(NOTHING, Deadline(2))
+            server.look(NO_SESSIONS, Deadline(2))
         server.close()
     assert raised.value.code in {"answer", "protocol", "connection"}
 
@@ -287,7 +289,7 @@ def test_a_statement_that_drips_ends_at_the_deadline_in_total(target: Target) ->
         server = Server.connect(replace(target, port=impostor.port), Deadline(5))
         began = time.monotonic()
         with pytest.raises(TargetError) as raised:
-            server.look(NOTHING, Deadline(0.5))
+            server.look(NO_SESSIONS, Deadline(0.5))
         assert time.monotonic() - began < 1
         server.close()
     assert raised.value.code == "timeout"
@@ -304,7 +306,7 @@ def reaper(target: Target) -> Iterator[Server]:
 
 
 def _identities(reaper: Server, pids: set[int]) -> list[Identity]:
-    look = reaper.look(EVERYTHING, Deadline(10))
+    look = reaper.look(ALL_SESSIONS, Deadline(10))
     return [s.identity for s in look.sessions if s.identity.pid in pids]
 
 
@@ -330,7 +332,7 @@ def test_every_signal_is_a_transaction_of_its_own(stage: Stage, target: Target) 
     sent: list[bytes] = []
     with Proxy(stage.server.port, hears=sent.append) as proxy:
         reaper = Server.connect(replace(target, port=proxy.port), Deadline(10))
-        look = reaper.look(EVERYTHING, Deadline(10))
+        look = reaper.look(ALL_SESSIONS, Deadline(10))
         identities = [s.identity for s in look.sessions if s.role == "app"]
         sent.clear()
         assert len(list(reaper.signal(identities, Action.TERMINATE, Deadline(10)))) == 3

@@ -16,7 +16,7 @@ from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 from moto.backends import get_backend
 from moto.core.models import DEFAULT_ACCOUNT_ID
-from session_reaper import secrets_manager
+from session_reaper.aws import secrets_manager
 
 from infra.local.aws import REGION
 from infra.local.certificates import make_tls

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from session_reaper.deadline import Deadline
-from session_reaper.directory import Directory
-from session_reaper.policy import Action
+from session_reaper.policy.enums import Action
 from session_reaper.postgres.server import Server, Signal
-from session_reaper.sessions import EVERYTHING, Identity, State
+from session_reaper.runs.discovery import TargetDiscovery
+from session_reaper.sessions.session import Identity, State
+from session_reaper.sessions.snapshot import ALL_SESSIONS
 from session_reaper.settings import read_settings
-from session_reaper.targets import Target
+from session_reaper.targets.target import Target
 
 from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, until
 from tests.integration.wire import Moment, Proxy
@@ -108,7 +109,7 @@ def test_p2_the_reaper_itself_is_never_in_a_transaction_block(stage: Stage) -> N
 @pytest.fixture
 def reaper(stage: Stage) -> Iterator[Server]:
     stage.target()
-    (target,) = Directory(read_settings(), fresh=True).find([], Deadline(10))
+    (target,) = TargetDiscovery(read_settings(), fresh=True).find([], Deadline(10))
     assert isinstance(target, Target)
     server = Server.connect(target, Deadline(10))
     yield server
@@ -116,7 +117,7 @@ def reaper(stage: Stage) -> Iterator[Server]:
 
 
 def _looked(reaper: Server, victim: Victim) -> Identity:
-    look = reaper.look(EVERYTHING, Deadline(10))
+    look = reaper.look(ALL_SESSIONS, Deadline(10))
     (identity,) = (s.identity for s in look.sessions if s.identity.pid == victim.pid)
     return identity
 

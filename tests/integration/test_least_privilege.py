@@ -18,7 +18,7 @@ import boto3
 import pytest
 from moto.backends import get_backend
 from moto.core.models import DEFAULT_ACCOUNT_ID
-from session_reaper import secrets_manager
+from session_reaper.aws import secrets_manager
 from session_reaper.webhook import lambda_handler as webhook_handler
 
 from infra.local.aws import REGION

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.deadline import Deadline
-from session_reaper.directory import Directory
 from session_reaper.postgres.rows import QUERY_BYTES
 from session_reaper.postgres.server import Server
-from session_reaper.sessions import EVERYTHING
+from session_reaper.runs.discovery import TargetDiscovery
+from session_reaper.sessions.snapshot import ALL_SESSIONS
 from session_reaper.settings import read_settings
-from session_reaper.targets import Target
+from session_reaper.targets.target import Target
 
 from tests.integration.stage import LEAK, Stage
 
@@ -30,11 +30,11 @@ _TEXTS = {
 
 def _queries(stage: Stage, secret: str) -> dict[int, str]:
     stage.monkeypatch.setenv("TARGET_SECRETS", secret)
-    (target,) = Directory(read_settings(), fresh=True).find([], Deadline(10))
+    (target,) = TargetDiscovery(read_settings(), fresh=True).find([], Deadline(10))
     assert isinstance(target, Target)
     server = Server.connect(target, Deadline(10))
     try:
-        look = server.look(EVERYTHING, Deadline(10))
+        look = server.look(ALL_SESSIONS, Deadline(10))
         return {s.identity.pid: s.query for s in look.sessions}
     finally:
         server.close()

@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 from moto.backends import get_backend
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from pg8000.native import DatabaseError, InterfaceError
-from session_reaper import secrets_manager
+from session_reaper.aws import secrets_manager
 from session_reaper.errors import ConfigurationError
 
 from infra.local.aws import REGION

@@ -12,10 +12,11 @@ import pg8000.native
 import pytest
 from session_reaper import handler
 from session_reaper.deadline import Deadline
-from session_reaper.directory import Directory
-from session_reaper.policy import Mode, read_policy
-from session_reaper.reap import reap, run_on_target
-from session_reaper.run import run
+from session_reaper.policy.enums import Mode
+from session_reaper.policy.model import read_policy
+from session_reaper.runs.discovery import TargetDiscovery
+from session_reaper.runs.operations import reap, run_on_target
+from session_reaper.runs.run import run
 from session_reaper.settings import read_settings
 
 from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, policy, rule, until
@@ -114,7 +115,7 @@ def test_p12_a_clock_of_ours_that_is_wrong_changes_nothing(
     until(lambda: _age(stage, old.pid, "state_change") > 0.3, "one is old")
     leak.connection.run("SELECT 1")
     stage.target()
-    directory = Directory(read_settings(), fresh=True)
+    directory = TargetDiscovery(read_settings(), fresh=True)
     for skew in (-1e6, 1e6):
         now = time.time() + skew
         monkeypatch.setattr(time, "time", lambda now=now: now)
@@ -123,7 +124,7 @@ def test_p12_a_clock_of_ours_that_is_wrong_changes_nothing(
         reaping = partial(reap, rules, Mode.OBSERVE, quota)
         (report,) = run(directory, [], partial(run_on_target, reaping, directory), Deadline(10))
         monkeypatch.undo()
-        assert [fate.decision.pid for fate in report.fates] == [old.pid]
+        assert [fate.decision.pid for fate in report.results] == [old.pid]
         leak.connection.run("SELECT 1")
 
 

@@ -15,7 +15,7 @@ from tests.looks.scene import CANARY, send_unfinished
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from session_reaper.sessions import Look
+    from session_reaper.sessions.snapshot import Snapshot
 
     from tests.integration.conftest import Output
     from tests.integration.stage import Run, Stage
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EVERYBODY = policy(rule("everybody", state=[LEAK, ABORTED, ACTIVE, IDLE], connected_for="1ms"))
 
 
-def looks(run: Run, folder: Path) -> dict[str, Look]:
+def looks(run: Run, folder: Path) -> dict[str, Snapshot]:
     """The recording, as it is read for a replay."""
     path = folder / "run.json"
     path.write_text(json.dumps(run.document))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from pg8000.native import Connection, DatabaseError
-from session_reaper.redaction import redact
+from session_reaper.sessions.redaction import redact
 
 from tests.integration.stage import IDLE
 from tests.unit.test_redaction import BACKSLASHED, COMMENTED, DOLLARS, LITERALS, MISQUOTED, leaks

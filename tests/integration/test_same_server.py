@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.deadline import Deadline
-from session_reaper.directory import Directory
 from session_reaper.postgres.server import Server
-from session_reaper.sessions import NOTHING
+from session_reaper.runs.discovery import TargetDiscovery
+from session_reaper.sessions.snapshot import NO_SESSIONS
 from session_reaper.settings import read_settings
-from session_reaper.targets import Target
+from session_reaper.targets.target import Target
 
 from tests.integration.stage import LEAK, Stage, rule, until
 from tests.integration.wire import Action, Detour, Moment, Proxy, Trouble
@@ -96,11 +96,11 @@ def test_a_server_that_was_switched_before_the_signals_proves_no_escape(
 
 
 def _identify() -> object:
-    (target,) = Directory(read_settings(), fresh=True).find([], Deadline(10))
+    (target,) = TargetDiscovery(read_settings(), fresh=True).find([], Deadline(10))
     assert isinstance(target, Target)
     server = Server.connect(target, Deadline(10))
     try:
-        return server.look(NOTHING, Deadline(10)).server
+        return server.look(NO_SESSIONS, Deadline(10)).server
     finally:
         server.close()
 

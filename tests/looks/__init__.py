@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from session_reaper.policy import read_policy
+from session_reaper.policy.model import read_policy
 
 from infra.replay import read_recording, verdicts
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from pg8000.native import literal
 from session_reaper.deadline import Deadline
 from session_reaper.postgres.server import Server
-from session_reaper.report import as_recording
-from session_reaper.sessions import EVERYTHING
-from session_reaper.targets import Auth, SslMode, Target
+from session_reaper.report.document import to_recording
+from session_reaper.sessions.snapshot import ALL_SESSIONS
+from session_reaper.targets.target import Auth, SslMode, Target
 
 from infra.local.postgres import Build, bundled_builds, npm_builds, server
 from tests.looks import FOLDER, verdicts_on
@@ -76,7 +76,7 @@ def _look(running: PostgresServer) -> object:
         sslrootcert=None,
     )
     with closing(Server.connect(target, deadline)) as connected:
-        return as_recording(connected.look(EVERYTHING, deadline))
+        return to_recording(connected.look(ALL_SESSIONS, deadline))
 
 
 if __name__ == "__main__":

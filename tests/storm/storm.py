@@ -128,7 +128,7 @@ class StormResult:
         return [*self.healthy.wrong_counts, *differing]
 
     @property
-    def untold(self) -> Sequence[Death]:
+    def undelivered(self) -> Sequence[Death]:
         """Terminated sessions that no run reported as terminated or lingering."""
         told = self._runs_by_pid("terminated", "lingering")
         return [
@@ -185,7 +185,7 @@ class StormResult:
         found = [
             *(f"broken: {each}" for each in self.broken),
             *(f"wrong count: {each}" for each in self.wrong_counts),
-            *(f"terminated and not reported: {each}" for each in self.untold),
+            *(f"terminated and not reported: {each}" for each in self.undelivered),
             *(
                 f"reported terminated without a line in the server's log: pid {pid}"
                 for _, pid in self.unproven

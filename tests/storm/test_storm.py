@@ -75,7 +75,7 @@ def test_a_lingering_session_may_die_after_the_run() -> None:
     ids=["no run", "escaped", "another pid", "a later run"],
 )
 def test_a_death_that_no_run_reports_is_untold(runs: Sequence[ReaperRun]) -> None:
-    assert _result(deaths=[_DEATH], runs=runs).untold == [_DEATH]
+    assert _result(deaths=[_DEATH], runs=runs).undelivered == [_DEATH]
 
 
 def test_a_report_without_a_death_is_unproven() -> None:

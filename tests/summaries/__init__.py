@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from session_reaper.summary import summarize
+from session_reaper.summary.message import summarize
 
 from infra.local.showing import as_email, as_slack, as_svg
 from tests.summaries.situations import NOW, PLACE, SITUATIONS

@@ -5,33 +5,37 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from session_reaper.advice import advice_on_timeouts
 from session_reaper.deadline import Deadline
-from session_reaper.decide import Verdict, decide
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Verdict
 from session_reaper.errors import BlindError, FullError, Membership, TargetError
-from session_reaper.policy import Mode, Policy
-from session_reaper.policy_source import load_policy
-from session_reaper.providers import way_in
-from session_reaper.report import (
+from session_reaper.policy.enums import Mode
+from session_reaper.report.advice import advise_on_timeouts
+from session_reaper.report.model import (
     Failure,
-    Fate,
     Outcome,
     Recovery,
     Report,
     RoleSetting,
+    SessionResult,
     TargetReport,
     TargetStatus,
-    failed,
+    record_error,
 )
-from session_reaper.sessions import Session, Slots, State, Waiter
-from session_reaper.settings import Place
+from session_reaper.runs.policy_source import load_policy
+from session_reaper.sessions.lock_chains import Waiter
+from session_reaper.sessions.session import Session, Slots, State
+from session_reaper.settings import FunctionLocation
+from session_reaper.targets.providers import reserved_slot_instructions
 
 from tests.builders import a_policy, a_rule, a_session, an_identity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PLACE = Place(
+    from session_reaper.policy.model import Policy
+
+PLACE = FunctionLocation(
     region="eu-central-1",
     function="session-reaper-SessionReaper-Xy12",
     log_group="session-reaper-LogGroup-Ab34",
@@ -69,7 +73,7 @@ def _judged(
     """What the engine makes of these sessions, and that each condemned one met this outcome."""
     judgement = decide(sessions, slots, policy or load_policy("", Deadline(10)))
     fates = tuple(
-        Fate(
+        SessionResult(
             decision=decision,
             outcome=outcome if decision.verdict is Verdict.CONDEMN else Outcome.SPARED,
         )
@@ -131,7 +135,7 @@ def a_storm_of_300() -> Report:
         )
         for role in ("shop", "batch")
     ]
-    advice = tuple(advice_on_timeouts(timeouts))
+    advice = tuple(advise_on_timeouts(timeouts))
     judged = _judged([*imports, *api, *batch], slots, policy=policy, advice=advice)
     return _report(judged, *_quiet(11))
 
@@ -148,15 +152,15 @@ def full() -> Report:
         "53300",
         f"logging in to {HOST}:5432: remaining connection slots are reserved for roles with the"
         " SUPERUSER attribute",
-        way_in(HOST, "session_reaper"),
+        reserved_slot_instructions(HOST, "session_reaper"),
         limit=None,
     )
-    return _report(failed(TargetReport(name="orders"), error), *_quiet(1))
+    return _report(record_error(TargetReport(name="orders"), error), *_quiet(1))
 
 
 def blind() -> Report:
     return _report(
-        failed(
+        record_error(
             TargetReport(name="orders"),
             BlindError("session_reaper", Membership(server_version=180000, inherits=True)),
         ),
@@ -177,7 +181,7 @@ def breaker() -> Report:
 def half_the_fleet_unreachable() -> Report:
     names = ("billing", "catalog", "customers", "invoices", "orders", "payments")
     unreached = [
-        failed(
+        record_error(
             TargetReport(name=name),
             TargetError(
                 "timeout",

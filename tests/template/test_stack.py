@@ -12,8 +12,8 @@ import pytest
 from botocore.session import get_session
 from cfnlint.schema.manager import PROVIDER_SCHEMA_MANAGER
 from moto.events.models import EventPattern
-from session_reaper.digest import links
-from session_reaper.settings import Place
+from session_reaper.settings import FunctionLocation
+from session_reaper.summary.console_links import link_to_console
 
 from tests.template.rendering import (
     PSEUDO,
@@ -537,8 +537,8 @@ def test_outputs_and_summaries_link_to_the_console_of_the_partition(
 ) -> None:
     with patch.dict(PSEUDO, {"AWS::Partition": partition, "AWS::Region": region}):
         outputs = render(BARE | {"Monitoring": "yes"}).outputs
-    place = Place(region=region, log_group="a", function="b", dashboard="c")
-    console = links(place, "1")[0].url.partition("/cloudwatch")[0]
+    place = FunctionLocation(region=region, log_group="a", function="b", dashboard="c")
+    console = link_to_console(place, "1")[0].url.partition("/cloudwatch")[0]
     for name in ("FunctionConsole", "LogConsole", "Dashboard"):
         assert outputs[name].startswith(f"{console}/")
     assert partition == "aws" or "aws.amazon.com" not in console

@@ -7,24 +7,31 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from session_reaper import advice
-from session_reaper.advice import (
+from session_reaper.errors import TargetError
+from session_reaper.report import advice
+from session_reaper.report.advice import (
     HELD_BY_ACTIVE,
     HELD_BY_INACTIVE,
     OLD_PREPARED,
-    advice_on_databases,
-    advice_on_preflight,
-    advice_on_timeouts,
-    in_order,
-    missing_timeouts,
-    not_applied,
+    advise_on_databases,
+    advise_on_facts,
+    advise_on_timeouts,
+    explain_refused_setting,
+    find_missing_timeouts,
+    sort_advice,
 )
-from session_reaper.errors import TargetError
-from session_reaper.preflight import IdleSessions, Preflight, Prepared, ReplicationSlot, Timeout
-from session_reaper.providers import Provider
-from session_reaper.report import Advice, Fate, Outcome, RoleSetting
-from session_reaper.sessions import State
-from session_reaper.targets import Secret, SslMode, Target, read_targets
+from session_reaper.report.model import Advice, Outcome, RoleSetting, SessionResult
+from session_reaper.sessions.server_facts import (
+    IdleSessions,
+    PreparedTransaction,
+    ReplicationSlot,
+    ServerFacts,
+    Timeout,
+)
+from session_reaper.sessions.session import State
+from session_reaper.targets.providers import Provider
+from session_reaper.targets.secret_document import read_targets
+from session_reaper.targets.target import Secret, SslMode, Target
 
 from tests.builders import a_fate, a_secret, some_fates, some_slots
 
@@ -45,7 +52,7 @@ def a_timeout(
     return Timeout(role=role, database=database, name=name, value=value)
 
 
-def a_preflight(*timeouts: Timeout, **overrides: object) -> Preflight:
+def a_preflight(*timeouts: Timeout, **overrides: object) -> ServerFacts:
     """A server of which nothing is to be said."""
     values = {
         "version": "18.1",
@@ -65,7 +72,7 @@ def a_preflight(*timeouts: Timeout, **overrides: object) -> Preflight:
         "prepared": (),
         "replication_slots": (),
     }
-    return Preflight(**values | overrides)  # type: ignore[arg-type] # a table of defaults
+    return ServerFacts(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 
 
 def a_target(sslmode: SslMode = SslMode.VERIFY_FULL, sslrootcert: str | None = None) -> Target:
@@ -75,8 +82,10 @@ def a_target(sslmode: SslMode = SslMode.VERIFY_FULL, sslrootcert: str | None = N
     return replace(target, sslmode=sslmode, sslrootcert=sslrootcert)
 
 
-def advised(found: Preflight, *fates: Fate, target: Target | None = None) -> dict[str, Advice]:
-    given = advice_on_preflight(target or a_target(), found, some_slots(), fates)
+def advised(
+    found: ServerFacts, *fates: SessionResult, target: Target | None = None
+) -> dict[str, Advice]:
+    given = advise_on_facts(target or a_target(), found, some_slots(), fates)
     return {each.code: each for each in given}
 
 
@@ -99,14 +108,14 @@ def test_a_server_that_lacks_nothing_gets_no_advice() -> None:
 )
 def test_each_timeout_is_for_the_state_that_it_ends(state: State, code: str | None) -> None:
     found = a_preflight(*(a_timeout(name=name) for name in REMEDIES.values()))
-    missing = missing_timeouts([a_fate(state=state)], found)
+    missing = find_missing_timeouts([a_fate(state=state)], found)
     assert [setting.code for setting in missing] == ([code] if code else [])
 
 
 @pytest.mark.parametrize("state", [State.IDLE_IN_TRANSACTION, State.IDLE, State.ACTIVE])
 def test_a_timeout_that_the_server_does_not_have_is_not_advised(state: State) -> None:
     """PostgreSQL 13 has no idle_session_timeout, nor has 16 a transaction_timeout."""
-    assert missing_timeouts([a_fate(state=state)], a_preflight()) == ()
+    assert find_missing_timeouts([a_fate(state=state)], a_preflight()) == ()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +147,7 @@ def test_a_timeout_that_the_server_does_not_have_is_not_advised(state: State) ->
 def test_what_is_set_most_narrowly_is_in_effect(
     timeouts: tuple[Timeout, ...], sql: str | None, old: str | None
 ) -> None:
-    missing = missing_timeouts([a_fate()], a_preflight(*timeouts))
+    missing = find_missing_timeouts([a_fate()], a_preflight(*timeouts))
     expected = [(f"{sql} SET {IN_TRANSACTION} = '10min';", old)] if sql else []
     assert [(setting.sql, setting.old) for setting in missing] == expected
 
@@ -155,17 +164,17 @@ def test_zero_is_off_in_every_unit(value: str | None, *, off: bool) -> None:
 
 
 def test_a_session_that_escaped_is_no_evidence() -> None:
-    assert missing_timeouts([a_fate(Outcome.ESCAPED)], a_preflight(a_timeout())) == ()
+    assert find_missing_timeouts([a_fate(Outcome.ESCAPED)], a_preflight(a_timeout())) == ()
 
 
 @pytest.mark.parametrize("outcome", [o for o in Outcome if o is not Outcome.ESCAPED])
 def test_a_session_that_was_condemned_is_evidence_whatever_became_of_it(outcome: Outcome) -> None:
-    assert missing_timeouts([a_fate(outcome)], a_preflight(a_timeout()))
+    assert find_missing_timeouts([a_fate(outcome)], a_preflight(a_timeout()))
 
 
 def test_each_role_is_named_once_and_who_leaks_most_first() -> None:
     fates = (a_fate(role="a"), *some_fates(3, Outcome.TERMINATED, role="b"))
-    (given,) = advice_on_timeouts(missing_timeouts(fates, a_preflight(a_timeout())))
+    (given,) = advise_on_timeouts(find_missing_timeouts(fates, a_preflight(a_timeout())))
     assert given.code == "set-idle-in-transaction-timeout"
     assert "without idle_in_transaction_session_timeout: b, a." in given.message
     assert "new sessions only" in given.message
@@ -177,7 +186,7 @@ def test_each_role_is_named_once_and_who_leaks_most_first() -> None:
 
 def test_who_sets_idle_session_timeout_is_warned_of_pools() -> None:
     found = a_preflight(a_timeout(name="idle_session_timeout"))
-    (given,) = advice_on_timeouts(missing_timeouts([a_fate(state=State.IDLE)], found))
+    (given,) = advise_on_timeouts(find_missing_timeouts([a_fate(state=State.IDLE)], found))
     assert "A pool must be able to connect again" in given.message
 
 
@@ -189,12 +198,12 @@ def test_the_databases_without_a_timeout_are_named_but_not_where_it_is_unknown()
         a_timeout("1h", role="app", database="orders"),
         databases=("a", 'b"c', "orders"),
     )
-    (given,) = advice_on_databases(found)
+    (given,) = advise_on_databases(found)
     assert given.sql == f'ALTER DATABASE "b""c" SET {IN_TRANSACTION} = \'10min\';'
 
 
 def a_setting() -> RoleSetting:
-    (setting,) = missing_timeouts([a_fate()], a_preflight(a_timeout()))
+    (setting,) = find_missing_timeouts([a_fate()], a_preflight(a_timeout()))
     return setting
 
 
@@ -210,7 +219,9 @@ def test_who_may_not_set_it_is_told_who_may(
     major: int, provider: Provider, who: str, needs: str
 ) -> None:
     found = a_preflight(major=major, provider=provider)
-    failure = not_applied(TargetError("42501", "no", "hint"), a_setting(), found, reader=False)
+    failure = explain_refused_setting(
+        TargetError("42501", "no", "hint"), a_setting(), found, reader=False
+    )
     assert (failure.code, failure.message) == ("42501", "no")
     assert f"Run it as {who}: {a_setting().sql}" in failure.hint
     assert needs in failure.hint
@@ -218,14 +229,14 @@ def test_who_may_not_set_it_is_told_who_may(
 
 def test_another_trouble_keeps_its_own_remedy_except_on_a_replica() -> None:
     error = TargetError("57014", "slow", "wait")
-    assert not_applied(error, a_setting(), a_preflight(), reader=False).hint == "wait"
-    assert "writer" in not_applied(error, a_setting(), a_preflight(), reader=True).hint
+    assert explain_refused_setting(error, a_setting(), a_preflight(), reader=False).hint == "wait"
+    assert "writer" in explain_refused_setting(error, a_setting(), a_preflight(), reader=True).hint
 
 
 # -- a pooler ----------------------------------------------------------------------------------------
 
 
-def held(number: int, application: str = "api", role: str = "app") -> Preflight:
+def held(number: int, application: str = "api", role: str = "app") -> ServerFacts:
     return a_preflight(idle=(IdleSessions(application=application, role=role, number=number),))
 
 
@@ -237,7 +248,7 @@ def test_a_pooler_is_for_ten_idle_sessions_that_are_a_quarter_of_the_slots(
     number: int, usable: int, *, enough: bool
 ) -> None:
     slots = some_slots(maximum=usable, reserved=0)
-    given = list(advice_on_preflight(a_target(), held(number), slots, ()))
+    given = list(advise_on_facts(a_target(), held(number), slots, ()))
     assert [each.code for each in given] == (["use-pooler"] if enough else [])
     assert all(f"api as app held {number} idle" in each.message for each in given)
     assert all(f"of {usable} slots" in each.message for each in given)
@@ -261,9 +272,12 @@ def test_a_provider_s_own_pool_is_not_advised_against() -> None:
 
 
 def test_a_prepared_transaction_is_old_from_an_hour_on() -> None:
-    young = Prepared(database="young", seconds=OLD_PREPARED - 0.1)
+    young = PreparedTransaction(database="young", seconds=OLD_PREPARED - 0.1)
     assert advised(a_preflight(prepared=(young,))) == {}
-    old = (Prepared(database="b", seconds=7200.0), Prepared(database="a", seconds=OLD_PREPARED))
+    old = (
+        PreparedTransaction(database="b", seconds=7200.0),
+        PreparedTransaction(database="a", seconds=OLD_PREPARED),
+    )
     given = advised(a_preflight(prepared=(*old, young)))["end-prepared-transactions"]
     assert "older than an hour: 2, the oldest 2h, in a, b." in given.message
     assert "COMMIT PREPARED or ROLLBACK PREPARED" in given.message
@@ -341,7 +355,7 @@ def test_without_a_reserved_slot_there_is_one_to_be_made() -> None:
 
 def test_each_advice_comes_once_and_the_most_useful_first() -> None:
     codes = ["verify-certificate", "use-pooler", "set-idle-in-transaction-timeout", "use-pooler"]
-    given = in_order(Advice(code=code, message="", sql=None) for code in codes)
+    given = sort_advice(Advice(code=code, message="", sql=None) for code in codes)
     assert [each.code for each in given] == [
         "set-idle-in-transaction-timeout",
         "use-pooler",
@@ -355,5 +369,5 @@ def test_every_code_has_its_place_and_is_documented() -> None:
     assert len(codes) > 15
     document = (Path(__file__).parents[2] / "docs" / "advice.md").read_text()
     for code in codes:
-        assert in_order([Advice(code=code, message="", sql=None)])
+        assert sort_advice([Advice(code=code, message="", sql=None)])
         assert f"| `{code}` |" in document, code

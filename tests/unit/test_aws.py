@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from botocore.session import Session, get_session
-from session_reaper import aws
+from session_reaper.aws import clients as aws
 
 CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "dynamodb": ("describe_table", {"TableName": "memory"}),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from session_reaper.decide import Verdict, decide
-from session_reaper.sessions import Session, Wait, Waiter, waiters_by_root
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Verdict
+from session_reaper.sessions.lock_chains import Wait, Waiter, map_waiters_by_root
 
 from tests.builders import a_policy, a_rule, a_session, some_slots
+
+if TYPE_CHECKING:
+    from session_reaper.sessions.session import Session
 
 LEAVE, CONDEMN = Verdict.LEAVE, Verdict.CONDEMN
 
@@ -22,7 +26,7 @@ def a_wait(pid: int, *blocked_by: int, seconds: float = 31.0, is_session: bool =
 
 
 def chains(*waits: Wait) -> dict[int, list[int]]:
-    return {root: [w.pid for w in found] for root, found in waiters_by_root(waits).items()}
+    return {root: [w.pid for w in found] for root, found in map_waiters_by_root(waits).items()}
 
 
 # -- the root of a chain ----------------------------------------------------------------------------
@@ -61,7 +65,7 @@ def test_a_worker_that_waits_is_a_link_of_a_chain_but_no_waiter() -> None:
 
 def test_processes_of_one_parallel_query_wait_as_one_session() -> None:
     workers = [a_wait(2, 1, seconds=5), a_wait(2, 3, seconds=9), a_wait(2, 1, seconds=7)]
-    found = waiters_by_root(workers)
+    found = map_waiters_by_root(workers)
     assert {root: [(w.pid, w.seconds) for w in all_] for root, all_ in found.items()} == {
         1: [(2, 9)],
         3: [(2, 9)],

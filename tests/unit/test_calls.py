@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from session_reaper.aws import MAX_PAGES, PendingCall, call, pages
+from session_reaper.aws.clients import MAX_PAGES, PendingCall, call, iterate_pages
 from session_reaper.deadline import Deadline
 from session_reaper.errors import NoAnswerError
-from session_reaper.notify import share_time
+from session_reaper.runs.notify import share_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -101,7 +101,7 @@ def test_a_process_without_room_for_a_thread_has_no_answer_and_makes_no_late_cal
 
 
 def listed(tokens: Iterable[Any], deadline: Deadline) -> list[Mapping[str, Any]]:
-    return list(pages(({"next": token} for token in tokens), "next", deadline))
+    return list(iterate_pages(({"next": token} for token in tokens), "next", deadline))
 
 
 def test_a_list_ends_with_the_page_that_names_no_other() -> None:

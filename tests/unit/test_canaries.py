@@ -8,10 +8,11 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from session_reaper.report import Outcome, Report, as_document, recordings
-from session_reaper.sessions import State
-from session_reaper.settings import Place
-from session_reaper.summary import summarize
+from session_reaper.report.document import to_document, to_recordings
+from session_reaper.report.model import Outcome, Report
+from session_reaper.sessions.session import State
+from session_reaper.settings import FunctionLocation
+from session_reaper.summary.message import summarize
 
 from tests.builders import a_fate, a_look, a_report, a_session, a_target_report
 from tests.unit.test_redaction import (
@@ -28,7 +29,9 @@ from tests.unit.test_redaction import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PLACE = Place(region="eu-west-1", function="reaper", log_group="/aws/lambda/reaper", dashboard="d")
+PLACE = FunctionLocation(
+    region="eu-west-1", function="reaper", log_group="/aws/lambda/reaper", dashboard="d"
+)
 CONTROLS = "\0\t\r\x1b\x7f\x85\u200b\u202e\u2028\ufeff"
 MARKUP = "<!channel> <@U1> <http://evil|here> `*b*`"
 QUERIES = [
@@ -76,14 +79,14 @@ def a_story(**session: Any) -> Report:  # noqa: ANN401 -- a session's fields
 def test_no_part_of_a_literal_is_in_any_output(query: str) -> None:
     report = a_story(query=query)
     recorded = a_report(a_target_report(recorded=a_look(a_session(query=query))))
-    documents = [json.dumps(as_document(report)), json.dumps(recordings(recorded))]
+    documents = [json.dumps(to_document(report)), json.dumps(to_recordings(recorded))]
     found = [text for text in [*documents, *outputs(report)] if leaks(text)]
     assert not found
 
 
 def test_the_canary_would_be_found() -> None:
     report = a_story(query="select canary from t")
-    assert leaks(json.dumps(as_document(report)))
+    assert leaks(json.dumps(to_document(report)))
     assert any(map(leaks, outputs(report)))
 
 

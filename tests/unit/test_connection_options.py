@@ -10,18 +10,17 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from session_reaper.connection_options import OPTIONS, find_unsupported
-from session_reaper.targets import (
+from session_reaper.targets.connection_options import OPTIONS, find_unsupported
+from session_reaper.targets.secret_document import SecretError, read_targets
+from session_reaper.targets.target import (
     ANY_AUTH,
     Auth,
     AuthMethod,
     ChannelBinding,
     Secret,
-    SecretError,
     SslMode,
     Target,
     is_secret_id,
-    read_targets,
 )
 
 from infra.local.postgres import bundled_builds

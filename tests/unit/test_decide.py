@@ -4,13 +4,14 @@ import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from session_reaper.decide import Decision, Judgement, Verdict, decide
-from session_reaper.sessions import Session, State
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Decision, Decisions, Verdict
+from session_reaper.sessions.session import Session, State
 
 from tests.builders import a_policy, a_rule, a_session, some_slots
 
 if TYPE_CHECKING:
-    from session_reaper.policy import Policy
+    from session_reaper.policy.model import Policy
 
 LEAVE, CONDEMN, SPARE = Verdict.LEAVE, Verdict.CONDEMN, Verdict.SPARE
 
@@ -28,7 +29,7 @@ def rule_of(decision: Decision) -> str | None:
     return decision.rule.name if decision.rule else None
 
 
-def pids(judgement: Judgement, verdict: Verdict) -> list[int]:
+def pids(judgement: Decisions, verdict: Verdict) -> list[int]:
     return [decision.session.identity.pid for decision in judgement.having(verdict)]
 
 

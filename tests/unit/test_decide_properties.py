@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from session_reaper.decide import Judgement, Verdict, decide
-from session_reaper.policy import Action, Policy, Protect, read_policy
-from session_reaper.sessions import Session, Slots, State, Waiter
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Decisions, Verdict
+from session_reaper.policy.enums import Action
+from session_reaper.policy.model import Policy, Protect, read_policy
+from session_reaper.sessions.lock_chains import Waiter
+from session_reaper.sessions.session import Session, Slots, State
 
 from tests.builders import a_policy, a_rule, a_session
 from tests.documents import policy_documents
@@ -73,12 +76,12 @@ SLOTS = st.builds(
 )
 
 
-def matched(judgement: Judgement) -> set[int]:
+def matched(judgement: Decisions) -> set[int]:
     """The pids that a rule condemns, whether or not something holds them back."""
     return {d.pid for d in judgement.decisions if d.verdict is not Verdict.LEAVE}
 
 
-def victims(judgement: Judgement) -> set[int]:
+def victims(judgement: Decisions) -> set[int]:
     return {d.pid for d in judgement.having(Verdict.CONDEMN)}
 
 
@@ -152,7 +155,7 @@ def test_a_protection_more_never_condemns_anybody_more(key: str, data: st.DataOb
     sessions, slots = data.draw(several_sessions()), data.draw(SLOTS)
     policy = data.draw(POLICIES)
     more = a_policy(protect={key: data.draw(PROTECTIONS[key])}).protect
-    careful = replace(policy, protect=policy.protect.joined(more))
+    careful = replace(policy, protect=policy.protect.merge(more))
     assert matched(decide(sessions, slots, careful)) <= matched(decide(sessions, slots, policy))
     # Under a limit another one may take the place of who is protected now; without one, nobody.
     without, with_it = unlimited(policy), unlimited(careful)

@@ -4,22 +4,28 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import pytest
-from session_reaper.documents import count, record, several, shown, text
+from session_reaper.documents import (
+    mapping_of,
+    non_empty_text,
+    one_or_many,
+    positive_int,
+    short_repr,
+)
 from session_reaper.errors import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inner:
-    size: Annotated[int, count] = 1
+    size: Annotated[int, positive_int] = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outer:
-    name: Annotated[str, text]
-    inner: Annotated[tuple[Inner, ...], several(record(Inner))] = ()
+    name: Annotated[str, non_empty_text]
+    inner: Annotated[tuple[Inner, ...], one_or_many(mapping_of(Inner))] = ()
 
 
-read = record(Outer)
+read = mapping_of(Outer)
 
 
 def test_a_record_takes_its_defaults_for_what_is_not_written() -> None:
@@ -64,8 +70,8 @@ def test_places_begin_where_the_document_lies() -> None:
 
 
 def test_a_wrong_value_is_shown_in_part_however_long_it_is() -> None:
-    assert len(shown("x" * 100_000)) == 40
-    assert "x" * 30 in shown("x" * 30)
+    assert len(short_repr("x" * 100_000)) == 40
+    assert "x" * 30 in short_repr("x" * 30)
 
 
 def test_a_number_too_long_for_python_to_print_is_a_mistake_like_others() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from session_reaper.durations import format_duration, parse_duration
+from session_reaper.policy.durations import format_duration, parse_duration
 
 
 @pytest.mark.parametrize(

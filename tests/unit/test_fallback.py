@@ -7,7 +7,7 @@ import traceback
 from typing import Any
 
 import pytest
-from session_reaper.fallback import (
+from session_reaper.targets.fallback import (
     Fallback,
     FallbackRefusal,
     RdsListing,
@@ -15,17 +15,16 @@ from session_reaper.fallback import (
     needs_rds,
     read_fallback,
 )
-from session_reaper.targets import (
+from session_reaper.targets.secret_document import SecretError, read_targets
+from session_reaper.targets.target import (
     ANY_AUTH,
     Auth,
     AuthMethod,
     ChannelBinding,
     Instance,
     Secret,
-    SecretError,
     SslMode,
     Target,
-    read_targets,
 )
 
 from tests.builders import PASSWORD, a_secret

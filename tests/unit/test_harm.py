@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from session_reaper.decide import Verdict, decide
-from session_reaper.sessions import Session, Waiter
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Verdict
+from session_reaper.sessions.lock_chains import Waiter
 
 from tests.builders import a_policy, a_rule, a_session, some_slots
+
+if TYPE_CHECKING:
+    from session_reaper.sessions.session import Session
 
 LEAVE, CONDEMN = Verdict.LEAVE, Verdict.CONDEMN
 

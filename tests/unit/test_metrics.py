@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from session_reaper.observability import emit_run_metrics, emit_target_metrics
-from session_reaper.policy import Mode
-from session_reaper.report import Fate, Outcome, TargetReport, TargetStatus
-from session_reaper.sessions import State
+from session_reaper.policy.enums import Mode
+from session_reaper.report.model import Outcome, SessionResult, TargetReport, TargetStatus
+from session_reaper.sessions.session import State
 
 from tests.builders import (
     a_decision,
@@ -27,7 +27,7 @@ from tests.builders import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from session_reaper.report import Report
+    from session_reaper.report.model import Report
 
 TERMINATED = Outcome.TERMINATED
 
@@ -74,7 +74,7 @@ def line_of(document: dict[str, Any]) -> Line:
     )
 
 
-def of_target(capture: Capture, *fates: Fate, **overrides: object) -> Line:
+def of_target(capture: Capture, *fates: SessionResult, **overrides: object) -> Line:
     emit_target_metrics(a_target_report(*fates, **SEEN | overrides))
     return written(capture)[0]
 
@@ -85,7 +85,7 @@ def of_run(capture: Capture, report: Report) -> Line:
     return line
 
 
-def by_rule(fate: Fate, name: str) -> Fate:
+def by_rule(fate: SessionResult, name: str) -> SessionResult:
     return replace(fate, decision=a_decision(fate.decision.session, rule=name))
 
 
@@ -234,7 +234,9 @@ def test_a_run_in_mode_off_is_a_success_since_nothing_is_dead(capsys: Capture) -
 
 def test_no_word_of_a_session_is_in_a_metric_but_its_rule(capsys: Capture) -> None:
     names = dict.fromkeys(("role", "database", "application", "client", "query"), "CANARY")
-    target = a_target_report(Fate(decision=a_decision(a_session(**names)), outcome=TERMINATED))
+    target = a_target_report(
+        SessionResult(decision=a_decision(a_session(**names)), outcome=TERMINATED)
+    )
     emit_target_metrics(target)
     emit_run_metrics(a_report(target), 1)
     assert "CANARY" not in capsys.readouterr().out

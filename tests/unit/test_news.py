@@ -4,9 +4,15 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from session_reaper.news import Learned, Told, compared, lasting_key, not_delivered
-from session_reaper.policy import Mode
-from session_reaper.report import (
+from session_reaper.policy.enums import Mode
+from session_reaper.report.known_issues import (
+    KnownIssue,
+    StateUpdate,
+    compare_with_known,
+    remember_undelivered,
+    to_stable_key,
+)
+from session_reaper.report.model import (
     Failure,
     Outcome,
     Recovery,
@@ -14,7 +20,7 @@ from session_reaper.report import (
     TargetReport,
     TargetStatus,
 )
-from session_reaper.targets import TargetKey
+from session_reaper.targets.target import TargetKey
 
 from tests.builders import a_fate, a_report, a_target_report, some_slots
 
@@ -23,7 +29,7 @@ HOUR = 3600.0
 FUNCTION = "arn:aws:lambda:eu-west-1:123456789012:function:session-reaper"
 SECRETS = "arn:aws:secretsmanager:eu-west-1:123456789012:secret"
 
-compare = partial(compared, now=NOW, remind_after=HOUR, whole=True, function_arn=FUNCTION)
+compare = partial(compare_with_known, now=NOW, remind_after=HOUR, whole=True, function_arn=FUNCTION)
 
 
 def key_of(name: str, instance: str = "") -> TargetKey:
@@ -52,11 +58,13 @@ def well(*outcomes: Outcome, **overrides: object) -> TargetReport:
     )
 
 
-def told(kind: str, ago: float = 60.0, *, since: float | None = None) -> Told:
-    return Told(key=ORDERS, kind=kind, since=NOW - (since or ago), at=NOW - ago)
+def told(kind: str, ago: float = 60.0, *, since: float | None = None) -> KnownIssue:
+    return KnownIssue(key=ORDERS, kind=kind, since=NOW - (since or ago), at=NOW - ago)
 
 
-def after(target: TargetReport, *known: Told, mode: Mode = Mode.ENFORCE) -> tuple[Report, Learned]:
+def after(
+    target: TargetReport, *known: KnownIssue, mode: Mode = Mode.ENFORCE
+) -> tuple[Report, StateUpdate]:
     return compare(a_report(target, mode=mode), known)
 
 
@@ -79,22 +87,22 @@ PASSING = {"would_terminate idle-in-transaction app", "spared", "denied"}
 @pytest.mark.parametrize("kind", TROUBLES)
 def test_a_trouble_is_news_when_it_begins_and_remembered_from_then_on(kind: str) -> None:
     report, learned = after(TROUBLES[kind])
-    assert report.is_news
-    assert learned.told == (Told(key=ORDERS, kind=kind, since=NOW, at=NOW),)
+    assert report.should_notify
+    assert learned.told == (KnownIssue(key=ORDERS, kind=kind, since=NOW, at=NOW),)
 
 
 @pytest.mark.parametrize("kind", TROUBLES)
 def test_the_same_trouble_is_no_news_until_it_is_time_to_remind(kind: str) -> None:
     report, learned = after(TROUBLES[kind], told(kind, HOUR - 1))
-    assert not report.is_news
+    assert not report.should_notify
     assert learned.told == learned.over == ()
 
 
 @pytest.mark.parametrize("kind", TROUBLES)
 def test_after_a_while_the_same_trouble_is_news_again_and_still_as_old(kind: str) -> None:
     report, learned = after(TROUBLES[kind], told(kind, HOUR, since=5 * HOUR))
-    assert report.is_news
-    assert learned.told == (Told(key=ORDERS, kind=kind, since=NOW - 5 * HOUR, at=NOW),)
+    assert report.should_notify
+    assert learned.told == (KnownIssue(key=ORDERS, kind=kind, since=NOW - 5 * HOUR, at=NOW),)
 
 
 @pytest.mark.parametrize("kind", TROUBLES.keys() - PASSING)
@@ -102,14 +110,14 @@ def test_the_end_of_a_trouble_is_news_and_then_forgotten(kind: str) -> None:
     known = told(kind, 60, since=1503)
     report, learned = after(well(), known)
     assert report.targets[0].recovered == (Recovery(kind=kind, seconds=1503.0),)
-    assert report.is_news
+    assert report.should_notify
     assert learned.over == (known,)
 
 
 @pytest.mark.parametrize("kind", PASSING)
 def test_that_nothing_matches_any_more_is_no_news(kind: str) -> None:
     report, learned = after(well(), told(kind))
-    assert not report.is_news
+    assert not report.should_notify
     assert learned.over == ()
 
 
@@ -120,36 +128,36 @@ def test_the_end_of_a_trouble_is_told_even_if_it_was_told_long_ago() -> None:
 
 def test_another_trouble_of_the_same_target_is_news() -> None:
     report, _ = after(in_trouble(TargetStatus.FAILED, "28P01"), told("failed timeout"))
-    assert report.is_news
+    assert report.should_notify
 
 
 def test_the_same_trouble_of_another_target_is_news() -> None:
     report, _ = after(stock(FAILED), told("failed timeout"))
-    assert report.is_news
+    assert report.should_notify
 
 
 @pytest.mark.parametrize("outcome", [Outcome.TERMINATED, Outcome.CANCELLED])
 def test_what_was_done_is_news_every_time(outcome: Outcome) -> None:
     report, learned = after(well(outcome), told(outcome.value))
-    assert report.is_news
+    assert report.should_notify
     assert learned.told == ()
 
 
 def test_a_lingering_session_that_was_told_does_not_hide_a_termination() -> None:
     report, _ = after(well(Outcome.LINGERING, Outcome.TERMINATED), told("lingering 1"))
-    assert report.is_news
+    assert report.should_notify
 
 
 def test_that_a_session_escaped_is_no_news() -> None:
     report, learned = after(well(Outcome.ESCAPED))
-    assert not report.is_news
+    assert not report.should_notify
     assert learned.told == ()
 
 
 @pytest.mark.parametrize("kind", ["lingering 7", "denied", "breaker", "failed 28P01", "fallback"])
 def test_of_a_target_that_was_not_reached_nothing_is_over(kind: str) -> None:
     report, learned = after(FAILED, told(kind), told("failed timeout"))
-    assert not report.is_news
+    assert not report.should_notify
     assert learned.over == ()
 
 
@@ -165,24 +173,24 @@ def test_a_session_that_is_condemned_again_is_not_gone() -> None:
 
 def test_another_session_that_lingers_is_news() -> None:
     report, _ = after(well(Outcome.LINGERING), told("lingering 7"))
-    assert report.is_news
+    assert report.should_notify
     assert [each.kind for each in report.targets[0].recovered] == ["lingering 7"]
 
 
 def test_another_rules_leak_is_news_in_observe_mode() -> None:
     report, _ = after(well(Outcome.WOULD_TERMINATE), told("would_terminate blockers app"))
-    assert report.is_news
+    assert report.should_notify
 
 
 def test_a_server_on_the_brink_is_not_told_of_in_every_run() -> None:
     brink = well(slots=some_slots(used=96), used_after=96)
     report, learned = after(brink, told("exhausted"))
-    assert not report.is_news
+    assert not report.should_notify
     assert learned.over == ()
 
 
 def test_the_end_of_a_secrets_trouble_is_told_of_the_target_that_it_describes() -> None:
-    known = Told(key=key_of("prod/orders"), kind="failed secret", since=NOW - 60, at=NOW)
+    known = KnownIssue(key=key_of("prod/orders"), kind="failed secret", since=NOW - 60, at=NOW)
     report, learned = compare(a_report(well(key=key_of("prod/orders", "orders-1"))), [known])
     assert report.summary == "orders: recovered (failed secret for 1m), slots 40/97 → 39/97"
     assert learned.over == (known,)
@@ -190,29 +198,29 @@ def test_the_end_of_a_secrets_trouble_is_told_of_the_target_that_it_describes() 
 
 def test_of_two_targets_of_one_secret_the_well_one_does_not_speak_for_the_other() -> None:
     report, learned = compare(a_report(FAILED, well()), [told("failed timeout")])
-    assert not report.is_news
+    assert not report.should_notify
     assert learned.over == ()
 
 
 def test_what_is_no_target_any_more_is_forgotten_without_a_word() -> None:
-    other = Told(key=key_of("stock"), kind="full", since=NOW, at=NOW)
+    other = KnownIssue(key=key_of("stock"), kind="full", since=NOW, at=NOW)
     report, learned = after(well(), other)
-    assert not report.is_news
+    assert not report.should_notify
     assert learned.over == (other,)
 
 
 def test_a_summary_that_did_not_go_out_is_told_by_the_next() -> None:
-    lost = not_delivered(a_report(well(Outcome.TERMINATED)), NOW)
+    lost = remember_undelivered(a_report(well(Outcome.TERMINATED)), NOW)
     report, learned = after(well(), *lost.told)
-    assert report.is_news
-    assert report.untold == ("orders: 1 session terminated, slots 40/97 → 39/97",)
+    assert report.should_notify
+    assert report.undelivered == ("orders: 1 session terminated, slots 40/97 → 39/97",)
     assert report.summary.endswith("; 1 not delivered before")
     assert learned.over == lost.told
 
 
 def test_what_was_told_in_the_future_hides_nothing() -> None:
     report, _ = after(FAILED, told("failed timeout", -3600))
-    assert report.is_news
+    assert report.should_notify
 
 
 def test_in_observe_mode_no_lingering_session_is_known_to_be_gone() -> None:
@@ -235,15 +243,15 @@ def test_several_troubles_that_end_together_are_one_piece_of_news() -> None:
 
 
 def test_a_clock_that_was_set_back_makes_no_negative_age() -> None:
-    later = Told(key=ORDERS, kind="full", since=NOW + 60, at=NOW + 60)
+    later = KnownIssue(key=ORDERS, kind="full", since=NOW + 60, at=NOW + 60)
     report, _ = after(well(), later)
     assert report.targets[0].recovered == (Recovery(kind="full", seconds=0.0),)
 
 
 def test_targets_that_nobody_asked_for_are_left_as_they_were() -> None:
-    other = Told(key=key_of("stock"), kind="full", since=NOW, at=NOW)
+    other = KnownIssue(key=key_of("stock"), kind="full", since=NOW, at=NOW)
     report, learned = compare(a_report(well()), [other], whole=False)
-    assert not report.is_news
+    assert not report.should_notify
     assert learned.over == ()
 
 
@@ -251,7 +259,7 @@ def test_the_summary_of_a_run_counts_what_was_told_before() -> None:
     report = a_report(
         well(Outcome.TERMINATED), stock(FAILED), well(name="quiet", key=key_of("quiet"))
     )
-    known = Told(key=key_of("stock"), kind="failed timeout", since=NOW, at=NOW)
+    known = KnownIssue(key=key_of("stock"), kind="failed timeout", since=NOW, at=NOW)
     found, _ = compare(report, [known])
     assert (
         found.summary == "orders: 1 session terminated, slots 40/97 → 39/97; 1 told before; 1 quiet"
@@ -266,7 +274,9 @@ def test_without_news_the_summary_says_what_is_still_wrong() -> None:
 def test_what_was_told_before_makes_other_news_no_worse() -> None:
     full = stock(TROUBLES["full"])
     report = a_report(well(Outcome.TERMINATED), full)
-    told_before, _ = compare(report, [Told(key=key_of("stock"), kind="full", since=NOW, at=NOW)])
+    told_before, _ = compare(
+        report, [KnownIssue(key=key_of("stock"), kind="full", since=NOW, at=NOW)]
+    )
     assert (report.severity, told_before.severity) == ("critical", "info")
 
 
@@ -274,29 +284,29 @@ def test_a_target_that_takes_the_name_of_another_hides_no_trouble_of_it() -> Non
     thief = in_trouble(TargetStatus.FULL, "53300", key=key_of("thief"))
     _, learned = compare(a_report(thief), ())
     report, _ = compare(a_report(in_trouble(TargetStatus.FULL, "53300")), learned.told)
-    assert report.is_news
+    assert report.should_notify
     assert report.is_critical
 
 
 def test_a_target_keeps_its_memory_when_its_name_changes() -> None:
     report, _ = after(replace(FAILED, name="renamed"), told("failed timeout"))
-    assert not report.is_news
+    assert not report.should_notify
 
 
 def test_each_instance_of_a_secret_has_its_own_memory() -> None:
     first, second = (well(key=key_of("orders", each)) for each in ("orders-1", "orders-2"))
     full = replace(TROUBLES["full"], key=key_of("orders", "orders-2"))
-    known = Told(key=key_of("orders", "orders-1"), kind="full", since=NOW - 60, at=NOW)
+    known = KnownIssue(key=key_of("orders", "orders-1"), kind="full", since=NOW - 60, at=NOW)
     assert compare(a_report(first, full), [known])[0].is_critical
     found, _ = compare(a_report(first, second), [known])
     assert [len(target.recovered) for target in found.targets] == [1, 0]
 
 
 def test_the_memory_of_an_instance_outlasts_a_secret_that_cannot_be_read() -> None:
-    known = Told(key=key_of("orders", "orders-1"), kind="full", since=NOW - 60, at=NOW)
+    known = KnownIssue(key=key_of("orders", "orders-1"), kind="full", since=NOW - 60, at=NOW)
     unreadable = in_trouble(TargetStatus.FAILED, "secret", key=TargetKey("orders"))
     report, learned = after(unreadable, known)
-    assert report.is_news
+    assert report.should_notify
     assert learned.over == ()
 
 
@@ -310,9 +320,9 @@ def test_the_memory_of_an_instance_outlasts_a_secret_that_cannot_be_read() -> No
     ],
 )
 def test_a_secret_is_the_same_by_its_name_and_by_its_arn(one: str, other: str) -> None:
-    assert lasting_key(TargetKey(one), FUNCTION) == lasting_key(TargetKey(other), FUNCTION)
-    known = Told(
-        key=lasting_key(TargetKey(one), FUNCTION), kind="failed secret", since=NOW - 60, at=NOW
+    assert to_stable_key(TargetKey(one), FUNCTION) == to_stable_key(TargetKey(other), FUNCTION)
+    known = KnownIssue(
+        key=to_stable_key(TargetKey(one), FUNCTION), kind="failed secret", since=NOW - 60, at=NOW
     )
     report, _ = after(well(key=TargetKey(other)), known)
     assert [each.kind for each in report.targets[0].recovered] == ["failed secret"]
@@ -328,4 +338,4 @@ def test_a_secret_is_the_same_by_its_name_and_by_its_arn(one: str, other: str) -
     ],
 )
 def test_secrets_of_other_accounts_regions_and_names_are_told_apart(other: str) -> None:
-    assert lasting_key(TargetKey("orders"), FUNCTION) != lasting_key(TargetKey(other), FUNCTION)
+    assert to_stable_key(TargetKey("orders"), FUNCTION) != to_stable_key(TargetKey(other), FUNCTION)

@@ -4,11 +4,13 @@ import time
 from typing import Any
 
 import pytest
-from session_reaper.decide import Verdict, decide
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Verdict
 from session_reaper.errors import ConfigurationError
-from session_reaper.patterns import matches_query
-from session_reaper.policy import Mode, Policy, Queries, read_policy
-from session_reaper.sessions import Session, State
+from session_reaper.policy.enums import Mode, QueryVisibility
+from session_reaper.policy.model import Policy, read_policy
+from session_reaper.policy.patterns import matches_query
+from session_reaper.sessions.session import Session, State
 
 from tests.builders import a_document, a_policy, a_rule, a_session, some_slots
 
@@ -92,11 +94,11 @@ def test_what_is_not_written_is_the_careful_default() -> None:
     assert policy.mode is None
     assert policy.limits.max_terminations == 100
     assert policy.limits.max_share is None
-    assert policy.queries is Queries.REDACTED
+    assert policy.queries is QueryVisibility.REDACTED
 
 
-@pytest.mark.parametrize("queries", Queries)
-def test_reads_every_way_to_show_queries_by_name(queries: Queries) -> None:
+@pytest.mark.parametrize("queries", QueryVisibility)
+def test_reads_every_way_to_show_queries_by_name(queries: QueryVisibility) -> None:
     assert a_policy(queries=queries.value).queries is queries
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy import read_policy
-from session_reaper.policy_yaml import parse_yaml
+from session_reaper.policy.model import read_policy
+from session_reaper.runs.yaml import parse_yaml
 
 from infra.policy_schema import policy_schema
 from tests.builders import a_document, a_rule

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy import Action, Holding, Mark, Order, Rule, read_policy
-from session_reaper.sessions import State
+from session_reaper.policy.enums import Action, HeldResource, Order
+from session_reaper.policy.model import Rule, Threshold, read_policy
+from session_reaper.sessions.session import State
 
 from tests.builders import a_document, a_policy, a_rule
 
@@ -76,12 +77,14 @@ def test_the_examples_of_the_contract_read() -> None:
         },
     )
     pressure, wedged, blockers, reports, harmful = policy.rules
-    assert pressure.when == Mark(slots_used=pressure.when.slots_used if pressure.when else None)
+    assert pressure.when == Threshold(
+        slots_used=pressure.when.slots_used if pressure.when else None
+    )
     assert (str(pressure.when), str(pressure.until)) == ("slots_used: 85%", "slots_used: 70%")
     assert wedged.match.waiting_for_client is True
     assert (blockers.match.blocks, blockers.match.blocks_for) == (1, 30)
     assert (reports.action, reports.escalate_after) == (Action.CANCEL, 10)
-    assert harmful.match.holds == (Holding.XID, Holding.XMIN, Holding.LOCKS)
+    assert harmful.match.holds == (HeldResource.XID, HeldResource.XMIN, HeldResource.LOCKS)
     assert harmful.match.pins_vacuum_by == 1_000_000
     assert harmful.confirm_after == 2
     limits = policy.limits

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from session_reaper.deadline import Deadline
-from session_reaper.documents import several
+from session_reaper.documents import one_or_many
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy import Policy, read_policy
-from session_reaper.policy_source import load_policy
-from session_reaper.policy_yaml import parse_yaml
+from session_reaper.policy.model import Policy, read_policy
+from session_reaper.runs.policy_source import load_policy
+from session_reaper.runs.yaml import parse_yaml
 
 from infra import policy_schema
 from tests.builders import a_document, a_rule
@@ -93,7 +93,7 @@ def test_what_is_not_written_has_its_default_in_the_schema() -> None:
 
 def test_a_reader_without_a_schema_is_a_mistake_of_ours() -> None:
     with pytest.raises(LookupError, match="add it to _LEAVES"):
-        policy_schema.value_schema(several(lambda value, _: str(value)), tuple[str, ...])
+        policy_schema.value_schema(one_or_many(lambda value, _: str(value)), tuple[str, ...])
 
 
 # -- the examples -----------------------------------------------------------------------------------

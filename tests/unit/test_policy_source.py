@@ -5,17 +5,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.deadline import Deadline
-from session_reaper.decide import Verdict, decide
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Verdict
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy import Mode, Policy
-from session_reaper.policy_source import MAX_POLICY_LENGTH, load_policy
+from session_reaper.policy.enums import Mode
+from session_reaper.runs.policy_source import MAX_POLICY_LENGTH, load_policy
 
 from tests.builders import a_document, a_policy, a_session, some_slots
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from session_reaper.sessions import Session, Slots
+    from session_reaper.policy.model import Policy
+    from session_reaper.sessions.session import Session, Slots
 
 YAML = """
 # A comment

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from session_reaper.decide import Judgement, Verdict, decide
-from session_reaper.policy import read_policy
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Decisions, Verdict
+from session_reaper.policy.model import read_policy
 
 from tests.builders import a_document, a_policy, a_rule, a_session, some_slots
 
 if TYPE_CHECKING:
-    from session_reaper.policy import Policy
-    from session_reaper.sessions import Session
+    from session_reaper.policy.model import Policy
+    from session_reaper.sessions.session import Session
 
 LEAVE, CONDEMN, SPARE = Verdict.LEAVE, Verdict.CONDEMN, Verdict.SPARE
 MATCH = {"state": ["idle in transaction"], "idle_for": "1m"}
@@ -33,7 +34,7 @@ def leaks(number: int, first: int = 1, **session: object) -> list[Session]:
     ]
 
 
-def pids(judgement: Judgement, verdict: Verdict) -> list[int]:
+def pids(judgement: Decisions, verdict: Verdict) -> list[int]:
     return [decision.pid for decision in judgement.having(verdict)]
 
 
@@ -222,7 +223,7 @@ def test_the_breaker_counts_those_that_until_lets_go() -> None:
 # -- limits beside until ----------------------------------------------------------------------------
 
 
-def named(policy: Policy, judgement: Judgement) -> dict[str, int]:
+def named(policy: Policy, judgement: Decisions) -> dict[str, int]:
     """How many of each rule go."""
     rules = [decision.rule for decision in judgement.having(CONDEMN)]
     return {rule.name: rules.count(rule) for rule in policy.rules}
@@ -286,7 +287,7 @@ def test_what_the_limit_of_the_run_holds_is_not_said_to_be_enough_either() -> No
     """It is known later than the others."""
     tier = a_tier({"slots_used": "85%"}, {"slots_used": "70%"})
     judgement = decide(leaks(40), some_slots(used=97), a_policy(tier))
-    held = judgement.held_back(lambda decision: "run" if decision.pid < 20 else None)
+    held = judgement.hold_back(lambda decision: "run" if decision.pid < 20 else None)
     assert held.pressure[0].endswith(
         ": 21 condemned, 19 held back; until slots_used: 70% it takes 30"
     )

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from session_reaper.providers import (
+from session_reaper.targets.providers import (
     Provider,
+    explain_unknown_authority,
     is_proxy,
     provider_of,
     rds_region,
-    unknown_authority,
-    way_in,
+    reserved_slot_instructions,
 )
 
 RDS = "orders.abc123.eu-west-1.rds.amazonaws.com"
@@ -62,7 +62,9 @@ def test_rds_proxy_is_told_by_its_name() -> None:
     ],
 )
 def test_a_full_server_is_dealt_with_in_its_provider_s_way(host: str, now: str, later: str) -> None:
-    said_now, said_later = way_in(host, 'odd "role"').split(" For the next time: ")
+    said_now, said_later = reserved_slot_instructions(host, 'odd "role"').split(
+        " For the next time: "
+    )
     assert now in said_now
     assert "pg_terminate_backend" in said_now
     assert later in said_later
@@ -79,5 +81,5 @@ def test_a_full_server_is_dealt_with_in_its_provider_s_way(host: str, now: str, 
     ],
 )
 def test_an_unknown_authority_is_made_known_in_its_provider_s_way(host: str, remedy: str) -> None:
-    assert remedy in unknown_authority(host)
-    assert "sslrootcert" in unknown_authority(host)
+    assert remedy in explain_unknown_authority(host)
+    assert "sslrootcert" in explain_unknown_authority(host)

@@ -4,7 +4,7 @@ import re
 import time
 
 import pytest
-from session_reaper.redaction import MAX_LENGTH, redact
+from session_reaper.sessions.redaction import MAX_LENGTH, redact
 
 # What literals and comments hold, here and in the files that take these lists.
 CANARY = "canary"

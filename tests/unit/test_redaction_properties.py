@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from session_reaper.redaction import MAX_LENGTH, redact
+from session_reaper.sessions.redaction import MAX_LENGTH, redact
 
 from tests.unit.test_redaction import CANARY, NUMBER, leaks
 

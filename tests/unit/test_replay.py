@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from session_reaper.decide import Verdict, decide
-from session_reaper.policy import read_policy
-from session_reaper.report import as_recording
-from session_reaper.sessions import Look, State, Waiter
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Verdict
+from session_reaper.policy.model import read_policy
+from session_reaper.report.document import to_recording
+from session_reaper.sessions.lock_chains import Waiter
+from session_reaper.sessions.session import State
 
 from infra.replay import decide_again, main, read_recording
 from tests.builders import a_document, a_look, a_rule, a_session
@@ -21,6 +23,8 @@ from tests.looks.scene import CANARY
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from session_reaper.sessions.snapshot import Snapshot
+
 
 LEAK = "idle in transaction"
 
@@ -29,9 +33,9 @@ Capture = pytest.CaptureFixture[str]
 every_recording = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.stem)
 
 
-def recorded(look: Look) -> Any:  # noqa: ANN401 -- JSON
+def recorded(look: Snapshot) -> Any:  # noqa: ANN401 -- JSON
     """As Lambda returns it."""
-    return json.loads(json.dumps(as_recording(look)))
+    return json.loads(json.dumps(to_recording(look)))
 
 
 def write(path: Path, document: object) -> str:
@@ -109,7 +113,7 @@ def test_a_recording_holds_no_literal_of_a_query(recording: Path) -> None:
 
 def test_a_look_is_recorded_without_the_literals_of_its_queries() -> None:
     look = a_look(a_session(query="SELECT 'cAnArY', $$cAnArY$$ /* cAnArY */ FROM orders"))
-    assert CANARY not in json.dumps(as_recording(look))
+    assert CANARY not in json.dumps(to_recording(look))
     assert recorded(look)["sessions"][0]["query"] == "SELECT ?, ? FROM orders"
 
 
@@ -217,7 +221,7 @@ def refusal(capture: Capture, *arguments: str) -> str:
     return printed.err.removeprefix("replay: ").rstrip()
 
 
-def returned(**looks: Look) -> dict[str, Any]:
+def returned(**looks: Snapshot) -> dict[str, Any]:
     """What the event {"record": true} returns."""
     return {"status": "ok", "looks": {name: recorded(look) for name, look in looks.items()}}
 

@@ -4,20 +4,18 @@ import json
 
 import pytest
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy import Mode, Queries
-from session_reaper.report import (
+from session_reaper.policy.enums import Mode, QueryVisibility
+from session_reaper.report.document import to_document, to_recordings, truncate_document
+from session_reaper.report.headline import write_headline
+from session_reaper.report.model import (
     Advice,
     Failure,
-    Fate,
     Outcome,
     Report,
     RunStatus,
+    SessionResult,
     TargetReport,
     TargetStatus,
-    as_document,
-    fitting,
-    headline,
-    recordings,
 )
 
 from tests.builders import (
@@ -48,7 +46,7 @@ def unreached(name: str, status: TargetStatus = FAILED) -> TargetReport:
 # -- one target -------------------------------------------------------------------------------------
 
 
-def a_quiet_target(*fates: Fate, **overrides: object) -> TargetReport:
+def a_quiet_target(*fates: SessionResult, **overrides: object) -> TargetReport:
     slots = some_slots(used=40)
     return a_target_report(*fates, **{"slots": slots, "used_after": 40} | overrides)
 
@@ -114,12 +112,12 @@ def a_quiet_target(*fates: Fate, **overrides: object) -> TargetReport:
     ],
 )
 def test_the_headline_of_a_target_says_what_happened(target: TargetReport, line: str) -> None:
-    assert headline(target) == line
+    assert write_headline(target) == line
 
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_no_outcome_is_missing_from_the_headline(outcome: Outcome) -> None:
-    line = headline(a_target_report(a_fate(outcome)))
+    line = write_headline(a_target_report(a_fate(outcome)))
     assert "nothing to terminate" not in line
     assert "1 session " in line
 
@@ -143,8 +141,8 @@ def test_no_outcome_is_missing_from_the_headline(outcome: Outcome) -> None:
     ],
 )
 def test_news_is_what_somebody_should_hear_of(target: TargetReport, *, news: bool) -> None:
-    assert target.is_news is news
-    assert a_report(a_quiet_target(name="quiet"), target).is_news is news
+    assert target.should_notify is news
+    assert a_report(a_quiet_target(name="quiet"), target).should_notify is news
 
 
 # -- the run ----------------------------------------------------------------------------------------
@@ -240,7 +238,7 @@ def test_the_document_is_exactly_that_of_the_contract() -> None:
         error=Failure(code="53300", message="m", hint="h"),
         advice=(Advice(code="set-timeout", message="am", sql="ALTER ROLE …"),),
     )
-    assert as_document(a_report(target)) == {
+    assert to_document(a_report(target)) == {
         "run_id": "4f6c",
         "mode": "enforce",
         "status": "failed",
@@ -293,7 +291,7 @@ def test_the_document_is_exactly_that_of_the_contract() -> None:
 
 def test_the_pressure_that_put_a_rule_in_force_is_told_if_there_was_any() -> None:
     quiet, pressed = a_target_report(), a_target_report(pressure=("rule tier in force …",))
-    document = as_document(a_report(quiet, pressed))
+    document = to_document(a_report(quiet, pressed))
     assert "pressure" not in document["targets"][0]
     assert document["targets"][1]["pressure"] == ["rule tier in force …"]
 
@@ -305,12 +303,12 @@ def recorded_target(query: str, name: str = "orders") -> TargetReport:
 
 def test_a_recording_that_lambda_could_not_return_is_an_error_with_its_remedy() -> None:
     recorded = recorded_target("select 1")
-    assert len(recordings(a_report(recorded))["orders"]["sessions"]) == 5000
+    assert len(to_recordings(a_report(recorded))["orders"]["sessions"]) == 5000
     long = recorded_target("select " + "a, " * 200, "long")
     with pytest.raises(
         ConfigurationError, match=r"^event\.record: the looks are .* name one target$"
     ):
-        recordings(a_report(recorded, long))
+        to_recordings(a_report(recorded, long))
 
 
 def test_what_was_recorded_is_not_said_to_be_nothing() -> None:
@@ -322,7 +320,7 @@ def test_what_is_not_known_is_null() -> None:
     session = a_session(client=None, transaction_seconds=None, application="", database="")
     fate = a_fate()
     fate = type(fate)(decision=a_decision(session), outcome=Outcome.DENIED)
-    document = as_document(a_report(a_target_report(fate), unreached("billing")))
+    document = to_document(a_report(a_target_report(fate), unreached("billing")))
     reached, missed = document["targets"]
     assert reached["error"] is None
     assert reached["advice"] == []
@@ -340,7 +338,7 @@ def test_totals_count_over_all_targets() -> None:
         a_target_report(*some_fates(7, Outcome.WOULD_TERMINATE)),
         unreached("billing"),
     )
-    totals = as_document(report)["totals"]
+    totals = to_document(report)["totals"]
     assert totals["targets"] == 5
     assert totals["failed"] == 1
     assert totals["terminated"] == 5
@@ -358,7 +356,7 @@ def test_the_document_is_json_and_nothing_but_its_values(
     outcome: Outcome, status: TargetStatus, mode: Mode
 ) -> None:
     report = a_report(a_target_report(a_fate(outcome), status=status), mode=mode)
-    document = as_document(report)
+    document = to_document(report)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert document["mode"] == mode.name.lower()
     assert "Outcome" not in json.dumps(document)
@@ -366,7 +364,7 @@ def test_the_document_is_json_and_nothing_but_its_values(
 
 def test_ages_are_given_to_a_tenth_of_a_second() -> None:
     fate = a_fate(idle_seconds=0.123, transaction_seconds=1.26, connected_seconds=86_400.04)
-    (shown,) = as_document(a_report(a_target_report(fate)))["targets"][0]["sessions"]
+    (shown,) = to_document(a_report(a_target_report(fate)))["targets"][0]["sessions"]
     assert shown["idle_seconds"] == 0.1
     assert shown["transaction_seconds"] == 1.2
     assert shown["connected_seconds"] == 86_400.0
@@ -376,23 +374,23 @@ def test_ages_are_given_to_a_tenth_of_a_second() -> None:
 def test_no_literal_of_a_query_is_in_the_document_or_in_any_repr(outcome: Outcome) -> None:
     query = "update t set s = 'CANARY', n = 31337 /* CANARY */ where k = $$CANARY$$ -- CANARY"
     report = a_report(a_target_report(a_fate(outcome, query=query)))
-    for text in (json.dumps(as_document(report)), repr(report), str(report)):
+    for text in (json.dumps(to_document(report)), repr(report), str(report)):
         assert "CANARY" not in text
         assert "31337" not in text
 
 
 def test_the_document_shows_a_query_in_full_where_the_policy_says_so() -> None:
     query = "select 'it''s',\n\t31337 -- why"
-    target = a_target_report(a_fate(query=query), queries=Queries.FULL)
-    (shown,) = as_document(a_report(target))["targets"][0]["sessions"]
+    target = a_target_report(a_fate(query=query), queries=QueryVisibility.FULL)
+    (shown,) = to_document(a_report(target))["targets"][0]["sessions"]
     assert shown["query"] == query
-    assert "31337" not in repr(target) + headline(target)
+    assert "31337" not in repr(target) + write_headline(target)
 
 
 def test_a_query_in_full_has_an_end_and_no_control_characters() -> None:
     def shown(query: str) -> str:
-        target = a_target_report(a_fate(query=query), queries=Queries.FULL)
-        return str(as_document(a_report(target))["targets"][0]["sessions"][0]["query"])
+        target = a_target_report(a_fate(query=query), queries=QueryVisibility.FULL)
+        return str(to_document(a_report(target))["targets"][0]["sessions"][0]["query"])
 
     assert shown("select '\x1b[2J\0\u202e\ud800'") == "select '?[2J???'"
     assert shown("x" * 2000) == "x" * 2000
@@ -401,7 +399,7 @@ def test_a_query_in_full_has_an_end_and_no_control_characters() -> None:
 
 def test_a_session_has_a_query_id_only_where_the_server_computes_one() -> None:
     fates = a_fate(query_id="-9223372036854775808"), a_fate()
-    known, unknown = as_document(a_report(a_target_report(*fates)))["targets"][0]["sessions"]
+    known, unknown = to_document(a_report(a_target_report(*fates)))["targets"][0]["sessions"]
     assert known["query_id"] == "-9223372036854775808"
     assert "query_id" not in unknown
 
@@ -410,8 +408,8 @@ def test_a_session_has_a_query_id_only_where_the_server_computes_one() -> None:
 
 
 def test_a_document_that_fits_is_as_it_is() -> None:
-    document = as_document(a_report(a_target_report(*some_fates(3, Outcome.TERMINATED))))
-    assert fitting(document, len(json.dumps(document))) is document
+    document = to_document(a_report(a_target_report(*some_fates(3, Outcome.TERMINATED))))
+    assert truncate_document(document, len(json.dumps(document))) is document
 
 
 @pytest.mark.parametrize("most", [200_000, 20_000, 3_000])
@@ -420,8 +418,8 @@ def test_of_a_document_that_is_too_long_the_spared_are_left_out_first_and_counte
 ) -> None:
     spared, ended = some_fates(400, Outcome.SPARED), some_fates(100, Outcome.TERMINATED)
     report = a_report(a_target_report(*spared, *ended), a_target_report(*ended, name="billing"))
-    document = as_document(report)
-    short = fitting(document, most)
+    document = to_document(report)
+    short = truncate_document(document, most)
     assert len(json.dumps(short)) <= most < len(json.dumps(document))
     assert {**short, "targets": ()} == {**document, "targets": ()}
     for cut, whole in zip(short["targets"], document["targets"], strict=True):
@@ -431,5 +429,5 @@ def test_of_a_document_that_is_too_long_the_spared_are_left_out_first_and_counte
 
 
 def test_a_document_that_is_too_long_without_a_session_stays_whole() -> None:
-    document = as_document(a_report(*[unreached(f"target-{n}") for n in range(50)]))
-    assert fitting(document, 100) is document
+    document = to_document(a_report(*[unreached(f"target-{n}") for n in range(50)]))
+    assert truncate_document(document, 100) is document

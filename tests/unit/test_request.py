@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from session_reaper.decide import Verdict, decide
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Verdict
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy import Mode
-from session_reaper.request import (
+from session_reaper.policy.enums import Mode
+from session_reaper.runs.request import (
     RunRequest,
     effective_mode,
     is_scheduled,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from session_reaper.errors import TargetError
-from session_reaper.postgres.rows import grants_of, snapshot_of
+from session_reaper.postgres.rows import read_grants, read_snapshot
 
 SNAPSHOT: dict[str, Any] = {
     "role": "session_reaper",
@@ -34,7 +34,7 @@ SNAPSHOT: dict[str, Any] = {
 
 
 def read(**changes: object) -> object:
-    return snapshot_of([json.dumps(SNAPSHOT | changes).encode()], ours=(), backend_pid=1)
+    return read_snapshot([json.dumps(SNAPSHOT | changes).encode()], ours=(), backend_pid=1)
 
 
 def chain(links: int) -> list[list[object]]:
@@ -76,7 +76,7 @@ def missing(**changes: object) -> list[bytes]:
 def test_grants_are_written_for_what_is_used_here_and_for_our_own_role() -> None:
     functions = [["pg_terminate_backend", "integer, bigint"]]
     row = missing(missing_functions=functions, missing_relations=["pg_roles"])
-    assert grants_of(row, 'a"b') == (
+    assert read_grants(row, 'a"b') == (
         'GRANT EXECUTE ON FUNCTION pg_catalog.pg_terminate_backend(integer, bigint) TO "a""b";',
         'GRANT SELECT ON pg_catalog.pg_roles TO "a""b";',
     )
@@ -96,7 +96,7 @@ def test_grants_are_written_for_what_is_used_here_and_for_our_own_role() -> None
 )
 def test_nothing_else_passes_for_a_grant(changes: dict[str, object]) -> None:
     with pytest.raises(TargetError, match="missing_"):
-        grants_of(missing(**changes), "session_reaper")
+        read_grants(missing(**changes), "session_reaper")
 
 
 MOMENT = "2026-01-15T08:00:00.000001+00:00"

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
-from session_reaper import run as module
-from session_reaper import secrets_manager
+from session_reaper.aws import secrets_manager
 from session_reaper.deadline import Deadline
-from session_reaper.directory import Directory
 from session_reaper.errors import ConfigurationError
-from session_reaper.parallel import Job, JobResult, Progress, run_jobs
-from session_reaper.reap import record, run_on_target
-from session_reaper.report import Failure, TargetReport, TargetStatus, unfinished
+from session_reaper.report.model import Failure, TargetReport, TargetStatus, record_unfinished
+from session_reaper.runs import run as module
+from session_reaper.runs.discovery import TargetDiscovery
+from session_reaper.runs.operations import record, run_on_target
+from session_reaper.runs.parallel import Job, JobResult, Progress, run_jobs
 from session_reaper.settings import read_settings
-from session_reaper.targets import read_targets
+from session_reaper.targets.secret_document import read_targets
 
 from tests.builders import a_secret, a_target_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from session_reaper.targets import Instance, Secret, Target
+    from session_reaper.targets.target import Instance, Secret, Target
 
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:"
 
@@ -94,7 +94,7 @@ def _run(
     fake = secrets if isinstance(secrets, SecretsManager) else SecretsManager(secrets)
     monkeypatch.setattr(secrets_manager, "client", lambda _service: fake)
     topic = "arn:aws:sns:eu-west-1:123456789012:topic"
-    directory = Directory(read_settings({"TOPIC_ARN": topic, **settings}), fresh=fresh)
+    directory = TargetDiscovery(read_settings({"TOPIC_ARN": topic, **settings}), fresh=fresh)
     return module.run(directory, names, partial(run_on_target, record, directory), Deadline(5))
 
 
@@ -401,7 +401,7 @@ def test_a_bug_keeps_what_was_known_and_tells_no_more_than_its_kind() -> None:
 
     job = Job(name="orders", initial=TargetReport(name="orders"), run=break_down)
     (result,) = run_jobs([job], Deadline(1))
-    report = unfinished(result.latest, result.bug)
+    report = record_unfinished(result.latest, result.bug)
     assert report.status is TargetStatus.FAILED
     assert report.slots == a_target_report().slots
     assert report.error is not None
@@ -414,7 +414,7 @@ def test_a_report_cut_off_by_the_time_keeps_the_error_that_came_first() -> None:
     known = a_target_report(
         status=TargetStatus.FAILED, error=Failure(code="x", message="", hint="")
     )
-    assert unfinished(known, None) == known
-    cut = unfinished(a_target_report(), None)
+    assert record_unfinished(known, None) == known
+    cut = record_unfinished(a_target_report(), None)
     assert cut.error is not None
     assert cut.error.code == "deadline"

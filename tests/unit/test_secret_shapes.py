@@ -13,15 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from session_reaper.errors import TargetError
-from session_reaper.targets import (
-    Auth,
-    Instance,
-    Secret,
-    SecretError,
-    SslMode,
-    Target,
-    read_targets,
-)
+from session_reaper.targets.secret_document import SecretError, read_targets
+from session_reaper.targets.target import Auth, Instance, Secret, SslMode, Target
 
 from tests.builders import PASSWORD, a_secret
 

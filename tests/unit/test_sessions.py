@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from session_reaper.sessions import State
+from session_reaper.sessions.session import State
 
 from tests.builders import an_identity
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy import Mode
+from session_reaper.policy.enums import Mode
 from session_reaper.settings import (
+    FunctionLocation,
     Notify,
-    Place,
     Settings,
     Tag,
     read_settings,
@@ -73,7 +73,7 @@ def test_a_critical_topic_of_another_region_is_refused_before_it_is_needed() -> 
 
 def test_links_need_what_lambda_says_of_itself() -> None:
     function = {"AWS_LAMBDA_FUNCTION_NAME": "reaper", "AWS_REGION": "eu-west-1"}
-    place = Place(
+    place = FunctionLocation(
         region="eu-west-1", function="reaper", log_group="/aws/lambda/reaper", dashboard=None
     )
     assert settings(**function).place == place

@@ -9,22 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
-from session_reaper.digest import links, network, verdict
-from session_reaper.policy import Mode
-from session_reaper.providers import way_in
-from session_reaper.report import (
+from session_reaper.policy.enums import Mode
+from session_reaper.report.model import (
     Advice,
     Failure,
-    Fate,
     Outcome,
     Recovery,
     Report,
+    SessionResult,
     TargetReport,
     TargetStatus,
 )
-from session_reaper.sessions import State
-from session_reaper.settings import Place
-from session_reaper.summary import MAX_SUBJECT, Summary, summarize
+from session_reaper.sessions.session import State
+from session_reaper.settings import FunctionLocation
+from session_reaper.summary.console_links import link_to_console
+from session_reaper.summary.digest import mask_client, write_verdict
+from session_reaper.summary.message import MAX_SUBJECT, Summary, summarize
+from session_reaper.targets.providers import reserved_slot_instructions
 
 from tests.builders import (
     a_decision,
@@ -171,7 +172,7 @@ def ended(*outcomes: Outcome, **overrides: object) -> TargetReport:
     ],
 )
 def test_the_first_line_says_whether_it_is_over(target: TargetReport, said: str) -> None:
-    assert verdict(a_report(target, QUIET)).replace("`", "") == said
+    assert write_verdict(a_report(target, QUIET)).replace("`", "") == said
     email = summary_of(target, QUIET).email
     assert " ".join(email.split("\n\n")[0].split()) == said
 
@@ -179,12 +180,12 @@ def test_the_first_line_says_whether_it_is_over(target: TargetReport, said: str)
 def test_in_observe_mode_the_first_line_says_that_nothing_was_touched() -> None:
     target = ended(Outcome.WOULD_TERMINATE, Outcome.WOULD_TERMINATE)
     said = "In mode enforce 2 sessions would be terminated; nothing was touched."
-    assert verdict(a_report(target, mode=Mode.OBSERVE)) == f"OBSERVED ONLY: {said}"
+    assert write_verdict(a_report(target, mode=Mode.OBSERVE)) == f"OBSERVED ONLY: {said}"
 
 
 def test_one_open_end_is_enough_for_it_not_to_be_over() -> None:
     report = a_report(ended(Outcome.TERMINATED), unreached("billing"), ended(Outcome.LINGERING))
-    assert verdict(report) == (
+    assert write_verdict(report) == (
         "NOT OVER: 1 of 3 targets not reached: `billing`; 1 lingering."
         " 1 session terminated and seen gone."
     )
@@ -205,13 +206,13 @@ def test_one_open_end_is_enough_for_it_not_to_be_over() -> None:
     ],
 )
 def test_the_first_line_says_what_is_left(target: TargetReport, said: str) -> None:
-    assert verdict(a_report(target)) == said
+    assert write_verdict(a_report(target)) == said
 
 
 @pytest.mark.parametrize("outcome", [Outcome.DENIED, Outcome.SPARED, Outcome.ESCAPED])
 def test_observing_leaves_nothing_open(outcome: Outcome) -> None:
     report = a_report(ended(outcome), mode=Mode.OBSERVE)
-    assert verdict(report) == "OBSERVED ONLY: nothing was touched."
+    assert write_verdict(report) == "OBSERVED ONLY: nothing was touched."
 
 
 def test_who_shuts_applications_out_comes_first() -> None:
@@ -233,7 +234,7 @@ def test_a_cancel_that_does_nothing_is_no_case_for_a_restart() -> None:
     decision = a_decision(a_session(state=State.ACTIVE), rule="slow")
     decision = replace(decision, rule=a_policy(rule).rules[0])
     target = ended()
-    target = replace(target, fates=(Fate(decision=decision, outcome=Outcome.LINGERING),))
+    target = replace(target, results=(SessionResult(decision=decision, outcome=Outcome.LINGERING),))
     assert "escalate_after" in to_do(a_report(target))
     assert "restart" not in to_do(a_report(target))
 
@@ -298,7 +299,7 @@ def test_half_a_fleet_is_one_line() -> None:
 
 def said_by_strangers(name: str) -> TargetReport:
     return a_target_report(
-        Fate(
+        SessionResult(
             decision=a_decision(
                 a_session(application=name, role=name, database=name, client=name, query=name),
                 rule=name,
@@ -348,7 +349,9 @@ def test_no_strangers_name_can_call_a_channel_or_make_a_link(targets: int) -> No
     for text in texts(summary):
         assert "<!" not in text
         assert "<@" not in text
-        assert set(re.findall(r"<([^|>]*)\|", text)) <= {link.url for link in links(PLACE, "4f6c")}
+        assert set(re.findall(r"<([^|>]*)\|", text)) <= {
+            link.url for link in link_to_console(PLACE, "4f6c")
+        }
 
 
 HOSTILE_NAMES = [
@@ -391,12 +394,14 @@ def test_an_escape_is_never_cut_in_two() -> None:
 @pytest.mark.parametrize("number", [1, 3, 5, 9])
 @pytest.mark.parametrize("host", ["db", "db.aivencloud.com", "db.x.eu-west-1.rds.amazonaws.com"])
 def test_a_statement_is_whole_or_not_there(host: str, number: int, length: int) -> None:
-    error = Failure(code="53300", message="full", hint=way_in(host, "reaper"))
+    error = Failure(code="53300", message="full", hint=reserved_slot_instructions(host, "reaper"))
     names = [str(n) * length for n in range(number)]
     summary = summary_of(
         *(TargetReport(name=name, status=TargetStatus.FULL, error=error) for name in names)
     )
-    whole = re.search(r"SELECT pg_terminate_backend.*?;", way_in(host, "reaper"))
+    whole = re.search(
+        r"SELECT pg_terminate_backend.*?;", reserved_slot_instructions(host, "reaper")
+    )
     assert whole
     for text in (*texts(summary), " ".join(summary.email.split())):
         shown = text.replace("&lt;", "<")
@@ -408,9 +413,9 @@ def test_a_statement_is_whole_or_not_there(host: str, number: int, length: int) 
 
 
 def test_victims_are_grouped_by_rule_outcome_application_network_and_role() -> None:
-    def fate(rule: str, outcome: Outcome, application: str, client: str) -> Fate:
+    def fate(rule: str, outcome: Outcome, application: str, client: str) -> SessionResult:
         session = a_session(application=application, client=client)
-        return Fate(decision=a_decision(session, rule=rule), outcome=outcome)
+        return SessionResult(decision=a_decision(session, rule=rule), outcome=outcome)
 
     fates = [
         fate(rule, outcome, application, client)
@@ -440,7 +445,7 @@ def test_the_largest_group_comes_first() -> None:
 
 
 def test_a_cut_list_of_groups_says_how_many_groups_and_sessions_were_cut() -> None:
-    twice = leaking("orders", 40).fates * 2
+    twice = leaking("orders", 40).results * 2
     email = summary_of(a_target_report(*twice, used_after=40)).email
     cut = re.search(r"and (\d+) more groups with (\d+) sessions", email)
     assert cut
@@ -471,7 +476,7 @@ def test_long_names_are_cut_so_that_the_numbers_stay_in_their_columns() -> None:
     ],
 )
 def test_clients_are_shown_by_their_network(client: str | None, shown: str) -> None:
-    assert network(client) == shown
+    assert mask_client(client) == shown
 
 
 # -- what to do --------------------------------------------------------------------------------------
@@ -557,7 +562,7 @@ def test_a_thousand_targets_with_a_thousand_applications_each_fit_into_a_message
             name=f"{one.name}{n}",
             slots=one.slots if reached else None,
             used_after=0,
-            fates=one.fates,
+            results=one.results,
             status=TargetStatus.FAILED,
             error=Failure(code="XX000", message='"' * 500, hint="\\&<" * 500 + str(n)),
             advice=(Advice(code="a", message="名" * 500, sql='"' * 500),) * 3,
@@ -595,8 +600,8 @@ def test_outside_of_lambda_there_are_no_links() -> None:
     ],
 )
 def test_links_go_to_the_console_of_the_partition(region: str, console: str) -> None:
-    place = Place(region=region, function="f", log_group="/aws/lambda/f", dashboard=None)
-    log, function = links(place, "run-1")
+    place = FunctionLocation(region=region, function="f", log_group="/aws/lambda/f", dashboard=None)
+    log, function = link_to_console(place, "run-1")
     assert log.url.startswith(console)
     assert function.url.startswith(console)
     assert "/log-group/$252Faws$252Flambda$252Ff/" in log.url
@@ -635,6 +640,6 @@ def test_long_names_that_differ_at_their_end_are_told_apart_in_the_verdict() -> 
         )
         for secret in ("a/x", "b/y")
     ]
-    said = verdict(a_report(*targets))
+    said = write_verdict(a_report(*targets))
     assert "(secret a/x)" in said
     assert "(secret b/y)" in said

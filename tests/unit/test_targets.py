@@ -5,7 +5,8 @@ import traceback
 from typing import Any
 
 import pytest
-from session_reaper.targets import Auth, Secret, SecretError, SslMode, Target, read_targets
+from session_reaper.targets.secret_document import SecretError, read_targets
+from session_reaper.targets.target import Auth, Secret, SslMode, Target
 
 from tests.builders import PASSWORD, a_secret
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from session_reaper import observability
-from session_reaper.report import Outcome
+from session_reaper.report.model import Outcome
 
 from tests.builders import a_decision, a_fate, a_report, a_target_report
 

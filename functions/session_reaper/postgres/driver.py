@@ -24,7 +24,7 @@ from scramp import ScramException
 from session_reaper.deadline import Deadline
 from session_reaper.errors import TargetError
 from session_reaper.postgres.tls import limit_time
-from session_reaper.targets import AuthMethod, ChannelBinding, Target
+from session_reaper.targets.target import AuthMethod, ChannelBinding, Target
 
 Row = Sequence[bytes | None]
 """The columns of one row, as the server wrote them."""

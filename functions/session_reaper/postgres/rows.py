@@ -14,30 +14,21 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any, Final, NoReturn
 
-from session_reaper.errors import Membership, TargetError, quoted
+from session_reaper.errors import Membership, TargetError, quote_identifier
 from session_reaper.postgres.driver import Row
-from session_reaper.preflight import (
+from session_reaper.sessions.lock_chains import Wait, Waiter, map_waiters_by_root
+from session_reaper.sessions.redaction import redact
+from session_reaper.sessions.server_facts import (
     IdleSessions,
-    Preflight,
-    Prepared,
+    PreparedTransaction,
     ReplicationSlot,
+    ServerFacts,
     Timeout,
     Tls,
 )
-from session_reaper.providers import Provider
-from session_reaper.redaction import redact
-from session_reaper.sessions import (
-    Identity,
-    Look,
-    ServerIdentity,
-    Session,
-    Slots,
-    State,
-    Verification,
-    Wait,
-    Waiter,
-    waiters_by_root,
-)
+from session_reaper.sessions.session import Identity, Session, Slots, State
+from session_reaper.sessions.snapshot import ServerIdentity, Snapshot, Verification
+from session_reaper.targets.providers import Provider
 
 QUERY_BYTES: Final = 2000
 """Bytes of a query that leave the server."""
@@ -56,25 +47,25 @@ class _InvalidError(Exception):
     """A value is not what the statement answers; the argument is its place."""
 
 
-def snapshot_of(row: Row, *, ours: Collection[str | None], backend_pid: int) -> Look:
+def read_snapshot(row: Row, *, ours: Collection[str | None], backend_pid: int) -> Snapshot:
     """Read the answer to look.sql.
 
     `ours`: the names of our roles. `backend_pid`: what the server's greeting called the connection.
     Raises TargetError.
     """
     try:
-        return _snapshot(_document(row), ours, backend_pid)
+        return _read_snapshot(_document(row), ours, backend_pid)
     except _InvalidError as error:
         raise _invalid("snapshot", error) from None
 
 
-def verification_of(row: Row) -> Verification:
+def read_verification(row: Row) -> Verification:
     """Read the answer to verify.sql. Raises TargetError."""
     try:
         answer = _document(row)
         remaining = _list(answer, "remaining")
         return Verification(
-            server=_server(answer),
+            server=_read_server(answer),
             remaining=frozenset(_whole(pid, "remaining", 1, _INT32) for pid in remaining),
             used=_optional_whole(answer, "used", 0, _INT32),
         )
@@ -82,24 +73,24 @@ def verification_of(row: Row) -> Verification:
         raise _invalid("verification", error) from None
 
 
-def preflight_of(row: Row, tls: Tls | None) -> Preflight:
+def read_facts(row: Row, tls: Tls | None) -> ServerFacts:
     """Read the answer to preflight.sql. Raises TargetError."""
     try:
-        return _preflight(_document(row), tls)
+        return _read_facts(_document(row), tls)
     except _InvalidError as error:
         raise _invalid("server facts", error) from None
 
 
-def grants_of(row: Row, role: str) -> tuple[str, ...]:
+def read_grants(row: Row, role: str) -> tuple[str, ...]:
     """Read the answer to missing_grants.sql: what is to be granted to our role. Raises TargetError."""
     try:
         answer = _document(row)
-        return tuple(_grants(answer, role))
+        return tuple(_read_grants(answer, role))
     except _InvalidError as error:
         raise _invalid("list of grants", error) from None
 
 
-def flag_of(row: Row) -> bool | None:
+def read_flag(row: Row) -> bool | None:
     """Read a single boolean. Raises TargetError."""
     flags = {b"t": True, b"f": False, None: None}
     if len(row) != 1 or row[0] not in flags:
@@ -237,7 +228,7 @@ def _rows(answer: Mapping[str, Any], key: str, width: int) -> Sequence[Sequence[
 # -- the snapshot ---------------------------------------------------------------------------------
 
 
-def _server(answer: Mapping[str, Any]) -> ServerIdentity:
+def _read_server(answer: Mapping[str, Any]) -> ServerIdentity:
     return ServerIdentity(
         started=_whole(_get(answer, "started"), "started", 0, _INT53),
         checkpointer=_optional_whole(answer, "checkpointer", 1),
@@ -245,11 +236,13 @@ def _server(answer: Mapping[str, Any]) -> ServerIdentity:
     )
 
 
-def _snapshot(answer: Mapping[str, Any], ours: Collection[str | None], backend_pid: int) -> Look:
-    waits = tuple(_waits(answer))
+def _read_snapshot(
+    answer: Mapping[str, Any], ours: Collection[str | None], backend_pid: int
+) -> Snapshot:
+    waits = tuple(_read_waits(answer))
     _check_work(waits)
-    waiters = waiters_by_root(waits)
-    return Look(
+    waiters = map_waiters_by_root(waits)
+    return Snapshot(
         role=_name(_get(answer, "role"), "role"),
         slots=Slots(
             max=_count(answer, "max"),
@@ -261,20 +254,20 @@ def _snapshot(answer: Mapping[str, Any], ours: Collection[str | None], backend_p
         untracked=_count(answer, "untracked"),
         reader=_flag(answer, "reader"),
         behind_pooler=_count(answer, "pid", 1) != backend_pid,
-        server=_server(answer),
+        server=_read_server(answer),
         taken_at=_whole(_get(answer, "taken_at"), "taken_at", 0, _INT53),
         membership=Membership(
             server_version=_count(answer, "server_version"), inherits=_flag(answer, "inherits")
         ),
-        states=_states(answer),
+        states=_read_states(answer),
         oldest_idle_in_transaction=_seconds(
             _get(answer, "oldest_idle_in_transaction"), "oldest_idle_in_transaction"
         ),
-        sessions=tuple(_sessions(answer, waiters, ours)),
+        sessions=tuple(_read_sessions(answer, waiters, ours)),
     )
 
 
-def _states(answer: Mapping[str, Any]) -> Mapping[State, int]:
+def _read_states(answer: Mapping[str, Any]) -> Mapping[State, int]:
     states = _list(answer, "states")
     if any(type(state) in (list, dict) for state in states):  # which no set can hold
         raise _InvalidError("states")
@@ -287,7 +280,7 @@ def _states(answer: Mapping[str, Any]) -> Mapping[State, int]:
 _is_state: Final = re.compile(r"[a-z ()]{1,40}").fullmatch
 
 
-def _waits(answer: Mapping[str, Any]) -> Iterator[Wait]:
+def _read_waits(answer: Mapping[str, Any]) -> Iterator[Wait]:
     for row in _rows(answer, "waits", 6):
         pid, is_session, role, application, seconds, blocked_by = row
         if type(is_session) is not bool or type(blocked_by) is not list:
@@ -348,7 +341,7 @@ _CLOCKS: Final = ("idle_seconds", "transaction_seconds", "connected_seconds", "q
 _FLAGS: Final = ("waiting_for_client", "superuser", "replication", "own_role", "signalable")
 
 
-def _sessions(
+def _read_sessions(
     answer: Mapping[str, Any],
     waiters: Mapping[int, tuple[Waiter, ...]],
     ours: Collection[str | None],
@@ -359,7 +352,7 @@ def _sessions(
     if len({row[0] for row in rows}) < len(rows):
         raise _InvalidError("sessions: pid")  # a session that is there twice has two outcomes
     for row in rows:
-        yield _session(row, waiters.get(row[0], ()), ours)
+        yield _read_session(row, waiters.get(row[0], ()), ours)
 
 
 def _check_column(name: str, column: Sequence[Any]) -> None:
@@ -411,7 +404,7 @@ def _is_address(text: str) -> bool:
     return "%" not in text
 
 
-def _query(text: str | None, cut: str | None) -> str:
+def _decode_query(text: str | None, cut: str | None) -> str:
     """Return the query as far as it left the server; a cut one ends in `…`."""
     if cut is None:
         return text or ""
@@ -432,14 +425,14 @@ def _is_vacuum(query: str) -> bool:
     return words is not None and not re.search(r"\bfull\b", words[1], re.IGNORECASE)
 
 
-def _session(
+def _read_session(
     row: Sequence[Any], waiters: tuple[Waiter, ...], ours: Collection[str | None]
 ) -> Session:
     pid, backend_start, xact_start, state_change, query_start, state, *rest = row
     role, database, application, client, text, cut, query_id, *rest = rest
     idle, transaction, connected, running, *rest = rest
     waiting, xid_age, xmin_age, locks, superuser, replication, own_role, signalable = rest
-    query = _query(text, cut)
+    query = _decode_query(text, cut)
     return Session(
         identity=Identity(
             pid=pid,
@@ -477,14 +470,14 @@ def _session(
 # -- the server's facts ---------------------------------------------------------------------------
 
 
-def _preflight(answer: Mapping[str, Any], tls: Tls | None) -> Preflight:
+def _read_facts(answer: Mapping[str, Any], tls: Tls | None) -> ServerFacts:
     try:
         provider = Provider(_name(_get(answer, "provider"), "provider"))
     except ValueError:
         raise _InvalidError("provider") from None
-    return Preflight(
+    return ServerFacts(
         tls=tls,
-        version=_version(_get(answer, "version")),
+        version=_read_version(_get(answer, "version")),
         major=_whole(_get(answer, "major"), "major", 0, 1000),
         provider=provider,
         role=_name(_get(answer, "role"), "role"),
@@ -495,7 +488,7 @@ def _preflight(answer: Mapping[str, Any], tls: Tls | None) -> Preflight:
         reserved_slots=_count(answer, "reserved_slots"),
         soon=_plain_text(_get(answer, "soon"), "soon", _MOMENT_LENGTH),
         databases=tuple(_name(each, "databases") for each in _list(answer, "databases")),
-        timeouts=tuple(_timeout(row) for row in _rows(answer, "timeouts", 4)),
+        timeouts=tuple(_read_timeout(row) for row in _rows(answer, "timeouts", 4)),
         idle=tuple(
             IdleSessions(
                 application=_optional_name(application, "idle"),
@@ -505,7 +498,9 @@ def _preflight(answer: Mapping[str, Any], tls: Tls | None) -> Preflight:
             for application, role, number in _rows(answer, "idle", 3)
         ),
         prepared=tuple(
-            Prepared(database=_name(database, "prepared"), seconds=_seconds(seconds, "prepared"))
+            PreparedTransaction(
+                database=_name(database, "prepared"), seconds=_seconds(seconds, "prepared")
+            )
             for database, seconds in _rows(answer, "prepared", 2)
         ),
         replication_slots=tuple(
@@ -532,7 +527,7 @@ USED_RELATIONS: Final = (
 _ARGUMENTS: Final = re.compile(r'[a-z0-9_ ,"\[\]]*', re.ASCII)
 
 
-def _grants(answer: Mapping[str, Any], role: str) -> Iterator[str]:
+def _read_grants(answer: Mapping[str, Any], role: str) -> Iterator[str]:
     """Write the grants: a server names what is missing, and nothing else of it is to be run."""
     for name, arguments in _rows(answer, "missing_functions", 2):
         if (
@@ -541,14 +536,14 @@ def _grants(answer: Mapping[str, Any], role: str) -> Iterator[str]:
             or not _ARGUMENTS.fullmatch(_plain_text(arguments, "missing_functions", _TEXT_LENGTH))
         ):
             raise _InvalidError("missing_functions")
-        yield f"GRANT EXECUTE ON FUNCTION pg_catalog.{name}({arguments}) TO {quoted(role)};"
+        yield f"GRANT EXECUTE ON FUNCTION pg_catalog.{name}({arguments}) TO {quote_identifier(role)};"
     for name in _list(answer, "missing_relations"):
         if type(name) is not str or name not in USED_RELATIONS:
             raise _InvalidError("missing_relations")
-        yield f"GRANT SELECT ON pg_catalog.{name} TO {quoted(role)};"
+        yield f"GRANT SELECT ON pg_catalog.{name} TO {quote_identifier(role)};"
 
 
-def _version(value: object) -> str:
+def _read_version(value: object) -> str:
     """Return the version if it looks like one: 18.4, 17beta1, 15.3 (Debian 15.3-1.pgdg120+1)."""
     text = _plain_text(value, "version", 100)
     if not re.fullmatch(r"[0-9]{1,3}[0-9A-Za-z.()+~ _-]*", text):
@@ -556,7 +551,7 @@ def _version(value: object) -> str:
     return text
 
 
-def _timeout(row: Sequence[Any]) -> Timeout:
+def _read_timeout(row: Sequence[Any]) -> Timeout:
     role, database, name, value = row
     return Timeout(
         role=None if role is None else _name(role, "timeouts"),

@@ -17,9 +17,9 @@ from pg8000.native import DatabaseError, PreparedStatement, literal
 
 from session_reaper.deadline import Deadline
 from session_reaper.errors import TargetError
-from session_reaper.policy import Action
+from session_reaper.policy.enums import Action
 from session_reaper.postgres.driver import Connection, Row
-from session_reaper.postgres.failures import (
+from session_reaper.postgres.errors import (
     INSUFFICIENT_PRIVILEGE,
     answering,
     connecting,
@@ -30,16 +30,17 @@ from session_reaper.postgres.rows import (
     QUERY_BYTES,
     USED_FUNCTIONS,
     USED_RELATIONS,
-    flag_of,
-    grants_of,
-    preflight_of,
-    snapshot_of,
-    verification_of,
+    read_facts,
+    read_flag,
+    read_grants,
+    read_snapshot,
+    read_verification,
 )
 from session_reaper.postgres.tls import describe_tls, open_socket, wrap_tls
-from session_reaper.preflight import Preflight
-from session_reaper.sessions import Identity, Look, Scope, Verification
-from session_reaper.targets import SslMode, Target
+from session_reaper.sessions.server_facts import ServerFacts
+from session_reaper.sessions.session import Identity
+from session_reaper.sessions.snapshot import Snapshot, SnapshotScope, Verification
+from session_reaper.targets.target import SslMode, Target
 
 APPLICATION_NAME: Final = "session-reaper"
 CONNECT_SECONDS: Final = 10.0  # for name, TCP, TLS and login together
@@ -120,14 +121,14 @@ class Server:
         """Log out, as far as the connection still allows it."""
         self._connection.close()
 
-    def preflight(self, deadline: Deadline) -> Preflight:
+    def preflight(self, deadline: Deadline) -> ServerFacts:
         """Read what the server is and what our role may do there. Raises TargetError."""
         try:
             with self._answering("reading the server's facts", deadline):
                 row = self._only_row(_sql("preflight"))
         except TargetError as error:
             raise self._with_missing_grants(error, deadline) from None
-        return preflight_of(row, describe_tls(self._connection.socket, self._target))
+        return read_facts(row, describe_tls(self._connection.socket, self._target))
 
     def alter(self, statement: str, deadline: Deadline) -> None:
         """Run one statement that changes something, as nothing else here does. Raises TargetError."""
@@ -135,7 +136,7 @@ class Server:
             # One implicit transaction: neither an open block nor a writing connection outlives it.
             self._connection.run(f"SET TRANSACTION READ WRITE; {statement}")
 
-    def look(self, scope: Scope, deadline: Deadline) -> Look:
+    def look(self, scope: SnapshotScope, deadline: Deadline) -> Snapshot:
         """Take a snapshot: all that one run needs to know, in one statement. Raises TargetError."""
         statement = _sql("look").format(
             idle_for=literal(json.dumps(scope.idle_floors)),
@@ -149,9 +150,9 @@ class Server:
                 row = self._only_row(statement)
         except TargetError as error:
             raise self._with_missing_grants(error, deadline) from None
-        return snapshot_of(row, ours=self._ours, backend_pid=self._connection.backend_pid)
+        return read_snapshot(row, ours=self._ours, backend_pid=self._connection.backend_pid)
 
-    def missing_grants(self, deadline: Deadline) -> tuple[str, ...]:
+    def find_missing_grants(self, deadline: Deadline) -> tuple[str, ...]:
         """Ask which rights the statements here need and our role lacks: the statements that grant them.
 
         Raises TargetError.
@@ -161,13 +162,13 @@ class Server:
                 functions=", ".join(map(literal, USED_FUNCTIONS)),
                 relations=", ".join(map(literal, USED_RELATIONS)),
             )
-            return grants_of(self._only_row(statement), self.role)
+            return read_grants(self._only_row(statement), self.role)
 
     def _with_missing_grants(self, error: TargetError, deadline: Deadline) -> TargetError:
         if error.code != INSUFFICIENT_PRIVILEGE:
             return error
         try:
-            grants = self.missing_grants(deadline)
+            grants = self.find_missing_grants(deadline)
         except TargetError:
             return error
         where = f"In database {self._target.database}, as a superuser or the master user: "
@@ -218,7 +219,7 @@ class Server:
                 ],
             )
             (row,) = rows
-        return verification_of(row)
+        return read_verification(row)
 
     def _only_row(self, statement: str) -> Row:
         (row,) = self._connection.run(statement)
@@ -248,7 +249,7 @@ def _parameters_of(identity: Identity) -> dict[str, object]:
 def _signal_of(rows: Sequence[Row]) -> Signal:
     if not rows:
         return Signal.ESCAPED
-    sent = flag_of(rows[0])
+    sent = read_flag(rows[0])
     if sent is None:
         return Signal.HIDDEN
     return Signal.SENT if sent else Signal.ESCAPED

@@ -10,9 +10,9 @@ from typing import Final
 
 from session_reaper.deadline import Deadline
 from session_reaper.errors import TargetError
-from session_reaper.preflight import Tls
-from session_reaper.providers import rds_region, unknown_authority
-from session_reaper.targets import SslMode, Target
+from session_reaper.sessions.server_facts import Tls
+from session_reaper.targets.providers import explain_unknown_authority, rds_region
+from session_reaper.targets.target import SslMode, Target
 
 _SSL_REQUEST: Final = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 _NOT_POSTGRES_HINT: Final = "Check host and port in the secret."
@@ -62,11 +62,11 @@ def wrap_tls(sock: socket.socket, target: Target, deadline: Deadline) -> ssl.SSL
     limit_time(sock, deadline)
     if answer == b"S":
         with _making_contexts:  # one for each CA, though all targets begin at the same time
-            context = _tls_context(target.sslmode, _authorities(target))
+            context = _tls_context(target.sslmode, _select_authorities(target))
         try:
             return context.wrap_socket(sock, server_hostname=target.host)
         except ssl.SSLCertVerificationError as error:
-            raise _untrusted(error, target) from None
+            raise _explain_untrusted(error, target) from None
     if answer == b"N":
         raise TargetError(
             "tls",
@@ -112,7 +112,7 @@ def describe_tls(sock: socket.socket, target: Target) -> Tls | None:
     return Tls(
         version=sock.version() or "",
         cipher=cipher[0] if cipher else "",
-        certificate_until=_end_of(sock.getpeercert(binary_form=True) or b""),
+        certificate_until=_read_end_of_validity(sock.getpeercert(binary_form=True) or b""),
         verified=target.is_verified,
     )
 
@@ -120,7 +120,7 @@ def describe_tls(sock: socket.socket, target: Target) -> Tls | None:
 _MOMENT: Final = rb"(?:\x17\x0d(\d{12})|\x18\x0f(\d{14}))Z"
 
 
-def _end_of(certificate: bytes) -> str:
+def _read_end_of_validity(certificate: bytes) -> str:
     """The end of a certificate's validity: two moments of ASN.1, one behind the other.
 
     ssl decodes none of a certificate that it has not verified, which is what require means.
@@ -133,7 +133,7 @@ def _end_of(certificate: bytes) -> str:
     return re.sub(r"(\d{4})(..)(..)(..)(..)(..)", r"\1-\2-\3T\4:\5:\6Z", text)
 
 
-def _authorities(target: Target) -> str | None:
+def _select_authorities(target: Target) -> str | None:
     """Whom to trust, in PEM: the secret's CA; for RDS its own in the host's region, and Amazon's roots.
 
     None means the system's, or nobody where the secret wants nothing verified. (To load those of all
@@ -142,11 +142,11 @@ def _authorities(target: Target) -> str | None:
     region = rds_region(target.host)
     if target.sslrootcert or target.sslmode is SslMode.REQUIRE or region is None:
         return target.sslrootcert
-    return _authorities_of_rds(region)
+    return _load_rds_authorities(region)
 
 
 @cache
-def _authorities_of_rds(region: str) -> str:
+def _load_rds_authorities(region: str) -> str:
     blocks = (
         (files("session_reaper.postgres") / "aws_certificates.pem").read_text("utf-8").split("\n\n")
     )
@@ -157,7 +157,7 @@ def _authorities_of_rds(region: str) -> str:
 _EXPIRED, _NOT_YET_VALID, _OTHER_HOST, _OTHER_ADDRESS = 10, 9, 62, 64
 
 
-def _untrusted(error: ssl.SSLCertVerificationError, target: Target) -> TargetError:
+def _explain_untrusted(error: ssl.SSLCertVerificationError, target: Target) -> TargetError:
     where = f"{target.host}:{target.port}"
     match error.verify_code:
         case n if n in (_OTHER_HOST, _OTHER_ADDRESS):
@@ -174,5 +174,5 @@ def _untrusted(error: ssl.SSLCertVerificationError, target: Target) -> TargetErr
             )
         case _:
             problem = f"the certificate of {where} is by a CA that is not trusted"
-            hint = unknown_authority(target.host)
+            hint = explain_unknown_authority(target.host)
     return TargetError("tls", f"{problem}: {error.verify_message}", hint)

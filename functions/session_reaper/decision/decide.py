@@ -1,0 +1,59 @@
+"""Decides what happens to each session: a pure function.
+
+Each session first gets a verdict of its own, from the first rule in force that matches it. Then
+sessions are held back, in this order: `until`, the breaker, the limits.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from session_reaper.decision.limits import apply_limits, check_breaker
+from session_reaper.decision.matching import match_sessions
+from session_reaper.decision.model import Decisions
+from session_reaper.policy.enums import Order
+from session_reaper.policy.model import Policy, Rule
+from session_reaper.sessions.redaction import redact_for_matching
+from session_reaper.sessions.session import Session, Slots
+
+
+def decide(
+    sessions: Iterable[Session],
+    slots: Slots,
+    policy: Policy,
+    *,
+    freed: int = 0,
+    redact_query: Callable[[str], str] = redact_for_matching,
+) -> Decisions:
+    """Judge every session by the rules, and hold back what the limits do not allow.
+
+    `freed` is what this run has freed already: `when` counts those slots as used still.
+    `redact_query` is `str` for a recorded look: its queries are redacted already.
+    """
+    in_order = sorted(sessions, key=_ORDERS[policy.limits.order])
+    before = replace(slots, used=slots.used + freed)
+    rules = tuple(rule for rule in policy.rules if _is_in_force(rule, before))
+    judged = tuple(match_sessions(in_order, before, rules, policy.protect, redact_query))
+    judgement = Decisions(decisions=judged, slots=slots, rules=rules)
+    if policy.limits.max_share is not None:
+        needed = replace(judgement, decisions=apply_limits(judged, slots, rules, None))
+        breaker = check_breaker(needed, policy.limits.max_share, policy.limits.min_sessions)
+        if breaker:
+            return replace(needed.hold_back(lambda _: breaker), breaker=breaker)
+    return replace(judgement, decisions=apply_limits(judged, slots, rules, policy.limits))
+
+
+def _is_in_force(rule: Rule, slots: Slots) -> bool:
+    return (rule.when is None or rule.when.is_reached(slots)) and (
+        rule.until is None or rule.until.excess(slots) > 0
+    )
+
+
+def _harm(session: Session) -> tuple[int, int, int]:
+    return (-len(session.waiters), -session.pinned, -(session.locks or 0))
+
+
+_ORDERS: dict[Order, Callable[[Session], tuple[float, ...]]] = {
+    Order.LONGEST: lambda s: (-s.idle_seconds, s.identity.pid),
+    Order.MOST_HARMFUL: lambda s: (*_harm(s), -s.idle_seconds, s.identity.pid),
+    Order.NEWEST: lambda s: (s.idle_seconds, s.identity.pid),
+}

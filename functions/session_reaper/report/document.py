@@ -1,0 +1,169 @@
+"""The report as JSON: the return value, the log line, recordings."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from session_reaper.decision.model import Decision
+from session_reaper.errors import ConfigurationError
+from session_reaper.policy.enums import QueryVisibility
+from session_reaper.report.model import Outcome, Report, TargetReport
+from session_reaper.report.text import printable
+from session_reaper.sessions.redaction import redact, redact_for_matching
+from session_reaper.sessions.server_facts import Check
+from session_reaper.sessions.snapshot import Snapshot
+
+# -- the return value ------------------------------------------------------------------------------
+
+
+def to_document(report: Report) -> dict[str, Any]:
+    """The report as the JSON document of the contract."""
+    outcomes = Counter(fate.outcome for target in report.targets for fate in target.results)
+    return {
+        "run_id": report.run_id,
+        "mode": str(report.mode),
+        "status": report.status.value,
+        "summary": report.summary,
+        "totals": {
+            "targets": len(report.targets),
+            "failed": report.failed,
+            **{o.value: outcomes[o] for o in Outcome if o is not Outcome.SPARED},
+        },
+        "targets": [_target_document(target) for target in report.targets],
+    }
+
+
+def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
+    """The document, or what of it fits into so many bytes of JSON.
+
+    What does not are sessions, of each target alike, first those that were spared; it then says
+    how many as `sessions_left_out`.
+    """
+    size = len(json.dumps(document))  # ASCII: no encoding of it is longer
+    if size <= most or not any(target["sessions"] for target in document["targets"]):
+        return document
+    share = 0.95 * most / size
+    targets = [_truncate_target(target, share) for target in document["targets"]]
+    return truncate_document({**document, "targets": targets}, most)
+
+
+def _truncate_target(target: dict[str, Any], share: float) -> dict[str, Any]:
+    sessions = sorted(target["sessions"], key=lambda s: s["outcome"] == Outcome.SPARED.value)
+    kept = sessions[: int(share * len(sessions))]
+    left_out = target.get("sessions_left_out", 0) + len(sessions) - len(kept)
+    return {**target, "sessions": kept, **({"sessions_left_out": left_out} if left_out else {})}
+
+
+def _target_document(target: TargetReport) -> dict[str, Any]:
+    return {
+        "name": target.name,
+        "secret": target.secret,
+        "status": target.status.value,
+        "error": target.error
+        and {
+            "code": target.error.code,
+            "message": target.error.message,
+            "hint": target.error.hint,
+        },
+        "slots": target.slots
+        and {
+            "max": target.slots.max,
+            "reserved": target.slots.reserved,
+            "usable": target.slots.usable,
+            "used_before": target.slots.used,
+            "used_after": target.used_after,
+        },
+        # All else of a target is always there; these only if they say something.
+        **({"reader": True} if target.reader else {}),
+        **({"fallback_secret": target.fallback_secret} if target.fallback_secret else {}),
+        **({"pressure": list(target.pressure)} if target.pressure else {}),
+        **({"check": _check_document(target.checked)} if target.checked else {}),
+        **({} if target.applied is None else {"applied": [asdict(s) for s in target.applied]}),
+        **({"recovered": [asdict(each) for each in target.recovered]} if target.recovered else {}),
+        "sessions": list(_session_documents(target)),
+        "advice": [
+            {"code": advice.code, "message": advice.message, "sql": advice.sql}
+            for advice in target.advice
+        ],
+    }
+
+
+def _check_document(check: Check) -> dict[str, Any]:
+    server, look = check.server, check.look
+    return {
+        "version": server.version,
+        "provider": server.provider.value,
+        "tls": server.tls and asdict(server.tls),
+        "in_recovery": look.reader,
+        "behind_pooler": look.behind_pooler,
+        "role": {
+            "name": server.role,
+            "superuser": server.superuser,
+            "connection_limit": server.connection_limit,
+            "sees": look.can_see,
+            "signals": look.can_signal,
+            "reserved_slot": server.has_reserved_slot,
+        },
+        "timeouts": [asdict(timeout) for timeout in server.timeouts],
+    }
+
+
+def _session_documents(target: TargetReport) -> Iterator[dict[str, Any]]:
+    for fate in target.results:
+        yield {**describe_session(fate.decision, target.queries), "outcome": fate.outcome.value}
+
+
+_MOST_OF_A_QUERY = 2000  # characters, where it is shown in full: a server may keep a megabyte of it
+
+
+def describe_session(decision: Decision, queries: QueryVisibility) -> dict[str, Any]:
+    """A decision on a session as JSON."""
+    session = decision.session
+    is_full = queries is QueryVisibility.FULL
+    return {
+        "pid": session.identity.pid,
+        "role": session.role,
+        "database": session.database,
+        "application": session.application,
+        "client": session.client,
+        "state": session.state.value,
+        "idle_seconds": _tenths(session.idle_seconds),
+        "transaction_seconds": _tenths(session.transaction_seconds),
+        "connected_seconds": _tenths(session.connected_seconds),
+        "rule": decision.rule and decision.rule.name,
+        "reason": decision.reason,
+        "query": printable(session.query, _MOST_OF_A_QUERY, "\n\t")
+        if is_full
+        else redact(session.query),
+        **({"query_id": session.query_id} if session.query_id else {}),
+    }
+
+
+def _tenths(seconds: float | None) -> float | None:
+    return None if seconds is None else int(seconds * 10) / 10  # as reasons say it, rounded down
+
+
+MAX_RECORDING = 5_000_000  # bytes of JSON: Lambda returns 6 MB with all around it
+
+
+def to_recordings(report: Report) -> dict[str, Any]:
+    """The looks of a run as JSON, by target: the engine can decide on them again, elsewhere.
+
+    Raises ConfigurationError if Lambda could not return so much.
+    """
+    looks = {t.name: to_recording(t.recorded) for t in report.targets if t.recorded is not None}
+    size = len(json.dumps(looks))
+    if size > MAX_RECORDING:
+        problem = f"the looks are {size:,} bytes, Lambda returns {MAX_RECORDING:,}: name one target"
+        raise ConfigurationError("event.record", problem)
+    return looks
+
+
+def to_recording(look: Snapshot) -> dict[str, Any]:
+    """A look as JSON, its queries redacted."""
+    document = asdict(look)
+    for session in document["sessions"]:
+        session["query"] = redact_for_matching(session["query"])
+    return document

@@ -1,0 +1,54 @@
+"""Links into the AWS console."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from session_reaper.settings import FunctionLocation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleLink:
+    """Where to look further."""
+
+    name: str
+    url: str
+
+
+# -- where to look ---------------------------------------------------------------------------------
+
+# By how the partition's regions begin. template.yaml knows them, too, by its name.
+_CONSOLES = {
+    "cn": "amazonaws.cn",
+    "eusc": "amazonaws-eusc.eu",
+    "us-gov": "amazonaws-us-gov.com",
+    "us-iso": "c2s.ic.gov",
+    "us-isob": "sc2s.sgov.gov",
+    "eu-isoe": "cloud.adc-e.uk",
+    "us-isof": "csp.hci.ic.gov",
+}
+
+
+def link_to_console(place: FunctionLocation | None, run_id: str) -> Sequence[ConsoleLink]:
+    """The run's log lines, the dashboard if there is one, the function: in AWS's console."""
+    if place is None:
+        return ()
+    partition = next((p for p in _CONSOLES if place.region.startswith(f"{p}-")), "")
+    domain = _CONSOLES.get(partition, "aws.amazon.com")
+    console = f"https://{place.region}.console.{domain}"
+    watch = f"{console}/cloudwatch/home?region={place.region}#"
+    # The console encodes what stands behind the # twice, with $ for the second %.
+    group = _encode_twice(place.log_group)
+    query = _encode_twice(f'"{run_id}"')
+    log = f"{watch}logsV2:log-groups/log-group/{group}/log-events$3FfilterPattern$3D{query}"
+    function = f"{console}/lambda/home?region={place.region}#/functions/{place.function}"
+    dashboard = f"{watch}dashboards/dashboard/{place.dashboard}"
+    return (
+        ConsoleLink(name="log", url=log),
+        *([ConsoleLink(name="dashboard", url=dashboard)] if place.dashboard else []),
+        ConsoleLink(name="function", url=function),
+    )
+
+
+def _encode_twice(text: str) -> str:
+    return quote(quote(text, safe=""), safe="").replace("%", "$")
