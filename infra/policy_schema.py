@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from session_reaper import documents
-from session_reaper.policy import model as policy
-from session_reaper.policy import patterns
+from session_reaper.policy import patterns, values
 from session_reaper.policy.enums import Action, HeldResource, Mode, Order, QueryVisibility
 from session_reaper.policy.model import CLOCKS, Match, Policy, Rule, Threshold
 from session_reaper.sessions.session import State
@@ -72,16 +71,16 @@ _LEAVES: Mapping[Callable[..., object], Schema] = {
     patterns.read_glob: _TEXT,
     patterns.read_network: _NETWORK,
     patterns.read_query_glob: _QUERY_GLOB,
-    policy.read_action: _names(Action),
-    policy.read_duration: _DURATION,
-    policy.read_held_resource: _names(HeldResource),
-    policy.read_mode: {"enum": [*map(str, Mode), False]},  # how YAML 1.1 reads a bare off
-    policy.read_order: _names(Order),
-    policy.read_pause: _DURATION,
-    policy.read_percent: _PERCENT,
-    policy.read_query_visibility: _names(QueryVisibility),
-    policy.read_state: _names(State),
-    policy.read_version: {"const": 1},
+    values.read_action: _names(Action),
+    values.read_duration: _DURATION,
+    values.read_held_resource: _names(HeldResource),
+    values.read_mode: {"enum": [*map(str, Mode), False]},  # how YAML 1.1 reads a bare off
+    values.read_order: _names(Order),
+    values.read_pause: _DURATION,
+    values.read_percent: _PERCENT,
+    values.read_query_visibility: _names(QueryVisibility),
+    values.read_state: _names(State),
+    values.read_version: {"const": 1},
 }
 
 # What holds between the keys of one mapping. In words that draft 7 has, too: the editors' language

@@ -26,6 +26,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from session_reaper.deadline import Deadline
 from session_reaper.decision.decide import decide
+from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Decision, Decisions, Verdict
 from session_reaper.documents import short_repr
 from session_reaper.errors import ConfigurationError
@@ -119,7 +120,7 @@ def _head(name: str, look: Snapshot, judgement: Decisions) -> Iterator[str]:
     yield f"{name}: {slots}, {condemned} condemned, {spared} spared, {left} left alone"
     if judgement.breaker:
         yield f"breaker: {judgement.breaker}"
-    yield from judgement.pressure
+    yield from describe_pressure(judgement)
 
 
 def _by_pid(judgement: Decisions) -> dict[str, Decision]:

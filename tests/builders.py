@@ -124,7 +124,7 @@ def some_fates(number: int, outcome: Outcome, **session: object) -> tuple[Sessio
 
 def a_target_report(*fates: SessionResult, **overrides: object) -> TargetReport:
     """What was done on a target that was reached."""
-    values = {"name": "orders", "slots": some_slots(), "used_after": 97, "fates": fates}
+    values = {"name": "orders", "slots": some_slots(), "used_after": 97, "results": fates}
     return TargetReport(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 
 

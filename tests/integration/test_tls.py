@@ -141,8 +141,8 @@ def test_rds_is_trusted_by_its_own_authorities_and_nobody_elses(
     roots = (package / "aws_certificates.pem").read_text()
     (tmp_path / "aws_certificates.pem").write_text(f"{roots}\n{authority}")
     secured.monkeypatch.setattr(tls_module, "files", lambda _: tmp_path)
-    tls_module._authorities_of_rds.cache_clear()  # noqa: SLF001 -- of the file that is shipped
-    secured.cleanup(tls_module._authorities_of_rds.cache_clear)  # noqa: SLF001 -- and of the test's
+    tls_module._load_rds_authorities.cache_clear()  # noqa: SLF001 -- of the file that is shipped
+    secured.cleanup(tls_module._load_rds_authorities.cache_clear)  # noqa: SLF001 -- and of the test's
     for region in ("eu-west-1", "eu-west-2"):
         host = f"orders.abc.{region}.rds.amazonaws.com"
         secured.target(f"full-{region}", host=host, sslmode=None)

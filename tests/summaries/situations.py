@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from session_reaper.deadline import Deadline
 from session_reaper.decision.decide import decide
+from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Verdict
 from session_reaper.errors import BlindError, FullError, Membership, TargetError
 from session_reaper.policy.enums import Mode
@@ -85,8 +86,8 @@ def _judged(
         "name": "orders",
         "slots": slots,
         "used_after": slots.used - gone,
-        "pressure": judgement.pressure,
-        "fates": fates,
+        "pressure": describe_pressure(judgement),
+        "results": fates,
     }
     if judgement.breaker:
         values["status"] = TargetStatus.BREAKER

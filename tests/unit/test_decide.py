@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from session_reaper.decision.decide import decide
+from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Decision, Decisions, Verdict
 from session_reaper.sessions.session import Session, State
 
@@ -218,7 +219,7 @@ def test_every_session_gets_one_decision_with_a_reason() -> None:
 
 def test_nobody_connected_is_nothing_decided() -> None:
     judgement = decide([], some_slots(used=0), a_policy(limits={"max_share": "1%"}))
-    assert (judgement.decisions, judgement.breaker, judgement.pressure) == ((), None, ())
+    assert (judgement.decisions, judgement.breaker, describe_pressure(judgement)) == ((), None, ())
 
 
 # -- who is protected -------------------------------------------------------------------------------

@@ -250,8 +250,8 @@ def test_metrics_and_log_are_under_the_name_of_the_stack(name: str | None) -> No
     """By another process: Powertools reads its variables at import."""
     code = """
 from session_reaper.observability import emit_run_metrics, logger
-from session_reaper.policy import Mode
-from session_reaper.report import Report
+from session_reaper.policy.enums import Mode
+from session_reaper.report.model import Report
 emit_run_metrics(Report(run_id="4f6c", mode=Mode.OFF, targets=()), 1.0)
 logger.info("run")
 """

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 from session_reaper.policy.enums import Mode
+from session_reaper.report.headline import write_summary_line
 from session_reaper.report.known_issues import (
     KnownIssue,
     StateUpdate,
@@ -192,7 +193,10 @@ def test_a_server_on_the_brink_is_not_told_of_in_every_run() -> None:
 def test_the_end_of_a_secrets_trouble_is_told_of_the_target_that_it_describes() -> None:
     known = KnownIssue(key=key_of("prod/orders"), kind="failed secret", since=NOW - 60, at=NOW)
     report, learned = compare(a_report(well(key=key_of("prod/orders", "orders-1"))), [known])
-    assert report.summary == "orders: recovered (failed secret for 1m), slots 40/97 → 39/97"
+    assert (
+        write_summary_line(report)
+        == "orders: recovered (failed secret for 1m), slots 40/97 → 39/97"
+    )
     assert learned.over == (known,)
 
 
@@ -214,7 +218,7 @@ def test_a_summary_that_did_not_go_out_is_told_by_the_next() -> None:
     report, learned = after(well(), *lost.told)
     assert report.should_notify
     assert report.undelivered == ("orders: 1 session terminated, slots 40/97 → 39/97",)
-    assert report.summary.endswith("; 1 not delivered before")
+    assert write_summary_line(report).endswith("; 1 not delivered before")
     assert learned.over == lost.told
 
 
@@ -236,7 +240,7 @@ def test_who_gets_in_again_behind_a_breaker_has_recovered_from_what_kept_him_out
 def test_several_troubles_that_end_together_are_one_piece_of_news() -> None:
     report, learned = after(well(), told("full"), told("failed timeout"))
     assert (
-        report.summary
+        write_summary_line(report)
         == "orders: recovered (full for 1m, failed timeout for 1m), slots 40/97 → 39/97"
     )
     assert len(learned.over) == 2
@@ -262,13 +266,14 @@ def test_the_summary_of_a_run_counts_what_was_told_before() -> None:
     known = KnownIssue(key=key_of("stock"), kind="failed timeout", since=NOW, at=NOW)
     found, _ = compare(report, [known])
     assert (
-        found.summary == "orders: 1 session terminated, slots 40/97 → 39/97; 1 told before; 1 quiet"
+        write_summary_line(found)
+        == "orders: 1 session terminated, slots 40/97 → 39/97; 1 told before; 1 quiet"
     )
 
 
 def test_without_news_the_summary_says_what_is_still_wrong() -> None:
     report, _ = after(FAILED, told("failed timeout"))
-    assert report.summary == "orders: failed, it is so"
+    assert write_summary_line(report) == "orders: failed, it is so"
 
 
 def test_what_was_told_before_makes_other_news_no_worse() -> None:

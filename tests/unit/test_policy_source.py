@@ -105,7 +105,7 @@ def test_a_relative_path_is_meant_from_the_artifacts_root(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    assert load_policy("session_reaper/default_policy.json", Deadline(10)) == load_policy(
+    assert load_policy("session_reaper/policy/default_policy.json", Deadline(10)) == load_policy(
         "", Deadline(10)
     )
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from session_reaper.decision.decide import decide
+from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Decisions, Verdict
 from session_reaper.policy.model import read_policy
 
@@ -64,7 +65,7 @@ def test_a_rule_is_in_force_from_its_mark_on(
     policy = a_policy(a_tier(when))
     judgement = decide(leaks(1), some_slots(used=used, maximum=105, reserved=5), policy)
     assert pids(judgement, CONDEMN) == ([1] if in_force else [])
-    assert bool(judgement.pressure) == in_force
+    assert bool(describe_pressure(judgement)) == in_force
 
 
 @pytest.mark.parametrize(("used", "in_force"), [(84, False), (85, True)])
@@ -237,7 +238,9 @@ def test_whom_a_limit_holds_takes_no_place_in_until() -> None:
     judgement = decide(sessions, some_slots(used=100, maximum=100, reserved=0), policy)
     going = [d.session.application for d in judgement.having(CONDEMN)]
     assert (going.count("capped"), len(going)) == (2, 30)
-    assert judgement.pressure[0].endswith(": stopped after 30, enough until slots_used: 70%")
+    assert describe_pressure(judgement)[0].endswith(
+        ": stopped after 30, enough until slots_used: 70%"
+    )
 
 
 def _of_many_applications(number: int) -> list[Session]:
@@ -280,7 +283,7 @@ def test_what_a_limit_or_the_breaker_holds_is_not_said_to_be_enough(
 ) -> None:
     tier = a_tier({"slots_used": "85%"}, {"slots_used": "70%"})
     judgement = decide(leaks(40), some_slots(used=97), a_policy(tier, limits=limits))
-    assert judgement.pressure[0].endswith(f": {said}")
+    assert describe_pressure(judgement)[0].endswith(f": {said}")
 
 
 def test_what_the_limit_of_the_run_holds_is_not_said_to_be_enough_either() -> None:
@@ -288,7 +291,7 @@ def test_what_the_limit_of_the_run_holds_is_not_said_to_be_enough_either() -> No
     tier = a_tier({"slots_used": "85%"}, {"slots_used": "70%"})
     judgement = decide(leaks(40), some_slots(used=97), a_policy(tier))
     held = judgement.hold_back(lambda decision: "run" if decision.pid < 20 else None)
-    assert held.pressure[0].endswith(
+    assert describe_pressure(held)[0].endswith(
         ": 21 condemned, 19 held back; until slots_used: 70% it takes 30"
     )
 
@@ -375,7 +378,7 @@ def test_the_report_says_which_tier_was_in_force_and_why_it_stopped(
     said: str | None,
 ) -> None:
     judgement = decide(leaks(number), some_slots(used=used), a_policy(a_tier(when, until)))
-    assert judgement.pressure == ((said,) if said else ())
+    assert describe_pressure(judgement) == ((said,) if said else ())
 
 
 def test_what_others_free_is_not_asked_of_a_tier_in_its_sentence() -> None:
@@ -388,7 +391,7 @@ def test_what_others_free_is_not_asked_of_a_tier_in_its_sentence() -> None:
     ]
     policy = a_policy(plain, second, a_tier(until={"slots_free": 30}))
     judgement = decide(sessions, some_slots(used=97), policy)
-    assert judgement.pressure == (
+    assert describe_pressure(judgement) == (
         (
             "rule second in force at slots 97/97:"
             " 3 condemned, no more match; until slots_free: 40 it takes 35"
@@ -405,7 +408,7 @@ def test_a_tier_without_when_is_in_force_as_soon_as_one_slot_is_missing(
     used: int, said: int
 ) -> None:
     judgement = decide([], some_slots(used=used), a_policy(a_tier(until={"slots_free": 20})))
-    assert len(judgement.pressure) == said
+    assert len(describe_pressure(judgement)) == said
 
 
 def test_when_others_free_enough_a_tier_takes_none_and_says_so() -> None:
@@ -413,7 +416,7 @@ def test_when_others_free_enough_a_tier_takes_none_and_says_so() -> None:
     idle = [a_session(pid=n, state="idle", idle_seconds=5) for n in range(200, 210)]
     policy = a_policy(plain, a_tier(until={"slots_free": 10}))
     judgement = decide([*idle, *leaks(3)], some_slots(used=97), policy)
-    assert judgement.pressure == (
+    assert describe_pressure(judgement) == (
         "rule tier in force at slots 97/97: until slots_free: 10 it takes none",
     )
     assert len(judgement.having(SPARE)) == 3
@@ -429,13 +432,16 @@ def test_a_tier_that_needs_nobody_is_not_in_force_and_a_later_rule_may_match() -
 
 
 def test_rules_without_marks_are_not_spoken_of() -> None:
-    assert decide(leaks(3), some_slots(used=97), a_policy(a_rule("r", **MATCH))).pressure == ()
+    assert (
+        describe_pressure(decide(leaks(3), some_slots(used=97), a_policy(a_rule("r", **MATCH))))
+        == ()
+    )
 
 
 def test_what_is_denied_is_not_counted_as_enough() -> None:
     sessions = [a_session(pid=n, idle_seconds=9000, signalable=False) for n in range(1, 31)]
     policy = a_policy(a_tier(until={"slots_free": 20}))
-    (said,) = decide(sessions, some_slots(used=97), policy).pressure
+    (said,) = describe_pressure(decide(sessions, some_slots(used=97), policy))
     assert said.endswith(": 30 condemned, no more match; until slots_free: 20 it takes 20")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from session_reaper.decision.decide import decide
+from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Verdict
 from session_reaper.policy.model import read_policy
 from session_reaper.report.document import to_recording
@@ -165,7 +166,10 @@ def test_a_recorded_look_gets_the_verdicts_of_the_look_itself(tmp_path: Path) ->
         assert [(d.pid, d.verdict, d.rule, d.reason) for d in replayed.decisions] == [
             (d.pid, d.verdict, d.rule, d.reason) for d in live.decisions
         ]
-        assert (replayed.breaker, replayed.pressure) == (live.breaker, live.pressure)
+        assert (replayed.breaker, describe_pressure(replayed)) == (
+            live.breaker,
+            describe_pressure(live),
+        )
 
 
 def cut_in(quoted: str) -> str:

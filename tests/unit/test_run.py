@@ -92,7 +92,7 @@ def _run(
     fresh: bool,
 ) -> tuple[TargetReport, ...]:
     fake = secrets if isinstance(secrets, SecretsManager) else SecretsManager(secrets)
-    monkeypatch.setattr(secrets_manager, "client", lambda _service: fake)
+    monkeypatch.setattr(secrets_manager, "get_client", lambda _service: fake)
     topic = "arn:aws:sns:eu-west-1:123456789012:topic"
     directory = TargetDiscovery(read_settings({"TOPIC_ARN": topic, **settings}), fresh=fresh)
     return module.run(directory, names, partial(run_on_target, record, directory), Deadline(5))
@@ -141,7 +141,7 @@ def test_a_secret_that_brings_out_a_bug_does_not_hide_the_others(
             raise KeyError("CANARY")
         return read_targets(secret, instances, whole_clusters=whole_clusters)
 
-    monkeypatch.setattr("session_reaper.directory.read_targets", stumbles)
+    monkeypatch.setattr("session_reaper.runs.discovery.read_targets", stumbles)
     reports = run(monkeypatch, {"odd": BROKEN, "a": BROKEN}, TARGET_SECRETS="odd,a")
     codes = {report.name: report.error.code for report in reports if report.error}
     assert codes == {"odd": "internal", "broken": "secret"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import pytest
 from session_reaper.policy.enums import Mode
+from session_reaper.report.headline import write_summary_line
 from session_reaper.report.model import (
     Advice,
     Failure,
@@ -219,7 +220,7 @@ def test_who_shuts_applications_out_comes_first() -> None:
     exhausted = ended(name="payments", slots=some_slots(), used_after=97)
     shops = [ended(Outcome.TERMINATED, name=f"shop-{n}") for n in range(6)]
     report = a_report(*shops, exhausted)
-    assert report.summary.startswith("payments: ")
+    assert write_summary_line(report).startswith("payments: ")
     assert to_do(report).startswith("1. payments: applications get no slot.")
 
 
@@ -291,7 +292,7 @@ def test_a_subject_does_not_spend_itself_on_a_hosts_name() -> None:
 
 def test_half_a_fleet_is_one_line() -> None:
     report = a_report(*(unreached(f"t{n}") for n in range(5)), QUIET)
-    assert report.summary == "5 of 6 targets not reached (t0, t1, t2, …); 1 quiet"
+    assert write_summary_line(report) == "5 of 6 targets not reached (t0, t1, t2, …); 1 quiet"
 
 
 # -- what comes from outside -------------------------------------------------------------------------

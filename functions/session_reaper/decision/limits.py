@@ -3,29 +3,14 @@
 import sys
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 
-from session_reaper.decision.model import Decision, Decisions, Verdict
+from session_reaper.decision.model import Decision, Decisions, Verdict, hold_back
 from session_reaper.policy.enums import Action
 from session_reaper.policy.model import Limits, Rule
 from session_reaper.sessions.session import Slots
-
-# -- what holds back ------------------------------------------------------------------------------
-
-
-def hold_back(
-    decisions: Iterable[Decision], limit: Callable[[Decision], str | None]
-) -> Iterator[Decision]:
-    for decision in decisions:
-        held_by = limit(decision) if decision.verdict is Verdict.CONDEMN else None
-        if held_by:
-            reason = f"{decision.reason}; spared: {held_by}"
-            yield replace(decision, verdict=Verdict.SPARE, reason=reason)
-        else:
-            yield decision
 
 
 def frees_slot(decision: Decision) -> bool:
@@ -100,7 +85,12 @@ def _make_limiter(
     return limit
 
 
-def describe_pressure(judgement: Decisions) -> Iterator[str]:
+def describe_pressure(judgement: Decisions) -> tuple[str, ...]:
+    """Describe each rule in force for want of slots: what it took, and why no more."""
+    return tuple(_describe_rules(judgement))
+
+
+def _describe_rules(judgement: Decisions) -> Iterator[str]:
     slots = judgement.slots
     freed = sum(frees_slot(d) for d in judgement.decisions if d.rule and d.rule.until is None)
     for rule in judgement.rules:
@@ -111,7 +101,7 @@ def describe_pressure(judgement: Decisions) -> Iterator[str]:
             freed += sum(map(frees_slot, mine))
         if rule.when is not None or rule.until is not None:
             when = f" (when {rule.when})" if rule.when is not None else ""
-            yield f"rule {rule.name} in force at {format_slots(slots)}{when}: {_describe_stop(rule, needed, mine)}"
+            yield f"rule {rule.name} in force at {slots}{when}: {_describe_stop(rule, needed, mine)}"
 
 
 def _describe_stop(rule: Rule, needed: int | None, mine: Sequence[Decision]) -> str:
@@ -127,6 +117,7 @@ def _describe_stop(rule: Rule, needed: int | None, mine: Sequence[Decision]) -> 
 
 
 def check_breaker(judgement: Decisions, max_share: Decimal, min_sessions: int) -> str | None:
+    """Return why the breaker trips; None if it does not."""
     condemned, used = len(judgement.having(Verdict.CONDEMN)), judgement.slots.used
     if used < min_sessions or 100 * condemned <= max_share * used:
         return None
@@ -134,7 +125,3 @@ def check_breaker(judgement: Decisions, max_share: Decimal, min_sessions: int) -
         f"the policy condemns {condemned} of {used} client sessions, "
         f"more than limits.max_share of {max_share:g}%"
     )
-
-
-def format_slots(slots: Slots) -> str:
-    return f"slots {slots.used}/{slots.usable}"

@@ -6,7 +6,6 @@ from functools import cache, partial
 from operator import attrgetter
 from typing import NamedTuple
 
-from session_reaper.decision.limits import format_slots
 from session_reaper.decision.model import Decision, Verdict
 from session_reaper.policy.builtin import BUILTIN_PROTECTIONS
 from session_reaper.policy.durations import format_duration
@@ -26,6 +25,7 @@ def match_sessions(
     protect: Protect,
     redact_query: Callable[[str], str],
 ) -> Iterator[Decision]:
+    """Decide on each session by itself: leave it, or condemn it by the first rule that matches."""
     tests = [_compile_rule(rule) for rule in rules]
 
     @cache  # sessions share their names, and what follows from them
@@ -190,7 +190,7 @@ def _describe_match(test: _CompiledRule, session: Session, slots: Slots) -> Iter
     """Every condition that is not on names, with what the session has of it."""
     match = test.rule.match
     if test.rule.when is not None:
-        yield f"{format_slots(slots)} (when {test.rule.when})"
+        yield f"{slots} (when {test.rule.when})"
     for name, measure, least in test.measures:
         number = measure.shown(measure.of(session) or 0)
         phrase = measure.sentence.format(number, state=session.state)

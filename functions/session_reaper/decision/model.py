@@ -1,10 +1,9 @@
 """The decision on each session."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from session_reaper.decision.limits import describe_pressure, hold_back
 from session_reaper.policy.model import Rule
 from session_reaper.sessions.session import Session, Slots
 
@@ -46,10 +45,18 @@ class Decisions:
         return tuple(d for d in self.decisions if d.verdict is verdict)
 
     def hold_back(self, limit: Callable[[Decision], str | None]) -> "Decisions":
-        """The same, but condemned sessions are spared for which `limit` gives a reason."""
+        """Spare each condemned session for which `limit` gives a reason."""
         return replace(self, decisions=tuple(hold_back(self.decisions, limit)))
 
-    @property
-    def pressure(self) -> tuple[str, ...]:
-        """A sentence on each rule in force for want of slots: what it took, and why no more."""
-        return tuple(describe_pressure(self))
+
+def hold_back(
+    decisions: Iterable[Decision], limit: Callable[[Decision], str | None]
+) -> Iterator[Decision]:
+    """Spare each condemned session for which `limit` gives a reason."""
+    for decision in decisions:
+        held_by = limit(decision) if decision.verdict is Verdict.CONDEMN else None
+        if held_by:
+            reason = f"{decision.reason}; spared: {held_by}"
+            yield replace(decision, verdict=Verdict.SPARE, reason=reason)
+        else:
+            yield decision

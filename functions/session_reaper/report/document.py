@@ -9,6 +9,7 @@ from typing import Any
 from session_reaper.decision.model import Decision
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import QueryVisibility
+from session_reaper.report.headline import write_summary_line
 from session_reaper.report.model import Outcome, Report, TargetReport
 from session_reaper.report.text import printable
 from session_reaper.sessions.redaction import redact, redact_for_matching
@@ -25,7 +26,7 @@ def to_document(report: Report) -> dict[str, Any]:
         "run_id": report.run_id,
         "mode": str(report.mode),
         "status": report.status.value,
-        "summary": report.summary,
+        "summary": write_summary_line(report),
         "totals": {
             "targets": len(report.targets),
             "failed": report.failed,

@@ -5,19 +5,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from session_reaper.policy.durations import format_duration
-from session_reaper.report.model import Outcome, RoleSetting, TargetReport, TargetStatus
+from session_reaper.policy.enums import Mode
+from session_reaper.report.model import Outcome, Report, RoleSetting, TargetReport, TargetStatus
 from session_reaper.report.text import printable
 from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.session import Slots
 
 _MOST_HEADLINES = 3
-
-
-def _format_count(number: int, what: str) -> Iterator[str]:
-    if number:
-        yield f"{number} {what}"
-
-
 _PHRASES = {
     Outcome.TERMINATED: "terminated",
     Outcome.CANCELLED: "cancelled",
@@ -77,7 +71,41 @@ def _format_check(check: Check, shortcomings: int) -> str:
 
 def _format_slots(slots: Slots, used_after: int | None) -> str:
     """Slots used of those that ordinary roles can use, before and, where it changed, after."""
-    before = f"slots {slots.used}/{slots.usable}"
+    before = str(slots)
     if used_after is None or used_after == slots.used:
         return before
     return f"{before} → {used_after}/{slots.usable}"
+
+
+def write_summary_line(report: Report) -> str:
+    """What happened where, on one line: trouble first, then by sessions concerned."""
+    if report.mode is Mode.OFF:
+        return "mode is off: no target was looked at"
+    if not report.targets:
+        return "no targets"
+    shown, known = report.split_new_and_known()
+    if not any(target.issues or target.should_notify for target in shown):
+        shown = shown[:1]
+    headlines = [write_headline(target) for target in shown if target.slots is not None]
+    unreached = [target for target in shown if target.slots is None]
+    if len(unreached) == 1:
+        headlines.insert(0, write_headline(unreached[0]))
+    elif unreached:  # one cause, mostly
+        names = ", ".join(printable(target.name, 80) for target in unreached[:_MOST_HEADLINES])
+        more = ", …" if len(unreached) > _MOST_HEADLINES else ""
+        lost = f"{len(unreached)} of {len(report.targets)} targets not reached ({names}{more})"
+        headlines.insert(0, lost)
+    quiet = len(report.targets) - len(shown) - len(known)
+    said = [
+        *headlines[:_MOST_HEADLINES],
+        *_format_count(len(headlines[_MOST_HEADLINES:]), "more with news"),
+        *_format_count(len(known), "told before"),
+        *_format_count(len(report.undelivered), "not delivered before"),
+        *_format_count(quiet, "quiet"),
+    ]
+    return "; ".join(said)
+
+
+def _format_count(number: int, what: str) -> Iterator[str]:
+    if number:
+        yield f"{number} {what}"

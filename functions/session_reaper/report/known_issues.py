@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from session_reaper.policy.enums import Mode
+from session_reaper.report.headline import write_summary_line
 from session_reaper.report.model import (
     EXHAUSTED,
     Outcome,
@@ -114,7 +115,7 @@ def compare_with_known(  # noqa: PLR0913 -- the report, and all that decides wha
 
 def remember_undelivered(report: Report, now: float) -> StateUpdate:
     """To be told by the next summary: that of this run did not go out."""
-    kind = f"{_UNTOLD}{printable(report.summary, 200)}"
+    kind = f"{_UNTOLD}{printable(write_summary_line(report), 200)}"
     told = KnownIssue(key=TargetKey(f"run {report.run_id}"), kind=kind, since=now, at=now)
     return StateUpdate(told=(told,), before={}, over=())
 

@@ -8,7 +8,6 @@ from typing import Final
 from session_reaper.decision.model import Decision
 from session_reaper.errors import BlindError, ConnectionLimit, DeadlineError, FullError, TargetError
 from session_reaper.policy.enums import Mode, QueryVisibility
-from session_reaper.report.headline import _MOST_HEADLINES, _format_count, write_headline
 from session_reaper.report.text import printable
 from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.session import Slots, State
@@ -279,35 +278,6 @@ class Report:
         kinds = (kind for target in self.split_new_and_known()[0] for kind in target.issues)
         passing = (Outcome.WOULD_TERMINATE, Outcome.SPARED)
         return "info" if all(kind.startswith(passing) for kind in kinds) else "warning"
-
-    @property
-    def summary(self) -> str:
-        """What happened where, on one line: trouble first, then by sessions concerned."""
-        if self.mode is Mode.OFF:
-            return "mode is off: no target was looked at"
-        if not self.targets:
-            return "no targets"
-        shown, known = self.split_new_and_known()
-        if not any(target.issues or target.should_notify for target in shown):
-            shown = shown[:1]
-        headlines = [write_headline(target) for target in shown if target.slots is not None]
-        unreached = [target for target in shown if target.slots is None]
-        if len(unreached) == 1:
-            headlines.insert(0, write_headline(unreached[0]))
-        elif unreached:  # one cause, mostly
-            names = ", ".join(printable(target.name, 80) for target in unreached[:_MOST_HEADLINES])
-            more = ", …" if len(unreached) > _MOST_HEADLINES else ""
-            lost = f"{len(unreached)} of {len(self.targets)} targets not reached ({names}{more})"
-            headlines.insert(0, lost)
-        quiet = len(self.targets) - len(shown) - len(known)
-        said = [
-            *headlines[:_MOST_HEADLINES],
-            *_format_count(len(headlines[_MOST_HEADLINES:]), "more with news"),
-            *_format_count(len(known), "told before"),
-            *_format_count(len(self.undelivered), "not delivered before"),
-            *_format_count(quiet, "quiet"),
-        ]
-        return "; ".join(said)
 
 
 def urgency_key(target: TargetReport) -> tuple[bool, bool, int]:

@@ -7,6 +7,7 @@ from threading import Semaphore
 from typing import Final
 
 from session_reaper.decision.decide import decide
+from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Decision, Decisions, Verdict
 from session_reaper.errors import BlindError, TargetError
 from session_reaper.observability import log_decision
@@ -262,7 +263,7 @@ def _add_decisions(report: TargetReport, judgement: Decisions) -> TargetReport:
         for decision in judgement.decisions
         if decision.verdict is not Verdict.LEAVE
     )
-    report = replace(report, results=fates, pressure=judgement.pressure)
+    report = replace(report, results=fates, pressure=describe_pressure(judgement))
     if judgement.breaker is None:
         return report
     failure = Failure(

@@ -105,3 +105,6 @@ class Slots:
     def usable(self) -> int:
         """What ordinary roles can use."""
         return self.max - self.reserved
+
+    def __str__(self) -> str:
+        return f"slots {self.used}/{self.usable}"

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from time import gmtime, strftime
 
+from session_reaper.report.headline import write_summary_line
 from session_reaper.report.model import Report
 from session_reaper.report.text import printable
 from session_reaper.settings import FunctionLocation
@@ -32,7 +33,7 @@ class Summary:
 def summarize(report: Report, place: FunctionLocation | None, now: float) -> Summary:
     """The report as people read it; `now` is in seconds since 1970."""
     critical = "CRITICAL: " if report.is_critical else ""
-    subject = printable(critical + report.summary, MAX_SUBJECT)
+    subject = printable(critical + write_summary_line(report), MAX_SUBJECT)
     chat = render_notification(report, subject, place, strftime("%Y-%m-%d", gmtime(now)))
     webhook = render_webhook_payload(report, subject, place)
     shown, _ = report.split_new_and_known()
