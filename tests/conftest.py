@@ -1,10 +1,9 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -13,3 +12,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         help="a folder with npm's PostgreSQL servers, to be used instead of the bundled ones",
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of workers for `-n auto`: most integration tests wait, and do not compute."""
+    return 2 * (os.cpu_count() or 1)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import pg8000.native
 from pg8000.native import Connection, identifier, literal
@@ -33,7 +33,14 @@ ABORTED = "idle in transaction (aborted)"
 ACTIVE = "active"
 
 
-def until(condition: Callable[[], object], message: str, seconds: float = 10.0) -> None:
+PATIENCE: Final = 20.0
+"""Seconds by which a deadline may be missed here.
+
+A slow machine does not take so long. A wait without end does: `wire.ENDLESS_SECONDS`.
+"""
+
+
+def until(condition: Callable[[], object], message: str, seconds: float = 30.0) -> None:
     """Poll until the condition holds; fail with the message if it does not in time."""
     over = time.monotonic() + seconds
     while not condition():
@@ -79,7 +86,11 @@ class Context:
         self._over = time.monotonic() + seconds
 
     def get_remaining_time_in_millis(self) -> int:
-        return max(0, int((self._over - time.monotonic()) * 1000))
+        return max(0, int(self.remaining() * 1000))
+
+    def remaining(self) -> float:
+        """The seconds until the function's time is over; less than 0 afterwards."""
+        return self._over - time.monotonic()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from session_reaper.settings import read_settings
 from session_reaper.targets.target import AuthMethod, ChannelBinding, SslMode, Target
 
 from infra.local.postgres import HOST
-from tests.integration.stage import LEAK, PASSWORD, until
+from tests.integration.stage import LEAK, PASSWORD, PATIENCE, until
 from tests.integration.wire import Impostor, Moment, Proxy, drip
 
 if TYPE_CHECKING:
@@ -228,21 +228,19 @@ _ENDLESS = {
 def test_an_answer_that_exceeds_its_budget_ends_the_connection(target: Target, name: str) -> None:
     parts, endless = _ENDLESS[name]
     with Impostor(_answering(*parts, endless=endless)) as impostor:
-        server = Server.connect(replace(target, port=impostor.port), Deadline(5))
-        began = time.monotonic()
+        server = Server.connect(replace(target, port=impostor.port), Deadline(60))
         with pytest.raises(TargetError) as raised:
-            server.look(NO_SESSIONS, Deadline(20))
+            server.look(NO_SESSIONS, Deadline(120))
         server.close()
-    assert raised.value.code in {"answer", "protocol"}
-    assert time.monotonic() - began < 15
+    assert raised.value.code in {"answer", "protocol"}  # and not a timeout
 
 
 @pytest.mark.parametrize("length", [-1, 0, 3])
 def test_a_length_shorter_than_itself_is_no_message(target: Target, length: int) -> None:
     with Impostor(_answering(b"N" + struct.pack("!i", length), endless=b"x")) as impostor:
-        server = Server.connect(replace(target, port=impostor.port), Deadline(5))
+        server = Server.connect(replace(target, port=impostor.port), Deadline(60))
         with pytest.raises(TargetError) as raised:
-            server.look(NO_SESSIONS, Deadline(5))
+            server.look(NO_SESSIONS, Deadline(60))
         server.close()
     assert raised.value.code == "protocol"
 
@@ -263,7 +261,7 @@ def test_an_answer_that_no_statement_here_has_is_an_error_of_the_target(
     target: Target, said: bytes
 ) -> None:
     with Impostor(_answering(said)) as impostor:
-        server = Server.connect(replace(target, port=impostor.port), Deadline(5))
+        server = Server.connect(replace(target, port=impostor.port), Deadline(60))
         with pytest.raises(TargetError) as raised:
             server.look(NO_SESSIONS, Deadline(2))
         server.close()
@@ -275,7 +273,7 @@ def test_a_login_that_drips_ends_at_the_deadline_in_total(target: Target) -> Non
         began = time.monotonic()
         with pytest.raises(TargetError) as raised:
             Server.connect(replace(target, port=impostor.port), Deadline(0.5))
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < PATIENCE
     assert raised.value.code == "timeout"
 
 
@@ -286,11 +284,11 @@ def test_a_statement_that_drips_ends_at_the_deadline_in_total(target: Target) ->
         drip(COLUMN + row(b"x" * 1000), seconds=0.05)(connection, stop)
 
     with Impostor(answer) as impostor:
-        server = Server.connect(replace(target, port=impostor.port), Deadline(5))
+        server = Server.connect(replace(target, port=impostor.port), Deadline(60))
         began = time.monotonic()
         with pytest.raises(TargetError) as raised:
             server.look(NO_SESSIONS, Deadline(0.5))
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < PATIENCE
         server.close()
     assert raised.value.code == "timeout"
 
@@ -436,6 +434,6 @@ def test_a_server_that_proves_that_it_knows_the_password_is_let_in(target: Targe
     server = KnowsThePassword()
     with Impostor(server) as impostor:
         only = replace(target, allowed_auth=frozenset({AuthMethod.SCRAM_SHA_256}))
-        Server.connect(replace(only, port=impostor.port, host=HOST), Deadline(5)).close()
+        Server.connect(replace(only, port=impostor.port, host=HOST), Deadline(60)).close()
     assert server.first.startswith("n,,")
     assert target.sslmode is SslMode.DISABLE

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.stage import ACTIVE, IDLE, LEAK, assert_true_to, rule, until
+from tests.integration.stage import ACTIVE, IDLE, LEAK, PATIENCE, assert_true_to, rule, until
 from tests.integration.wire import (
     Action,
     FailSignal,
@@ -72,8 +72,8 @@ def test_a_server_that(stage: Stage, name: str) -> None:
     leak = stage.session(LEAK)
     with Impostor(answer) as impostor:
         stage.target("broken", port=impostor.port, sslmode=sslmode)
-        run = stage.reap(seconds=1.2)
-    assert run.seconds < 1.2
+        run = stage.reap()
+    assert run.seconds < PATIENCE
     assert run.target("broken")["status"] == "failed"
     error = run.error("broken")
     assert error["code"] in codes, error
@@ -86,7 +86,7 @@ def test_a_server_that(stage: Stage, name: str) -> None:
 
 def test_a_server_that_refuses(stage: Stage) -> None:
     stage.target("broken", port=unused_port())
-    run = stage.reap(seconds=1.2)
+    run = stage.reap()
     assert run.error("broken")["code"] == "connection"
     assert "refused" in run.error("broken")["message"]
     assert run.document["status"] == "failed"
@@ -115,7 +115,7 @@ def test_every_hostile_server_at_once_and_one_healthy_one(stage: Stage) -> None:
             impostor = stack.enter_context(Impostor(answer))
             stage.target(f"hostile-{number}", port=impostor.port)
         run = stage.reap(seconds=3)
-        assert run.seconds < 2.9
+        assert run.seconds < 3 + PATIENCE
         assert len(run.emails) == 1
     assert run.outcomes("healthy") == {leak.pid: "terminated"}
     assert run.document["totals"]["failed"] == len(answers)
@@ -132,8 +132,8 @@ def test_all_that_hang_take_no_longer_than_one(stage: Stage) -> None:
         stage.target("said-yes-to-TLS", port=tls.port, sslmode="require")
         signed_in = stack.enter_context(Impostor(say_and_hang(SIGNED_IN)))
         stage.target("after-sign-in", port=signed_in.port)
-        run = stage.reap(seconds=1.5)
-    assert run.seconds < 1.5
+        run = stage.reap(seconds=3)
+    assert run.seconds < 3 + PATIENCE
     codes = {target["name"]: target["error"]["code"] for target in run.document["targets"]}
     assert codes == dict.fromkeys(codes, "timeout")
 
@@ -148,7 +148,6 @@ def test_a_server_that_drips_leaves_nothing_behind_when_the_time_is_over(stage: 
         until(
             lambda: threading.active_count() <= before + threads,
             "the thread that listened to the drips has ended",
-            seconds=2,
         )
 
 
@@ -174,8 +173,8 @@ def test_what_is_reported_is_true_when_the_server_always(stage: Stage, trouble: 
     victims = stage.sessions(3)
     with Proxy(stage.server.port, trouble, every=True) as proxy:
         stage.target(port=proxy.port)
-        run = stage.reap(seconds=1.2)
-    assert run.seconds < 1.2
+        run = stage.reap(seconds=3 if trouble.action is Action.HANG else 60)
+    assert run.seconds < 3 + PATIENCE
     assert len(run.emails) == 1
     assert run.target()["status"] == "failed"
     expected = {"timeout", "deadline"} if trouble.action is Action.HANG else {"connection"}
@@ -292,7 +291,7 @@ def test_what_is_reported_is_true_when_the_server_drips_at(stage: Stage, moment:
     with Proxy(stage.server.port, trouble, every=True) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(seconds=2)
-    assert run.seconds < 2
+    assert run.seconds < 2 + PATIENCE
     assert run.target()["status"] == "failed"
     assert len(run.emails) == 1
     assert_true_to(run, victims)

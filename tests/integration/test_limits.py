@@ -7,7 +7,7 @@ import signal
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tests.integration.stage import IDLE, LEAK, rule
+from tests.integration.stage import IDLE, LEAK, PATIENCE, rule
 from tests.integration.wire import Moment, Proxy
 
 if TYPE_CHECKING:
@@ -87,9 +87,17 @@ def test_long_queries_do_not_keep_the_kill_waiting(own_server: Callable[..., Sta
     )
     query = "SELECT " + ", ".join(f"'x{n}' AS c{n}" for n in range(1600)) + " /*" + "y" * 200_000
     leaks = stage.sessions(20, query=query + "*/")
-    run = stage.reap(seconds=10)
+    heard: list[int] = []
+
+    def count(data: bytes) -> bytes:
+        heard.append(len(data))
+        return data
+
+    with Proxy(stage.server.port, says=count) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap()
     assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
-    assert run.seconds < 2
+    assert sum(heard) < 200_000  # of 4 MB
     assert run.target()["slots"]["reserved"] == 3  # an empty setting is none
 
 
@@ -102,7 +110,7 @@ def test_p21_a_session_that_does_not_end_is_lingering_not_terminated(stage: Stag
     assert run.document["totals"]["lingering"] == 1
     assert run.target()["slots"]["used_after"] == 2
     assert "1 lingering" in run.email.subject
-    assert 1.8 < run.seconds < 4
+    assert 1.8 < run.seconds < 1.8 + PATIENCE
 
 
 def test_one_that_lingers_does_not_hide_those_that_are_gone(stage: Stage) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pg8000.native import identifier, literal
 
-from tests.integration.stage import IDLE, LEAK, policy, rule, until
+from tests.integration.stage import IDLE, LEAK, ROLE_FILE, policy, rule, until
 
 if TYPE_CHECKING:
     from tests.integration.stage import Stage, Victim
@@ -179,6 +179,7 @@ SETTINGS = [
 
 @pytest.mark.every_major
 def test_the_look_and_the_kill_survive_whatever_the_role_s_settings_are(stage: Stage) -> None:
+    stage.cleanup(stage.root.run, ROLE_FILE.read_text())  # it sets some of them itself
     for setting in SETTINGS:
         stage.root.run(f"ALTER ROLE session_reaper SET {setting}")
         name = setting.split(" = ", maxsplit=1)[0]

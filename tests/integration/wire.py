@@ -10,10 +10,10 @@ import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
-from itertools import count
+from itertools import count, cycle
 from select import select
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
 
 from pg8000.native import Connection
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _TICK = 0.02  # seconds between two looks at whether the test is over
+ENDLESS_SECONDS: Final = 90.0
+"""How long a server hangs or drips, so that a client that waits without end ends, and is too late."""
 _UNTYPED, _TYPED = 4, 5  # bytes before a message's body
 _ENDS_REQUEST = b"QSpX"
 
@@ -108,7 +110,8 @@ class Impostor:
 
 def hang(connection: socket.socket, stop: Event) -> None:
     """Accept everything and say nothing, until the other side has had enough."""
-    while not stop.is_set():
+    end = time.monotonic() + ENDLESS_SECONDS
+    while not stop.is_set() and time.monotonic() < end:
         if select([connection], [], [], _TICK)[0] and not connection.recv(65536):
             return
 
@@ -118,11 +121,11 @@ def drip(text: bytes, seconds: float = 0.1) -> Callable[[socket.socket, Event], 
 
     def answer(connection: socket.socket, stop: Event) -> None:
         connection.recv(65536)
-        while True:
-            for byte in text:
-                connection.sendall(bytes([byte]))
-                if stop.wait(seconds):
-                    return
+        end = time.monotonic() + ENDLESS_SECONDS
+        for byte in cycle(text):
+            connection.sendall(bytes([byte]))
+            if stop.wait(seconds) or time.monotonic() > end:
+                return
 
     return answer
 
@@ -153,7 +156,8 @@ def drip_body(seconds: float = 0.05) -> Callable[[socket.socket, Event], None]:
 
     def answer(connection: socket.socket, stop: Event) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-        while not stop.wait(seconds):
+        end = time.monotonic() + ENDLESS_SECONDS
+        while not stop.wait(seconds) and time.monotonic() < end:
             connection.sendall(b" ")
 
     return answer

@@ -106,7 +106,7 @@ def test_after_a_while_the_same_trouble_is_news_again_and_still_as_old(kind: str
     assert learned.told == (KnownIssue(key=ORDERS, kind=kind, since=NOW - 5 * HOUR, at=NOW),)
 
 
-@pytest.mark.parametrize("kind", TROUBLES.keys() - PASSING)
+@pytest.mark.parametrize("kind", sorted(TROUBLES.keys() - PASSING))
 def test_the_end_of_a_trouble_is_news_and_then_forgotten(kind: str) -> None:
     known = told(kind, 60, since=1503)
     report, learned = after(well(), known)
@@ -115,7 +115,7 @@ def test_the_end_of_a_trouble_is_news_and_then_forgotten(kind: str) -> None:
     assert learned.over == (known,)
 
 
-@pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.parametrize("kind", sorted(PASSING))
 def test_that_nothing_matches_any_more_is_no_news(kind: str) -> None:
     report, learned = after(well(), told(kind))
     assert not report.should_notify

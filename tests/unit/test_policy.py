@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from session_reaper.policy.patterns import matches_query
 from session_reaper.sessions.session import Session, State
 
 from tests.builders import a_document, a_policy, a_rule, a_session, some_slots
+from tests.hang_guard import fail_after
 
 IDLE: dict[str, Any] = {"state": "idle", "idle_for": "5m"}
 
@@ -395,9 +395,10 @@ def test_a_range_that_holds_nothing_is_refused_since_it_would_fit_nobody() -> No
     fails(a_document(protect={"roles": ["app[9-0]"]}), "protect.roles[0]")
 
 
-def test_a_glob_full_of_stars_takes_no_time() -> None:
+def test_a_glob_full_of_stars_holds_nothing_up() -> None:
     policy = a_policy(a_rule(state="idle", idle_for="1s", role=["*a" * 30 + "b"]))
-    assert not condemns(policy, a_session(state="idle", role="a" * 63))
+    with fail_after(60):
+        assert not condemns(policy, a_session(state="idle", role="a" * 63))
 
 
 def test_what_is_wrong_with_a_pattern_is_said() -> None:
@@ -600,6 +601,5 @@ def test_a_glob_as_long_as_what_it_is_compared_with_is_accepted(glob: str) -> No
 @pytest.mark.parametrize("query", ["a" * 500, "ab" * 250, "b" * 250 + "a" * 250])
 def test_no_query_holds_up_a_glob(glob: str, query: str) -> None:
     (pattern,) = a_policy(a_rule(**IDLE, query=glob)).rules[0].match.query
-    started = time.perf_counter()
-    matches_query((pattern,), query)
-    assert time.perf_counter() - started < 0.1
+    with fail_after(60):  # backtracking would take longer than there are years
+        matches_query((pattern,), query)

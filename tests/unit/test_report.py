@@ -304,7 +304,7 @@ def recorded_target(query: str, name: str = "orders") -> TargetReport:
 def test_a_recording_that_lambda_could_not_return_is_an_error_with_its_remedy() -> None:
     recorded = recorded_target("select 1")
     assert len(to_recordings(a_report(recorded))["orders"]["sessions"]) == 5000
-    long = recorded_target("select " + "a, " * 200, "long")
+    long = recorded_target("select " + "a" * 600, "long")
     with pytest.raises(
         ConfigurationError, match=r"^event\.record: the looks are .* name one target$"
     ):

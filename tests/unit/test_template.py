@@ -101,7 +101,9 @@ def test_every_function_has_a_target_that_builds_it() -> None:
 def test_the_memory_has_the_attributes_that_are_written() -> None:
     table = STACK["Memory"]["Properties"]
     keys = {key["AttributeName"] for key in table["KeySchema"]}
-    assert {*keys, table["TimeToLiveSpecification"]["AttributeName"]} <= _constants("aws/dynamodb.py")
+    assert {*keys, table["TimeToLiveSpecification"]["AttributeName"]} <= _constants(
+        "aws/dynamodb.py"
+    )
 
 
 def test_the_dashboard_is_called_what_the_function_is_told() -> None:
