@@ -16,7 +16,7 @@ from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import read_policy
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.operations import reap, run_on_target
-from session_reaper.runs.run import run
+from session_reaper.runs.run import OutcomeLogs, run
 from session_reaper.settings import read_settings
 
 from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, policy, rule, until
@@ -122,7 +122,10 @@ def test_p12_a_clock_of_ours_that_is_wrong_changes_nothing(
         quota = None
         rules = read_policy(policy(rule(idle_for="1900ms", role=["app", "old"])))
         reaping = partial(reap, rules, Mode.OBSERVE, quota)
-        (report,) = run(directory, [], partial(run_on_target, reaping, directory), Deadline(60))
+        work = partial(run_on_target, reaping, directory)
+        (report,) = run(
+            directory, [], work, OutcomeLogs(), deadline=Deadline(60), logging_deadline=Deadline(61)
+        )
         monkeypatch.undo()
         assert [fate.decision.pid for fate in report.results] == [old.pid]
         leak.connection.run("SELECT 1")
