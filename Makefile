@@ -44,7 +44,7 @@ matrix: .venv/installed $(SERVERS)/installed ## run the integration tests on Pos
 	$(PYTHON) -m pytest tests/integration --servers=$(SERVERS)
 
 .PHONY: faults
-faults: .venv/installed ## run the heavy tests: terminate a thousand sessions, read query texts of 1 MB
+faults: .venv/installed ## run the heavy tests: terminate a thousand sessions, read query texts of 1 MB and large answers
 	$(PYTHON) -m pytest tests/faults
 
 .PHONY: storm

@@ -54,8 +54,18 @@ class Names(NamedTuple):
     application: str
 
 
+class Held:
+    """Keeps a claim on the memory that it takes for as long as it is there."""
+
+    __slots__ = ("_claim",)  # no field: it is no part of the value
+
+    def hold(self, claim: object) -> None:
+        """Keep a claim."""
+        object.__setattr__(self, "_claim", claim)
+
+
 @dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached_property
-class Session:
+class Session(Held):
     """One client backend other than our own. Ages are seconds by the server's clock, never < 0."""
 
     identity: Identity
