@@ -89,9 +89,9 @@ def decide_again(look: Snapshot, policy: Policy) -> Decisions:
 
 def verdicts(name: str, look: Snapshot, policy: Policy) -> Iterator[str]:
     """A target's head line, and a line for each of its sessions."""
-    judgement = decide_again(look, policy)
-    yield "; ".join(_head(name, look, judgement))
-    for who, decision in _by_pid(judgement).items():
+    decided = decide_again(look, policy)
+    yield "; ".join(_head(name, look, decided))
+    for who, decision in _by_pid(decided).items():
         yield f"{who}  {_verdict(decision)}"
 
 
@@ -111,21 +111,20 @@ def differences(looks: Mapping[str, Snapshot], before: Policy, after: Policy) ->
     yield f"{differing} of {sum(len(look.sessions) for look in looks.values())} sessions differ"
 
 
-def _head(name: str, look: Snapshot, judgement: Decisions) -> Iterator[str]:
+def _head(name: str, look: Snapshot, decided: Decisions) -> Iterator[str]:
     condemned, spared, left = (
-        len(judgement.having(verdict))
-        for verdict in (Verdict.CONDEMN, Verdict.SPARE, Verdict.LEAVE)
+        len(decided.having(verdict)) for verdict in (Verdict.CONDEMN, Verdict.SPARE, Verdict.LEAVE)
     )
     slots = f"slots {look.slots.used}/{look.slots.usable}"
     yield f"{name}: {slots}, {condemned} condemned, {spared} spared, {left} left alone"
-    if judgement.breaker:
-        yield f"breaker: {judgement.breaker}"
-    yield from describe_pressure(judgement)
+    if decided.breaker:
+        yield f"breaker: {decided.breaker}"
+    yield from describe_pressure(decided)
 
 
-def _by_pid(judgement: Decisions) -> dict[str, Decision]:
+def _by_pid(decided: Decisions) -> dict[str, Decision]:
     """The decisions by who it is about, in columns; the same sessions give the same columns."""
-    decisions = sorted(judgement.decisions, key=lambda decision: decision.pid)
+    decisions = sorted(decided.decisions, key=lambda decision: decision.pid)
     rows = [tuple(_cells(decision)) for decision in decisions]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = [

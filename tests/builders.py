@@ -107,7 +107,7 @@ def a_decision(session: Session | None = None, **overrides: object) -> Decision:
         "session": session or a_session(),
         "verdict": Verdict.CONDEMN,
         "rule": replace(a_policy().rules[0], name=name),
-        "reason": "idle in transaction for 15m 1s (idle_for: 5m)",
+        "reasons": ("idle in transaction for 15m 1s (idle_for: 5m)",),
     }
     return Decision(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 

@@ -21,17 +21,17 @@ EVERYTHING = a_policy(a_rule("everything", state=[str(state) for state in State]
 
 
 def verdict_on(session: Session, policy: Policy) -> Decision:
-    judgement = decide([session], some_slots(), policy)
-    assert len(judgement.decisions) == 1
-    return judgement.decisions[0]
+    decided = decide([session], some_slots(), policy)
+    assert len(decided.decisions) == 1
+    return decided.decisions[0]
 
 
 def rule_of(decision: Decision) -> str | None:
     return decision.rule.name if decision.rule else None
 
 
-def pids(judgement: Decisions, verdict: Verdict) -> list[int]:
-    return [decision.session.identity.pid for decision in judgement.having(verdict)]
+def pids(decided: Decisions, verdict: Verdict) -> list[int]:
+    return [decision.session.identity.pid for decision in decided.having(verdict)]
 
 
 # -- who is condemned, by which rule, and why -------------------------------------------------------
@@ -212,14 +212,14 @@ def test_every_session_gets_one_decision_with_a_reason() -> None:
         a_session(pid=pid, role=role, idle_seconds=pid)
         for pid, role in enumerate(["app", "rdsadmin", "app", "deploy"] * 100)
     ]
-    judgement = decide(sessions, some_slots(used=400), a_policy(protect={"roles": ["deploy"]}))
-    assert sorted(d.session.identity.pid for d in judgement.decisions) == list(range(400))
-    assert all(decision.reason for decision in judgement.decisions)
+    decided = decide(sessions, some_slots(used=400), a_policy(protect={"roles": ["deploy"]}))
+    assert sorted(d.session.identity.pid for d in decided.decisions) == list(range(400))
+    assert all(decision.reason for decision in decided.decisions)
 
 
 def test_nobody_connected_is_nothing_decided() -> None:
-    judgement = decide([], some_slots(used=0), a_policy(limits={"max_share": "1%"}))
-    assert (judgement.decisions, judgement.breaker, describe_pressure(judgement)) == ((), None, ())
+    decided = decide([], some_slots(used=0), a_policy(limits={"max_share": "1%"}))
+    assert (decided.decisions, decided.breaker, describe_pressure(decided)) == ((), None, ())
 
 
 # -- who is protected -------------------------------------------------------------------------------
@@ -344,29 +344,28 @@ def test_protections_of_the_policy_come_on_top_of_those_built_in() -> None:
 def test_of_too_many_those_who_idle_longest_go_first() -> None:
     ages = {1: 400, 2: 900, 3: 500, 4: 1000, 5: 301}
     sessions = [a_session(pid=pid, idle_seconds=age) for pid, age in ages.items()]
-    judgement = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 2}))
-    assert pids(judgement, CONDEMN) == [4, 2]
-    assert pids(judgement, SPARE) == [3, 1, 5]
-    assert judgement.breaker is None
+    decided = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 2}))
+    assert pids(decided, CONDEMN) == [4, 2]
+    assert pids(decided, SPARE) == [3, 1, 5]
+    assert decided.breaker is None
 
 
 def test_p15_who_is_spared_by_a_limit_is_told_why_and_by_which_rule_it_was_condemned() -> None:
     sessions = [a_session(pid=1, idle_seconds=400), a_session(pid=2, idle_seconds=300)]
-    judgement = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 1}))
-    (spared,) = judgement.having(SPARE)
+    decided = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 1}))
+    (spared,) = decided.having(SPARE)
     assert rule_of(spared) == "idle-in-transaction"
     assert spared.reason == (
-        "idle in transaction for 5m (idle_for: 5m);"
-        " spared: limits.max_terminations of 1 was reached"
+        "idle in transaction for 5m (idle_for: 5m); limits.max_terminations of 1 was reached"
     )
 
 
 @pytest.mark.parametrize(("condemned", "going"), [(99, 99), (100, 100), (101, 100), (1000, 100)])
 def test_a_hundred_is_the_limit_of_a_policy_that_names_none(condemned: int, going: int) -> None:
     sessions = [a_session(pid=pid, idle_seconds=300 + pid) for pid in range(condemned)]
-    judgement = decide(sessions, some_slots(used=condemned), a_policy())
-    assert len(judgement.having(CONDEMN)) == going
-    assert len(judgement.having(SPARE)) == condemned - going
+    decided = decide(sessions, some_slots(used=condemned), a_policy())
+    assert len(decided.having(CONDEMN)) == going
+    assert len(decided.having(SPARE)) == condemned - going
 
 
 def test_protected_sessions_do_not_use_the_limit_up() -> None:
@@ -375,8 +374,8 @@ def test_protected_sessions_do_not_use_the_limit_up() -> None:
         a_session(pid=2, idle_seconds=8000, role="rdsadmin"),
         a_session(pid=3, idle_seconds=400),
     ]
-    judgement = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 1}))
-    assert pids(judgement, CONDEMN) == [3]
+    decided = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 1}))
+    assert pids(decided, CONDEMN) == [3]
 
 
 def test_the_limit_holds_over_all_rules_together() -> None:
@@ -389,8 +388,8 @@ def test_the_limit_holds_over_all_rules_together() -> None:
         a_session(pid=pid, state=state, idle_seconds=100 + pid)
         for pid, state in enumerate(["idle", "idle in transaction"] * 3)
     ]
-    judgement = decide(sessions, some_slots(), policy)
-    assert pids(judgement, CONDEMN) == [5, 4]
+    decided = decide(sessions, some_slots(), policy)
+    assert pids(decided, CONDEMN) == [5, 4]
 
 
 @pytest.mark.parametrize(
@@ -417,14 +416,14 @@ def test_the_breaker_trips_when_more_than_the_share_is_condemned(
     condemned: int, used: int, share: str, *, trips: bool
 ) -> None:
     sessions = [a_session(pid=pid) for pid in range(condemned)]
-    judgement = decide(
+    decided = decide(
         sessions,
         some_slots(used=used),
         a_policy(limits={"max_share": share, "max_terminations": 1000}),
     )
-    assert (judgement.breaker is not None) is trips
-    assert len(judgement.having(CONDEMN)) == (0 if trips else condemned)
-    assert len(judgement.having(SPARE)) == (condemned if trips else 0)
+    assert (decided.breaker is not None) is trips
+    assert len(decided.having(CONDEMN)) == (0 if trips else condemned)
+    assert len(decided.having(SPARE)) == (condemned if trips else 0)
 
 
 def test_the_share_is_of_all_client_sessions_not_of_those_that_were_looked_at() -> None:
@@ -437,26 +436,26 @@ def test_the_share_is_of_all_client_sessions_not_of_those_that_were_looked_at() 
 def test_the_breaker_counts_what_is_condemned_not_what_the_other_limit_would_let_go() -> None:
     sessions = [a_session(pid=pid) for pid in range(60)]
     policy = a_policy(limits={"max_share": "50%", "max_terminations": 10})
-    judgement = decide(sessions, some_slots(used=100), policy)
-    assert judgement.breaker is not None
-    assert judgement.having(CONDEMN) == ()
+    decided = decide(sessions, some_slots(used=100), policy)
+    assert decided.breaker is not None
+    assert decided.having(CONDEMN) == ()
 
 
 def test_a_tripped_breaker_says_so_to_everyone_whom_it_spares() -> None:
     sessions = [a_session(pid=pid) for pid in range(97)]
-    judgement = decide(sessions, some_slots(), a_policy(limits={"max_share": "50%"}))
-    assert judgement.breaker == (
+    decided = decide(sessions, some_slots(), a_policy(limits={"max_share": "50%"}))
+    assert decided.breaker == (
         "the policy condemns 97 of 97 client sessions, more than limits.max_share of 50%"
     )
-    assert {decision.reason for decision in judgement.decisions} == {
-        f"idle in transaction for 15m 1s (idle_for: 5m); spared: {judgement.breaker}"
+    assert {decision.reason for decision in decided.decisions} == {
+        f"idle in transaction for 15m 1s (idle_for: 5m); {decided.breaker}"
     }
 
 
 def test_without_a_breaker_a_policy_may_condemn_everybody() -> None:
     sessions = [a_session(pid=pid) for pid in range(97)]
-    judgement = decide(sessions, some_slots(used=97), a_policy())
-    assert len(judgement.having(CONDEMN)) == 97
+    decided = decide(sessions, some_slots(used=97), a_policy())
+    assert len(decided.having(CONDEMN)) == 97
 
 
 @pytest.mark.parametrize(("used", "trips"), [(9, False), (10, True), (11, True)])
@@ -570,9 +569,9 @@ def test_the_articles_clock_does_not_reach_a_healthy_pool_by_the_default() -> No
 
 def test_no_query_is_in_the_repr_of_a_decision() -> None:
     session = a_session(query="select 'CANARY'")
-    judgement = decide([session], some_slots(), a_policy())
-    assert "CANARY" not in repr(judgement)
-    assert "CANARY" not in judgement.decisions[0].reason
+    decided = decide([session], some_slots(), a_policy())
+    assert "CANARY" not in repr(decided)
+    assert "CANARY" not in decided.decisions[0].reason
 
 
 def test_no_query_is_kept_after_it_was_matched() -> None:
@@ -609,6 +608,6 @@ def test_a_query_is_redacted_once_and_only_where_all_other_conditions_hold() -> 
         a_session(pid=4, state="idle", idle_seconds=60, query="select c"),
         a_session(pid=5, state="active", idle_seconds=3600, query="select d"),
     ]
-    judgement = decide(sessions, some_slots(), policy, redact_query=redact_query)
-    assert {d.pid: rule_of(d) for d in judgement.having(CONDEMN)} == {1: "old", 2: "old"}
+    decided = decide(sessions, some_slots(), policy, redact_query=redact_query)
+    assert {d.pid: rule_of(d) for d in decided.having(CONDEMN)} == {1: "old", 2: "old"}
     assert redacted == ["select a", "update b"]

@@ -76,13 +76,13 @@ SLOTS = st.builds(
 )
 
 
-def matched(judgement: Decisions) -> set[int]:
+def matched(decided: Decisions) -> set[int]:
     """The pids that a rule condemns, whether or not something holds them back."""
-    return {d.pid for d in judgement.decisions if d.verdict is not Verdict.LEAVE}
+    return {d.pid for d in decided.decisions if d.verdict is not Verdict.LEAVE}
 
 
-def victims(judgement: Decisions) -> set[int]:
-    return {d.pid for d in judgement.having(Verdict.CONDEMN)}
+def victims(decided: Decisions) -> set[int]:
+    return {d.pid for d in decided.having(Verdict.CONDEMN)}
 
 
 def unlimited(policy: Policy) -> Policy:
@@ -111,14 +111,15 @@ def is_protected(session: Session, protect: Protect) -> bool:
 def test_every_session_gets_one_decision_with_a_reason_and_a_rule_if_it_is_condemned(
     sessions: list[Session], slots: Slots, policy: Policy
 ) -> None:
-    judgement = decide(sessions, slots, policy)
-    assert Counter(d.pid for d in judgement.decisions) == Counter(range(1, len(sessions) + 1))
-    for decision in judgement.decisions:
+    decided = decide(sessions, slots, policy)
+    assert Counter(d.pid for d in decided.decisions) == Counter(range(1, len(sessions) + 1))
+    for decision in decided.decisions:
         assert decision.reason
         assert (decision.rule is None) == (decision.verdict is Verdict.LEAVE)
         assert decision.rule is None or decision.rule in policy.rules
         assert decision.session in sessions
-        assert ("; spared: " in decision.reason) == (decision.verdict is Verdict.SPARE)
+        assert (decision.held_by is not None) == (decision.verdict is Verdict.SPARE)
+        assert decision.held_by is None or decision.reason.endswith(f"; {decision.held_by}")
 
 
 @given(several_sessions(), SLOTS, POLICIES)
@@ -205,17 +206,17 @@ def test_a_condition_more_never_condemns_anybody_more_than_its_rule_did(
 
 @given(several_sessions(), SLOTS, POLICIES)
 def test_limits_are_never_exceeded(sessions: list[Session], slots: Slots, policy: Policy) -> None:
-    judgement = decide(sessions, slots, policy)
-    going = [d for d in judgement.having(Verdict.CONDEMN) if d.session.signalable]
+    decided = decide(sessions, slots, policy)
+    going = [d for d in decided.having(Verdict.CONDEMN) if d.session.signalable]
     limits = policy.limits
     assert len(going) <= limits.max_terminations
     if limits.max_per_application is not None:
         by_application = Counter(d.session.application for d in going)
         assert max(by_application.values(), default=0) <= limits.max_per_application
-    if judgement.breaker:
-        assert victims(judgement) == set()
+    if decided.breaker:
+        assert victims(decided) == set()
     elif limits.max_share is not None and slots.used >= limits.min_sessions:
-        assert 100 * len(victims(judgement)) <= limits.max_share * slots.used
+        assert 100 * len(victims(decided)) <= limits.max_share * slots.used
     ending = [d for d in going if d.rule and d.rule.action is Action.TERMINATE]
     for index, rule in enumerate(policy.rules):
         if rule.until is not None:
@@ -300,15 +301,16 @@ def test_a_clock_runs_out_exactly_at_its_threshold(
 def test_until_holds_nobody_back_before_enough_go(
     sessions: list[Session], slots: Slots, policy: Policy
 ) -> None:
-    judgement = decide(sessions, slots, policy)
-    if judgement.breaker:
+    decided = decide(sessions, slots, policy)
+    if decided.breaker:
         return
     freed = sum(
         d.session.signalable and d.rule is not None and d.rule.action is Action.TERMINATE
-        for d in judgement.having(Verdict.CONDEMN)
+        for d in decided.having(Verdict.CONDEMN)
     )
-    for decision in judgement.having(Verdict.SPARE):
-        if decision.rule and decision.rule.until and "; spared: until" in decision.reason:
+    for decision in decided.having(Verdict.SPARE):
+        if decision.rule and decision.held_by == f"not needed to reach {decision.rule.until}":
+            assert decision.rule.until is not None
             assert freed >= decision.rule.until.excess(slots)
 
 

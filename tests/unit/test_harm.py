@@ -147,8 +147,8 @@ def some_waiters(number: int) -> tuple[Waiter, ...]:
 
 def order_of(order: str | None, *sessions: Session) -> list[int]:
     limits = {"order": order} if order else {}
-    judgement = decide(sessions, some_slots(), a_policy(limits=limits))
-    return [decision.pid for decision in judgement.having(CONDEMN)]
+    decided = decide(sessions, some_slots(), a_policy(limits=limits))
+    return [decision.pid for decision in decided.having(CONDEMN)]
 
 
 @pytest.mark.parametrize(
@@ -183,5 +183,5 @@ def test_the_most_harmful_have_most_waiters_then_the_oldest_snapshot_then_most_l
 def test_a_limit_takes_those_who_go_first() -> None:
     policy = a_policy(limits={"order": "newest", "max_terminations": 1})
     sessions = [a_session(pid=1, idle_seconds=900), a_session(pid=2, idle_seconds=301)]
-    judgement = decide(sessions, some_slots(), policy)
-    assert [d.pid for d in judgement.having(CONDEMN)] == [2]
+    decided = decide(sessions, some_slots(), policy)
+    assert [d.pid for d in decided.having(CONDEMN)] == [2]

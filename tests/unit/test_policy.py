@@ -18,8 +18,8 @@ IDLE: dict[str, Any] = {"state": "idle", "idle_for": "5m"}
 
 
 def condemns(policy: Policy, session: Session) -> bool:
-    judgement = decide([session], some_slots(), policy)
-    return judgement.decisions[0].verdict is Verdict.CONDEMN
+    decided = decide([session], some_slots(), policy)
+    return decided.decisions[0].verdict is Verdict.CONDEMN
 
 
 def fails(document: object, place: str) -> str:

@@ -47,8 +47,8 @@ def write(path: Path, document: object) -> str:
 def condemned(recording: Path, policy: str) -> set[str]:
     """By their application names, which tell in `scene.py` what they are."""
     (look,) = read_recording(recording).values()
-    judgement = decide(look.sessions, look.slots, read_policy({"version": 1, **POLICIES[policy]}))
-    return {decision.session.application for decision in judgement.having(Verdict.CONDEMN)}
+    decided = decide(look.sessions, look.slots, read_policy({"version": 1, **POLICIES[policy]}))
+    return {decision.session.application for decision in decided.having(Verdict.CONDEMN)}
 
 
 # -- real servers ----------------------------------------------------------------------------------
@@ -94,10 +94,10 @@ def test_what_a_session_holds_tells_the_harmful_leaks_from_the_harmless(recordin
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_protected_are_left_alone_whatever_a_policy_says(recording: Path, policy: str) -> None:
     (look,) = read_recording(recording).values()
-    judgement = decide(look.sessions, look.slots, read_policy({"version": 1, **POLICIES[policy]}))
+    decided = decide(look.sessions, look.slots, read_policy({"version": 1, **POLICIES[policy]}))
     protected = {
         decision.session.application: decision.reason
-        for decision in judgement.having(Verdict.LEAVE)
+        for decision in decided.having(Verdict.LEAVE)
         if decision.reason.startswith("protected")
     }
     assert protected["superuser"] == "protected: a superuser"
