@@ -69,7 +69,7 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     report, document = notify(report, request, settings, function_arn, run_time.end)
     emit_run_metrics(report, monotonic() - began)
     if request.record:  # for the one who asked; too long for the log
-        return {**document, "looks": to_recordings(report)}
+        return {**document, "snapshots": to_recordings(report)}
     return truncate_document(document, _ANSWER_BYTES)
 
 

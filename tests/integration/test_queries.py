@@ -106,7 +106,7 @@ def test_a_recording_is_redacted_whatever_the_policy_says(stage: Stage, output: 
     stage.session(LEAK, query=QUERY)
     stack(stage, queries="full")
     run = stage.run({"record": True})
-    queries = [session["query"] for session in run.document["looks"]["orders"]["sessions"]]
+    queries = [session["query"] for session in run.document["snapshots"]["orders"]["sessions"]]
     assert REDACTED in queries
     assert CANARY not in json.dumps(run.document)
     assert CANARY not in output.readouterr().out

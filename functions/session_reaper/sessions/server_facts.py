@@ -104,4 +104,4 @@ class Check:
     """What a check found: the server, and what can be seen of its sessions and slots."""
 
     server: ServerFacts
-    look: Snapshot
+    snapshot: Snapshot
