@@ -45,17 +45,29 @@ def test_one_value_stands_for_a_list_of_one() -> None:
         ({"name": ""}, "name: is empty"),
         ({"name": 1}, "name: 1 is not text"),
         ({"name": None}, "name: None is not text"),
-        ({"nam": "a"}, "nam: unknown key; known are name, inner"),
+        ({"nam": "a"}, "nam: unknown key; known: name, inner"),
         ({"name": "a", 1: 2}, "1: unknown key"),
         ({"name": "a", "inner": []}, "inner: is an empty list"),
-        ({"name": "a", "inner": [{}, {"size": 0}]}, "inner[1].size: 0 is no whole number"),
-        ({"name": "a", "inner": [{}, {"size": True}]}, "inner[1].size: True is no whole number"),
-        ({"name": "a", "inner": [{}, {"size": 1.0}]}, "inner[1].size: 1.0 is no whole number"),
-        ({"name": "a", "inner": [{}, {"size": "1"}]}, "inner[1].size: '1' is no whole number"),
-        ({"name": "a", "inner": [[{}]]}, "inner[0]: [{}] is no mapping of keys"),
+        (
+            {"name": "a", "inner": [{}, {"size": 0}]},
+            "inner[1].size: must be a whole number of at least 1, not 0",
+        ),
+        (
+            {"name": "a", "inner": [{}, {"size": True}]},
+            "inner[1].size: must be a whole number of at least 1, not True",
+        ),
+        (
+            {"name": "a", "inner": [{}, {"size": 1.0}]},
+            "inner[1].size: must be a whole number of at least 1, not 1.0",
+        ),
+        (
+            {"name": "a", "inner": [{}, {"size": "1"}]},
+            "inner[1].size: must be a whole number of at least 1, not '1'",
+        ),
+        ({"name": "a", "inner": [[{}]]}, "inner[0]: must be a mapping of keys to values, not [{}]"),
         ({"name": "a", "inner": {"sizes": 1}}, "inner.sizes: unknown key"),
-        ("name", "document: 'name' is no mapping of keys"),
-        (None, "document: None is no mapping of keys"),
+        ("name", "document: must be a mapping of keys to values, not 'name'"),
+        (None, "document: must be a mapping of keys to values, not None"),
     ],
 )
 def test_a_mistake_is_named_by_its_place(document: object, error: str) -> None:

@@ -183,7 +183,7 @@ def test_the_lock_manager_is_asked_only_if_a_rule_wants_to_know(
 
 CLOCKS = "idle_for, transaction_for, connected_for, query_for, blocks_for"
 STATES = "active, idle, idle in transaction, idle in transaction (aborted), fastpath function call"
-NEEDS_ONE = "needs one of slots_used, slots_free; one only"
+NEEDS_ONE = "must have exactly one of slots_used, slots_free"
 
 
 @pytest.mark.parametrize(
@@ -195,14 +195,14 @@ NEEDS_ONE = "needs one of slots_used, slots_free; one only"
         ),
         (
             a_rule_with({"state": "idle", "query_for": "5m"}),
-            "rules[0].match.query_for: counts in state active only, which state leaves out",
+            "rules[0].match.query_for: applies to active sessions only; add active to state",
         ),
         *(
             (
                 a_rule_with({"state": state, "waiting_for_client": waiting, "idle_for": "1m"}),
                 (
-                    "rules[0].match.waiting_for_client: tells active sessions apart; every other"
-                    " state waits for its client: state: active"
+                    "rules[0].match.waiting_for_client: applies to active sessions only;"
+                    " write state: active"
                 ),
             )
             for state in ("idle", ["active", "idle in transaction"])
@@ -210,27 +210,27 @@ NEEDS_ONE = "needs one of slots_used, slots_free; one only"
         ),
         (
             a_rule_with({**RUNNING, "waiting_for_client": "yes"}),
-            "rules[0].match.waiting_for_client: 'yes' is neither true nor false",
+            "rules[0].match.waiting_for_client: must be true or false, not 'yes'",
         ),
         (
             a_rule_with({**RUNNING, "waiting_for_client": 1}),
-            "rules[0].match.waiting_for_client: 1 is neither true nor false",
+            "rules[0].match.waiting_for_client: must be true or false, not 1",
         ),
         (
             a_rule_with({**LEAKED, "blocks": 0}),
-            "rules[0].match.blocks: 0 is no whole number from 1 up",
+            "rules[0].match.blocks: must be a whole number of at least 1, not 0",
         ),
         (
             a_rule_with({**LEAKED, "blocks": True}),
-            "rules[0].match.blocks: True is no whole number from 1 up",
+            "rules[0].match.blocks: must be a whole number of at least 1, not True",
         ),
         (
             a_rule_with({**LEAKED, "blocks_for": 30}),
-            "rules[0].match.blocks_for: 30 has no unit; write 30s or 5m, 1h30m, 2d",
+            "rules[0].match.blocks_for: 30 has no unit; write 30s or 5m",
         ),
         (
             a_rule_with({**LEAKED, "blocks_for": "soon"}),
-            "rules[0].match.blocks_for: 'soon' is no duration; write 30s, 5m, 1h30m or 2d",
+            "rules[0].match.blocks_for: invalid duration 'soon'; write 30s, 5m, 1h30m or 2d",
         ),
         (
             a_rule_with({**LEAKED, "holds": []}),
@@ -238,15 +238,15 @@ NEEDS_ONE = "needs one of slots_used, slots_free; one only"
         ),
         (
             a_rule_with({**LEAKED, "holds": ["xid", "lock"]}),
-            ("rules[0].match.holds[1]: 'lock' is no thing that a session holds: xid, xmin, locks"),
+            ("rules[0].match.holds[1]: invalid value 'lock'; valid: xid, xmin, locks"),
         ),
         (
             a_rule_with({**LEAKED, "pins_vacuum_by": "1000000"}),
-            "rules[0].match.pins_vacuum_by: '1000000' is no whole number from 1 up",
+            "rules[0].match.pins_vacuum_by: must be a whole number of at least 1, not '1000000'",
         ),
         (
             a_rule_with({**LEAKED, "state": "idel"}),
-            f"rules[0].match.state: 'idel' is no state a rule may name: {STATES}",
+            f"rules[0].match.state: invalid value 'idel'; valid: {STATES}",
         ),
         (a_rule_with(when={}), f"rules[0].when: {NEEDS_ONE}"),
         (a_rule_with(until={}), f"rules[0].until: {NEEDS_ONE}"),
@@ -254,58 +254,53 @@ NEEDS_ONE = "needs one of slots_used, slots_free; one only"
             a_rule_with(when={"slots_used": "85%", "slots_free": 5}),
             f"rules[0].when: {NEEDS_ONE}",
         ),
-        (a_rule_with(when="85%"), "rules[0].when: '85%' is no mapping of keys"),
+        (a_rule_with(when="85%"), "rules[0].when: must be a mapping of keys to values, not '85%'"),
         (
             a_rule_with(when={"slots": "85%"}),
-            "rules[0].when.slots: unknown key; known are slots_used, slots_free",
+            "rules[0].when.slots: unknown key; known: slots_used, slots_free",
         ),
         (
             a_rule_with(when={"slots_used": 85}),
-            "rules[0].when.slots_used: 85 is no share; write a percentage such as 50%",
+            "rules[0].when.slots_used: invalid percentage 85; write a value such as 50%, above 0%",
         ),
         (
             a_rule_with(when={"slots_free": "5"}),
-            "rules[0].when.slots_free: '5' is no whole number from 0 up",
+            "rules[0].when.slots_free: must be a whole number of at least 0, not '5'",
         ),
         (
             a_rule_with(when={"slots_free": -1}),
-            "rules[0].when.slots_free: -1 is no whole number from 0 up",
+            "rules[0].when.slots_free: must be a whole number of at least 0, not -1",
         ),
         (
             a_rule_with(when={"slots_used": "70%"}, until={"slots_used": "70.0%"}),
             (
-                "rules[0].until: slots_used: 70.0% is no better than when (slots_used: 70%):"
-                " it would free nothing"
+                "rules[0].until: slots_used: 70.0% frees nothing; it must be below when (slots_used: 70%)"
             ),
         ),
         (
             a_rule_with(when={"slots_free": 5}, until={"slots_free": 5}),
-            (
-                "rules[0].until: slots_free: 5 is no better than when (slots_free: 5):"
-                " it would free nothing"
-            ),
+            ("rules[0].until: slots_free: 5 frees nothing; it must be below when (slots_free: 5)"),
         ),
         (
             a_rule_with(when={"slots_free": 5}, until={"slots_free": 4}),
-            (
-                "rules[0].until: slots_free: 4 is no better than when (slots_free: 5):"
-                " it would free nothing"
-            ),
+            ("rules[0].until: slots_free: 4 frees nothing; it must be below when (slots_free: 5)"),
         ),
         (
             a_rule_with(when={"slots_used": "70%"}, until={"slots_used": "85%"}),
             (
-                "rules[0].until: slots_used: 85% is no better than when (slots_used: 70%):"
-                " it would free nothing"
+                "rules[0].until: slots_used: 85% frees nothing; it must be below when (slots_used: 70%)"
             ),
         ),
-        (a_rule_with(action="kill"), "rules[0].action: 'kill' is no action: terminate, cancel"),
+        (
+            a_rule_with(action="kill"),
+            "rules[0].action: invalid value 'kill'; valid: terminate, cancel",
+        ),
         *(
             (
                 a_rule_with({"state": state, "idle_for": "1m"}, action="cancel"),
                 (
-                    "rules[0].action: cancel does nothing to a session that runs no query:"
-                    " state: active, or terminate"
+                    "rules[0].action: cancel does nothing to a session without a running query;"
+                    " write state: active or action: terminate"
                 ),
             )
             for state in ("idle", "idle in transaction (aborted)", ["active", "idle"])
@@ -314,37 +309,37 @@ NEEDS_ONE = "needs one of slots_used, slots_free; one only"
             a_rule_with({**RUNNING, "waiting_for_client": True}, action="cancel"),
             (
                 "rules[0].action: cancel does nothing to a session that waits for its client;"
-                " terminate it"
+                " write action: terminate"
             ),
         ),
         (
             a_rule_with(RUNNING, action="cancel", until={"slots_free": 5}),
-            "rules[0].until: cancel frees no slots; terminate does",
+            "rules[0].until: a cancel frees no slots; write action: terminate or remove until",
         ),
         (
             a_rule_with(RUNNING, escalate_after="10s"),
-            "rules[0].escalate_after: comes after a cancel; add action: cancel, or remove it",
+            "rules[0].escalate_after: requires action: cancel; add that, or remove escalate_after",
         ),
         (
             a_rule_with(RUNNING, action="terminate", escalate_after="0s"),
-            "rules[0].escalate_after: comes after a cancel; add action: cancel, or remove it",
+            "rules[0].escalate_after: requires action: cancel; add that, or remove escalate_after",
         ),
         (
             a_rule_with(RUNNING, action="cancel", escalate_after="301s"),
-            "rules[0].escalate_after: '301s' is longer than a run waits; 5m at most",
+            "rules[0].escalate_after: '301s' is too long; at most 5m",
         ),
         (
             a_rule_with(confirm_after="1h"),
-            "rules[0].confirm_after: '1h' is longer than a run waits; 5m at most",
+            "rules[0].confirm_after: '1h' is too long; at most 5m",
         ),
         (
             a_rule_with(confirm_after=2),
-            "rules[0].confirm_after: 2 has no unit; write 2s or 5m, 1h30m, 2d",
+            "rules[0].confirm_after: 2 has no unit; write 2s or 5m",
         ),
         (
             a_rule_with(order="newest"),
             (
-                "rules[0].order: unknown key; known are name, match, when, until, confirm_after,"
+                "rules[0].order: unknown key; known: name, match, when, until, confirm_after,"
                 " action, escalate_after"
             ),
         ),
@@ -364,15 +359,24 @@ def test_cancel_may_meet_sessions_that_do_not_wait_for_their_client() -> None:
 @pytest.mark.parametrize(
     ("limits", "problem"),
     [
-        ({"order": "oldest"}, "limits.order: 'oldest' is no order: longest, most_harmful, newest"),
-        ({"max_per_application": 0}, "limits.max_per_application: 0 is no whole number from 1 up"),
-        ({"max_per_run": "5"}, "limits.max_per_run: '5' is no whole number from 1 up"),
-        ({"min_sessions": 0}, "limits.min_sessions: 0 is no whole number from 1 up"),
-        ({"max_share": 50}, "limits.max_share: 50 is no share; write a percentage such as 50%"),
+        (
+            {"order": "oldest"},
+            "limits.order: invalid value 'oldest'; valid: longest, most_harmful, newest",
+        ),
+        (
+            {"max_per_application": 0},
+            "limits.max_per_application: must be a whole number of at least 1, not 0",
+        ),
+        ({"max_per_run": "5"}, "limits.max_per_run: must be a whole number of at least 1, not '5'"),
+        ({"min_sessions": 0}, "limits.min_sessions: must be a whole number of at least 1, not 0"),
+        (
+            {"max_share": 50},
+            "limits.max_share: invalid percentage 50; write a value such as 50%, above 0%",
+        ),
         (
             {"max": 5},
             (
-                "limits.max: unknown key; known are max_terminations, max_per_application,"
+                "limits.max: unknown key; known: max_terminations, max_per_application,"
                 " max_per_run, max_share, min_sessions, order"
             ),
         ),
@@ -391,7 +395,7 @@ def test_a_mistake_in_the_limits_is_answered_with_its_place(
 def test_a_glob_that_matches_every_query_is_refused_and_not_dropped(glob: str) -> None:
     problem = the_problem(a_document(a_rule_with(LEAKED | {"query": glob})))
     assert problem == (
-        f"rules[0].match.query: '{glob}' matches every query; remove it or be specific"
+        f"rules[0].match.query: '{glob}' matches every query; remove it or make it more specific"
     )
 
 
@@ -407,7 +411,7 @@ def test_a_glob_that_matches_every_query_is_refused_and_not_dropped(glob: str) -
     ],
 )
 def test_p6_a_typo_is_an_error_and_no_lost_protection(document: object, place: str) -> None:
-    assert the_problem(document).startswith(f"{place}: unknown key; known are ")
+    assert the_problem(document).startswith(f"{place}: unknown key; known: ")
 
 
 def test_p13_a_mode_that_is_written_is_the_policys_and_no_default_overrides_it() -> None:

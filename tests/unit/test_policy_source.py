@@ -145,7 +145,7 @@ def test_a_key_that_is_there_twice_is_refused_since_one_would_be_lost(
     folder: Path, line: str, place: str
 ) -> None:
     problem = problem_of(folder, line)
-    assert "twice" in problem
+    assert "duplicate key" in problem
     assert place in problem
 
 
