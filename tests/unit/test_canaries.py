@@ -15,7 +15,7 @@ from session_reaper.settings import FunctionLocation
 from session_reaper.summary.message import summarize
 
 from tests.builders import a_fate, a_report, a_session, a_snapshot, a_target_report
-from tests.unit.test_redaction import (
+from tests.canary_queries import (
     BACKSLASHED,
     COMMENTED,
     CUT_OFF,

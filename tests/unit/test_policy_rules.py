@@ -1,4 +1,4 @@
-"""What a rule may say beyond its names and clocks, and how a mistake in it is answered."""
+"""Keys of a rule beyond names and clocks, and the errors for them."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def the_problem(document: object) -> str:
     return str(caught.value)
 
 
-# -- what is read -----------------------------------------------------------------------------------
+# -- valid rules -----------------------------------------------------------------------------------
 
 
-def test_the_examples_of_the_contract_read() -> None:
+def test_reads_every_kind_of_rule() -> None:
     policy = a_policy(
         {
             "name": "under-pressure",
@@ -100,7 +100,7 @@ def test_the_examples_of_the_contract_read() -> None:
     )
 
 
-def test_what_a_rule_does_not_say_is_the_careful_default() -> None:
+def test_defaults_of_a_rule_are_the_careful_values() -> None:
     rule = the_rule()
     assert rule.action is Action.TERMINATE
     assert (rule.when, rule.until, rule.confirm_after, rule.escalate_after) == (None,) * 4
@@ -122,7 +122,7 @@ def test_what_a_rule_does_not_say_is_the_careful_default() -> None:
         ({"slots_free": 0}, "slots_free: 0"),
     ],
 )
-def test_a_mark_is_said_as_it_is_written(mark: dict[str, Any], text: str) -> None:
+def test_a_threshold_is_shown_as_it_is_written(mark: dict[str, Any], text: str) -> None:
     assert str(the_rule(when=mark).when) == text
 
 
@@ -137,16 +137,19 @@ def test_one_clock_is_enough(clock: str) -> None:
         {"until": {"slots_used": "70%"}},
         {"when": {"slots_used": "70%"}, "until": {"slots_used": "69.9%"}},
         {"when": {"slots_free": 5}, "until": {"slots_free": 6}},
-        {"when": {"slots_free": 5}, "until": {"slots_used": "99%"}},  # it depends on the server
+        {
+            "when": {"slots_free": 5},
+            "until": {"slots_used": "99%"},
+        },  # comparable only for a known server
         {"when": {"slots_used": "85%"}, "until": {"slots_free": 1}},
     ],
 )
-def test_marks_that_can_free_something_are_taken(marks: dict[str, Any]) -> None:
+def test_until_below_when_is_accepted(marks: dict[str, Any]) -> None:
     the_rule(**marks)
 
 
 @pytest.mark.parametrize("state", ["active", "fastpath function call"])
-def test_what_runs_can_be_cancelled(state: str) -> None:
+def test_running_states_can_be_cancelled(state: str) -> None:
     rule = the_rule({"state": [state], "idle_for": "1m"}, action="cancel")
     assert rule.escalate_after is None
 
@@ -156,7 +159,7 @@ def test_the_longest_pause_is_five_minutes() -> None:
     assert the_rule(RUNNING, action="cancel", escalate_after="5m").escalate_after == 300
 
 
-# -- what a look has to bring -----------------------------------------------------------------------
+# -- scope of the snapshot -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -172,18 +175,18 @@ def test_the_longest_pause_is_five_minutes() -> None:
         ({}, {"order": "most_harmful"}, True, True),
     ],
 )
-def test_the_lock_manager_is_asked_only_if_a_rule_wants_to_know(
+def test_lock_data_is_in_scope_only_if_the_policy_needs_it(
     match: dict[str, Any], limits: dict[str, Any], *, waits: bool, locks: bool
 ) -> None:
     scope = a_policy(a_rule("first"), a_rule_with(LEAKED | match), limits=limits).scope()
     assert (scope.waits, scope.locks) == (waits, locks)
 
 
-# -- what is refused, where, and with which remedy --------------------------------------------------
+# -- invalid rules --------------------------------------------------
 
 CLOCKS = "idle_for, transaction_for, connected_for, query_for, blocks_for"
 STATES = "active, idle, idle in transaction, idle in transaction (aborted), fastpath function call"
-NEEDS_ONE = "must have exactly one of slots_used, slots_free"
+EXACTLY_ONE = "must have exactly one of slots_used, slots_free"
 
 
 @pytest.mark.parametrize(
@@ -248,11 +251,11 @@ NEEDS_ONE = "must have exactly one of slots_used, slots_free"
             a_rule_with({**LEAKED, "state": "idel"}),
             f"rules[0].match.state: invalid value 'idel'; valid: {STATES}",
         ),
-        (a_rule_with(when={}), f"rules[0].when: {NEEDS_ONE}"),
-        (a_rule_with(until={}), f"rules[0].until: {NEEDS_ONE}"),
+        (a_rule_with(when={}), f"rules[0].when: {EXACTLY_ONE}"),
+        (a_rule_with(until={}), f"rules[0].until: {EXACTLY_ONE}"),
         (
             a_rule_with(when={"slots_used": "85%", "slots_free": 5}),
-            f"rules[0].when: {NEEDS_ONE}",
+            f"rules[0].when: {EXACTLY_ONE}",
         ),
         (a_rule_with(when="85%"), "rules[0].when: must be a mapping of keys to values, not '85%'"),
         (
@@ -345,13 +348,13 @@ NEEDS_ONE = "must have exactly one of slots_used, slots_free"
         ),
     ],
 )
-def test_a_mistake_is_answered_with_its_place_and_its_remedy(
+def test_an_invalid_rule_is_an_error_with_its_place_and_remedy(
     rule: dict[str, Any], problem: str
 ) -> None:
     assert the_problem(a_document(rule)) == problem
 
 
-def test_cancel_may_meet_sessions_that_do_not_wait_for_their_client() -> None:
+def test_cancel_is_accepted_with_waiting_for_client_false() -> None:
     rule = the_rule({**RUNNING, "waiting_for_client": False}, action="cancel")
     assert rule.match.state == (State.ACTIVE,)
 
@@ -382,17 +385,15 @@ def test_cancel_may_meet_sessions_that_do_not_wait_for_their_client() -> None:
         ),
     ],
 )
-def test_a_mistake_in_the_limits_is_answered_with_its_place(
-    limits: dict[str, Any], problem: str
-) -> None:
+def test_an_invalid_limit_is_an_error_with_its_place(limits: dict[str, Any], problem: str) -> None:
     assert the_problem(a_document(limits=limits)) == problem
 
 
-# -- what others got wrong (peers.md, section 3) ----------------------------------------------------
+# -- mistakes of similar tools ----------------------------------------------------
 
 
 @pytest.mark.parametrize("glob", ["*", "?*", "**"])
-def test_a_glob_that_matches_every_query_is_refused_and_not_dropped(glob: str) -> None:
+def test_a_query_glob_that_matches_every_query_is_refused(glob: str) -> None:
     problem = the_problem(a_document(a_rule_with(LEAKED | {"query": glob})))
     assert problem == (
         f"rules[0].match.query: '{glob}' matches every query; remove it or make it more specific"
@@ -410,14 +411,14 @@ def test_a_glob_that_matches_every_query_is_refused_and_not_dropped(glob: str) -
         (a_document(limits={"max_termination": 1}), "limits.max_termination"),
     ],
 )
-def test_p6_a_typo_is_an_error_and_no_lost_protection(document: object, place: str) -> None:
+def test_a_misspelled_key_is_an_error(document: object, place: str) -> None:
     assert the_problem(document).startswith(f"{place}: unknown key; known: ")
 
 
-def test_p13_a_mode_that_is_written_is_the_policys_and_no_default_overrides_it() -> None:
+def test_a_given_mode_is_not_overridden_by_a_default() -> None:
     assert str(a_policy(mode="enforce").mode) == "enforce"
 
 
-def test_p20_cancel_is_refused_where_it_returns_true_and_does_nothing() -> None:
+def test_cancel_is_refused_where_it_would_have_no_effect() -> None:
     for match in (LEAKED, {**RUNNING, "waiting_for_client": True}):
         assert "cancel does nothing" in the_problem(a_document(a_rule_with(match, action="cancel")))

@@ -614,5 +614,5 @@ def test_a_policy_that_does_not_load_is_an_error_that_names_the_place(
     bad: Mapping[str, object] = a_document(a_rule("x", state=LEAK, idle_for=5))
     policy = write(tmp_path / "policy.json", bad)
     for arguments in ((policy,), ("", "--against", policy)):
-        said = refusal_of(capsys, path, *arguments)
-        assert re.search(r"policy\.json: rules\[0\]\.match\.idle_for: 5 has no unit", said)
+        refusal = refusal_of(capsys, path, *arguments)
+        assert re.search(r"policy\.json: rules\[0\]\.match\.idle_for: 5 has no unit", refusal)
