@@ -302,7 +302,7 @@ EXACTLY_ONE = "must have exactly one of slots_used, slots_free"
             (
                 a_rule_with({"state": state, "idle_for": "1m"}, action="cancel"),
                 (
-                    "rules[0].action: cancel does nothing to a session without a running query;"
+                    "rules[0].action: cancel does nothing to a session without a query;"
                     " write state: active or action: terminate"
                 ),
             )
@@ -311,7 +311,7 @@ EXACTLY_ONE = "must have exactly one of slots_used, slots_free"
         (
             a_rule_with({**RUNNING, "waiting_for_client": True}, action="cancel"),
             (
-                "rules[0].action: cancel does nothing to a session that waits for its client;"
+                "rules[0].action: cancel does nothing to a session waiting for its client;"
                 " write action: terminate"
             ),
         ),

@@ -32,14 +32,14 @@ def decide(
     in_order = sorted(sessions, key=_ORDERS[policy.limits.order])
     used_before = replace(slots, used=slots.used + freed)
     rules = tuple(rule for rule in policy.rules if _is_in_force(rule, used_before))
-    matched = tuple(match_sessions(in_order, used_before, rules, policy.protect, redact_query))
-    decisions = Decisions(decisions=matched, slots=slots, rules_in_force=rules)
+    matched = match_sessions(in_order, used_before, rules, policy.protect, redact_query)
+    decisions = Decisions(decisions=tuple(matched), slots=slots, rules_in_force=rules)
     if policy.limits.max_share is not None:
-        needed = replace(decisions, decisions=apply_limits(matched, slots, rules, None))
+        needed = apply_limits(decisions, None)
         breaker = check_breaker(needed, policy.limits.max_share, policy.limits.min_sessions)
         if breaker:
             return replace(needed.hold_back(lambda _: breaker), breaker=breaker)
-    return replace(decisions, decisions=apply_limits(matched, slots, rules, policy.limits))
+    return apply_limits(decisions, policy.limits)
 
 
 def _is_in_force(rule: Rule, slots: Slots) -> bool:

@@ -3,14 +3,13 @@
 import sys
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 
-from session_reaper.decision.model import Decision, Decisions, Verdict, hold_back
+from session_reaper.decision.model import Decision, Decisions, Verdict
 from session_reaper.policy.enums import Action
 from session_reaper.policy.model import Limits, Rule
-from session_reaper.sessions.session import Slots
 
 
 def frees_slot(decision: Decision) -> bool:
@@ -23,9 +22,7 @@ def frees_slot(decision: Decision) -> bool:
     )
 
 
-def apply_limits(
-    decisions: Sequence[Decision], slots: Slots, rules: Sequence[Rule], limits: Limits | None
-) -> tuple[Decision, ...]:
+def apply_limits(decisions: Decisions, limits: Limits | None) -> Decisions:
     """Hold back the sessions that `until` does not need or, if given, the limits do not allow.
 
     A session held back by a limit frees no slot; one that `until` does not need does not count
@@ -33,7 +30,7 @@ def apply_limits(
     quota with which enough slots are freed, including those freed by the rules before it and by the
     rules without `until`.
     """
-    condemned = [decision for decision in decisions if decision.verdict is Verdict.CONDEMN]
+    condemned, rules = decisions.having(Verdict.CONDEMN), decisions.rules_in_force
     counted = {rule.name for rule in rules if rule.until is None}
     quotas = {rule.name: 0 for rule in rules if rule.until is not None}
 
@@ -50,9 +47,9 @@ def apply_limits(
             # A bisection is enough: one more session displaces at most one other from a limit, so
             # a higher quota never frees fewer slots.
             by_quota = partial(count_freed, name=rule.name)
-            least = bisect_left(candidates, rule.until.excess(slots), key=by_quota)
+            least = bisect_left(candidates, rule.until.excess(decisions.slots), key=by_quota)
             quotas[rule.name] = least if least in candidates else sys.maxsize
-    return tuple(hold_back(decisions, _make_limiter(limits, quotas)))
+    return decisions.hold_back(_make_limiter(limits, quotas))
 
 
 def _make_limiter(
@@ -89,11 +86,7 @@ def _make_limiter(
 
 def describe_pressure(decisions: Decisions) -> tuple[str, ...]:
     """Describe how many sessions each rule with `when` or `until` condemned, and why no more."""
-    return tuple(_describe_rules(decisions))
-
-
-def _describe_rules(decisions: Decisions) -> Iterator[str]:
-    slots = decisions.slots
+    slots, sentences = decisions.slots, []
     freed = sum(frees_slot(d) for d in decisions.decisions if d.rule and d.rule.until is None)
     for rule in decisions.rules_in_force:
         matched = [d for d in decisions.decisions if d.rule is rule]
@@ -103,7 +96,9 @@ def _describe_rules(decisions: Decisions) -> Iterator[str]:
             freed += sum(map(frees_slot, matched))
         if rule.when is not None or rule.until is not None:
             when = f" (when {rule.when})" if rule.when is not None else ""
-            yield f"rule {rule.name} in force at {slots}{when}: {_describe_stop(rule, needed, matched)}"
+            stop = _describe_stop(rule, needed, matched)
+            sentences.append(f"rule {rule.name} in force at {slots}{when}: {stop}")
+    return tuple(sentences)
 
 
 def _describe_stop(rule: Rule, needed: int | None, matched: Sequence[Decision]) -> str:

@@ -1,6 +1,6 @@
 """The decision on each session."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -9,7 +9,7 @@ from session_reaper.sessions.session import Session, Slots
 
 
 class Verdict(Enum):
-    """What a run should do with a session."""
+    """What a run should do with a session; a spared one was condemned, but a limit held it back."""
 
     LEAVE = auto()
     CONDEMN = auto()
@@ -18,7 +18,11 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What the policy says about one session, and why."""
+    """What the policy says about one session, and why.
+
+    `rule` is None if the session is left alone. `held_by` names what spared it: `until`, a limit or
+    the breaker. `notes` are what the run found out later.
+    """
 
     session: Session
     verdict: Verdict
@@ -34,12 +38,12 @@ class Decision:
 
     @property
     def reason(self) -> str:
-        """Render why the rule matched, what held the session back, and what the run found."""
+        """Return the reasons, `held_by` and the notes as one text."""
         held_by = () if self.held_by is None else (self.held_by,)
         return "; ".join([", ".join(self.reasons), *held_by, *self.notes])
 
     def with_note(self, note: str) -> "Decision":
-        """Add what the run found out after the decision was made."""
+        """Return a copy with one more note."""
         return replace(self, notes=(*self.notes, note))
 
 
@@ -57,17 +61,10 @@ class Decisions:
         return tuple(d for d in self.decisions if d.verdict is verdict)
 
     def hold_back(self, limit: Callable[[Decision], str | None]) -> "Decisions":
-        """Spare each condemned session for which `limit` returns a reason."""
-        return replace(self, decisions=tuple(hold_back(self.decisions, limit)))
+        """Spare each condemned session for which `limit`, called in order, returns a reason."""
+        return replace(self, decisions=tuple(_spare_if_limited(d, limit) for d in self.decisions))
 
 
-def hold_back(
-    decisions: Iterable[Decision], limit: Callable[[Decision], str | None]
-) -> Iterator[Decision]:
-    """Spare each condemned session for which `limit` returns a reason."""
-    for decision in decisions:
-        held_by = limit(decision) if decision.verdict is Verdict.CONDEMN else None
-        if held_by:
-            yield replace(decision, verdict=Verdict.SPARE, held_by=held_by)
-        else:
-            yield decision
+def _spare_if_limited(decision: Decision, limit: Callable[[Decision], str | None]) -> Decision:
+    held_by = limit(decision) if decision.verdict is Verdict.CONDEMN else None
+    return replace(decision, verdict=Verdict.SPARE, held_by=held_by) if held_by else decision

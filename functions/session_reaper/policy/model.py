@@ -35,6 +35,8 @@ from session_reaper.policy.values import (
 from session_reaper.sessions.session import Names, Slots, State
 from session_reaper.sessions.snapshot import SnapshotScope
 
+_GLOBS, _NETWORKS = one_or_many(read_glob), one_or_many(read_network)
+
 # -- rules ----------------------------------------------------------------------------------------
 
 
@@ -43,12 +45,10 @@ class Match:
     """The conditions of a rule; all that are given must hold. Durations are seconds."""
 
     state: Annotated[tuple[State, ...], one_or_many(one_of(State)), "in one of these states"]
-    role: Annotated[Globs, one_or_many(read_glob), "connected as one of these roles"] = ()
-    database: Annotated[Globs, one_or_many(read_glob), "connected to one of these databases"] = ()
-    application: Annotated[Globs, one_or_many(read_glob), "application_name is one of these"] = ()
-    client: Annotated[
-        Networks, one_or_many(read_network), "client address is in one of these networks"
-    ] = ()
+    role: Annotated[Globs, _GLOBS, "connected as one of these roles"] = ()
+    database: Annotated[Globs, _GLOBS, "connected to one of these databases"] = ()
+    application: Annotated[Globs, _GLOBS, "application_name is one of these"] = ()
+    client: Annotated[Networks, _NETWORKS, "client address is in one of these networks"] = ()
     query: Annotated[
         QueryGlobs,
         one_or_many(read_query_glob),
@@ -63,38 +63,29 @@ class Match:
     connected_for: Annotated[
         float | None,
         read_duration,
-        "connected for at least this long (backend_start); with a connection pool this terminates"
-        " healthy transactions",
+        "connected for at least this long (backend_start); ends healthy transactions of a pool",
     ] = None
     query_for: Annotated[
-        float | None,
-        read_duration,
-        "running its query for at least this long (query_start); active sessions only",
+        float | None, read_duration, "running its query for at least this long; active only"
     ] = None
     waiting_for_client: Annotated[
-        bool | None,
-        boolean,
-        "active but waiting for its client (ClientRead), other than for the rows of a COPY",
+        bool | None, boolean, "active but waiting for its client (ClientRead), except in a COPY"
     ] = None
     blocks: Annotated[
-        int | None,
-        positive_int,
-        "at least this many sessions wait for it, directly or through others, and it waits for none",
+        int | None, positive_int, "root blocker of at least this many waiting sessions"
     ] = None
     blocks_for: Annotated[
         float | None,
         read_duration,
-        "one session, or as many as `blocks` says, have waited for it for at least this long",
+        "as many sessions as `blocks` (default 1) have waited for it for at least this long",
     ] = None
     holds: Annotated[
         tuple[HeldResource, ...],
         one_or_many(one_of(HeldResource)),
-        "holds at least one of these: a transaction ID, a snapshot, locks",
+        "holds one of these: a transaction ID, a snapshot, locks",
     ] = ()
     pins_vacuum_by: Annotated[
-        int | None,
-        positive_int,
-        "its xid or xmin is at least this many transactions old, which holds vacuum back",
+        int | None, positive_int, "holds vacuum back by at least this many transactions"
     ] = None
 
 
@@ -119,12 +110,8 @@ def _read_match(value: object, place: str) -> Match:
 class Threshold:
     """A number of used slots, given as used or as free; exactly one of the two is set."""
 
-    slots_used: Annotated[
-        Decimal | None, read_percent, "at least this percentage of the slots is used"
-    ] = None
-    slots_free: Annotated[
-        int | None, non_negative_int, "at most this many of the slots are free"
-    ] = None
+    slots_used: Annotated[Decimal | None, read_percent, "percentage of the slots used"] = None
+    slots_free: Annotated[int | None, non_negative_int, "number of slots free"] = None
 
     def __str__(self) -> str:
         if self.slots_used is not None:
@@ -164,7 +151,7 @@ class Rule:
     when: Annotated[
         Threshold | None,
         _read_threshold,
-        "the rule applies only while so many of the slots for ordinary roles are used",
+        "apply the rule only while so many of the slots for ordinary roles are used",
     ] = None
     until: Annotated[
         Threshold | None,
@@ -206,14 +193,12 @@ def _check_cancel(rule: Rule, place: str) -> None:
     """Raise ConfigurationError if a cancel would not affect the sessions that the rule matches."""
     if not set(rule.match.state) <= _RUNNING:
         problem = (
-            "cancel does nothing to a session without a running query;"
+            "cancel does nothing to a session without a query;"
             " write state: active or action: terminate"
         )
         raise ConfigurationError(f"{place}.action", problem)
     if rule.match.waiting_for_client:
-        problem = (
-            "cancel does nothing to a session that waits for its client; write action: terminate"
-        )
+        problem = "cancel does nothing to a session waiting for its client; write action: terminate"
         raise ConfigurationError(f"{place}.action", problem)
     if rule.until is not None:
         problem = "a cancel frees no slots; write action: terminate or remove until"
@@ -247,16 +232,12 @@ def _read_rules(value: object, place: str) -> tuple[Rule, ...]:
 class Protect:
     """The sessions that no rule matches; one matching list is enough."""
 
-    roles: Annotated[Globs, one_or_many(read_glob), "connected as one of these roles"] = ()
+    roles: Annotated[Globs, _GLOBS, "connected as one of these roles"] = ()
     applications: Annotated[
-        Globs,
-        one_or_many(read_glob),
-        "application_name is one of these; a weak protection, because any client can set it",
+        Globs, _GLOBS, "application_name is one of these; weak, because any client can set it"
     ] = ()
-    databases: Annotated[Globs, one_or_many(read_glob), "connected to one of these databases"] = ()
-    clients: Annotated[
-        Networks, one_or_many(read_network), "client address is in one of these networks"
-    ] = ()
+    databases: Annotated[Globs, _GLOBS, "connected to one of these databases"] = ()
+    clients: Annotated[Networks, _NETWORKS, "client address is in one of these networks"] = ()
 
     def covers(self, names: Names) -> str | None:
         """Return which of these names is protected, or None."""

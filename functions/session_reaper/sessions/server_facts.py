@@ -6,27 +6,34 @@ from session_reaper.errors import Membership
 from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.providers import Provider
 
-RESERVED_CONNECTIONS_SINCE = 16  # the major version
+RESERVED_CONNECTIONS_SINCE = 16
+"""The first major version with reserved_connections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """The TLS parameters of a connection."""
+    """The TLS parameters of a connection.
+
+    `certificate_until` is UTC, such as 2027-01-31T00:00:00Z, or "" if it cannot be read.
+    """
 
     version: str
     cipher: str
-    certificate_until: str  # UTC, such as 2027-01-31T00:00:00Z; "" if it cannot be read
+    certificate_until: str
     verified: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeout:
-    """A timeout set for a role, a database or both; without either, for the whole server."""
+    """A timeout set for a role, a database or both; without either, for the whole server.
+
+    `value` is None if a setting of our own role hides it.
+    """
 
     role: str | None
     database: str | None
     name: str
-    value: str | None  # None if a setting of our own role hides it
+    value: str | None
 
     @property
     def is_off(self) -> bool:
@@ -45,24 +52,31 @@ class IdleSessions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedTransaction:
-    """A prepared transaction, which holds locks and vacuum back until it is committed or rolled back."""
+    """A transaction prepared some seconds ago, which keeps its locks and holds vacuum back."""
 
     database: str
-    seconds: float  # since it was prepared
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicationSlot:
-    """A replication slot that holds vacuum back."""
+    """A replication slot that holds vacuum back by `held` transactions."""
 
     name: str
     active: bool
-    held: int  # number of transactions that vacuum is held back
+    held: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:
-    """The properties of one server, and what our role may do there."""
+    """The properties of one server, and what our role may do there.
+
+    `granted_reserved` is membership in pg_use_reserved_connections. `reserved_slots` are those that
+    our role may use, or could after that grant. `soon` is 30 days from now by the server's clock, in
+    the form of `certificate_until`. `databases` are those that allow connections. `idle` has the
+    applications with more than one idle session, `prepared` the oldest first, `replication_slots`
+    the largest `held` first.
+    """
 
     version: str
     major: int
@@ -70,16 +84,16 @@ class ServerFacts:
     tls: Tls | None
     role: str
     superuser: bool
-    inherits: bool  # rolinherit
+    inherits: bool
     connection_limit: int | None
-    granted_reserved: bool  # pg_use_reserved_connections
-    reserved_slots: int  # that our role may use, or could after a grant
-    soon: str  # 30 days from now by the server's clock, in the form of certificate_until
-    databases: tuple[str, ...]  # those that allow connections
+    granted_reserved: bool
+    reserved_slots: int
+    soon: str
+    databases: tuple[str, ...]
     timeouts: tuple[Timeout, ...]
-    idle: tuple[IdleSessions, ...]  # applications with more than one idle session
-    prepared: tuple[PreparedTransaction, ...]  # oldest first
-    replication_slots: tuple[ReplicationSlot, ...]  # largest `held` first
+    idle: tuple[IdleSessions, ...]
+    prepared: tuple[PreparedTransaction, ...]
+    replication_slots: tuple[ReplicationSlot, ...]
 
     def in_effect(self, name: str, role: str | None, database: str) -> Timeout | None:
         """Return the setting that applies to a role in a database, if it is known.
