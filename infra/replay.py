@@ -268,7 +268,9 @@ def _read(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401 -- JSON in,
         for key in [*hints, *value]:
             if key not in hints or (key in required and key not in value):
                 problem = "unknown key" if key not in hints else "is missing"
-                raise ConfigurationError(_join(place, key), f"{problem}: another version?")
+                raise ConfigurationError(
+                    _join(place, key), f"{problem}; recorded by another version?"
+                )
         return kind(
             **{key: _read(hints[key], item, _join(place, key)) for key, item in value.items()}
         )

@@ -277,21 +277,25 @@ EXACTLY_ONE = "must have exactly one of slots_used, slots_free"
         (
             a_rule_with(when={"slots_used": "70%"}, until={"slots_used": "70.0%"}),
             (
-                "rules[0].until: slots_used: 70.0% frees nothing; it must be below when (slots_used: 70%)"
+                "rules[0].until: must leave fewer slots used than when (slots_used: 70%), not slots_used: 70.0%"
             ),
         ),
         (
             a_rule_with(when={"slots_free": 5}, until={"slots_free": 5}),
-            ("rules[0].until: slots_free: 5 frees nothing; it must be below when (slots_free: 5)"),
+            (
+                "rules[0].until: must leave fewer slots used than when (slots_free: 5), not slots_free: 5"
+            ),
         ),
         (
             a_rule_with(when={"slots_free": 5}, until={"slots_free": 4}),
-            ("rules[0].until: slots_free: 4 frees nothing; it must be below when (slots_free: 5)"),
+            (
+                "rules[0].until: must leave fewer slots used than when (slots_free: 5), not slots_free: 4"
+            ),
         ),
         (
             a_rule_with(when={"slots_used": "70%"}, until={"slots_used": "85%"}),
             (
-                "rules[0].until: slots_used: 85% frees nothing; it must be below when (slots_used: 70%)"
+                "rules[0].until: must leave fewer slots used than when (slots_used: 70%), not slots_used: 85%"
             ),
         ),
         (

@@ -184,7 +184,7 @@ def _read_rule(value: object, place: str) -> Rule:
         problem = "requires action: cancel; add that, or remove escalate_after"
         raise ConfigurationError(f"{place}.escalate_after", problem)
     if rule.when and rule.until and not _is_below(rule.until, rule.when):
-        problem = f"{rule.until} frees nothing; it must be below when ({rule.when})"
+        problem = f"must leave fewer slots used than when ({rule.when}), not {rule.until}"
         raise ConfigurationError(f"{place}.until", problem)
     return rule
 
