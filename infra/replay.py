@@ -115,7 +115,11 @@ def describe_differences(
     for name, snapshot in snapshots.items():
         first = _by_columns(decide_again(snapshot, before))
         second = _by_columns(decide_again(snapshot, after))
-        changed = [each for each in first if _essence(first[each]) != _essence(second[each])]
+        changed = [
+            each
+            for each in first
+            if _verdict_and_rule(first[each]) != _verdict_and_rule(second[each])
+        ]
         if changed:
             yield f"{name}:"
         for columns in changed:
@@ -165,8 +169,8 @@ def _describe_verdict(decision: Decision) -> str:
     return f"condemned by {decision.rule.name}: {decision.reason}"
 
 
-def _essence(decision: Decision) -> object:
-    """Return what makes two decisions different; reasons quote the thresholds of a policy."""
+def _verdict_and_rule(decision: Decision) -> object:
+    """Return what two decisions are compared by; reasons also quote the thresholds of a policy."""
     rule = decision.rule and (decision.rule.name, decision.rule.action)
     return decision.verdict, rule
 

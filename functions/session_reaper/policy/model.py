@@ -263,11 +263,13 @@ class Protect:
 class Limits:
     """How many sessions a run may signal, whether to terminate or to cancel."""
 
-    max_terminations: Annotated[int, positive_int, "per target and run"] = 100
+    max_terminations: Annotated[int, positive_int, "most sessions per target and run"] = 100
     max_per_application: Annotated[
-        int | None, positive_int, "per application_name, target and run"
+        int | None, positive_int, "most sessions per application_name, target and run"
     ] = None
-    max_per_run: Annotated[int | None, positive_int, "per run, over all targets"] = None
+    max_per_run: Annotated[int | None, positive_int, "most sessions per run, over all targets"] = (
+        None
+    )
     max_share: Annotated[
         Decimal | None,
         read_percent,

@@ -27,8 +27,8 @@ class Wait:
 def map_waiters_by_root(waits: Iterable[Wait]) -> Mapping[int, tuple[Waiter, ...]]:
     """Map the pid of each root blocker, which itself waits for no lock, to its waiters.
 
-    A session that waits is never a root, because ending it frees no one else. A deadlock has no root;
-    the server resolves it. The waiting processes of one parallel query count as one waiter.
+    A session that waits is never a root, because ending it frees no other session. A deadlock has no
+    root; the server resolves it. The waiting processes of one parallel query count as one waiter.
     """
     by_pid: dict[int, Wait] = {}
     for wait in waits:
