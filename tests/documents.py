@@ -208,8 +208,9 @@ def json_values() -> st.SearchStrategy[Any]:
 @st.composite
 def mistaken_documents(draw: st.DrawFn) -> Document:
     """Draw a valid policy in which one value was dropped, renamed, wrapped or replaced."""
-    document: Document = json.loads(json.dumps(draw(policy_documents())))  # a copy without shared values
-    places = [*_places(document)][::-1]  # deep places first, because hypothesis draws those more often
+    document: Document = json.loads(json.dumps(draw(policy_documents())))  # shares no values
+    # Deep places come first, because hypothesis draws the first more often.
+    places = [*_places(document)][::-1]
     holder, key = draw(st.sampled_from(places))
     mistake = draw(st.sampled_from(["slip", "replace", "drop", "rename", "wrap", "move"]))
     if mistake == "slip":
