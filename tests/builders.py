@@ -69,8 +69,8 @@ def some_slots(*, used: int = 97, maximum: int = 100, reserved: int = 3) -> Slot
     return Slots(max=maximum, reserved=reserved, used=used)
 
 
-def a_look(*sessions: Session, **overrides: object) -> Snapshot:
-    """What a role that may see and signal all saw."""
+def a_snapshot(*sessions: Session, **overrides: object) -> Snapshot:
+    """A snapshot taken by a role that may see and signal every session."""
     values = {
         "role": "session_reaper",
         "slots": some_slots(),
@@ -107,7 +107,7 @@ def a_decision(session: Session | None = None, **overrides: object) -> Decision:
         "session": session or a_session(),
         "verdict": Verdict.CONDEMN,
         "rule": replace(a_policy().rules[0], name=name),
-        "reason": "idle in transaction for 15m 1s (idle_for: 5m)",
+        "reasons": ("idle in transaction for 15m 1s (idle_for: 5m)",),
     }
     return Decision(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 

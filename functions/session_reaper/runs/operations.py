@@ -211,7 +211,7 @@ def check(session: TargetSession) -> TargetReport:
             *advise_on_options(session.target),
         ]
     )
-    report = replace(found, advice=advice, checked=Check(server=server, look=look))
+    report = replace(found, advice=advice, checked=Check(server=server, snapshot=look))
     return report if look.can_see else record_error(report, BlindError(look.role, look.membership))
 
 
