@@ -18,6 +18,7 @@ from pg8000.native import literal
 
 from infra.local.certificates import make_tls
 from infra.local.postgres import HOST
+from tests.integration.endpoints import error_response, resolve_here
 from tests.integration.stage import LEAK, PASSWORD, REAPER, policy
 from tests.integration.wire import Impostor, Proxy, hang, unused_port
 
@@ -313,7 +314,7 @@ class Rds:
         startup = _message(connection, typed=False)
         role = startup[8:].split(b"\0")[1].decode()
         if role == self.full:
-            connection.sendall(error("53300", "remaining connection slots are reserved"))
+            connection.sendall(error_response("53300", "remaining connection slots are reserved"))
             return
         connection.sendall(b"R" + struct.pack("!ii", 8, 3))
         token = _message(connection, typed=True)[5:-1].decode()
@@ -362,12 +363,6 @@ def _pump(client: socket.socket, behind: socket.socket, stop: Event) -> None:
                 if not data:
                     return
                 sink.sendall(data)
-
-
-def error(code: str, message: str, **others: str) -> bytes:
-    fields = {"S": "FATAL", "V": "FATAL", "C": code, "M": message, **others}
-    body = b"".join(f"{key}{value}\0".encode() for key, value in fields.items()) + b"\0"
-    return b"E" + struct.pack("!i", len(body) + 4) + body
 
 
 @pytest.fixture
@@ -433,13 +428,8 @@ def test_a_token_is_sent_over_tls_in_place_of_the_password(
 def test_a_token_is_for_the_region_of_the_endpoint(
     stage: Stage, rds: Rds, endpoint: Impostor
 ) -> None:
-    resolve = socket.getaddrinfo
     host = "orders.abc.us-west-2.rds.amazonaws.com"
-
-    def resolved(name: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- the library's own
-        return resolve(HOST if name == host else name, *arguments, **options)
-
-    stage.monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    resolve_here(stage.monkeypatch, host)
     iam(stage, endpoint, rds, host=host, sslmode="verify-ca")
     assert stage.reap().target()["status"] == "ok"
     assert_token(rds.tokens[0], host, endpoint.port, "us-west-2")
@@ -450,13 +440,8 @@ def test_a_token_is_for_the_region_of_the_endpoint(
 def test_a_token_is_not_sent_to_an_rds_endpoint_without_rdss_certificate(
     stage: Stage, rds: Rds, endpoint: Impostor, sslmode: str, auth: str | None
 ) -> None:
-    resolve = socket.getaddrinfo
     host = "orders.abc.us-west-2.rds.amazonaws.com"
-
-    def resolved(name: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- the library's own
-        return resolve(HOST if name == host else name, *arguments, **options)
-
-    stage.monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    resolve_here(stage.monkeypatch, host)
     iam(stage, endpoint, rds, host=host, sslmode=sslmode, auth=auth, sslrootcert=None)
     run = stage.reap()
     assert endpoint.connections
@@ -487,15 +472,19 @@ def test_a_token_is_created_without_aws_and_its_secret_is_cached(
 
 
 REFUSALS: dict[str, Callable[[str], bytes]] = {
-    "RDS's own": lambda _: error("28000", 'PAM authentication failed for user "session_reaper"'),
-    "a wrong password": lambda _: error("28P01", "password authentication failed"),
-    "the token in the message": lambda token: error("28000", f"bad token {token}"),
-    "the token twice": lambda token: error("28000", f"{token} {token}"),
-    "the token beside the message": lambda token: error("28000", "no", D=token, H=token, W=token),
-    "a notice": lambda token: error("01000", token, S="WARNING").replace(b"E", b"N", 1),
-    "no role": lambda token: error("28000", f'role "{token}" does not exist'),
-    "no database": lambda token: error("3D000", f'database "{token}" does not exist'),
-    "no privilege": lambda token: error("42501", f"permission denied for {token}"),
+    "RDS's own": lambda _: error_response(
+        "28000", 'PAM authentication failed for user "session_reaper"'
+    ),
+    "a wrong password": lambda _: error_response("28P01", "password authentication failed"),
+    "the token in the message": lambda token: error_response("28000", f"bad token {token}"),
+    "the token twice": lambda token: error_response("28000", f"{token} {token}"),
+    "the token beside the message": lambda token: error_response(
+        "28000", "no", D=token, H=token, W=token
+    ),
+    "a notice": lambda token: error_response("01000", token, S="WARNING").replace(b"E", b"N", 1),
+    "no role": lambda token: error_response("28000", f'role "{token}" does not exist'),
+    "no database": lambda token: error_response("3D000", f'database "{token}" does not exist'),
+    "no privilege": lambda token: error_response("42501", f"permission denied for {token}"),
     "no protocol": lambda token: b"X" + token.encode(),
     "an unknown method": lambda token: (
         b"R" + struct.pack("!ii", 8 + len(token), 9) + token.encode()
@@ -524,7 +513,7 @@ def test_a_token_that_a_server_repeats_on_refusal_is_not_shown(
 def test_a_token_that_a_server_repeats_later_is_not_shown(
     stage: Stage, rds: Rds, endpoint: Impostor, output: Output
 ) -> None:
-    rds.later = lambda token: error("XX000", f"you came in by {token}")
+    rds.later = lambda token: error_response("XX000", f"you came in by {token}")
     iam(stage, endpoint, rds)
     run = stage.reap()
     assert run.error()["code"] == "XX000"
@@ -534,7 +523,7 @@ def test_a_token_that_a_server_repeats_later_is_not_shown(
 def test_a_full_server_that_repeats_the_token_is_reported_as_full(
     stage: Stage, rds: Rds, endpoint: Impostor, output: Output
 ) -> None:
-    rds.refusal = lambda token: error("53300", f"sorry, too many clients already {token}")
+    rds.refusal = lambda token: error_response("53300", f"sorry, too many clients already {token}")
     iam(stage, endpoint, rds)
     run = stage.reap(seconds=3)
     assert run.target()["status"] == "full"
@@ -551,22 +540,13 @@ def test_no_token_is_sent_to_an_unverified_server(
         iam(stage, endpoint, rds, sslrootcert=other)
     elif trouble == "another host":
         iam(stage, endpoint, rds, host="127.0.0.2")
-        stage.monkeypatch.setattr(socket, "getaddrinfo", _led_here())
+        resolve_here(stage.monkeypatch, "127.0.0.2")
     else:
         iam(stage, endpoint, rds, port=stage.server.port)
     run = stage.reap()
     assert run.error()["code"] == "tls"
     assert "IAM" in run.error()["hint"]
     assert rds.tokens == []
-
-
-def _led_here() -> Callable[..., Any]:
-    resolve = socket.getaddrinfo
-
-    def led(host: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- the library's own
-        return resolve(HOST if host == "127.0.0.2" else host, *arguments, **options)
-
-    return led
 
 
 def test_no_token_is_sent_in_plaintext(stage: Stage) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import ssl
 import struct
 from contextlib import suppress
@@ -14,15 +13,14 @@ import boto3
 import pytest
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
-from moto.backends import get_backend
-from moto.core.models import DEFAULT_ACCOUNT_ID
 
-from infra.local.aws import REGION
 from infra.local.certificates import make_tls
+from tests.integration.endpoints import error_response, reset_rds, resolve_here
 from tests.integration.stage import LEAK, PASSWORD, REAPER
 from tests.integration.wire import Impostor, Proxy, hang
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
     from pathlib import Path
     from threading import Event
@@ -38,18 +36,10 @@ EVENTS: tuple[dict[str, bool], ...] = ({}, {"check": True})
 
 
 @pytest.fixture(autouse=True)
-def _led_here(stage: Stage) -> Iterator[None]:
-    """Resolve every endpoint of RDS to this machine; the ports differ."""
-    resolve = socket.getaddrinfo
-
-    def resolved(host: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- the library's own
-        name = str(host).lower().rstrip(".")
-        here = "127.0.0.1" if name.endswith((".rds.amazonaws.com", ".example")) else host
-        return resolve(here, *arguments, **options)
-
-    stage.monkeypatch.setattr(socket, "getaddrinfo", resolved)
+def _rds_is_here(stage: Stage) -> Iterator[None]:
+    resolve_here(stage.monkeypatch, ".rds.amazonaws.com", ".example")
     yield
-    get_backend("rds")[DEFAULT_ACCOUNT_ID][REGION].reset()
+    reset_rds()
 
 
 @dataclass(kw_only=True)
@@ -83,18 +73,14 @@ class Thief:
             role = data[8:].split(b"\0")[1].decode()
             self.roles.append(role)
             if role == REAPER:
-                connection.sendall(_error("53300", "remaining connection slots are reserved"))
+                connection.sendall(
+                    error_response("53300", "remaining connection slots are reserved")
+                )
                 return
             connection.sendall(b"R" + struct.pack("!ii", 8, 3))
             self.heard.append(connection.recv(65536))
-            connection.sendall(_error("28P01", "no"))
+            connection.sendall(error_response("28P01", "no"))
             hang(connection, stop)
-
-
-def _error(code: str, message: str) -> bytes:
-    fields = {"S": "FATAL", "V": "FATAL", "C": code, "M": message}
-    body = b"".join(f"{key}{value}\0".encode() for key, value in fields.items()) + b"\0"
-    return b"E" + struct.pack("!i", len(body) + 4) + body
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,10 +23,12 @@ from session_reaper.errors import ConfigurationError
 from infra.local.aws import REGION
 from infra.local.postgres import server
 from tests.integration.conftest import prepare
+from tests.integration.endpoints import reset_rds, resolve_here
 from tests.integration.stage import PASSWORD, REAPER, Client, Victim, policy, until
 from tests.integration.wire import Impostor, aws_but_for, hang, http, unused_port
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from mypy_boto3_rds import RDSClient
@@ -41,17 +42,10 @@ SCHEDULED = {"source": "aws.scheduler", "detail-type": "Scheduled Event"}
 
 
 @pytest.fixture(autouse=True)
-def _led_here(stage: Stage) -> Iterator[None]:
-    """Resolve every endpoint of RDS to this machine; the ports differ."""
-    resolve = socket.getaddrinfo
-
-    def resolved(host: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- the library's own
-        here = "127.0.0.1" if str(host).endswith(".rds.amazonaws.com") else host
-        return resolve(here, *arguments, **options)
-
-    stage.monkeypatch.setattr(socket, "getaddrinfo", resolved)
+def _rds_is_here(stage: Stage) -> Iterator[None]:
+    resolve_here(stage.monkeypatch, ".rds.amazonaws.com")
     yield
-    get_backend("rds")[DEFAULT_ACCOUNT_ID][REGION].reset()
+    reset_rds()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
 import ssl
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.deadline import Deadline
@@ -18,6 +17,7 @@ from session_reaper.targets.target import Secret
 
 from infra.local.certificates import make_tls
 from tests.builders import read_target
+from tests.integration.endpoints import resolve_here
 from tests.integration.stage import LEAK
 
 if TYPE_CHECKING:
@@ -115,22 +115,10 @@ def test_a_server_without_tls_is_reported_and_gets_no_plaintext_login(
         assert "Enable TLS" in error["hint"]
 
 
-@pytest.fixture
-def led_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resolve every host name to the loopback address."""
-    resolve = socket.getaddrinfo
-
-    def resolved(host: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-        local = "127.0.0.1" if "." in host and not host[0].isdigit() else host
-        return resolve(local, *arguments, **options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolved)
-
-
-@pytest.mark.usefixtures("led_here")
 def test_a_certificate_for_another_host_is_refused_by_verify_full_only(
     secured: Stage, tls: Tls
 ) -> None:
+    resolve_here(secured.monkeypatch, "db.example")
     for name, sslmode in {"absent": None, "full": "verify-full", "ca": "verify-ca"}.items():
         authority = tls.authority.read_text()
         secured.target(name, sslrootcert=authority, host="db.example", sslmode=sslmode)
@@ -142,11 +130,11 @@ def test_a_certificate_for_another_host_is_refused_by_verify_full_only(
     assert run.target("ca")["status"] == "ok"
 
 
-@pytest.mark.usefixtures("led_here")
 def test_an_rds_endpoint_is_verified_by_the_authorities_of_its_region(
     secured: Stage, tls: Tls, tmp_path: Path
 ) -> None:
     """The shipped certificates, and the test's CA as that of one region."""
+    resolve_here(secured.monkeypatch, ".rds.amazonaws.com")
     shipped = Path(tls_module.__file__).with_name("aws_certificates.pem").read_text()
     certificates = tmp_path / "aws_certificates.pem"
     own = f"# Amazon RDS eu-west-1 Root CA\n{tls.authority.read_text()}"

@@ -45,7 +45,7 @@ def an_instance(identifier: str, cluster: str = "shop", **overrides: object) -> 
         "engine": "aurora-postgresql",
         "host": f"{identifier}.abc.eu-west-1.rds.amazonaws.com",
         "port": 5433,
-        "reader": identifier.endswith("2"),
+        "is_reader": identifier.endswith("2"),
         "secret_arns": (MASTER,),
         "cluster_hosts": (WRITER, READER, CUSTOM),
         "cluster_port": 5433,
@@ -121,7 +121,7 @@ def test_a_fallback_with_the_targets_endpoint_connects_with_its_own_settings(hos
         port=5433,
         role="root",
         auth=Auth.PASSWORD,
-        auth_given=False,
+        is_auth_given=False,
         password="r00t",  # noqa: S106 -- of nothing
         database="admin",
         sslmode=SslMode.VERIFY_CA,
@@ -189,10 +189,10 @@ def test_a_clusters_endpoint_is_accepted_for_each_of_its_instances(host: str) ->
     for target, instance in zip(of_cluster(), SHOP, strict=True):
         found = decide(target, a_fallback(host=host))
         assert (found.host, found.port) == (instance.host, 5433)
-        assert (found.name, found.group, found.reader) == (
+        assert (found.name, found.group, found.is_reader) == (
             target.name,
             target.group,
-            target.reader,
+            target.is_reader,
         )
         assert found.key == target.key
         assert found.sslmode is SslMode.VERIFY_FULL

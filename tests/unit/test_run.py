@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
-from session_reaper.aws.secrets_manager import KEEP_SECONDS, SecretCache, Secrets
+from session_reaper.aws.secrets_manager import KEEP_SECONDS, SecretCache
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
 from session_reaper.report.model import Failure, TargetReport, TargetStatus, record_unfinished
@@ -71,20 +71,27 @@ class SecretsManager:
 
 
 def run(
-    secrets: Mapping[str, object] | SecretsManager,
-    *names: str,
-    cache: SecretCache | None = None,
-    **settings: str,
+    secrets: Mapping[str, object] | SecretsManager, *names: str, **settings: str
 ) -> tuple[TargetReport, ...]:
-    """A run that uses what the cache holds, or a manual run if it has no cache."""
+    return run_with_cache(SecretCache(), secrets, names, settings, bypass_cache=True)
+
+
+def run_with_cache(
+    cache: SecretCache,
+    secrets: Mapping[str, object] | SecretsManager,
+    names: tuple[str, ...],
+    settings: dict[str, str],
+    *,
+    bypass_cache: bool,
+) -> tuple[TargetReport, ...]:
     client: Any = secrets if isinstance(secrets, SecretsManager) else SecretsManager(secrets)
-    bypass_cache = cache is None
-    reader = Secrets(
-        "123456789012", bypass_cache=bypass_cache, cache=cache or SecretCache(), client=client
-    )
     topic = "arn:aws:sns:eu-west-1:123456789012:topic"
-    configured = read_settings({"TOPIC_ARN": topic, **settings})
-    discovery = TargetDiscovery(configured, bypass_cache=bypass_cache, secrets=reader)
+    discovery = TargetDiscovery(
+        read_settings({"TOPIC_ARN": topic, **settings}),
+        bypass_cache=bypass_cache,
+        cache=cache,
+        client=client,
+    )
     return module.run(discovery, names, partial(run_on_target, record, discovery), Deadline(5))
 
 
@@ -103,7 +110,7 @@ BROKEN = a_secret(name="broken", host=None)  # fails before anything goes out to
 def test_a_secret_configured_twice_is_one_target(settings: dict[str, str]) -> None:
     # A name that is invalid without a look-up.
     secrets = {"orders": a_secret(host="no..such..host")}
-    reports = run(secrets, cache=None, **settings)
+    reports = run(secrets, **settings)
     assert [report.name for report in reports] == ["orders"]
     assert reports[0].status is TargetStatus.FAILED
 
@@ -178,25 +185,18 @@ def test_a_scheduled_run_uses_cached_secrets_for_fifteen_minutes() -> None:
     fake = SecretsManager({"a": BROKEN, "b": BROKEN})
     now = [1_000_000.0]
     cache = SecretCache(clock=lambda: now[0])
-    for _ in range(2):
-        run(fake, cache=cache, TARGET_SECRETS="a,b")
-    assert fake.calls == [["a", "b"]]
+
+    def reads(*, bypass_cache: bool) -> list[list[str]]:
+        fake.calls.clear()
+        settings = {"TARGET_SECRETS": "a,b"}
+        run_with_cache(cache, fake, (), settings, bypass_cache=bypass_cache)
+        return [*fake.calls]
+
+    assert reads(bypass_cache=False) == [["a", "b"]]
+    assert reads(bypass_cache=False) == []
+    assert reads(bypass_cache=True) == [["a", "b"]]
     now[0] += KEEP_SECONDS
-    run(fake, cache=cache, TARGET_SECRETS="a,b")
-    assert fake.calls == [["a", "b"]] * 2
-
-
-def test_a_manual_run_bypasses_the_cache_and_updates_it() -> None:
-    fake = SecretsManager({"a": BROKEN})
-    cache = SecretCache()
-    for bypass_cache in (False, True):
-        client: Any = fake
-        reader = Secrets("123456789012", bypass_cache=bypass_cache, cache=cache, client=client)
-        reader.read(["a"], Deadline(5))
-    assert fake.calls == [["a"]] * 2
-    fresh = cache.find(SecretsManager.meta.endpoint_url, "a")
-    assert fresh is not None
-    assert fresh.text == BROKEN
+    assert reads(bypass_cache=False) == [["a", "b"]]
 
 
 def test_an_unknown_target_name_is_an_error() -> None:
@@ -221,7 +221,7 @@ def test_two_broken_secrets_with_one_name_are_two_targets() -> None:
 def test_a_tag_that_no_secret_has_is_an_error() -> None:
     settings = {"TARGET_SECRET_TAG": "reap=ye"}
     with pytest.raises(ConfigurationError, match=r"^TARGET_SECRET_TAG: "):
-        run({"a": BROKEN}, cache=None, **settings)
+        run({"a": BROKEN}, **settings)
 
 
 def test_a_denied_listing_of_secrets_does_not_affect_configured_secrets() -> None:
@@ -231,7 +231,7 @@ def test_a_denied_listing_of_secrets_does_not_affect_configured_secrets() -> Non
 
     fake = Unlisted({"a": BROKEN})
     tag = {"TARGET_SECRET_TAG": "reap=yes"}
-    reports = run(fake, cache=None, TARGET_SECRETS="a", **tag)
+    reports = run(fake, TARGET_SECRETS="a", **tag)
     assert [report.name for report in reports] == ["tag reap=yes", "broken"]
 
 

@@ -101,7 +101,7 @@ def test_every_shape_of_aivens_credentials_describes_the_same_target(shape: str)
         port=21699,
         role="avnadmin",
         auth=Auth.PASSWORD,
-        auth_given=False,
+        is_auth_given=False,
         password=PASSWORD,
         database="defaultdb",
         sslmode=SslMode.REQUIRE,
@@ -285,7 +285,7 @@ def test_a_fallback_secret_that_is_the_password_is_refused_and_not_shown() -> No
 
 
 @pytest.mark.parametrize(
-    ("keys", "auth", "auth_given", "password"),
+    ("keys", "auth", "is_auth_given", "password"),
     [
         ({"auth": "iam", "password": None}, Auth.IAM, True, ""),
         ({"auth": "iam", "password": PASSWORD}, Auth.IAM, True, ""),
@@ -296,10 +296,10 @@ def test_a_fallback_secret_that_is_the_password_is_refused_and_not_shown() -> No
     ],
 )
 def test_iam_is_used_if_the_secret_says_so_or_has_no_password(
-    keys: dict[str, Any], auth: Auth, password: str, *, auth_given: bool
+    keys: dict[str, Any], auth: Auth, password: str, *, is_auth_given: bool
 ) -> None:
     found = read(a_secret(**keys))
-    assert (found.auth, found.auth_given, found.password) == (auth, auth_given, password)
+    assert (found.auth, found.is_auth_given, found.password) == (auth, is_auth_given, password)
 
 
 def test_a_uri_without_a_password_means_iam() -> None:
@@ -345,14 +345,14 @@ def an_instance(identifier: str, **overrides: object) -> Instance:
         "engine": "aurora-postgresql",
         "host": f"{identifier}.abc.eu-west-1.rds.amazonaws.com",
         "port": 5433,
-        "reader": not identifier.endswith("1"),
+        "is_reader": not identifier.endswith("1"),
         "secret_arns": (),
     }
     return Instance(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 
 
 CLUSTER = (an_instance("shop-1"), an_instance("shop-2"), an_instance("shop-auto-3"))
-SOLO = an_instance("solo", cluster="", engine="postgres", reader=False)
+SOLO = an_instance("solo", cluster="", engine="postgres", is_reader=False)
 OTHER = an_instance("other-1", cluster="other")
 
 
@@ -384,7 +384,7 @@ def of_managed(
 
 
 def named(targets: Iterable[Target]) -> list[tuple[str, str, bool]]:
-    return [(each.name, each.group, each.reader) for each in targets]
+    return [(each.name, each.group, each.is_reader) for each in targets]
 
 
 @pytest.mark.parametrize("managed", [True, False])

@@ -240,16 +240,16 @@ def test_a_certificate_that_is_not_a_root_of_aws_is_dropped_with_a_reason(
     assert reason in out
 
 
-def test_a_name_cannot_add_a_line(
-    tmp_path: Path, store: Path, capsys: Capture
-) -> None:
+def test_a_name_cannot_add_a_line(tmp_path: Path, store: Path, capsys: Capture) -> None:
     make(tmp_path, BUNDLE, ROOTS, Made("Amazon RDS a\n-----BEGIN").pem, Made("\x1b[2J", "Evil").pem)
     assert "\n# Amazon RDS a?-----BEGIN\n" in store.read_text("ascii")
     assert "dropped  ?[2J  " in capsys.readouterr().out
     trust_store.main(["--check"])
 
 
-def test_a_certificate_in_two_sources_is_written_once(tmp_path: Path, store: Path, capsys: Capture) -> None:
+def test_a_certificate_in_two_sources_is_written_once(
+    tmp_path: Path, store: Path, capsys: Capture
+) -> None:
     make(tmp_path, BUNDLE, ROOTS, BUNDLE)
     assert store.read_text("ascii").count("BEGIN") == 95
     assert capsys.readouterr().out.count("is there twice") == 90

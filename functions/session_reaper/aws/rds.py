@@ -86,7 +86,7 @@ def _to_instance(instance: Any, cluster: Any) -> Instance:  # noqa: ANN401 -- bo
         engine=instance["Engine"],
         host=instance["Endpoint"]["Address"],
         port=instance["Endpoint"]["Port"],
-        reader=not is_writer.get(identifier, True),
+        is_reader=not is_writer.get(identifier, True),
         secret_arns=tuple(arn for arn in secrets if arn),
         cluster_hosts=tuple(host for host in hosts if host) if identifier in is_writer else (),
         cluster_port=cluster.get("Port", 0),

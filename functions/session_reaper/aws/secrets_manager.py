@@ -70,12 +70,12 @@ class Secrets:
     def __init__(
         self,
         account: str,
+        cache: SecretCache,
         *,
         bypass_cache: bool,
-        cache: SecretCache = PROCESS_CACHE,
         client: "SecretsManagerClient | None" = None,
     ) -> None:
-        """`account` is the function's own; `bypass_cache` reads each secret from AWS."""
+        """`account`: the function's own. `bypass_cache`: read each secret from AWS."""
         self._client: SecretsManagerClient = client or get_client("secretsmanager")
         self._account = account
         self._bypass_cache = bypass_cache

@@ -91,7 +91,7 @@ def _connect_or_reread(
 def _explain_refused_token(target: Target, error: TargetError) -> TargetError:
     """Add to an error that the login used an IAM token."""
     is_rds = provider_of(target.host) in (Provider.RDS, Provider.AURORA)
-    if target.auth_given or is_rds:
+    if target.is_auth_given or is_rds:
         return TargetError(error.code, error.message, _IAM_HINT + error.hint)
     # Other servers do not accept tokens, so the password was probably forgotten.
     problem = "password is missing, and connecting with an IAM token in its place failed"

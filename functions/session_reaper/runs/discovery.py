@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Lock
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from session_reaper.aws.rds import UNLISTED, list_instances
-from session_reaper.aws.secrets_manager import BATCH, Secrets
+from session_reaper.aws.secrets_manager import BATCH, PROCESS_CACHE, SecretCache, Secrets
 from session_reaper.deadline import Deadline
 from session_reaper.documents import key_label
 from session_reaper.errors import ConfigurationError
@@ -29,6 +29,9 @@ from session_reaper.targets.secret_document import (
 )
 from session_reaper.targets.target import RdsListing, Secret, Target, TargetKey, name_of_secret
 
+if TYPE_CHECKING:
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+
 T = TypeVar("T")
 U = TypeVar("U")
 _Found = Target | TargetReport  # a report stands for a target that could not be found
@@ -38,12 +41,17 @@ class TargetDiscovery:
     """Finds the targets of one run, and rereads their secrets when a login fails. Thread-safe."""
 
     def __init__(
-        self, settings: Settings, *, bypass_cache: bool, secrets: Secrets | None = None
+        self,
+        settings: Settings,
+        *,
+        bypass_cache: bool,
+        cache: SecretCache = PROCESS_CACHE,
+        client: "SecretsManagerClient | None" = None,
     ) -> None:
-        """`bypass_cache` reads each secret from AWS; it has no effect if `secrets` is given."""
+        """`bypass_cache`: read each secret from AWS. `client`: in place of the shared one."""
         account = settings.topic_arn.split(":")[4]
         self._settings = settings
-        self._secrets = secrets or Secrets(account, bypass_cache=bypass_cache)
+        self._secrets = Secrets(account, cache, bypass_cache=bypass_cache, client=client)
         self._listing: RdsListing | None = None
         self._listing_lock = Lock()
 

@@ -60,7 +60,7 @@ def create_report(target: Target) -> TargetReport:
         name=target.name,
         secret=target.secret_name,
         key=target.key,
-        reader=target.reader,
+        reader=target.is_reader,
         advice=tuple(advise_on_connection(target)),
     )
 

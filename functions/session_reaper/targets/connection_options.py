@@ -18,7 +18,6 @@ class Option:
     `accepted` holds the values that match what the reaper does anyway; None means any value.
     """
 
-    honoured: bool = False
     accepted: frozenset[str] | None = frozenset()
     hint: str = ""  # what to write instead of a refused value
 
@@ -36,7 +35,7 @@ class OptionProblem:
         return f"connection option {self.name} holds an unsupported value"
 
 
-_HONOURED: Final = Option(honoured=True, accepted=None)
+_HONOURED: Final = Option(accepted=None)
 _ACCEPTED: Final = Option(accepted=None)
 
 

@@ -99,7 +99,7 @@ def decide_fallback(
         group=target.group,
         secret_arn=target.secret_arn,
         instance=target.instance,
-        reader=target.reader,
+        is_reader=target.is_reader,
         unlisted=target.unlisted,
         fallback_secret=target.fallback_secret,
         instead_of=target.role,

@@ -4,7 +4,8 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from enum import StrEnum
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from session_reaper.documents import UNSENDABLE
@@ -24,6 +25,7 @@ from session_reaper.targets.target import (
     is_secret_id,
 )
 
+_Choice = TypeVar("_Choice", bound=StrEnum)
 _DEFAULT_PORT = 5432
 _HIGHEST_PORT = 65535
 
@@ -56,10 +58,10 @@ class ParsedSecret:
         return self.lacks_host or bool(self.cluster)
 
     def covers(self, instance: Instance) -> bool:
-        """Return whether the secret is for this instance."""
+        """Return whether the secret is for this instance, if it needs RDS."""
         if self.lacks_host:
             return self.secret.arn in instance.secret_arns
-        return instance.cluster != "" and instance.cluster == self.cluster
+        return self.cluster != "" and instance.cluster == self.cluster
 
     def error(self, problem: str, hint: str) -> SecretError:
         """Build an error that names the secret."""
@@ -101,11 +103,15 @@ def resolve_targets(parsed: ParsedSecret, listing: RdsListing) -> tuple[Target, 
     for instance in found:
         if not _is_postgres(instance.engine):
             raise parsed.error(f"engine {instance.engine} is not PostgreSQL", _NOT_POSTGRES_HINT)
-    placed = [_place(parsed, each) for each in found if parsed.whole_clusters or not each.reader]
+    placed = [_place(parsed, each) for each in found if parsed.whole_clusters or not each.is_reader]
     if not placed and parsed.lacks_host:
         raise _explain_unknown_host(parsed, listing)
-    alone = replace(parsed.target, unlisted=_explain_unlisted(parsed, listing))
-    return tuple(_secure_iam(parsed, target) for target in placed or [alone])
+    if not placed and parsed.cluster:
+        unlisted = f"RDS lists no running instance of {parsed.cluster} in this account and region."
+        if listing.problem:
+            unlisted = f"{listing.problem}. {listing.hint}"
+        placed = [replace(parsed.target, unlisted=unlisted)]
+    return tuple(_secure_iam(parsed, target) for target in placed or [parsed.target])
 
 
 def read_own_endpoint(secret: Secret) -> Target:
@@ -152,7 +158,7 @@ def _secure_iam(parsed: ParsedSecret, target: Target) -> Target:
     verified = require_verified_for_iam(target)
     if verified is not None:
         return verified
-    if not target.auth_given:
+    if not target.is_auth_given:
         raise parsed.error(*_PASSWORD_MISSING)
     problem = f"auth iam needs a verified connection, but sslmode is {target.sslmode}"
     raise parsed.error(problem, IAM_NEEDS_VERIFICATION)
@@ -165,14 +171,6 @@ def _explain_unknown_host(parsed: ParsedSecret, listing: RdsListing) -> SecretEr
     problem = "host is missing, and RDS lists no running instance that has this secret"
     hint = "Add host if the instance is in another account or region; otherwise remove the secret"
     return parsed.error(problem, f"{hint} from the targets.")
-
-
-def _explain_unlisted(parsed: ParsedSecret, listing: RdsListing) -> str:
-    if not parsed.cluster:
-        return ""
-    if listing.problem:
-        return f"{listing.problem}. {listing.hint}"
-    return f"RDS lists no running instance of {parsed.cluster} in this account and region."
 
 
 def _place(parsed: ParsedSecret, instance: Instance) -> Target:
@@ -188,7 +186,7 @@ def _place(parsed: ParsedSecret, instance: Instance) -> Target:
         group=group,
         host=instance.host,
         port=instance.port,
-        reader=instance.reader,
+        is_reader=instance.is_reader,
         instance=instance.identifier if is_member else "",
     )
 
@@ -346,9 +344,9 @@ class _Reader:
     def target_at(self, host: str, port: int) -> Target:
         """Build the target at this endpoint, with the TLS mode as written."""
         sslmode = self._sslmode()
-        auth, auth_given = self._auth(), bool(self.optional("auth"))
+        auth, is_auth_given = self._auth(), bool(self.optional("auth"))
         if auth is Auth.IAM and sslmode is SslMode.DISABLE:
-            if not auth_given:
+            if not is_auth_given:
                 raise self.error(*_PASSWORD_MISSING)
             problem = (
                 "auth iam needs TLS: with sslmode disable the token would be sent in plaintext"
@@ -362,13 +360,13 @@ class _Reader:
             port=port,
             role=self.required("username") and self.text_but_uri("username"),
             auth=auth,
-            auth_given=auth_given,
+            is_auth_given=is_auth_given,
             password=self.required("password") if auth is Auth.PASSWORD else "",
             database=self.text_but_uri("dbname") or "postgres",
             sslmode=sslmode,
             sslrootcert=self._sslrootcert(),
             fallback_secret=self._fallback_secret(),
-            channel_binding=self._channel_binding(),
+            channel_binding=self._choice("channel_binding", ChannelBinding, ChannelBinding.PREFER),
             allowed_auth=self._allowed_auth(),
             ignored_options=self._ignored,
         )
@@ -379,7 +377,7 @@ class _Reader:
         """Refuse options that contradict each other, with which no login can succeed."""
         binding = target.channel_binding is ChannelBinding.REQUIRE
         if target.auth is Auth.IAM and (binding or AuthMethod.PASSWORD not in target.allowed_auth):
-            if not target.auth_given:
+            if not target.is_auth_given:
                 raise self.error(*_PASSWORD_MISSING)
             option = "channel_binding" if binding else "require_auth"
             problem = f"{option} does not allow auth iam: a token is sent as a clear-text password"
@@ -415,14 +413,6 @@ class _Reader:
             raise self.error(problem, "Store the credentials as a secret, and write its name here.")
         return value or None
 
-    def _channel_binding(self) -> ChannelBinding:
-        """Read channel_binding; as in libpq, the default is prefer."""
-        try:
-            return ChannelBinding(self.optional("channel_binding") or ChannelBinding.PREFER)
-        except ValueError:
-            hint = f"Write one of {', '.join(ChannelBinding)}."
-            raise self.error("channel_binding has an unknown value", hint) from None
-
     def _allowed_auth(self) -> frozenset[AuthMethod]:
         """Read require_auth: methods to allow, or methods to refuse, each with ! before it."""
         written = self.optional("require_auth")
@@ -443,24 +433,22 @@ class _Reader:
 
     def _auth(self) -> Auth:
         """Read auth; the default is IAM if the secret has no password."""
-        inferred = Auth.PASSWORD if self.optional("password") else Auth.IAM
-        try:
-            return Auth(self.optional("auth") or inferred)
-        except ValueError:
-            raise self.error(
-                "auth has an unknown value", f"Write one of {', '.join(Auth)}."
-            ) from None
+        return self._choice("auth", Auth, Auth.PASSWORD if self.optional("password") else Auth.IAM)
 
     def _sslmode(self) -> SslMode:
         """Read sslmode; the default is the strictest."""
+        if self.optional("sslmode") in ("prefer", "allow"):
+            problem = "sslmode prefer and allow are refused: they may connect in plaintext"
+            raise self.error(problem, f"Write one of {', '.join(SslMode)}.")
+        return self._choice("sslmode", SslMode, SslMode.VERIFY_FULL)
+
+    def _choice(self, key: str, choices: type[_Choice], default: _Choice) -> _Choice:
+        """Read one of several values; the default if the key is absent or empty."""
         try:
-            return SslMode(self.optional("sslmode") or SslMode.VERIFY_FULL)
+            return choices(self.optional(key) or default)
         except ValueError:
-            hint = f"Write one of {', '.join(SslMode)}."
-            if self.optional("sslmode") in ("prefer", "allow"):
-                problem = "sslmode prefer and allow are refused: they may connect in plaintext"
-                raise self.error(problem, hint) from None
-            raise self.error("sslmode has an unknown value", hint) from None
+            hint = f"Write one of {', '.join(choices)}."
+            raise self.error(f"{key} has an unknown value", hint) from None
 
     def error(self, problem: str, hint: str) -> SecretError:
         """Build an error that names the secret."""

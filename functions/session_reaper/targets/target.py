@@ -68,7 +68,7 @@ class Instance:
     engine: str
     host: str
     port: int
-    reader: bool  # a member of a cluster that is not its writer
+    is_reader: bool  # a member of a cluster that is not its writer
     secret_arns: tuple[str, ...]  # the managed master secrets of the instance and its cluster
     cluster_hosts: tuple[str, ...] = ()  # the cluster's writer, reader and custom endpoints
     cluster_port: int = 0
@@ -94,14 +94,14 @@ class Target:
     port: int
     role: str
     auth: Auth
-    auth_given: bool  # False: IAM is assumed because the secret has no password
+    is_auth_given: bool  # False: IAM is assumed because the secret has no password
     password: str = field(repr=False)  # or an IAM token; "" until the token is made
     database: str
     sslmode: SslMode
     sslrootcert: str | None = field(repr=False)  # PEM
     fallback_secret: str | None  # used if the server has no slot for this role
     instead_of: str | None = None  # the target's own role, if this is the fallback secret's
-    reader: bool = False
+    is_reader: bool = False
     unlisted: str = ""  # why only this host of the cluster is a target
     channel_binding: ChannelBinding = ChannelBinding.PREFER
     allowed_auth: frozenset[AuthMethod] = ANY_AUTH
