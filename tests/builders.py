@@ -12,6 +12,8 @@ from session_reaper.policy.model import Policy, read_policy
 from session_reaper.report.model import Outcome, Report, SessionResult, TargetReport
 from session_reaper.sessions.session import Identity, Session, Slots, State
 from session_reaper.sessions.snapshot import Snapshot
+from session_reaper.targets.secret_document import parse_secret, resolve_targets
+from session_reaper.targets.target import RdsListing, Secret, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -145,3 +147,11 @@ def a_secret(**overrides: object) -> str:
         "dbInstanceIdentifier": "orders",
     } | overrides
     return json.dumps({key: value for key, value in document.items() if value is not None})
+
+
+def read_target(secret: Secret, *, whole_clusters: bool = False) -> Target:
+    """The one target of a secret that does not need RDS."""
+    parsed = parse_secret(secret, whole_clusters=whole_clusters)
+    assert not parsed.needs_rds
+    (target,) = resolve_targets(parsed, RdsListing())
+    return target

@@ -59,8 +59,8 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     mode = lowest_mode(settings.mode, policy.mode, request.mode)
     run_id = context.aws_request_id or str(uuid4())
     logger.append_keys(run_id=run_id, mode=str(mode))
-    # Who has just changed a secret and tries it by hand wants it read.
-    directory = TargetDiscovery(settings, fresh=not is_scheduled(event))
+    # A manual run often follows a change of a secret.
+    directory = TargetDiscovery(settings, bypass_cache=not is_scheduled(event))
     work = partial(run_on_target, _operation(request, policy, mode), directory)
     logs = OutcomeLogs()
     targets: tuple[TargetReport, ...] = ()

@@ -109,7 +109,7 @@ def test_the_reaper_is_never_in_a_transaction_block(stage: Stage) -> None:
 @pytest.fixture
 def reaper(stage: Stage) -> Iterator[Server]:
     stage.target()
-    (target,) = TargetDiscovery(read_settings(), fresh=True).find([], Deadline(10))
+    (target,) = TargetDiscovery(read_settings(), bypass_cache=True).find([], Deadline(10))
     assert isinstance(target, Target)
     server = Server.connect(target, Deadline(10))
     yield server

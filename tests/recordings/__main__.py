@@ -65,7 +65,7 @@ def _take_snapshot(running: PostgresServer) -> object:
         group="orders",
         secret_arn="",
         auth=Auth.PASSWORD,
-        auth_given=False,
+        is_auth_given=False,
         fallback_secret=None,
         host=running.host,
         port=running.port,
