@@ -109,7 +109,7 @@ def _target_document(
 
 
 def _check_document(check: Check) -> dict[str, Any]:
-    server, look = check.server, check.look
+    server, look = check.server, check.snapshot
     return {
         "version": server.version,
         "provider": server.provider.value,

@@ -1,4 +1,4 @@
-"""The facts about one server that advice rests on, and what a check finds."""
+"""The facts about one server that advice is based on, and the result of a check."""
 
 from dataclasses import dataclass
 
@@ -11,32 +11,32 @@ RESERVED_CONNECTIONS_SINCE = 16  # the major version
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """How the connection is secured."""
+    """The TLS of a connection."""
 
     version: str
     cipher: str
-    certificate_until: str  # UTC, as 2027-01-31T00:00:00Z; "" if that cannot be read
+    certificate_until: str  # UTC, as 2027-01-31T00:00:00Z; "" if it cannot be read
     verified: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeout:
-    """A server-side timeout as somebody has set it; of no role and no database: the server's own."""
+    """A timeout as it is set for a role, a database, both, or (neither) the whole server."""
 
     role: str | None
     database: str | None
     name: str
-    value: str | None  # None: a setting of our own role hides it
+    value: str | None  # None if a setting of our own role hides it
 
     @property
     def is_off(self) -> bool:
-        """Whether it is known to be 0, in whatever unit somebody wrote it."""
+        """Whether the value is known to be 0, in any unit."""
         return self.value is not None and not self.value.strip(" 0.dhimnsu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdleSessions:
-    """How many sessions one application holds without using them."""
+    """The number of idle sessions of one application and role."""
 
     application: str
     role: str
@@ -45,7 +45,7 @@ class IdleSessions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedTransaction:
-    """A prepared transaction: it holds its locks and vacuum until somebody ends it by its name."""
+    """A prepared transaction, which holds its locks and vacuum until it is committed or rolled back."""
 
     database: str
     seconds: float  # since it was prepared
@@ -57,12 +57,12 @@ class ReplicationSlot:
 
     name: str
     active: bool
-    held: int  # transactions
+    held: int  # transactions held back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:
-    """What one server is, and what our role may do there."""
+    """One server, and the rights of our role on it."""
 
     version: str
     major: int
@@ -73,35 +73,38 @@ class ServerFacts:
     inherits: bool  # rolinherit
     connection_limit: int | None
     granted_reserved: bool  # pg_use_reserved_connections
-    reserved_slots: int  # kept for roles like this one, or for those that are granted to use them
-    soon: str  # the server's clock, 30 days from now, in the form of certificate_until
-    databases: tuple[str, ...]  # that take connections
+    reserved_slots: int  # for roles like ours, or for members of pg_use_reserved_connections
+    soon: str  # 30 days from now by the server's clock, in the format of certificate_until
+    databases: tuple[str, ...]  # those that accept connections
     timeouts: tuple[Timeout, ...]
-    idle: tuple[IdleSessions, ...]  # of more than one
+    idle: tuple[IdleSessions, ...]  # groups of at least two
     prepared: tuple[PreparedTransaction, ...]  # oldest first
-    replication_slots: tuple[ReplicationSlot, ...]  # that hold most first
+    replication_slots: tuple[ReplicationSlot, ...]  # those that hold back most first
 
     def in_effect(self, name: str, role: str | None, database: str) -> Timeout | None:
-        """The setting that a role (None: one without its own) meets in a database, if it is known."""
+        """Return the timeout that applies to a role in a database; None if it is unknown.
+
+        `role`: None for a role without a setting of its own.
+        """
         by_place = {(t.role, t.database): t for t in self.timeouts if t.name == name}
         places = ((role, database), (role, None), (None, database), (None, None))
         return next((by_place[place] for place in places if place in by_place), None)
 
     @property
     def membership(self) -> Membership:
-        """How the role uses what it is granted."""
+        """How our role uses the privileges of roles that it is a member of."""
         return Membership(server_version=10_000 * self.major, inherits=self.inherits)
 
     @property
     def has_reserved_slot(self) -> bool:
-        """Whether the role gets in when every ordinary slot is taken."""
-        since = self.major >= RESERVED_CONNECTIONS_SINCE and not self.superuser
-        return self.reserved_slots > 0 and (self.granted_reserved or not since)
+        """Whether our role can connect when every ordinary slot is used."""
+        needs_grant = self.major >= RESERVED_CONNECTIONS_SINCE and not self.superuser
+        return self.reserved_slots > 0 and (self.granted_reserved or not needs_grant)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """What a check found: the server, and what can be seen of its sessions and slots."""
+    """The result of a check: the server's facts, and a snapshot without sessions."""
 
     server: ServerFacts
-    look: Snapshot
+    snapshot: Snapshot

@@ -10,10 +10,11 @@ from session_reaper.sessions.redaction import redact
 
 
 class State(StrEnum):
-    """The states of `pg_stat_activity.state` that a rule may name.
+    """The values of `pg_stat_activity.state` that a rule may name.
 
-    The others are protected: NULL (a background process), `disabled` (`track_activities` is off:
-    what it does is unknown) and `starting` (PostgreSQL 18, not signed in yet).
+    Sessions in other states are protected: NULL (a background process), `disabled`
+    (`track_activities` is off, so the state is unknown) and `starting` (PostgreSQL 18: not logged
+    in yet).
     """
 
     ACTIVE = "active"
@@ -25,9 +26,9 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What must all still hold when a session is signalled.
+    """The values of a session that must not have changed when it is signalled.
 
-    The moments are the server's own text, to the microsecond, and go back to it unread.
+    Moments are the server's text, with microseconds, and are sent back unparsed.
     """
 
     pid: int
@@ -38,7 +39,7 @@ class Identity:
     state: State
 
     def continues(self, earlier: "Identity") -> bool:
-        """Whether this is the same transaction, or the same idling between two, looked at later."""
+        """Return whether this is a later state of the same transaction, or of the same idle time."""
         return (self.pid, self.backend_start, self.xact_start) == (
             earlier.pid,
             earlier.backend_start,
@@ -47,43 +48,33 @@ class Identity:
 
 
 class Names(NamedTuple):
-    """What sessions share, and patterns are held against."""
+    """The names of a session that patterns are matched against."""
 
     role: str
     database: str
     application: str
 
 
-class Held:
-    """Keeps a claim on the memory that it takes for as long as it is there."""
-
-    __slots__ = ("_claim",)  # no field: it is no part of the value
-
-    def hold(self, claim: object) -> None:
-        """Keep a claim."""
-        object.__setattr__(self, "_claim", claim)
-
-
-@dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached_property
-class Session(Held):
-    """One client backend other than our own. Ages are seconds by the server's clock, never < 0."""
+@dataclass(frozen=True, kw_only=True)  # no slots: a cached_property needs __dict__
+class Session:
+    """One client backend other than our own. Ages are seconds by the server's clock, at least 0."""
 
     identity: Identity
     role: str
     database: str
     application: str  # "" where the client gave none
     client: str | None  # None on a Unix socket
-    query: str = field(repr=False)  # raw: holds literals, must not leave without redaction
-    query_id: str | None = None  # 64 bits; None before 14, or if the server computes none
+    query: str = field(repr=False)  # with literals: redact it before showing it
+    query_id: str | None = None  # 64 bits; None before 14 or if the server does not compute it
     idle_seconds: float  # since state_change
     transaction_seconds: float | None  # since xact_start
     connected_seconds: float  # since backend_start
     query_seconds: float | None  # since query_start; None unless active
-    waiting_for_client: bool  # active, its wait event is ClientRead, and no COPY reads from there
+    waiting_for_client: bool  # active with the wait event ClientRead, but not because of a COPY
     xid_age: int | None  # transactions since it took its xid; None if it has none
     xmin_age: int | None  # transactions since its snapshot; None if it has none
-    locks: int | None  # granted on objects; None if nobody asked
-    waiters: tuple[Waiter, ...]  # longest first; empty if nobody asked
+    locks: int | None  # granted locks on objects; None if the snapshot left them out
+    waiters: tuple[Waiter, ...]  # longest first; empty if the snapshot left them out
     superuser: bool
     replication: bool
     own_role: bool
@@ -91,22 +82,22 @@ class Session(Held):
 
     @property
     def state(self) -> State:
-        """The state it was in when we looked."""
+        """The state at the time of the snapshot."""
         return self.identity.state
 
-    @cached_property  # up to 1.5 ms each, and needed for two lines of the log and the report
+    @cached_property  # up to 1.5 ms each; log and report use it several times
     def redacted_query(self) -> str:
-        """The query as it may be shown."""
+        """The query without literals and comments."""
         return redact(self.query)
 
     @property
     def names(self) -> Names:
-        """Its names."""
+        """The names that patterns are matched against."""
         return Names(self.role, self.database, self.application)
 
     @property
     def pinned(self) -> int:
-        """By how many transactions it holds vacuum back."""
+        """The number of transactions by which the session holds vacuum back."""
         return max(self.xid_age or 0, self.xmin_age or 0)
 
 
@@ -115,12 +106,12 @@ class Slots:
     """Connection slots. `used` counts client backends other than our own connection."""
 
     max: int
-    reserved: int  # every kind: superuser, reserved_connections, the provider's
+    reserved: int  # for superusers, by reserved_connections, and by the provider
     used: int
 
     @property
     def usable(self) -> int:
-        """What ordinary roles can use."""
+        """The slots that ordinary roles can use."""
         return self.max - self.reserved
 
     def __str__(self) -> str:

@@ -9,66 +9,68 @@ from session_reaper.sessions.session import Session, Slots, State
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotScope:
-    """What a look has to bring; the rest stays on the server."""
+    """The parts of a snapshot that the rules need; the rest stays on the server."""
 
-    idle_floors: Mapping[State, float]  # sessions in these states, for at least so many seconds
-    waits: bool  # who waits on whom: costs the server a moment of its lock manager
-    locks: bool  # how many each holds: as above
+    idle_floors: Mapping[State, float]  # the sessions in a state for at least so many seconds
+    # Both stop the server's lock manager for a moment.
+    waits: bool  # the waiters of each root blocker
+    locks: bool  # the number of locks that each session holds
 
 
-NO_SESSIONS = SnapshotScope(
-    idle_floors={}, waits=False, locks=False
-)  # but the slots and our rights
+NO_SESSIONS = SnapshotScope(idle_floors={}, waits=False, locks=False)
 ALL_SESSIONS = SnapshotScope(idle_floors=dict.fromkeys(State, 0.0), waits=True, locks=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerIdentity:
-    """Tells one running server from another, and from itself before a restart.
+    """Distinguishes a running server from other servers, and from itself before a restart.
 
-    Moments are microseconds since 1970 by the server's clock. An address would not do: one server
-    has several, and behind one of them stand several servers.
+    Moments are microseconds since 1970 by the server's clock. Addresses do not identify a server:
+    a server may have several, and several servers may share one.
     """
 
-    started: int  # the postmaster
-    # A crash of one backend restarts this process, and ends every session, under the same postmaster.
+    started: int  # of the postmaster
+    # The crash of a backend ends every session and restarts the checkpointer, not the postmaster.
     checkpointer: int | None  # pid; None if the server shows no such process
     checkpointer_started: int | None
 
     def is_same(self, other: "ServerIdentity", *, hidden: bool) -> bool:
-        """Return whether both are one server; with `hidden` its processes cannot be compared."""
+        """Return whether both are the same server.
+
+        `hidden`: the server hides its processes from us, so only `started` is compared.
+        """
         return self.started == other.started if hidden else self == other
 
     def is_later_than(self, moment: int) -> bool:
-        """Return whether it began to run after a moment: then it cannot have been there before."""
+        """Return whether the server started after a moment."""
         return max(self.started, self.checkpointer_started or 0) > moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What is left of the signalled sessions, and the slots used at that moment, on one server."""
+    """The signalled sessions that remain on a server, and the slots used at the same moment."""
 
     server: ServerIdentity
-    remaining: frozenset[int]  # pids: still there, or still at the query that was cancelled
+    remaining: frozenset[int]  # pids of sessions that exist, or still run their cancelled query
     used: int | None  # client backends other than our own; None if sessions are hidden from us
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """One look at one server."""
+    """The state of one server at one moment."""
 
-    role: str  # ours
+    role: str  # our role
     slots: Slots
     can_see: bool  # other roles' sessions
-    can_signal: bool  # sessions of every role that is no superuser
+    can_signal: bool  # sessions of every role except superusers
     untracked: int  # client backends whose state is `disabled`
     reader: bool  # in recovery: a replica
-    behind_pooler: bool  # we talk to a pooler: what it shows are its own sessions
-    # A recording of an older release has none of these.
+    behind_pooler: bool  # we are connected to a pooler, whose server shows the pooler's sessions
+    # Recordings of older releases lack the following three.
     server: ServerIdentity | None = None
     taken_at: int = 0  # microseconds since 1970, by the server's clock
     membership: Membership = UNKNOWN_MEMBERSHIP
-    # Of all client backends but our own connection.
+    # Of all client backends except our own connection; older recordings lack them too.
     states: Mapping[State, int] = field(default_factory=dict)
-    oldest_idle_in_transaction: float = 0.0  # seconds, aborted or not; 0 if none is
+    oldest_idle_in_transaction: float = 0.0  # seconds, including aborted ones; 0 if there is none
     sessions: tuple[Session, ...]  # those that a rule could match, in no order
