@@ -25,18 +25,13 @@ class NoMemoryLeftError(Exception):
 
 
 class MemoryBudget:
-    """A number of bytes that threads share."""
+    """A number of bytes that threads share; `available` are not claimed."""
 
     def __init__(self, size: int) -> None:
-        self._available = size
+        self.available = size
         # Its lock is reentrant: the garbage collector may call `release` within the other methods.
         self._changed = Condition()
         self._decoding = Lock()
-
-    @property
-    def available(self) -> int:
-        """The bytes that are not claimed."""
-        return self._available
 
     def claim(self, size: int, deadline: Deadline) -> None:
         """Claim bytes, waiting for them until the deadline. Raises NoMemoryLeftError.
@@ -46,17 +41,17 @@ class MemoryBudget:
         """
         with self._changed:
             if not self._changed.wait_for(
-                lambda: size <= self._available // 2, deadline.remaining()
+                lambda: size <= self.available // 2, deadline.remaining()
             ):
                 raise NoMemoryLeftError
-            self._available -= size
+            self.available -= size
 
     def resize(self, claimed: int, size: int) -> None:
         """Replace a claim by one of another size, without waiting. Raises NoMemoryLeftError."""
         with self._changed:
-            if size - claimed > self._available:
+            if size - claimed > self.available:
                 raise NoMemoryLeftError
-            self._available += claimed - size
+            self.available += claimed - size
             self._changed.notify_all()
 
     def release(self, size: int) -> None:

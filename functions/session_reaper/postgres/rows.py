@@ -101,17 +101,20 @@ def read_grants(row: Row, role: str) -> tuple[str, ...]:
 
 
 def read_signalled(row: Row) -> bool | None:
-    """Read the answer to signal.sql. Raises TargetError."""
+    """Read the answer to signal.sql: whether the signal was sent, None if the session is hidden.
+
+    Raises TargetError.
+    """
     flags: dict[object, bool | None] = {b"t": True, b"f": False, None: None}
     if len(row) != 1 or row[0] not in flags:
         raise _to_target_error("signal", _InvalidError("signalled"))
     return flags[row[0]]
 
 
-def _to_target_error(what: str, error: _InvalidError) -> TargetError:
+def _to_target_error(statement: str, error: _InvalidError) -> TargetError:
     return TargetError(
         "answer",
-        f"the server's answer to the {what} has an invalid value at {error}",
+        f"the server's answer to the {statement} has an invalid value at {error}",
         "Check that host and port in the secret lead to PostgreSQL itself, not to a server that only"
         " resembles it.",
     )
@@ -348,9 +351,9 @@ def _check_cost(waits: Sequence[Wait]) -> None:
     A thousand sessions in one queue make half a million links to one root.
     """
     links = sum(len(wait.blocked_by) for wait in waits)
-    ahead = {pid for wait in waits for pid in wait.blocked_by}
-    roots = ahead - {wait.waiter.pid for wait in waits}
+    blockers = {pid for wait in waits for pid in wait.blocked_by}
     pids = {wait.waiter.pid for wait in waits}
+    roots = blockers - pids
     if links * len(roots) > _MOST_STEPS or len(waits) - len(pids) > _MOST_WORKERS:
         raise _InvalidError("waits")
 
@@ -427,32 +430,22 @@ _are_ages: Final = _make_number_check(-_INT32 - 1, _INT32, int)
 
 _COLUMN_CHECKS: Final[Mapping[str, _Check]] = {
     "pid": _make_number_check(1, _INT32, int),
-    "backend_start": _are_moments,
-    "xact_start": _are_moments,
-    "state_change": _are_moments,
-    "query_start": _are_moments,
+    **dict.fromkeys(("backend_start", "xact_start", "state_change", "query_start"), _are_moments),
     "state": _make_text_check(_NAME_LENGTH, frozenset(map(str, State)).__contains__),
-    "role": _are_names,
-    "database": _are_names,
-    "application": _are_names,
+    **dict.fromkeys(("role", "database", "application"), _are_names),
     "client": _make_text_check(_NAME_LENGTH, _is_address),
     "query": _make_text_check(QUERY_BYTES),
     "cut_query": _make_text_check(
         2 * QUERY_BYTES
     ),  # base64 takes 4 bytes for 3, and some line breaks
     "query_id": _make_text_check(20, re.compile(r"-?[0-9]+").fullmatch),
-    "idle_seconds": _are_seconds,
-    "transaction_seconds": _are_seconds,
-    "connected_seconds": _are_seconds,
-    "query_seconds": _are_seconds,
+    **dict.fromkeys(
+        ("idle_seconds", "transaction_seconds", "connected_seconds", "query_seconds"), _are_seconds
+    ),
     "waiting_for_client": _are_flags,
-    "xid_age": _are_ages,
-    "xmin_age": _are_ages,
+    **dict.fromkeys(("xid_age", "xmin_age"), _are_ages),
     "locks": _make_number_check(0, _INT32, int),
-    "superuser": _are_flags,
-    "replication": _are_flags,
-    "own_role": _are_flags,
-    "signalable": _are_flags,
+    **dict.fromkeys(("superuser", "replication", "own_role", "signalable"), _are_flags),
 }
 _REQUIRED: Final = {"pid", "backend_start", "state", "idle_seconds", "connected_seconds"}
 SESSION_COLUMNS: Final = tuple(_COLUMN_CHECKS)

@@ -7,7 +7,7 @@ not change after it was first read.
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from functools import cache
 from importlib.resources import files
@@ -203,19 +203,14 @@ class Server:
         try:
             yield
         except TargetError as error:
-            if error.code != INSUFFICIENT_PRIVILEGE:
+            grants: Sequence[str] = ()
+            if error.code == INSUFFICIENT_PRIVILEGE:
+                with suppress(TargetError):
+                    grants = self.find_missing_grants(deadline)
+            if not grants:
                 raise
-            raise self._with_missing_grants(error, deadline) from None
-
-    def _with_missing_grants(self, error: TargetError, deadline: Deadline) -> TargetError:
-        try:
-            grants = self.find_missing_grants(deadline)
-        except TargetError:
-            return error
-        where = f"In database {self._target.database}, as a superuser or the master user: "
-        return TargetError(
-            error.code, error.message, where + " ".join(grants) if grants else error.hint
-        )
+            where = f"In database {self._target.database}, as a superuser or the master user: "
+            raise TargetError(error.code, error.message, where + " ".join(grants)) from None
 
     def signal(
         self, identities: Iterable[Identity], action: Action, deadline: Deadline

@@ -7,21 +7,27 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiter:
-    """A session that waits for a lock, as a root blocker's report shows it."""
+    """A session that waits for a lock, directly or behind other waiters, for `seconds`.
+
+    As a blocker's waiter, at most for as long as the blocker has been in its state.
+    """
 
     pid: int
     role: str
     application: str
-    seconds: float  # in this wait, at most the time that the blocker has been in its state
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """A process that waits for a lock. Any process links a chain; only sessions count as waiters."""
+    """A process that waits for a lock. Any process links a chain; only sessions count as waiters.
+
+    `blocked_by`: pids; 0 stands for a prepared transaction.
+    """
 
     waiter: Waiter
     is_session: bool
-    blocked_by: tuple[int, ...]  # pids; 0 stands for a prepared transaction
+    blocked_by: tuple[int, ...]
 
 
 def map_waiters_by_root(waits: Iterable[Wait]) -> Mapping[int, tuple[Waiter, ...]]:

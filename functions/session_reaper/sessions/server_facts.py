@@ -6,27 +6,33 @@ from session_reaper.errors import Membership
 from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.providers import Provider
 
-RESERVED_CONNECTIONS_SINCE = 16  # the major version
+RESERVED_CONNECTIONS_SINCE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """The TLS of a connection."""
+    """The TLS of a connection.
+
+    `certificate_until`: in UTC, such as 2027-01-31T00:00:00Z; empty if it cannot be read.
+    """
 
     version: str
     cipher: str
-    certificate_until: str  # UTC, as 2027-01-31T00:00:00Z; "" if it cannot be read
+    certificate_until: str
     verified: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeout:
-    """A timeout as it is set for a role, a database, both, or (neither) the whole server."""
+    """A timeout as it is set for a role, a database, both, or (neither) the whole server.
+
+    `value`: None if a setting of our own role hides it.
+    """
 
     role: str | None
     database: str | None
     name: str
-    value: str | None  # None if a setting of our own role hides it
+    value: str | None
 
     @property
     def is_off(self) -> bool:
@@ -45,24 +51,31 @@ class IdleSessions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedTransaction:
-    """A prepared transaction, which holds its locks and vacuum until it is committed or rolled back."""
+    """A transaction that was prepared `seconds` ago, and still holds its locks and vacuum."""
 
     database: str
-    seconds: float  # since it was prepared
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicationSlot:
-    """A replication slot that holds vacuum back."""
+    """A replication slot that holds vacuum back by `held` transactions."""
 
     name: str
     active: bool
-    held: int  # transactions held back
+    held: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:
-    """One server, and the rights of our role on it."""
+    """One server, and the rights of our role on it.
+
+    `granted_reserved`: our role is a member of pg_use_reserved_connections. `reserved_slots`: those
+    that our role could use, with that membership if it needs one. `soon`: 30 days from now by the
+    server's clock, in the format of `certificate_until`. `databases`: those that accept connections.
+    `idle`: groups of at least two. `prepared`: oldest first. `replication_slots`: those that hold
+    back most first.
+    """
 
     version: str
     major: int
@@ -70,18 +83,18 @@ class ServerFacts:
     tls: Tls | None
     role: str
     superuser: bool
-    inherits: bool  # rolinherit
+    inherits: bool
     connection_limit: int | None
-    granted_reserved: bool  # pg_use_reserved_connections
-    reserved_slots: int  # for roles like ours, or for members of pg_use_reserved_connections
-    soon: str  # 30 days from now by the server's clock, in the format of certificate_until
-    databases: tuple[str, ...]  # those that accept connections
+    granted_reserved: bool
+    reserved_slots: int
+    soon: str
+    databases: tuple[str, ...]
     timeouts: tuple[Timeout, ...]
-    idle: tuple[IdleSessions, ...]  # groups of at least two
-    prepared: tuple[PreparedTransaction, ...]  # oldest first
-    replication_slots: tuple[ReplicationSlot, ...]  # those that hold back most first
+    idle: tuple[IdleSessions, ...]
+    prepared: tuple[PreparedTransaction, ...]
+    replication_slots: tuple[ReplicationSlot, ...]
 
-    def in_effect(self, name: str, role: str | None, database: str) -> Timeout | None:
+    def find_timeout(self, name: str, role: str | None, database: str) -> Timeout | None:
         """Return the timeout that applies to a role in a database; None if it is unknown.
 
         `role`: None for a role without a setting of its own.

@@ -57,28 +57,35 @@ class Names(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)  # no slots: a cached_property needs __dict__
 class Session:
-    """One client backend other than our own. Ages are seconds by the server's clock, at least 0."""
+    """One client backend other than our own.
+
+    Ages are seconds by the server's clock, at least 0, and None where there is nothing to measure:
+    `query_seconds` of a session that is not active. `xid_age` and `xmin_age` are transactions, or
+    None without an xid or a snapshot. `client` is None on a Unix socket, `query_id` where the server
+    computes none. `waiting_for_client`: active with the wait event ClientRead, but not in a COPY.
+    `locks` (None) and `waiters` (empty) are missing if the scope of the snapshot left them out.
+    """
 
     identity: Identity
     role: str
     database: str
-    application: str  # "" where the client gave none
-    client: str | None  # None on a Unix socket
+    application: str
+    client: str | None
     query: str = field(repr=False)  # with literals: redact it before showing it
-    query_id: str | None = None  # 64 bits; None before 14 or if the server does not compute it
+    query_id: str | None = None
     idle_seconds: float  # since state_change
-    transaction_seconds: float | None  # since xact_start
-    connected_seconds: float  # since backend_start
-    query_seconds: float | None  # since query_start; None unless active
-    waiting_for_client: bool  # active with the wait event ClientRead, but not because of a COPY
-    xid_age: int | None  # transactions since it took its xid; None if it has none
-    xmin_age: int | None  # transactions since its snapshot; None if it has none
-    locks: int | None  # granted locks on objects; None if the snapshot left them out
-    waiters: tuple[Waiter, ...]  # longest first; empty if the snapshot left them out
+    transaction_seconds: float | None
+    connected_seconds: float
+    query_seconds: float | None
+    waiting_for_client: bool
+    xid_age: int | None
+    xmin_age: int | None
+    locks: int | None
+    waiters: tuple[Waiter, ...]
     superuser: bool
     replication: bool
     own_role: bool
-    signalable: bool  # by our role
+    signalable: bool
 
     @property
     def state(self) -> State:
@@ -103,10 +110,14 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slots:
-    """Connection slots. `used` counts client backends other than our own connection."""
+    """Connection slots.
+
+    `reserved`: for superusers, by reserved_connections, and by the provider. `used`: client backends
+    other than our own connection.
+    """
 
     max: int
-    reserved: int  # for superusers, by reserved_connections, and by the provider
+    reserved: int
     used: int
 
     @property

@@ -9,12 +9,15 @@ from session_reaper.sessions.session import Session, Slots, State
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotScope:
-    """The parts of a snapshot that the rules need; the rest stays on the server."""
+    """The parts of a snapshot that the rules need; the rest stays on the server.
 
-    idle_floors: Mapping[State, float]  # the sessions in a state for at least so many seconds
-    # Both stop the server's lock manager for a moment.
-    waits: bool  # the waiters of each root blocker
-    locks: bool  # the number of locks that each session holds
+    `idle_floors`: the sessions that have been in a state for at least so many seconds. To read
+    `waits` or `locks`, the server stops its lock manager for a moment.
+    """
+
+    idle_floors: Mapping[State, float]
+    waits: bool
+    locks: bool
 
 
 NO_SESSIONS = SnapshotScope(idle_floors={}, waits=False, locks=False)
@@ -25,13 +28,14 @@ ALL_SESSIONS = SnapshotScope(idle_floors=dict.fromkeys(State, 0.0), waits=True, 
 class ServerIdentity:
     """Distinguishes a running server from other servers, and from itself before a restart.
 
-    Moments are microseconds since 1970 by the server's clock. Addresses do not identify a server:
-    a server may have several, and several servers may share one.
+    `started` is the postmaster's start, `checkpointer` a pid. Moments are microseconds since 1970 by
+    the server's clock. When a backend crashes, every session ends and the checkpointer restarts, but
+    not the postmaster. Addresses do not identify a server: a server may have several, and several
+    servers may share one.
     """
 
-    started: int  # of the postmaster
-    # The crash of a backend ends every session and restarts the checkpointer, not the postmaster.
-    checkpointer: int | None  # pid; None if the server shows no such process
+    started: int
+    checkpointer: int | None
     checkpointer_started: int | None
 
     def is_same(self, other: "ServerIdentity", *, hidden: bool) -> bool:
@@ -48,29 +52,39 @@ class ServerIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """The signalled sessions that remain on a server, and the slots used at the same moment."""
+    """The signalled sessions that remain on a server, and the slots used at the same moment.
+
+    `remaining`: the pids of sessions that exist, or still run their cancelled query. `used`: None if
+    sessions are hidden from us.
+    """
 
     server: ServerIdentity
-    remaining: frozenset[int]  # pids of sessions that exist, or still run their cancelled query
-    used: int | None  # client backends other than our own; None if sessions are hidden from us
+    remaining: frozenset[int]
+    used: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The state of one server at one moment."""
+    """The state of one server at one moment.
 
-    role: str  # our role
+    `can_see`: our role sees the sessions of other roles. `can_signal`: it may signal all roles except
+    superusers. `untracked`: client backends whose state is `disabled`. `reader`: the server is a
+    replica. `behind_pooler`: the server shows the sessions of a pooler. `taken_at`: microseconds
+    since 1970 by the server's clock. `states`, and `oldest_idle_in_transaction` (seconds, with
+    aborted ones), cover all client backends except our own; `sessions` only those in the scope.
+    """
+
+    role: str
     slots: Slots
-    can_see: bool  # other roles' sessions
-    can_signal: bool  # sessions of every role except superusers
-    untracked: int  # client backends whose state is `disabled`
-    reader: bool  # in recovery: a replica
-    behind_pooler: bool  # we are connected to a pooler, whose server shows the pooler's sessions
-    # Recordings of older releases lack the following three.
+    can_see: bool
+    can_signal: bool
+    untracked: int
+    reader: bool
+    behind_pooler: bool
+    # Older recordings lack the values that have a default.
     server: ServerIdentity | None = None
-    taken_at: int = 0  # microseconds since 1970, by the server's clock
+    taken_at: int = 0
     membership: Membership = UNKNOWN_MEMBERSHIP
-    # Of all client backends except our own connection; older recordings lack them too.
     states: Mapping[State, int] = field(default_factory=dict)
-    oldest_idle_in_transaction: float = 0.0  # seconds, including aborted ones; 0 if there is none
-    sessions: tuple[Session, ...]  # those that a rule could match, in no order
+    oldest_idle_in_transaction: float = 0.0
+    sessions: tuple[Session, ...]
