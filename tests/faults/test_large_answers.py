@@ -8,14 +8,14 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.answers import SNAPSHOT, session_row
 from tests.faults.peak_memory import PeakMemory
 from tests.frontend import message
 from tests.integration.wire import Impostor
-from tests.unit.test_rows import ROW, SNAPSHOT
 
 if TYPE_CHECKING:
     import socket
@@ -34,8 +34,8 @@ def _document(**changes: object) -> bytes:
     return json.dumps(SNAPSHOT | counts | changes, ensure_ascii=False).encode()
 
 
-def _sessions(number: int, query: str) -> Sequence[Sequence[Any]]:
-    return [[pid, *ROW[1:10], f"{pid:05}{query}", *ROW[11:]] for pid in range(1, number + 1)]
+def _sessions(number: int, query: str) -> Sequence[Sequence[object]]:
+    return [session_row(pid=pid, query=f"{pid:05}{query}") for pid in range(1, number + 1)]
 
 
 ANSWERS = {

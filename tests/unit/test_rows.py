@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.errors import TargetError
@@ -12,29 +12,8 @@ from session_reaper.postgres.rows import estimate_memory, read_grants, read_snap
 if TYPE_CHECKING:
     from session_reaper.postgres.driver import Row
 
+from tests.answers import SNAPSHOT, session_row
 from tests.hang_guard import fail_after
-
-SNAPSHOT: dict[str, Any] = {
-    "role": "session_reaper",
-    "pid": 1,
-    "started": 1,
-    "checkpointer": 2,
-    "checkpointer_started": 1,
-    "taken_at": 2,
-    "server_version": 180000,
-    "inherits": True,
-    "reader": False,
-    "max": 100,
-    "reserved": 3,
-    "used": 5,
-    "can_see": True,
-    "can_signal": True,
-    "untracked": 0,
-    "states": None,
-    "oldest_idle_in_transaction": 0,
-    "sessions": [],
-    "waits": None,
-}
 
 
 def read(**changes: object) -> object:
@@ -98,15 +77,10 @@ def test_a_grant_on_anything_else_is_refused(changes: dict[str, object]) -> None
         read_grants(missing(**changes), "session_reaper")
 
 
-MOMENT = "2026-01-15T08:00:00.000001+00:00"
-ROW = [1, MOMENT, None, MOMENT, MOMENT, "idle", "app", "db", "api", None, "x", None, None]
-ROW += [1, None, 1, None, False, None, None, None, False, False, False, True]
-
-
 def test_a_duplicate_session_is_refused() -> None:
-    read(sessions=[ROW, [2, *ROW[1:]]])
+    read(sessions=[session_row(), session_row(pid=2)])
     with pytest.raises(TargetError, match="sessions: pid"):
-        read(sessions=[ROW, ROW])
+        read(sessions=[session_row(), session_row()])
 
 
 @pytest.mark.parametrize(
@@ -116,7 +90,7 @@ def test_a_duplicate_session_is_refused() -> None:
 def test_more_sessions_than_the_server_counts_or_allows_are_refused(
     number: int, used: int, most: int, place: str
 ) -> None:
-    sessions = [[pid, *ROW[1:]] for pid in range(1, number + 1)]
+    sessions = [session_row(pid=pid) for pid in range(1, number + 1)]
     with pytest.raises(TargetError, match=f"invalid value at {place}$"):
         read(sessions=sessions, used=used, max=most)
 
@@ -128,7 +102,7 @@ def test_more_states_than_the_server_counts_are_refused() -> None:
 
 def test_a_server_may_show_a_few_more_backends_than_it_allows() -> None:
     """While the server reads its list, a backend may end and its successor may begin."""
-    read(sessions=[[pid, *ROW[1:]] for pid in range(1, 106)], used=105, states=["idle"] * 105)
+    read(sessions=[session_row(pid=pid) for pid in range(1, 106)], used=105, states=["idle"] * 105)
 
 
 def test_an_unterminated_string_is_refused_in_linear_time() -> None:
@@ -152,7 +126,7 @@ def test_more_waiters_than_fit_into_memory_are_refused() -> None:
 
 
 def test_the_memory_estimate_counts_queries_and_waiters() -> None:
-    rows = [[pid, *ROW[1:10], "x" * 2000, *ROW[11:]] for pid in range(1, 5)]
+    rows = [session_row(pid=pid, query="x" * 2000) for pid in range(1, 5)]
     waits = [[pid, True, "app", "api", 0.5, [1]] for pid in range(5, 105)]
     snapshot = read_snapshot(
         [json.dumps(SNAPSHOT | {"sessions": rows, "waits": waits}).encode()],
