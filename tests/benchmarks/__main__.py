@@ -35,7 +35,7 @@ LIMITS = {
     "cold": None,
     "warm": 1.2,
     "kill": 1.5,
-    "look": 1.0,
+    "snapshot": 1.0,
     "decide": None,
     "fleet": 3.0,
 }
@@ -46,7 +46,7 @@ TITLES = {
     "kill": f"verified kill of {VICTIMS} sessions (yardstick: unverified)",
     "decide": f"decisions on {decisions.SESSIONS:,} sessions by {decisions.RULES} rules, wanted"
     " < 50 ms (yardstick: a list comprehension)",
-    "look": f"a look at {decode.ROWS:,} sessions: one JSON value (yardstick: driver rows)",
+    "snapshot": f"a snapshot of {decode.ROWS:,} sessions: one JSON value (yardstick: driver rows)",
     "fleet": f"warm quiet run over {fleet.TARGETS} targets, all 10 ms away (yardstick: ours over one);"
     " the aim is 2",
 }
@@ -94,8 +94,8 @@ def main() -> None:
                     decisions.seconds(decisions.by_a_comprehension, found, rules)
                 )
                 with contextlib.closing(database.connect()) as connection:
-                    times["look"][OURS].append(decode.seconds(decode.as_json, connection))
-                    times["look"][YARDSTICK].append(decode.seconds(decode.as_rows, connection))
+                    times["snapshot"][OURS].append(decode.seconds(decode.as_json, connection))
+                    times["snapshot"][YARDSTICK].append(decode.seconds(decode.as_rows, connection))
         far = fleet.measured(database, cloud, secret)
     times["fleet"] = {OURS: far.many, YARDSTICK: far.one}
     size = (

@@ -1,4 +1,4 @@
-"""How long a look at 5,000 sessions takes to arrive and decode: one JSON value beside driver rows."""
+"""The time to receive and decode 5,000 sessions: one JSON value compared with driver rows."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pg8000.native
 
 ROWS = 5_000
-# As look.sql has them: a pid, three moments, texts, ages, flags.
+# Similar to snapshot.sql: a pid, three moments, texts, ages, flags.
 COLUMNS = """
     g, now() - g * interval '1 s', now(), now() - interval '1 ms', 'idle in transaction',
     'app_' || g % 20, 'orders', 'api-' || g % 50, host('10.0.0.7'::inet),
@@ -18,12 +18,12 @@ COLUMNS = """
 
 
 def as_rows(connection: pg8000.native.Connection) -> int:
-    """The sessions as the driver's rows."""
+    """Read the sessions as driver rows; return their number."""
     return len(connection.run(f"SELECT {COLUMNS} FROM generate_series(1, {ROWS}) AS g"))  # noqa: S608 -- our own text
 
 
 def as_json(connection: pg8000.native.Connection) -> int:
-    """The sessions as look.sql sends them."""
+    """Read the sessions as snapshot.sql sends them; return their number."""
     rows = connection.run(
         f"SELECT textsend(json_agg(json_build_array({COLUMNS}))::text)"  # noqa: S608 -- our own text
         f" FROM generate_series(1, {ROWS}) AS g"
@@ -32,9 +32,9 @@ def as_json(connection: pg8000.native.Connection) -> int:
 
 
 def seconds(
-    measured: Callable[[pg8000.native.Connection], int], connection: pg8000.native.Connection
+    read: Callable[[pg8000.native.Connection], int], connection: pg8000.native.Connection
 ) -> float:
-    """Of one go."""
+    """Measure one call."""
     started = time.perf_counter()
-    assert measured(connection) == ROWS
+    assert read(connection) == ROWS
     return time.perf_counter() - started

@@ -28,7 +28,7 @@ from tests.benchmarks.probe import Context
 
 TARGETS = 60
 ROUNDS = 15
-# TCP's handshake, asking for TLS, TLS 1.3's, three of signing in by SCRAM, the look.
+# TCP handshake, TLS request, TLS 1.3 handshake, three for SCRAM, the snapshot.
 ROUND_TRIPS = 7
 _LEAVING = 0.5  # seconds until the last backends have ended
 _SCHEDULED = Path("events/scheduled.json")

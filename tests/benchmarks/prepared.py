@@ -1,4 +1,4 @@
-"""What both benchmarks do to a server first."""
+"""The preparation of a server for the benchmarks."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from infra.local.postgres import Server
 
 
 def reaper_secret(database: Server, password: str) -> dict[str, object]:
-    """Make our role and a role `app` in a server; what leads ours there, verified in full."""
+    """Create our role and a role `app`; return a secret of ours with sslmode verify-full."""
     admin = database.connect()
     admin.run(Path("infra/database/reaper_role.sql").read_text())
     admin.run(f"ALTER ROLE session_reaper PASSWORD '{password}'")

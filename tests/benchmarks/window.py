@@ -1,11 +1,11 @@
-"""`make bench-window`: how long a session can change after the guard has read it and still be signalled.
+"""`make bench-window`: the time in which a session can change unnoticed between guard and signal.
 
 PostgreSQL has no compare-and-terminate: the guard's statement reads the status of backends, compares, and
-signals. This runs the project's own statement with the clock read three times in it, so that neither the
-network nor the planner takes part: before the first row is asked for, when the row has been compared and
-the function that signals is called next, and when that function has returned. The last one is an upper
-bound: the session that the signal wakes may take the processor first. Each signal terminates a real
-session. "Pipelined" sends all statements in one write, each with a Sync of its own.
+signals. This runs the project's own statement and reads the clock three times in it, so that network and
+planner are left out: before the first row is read, between the comparison and the call of the signal
+function, and after that call. The last reading is an upper bound, because the terminated session may get
+the processor first. Each signal terminates a real session. "Pipelined" sends all statements in one write,
+each with its own Sync.
 """
 
 import re
@@ -32,9 +32,8 @@ from tests.frontend import (
 
 MAJORS = (13, 18)
 _ROLE_FILE = Path("infra/database/reaper_role.sql")
-_QUERIES = ("postgres/queries", "queries")  # folders of the package that may hold the statement
 _FUNCTION = "pg_terminate_backend"
-# The condition makes the inner query depend on `b`, so that it cannot begin before the clock is read.
+# The condition on `b` keeps the inner query from starting before the clock is read.
 _TIMED = """
 SELECT
     s.signalled,
@@ -66,22 +65,22 @@ class Case:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """What the server must be started with."""
+        """The server's settings."""
         sizes = {"track_activity_query_size": "1MB"} if self.query_bytes else {}
         return {"max_connections": str(self.backends + 20), **sizes}
 
     @property
     def sql(self) -> str:
-        """What each backend has run."""
+        """The statements that each backend has run."""
         return f"BEGIN; SELECT length('{'x' * self.query_bytes}')" if self.query_bytes else "BEGIN"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """One signal; microseconds since the clock was read before the status of the backends."""
+    """One signal, in microseconds since the first reading of the clock."""
 
-    compared: float  # the function that signals is called next
-    signalled: float  # it has returned
+    compared: float  # until the signal function is called
+    signalled: float  # until it has returned
 
 
 CASES = (
@@ -137,7 +136,7 @@ def measure(build: Build, case: Case, *, pipelined: bool) -> Sequence[Window]:
 
 @contextmanager
 def _reaper(database: Server) -> Iterator[Frontend]:
-    """Make the roles; connect as the reaper's, with the statement prepared."""
+    """Create the roles, connect as the reaper's, and prepare the statement."""
     with database.connect(unix_sock=database.unix_sock) as admin:
         admin.run(_ROLE_FILE.read_text())
         admin.run("CREATE ROLE app LOGIN")
@@ -149,20 +148,17 @@ def _reaper(database: Server) -> Iterator[Frontend]:
 
 
 def _guard() -> str:
-    """Return the project's statement with the clock read in it, and numbered parameters, in the order of `_NAMES`."""
-    package = files("session_reaper")
-    (path,) = (
-        path for folder in _QUERIES if (path := package.joinpath(folder, "signal.sql")).is_file()
-    )
+    """Return the project's statement with the clock added and its parameters numbered as in `_NAMES`."""
+    path = files("session_reaper.postgres") / "queries" / "signal.sql"
     lines = path.read_text("utf-8").splitlines()
     sql = "\n".join(line for line in lines if not line.lstrip().startswith("--"))
     sql = sql.replace("SELECT ", _COMPARED, 1)
-    sql = re.sub(r":function\b|\{function\}", _FUNCTION, sql)
+    sql = sql.replace("{function}", _FUNCTION)
     return re.sub(r"(?<!:):([a-z_]+)\b", lambda found: f"${_NAMES.index(found[1]) + 1}", sql)
 
 
 def _executions(reaper: Frontend, victims: Sequence[Frontend]) -> Sequence[bytes]:
-    """Return the messages that signal each victim, as the server shows it now."""
+    """Return the messages that signal each victim in its current state."""
     pids = ", ".join(str(victim.pid) for victim in victims)
     identities = reaper.run(_IDENTITY.format(pids=pids))
     return [bind_and_execute("window", identity) + sync() for identity in identities]

@@ -1,6 +1,6 @@
-"""A fresh process that takes a snapshot of one server many times at once and prints its peak memory.
+"""A process that takes many snapshots of one server at once and prints its peak memory.
 
-The snapshots are kept as a run keeps them: to its end.
+It keeps the snapshots to the end, as a run does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RUN_SECONDS = 44.0
 
 
 def target(port: int) -> Target:
-    """Return a target on this machine that asks for no password."""
+    """Return a target on this machine."""
     return Target(
         name="hostile",
         group="hostile",
@@ -32,7 +32,7 @@ def target(port: int) -> Target:
         role="session_reaper",
         auth=Auth.PASSWORD,
         is_auth_given=True,
-        password="secret",  # noqa: S106 -- nobody asks for it
+        password="secret",  # noqa: S106 -- the server does not request it
         database="postgres",
         sslmode=SslMode.DISABLE,
         sslrootcert=None,
@@ -41,14 +41,14 @@ def target(port: int) -> Target:
 
 
 def main() -> None:
-    """Connect to the port so often."""
+    """Read port and number of connections; print the result as JSON."""
     port, servers = map(int, sys.argv[1:])
     deadline = Deadline(RUN_SECONDS)
 
     def take_snapshot(_: int) -> tuple[str, Snapshot | None]:
         server = Server.connect(target(port), deadline)
         try:
-            return "ok", server.look(ALL_SESSIONS, deadline)
+            return "ok", server.take_snapshot(ALL_SESSIONS, deadline)
         except TargetError as error:
             return error.code, None
         finally:
@@ -56,7 +56,7 @@ def main() -> None:
 
     with ThreadPoolExecutor(servers) as pool:
         found = [*pool.map(take_snapshot, range(servers))]
-    print(json.dumps({"mebibytes": peak(), "outcomes": Counter(code for code, _ in found)}))  # noqa: T201 -- its answer
+    print(json.dumps({"mebibytes": peak(), "outcomes": Counter(code for code, _ in found)}))  # noqa: T201 -- the result
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A fresh process that runs the reaper once and prints its peak memory and the sessions' outcomes.
+"""A process that runs the reaper once and prints its peak memory and the sessions' outcomes.
 
-The peak is the process's own high-water mark: on Linux `ru_maxrss` begins with what the parent held when it started
-this process. Where there is no /proc, `ru_maxrss` has to do.
+The peak is VmHWM, because on Linux `ru_maxrss` includes the memory of the parent at the fork. Without
+/proc, it is `ru_maxrss`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KIB = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeakMemory:
-    """What one run took and did."""
+    """The peak memory of a process, and the number of each outcome."""
 
     mebibytes: float
     outcomes: dict[str, int]
@@ -37,7 +37,7 @@ class _Context:
 
 
 def peak_memory_of_a_run(event: object) -> PeakMemory:
-    """Run the reaper on this event in a process of its own, with this process's environment."""
+    """Run the reaper on an event in a new process with our environment."""
     answer = subprocess.run(
         [sys.executable, "-m", "tests.faults.peak_memory"],
         input=json.dumps(event),
@@ -51,7 +51,7 @@ def peak_memory_of_a_run(event: object) -> PeakMemory:
 
 
 def peak() -> float:
-    """Return the most memory that this process has had, in MiB."""
+    """Return the peak memory of this process in MiB."""
     if _STATUS.exists():
         found = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
         assert found
@@ -61,7 +61,7 @@ def peak() -> float:
 
 
 def main() -> None:
-    """Read the event, run, print."""
+    """Read the event, run the reaper, print the result as JSON."""
     event = json.loads(sys.stdin.read())
     out = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

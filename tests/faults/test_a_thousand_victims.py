@@ -1,4 +1,4 @@
-"""What is too heavy for every `make test`: a thousand backends take gigabytes."""
+"""A run over a thousand victims. Their backends take gigabytes, too much for `make test`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Context:
         return 60_000
 
 
-def test_p18_a_thousand_victims_are_terminated_and_each_is_reported_once(
+def test_a_thousand_victims_are_terminated_and_each_is_reported_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = {"max_connections": str(VICTIMS + 50)}

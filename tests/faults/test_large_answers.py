@@ -1,4 +1,4 @@
-"""A hundred servers that answer with all that a snapshot may have do not take the function's memory."""
+"""A hundred servers with the largest allowed answers do not exhaust the function's memory."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.answers import SNAPSHOT, session_row
 from tests.faults.peak_memory import PeakMemory
 from tests.frontend import message
 from tests.integration.wire import Impostor
-from tests.unit.test_rows import ROW, SNAPSHOT
 
 if TYPE_CHECKING:
     import socket
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SERVERS = 100
 SESSIONS = 6500
-WANTED = 350.0  # MiB of the function's 512
+MOST_MEBIBYTES = 350.0  # of the function's 512
 READY = b"Z\0\0\0\x05I"
 WELCOME = b"R\0\0\0\x08\0\0\0\0" + READY
 
@@ -34,8 +34,8 @@ def _document(**changes: object) -> bytes:
     return json.dumps(SNAPSHOT | counts | changes, ensure_ascii=False).encode()
 
 
-def _sessions(number: int, query: str) -> Sequence[Sequence[Any]]:
-    return [[pid, *ROW[1:10], f"{pid:05}{query}", *ROW[11:]] for pid in range(1, number + 1)]
+def _sessions(number: int, query: str) -> Sequence[Sequence[object]]:
+    return [session_row(pid=pid, query=f"{pid:05}{query}") for pid in range(1, number + 1)]
 
 
 ANSWERS = {
@@ -51,20 +51,20 @@ ANSWERS = {
 
 
 def _peak(document: bytes, servers: int) -> PeakMemory:
-    """Take the snapshot of so many servers at once, in a process of its own."""
-    column = message(b"T", struct.pack("!H", 1) + b"look\0" + bytes(18))
+    """Return the peak memory of a process that takes the snapshots of so many servers at once."""
+    column = message(b"T", struct.pack("!H", 1) + b"answer\0" + bytes(18))
     row = message(b"D", struct.pack("!Hi", 1, len(document)) + document)
-    answer = column + row + message(b"C", b"SELECT 1\0") + READY
+    reply = column + row + message(b"C", b"SELECT 1\0") + READY
 
-    def deal(connection: socket.socket, _: Event) -> None:
+    def answer(connection: socket.socket, _: Event) -> None:
         connection.recv(65536)
         connection.sendall(WELCOME)
         connection.recv(65536)
-        connection.sendall(answer)
+        connection.sendall(reply)
         connection.recv(65536)
 
-    with Impostor(deal) as impostor:
-        said = subprocess.run(  # noqa: S603 -- this module's own program
+    with Impostor(answer) as impostor:
+        process = subprocess.run(  # noqa: S603 -- this module's own program
             [sys.executable, "-m", "tests.faults.large_answers", str(impostor.port), str(servers)],
             stdout=subprocess.PIPE,
             text=True,
@@ -72,7 +72,7 @@ def _peak(document: bytes, servers: int) -> PeakMemory:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(["functions", "."])},
             cwd=Path(__file__).parents[2],
         )
-    return PeakMemory(**json.loads(said.stdout))
+    return PeakMemory(**json.loads(process.stdout))
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -80,9 +80,9 @@ def test_a_hundred_large_answers_fit_into_the_function(name: str) -> None:
     found = _peak(ANSWERS[name](), SERVERS)
     assert sum(found.outcomes.values()) == SERVERS
     assert found.outcomes.keys() <= {"ok", "answer", "memory", "timeout"}
-    assert found.mebibytes < WANTED, found
+    assert found.mebibytes < MOST_MEBIBYTES, found
 
 
-def test_a_hundred_servers_of_ordinary_size_need_no_claim() -> None:
+def test_a_hundred_small_answers_all_succeed() -> None:
     found = _peak(_document(sessions=_sessions(40, "x" * 200)), SERVERS)
     assert found.outcomes == {"ok": SERVERS}

@@ -1,4 +1,4 @@
-"""The memory of a run does not grow with the length of other people's query texts."""
+"""The memory of a run does not grow with the length of query texts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 SESSIONS = 100
 LONG, SHORT = 1_048_576, 50  # bytes
-WANTED = 40.0  # MiB: the difference that texts of 1 MB may make
+MOST_MEBIBYTES = 40.0  # more than with short texts
 
 
 def _peak(database: Server, text_bytes: int) -> PeakMemory:
-    """Leak sessions whose texts are this long; run the reaper on them."""
+    """Return the peak memory of a run over sessions with query texts of this length."""
     sql = f"BEGIN; SELECT length('{'x' * text_bytes}')"
     sessions = open_sessions(database.unix_sock, SESSIONS, sql)
     try:
@@ -30,7 +30,7 @@ def _peak(database: Server, text_bytes: int) -> PeakMemory:
         close_sessions(sessions)
 
 
-def test_a_run_over_texts_of_1_mb_takes_no_more_memory_than_one_over_short_texts(
+def test_texts_of_1_mb_take_no_more_memory_than_short_texts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = {"max_connections": str(SESSIONS + 20), "track_activity_query_size": "1MB"}
@@ -56,4 +56,4 @@ def test_a_run_over_texts_of_1_mb_takes_no_more_memory_than_one_over_short_texts
         short, long = _peak(database, SHORT), _peak(database, LONG)
 
     assert short.outcomes == long.outcomes == {"terminated": SESSIONS}
-    assert long.mebibytes - short.mebibytes < WANTED, f"{short} {long}"
+    assert long.mebibytes - short.mebibytes < MOST_MEBIBYTES, f"{short} {long}"

@@ -56,7 +56,7 @@ def preflight(stage: Stage) -> ServerFacts:
     target = read_target(secret)
     server = Server.connect(target, Deadline(10))
     try:
-        return server.preflight(Deadline(10))
+        return server.read_facts(Deadline(10))
     finally:
         server.close()
 

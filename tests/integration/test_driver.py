@@ -1,4 +1,4 @@
-"""What the driver adds to pg8000, and each of its internals that it uses, held against the protocol."""
+"""The driver's additions to pg8000, and each use of pg8000's internals, checked on the wire."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from session_reaper.errors import TargetError
 from session_reaper.policy.enums import Action
 from session_reaper.postgres import driver
 from session_reaper.postgres.budget import MemoryBudget
+from session_reaper.postgres.rows import estimate_memory
 from session_reaper.postgres.server import Server, Signal
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.sessions.snapshot import ALL_SESSIONS, NO_SESSIONS
@@ -51,7 +52,7 @@ def row(value: bytes) -> bytes:
     return message(b"D", struct.pack("!Hi", 1, len(value)) + value)
 
 
-COLUMN = message(b"T", struct.pack("!H", 1) + b"look\0" + bytes(18))
+COLUMN = message(b"T", struct.pack("!H", 1) + b"answer\0" + bytes(18))
 SCRAM = message(b"R", struct.pack("!i", 10) + b"SCRAM-SHA-256\0\0")
 
 
@@ -63,117 +64,117 @@ def target(stage: Stage) -> Target:
     return found
 
 
-def test_the_version_is_the_one_whose_internals_are_used() -> None:
+def test_pg8000_has_the_version_whose_internals_we_use() -> None:
     assert pg8000.__version__ == "1.31.6"
 
 
 # -- authentication --------------------------------------------------------------------------------
 
 
-class Asking:
-    """A server that asks for a password in its own way, and keeps what it is sent."""
+class AuthServer:
+    """A server that sends authentication requests, and records what it receives."""
 
-    def __init__(self, *questions: bytes, then: bytes = OK + READY) -> None:
-        self._questions = questions
+    def __init__(self, *requests: bytes, then: bytes = OK + READY) -> None:
+        self._requests = requests
         self._then = then
-        self.heard = b""
+        self.received = b""
 
     def __call__(self, connection: socket.socket, _: Event) -> None:
         connection.recv(65536)
-        for question in self._questions:
-            connection.sendall(question)
-            self.heard += connection.recv(65536)
+        for request in self._requests:
+            connection.sendall(request)
+            self.received += connection.recv(65536)
         connection.sendall(self._then)
-        self.heard += connection.recv(65536)
+        self.received += connection.recv(65536)
 
 
 def connect(
-    target: Target, *questions: bytes, then: bytes = OK + READY
+    target: Target, *requests: bytes, then: bytes = OK + READY
 ) -> tuple[TargetError | None, bytes]:
-    asking = Asking(*questions, then=then)
-    with Impostor(asking) as impostor:
+    server = AuthServer(*requests, then=then)
+    with Impostor(server) as impostor:
         try:
             Server.connect(replace(target, port=impostor.port), Deadline(2)).close()
         except TargetError as error:
-            return error, asking.heard
-    return None, asking.heard
+            return error, server.received
+    return None, server.received
 
 
-def test_a_password_in_clear_text_goes_to_no_server_that_is_not_verified(target: Target) -> None:
-    error, heard = connect(target, CLEAR_TEXT)
+def test_a_clear_text_password_is_not_sent_to_an_unverified_server(target: Target) -> None:
+    error, received = connect(target, CLEAR_TEXT)
     assert error is not None
     assert error.code == "auth"
     assert "clear text" in error.message
     assert "verify-full" in error.hint
-    assert PASSWORD.encode() not in heard
+    assert PASSWORD.encode() not in received
 
 
-def test_md5_is_answered_where_the_secret_asks_for_an_unverified_mode(target: Target) -> None:
-    error, heard = connect(target, MD5)
+def test_md5_is_allowed_in_an_unverified_mode(target: Target) -> None:
+    error, received = connect(target, MD5)
     assert error is None
-    assert b"md5" in heard
+    assert b"md5" in received
 
 
 @pytest.mark.parametrize(
-    ("question", "method"),
+    ("asked", "method"),
     [(MD5, AuthMethod.MD5), (SCRAM, AuthMethod.SCRAM_SHA_256), (b"", AuthMethod.NONE)],
 )
-def test_require_auth_refuses_what_it_does_not_name(
-    target: Target, question: bytes, method: AuthMethod
+def test_require_auth_refuses_every_other_method(
+    target: Target, asked: bytes, method: AuthMethod
 ) -> None:
     allowed = frozenset({AuthMethod.PASSWORD})
-    questions = [question] if question else []
-    error, heard = connect(replace(target, allowed_auth=allowed), *questions)
+    requests = [asked] if asked else []
+    error, received = connect(replace(target, allowed_auth=allowed), *requests)
     assert error is not None
     assert error.code == "auth"
     assert f"by {method}; require_auth allows password" in error.message
-    assert b"md5" not in heard
-    assert b"n,,n=" not in heard
+    assert b"md5" not in received
+    assert b"n,,n=" not in received
 
 
-@pytest.mark.parametrize("question", [CLEAR_TEXT, MD5, SCRAM, b""])
-def test_channel_binding_that_is_required_takes_nothing_less(
-    target: Target, question: bytes
+@pytest.mark.parametrize("asked", [CLEAR_TEXT, MD5, SCRAM, b""])
+def test_required_channel_binding_refuses_every_method_without_it(
+    target: Target, asked: bytes
 ) -> None:
     required = replace(target, channel_binding=ChannelBinding.REQUIRE)
-    questions = [question] if question else []
-    error, heard = connect(required, *questions)
+    requests = [asked] if asked else []
+    error, received = connect(required, *requests)
     assert error is not None
     assert "channel binding" in error.message
-    assert b"md5" not in heard
-    assert b"n=" not in heard
+    assert b"md5" not in received
+    assert b"n=" not in received
 
 
-def test_a_server_that_skips_the_proof_of_scram_is_refused(target: Target) -> None:
-    """It could be any server: the password would still not be known to it, but all else would."""
+def test_a_server_that_skips_its_scram_proof_is_refused(target: Target) -> None:
+    """It may not know the password, and could be any server."""
     error, _ = connect(target, SCRAM)
     assert error is not None
-    assert "without the proof" in error.message
+    assert "without proving" in error.message
 
 
-@pytest.mark.parametrize("questions", [(), (SCRAM,), (MD5,)], ids=["at once", "SCRAM", "MD5"])
+@pytest.mark.parametrize("requests", [(), (SCRAM,), (MD5,)], ids=["at once", "SCRAM", "MD5"])
 @pytest.mark.parametrize("then", [READY, READY + OK], ids=["alone", "before"])
 def test_a_server_that_is_ready_without_authentication_is_refused(
-    target: Target, questions: tuple[bytes, ...], then: bytes
+    target: Target, requests: tuple[bytes, ...], then: bytes
 ) -> None:
-    error, _ = connect(target, *questions, then=then)
+    error, _ = connect(target, *requests, then=then)
     assert error is not None
     assert "without having authenticated" in error.message
 
 
-def test_a_server_that_asks_again_after_it_has_let_us_in_is_refused(target: Target) -> None:
-    error, heard = connect(target, then=OK + MD5 + READY)
+def test_a_second_authentication_request_after_the_login_is_refused(target: Target) -> None:
+    error, received = connect(target, then=OK + MD5 + READY)
     assert error is not None
-    assert b"md5" not in heard
+    assert b"md5" not in received
 
 
-def test_a_server_asks_for_a_password_once(target: Target) -> None:
-    error, heard = connect(target, MD5, MD5)
+def test_a_second_password_request_is_refused(target: Target) -> None:
+    error, received = connect(target, MD5, MD5)
     assert error is not None
-    assert heard.count(b"md5") == 1
+    assert received.count(b"md5") == 1
 
 
-def test_a_server_s_words_about_scram_are_not_repeated(target: Target) -> None:
+def test_an_error_does_not_repeat_the_server_s_scram_messages(target: Target) -> None:
     words = message(b"R", struct.pack("!i", 11) + b"r=CANARY,s=CANARY,i=CANARY")
     error, _ = connect(target, SCRAM, words)
     assert error is not None
@@ -181,18 +182,18 @@ def test_a_server_s_words_about_scram_are_not_repeated(target: Target) -> None:
 
 
 @pytest.mark.parametrize("code", ["sw0rdfish", "4250", "425012", "28P01\n", "ab cd"])
-def test_a_code_without_the_form_of_a_sqlstate_is_not_shown(target: Target, code: str) -> None:
-    said = message(b"E", f"SFATAL\0C{code}\0Mno\0\0".encode())
-    error, _ = connect(target, said)
+def test_an_invalid_sqlstate_is_not_shown(target: Target, code: str) -> None:
+    sent_by_server = message(b"E", f"SFATAL\0C{code}\0Mno\0\0".encode())
+    error, _ = connect(target, sent_by_server)
     assert error is not None
     assert error.code == "XX000"
 
 
-def test_a_password_that_the_server_sends_back_in_a_long_message_is_not_shown(
+def test_a_password_in_a_long_message_of_the_server_is_not_shown(
     target: Target,
 ) -> None:
-    said = message(b"E", f"SFATAL\0C28000\0M{'x' * 495}{PASSWORD}{PASSWORD}\0\0".encode())
-    error, _ = connect(target, said)
+    sent_by_server = message(b"E", f"SFATAL\0C28000\0M{'x' * 495}{PASSWORD}{PASSWORD}\0\0".encode())
+    error, _ = connect(target, sent_by_server)
     assert error is not None
     for length in range(4, len(PASSWORD)):
         assert PASSWORD[:length] not in error.message
@@ -202,7 +203,7 @@ def test_a_password_that_the_server_sends_back_in_a_long_message_is_not_shown(
 
 
 def _answering(*parts: bytes, endless: bytes = b"") -> Callable[[socket.socket, Event], None]:
-    """Let everybody in, and answer the first statement so."""
+    """Accept every login, and answer the first statement with `parts`, then with `endless`."""
 
     def answer(connection: socket.socket, stop: Event) -> None:
         connection.recv(65536)
@@ -217,11 +218,11 @@ def _answering(*parts: bytes, endless: bytes = b"") -> Callable[[socket.socket, 
 
 
 _ENDLESS = {
-    "one value without end": ((COLUMN + b"D\x7f\xff\xff\xff\0\1\x7f\xff\xff\xf5",), bytes(65536)),
-    "rows without end": ((COLUMN,), row(b"x" * 60_000)),
-    "notices without end": ((), message(b"N", b"SNOTICE\0M" + b"x" * 60_000 + b"\0\0") * 4),
-    "parameters without end": ((), message(b"S", b"client_encoding\0punycode\0") * 1000),
-    "columns without end": ((), COLUMN * 1000),
+    "endless value": ((COLUMN + b"D\x7f\xff\xff\xff\0\1\x7f\xff\xff\xf5",), bytes(65536)),
+    "endless rows": ((COLUMN,), row(b"x" * 60_000)),
+    "endless notices": ((), message(b"N", b"SNOTICE\0M" + b"x" * 60_000 + b"\0\0") * 4),
+    "endless parameters": ((), message(b"S", b"client_encoding\0punycode\0") * 1000),
+    "endless columns": ((), COLUMN * 1000),
 }
 
 
@@ -231,23 +232,23 @@ def test_an_answer_that_exceeds_its_budget_ends_the_connection(target: Target, n
     with Impostor(_answering(*parts, endless=endless)) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(60))
         with pytest.raises(TargetError) as raised:
-            server.look(NO_SESSIONS, Deadline(120))
+            server.take_snapshot(NO_SESSIONS, Deadline(120))
         server.close()
-    assert raised.value.code in {"answer", "protocol"}  # and not a timeout
+    assert raised.value.code in {"answer", "protocol"}
 
 
 @pytest.mark.parametrize("length", [-1, 0, 3])
-def test_a_length_shorter_than_itself_is_no_message(target: Target, length: int) -> None:
+def test_a_message_length_below_four_is_refused(target: Target, length: int) -> None:
     with Impostor(_answering(b"N" + struct.pack("!i", length), endless=b"x")) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(60))
         with pytest.raises(TargetError) as raised:
-            server.look(NO_SESSIONS, Deadline(60))
+            server.take_snapshot(NO_SESSIONS, Deadline(60))
         server.close()
     assert raised.value.code == "protocol"
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sent_by_server",
     [
         COLUMN + row(b"{}") + row(b"{}"),
         COLUMN + message(b"D", struct.pack("!Hi", 1, 100) + b"{}"),
@@ -258,18 +259,18 @@ def test_a_length_shorter_than_itself_is_no_message(target: Target, length: int)
         message(b"C", b"SELECT 0\0") + READY,
     ],
 )
-def test_an_answer_that_no_statement_here_has_is_an_error_of_the_target(
-    target: Target, said: bytes
+def test_an_answer_that_fits_none_of_our_statements_is_an_error_of_the_target(
+    target: Target, sent_by_server: bytes
 ) -> None:
-    with Impostor(_answering(said)) as impostor:
+    with Impostor(_answering(sent_by_server)) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(60))
         with pytest.raises(TargetError) as raised:
-            server.look(NO_SESSIONS, Deadline(2))
+            server.take_snapshot(NO_SESSIONS, Deadline(2))
         server.close()
     assert raised.value.code in {"answer", "protocol", "connection"}
 
 
-def test_a_login_that_drips_ends_at_the_deadline_in_total(target: Target) -> None:
+def test_a_login_byte_by_byte_ends_at_the_deadline(target: Target) -> None:
     with Impostor(drip(message(b"N", bytes(1000)), seconds=0.05)) as impostor:
         began = time.monotonic()
         with pytest.raises(TargetError) as raised:
@@ -278,7 +279,7 @@ def test_a_login_that_drips_ends_at_the_deadline_in_total(target: Target) -> Non
     assert raised.value.code == "timeout"
 
 
-def test_a_statement_that_drips_ends_at_the_deadline_in_total(target: Target) -> None:
+def test_an_answer_byte_by_byte_ends_at_the_deadline(target: Target) -> None:
     def answer(connection: socket.socket, stop: Event) -> None:
         connection.recv(65536)
         connection.sendall(OK + READY)
@@ -288,7 +289,7 @@ def test_a_statement_that_drips_ends_at_the_deadline_in_total(target: Target) ->
         server = Server.connect(replace(target, port=impostor.port), Deadline(60))
         began = time.monotonic()
         with pytest.raises(TargetError) as raised:
-            server.look(NO_SESSIONS, Deadline(0.5))
+            server.take_snapshot(NO_SESSIONS, Deadline(0.5))
         assert time.monotonic() - began < PATIENCE
         server.close()
     assert raised.value.code == "timeout"
@@ -296,26 +297,26 @@ def test_a_statement_that_drips_ends_at_the_deadline_in_total(target: Target) ->
 
 def test_a_large_answer_waits_for_memory_and_fails_at_the_deadline(target: Target) -> None:
     memory = MemoryBudget(400_000)
-    taken = memory.claim(150_000, Deadline(1))
+    memory.claim(150_000, Deadline(1))
     answer = _answering(COLUMN + row(b"x" * 140_000) + message(b"C", b"SELECT 1\0") + READY)
     with Impostor(answer) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(5), memory)
         with pytest.raises(TargetError) as raised:
-            server.look(NO_SESSIONS, Deadline(0.3))
+            server.take_snapshot(NO_SESSIONS, Deadline(0.3))
         server.close()
         assert raised.value.code == "memory"
         assert memory.available == 250_000
-        taken.release()
+        memory.release(150_000)
         server = Server.connect(replace(target, port=impostor.port), Deadline(5), memory)
         with pytest.raises(TargetError) as raised:
-            server.look(NO_SESSIONS, Deadline(5))
+            server.take_snapshot(NO_SESSIONS, Deadline(5))
         server.close()
-    assert raised.value.code == "answer"  # it was read, and is no JSON
+    assert raised.value.code == "answer"  # it arrived, and is invalid JSON
     assert memory.available == 400_000
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sent_by_server",
     [
         message(b"N", b"SNOTICE\0M" + b"x" * 70_000 + b"\0\0"),
         message(b"E", b"SERROR\0M" + b"x" * 70_000 + b"\0\0") + READY,
@@ -323,18 +324,18 @@ def test_a_large_answer_waits_for_memory_and_fails_at_the_deadline(target: Targe
     ],
     ids=["notice", "error", "second row"],
 )
-def test_one_row_of_an_answer_may_be_large_and_nothing_else(target: Target, said: bytes) -> None:
+def test_only_one_row_of_an_answer_may_be_large(target: Target, sent_by_server: bytes) -> None:
     memory = MemoryBudget(1_000_000)
-    with Impostor(_answering(said)) as impostor:
+    with Impostor(_answering(sent_by_server)) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(5), memory)
         with pytest.raises(TargetError) as raised:
-            server.look(NO_SESSIONS, Deadline(2))
+            server.take_snapshot(NO_SESSIONS, Deadline(2))
         server.close()
     assert raised.value.code == "answer"
     assert memory.available == 1_000_000
 
 
-def test_a_large_snapshot_keeps_its_memory_until_its_last_session_is_gone(
+def test_a_large_snapshot_claims_memory_for_each_session_until_it_is_deleted(
     stage: Stage, target: Target
 ) -> None:
     query = f"SELECT 1 -- {'x' * 1900}"
@@ -342,12 +343,12 @@ def test_a_large_snapshot_keeps_its_memory_until_its_last_session_is_gone(
         stage.session(LEAK, query=query)
     memory = MemoryBudget(1_000_000)
     server = Server.connect(target, Deadline(5), memory)
-    look = server.look(ALL_SESSIONS, Deadline(5))
+    snapshot = server.take_snapshot(ALL_SESSIONS, Deadline(5))
     server.close()
-    last = look.sessions[-1]
     assert memory.available < 1_000_000 - 60_000
-    del look
-    assert memory.available < 1_000_000 - 60_000
+    last = snapshot.sessions[-1]
+    del snapshot
+    assert memory.available == 1_000_000 - estimate_memory(last)
     del last
     assert memory.available == 1_000_000
 
@@ -363,12 +364,12 @@ def reaper(target: Target) -> Iterator[Server]:
 
 
 def _identities(reaper: Server, pids: set[int]) -> list[Identity]:
-    look = reaper.look(ALL_SESSIONS, Deadline(10))
-    return [s.identity for s in look.sessions if s.identity.pid in pids]
+    snapshot = reaper.take_snapshot(ALL_SESSIONS, Deadline(10))
+    return [s.identity for s in snapshot.sessions if s.identity.pid in pids]
 
 
 @pytest.mark.every_major
-def test_a_denied_signal_in_the_middle_touches_no_other(stage: Stage, reaper: Server) -> None:
+def test_a_denied_signal_does_not_affect_the_others(stage: Stage, reaper: Server) -> None:
     victims = stage.sessions(5)
     ((root,),) = stage.root.run("SELECT pg_backend_pid()")
     identities = _identities(reaper, {victim.pid for victim in victims})
@@ -381,7 +382,7 @@ def test_a_denied_signal_in_the_middle_touches_no_other(stage: Stage, reaper: Se
     signals = list(reaper.signal(order, Action.TERMINATE, Deadline(10)))
     sent = Signal.SENT
     assert signals == [sent, sent, Signal.DENIED, Signal.ESCAPED, sent, sent, sent]
-    until(lambda: stage.survivors(victims) == [], "all of them are gone")
+    until(lambda: stage.survivors(victims) == [], "all victims are gone")
 
 
 def test_every_signal_is_a_transaction_of_its_own(stage: Stage, target: Target) -> None:
@@ -389,8 +390,8 @@ def test_every_signal_is_a_transaction_of_its_own(stage: Stage, target: Target) 
     sent: list[bytes] = []
     with Proxy(stage.server.port, hears=sent.append) as proxy:
         reaper = Server.connect(replace(target, port=proxy.port), Deadline(10))
-        look = reaper.look(ALL_SESSIONS, Deadline(10))
-        identities = [s.identity for s in look.sessions if s.role == "app"]
+        snapshot = reaper.take_snapshot(ALL_SESSIONS, Deadline(10))
+        identities = [s.identity for s in snapshot.sessions if s.role == "app"]
         sent.clear()
         assert len(list(reaper.signal(identities, Action.TERMINATE, Deadline(10)))) == 3
         reaper.close()
@@ -399,8 +400,8 @@ def test_every_signal_is_a_transaction_of_its_own(stage: Stage, target: Target) 
     assert pipeline.count(EXECUTE_MSG + SYNC_MSG) == 3
 
 
-def test_no_more_than_its_bound_waits_for_an_answer(stage: Stage, target: Target) -> None:
-    """A client that only writes would block with the server that only answers."""
+def test_a_pipeline_has_a_bounded_number_of_unanswered_bytes(stage: Stage, target: Target) -> None:
+    """Otherwise client and server could block each other, both writing and not reading."""
     victim = stage.session(LEAK)
     sizes: list[int] = []
     answers = bytearray()
@@ -429,7 +430,7 @@ def test_no_more_than_its_bound_waits_for_an_answer(stage: Stage, target: Target
 
 
 def test_an_identity_is_taken_just_before_its_signal_is_sent(stage: Stage, reaper: Server) -> None:
-    """So a run whose time is over stops sending, and knows what it has sent."""
+    """When its time is over, a run can stop sending, and knows which signals it sent."""
     victim = stage.session(LEAK)
     (identity,) = _identities(reaper, {victim.pid})
     other = replace(identity, state_change="2020-01-01T00:00:00+00:00")
@@ -447,8 +448,7 @@ def test_an_identity_is_taken_just_before_its_signal_is_sent(stage: Stage, reape
     assert len(list(signals)) == 1999
 
 
-def test_signals_are_pipelined_over_any_distance(stage: Stage) -> None:
-    """Twenty victims, and the server hears of the last before it has answered the first."""
+def test_twenty_sessions_are_terminated_in_one_pipeline(stage: Stage) -> None:
     victims = stage.sessions(20)
     seen: list[Moment] = []
     with Proxy(stage.server.port, before=seen.append) as proxy:
@@ -462,8 +462,8 @@ def test_signals_are_pipelined_over_any_distance(stage: Stage) -> None:
 # -- SCRAM -----------------------------------------------------------------------------------------
 
 
-class KnowsThePassword:
-    """A server that goes through all of SCRAM, and keeps the client's first message."""
+class ScramServer:
+    """A server that completes SCRAM, and records the client's first message."""
 
     def __init__(self) -> None:
         self.first = ""
@@ -471,8 +471,8 @@ class KnowsThePassword:
     def __call__(self, connection: socket.socket, _: Event) -> None:
         connection.recv(65536)
         connection.sendall(SCRAM)
-        heard = connection.recv(65536)
-        self.first = heard[heard.index(b"n,") :].decode()
+        received = connection.recv(65536)
+        self.first = received[received.index(b"n,") :].decode()
         bare = self.first.split(",", 2)[2]
         nonce = bare.split("r=")[1] + "server"
         salt = b"0123456789abcdef"
@@ -481,16 +481,16 @@ class KnowsThePassword:
         final = connection.recv(65536)[5:].decode()
         without_proof, proof = final.rsplit(",p=", 1)
         salted = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), salt, 4096)
-        said = f"{bare},{server_first},{without_proof}".encode()
+        sent_by_server = f"{bare},{server_first},{without_proof}".encode()
         key = hmac.digest(salted, b"Server Key", "sha256")
-        signature = b64encode(hmac.digest(key, said, "sha256"))
+        signature = b64encode(hmac.digest(key, sent_by_server, "sha256"))
         assert len(b64decode(proof)) == 32
         connection.sendall(message(b"R", struct.pack("!i", 12) + b"v=" + signature) + OK + READY)
         connection.recv(65536)
 
 
-def test_a_server_that_proves_that_it_knows_the_password_is_let_in(target: Target) -> None:
-    server = KnowsThePassword()
+def test_a_server_that_proves_that_it_knows_the_password_is_accepted(target: Target) -> None:
+    server = ScramServer()
     with Impostor(server) as impostor:
         only = replace(target, allowed_auth=frozenset({AuthMethod.SCRAM_SHA_256}))
         Server.connect(replace(only, port=impostor.port, host=HOST), Deadline(60)).close()

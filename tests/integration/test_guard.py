@@ -1,4 +1,4 @@
-"""A session that changed since we looked at it is left alone."""
+"""A session that has changed since the snapshot is left alone."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _CHANGES = {
 
 
 @pytest.mark.parametrize("change", _CHANGES.values(), ids=_CHANGES.keys())
-def test_a_session_escapes_if_it(stage: Stage, change: Callable[[Victim], None]) -> None:
+def test_a_session_is_left_alone_if_it(stage: Stage, change: Callable[[Victim], None]) -> None:
     changing, leak = stage.session(LEAK), stage.session(LEAK)
 
     def before(moment: Moment) -> None:
@@ -75,7 +75,7 @@ def test_a_session_escapes_if_it(stage: Stage, change: Callable[[Victim], None])
     assert run.document["status"] == "ok"
 
 
-def test_escaped_sessions_alone_are_not_reported(stage: Stage) -> None:
+def test_a_run_in_which_all_sessions_escape_sends_no_summary(stage: Stage) -> None:
     leak = stage.session(LEAK)
 
     def before(moment: Moment) -> None:
@@ -89,7 +89,7 @@ def test_escaped_sessions_alone_are_not_reported(stage: Stage) -> None:
     assert run.emails == []
 
 
-def test_the_reaper_is_never_in_a_transaction_block(stage: Stage) -> None:
+def test_the_reaper_itself_is_never_in_a_transaction_block(stage: Stage) -> None:
     stage.session(LEAK)
     shown: set[tuple[str, object]] = set()
 
@@ -116,9 +116,9 @@ def reaper(stage: Stage) -> Iterator[Server]:
     server.close()
 
 
-def _looked(reaper: Server, victim: Victim) -> Identity:
-    look = reaper.look(ALL_SESSIONS, Deadline(10))
-    (identity,) = (s.identity for s in look.sessions if s.identity.pid == victim.pid)
+def _identity_of(reaper: Server, victim: Victim) -> Identity:
+    snapshot = reaper.take_snapshot(ALL_SESSIONS, Deadline(10))
+    (identity,) = (s.identity for s in snapshot.sessions if s.identity.pid == victim.pid)
     return identity
 
 
@@ -144,21 +144,21 @@ _IN_ONE_FIELD: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("action", Action)
 @pytest.mark.parametrize("field", _IN_ONE_FIELD.values(), ids=_IN_ONE_FIELD.keys())
-def test_a_session_with_one_changed_field_is_not_signalled(
+def test_a_session_that_changed_in_a_single_field_is_not_signalled(
     stage: Stage, reaper: Server, field: dict[str, Any], action: Action
 ) -> None:
     victim = stage.session(ACTIVE)
-    other = replace(_looked(reaper, victim), **field)
+    other = replace(_identity_of(reaper, victim), **field)
     assert _signal(reaper, other, action) is Signal.ESCAPED
     assert victim.state == ACTIVE
 
 
 @pytest.mark.parametrize("action", Action)
-def test_a_pid_that_is_another_session_now_is_not_signalled(
+def test_the_pid_of_another_session_is_not_signalled(
     stage: Stage, reaper: Server, action: Action
 ) -> None:
     victim, other = stage.session(ACTIVE), stage.session(ACTIVE)
-    identity = replace(_looked(reaper, victim), pid=other.pid)
+    identity = replace(_identity_of(reaper, victim), pid=other.pid)
     assert _signal(reaper, identity, action) is Signal.ESCAPED
     assert (victim.state, other.state) == (ACTIVE, ACTIVE)
 
@@ -181,11 +181,9 @@ def test_a_walsender_is_not_signalled_even_if_every_field_matches(
     connection.run("IDENTIFY_SYSTEM")
 
 
-def test_a_pid_that_is_reused_is_not_the_session_that_was_signalled(
-    stage: Stage, reaper: Server
-) -> None:
+def test_a_reused_pid_does_not_count_as_the_signalled_session(stage: Stage, reaper: Server) -> None:
     victim = stage.session(LEAK)
-    identity = _looked(reaper, victim)
+    identity = _identity_of(reaper, victim)
     earlier = replace(identity, backend_start=_MOMENT)
     for action in Action:
         assert reaper.verify([(identity, action)], Deadline(10)).remaining == {victim.pid}
@@ -195,16 +193,16 @@ def test_a_pid_that_is_reused_is_not_the_session_that_was_signalled(
 def test_an_unchanged_session_is_signalled(stage: Stage, reaper: Server) -> None:
     victims = [stage.session(state) for state in (IDLE, LEAK, ABORTED, ACTIVE)]
     for victim in victims:
-        assert _signal(reaper, _looked(reaper, victim)) is Signal.SENT
-    until(lambda: stage.survivors(victims) == [], "all of them are gone")
+        assert _signal(reaper, _identity_of(reaper, victim)) is Signal.SENT
+    until(lambda: stage.survivors(victims) == [], "all victims are gone")
     running = stage.session(ACTIVE)
-    assert _signal(reaper, _looked(reaper, running), Action.CANCEL) is Signal.SENT
+    assert _signal(reaper, _identity_of(reaper, running), Action.CANCEL) is Signal.SENT
     until(lambda: running.state == IDLE, "its query is cancelled")
 
 
-def test_a_difference_of_a_microsecond_is_a_change(stage: Stage, reaper: Server) -> None:
+def test_a_difference_of_one_microsecond_prevents_the_signal(stage: Stage, reaper: Server) -> None:
     victim = stage.session(LEAK)
-    identity = _looked(reaper, victim)
+    identity = _identity_of(reaper, victim)
     for name in ("backend_start", "xact_start", "state_change", "query_start"):
         text = str(getattr(identity, name))
         ((later,),) = stage.root.run(
@@ -215,7 +213,7 @@ def test_a_difference_of_a_microsecond_is_a_change(stage: Stage, reaper: Server)
     assert victim.is_there
 
 
-def test_timestamps_do_not_depend_on_the_settings_of_the_server(stage: Stage) -> None:
+def test_the_role_s_date_and_number_formats_do_not_matter(stage: Stage) -> None:
     stage.root.run("ALTER ROLE session_reaper SET DateStyle = 'German, DMY'")
     stage.root.run("ALTER ROLE session_reaper SET TimeZone = 'Asia/Kathmandu'")
     stage.root.run("ALTER ROLE session_reaper SET IntervalStyle = 'sql_standard'")
@@ -230,7 +228,7 @@ def _reset_settings(stage: Stage) -> None:
         stage.root.run(f"ALTER ROLE session_reaper RESET {name}")
 
 
-def test_a_session_that_is_active_again_is_not_signalled(stage: Stage) -> None:
+def test_an_active_session_does_not_match_and_is_not_signalled(stage: Stage) -> None:
     victim = stage.session(ACTIVE)
     run = stage.reap()
     assert run.outcomes() == {}

@@ -1,4 +1,4 @@
-"""Servers that refuse, hang, drip, reset or lie: the run ends in time and says what is true."""
+"""Servers that refuse, hang, reset, lie or send byte by byte: the run ends in time, with a true report."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ if TYPE_CHECKING:
 
     from tests.integration.stage import Stage
 
-SIGNED_IN = b"R\0\0\0\x08\0\0\0\0"
+LOGIN_OK = b"R\0\0\0\x08\0\0\0\0"
 NOTICE = b"N\0\0\x10\0" + b"x" * 4091
 HTTP = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n400 Bad"
 
 BEFORE_ANY_SIGNAL = (Moment.STARTUP, Moment.SIGN_IN, Moment.LOOK, Moment.PREPARE_TERMINATE)
 
 
-# -- before we are in ------------------------------------------------------------------------------
+# -- before the login ------------------------------------------------------------------------------
 
 _IMPOSTORS: dict[str, tuple[Callable[..., None], str, set[str]]] = {
     "resets at once": (hang_up, "disable", {"connection"}),
-    "resets when asked for TLS": (hang_up, "require", {"connection", "protocol"}),
+    "resets at the TLS request": (hang_up, "require", {"connection", "protocol"}),
     "closes at once": (say(b""), "disable", {"connection"}),
-    "closes when asked for TLS": (say(b""), "require", {"connection", "protocol"}),
-    "says no to TLS": (say(b"N"), "require", {"tls"}),
+    "closes at the TLS request": (say(b""), "require", {"connection", "protocol"}),
+    "refuses TLS": (say(b"N"), "require", {"tls"}),
     "speaks HTTP": (say(HTTP), "disable", {"protocol", "connection"}),
-    "speaks HTTP when asked for TLS": (say(HTTP), "require", {"protocol"}),
-    "says yes to TLS and then HTTP": (say(b"S" + HTTP), "require", {"connection", "tls"}),
-    "sends a message that does not exist": (
+    "answers the TLS request with HTTP": (say(HTTP), "require", {"protocol"}),
+    "accepts TLS and then speaks HTTP": (say(b"S" + HTTP), "require", {"connection", "tls"}),
+    "sends an unknown message": (
         say(b"~\0\0\0\x04"),
         "disable",
         {"connection", "protocol"},
     ),
     "sends a negative length": (say(b"R\xff\xff\xff\xff"), "disable", {"connection", "protocol"}),
-    "wants Kerberos": (say(b"R\0\0\0\x08\0\0\0\x07"), "disable", {"auth"}),
+    "requests Kerberos": (say(b"R\0\0\0\x08\0\0\0\x07"), "disable", {"auth"}),
     "sends half a message": (say(b"R\0\0"), "disable", {"connection"}),
     "sends garbage SCRAM": (
         say(b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0" + b"R\0\0\0\x0c\0\0\0\x0b\xff\xfe\xfd\xfc"),
@@ -66,7 +66,7 @@ _IMPOSTORS: dict[str, tuple[Callable[..., None], str, set[str]]] = {
 
 
 @pytest.mark.parametrize("name", _IMPOSTORS)
-def test_a_server_that(stage: Stage, name: str) -> None:
+def test_the_target_fails_with_a_hint_if_its_server(stage: Stage, name: str) -> None:
     answer, sslmode, codes = _IMPOSTORS[name]
     stage.target("healthy", name="healthy")
     leak = stage.session(LEAK)
@@ -84,7 +84,7 @@ def test_a_server_that(stage: Stage, name: str) -> None:
     assert error["hint"][:40] in run.email.body
 
 
-def test_a_server_that_refuses(stage: Stage) -> None:
+def test_a_refused_connection_fails_the_target(stage: Stage) -> None:
     stage.target("broken", port=unused_port())
     run = stage.reap()
     assert run.error("broken")["code"] == "connection"
@@ -92,24 +92,24 @@ def test_a_server_that_refuses(stage: Stage) -> None:
     assert run.document["status"] == "failed"
 
 
-def test_a_host_that_does_not_exist(stage: Stage) -> None:
+def test_an_unknown_host_fails_the_target(stage: Stage) -> None:
     stage.target("broken", host="no-such-host.invalid")
     run = stage.reap(seconds=5)
     assert run.error("broken")["code"] == "dns"
 
 
 @pytest.mark.parametrize("host", ["db..example.com", ".example.com", "x" * 64 + ".example.com"])
-def test_a_host_that_is_no_name(stage: Stage, host: str) -> None:
+def test_an_invalid_host_name_fails_the_target(stage: Stage, host: str) -> None:
     stage.target("broken", host=host)
     run = stage.reap(seconds=5)
     assert run.error("broken")["code"] in {"dns", "secret"}
 
 
-def test_every_hostile_server_at_once_and_one_healthy_one(stage: Stage) -> None:
+def test_a_healthy_target_is_reaped_among_many_hostile_servers(stage: Stage) -> None:
     leak = stage.session(LEAK)
     stage.target("healthy", name="healthy")
-    answers = [hang, hang, hang_up, say(HTTP), say(b""), say_and_hang(SIGNED_IN)]
-    answers += [drip(SIGNED_IN + NOTICE), drip(b"S", 1), drip(b"E\0\0\0\xff" + b"x" * 200)] * 4
+    answers = [hang, hang, hang_up, say(HTTP), say(b""), say_and_hang(LOGIN_OK)]
+    answers += [drip(LOGIN_OK + NOTICE), drip(b"S", 1), drip(b"E\0\0\0\xff" + b"x" * 200)] * 4
     with ExitStack() as stack:
         for number, answer in enumerate(answers):
             impostor = stack.enter_context(Impostor(answer))
@@ -124,36 +124,36 @@ def test_every_hostile_server_at_once_and_one_healthy_one(stage: Stage) -> None:
         assert run.error(f"hostile-{number}")["code"] != "internal"
 
 
-def test_all_that_hang_take_no_longer_than_one(stage: Stage) -> None:
+def test_several_hanging_servers_take_no_longer_than_one(stage: Stage) -> None:
     with Impostor() as silent, Impostor(say_and_hang(b"S")) as tls, ExitStack() as stack:
-        stage.target("before-sign-in", port=silent.port)
-        stage.target("before-sign-in-too", port=silent.port)
-        stage.target("asked-for-TLS", port=silent.port, sslmode="verify-full")
-        stage.target("said-yes-to-TLS", port=tls.port, sslmode="require")
-        signed_in = stack.enter_context(Impostor(say_and_hang(SIGNED_IN)))
-        stage.target("after-sign-in", port=signed_in.port)
+        stage.target("before-login", port=silent.port)
+        stage.target("before-login-too", port=silent.port)
+        stage.target("at-the-TLS-request", port=silent.port, sslmode="verify-full")
+        stage.target("after-TLS", port=tls.port, sslmode="require")
+        logged_in = stack.enter_context(Impostor(say_and_hang(LOGIN_OK)))
+        stage.target("after-login", port=logged_in.port)
         run = stage.reap(seconds=3)
     assert run.seconds < 3 + PATIENCE
     codes = {target["name"]: target["error"]["code"] for target in run.document["targets"]}
     assert codes == dict.fromkeys(codes, "timeout")
 
 
-def test_a_server_that_drips_leaves_nothing_behind_when_the_time_is_over(stage: Stage) -> None:
+def test_a_server_that_sends_byte_by_byte_leaves_no_thread_behind(stage: Stage) -> None:
     before = threading.active_count()
-    with Impostor(drip(SIGNED_IN + NOTICE)) as impostor:
+    with Impostor(drip(LOGIN_OK + NOTICE)) as impostor:
         threads = threading.active_count() - before
         stage.target("dripping", port=impostor.port)
         run = stage.reap(seconds=1)
         assert run.target("dripping")["status"] == "failed"
         until(
             lambda: threading.active_count() <= before + threads,
-            "the thread that listened to the drips has ended",
+            "the thread that read from the server has ended",
         )
 
 
-# -- after we are in: what was done must be told ---------------------------------------------------
+# -- after the login: the report must be true ------------------------------------------------------
 
-# A hang costs the whole time of the run, and sign-in hangs above already.
+# A hang takes the whole time of the run; logins that hang are tested above.
 _CANCELS = [Moment.PREPARE_CANCEL, Moment.CANCEL]
 _RESETS = [m for m in Moment if m is not Moment.SIGN_OUT and m not in _CANCELS]
 _HANGS = [Moment.LOOK, Moment.TERMINATE, Moment.VERIFY]
@@ -169,7 +169,7 @@ _TROUBLES = {
 
 
 @pytest.mark.parametrize("trouble", _TROUBLES.values(), ids=_TROUBLES.keys())
-def test_what_is_reported_is_true_when_the_server_always(stage: Stage, trouble: Trouble) -> None:
+def test_the_report_is_true_if_the_server_always(stage: Stage, trouble: Trouble) -> None:
     victims = stage.sessions(3)
     with Proxy(stage.server.port, trouble, every=True) as proxy:
         stage.target(port=proxy.port)
@@ -189,7 +189,7 @@ def test_what_is_reported_is_true_when_the_server_always(stage: Stage, trouble: 
 
 @pytest.mark.parametrize("moment", _CANCELS)
 @pytest.mark.parametrize("lost", [False, True])
-def test_what_is_reported_is_true_when_the_server_resets_at_a_cancel(
+def test_the_report_is_true_if_the_server_resets_at_a_cancel(
     stage: Stage, moment: Moment, *, lost: bool
 ) -> None:
     running = stage.sessions(3, ACTIVE)
@@ -203,13 +203,12 @@ def test_what_is_reported_is_true_when_the_server_resets_at_a_cancel(
     assert set(run.outcomes()) == {session.pid for session in running}
     for session in running:
         outcome = run.outcomes()[session.pid]
-        still_at_it = {"lingering", "spared"}
         assert (outcome == "cancelled") == (session.state == IDLE), outcome
-        assert outcome in {"cancelled"} | still_at_it
+        assert outcome in {"cancelled", "lingering", "spared"}
 
 
 @pytest.mark.parametrize("nth", [1, 2])
-def test_a_lost_answer_does_not_hide_whom_it_killed(stage: Stage, nth: int) -> None:
+def test_a_lost_answer_does_not_hide_the_terminated_sessions(stage: Stage, nth: int) -> None:
     victims = stage.sessions(30)  # more than one statement signals
     trouble = Trouble(action=Action.RESET, moment=Moment.TERMINATE, nth=nth, lost=True)
     with Proxy(stage.server.port, trouble) as proxy:
@@ -220,14 +219,16 @@ def test_a_lost_answer_does_not_hide_whom_it_killed(stage: Stage, nth: int) -> N
     assert run.error()["code"] == "connection"
     survivors = stage.survivors(victims)
     assert len(survivors) < 30
-    # Another connection proved it.
+    # A second connection verified them.
     assert list(run.outcomes().values()).count("terminated") == 30 - len(survivors)
     assert run.target()["slots"]["used_after"] == 1 + len(survivors)
 
 
 @pytest.mark.parametrize("sqlstate", ["57014", "XX000"])
-def test_an_error_for_one_signal_hides_no_other_answer(stage: Stage, sqlstate: str) -> None:
-    """The connection is whole, so no second one is made: our role might not be let in twice."""
+def test_an_error_for_one_signal_does_not_hide_the_other_answers(
+    stage: Stage, sqlstate: str
+) -> None:
+    """The connection still works, so no second one is made, for which a slot may be missing."""
     victims = stage.sessions(5)
     with Proxy(stage.server.port, says=FailSignal(2, sqlstate)) as proxy:
         stage.target(port=proxy.port)
@@ -238,7 +239,7 @@ def test_an_error_for_one_signal_hides_no_other_answer(stage: Stage, sqlstate: s
     assert run.target()["slots"]["used_after"] == 1  # ours is not counted, the superuser's is
 
 
-def test_a_session_that_was_not_signalled_because_of_an_error_says_which(stage: Stage) -> None:
+def test_the_reason_of_an_unsignalled_session_quotes_the_error(stage: Stage) -> None:
     victim = stage.session()
     confirmed = {**rule(), "confirm_after": "100ms"}
     trouble = Trouble(action=Action.RESET, moment=Moment.LOOK, nth=2)
@@ -249,7 +250,7 @@ def test_a_session_that_was_not_signalled_because_of_an_error_says_which(stage: 
     assert run.error()["message"] in run.session(victim)["reason"]
 
 
-def test_slots_that_nobody_counted_after_the_signals_are_unknown(stage: Stage) -> None:
+def test_slots_that_were_not_counted_after_the_signals_are_unknown(stage: Stage) -> None:
     stage.sessions(2)
     terminate = Trouble(action=Action.HANG, moment=Moment.TERMINATE, lost=True)
     again = Trouble(action=Action.HANG, moment=Moment.VERIFY)
@@ -260,7 +261,7 @@ def test_slots_that_nobody_counted_after_the_signals_are_unknown(stage: Stage) -
     assert run.target()["slots"]["used_after"] is None
 
 
-def test_a_connection_lost_before_a_signal_kills_nobody_more(stage: Stage) -> None:
+def test_a_connection_lost_before_a_signal_terminates_no_more_sessions(stage: Stage) -> None:
     victims = stage.sessions(30)
     trouble = Trouble(action=Action.RESET, moment=Moment.TERMINATE, nth=2)
     with Proxy(stage.server.port, trouble) as proxy:
@@ -274,7 +275,9 @@ def test_a_connection_lost_before_a_signal_kills_nobody_more(stage: Stage) -> No
 
 
 @pytest.mark.parametrize("moment", [Moment.PREPARE_VERIFY, Moment.VERIFY])
-def test_a_connection_lost_at_verify_does_not_hide_the_kills(stage: Stage, moment: Moment) -> None:
+def test_a_connection_lost_at_verify_does_not_hide_the_terminated_sessions(
+    stage: Stage, moment: Moment
+) -> None:
     victims = stage.sessions(3)
     with Proxy(stage.server.port, Trouble(action=Action.RESET, moment=moment)) as proxy:
         stage.target(port=proxy.port)
@@ -285,7 +288,9 @@ def test_a_connection_lost_at_verify_does_not_hide_the_kills(stage: Stage, momen
 
 
 @pytest.mark.parametrize("moment", [Moment.TERMINATE, Moment.VERIFY])
-def test_what_is_reported_is_true_when_the_server_drips_at(stage: Stage, moment: Moment) -> None:
+def test_the_report_is_true_if_the_server_sends_byte_by_byte_at(
+    stage: Stage, moment: Moment
+) -> None:
     victims = stage.sessions(3)
     trouble = Trouble(action=Action.DRIP, moment=moment, lost=True)
     with Proxy(stage.server.port, trouble, every=True) as proxy:
@@ -297,7 +302,7 @@ def test_what_is_reported_is_true_when_the_server_drips_at(stage: Stage, moment:
     assert_true_to(run, victims)
 
 
-def test_who_was_seen_gone_stays_terminated_when_the_server_begins_to_drip(stage: Stage) -> None:
+def test_a_verified_session_stays_terminated_if_a_later_verify_fails(stage: Stage) -> None:
     victims = stage.sessions(3)
     os.kill(victims[0].pid, signal.SIGSTOP)
     stage.cleanup(os.kill, victims[0].pid, signal.SIGCONT)
@@ -309,8 +314,8 @@ def test_who_was_seen_gone_stays_terminated_when_the_server_begins_to_drip(stage
     assert run.target()["status"] == "failed"
 
 
-def test_a_server_shut_down_under_the_reaper(stage: Stage) -> None:
-    """Its session is ended by an administrator between look and signal."""
+def test_the_report_is_true_if_the_reaper_s_own_session_is_terminated(stage: Stage) -> None:
+    """By an administrator, between snapshot and signal."""
     victims = stage.sessions(2)
 
     def before(moment: Moment) -> None:

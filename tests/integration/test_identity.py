@@ -1,4 +1,4 @@
-"""Targets whose secrets choose the same name get unique names."""
+"""Targets whose secrets choose the same name get distinct names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def names(run: Run) -> list[str]:
     return [target["name"] for target in run.document["targets"]]
 
 
-def test_equal_names_are_extended_by_the_secrets_name(stage: Stage) -> None:
+def test_targets_of_equal_names_get_the_name_of_their_secret_added(stage: Stage) -> None:
     leak = stage.session(LEAK)
     stage.target("prod/orders", name="orders")
     stage.target("prod/billing", name="orders", port=unused_port())
@@ -30,7 +30,7 @@ def test_equal_names_are_extended_by_the_secrets_name(stage: Stage) -> None:
     assert secrets == {name: name.partition("secret ")[2].rstrip(")") for name in names(run)}
 
 
-def test_a_name_that_is_another_secrets_name_is_extended(stage: Stage) -> None:
+def test_a_name_that_equals_the_name_of_another_secret_is_made_distinct(stage: Stage) -> None:
     stage.target("orders")
     stage.target("evil", name="orders")
     stage.target("other")
@@ -38,7 +38,7 @@ def test_a_name_that_is_another_secrets_name_is_extended(stage: Stage) -> None:
     assert sorted(names(stage.run({"policy": policy()}))) == expected
 
 
-def test_a_name_that_imitates_an_extended_one_is_extended_too(stage: Stage) -> None:
+def test_a_name_that_imitates_a_distinct_name_is_made_distinct_too(stage: Stage) -> None:
     stage.target("prod/a", name="orders")
     stage.target("prod/b", name="orders")
     stage.target("evil", name="orders (secret prod/a)")
@@ -50,7 +50,7 @@ def test_a_name_that_imitates_an_extended_one_is_extended_too(stage: Stage) -> N
     assert "orders (secret prod/a)" not in found
 
 
-def test_the_name_of_an_unreadable_secret_is_extended_too(stage: Stage) -> None:
+def test_an_unreadable_secret_gets_a_distinct_name_too(stage: Stage) -> None:
     stage.listed("orders")
     stage.target("evil", name="orders")
     run = stage.run({"policy": policy()})
@@ -58,23 +58,23 @@ def test_the_name_of_an_unreadable_secret_is_extended_too(stage: Stage) -> None:
     assert run.target("orders (secret evil)")["status"] == "ok"
 
 
-def test_an_event_selects_targets_by_their_original_and_their_unique_name(stage: Stage) -> None:
+def test_an_event_finds_targets_by_their_name_in_the_secret_and_in_the_report(stage: Stage) -> None:
     stage.target("prod/a", name="orders")
     stage.target("prod/b", name="orders")
     stage.target("other")
 
-    def asked(name: str) -> list[str]:
+    def find(name: str) -> list[str]:
         return sorted(names(stage.run({"targets": [name], "policy": policy()})))
 
     both = ["orders (secret prod/a)", "orders (secret prod/b)"]
-    assert asked("orders") == both
-    assert asked(both[1]) == both[1:]
+    assert find("orders") == both
+    assert find(both[1]) == both[1:]
     with pytest.raises(ConfigurationError, match=r"event\.targets\[0\]"):
-        asked("order")
+        find("order")
 
 
-def test_a_refused_login_is_not_retried_because_of_the_extended_name(stage: Stage) -> None:
-    """The reread target is compared without the unique name."""
+def test_a_refused_login_is_tried_once_for_targets_of_equal_names(stage: Stage) -> None:
+    """The secret is compared with its reread version without the added name."""
     stage.target("prod/a", name="orders", password="wrong")  # noqa: S106 -- of nothing
     stage.target("prod/b", name="orders", password="wrong")  # noqa: S106 -- of nothing
     before = stage.server.log.read_text(errors="replace").count("password authentication failed")

@@ -1,4 +1,4 @@
-"""Queries that are longer than what leaves the server are cut by bytes, in any encoding."""
+"""A query above the size limit is cut by bytes on the server, in any encoding."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def _queries(stage: Stage, secret: str) -> dict[int, str]:
     assert isinstance(target, Target)
     server = Server.connect(target, Deadline(10))
     try:
-        look = server.look(ALL_SESSIONS, Deadline(10))
-        return {s.identity.pid: s.query for s in look.sessions}
+        snapshot = server.take_snapshot(ALL_SESSIONS, Deadline(10))
+        return {s.identity.pid: s.query for s in snapshot.sessions}
     finally:
         server.close()
 
 
 @pytest.mark.parametrize("encoding", _TEXTS)
 @pytest.mark.parametrize("seen_from", ["postgres", "itself"])
-def test_a_long_query_is_cut_and_its_session_ended(
+def test_a_long_query_is_cut_and_its_session_terminated(
     own_server: Callable[..., Stage], encoding: str, seen_from: str
 ) -> None:
     stage = own_server({"track_activity_query_size": "64kB"})
@@ -54,14 +54,14 @@ def test_a_long_query_is_cut_and_its_session_ended(
     assert query.startswith("SELECT ")
     assert query.endswith("…")
     assert len(query) <= QUERY_BYTES + 1
-    if encoding == "UTF8":  # cut within a character, which shows as one sign for what is left of it
+    if encoding == "UTF8":  # cut within a character, which leaves a replacement character
         assert set(query.removesuffix("…").rstrip("\ufffd")[-100:]) == {"\u65e5"}
     assert stage.reap().outcomes() == {leak.pid: "terminated"}
 
 
-def test_a_query_of_just_the_limit_is_whole(stage: Stage) -> None:
+def test_a_query_below_the_limit_is_complete(stage: Stage) -> None:
     ((size,),) = stage.root.run("SHOW track_activity_query_size")
-    assert size == "1kB"  # so the text that the server keeps is shorter than the limit
+    assert size == "1kB"  # below the limit, so every query that the server keeps is
     leak = stage.session(LEAK, query="SELECT 1 AS " + "x" * 60)
     query = _queries(stage, stage.target())[leak.pid]
     assert query == "SELECT 1 AS " + "x" * 60

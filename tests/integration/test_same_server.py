@@ -1,4 +1,4 @@
-"""Only the server of the snapshot can prove what happened to a session."""
+"""Only the server of the snapshot can verify what happened to its sessions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def elsewhere(own_server: Callable[..., Stage]) -> Stage:
 
 @pytest.mark.parametrize("moment", [Moment.TERMINATE, Moment.VERIFY])
 @pytest.mark.parametrize("lost", [False, True])
-def test_after_a_reconnect_to_another_server_no_session_is_terminated(
+def test_nothing_is_verified_if_the_second_connection_leads_to_another_server(
     stage: Stage, elsewhere: Stage, moment: Moment, *, lost: bool
 ) -> None:
     victims = stage.sessions(3)
@@ -47,12 +47,14 @@ def test_after_a_reconnect_to_another_server_no_session_is_terminated(
         assert victim.is_there or outcomes[victim.pid] == "lingering"
     assert "lingering" in outcomes.values()
     assert run.target()["status"] == "failed"
-    assert run.target()["slots"]["used_after"] is None  # the other server's would be wrong
+    assert (
+        run.target()["slots"]["used_after"] is None
+    )  # the count of the other server would be wrong
     reasons = {session["reason"] for session in run.target()["sessions"]}
     assert any("another server" in reason for reason in reasons)
 
 
-def test_a_second_snapshot_on_another_server_signals_nothing(
+def test_nothing_is_signalled_if_the_second_snapshot_is_of_another_server(
     stage: Stage, elsewhere: Stage
 ) -> None:
     victim = stage.session()
@@ -66,7 +68,7 @@ def test_a_second_snapshot_on_another_server_signals_nothing(
     assert victim.is_there
 
 
-def test_if_a_pooler_switches_servers_no_session_is_terminated(
+def test_nothing_is_verified_if_a_pooler_switches_servers_under_one_connection(
     stage: Stage, elsewhere: Stage
 ) -> None:
     victims = stage.sessions(2)
@@ -80,7 +82,7 @@ def test_if_a_pooler_switches_servers_no_session_is_terminated(
     assert run.target()["slots"]["used_after"] is None
 
 
-def test_if_servers_are_switched_before_the_signals_no_session_has_escaped(
+def test_no_session_counts_as_escaped_if_the_server_switched_before_the_signals(
     stage: Stage, elsewhere: Stage
 ) -> None:
     victims = stage.sessions(2)
@@ -100,12 +102,12 @@ def _identify() -> object:
     assert isinstance(target, Target)
     server = Server.connect(target, Deadline(10))
     try:
-        return server.look(NO_SESSIONS, Deadline(10)).server
+        return server.take_snapshot(NO_SESSIONS, Deadline(10)).server
     finally:
         server.close()
 
 
-def test_every_connection_to_a_server_has_the_same_server_identity(stage: Stage) -> None:
+def test_every_connection_to_a_server_shows_the_same_identity(stage: Stage) -> None:
     stage.target()
     stage.root.run("ALTER ROLE session_reaper SET TimeZone = 'Asia/Kathmandu'")
     first = _identify()
@@ -113,7 +115,7 @@ def test_every_connection_to_a_server_has_the_same_server_identity(stage: Stage)
     assert _identify() == first
 
 
-def test_the_snapshot_does_not_need_pg_control_system(stage: Stage) -> None:
+def test_the_snapshot_needs_no_privilege_on_the_control_file(stage: Stage) -> None:
     stage.root.run("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
     stage.cleanup(stage.root.run, "GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC")
     leak = stage.session()
@@ -123,10 +125,10 @@ def test_the_snapshot_does_not_need_pg_control_system(stage: Stage) -> None:
 def test_a_crash_after_the_signal_counts_as_a_restart(
     own_server: Callable[..., Stage],
 ) -> None:
-    """A crashed backend ends all others, but the postmaster stays."""
+    """When a backend crashes, the postmaster stays and restarts all other processes."""
     stage = own_server({"restart_after_crash": "on"})
     victim, bystander = stage.session(), stage.session(role="bystander")
-    stage.root.run("CHECKPOINT")  # what is in the buffers is lost with the others
+    stage.root.run("CHECKPOINT")  # the crash would lose unwritten buffers
 
     def before(moment: Moment) -> None:
         if moment is Moment.PREPARE_VERIFY and not _restarted(stage):

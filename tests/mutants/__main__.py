@@ -24,7 +24,7 @@ TESTS = {
         "tests/integration/test_limits.py",
         "tests/integration/test_rules.py",
         "-k",
-        f"({_ANY}) and (test_limits or is_reused or cancel or outlives or small_server or no_more_leaks)",
+        f"({_ANY}) and (test_limits or reused_pid or cancel or outlives or small_server or no_more_leaks)",
     ],
 }
 

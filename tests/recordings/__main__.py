@@ -76,7 +76,7 @@ def _take_snapshot(running: PostgresServer) -> object:
         sslrootcert=None,
     )
     with closing(Server.connect(target, deadline)) as connected:
-        return to_recording(connected.look(ALL_SESSIONS, deadline))
+        return to_recording(connected.take_snapshot(ALL_SESSIONS, deadline))
 
 
 if __name__ == "__main__":

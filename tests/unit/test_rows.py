@@ -1,69 +1,48 @@
-"""Answers that are small on the wire and large, or slow, in the reaper."""
+"""Invalid answers, and answers that would take much memory or time to read."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.errors import TargetError
-from session_reaper.postgres.rows import memory_of, read_grants, read_snapshot
+from session_reaper.postgres.rows import estimate_memory, read_grants, read_snapshot
 
 if TYPE_CHECKING:
     from session_reaper.postgres.driver import Row
 
+from tests.answers import SNAPSHOT, session_row
 from tests.hang_guard import fail_after
-
-SNAPSHOT: dict[str, Any] = {
-    "role": "session_reaper",
-    "pid": 1,
-    "started": 1,
-    "checkpointer": 2,
-    "checkpointer_started": 1,
-    "taken_at": 2,
-    "server_version": 180000,
-    "inherits": True,
-    "reader": False,
-    "max": 100,
-    "reserved": 3,
-    "used": 5,
-    "can_see": True,
-    "can_signal": True,
-    "untracked": 0,
-    "states": None,
-    "oldest_idle_in_transaction": 0,
-    "sessions": [],
-    "waits": None,
-}
 
 
 def read(**changes: object) -> object:
-    return read_snapshot([json.dumps(SNAPSHOT | changes).encode()], ours=(), backend_pid=1)
+    return read_snapshot([json.dumps(SNAPSHOT | changes).encode()], own_roles=(), backend_pid=1)
 
 
 def chain(links: int) -> list[list[object]]:
     return [[pid, True, "app", "api", 1.5, [pid - 1]] for pid in range(2, links + 2)]
 
 
-def test_a_chain_of_waiters_longer_than_any_server_has_is_walked_to_its_end() -> None:
-    """One second's work; it would be hours' if each waiter looked at all the others."""
+def test_a_chain_of_100_000_waiters_is_read_in_time() -> None:
+    """It takes a second; comparing each waiter with all the others would take hours."""
     with fail_after(60):
         read(waits=chain(100_000))
 
 
-def test_a_graph_of_waiters_that_would_take_seconds_is_invalid() -> None:
+def test_a_graph_of_waiters_that_would_take_seconds_is_refused() -> None:
     many = [[pid, True, "app", "api", 1.5, [*range(10_000, 13_000)]] for pid in range(1, 100)]
     with pytest.raises(TargetError, match="waits"):
         read(waits=many)
 
 
 @pytest.mark.parametrize("filler", [{}, [], 1, "x"], ids=["objects", "lists", "numbers", "texts"])
-def test_an_answer_of_more_values_than_any_server_has_is_not_made(filler: object) -> None:
+def test_an_answer_with_too_many_values_is_refused_before_decoding(filler: object) -> None:
     with pytest.raises(TargetError, match="its size"):
         read(junk=[filler] * 1_500_000)
 
 
-def test_commas_in_queries_are_no_values() -> None:
+def test_commas_in_queries_do_not_count_as_values() -> None:
     read(junk=["," * 1000 + '"[{' * 100] * 1500)
 
 
@@ -72,7 +51,7 @@ def missing(**changes: object) -> Row:
     return [json.dumps(answer).encode()]
 
 
-def test_grants_are_written_for_what_is_used_here_and_for_our_own_role() -> None:
+def test_grants_name_the_used_functions_and_relations_and_our_role() -> None:
     functions = [["pg_terminate_backend", "integer, bigint"]]
     row = missing(missing_functions=functions, missing_relations=["pg_roles"])
     assert read_grants(row, 'a"b') == (
@@ -93,56 +72,51 @@ def test_grants_are_written_for_what_is_used_here_and_for_our_own_role() -> None
         {"missing_relations": [["pg_roles"]]},
     ],
 )
-def test_nothing_else_passes_for_a_grant(changes: dict[str, object]) -> None:
+def test_a_grant_on_anything_else_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(TargetError, match="missing_"):
         read_grants(missing(**changes), "session_reaper")
 
 
-MOMENT = "2026-01-15T08:00:00.000001+00:00"
-ROW = [1, MOMENT, None, MOMENT, MOMENT, "idle", "app", "db", "api", None, "x", None, None]
-ROW += [1, None, 1, None, False, None, None, None, False, False, False, True]
-
-
-def test_a_session_that_is_there_twice_is_invalid() -> None:
-    read(sessions=[ROW, [2, *ROW[1:]]])
+def test_a_duplicate_session_is_refused() -> None:
+    read(sessions=[session_row(), session_row(pid=2)])
     with pytest.raises(TargetError, match="sessions: pid"):
-        read(sessions=[ROW, ROW])
+        read(sessions=[session_row(), session_row()])
 
 
 @pytest.mark.parametrize(
     ("number", "used", "most", "place"),
     [(6, 5, 100, "sessions"), (20_001, 30_000, 30_000, "sessions"), (1, 201, 100, "used")],
 )
-def test_more_sessions_than_the_server_itself_counts_or_allows_are_invalid(
+def test_more_sessions_than_the_server_counts_or_allows_are_refused(
     number: int, used: int, most: int, place: str
 ) -> None:
-    sessions = [[pid, *ROW[1:]] for pid in range(1, number + 1)]
+    sessions = [session_row(pid=pid) for pid in range(1, number + 1)]
     with pytest.raises(TargetError, match=f"invalid value at {place}$"):
         read(sessions=sessions, used=used, max=most)
 
 
-def test_more_states_than_the_server_itself_counts_are_invalid() -> None:
+def test_more_states_than_the_server_counts_are_refused() -> None:
     with pytest.raises(TargetError, match=r"invalid value at states$"):
         read(states=["idle"] * 6)
 
 
 def test_a_server_may_show_a_few_more_backends_than_it_allows() -> None:
-    """One that ends and one that begins may both be there while the server reads its list."""
-    read(sessions=[[pid, *ROW[1:]] for pid in range(1, 106)], used=105, states=["idle"] * 105)
+    """While the server reads its list, a backend may end and its successor may begin."""
+    read(sessions=[session_row(pid=pid) for pid in range(1, 106)], used=105, states=["idle"] * 105)
 
 
-def test_a_text_that_does_not_end_is_refused_without_reading_it_again_and_again() -> None:
+def test_an_unterminated_string_is_refused_in_linear_time() -> None:
     with fail_after(60), pytest.raises(TargetError, match="its JSON"):
-        read_snapshot([b'{"a":"' + rb"\"" * 4_800_000], ours=(), backend_pid=1)
+        read_snapshot([b'{"a":"' + rb"\"" * 4_800_000], own_roles=(), backend_pid=1)
 
 
-def test_what_was_read_is_not_kept_in_the_row() -> None:
+def test_reading_a_snapshot_empties_the_row() -> None:
     row: Row = [json.dumps(SNAPSHOT).encode()]
-    read_snapshot(row, ours=(), backend_pid=1)
+    read_snapshot(row, own_roles=(), backend_pid=1)
     assert row == []
 
 
-def test_more_waiters_than_fit_into_memory_are_invalid() -> None:
+def test_more_waiters_than_fit_into_memory_are_refused() -> None:
     roots = [*range(1, 1001)]
     waits = [[5000, True, "app", "api", 9.5, roots]]
     waits += [[pid, True, "app", "api", 9.5, [5000]] for pid in range(5001, 8001)]
@@ -151,12 +125,13 @@ def test_more_waiters_than_fit_into_memory_are_invalid() -> None:
     read(waits=waits[:1400])
 
 
-def test_the_memory_of_a_snapshot_counts_its_queries_and_waiters() -> None:
-    rows = [[pid, *ROW[1:10], "x" * 2000, *ROW[11:]] for pid in range(1, 5)]
+def test_the_memory_estimate_counts_queries_and_waiters() -> None:
+    rows = [session_row(pid=pid, query="x" * 2000) for pid in range(1, 5)]
     waits = [[pid, True, "app", "api", 0.5, [1]] for pid in range(5, 105)]
-    look = read_snapshot(
+    snapshot = read_snapshot(
         [json.dumps(SNAPSHOT | {"sessions": rows, "waits": waits}).encode()],
-        ours=(),
+        own_roles=(),
         backend_pid=1,
     )
-    assert 4 * 2000 + 100 * 64 < memory_of(look) < 4 * 4000 + 100 * 200
+    memory = sum(map(estimate_memory, snapshot.sessions))
+    assert 4 * 2000 + 100 * 64 < memory < 4 * 4000 + 100 * 200

@@ -1,4 +1,4 @@
-"""Whether a session in a second snapshot continues the one in the first."""
+"""Recognising the same transaction or idle time of a session in a later snapshot."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ LATER = "2026-01-15T09:30:00.000001+00:00"
         {"state": State.IDLE_IN_TRANSACTION_ABORTED, "state_change": LATER, "query_start": LATER},
     ],
 )
-def test_a_transaction_continues_after_further_statements(changed: dict[str, Any]) -> None:
+def test_a_transaction_continues_through_every_statement_in_it(changed: dict[str, Any]) -> None:
     assert an_identity(**changed).continues(an_identity())
 
 
 @pytest.mark.parametrize(
     "changed", [{"pid": 1}, {"backend_start": LATER}, {"xact_start": LATER}, {"xact_start": None}]
 )
-def test_another_transaction_or_session_does_not_continue_it(changed: dict[str, Any]) -> None:
+def test_another_transaction_or_session_is_not_a_continuation(changed: dict[str, Any]) -> None:
     assert not an_identity(**changed).continues(an_identity())
 
 
 IDLE = {"xact_start": None, "state": State.IDLE}
 
 
-def test_outside_a_transaction_every_field_must_be_unchanged() -> None:
+def test_outside_a_transaction_any_change_ends_the_idle_time() -> None:
     idle = an_identity(**IDLE)
     assert idle.continues(an_identity(**IDLE))
     for name in ("state_change", "query_start"):
@@ -44,7 +44,7 @@ def test_outside_a_transaction_every_field_must_be_unchanged() -> None:
     assert not an_identity().continues(idle)
 
 
-def test_a_query_is_redacted_once_for_all_that_show_it() -> None:
+def test_a_query_is_redacted_once() -> None:
     session = a_session(query="SELECT 'CANARY'")
     assert session.redacted_query == "SELECT ?"
     assert session.redacted_query is session.redacted_query

@@ -1,7 +1,7 @@
-"""pg8000 with what it lacks here: total deadlines, byte budgets, pipelines, refused authentication.
+"""pg8000 with the features that it lacks: deadlines, byte budgets, pipelines, strict authentication.
 
-The only module that uses the driver's internals: pyproject.toml pins the version they belong to, and
-tests/integration/test_driver.py holds each of them against the protocol.
+This is the only module that uses pg8000's internals. pyproject.toml pins the version, and
+tests/integration/test_driver.py checks each use against the protocol.
 """
 
 import io
@@ -9,94 +9,52 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from functools import lru_cache
+from contextlib import contextmanager, nullcontext, suppress
 from struct import Struct
 from typing import Any, Final
 
 import pg8000.native
-import scramp.core
 from pg8000.converters import make_params
 from pg8000.core import DATA_ROW, EXECUTE_MSG, NULL_BYTE, READY_FOR_QUERY, SYNC_MSG, Context
 from pg8000.native import DatabaseError, Error, InterfaceError, PreparedStatement
-from scramp import ScramException
 
 from session_reaper.deadline import Deadline
 from session_reaper.errors import TargetError
-from session_reaper.postgres.budget import (
-    ANSWER_MEMORY,
-    UNCLAIMED_BYTES,
-    MemoryBudget,
-    MemoryClaim,
-)
+from session_reaper.postgres.budget import ANSWER_MEMORY, UNCLAIMED_BYTES, MemoryBudget
+from session_reaper.postgres.scram import ScramClient
 from session_reaper.postgres.tls import limit_time
 from session_reaper.targets.target import AuthMethod, ChannelBinding, Target
 
 Row = list[bytes | memoryview | None]
-"""The columns of one row, as the server wrote them; large ones are parts of the message itself."""
+"""The columns of one row, undecoded; a large column is a view of its message."""
 
 MAX_UNANSWERED: Final = 32 * 1024
-"""Bytes of requests in a pipeline that the server has not answered yet.
+"""The most bytes of unanswered requests in a pipeline.
 
-A client that only writes blocks as soon as the buffers of both sockets are full: the server does not
-read on while nobody reads its answers.
+If the client wrote on without reading, the buffers of both sockets would fill, and client and server
+would wait for each other.
 """
 
-_STARTUP_BYTES: Final = 64 * 1024  # of all that a server says until it is ready
+_STARTUP_BYTES: Final = 64 * 1024  # of the server's messages until it is ready
 _EXECUTION_BYTES: Final = 64 * 1024  # of the answer to one statement in a pipeline
-_CLOSE_SECONDS: Final = 0.2  # to say goodbye
+_CLOSE_SECONDS: Final = 0.2
 _READ_AHEAD: Final = 64 * 1024
 
 _Length: Final = Struct("!i")
 _Count: Final = Struct("!H")
-_Header: Final = Struct("!ci")  # a message's type, and the length of all that follows the type
-_MECHANISMS: Final = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS")
+_Header: Final = Struct("!ci")  # a message's type and the length of the rest, itself included
+_SCRAM_MECHANISMS: Final = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS")
 
 
 class AnswerTooLargeError(Exception):
     """An answer exceeds its byte budget."""
 
 
-# -- the driver's habits that are corrected for the whole process --------------------------------
-
-
-def _saslprep(text: str, prepare: Callable[[str], str] = scramp.core.saslprep) -> str:
-    """Prepare a password; one that SASLprep refuses stays as it is, as in PostgreSQL and libpq."""
-    try:
-        # PostgreSQL maps U+200B to a space before it drops characters; scramp drops it first.
-        return prepare(text.replace("\u200b", " ")) or text
-    except ScramException:
-        return text
-
-
-scramp.core.saslprep = _saslprep
-
-
-@lru_cache(maxsize=1024)
-def _derive_salted_password(
-    hash_function: Callable[[bytes], Any],
-    password: str | bytes,
-    salt: bytes,
-    iterations: int,
-    derive: Callable[..., bytes] = scramp.core.hi,
-) -> bytes:
-    """Derive the key of a login, once: it takes a third of the time of a warm connection.
-
-    RFC 5802 allows a client to keep it.
-    """
-    return derive(hash_function, password, salt, iterations)
-
-
-scramp.core.hi = lambda hash_function, password, salt, iterations: _derive_salted_password(
-    hash_function, password, salt, int(iterations)
-)
-
-
-# -- bytes in, bytes out --------------------------------------------------------------------------
+# -- the socket -----------------------------------------------------------------------------------
 
 
 class _Receiver(io.RawIOBase):
-    """Reads from a socket until a deadline that covers any number of reads."""
+    """Reads from a socket; one deadline covers any number of reads."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -111,32 +69,39 @@ class _Receiver(io.RawIOBase):
 
 
 class _Wire:
-    """A socket as pg8000 uses it: both as the socket and as the file that it makes of one.
+    """A socket with a deadline and a byte budget.
 
-    Whatever is read or written ends by the deadline in total, however slowly the bytes come, and an
-    answer that exceeds its budget is not read any further.
+    pg8000 uses it both as its socket and as the file that it makes of a socket. The deadline covers
+    all reads and writes together, however slowly the bytes arrive, and an answer that exceeds its
+    budget is not read any further.
     """
 
     def __init__(self, sock: socket.socket, memory: MemoryBudget) -> None:
         self.sock = sock
+        self.claimed_bytes = 0  # of the memory budget, for the answer's one large message
         self._memory = memory
-        self.claim: MemoryClaim | None = None  # on the memory of the answer's one large message
         self._receiver = _Receiver(sock)
         self._reader = io.BufferedReader(self._receiver, _READ_AHEAD)
         self._unsent = bytearray()
         self._budget = 0
 
     def allow(self, deadline: Deadline) -> None:
-        """Set the end of all that follows."""
+        """Set the deadline of everything that follows."""
         self._receiver.deadline = deadline
 
     def expect(self, answer_bytes: int) -> None:
-        """Set the budget of the next answer, in bytes."""
+        """Set the byte budget of the next answer, and end the claim of the last one."""
         self._budget = answer_bytes
-        self.claim = None
+        self.release_claim()
+
+    def release_claim(self) -> None:
+        """Return the memory that the answer claimed."""
+        if self.claimed_bytes:
+            self._memory.release(self.claimed_bytes)
+        self.claimed_bytes = 0
 
     def read(self, size: int) -> bytes:
-        if size < 0:  # a length that is shorter than itself
+        if size < 0:
             raise ValueError
         if size > self._budget:
             raise AnswerTooLargeError
@@ -148,10 +113,11 @@ class _Wire:
         kind, length = _Header.unpack(self._read_all(_Header.size))
         size = length - _Length.size
         if UNCLAIMED_BYTES < size <= self._budget:
-            # Whoever held one claim and waited for another could wait for itself.
-            if kind != DATA_ROW or self.claim is not None:
+            # With a second claim, an answer could wait for the memory that it holds itself.
+            if kind != DATA_ROW or self.claimed_bytes:
                 raise AnswerTooLargeError
-            self.claim = self._memory.claim(size, self._receiver.deadline)
+            self._memory.claim(size, self._receiver.deadline)
+            self.claimed_bytes = size
         return kind, self._read_all(size)
 
     def _read_all(self, size: int) -> bytes:
@@ -167,7 +133,7 @@ class _Wire:
         with memoryview(bytes(self._unsent)) as data:
             self._unsent.clear()
             sent = 0
-            while sent < len(data):  # not sendall: over TLS that has a timeout for each record
+            while sent < len(data):  # not sendall: over TLS its timeout applies to each record
                 limit_time(self.sock, self._receiver.deadline)
                 sent += self.sock.send(data[sent:])
 
@@ -175,7 +141,7 @@ class _Wire:
         return self
 
     def close(self) -> None:
-        self.claim = None
+        self.release_claim()
         self.sock.close()
 
 
@@ -183,9 +149,9 @@ class _Wire:
 
 
 class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver ships no types
-    """A connection whose values stay bytes: what a server says is read where it is validated."""
+    """A connection that returns undecoded values, for rows.py to validate and decode."""
 
-    def __init__(  # noqa: PLR0913 -- what a login needs, and what limits it
+    def __init__(  # noqa: PLR0913 -- a login needs all of them
         self,
         sock: socket.socket,
         target: Target,
@@ -195,21 +161,21 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         deadline: Deadline,
         memory: MemoryBudget = ANSWER_MEMORY,
     ) -> None:
-        """Log in over a socket that is secured as the target asks.
+        """Log in over a socket that already has the target's TLS.
 
-        Raises TargetError for an authentication that the target does not allow, and whatever
-        pg8000, scramp and the network raise.
+        Raises TargetError if the target does not allow the server's authentication method, and the
+        errors of pg8000, scramp and the network.
         """
         self._target = target
         self._method = AuthMethod.NONE
-        self._scram: scramp.ScramClient | None = None
-        self._is_proven = False  # the server has shown that it knows the password, too
-        self._is_bound = False  # to the TLS channel
+        self._scram: ScramClient | None = None
+        self._is_server_proven = False  # the server has shown that it knows the password too
+        self._is_channel_bound = False
         self._is_authenticated = False
         self.server_version = ""
         self._sock: Any = None
         self._usock: Any = None
-        self.memory = memory
+        self._memory = memory
         self._wire = _Wire(sock, memory)
         self._wire.allow(deadline)
         self._wire.expect(_STARTUP_BYTES)
@@ -220,7 +186,7 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
                 database=target.database,
                 application_name=application_name,
                 sock=self._wire,
-                ssl_context=False,  # the socket is secured already
+                ssl_context=False,
                 startup_params=dict(startup_params),
             )
         except BaseException:
@@ -229,7 +195,7 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
 
     @property
     def backend_pid(self) -> int:
-        """The pid in the server's greeting; a pooler greets with a number of its own."""
+        """The pid in the server's greeting; a pooler sends a number of its own."""
         return int.from_bytes((self._backend_key_data or b"")[:4])
 
     @property
@@ -238,19 +204,38 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         return self._wire.sock
 
     def allow(self, deadline: Deadline, answer_bytes: int) -> None:
-        """Set the end of the next statement, and the byte budget of its answer."""
+        """Set the deadline of the next statement and the byte budget of its answer."""
         self._wire.allow(deadline)
         self._wire.expect(answer_bytes)
 
-    def run_for_row(self, statement: str) -> tuple[Row, MemoryClaim | None]:
-        """Run a statement that answers one row; also the claim on its memory, if it is large.
-
-        Both are the caller's alone: nothing here refers to them any more.
-        """
+    def run_for_row(self, statement: str) -> Row:
+        """Run a statement that answers one row, and keep no reference to the row."""
+        row: Row
         (row,) = self.run(statement)
         self._context = None
-        claim, self._wire.claim = self._wire.claim, None
-        return row, claim
+        return row
+
+    @contextmanager
+    def decode_answer(self, deadline: Deadline) -> Iterator[None]:
+        """Decode the last answer in the block, a large one in its turn, and then end its claim.
+
+        Raises NoMemoryLeftError if the turn does not come before the deadline.
+        """
+        is_large = self._wire.claimed_bytes > 0
+        try:
+            with self._memory.decode_in_turn(deadline) if is_large else nullcontext():
+                yield
+        finally:
+            self._wire.release_claim()
+
+    def replace_claim(self, size: int) -> Callable[[int], None]:
+        """Replace the answer's claim by one of another size; return the function to release it.
+
+        Raises NoMemoryLeftError.
+        """
+        self._memory.resize(self._wire.claimed_bytes, size)
+        self._wire.claimed_bytes = 0
+        return self._memory.release
 
     def run_each(
         self,
@@ -261,36 +246,37 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
     ) -> Iterator[Sequence[Row] | DatabaseError]:
         """Run a prepared statement once for each set of parameters, in a pipeline.
 
-        Everything ends by the deadline, and each answer comes within `answer_seconds`.
-
-        Each execution has a Sync of its own, and with it a transaction, a snapshot and an answer of
-        its own. Parameters are taken from `executions` just before they are sent; answers come in
-        the same order: the rows, or the server's error. Raises what pg8000 and the network raise
-        once the connection is lost; the answers before that were given.
+        Each execution has its own Sync, and so its own transaction, snapshot and answer. Takes
+        parameters from `executions` just before sending them. Yields the answers in the same order:
+        the rows, or the server's error. All of it ends by the deadline, and each answer must arrive
+        within `answer_seconds`. Raises the errors of pg8000 and the network once the connection is
+        lost, after the answers that arrived before.
         """
         requests = iter(executions)
         unanswered: deque[int] = deque()
-        size = 0
-        more = True
+        unanswered_bytes = 0
+        has_more = True
         while True:
             self._wire.allow(deadline.capped_at(answer_seconds))
-            if more and size <= MAX_UNANSWERED // 2:
-                more = False
+            if has_more and unanswered_bytes <= MAX_UNANSWERED // 2:
+                has_more = False
                 for parameters in requests:
-                    request = self._execution(statement, parameters)
+                    request = self._encode_execution(statement, parameters)
                     self._wire.write(request)
                     unanswered.append(len(request))
-                    size += len(request)
-                    if size >= MAX_UNANSWERED:
-                        more = True
+                    unanswered_bytes += len(request)
+                    if unanswered_bytes >= MAX_UNANSWERED:
+                        has_more = True
                         break
                 self._wire.flush()
             if not unanswered:
                 return
-            yield self._answer(statement)
-            size -= unanswered.popleft()
+            yield self._read_answer(statement)
+            unanswered_bytes -= unanswered.popleft()
 
-    def _execution(self, statement: PreparedStatement, parameters: Mapping[str, object]) -> bytes:
+    def _encode_execution(
+        self, statement: PreparedStatement, parameters: Mapping[str, object]
+    ) -> bytes:
         values = make_params(self.py_types, statement.make_vals(parameters))
         body = bytearray(NULL_BYTE + statement.name_bin + _Count.pack(0))
         body += _Count.pack(len(values))
@@ -301,7 +287,7 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         bind = b"B" + _Length.pack(len(body) + 4) + body
         return bytes(bind + EXECUTE_MSG + SYNC_MSG)
 
-    def _answer(self, statement: PreparedStatement) -> Sequence[Row] | DatabaseError:
+    def _read_answer(self, statement: PreparedStatement) -> Sequence[Row] | DatabaseError:
         self._wire.expect(_EXECUTION_BYTES)
         context = Context(statement.statement, columns=(), input_funcs=())
         try:
@@ -311,7 +297,7 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         return context.rows
 
     def close(self) -> None:
-        """Log out, whatever state the connection is in."""
+        """Log out and close the socket, in any state of the connection."""
         self._wire.allow(Deadline(_CLOSE_SECONDS))
         with suppress(Error, OSError):
             super().close()
@@ -320,37 +306,37 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
     # -- authentication ---------------------------------------------------------------------------
 
     def handle_AUTHENTICATION_REQUEST(self, data: bytes, context: Context) -> None:  # noqa: N802 -- pg8000's name
-        """Answer what the server asks for, unless the target forbids it."""
+        """Answer the server's authentication request, if the target allows the method."""
         if self._is_authenticated:
-            raise ValueError  # a server does not ask again
+            raise ValueError
         match int.from_bytes(data[:4]):
             case 0:
                 self._check_authentication()
             case 3:
-                self._begin(AuthMethod.PASSWORD)
+                self._start_method(AuthMethod.PASSWORD)
                 if not self._target.is_verified:
                     raise TargetError("auth", _CLEAR_TEXT, _CLEAR_TEXT_HINT)
                 super().handle_AUTHENTICATION_REQUEST(data, context)
             case 5:
-                self._begin(AuthMethod.MD5)
+                self._start_method(AuthMethod.MD5)
                 super().handle_AUTHENTICATION_REQUEST(data, context)
             case 10:
-                self._begin(AuthMethod.SCRAM_SHA_256)
-                self._begin_scram(data)
+                self._start_method(AuthMethod.SCRAM_SHA_256)
+                self._start_scram(data)
             case 11 if self._scram is not None:
                 self._scram.set_server_first(data[4:].decode())
                 self._send_message(b"p", self._scram.get_client_final().encode())
                 self._wire.flush()
             case 12 if self._scram is not None:
                 self._scram.set_server_final(data[4:].decode())
-                self._is_proven = True
+                self._is_server_proven = True
             case _:
-                problem = "the server asks for an authentication method that is not supported"
+                problem = "the server requests an unsupported authentication method"
                 raise TargetError("auth", problem, _METHODS_HINT)
 
-    def _begin(self, method: AuthMethod) -> None:
+    def _start_method(self, method: AuthMethod) -> None:
         if self._method is not AuthMethod.NONE:
-            raise ValueError  # a server asks once
+            raise ValueError
         if method not in self._target.allowed_auth:
             self._refuse(method)
         if (
@@ -362,25 +348,24 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
 
     def _refuse(self, method: AuthMethod) -> None:
         allowed = ", ".join(sorted(self._target.allowed_auth))
-        problem = f"the server asks for authentication by {method}; require_auth allows {allowed}"
+        problem = f"the server requests authentication by {method}; require_auth allows {allowed}"
         raise TargetError("auth", problem, _METHODS_HINT)
 
-    def _begin_scram(self, data: bytes) -> None:
+    def _start_scram(self, data: bytes) -> None:
         offered = [name.decode("ascii") for name in data[4:].split(NULL_BYTE) if name]
-        known = [name for name in offered if name in _MECHANISMS]
-        if not known:
-            problem = "the server offers no SCRAM-SHA-256"
+        mechanisms = [name for name in offered if name in _SCRAM_MECHANISMS]
+        if not mechanisms:
+            problem = "the server does not offer SCRAM-SHA-256"
             raise TargetError("auth", problem, _METHODS_HINT)
         binding = None
         wanted = self._target.channel_binding
         if isinstance(self._wire.sock, ssl.SSLSocket) and wanted is not ChannelBinding.DISABLE:
             binding = ("tls-server-end-point", self._wire.sock)
-        elif "SCRAM-SHA-256" not in known:
+        elif "SCRAM-SHA-256" not in mechanisms:
             raise TargetError("auth", _NOT_BOUND, _NOT_BOUND_HINT)
-        role, password = self.user.decode(), self.password.decode()
-        self._scram = scramp.ScramClient(known, role, password, channel_binding=binding)
-        self._is_bound = self._scram.mechanism_name.endswith("-PLUS")
-        if wanted is ChannelBinding.REQUIRE and not self._is_bound:
+        self._scram = ScramClient(mechanisms, self._target.password, binding)
+        self._is_channel_bound = self._scram.mechanism_name.endswith("-PLUS")
+        if wanted is ChannelBinding.REQUIRE and not self._is_channel_bound:
             raise TargetError("auth", _NOT_BOUND, _NOT_BOUND_HINT)
         first = self._scram.get_client_first().encode()
         mechanism = self._scram.mechanism_name.encode() + NULL_BYTE
@@ -388,20 +373,23 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         self._wire.flush()
 
     def _check_authentication(self) -> None:
-        """Accept the server's word that the role is authenticated, if it may be so."""
+        """Check that the login that the server accepted meets the target's requirements."""
         if self._method not in self._target.allowed_auth:
             self._refuse(self._method)
-        if self._method is AuthMethod.SCRAM_SHA_256 and not self._is_proven:
-            problem = "the server ended SCRAM without the proof that it knows the password"
+        if self._method is AuthMethod.SCRAM_SHA_256 and not self._is_server_proven:
+            problem = "the server ended SCRAM without proving that it knows the password"
             raise TargetError("auth", problem, "Check host and port in the secret.")
-        if self._target.channel_binding is ChannelBinding.REQUIRE and not self._is_bound:
+        if self._target.channel_binding is ChannelBinding.REQUIRE and not self._is_channel_bound:
             raise TargetError("auth", _NOT_BOUND, _NOT_BOUND_HINT)
         self._is_authenticated = True
 
     # -- messages ---------------------------------------------------------------------------------
 
     def handle_messages(self, context: Context) -> None:
-        """Handle messages until the server is ready; pg8000's own has each in memory twice."""
+        """Handle messages until the server is ready.
+
+        pg8000's own method has each message in memory twice.
+        """
         kind = b""
         while kind != READY_FOR_QUERY:
             kind, body = self._wire.read_message()
@@ -411,28 +399,28 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
             raise context.error
 
     def handle_PARAMETER_STATUS(self, data: bytes, context: Context) -> None:  # noqa: ARG002, N802 -- pg8000's name
-        """Keep the version; the encoding of what is sent stays UTF-8."""
+        """Store the version; pg8000 would also let the server choose our encoding."""
         name, _, value = data.partition(NULL_BYTE)
         if name == b"server_version":
             self.server_version = value[:40].decode("ascii", errors="replace")
 
     def handle_READY_FOR_QUERY(self, data: bytes, context: Context) -> None:  # noqa: N802 -- pg8000's name
-        """Refuse to be ready before the authentication has ended as the target asks."""
+        """Refuse a server that is ready before the authentication has ended."""
         if not self._is_authenticated:
             problem = "the server is ready without having authenticated the role"
             raise TargetError("auth", problem, "Check host and port in the secret.")
         super().handle_READY_FOR_QUERY(data, context)
 
     def handle_ROW_DESCRIPTION(self, data: bytes, context: Context) -> None:  # noqa: ARG002, N802 -- pg8000's name
-        """Ignore names and types: values stay bytes."""
+        """Ignore names and types, because values stay undecoded."""
         context.columns = context.input_funcs = ()
         if context.rows is None:
             context.rows = []
 
     def handle_DATA_ROW(self, data: bytes, context: Context) -> None:  # noqa: N802 -- pg8000's name
-        """Keep the row."""
+        """Store the row. Our statements answer one row at most."""
         if context.rows:
-            raise ValueError  # no statement here answers more than one row
+            raise ValueError
         values: Row = []
         whole = memoryview(data)
         position = _Count.size
@@ -448,36 +436,33 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         context.rows.append(values)
 
     def handle_COMMAND_COMPLETE(self, data: bytes, context: Context) -> None:  # noqa: N802 -- pg8000's name
-        """Ignore how many rows it was about."""
+        """Ignore the number of rows."""
 
     def handle_NOTICE_RESPONSE(self, data: bytes, context: Context) -> None:  # noqa: N802 -- pg8000's name
-        """Ignore a notice: it may hold anything, and nothing is decided by it."""
+        """Ignore a notice."""
 
     def handle_NOTIFICATION_RESPONSE(self, data: bytes, context: Context) -> None:  # noqa: N802 -- pg8000's name
-        """Ignore a notification: nothing here listens."""
+        """Ignore a notification."""
 
     def handle_COPY_DATA(self, data: bytes, context: Context) -> None:  # noqa: ARG002, N802 -- pg8000's name
-        """Refuse: no statement here copies."""
+        """Refuse a COPY: our statements have none."""
         raise ValueError
 
     handle_COPY_IN_RESPONSE = handle_COPY_OUT_RESPONSE = handle_COPY_DATA  # noqa: N815 -- pg8000's names
 
 
 _CLEAR_TEXT: Final = (
-    "the server asks for the password in clear text, and the connection is not verified"
+    "the server requests the password in clear text, but the connection is not verified"
 )
-_CLEAR_TEXT_HINT: Final = (
-    "Write sslmode verify-full into the secret, or have the server ask for scram-sha-256 in its"
-    " pg_hba.conf."
-)
+_CLEAR_TEXT_HINT: Final = "Set sslmode to verify-full in the secret, or write scram-sha-256 into the server's pg_hba.conf."
 _METHODS_HINT: Final = (
-    "Set the role's password anew with password_encryption = scram-sha-256 and write scram-sha-256"
+    "Set the role's password again with password_encryption = scram-sha-256 and write scram-sha-256"
     " into pg_hba.conf, or change require_auth in the secret."
 )
 _NOT_BOUND: Final = (
     "the secret requires channel binding, and the server does not offer SCRAM-SHA-256-PLUS"
 )
 _NOT_BOUND_HINT: Final = (
-    "Use SCRAM over TLS at the server itself (a pooler or proxy that ends TLS cannot offer it), or"
-    " remove channel_binding from the secret."
+    "Connect with TLS and SCRAM to the server itself (a pooler or proxy that terminates TLS cannot"
+    " offer it), or remove channel_binding from the secret."
 )

@@ -1,17 +1,18 @@
 """One connection to one PostgreSQL server: snapshot, signal, verify.
 
-Every statement is a transaction of its own: inside a transaction block pg_stat_activity stands still
-after the first read, and a second look would see nothing new.
+Every statement is a transaction of its own, because inside a transaction block pg_stat_activity does
+not change after it was first read.
 """
 
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from functools import cache
 from importlib.resources import files
 from typing import Final
+from weakref import finalize
 
 from pg8000.native import DatabaseError, PreparedStatement, literal
 
@@ -22,7 +23,6 @@ from session_reaper.postgres.budget import (
     ANSWER_MEMORY,
     UNCLAIMED_BYTES,
     MemoryBudget,
-    MemoryClaim,
     NoMemoryLeftError,
 )
 from session_reaper.postgres.driver import Connection, Row
@@ -36,12 +36,13 @@ from session_reaper.postgres.errors import (
 )
 from session_reaper.postgres.rows import (
     QUERY_BYTES,
+    SESSION_COLUMNS,
     USED_FUNCTIONS,
     USED_RELATIONS,
-    memory_of,
+    estimate_memory,
     read_facts,
-    read_flag,
     read_grants,
+    read_signalled,
     read_snapshot,
     read_verification,
 )
@@ -52,19 +53,19 @@ from session_reaper.sessions.snapshot import Snapshot, SnapshotScope, Verificati
 from session_reaper.targets.target import SslMode, Target
 
 APPLICATION_NAME: Final = "session-reaper"
-CONNECT_SECONDS: Final = 10.0  # for name, TCP, TLS and login together
-STATEMENT_SECONDS: Final = 10.0  # the server's own limit; ours is longer, so that the server tells
-_ANSWER_SECONDS: Final = STATEMENT_SECONDS + 2
+CONNECT_SECONDS: Final = 10.0  # for DNS, TCP, TLS and login together
+STATEMENT_SECONDS: Final = 10.0  # enforced by the server
+_ANSWER_SECONDS: Final = STATEMENT_SECONDS + 2  # longer, so that the server's own error arrives
 # 5,000 sessions whose queries all have QUERY_BYTES take 16 MB.
 _SNAPSHOT_BYTES: Final = 16 * 1024 * 1024
 _ANSWER_BYTES: Final = 1024 * 1024
 
 _STARTUP: Final = {
-    # Our names mean the catalog's, whatever a database holds.
+    # Our statements use the catalog's names, whatever else a database contains.
     "search_path": "pg_catalog",
     "client_encoding": "UTF8",
     "bytea_output": "hex",
-    # Serializable and deferrable would wait for the very transactions that we are to end.
+    # A serializable, deferrable transaction would wait for the transactions that we terminate.
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
     "statement_timeout": f"{STATEMENT_SECONDS:.0f}s",
@@ -75,40 +76,40 @@ _QUERY_ID_SINCE: Final = 14  # the major version
 
 
 class Signal(Enum):
-    """What the server answered to one guarded signal."""
+    """The server's answer to one guarded signal."""
 
     SENT = auto()
     ESCAPED = auto()  # the session changed, or ended, since the snapshot
     DENIED = auto()
-    HIDDEN = auto()  # we may not see the session any more: nothing was sent
+    HIDDEN = auto()  # the session is hidden from us now: no signal was sent
 
 
-_FUNCTIONS: Final = {
+_SIGNAL_FUNCTIONS: Final = {
     Action.TERMINATE: "pg_terminate_backend",
     Action.CANCEL: "pg_cancel_backend",
 }
 
 
 class Server:
-    """One connection to one server. Close it."""
+    """An open connection to one server; the caller closes it."""
 
     def __init__(self, target: Target, connection: Connection) -> None:
         self.role = target.role
         self._target = target
-        self._ours = (target.role, target.instead_of)
+        self._own_roles = (target.role, target.instead_of)
         version = re.match(r"\d{1,3}", connection.server_version)
         self._major = int(version[0]) if version else 0
         self._connection = connection
-        self._signal: dict[Action, PreparedStatement] = {}
-        self._verify: PreparedStatement | None = None
+        self._signal_statements: dict[Action, PreparedStatement] = {}
+        self._verify_statement: PreparedStatement | None = None
 
     @classmethod
     def connect(
         cls, target: Target, deadline: Deadline, memory: MemoryBudget = ANSWER_MEMORY
     ) -> "Server":
-        """Connect and log in. Raises TargetError; FullError if there is no slot for us.
+        """Connect and log in. Raises TargetError; FullError if no slot is free.
 
-        `memory`: what the answers of all servers may take.
+        `memory`: the budget that the answers of all servers share.
         """
         where = f"{target.host}:{target.port}"
         deadline = deadline.capped_at(deadline.remaining_or_raise(CONNECT_SECONDS))
@@ -133,104 +134,106 @@ class Server:
         return cls(target, connection)
 
     def close(self) -> None:
-        """Log out, as far as the connection still allows it."""
+        """Log out, if the connection still allows it, and close the connection."""
         self._connection.close()
 
-    def preflight(self, deadline: Deadline) -> ServerFacts:
-        """Read what the server is and what our role may do there. Raises TargetError."""
-        doing = "reading the server's facts"
-        try:
-            with self._answering(doing, deadline):
-                row, claim = self._connection.run_for_row(_sql("preflight"))
-        except TargetError as error:
-            raise self._with_missing_grants(error, deadline) from None
-        with self._decoding(doing, row, claim, deadline):
+    def read_facts(self, deadline: Deadline) -> ServerFacts:
+        """Read facts about the server and our role on it. Raises TargetError."""
+        with (
+            self._naming_missing_grants(deadline),
+            self._answer_to("reading the server's facts", _sql("server_facts"), deadline) as row,
+        ):
             return read_facts(row, describe_tls(self._connection.socket, self._target))
 
     def alter(self, statement: str, deadline: Deadline) -> None:
-        """Run one statement that changes something, as nothing else here does. Raises TargetError."""
+        """Run the one kind of statement that writes: an ALTER. Raises TargetError."""
         with self._answering("altering", deadline):
-            # One implicit transaction: neither an open block nor a writing connection outlives it.
+            # Both are one implicit transaction, so the connection is read-only again afterwards.
             self._connection.run(f"SET TRANSACTION READ WRITE; {statement}")
 
-    def look(self, scope: SnapshotScope, deadline: Deadline) -> Snapshot:
-        """Take a snapshot: all that one run needs to know, in one statement. Raises TargetError."""
-        statement = _sql("look").format(
+    def take_snapshot(self, scope: SnapshotScope, deadline: Deadline) -> Snapshot:
+        """Read everything that one run needs, in one statement. Raises TargetError.
+
+        The sessions of a large snapshot claim memory until they are deleted.
+        """
+        doing = "taking the snapshot"
+        with (
+            self._naming_missing_grants(deadline),
+            self._answer_to(doing, self._write_select(scope), deadline, _SNAPSHOT_BYTES) as row,
+        ):
+            snapshot = read_snapshot(
+                row, own_roles=self._own_roles, backend_pid=self._connection.backend_pid
+            )
+            sizes = [*map(estimate_memory, snapshot.sessions)]
+            if sum(sizes) > UNCLAIMED_BYTES:
+                try:
+                    release = self._connection.replace_claim(sum(sizes))
+                except NoMemoryLeftError:
+                    del snapshot  # the error's traceback would keep it in memory
+                    raise
+                for session, size in zip(snapshot.sessions, sizes, strict=True):
+                    finalize(session, release, size)
+        return snapshot
+
+    def _write_select(self, scope: SnapshotScope) -> str:
+        return _sql("snapshot").format(
+            columns=", ".join(f"s.{column}" for column in SESSION_COLUMNS),
             idle_for=literal(json.dumps(scope.idle_floors)),
             waits=_sql("waits") if scope.waits else "NULL",
             locks=str(scope.locks).lower(),
             query_id="a.query_id" if self._major >= _QUERY_ID_SINCE else "NULL",
             query_bytes=QUERY_BYTES,
         )
-        doing = "taking the snapshot"
-        try:
-            with self._answering(doing, deadline, _SNAPSHOT_BYTES):
-                row, claim = self._connection.run_for_row(statement)
-        except TargetError as error:
-            raise self._with_missing_grants(error, deadline) from None
-        with self._decoding(doing, row, claim, deadline):
-            look = read_snapshot(row, ours=self._ours, backend_pid=self._connection.backend_pid)
-            size = memory_of(look)
-            try:
-                if size > UNCLAIMED_BYTES:
-                    claim = claim or self._connection.memory.claim(0, deadline)
-                    claim.resize(size)
-                    for session in look.sessions:
-                        session.hold(claim)
-            except NoMemoryLeftError:
-                del look  # before the next answer is decoded: the error would keep it
-                raise
-        return look
 
     def find_missing_grants(self, deadline: Deadline) -> tuple[str, ...]:
-        """Ask which rights the statements here need and our role lacks: the statements that grant them.
+        """Return the GRANT statements for all that our statements use and our role may not use.
 
         Raises TargetError.
         """
-        doing = "asking for missing grants"
-        with self._answering(doing, deadline):
-            statement = _sql("missing_grants").format(
-                functions=", ".join(map(literal, USED_FUNCTIONS)),
-                relations=", ".join(map(literal, USED_RELATIONS)),
-            )
-            row, claim = self._connection.run_for_row(statement)
-        with self._decoding(doing, row, claim, deadline):
+        statement = _sql("missing_grants").format(
+            functions=", ".join(map(literal, USED_FUNCTIONS)),
+            relations=", ".join(map(literal, USED_RELATIONS)),
+        )
+        with self._answer_to("reading the missing grants", statement, deadline) as row:
             return read_grants(row, self.role)
 
-    def _with_missing_grants(self, error: TargetError, deadline: Deadline) -> TargetError:
-        if error.code != INSUFFICIENT_PRIVILEGE:
-            return error
+    @contextmanager
+    def _naming_missing_grants(self, deadline: Deadline) -> Iterator[None]:
+        """Add the missing grants to the error if our role lacks a privilege."""
         try:
-            grants = self.find_missing_grants(deadline)
-        except TargetError:
-            return error
-        where = f"In database {self._target.database}, as a superuser or the master user: "
-        return TargetError(
-            error.code, error.message, where + " ".join(grants) if grants else error.hint
-        )
+            yield
+        except TargetError as error:
+            grants: Sequence[str] = ()
+            if error.code == INSUFFICIENT_PRIVILEGE:
+                with suppress(TargetError):
+                    grants = self.find_missing_grants(deadline)
+            if not grants:
+                raise
+            where = f"In database {self._target.database}, as a superuser or the master user: "
+            raise TargetError(error.code, error.message, where + " ".join(grants)) from None
 
     def signal(
         self, identities: Iterable[Identity], action: Action, deadline: Deadline
     ) -> Iterator[Signal | TargetError]:
-        """Signal sessions that are still those of the snapshot, in a pipeline.
+        """Signal the sessions that have not changed since the snapshot, in a pipeline.
 
-        An identity is taken just before its signal is sent; the answers have the same order. One
-        that is an error leaves open whether its signal was sent. Raises DeadlineError if nothing was
-        sent, any other TargetError if it is not known what became of the signals that were sent and
-        not answered.
+        Takes an identity just before sending its signal, and yields the answers in the same order;
+        an error means that it is unknown whether the server sent that signal. Raises DeadlineError
+        if nothing was sent. Any other TargetError means that it is unknown whether the unanswered
+        signals were sent.
         """
         doing = f"signalling ({action})"
         with self._answering(doing, deadline):
-            if action not in self._signal:
-                guarded = _sql("signal").format(function=_FUNCTIONS[action])
-                self._signal[action] = self._connection.prepare(guarded)
+            if action not in self._signal_statements:
+                guarded = _sql("signal").format(function=_SIGNAL_FUNCTIONS[action])
+                self._signal_statements[action] = self._connection.prepare(guarded)
             executions = map(_parameters_of, identities)
-            statement = self._signal[action]
+            statement = self._signal_statements[action]
             for answer in self._connection.run_each(
                 statement, executions, deadline, _ANSWER_SECONDS
             ):
                 if not isinstance(answer, DatabaseError):
-                    yield _signal_of(answer)
+                    yield _read_signal(answer)
                 elif sqlstate(answer) == INSUFFICIENT_PRIVILEGE:
                     yield Signal.DENIED
                 else:
@@ -239,11 +242,12 @@ class Server:
     def verify(
         self, signalled: Collection[tuple[Identity, Action]], deadline: Deadline
     ) -> Verification:
-        """Look which sessions are left, or still at the query that was cancelled. Raises TargetError."""
-        with self._answering("verifying", deadline):
-            if self._verify is None:
-                self._verify = self._connection.prepare(_sql("verify"))
-            rows = self._verify.run(
+        """Find the sessions that remain, or still run their cancelled query. Raises TargetError."""
+        doing = "verifying"
+        with self._answering(doing, deadline):
+            if self._verify_statement is None:
+                self._verify_statement = self._connection.prepare(_sql("verify"))
+            rows = self._verify_statement.run(
                 pids=[identity.pid for identity, _ in signalled],
                 starts=[identity.backend_start for identity, _ in signalled],
                 changes=[
@@ -252,22 +256,23 @@ class Server:
                 ],
             )
             (row,) = rows
-        with self._decoding("verifying", row, None, deadline):
+        with self._decoding(doing, deadline):
             return read_verification(row)
 
     @contextmanager
-    def _decoding(
-        self, doing: str, row: Row, claim: MemoryClaim | None, deadline: Deadline
-    ) -> Iterator[None]:
-        """Decode an answer in its turn; its claim ends if that fails, whoever keeps the error."""
-        size = sum(len(value) for value in row if value is not None)
-        try:
-            with within_memory(doing), self._connection.memory.turn(size, deadline):
-                yield
-        except BaseException:
-            if claim is not None:
-                claim.release()
-            raise
+    def _answer_to(
+        self, doing: str, statement: str, deadline: Deadline, answer_bytes: int = _ANSWER_BYTES
+    ) -> Iterator[Row]:
+        """Run a statement that answers one row, and decode the row in the block."""
+        with self._answering(doing, deadline, answer_bytes):
+            row = self._connection.run_for_row(statement)
+        with self._decoding(doing, deadline):
+            yield row
+
+    @contextmanager
+    def _decoding(self, doing: str, deadline: Deadline) -> Iterator[None]:
+        with within_memory(doing), self._connection.decode_answer(deadline):
+            yield
 
     @contextmanager
     def _answering(
@@ -290,10 +295,10 @@ def _parameters_of(identity: Identity) -> dict[str, object]:
     }
 
 
-def _signal_of(rows: Sequence[Row]) -> Signal:
+def _read_signal(rows: Sequence[Row]) -> Signal:
     if not rows:
         return Signal.ESCAPED
-    sent = read_flag(rows[0])
+    sent = read_signalled(rows[0])
     if sent is None:
         return Signal.HIDDEN
     return Signal.SENT if sent else Signal.ESCAPED

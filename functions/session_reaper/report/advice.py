@@ -166,7 +166,7 @@ def advise_on_grants(grants: Collection[str], database: str) -> Iterator[Advice]
 
 def advise_on_databases(found: ServerFacts) -> Iterator[Advice]:
     """Where nothing ends a transaction that idles, whoever may leak it."""
-    now = {name: found.in_effect(_IDLE_TIMEOUT, None, name) for name in found.databases}
+    now = {name: found.find_timeout(_IDLE_TIMEOUT, None, name) for name in found.databases}
     off = [name for name, timeout in now.items() if timeout is not None and timeout.is_off]
     if off:
         yield Advice(
@@ -349,7 +349,7 @@ def find_missing_timeouts(
         session = fate.decision.session
         for code, remedy in _REMEDIES.items():
             if fate.outcome is not Outcome.ESCAPED and remedy.helps(session):
-                now = found.in_effect(remedy.setting, session.role, session.database)
+                now = found.find_timeout(remedy.setting, session.role, session.database)
                 if now is not None and now.is_off:
                     missing[_create_setting(code, session, now)] += 1
     return tuple(setting for setting, _ in missing.most_common())

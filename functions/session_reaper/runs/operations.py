@@ -111,7 +111,7 @@ def reap(
     leaks = any(fate.outcome is not Outcome.ESCAPED for fate in report.results)
     if leaks and report.is_reached and session.deadline.remaining() > ADVICE_SECONDS:
         with suppress(TargetError):  # what was done stands, whatever more can be said of it
-            found = session.server.preflight(session.deadline.capped_at(ADVICE_SECONDS))
+            found = session.server.read_facts(session.deadline.capped_at(ADVICE_SECONDS))
             report = _add_advice(
                 session, report, found, find_missing_timeouts(report.results, found)
             )
@@ -143,7 +143,7 @@ def apply(
     if report.status is not TargetStatus.OK:  # who leaks is not known, or doubted by the breaker
         return report
     session.record(report)
-    found = session.server.preflight(session.deadline)
+    found = session.server.read_facts(session.deadline)
     missing = find_missing_timeouts(report.results, found)
     asked = [setting for setting in missing if setting.code in codes]
     applied: tuple[RoleSetting, ...] = ()
@@ -196,8 +196,8 @@ def record(session: TargetSession) -> TargetReport:
 
 def check(session: TargetSession) -> TargetReport:
     """Tell what the server is and what is to be mended, and do nothing."""
-    server = session.server.preflight(session.deadline)
-    look = session.server.look(NO_SESSIONS, session.deadline)
+    server = session.server.read_facts(session.deadline)
+    look = session.server.take_snapshot(NO_SESSIONS, session.deadline)
     behind_pooler = look.behind_pooler or is_proxy(session.target.host)
     look = replace(look, behind_pooler=behind_pooler)
     found = _add_snapshot(session.report, look)
@@ -226,7 +226,7 @@ def _advice_on_fallback(session: TargetSession) -> Iterator[Advice]:
     if session.target.fallback_secret is None:
         return
     try:
-        found = session.by_fallback().preflight(session.deadline)
+        found = session.by_fallback().read_facts(session.deadline)
     except TargetError as error:
         yield advise_on_fallback(session.target.fallback_secret, f"{error.message}. {error.hint}")
     else:

@@ -41,7 +41,7 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.004, 0.25  # seconds between two looks of ve
 
 def take_visible_snapshot(server: Server, scope: SnapshotScope, deadline: Deadline) -> Snapshot:
     """Take the snapshot of a server. Raises TargetError; BlindError if sessions are hidden."""
-    look = server.look(scope, deadline)
+    look = server.take_snapshot(scope, deadline)
     if not look.can_see:
         raise BlindError(look.role, look.membership)
     return look

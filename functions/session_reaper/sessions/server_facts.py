@@ -1,4 +1,4 @@
-"""The facts about one server on which advice is based, and the result of a check."""
+"""The facts about one server that advice is based on, and the result of a check."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,13 @@ from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.providers import Provider
 
 RESERVED_CONNECTIONS_SINCE = 16
-"""The first major version with reserved_connections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """The TLS parameters of a connection.
+    """The TLS of a connection.
 
-    `certificate_until` is UTC, such as 2027-01-31T00:00:00Z, or "" if it cannot be read.
+    `certificate_until`: in UTC, such as 2027-01-31T00:00:00Z; empty if it cannot be read.
     """
 
     version: str
@@ -25,9 +24,9 @@ class Tls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeout:
-    """A timeout set for a role, a database or both; without either, for the whole server.
+    """A timeout as it is set for a role, a database, both, or (neither) the whole server.
 
-    `value` is None if a setting of our own role hides it.
+    `value`: None if a setting of our own role hides it.
     """
 
     role: str | None
@@ -37,7 +36,7 @@ class Timeout:
 
     @property
     def is_off(self) -> bool:
-        """Return whether the value is known to be 0, in any unit."""
+        """Whether the value is known to be 0, in any unit."""
         return self.value is not None and not self.value.strip(" 0.dhimnsu")
 
 
@@ -52,7 +51,7 @@ class IdleSessions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedTransaction:
-    """A transaction prepared some seconds ago, which keeps its locks and holds vacuum back."""
+    """A transaction that was prepared `seconds` ago, and still holds its locks and vacuum."""
 
     database: str
     seconds: float
@@ -69,13 +68,13 @@ class ReplicationSlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:
-    """The properties of one server, and what our role may do there.
+    """One server, and the rights of our role on it.
 
-    `granted_reserved` is membership in pg_use_reserved_connections. `reserved_slots` are those that
-    our role may use, or could after that grant. `soon` is 30 days from now by the server's clock, in
-    the form of `certificate_until`. `databases` are those that allow connections. `idle` has the
-    applications with more than one idle session, `prepared` the oldest first, `replication_slots`
-    the largest `held` first.
+    `granted_reserved`: our role is a member of pg_use_reserved_connections. `reserved_slots`: those
+    that our role could use, with that membership if it needs one. `soon`: 30 days from now by the
+    server's clock, in the format of `certificate_until`. `databases`: those that accept connections.
+    `idle`: groups of at least two. `prepared`: oldest first. `replication_slots`: those that hold
+    back most first.
     """
 
     version: str
@@ -95,10 +94,10 @@ class ServerFacts:
     prepared: tuple[PreparedTransaction, ...]
     replication_slots: tuple[ReplicationSlot, ...]
 
-    def in_effect(self, name: str, role: str | None, database: str) -> Timeout | None:
-        """Return the setting that applies to a role in a database, if it is known.
+    def find_timeout(self, name: str, role: str | None, database: str) -> Timeout | None:
+        """Return the timeout that applies to a role in a database; None if it is unknown.
 
-        `role` is None for a role without a setting of its own.
+        `role`: None for a role without a setting of its own.
         """
         by_place = {(t.role, t.database): t for t in self.timeouts if t.name == name}
         places = ((role, database), (role, None), (None, database), (None, None))
@@ -106,19 +105,19 @@ class ServerFacts:
 
     @property
     def membership(self) -> Membership:
-        """Return how the role uses the roles that it is granted."""
+        """How our role uses the privileges of roles that it is a member of."""
         return Membership(server_version=10_000 * self.major, inherits=self.inherits)
 
     @property
     def has_reserved_slot(self) -> bool:
-        """Return whether the role can connect when every ordinary slot is used."""
-        since = self.major >= RESERVED_CONNECTIONS_SINCE and not self.superuser
-        return self.reserved_slots > 0 and (self.granted_reserved or not since)
+        """Whether our role can connect when every ordinary slot is used."""
+        needs_grant = self.major >= RESERVED_CONNECTIONS_SINCE and not self.superuser
+        return self.reserved_slots > 0 and (self.granted_reserved or not needs_grant)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """The result of a check: the server's facts and a snapshot."""
+    """The result of a check: the server's facts, and a snapshot without sessions."""
 
     server: ServerFacts
     snapshot: Snapshot

@@ -10,10 +10,11 @@ from session_reaper.sessions.redaction import redact
 
 
 class State(StrEnum):
-    """The states of `pg_stat_activity.state` that a rule may name.
+    """The values of `pg_stat_activity.state` that a rule may name.
 
     Sessions in other states are protected: NULL (a background process), `disabled`
-    (`track_activities` is off) and `starting` (PostgreSQL 18, not authenticated yet).
+    (`track_activities` is off, so the state is unknown) and `starting` (PostgreSQL 18: not logged
+    in yet).
     """
 
     ACTIVE = "active"
@@ -25,9 +26,9 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """The values that must be unchanged when a session is signalled.
+    """The values of a session that must not have changed when it is signalled.
 
-    The timestamps are the server's own text, to the microsecond, and are sent back unchanged.
+    Moments are the server's text, with microseconds, and are sent back unparsed.
     """
 
     pid: int
@@ -38,7 +39,7 @@ class Identity:
     state: State
 
     def continues(self, earlier: "Identity") -> bool:
-        """Return whether this is the same transaction, or the same pause between two, as `earlier`."""
+        """Return whether this is a later state of the same transaction, or of the same idle time."""
         return (self.pid, self.backend_start, self.xact_start) == (
             earlier.pid,
             earlier.backend_start,
@@ -47,80 +48,81 @@ class Identity:
 
 
 class Names(NamedTuple):
-    """The names of a session that patterns are compared with."""
+    """The names of a session that patterns are matched against."""
 
     role: str
     database: str
     application: str
 
 
-class Held:
-    """Keeps a claim on the memory that it takes for as long as it is there."""
+@dataclass(frozen=True, kw_only=True)  # no slots: a cached_property needs __dict__
+class Session:
+    """One client backend other than our own.
 
-    __slots__ = ("_claim",)  # no field: it is no part of the value
-
-    def hold(self, claim: object) -> None:
-        """Keep a claim."""
-        object.__setattr__(self, "_claim", claim)
-
-
-@dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached_property
-class Session(Held):
-    """One client backend other than our own; ages are seconds by the server's clock, at least 0."""
+    Ages are seconds by the server's clock, at least 0, and None where there is nothing to measure:
+    `query_seconds` of a session that is not active. `xid_age` and `xmin_age` are transactions, or
+    None without an xid or a snapshot. `client` is None on a Unix socket, `query_id` where the server
+    computes none. `waiting_for_client`: active with the wait event ClientRead, but not in a COPY.
+    `locks` (None) and `waiters` (empty) are missing if the scope of the snapshot left them out.
+    """
 
     identity: Identity
     role: str
     database: str
-    application: str  # "" if the client set none
-    client: str | None  # None on a Unix socket
-    query: str = field(repr=False)  # with its literals; redact it before it leaves the function
-    query_id: str | None = None  # None before PostgreSQL 14, or if the server computes none
+    application: str
+    client: str | None
+    query: str = field(repr=False)  # with literals: redact it before showing it
+    query_id: str | None = None
     idle_seconds: float  # since state_change
-    transaction_seconds: float | None  # since xact_start
-    connected_seconds: float  # since backend_start
-    query_seconds: float | None  # since query_start; None unless active
-    waiting_for_client: bool  # active, wait event ClientRead, and not the rows of a COPY
-    xid_age: int | None  # transactions since it got its xid; None without an xid
-    xmin_age: int | None  # transactions since its snapshot; None without a snapshot
-    locks: int | None  # granted on objects; None if not in the scope
-    waiters: tuple[Waiter, ...]  # longest first; empty if not in the scope
+    transaction_seconds: float | None
+    connected_seconds: float
+    query_seconds: float | None
+    waiting_for_client: bool
+    xid_age: int | None
+    xmin_age: int | None
+    locks: int | None
+    waiters: tuple[Waiter, ...]
     superuser: bool
     replication: bool
     own_role: bool
-    signalable: bool  # by our role
+    signalable: bool
 
     @property
     def state(self) -> State:
-        """Return the state at the time of the snapshot."""
+        """The state at the time of the snapshot."""
         return self.identity.state
 
-    @cached_property  # up to 1.5 ms each, and needed for two lines of the log and the report
+    @cached_property  # up to 1.5 ms each; log and report use it several times
     def redacted_query(self) -> str:
-        """The query as it may be shown."""
+        """The query without literals and comments."""
         return redact(self.query)
 
     @property
     def names(self) -> Names:
-        """Return the names that patterns are compared with."""
+        """The names that patterns are matched against."""
         return Names(self.role, self.database, self.application)
 
     @property
     def pinned(self) -> int:
-        """Return by how many transactions the session holds vacuum back."""
+        """The number of transactions by which the session holds vacuum back."""
         return max(self.xid_age or 0, self.xmin_age or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slots:
-    """Connection slots. `used` counts client backends other than our own connection."""
+    """Connection slots.
+
+    `reserved`: for superusers, by reserved_connections, and by the provider. `used`: client backends
+    other than our own connection.
+    """
 
     max: int
-    reserved: int  # for superusers, by reserved_connections, or by the provider
+    reserved: int
     used: int
 
     @property
     def usable(self) -> int:
-        """Return the number of slots that ordinary roles can use."""
+        """The slots that ordinary roles can use."""
         return self.max - self.reserved
 
     def __str__(self) -> str:

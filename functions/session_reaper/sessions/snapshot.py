@@ -9,11 +9,15 @@ from session_reaper.sessions.session import Session, Slots, State
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotScope:
-    """What a snapshot must contain; everything else stays on the server."""
+    """The parts of a snapshot that the rules need; the rest stays on the server.
 
-    idle_floors: Mapping[State, float]  # the states, and how many seconds at least in each
-    waits: bool  # the lock waits; reading them briefly blocks the server's lock manager
-    locks: bool  # the number of locks of each session; as above
+    `idle_floors`: the sessions that have been in a state for at least so many seconds. To read
+    `waits` or `locks`, the server stops its lock manager for a moment.
+    """
+
+    idle_floors: Mapping[State, float]
+    waits: bool
+    locks: bool
 
 
 NO_SESSIONS = SnapshotScope(idle_floors={}, waits=False, locks=False)
@@ -22,51 +26,65 @@ ALL_SESSIONS = SnapshotScope(idle_floors=dict.fromkeys(State, 0.0), waits=True, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerIdentity:
-    """Identifies one running server until it restarts.
+    """Distinguishes a running server from other servers, and from itself before a restart.
 
-    Times are microseconds since 1970 by the server's clock. An address does not identify a server:
-    one server can have several, and several servers can share one.
+    `started` is the postmaster's start, `checkpointer` a pid. Moments are microseconds since 1970 by
+    the server's clock. When a backend crashes, every session ends and the checkpointer restarts, but
+    not the postmaster. Addresses do not identify a server: a server may have several, and several
+    servers may share one.
     """
 
-    started: int  # the postmaster
-    # A crash of a backend ends every session and restarts this process under the same postmaster.
-    checkpointer: int | None  # pid; None if the server does not show it
+    started: int
+    checkpointer: int | None
     checkpointer_started: int | None
 
     def is_same(self, other: "ServerIdentity", *, hidden: bool) -> bool:
-        """Return whether both are one server; if `hidden`, only the postmasters can be compared."""
+        """Return whether both are the same server.
+
+        `hidden`: the server hides its processes from us, so only `started` is compared.
+        """
         return self.started == other.started if hidden else self == other
 
     def is_later_than(self, moment: int) -> bool:
-        """Return whether the server started after this moment, so the earlier one is gone."""
+        """Return whether the server started after a moment."""
         return max(self.started, self.checkpointer_started or 0) > moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """The signalled sessions that remain on one server, and the slots used at that time."""
+    """The signalled sessions that remain on a server, and the slots used at the same moment.
+
+    `remaining`: the pids of sessions that exist, or still run their cancelled query. `used`: None if
+    sessions are hidden from us.
+    """
 
     server: ServerIdentity
-    remaining: frozenset[int]  # pids that still exist or still run the cancelled query
-    used: int | None  # client backends other than our own; None if sessions are hidden from us
+    remaining: frozenset[int]
+    used: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The state of one server at one time."""
+    """The state of one server at one moment.
 
-    role: str  # ours
+    `can_see`: our role sees the sessions of other roles. `can_signal`: it may signal all roles except
+    superusers. `untracked`: client backends whose state is `disabled`. `reader`: the server is a
+    replica. `behind_pooler`: the server shows the sessions of a pooler. `taken_at`: microseconds
+    since 1970 by the server's clock. `states`, and `oldest_idle_in_transaction` (seconds, with
+    aborted ones), cover all client backends except our own; `sessions` only those in the scope.
+    """
+
+    role: str
     slots: Slots
-    can_see: bool  # other roles' sessions
-    can_signal: bool  # sessions of every role except superusers
-    untracked: int  # client backends whose state is `disabled`
-    reader: bool  # in recovery, that is, a replica
-    behind_pooler: bool  # the connection goes to a pooler, which shows its own sessions
-    # Recordings of older releases lack the following fields.
+    can_see: bool
+    can_signal: bool
+    untracked: int
+    reader: bool
+    behind_pooler: bool
+    # Older recordings lack the values that have a default.
     server: ServerIdentity | None = None
-    taken_at: int = 0  # microseconds since 1970, by the server's clock
+    taken_at: int = 0
     membership: Membership = UNKNOWN_MEMBERSHIP
-    # These count all client backends except our own connection.
     states: Mapping[State, int] = field(default_factory=dict)
-    oldest_idle_in_transaction: float = 0.0  # seconds, aborted ones included; 0 if there is none
-    sessions: tuple[Session, ...]  # those within the scope, in no order
+    oldest_idle_in_transaction: float = 0.0
+    sessions: tuple[Session, ...]

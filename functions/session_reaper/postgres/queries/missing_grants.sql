@@ -1,4 +1,4 @@
--- What our role may not use of what the statements here use.
+-- The functions and relations that our statements use and our role may not use.
 --
 -- {functions}, {relations}  their names in pg_catalog, as literals
 SELECT json_build_object(

@@ -1,8 +1,8 @@
--- Signals one session if it is still the very one that was looked at: no row means that it has changed
--- or is gone. The function that signals stands in the SELECT list: in WHERE it could run before the
--- other conditions. A session that is hidden from us now is not signalled, and answers NULL.
+-- Signals one session if it is still as it was in the snapshot. No row means that it has changed or
+-- ended; NULL means that it is hidden from us now and was not signalled. The function that signals must
+-- stay in the SELECT list: in WHERE it could run before the other conditions.
 --
--- {function}  pg_terminate_backend or pg_cancel_backend, behind the same guard
+-- {function}  pg_terminate_backend or pg_cancel_backend
 SELECT CASE WHEN a.backend_type IS NOT NULL THEN {function}(a.pid) END AS signalled
 FROM pg_stat_get_activity(CAST(:pid AS integer)) AS a
 WHERE a.pid = CAST(:pid AS integer)

@@ -1,11 +1,11 @@
--- Who waits for a lock, and on whom: a part of look.sql. pg_blocking_pids stops the lock manager for a
--- moment, so it is asked of those only who wait, and only if a rule wants to know.
+-- The processes that wait for a lock, and their blockers: a part of snapshot.sql. pg_blocking_pids stops
+-- the lock manager for a moment, so it is called only for waiting processes, and only if a rule needs it.
 SELECT json_agg(json_build_array(
-    coalesce(w.leader_pid, w.pid), -- a worker of a parallel query waits for its session
+    coalesce(w.leader_pid, w.pid), -- a worker of a parallel query waits on behalf of its session
     w.backend_type IN ('client backend', 'parallel worker'),
     r.rolname,
     w.application_name,
-    -- Before 14 nobody knows when a wait began: at the earliest with its statement.
+    -- Before 14 the server does not record when a wait began; it cannot have begun before its query.
     greatest(coalesce(extract(epoch FROM clock_timestamp() - CASE
         WHEN current_setting('server_version_num')::integer >= 140000 THEN l.waitstart
         ELSE w.query_start

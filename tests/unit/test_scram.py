@@ -1,0 +1,45 @@
+"""Our SCRAM client against scramp's server. Passwords of every kind: tests/integration/test_names.py."""
+
+from __future__ import annotations
+
+import pytest
+import scramp
+from session_reaper.postgres.scram import ScramClient
+
+PLAIN, PLUS = "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"
+BINDING = ("tls-server-end-point", b"the hash of a certificate")
+
+
+def log_in(
+    mechanism: str, client: ScramClient, binding: tuple[str, object] | None, password: str
+) -> None:
+    server_mechanism = scramp.ScramMechanism(mechanism)
+    secrets = server_mechanism.make_auth_info(password)
+    server = server_mechanism.make_server(lambda _: secrets, channel_binding=binding)
+    server.set_client_first(client.get_client_first())
+    client.set_server_first(server.get_server_first())
+    server.set_client_final(client.get_client_final())
+    client.set_server_final(server.get_server_final())
+
+
+@pytest.mark.parametrize(
+    ("offered", "binding", "mechanism"),
+    [([PLAIN], None, PLAIN), ([PLAIN, PLUS], None, PLAIN), ([PLAIN, PLUS], BINDING, PLUS)],
+)
+def test_client_and_server_prove_that_they_know_the_password(
+    offered: list[str], binding: tuple[str, object] | None, mechanism: str
+) -> None:
+    client = ScramClient(offered, "pencil", binding)
+    assert client.mechanism_name == mechanism
+    log_in(mechanism, client, binding, "pencil")
+
+
+def test_another_password_is_refused() -> None:
+    with pytest.raises(scramp.ScramException, match="invalid-proof"):
+        log_in(PLAIN, ScramClient([PLAIN], "pencil", None), None, "pen")
+
+
+def test_another_channel_is_refused() -> None:
+    client = ScramClient([PLUS], "pencil", BINDING)
+    with pytest.raises(scramp.ScramException, match="channel-bindings-dont-match"):
+        log_in(PLUS, client, (BINDING[0], b"another certificate"), "pencil")
