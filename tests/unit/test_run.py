@@ -3,7 +3,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from threading import Event
+from threading import Barrier, Event, Lock
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,11 @@ from session_reaper.aws import secrets_manager
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
 from session_reaper.report.model import Failure, TargetReport, TargetStatus, record_unfinished
-from session_reaper.runs import run as module
 from session_reaper.runs.discovery import TargetDiscovery
-from session_reaper.runs.operations import record, run_on_target
+from session_reaper.runs.operations import record
 from session_reaper.runs.parallel import Job, JobResult, Progress, run_jobs
+from session_reaper.runs.run import run as run_operation
+from session_reaper.runs.run_time import share_time
 from session_reaper.settings import read_settings
 from session_reaper.targets.secret_document import read_targets
 
@@ -95,11 +96,8 @@ def _run(
     monkeypatch.setattr(secrets_manager, "get_client", lambda _service: fake)
     topic = "arn:aws:sns:eu-west-1:123456789012:topic"
     directory = TargetDiscovery(read_settings({"TOPIC_ARN": topic, **settings}), fresh=fresh)
-    work = partial(run_on_target, record, directory)
-    logs = module.OutcomeLogs()
-    return module.run(
-        directory, names, work, logs, deadline=Deadline(5), logging_deadline=Deadline(6)
-    )
+    reports, _ = run_operation(record, directory, names, share_time(10))
+    return reports
 
 
 BROKEN = a_secret(name="broken", host=None)  # fails before anything goes out to the network
@@ -323,21 +321,23 @@ def test_a_result_that_is_complete_counts_even_if_more_was_to_come() -> None:
 
 
 def test_jobs_beyond_the_threads_wait_until_one_is_free() -> None:
-    inside: set[str] = set()
-    most: set[int] = set()
-    never = Event()
+    lock, running, most = Lock(), 0, 0
+    pairs = Barrier(2, timeout=60)
 
     def work(name: str, _: Progress[str]) -> str:
-        inside.add(name)
-        most.add(len(inside))
-        never.wait(0.02)  # long enough to meet the others
-        inside.remove(name)
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        pairs.wait()  # both threads are busy, and a third would be counted
+        with lock:
+            running -= 1
         return name
 
     names = [f"target-{n}" for n in range(6)]
     jobs = [a_job(name, partial(work, name)) for name in names]
     assert latest(jobs, Deadline(60), threads=2) == names
-    assert max(most) == 2
+    assert most == 2
 
 
 def test_a_job_that_finds_no_thread_in_time_does_not_begin_later() -> None:

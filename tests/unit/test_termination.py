@@ -64,7 +64,7 @@ def a_target_session(
         job=job,
         server=cast("Any", server),
         connect=cast("Any", connect),
-        by_fallback=cast("Any", None),
+        connect_by_fallback=cast("Any", None),
         report=progress.result.latest,
     )
 
