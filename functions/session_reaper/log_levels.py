@@ -1,9 +1,9 @@
-"""Keep every logger but our own silent below WARNING.
+"""Silences the loggers of all libraries below WARNING.
 
 At DEBUG, botocore logs the secrets that it reads and urllib3 logs the URL of the webhook. Lambda,
-Powertools and the environment can ask for that level in several ways, at any time, for any logger.
-`logging.disable` goes before all of them. It holds for every logger of the process, whenever it is
-made, so our own logger is of a class that it does not concern.
+Powertools and the environment can set that level in several ways, at any time, for any logger.
+`logging.disable` overrides all of them, for every logger of the process. Our own logger has a class
+that ignores it.
 """
 
 import logging
@@ -13,20 +13,20 @@ _HIGHEST_SILENT: Final = logging.INFO
 
 
 class _OwnLogger(logging.Logger):
-    """A logger that only its own level silences."""
+    """A logger that `logging.disable` does not affect."""
 
-    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 -- logging's name
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 -- the name is logging's
         """Return whether a message of this level is logged."""
         return level >= self.getEffectiveLevel()
 
 
 def silence_libraries() -> None:
-    """Log nothing below WARNING from here on, except by our own logger."""
+    """Let only our own logger log below WARNING from now on."""
     logging.disable(_HIGHEST_SILENT)
-    # Its warnings name the URL of the webhook and repeat what the other side sent.
+    # Its warnings contain the URL of the webhook and text from the server.
     logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 
 def make_own_logger(name: str) -> None:
-    """Make the logger of this name one that `silence_libraries` does not concern."""
+    """Exempt the logger with this name from `silence_libraries`."""
     logging.getLogger(name).__class__ = _OwnLogger

@@ -1,4 +1,4 @@
-"""The one Logger and the metrics, by Powertools."""
+"""The log and the metrics of a run, written by Powertools."""
 
 import re
 from collections import Counter, defaultdict
@@ -20,20 +20,26 @@ from session_reaper.report.model import Outcome, Report, RunStatus, SessionResul
 from session_reaper.sessions.session import State
 
 NAMESPACE: Final = "SessionReaper"
-# Powertools reads POWERTOOLS_SERVICE_NAME, which is the stack's name: two stacks do not mix.
+# POWERTOOLS_SERVICE_NAME is the name of the stack, so the metrics of two stacks stay apart.
 SERVICE: Final = EphemeralMetrics(namespace=NAMESPACE).service or "session-reaper"
 
-make_own_logger(SERVICE)  # by this name Powertools asks for it
+make_own_logger(SERVICE)  # Powertools uses the logger with this name
 logger: Final = Logger(service=SERVICE)
 
-
 _UNTOUCHED: Final = (Outcome.SPARED, Outcome.WOULD_TERMINATE)
-# A pid is 8 bytes of JSON at most: a line of them is far shorter than CloudWatch takes.
+# A pid takes 8 bytes of JSON at most, so a line is far below CloudWatch's limit of 1 MB.
 _PIDS_PER_LINE: Final = 10_000
 
 
+def start_log(run_id: str, event: object) -> None:
+    """Give every line of this run its id, and the id of the event that EventBridge sent, if any."""
+    event_id = event.get("id") if isinstance(event, dict) and "source" in event else None
+    logger.structure_logs(run_id=run_id)  # without the keys of an earlier run
+    logger.set_correlation_id(event_id if isinstance(event_id, str) else run_id)
+
+
 def log_decision(target: TargetReport, decision: Decision) -> None:
-    """One line for a session that is not left alone, before anything is done to it."""
+    """Log the decision on a session, before the session is signalled."""
     verdict = decision.verdict.name.lower()
     session = describe_session(decision, target.queries)
     extra = {"target": target.name, "verdict": verdict, "session": session}
@@ -56,11 +62,11 @@ def log_spared(target: TargetReport, decisions: Iterable[Decision], deadline: De
 class OutcomeLog:
     """Logs the outcome of each session of one target once.
 
-    What was signalled is logged as soon as its outcome is known. A session that was not touched has
-    its line at the end of the run, for none of them may take time from the others' signals.
+    The outcome of a signalled session is logged as soon as it is known. All others are logged at the
+    end of the run, so that they do not delay signals.
 
-    Safe to use from several threads: the target's own writes while it works, and the run completes
-    the log when the time is over.
+    Safe to use from several threads: the job writes while it works, and the run completes the log
+    when the time is over.
     """
 
     def __init__(self) -> None:
@@ -68,79 +74,78 @@ class OutcomeLog:
         self._logged: dict[int, SessionResult] = {}  # by pid
         self._report: TargetReport | None = None  # once the log is complete
 
-    def write(self, target: TargetReport, fate: SessionResult) -> None:
-        """Log an outcome that will not change any more.
+    def write(self, target: TargetReport, result: SessionResult) -> None:
+        """Log a final outcome.
 
-        Raises DeadlineError once the run has completed the log: whatever the target's thread finds
-        now comes too late for the report, and its work would slow down the end of the run.
+        Raises DeadlineError once the run has completed the log. Whatever the job finds after that is
+        too late for the report, so the job should end.
         """
         with self._lock:
             if self._report is not None:
                 raise DeadlineError
-            if fate.outcome not in _UNTOUCHED:
-                self._log(target, fate)
+            if result.outcome not in _UNTOUCHED:
+                self._log(target, result)
 
     def complete(self, target: TargetReport, deadline: Deadline) -> TargetReport:
-        """Accept no outcome any more, and log those of signalled sessions until the deadline.
+        """Close the log, and log the outcomes of signalled sessions until the deadline.
 
-        Returns the report with the outcomes as they are logged. Whatever has no line yet is left
-        to `log_remaining`.
+        Returns the report with the outcomes as they were logged. `log_remaining` logs the rest.
         """
         with self._lock:
-            fates = tuple(self._logged.get(fate.decision.pid, fate) for fate in target.results)
-            self._report = replace(target, results=fates)
-            for fate in fates:
+            results = tuple(self._logged.get(each.decision.pid, each) for each in target.results)
+            self._report = replace(target, results=results)
+            for result in results:
                 if deadline.remaining() == 0:
                     break
-                if fate.outcome not in _UNTOUCHED:
-                    self._log(self._report, fate)
+                if result.outcome not in _UNTOUCHED:
+                    self._log(self._report, result)
             return self._report
 
     def remaining(self) -> Iterator[tuple[TargetReport, SessionResult]]:
-        """Yield the outcomes that have no line yet, and their target, once the log is complete."""
+        """Yield each outcome that is not logged yet, with its target, once the log is complete."""
         report = self._report
         if report is not None:
-            for fate in report.results:
-                if fate.decision.pid not in self._logged:
-                    yield report, fate
+            for result in report.results:
+                if result.decision.pid not in self._logged:
+                    yield report, result
 
-    def _log(self, target: TargetReport, fate: SessionResult) -> None:
-        pid = fate.decision.pid
+    def _log(self, target: TargetReport, result: SessionResult) -> None:
+        pid = result.decision.pid
         if pid in self._logged:
             return
-        self._logged[pid] = fate
-        _log_outcome(target, fate)
+        self._logged[pid] = result
+        _log_outcome(target, result)
 
 
 def log_remaining(logs: Iterable[OutcomeLog], deadline: Deadline) -> None:
-    """Log every outcome that has no line yet: one line each until the deadline, the rest together.
+    """Log each outcome that is not logged yet: one line each until the deadline, the rest together.
 
-    Sessions that were signalled come first. The lines for the rest are few, however many sessions
-    there are, and name each of them by its pid.
+    Signalled sessions come first. The lines for the rest contain the pids of their sessions.
     """
     remaining = [each for log in logs for each in log.remaining()]
     remaining.sort(key=lambda each: each[1].outcome in _UNTOUCHED)
     rest: dict[tuple[int, str, str], list[int]] = defaultdict(list)
-    names: dict[int, str] = {}  # by the report's id: two targets may have the same name
-    for target, fate in remaining:
+    names: dict[int, str] = {}  # by the id of the report: two targets may have the same name
+    for target, result in remaining:
         if deadline.remaining():
-            _log_outcome(target, fate)
+            _log_outcome(target, result)
         else:
             names[id(target)] = target.name
-            rest[id(target), fate.outcome, _rule_of(fate.decision)].append(fate.decision.pid)
+            key = (id(target), result.outcome, _rule_of(result.decision))
+            rest[key].append(result.decision.pid)
     for (target_id, outcome, rule), pids in rest.items():
         _log_together("outcomes", names[target_id], {"outcome": outcome, "rule": rule}, pids)
 
 
-def _log_outcome(target: TargetReport, fate: SessionResult) -> None:
-    session = describe_session(fate.decision, target.queries)
-    extra = {"target": target.name, "outcome": fate.outcome, "session": session}
+def _log_outcome(target: TargetReport, result: SessionResult) -> None:
+    session = describe_session(result.decision, target.queries)
+    extra = {"target": target.name, "outcome": result.outcome, "session": session}
     logger.info("outcome", extra=extra)
 
 
-def _log_together(message: str, target: str, what: dict[str, str], pids: Iterable[int]) -> None:
-    for some in batched(pids, _PIDS_PER_LINE, strict=False):
-        extra = {"target": target, **what, "count": len(some), "pids": list(some)}
+def _log_together(message: str, target: str, keys: dict[str, str], pids: Iterable[int]) -> None:
+    for batch in batched(pids, _PIDS_PER_LINE, strict=False):
+        extra = {"target": target, **keys, "count": len(batch), "pids": list(batch)}
         logger.info(message, extra=extra)
 
 
@@ -148,14 +153,14 @@ def _rule_of(decision: Decision) -> str:
     return decision.rule.name if decision.rule else ""
 
 
-# -- metrics: each costs money in every hour in which it is published ------------------------------
+# -- metrics: CloudWatch bills each in every hour in which it is published -------------------------
 
 
 def emit_target_metrics(target: TargetReport) -> None:
-    """What CloudWatch should know of one target, as lines of its embedded metric format."""
-    metrics = _metrics(target=target.name)
+    """Write the metrics of one target as lines of CloudWatch's embedded metric format."""
+    metrics = _make_metrics(target=target.name)
     metrics.add_metric("FailedTargets", MetricUnit.Count, int(not target.is_reached))
-    used = _slots_used(target)
+    used = _used_percent(target)
     if used is not None:
         metrics.add_metric("SlotsUsed", MetricUnit.Percent, used)
     if target.oldest_idle_in_transaction is not None:
@@ -164,46 +169,46 @@ def emit_target_metrics(target: TargetReport) -> None:
         for state in State:
             if state is not State.FASTPATH:
                 number = target.states.get(state, 0)
-                metrics.add_metric(f"Sessions{_camel(state)}", MetricUnit.Count, number)
+                metrics.add_metric(f"Sessions{_camel_case(state)}", MetricUnit.Count, number)
     for outcome in Outcome:
         if number := target.count(outcome):
-            metrics.add_metric(_camel(outcome), MetricUnit.Count, number)
+            metrics.add_metric(_camel_case(outcome), MetricUnit.Count, number)
     metrics.flush_metrics()
-    rules = [fate.decision.rule for fate in target.results if fate.outcome is Outcome.TERMINATED]
+    rules = [each.decision.rule for each in target.results if each.outcome is Outcome.TERMINATED]
     for name, number in Counter(rule.name for rule in rules if rule).items():
-        metrics = _metrics(target=target.name, rule=name)
+        metrics = _make_metrics(target=target.name, rule=name)
         metrics.add_metric("Terminated", MetricUnit.Count, number)
         metrics.flush_metrics()
 
 
 def emit_run_metrics(report: Report, seconds: float) -> None:
-    """What CloudWatch should know of a whole run, after all else: of one that raises, nothing."""
-    metrics = _metrics()
+    """Write the metrics of a run, last of all, so that a run that raises has none."""
+    metrics = _make_metrics()
     metrics.add_metric("RunDuration", MetricUnit.Milliseconds, 1000 * seconds)
     successful = report.status is not RunStatus.FAILED
     metrics.add_metric("SuccessfulRuns", MetricUnit.Count, int(successful))
     metrics.add_metric("FailedTargets", MetricUnit.Count, report.failed)
     metrics.add_metric("Terminated", MetricUnit.Count, report.count(Outcome.TERMINATED))
-    used = [each for target in report.targets if (each := _slots_used(target)) is not None]
+    used = [each for target in report.targets if (each := _used_percent(target)) is not None]
     if used:
         metrics.add_metric("SlotsUsed", MetricUnit.Percent, max(used))
     metrics.flush_metrics()
 
 
-def _metrics(**dimensions: str) -> EphemeralMetrics:
+def _make_metrics(**dimensions: str) -> EphemeralMetrics:
     metrics = EphemeralMetrics(namespace=NAMESPACE, service=SERVICE)
     for name, value in dimensions.items():
-        # CloudWatch drops what is blank, too long, or not of ASCII's printable characters.
+        # CloudWatch drops values that are blank, too long, or not printable ASCII.
         metrics.add_dimension(name, re.sub(r"[^ -~]|^ *$", "?", value[:250]))
     return metrics
 
 
-def _slots_used(target: TargetReport) -> float | None:
-    """Percent of what ordinary roles can use, in the end; None if nobody could count."""
+def _used_percent(target: TargetReport) -> float | None:
+    """Return the used percentage of the slots for ordinary roles, None if it is not known."""
     known = target.slots is not None and target.used_after is not None and target.slots.usable > 0
     return 100 * target.share_used if known else None
 
 
-def _camel(words: str) -> str:
-    """`would_terminate` as CloudWatch's own metrics would be called: WouldTerminate."""
+def _camel_case(words: str) -> str:
+    """Return `would_terminate` as WouldTerminate, in the style of CloudWatch's own metrics."""
     return re.sub(r"[\W_]", "", words.title())

@@ -1,4 +1,4 @@
-"""The environment variables of the contract, parsed once."""
+"""Reads the environment variables."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from session_reaper.policy.enums import Mode
 from session_reaper.policy.values import read_mode
 from session_reaper.targets.target import is_secret_id
 
-LONGEST_REMINDER = 7 * 86400  # seconds: in which an item of the memory is not forgotten
+LONGEST_REMINDER = 7 * 86400  # seconds; known issues are kept for longer
 
 
 Choice = TypeVar("Choice", bound=str)
@@ -29,7 +29,7 @@ class Notify(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tag:
-    """A secret that bears it is a target."""
+    """A tag whose secrets are targets."""
 
     key: str
     value: str
@@ -37,7 +37,7 @@ class Tag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionLocation:
-    """Where the function runs, by Lambda's own variables."""
+    """Where the function runs, from the variables that Lambda sets; links need it."""
 
     region: str
     function: str
@@ -47,31 +47,38 @@ class FunctionLocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the stack says of every run."""
+    """The configuration of the stack.
+
+    `whole_clusters`: the secret of a cluster covers each of its instances. `remind_after` is in
+    seconds. `place` is None outside of Lambda.
+    """
 
     target_secrets: tuple[str, ...]
     target_secret_tag: Tag | None
-    whole_clusters: bool  # the secret of a cluster is for each of its instances
+    whole_clusters: bool
     topic_arn: str
     mode: Mode
     policy: str
     notify: Notify
-    remind_after: float  # seconds
+    remind_after: float
     memory_table: str | None
-    target_metrics: bool  # beside those of the run, which cost the same for any fleet
+    target_metrics: bool
     critical_topic_arn: str | None
-    place: FunctionLocation | None  # None outside of Lambda
+    place: FunctionLocation | None
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
-    """The settings; an empty variable counts as unset. Raises ConfigurationError naming one."""
+    """Read the settings; an empty variable counts as unset.
+
+    Raises ConfigurationError that names the variable.
+    """
     given = {name: value.strip() for name, value in environ.items() if value.strip()}
     _refuse_credentials(given)
     secrets = _read_secrets(given.get("TARGET_SECRETS", ""))
     tag = _read_tag(given.get("TARGET_SECRET_TAG"))
     topic = _read_topic("TOPIC_ARN", given.get("TOPIC_ARN"))
     if not secrets and not tag:
-        raise ConfigurationError("TARGET_SECRETS", "give this or TARGET_SECRET_TAG; both are unset")
+        raise ConfigurationError("TARGET_SECRETS", "set this or TARGET_SECRET_TAG; both are empty")
     return Settings(
         target_secrets=secrets,
         target_secret_tag=tag,
@@ -90,40 +97,40 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
 
 
 def read_webhook_secret(environ: Mapping[str, str] = os.environ) -> str:
-    """The secret that holds the webhook's URL. Raises ConfigurationError."""
+    """Read the name of the secret with the webhook's URL. Raises ConfigurationError."""
     secret = environ.get("WEBHOOK_SECRET", "").strip()
     if not secret:
-        raise ConfigurationError("WEBHOOK_SECRET", "is required; give the secret of the webhook")
-    if not is_secret_id(secret):  # somebody may have written the URL itself
-        raise ConfigurationError("WEBHOOK_SECRET", f"does not have {_NOT_AN_ID}")
+        raise ConfigurationError("WEBHOOK_SECRET", "is required; write the webhook's secret here")
+    if not is_secret_id(secret):
+        raise ConfigurationError("WEBHOOK_SECRET", _NOT_AN_ID)
     return secret
 
 
 _NOT_AN_ID = (
-    "the form of a secret's name or ARN (not shown: it may hold a credential); store URIs and"
-    " passwords in Secrets Manager, and write the name of that secret here"
+    "must be the name or the ARN of a secret (the value is not shown: it may contain a credential);"
+    " store URIs and passwords in Secrets Manager, and write the name of that secret here"
 )
-_OTHERS = (
+# The values of these may appear in errors, log lines and summaries.
+_SHOWN = (
     *("TARGET_SECRET_TAG", "CLUSTER_TARGETS", "TOPIC_ARN", "CRITICAL_TOPIC_ARN", "MODE", "POLICY"),
     *("NOTIFY", "REMIND_AFTER", "MEMORY_TABLE", "TARGET_METRICS", "DASHBOARD"),
 )
-"""The variables beside TARGET_SECRETS; an error, a log line or a summary may show their values."""
 
 
 def _refuse_credentials(given: Mapping[str, str]) -> None:
-    for name in _OTHERS:
+    for name in _SHOWN:
         if may_hold_credential(given.get(name, "")):
-            problem = "looks like a URI or a password (not shown); it belongs into a secret"
-            raise ConfigurationError(name, f"{problem} that TARGET_SECRETS names")
+            problem = "looks like a URI or a password (not shown); store it in a secret, and write"
+            raise ConfigurationError(name, f"{problem} the name of that secret into TARGET_SECRETS")
 
 
 def _read_secrets(value: str) -> tuple[str, ...]:
-    """The names and ARNs. None is shown if any has another form: a password may have commas."""
+    """Read names and ARNs. An error shows none of them, because a password may contain commas."""
     ids = tuple(dict.fromkeys(each.strip() for each in value.split(",") if each.strip()))
     for number, each in enumerate(ids, start=1):
         if not is_secret_id(each) or may_hold_credential(each.rpartition(":")[2]):
-            problem = f"value {number} of {len(ids)}, separated by commas, does not have"
-            raise ConfigurationError("TARGET_SECRETS", f"{problem} {_NOT_AN_ID}")
+            problem = f"value {number} of {len(ids)} (comma-separated) {_NOT_AN_ID}"
+            raise ConfigurationError("TARGET_SECRETS", problem)
     return ids
 
 
@@ -148,15 +155,15 @@ def _read_tag(value: str | None) -> Tag | None:
         return None
     key, equals, rest = value.partition("=")
     if not key or not equals:
-        raise ConfigurationError("TARGET_SECRET_TAG", f"{value} is no key=value")
+        raise ConfigurationError("TARGET_SECRET_TAG", f"{value} must be key=value")
     return Tag(key=key, value=rest)
 
 
 def _read_topic(name: str, value: str | None) -> str:
     if value is None:
-        raise ConfigurationError(name, "is required; give the SNS topic of the summary")
+        raise ConfigurationError(name, "is required; write the ARN of an SNS topic")
     if not re.fullmatch(r"arn:[\w-]+:sns:[\w-]+:\d{12}:[\w-]+", value):
-        raise ConfigurationError(name, f"{value} is no ARN of a standard SNS topic")
+        raise ConfigurationError(name, f"{value} must be the ARN of a standard SNS topic")
     return value
 
 
@@ -164,17 +171,17 @@ def _read_critical_topic(value: str | None, topic: str) -> str | None:
     if value is None:
         return None
     region = topic.split(":")[3]
-    if (
-        _read_topic("CRITICAL_TOPIC_ARN", value).split(":")[3] != region
-    ):  # SNS takes none of another's
-        raise ConfigurationError("CRITICAL_TOPIC_ARN", f"{value} is not in TOPIC_ARN's {region}")
+    # A client of SNS publishes to topics of its own region only.
+    if _read_topic("CRITICAL_TOPIC_ARN", value).split(":")[3] != region:
+        problem = f"{value} must be in the region of TOPIC_ARN, {region}"
+        raise ConfigurationError("CRITICAL_TOPIC_ARN", problem)
     return value
 
 
 def _read_remind_after(value: str) -> float:
     seconds = parse_duration(value)
     if seconds is None:
-        raise ConfigurationError("REMIND_AFTER", f"{value} is no duration such as 1h or 90m")
+        raise ConfigurationError("REMIND_AFTER", f"invalid duration {value}; write 1h or 90m")
     if seconds > LONGEST_REMINDER:
-        raise ConfigurationError("REMIND_AFTER", f"{value} is longer than 7d")
+        raise ConfigurationError("REMIND_AFTER", f"{value} must be at most 7d")
     return seconds

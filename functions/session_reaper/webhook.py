@@ -1,15 +1,18 @@
-"""The second Lambda entry point: what the topic says, to a Slack incoming webhook.
+"""The Lambda entry point of the webhook: posts messages of the topic to a Slack incoming webhook.
 
-The webhook's URL is a secret, and urllib3's errors and log lines name its path: what is raised here
-has a text of its own, and nothing is chained to it.
+The URL of the webhook is a secret, and errors and log lines of urllib3 contain its path. Errors
+raised here therefore have a text of their own and no cause.
+
+Each message is posted once per invocation. Lambda repeats a failed invocation one and two minutes
+later, which is longer than Slack usually asks to wait.
 """
 
 import html
 import json
 import re
 import ssl
-import time
 from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,64 +27,69 @@ from session_reaper.settings import read_webhook_secret
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
 
-_MOST_TEXT: Final = 3000  # characters
-_RESERVE: Final = 2.0  # seconds, to raise in
-_TRY: Final = 8.0  # seconds that one may take at most
-_SECRET_SECONDS: Final = 10.0  # that reading the secret may take at most
-_PASSING: Final = {HTTPStatus.TOO_MANY_REQUESTS, *range(500, 600)}
+_MAX_TEXT: Final = 3000  # characters
+_MARGIN_SECONDS: Final = 2.0  # for raising the error
+_POST_SECONDS: Final = 8.0
+_SECRET_SECONDS: Final = 10.0
 
 silence_libraries()
 
 
 def lambda_handler(event: Mapping[str, Any], context: "LambdaContext") -> None:
-    """Post every message of the event.
+    """Post each message of the event.
 
-    Raises ReaperError: Lambda tries it twice again, then the dead-letter queue has it.
+    Raises ReaperError. Lambda then tries twice more, and puts the event into the dead-letter queue.
     """
-    deadline = Deadline(context.get_remaining_time_in_millis() / 1000 - _RESERVE)
+    deadline = Deadline(context.get_remaining_time_in_millis() / 1000 - _MARGIN_SECONDS)
     secret = read_webhook_secret()
-    url = _read_url(
-        secret, deadline.capped_at(_SECRET_SECONDS)
-    )  # read each time: a new one is used from the next try on
+    # Not kept between invocations, so that a changed URL is used at once.
+    url = _read_url(secret, deadline.capped_at(_SECRET_SECONDS))
     with urllib3.PoolManager(ssl_context=ssl.create_default_context()) as http:
         for record in event["Records"]:
-            body = json.dumps(_build_payload(record["Sns"])).encode()
-            problem = _post(http, url, body, deadline)
+            post = partial(_post, http, url, _build_message(record["Sns"]))
+            try:
+                problem = call("slack", post, deadline.capped_at(_POST_SECONDS))
+            except urllib3.exceptions.HTTPError as error:
+                problem = type(error).__name__
+            except NoAnswerError as error:
+                problem = str(error)
             if problem:
-                remedy = f"If the webhook is gone, store a new one's URL in secret {secret}"
-                raise PublishError(f"the message did not reach Slack: {problem}. {remedy}.")
+                hint = f"If the webhook was removed, store the URL of a new one in secret {secret}"
+                raise PublishError(f"the message did not reach Slack: {problem}. {hint}.")
 
 
 def _read_url(secret: str, deadline: Deadline) -> str:
     def read() -> str:
         answer = get_client("secretsmanager").get_secret_value(SecretId=secret)
-        _ = answer["ARN"]  # without it, it was not Secrets Manager that answered
+        _ = answer["ARN"]  # an answer without it is not from Secrets Manager
         return str(answer.get("SecretString", "")).strip()
 
     try:
         text = call("secretsmanager", read, deadline)
     except AWS_ERRORS as error:
-        remedy = "Check WEBHOOK_SECRET, and what the webhook's role may read and decrypt."
+        hint = "Check WEBHOOK_SECRET, and that the webhook's role may read and decrypt the secret."
         problem = f"secret {secret} cannot be read: {explain_error(error)}"
-        raise PublishError(f"{problem.rstrip('.')}. {remedy}") from None
+        raise PublishError(f"{problem.rstrip('.')}. {hint}") from None
     url = _parse_object(text).get("url", text)
     if not isinstance(url, str) or not re.fullmatch(r"https://[^\s/@]+/\S*", url):
-        raise PublishError(f'secret {secret} holds no https URL, as text or as {{"url": "…"}}')
+        raise PublishError(
+            f'secret {secret} must contain an https URL, as text or as {{"url": "…"}}'
+        )
     return url
 
 
-def _build_payload(notification: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What Slack is sent: our own summaries are made for it, all else becomes text."""
+def _build_message(notification: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Build the message for Slack: our own summaries unchanged, anything else as text."""
     message = notification["Message"]
     document = _parse_object(message)
     if isinstance(document.get("text"), str):
         return document
     lines = [notification.get("Subject"), message]
-    if "AlarmName" in document:  # CloudWatch's
-        verdict = f"{document.get('NewStateValue')}: {document['AlarmName']}"
-        lines = [verdict, document.get("AlarmDescription"), document.get("NewStateReason")]
+    if "AlarmName" in document:
+        headline = f"{document.get('NewStateValue')}: {document['AlarmName']}"
+        lines = [headline, document.get("AlarmDescription"), document.get("NewStateReason")]
     text = "\n".join(str(line) for line in lines if line)
-    return {"text": html.escape(text[:_MOST_TEXT], quote=False)}
+    return {"text": html.escape(text[:_MAX_TEXT], quote=False)}
 
 
 def _parse_object(text: str) -> Mapping[str, Any]:
@@ -92,39 +100,19 @@ def _parse_object(text: str) -> Mapping[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _post(http: urllib3.PoolManager, url: str, body: bytes, deadline: Deadline) -> str:
-    """Try until it arrives (it may twice); returns what is wrong, "" if nothing is."""
-
-    def post() -> urllib3.BaseHTTPResponse:
-        return http.request(
-            "POST",
-            url,
-            body=body,
-            headers={"Content-Type": "application/json"},
-            timeout=urllib3.Timeout(total=_TRY),
-            retries=False,  # urllib3's log the URL; and no redirect is followed
-        )
-
-    for doubled in range(10):
-        wait = 0.5 * 2**doubled
-        try:
-            answer = call("slack", post, deadline.capped_at(_TRY))
-        except urllib3.exceptions.HTTPError as error:
-            problem = type(error).__name__
-        except NoAnswerError as error:
-            problem = str(error)
-        else:
-            if answer.status == HTTPStatus.OK:
-                return ""
-            said = answer.data.decode(errors="replace")
-            # Slack's words look like this; what another server says could repeat the URL.
-            shown = said if re.fullmatch(r"[a-z_]{1,60}", said) and said not in url else "no reason"
-            problem = f"{answer.status}, {shown}"
-            if answer.status not in _PASSING:
-                break
-            after = answer.headers.get("Retry-After", "")
-            wait = max(wait, float(after) if after.isdecimal() else 0)
-        if deadline.remaining() < wait + 1:  # Lambda tries again, minutes later
-            break
-        time.sleep(wait)
-    return problem
+def _post(http: urllib3.PoolManager, url: str, message: Mapping[str, Any]) -> str:
+    """Post a message once; return what went wrong, "" if nothing did."""
+    answer = http.request(
+        "POST",
+        url,
+        body=json.dumps(message),
+        headers={"Content-Type": "application/json"},
+        timeout=urllib3.Timeout(total=_POST_SECONDS),
+        retries=False,  # urllib3 would log the URL of a retry and follow redirects
+    )
+    if answer.status == HTTPStatus.OK:
+        return ""
+    text = answer.data.decode(errors="replace")
+    # Slack's error codes look like this. Any other text could contain the URL.
+    is_code = re.fullmatch(r"[a-z_]{1,60}", text) and text not in url
+    return f"{answer.status}, {text if is_code else 'no reason'}"

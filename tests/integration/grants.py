@@ -169,7 +169,7 @@ def recorded() -> Iterator[list[Request]]:
         )
 
     _forget_clients()  # a client has the hooks that its session had when it was made
-    aws._session().register(_HOOK, note)  # noqa: SLF001 -- as above
+    aws._session().events.register(_HOOK, note)  # noqa: SLF001 -- as above
     try:
         yield requests
     finally:
@@ -177,5 +177,5 @@ def recorded() -> Iterator[list[Request]]:
 
 
 def _forget_clients() -> None:
-    aws._client.cache_clear()  # noqa: SLF001
+    aws._make_client.cache_clear()  # noqa: SLF001
     aws._session.cache_clear()  # noqa: SLF001

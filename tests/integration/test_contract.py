@@ -201,6 +201,17 @@ def test_a_run_logs_a_line_per_decision_and_per_outcome_and_one_for_itself(
     assert {key: lines[4][key] for key in run.document} == run.document
 
 
+def test_log_lines_are_correlated_with_the_event_of_eventbridge(
+    stage: Stage, output: Output
+) -> None:
+    scheduled = {"id": "53dc4d37", "source": "aws.scheduler", "detail-type": "Scheduled Event"}
+    stage.run(scheduled)
+    stage.run({})
+    first, second = (line for line in logged(output) if line["message"] == "run")
+    assert first["correlation_id"] == "53dc4d37"
+    assert second["correlation_id"] == Context.aws_request_id
+
+
 def test_metrics_of_every_target(stage: Stage, output: Output) -> None:
     stage.sessions(2)
     stage.target()

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import pg8000.native
 import pytest
 from session_reaper import handler
-from session_reaper.deadline import Deadline
 from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import read_policy
 from session_reaper.runs.discovery import TargetDiscovery
-from session_reaper.runs.operations import reap, run_on_target
-from session_reaper.runs.run import OutcomeLogs, run
+from session_reaper.runs.operations import reap
+from session_reaper.runs.run import run
+from session_reaper.runs.run_time import share_time
 from session_reaper.settings import read_settings
 
 from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, policy, rule, until
@@ -122,10 +122,7 @@ def test_p12_a_clock_of_ours_that_is_wrong_changes_nothing(
         quota = None
         rules = read_policy(policy(rule(idle_for="1900ms", role=["app", "old"])))
         reaping = partial(reap, rules, Mode.OBSERVE, quota)
-        work = partial(run_on_target, reaping, directory)
-        (report,) = run(
-            directory, [], work, OutcomeLogs(), deadline=Deadline(60), logging_deadline=Deadline(61)
-        )
+        (report,), _ = run(reaping, directory, [], share_time(60))
         monkeypatch.undo()
         assert [fate.decision.pid for fate in report.results] == [old.pid]
         leak.connection.run("SELECT 1")

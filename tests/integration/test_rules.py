@@ -484,7 +484,7 @@ def test_a_query_that_outlives_its_cancel_is_terminated_after_escalate_after(sta
     run = stage.reap(a_rule(SLOW, action="cancel", escalate_after="300ms"))
     assert run.outcomes() == {stubborn.pid: "terminated", running.pid: "cancelled"}
     assert run.session(stubborn)["reason"].endswith(
-        ", to be cancelled; still at it 300ms after its cancel"
+        ", to be cancelled; still running 300ms after its cancel"
     )
     assert not stubborn.is_there
     assert running.state == IDLE

@@ -1,4 +1,4 @@
-"""The webhook function against a real HTTPS server that plays Slack."""
+"""The webhook function against an HTTPS server in the place of Slack."""
 
 from __future__ import annotations
 
@@ -35,18 +35,21 @@ OURS = {"text": "orders: 3 sessions terminated", "blocks": [{"type": "divider"}]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """How Slack answers one request; by default as if all were well."""
+    """How Slack answers one request; by default with success.
+
+    If it `drips`, it announces a length and then sends single bytes.
+    """
 
     status: int = 200
     said: str = "ok"
     headers: Mapping[str, str] = field(default_factory=dict)
     hangs: bool = False
-    drips: bool = False  # says how long the answer is, and then a byte now and again
+    drips: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slack:
-    """A server and what it was sent."""
+    """A server, and what it received."""
 
     url: str
     paths: list[str]
@@ -55,12 +58,12 @@ class Slack:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
-        """Silent: a client that does not trust us goes away."""
+        """Log nothing: a client that does not trust the server closes the connection."""
 
 
 @contextmanager
 def running(tls: Tls, replies: tuple[Reply, ...]) -> Iterator[Slack]:
-    """A Slack that answers with these replies in turn, with the last again and again."""
+    """Start a Slack that answers with these replies in turn, and then always with the last."""
     paths: list[str] = []
     posts: list[object] = []
     over = Event()
@@ -89,7 +92,7 @@ def running(tls: Tls, replies: tuple[Reply, ...]) -> Iterator[Slack]:
             self.wfile.write(reply.said.encode())
 
         def log_message(self, *_: object) -> None:
-            """Silent: it would log the path, and the tests look for that."""
+            """Log nothing: the path must not be shown."""
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tls.certificate, tls.key)
@@ -108,7 +111,7 @@ def running(tls: Tls, replies: tuple[Reply, ...]) -> Iterator[Slack]:
 
 @pytest.fixture
 def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tls:
-    """Of an authority that this system trusts."""
+    """Make a certificate of an authority that this process trusts."""
     made = make_tls(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(made.authority))
     return made
@@ -125,7 +128,7 @@ def store(cloud: Aws, monkeypatch: pytest.MonkeyPatch) -> Callable[[object], Non
 
 @pytest.fixture
 def slack(tls: Tls, store: Callable[[object], None]) -> Iterator[Callable[..., Slack]]:
-    """Starts a Slack that gives these replies, and stores its URL."""
+    """Return a function that starts a Slack with these replies and stores its URL."""
     with ExitStack() as stack:
 
         def start(*replies: Reply) -> Slack:
@@ -137,10 +140,10 @@ def slack(tls: Tls, store: Callable[[object], None]) -> Iterator[Callable[..., S
 
 
 @pytest.fixture(autouse=True)
-def _nothing_says_the_url(
+def _url_is_never_shown(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[None]:
-    """No log line of the lowest level and no output of any test here."""
+    """Check every log line and all output of each test."""
     level = logging.getLogger().level  # caplog's own way would undo what log_levels.py does
     logging.getLogger().setLevel(logging.DEBUG)
     yield
@@ -153,28 +156,28 @@ def _nothing_says_the_url(
 def deliver(
     message: object = OURS, *, subject: str | None = "a subject", seconds: float = 30
 ) -> None:
-    """One invocation, as SNS makes it."""
+    """Invoke the function as SNS does."""
     text = message if isinstance(message, str) else json.dumps(message)
     record = {"EventSource": "aws:sns", "Sns": {"Subject": subject, "Message": text}}
     lambda_handler({"Records": [record]}, cast("Any", Context(seconds)))
 
 
-def trouble(*, seconds: float = 30) -> str:
-    """What an invocation says that fails, when no traceback says the URL."""
+def error_of_delivery(*, seconds: float = 30) -> str:
+    """Return the error of an invocation; its traceback must not show the URL."""
     with pytest.raises(ReaperError) as raised:
         deliver(seconds=seconds)
     assert "canary" not in "".join(traceback.format_exception(raised.value)).lower()
     return str(raised.value)
 
 
-def test_a_summary_made_for_slack_arrives_as_it_is(slack: Callable[..., Slack]) -> None:
+def test_a_summary_is_posted_unchanged(slack: Callable[..., Slack]) -> None:
     here = slack()
     deliver(OURS)
     assert (here.posts, here.paths) == ([OURS], [PATH])
 
 
 @pytest.mark.parametrize("secret", ["{url}", " {url}\n", '{{"url": "{url}"}}'])
-def test_the_secret_is_the_url_or_names_it(
+def test_the_secret_contains_the_url_as_text_or_as_json(
     tls: Tls, store: Callable[[object], None], secret: str
 ) -> None:
     with running(tls, (Reply(),)) as here:
@@ -183,7 +186,7 @@ def test_the_secret_is_the_url_or_names_it(
     assert here.posts == [OURS]
 
 
-def test_an_alarm_of_cloudwatch_becomes_text_that_says_what_to_do(
+def test_an_alarm_of_cloudwatch_is_posted_as_text_with_its_description(
     slack: Callable[..., Slack],
 ) -> None:
     here = slack()
@@ -211,7 +214,7 @@ def test_an_alarm_of_cloudwatch_becomes_text_that_says_what_to_do(
         (None, "[" * 100_000, "[" * 3000),
     ],
 )
-def test_anything_else_becomes_escaped_text(
+def test_any_other_message_is_posted_as_escaped_text(
     slack: Callable[..., Slack], subject: str | None, message: str, text: str
 ) -> None:
     here = slack()
@@ -220,46 +223,39 @@ def test_anything_else_becomes_escaped_text(
 
 
 @pytest.mark.parametrize(
-    "reply", [Reply(status=500), Reply(status=503, said=PATH), Reply(status=429)]
-)
-def test_what_passes_is_waited_for(slack: Callable[..., Slack], reply: Reply) -> None:
-    here = slack(reply, reply, Reply())
-    deliver()
-    assert len(here.posts) == 3
-
-
-def test_slack_says_how_long_to_wait(slack: Callable[..., Slack]) -> None:
-    here = slack(Reply(status=429, headers={"Retry-After": "2"}), Reply())
-    began = time.monotonic()
-    deliver()
-    assert time.monotonic() - began >= 2
-    assert len(here.posts) == 2
-
-
-@pytest.mark.parametrize(
     ("reply", "problem"),
     [
-        (Reply(status=429, headers={"Retry-After": "3600"}, said="rate_limited"), "429, rate_l"),
-        (Reply(status=500, headers={"Retry-After": "soon"}), "500, ok"),
-        (Reply(hangs=True), "no answer in "),
+        (Reply(status=500), "500, ok"),
+        (Reply(status=503, said=PATH), "503, no reason"),
+        (Reply(status=429, headers={"Retry-After": "2"}, said="rate_limited"), "429, rate_limited"),
     ],
 )
-def test_what_does_not_pass_in_time_is_an_error_before_lambda_ends_it(
+def test_a_message_is_posted_once_per_invocation_and_lambda_repeats_it(
     slack: Callable[..., Slack], reply: Reply, problem: str
 ) -> None:
-    slack(reply)
+    here = slack(reply, Reply())
+    assert f"did not reach Slack: {problem}." in error_of_delivery()
+    assert len(here.posts) == 1
+    deliver()
+    assert here.posts == [OURS, OURS]
+
+
+def test_a_slack_that_hangs_is_an_error_before_lambda_ends_the_invocation(
+    slack: Callable[..., Slack],
+) -> None:
+    slack(Reply(hangs=True))
     began = time.monotonic()
-    assert f"did not reach Slack: {problem}" in trouble(seconds=4)
+    assert "did not reach Slack: no answer in " in error_of_delivery(seconds=4)
     assert time.monotonic() - began < 4 + PATIENCE
 
 
 @pytest.mark.parametrize("seconds", [3, 10])
-def test_a_slack_that_answers_byte_by_byte_does_not_outlast_the_function(
+def test_a_slack_that_answers_byte_by_byte_is_an_error_before_lambda_ends_the_invocation(
     slack: Callable[..., Slack], seconds: float
 ) -> None:
     slack(Reply(drips=True))
     began = time.monotonic()
-    assert "did not reach Slack: no answer in " in trouble(seconds=seconds)
+    assert "did not reach Slack: no answer in " in error_of_delivery(seconds=seconds)
     assert time.monotonic() - began < seconds + PATIENCE
 
 
@@ -267,7 +263,7 @@ def test_a_slack_that_answers_byte_by_byte_does_not_outlast_the_function(
 @pytest.mark.parametrize(
     "answer", [hang, drip_body(), http("200 OK", b"<html>no</html>")], ids="abc"
 )
-def test_a_secret_that_does_not_come_is_an_error_that_names_it_in_time(
+def test_a_secret_that_cannot_be_read_in_time_is_an_error_that_names_it(
     store: Callable[[object], None],
     monkeypatch: pytest.MonkeyPatch,
     answer: Callable[[socket.socket, Event], None],
@@ -277,7 +273,7 @@ def test_a_secret_that_does_not_come_is_an_error_that_names_it_in_time(
     with aws_but_for(b"/secretsmanager/aws4_request", answer) as gateway:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{gateway.port}")
         began = time.monotonic()
-        assert trouble(seconds=seconds).startswith("secret webhook cannot be read: ")
+        assert error_of_delivery(seconds=seconds).startswith("secret webhook cannot be read: ")
         assert time.monotonic() - began < seconds + PATIENCE
 
 
@@ -290,28 +286,30 @@ def test_a_secret_that_does_not_come_is_an_error_that_names_it_in_time(
         (400, "invalid_payload"),
     ],
 )
-def test_slacks_own_word_is_shown_with_the_remedy(
+def test_an_error_code_of_slack_is_shown_with_a_hint(
     slack: Callable[..., Slack], status: int, said: str
 ) -> None:
     here = slack(Reply(status=status, said=said))
-    assert trouble() == (
+    assert error_of_delivery() == (
         f"the message did not reach Slack: {status}, {said}. "
-        "If the webhook is gone, store a new one's URL in secret webhook."
+        "If the webhook was removed, store the URL of a new one in secret webhook."
     )
     assert len(here.posts) == 1
 
 
 @pytest.mark.parametrize("said", [f"<p>{PATH} was not found", "canary", "\0", "x" * 5000, ""])
-def test_what_is_no_word_of_slacks_is_not_shown(slack: Callable[..., Slack], said: str) -> None:
+def test_text_that_is_not_an_error_code_is_not_shown(
+    slack: Callable[..., Slack], said: str
+) -> None:
     slack(Reply(status=404, said=said))
-    assert "404, no reason." in trouble()
+    assert "404, no reason." in error_of_delivery()
 
 
-def test_a_new_webhook_is_used_from_the_next_try_on(
+def test_a_new_webhook_is_used_from_the_next_invocation_on(
     slack: Callable[..., Slack], tls: Tls, cloud: Aws
 ) -> None:
     slack(Reply(status=404, said="no_service"))
-    assert "no_service" in trouble()
+    assert "no_service" in error_of_delivery()
     with running(tls, (Reply(),)) as new:
         cloud.secrets.put_secret_value(SecretId="webhook", SecretString=new.url)
         deliver()
@@ -321,25 +319,25 @@ def test_a_new_webhook_is_used_from_the_next_try_on(
 def test_a_redirect_is_not_followed(slack: Callable[..., Slack], tls: Tls) -> None:
     with running(tls, (Reply(),)) as elsewhere:
         slack(Reply(status=307, headers={"Location": elsewhere.url}))
-        assert "307, ok" in trouble()
+        assert "307, ok" in error_of_delivery()
     assert elsewhere.posts == []
 
 
-def test_a_server_that_the_system_does_not_trust_is_told_nothing(
+def test_nothing_is_posted_to_a_server_that_the_system_does_not_trust(
     slack: Callable[..., Slack], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = slack()
     (tmp_path / "other").mkdir()
     monkeypatch.setenv("SSL_CERT_FILE", str(make_tls(tmp_path / "other").authority))
-    assert "SSLError" in trouble(seconds=4)
+    assert "SSLError" in error_of_delivery(seconds=4)
     assert here.posts == []
 
 
-def test_nobody_listening_is_an_error_that_names_no_url(store: Callable[[object], None]) -> None:
+def test_a_refused_connection_is_an_error_without_the_url(store: Callable[[object], None]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     store(f"https://localhost:{port}{PATH}")
-    assert "NewConnectionError" in trouble(seconds=4)
+    assert "NewConnectionError" in error_of_delivery(seconds=4)
 
 
 @pytest.mark.parametrize(
@@ -359,22 +357,25 @@ def test_a_secret_without_an_https_url_is_an_error_that_names_it(
     store: Callable[[object], None], secret: object
 ) -> None:
     store(secret)
-    assert trouble() == 'secret webhook holds no https URL, as text or as {"url": "…"}'
+    assert (
+        error_of_delivery()
+        == 'secret webhook must contain an https URL, as text or as {"url": "…"}'
+    )
 
 
-def test_a_host_that_cannot_be_one_is_an_error_that_does_not_show_it(
+def test_an_invalid_host_is_an_error_that_does_not_show_it(
     store: Callable[[object], None],
 ) -> None:
     store(f"https://[canary{PATH}")
-    assert "LocationParseError" in trouble(seconds=4)
+    assert "LocationParseError" in error_of_delivery(seconds=4)
 
 
-def test_a_secret_that_is_not_there_is_an_error_that_names_it(
+def test_a_missing_secret_is_an_error_that_names_it(
     cloud: Aws, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cloud.secrets.list_secrets()["SecretList"] == []
     monkeypatch.setenv("WEBHOOK_SECRET", "nothing-there")
-    said = trouble()
+    said = error_of_delivery()
     assert said.startswith("secret nothing-there cannot be read: ")
     assert "ResourceNotFoundException" in said
     assert "WEBHOOK_SECRET" in said

@@ -1,12 +1,13 @@
-"""Our loader spares botocore much reading, and changes nothing of what is sent."""
+"""Our loader makes botocore read less, and does not change what is sent."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+import boto3
+import botocore.session
 import pytest
-from botocore.session import Session, get_session
 from session_reaper.aws import clients as aws
 
 CALLS: dict[str, tuple[str, dict[str, str]]] = {
@@ -16,28 +17,32 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "sns": ("publish", {"TopicArn": "topic", "Message": "hello"}),
     "ssm": ("get_parameter", {"Name": "policy"}),
 }
-OURS, PLAIN = aws._session(), get_session()  # noqa: SLF001 -- what `client` makes them with
-SERVICES = OURS.get_component("data_loader").list_available_services("service-2")
-PARTITIONS = PLAIN.get_component("data_loader").load_data("endpoints")["partitions"]
-REGIONS = [region for each in PARTITIONS for region in each["regions"]]
-# Of the closed ones, botocore refuses dual stack, which the services' own rules know.
+OURS, PLAIN = aws._session(), boto3.Session()  # noqa: SLF001 -- the session of `get_client`
+SERVICES = OURS.get_available_services()
+PARTITIONS = botocore.session.get_session().get_component("data_loader").load_data("endpoints")
+REGIONS = [region for each in PARTITIONS["partitions"] for region in each["regions"]]
+# For isolated regions, botocore refuses dual stack, which the services' own rules allow.
 OPEN = [region for region in REGIONS if "-iso" not in region]
-UNKNOWN = "eu-nowhere-9"  # in no list: it comes after this version of botocore
+UNKNOWN = "eu-nowhere-9"  # a region that is newer than this version of botocore
 
 
-class Sent(Exception):  # noqa: N818 -- no error: it ends a call before anything goes out
-    """Where a request goes, and for which region and service it is signed."""
+class Sent(Exception):  # noqa: N818 -- not an error: it ends a call before anything is sent
+    """The URL of a request, and the region and service that it is signed for."""
 
 
-def stop(request: Any, **_: object) -> None:  # noqa: ANN401 -- botocore's own
+def stop(request: Any, **_: object) -> None:  # noqa: ANN401 -- botocore's type
     signed = re.search(rb"Credential=key/\d+/([^,]+)", request.headers["Authorization"])
     raise Sent(request.url, signed and signed[1])
 
 
-def sent(session: Session, service: str, region: str) -> tuple[object, ...]:
+def make_client(session: boto3.Session, service: str, region: str) -> Any:  # noqa: ANN401 -- one of many types
+    make: Any = session.client  # its stubs accept literal service names only
+    return make(service, region, aws_access_key_id="key", aws_secret_access_key="secret")  # noqa: S106 -- nothing is sent
+
+
+def sent(session: boto3.Session, service: str, region: str) -> tuple[object, ...]:
     operation, arguments = CALLS[service]
-    make: Any = session.create_client  # its stubs want to see the service's name
-    client = make(service, region, aws_access_key_id="key", aws_secret_access_key="secret")  # noqa: S106 -- nothing is sent
+    client = make_client(session, service, region)
     client.meta.events.register_first("before-send", stop)
     with pytest.raises(Sent) as request:
         getattr(client, operation)(**arguments)
@@ -45,14 +50,16 @@ def sent(session: Session, service: str, region: str) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_requests_of_every_region_go_where_botocore_would_send_them(service: str) -> None:
+def test_requests_of_every_region_have_the_same_destination_as_with_plain_boto3(
+    service: str,
+) -> None:
     for region in [*REGIONS, UNKNOWN]:
         assert sent(OURS, service, region) == sent(PLAIN, service, region)
 
 
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("variants", [{"FIPS"}, {"DUALSTACK"}, {"FIPS", "DUALSTACK"}])
-def test_requests_by_fips_and_dual_stack_do_too(
+def test_fips_and_dual_stack_requests_have_the_same_destination_as_with_plain_boto3(
     monkeypatch: pytest.MonkeyPatch, service: str, variants: set[str]
 ) -> None:
     for variant in variants:
@@ -61,18 +68,18 @@ def test_requests_by_fips_and_dual_stack_do_too(
         assert sent(OURS, service, region) == sent(PLAIN, service, region)
 
 
-def test_tokens_are_signed_for_the_region_that_they_are_for() -> None:
-    def token(session: Session, region: str) -> str:
-        make: Any = session.create_client  # as above
-        client = make(
-            "rds",
-            "eu-west-1",
-            aws_access_key_id="key",
-            aws_secret_access_key="secret",  # noqa: S106 -- nothing is sent
-        )
-        made = client.generate_db_auth_token("orders.example", 5432, "reaper", Region=region)
-        return re.sub(r"X-Amz-(Date|Signature)=\w+", "", made)  # those are of this second
+def token(session: boto3.Session, region: str) -> str:
+    client = make_client(session, "rds", "eu-west-1")
+    made = client.generate_db_auth_token("orders.example", 5432, "reaper", Region=region)
+    return re.sub(r"X-Amz-(Date|Signature)=\w+", "", made)  # they change every second
 
-    for region in [*REGIONS, UNKNOWN]:
-        assert token(OURS, region) == token(PLAIN, region)
-        assert f"%2F{region}%2Frds-db%2F" in token(OURS, region)
+
+@pytest.mark.parametrize("region", [*REGIONS, UNKNOWN])
+def test_an_iam_token_is_signed_for_the_region_of_its_instance(region: str) -> None:
+    assert token(OURS, region) == token(PLAIN, region)
+    assert f"%2F{region}%2Frds-db%2F" in token(OURS, region)
+
+
+def test_a_client_is_made_once_for_each_service_and_timeout() -> None:
+    assert aws.get_client("sns") is aws.get_client("sns")
+    assert aws.get_client("sns") is not aws.get_client("sns", seconds=1)

@@ -13,7 +13,7 @@ import pytest
 from session_reaper.aws.clients import MAX_PAGES, PendingCall, call, iterate_pages
 from session_reaper.deadline import Deadline
 from session_reaper.errors import NoAnswerError, NoThreadError
-from session_reaper.runs.notify import share_time
+from session_reaper.runs.run_time import share_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -3,7 +3,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from threading import Event
+from threading import Barrier, Event, Lock
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,10 +12,11 @@ from session_reaper.aws.secrets_manager import KEEP_SECONDS, SecretCache
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
 from session_reaper.report.model import Failure, TargetReport, TargetStatus, record_unfinished
-from session_reaper.runs import run as module
 from session_reaper.runs.discovery import TargetDiscovery
-from session_reaper.runs.operations import record, run_on_target
+from session_reaper.runs.operations import record
 from session_reaper.runs.parallel import Job, JobResult, Progress, run_jobs
+from session_reaper.runs.run import run as run_operation
+from session_reaper.runs.run_time import share_time
 from session_reaper.settings import read_settings
 
 from tests.builders import a_secret, a_target_report
@@ -92,11 +93,8 @@ def run_with_cache(
         cache=cache,
         client=client,
     )
-    work = partial(run_on_target, record, discovery)
-    logs = module.OutcomeLogs()
-    return module.run(
-        discovery, names, work, logs, deadline=Deadline(5), logging_deadline=Deadline(6)
-    )
+    reports, _ = run_operation(record, discovery, names, share_time(10))
+    return reports
 
 
 BROKEN = a_secret(name="broken", host=None)  # fails before anything goes out to the network
@@ -299,21 +297,23 @@ def test_a_result_that_is_complete_counts_even_if_more_was_to_come() -> None:
 
 
 def test_jobs_beyond_the_threads_wait_until_one_is_free() -> None:
-    inside: set[str] = set()
-    most: set[int] = set()
-    never = Event()
+    lock, running, most = Lock(), 0, 0
+    pairs = Barrier(2, timeout=60)
 
     def work(name: str, _: Progress[str]) -> str:
-        inside.add(name)
-        most.add(len(inside))
-        never.wait(0.02)  # long enough to meet the others
-        inside.remove(name)
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        pairs.wait()  # both threads are busy, and a third would be counted
+        with lock:
+            running -= 1
         return name
 
     names = [f"target-{n}" for n in range(6)]
     jobs = [a_job(name, partial(work, name)) for name in names]
     assert latest(jobs, Deadline(60), threads=2) == names
-    assert max(most) == 2
+    assert most == 2
 
 
 def test_a_job_that_finds_no_thread_in_time_does_not_begin_later() -> None:

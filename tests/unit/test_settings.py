@@ -22,7 +22,7 @@ def settings(**overrides: str) -> Settings:
     return read_settings({"TARGET_SECRETS": "orders", "TOPIC_ARN": TOPIC, **overrides})
 
 
-def test_the_least_that_works_observes_by_the_bundled_policy() -> None:
+def test_minimal_settings_observe_with_the_bundled_policy() -> None:
     assert settings() == Settings(
         target_secrets=("orders",),
         target_secret_tag=None,
@@ -42,17 +42,17 @@ def test_the_least_that_works_observes_by_the_bundled_policy() -> None:
 @pytest.mark.parametrize(
     ("value", "seconds"), [("1h", 3600), ("90m", 5400), ("0s", 0), ("7d", 604800)]
 )
-def test_when_to_remind_is_a_duration(value: str, seconds: float) -> None:
+def test_remind_after_is_a_duration(value: str, seconds: float) -> None:
     assert settings(REMIND_AFTER=value).remind_after == seconds
 
 
 @pytest.mark.parametrize("value", ["60", "1 h", "soon", "8d", "-1h"])
-def test_when_to_remind_is_nothing_else(value: str) -> None:
+def test_an_invalid_remind_after_is_refused(value: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^REMIND_AFTER: "):
         settings(REMIND_AFTER=value)
 
 
-def test_metrics_of_targets_can_be_left_out() -> None:
+def test_target_metrics_can_be_switched_off() -> None:
     assert settings(TARGET_METRICS="yes").target_metrics
     assert not settings(TARGET_METRICS="no").target_metrics
     with pytest.raises(
@@ -61,19 +61,21 @@ def test_metrics_of_targets_can_be_left_out() -> None:
         settings(TARGET_METRICS="false")
 
 
-def test_a_second_topic_is_an_sns_topic_too() -> None:
+def test_the_critical_topic_must_be_an_sns_topic() -> None:
     assert settings(CRITICAL_TOPIC_ARN=TOPIC).critical_topic_arn == TOPIC
-    with pytest.raises(ConfigurationError, match=r"^CRITICAL_TOPIC_ARN: pager is no ARN"):
+    with pytest.raises(ConfigurationError, match=r"^CRITICAL_TOPIC_ARN: pager must be the ARN"):
         settings(CRITICAL_TOPIC_ARN="pager")
 
 
-def test_a_critical_topic_of_another_region_is_refused_before_it_is_needed() -> None:
+def test_a_critical_topic_in_another_region_is_refused() -> None:
     other = TOPIC.replace(TOPIC.split(":")[3], "us-west-2")
-    with pytest.raises(ConfigurationError, match=r"^CRITICAL_TOPIC_ARN: .* TOPIC_ARN's eu-"):
+    with pytest.raises(
+        ConfigurationError, match=r"^CRITICAL_TOPIC_ARN: .* region of TOPIC_ARN, eu-"
+    ):
         settings(CRITICAL_TOPIC_ARN=other)
 
 
-def test_links_need_what_lambda_says_of_itself() -> None:
+def test_the_location_comes_from_lambdas_own_variables() -> None:
     function = {"AWS_LAMBDA_FUNCTION_NAME": "reaper", "AWS_REGION": "eu-west-1"}
     place = FunctionLocation(
         region="eu-west-1", function="reaper", log_group="/aws/lambda/reaper", dashboard=None
@@ -86,7 +88,7 @@ def test_links_need_what_lambda_says_of_itself() -> None:
     assert settings(AWS_REGION="eu-west-1").place is None
 
 
-def test_a_cluster_is_dealt_with_instance_by_instance_unless_it_is_switched_off() -> None:
+def test_a_cluster_covers_its_instances_unless_that_is_switched_off() -> None:
     assert settings(CLUSTER_TARGETS="instances").whole_clusters
     assert not settings(CLUSTER_TARGETS="endpoint").whole_clusters
     with pytest.raises(
@@ -166,12 +168,12 @@ def test_reads_the_topics_of_every_partition(arn: str) -> None:
         ("NOTIFY", "ALWAYS"),
     ],
 )
-def test_a_missing_or_bad_variable_is_named(name: str, value: str) -> None:
+def test_an_error_names_the_missing_or_invalid_variable(name: str, value: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^{name}: "):
         settings(**{name: value})
 
 
-def test_reads_the_environment_as_it_is_now_and_not_as_it_was_at_import(
+def test_the_environment_is_read_on_each_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TARGET_SECRETS", "set-later")
@@ -204,9 +206,7 @@ ECHOING += ["NOTIFY", "REMIND_AFTER", "MEMORY_TABLE", "TARGET_METRICS", "DASHBOA
 
 @pytest.mark.parametrize("value", URIS)
 @pytest.mark.parametrize("others", ["", "orders,", "orders, billing ,"])
-def test_a_uri_among_the_secrets_is_refused_and_no_part_of_it_is_shown(
-    value: str, others: str
-) -> None:
+def test_a_uri_among_the_secrets_is_refused_without_being_shown(value: str, others: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^TARGET_SECRETS: value \d of") as caught:
         settings(TARGET_SECRETS=f"{others}{value}")
     for part in ("hun", "ter2", "app", "example", "db"):
@@ -217,7 +217,7 @@ def test_a_uri_among_the_secrets_is_refused_and_no_part_of_it_is_shown(
 @pytest.mark.parametrize(
     "value", ["a password", "orders;billing", "arn:aws:s3:::bucket", "x" * 513]
 )
-def test_what_has_not_the_form_of_a_secret_is_not_one(value: str) -> None:
+def test_a_value_that_is_not_a_secret_id_is_refused_without_being_shown(value: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^TARGET_SECRETS: ") as caught:
         settings(TARGET_SECRETS=value)
     assert value not in str(caught.value)
@@ -233,20 +233,20 @@ def test_what_has_not_the_form_of_a_secret_is_not_one(value: str) -> None:
         "prod/orders_1+2=3.x@y-z",
     ],
 )
-def test_every_form_of_a_secret_is_one(value: str) -> None:
+def test_names_and_arns_of_secrets_are_accepted(value: str) -> None:
     assert settings(TARGET_SECRETS=value).target_secrets == (value,)
 
 
 @pytest.mark.parametrize("value", URIS)
 @pytest.mark.parametrize("name", ECHOING)
-def test_no_variable_shows_a_credential(name: str, value: str) -> None:
+def test_no_error_shows_a_credential(name: str, value: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^{name}: ") as caught:
         settings(**{name: value})
     assert "hun" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", URIS)
-def test_the_webhooks_url_in_place_of_its_secret_is_not_shown(value: str) -> None:
+def test_the_url_of_the_webhook_instead_of_its_secret_is_not_shown(value: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^WEBHOOK_SECRET: ") as caught:
         read_webhook_secret({"WEBHOOK_SECRET": value})
     assert "hun" not in str(caught.value)

@@ -1,9 +1,9 @@
-"""How every AWS client here is made, and how every call ends in time.
+"""AWS clients, and calls that end by a deadline.
 
-The timeouts of a client bound one read of a socket each. They bound neither a name that does not
-resolve, nor a list of addresses, nor an answer that arrives byte by byte. So each call runs in a
-thread of its own, and its caller waits until the deadline and no longer. A call that nobody waits for
-any more may still finish later: every call here may be made twice.
+A client's timeouts bound each read of a socket. They do not bound name resolution, a list of
+addresses, or an answer that arrives byte by byte. Each call therefore runs in a thread of its own,
+and its caller waits until the deadline at most. The call may still finish later, so every call must
+be safe to make twice.
 """
 
 import os
@@ -14,12 +14,12 @@ from threading import Lock
 from time import monotonic
 from typing import Any, Final, Generic, TypeVar
 
-# botocore, not boto3: clients are all we need, and a cold start is some 20 ms shorter without the rest.
+import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import Loader
 from botocore.parsers import ResponseParserError
-from botocore.session import Session, get_session
 
 from session_reaper.deadline import Deadline
 from session_reaper.errors import NoAnswerError, NoThreadError
@@ -32,23 +32,23 @@ MAX_PAGES: Final = 1000
 AWS_ERRORS: Final = (
     NoAnswerError,
     *(ClientError, BotoCoreError),
-    # What answers is no AWS, but a proxy with a page of its own: botocore's parsers raise these, and so
-    # does who reads what they made of it.
+    # If a proxy answers with a page of its own, botocore's parsers raise these, and so does the code
+    # that reads the parsed answer.
     *(ResponseParserError, AttributeError, LookupError, TypeError, ValueError),
 )
-"""What a call may raise; to be caught around the call and the reading of its answer alone."""
+"""What a call may raise. Catch it only around the call and the reading of its answer."""
 
-# Of one service at the same time. A call that never ends keeps its thread, so the number also bounds
-# what a broken service can take of the threads that Lambda lets a function have (1,024).
+# Per service. A call that never ends keeps its thread, so this also bounds what a broken service
+# takes of the 1,024 threads that Lambda allows.
 _THREADS: Final = 16
-_MAKING: Final = Lock()
+_client_lock: Final = Lock()
 
 
 class PendingCall(Generic[T]):
     """A call that runs in another thread."""
 
     def __init__(self, service: str, operation: Callable[[], T], deadline: Deadline) -> None:
-        """Start the operation in a thread for calls to this service."""
+        """Start the operation in one of the threads for calls to this service."""
         self._operation = operation
         self._deadline = deadline
         self._began = monotonic()
@@ -57,14 +57,14 @@ class PendingCall(Generic[T]):
         if deadline.remaining() > 0:
             try:
                 self._future = _threads(service, _endpoint()).submit(self._run)
-            except RuntimeError:  # the process may not have more threads
-                self._is_awaited = False  # the call is in the queue all the same
+            except RuntimeError:  # no thread can be started, but the call is in the queue
+                self._is_awaited = False
 
     def result(self) -> T:
-        """Return what the operation returned, or raise what it raised.
+        """Wait for the operation; return what it returned, or raise what it raised.
 
-        Raises NoAnswerError if the operation has not ended by the deadline, or has not begun;
-        NoThreadError if there is no thread for it.
+        Raises NoAnswerError if it has not ended by the deadline, or had no time to begin;
+        NoThreadError if no thread could be started for it.
         """
         if self._future is None and not self._is_awaited:
             raise NoThreadError("no thread for the call")
@@ -79,12 +79,12 @@ class PendingCall(Generic[T]):
 
     def _run(self) -> T:
         if not self._is_awaited:
-            raise NoAnswerError("nobody waits for the answer any more")
+            raise NoAnswerError("the caller did not wait for the call")
         return self._operation()
 
 
 def call(service: str, operation: Callable[[], T], deadline: Deadline) -> T:
-    """Run the operation, which calls this service, and wait for its result until the deadline.
+    """Run an operation that calls this service, and wait for its result until the deadline.
 
     Raises NoAnswerError, or what the operation raises.
     """
@@ -92,22 +92,23 @@ def call(service: str, operation: Callable[[], T], deadline: Deadline) -> T:
 
 
 def iterate_pages(
-    found: Iterable[Mapping[str, Any]], token: str, deadline: Deadline
+    pages: Iterable[Mapping[str, Any]], token_key: str, deadline: Deadline
 ) -> Iterator[Any]:
-    """Yield the pages of a list; `token` is the key of a page that says where the next one begins.
+    """Yield the pages of a list. `token_key` is the key of the token for the next page.
 
-    Raises NoAnswerError if the list has no end: it repeats itself, has too many pages, or is longer
-    than the deadline. For use within an operation, which nothing else ends once its caller has left.
+    Raises NoAnswerError if a token is repeated, if there are too many pages, or if the deadline has
+    passed. An operation that lists needs this, because it runs on after its caller has stopped
+    waiting.
     """
     tokens: set[str] = set()
-    for page in found:
+    for page in pages:
         yield page
-        more = page.get(token)
-        if not more:
+        token = page.get(token_key)
+        if not token:
             return
-        if repr(more) in tokens:
+        if repr(token) in tokens:
             raise NoAnswerError("the list repeats itself")
-        tokens.add(repr(more))
+        tokens.add(repr(token))
         if len(tokens) >= MAX_PAGES:
             raise NoAnswerError(f"the list has more than {MAX_PAGES:,} pages")
         if deadline.remaining() == 0:
@@ -115,7 +116,7 @@ def iterate_pages(
 
 
 def describe_error(error: Exception) -> str:
-    """Say in a few words why a call failed, without what the other side said."""
+    """Describe why a call failed in a few words, without the text of the answer."""
     if isinstance(error, NoAnswerError):
         return str(error)
     if isinstance(error, ClientError):
@@ -124,13 +125,13 @@ def describe_error(error: Exception) -> str:
 
 
 def explain_error(error: Exception) -> str:
-    """Say why a call failed, with what AWS said about it."""
+    """Explain why a call failed, with the message from AWS."""
     if isinstance(error, NoAnswerError):
-        return f"{error}; check that the function reaches AWS (in a VPC: an endpoint or a NAT)"
+        return f"{error}; check that the function can reach AWS (in a VPC: an endpoint or a NAT)"
     if isinstance(error, (ClientError, BotoCoreError)):
         return " ".join(str(error).split())
     kind = type(error).__name__
-    return f"the answer is not one of AWS ({kind}); a proxy may have answered in its place"
+    return f"the answer is not from AWS ({kind}); a proxy may have answered instead"
 
 
 @cache
@@ -139,49 +140,50 @@ def _threads(service: str, _endpoint: str | None) -> ThreadPoolExecutor:
 
 
 def _endpoint() -> str | None:
-    """Where all calls of this process go, if not to AWS."""
+    """Return the endpoint of all services, if it is not AWS."""
     return os.environ.get("AWS_ENDPOINT_URL")
 
 
-def get_client(service: str, *, seconds: float = 3, tries: int = 2) -> Any:  # noqa: ANN401 -- the adapter that asks knows the client's type
-    """The client of a service, kept for warm runs. Safe to use from several threads.
+def get_client(service: str, *, seconds: float = 3, tries: int = 2) -> Any:  # noqa: ANN401 -- each adapter knows its client's type
+    """Return the client of a service, kept for warm runs. Safe to use from several threads.
 
-    Each try may take `seconds` to connect, and as many again for the answer.
+    Each try takes at most `seconds` to connect, and as long again for the answer.
     """
-    with _MAKING:  # to make one is not safe
-        # A client goes to one endpoint: who points the process elsewhere gets another.
-        return _client(service, _endpoint(), seconds, tries)
+    with _client_lock:  # boto3 sessions are not thread-safe, clients are
+        return _make_client(service, _endpoint(), seconds, tries)
 
 
 @cache
-def _client(service: str, _endpoint: str | None, seconds: float, tries: int) -> object:
+def _make_client(service: str, _endpoint: str | None, seconds: float, tries: int) -> object:
     config = Config(
         connect_timeout=seconds,
         read_timeout=seconds,
         retries={"mode": "standard", "total_max_attempts": tries},
         max_pool_connections=_THREADS,
     )
-    return _session().create_client(service, config=config)
+    session: Any = _session()  # its stubs accept literal service names only
+    return session.client(service, config=config)
 
 
 @cache
-def _session() -> Session:
-    session = get_session()
-    session.register_component("data_loader", _Loader())
-    return session
+def _session() -> boto3.Session:
+    core = botocore.session.get_session()
+    core.register_component("data_loader", _Loader())
+    return boto3.Session(botocore_session=core)
 
 
 class _Loader(Loader):
-    """Of what botocore reads at every cold start, what is for us: it is 25 ms shorter."""
+    """Skips data that the first client of a process would read; docs/decisions.md has the figures."""
 
-    # It would look into the folders of all its 400 services, twice, to see that ours is one.
-    def list_available_services(self, type_name: str) -> list[str]:  # noqa: ARG002 -- botocore's
-        """Those that `client` is asked for."""
+    def list_available_services(self, type_name: str) -> list[str]:  # noqa: ARG002 -- botocore's signature
+        """Return our services. botocore searches the folders of all its 400 services, twice."""
         return ["dynamodb", "rds", "secretsmanager", "sns", "ssm"]
 
-    # It would parse 1.2 MB of endpoints, and then go by the rules that each of ours has instead.
     def load_data_with_path(self, name: str) -> tuple[Any, str]:
-        """A document of its data folder, and where that is."""
+        """Load a file of botocore's data, except the 1.2 MB of endpoints.
+
+        Each of our services has endpoint rules of its own, which botocore prefers.
+        """
         if name == "endpoints":
             return {"partitions": []}, self.BUILTIN_DATA_PATH
         return super().load_data_with_path(name)

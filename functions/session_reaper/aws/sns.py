@@ -1,4 +1,4 @@
-"""Amazon SNS: one summary per run."""
+"""Publishes the summary to Amazon SNS."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,20 +14,21 @@ if TYPE_CHECKING:
     from mypy_boto3_sns import SNSClient
 
 PUBLISH_SECONDS: Final = 13.0
-"""What a publish takes at most: two tries of 3 s to connect and 3 s for the answer, and a pause."""
+"""The longest time for one publish: two tries of 3 s to connect and 3 s to answer, and a pause."""
 
 
 def publish(
     summary: Summary, topic_arns: Iterable[str], deadline: Deadline
 ) -> Mapping[str, PublishError]:
-    """Publish to every subscriber of these topics; the errors, by topic that did not take it.
+    """Publish the summary to all topics at once; return the error of each topic that failed.
 
-    Each topic has all the time until the deadline, whatever the others do.
+    Each topic has the whole time until the deadline.
     """
+    # By SNS protocol: https is Amazon Q Developer in chat applications, lambda is webhook.py.
     forms = {
         "default": summary.email,
-        "https": summary.notification,  # Amazon Q Developer in chat applications
-        "lambda": summary.webhook,  # webhook.py
+        "https": summary.notification,
+        "lambda": summary.webhook,
     }
     names = json.dumps(summary.targets, ensure_ascii=False)
     request = {
@@ -60,20 +61,21 @@ def publish(
 
 
 def _send_without_thread(request: Mapping[str, Any], topic_arn: str, seconds: float) -> None:
-    """Publish in the caller's own thread, within so many seconds if the topic answers or is silent.
+    """Publish in the caller's own thread, within about so many seconds.
 
-    To wait for a thread would be in vain: the threads that the process has do not end. Here only
-    the client's timeouts end a call, and they do not bound a name server that is silent or an
-    answer that arrives byte by byte. Then Lambda ends the function, which costs the lines that
-    follow; not to try would lose the summary in any case.
+    The threads of the process do not end, so waiting for one would be in vain. Here only the
+    client's timeouts end the call. If name resolution hangs or the answer arrives byte by byte,
+    Lambda ends the function, and the remaining log lines are lost; without this try, the summary
+    would be lost in any case.
     """
-    # Half of the time to connect, half for the answer; in steps, for each value is a client.
+    # Half of the time is for connecting, half for the answer. Rounded, because each value makes
+    # another client.
     timeout = int(10 * min(seconds / 2, 3)) / 10
     _send(request, topic_arn, seconds=max(timeout, 0.1), tries=1)
 
 
 def _send(request: Mapping[str, Any], topic_arn: str, *, seconds: float, tries: int) -> None:
-    # The client is made here and not before: a quiet run publishes nothing.
+    # A quiet run does not need the client.
     sns: SNSClient = get_client("sns", seconds=seconds, tries=tries)
-    # Without a MessageId, whatever the status says, it was not SNS that answered.
+    # An answer without a MessageId is not from SNS.
     _ = sns.publish(TopicArn=topic_arn, **request)["MessageId"]

@@ -1,8 +1,9 @@
-"""One target, from sign-in to report: look, decide, and what is to be done."""
+"""The operations that a run can do on one target: reap, apply, record and check."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from functools import partial
 from threading import Semaphore
 from typing import Final
 
@@ -40,6 +41,7 @@ from session_reaper.report.model import (
 )
 from session_reaper.runs.connect import connect_to_target, connect_with_fallback
 from session_reaper.runs.discovery import TargetDiscovery
+from session_reaper.runs.request import RunRequest
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.runs.termination import Termination, take_visible_snapshot
 from session_reaper.sessions.server_facts import Check, ServerFacts
@@ -47,16 +49,29 @@ from session_reaper.sessions.snapshot import ALL_SESSIONS, NO_SESSIONS, Snapshot
 from session_reaper.targets.providers import is_proxy
 from session_reaper.targets.target import Target
 
-_SPARED_SHARE: Final = 0.1  # of the time left, for logging who is spared: the rest is for signals
-ADVICE_SECONDS: Final = 3.0  # that the server has to tell why sessions leak, after all else
+_SPARED_SHARE: Final = 0.1  # of the time left, for logging spared sessions; the rest is for signals
+ADVICE_SECONDS: Final = 3.0  # for the statement that finds out why sessions leak
 
 
 Operation = Callable[[TargetSession], TargetReport]
-"""What is done on one server; returns the complete report."""
+"""Does its work on one server and returns the complete report."""
+
+
+def choose_operation(request: RunRequest, policy: Policy, mode: Mode) -> Operation:
+    """Return the operation that a request asks for."""
+    if request.record:
+        return record
+    if request.check:
+        return check
+    if request.apply:
+        return partial(apply, policy, mode, request.apply)
+    limit = policy.limits.max_per_run
+    quota = None if limit is None else Semaphore(limit)
+    return partial(reap, policy, mode, quota)
 
 
 def create_report(target: Target) -> TargetReport:
-    """Build the report of a target that nothing is known of yet."""
+    """Build the report of a target before anything is known about it."""
     return TargetReport(
         name=target.name,
         secret=target.secret_name,
@@ -66,11 +81,10 @@ def create_report(target: Target) -> TargetReport:
     )
 
 
-def run_on_target(operation: Operation, directory: TargetDiscovery, job: TargetJob) -> TargetReport:
-    """Connect to one target and run the operation; whatever happens, there is a report.
+def run_on_target(operation: Operation, discovery: TargetDiscovery, job: TargetJob) -> TargetReport:
+    """Connect to one target and run the operation; an error becomes part of the report.
 
-    What the job's progress holds is true at any moment: a run whose time is over has something true
-    to say even of a target that hangs.
+    The report in the job's progress is true at any moment, so a run can be cut off at any moment.
     """
     target, deadline = job.target, job.deadline
     try:
@@ -78,14 +92,14 @@ def run_on_target(operation: Operation, directory: TargetDiscovery, job: TargetJ
 
             def connect() -> Server:
                 return stack.enter_context(
-                    closing(connect_to_target(target, directory, deadline)[0])
+                    closing(connect_to_target(target, discovery, deadline)[0])
                 )
 
-            def by_fallback() -> Server:
-                server = connect_with_fallback(target, directory, deadline)
+            def connect_by_fallback() -> Server:
+                server = connect_with_fallback(target, discovery, deadline)
                 return stack.enter_context(closing(server))
 
-            server, connected = connect_to_target(target, directory, deadline)
+            server, connected = connect_to_target(target, discovery, deadline)
             stack.enter_context(closing(server))
             report = create_report(target)
             report = replace(
@@ -94,7 +108,11 @@ def run_on_target(operation: Operation, directory: TargetDiscovery, job: TargetJ
                 fallback_secret=target.fallback_secret if connected.instead_of else None,
             )
             session = TargetSession(
-                job=job, server=server, connect=connect, by_fallback=by_fallback, report=report
+                job=job,
+                server=server,
+                connect=connect,
+                connect_by_fallback=connect_by_fallback,
+                report=report,
             )
             session.record(report)
             return operation(session)
@@ -105,57 +123,59 @@ def run_on_target(operation: Operation, directory: TargetDiscovery, job: TargetJ
 def reap(
     policy: Policy, mode: Mode, quota: Semaphore | None, session: TargetSession
 ) -> TargetReport:
-    """Take a snapshot, decide, and terminate; `quota` is what the run may still do on all targets."""
+    """Take a snapshot, decide, and terminate.
+
+    `quota` counts the terminations that the run may still do on all targets.
+    """
     report = _reap(policy, mode, quota, session)
     session.job.progress.complete(report)
-    leaks = any(fate.outcome is not Outcome.ESCAPED for fate in report.results)
-    if leaks and report.is_reached and session.deadline.remaining() > ADVICE_SECONDS:
-        with suppress(TargetError):  # what was done stands, whatever more can be said of it
-            found = session.server.read_facts(session.deadline.capped_at(ADVICE_SECONDS))
-            report = _add_advice(
-                session, report, found, find_missing_timeouts(report.results, found)
-            )
+    has_leaks = any(result.outcome is not Outcome.ESCAPED for result in report.results)
+    if has_leaks and report.is_reached and session.deadline.remaining() > ADVICE_SECONDS:
+        with suppress(TargetError):  # advice is optional
+            facts = session.server.read_facts(session.deadline.capped_at(ADVICE_SECONDS))
+            missing = find_missing_timeouts(report.results, facts)
+            report = _add_advice(session, report, facts, missing)
     return report
 
 
 def _reap(
     policy: Policy, mode: Mode, quota: Semaphore | None, session: TargetSession
 ) -> TargetReport:
-    look = take_visible_snapshot(session.server, policy.scope(), session.deadline)
-    report = replace(_add_snapshot(session.report, look), queries=policy.queries)
-    judgement = decide(look.sessions, look.slots, policy)
+    snapshot = take_visible_snapshot(session.server, policy.scope(), session.deadline)
+    report = replace(_add_snapshot(session.report, snapshot), queries=policy.queries)
+    decisions = decide(snapshot.sessions, snapshot.slots, policy)
     if quota is not None:
-        judgement = judgement.hold_back(_limit_by_quota(quota, policy))
-    report = _add_decisions(report, judgement)
+        decisions = decisions.hold_back(_limit_by_quota(quota, policy))
+    report = _add_decisions(report, decisions)
     session.record(report)
-    within = session.deadline.capped_at(_SPARED_SHARE * session.deadline.remaining())
-    log_spared(report, judgement.having(Verdict.SPARE), within)
-    termination = Termination(session, report, look, policy, mode)
-    return termination.run(judgement.having(Verdict.CONDEMN))
+    logging_deadline = session.deadline.capped_at(_SPARED_SHARE * session.deadline.remaining())
+    log_spared(report, decisions.having(Verdict.SPARE), logging_deadline)
+    termination = Termination(session, report, snapshot, policy, mode)
+    return termination.run(decisions.having(Verdict.CONDEMN))
 
 
 def apply(
     policy: Policy, mode: Mode, codes: Collection[str], session: TargetSession
 ) -> TargetReport:
-    """Give the roles that leak by the policy the timeouts of these codes, and terminate nothing."""
+    """Set the timeouts with these codes for the roles whose sessions leak; terminate nothing."""
     session = replace(session, report=replace(session.report, applied=()))
     report = _reap(policy, Mode.OBSERVE, None, session)
-    if report.status is not TargetStatus.OK:  # who leaks is not known, or doubted by the breaker
+    if report.status is not TargetStatus.OK:  # which roles leak is unknown or in doubt
         return report
     session.record(report)
-    found = session.server.read_facts(session.deadline)
-    missing = find_missing_timeouts(report.results, found)
-    asked = [setting for setting in missing if setting.code in codes]
+    facts = session.server.read_facts(session.deadline)
+    missing = find_missing_timeouts(report.results, facts)
+    requested = [setting for setting in missing if setting.code in codes]
     applied: tuple[RoleSetting, ...] = ()
-    for setting in asked:
+    for setting in requested:
         if mode is Mode.ENFORCE:
             session.record(replace(report, applied=applied))
-            applied += (_apply_setting(session, setting, found, reader=report.reader),)
+            applied += (_apply_setting(session, setting, facts, reader=report.reader),)
         else:
             applied += (setting,)
     report = replace(report, applied=applied)
     done = {setting.sql for setting in applied if setting.done}
-    report = _add_advice(session, report, found, [each for each in missing if each.sql not in done])
+    report = _add_advice(session, report, facts, [each for each in missing if each.sql not in done])
     refusals = [setting.error for setting in applied if setting.error is not None]
     if refusals:
         message = f"{len(refusals)} of {len(applied)} settings not applied: {refusals[0].message}"
@@ -164,24 +184,24 @@ def apply(
 
 
 def _apply_setting(
-    session: TargetSession, setting: RoleSetting, found: ServerFacts, *, reader: bool
+    session: TargetSession, setting: RoleSetting, facts: ServerFacts, *, reader: bool
 ) -> RoleSetting:
     try:
         session.server.alter(setting.sql, session.deadline)
     except TargetError as error:
-        return replace(setting, error=explain_refused_setting(error, setting, found, reader=reader))
+        return replace(setting, error=explain_refused_setting(error, setting, facts, reader=reader))
     return replace(setting, done=True)
 
 
 def _add_advice(
     session: TargetSession,
     report: TargetReport,
-    found: ServerFacts,
+    facts: ServerFacts,
     missing: Collection[RoleSetting],
 ) -> TargetReport:
-    """What is to be mended where something was condemned, by the server's facts."""
+    """Add what the server's facts recommend to a report with condemned sessions."""
     slots = report.slots
-    more = [*advise_on_facts(session.target, found, slots, report.results)] if slots else []
+    more = [*advise_on_facts(session.target, facts, slots, report.results)] if slots else []
     if report.count(Outcome.DENIED):
         more += _advice_on_grants(session)
     advice = sort_advice([*report.advice, *advise_on_timeouts(missing), *more])
@@ -189,61 +209,63 @@ def _add_advice(
 
 
 def record(session: TargetSession) -> TargetReport:
-    """Record a snapshot of everything, and do nothing."""
-    look = take_visible_snapshot(session.server, ALL_SESSIONS, session.deadline)
-    return replace(_add_snapshot(session.report, look), recorded=look)
+    """Record a snapshot of all sessions, and signal none."""
+    snapshot = take_visible_snapshot(session.server, ALL_SESSIONS, session.deadline)
+    return replace(_add_snapshot(session.report, snapshot), recorded=snapshot)
 
 
 def check(session: TargetSession) -> TargetReport:
-    """Tell what the server is and what is to be mended, and do nothing."""
-    server = session.server.read_facts(session.deadline)
-    look = session.server.take_snapshot(NO_SESSIONS, session.deadline)
-    behind_pooler = look.behind_pooler or is_proxy(session.target.host)
-    look = replace(look, behind_pooler=behind_pooler)
-    found = _add_snapshot(session.report, look)
+    """Report the server's facts and what to fix, and signal no session."""
+    facts = session.server.read_facts(session.deadline)
+    snapshot = session.server.take_snapshot(NO_SESSIONS, session.deadline)
+    behind_pooler = snapshot.behind_pooler or is_proxy(session.target.host)
+    snapshot = replace(snapshot, behind_pooler=behind_pooler)
+    report = _add_snapshot(session.report, snapshot)
     advice = sort_advice(
         [
-            *found.advice,
-            *advise_on_databases(server),
-            *advise_on_facts(session.target, server, look.slots, ()),
+            *report.advice,
+            *advise_on_databases(facts),
+            *advise_on_facts(session.target, facts, snapshot.slots, ()),
             *_advice_on_grants(session),
             *_advice_on_fallback(session),
             *advise_on_options(session.target),
         ]
     )
-    report = replace(found, advice=advice, checked=Check(server=server, snapshot=look))
-    return report if look.can_see else record_error(report, BlindError(look.role, look.membership))
+    report = replace(report, advice=advice, checked=Check(server=facts, snapshot=snapshot))
+    if snapshot.can_see:
+        return report
+    return record_error(report, BlindError(snapshot.role, snapshot.membership))
 
 
 def _advice_on_grants(session: TargetSession) -> Iterator[Advice]:
-    with suppress(TargetError):  # everything else that was found stands
+    with suppress(TargetError):  # this advice is optional
         grants = session.server.find_missing_grants(session.deadline)
         yield from advise_on_grants(grants, session.target.database)
 
 
 def _advice_on_fallback(session: TargetSession) -> Iterator[Advice]:
-    """Whether the fallback secret would help: in the emergency it is too late to find out."""
+    """Advise if the fallback secret would not help on a full server."""
     if session.target.fallback_secret is None:
         return
     try:
-        found = session.by_fallback().read_facts(session.deadline)
+        facts = session.connect_by_fallback().read_facts(session.deadline)
     except TargetError as error:
         yield advise_on_fallback(session.target.fallback_secret, f"{error.message}. {error.hint}")
     else:
-        if not found.has_reserved_slot:
-            problem = f"role {found.role} has no reserved slot either."
+        if not facts.has_reserved_slot:
+            problem = f"role {facts.role} has no reserved slot either."
             yield advise_on_fallback(session.target.fallback_secret, problem)
 
 
-def _add_snapshot(report: TargetReport, look: Snapshot) -> TargetReport:
+def _add_snapshot(report: TargetReport, snapshot: Snapshot) -> TargetReport:
     return replace(
         report,
-        reader=report.reader or look.reader,
-        slots=look.slots,
-        used_after=look.slots.used,
-        states=look.states,
-        oldest_idle_in_transaction=look.oldest_idle_in_transaction,
-        advice=tuple(dict.fromkeys([*report.advice, *advise_on_snapshot(look)])),
+        reader=report.reader or snapshot.reader,
+        slots=snapshot.slots,
+        used_after=snapshot.slots.used,
+        states=snapshot.states,
+        oldest_idle_in_transaction=snapshot.oldest_idle_in_transaction,
+        advice=tuple(dict.fromkeys([*report.advice, *advise_on_snapshot(snapshot)])),
     )
 
 
@@ -258,19 +280,19 @@ def _limit_by_quota(quota: Semaphore, policy: Policy) -> Callable[[Decision], st
     return limit
 
 
-def _add_decisions(report: TargetReport, judgement: Decisions) -> TargetReport:
-    fates = tuple(
+def _add_decisions(report: TargetReport, decisions: Decisions) -> TargetReport:
+    results = tuple(
         SessionResult(decision=decision, outcome=Outcome.SPARED)
-        for decision in judgement.decisions
+        for decision in decisions.decisions
         if decision.verdict is not Verdict.LEAVE
     )
-    report = replace(report, results=fates, pressure=describe_pressure(judgement))
-    if judgement.breaker is None:
+    report = replace(report, results=results, pressure=describe_pressure(decisions))
+    if decisions.breaker is None:
         return report
     failure = Failure(
         code="breaker",
-        message=judgement.breaker,
-        hint="If they are leaks, run by hand with a policy whose max_share allows it, or end them"
-        " by hand; if not, mend the rule that condemns them.",
+        message=decisions.breaker,
+        hint="If they are leaks, run by hand with a policy whose max_share allows it, or terminate"
+        " them by hand; if not, fix the rule that condemns them.",
     )
     return replace(report, status=TargetStatus.BREAKER, error=failure)

@@ -1,71 +1,60 @@
-"""Runs one operation on all targets at the same time; no target's trouble affects another."""
+"""Runs one operation on all targets in parallel; an error of one target does not affect the others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from session_reaper.deadline import Deadline
-from session_reaper.observability import OutcomeLog, log_remaining
+from session_reaper.observability import OutcomeLog
 from session_reaper.report.model import TargetReport, record_unfinished
 from session_reaper.runs.discovery import TargetDiscovery
-from session_reaper.runs.operations import create_report
+from session_reaper.runs.operations import Operation, create_report, run_on_target
 from session_reaper.runs.parallel import Job, JobResult, run_jobs
+from session_reaper.runs.run_time import RunTime
 from session_reaper.runs.target_session import TargetJob
 from session_reaper.targets.target import Target
 
 
-class OutcomeLogs:
-    """The outcome logs of all targets of a run."""
-
-    def __init__(self) -> None:
-        self._logs: list[OutcomeLog] = []
-
-    def new(self) -> OutcomeLog:
-        """Return the log of another target."""
-        log = OutcomeLog()
-        self._logs.append(log)
-        return log
-
-    def log_remaining(self, deadline: Deadline) -> None:
-        """Log what has no line yet: one line each until the deadline, the rest together."""
-        log_remaining(self._logs, deadline)
-
-
-def run(  # noqa: PLR0913 -- where, what, and until when
-    directory: TargetDiscovery,
+def run(
+    operation: Operation,
+    discovery: TargetDiscovery,
     names: Sequence[str],
-    do: Callable[[TargetJob], TargetReport],
-    logs: OutcomeLogs,
-    *,
-    deadline: Deadline,
-    logging_deadline: Deadline,
-) -> tuple[TargetReport, ...]:
-    """Run a job on the targets of these names, or on all, and log outcomes of signalled sessions.
+    run_time: RunTime,
+) -> tuple[tuple[TargetReport, ...], Sequence[OutcomeLog]]:
+    """Run an operation on the targets with these names, or on all of them if there are no names.
 
-    The jobs end by `deadline`; outcomes that have no line by `logging_deadline` are left to the
-    logs' `log_remaining`. Raises ConfigurationError.
+    Outcomes that have no log line in time are left to `log_remaining`, which takes the logs that
+    are returned. Raises ConfigurationError.
     """
-    found = directory.find(names, deadline)
-    unread = [each for each in found if isinstance(each, TargetReport)]
+    deadline = run_time.targets
+    found = discovery.find(names, deadline)
+    unreadable = [each for each in found if isinstance(each, TargetReport)]
     targets = [each for each in found if isinstance(each, Target)]
-    target_logs = [logs.new() for _ in targets]
+    logs = [OutcomeLog() for _ in targets]
     jobs = [
-        _job(target, do, log, deadline) for target, log in zip(targets, target_logs, strict=True)
+        _make_job(operation, discovery, target, log, deadline)
+        for target, log in zip(targets, logs, strict=True)
     ]
     results = run_jobs(jobs, deadline)
     reports = [
-        log.complete(_report_of(result), logging_deadline)
-        for log, result in zip(target_logs, results, strict=True)
+        log.complete(_report_of(result), run_time.outcomes)
+        for log, result in zip(logs, results, strict=True)
     ]
-    return (*unread, *reports)
+    return (*unreadable, *reports), logs
 
 
-def _job(
-    target: Target, do: Callable[[TargetJob], TargetReport], log: OutcomeLog, deadline: Deadline
+def _make_job(
+    operation: Operation,
+    discovery: TargetDiscovery,
+    target: Target,
+    log: OutcomeLog,
+    deadline: Deadline,
 ) -> Job[TargetReport]:
     return Job(
         name=target.name,
         initial=create_report(target),
-        run=lambda progress: do(
-            TargetJob(target=target, progress=progress, outcomes=log, deadline=deadline)
+        run=lambda progress: run_on_target(
+            operation,
+            discovery,
+            TargetJob(target=target, progress=progress, outcomes=log, deadline=deadline),
         ),
     )
 

@@ -1,4 +1,4 @@
-"""What one job on one target has in hand."""
+"""The connection of a job to its target, and where the job records its progress."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from session_reaper.targets.target import Target
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetJob:
-    """A target, and where its job tells what it has done."""
+    """The work on one target, and where it is recorded."""
 
     target: Target
     progress: Progress[TargetReport]
@@ -23,24 +23,27 @@ class TargetJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSession:
-    """An open connection to one target."""
+    """An open connection to one target, and its report so far.
+
+    `connect` replaces a lost connection. `connect_by_fallback` uses the fallback secret.
+    """
 
     job: TargetJob
     server: Server
-    connect: Callable[[], Server]  # makes another connection, should this one be lost
-    by_fallback: Callable[[], Server]  # makes one by the fallback secret
-    report: TargetReport  # so far
+    connect: Callable[[], Server]
+    connect_by_fallback: Callable[[], Server]
+    report: TargetReport
 
     @property
     def target(self) -> Target:
-        """The target."""
+        """Return the target."""
         return self.job.target
 
     @property
     def deadline(self) -> Deadline:
-        """The end of all that is done on the target."""
+        """Return the deadline of the work on the target."""
         return self.job.deadline
 
     def record(self, report: TargetReport) -> None:
-        """Record what holds even if the time is over now."""
+        """Record the report that holds if the run ends now."""
         self.job.progress.update(report)

@@ -1,0 +1,122 @@
+"""A run that is cut off while it terminates or observes reports what it knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from session_reaper.deadline import Deadline
+from session_reaper.errors import ConnectionLostError, DeadlineError
+from session_reaper.observability import OutcomeLog
+from session_reaper.policy.enums import Action, Mode
+from session_reaper.postgres.server import Signal
+from session_reaper.report.model import Outcome
+from session_reaper.runs.parallel import Progress
+from session_reaper.runs.target_session import TargetJob, TargetSession
+from session_reaper.runs.termination import Termination
+
+from tests.builders import a_decision, a_fate, a_snapshot, a_policy, a_session, a_target_report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from session_reaper.decision.model import Decision
+    from session_reaper.report.model import TargetReport
+    from session_reaper.sessions.session import Identity
+
+PIDS = range(1, 7)
+LOST = ConnectionLostError("lost", "the connection was lost", "Wait for the next run.")
+
+
+class LostServer:
+    """A server that takes so many signals, answers fewer of them, and is gone."""
+
+    role = "session_reaper"
+
+    def __init__(self, *, taken: int, answered: int) -> None:
+        self._taken = taken
+        self._answered = answered
+
+    def signal(
+        self, identities: Iterator[Identity], _action: Action, _deadline: Deadline
+    ) -> Iterator[Signal]:
+        for _ in range(self._taken):
+            next(identities)
+        for _ in range(self._answered):
+            yield Signal.SENT
+        raise LOST
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
+def a_target_session(
+    progress: Progress[TargetReport],
+    outcomes: OutcomeLog,
+    *,
+    server: object = None,
+    connect: Callable[[], Any] | None = None,
+) -> TargetSession:
+    job = TargetJob(
+        target=cast("Any", None), progress=progress, outcomes=outcomes, deadline=Deadline(60)
+    )
+    return TargetSession(
+        job=job,
+        server=cast("Any", server),
+        connect=cast("Any", connect),
+        connect_by_fallback=cast("Any", None),
+        report=progress.result.latest,
+    )
+
+
+def decisions() -> list[Decision]:
+    return [a_decision(a_session(pid=pid)) for pid in PIDS]
+
+
+def a_report_of_decisions() -> TargetReport:
+    return a_target_report(*(a_fate(Outcome.SPARED, pid=pid) for pid in PIDS))
+
+
+def terminate(session: TargetSession, mode: Mode, condemned: Iterable[Decision]) -> TargetReport:
+    termination = Termination(session, session.report, a_snapshot(), a_policy(), mode)
+    return termination.run(condemned)
+
+
+def outcomes_of(report: TargetReport) -> dict[int, Outcome]:
+    return {result.decision.pid: result.outcome for result in report.results}
+
+
+def test_a_run_that_ends_while_it_logs_what_it_observed_reports_all_of_it() -> None:
+    progress, outcomes = Progress(a_report_of_decisions()), OutcomeLog()
+    outcomes.complete(progress.result.latest, Deadline(60))  # as a run does at its end
+    with pytest.raises(DeadlineError):
+        terminate(a_target_session(progress, outcomes), Mode.OBSERVE, decisions())
+    expected = dict.fromkeys(PIDS, Outcome.WOULD_TERMINATE)
+    assert outcomes_of(progress.result.latest) == expected
+
+
+def test_while_it_reconnects_a_run_reports_unsent_sessions_as_spared() -> None:
+    progress = Progress(a_report_of_decisions())
+    reported: list[TargetReport] = []
+
+    def connect() -> None:
+        reported.append(progress.result.latest)
+        raise LOST
+
+    server = LostServer(taken=3, answered=1)
+    session = a_target_session(progress, OutcomeLog(), server=server, connect=connect)
+    final = terminate(session, Mode.ENFORCE, decisions())
+    expected = {pid: Outcome.LINGERING if pid <= 3 else Outcome.SPARED for pid in PIDS}
+    assert [outcomes_of(report) for report in (*reported, final)] == [expected, expected]
+    assert reported[0].error is not None
+    assert reported[0].error.message == LOST.message
+
+
+def test_slots_are_unknown_after_signals_that_could_not_be_verified() -> None:
+    def connect() -> None:
+        raise LOST
+
+    server = LostServer(taken=3, answered=1)
+    progress = Progress(a_report_of_decisions())
+    session = a_target_session(progress, OutcomeLog(), server=server, connect=connect)
+    assert terminate(session, Mode.ENFORCE, decisions()).used_after is None
