@@ -52,7 +52,7 @@ def test_enforce_terminates_leaks_and_leaves_the_rest(stage: Stage) -> None:
         "used_before": 5,  # with the superuser's
         "used_after": 3,
     }
-    assert "OVER: 2 sessions terminated and seen gone." in run.said
+    assert "RESOLVED: 2 sessions were terminated and verified gone." in run.said
 
 
 def test_p26_every_session_says_what_it_was_and_why(stage: Stage) -> None:

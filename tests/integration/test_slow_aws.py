@@ -15,9 +15,8 @@ import pytest
 from session_reaper.errors import ConfigurationError, PublishError
 from session_reaper.handler import lambda_handler
 
+from tests.integration.notification import TABLE, inbox, subjects, table, use
 from tests.integration.stage import PATIENCE, Context, policy
-from tests.integration.test_memory import TABLE, table, use
-from tests.integration.test_publish import inbox, subjects
 from tests.integration.wire import (
     Impostor,
     aws_but_for,

@@ -13,14 +13,15 @@ from session_reaper.errors import BlindError, FullError, Membership, TargetError
 from session_reaper.policy.enums import Mode
 from session_reaper.report.advice import advise_on_timeouts
 from session_reaper.report.model import (
-    Failure,
+    IssueKey,
+    IssueKind,
     Outcome,
     Recovery,
     Report,
     RoleSetting,
     SessionResult,
     TargetReport,
-    TargetStatus,
+    record_breaker,
     record_error,
 )
 from session_reaper.runs.policy_source import load_policy
@@ -90,13 +91,7 @@ def _judged(
         "results": fates,
     }
     if judgement.breaker:
-        values["status"] = TargetStatus.BREAKER
-        values["error"] = Failure(
-            code="breaker",
-            message=judgement.breaker,
-            hint="If they are leaks, run by hand with a policy whose max_share allows it, or end"
-            " them by hand; if not, mend the rule that condemns them.",
-        )
+        return record_breaker(TargetReport(**values), judgement.breaker)  # type: ignore[arg-type] # a table
     return TargetReport(**values | overrides)  # type: ignore[arg-type] # a table
 
 
@@ -114,7 +109,7 @@ def quiet_recovery() -> Report:
         name="orders",
         slots=Slots(max=100, reserved=3, used=31),
         used_after=31,
-        recovered=(Recovery(kind="failed timeout", seconds=1503.0),),
+        recovered=(Recovery(issue=IssueKey(IssueKind.FAILED, ("timeout",)), seconds=1503.0),),
     )
     return _report(recovered, *_quiet(3))
 
@@ -151,10 +146,10 @@ def observe_mode() -> Report:
 def full() -> Report:
     error = FullError(
         "53300",
-        f"logging in to {HOST}:5432: remaining connection slots are reserved for roles with the"
-        " SUPERUSER attribute",
+        "remaining connection slots are reserved for roles with the SUPERUSER attribute",
         reserved_slot_instructions(HOST, "session_reaper"),
         limit=None,
+        step=f"logging in to {HOST}:5432",
     )
     return _report(record_error(TargetReport(name="orders"), error), *_quiet(1))
 
@@ -186,8 +181,9 @@ def half_the_fleet_unreachable() -> Report:
             TargetReport(name=name),
             TargetError(
                 "timeout",
-                f"connecting to {HOST.replace('orders', name)}:5432: timed out",
+                "no answer in time",
                 "Check that the function's security group reaches the server's port.",
+                step=f"connecting to {HOST.replace('orders', name)}:5432",
             ),
         )
         for name in names

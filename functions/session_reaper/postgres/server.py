@@ -205,9 +205,8 @@ class Server:
         except TargetError:
             return error
         where = f"In database {self._target.database}, as a superuser or the master user: "
-        return TargetError(
-            error.code, error.message, where + " ".join(grants) if grants else error.hint
-        )
+        hint = where + " ".join(grants) if grants else error.hint
+        return TargetError(error.code, error.cause, hint, step=error.step)
 
     def signal(
         self, identities: Iterable[Identity], action: Action, deadline: Deadline

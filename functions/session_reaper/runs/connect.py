@@ -50,7 +50,8 @@ def connect_to_target(
                 refused = f" (fallback_secret {target.fallback_secret}: {error.message})"
         if full.limit or patience.remaining() < pause:
             hint = full.hint if full.limit else reserved_slot_instructions(target.host, target.role)
-            raise FullError(full.code, full.message + refused, hint, limit=full.limit)
+            cause = full.cause + refused
+            raise FullError(full.code, cause, hint, limit=full.limit, step=full.step)
         # Those that the server has refused try again, too, and not all at the same moment.
         time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 -- nothing secret
         pause = min(2 * pause, _LONGEST_PAUSE)
@@ -83,7 +84,7 @@ def _explain_token_refused(target: Target, error: TargetError) -> TargetError:
     """What is to be said if a token did not get in."""
     rds = provider_of(target.host) in (Provider.RDS, Provider.AURORA)
     if target.auth_given or rds:
-        return TargetError(error.code, error.message, _IAM_HINT + error.hint)
+        return TargetError(error.code, error.cause, _IAM_HINT + error.hint, step=error.step)
     # Only RDS knows what to do with a token: it is more likely that the password was forgotten.
     problem = "password is missing, and an IAM token in its place did not get in"
     message = f"secret {target.secret_arn}: {problem}: {error.message}"

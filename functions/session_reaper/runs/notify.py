@@ -23,6 +23,7 @@ from session_reaper.report.model import Report
 from session_reaper.runs.request import RunRequest
 from session_reaper.runs.run import OutcomeLogs
 from session_reaper.settings import Notify, Settings
+from session_reaper.summary.digest import digest_report
 from session_reaper.summary.message import summarize
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and all that decides who i
     Raises PublishError after all this if a topic did not take the summary.
     """
     failures: Mapping[str, PublishError] = {}
+    verdict = ""
+    steps: tuple[str, ...] = ()
     try:
         # What was asked for specially is told in any case, and says nothing of what is usual.
         table = settings.memory_table if request.is_usual and report.targets else None
@@ -91,7 +94,7 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and all that decides who i
             load_known_issues(table, _share_of(end, _RECALL_SHARE, MEMORY_SECONDS)) if table else ()
         )
         if known is None:
-            report = replace(report, memory_problem=UNREADABLE)
+            report = replace(report, state_problem=UNREADABLE)
         now = time()
         report, learned = compare_with_known(
             report,
@@ -101,11 +104,13 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and all that decides who i
             whole=not request.targets,
             function_arn=function_arn,
         )
+        digest = digest_report(report, settings.place)
+        verdict, steps = str(digest.verdict), digest.steps_as_text
         if report.should_notify or settings.notify is Notify.ALWAYS:
             topics = [settings.topic_arn]
             if report.is_critical and settings.critical_topic_arn:
                 topics.append(settings.critical_topic_arn)
-            summary = summarize(report, settings.place, now)
+            summary = summarize(digest, now)
             failures = publish(summary, topics, _share_of(end, _PUBLISH_SHARE, PUBLISH_SECONDS))
     finally:
         # No bug in what is told may keep what was done out of the log.
@@ -113,7 +118,12 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and all that decides who i
         if settings.target_metrics:
             for target in report.targets:
                 emit_target_metrics(target)
-        document = to_document(report, end.capped_at(_DOCUMENT_SHARE * end.remaining()))
+        document = to_document(
+            report,
+            end.capped_at(_DOCUMENT_SHARE * end.remaining()),
+            verdict=verdict,
+            steps=steps,
+        )
         logger.info("run", extra=truncate_document(document, _LOG_BYTES))
     if table:
         untold = settings.topic_arn in failures

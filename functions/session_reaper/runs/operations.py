@@ -30,12 +30,12 @@ from session_reaper.report.advice import (
 )
 from session_reaper.report.model import (
     Advice,
-    Failure,
     Outcome,
     RoleSetting,
     SessionResult,
     TargetReport,
     TargetStatus,
+    record_breaker,
     record_error,
 )
 from session_reaper.runs.connect import connect_to_target
@@ -267,10 +267,4 @@ def _add_decisions(report: TargetReport, judgement: Decisions) -> TargetReport:
     report = replace(report, results=fates, pressure=describe_pressure(judgement))
     if judgement.breaker is None:
         return report
-    failure = Failure(
-        code="breaker",
-        message=judgement.breaker,
-        hint="If they are leaks, run by hand with a policy whose max_share allows it, or end them"
-        " by hand; if not, mend the rule that condemns them.",
-    )
-    return replace(report, status=TargetStatus.BREAKER, error=failure)
+    return record_breaker(report, judgement.breaker)
