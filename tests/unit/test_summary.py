@@ -28,8 +28,10 @@ from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.session import State
 from session_reaper.settings import FunctionLocation
 from session_reaper.summary.console_links import link_to_console
-from session_reaper.summary.digest import digest_report, judge_run, mask_client
+from session_reaper.summary.digest import digest_report
+from session_reaper.summary.groups import mask_client
 from session_reaper.summary.message import MAX_SUBJECT, Summary, summarize
+from session_reaper.summary.verdict import judge_run
 from session_reaper.targets.providers import reserved_slot_instructions
 
 from tests.builders import (
@@ -171,14 +173,14 @@ def a_setting(*, done: bool = False) -> RoleSetting:
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        (ended(), "QUIET: there was nothing to terminate."),
+        (ended(), "QUIET: There was nothing to terminate."),
         (ended(Outcome.TERMINATED), "RESOLVED: 1 session was terminated and verified gone."),
         (ended(Outcome.CANCELLED), "RESOLVED: 1 query was cancelled."),
         (ended(Outcome.CANCELLED, Outcome.CANCELLED), "RESOLVED: 2 queries were cancelled."),
-        (ended(Outcome.ESCAPED), "QUIET: there was nothing to terminate."),
+        (ended(Outcome.ESCAPED), "QUIET: There was nothing to terminate."),
         (
             ended(recovered=(Recovery(issue=IssueKey(IssueKind.FULL), seconds=60),)),
-            "RECOVERED: orders has recovered (server full for 1m).",
+            "RECOVERED: orders recovered (server full for 1m).",
         ),
         (
             ended(Outcome.TERMINATED, Outcome.SPARED),
@@ -186,7 +188,7 @@ def a_setting(*, done: bool = False) -> RoleSetting:
         ),
         (
             ended(Outcome.SPARED),
-            "ACTION NEEDED: no session was terminated. 1 session was spared.",
+            "ACTION NEEDED: No session was terminated. 1 session was spared.",
         ),
         (
             ended(Outcome.DENIED, Outcome.LINGERING),
@@ -198,18 +200,18 @@ def a_setting(*, done: bool = False) -> RoleSetting:
         (
             ended(Outcome.TERMINATED, used_after=97, slots=some_slots()),
             (
-                "ACTION NEEDED: every slot is still in use on orders."
+                "ACTION NEEDED: Every slot is still in use on orders."
                 " 1 session was terminated and verified gone."
             ),
         ),
         (unreached("orders"), "ACTION NEEDED: 1 of 2 targets could not be reached: orders."),
         (
             unreached("orders", TargetStatus.FULL),
-            "ACTION NEEDED: no connection slot is left on orders.",
+            "ACTION NEEDED: No connection slot is left on orders.",
         ),
         (
             ended(Outcome.SPARED, status=TargetStatus.BREAKER),
-            "ACTION NEEDED: the breaker stopped all terminations on orders. 1 session was spared.",
+            "ACTION NEEDED: The breaker stopped all terminations on orders. 1 session was spared.",
         ),
         (
             ended(Outcome.WOULD_TERMINATE),
@@ -220,14 +222,14 @@ def a_setting(*, done: bool = False) -> RoleSetting:
             ended(checked=a_check(), advice=(Advice(code="a", message="b", sql=None),)),
             "CHECKED: 1 issue found. Nothing was changed.",
         ),
-        (ended(checked=a_check()), "CHECKED: no issues found. Nothing was changed."),
+        (ended(checked=a_check()), "CHECKED: No issues found. Nothing was changed."),
         (
             ended(Outcome.WOULD_TERMINATE, applied=(a_setting(done=True),)),
             "APPLIED: 1 setting applied (new sessions only). No session was touched.",
         ),
         (
             ended(Outcome.WOULD_TERMINATE, applied=(a_setting(),), status=TargetStatus.FAILED),
-            "ACTION NEEDED: settings were refused on orders.",
+            "ACTION NEEDED: Settings were refused on orders.",
         ),
     ],
 )
@@ -268,17 +270,17 @@ def test_one_open_end_is_enough_for_action_to_be_needed() -> None:
         (
             ended(Outcome.TERMINATED, status=TargetStatus.FAILED),
             (
-                "ACTION NEEDED: the run was not completed on orders."
+                "ACTION NEEDED: The run was not completed on orders."
                 " 1 session was terminated and verified gone."
             ),
         ),
         (
             ended(fallback_secret="master"),  # noqa: S106 -- a name
-            "ACTION NEEDED: the reaper could connect only with the fallback secret on orders.",
+            "ACTION NEEDED: The reaper could connect only with the fallback secret on orders.",
         ),
         (
             ended(status=TargetStatus.BLIND, slots=None),
-            "ACTION NEEDED: the reaper cannot see other sessions on orders.",
+            "ACTION NEEDED: The reaper cannot see other sessions on orders.",
         ),
     ],
 )
@@ -695,7 +697,7 @@ def test_a_run_without_targets_has_a_summary_too() -> None:
     summary = summarized(a_report(mode=Mode.OFF), None)
     assert summary.subject == "mode is off: no target was examined"
     assert summary.email == (
-        "OFF: no target was examined, because the mode is off.\n\nRun 4f6c, mode off.\n"
+        "OFF: No target was examined, because the mode is off.\n\nRun 4f6c, mode off.\n"
     )
 
 

@@ -10,7 +10,8 @@ from typing import Final
 from session_reaper.report.model import RoleSetting, TargetReport
 from session_reaper.report.text import printable
 from session_reaper.sessions.server_facts import Check
-from session_reaper.summary.digest import Digest, FailureGroup, Group, TargetDigest
+from session_reaper.summary.digest import Digest
+from session_reaper.summary.groups import FailureGroup, Group, TargetDigest
 from session_reaper.summary.prose import Prose, Statement, to_plain, to_statement
 
 WIDTH: Final = 72  # columns; SQL, a link or a long name may be wider
@@ -72,7 +73,8 @@ def _list_parts(digest: Digest) -> Sequence[_Part]:
 
 def _render_failure(failure: FailureGroup) -> Iterator[str]:
     names = ", ".join(printable(target.name, 80) for target in failure.targets)
-    yield from _wrap(f"{failure.title}: {names}", "", "  ", len(names) + _LONGEST)
+    title = f"{failure.status} ({failure.code}): {names}"
+    yield from _wrap(title, "", "  ", len(names) + _LONGEST)
     yield from _wrap(failure.message, "  ")
 
 

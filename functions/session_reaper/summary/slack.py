@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from session_reaper.report.model import Severity
 from session_reaper.report.text import printable, truncate
-from session_reaper.summary.digest import Digest, Group, TargetDigest
+from session_reaper.summary.digest import Digest
+from session_reaper.summary.groups import Group, TargetDigest
 from session_reaper.summary.prose import Prose
 
 # Limits of Amazon Q on a custom notification, and of Slack on a block, in characters.
@@ -84,7 +85,8 @@ def _render_lines(digest: Digest, steps: Iterable[str]) -> Iterator[str]:
     yield from steps
     for failure in digest.failures:
         names = ", ".join(printable(target.name, 60) for target in failure.targets[:5])
-        yield f"{_code_span(names)} {_code_span(failure.title)}: {_code_span(failure.message)}"
+        error = f"{failure.status} ({_code_span(failure.code)})"
+        yield f"{_code_span(names)}: {error}: {_code_span(failure.message)}"
     for target in digest.examined:
         yield from _render_target(target, is_alone=len(digest.shown) == 1)
     if digest.known:
