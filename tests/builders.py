@@ -14,6 +14,8 @@ from session_reaper.sessions.server_facts import ServerFacts, Timeout
 from session_reaper.sessions.session import Identity, Session, Slots, State
 from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.providers import Provider
+from session_reaper.targets.secret_document import parse_secret, resolve_targets
+from session_reaper.targets.target import RdsListing, Secret, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,8 +73,8 @@ def some_slots(*, used: int = 97, maximum: int = 100, reserved: int = 3) -> Slot
     return Slots(max=maximum, reserved=reserved, used=used)
 
 
-def a_look(*sessions: Session, **overrides: object) -> Snapshot:
-    """What a role that may see and signal all saw."""
+def a_snapshot(*sessions: Session, **overrides: object) -> Snapshot:
+    """A snapshot taken by a role that may see and signal every session."""
     values = {
         "role": "session_reaper",
         "slots": some_slots(),
@@ -109,7 +111,7 @@ def a_decision(session: Session | None = None, **overrides: object) -> Decision:
         "session": session or a_session(),
         "verdict": Verdict.CONDEMN,
         "rule": replace(a_policy().rules[0], name=name),
-        "reason": "idle in transaction for 15m 1s (idle_for: 5m)",
+        "reasons": ("idle in transaction for 15m 1s (idle_for: 5m)",),
     }
     return Decision(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 
@@ -170,3 +172,11 @@ def a_secret(**overrides: object) -> str:
         "dbInstanceIdentifier": "orders",
     } | overrides
     return json.dumps({key: value for key, value in document.items() if value is not None})
+
+
+def read_target(secret: Secret, *, whole_clusters: bool = False) -> Target:
+    """The one target of a secret that does not need RDS."""
+    parsed = parse_secret(secret, whole_clusters=whole_clusters)
+    assert not parsed.needs_rds
+    (target,) = resolve_targets(parsed, RdsListing())
+    return target

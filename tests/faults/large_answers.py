@@ -31,7 +31,7 @@ def target(port: int) -> Target:
         port=port,
         role="session_reaper",
         auth=Auth.PASSWORD,
-        auth_given=True,
+        is_auth_given=True,
         password="secret",  # noqa: S106 -- nobody asks for it
         database="postgres",
         sslmode=SslMode.DISABLE,

@@ -73,13 +73,13 @@ def _judged(
     **overrides: object,
 ) -> TargetReport:
     """What the engine makes of these sessions, and that each condemned one met this outcome."""
-    judgement = decide(sessions, slots, policy or load_policy("", Deadline(10)))
+    decided = decide(sessions, slots, policy or load_policy("", Deadline(10)))
     fates = tuple(
         SessionResult(
             decision=decision,
             outcome=outcome if decision.verdict is Verdict.CONDEMN else Outcome.SPARED,
         )
-        for decision in judgement.decisions
+        for decision in decided.decisions
         if decision.verdict is not Verdict.LEAVE
     )
     gone = sum(fate.outcome is Outcome.TERMINATED for fate in fates)
@@ -87,11 +87,11 @@ def _judged(
         "name": "orders",
         "slots": slots,
         "used_after": slots.used - gone,
-        "pressure": describe_pressure(judgement),
+        "pressure": describe_pressure(decided),
         "results": fates,
     }
-    if judgement.breaker:
-        return record_breaker(TargetReport(**values), judgement.breaker)  # type: ignore[arg-type] # a table
+    if decided.breaker:
+        return record_breaker(TargetReport(**values), decided.breaker)  # type: ignore[arg-type] # a table
     return TargetReport(**values | overrides)  # type: ignore[arg-type] # a table
 
 

@@ -25,9 +25,9 @@ from session_reaper.report.model import (
 from tests.builders import (
     a_decision,
     a_fate,
-    a_look,
     a_report,
     a_session,
+    a_snapshot,
     a_target_report,
     some_fates,
     some_slots,
@@ -310,7 +310,7 @@ def test_pressure_is_in_the_document_only_if_it_put_a_rule_in_force() -> None:
 
 def recorded_target(query: str, name: str = "orders") -> TargetReport:
     sessions = (a_session(pid=pid, query=query) for pid in range(1, 5001))
-    return a_target_report(name=name, recorded=a_look(*sessions))
+    return a_target_report(name=name, recorded=a_snapshot(*sessions))
 
 
 def test_a_recording_too_large_for_lambda_is_an_error_that_says_what_to_do() -> None:
@@ -318,7 +318,7 @@ def test_a_recording_too_large_for_lambda_is_an_error_that_says_what_to_do() -> 
     assert len(to_recordings(a_report(recorded))["orders"]["sessions"]) == 5000
     long = recorded_target("select " + "a" * 600, "long")
     with pytest.raises(
-        ConfigurationError, match=r"^event\.record: the looks are .* name one target$"
+        ConfigurationError, match=r"^event\.record: the snapshots have .* name one target$"
     ):
         to_recordings(a_report(recorded, long))
 

@@ -37,12 +37,12 @@ from session_reaper.targets.providers import reserved_slot_instructions
 from tests.builders import (
     a_decision,
     a_fate,
-    a_look,
     a_policy,
     a_report,
     a_rule,
     a_server,
     a_session,
+    a_snapshot,
     a_target_report,
     some_slots,
 )
@@ -163,7 +163,7 @@ def ended(*outcomes: Outcome, **overrides: object) -> TargetReport:
 
 
 def a_check() -> Check:
-    return Check(server=a_server(), look=a_look())
+    return Check(server=a_server(), snapshot=a_snapshot())
 
 
 def a_setting(*, done: bool = False) -> RoleSetting:
@@ -217,7 +217,7 @@ def a_setting(*, done: bool = False) -> RoleSetting:
             ended(Outcome.WOULD_TERMINATE),
             "OBSERVED: If all rules had mode enforce, 1 session would be terminated.",
         ),
-        (ended(recorded=a_look()), "RECORDED: 1 target was recorded. Nothing was changed."),
+        (ended(recorded=a_snapshot()), "RECORDED: 1 target was recorded. Nothing was changed."),
         (
             ended(checked=a_check(), advice=(Advice(code="a", message="b", sql=None),)),
             "CHECKED: 1 issue found. Nothing was changed.",
@@ -382,7 +382,7 @@ def hostile_report(name: str) -> TargetReport:
             decision=a_decision(
                 a_session(application=name, role=name, database=name, client=name, query=name),
                 rule=name,
-                reason=name,
+                reasons=(name,),
             ),
             outcome=Outcome.TERMINATED,
         ),

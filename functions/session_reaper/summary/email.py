@@ -113,7 +113,7 @@ def _render_setting(setting: RoleSetting) -> Iterator[str]:
 
 
 def _describe_check(check: Check) -> str:
-    server, snapshot = check.server, check.look
+    server, snapshot = check.server, check.snapshot
     tls = "The connection is in plaintext"
     if server.tls is not None:
         verified = "verified" if server.tls.verified else "not verified"
