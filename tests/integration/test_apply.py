@@ -233,7 +233,7 @@ def test_after_a_lost_connection_it_is_unknown_whether_the_setting_was_made(
         stage.target(port=proxy.port)
         run = apply(stage)
         after = settings(stage)
-        again = apply(stage)  # by another connection, without trouble
+        again = apply(stage)  # by another connection, which does not break
     (setting,) = applied(run)
     assert setting["done"] is False
     assert "It is unknown whether" in setting["error"]["hint"]

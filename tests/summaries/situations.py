@@ -1,4 +1,4 @@
-"""Ten situations that people are told of. The decisions are the engine's own, on sessions made here."""
+"""Ten situations that are reported. The decisions are real, the sessions are made here."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ HOST = "orders.c3xample.eu-central-1.rds.amazonaws.com"
 
 
 def _leaks(number: int, first: int = 4000, **overrides: object) -> list[Session]:
-    """Sessions idle in transaction, the first for a quarter of an hour, each a bit shorter."""
+    """Return sessions idle in transaction, the first for 15 minutes, each next one a bit shorter."""
     return [
         a_session(
             pid=first + index,
@@ -65,16 +65,16 @@ def _leaks(number: int, first: int = 4000, **overrides: object) -> list[Session]
     ]
 
 
-def _judged(
+def _decided(
     sessions: Sequence[Session],
     slots: Slots,
     outcome: Outcome = Outcome.TERMINATED,
     policy: Policy | None = None,
     **overrides: object,
 ) -> TargetReport:
-    """What the engine makes of these sessions, and that each condemned one met this outcome."""
+    """Return the report of a target where each condemned session met this outcome."""
     decided = decide(sessions, slots, policy or load_policy("", Deadline(10)))
-    fates = tuple(
+    results = tuple(
         SessionResult(
             decision=decision,
             outcome=outcome if decision.verdict is Verdict.CONDEMN else Outcome.SPARED,
@@ -82,13 +82,13 @@ def _judged(
         for decision in decided.decisions
         if decision.verdict is not Verdict.LEAVE
     )
-    gone = sum(fate.outcome is Outcome.TERMINATED for fate in fates)
+    gone = sum(result.outcome is Outcome.TERMINATED for result in results)
     values: dict[str, object] = {
         "name": "orders",
         "slots": slots,
         "used_after": slots.used - gone,
         "pressure": describe_pressure(decided),
-        "results": fates,
+        "results": results,
     }
     if decided.breaker:
         return record_breaker(TargetReport(**values), decided.breaker)  # type: ignore[arg-type] # a table
@@ -115,7 +115,7 @@ def quiet_recovery() -> Report:
 
 
 def one_leak() -> Report:
-    return _report(_judged(_leaks(1), Slots(max=100, reserved=3, used=44)), *_quiet(3))
+    return _report(_decided(_leaks(1), Slots(max=100, reserved=3, used=44)), *_quiet(3))
 
 
 def a_storm_of_300() -> Report:
@@ -132,12 +132,12 @@ def a_storm_of_300() -> Report:
         for role in ("shop", "batch")
     ]
     advice = tuple(advise_on_timeouts(timeouts))
-    judged = _judged([*imports, *api, *batch], slots, policy=policy, advice=advice)
-    return _report(judged, *_quiet(11))
+    storm = _decided([*imports, *api, *batch], slots, policy=policy, advice=advice)
+    return _report(storm, *_quiet(11))
 
 
 def observe_mode() -> Report:
-    target = _judged(
+    target = _decided(
         _leaks(12), Slots(max=100, reserved=3, used=97), Outcome.WOULD_TERMINATE, used_after=97
     )
     return _report(target, mode=Mode.OBSERVE)
@@ -171,7 +171,7 @@ def breaker() -> Report:
         for pid in range(1, 10)
     ]
     slots = Slots(max=100, reserved=3, used=60)
-    return _report(_judged([*_leaks(51), *active], slots, policy=policy))
+    return _report(_decided([*_leaks(51), *active], slots, policy=policy))
 
 
 def half_the_fleet_unreachable() -> Report:
@@ -181,7 +181,7 @@ def half_the_fleet_unreachable() -> Report:
             TargetReport(name=name),
             TargetError(
                 "timeout",
-                "no answer in time",
+                "no response in time",
                 "Check that the function's security group reaches the server's port.",
                 step=f"connecting to {HOST.replace('orders', name)}:5432",
             ),
@@ -190,7 +190,7 @@ def half_the_fleet_unreachable() -> Report:
     ]
     return _report(
         *unreached,
-        _judged(_leaks(2), Slots(max=100, reserved=3, used=44), name="stock"),
+        _decided(_leaks(2), Slots(max=100, reserved=3, used=44), name="stock"),
         *_quiet(5),
     )
 
@@ -209,7 +209,7 @@ def a_wedged_session() -> Report:
         waiting_for_client=True,
     )
     return _report(
-        _judged([replace(session)], Slots(max=100, reserved=3, used=44), Outcome.LINGERING)
+        _decided([replace(session)], Slots(max=100, reserved=3, used=44), Outcome.LINGERING)
     )
 
 
@@ -228,7 +228,7 @@ def a_blocker_with_its_waiters() -> Report:
         waiters=waiters,
     )
     policy = a_policy(rule)
-    return _report(_judged([blocker], Slots(max=100, reserved=3, used=44), policy=policy))
+    return _report(_decided([blocker], Slots(max=100, reserved=3, used=44), policy=policy))
 
 
 SITUATIONS = {

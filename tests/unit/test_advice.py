@@ -258,7 +258,7 @@ def test_prepared_transactions_older_than_an_hour_are_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("active", "transactions", "told"),
+    ("active", "transactions", "is_reported"),
     [
         (False, HELD_BY_INACTIVE - 1, False),
         (False, HELD_BY_INACTIVE, True),
@@ -267,12 +267,12 @@ def test_prepared_transactions_older_than_an_hour_are_reported() -> None:
     ],
 )
 def test_a_replication_slot_is_reported_if_it_holds_back_many_transactions(
-    transactions: int, *, active: bool, told: bool
+    transactions: int, *, active: bool, is_reported: bool
 ) -> None:
     slot = ReplicationSlot(name="cdc", active=active, held=transactions)
     given = advised(a_server(replication_slots=(slot,)))
-    assert ("drop-replication-slot" in given) is told
-    if told:
+    assert ("drop-replication-slot" in given) is is_reported
+    if is_reported:
         word = "active" if active else "inactive"
         assert f"cdc ({word}) by {transactions:,} " in given["drop-replication-slot"].message
 

@@ -735,13 +735,13 @@ def test_the_news_of_one_target_on_one_day_is_one_thread() -> None:
 
 def test_a_known_issue_is_named_and_not_explained_again() -> None:
     known = unreached("billing")
-    told = TargetReport(
+    repeated = TargetReport(
         name="billing",
         status=known.status,
         error=known.error,
         known_issues=(IssueKey(IssueKind.FAILED, ("28P01",)),),
     )
-    summary = summary_of(ended(Outcome.TERMINATED), told)
+    summary = summary_of(ended(Outcome.TERMINATED), repeated)
     assert (
         summary.subject == "orders: 1 session terminated, slots 40/97 → 39/97; 1 with known issues"
     )

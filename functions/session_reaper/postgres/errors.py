@@ -14,6 +14,7 @@ from scramp import ScramException
 from session_reaper.errors import ConnectionLimit, ConnectionLostError, FullError, TargetError
 from session_reaper.postgres.budget import NoMemoryLeftError
 from session_reaper.postgres.driver import AnswerTooLargeError
+from session_reaper.report.text import truncate
 
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 _TOO_MANY_CONNECTIONS: Final = "53300"
@@ -163,7 +164,7 @@ class _Translator:
         if self.secret:
             text = text.replace(self.secret, "…")
         line = "".join(c if c.isprintable() else " " for c in text[: _MESSAGE_LENGTH + 1])
-        return line if len(line) <= _MESSAGE_LENGTH else line[: _MESSAGE_LENGTH - 1] + "…"
+        return truncate(line, _MESSAGE_LENGTH)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,4 +1,4 @@
-"""What happened on a target or in a run, on one line."""
+"""One-line descriptions of a target and of a run."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Which issues are news: an issue is repeated only after a while, and its end is reported once.
+"""Decide which issues are news: an issue is repeated after a while, and its end is reported once.
 
 A target is identified by its secret and instance, not by its name: a secret may choose a name that
 belongs to another target.

@@ -18,7 +18,7 @@ from session_reaper.targets.target import TargetKey
 
 
 class Outcome(StrEnum):
-    """What happened to a condemned session."""
+    """The outcome of a condemned session."""
 
     TERMINATED = "terminated"  # signalled and seen gone
     CANCELLED = "cancelled"
@@ -47,7 +47,7 @@ _NO_KEY: Final = TargetKey("")
 
 
 class IssueKind(StrEnum):
-    """What can be wrong with a target for longer than one run."""
+    """A kind of issue that a target can have for longer than one run."""
 
     FAILED = "failed"  # detail: the error's code
     FULL = "full"
@@ -115,7 +115,7 @@ class RoleSetting:
 
     @property
     def result(self) -> str:
-        """What happened to the setting."""
+        """The result in words."""
         if self.done:
             return "applied (new sessions only)"
         return "not applied" if self.error else "would be applied"
@@ -131,7 +131,7 @@ class Recovery:
 
 @dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached_property
 class TargetReport:
-    """What one run did on one target."""
+    """The report of one run on one target."""
 
     name: str
     secret: str = ""  # the secret's name, which stands for the target while it cannot be read
@@ -191,7 +191,7 @@ class TargetReport:
 
     @cached_property
     def issues(self) -> tuple[IssueKey, ...]:
-        """What will still be wrong in the next run unless something changes."""
+        """The issues that the next run will still find unless something changes."""
         keys = []
         if self.status is TargetStatus.FAILED and self.error is not None:
             code = printable(self.error.code, _CODE_LENGTH)
@@ -302,7 +302,7 @@ class RunStatus(StrEnum):
 
 
 class Severity(StrEnum):
-    """What subscribers can filter by."""
+    """How urgent a summary is; subscribers can filter by it."""
 
     CRITICAL = "critical"  # applications cannot connect
     WARNING = "warning"  # a person has to fix something
@@ -311,7 +311,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What one run did."""
+    """The report of one run on all its targets."""
 
     run_id: str
     mode: Mode

@@ -1,4 +1,4 @@
-"""What a reader wants to know of a run in ten seconds, for email and Slack to render."""
+"""The content of a summary, for email and Slack to render."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +18,7 @@ _MOST_STEPS: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digest:
-    """What a summary says of a run, computed once for all renderers."""
+    """The content of a run's summary, computed once for all renderers."""
 
     report: Report
     summary: str  # the line of the subject

@@ -1,4 +1,4 @@
-"""Condemned sessions and failed targets in groups, so that a summary has a line for each cause."""
+"""Groups of condemned sessions and of failed targets, so that a summary has one entry per cause."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -75,7 +75,7 @@ class TargetDigest:
 
     @cached_property
     def headline(self) -> str:
-        """What happened, on one line."""
+        """The line that says what happened."""
         return write_headline(self.report)
 
     @cached_property

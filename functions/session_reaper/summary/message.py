@@ -19,7 +19,7 @@ _MAX_NAMES: Final = 20_000  # bytes of the names to filter by
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What is published."""
+    """A summary as it is published."""
 
     subject: str
     email: str

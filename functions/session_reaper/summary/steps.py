@@ -1,4 +1,4 @@
-"""What the reader of a summary should do."""
+"""The steps that a summary recommends to its reader."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
