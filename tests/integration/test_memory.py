@@ -363,4 +363,11 @@ def test_an_observed_rule_with_a_blank_in_its_name_hides_no_other_rule(stage: St
     stage.session(role="c")
     use(stage, policy(rule("a b", role=["c"], state=[LEAK], idle_for="1ms")))
     assert stage.run().emails
-    assert kinds() == {"would_terminate a b%20c", "would_terminate a%20b c"}
+    use(stage, policy(rule("a%20b", role=["c"], state=[LEAK], idle_for="1ms")))
+    assert stage.run().emails
+    assert stage.run().emails == []
+    assert kinds() == {
+        "would_terminate a b%20c",
+        "would_terminate a%20b c",
+        "would_terminate a%2520b c",
+    }

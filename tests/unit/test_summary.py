@@ -31,6 +31,7 @@ from session_reaper.summary.console_links import link_to_console
 from session_reaper.summary.digest import digest_report
 from session_reaper.summary.groups import mask_client
 from session_reaper.summary.message import MAX_SUBJECT, Summary, summarize
+from session_reaper.summary.prose import Statement, split_hint
 from session_reaper.summary.verdict import judge_run
 from session_reaper.targets.providers import reserved_slot_instructions
 
@@ -623,6 +624,43 @@ def test_one_fix_for_many_targets_is_one_step() -> None:
     steps = to_do(a_report(*(unreached(f"t{n}") for n in range(9))))
     assert steps.startswith("1. t0, t1, t2, t3, t4 and 4 more: Check username")
     assert "2. " not in steps
+
+
+@pytest.mark.parametrize(
+    ("hint", "parts"),
+    [
+        ("Wait; then retry.", ("Wait; then retry.",)),
+        ("GRANT a TO b;", (Statement("GRANT a TO b;"),)),
+        (
+            "Run: GRANT a TO \"b;. c\"; (Then SELECT 'it''s. so;'; wait.)",
+            (
+                "Run: ",
+                Statement('GRANT a TO "b;. c";'),
+                " (Then ",
+                Statement("SELECT 'it''s. so;';"),
+                " wait.)",
+            ),
+        ),
+        (
+            "GRANT CONNECT on the database to the role. Wait; then retry.",
+            ("GRANT CONNECT on the database to the role. Wait; then retry.",),
+        ),
+        ("Run GRANT a TO b", ("Run GRANT a TO b",)),
+        ('GRANT a TO "b;', ('GRANT a TO "b;',)),
+    ],
+)
+def test_a_hint_is_split_into_sentences_and_statements(
+    hint: str, parts: tuple[str | Statement, ...]
+) -> None:
+    assert split_hint(hint) == parts
+
+
+def test_a_statement_stands_on_an_unwrapped_line_of_its_own() -> None:
+    sql = f'GRANT pg_read_all_stats TO "{"r" * 60}" WITH INHERIT TRUE;'
+    error = Failure(code="42501", cause="blind", hint=f"First run {sql} Then wait.")
+    target = TargetReport(name="orders", status=TargetStatus.BLIND, error=error)
+    lines = to_do(a_report(target)).splitlines()
+    assert lines == ["1. orders: First run", f"     {sql}", "   Then wait."]
 
 
 # -- size --------------------------------------------------------------------------------------------

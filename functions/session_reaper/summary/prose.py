@@ -48,7 +48,7 @@ def to_statement(sql: str) -> str | Statement:
 
 def split_hint(hint: str) -> Prose:
     """Split a hint into sentences and the SQL statements in it."""
-    return tuple(_split(truncate(hint, _HINT_LENGTH)))
+    return tuple(part for part in _split(truncate(hint, _HINT_LENGTH)) if part)
 
 
 def _split(hint: str) -> Iterator[str | Statement]:

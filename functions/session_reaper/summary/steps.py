@@ -33,8 +33,9 @@ _FREE_SLOTS: Final[Prose] = (
 
 
 def _begin_with_words(hint: Prose) -> Prose:
-    is_bare = all(not part for part in hint if isinstance(part, str))
-    return ("As a superuser or the master user, run: ", *hint) if is_bare else hint
+    if hint and isinstance(hint[0], Statement):
+        return ("As a superuser or the master user, run: ", *hint)
+    return hint
 
 
 def _list_target_steps(target: TargetDigest, report: Report) -> Iterator[Prose]:
