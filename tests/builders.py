@@ -10,8 +10,10 @@ from session_reaper.decision.model import Decision, Verdict
 from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import Policy, read_policy
 from session_reaper.report.model import Outcome, Report, SessionResult, TargetReport
+from session_reaper.sessions.server_facts import ServerFacts, Timeout
 from session_reaper.sessions.session import Identity, Session, Slots, State
 from session_reaper.sessions.snapshot import Snapshot
+from session_reaper.targets.providers import Provider
 from session_reaper.targets.secret_document import parse_secret, resolve_targets
 from session_reaper.targets.target import RdsListing, Secret, Target
 
@@ -133,6 +135,29 @@ def a_target_report(*fates: SessionResult, **overrides: object) -> TargetReport:
 def a_report(*targets: TargetReport, mode: Mode = Mode.ENFORCE) -> Report:
     """What one run did."""
     return Report(run_id="4f6c", mode=mode, targets=targets)
+
+
+def a_server(*timeouts: Timeout, **overrides: object) -> ServerFacts:
+    """A server that needs no advice."""
+    values = {
+        "version": "18.1",
+        "major": 18,
+        "provider": Provider.VANILLA,
+        "tls": None,
+        "role": "reaper",
+        "superuser": False,
+        "inherits": True,
+        "connection_limit": None,
+        "granted_reserved": True,
+        "reserved_slots": 2,
+        "soon": "2026-02-14T09:00:00Z",
+        "databases": ("orders",),
+        "timeouts": timeouts,
+        "idle": (),
+        "prepared": (),
+        "replication_slots": (),
+    }
+    return ServerFacts(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 
 
 def a_secret(**overrides: object) -> str:

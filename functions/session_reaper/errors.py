@@ -32,13 +32,22 @@ class ConfigurationError(ReaperError):
 
 
 class TargetError(ReaperError):
-    """One target failed: a SQLSTATE or a short code, what happened, and how to fix it."""
+    """One target failed: a SQLSTATE or a short code, the cause, and how to fix it.
 
-    def __init__(self, code: str, message: str, hint: str) -> None:
-        super().__init__(code, message, hint)
+    `step` is the work that failed ("connecting to db:5432"), if the cause alone does not show it.
+    """
+
+    def __init__(self, code: str, cause: str, hint: str, *, step: str = "") -> None:
+        super().__init__(code, cause, hint)
         self.code = code
-        self.message = message
+        self.step = step
+        self.cause = cause
         self.hint = hint
+
+    @property
+    def message(self) -> str:
+        """The step and the cause in one sentence."""
+        return f"{self.step}: {self.cause}" if self.step else self.cause
 
     def __str__(self) -> str:
         return self.message
@@ -55,9 +64,9 @@ class FullError(TargetError):
     """The server refuses a connection: all slots are used, or `limit` is reached."""
 
     def __init__(
-        self, code: str, message: str, hint: str, *, limit: ConnectionLimit | None
+        self, code: str, cause: str, hint: str, *, limit: ConnectionLimit | None, step: str = ""
     ) -> None:
-        super().__init__(code, message, hint)
+        super().__init__(code, cause, hint, step=step)
         self.limit = limit
 
 

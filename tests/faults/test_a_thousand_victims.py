@@ -71,7 +71,7 @@ def test_a_thousand_victims_are_terminated_and_each_is_reported_once(
         assert len(target["sessions"]) == len(rows) == VICTIMS
         assert target["slots"]["used_after"] == 1  # the admin's
         (email,) = cloud.delivered()
-        assert email.body.startswith(f"OVER: {VICTIMS} sessions terminated")
+        assert email.body.startswith(f"RESOLVED: {VICTIMS} sessions were terminated")
         assert len(json.dumps(report)) < 6 * 1024 * 1024  # what Lambda may return
         for victim in victims:
             with suppress(pg8000.native.Error, OSError):

@@ -1,4 +1,4 @@
-"""A run that condemned something advises what ends the cause, by what it saw on the server."""
+"""A run that condemned a session recommends what ends the cause, by facts from the server."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from session_reaper.targets.target import Secret
 
 from infra.local.certificates import make_tls
 from tests.builders import read_target
+from tests.integration.advised import HOSTILE_NAMES, sql_by_code
 from tests.integration.stage import (
     ABORTED,
     ACTIVE,
@@ -36,14 +37,6 @@ pytestmark = pytest.mark.every_major
 
 IN_TRANSACTION = "set-idle-in-transaction-timeout"
 ALTER = "ALTER ROLE \"{}\" SET idle_in_transaction_session_timeout = '10min';"
-HOSTILE = ['o"brien', "back\\slash", "naïve 名", "semi; DROP ROLE app; --", ":name", "App"]
-
-
-def sql_by_code(run: Run) -> dict[str, str | None]:
-    given = run.target()["advice"]
-    sql = {advice["code"]: advice["sql"] for advice in given}
-    assert len(sql) == len(given), "a code is there twice"
-    return sql
 
 
 def message(run: Run, code: str) -> str:
@@ -61,7 +54,7 @@ def preflight(stage: Stage) -> ServerFacts:
         server.close()
 
 
-def test_a_quiet_run_asks_nothing_more_and_advises_nothing_more(stage: Stage) -> None:
+def test_a_quiet_run_queries_no_facts_and_advises_nothing_more(stage: Stage) -> None:
     stage.session(IDLE)
     with Proxy(stage.server.port) as proxy:
         stage.target(port=proxy.port)
@@ -72,10 +65,10 @@ def test_a_quiet_run_asks_nothing_more_and_advises_nothing_more(stage: Stage) ->
 
 @pytest.mark.parametrize("state", [LEAK, ABORTED])
 @pytest.mark.parametrize("mode", ["enforce", "observe"])
-def test_a_role_that_leaks_gets_the_timeout_that_ends_it(
+def test_a_role_that_leaks_transactions_is_advised_the_timeout_that_ends_them(
     stage: Stage, state: str, mode: str
 ) -> None:
-    """And with it, it is advised no more."""
+    """Once it is set, it is not advised any more."""
     stage.session(state)
     run = stage.run({"mode": mode, "policy": policy()})
     sql = sql_by_code(run)[IN_TRANSACTION]
@@ -89,8 +82,8 @@ def test_a_role_that_leaks_gets_the_timeout_that_ends_it(
     assert IN_TRANSACTION not in sql_by_code(run)
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_the_statement_works_whatever_the_role_is_called(stage: Stage, name: str) -> None:
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_the_statement_works_for_any_role_name(stage: Stage, name: str) -> None:
     stage.session(LEAK, role=name)
     sql = sql_by_code(stage.reap())[IN_TRANSACTION]
     assert sql is not None
@@ -128,7 +121,7 @@ def test_the_statement_works_whatever_the_role_is_called(stage: Stage, name: str
         ),
     ],
 )
-def test_it_is_advised_only_where_it_is_known_to_be_off(
+def test_a_timeout_is_advised_only_where_it_is_known_to_be_off(
     own_server: Callable[..., Stage], statements: list[str], *, advised: bool
 ) -> None:
     stage = own_server()
@@ -141,7 +134,9 @@ def test_it_is_advised_only_where_it_is_known_to_be_off(
 
 
 @pytest.mark.majors(14, 99)
-def test_a_role_that_leaves_idle_sessions_gets_the_timeout_that_ends_them(stage: Stage) -> None:
+def test_a_role_that_leaks_idle_sessions_is_advised_the_timeout_that_ends_them(
+    stage: Stage,
+) -> None:
     stage.session(IDLE)
     sql = sql_by_code(stage.reap(rule(state=IDLE)))["set-idle-session-timeout"]
     assert sql == "ALTER ROLE \"app\" SET idle_session_timeout = '1h';"
@@ -151,7 +146,7 @@ def test_a_role_that_leaves_idle_sessions_gets_the_timeout_that_ends_them(stage:
 
 
 @pytest.mark.majors(14, 99)
-def test_what_a_setting_of_our_own_hides_is_not_advised(stage: Stage) -> None:
+def test_a_timeout_hidden_by_the_reaper_s_own_setting_is_not_advised(stage: Stage) -> None:
     stage.root.run(f"ALTER ROLE {REAPER} SET idle_session_timeout = '60s'")
     stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} RESET idle_session_timeout")
     stage.session(IDLE)
@@ -159,7 +154,7 @@ def test_what_a_setting_of_our_own_hides_is_not_advised(stage: Stage) -> None:
 
 
 @pytest.mark.majors(13, 13)
-def test_13_has_no_timeout_for_idle_sessions(stage: Stage) -> None:
+def test_no_timeout_for_idle_sessions_is_advised_on_postgresql_13(stage: Stage) -> None:
     stage.session(IDLE)
     assert set(sql_by_code(stage.reap(rule(state=IDLE)))) == {
         "encrypt-connection",
@@ -167,7 +162,9 @@ def test_13_has_no_timeout_for_idle_sessions(stage: Stage) -> None:
     }
 
 
-def test_a_transaction_without_end_gets_a_timeout_where_the_server_has_one(stage: Stage) -> None:
+def test_a_role_with_endless_transactions_is_advised_transaction_timeout_if_the_server_has_it(
+    stage: Stage,
+) -> None:
     stage.session(ACTIVE)
     run = stage.reap(rule(state=ACTIVE, query_for="1ms"))
     sql = sql_by_code(run)
@@ -180,10 +177,10 @@ def test_a_transaction_without_end_gets_a_timeout_where_the_server_has_one(stage
     assert "set-transaction-timeout" not in sql_by_code(stage.reap(rule(state=ACTIVE)))
 
 
-def test_an_application_that_holds_many_idle_sessions_is_told_with_their_number(
+def test_a_pooler_is_advised_for_an_application_with_many_idle_sessions(
     stage: Stage,
 ) -> None:
-    """77 slots or fewer: 20 are a quarter of them."""
+    """20 of at most 77 slots are more than a quarter."""
     stage.session(LEAK)
     idle = stage.sessions(20, IDLE, role="web", application_name="checkout")
     run = stage.reap()
@@ -195,28 +192,28 @@ def test_an_application_that_holds_many_idle_sessions_is_told_with_their_number(
     assert "use-pooler" not in sql_by_code(stage.reap())
 
 
-def test_sessions_in_a_transaction_are_none_that_a_pooler_would_save(stage: Stage) -> None:
+def test_no_pooler_is_advised_for_sessions_in_a_transaction(stage: Stage) -> None:
     stage.sessions(20, LEAK, role="web", application_name="checkout")
     run = stage.run({"mode": "observe", "policy": policy()})
     assert "use-pooler" not in sql_by_code(run)
 
 
-def test_idle_sessions_that_this_run_ends_are_counted_as_well(stage: Stage) -> None:
+def test_idle_sessions_that_this_run_terminates_count_as_held(stage: Stage) -> None:
     stage.sessions(20, IDLE, role="web", application_name="checkout")
     run = stage.reap(rule(state=IDLE))
     assert "checkout as web held 20 idle sessions" in message(run, "use-pooler")
 
 
-def test_a_way_into_a_full_server_is_advised_where_there_is_none(stage: Stage) -> None:
+def test_a_reserved_slot_is_advised_where_there_is_none(stage: Stage) -> None:
     stage.session(LEAK)
     code = "set-reserved-connections" if stage.server.major >= 16 else "add-fallback-secret"
     assert code in sql_by_code(stage.reap())
 
 
-def test_a_prepared_transaction_is_seen_with_its_age_and_database_but_not_its_gid(
+def test_a_prepared_transaction_is_reported_without_its_gid(
     own_server: Callable[..., Stage],
 ) -> None:
-    """An hour is too long to wait for: tests/unit has the threshold."""
+    """The unit tests cover the threshold of an hour."""
     stage = own_server({"max_prepared_transactions": "2"})
     stage.database("shop")
     assert preflight(stage).prepared == ()
@@ -236,7 +233,7 @@ def test_a_prepared_transaction_is_seen_with_its_age_and_database_but_not_its_gi
     assert preflight(stage).prepared == ()
 
 
-def test_a_replication_slot_is_told_once_it_holds_back_10000_transactions(
+def test_a_replication_slot_is_reported_if_it_holds_back_10000_transactions(
     own_server: Callable[..., Stage],
 ) -> None:
     stage = own_server({"wal_level": "logical"})
@@ -260,7 +257,7 @@ def test_a_replication_slot_is_told_once_it_holds_back_10000_transactions(
 
 @pytest.mark.tls
 @pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca", "require"])
-def test_a_certificate_that_may_be_another_host_s_is_told(
+def test_a_run_advises_to_verify_the_host_of_the_certificate(
     own_server: Callable[..., Stage], tmp_path: Path, sslmode: str
 ) -> None:
     tls = make_tls(tmp_path)
@@ -278,7 +275,7 @@ def test_the_most_useful_advice_comes_first(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("action", [Action.HANG, Action.CLOSE, Action.DRIP])
-def test_a_server_that_does_not_answer_any_more_does_not_change_what_was_done(
+def test_a_server_that_stops_answering_does_not_change_the_outcomes(
     stage: Stage, action: Action
 ) -> None:
     leak = stage.session(LEAK)
@@ -286,13 +283,13 @@ def test_a_server_that_does_not_answer_any_more_does_not_change_what_was_done(
         stage.target(port=proxy.port)
         run = stage.reap(seconds=12.0 if action is Action.DRIP else 60.0)
     assert proxy.seen.count(Moment.LOOK) == 2
-    assert run.seconds < 3 + PATIENCE  # it is given three of sixty
+    assert run.seconds < 3 + PATIENCE  # three of its sixty seconds
     assert run.target()["status"] == "ok"
     assert run.outcomes() == {leak.pid: "terminated"}
     assert set(sql_by_code(run)) == {"encrypt-connection"}
 
 
-def test_a_run_without_time_to_spare_leaves_it(stage: Stage) -> None:
+def test_a_run_with_little_time_left_does_not_query_facts(stage: Stage) -> None:
     leak = stage.session(LEAK)
     run = stage.reap(seconds=3.0)
     assert run.outcomes() == {leak.pid: "terminated"}

@@ -1,4 +1,4 @@
-"""The event `apply` gives the roles that leak the timeouts that were advised, and terminates nothing."""
+"""The event `apply` sets the advised timeouts for roles that leak, and terminates nothing."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pg8000.native import identifier
 
+from tests.integration.advised import HOSTILE_NAMES, sql_by_code
 from tests.integration.stage import ACTIVE, IDLE, LEAK, REAPER, Run, Stage, policy, rule
-from tests.integration.test_advice import HOSTILE, sql_by_code
 from tests.integration.test_rds import another
 from tests.integration.wire import Action, Moment, Proxy, Trouble
 
@@ -42,7 +42,7 @@ def applied(run: Run) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def may_alter(stage: Stage) -> Iterator[May]:
-    """Lets the reaper's role alter another, as docs/advice.md says."""
+    """Let the reaper's role alter another role, as docs/advice.md says."""
 
     def let(role: str) -> None:
         stage.root.run(f"ALTER ROLE {REAPER} CREATEROLE")
@@ -55,7 +55,7 @@ def may_alter(stage: Stage) -> Iterator[May]:
     stage.root.run(f"ALTER ROLE {REAPER} NOCREATEROLE")
 
 
-def test_a_role_that_leaks_gets_its_timeout_and_nobody_is_terminated(
+def test_a_role_that_leaks_gets_its_timeout_and_no_session_is_terminated(
     stage: Stage, may_alter: May
 ) -> None:
     leak = stage.session(LEAK)
@@ -80,7 +80,7 @@ def test_a_role_that_leaks_gets_its_timeout_and_nobody_is_terminated(
     assert stage.session(LEAK).connection.run(f"SHOW {SETTING}") == [["10min"]]
 
 
-def test_the_old_value_leads_back(stage: Stage, may_alter: May) -> None:
+def test_the_report_has_the_old_value(stage: Stage, may_alter: May) -> None:
     stage.role("app")
     stage.root.run(f"ALTER ROLE app SET {SETTING} = '0min'")
     stage.session(LEAK)
@@ -91,7 +91,7 @@ def test_the_old_value_leads_back(stage: Stage, may_alter: May) -> None:
     assert settings(stage) == [f"{SETTING}=0min"]
 
 
-def test_what_is_off_for_a_role_in_one_database_is_set_there(stage: Stage, may_alter: May) -> None:
+def test_a_timeout_that_is_off_in_one_database_is_set_there(stage: Stage, may_alter: May) -> None:
     stage.role("app")
     stage.database("shop")
     stage.root.run(f"ALTER ROLE app SET {SETTING} = '5min'")
@@ -107,8 +107,8 @@ def test_what_is_off_for_a_role_in_one_database_is_set_there(stage: Stage, may_a
     assert after.run(f"SHOW {SETTING}") == [["10min"]]
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_whatever_the_role_is_called(stage: Stage, may_alter: May, name: str) -> None:
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_a_role_with_any_name_gets_its_timeout(stage: Stage, may_alter: May, name: str) -> None:
     stage.session(LEAK, role="app")
     stage.session(LEAK, role=name)
     may_alter(name)
@@ -119,7 +119,7 @@ def test_whatever_the_role_is_called(stage: Stage, may_alter: May, name: str) ->
     assert settings(stage) == []
 
 
-def test_what_a_role_may_not_do_is_told_with_the_remedy(stage: Stage) -> None:
+def test_a_setting_that_the_role_may_not_make_is_reported_with_a_hint(stage: Stage) -> None:
     leak = stage.session(LEAK)
     run = apply(stage)
     (setting,) = applied(run)
@@ -162,7 +162,7 @@ def test_observe_only_says_what_it_would_do(stage: Stage, may_alter: May) -> Non
     assert CODE in sql_by_code(run)
 
 
-def test_the_stack_s_ceiling_holds(stage: Stage, may_alter: May) -> None:
+def test_a_stack_in_mode_observe_applies_nothing(stage: Stage, may_alter: May) -> None:
     stage.monkeypatch.setenv("MODE", "observe")
     stage.session(LEAK)
     may_alter("app")
@@ -170,7 +170,7 @@ def test_the_stack_s_ceiling_holds(stage: Stage, may_alter: May) -> None:
     assert settings(stage) == []
 
 
-def test_only_what_was_asked_for_is_applied(stage: Stage, may_alter: May) -> None:
+def test_only_the_requested_codes_are_applied(stage: Stage, may_alter: May) -> None:
     stage.session(LEAK)
     may_alter("app")
     run = apply(stage, "set-idle-session-timeout", "set-transaction-timeout")
@@ -181,7 +181,9 @@ def test_only_what_was_asked_for_is_applied(stage: Stage, may_alter: May) -> Non
 
 
 @pytest.mark.majors(17, 99)
-def test_several_codes_are_applied_each_to_whom_it_helps(stage: Stage, may_alter: May) -> None:
+def test_several_codes_are_applied_to_the_roles_that_need_them(
+    stage: Stage, may_alter: May
+) -> None:
     stage.session(LEAK)
     stage.session(ACTIVE, role="web")
     may_alter("app")
@@ -194,7 +196,7 @@ def test_several_codes_are_applied_each_to_whom_it_helps(stage: Stage, may_alter
     assert settings(stage, "web") == ["transaction_timeout=1h"]
 
 
-def test_protected_roles_superusers_and_our_own_are_left_alone(
+def test_protected_roles_superusers_and_the_reaper_s_own_role_are_not_changed(
     stage: Stage, may_alter: May
 ) -> None:
     protected = ["deploy", "rdsproxyadmin", "root2", REAPER]
@@ -211,9 +213,7 @@ def test_protected_roles_superusers_and_our_own_are_left_alone(
     assert settings(stage, REAPER) == ours
 
 
-def test_nothing_is_applied_where_the_breaker_doubts_the_policy(
-    stage: Stage, may_alter: May
-) -> None:
+def test_nothing_is_applied_if_the_breaker_trips(stage: Stage, may_alter: May) -> None:
     stage.session(LEAK)
     may_alter("app")
     run = apply(stage, limits={"max_share": "10%"})
@@ -223,7 +223,7 @@ def test_nothing_is_applied_where_the_breaker_doubts_the_policy(
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_connection_that_breaks_at_the_statement_leaves_it_unknown_until_the_next_time(
+def test_after_a_lost_connection_it_is_unknown_whether_the_setting_was_made(
     stage: Stage, may_alter: May, *, lost: bool
 ) -> None:
     stage.session(LEAK)
@@ -233,17 +233,19 @@ def test_a_connection_that_breaks_at_the_statement_leaves_it_unknown_until_the_n
         stage.target(port=proxy.port)
         run = apply(stage)
         after = settings(stage)
-        again = apply(stage)  # by another connection, without trouble
+        again = apply(stage)  # by another connection, which does not break
     (setting,) = applied(run)
     assert setting["done"] is False
-    assert "is not known" in setting["error"]["hint"]
+    assert "It is unknown whether" in setting["error"]["hint"]
     assert run.target()["status"] == "failed"
     assert CODE in sql_by_code(run)
     assert after == ([f"{SETTING}=10min"] if lost else [])
     assert [each["done"] for each in applied(again)] == ([] if lost else [True])
 
 
-def test_a_replica_is_told_that_its_writer_has_to_be_set(stage: Stage, build: Build) -> None:
+def test_on_a_replica_the_hint_says_to_set_the_timeout_on_the_writer(
+    stage: Stage, build: Build
+) -> None:
     with another(build, standby=True) as replica:
         leak = replica.leak()
         stage.target(port=replica.server.port)
@@ -255,7 +257,7 @@ def test_a_replica_is_told_that_its_writer_has_to_be_set(stage: Stage, build: Bu
     assert sql_by_code(run)[CODE] == setting["sql"]
 
 
-def test_a_server_without_leaks_has_nothing_to_apply(stage: Stage) -> None:
+def test_on_a_server_without_leaks_there_is_nothing_to_apply(stage: Stage) -> None:
     stage.session(IDLE)
     run = apply(stage)
     assert run.document["status"] == "ok"
@@ -263,7 +265,7 @@ def test_a_server_without_leaks_has_nothing_to_apply(stage: Stage) -> None:
     assert "orders: nothing to apply, slots" in run.email.subject
 
 
-def test_only_an_apply_run_says_what_was_applied(stage: Stage) -> None:
+def test_only_an_apply_run_reports_applied_settings(stage: Stage) -> None:
     stage.session(LEAK)
     assert "applied" not in stage.reap().target()
     assert "applied" not in stage.run({"check": True}).target()

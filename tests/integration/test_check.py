@@ -67,7 +67,7 @@ def test_it_tells_what_the_server_is_and_what_the_role_may(stage: Stage) -> None
 def test_the_answer_is_published_so_that_one_sees_whether_it_arrives(stage: Stage) -> None:
     run = check(stage)
     assert "orders: checked vanilla PostgreSQL " in run.email.subject
-    assert "has a reserved slot: no" in run.said
+    assert "cannot use a reserved slot." in run.said
     assert PASSWORD not in str(run.document) + run.email.body
 
 

@@ -266,7 +266,17 @@ def test_of_a_run_that_raises_no_success_is_counted(stage: Stage, output: Output
 def test_what_comes_back_is_the_document_of_the_contract(stage: Stage) -> None:
     stage.session(LEAK)
     document = stage.reap().document
-    assert set(document) == {"run_id", "mode", "status", "summary", "totals", "targets"}
+    assert set(document) == {
+        "run_id",
+        "mode",
+        "status",
+        "verdict",
+        "steps",
+        "summary",
+        "totals",
+        "targets",
+    }
+    assert document["verdict"].startswith("RESOLVED: ")
     assert set(document["totals"]) >= {
         "targets",
         "failed",

@@ -136,7 +136,7 @@ def test_the_fallback_secret_is_used_only_when_the_server_is_full(full: Stage) -
     (advice,) = [a for a in run.target()["advice"] if a["code"] == "reserve-slots"]
     assert "rescuer" in advice["message"]
     assert advice["sql"] == f'GRANT pg_use_reserved_connections TO "{REAPER}";'
-    assert "signed in by the fallback secret" in run.email.subject
+    assert "connected with the fallback secret" in run.email.subject
     assert PASSWORD not in str(run.document) + run.email.body
 
 

@@ -1,8 +1,7 @@
-"""The memory on a real server's troubles, DynamoDB by the stand-in."""
+"""The notification state of a real server's issues, with a stand-in for DynamoDB."""
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import time
@@ -14,7 +13,8 @@ import pytest
 from botocore.client import BaseClient
 from session_reaper.errors import PublishError
 
-from tests.integration.stage import IDLE, REAPER, policy, rule
+from tests.integration.notification import TABLE, table, use
+from tests.integration.stage import IDLE, LEAK, REAPER, policy, rule
 from tests.integration.wire import Impostor, aws_but_for, http, say
 
 if TYPE_CHECKING:
@@ -22,31 +22,10 @@ if TYPE_CHECKING:
 
     from tests.integration.stage import Run, Stage
 
-TABLE = "session-reaper-Memory"
+__all__ = ["table"]  # a fixture
+
 SECRETS = "arn:aws:secretsmanager:eu-central-1:123456789012:secret"
 PAGE = b"<html><head><title>403 Forbidden</title></head><body><h1>403 Forbidden</h1></body></html>"
-
-
-@pytest.fixture
-def table(stage: Stage) -> Iterator[None]:
-    """The table as template.yaml has it."""
-    dynamodb = boto3.client("dynamodb")
-    dynamodb.create_table(
-        TableName=TABLE,
-        BillingMode="PAY_PER_REQUEST",
-        AttributeDefinitions=[
-            {"AttributeName": "target", "AttributeType": "S"},
-            {"AttributeName": "kind", "AttributeType": "S"},
-        ],
-        KeySchema=[
-            {"AttributeName": "target", "KeyType": "HASH"},
-            {"AttributeName": "kind", "KeyType": "RANGE"},
-        ],
-    )
-    stage.monkeypatch.setenv("MEMORY_TABLE", TABLE)
-    stage.target()
-    yield
-    dynamodb.delete_table(TableName=TABLE)
 
 
 def items() -> list[dict[str, Any]]:
@@ -58,20 +37,12 @@ def kinds() -> set[str]:
 
 
 def aged(seconds: float) -> None:
-    """As if all that is remembered had been told so much earlier."""
+    """Make every item as old as if it had been written so many seconds earlier."""
     dynamodb = boto3.client("dynamodb")
     for item in items():
         for key in ("told_at", "since"):
             item[key] = {"N": str(float(item[key]["N"]) - seconds)}
         dynamodb.put_item(TableName=TABLE, Item=item)
-
-
-def use(stage: Stage, document: dict[str, object]) -> None:
-    """Let this policy be the stack's: an event that brings one is told in any case."""
-    stage.aws.ssm.put_parameter(
-        Name="policy", Value=json.dumps(document), Type="String", Overwrite=True
-    )
-    stage.monkeypatch.setenv("POLICY", "ssm:policy")
 
 
 @contextmanager
@@ -88,20 +59,20 @@ def subjects(run: Run) -> list[str]:
 
 
 @pytest.mark.usefixtures("table")
-def test_the_same_trouble_is_told_once_and_its_end_once(stage: Stage) -> None:
+def test_an_issue_is_reported_once_and_its_end_once(stage: Stage) -> None:
     with locked_out(stage):
         (first,) = subjects(stage.run())
         assert first.startswith("orders: failed")
         assert subjects(stage.run()) == []
         assert kinds() == {"failed 28000"}
     (last,) = subjects(stage.run())
-    assert last.startswith("orders: recovered (failed 28000 for ")
+    assert last.startswith("orders: recovered (error 28000 for ")
     assert kinds() == set()
     assert subjects(stage.run()) == []
 
 
 @pytest.mark.usefixtures("table")
-def test_after_remind_after_the_same_trouble_is_told_again(stage: Stage) -> None:
+def test_an_ongoing_issue_is_repeated_after_remind_after(stage: Stage) -> None:
     stage.monkeypatch.setenv("REMIND_AFTER", "90m")
     with locked_out(stage):
         assert stage.run().emails
@@ -113,7 +84,7 @@ def test_after_remind_after_the_same_trouble_is_told_again(stage: Stage) -> None
 
 
 @pytest.mark.usefixtures("table")
-def test_what_returns_after_its_end_was_told_is_news(stage: Stage) -> None:
+def test_an_issue_that_returns_is_news(stage: Stage) -> None:
     for _ in range(2):
         with locked_out(stage):
             assert stage.run().emails
@@ -121,7 +92,7 @@ def test_what_returns_after_its_end_was_told_is_news(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_every_termination_is_told(stage: Stage) -> None:
+def test_every_termination_is_reported(stage: Stage) -> None:
     use(stage, policy())
     for _ in range(2):
         stage.session()
@@ -133,7 +104,7 @@ def test_every_termination_is_told(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_in_observe_mode_the_same_leak_is_told_once(stage: Stage) -> None:
+def test_in_observe_mode_the_same_leak_is_reported_once(stage: Stage) -> None:
     use(stage, policy())
     stage.monkeypatch.setenv("MODE", "observe")
     stage.session()
@@ -144,19 +115,19 @@ def test_in_observe_mode_the_same_leak_is_told_once(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_a_trouble_that_was_told_is_named_beside_the_news(stage: Stage) -> None:
+def test_a_known_issue_is_named_beside_the_news(stage: Stage) -> None:
     use(stage, policy())
     stage.target("closed", port=1, name="closed")
     assert stage.run().emails
     stage.session()
     email = stage.run().email
     assert email.subject.startswith("orders: 1 session terminated")
-    assert email.subject.endswith("; 1 told before")
-    assert "Told before, and still so: closed" in email.body
+    assert email.subject.endswith("; 1 with known issues")
+    assert "Reported before and not resolved yet: closed" in email.body
 
 
 @pytest.mark.usefixtures("table")
-def test_a_run_asked_for_specially_is_told_and_changes_no_memory(stage: Stage) -> None:
+def test_a_manual_run_with_options_is_reported_and_changes_no_state(stage: Stage) -> None:
     with locked_out(stage):
         assert stage.run().emails
         before = items()
@@ -167,7 +138,7 @@ def test_a_run_asked_for_specially_is_told_and_changes_no_memory(stage: Stage) -
 
 
 @pytest.mark.usefixtures("table")
-def test_who_always_wants_to_hear_hears_always(stage: Stage) -> None:
+def test_notify_always_reports_every_run(stage: Stage) -> None:
     stage.monkeypatch.setenv("NOTIFY", "always")
     with locked_out(stage):
         assert stage.run().emails
@@ -176,14 +147,14 @@ def test_who_always_wants_to_hear_hears_always(stage: Stage) -> None:
     assert "recovered" not in stage.run().email.subject
 
 
-def test_without_a_table_everything_is_told(stage: Stage) -> None:
+def test_without_a_table_everything_is_reported(stage: Stage) -> None:
     with locked_out(stage):
         assert stage.run().emails
         assert stage.run().emails
 
 
 @pytest.mark.parametrize("name", ["no-such-table", "not a name"])
-def test_if_the_table_is_not_to_be_read_everything_is_told(stage: Stage, name: str) -> None:
+def test_if_the_table_cannot_be_read_everything_is_reported(stage: Stage, name: str) -> None:
     stage.monkeypatch.setenv("MEMORY_TABLE", name)
     with locked_out(stage):
         for _ in range(2):
@@ -192,7 +163,7 @@ def test_if_the_table_is_not_to_be_read_everything_is_told(stage: Stage, name: s
 
 
 @pytest.mark.usefixtures("table")
-def test_a_silent_table_costs_seconds_and_no_summary(stage: Stage) -> None:
+def test_a_table_that_does_not_answer_costs_seconds_and_no_summary(stage: Stage) -> None:
     leak = stage.session(IDLE)
     use(stage, policy(rule(state=[IDLE])))
     with aws_but_for(b"DynamoDB_") as silent:
@@ -203,7 +174,7 @@ def test_a_silent_table_costs_seconds_and_no_summary(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_what_did_not_go_out_is_not_remembered_as_told(stage: Stage) -> None:
+def test_an_undelivered_issue_is_not_saved_as_reported(stage: Stage) -> None:
     topic = os.environ["TOPIC_ARN"]
     with locked_out(stage):
         stage.monkeypatch.setenv("TOPIC_ARN", f"{topic}-gone")
@@ -214,7 +185,9 @@ def test_what_did_not_go_out_is_not_remembered_as_told(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_a_kill_whose_summary_did_not_go_out_is_told_by_the_next_run(stage: Stage) -> None:
+def test_a_termination_whose_summary_was_not_delivered_is_reported_by_the_next_run(
+    stage: Stage,
+) -> None:
     topic = os.environ["TOPIC_ARN"]
     use(stage, policy())
     stage.session()
@@ -224,15 +197,15 @@ def test_a_kill_whose_summary_did_not_go_out_is_told_by_the_next_run(stage: Stag
     stage.monkeypatch.setenv("TOPIC_ARN", topic)
     run = stage.run()
     assert run.document["totals"]["terminated"] == 0
-    assert run.email.subject.endswith("; 1 not delivered before")
-    assert "Not delivered before: orders: 1 session terminated" in run.said
+    assert run.email.subject.endswith("; 1 undelivered from earlier runs")
+    assert "Not delivered by an earlier run: orders: 1 session terminated" in run.said
     assert stage.run().emails == []
 
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("body", [b"upstream connect error", PAGE, b'"no"', b""])
 @pytest.mark.parametrize("status", ["200 OK", "403 Forbidden", "503 Service Unavailable"])
-def test_a_kill_whose_summary_a_proxy_swallows_is_in_the_log_and_in_the_next_summary(
+def test_a_termination_whose_summary_a_proxy_swallows_is_in_the_log_and_the_next_summary(
     stage: Stage, caplog: pytest.LogCaptureFixture, status: str, body: bytes
 ) -> None:
     use(stage, policy())
@@ -245,13 +218,13 @@ def test_a_kill_whose_summary_a_proxy_swallows_is_in_the_log_and_in_the_next_sum
         stage.monkeypatch.setenv("AWS_ENDPOINT_URL", stand_in)
     assert not leak.is_there
     assert [record.message for record in caplog.records].count("outcome") == 1
-    assert stage.run().email.subject.endswith("; 1 not delivered before")
+    assert stage.run().email.subject.endswith("; 1 undelivered from earlier runs")
 
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("body", [b"upstream connect error", PAGE, b'"no"', b"[]", b""])
 @pytest.mark.parametrize("status", ["200 OK", "403 Forbidden"])
-def test_where_a_proxy_answers_for_the_table_everything_is_told(
+def test_if_a_proxy_answers_for_the_table_everything_is_reported(
     stage: Stage, status: str, body: bytes
 ) -> None:
     use(stage, policy())
@@ -264,7 +237,7 @@ def test_where_a_proxy_answers_for_the_table_everything_is_told(
 
 
 @pytest.mark.usefixtures("table")
-def test_a_bug_in_telling_keeps_no_kill_out_of_the_log(
+def test_a_bug_in_publishing_keeps_no_termination_out_of_the_log(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     use(stage, policy())
@@ -285,7 +258,7 @@ def test_a_bug_in_telling_keeps_no_kill_out_of_the_log(
 
 
 @pytest.mark.usefixtures("table")
-def test_one_item_that_cannot_be_kept_does_not_keep_the_others_out(stage: Stage) -> None:
+def test_one_item_that_cannot_be_saved_does_not_affect_the_others(stage: Stage) -> None:
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
 
     def stretch(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -301,7 +274,9 @@ def test_one_item_that_cannot_be_kept_does_not_keep_the_others_out(stage: Stage)
 
 
 @pytest.mark.usefixtures("table")
-def test_a_second_topic_that_is_gone_does_not_make_the_first_repeat_itself(stage: Stage) -> None:
+def test_a_second_topic_that_is_gone_does_not_make_the_first_repeat_its_summary(
+    stage: Stage,
+) -> None:
     stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", f"{stage.aws.topic_arn}-gone")
     stage.root.run("ALTER DATABASE postgres CONNECTION LIMIT 0")
     stage.cleanup(stage.root.run, "ALTER DATABASE postgres CONNECTION LIMIT -1")
@@ -312,7 +287,7 @@ def test_a_second_topic_that_is_gone_does_not_make_the_first_repeat_itself(stage
 
 
 @pytest.mark.usefixtures("table")
-def test_an_item_says_what_was_told_when_and_until_when_it_is_kept(stage: Stage) -> None:
+def test_an_item_has_the_target_the_times_and_its_expiry(stage: Stage) -> None:
     began = time.time()
     with locked_out(stage):
         stage.run()
@@ -323,7 +298,7 @@ def test_an_item_says_what_was_told_when_and_until_when_it_is_kept(stage: Stage)
 
 
 @pytest.mark.usefixtures("table")
-def test_a_secret_that_takes_the_name_of_another_target_silences_nothing(stage: Stage) -> None:
+def test_a_secret_that_takes_another_target_s_name_hides_nothing(stage: Stage) -> None:
     use(stage, policy())
     fields = b"SFATAL\0VFATAL\0C53300\0Msorry, too many clients already\0\0"
     with Impostor(say(b"E" + struct.pack("!i", 4 + len(fields)) + fields)) as always_full:
@@ -347,14 +322,52 @@ def test_a_secret_that_can_be_read_again_has_recovered(stage: Stage, known_by: s
     assert stage.run().emails
     assert stage.run().emails == []
     secrets.restore_secret(SecretId="stock")
-    assert "stock: recovered (failed secret" in stage.run().email.subject
+    assert "stock: recovered (error secret" in stage.run().email.subject
     assert items() == []
 
 
 @pytest.mark.usefixtures("table")
-def test_with_the_mode_off_nothing_is_forgotten(stage: Stage) -> None:
+def test_in_mode_off_nothing_is_forgotten(stage: Stage) -> None:
     with locked_out(stage):
         stage.run()
     stage.monkeypatch.setenv("MODE", "off")
     assert stage.run().emails == []
     assert kinds() == {"failed 28000"}
+
+
+def put_item(kind: str, target: str = f"{SECRETS}:orders") -> None:
+    number = {"N": f"{time.time() - 60:.3f}"}
+    item = {"target": {"S": target}, "kind": {"S": kind}, "since": number, "told_at": number}
+    boto3.client("dynamodb").put_item(TableName=TABLE, Item=item)
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    "kind", ["untold orders: 1 session terminated", "lingering", "?", " ", "full full"]
+)
+def test_an_item_of_another_release_is_ignored(stage: Stage, kind: str) -> None:
+    put_item(kind)
+    with locked_out(stage):
+        assert stage.run().email.subject.startswith("orders: failed")
+    assert "failed 28000" in kinds()
+
+
+@pytest.mark.usefixtures("table")
+def test_an_observed_rule_with_a_blank_in_its_name_hides_no_other_rule(stage: Stage) -> None:
+    stage.monkeypatch.setenv("MODE", "observe")
+    stage.session(role="b c")
+    use(stage, policy(rule("a")))
+    assert stage.run().emails
+    assert stage.run().emails == []
+    assert kinds() == {"would_terminate a b%20c"}
+    stage.session(role="c")
+    use(stage, policy(rule("a b", role=["c"], state=[LEAK], idle_for="1ms")))
+    assert stage.run().emails
+    use(stage, policy(rule("a%20b", role=["c"], state=[LEAK], idle_for="1ms")))
+    assert stage.run().emails
+    assert stage.run().emails == []
+    assert kinds() == {
+        "would_terminate a b%20c",
+        "would_terminate a%20b c",
+        "would_terminate a%2520b c",
+    }

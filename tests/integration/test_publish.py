@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import boto3
 import jsonschema
 import pytest
 from session_reaper.errors import PublishError
+
+from tests.integration.notification import inbox, subjects
 
 if TYPE_CHECKING:
     from tests.integration.stage import Stage
@@ -19,25 +20,7 @@ SCHEMA = json.loads(
 )
 
 
-def inbox(stage: Stage, name: str) -> tuple[str, str]:
-    """A topic of this name and the URL of a queue that subscribes to it."""
-    topic = stage.aws.sns.create_topic(Name=name)["TopicArn"]
-    url = stage.aws.sqs.create_queue(QueueName=name)["QueueUrl"]
-    queue = stage.aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
-    stage.aws.sns.subscribe(
-        TopicArn=topic, Protocol="sqs", Endpoint=queue["Attributes"]["QueueArn"]
-    )
-    stage.cleanup(lambda: stage.aws.sns.delete_topic(TopicArn=topic))
-    stage.cleanup(lambda: stage.aws.sqs.delete_queue(QueueUrl=url))
-    return topic, url
-
-
-def subjects(url: str) -> list[str]:
-    answer = boto3.client("sqs").receive_message(QueueUrl=url, MaxNumberOfMessages=10)
-    return [json.loads(message["Body"])["Subject"] for message in answer.get("Messages", [])]
-
-
-def test_every_form_of_a_summary_tells_the_same_run(stage: Stage) -> None:
+def test_every_form_of_a_summary_describes_the_same_run(stage: Stage) -> None:
     leak = stage.session(application_name="api", tcp=True)
     run = stage.reap()
     email = run.email
@@ -45,11 +28,15 @@ def test_every_form_of_a_summary_tells_the_same_run(stage: Stage) -> None:
     notification = json.loads(email.chat)
     jsonschema.validate(notification, SCHEMA)
     assert run.document["summary"] in notification["content"]["title"]
-    assert "`api@127.0.0.0/24` as `app`" in notification["content"]["description"]
+    assert run.document["verdict"] == "RESOLVED: 1 session was terminated and verified gone."
+    assert email.body.startswith(run.document["verdict"])
+    (step,) = run.document["steps"]
+    assert step.startswith("orders: Find out why api@127.0.0.0/24 (role app) leaves transactions")
+    assert "`api@127.0.0.0/24` (role `app`)" in notification["content"]["description"]
     assert "api@127.0.0.0/24" in email.body
     payload = json.loads(email.webhook)
     assert payload["text"] == email.subject
-    assert "`api@127.0.0.0/24` as `app`" in json.dumps(payload, ensure_ascii=False)
+    assert "`api@127.0.0.0/24` (role `app`)" in json.dumps(payload, ensure_ascii=False)
 
 
 def test_subscribers_can_filter_by_severity_status_and_target(stage: Stage) -> None:
@@ -103,7 +90,7 @@ def test_a_critical_run_goes_to_the_second_topic_too(stage: Stage, pager: str) -
     assert subjects(pager) == [email.subject]
 
 
-def test_a_second_topic_that_is_gone_keeps_nobody_else_uninformed(stage: Stage) -> None:
+def test_a_second_topic_that_is_gone_does_not_keep_the_first_from_its_summary(stage: Stage) -> None:
     gone = f"{stage.aws.topic_arn}-gone"
     stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", gone)
     stage.target()

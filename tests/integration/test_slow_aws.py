@@ -15,9 +15,8 @@ import pytest
 from session_reaper.errors import ConfigurationError, PublishError
 from session_reaper.handler import lambda_handler
 
+from tests.integration.notification import TABLE, inbox, subjects, table, use
 from tests.integration.stage import PATIENCE, Context, policy
-from tests.integration.test_memory import TABLE, table, use
-from tests.integration.test_publish import inbox, subjects
 from tests.integration.wire import (
     Impostor,
     aws_but_for,
@@ -116,7 +115,7 @@ def test_a_slow_topic_keeps_no_outcome_out_of_the_log_at_the_end_of_the_time(
     assert not leak.is_there
     assert (logged(caplog, "outcome"), logged(caplog, "run")) == (1, 1)
     items = boto3.client("dynamodb").scan(TableName=TABLE)["Items"]
-    assert [item["kind"]["S"].split()[0] for item in items] == ["untold"]
+    assert [item["kind"]["S"].split()[0] for item in items] == ["undelivered"]
 
 
 @pytest.mark.usefixtures("table")

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from session_reaper.summary.digest import digest_report
 from session_reaper.summary.message import summarize
 
 from infra.local.showing import as_email, as_slack, as_svg
@@ -25,7 +26,7 @@ _PICTURED = "a-storm-of-300"
 def files() -> Iterator[tuple[Path, str]]:
     """Every file that is made of the situations, and what it must hold."""
     for name, make in SITUATIONS.items():
-        summary = summarize(make(), PLACE, NOW)
+        summary = summarize(digest_report(make(), PLACE), NOW)
         yield _HERE / f"{name}.email.txt", f"Subject: {summary.subject}\n\n{summary.email}"
         yield _HERE / f"{name}.slack.json", _indented(summary.notification)
         yield _HERE / f"{name}.webhook.json", _indented(summary.webhook)

@@ -1,4 +1,4 @@
-"""Ten situations that people are told of. The decisions are the engine's own, on sessions made here."""
+"""Ten situations that are reported. The decisions are real, the sessions are made here."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from session_reaper.errors import BlindError, FullError, Membership, TargetError
 from session_reaper.policy.enums import Mode
 from session_reaper.report.advice import advise_on_timeouts
 from session_reaper.report.model import (
-    Failure,
+    IssueKey,
+    IssueKind,
     Outcome,
     Recovery,
     Report,
     RoleSetting,
     SessionResult,
     TargetReport,
-    TargetStatus,
+    record_breaker,
     record_error,
 )
 from session_reaper.runs.policy_source import load_policy
@@ -48,7 +49,7 @@ HOST = "orders.c3xample.eu-central-1.rds.amazonaws.com"
 
 
 def _leaks(number: int, first: int = 4000, **overrides: object) -> list[Session]:
-    """Sessions idle in transaction, the first for a quarter of an hour, each a bit shorter."""
+    """Return sessions idle in transaction, the first for 15 minutes, each next one a bit shorter."""
     return [
         a_session(
             pid=first + index,
@@ -64,16 +65,16 @@ def _leaks(number: int, first: int = 4000, **overrides: object) -> list[Session]
     ]
 
 
-def _judged(
+def _decided(
     sessions: Sequence[Session],
     slots: Slots,
     outcome: Outcome = Outcome.TERMINATED,
     policy: Policy | None = None,
     **overrides: object,
 ) -> TargetReport:
-    """What the engine makes of these sessions, and that each condemned one met this outcome."""
+    """Return the report of a target where each condemned session met this outcome."""
     decided = decide(sessions, slots, policy or load_policy("", Deadline(10)))
-    fates = tuple(
+    results = tuple(
         SessionResult(
             decision=decision,
             outcome=outcome if decision.verdict is Verdict.CONDEMN else Outcome.SPARED,
@@ -81,22 +82,16 @@ def _judged(
         for decision in decided.decisions
         if decision.verdict is not Verdict.LEAVE
     )
-    gone = sum(fate.outcome is Outcome.TERMINATED for fate in fates)
+    gone = sum(result.outcome is Outcome.TERMINATED for result in results)
     values: dict[str, object] = {
         "name": "orders",
         "slots": slots,
         "used_after": slots.used - gone,
         "pressure": describe_pressure(decided),
-        "results": fates,
+        "results": results,
     }
     if decided.breaker:
-        values["status"] = TargetStatus.BREAKER
-        values["error"] = Failure(
-            code="breaker",
-            message=decided.breaker,
-            hint="If they are leaks, run by hand with a policy whose max_share allows it, or end"
-            " them by hand; if not, mend the rule that condemns them.",
-        )
+        return record_breaker(TargetReport(**values), decided.breaker)  # type: ignore[arg-type] # a table
     return TargetReport(**values | overrides)  # type: ignore[arg-type] # a table
 
 
@@ -114,13 +109,13 @@ def quiet_recovery() -> Report:
         name="orders",
         slots=Slots(max=100, reserved=3, used=31),
         used_after=31,
-        recovered=(Recovery(kind="failed timeout", seconds=1503.0),),
+        recovered=(Recovery(issue=IssueKey(IssueKind.FAILED, ("timeout",)), seconds=1503.0),),
     )
     return _report(recovered, *_quiet(3))
 
 
 def one_leak() -> Report:
-    return _report(_judged(_leaks(1), Slots(max=100, reserved=3, used=44)), *_quiet(3))
+    return _report(_decided(_leaks(1), Slots(max=100, reserved=3, used=44)), *_quiet(3))
 
 
 def a_storm_of_300() -> Report:
@@ -137,12 +132,12 @@ def a_storm_of_300() -> Report:
         for role in ("shop", "batch")
     ]
     advice = tuple(advise_on_timeouts(timeouts))
-    judged = _judged([*imports, *api, *batch], slots, policy=policy, advice=advice)
-    return _report(judged, *_quiet(11))
+    storm = _decided([*imports, *api, *batch], slots, policy=policy, advice=advice)
+    return _report(storm, *_quiet(11))
 
 
 def observe_mode() -> Report:
-    target = _judged(
+    target = _decided(
         _leaks(12), Slots(max=100, reserved=3, used=97), Outcome.WOULD_TERMINATE, used_after=97
     )
     return _report(target, mode=Mode.OBSERVE)
@@ -151,10 +146,10 @@ def observe_mode() -> Report:
 def full() -> Report:
     error = FullError(
         "53300",
-        f"logging in to {HOST}:5432: remaining connection slots are reserved for roles with the"
-        " SUPERUSER attribute",
+        "remaining connection slots are reserved for roles with the SUPERUSER attribute",
         reserved_slot_instructions(HOST, "session_reaper"),
         limit=None,
+        step=f"logging in to {HOST}:5432",
     )
     return _report(record_error(TargetReport(name="orders"), error), *_quiet(1))
 
@@ -176,7 +171,7 @@ def breaker() -> Report:
         for pid in range(1, 10)
     ]
     slots = Slots(max=100, reserved=3, used=60)
-    return _report(_judged([*_leaks(51), *active], slots, policy=policy))
+    return _report(_decided([*_leaks(51), *active], slots, policy=policy))
 
 
 def half_the_fleet_unreachable() -> Report:
@@ -186,15 +181,16 @@ def half_the_fleet_unreachable() -> Report:
             TargetReport(name=name),
             TargetError(
                 "timeout",
-                f"connecting to {HOST.replace('orders', name)}:5432: timed out",
+                "no response in time",
                 "Check that the function's security group reaches the server's port.",
+                step=f"connecting to {HOST.replace('orders', name)}:5432",
             ),
         )
         for name in names
     ]
     return _report(
         *unreached,
-        _judged(_leaks(2), Slots(max=100, reserved=3, used=44), name="stock"),
+        _decided(_leaks(2), Slots(max=100, reserved=3, used=44), name="stock"),
         *_quiet(5),
     )
 
@@ -213,7 +209,7 @@ def a_wedged_session() -> Report:
         waiting_for_client=True,
     )
     return _report(
-        _judged([replace(session)], Slots(max=100, reserved=3, used=44), Outcome.LINGERING)
+        _decided([replace(session)], Slots(max=100, reserved=3, used=44), Outcome.LINGERING)
     )
 
 
@@ -232,7 +228,7 @@ def a_blocker_with_its_waiters() -> Report:
         waiters=waiters,
     )
     policy = a_policy(rule)
-    return _report(_judged([blocker], Slots(max=100, reserved=3, used=44), policy=policy))
+    return _report(_decided([blocker], Slots(max=100, reserved=3, used=44), policy=policy))
 
 
 SITUATIONS = {

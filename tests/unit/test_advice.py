@@ -1,4 +1,4 @@
-"""Advice is given when its evidence is there, and only then."""
+"""Advice is given exactly where there is evidence for it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from session_reaper.sessions.session import State
 from session_reaper.targets.providers import Provider
 from session_reaper.targets.target import Secret, SslMode, Target
 
-from tests.builders import a_fate, a_secret, read_target, some_fates, some_slots
+from tests.builders import a_fate, a_secret, a_server, read_target, some_fates, some_slots
 
 IN_TRANSACTION = "idle_in_transaction_session_timeout"
 REMEDIES = {
@@ -51,29 +51,6 @@ def a_timeout(
     return Timeout(role=role, database=database, name=name, value=value)
 
 
-def a_preflight(*timeouts: Timeout, **overrides: object) -> ServerFacts:
-    """A server of which nothing is to be said."""
-    values = {
-        "version": "18.1",
-        "major": 18,
-        "provider": Provider.VANILLA,
-        "tls": None,
-        "role": "reaper",
-        "superuser": False,
-        "inherits": True,
-        "connection_limit": None,
-        "granted_reserved": True,
-        "reserved_slots": 2,
-        "soon": "2026-02-14T09:00:00Z",
-        "databases": ("orders",),
-        "timeouts": timeouts,
-        "idle": (),
-        "prepared": (),
-        "replication_slots": (),
-    }
-    return ServerFacts(**values | overrides)  # type: ignore[arg-type] # a table of defaults
-
-
 def a_target(sslmode: SslMode = SslMode.VERIFY_FULL, sslrootcert: str | None = None) -> Target:
     target = read_target(Secret(name="orders", arn="arn", text=a_secret()))
     return replace(target, sslmode=sslmode, sslrootcert=sslrootcert)
@@ -86,8 +63,8 @@ def advised(
     return {each.code: each for each in given}
 
 
-def test_a_server_that_lacks_nothing_gets_no_advice() -> None:
-    assert advised(a_preflight()) == {}
+def test_a_server_without_shortcomings_gets_no_advice() -> None:
+    assert advised(a_server()) == {}
 
 
 # -- timeouts ---------------------------------------------------------------------------------------
@@ -103,8 +80,8 @@ def test_a_server_that_lacks_nothing_gets_no_advice() -> None:
         (State.FASTPATH, None),
     ],
 )
-def test_each_timeout_is_for_the_state_that_it_ends(state: State, code: str | None) -> None:
-    found = a_preflight(*(a_timeout(name=name) for name in REMEDIES.values()))
+def test_each_timeout_is_advised_for_the_state_that_it_ends(state: State, code: str | None) -> None:
+    found = a_server(*(a_timeout(name=name) for name in REMEDIES.values()))
     missing = find_missing_timeouts([a_fate(state=state)], found)
     assert [setting.code for setting in missing] == ([code] if code else [])
 
@@ -112,7 +89,7 @@ def test_each_timeout_is_for_the_state_that_it_ends(state: State, code: str | No
 @pytest.mark.parametrize("state", [State.IDLE_IN_TRANSACTION, State.IDLE, State.ACTIVE])
 def test_a_timeout_that_the_server_does_not_have_is_not_advised(state: State) -> None:
     """PostgreSQL 13 has no idle_session_timeout, nor has 16 a transaction_timeout."""
-    assert find_missing_timeouts([a_fate(state=state)], a_preflight()) == ()
+    assert find_missing_timeouts([a_fate(state=state)], a_server()) == ()
 
 
 @pytest.mark.parametrize(
@@ -141,10 +118,10 @@ def test_a_timeout_that_the_server_does_not_have_is_not_advised(state: State) ->
         ((a_timeout(), a_timeout("1h", name="idle_session_timeout")), 'ALTER ROLE "app"', None),
     ],
 )
-def test_what_is_set_most_narrowly_is_in_effect(
+def test_the_most_specific_setting_is_in_effect(
     timeouts: tuple[Timeout, ...], sql: str | None, old: str | None
 ) -> None:
-    missing = find_missing_timeouts([a_fate()], a_preflight(*timeouts))
+    missing = find_missing_timeouts([a_fate()], a_server(*timeouts))
     expected = [(f"{sql} SET {IN_TRANSACTION} = '10min';", old)] if sql else []
     assert [(setting.sql, setting.old) for setting in missing] == expected
 
@@ -160,20 +137,20 @@ def test_zero_is_off_in_every_unit(value: str | None, *, off: bool) -> None:
     assert a_timeout(value).is_off is off
 
 
-def test_a_session_that_escaped_is_no_evidence() -> None:
-    assert find_missing_timeouts([a_fate(Outcome.ESCAPED)], a_preflight(a_timeout())) == ()
+def test_an_escaped_session_is_not_evidence() -> None:
+    assert find_missing_timeouts([a_fate(Outcome.ESCAPED)], a_server(a_timeout())) == ()
 
 
 @pytest.mark.parametrize("outcome", [o for o in Outcome if o is not Outcome.ESCAPED])
-def test_a_session_that_was_condemned_is_evidence_whatever_became_of_it(outcome: Outcome) -> None:
-    assert find_missing_timeouts([a_fate(outcome)], a_preflight(a_timeout()))
+def test_a_condemned_session_is_evidence_whatever_its_outcome(outcome: Outcome) -> None:
+    assert find_missing_timeouts([a_fate(outcome)], a_server(a_timeout()))
 
 
-def test_each_role_is_named_once_and_who_leaks_most_first() -> None:
+def test_each_role_is_named_once_and_the_largest_leak_first() -> None:
     fates = (a_fate(role="a"), *some_fates(3, Outcome.TERMINATED, role="b"))
-    (given,) = advise_on_timeouts(find_missing_timeouts(fates, a_preflight(a_timeout())))
+    (given,) = advise_on_timeouts(find_missing_timeouts(fates, a_server(a_timeout())))
     assert given.code == "set-idle-in-transaction-timeout"
-    assert "without idle_in_transaction_session_timeout: b, a." in given.message
+    assert "idle_in_transaction_session_timeout is off: b, a." in given.message
     assert "new sessions only" in given.message
     assert given.sql == (
         f"ALTER ROLE \"b\" SET {IN_TRANSACTION} = '10min';"
@@ -181,14 +158,14 @@ def test_each_role_is_named_once_and_who_leaks_most_first() -> None:
     )
 
 
-def test_who_sets_idle_session_timeout_is_warned_of_pools() -> None:
-    found = a_preflight(a_timeout(name="idle_session_timeout"))
+def test_the_advice_on_idle_session_timeout_warns_of_pools() -> None:
+    found = a_server(a_timeout(name="idle_session_timeout"))
     (given,) = advise_on_timeouts(find_missing_timeouts([a_fate(state=State.IDLE)], found))
-    assert "A pool must be able to connect again" in given.message
+    assert "pool must reconnect when one of its sessions is ended" in given.message
 
 
-def test_the_databases_without_a_timeout_are_named_but_not_where_it_is_unknown() -> None:
-    found = a_preflight(
+def test_only_databases_whose_timeout_is_known_to_be_off_are_named() -> None:
+    found = a_server(
         a_timeout(None),
         a_timeout("5min", database="a"),
         a_timeout(database='b"c'),
@@ -200,22 +177,22 @@ def test_the_databases_without_a_timeout_are_named_but_not_where_it_is_unknown()
 
 
 def a_setting() -> RoleSetting:
-    (setting,) = find_missing_timeouts([a_fate()], a_preflight(a_timeout()))
+    (setting,) = find_missing_timeouts([a_fate()], a_server(a_timeout()))
     return setting
 
 
 @pytest.mark.parametrize(
     ("major", "provider", "who", "needs"),
     [
-        (15, Provider.VANILLA, "a superuser", "need CREATEROLE:"),
-        (16, Provider.RDS, "the master user", "need CREATEROLE and ADMIN OPTION on app:"),
-        (18, Provider.AIVEN, "avnadmin", "need CREATEROLE and ADMIN OPTION on app:"),
+        (15, Provider.VANILLA, "a superuser", "need CREATEROLE to run it"),
+        (16, Provider.RDS, "the master user", "need CREATEROLE and ADMIN OPTION on app to run it"),
+        (18, Provider.AIVEN, "avnadmin", "need CREATEROLE and ADMIN OPTION on app to run it"),
     ],
 )
-def test_who_may_not_set_it_is_told_who_may(
+def test_a_refused_setting_says_which_role_may_make_it(
     major: int, provider: Provider, who: str, needs: str
 ) -> None:
-    found = a_preflight(major=major, provider=provider)
+    found = a_server(major=major, provider=provider)
     failure = explain_refused_setting(
         TargetError("42501", "no", "hint"), a_setting(), found, reader=False
     )
@@ -224,24 +201,24 @@ def test_who_may_not_set_it_is_told_who_may(
     assert needs in failure.hint
 
 
-def test_another_trouble_keeps_its_own_remedy_except_on_a_replica() -> None:
+def test_another_error_keeps_its_own_hint_except_on_a_replica() -> None:
     error = TargetError("57014", "slow", "wait")
-    assert explain_refused_setting(error, a_setting(), a_preflight(), reader=False).hint == "wait"
-    assert "writer" in explain_refused_setting(error, a_setting(), a_preflight(), reader=True).hint
+    assert explain_refused_setting(error, a_setting(), a_server(), reader=False).hint == "wait"
+    assert "writer" in explain_refused_setting(error, a_setting(), a_server(), reader=True).hint
 
 
 # -- a pooler ----------------------------------------------------------------------------------------
 
 
 def held(number: int, application: str = "api", role: str = "app") -> ServerFacts:
-    return a_preflight(idle=(IdleSessions(application=application, role=role, number=number),))
+    return a_server(idle=(IdleSessions(application=application, role=role, number=number),))
 
 
 @pytest.mark.parametrize(
     ("number", "usable", "enough"),
     [(9, 20, False), (10, 20, True), (10, 40, True), (10, 41, False), (25, 97, True)],
 )
-def test_a_pooler_is_for_ten_idle_sessions_that_are_a_quarter_of_the_slots(
+def test_a_pooler_is_advised_for_ten_idle_sessions_that_use_a_quarter_of_the_slots(
     number: int, usable: int, *, enough: bool
 ) -> None:
     slots = some_slots(maximum=usable, reserved=0)
@@ -251,7 +228,7 @@ def test_a_pooler_is_for_ten_idle_sessions_that_are_a_quarter_of_the_slots(
     assert all(f"of {usable} slots" in each.message for each in given)
 
 
-def test_idle_sessions_that_the_run_has_ended_count_and_no_others() -> None:
+def test_idle_sessions_that_the_run_has_terminated_count_as_held() -> None:
     ended = some_fates(10, Outcome.TERMINATED, state=State.IDLE)
     assert "held 30 idle" in advised(held(20), *ended)["use-pooler"].message
     others = [
@@ -261,27 +238,27 @@ def test_idle_sessions_that_the_run_has_ended_count_and_no_others() -> None:
     assert "use-pooler" not in advised(held(20), *others)
 
 
-def test_a_provider_s_own_pool_is_not_advised_against() -> None:
+def test_no_pooler_is_advised_for_the_provider_s_own_pool() -> None:
     assert "use-pooler" not in advised(held(90, role="rdsproxyadmin"))
 
 
 # -- what holds vacuum back ----------------------------------------------------------------------------
 
 
-def test_a_prepared_transaction_is_old_from_an_hour_on() -> None:
+def test_prepared_transactions_older_than_an_hour_are_reported() -> None:
     young = PreparedTransaction(database="young", seconds=OLD_PREPARED - 0.1)
-    assert advised(a_preflight(prepared=(young,))) == {}
+    assert advised(a_server(prepared=(young,))) == {}
     old = (
         PreparedTransaction(database="b", seconds=7200.0),
         PreparedTransaction(database="a", seconds=OLD_PREPARED),
     )
-    given = advised(a_preflight(prepared=(*old, young)))["end-prepared-transactions"]
+    given = advised(a_server(prepared=(*old, young)))["end-prepared-transactions"]
     assert "older than an hour: 2, the oldest 2h, in a, b." in given.message
     assert "COMMIT PREPARED or ROLLBACK PREPARED" in given.message
 
 
 @pytest.mark.parametrize(
-    ("active", "transactions", "told"),
+    ("active", "transactions", "is_reported"),
     [
         (False, HELD_BY_INACTIVE - 1, False),
         (False, HELD_BY_INACTIVE, True),
@@ -289,29 +266,29 @@ def test_a_prepared_transaction_is_old_from_an_hour_on() -> None:
         (True, HELD_BY_ACTIVE, True),
     ],
 )
-def test_a_replication_slot_is_told_when_it_holds_back_much(
-    transactions: int, *, active: bool, told: bool
+def test_a_replication_slot_is_reported_if_it_holds_back_many_transactions(
+    transactions: int, *, active: bool, is_reported: bool
 ) -> None:
     slot = ReplicationSlot(name="cdc", active=active, held=transactions)
-    given = advised(a_preflight(replication_slots=(slot,)))
-    assert ("drop-replication-slot" in given) is told
-    if told:
+    given = advised(a_server(replication_slots=(slot,)))
+    assert ("drop-replication-slot" in given) is is_reported
+    if is_reported:
         word = "active" if active else "inactive"
         assert f"cdc ({word}) by {transactions:,} " in given["drop-replication-slot"].message
 
 
-def test_only_inactive_replication_slots_are_to_be_dropped() -> None:
+def test_the_sql_drops_only_inactive_replication_slots() -> None:
     slots = (
         ReplicationSlot(name="cdc", active=True, held=HELD_BY_ACTIVE),
         ReplicationSlot(name="a_1", active=False, held=HELD_BY_INACTIVE),
         ReplicationSlot(name="b_2", active=False, held=HELD_BY_INACTIVE),
     )
-    given = advised(a_preflight(replication_slots=slots))["drop-replication-slot"]
+    given = advised(a_server(replication_slots=slots))["drop-replication-slot"]
     assert (
         given.sql
         == "SELECT pg_drop_replication_slot('a_1');\nSELECT pg_drop_replication_slot('b_2');"
     )
-    given = advised(a_preflight(replication_slots=slots[:1]))["drop-replication-slot"]
+    given = advised(a_server(replication_slots=slots[:1]))["drop-replication-slot"]
     assert given.sql is None
 
 
@@ -322,26 +299,26 @@ def test_only_inactive_replication_slots_are_to_be_dropped() -> None:
     ("sslmode", "sslrootcert", "problem"),
     [
         (SslMode.VERIFY_FULL, None, None),
-        (SslMode.DISABLE, None, None),  # told in every report
+        (SslMode.DISABLE, None, None),  # reported in every run
         (SslMode.REQUIRE, None, "has no sslrootcert"),
         (SslMode.REQUIRE, "PEM", "require, which accepts the certificate of another host"),
         (SslMode.VERIFY_CA, None, "verify-ca, which accepts the certificate of another host"),
         (SslMode.VERIFY_CA, "PEM", "verify-ca, which accepts the certificate of another host"),
     ],
 )
-def test_less_than_verify_full_is_told(
+def test_an_sslmode_below_verify_full_is_reported(
     sslmode: SslMode, sslrootcert: str | None, problem: str | None
 ) -> None:
-    given = advised(a_preflight(), target=a_target(sslmode, sslrootcert))
+    given = advised(a_server(), target=a_target(sslmode, sslrootcert))
     assert set(given) == ({"verify-certificate"} if problem else set())
     assert all(str(problem) in each.message for each in given.values())
 
 
-def test_without_a_reserved_slot_there_is_one_to_be_made() -> None:
+def test_a_role_without_a_reserved_slot_gets_advice_how_to_reserve_one() -> None:
     for found, code in [
-        (a_preflight(reserved_slots=0), "set-reserved-connections"),
-        (a_preflight(granted_reserved=False), "grant-reserved-connections"),
-        (a_preflight(reserved_slots=0, major=15), "add-fallback-secret"),
+        (a_server(reserved_slots=0), "set-reserved-connections"),
+        (a_server(granted_reserved=False), "grant-reserved-connections"),
+        (a_server(reserved_slots=0, major=15), "add-fallback-secret"),
     ]:
         assert set(advised(found)) == {code}
         assert advised(found, target=replace(a_target(), fallback_secret="x")) == {}  # noqa: S106 -- a name
@@ -350,7 +327,7 @@ def test_without_a_reserved_slot_there_is_one_to_be_made() -> None:
 # -- in order ------------------------------------------------------------------------------------------
 
 
-def test_each_advice_comes_once_and_the_most_useful_first() -> None:
+def test_advice_is_unique_and_sorted_by_usefulness() -> None:
     codes = ["verify-certificate", "use-pooler", "set-idle-in-transaction-timeout", "use-pooler"]
     given = sort_advice(Advice(code=code, message="", sql=None) for code in codes)
     assert [each.code for each in given] == [
@@ -360,7 +337,7 @@ def test_each_advice_comes_once_and_the_most_useful_first() -> None:
     ]
 
 
-def test_every_code_has_its_place_and_is_documented() -> None:
+def test_every_code_has_a_place_in_the_order_and_is_documented() -> None:
     source = Path(advice.__file__).read_text()
     codes = {*REMEDIES, *re.findall(r'code="([a-z-]+)"', source)}
     assert len(codes) > 15

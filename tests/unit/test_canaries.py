@@ -1,4 +1,4 @@
-"""Whatever a query holds, nobody reads it: over every output there is."""
+"""No literal of a query and no markup from outside is in any output of a run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from session_reaper.report.document import to_document, to_recordings
 from session_reaper.report.model import Outcome, Report
 from session_reaper.sessions.session import State
 from session_reaper.settings import FunctionLocation
+from session_reaper.summary.digest import digest_report
 from session_reaper.summary.message import summarize
 
 from tests.builders import a_fate, a_report, a_session, a_snapshot, a_target_report
@@ -46,14 +47,14 @@ QUERIES = [
 
 
 def outputs(report: Report) -> list[str]:
-    """Every text that a run's report becomes."""
-    return list(_texts(summarize(report, PLACE, 1_768_464_000.0)))
+    """Return every text of a run's summary."""
+    return list(_texts(summarize(digest_report(report, PLACE), 1_768_464_000.0)))
 
 
 def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-        if value.startswith("{"):  # JSON: what a reader of it gets to see
+        if value.startswith("{"):  # JSON: its readers see the decoded text
             yield from _texts(json.loads(value))
     elif is_dataclass(value):
         yield from _texts([getattr(value, each.name) for each in fields(value)])
@@ -65,7 +66,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def a_story(**session: Any) -> Report:  # noqa: ANN401 -- a session's fields
-    """A run in which one such session in each state met each outcome, each on its own target."""
+    """Return a run with one such session for each state and outcome, each on its own target."""
     return a_report(
         *(
             a_target_report(a_fate(outcome, state=state, **session), name=f"{state} {outcome}")
@@ -91,7 +92,7 @@ def test_the_canary_would_be_found() -> None:
 
 
 @pytest.mark.parametrize("field", ["application", "role", "database", "query"])
-def test_nothing_from_outside_brings_a_control_character_or_markup_with_it(field: str) -> None:
+def test_no_name_or_query_brings_control_characters_or_markup(field: str) -> None:
     report = a_story(**{field: f"x{CONTROLS}{MARKUP}y"})
     texts = outputs(report)
     assert not [text for text in texts if not text.replace("\n", "").isprintable()]

@@ -38,7 +38,7 @@ SEEN = {
     "oldest_idle_in_transaction": 901.2,
 }
 UNREACHED = TargetReport(name="billing", status=TargetStatus.FAILED)
-# What is published of a target in any case; all else costs nothing while it does not happen.
+# Every reached target publishes these metrics; the others cost nothing while they are 0.
 ALWAYS = {
     "FailedTargets",
     "SlotsUsed",
@@ -124,7 +124,7 @@ def test_a_quiet_target_publishes_its_slots_and_its_sessions_and_nothing_else(
         (Outcome.SPARED, "Spared"),
     ],
 )
-def test_an_outcome_is_published_only_where_it_happened(
+def test_an_outcome_is_published_only_if_it_happened(
     capsys: Capture, outcome: Outcome, name: str
 ) -> None:
     line = of_target(capsys, *some_fates(3, outcome))
@@ -139,19 +139,19 @@ def test_a_target_that_was_not_reached_is_counted(capsys: Capture, status: Targe
     assert of_target(capsys, status=status).metrics["FailedTargets"] == (not reached)
 
 
-def test_of_a_target_that_nobody_saw_only_that_is_published(capsys: Capture) -> None:
+def test_a_target_without_a_snapshot_publishes_only_its_failure(capsys: Capture) -> None:
     emit_target_metrics(UNREACHED)
     (line,) = written(capsys)
     assert line.dimensions["target"] == "billing"
     assert line.metrics == {"FailedTargets": 1}
 
 
-def test_slots_that_nobody_counted_in_the_end_are_not_published(capsys: Capture) -> None:
+def test_slots_that_were_not_counted_after_the_run_are_not_published(capsys: Capture) -> None:
     assert set(of_target(capsys, used_after=None).metrics) == ALWAYS - {"SlotsUsed"}
     assert set(of_target(capsys, slots=some_slots(maximum=3)).metrics) == ALWAYS - {"SlotsUsed"}
 
 
-def test_what_each_rule_terminated_is_a_line_of_its_own(capsys: Capture) -> None:
+def test_each_rule_that_terminated_sessions_has_its_own_line(capsys: Capture) -> None:
     terminated = some_fates(3, TERMINATED)
     fates = [by_rule(fate, name) for fate, name in zip(terminated, "aba", strict=True)]
     spared = by_rule(a_fate(Outcome.SPARED), "c")
@@ -176,7 +176,7 @@ def test_what_each_rule_terminated_is_a_line_of_its_own(capsys: Capture) -> None
         ("x" * 2000, "x" * 250),
     ],
 )
-def test_a_name_that_cloudwatch_would_drop_is_published_in_another_spelling(
+def test_characters_that_cloudwatch_would_drop_are_replaced(
     capsys: Capture, name: str, published: str
 ) -> None:
     emit_target_metrics(a_target_report(by_rule(a_fate(), name), name=name))
@@ -188,7 +188,7 @@ def test_a_name_that_cloudwatch_would_drop_is_published_in_another_spelling(
 # -- a run -----------------------------------------------------------------------------------------
 
 
-def test_a_run_publishes_its_sum_over_all_targets(capsys: Capture) -> None:
+def test_a_run_publishes_sums_over_all_targets(capsys: Capture) -> None:
     line = of_run(
         capsys,
         a_report(
@@ -215,7 +215,9 @@ def test_a_run_publishes_its_sum_over_all_targets(capsys: Capture) -> None:
     }
 
 
-def test_a_run_that_reached_nobody_is_no_success_and_knows_no_slots(capsys: Capture) -> None:
+def test_a_run_that_reached_no_target_is_not_successful_and_publishes_no_slots(
+    capsys: Capture,
+) -> None:
     line = of_run(capsys, a_report(UNREACHED, UNREACHED))
     assert line.metrics["SuccessfulRuns"] == 0
     assert line.metrics["FailedTargets"] == 2
@@ -223,16 +225,16 @@ def test_a_run_that_reached_nobody_is_no_success_and_knows_no_slots(capsys: Capt
 
 
 @pytest.mark.parametrize("status", [TargetStatus.OK, TargetStatus.BREAKER])
-def test_a_run_that_reached_somebody_is_a_success(capsys: Capture, status: TargetStatus) -> None:
+def test_a_run_that_reached_a_target_is_successful(capsys: Capture, status: TargetStatus) -> None:
     report = a_report(UNREACHED, a_target_report(status=status))
     assert of_run(capsys, report).metrics["SuccessfulRuns"] == 1
 
 
-def test_a_run_in_mode_off_is_a_success_since_nothing_is_dead(capsys: Capture) -> None:
+def test_a_run_in_mode_off_is_successful(capsys: Capture) -> None:
     assert of_run(capsys, a_report(mode=Mode.OFF)).metrics["SuccessfulRuns"] == 1
 
 
-def test_no_word_of_a_session_is_in_a_metric_but_its_rule(capsys: Capture) -> None:
+def test_metrics_name_no_session(capsys: Capture) -> None:
     names = dict.fromkeys(("role", "database", "application", "client", "query"), "CANARY")
     target = a_target_report(
         SessionResult(decision=a_decision(a_session(**names)), outcome=TERMINATED)
@@ -246,7 +248,7 @@ def test_no_word_of_a_session_is_in_a_metric_but_its_rule(capsys: Capture) -> No
 
 
 @pytest.mark.parametrize("name", ["session-reaper-blue", "", None])
-def test_metrics_and_log_are_under_the_name_of_the_stack(name: str | None) -> None:
+def test_metrics_and_log_have_the_name_of_the_stack(name: str | None) -> None:
     """By another process: Powertools reads its variables at import."""
     code = """
 from session_reaper.observability import emit_run_metrics, logger

@@ -15,15 +15,18 @@ from session_reaper.report.known_issues import (
 )
 from session_reaper.report.model import (
     Failure,
+    IssueKey,
+    IssueKind,
     Outcome,
     Recovery,
     Report,
+    SessionResult,
     TargetReport,
     TargetStatus,
 )
 from session_reaper.targets.target import TargetKey
 
-from tests.builders import a_fate, a_report, a_target_report, some_slots
+from tests.builders import a_decision, a_fate, a_report, a_session, a_target_report, some_slots
 
 NOW = 1_795_600_000.0
 HOUR = 3600.0
@@ -45,22 +48,38 @@ def stock(report: TargetReport) -> TargetReport:
     return replace(report, name="stock", key=key_of("stock"))
 
 
-def in_trouble(status: TargetStatus, code: str = "timeout", **overrides: object) -> TargetReport:
-    failure = Failure(code=code, message="it is so", hint="mend it")
+def failing(status: TargetStatus, code: str = "timeout", **overrides: object) -> TargetReport:
+    failure = Failure(code=code, cause="it is so", hint="fix it")
     values: dict[str, object] = {"name": "orders", "key": ORDERS, "status": status}
     values["error"] = failure
     return TargetReport(**values | overrides)  # type: ignore[arg-type] # a table
 
 
-def well(*outcomes: Outcome, **overrides: object) -> TargetReport:
+def healthy(*outcomes: Outcome, **overrides: object) -> TargetReport:
     fates = [a_fate(outcome, pid=pid) for pid, outcome in enumerate(outcomes, start=1)]
     return a_target_report(
         *fates, **{"key": ORDERS, "slots": some_slots(used=40), "used_after": 39} | overrides
     )
 
 
-def told(kind: str, ago: float = 60.0, *, since: float | None = None) -> KnownIssue:
-    return KnownIssue(key=ORDERS, kind=kind, since=NOW - (since or ago), at=NOW - ago)
+def issue(kind: IssueKind, *detail: str) -> IssueKey:
+    return IssueKey(kind, detail)
+
+
+TIMEOUT = issue(IssueKind.FAILED, "timeout")
+UNREADABLE = issue(IssueKind.FAILED, "secret")
+LINGERING_7 = issue(IssueKind.LINGERING, "7")
+FULL = issue(IssueKind.FULL)
+
+
+def known_issue(
+    key: IssueKey,
+    ago: float = 60.0,
+    *,
+    since: float | None = None,
+    target: TargetKey = ORDERS,
+) -> KnownIssue:
+    return KnownIssue(target=target, key=key, since=NOW - (since or ago), reported_at=NOW - ago)
 
 
 def after(
@@ -69,250 +88,300 @@ def after(
     return compare(a_report(target, mode=mode), known)
 
 
-FAILED = in_trouble(TargetStatus.FAILED)
-TROUBLES = {
-    "failed timeout": FAILED,
-    "full": in_trouble(TargetStatus.FULL, "53300"),
-    "blind": in_trouble(TargetStatus.BLIND, "42501", slots=some_slots(used=40), used_after=40),
-    "breaker": in_trouble(TargetStatus.BREAKER, "breaker", slots=some_slots(used=40)),
-    "lingering 1": well(Outcome.LINGERING),
-    "denied": well(Outcome.DENIED),
-    "would_terminate idle-in-transaction app": well(Outcome.WOULD_TERMINATE),
-    "spared": well(Outcome.SPARED),
-    "fallback": well(fallback_secret="master"),  # noqa: S106 -- a name
-    "exhausted": a_target_report(key=ORDERS),
+FAILED = failing(TargetStatus.FAILED)
+BREAKER = failing(TargetStatus.BREAKER, "breaker", slots=some_slots(used=40))
+OBSERVED = issue(IssueKind.WOULD_TERMINATE, "idle-in-transaction", "app")
+ISSUES = {
+    TIMEOUT: FAILED,
+    FULL: failing(TargetStatus.FULL, "53300"),
+    issue(IssueKind.BLIND): failing(
+        TargetStatus.BLIND, "42501", slots=some_slots(used=40), used_after=40
+    ),
+    issue(IssueKind.BREAKER): BREAKER,
+    issue(IssueKind.LINGERING, "1"): healthy(Outcome.LINGERING),
+    issue(IssueKind.DENIED): healthy(Outcome.DENIED),
+    OBSERVED: healthy(Outcome.WOULD_TERMINATE),
+    issue(IssueKind.SPARED): healthy(Outcome.SPARED),
+    issue(IssueKind.FALLBACK): healthy(fallback_secret="master"),  # noqa: S106 -- a name
+    issue(IssueKind.EXHAUSTED): a_target_report(key=ORDERS),
 }
-PASSING = {"would_terminate idle-in-transaction app", "spared", "denied"}
+PASSING = [OBSERVED, issue(IssueKind.SPARED), issue(IssueKind.DENIED)]
+LASTING = [key for key in ISSUES if key not in PASSING]
 
 
-@pytest.mark.parametrize("kind", TROUBLES)
-def test_a_trouble_is_news_when_it_begins_and_remembered_from_then_on(kind: str) -> None:
-    report, learned = after(TROUBLES[kind])
+def ids(key: IssueKey) -> str:
+    return key.kind
+
+
+@pytest.mark.parametrize("key", ISSUES, ids=ids)
+def test_an_issue_is_news_when_it_begins_and_is_known_from_then_on(key: IssueKey) -> None:
+    report, update = after(ISSUES[key])
     assert report.should_notify
-    assert learned.told == (KnownIssue(key=ORDERS, kind=kind, since=NOW, at=NOW),)
+    assert update.reported == (KnownIssue(target=ORDERS, key=key, since=NOW, reported_at=NOW),)
 
 
-@pytest.mark.parametrize("kind", TROUBLES)
-def test_the_same_trouble_is_no_news_until_it_is_time_to_remind(kind: str) -> None:
-    report, learned = after(TROUBLES[kind], told(kind, HOUR - 1))
+@pytest.mark.parametrize("key", ISSUES, ids=ids)
+def test_a_known_issue_is_not_news_until_it_is_time_to_remind(key: IssueKey) -> None:
+    report, update = after(ISSUES[key], known_issue(key, HOUR - 1))
     assert not report.should_notify
-    assert learned.told == learned.over == ()
+    assert update.reported == update.ended == ()
 
 
-@pytest.mark.parametrize("kind", TROUBLES)
-def test_after_a_while_the_same_trouble_is_news_again_and_still_as_old(kind: str) -> None:
-    report, learned = after(TROUBLES[kind], told(kind, HOUR, since=5 * HOUR))
+@pytest.mark.parametrize("key", ISSUES, ids=ids)
+def test_a_known_issue_is_news_again_after_a_while_and_keeps_its_age(key: IssueKey) -> None:
+    report, update = after(ISSUES[key], known_issue(key, HOUR, since=5 * HOUR))
     assert report.should_notify
-    assert learned.told == (KnownIssue(key=ORDERS, kind=kind, since=NOW - 5 * HOUR, at=NOW),)
+    assert update.reported == (
+        KnownIssue(
+            target=ORDERS,
+            key=key,
+            since=NOW - 5 * HOUR,
+            reported_at=NOW,
+            previously=NOW - HOUR,
+        ),
+    )
 
 
-@pytest.mark.parametrize("kind", sorted(TROUBLES.keys() - PASSING))
-def test_the_end_of_a_trouble_is_news_and_then_forgotten(kind: str) -> None:
-    known = told(kind, 60, since=1503)
-    report, learned = after(well(), known)
-    assert report.targets[0].recovered == (Recovery(kind=kind, seconds=1503.0),)
+@pytest.mark.parametrize("key", LASTING, ids=ids)
+def test_the_end_of_an_issue_is_news_once(key: IssueKey) -> None:
+    known = known_issue(key, 60, since=1503)
+    report, update = after(healthy(), known)
+    assert report.targets[0].recovered == (Recovery(issue=key, seconds=1503.0),)
     assert report.should_notify
-    assert learned.over == (known,)
+    assert update.ended == (known,)
 
 
-@pytest.mark.parametrize("kind", sorted(PASSING))
-def test_that_nothing_matches_any_more_is_no_news(kind: str) -> None:
-    report, learned = after(well(), told(kind))
+@pytest.mark.parametrize("key", PASSING, ids=ids)
+def test_that_no_session_matches_any_more_is_not_news(key: IssueKey) -> None:
+    report, update = after(healthy(), known_issue(key))
     assert not report.should_notify
-    assert learned.over == ()
+    assert update.ended == ()
 
 
-def test_the_end_of_a_trouble_is_told_even_if_it_was_told_long_ago() -> None:
-    report, _ = after(well(), told("full", 3 * HOUR, since=9 * HOUR))
-    assert report.targets[0].recovered == (Recovery(kind="full", seconds=9 * HOUR),)
+@pytest.mark.parametrize(
+    ("rule", "role", "other_rule", "other_role"),
+    [
+        ("a b", "c", "a", "b c"),
+        ("a", "b", "a", "c"),
+        ("a", "b", "c", "b"),
+        ("a%20b", "c", "a b", "c"),
+    ],
+)
+def test_an_observed_rule_and_role_do_not_hide_another_rule_and_role(
+    rule: str, role: str, other_rule: str, other_role: str
+) -> None:
+    decision = a_decision(a_session(role=role), rule=rule)
+    result = SessionResult(decision=decision, outcome=Outcome.WOULD_TERMINATE)
+    target = replace(healthy(), results=(result,))
+    known = known_issue(issue(IssueKind.WOULD_TERMINATE, other_rule, other_role))
+    assert after(target, known)[0].should_notify
+    same = known_issue(issue(IssueKind.WOULD_TERMINATE, rule, role))
+    assert not after(target, same)[0].should_notify
 
 
-def test_another_trouble_of_the_same_target_is_news() -> None:
-    report, _ = after(in_trouble(TargetStatus.FAILED, "28P01"), told("failed timeout"))
+def test_the_end_of_an_issue_is_news_even_if_it_was_reported_long_ago() -> None:
+    report, _ = after(healthy(), known_issue(FULL, 3 * HOUR, since=9 * HOUR))
+    assert report.targets[0].recovered == (Recovery(issue=FULL, seconds=9 * HOUR),)
+
+
+def test_another_issue_of_the_same_target_is_news() -> None:
+    report, _ = after(failing(TargetStatus.FAILED, "28P01"), known_issue(TIMEOUT))
     assert report.should_notify
 
 
-def test_the_same_trouble_of_another_target_is_news() -> None:
-    report, _ = after(stock(FAILED), told("failed timeout"))
+def test_the_same_issue_of_another_target_is_news() -> None:
+    report, _ = after(stock(FAILED), known_issue(TIMEOUT))
     assert report.should_notify
 
 
 @pytest.mark.parametrize("outcome", [Outcome.TERMINATED, Outcome.CANCELLED])
-def test_what_was_done_is_news_every_time(outcome: Outcome) -> None:
-    report, learned = after(well(outcome), told(outcome.value))
+def test_terminated_and_cancelled_sessions_are_always_news(outcome: Outcome) -> None:
+    report, update = after(healthy(outcome), known_issue(issue(IssueKind.DENIED)))
     assert report.should_notify
-    assert learned.told == ()
+    assert update.reported == ()
 
 
-def test_a_lingering_session_that_was_told_does_not_hide_a_termination() -> None:
-    report, _ = after(well(Outcome.LINGERING, Outcome.TERMINATED), told("lingering 1"))
+def test_a_known_lingering_session_does_not_hide_a_termination() -> None:
+    report, _ = after(
+        healthy(Outcome.LINGERING, Outcome.TERMINATED), known_issue(issue(IssueKind.LINGERING, "1"))
+    )
     assert report.should_notify
 
 
-def test_that_a_session_escaped_is_no_news() -> None:
-    report, learned = after(well(Outcome.ESCAPED))
+def test_an_escaped_session_is_not_news() -> None:
+    report, update = after(healthy(Outcome.ESCAPED))
     assert not report.should_notify
-    assert learned.told == ()
+    assert update.reported == ()
 
 
-@pytest.mark.parametrize("kind", ["lingering 7", "denied", "breaker", "failed 28P01", "fallback"])
-def test_of_a_target_that_was_not_reached_nothing_is_over(kind: str) -> None:
-    report, learned = after(FAILED, told(kind), told("failed timeout"))
+@pytest.mark.parametrize(
+    "key",
+    [
+        issue(IssueKind.LINGERING, "7"),
+        issue(IssueKind.DENIED),
+        issue(IssueKind.BREAKER),
+        issue(IssueKind.FAILED, "28P01"),
+        issue(IssueKind.FALLBACK),
+    ],
+    ids=ids,
+)
+def test_no_issue_ends_while_the_target_is_not_reached(key: IssueKey) -> None:
+    report, update = after(FAILED, known_issue(key), known_issue(TIMEOUT))
     assert not report.should_notify
-    assert learned.over == ()
+    assert update.ended == ()
 
 
-def test_behind_a_breaker_no_session_is_known_to_be_gone() -> None:
-    _, learned = after(TROUBLES["breaker"], told("lingering 7"))
-    assert learned.over == ()
+def test_while_the_breaker_is_tripped_no_session_is_known_to_be_gone() -> None:
+    _, update = after(BREAKER, known_issue(LINGERING_7))
+    assert update.ended == ()
 
 
 def test_a_session_that_is_condemned_again_is_not_gone() -> None:
-    _, learned = after(well(Outcome.SPARED), told("lingering 1"))
-    assert learned.over == ()
+    _, update = after(healthy(Outcome.SPARED), known_issue(issue(IssueKind.LINGERING, "1")))
+    assert update.ended == ()
 
 
-def test_another_session_that_lingers_is_news() -> None:
-    report, _ = after(well(Outcome.LINGERING), told("lingering 7"))
+def test_another_lingering_session_is_news() -> None:
+    report, _ = after(healthy(Outcome.LINGERING), known_issue(LINGERING_7))
     assert report.should_notify
-    assert [each.kind for each in report.targets[0].recovered] == ["lingering 7"]
+    assert [each.issue for each in report.targets[0].recovered] == [LINGERING_7]
 
 
-def test_another_rules_leak_is_news_in_observe_mode() -> None:
-    report, _ = after(well(Outcome.WOULD_TERMINATE), told("would_terminate blockers app"))
-    assert report.should_notify
-
-
-def test_a_server_on_the_brink_is_not_told_of_in_every_run() -> None:
-    brink = well(slots=some_slots(used=96), used_after=96)
-    report, learned = after(brink, told("exhausted"))
-    assert not report.should_notify
-    assert learned.over == ()
-
-
-def test_the_end_of_a_secrets_trouble_is_told_of_the_target_that_it_describes() -> None:
-    known = KnownIssue(key=key_of("prod/orders"), kind="failed secret", since=NOW - 60, at=NOW)
-    report, learned = compare(a_report(well(key=key_of("prod/orders", "orders-1"))), [known])
-    assert (
-        write_summary_line(report)
-        == "orders: recovered (failed secret for 1m), slots 40/97 → 39/97"
+def test_a_leak_under_another_rule_is_news_in_observe_mode() -> None:
+    report, _ = after(
+        healthy(Outcome.WOULD_TERMINATE),
+        known_issue(issue(IssueKind.WOULD_TERMINATE, "blockers", "app")),
     )
-    assert learned.over == (known,)
+    assert report.should_notify
 
 
-def test_of_two_targets_of_one_secret_the_well_one_does_not_speak_for_the_other() -> None:
-    report, learned = compare(a_report(FAILED, well()), [told("failed timeout")])
+def test_a_server_that_stays_almost_full_is_not_reported_in_every_run() -> None:
+    brink = healthy(slots=some_slots(used=96), used_after=96)
+    report, update = after(brink, known_issue(issue(IssueKind.EXHAUSTED)))
     assert not report.should_notify
-    assert learned.over == ()
+    assert update.ended == ()
 
 
-def test_what_is_no_target_any_more_is_forgotten_without_a_word() -> None:
-    other = KnownIssue(key=key_of("stock"), kind="full", since=NOW, at=NOW)
-    report, learned = after(well(), other)
+def test_the_end_of_a_secret_s_issue_is_reported_for_its_target() -> None:
+    known = known_issue(UNREADABLE, target=key_of("prod/orders"))
+    report, update = compare(a_report(healthy(key=key_of("prod/orders", "orders-1"))), [known])
+    assert (
+        write_summary_line(report) == "orders: recovered (error secret for 1m), slots 40/97 → 39/97"
+    )
+    assert update.ended == (known,)
+
+
+def test_an_issue_of_a_secret_lasts_while_any_of_its_targets_has_it() -> None:
+    report, update = compare(a_report(FAILED, healthy()), [known_issue(TIMEOUT)])
     assert not report.should_notify
-    assert learned.over == (other,)
+    assert update.ended == ()
 
 
-def test_a_summary_that_did_not_go_out_is_told_by_the_next() -> None:
-    lost = remember_undelivered(a_report(well(Outcome.TERMINATED)), NOW)
-    report, learned = after(well(), *lost.told)
+def test_issues_of_a_removed_target_are_forgotten_silently() -> None:
+    other = known_issue(FULL, target=key_of("stock"))
+    report, update = after(healthy(), other)
+    assert not report.should_notify
+    assert update.ended == (other,)
+
+
+def test_an_undelivered_summary_is_reported_by_the_next_run() -> None:
+    lost = remember_undelivered(a_report(healthy(Outcome.TERMINATED)), NOW)
+    report, update = after(healthy(), *lost.reported)
     assert report.should_notify
     assert report.undelivered == ("orders: 1 session terminated, slots 40/97 → 39/97",)
-    assert write_summary_line(report).endswith("; 1 not delivered before")
-    assert learned.over == lost.told
+    assert write_summary_line(report).endswith("; 1 undelivered from earlier runs")
+    assert update.ended == lost.reported
 
 
-def test_what_was_told_in_the_future_hides_nothing() -> None:
-    report, _ = after(FAILED, told("failed timeout", -3600))
+def test_an_issue_reported_in_the_future_hides_nothing() -> None:
+    report, _ = after(FAILED, known_issue(TIMEOUT, -3600))
     assert report.should_notify
 
 
 def test_in_observe_mode_no_lingering_session_is_known_to_be_gone() -> None:
-    _, learned = after(well(), told("lingering 1"), mode=Mode.OBSERVE)
-    assert learned.over == ()
+    _, update = after(healthy(), known_issue(issue(IssueKind.LINGERING, "1")), mode=Mode.OBSERVE)
+    assert update.ended == ()
 
 
-def test_who_gets_in_again_behind_a_breaker_has_recovered_from_what_kept_him_out() -> None:
-    report, _ = after(TROUBLES["breaker"], told("full"), told("breaker"))
-    assert [each.kind for each in report.targets[0].recovered] == ["full"]
+def test_a_connection_ends_issues_with_connecting_even_if_the_breaker_trips() -> None:
+    report, _ = after(BREAKER, known_issue(FULL), known_issue(issue(IssueKind.BREAKER)))
+    assert [each.issue for each in report.targets[0].recovered] == [FULL]
 
 
-def test_several_troubles_that_end_together_are_one_piece_of_news() -> None:
-    report, learned = after(well(), told("full"), told("failed timeout"))
+def test_issues_that_end_together_are_reported_together() -> None:
+    report, update = after(healthy(), known_issue(FULL), known_issue(TIMEOUT))
     assert (
         write_summary_line(report)
-        == "orders: recovered (full for 1m, failed timeout for 1m), slots 40/97 → 39/97"
+        == "orders: recovered (server full for 1m, error timeout for 1m), slots 40/97 → 39/97"
     )
-    assert len(learned.over) == 2
+    assert len(update.ended) == 2
 
 
 def test_a_clock_that_was_set_back_makes_no_negative_age() -> None:
-    later = KnownIssue(key=ORDERS, kind="full", since=NOW + 60, at=NOW + 60)
-    report, _ = after(well(), later)
-    assert report.targets[0].recovered == (Recovery(kind="full", seconds=0.0),)
+    later = known_issue(FULL, -60)
+    report, _ = after(healthy(), later)
+    assert report.targets[0].recovered == (Recovery(issue=FULL, seconds=0.0),)
 
 
-def test_targets_that_nobody_asked_for_are_left_as_they_were() -> None:
-    other = KnownIssue(key=key_of("stock"), kind="full", since=NOW, at=NOW)
-    report, learned = compare(a_report(well()), [other], whole=False)
+def test_a_run_on_some_targets_leaves_the_issues_of_others() -> None:
+    other = known_issue(FULL, target=key_of("stock"))
+    report, update = compare(a_report(healthy()), [other], whole=False)
     assert not report.should_notify
-    assert learned.over == ()
+    assert update.ended == ()
 
 
-def test_the_summary_of_a_run_counts_what_was_told_before() -> None:
+def test_the_summary_counts_targets_with_known_issues() -> None:
     report = a_report(
-        well(Outcome.TERMINATED), stock(FAILED), well(name="quiet", key=key_of("quiet"))
+        healthy(Outcome.TERMINATED), stock(FAILED), healthy(name="quiet", key=key_of("quiet"))
     )
-    known = KnownIssue(key=key_of("stock"), kind="failed timeout", since=NOW, at=NOW)
+    known = known_issue(TIMEOUT, target=key_of("stock"))
     found, _ = compare(report, [known])
     assert (
         write_summary_line(found)
-        == "orders: 1 session terminated, slots 40/97 → 39/97; 1 told before; 1 quiet"
+        == "orders: 1 session terminated, slots 40/97 → 39/97; 1 with known issues; 1 quiet"
     )
 
 
-def test_without_news_the_summary_says_what_is_still_wrong() -> None:
-    report, _ = after(FAILED, told("failed timeout"))
+def test_without_news_the_summary_has_the_known_issues() -> None:
+    report, _ = after(FAILED, known_issue(TIMEOUT))
     assert write_summary_line(report) == "orders: failed, it is so"
 
 
-def test_what_was_told_before_makes_other_news_no_worse() -> None:
-    full = stock(TROUBLES["full"])
-    report = a_report(well(Outcome.TERMINATED), full)
-    told_before, _ = compare(
-        report, [KnownIssue(key=key_of("stock"), kind="full", since=NOW, at=NOW)]
-    )
-    assert (report.severity, told_before.severity) == ("critical", "info")
+def test_known_issues_do_not_raise_the_severity_of_other_news() -> None:
+    full = stock(ISSUES[FULL])
+    report = a_report(healthy(Outcome.TERMINATED), full)
+    repeated, _ = compare(report, [known_issue(FULL, target=key_of("stock"))])
+    assert (report.severity, repeated.severity) == ("critical", "info")
 
 
-def test_a_target_that_takes_the_name_of_another_hides_no_trouble_of_it() -> None:
-    thief = in_trouble(TargetStatus.FULL, "53300", key=key_of("thief"))
-    _, learned = compare(a_report(thief), ())
-    report, _ = compare(a_report(in_trouble(TargetStatus.FULL, "53300")), learned.told)
+def test_a_target_that_takes_another_s_name_hides_none_of_its_issues() -> None:
+    thief = failing(TargetStatus.FULL, "53300", key=key_of("thief"))
+    _, update = compare(a_report(thief), ())
+    report, _ = compare(a_report(failing(TargetStatus.FULL, "53300")), update.reported)
     assert report.should_notify
     assert report.is_critical
 
 
-def test_a_target_keeps_its_memory_when_its_name_changes() -> None:
-    report, _ = after(replace(FAILED, name="renamed"), told("failed timeout"))
+def test_a_renamed_target_keeps_its_known_issues() -> None:
+    report, _ = after(replace(FAILED, name="renamed"), known_issue(TIMEOUT))
     assert not report.should_notify
 
 
-def test_each_instance_of_a_secret_has_its_own_memory() -> None:
-    first, second = (well(key=key_of("orders", each)) for each in ("orders-1", "orders-2"))
-    full = replace(TROUBLES["full"], key=key_of("orders", "orders-2"))
-    known = KnownIssue(key=key_of("orders", "orders-1"), kind="full", since=NOW - 60, at=NOW)
+def test_each_instance_of_a_secret_has_its_own_issues() -> None:
+    first, second = (healthy(key=key_of("orders", each)) for each in ("orders-1", "orders-2"))
+    full = replace(ISSUES[FULL], key=key_of("orders", "orders-2"))
+    known = known_issue(FULL, target=key_of("orders", "orders-1"))
     assert compare(a_report(first, full), [known])[0].is_critical
     found, _ = compare(a_report(first, second), [known])
     assert [len(target.recovered) for target in found.targets] == [1, 0]
 
 
-def test_the_memory_of_an_instance_outlasts_a_secret_that_cannot_be_read() -> None:
-    known = KnownIssue(key=key_of("orders", "orders-1"), kind="full", since=NOW - 60, at=NOW)
-    unreadable = in_trouble(TargetStatus.FAILED, "secret", key=TargetKey("orders"))
-    report, learned = after(unreadable, known)
+def test_issues_of_an_instance_last_while_its_secret_cannot_be_read() -> None:
+    known = known_issue(FULL, target=key_of("orders", "orders-1"))
+    unreadable = failing(TargetStatus.FAILED, "secret", key=TargetKey("orders"))
+    report, update = after(unreadable, known)
     assert report.should_notify
-    assert learned.over == ()
+    assert update.ended == ()
 
 
 @pytest.mark.parametrize(
@@ -326,11 +395,9 @@ def test_the_memory_of_an_instance_outlasts_a_secret_that_cannot_be_read() -> No
 )
 def test_a_secret_is_the_same_by_its_name_and_by_its_arn(one: str, other: str) -> None:
     assert to_stable_key(TargetKey(one), FUNCTION) == to_stable_key(TargetKey(other), FUNCTION)
-    known = KnownIssue(
-        key=to_stable_key(TargetKey(one), FUNCTION), kind="failed secret", since=NOW - 60, at=NOW
-    )
-    report, _ = after(well(key=TargetKey(other)), known)
-    assert [each.kind for each in report.targets[0].recovered] == ["failed secret"]
+    known = known_issue(UNREADABLE, target=to_stable_key(TargetKey(one), FUNCTION))
+    report, _ = after(healthy(key=TargetKey(other)), known)
+    assert [each.issue for each in report.targets[0].recovered] == [UNREADABLE]
 
 
 @pytest.mark.parametrize(
@@ -342,5 +409,5 @@ def test_a_secret_is_the_same_by_its_name_and_by_its_arn(one: str, other: str) -
         f"{SECRETS}:orders-backup-A1b2C3",
     ],
 )
-def test_secrets_of_other_accounts_regions_and_names_are_told_apart(other: str) -> None:
+def test_secrets_of_other_accounts_regions_and_names_are_different(other: str) -> None:
     assert to_stable_key(TargetKey("orders"), FUNCTION) != to_stable_key(TargetKey(other), FUNCTION)

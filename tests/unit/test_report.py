@@ -11,7 +11,10 @@ from session_reaper.report.headline import write_headline, write_summary_line
 from session_reaper.report.model import (
     Advice,
     Failure,
+    IssueKey,
+    IssueKind,
     Outcome,
+    Recovery,
     Report,
     RunStatus,
     SessionResult,
@@ -36,7 +39,12 @@ UNREACHED = {
     "slots": None,
     "used_after": None,
     "status": FAILED,
-    "error": Failure(code="dns", message="the name does not resolve", hint="Check host."),
+    "error": Failure(
+        code="dns",
+        cause="the name does not resolve",
+        hint="Check host.",
+        step="connecting to db:5432",
+    ),
 }
 
 
@@ -141,7 +149,7 @@ def test_no_outcome_is_missing_from_the_headline(outcome: Outcome) -> None:
         (unreached("orders", BLIND), True),
     ],
 )
-def test_news_is_what_somebody_should_hear_of(target: TargetReport, *, news: bool) -> None:
+def test_only_changes_and_new_issues_are_news(target: TargetReport, *, news: bool) -> None:
     assert target.should_notify is news
     assert a_report(a_quiet_target(name="quiet"), target).should_notify is news
 
@@ -165,7 +173,7 @@ def test_news_is_what_somebody_should_hear_of(target: TargetReport, *, news: boo
         ([FAILED, FULL, BLIND], RunStatus.FAILED, 3),
     ],
 )
-def test_a_run_is_partial_when_some_targets_are_not_well_and_failed_when_none_was_reached(
+def test_a_run_is_partial_if_a_target_is_not_ok_and_failed_if_none_was_reached(
     statuses: list[TargetStatus], status: RunStatus, failed: int
 ) -> None:
     report = a_report(*(a_target_report(status=status) for status in statuses))
@@ -206,20 +214,20 @@ def named(name: str, number: int = 0) -> TargetReport:
                 "t6: 6 sessions terminated, slots 97/97 → 91/97;"
                 " t5: 5 sessions terminated, slots 97/97 → 92/97;"
                 " t4: 4 sessions terminated, slots 97/97 → 93/97;"
-                " 3 more with news; 1 quiet"
+                " 3 more to report; 1 quiet"
             ),
         ),
         (a_report(), "no targets"),
-        (a_report(mode=Mode.OFF), "mode is off: no target was looked at"),
+        (a_report(mode=Mode.OFF), "mode is off: no target was examined"),
     ],
 )
-def test_the_summary_says_what_happened_where_trouble_first(report: Report, summary: str) -> None:
+def test_the_summary_says_what_happened_where_issues_first(report: Report, summary: str) -> None:
     assert write_summary_line(report) == summary
 
 
 @pytest.mark.parametrize("line_break", ["\n", "\r", "\x0b", "\x85", "\u2028"])
-def test_the_summary_is_one_line_whatever_a_server_or_a_name_says(line_break: str) -> None:
-    error = Failure(code="XX000", message=f"first{line_break}second", hint="")
+def test_the_summary_is_one_line_whatever_names_and_messages_hold(line_break: str) -> None:
+    error = Failure(code="XX000", cause=f"first{line_break}second", hint="")
     for target in (
         a_target_report(name=f"ord{line_break}ers"),
         a_target_report(**UNREACHED | {"error": error}),
@@ -230,19 +238,22 @@ def test_the_summary_is_one_line_whatever_a_server_or_a_name_says(line_break: st
 # -- the return value -------------------------------------------------------------------------------
 
 
-def test_the_document_is_exactly_that_of_the_contract() -> None:
+def test_the_document_has_exactly_the_keys_of_the_contract() -> None:
     target = a_target_report(
         a_fate(Outcome.TERMINATED, query="select * from orders where id = 42"),
         secret="prod/orders",  # noqa: S106 -- its name
         used_after=85,
         status=FAILED,
-        error=Failure(code="53300", message="m", hint="h"),
+        error=Failure(code="53300", cause="m", hint="h", step="s"),
         advice=(Advice(code="set-timeout", message="am", sql="ALTER ROLE …"),),
     )
-    assert to_document(a_report(target)) == {
+    document = to_document(a_report(target), verdict="ACTION NEEDED: …", steps=["first", "second"])
+    assert document == {
         "run_id": "4f6c",
         "mode": "enforce",
         "status": "failed",
+        "verdict": "ACTION NEEDED: …",
+        "steps": ["first", "second"],
         "summary": "orders: failed, 1 session terminated, slots 97/97 → 85/97",
         "totals": {
             "targets": 1,
@@ -259,7 +270,7 @@ def test_the_document_is_exactly_that_of_the_contract() -> None:
                 "name": "orders",
                 "secret": "prod/orders",
                 "status": "failed",
-                "error": {"code": "53300", "message": "m", "hint": "h"},
+                "error": {"code": "53300", "message": "s: m", "hint": "h"},
                 "slots": {
                     "max": 100,
                     "reserved": 3,
@@ -290,7 +301,7 @@ def test_the_document_is_exactly_that_of_the_contract() -> None:
     }
 
 
-def test_the_pressure_that_put_a_rule_in_force_is_told_if_there_was_any() -> None:
+def test_pressure_is_in_the_document_only_if_it_put_a_rule_in_force() -> None:
     quiet, pressed = a_target_report(), a_target_report(pressure=("rule tier in force …",))
     document = to_document(a_report(quiet, pressed))
     assert "pressure" not in document["targets"][0]
@@ -302,7 +313,7 @@ def recorded_target(query: str, name: str = "orders") -> TargetReport:
     return a_target_report(name=name, recorded=a_snapshot(*sessions))
 
 
-def test_a_recording_that_lambda_could_not_return_is_an_error_with_its_remedy() -> None:
+def test_a_recording_too_large_for_lambda_is_an_error_that_says_what_to_do() -> None:
     recorded = recorded_target("select 1")
     assert len(to_recordings(a_report(recorded))["orders"]["sessions"]) == 5000
     long = recorded_target("select " + "a" * 600, "long")
@@ -312,12 +323,20 @@ def test_a_recording_that_lambda_could_not_return_is_an_error_with_its_remedy() 
         to_recordings(a_report(recorded, long))
 
 
-def test_what_was_recorded_is_not_said_to_be_nothing() -> None:
+def test_the_summary_of_a_recording_says_recorded() -> None:
     report = a_report(recorded_target("select 1"))
     assert write_summary_line(report) == "orders: recorded, slots 97/97"
 
 
-def test_what_is_not_known_is_null() -> None:
+def test_a_recovery_has_the_kind_and_the_detail_of_its_issue() -> None:
+    recovery = Recovery(issue=IssueKey(IssueKind.FAILED, ("timeout",)), seconds=60.0)
+    document = to_document(a_report(a_quiet_target(recovered=(recovery,))))
+    assert document["targets"][0]["recovered"] == [
+        {"kind": "failed", "detail": ["timeout"], "seconds": 60.0}
+    ]
+
+
+def test_unknown_values_are_null() -> None:
     session = a_session(client=None, transaction_seconds=None, application="", database="")
     fate = a_fate()
     fate = type(fate)(decision=a_decision(session), outcome=Outcome.DENIED)
@@ -353,9 +372,7 @@ def test_totals_count_over_all_targets() -> None:
 @pytest.mark.parametrize("outcome", Outcome)
 @pytest.mark.parametrize("status", TargetStatus)
 @pytest.mark.parametrize("mode", Mode)
-def test_the_document_is_json_and_nothing_but_its_values(
-    outcome: Outcome, status: TargetStatus, mode: Mode
-) -> None:
+def test_the_document_is_plain_json(outcome: Outcome, status: TargetStatus, mode: Mode) -> None:
     report = a_report(a_target_report(a_fate(outcome), status=status), mode=mode)
     document = to_document(report)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
@@ -363,7 +380,7 @@ def test_the_document_is_json_and_nothing_but_its_values(
     assert "Outcome" not in json.dumps(document)
 
 
-def test_ages_are_given_to_a_tenth_of_a_second() -> None:
+def test_ages_are_rounded_down_to_a_tenth_of_a_second() -> None:
     fate = a_fate(idle_seconds=0.123, transaction_seconds=1.26, connected_seconds=86_400.04)
     (shown,) = to_document(a_report(a_target_report(fate)))["targets"][0]["sessions"]
     assert shown["idle_seconds"] == 0.1
@@ -372,7 +389,7 @@ def test_ages_are_given_to_a_tenth_of_a_second() -> None:
 
 
 @pytest.mark.parametrize("outcome", Outcome)
-def test_no_literal_of_a_query_is_in_the_document_or_in_any_repr(outcome: Outcome) -> None:
+def test_neither_the_document_nor_any_repr_has_a_literal_of_a_query(outcome: Outcome) -> None:
     query = "update t set s = 'CANARY', n = 31337 /* CANARY */ where k = $$CANARY$$ -- CANARY"
     report = a_report(a_target_report(a_fate(outcome, query=query)))
     for text in (json.dumps(to_document(report)), repr(report), str(report)):
@@ -388,7 +405,7 @@ def test_the_document_shows_a_query_in_full_where_the_policy_says_so() -> None:
     assert "31337" not in repr(target) + write_headline(target)
 
 
-def test_a_query_in_full_has_an_end_and_no_control_characters() -> None:
+def test_a_full_query_is_truncated_and_has_no_control_characters() -> None:
     def shown(query: str) -> str:
         target = a_target_report(a_fate(query=query), queries=QueryVisibility.FULL)
         return str(to_document(a_report(target))["targets"][0]["sessions"][0]["query"])
@@ -398,7 +415,7 @@ def test_a_query_in_full_has_an_end_and_no_control_characters() -> None:
     assert shown("x" * 2001) == "x" * 1999 + "…"
 
 
-def test_a_session_has_a_query_id_only_where_the_server_computes_one() -> None:
+def test_a_session_has_a_query_id_only_if_the_server_computes_one() -> None:
     fates = a_fate(query_id="-9223372036854775808"), a_fate()
     known, unknown = to_document(a_report(a_target_report(*fates)))["targets"][0]["sessions"]
     assert known["query_id"] == "-9223372036854775808"
@@ -408,13 +425,13 @@ def test_a_session_has_a_query_id_only_where_the_server_computes_one() -> None:
 # -- what Lambda can return --------------------------------------------------------------------------
 
 
-def test_a_document_that_fits_is_as_it_is() -> None:
+def test_a_document_that_fits_is_returned_unchanged() -> None:
     document = to_document(a_report(a_target_report(*some_fates(3, Outcome.TERMINATED))))
     assert truncate_document(document, len(json.dumps(document))) is document
 
 
 @pytest.mark.parametrize("most", [200_000, 20_000, 3_000])
-def test_of_a_document_that_is_too_long_the_spared_are_left_out_first_and_counted(
+def test_a_document_that_is_too_long_leaves_out_spared_sessions_first_and_counts_them(
     most: int,
 ) -> None:
     spared, ended = some_fates(400, Outcome.SPARED), some_fates(100, Outcome.TERMINATED)
@@ -429,14 +446,12 @@ def test_of_a_document_that_is_too_long_the_spared_are_left_out_first_and_counte
         assert "spared" not in kept or kept.count("terminated") == 100
 
 
-def test_a_document_that_is_too_long_without_a_session_stays_whole() -> None:
+def test_a_document_without_sessions_is_never_truncated() -> None:
     document = to_document(a_report(*[unreached(f"target-{n}") for n in range(50)]))
     assert truncate_document(document, 100) is document
 
 
-def test_a_document_has_as_many_sessions_as_an_answer_has_room_for_the_spared_left_out_first() -> (
-    None
-):
+def test_a_document_has_at_most_15000_sessions_and_leaves_out_spared_ones_first() -> None:
     ended, spared = a_fate(Outcome.TERMINATED), a_fate(Outcome.SPARED)
     of_target = (*[spared] * 10_000, *[ended] * 5_000)
     report = a_report(a_target_report(*of_target), a_target_report(*of_target, name="billing"))
@@ -448,7 +463,7 @@ def test_a_document_has_as_many_sessions_as_an_answer_has_room_for_the_spared_le
         assert target["sessions_left_out"] == 7_500
 
 
-def test_a_document_without_time_counts_the_sessions_that_it_does_not_describe() -> None:
+def test_without_time_left_a_document_only_counts_its_sessions() -> None:
     report = a_report(a_target_report(*some_fates(3, Outcome.TERMINATED)))
     document = to_document(report, Deadline(0))
     assert document["totals"]["terminated"] == 3

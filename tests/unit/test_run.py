@@ -391,9 +391,7 @@ def test_a_bug_keeps_what_was_known_and_tells_no_more_than_its_kind() -> None:
 
 
 def test_a_report_cut_off_by_the_time_keeps_the_error_that_came_first() -> None:
-    known = a_target_report(
-        status=TargetStatus.FAILED, error=Failure(code="x", message="", hint="")
-    )
+    known = a_target_report(status=TargetStatus.FAILED, error=Failure(code="x", cause="", hint=""))
     assert record_unfinished(known, None) == known
     cut = record_unfinished(a_target_report(), None)
     assert cut.error is not None

@@ -14,18 +14,25 @@ from session_reaper.report.headline import write_summary_line
 from session_reaper.report.model import (
     Advice,
     Failure,
+    IssueKey,
+    IssueKind,
     Outcome,
     Recovery,
     Report,
+    RoleSetting,
     SessionResult,
     TargetReport,
     TargetStatus,
 )
+from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.session import State
 from session_reaper.settings import FunctionLocation
 from session_reaper.summary.console_links import link_to_console
-from session_reaper.summary.digest import mask_client, write_verdict
+from session_reaper.summary.digest import digest_report
+from session_reaper.summary.groups import mask_client
 from session_reaper.summary.message import MAX_SUBJECT, Summary, summarize
+from session_reaper.summary.prose import Statement, split_hint
+from session_reaper.summary.verdict import judge_run
 from session_reaper.targets.providers import reserved_slot_instructions
 
 from tests.builders import (
@@ -34,7 +41,9 @@ from tests.builders import (
     a_policy,
     a_report,
     a_rule,
+    a_server,
     a_session,
+    a_snapshot,
     a_target_report,
     some_slots,
 )
@@ -54,8 +63,16 @@ SCHEMA = json.loads(
 )
 
 
+def summarized(report: Report, place: FunctionLocation | None = PLACE, now: float = NOW) -> Summary:
+    return summarize(digest_report(report, place), now)
+
+
 def summary_of(*targets: TargetReport, mode: Mode = Mode.ENFORCE) -> Summary:
-    return summarize(a_report(*targets, mode=mode), PLACE, NOW)
+    return summarized(a_report(*targets, mode=mode))
+
+
+def verdict_on(report: Report) -> str:
+    return str(judge_run(report))
 
 
 def message(summary: Summary) -> str:
@@ -76,7 +93,8 @@ def unreached(name: str, status: TargetStatus = TargetStatus.FAILED) -> TargetRe
         status=status,
         error=Failure(
             code="28P01",
-            message='logging in to db:5432: password authentication failed for user "reaper"',
+            cause='password authentication failed for user "reaper"',
+            step="logging in to db:5432",
             hint="Check username and password in the secret; after a rotation both must be new.",
         ),
     )
@@ -91,9 +109,9 @@ def leaking(name: str, applications: int, *, application: str = "app") -> Target
     return a_target_report(*fates, name=name, used_after=97 - applications)
 
 
-def rows(email: str) -> list[str]:
-    """The lines of the tables, their heads left out."""
-    return re.findall(r"^  (.*  +\d+  +[\dms.dh ]+)$", email, re.MULTILINE)
+def groups_in(email: str) -> list[str]:
+    """The first line of each group of sessions."""
+    return re.findall(r"^  (\d+ sessions? .*)$", email, re.MULTILINE)
 
 
 # -- ten situations, to the letter ------------------------------------------------------------------
@@ -102,19 +120,19 @@ def rows(email: str) -> list[str]:
 @pytest.mark.parametrize(
     ("path", "text"), tuple(files()), ids=lambda value: getattr(value, "name", "")
 )
-def test_every_situation_reads_as_its_file_says(path: Path, text: str) -> None:
-    assert path.read_text() == text, "if it should: make summaries, and read the difference"
+def test_every_situation_reads_as_in_its_file(path: Path, text: str) -> None:
+    assert path.read_text() == text, "if this is intended: make summaries, and read the difference"
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
-def test_every_notification_is_one_that_amazon_q_takes(name: str) -> None:
-    summary = summarize(SITUATIONS[name](), PLACE, NOW)
+def test_every_notification_fits_the_schema_of_amazon_q(name: str) -> None:
+    summary = summarized(SITUATIONS[name]())
     jsonschema.validate(json.loads(summary.notification), SCHEMA)
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_every_webhook_payload_is_within_slacks_limits(name: str) -> None:
-    assert_slack_takes(summarize(SITUATIONS[name](), PLACE, NOW).webhook)
+    assert_slack_takes(summarized(SITUATIONS[name]()).webhook)
 
 
 def assert_slack_takes(payload: str) -> None:
@@ -128,13 +146,13 @@ def assert_slack_takes(payload: str) -> None:
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
-def test_an_email_has_72_columns_but_for_what_is_to_be_copied(name: str) -> None:
-    for line in summarize(SITUATIONS[name](), PLACE, NOW).email.split("\n"):
+def test_an_email_has_72_columns_except_for_links_and_sql(name: str) -> None:
+    for line in summarized(SITUATIONS[name]()).email.split("\n"):
         copied = "https://" in line or line.startswith("    ")
         assert copied or len(line) <= WIDTH
 
 
-# -- is it over? -------------------------------------------------------------------------------------
+# -- the verdict -------------------------------------------------------------------------------------
 
 QUIET = a_target_report(name="quiet", slots=some_slots(used=7), used_after=7)
 
@@ -145,50 +163,105 @@ def ended(*outcomes: Outcome, **overrides: object) -> TargetReport:
     return a_target_report(*fates, **values | overrides)
 
 
+def a_check() -> Check:
+    return Check(server=a_server(), snapshot=a_snapshot())
+
+
+def a_setting(*, done: bool = False) -> RoleSetting:
+    return RoleSetting(code="c", role="app", sql="ALTER ROLE app;", old=None, done=done)
+
+
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        (ended(), "QUIET: nothing had to be done."),
-        (ended(Outcome.TERMINATED), "OVER: 1 session terminated and seen gone."),
-        (ended(Outcome.CANCELLED), "OVER: 1 session cancelled."),
-        (ended(Outcome.ESCAPED), "QUIET: nothing had to be done."),
+        (ended(), "QUIET: There was nothing to terminate."),
+        (ended(Outcome.TERMINATED), "RESOLVED: 1 session was terminated and verified gone."),
+        (ended(Outcome.CANCELLED), "RESOLVED: 1 query was cancelled."),
+        (ended(Outcome.CANCELLED, Outcome.CANCELLED), "RESOLVED: 2 queries were cancelled."),
+        (ended(Outcome.ESCAPED), "QUIET: There was nothing to terminate."),
         (
-            ended(recovered=(Recovery(kind="full", seconds=60),)),
-            "OVER: orders recovered.",
+            ended(recovered=(Recovery(issue=IssueKey(IssueKind.FULL), seconds=60),)),
+            "RECOVERED: orders recovered (server full for 1m).",
         ),
         (
             ended(Outcome.TERMINATED, Outcome.SPARED),
-            "PARTLY: 1 spared. 1 session terminated and seen gone.",
+            "RESOLVED: 1 session was terminated and verified gone. 1 session was spared.",
         ),
-        (ended(Outcome.DENIED, Outcome.LINGERING), "NOT OVER: 1 lingering; 1 denied."),
+        (
+            ended(Outcome.SPARED),
+            "ACTION NEEDED: No session was terminated. 1 session was spared.",
+        ),
+        (
+            ended(Outcome.DENIED, Outcome.LINGERING),
+            (
+                "ACTION NEEDED: 1 session was signalled but has not exited;"
+                " the reaper's role may not terminate 1 session."
+            ),
+        ),
         (
             ended(Outcome.TERMINATED, used_after=97, slots=some_slots()),
-            "NOT OVER: every slot is still taken on orders. 1 session terminated and seen gone.",
+            (
+                "ACTION NEEDED: Every slot is still in use on orders."
+                " 1 session was terminated and verified gone."
+            ),
         ),
-        (unreached("orders"), "NOT OVER: 1 of 2 targets not reached: orders."),
+        (unreached("orders"), "ACTION NEEDED: 1 of 2 targets could not be reached: orders."),
+        (
+            unreached("orders", TargetStatus.FULL),
+            "ACTION NEEDED: No connection slot is left on orders.",
+        ),
         (
             ended(Outcome.SPARED, status=TargetStatus.BREAKER),
-            "NOT OVER: the breaker held on orders.",
+            "ACTION NEEDED: The breaker stopped all terminations on orders. 1 session was spared.",
+        ),
+        (
+            ended(Outcome.WOULD_TERMINATE),
+            "OBSERVED: If all rules had mode enforce, 1 session would be terminated.",
+        ),
+        (ended(recorded=a_snapshot()), "RECORDED: 1 target was recorded. Nothing was changed."),
+        (
+            ended(checked=a_check(), advice=(Advice(code="a", message="b", sql=None),)),
+            "CHECKED: 1 issue found. Nothing was changed.",
+        ),
+        (ended(checked=a_check()), "CHECKED: No issues found. Nothing was changed."),
+        (
+            ended(Outcome.WOULD_TERMINATE, applied=(a_setting(done=True),)),
+            "APPLIED: 1 setting applied (new sessions only). No session was touched.",
+        ),
+        (
+            ended(Outcome.WOULD_TERMINATE, applied=(a_setting(),), status=TargetStatus.FAILED),
+            "ACTION NEEDED: Settings were refused on orders.",
         ),
     ],
 )
-def test_the_first_line_says_whether_it_is_over(target: TargetReport, said: str) -> None:
-    assert write_verdict(a_report(target, QUIET)).replace("`", "") == said
+def test_the_verdict_comes_first_and_says_whether_action_is_needed(
+    target: TargetReport, said: str
+) -> None:
+    assert verdict_on(a_report(target, QUIET)) == said
     email = summary_of(target, QUIET).email
     assert " ".join(email.split("\n\n")[0].split()) == said
 
 
-def test_in_observe_mode_the_first_line_says_that_nothing_was_touched() -> None:
+def test_in_observe_mode_the_verdict_says_that_nothing_was_touched() -> None:
     target = ended(Outcome.WOULD_TERMINATE, Outcome.WOULD_TERMINATE)
-    said = "In mode enforce 2 sessions would be terminated; nothing was touched."
-    assert write_verdict(a_report(target, mode=Mode.OBSERVE)) == f"OBSERVED ONLY: {said}"
+    said = "In mode enforce, 2 sessions would be terminated. Nothing was touched."
+    assert verdict_on(a_report(target, mode=Mode.OBSERVE)) == f"OBSERVED: {said}"
 
 
-def test_one_open_end_is_enough_for_it_not_to_be_over() -> None:
+def test_in_slack_only_the_name_in_a_verdict_is_quoted() -> None:
+    payload = json.loads(summary_of(unreached("orders"), unreached("stock"), QUIET).webhook)
+    text = payload["blocks"][1]["text"]["text"]
+    assert text.startswith(
+        "*ACTION NEEDED*: 2 of 3 targets could not be reached: `orders, stock`.\n"
+    )
+
+
+def test_one_open_end_is_enough_for_action_to_be_needed() -> None:
     report = a_report(ended(Outcome.TERMINATED), unreached("billing"), ended(Outcome.LINGERING))
-    assert write_verdict(report) == (
-        "NOT OVER: 1 of 3 targets not reached: `billing`; 1 lingering."
-        " 1 session terminated and seen gone."
+    assert verdict_on(report) == (
+        "ACTION NEEDED: 1 of 3 targets could not be reached: billing;"
+        " 1 session was signalled but has not exited."
+        " 1 session was terminated and verified gone."
     )
 
 
@@ -197,31 +270,37 @@ def test_one_open_end_is_enough_for_it_not_to_be_over() -> None:
     [
         (
             ended(Outcome.TERMINATED, status=TargetStatus.FAILED),
-            "NOT OVER: not finished on `orders`. 1 session terminated and seen gone.",
+            (
+                "ACTION NEEDED: The run was not completed on orders."
+                " 1 session was terminated and verified gone."
+            ),
         ),
         (
             ended(fallback_secret="master"),  # noqa: S106 -- a name
-            "NOT OVER: in by the fallback secret only on `orders`.",
+            "ACTION NEEDED: The reaper could connect only with the fallback secret on orders.",
         ),
-        (ended(status=TargetStatus.BLIND, slots=None), "NOT OVER: blind on `orders`."),
+        (
+            ended(status=TargetStatus.BLIND, slots=None),
+            "ACTION NEEDED: The reaper cannot see other sessions on orders.",
+        ),
     ],
 )
-def test_the_first_line_says_what_is_left(target: TargetReport, said: str) -> None:
-    assert write_verdict(a_report(target)) == said
+def test_the_verdict_says_what_is_left_to_do(target: TargetReport, said: str) -> None:
+    assert verdict_on(a_report(target)) == said
 
 
 @pytest.mark.parametrize("outcome", [Outcome.DENIED, Outcome.SPARED, Outcome.ESCAPED])
-def test_observing_leaves_nothing_open(outcome: Outcome) -> None:
+def test_observing_needs_no_action(outcome: Outcome) -> None:
     report = a_report(ended(outcome), mode=Mode.OBSERVE)
-    assert write_verdict(report) == "OBSERVED ONLY: nothing was touched."
+    assert verdict_on(report) == "OBSERVED: Nothing was touched."
 
 
-def test_who_shuts_applications_out_comes_first() -> None:
+def test_targets_where_applications_cannot_connect_come_first() -> None:
     exhausted = ended(name="payments", slots=some_slots(), used_after=97)
     shops = [ended(Outcome.TERMINATED, name=f"shop-{n}") for n in range(6)]
     report = a_report(*shops, exhausted)
     assert write_summary_line(report).startswith("payments: ")
-    assert to_do(report).startswith("1. payments: applications get no slot.")
+    assert to_do(report).startswith("1. payments: Applications cannot connect.")
 
 
 def test_every_target_that_fails_alike_is_named_in_the_email_and_can_be_filtered_by() -> None:
@@ -230,7 +309,7 @@ def test_every_target_that_fails_alike_is_named_in_the_email_and_can_be_filtered
     assert len(summary.targets) == 60
 
 
-def test_a_cancel_that_does_nothing_is_no_case_for_a_restart() -> None:
+def test_a_cancel_without_effect_is_no_reason_to_restart() -> None:
     rule = a_rule("slow", state=["active"], query_for="1m") | {"action": "cancel"}
     decision = a_decision(a_session(state=State.ACTIVE), rule="slow")
     decision = replace(decision, rule=a_policy(rule).rules[0])
@@ -240,7 +319,7 @@ def test_a_cancel_that_does_nothing_is_no_case_for_a_restart() -> None:
     assert "restart" not in to_do(a_report(target))
 
 
-def test_sql_that_cannot_be_shown_as_it_is_is_left_out() -> None:
+def test_sql_with_unprintable_characters_is_left_out() -> None:
     advice = Advice(code="a", message="b", sql='ALTER ROLE "a\u200bb";\nALTER ROLE "c";')
     email = summary_of(ended(Outcome.TERMINATED, advice=(advice,))).email
     assert 'ALTER ROLE "a' not in email
@@ -260,7 +339,7 @@ def test_sql_that_cannot_be_shown_as_it_is_is_left_out() -> None:
         (ended(used_after=97, slots=some_slots()), "critical"),
     ],
 )
-def test_the_severity_says_who_has_to_get_up(target: TargetReport, severity: str) -> None:
+def test_the_severity_says_how_urgent_the_issues_are(target: TargetReport, severity: str) -> None:
     summary = summary_of(target, QUIET)
     assert summary.severity == severity
     assert summary.subject.startswith("CRITICAL: ") == (severity == "critical")
@@ -281,11 +360,11 @@ def test_the_subject_is_never_longer_than_sns_takes(length: int) -> None:
     assert 0 < len(subject) <= MAX_SUBJECT < 100
 
 
-def test_a_subject_that_was_cut_shows_it() -> None:
+def test_a_truncated_subject_ends_with_an_ellipsis() -> None:
     assert summary_of(ended(name="n" * 200)).subject == "n" * 98 + "…"
 
 
-def test_a_subject_does_not_spend_itself_on_a_hosts_name() -> None:
+def test_a_subject_has_the_cause_without_the_name_of_the_host() -> None:
     subject = summary_of(unreached("orders"), QUIET).subject
     assert subject == ('orders: failed, password authentication failed for user "reaper"; 1 quiet')
 
@@ -295,10 +374,10 @@ def test_half_a_fleet_is_one_line() -> None:
     assert write_summary_line(report) == "5 of 6 targets not reached (t0, t1, t2, …); 1 quiet"
 
 
-# -- what comes from outside -------------------------------------------------------------------------
+# -- text from outside -------------------------------------------------------------------------
 
 
-def said_by_strangers(name: str) -> TargetReport:
+def hostile_report(name: str) -> TargetReport:
     return a_target_report(
         SessionResult(
             decision=a_decision(
@@ -310,16 +389,16 @@ def said_by_strangers(name: str) -> TargetReport:
         ),
         name=name,
         status=TargetStatus.FAILED,
-        error=Failure(code=name, message=name, hint=name),
+        error=Failure(code=name, cause=name, hint=name, step=name),
         pressure=(name,),
         advice=(Advice(code=name, message=name, sql=name),),
     )
 
 
 @pytest.mark.parametrize("character", HOSTILE)
-def test_no_control_character_gets_into_any_form(character: str) -> None:
+def test_no_form_has_control_characters(character: str) -> None:
     name = f"a{character}b"
-    for targets in ([said_by_strangers(name)], [said_by_strangers(name), unreached(name)]):
+    for targets in ([hostile_report(name)], [hostile_report(name), unreached(name)]):
         summary = summary_of(*targets)
         assert summary.subject.isprintable()
         assert all(line.isprintable() for line in summary.email.split("\n"))
@@ -345,8 +424,8 @@ def texts(summary: Summary) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("targets", [1, 2])
-def test_no_strangers_name_can_call_a_channel_or_make_a_link(targets: int) -> None:
-    summary = summary_of(*[said_by_strangers(MARKUP)] * targets)
+def test_no_text_from_outside_can_mention_a_channel_or_make_a_link(targets: int) -> None:
+    summary = summary_of(*[hostile_report(MARKUP)] * targets)
     for text in texts(summary):
         assert "<!" not in text
         assert "<@" not in text
@@ -366,7 +445,7 @@ HOSTILE_NAMES = [
 
 
 @pytest.mark.parametrize("name", [*HOSTILE_NAMES, "@here", "a:b:c:d:", "`<!here>`"])
-def test_a_strangers_name_is_plain_text_where_slack_knows_no_code_span(name: str) -> None:
+def test_names_are_plain_text_where_slack_has_no_code_spans(name: str) -> None:
     summary = summary_of(ended(name=name))
     payload, notification = json.loads(summary.webhook), json.loads(summary.notification)
     header = payload["blocks"][0]["text"]["text"]
@@ -376,14 +455,14 @@ def test_a_strangers_name_is_plain_text_where_slack_knows_no_code_span(name: str
     assert re.fullmatch(r"`[^`<>]+`", notification["metadata"]["summary"])
 
 
-def test_a_strangers_name_stands_in_a_code_span() -> None:
+def test_names_stand_in_code_spans() -> None:
     target = a_target_report(a_fate(application="a`*b*<x>&"), used_after=40)
     description = json.loads(summary_of(target).notification)["content"]["description"]
     assert "`a\u2019*b*&lt;x&gt;&amp;@10.0.7.0/24`" not in description
     assert "`a\u2019*b*&lt;x&gt;&amp;@10.0.0.0/24`" in description
 
 
-def test_an_escape_is_never_cut_in_two() -> None:
+def test_an_escape_is_never_truncated() -> None:
     for length in range(60, 120):
         notification = json.loads(summary_of(ended(name="&" * length)).notification)
         jsonschema.validate(notification, SCHEMA)
@@ -394,8 +473,8 @@ def test_an_escape_is_never_cut_in_two() -> None:
 @pytest.mark.parametrize("length", [1, 20, 28, 40, 64, 200])
 @pytest.mark.parametrize("number", [1, 3, 5, 9])
 @pytest.mark.parametrize("host", ["db", "db.aivencloud.com", "db.x.eu-west-1.rds.amazonaws.com"])
-def test_a_statement_is_whole_or_not_there(host: str, number: int, length: int) -> None:
-    error = Failure(code="53300", message="full", hint=reserved_slot_instructions(host, "reaper"))
+def test_a_statement_is_whole_or_left_out(host: str, number: int, length: int) -> None:
+    error = Failure(code="53300", cause="full", hint=reserved_slot_instructions(host, "reaper"))
     names = [str(n) * length for n in range(number)]
     summary = summary_of(
         *(TargetReport(name=name, status=TargetStatus.FULL, error=error) for name in names)
@@ -410,10 +489,10 @@ def test_a_statement_is_whole_or_not_there(host: str, number: int, length: int) 
     assert any(whole[0] in text.replace("&lt;", "<") for text in texts(summary))
 
 
-# -- the email's tables -------------------------------------------------------------------------------
+# -- groups of sessions --------------------------------------------------------------------------------
 
 
-def test_victims_are_grouped_by_rule_outcome_application_network_and_role() -> None:
+def test_sessions_are_grouped_by_rule_outcome_application_network_and_role() -> None:
     def fate(rule: str, outcome: Outcome, application: str, client: str) -> SessionResult:
         session = a_session(application=application, client=client)
         return SessionResult(decision=a_decision(session, rule=rule), outcome=outcome)
@@ -425,22 +504,49 @@ def test_victims_are_grouped_by_rule_outcome_application_network_and_role() -> N
         for application in ("a1", "a2")
         for client in ("10.0.1.7", "10.0.1.9", "10.0.2.7")
     ]
-    found = rows(summary_of(a_target_report(*fates, used_after=40)).email)
+    found = groups_in(summary_of(a_target_report(*fates, used_after=40)).email)
     assert len(found) == 12  # of 16: no more are shown
-    assert {row.split()[-3:][0] for row in found} == {"2", "1"}
+    assert {group.split()[0] for group in found} == {"2", "1"}
 
 
-def test_the_oldest_of_a_group_says_its_age_and_its_last_statement() -> None:
+def test_a_group_has_the_age_the_reason_and_the_last_statement_of_its_oldest_session() -> None:
     young = a_fate(idle_seconds=400, query="select 'young' from young")
     old = a_fate(idle_seconds=3600, query="select 'old' from old")
     email = summary_of(a_target_report(young, old, used_after=40)).email
-    assert rows(email) == ["idle-in-transaction  api@10.0.0.0/24      app       2      1h"]
-    assert "last statement: select ? from old" in email
+    assert groups_in(email) == ["2 sessions terminated: api@10.0.0.0/24 (role app), oldest 1h"]
+    assert "idle in transaction for 15m 1s (idle_for: 5m)\n    Last statement:\n" in email
+    assert "      select ? from old\n" in email
+    assert "young" not in email
+
+
+def test_every_group_has_its_reason_and_its_last_statement() -> None:
+    names = ("first", "second", "third")
+    fates = [a_fate(application=name, query=f"vacuum {name}") for name in names]
+    summary = summary_of(a_target_report(*fates, used_after=40))
+    description = json.loads(summary.notification)["content"]["description"]
+    for name in names:
+        assert f"      vacuum {name}\n" in summary.email
+        assert f"Last statement: `vacuum {name}`" in description
+    assert summary.email.count("(idle_for: 5m)") == description.count("(idle_for: 5m)") == 3
+
+
+def test_a_long_last_statement_is_truncated_and_never_wrapped() -> None:
+    query = " ".join(f"select a{n}" for n in range(100))
+    email = summary_of(a_target_report(a_fate(query=query), used_after=40)).email
+    lines = [line for line in email.splitlines() if "select a1 " in line]
+    assert len(lines) == 2  # of the step and of the group
+    assert {len(line.strip()) for line in lines} == {200}
+    assert all(line.endswith("…") for line in lines)
+
+
+def test_a_session_without_a_statement_has_no_empty_one() -> None:
+    summary = summary_of(a_target_report(a_fate(query=""), used_after=40))
+    assert "Last statement" not in summary.email + summary.notification + summary.webhook
 
 
 def test_the_largest_group_comes_first() -> None:
     fates = [a_fate(application="small"), *(a_fate(application="large") for _ in range(3))]
-    first, second = rows(summary_of(a_target_report(*fates, used_after=40)).email)
+    first, second = groups_in(summary_of(a_target_report(*fates, used_after=40)).email)
     assert "large" in first
     assert "small" in second
 
@@ -450,8 +556,8 @@ def test_a_cut_list_of_groups_says_how_many_groups_and_sessions_were_cut() -> No
     email = summary_of(a_target_report(*twice, used_after=40)).email
     cut = re.search(r"and (\d+) more groups with (\d+) sessions", email)
     assert cut
-    assert len(rows(email)) + int(cut[1]) == 40
-    assert 2 * len(rows(email)) + int(cut[2]) == 80
+    assert len(groups_in(email)) + int(cut[1]) == 40
+    assert 2 * len(groups_in(email)) + int(cut[2]) == 80
 
 
 def test_what_was_terminated_is_never_cut_in_favour_of_what_was_spared() -> None:
@@ -460,11 +566,12 @@ def test_what_was_terminated_is_never_cut_in_favour_of_what_was_spared() -> None
     assert "killed@" in summary_of(a_target_report(*spared, killed, used_after=40)).email
 
 
-def test_long_names_are_cut_so_that_the_numbers_stay_in_their_columns() -> None:
+def test_long_names_are_shown_whole() -> None:
     fate = a_fate(application="a" * 63, role="r" * 63, client="2001:db8:1234:5678::9")
-    (row,) = rows(summary_of(a_target_report(fate, used_after=40)).email)
-    assert len(row) + 2 <= WIDTH
-    assert row.count("…") == 3
+    email = " ".join(summary_of(a_target_report(fate, used_after=40)).email.split())
+    name = f"{'a' * 63}@2001:db8:1234:5678::/64 (role {'r' * 63})"
+    assert f"1 session terminated: {name}, oldest 15m 1s" in email
+    assert "…" not in email
 
 
 @pytest.mark.parametrize(
@@ -484,34 +591,76 @@ def test_clients_are_shown_by_their_network(client: str | None, shown: str) -> N
 
 
 def to_do(report: Report) -> str:
-    return summarize(report, PLACE, NOW).email.partition("WHAT TO DO\n")[2].partition("\n\n")[0]
+    return summarized(report).email.partition("What to do\n")[2].partition("\n\n")[0]
 
 
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        (ended(Outcome.LINGERING), "lingering"),
-        (ended(Outcome.DENIED), "advice"),
+        (ended(Outcome.LINGERING), "api@10.0.0.0/24 (role app) was signalled but has not exited"),
+        (ended(Outcome.DENIED), "The recommendations say what to grant"),
         (ended(Outcome.WOULD_TERMINATE), "enforce"),
-        (ended(Outcome.TERMINATED), "find the transaction that api@10.0.0.0/24 as app"),
-        (ended(Outcome.TERMINATED, Outcome.SPARED), "the next run goes on with them"),
+        (
+            ended(Outcome.TERMINATED),
+            "Find out why api@10.0.0.0/24 (role app) leaves transactions open. Last statement: select",
+        ),
+        (ended(Outcome.TERMINATED, Outcome.SPARED), "the next run continues with them"),
         (ended(slots=some_slots(), used_after=97), "pg_stat_activity"),
         (unreached("orders"), "Check username and password"),
     ],
 )
-def test_there_is_something_to_do_for_whoever_gets_up(target: TargetReport, words: str) -> None:
+def test_the_steps_say_what_to_do(target: TargetReport, words: str) -> None:
     assert words in " ".join(to_do(a_report(target)).split())
 
 
-def test_a_runaway_query_is_no_transaction_left_open() -> None:
+def test_a_runaway_query_is_not_a_transaction_left_open() -> None:
     fate = a_fate(state=State.ACTIVE, query="select 1 from big")
-    assert "runs so long" in " ".join(to_do(a_report(a_target_report(fate, used_after=4))).split())
+    assert "runs for so long" in " ".join(
+        to_do(a_report(a_target_report(fate, used_after=4))).split()
+    )
 
 
-def test_one_remedy_for_many_targets_is_one_step() -> None:
+def test_one_fix_for_many_targets_is_one_step() -> None:
     steps = to_do(a_report(*(unreached(f"t{n}") for n in range(9))))
     assert steps.startswith("1. t0, t1, t2, t3, t4 and 4 more: Check username")
     assert "2. " not in steps
+
+
+@pytest.mark.parametrize(
+    ("hint", "parts"),
+    [
+        ("Wait; then retry.", ("Wait; then retry.",)),
+        ("GRANT a TO b;", (Statement("GRANT a TO b;"),)),
+        (
+            "Run: GRANT a TO \"b;. c\"; (Then SELECT 'it''s. so;'; wait.)",
+            (
+                "Run: ",
+                Statement('GRANT a TO "b;. c";'),
+                " (Then ",
+                Statement("SELECT 'it''s. so;';"),
+                " wait.)",
+            ),
+        ),
+        (
+            "GRANT CONNECT on the database to the role. Wait; then retry.",
+            ("GRANT CONNECT on the database to the role. Wait; then retry.",),
+        ),
+        ("Run GRANT a TO b", ("Run GRANT a TO b",)),
+        ('GRANT a TO "b;', ('GRANT a TO "b;',)),
+    ],
+)
+def test_a_hint_is_split_into_sentences_and_statements(
+    hint: str, parts: tuple[str | Statement, ...]
+) -> None:
+    assert split_hint(hint) == parts
+
+
+def test_a_statement_stands_on_an_unwrapped_line_of_its_own() -> None:
+    sql = f'GRANT pg_read_all_stats TO "{"r" * 60}" WITH INHERIT TRUE;'
+    error = Failure(code="42501", cause="blind", hint=f"First run {sql} Then wait.")
+    target = TargetReport(name="orders", status=TargetStatus.BLIND, error=error)
+    lines = to_do(a_report(target)).splitlines()
+    assert lines == ["1. orders: First run", f"     {sql}", "   Then wait."]
 
 
 # -- size --------------------------------------------------------------------------------------------
@@ -527,13 +676,13 @@ def test_a_cut_list_of_targets_says_how_many_were_cut() -> None:
     assert len(set(shown)) + int(cut[1]) == 600
 
 
-def test_what_fits_is_not_cut() -> None:
+def test_targets_that_fit_are_not_cut() -> None:
     email = summary_of(*(leaking(f"target-{n}", 5) for n in range(50))).email
     assert "cut" not in email
     assert len(re.findall(r"^target-\d+: ", email, re.MULTILINE)) == 50
 
 
-def test_targets_in_trouble_are_not_those_that_are_cut() -> None:
+def test_targets_with_issues_are_not_cut() -> None:
     targets = [leaking(f"target-{n:04}", 12) for n in range(600)]
     broken = [unreached("broken-1"), unreached("broken-2", TargetStatus.FULL)]
     email = summary_of(*targets, *broken).email
@@ -565,7 +714,7 @@ def test_a_thousand_targets_with_a_thousand_applications_each_fit_into_a_message
             used_after=0,
             results=one.results,
             status=TargetStatus.FAILED,
-            error=Failure(code="XX000", message='"' * 500, hint="\\&<" * 500 + str(n)),
+            error=Failure(code="XX000", cause='"' * 500, hint="\\&<" * 500 + str(n)),
             advice=(Advice(code="a", message="名" * 500, sql='"' * 500),) * 3,
         )
         for n in range(targets)
@@ -583,13 +732,15 @@ def test_a_thousand_targets_with_a_thousand_applications_each_fit_into_a_message
 
 
 def test_a_run_without_targets_has_a_summary_too() -> None:
-    summary = summarize(a_report(mode=Mode.OFF), None, NOW)
-    assert summary.subject == "mode is off: no target was looked at"
-    assert summary.email == "OFF: no target was looked at.\n\nRun 4f6c, mode off.\n"
+    summary = summarized(a_report(mode=Mode.OFF), None)
+    assert summary.subject == "mode is off: no target was examined"
+    assert summary.email == (
+        "OFF: No target was examined, because the mode is off.\n\nRun 4f6c, mode off.\n"
+    )
 
 
 def test_outside_of_lambda_there_are_no_links() -> None:
-    assert "https://" not in summarize(a_report(ended(Outcome.TERMINATED)), None, NOW).email
+    assert "https://" not in summarized(a_report(ended(Outcome.TERMINATED)), None).email
 
 
 @pytest.mark.parametrize(
@@ -611,7 +762,7 @@ def test_links_go_to_the_console_of_the_partition(region: str, console: str) -> 
 
 def test_the_news_of_one_target_on_one_day_is_one_thread() -> None:
     def thread(*targets: TargetReport, now: float = NOW) -> str:
-        notification = json.loads(summarize(a_report(*targets), PLACE, now).notification)
+        notification = json.loads(summarized(a_report(*targets), now=now).notification)
         return str(notification["metadata"]["threadId"])
 
     leak = ended(Outcome.TERMINATED)
@@ -620,27 +771,32 @@ def test_the_news_of_one_target_on_one_day_is_one_thread() -> None:
     assert thread(leak, unreached("billing")) == "session-reaper 2026-11-25"
 
 
-def test_a_trouble_told_before_is_named_and_not_told_again() -> None:
+def test_a_known_issue_is_named_and_not_explained_again() -> None:
     known = unreached("billing")
-    told = TargetReport(
-        name="billing", status=known.status, error=known.error, told=("failed 28P01",)
+    repeated = TargetReport(
+        name="billing",
+        status=known.status,
+        error=known.error,
+        known_issues=(IssueKey(IssueKind.FAILED, ("28P01",)),),
     )
-    summary = summary_of(ended(Outcome.TERMINATED), told)
-    assert summary.subject == "orders: 1 session terminated, slots 40/97 → 39/97; 1 told before"
-    assert "Told before, and still so: billing" in summary.email
+    summary = summary_of(ended(Outcome.TERMINATED), repeated)
+    assert (
+        summary.subject == "orders: 1 session terminated, slots 40/97 → 39/97; 1 with known issues"
+    )
+    assert "Reported before and not resolved yet: billing" in summary.email
     assert "password authentication" not in summary.email
     assert summary.targets == ("orders",)
 
 
-def test_long_names_that_differ_at_their_end_are_told_apart_in_the_verdict() -> None:
+def test_the_verdict_keeps_the_ends_of_long_names() -> None:
     name = "production-orders-eu-central-1-primary-database"
-    failure = Failure(code="dns", message="no such host", hint="Check host in the secret.")
+    failure = Failure(code="dns", cause="no such host", hint="Check host in the secret.")
     targets = [
         a_target_report(
             name=f"{name} (secret {secret})", slots=None, status=TargetStatus.FAILED, error=failure
         )
         for secret in ("a/x", "b/y")
     ]
-    said = write_verdict(a_report(*targets))
+    said = verdict_on(a_report(*targets))
     assert "(secret a/x)" in said
     assert "(secret b/y)" in said

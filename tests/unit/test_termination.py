@@ -15,7 +15,7 @@ from session_reaper.runs.parallel import Progress
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.runs.termination import Termination
 
-from tests.builders import a_decision, a_fate, a_snapshot, a_policy, a_session, a_target_report
+from tests.builders import a_decision, a_fate, a_policy, a_session, a_snapshot, a_target_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

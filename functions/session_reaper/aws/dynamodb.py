@@ -1,7 +1,6 @@
-"""Amazon DynamoDB: what summaries have told, so that the next ones need not.
+"""Amazon DynamoDB: the notification state, one item per target and issue that was reported.
 
-One item per target and kind of trouble. Its loss costs a repeated summary and nothing else, so
-nothing here raises: who cannot remember tells.
+Losing an item only repeats a report, so nothing here raises: without the table everything is news.
 """
 
 from functools import partial
@@ -13,73 +12,79 @@ from session_reaper.aws.clients import AWS_ERRORS, call, describe_error, get_cli
 from session_reaper.deadline import Deadline
 from session_reaper.observability import logger
 from session_reaper.report.known_issues import KnownIssue, StateUpdate
+from session_reaper.report.model import IssueKey, IssueKind
 from session_reaper.settings import LONGEST_REMINDER
 from session_reaper.targets.target import TargetKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_dynamodb.type_defs import AttributeValueTypeDef
 
 MEMORY_SECONDS: Final = 3.0
-"""What reading the table takes at most, and each change of an item."""
+"""Time limit for reading the table, and for each change of an item."""
 
-UNREADABLE: Final = "The memory table could not be read: this may have been told before."
+UNREADABLE: Final = (
+    "The memory table could not be read, so this summary may repeat what was reported before."
+)
 
-_KEPT: Final = 2 * LONGEST_REMINDER  # then DynamoDB forgets what nobody tells any more
+_KEPT: Final = (
+    2 * LONGEST_REMINDER
+)  # after that DynamoDB deletes an item that is not reported again
+_KINDS: Final = frozenset(IssueKind)
 _UNCHANGED: Final = "attribute_not_exists(target) OR told_at = :known"
 
 
 def load_known_issues(table: str, deadline: Deadline) -> tuple[KnownIssue, ...] | None:
-    """All that is told, or None if the table does not say it by the deadline."""
+    """Return all reported issues, or None if the table cannot be read by the deadline."""
 
     def scan() -> tuple[KnownIssue, ...]:
         found = _dynamodb().get_paginator("scan").paginate(TableName=table, ConsistentRead=True)
         whole = iterate_pages(found, "LastEvaluatedKey", deadline)
-        return tuple(_told(item) for page in whole for item in page["Items"])
+        return tuple(issue for page in whole for item in page["Items"] for issue in _issues(item))
 
     try:
         return call("dynamodb", scan, deadline)
     except AWS_ERRORS as error:
-        logger.warning("the memory cannot be read", extra={"table": table, "error": str(error)})
+        extra = {"table": table, "error": str(error)}
+        logger.warning("cannot read the notification state", extra=extra)
         return None
 
 
-def save_state_update(table: str, learned: StateUpdate, deadline: Deadline) -> None:
-    """Keep what a summary has told; what another run has kept meanwhile stays as it is."""
+def save_state_update(table: str, update: StateUpdate, deadline: Deadline) -> None:
+    """Save the issues that a summary has reported, except those that another run has saved since."""
 
-    def keep(told: KnownIssue) -> None:
-        known = learned.before.get((told.key, told.kind))
+    def put(issue: KnownIssue) -> None:
         _dynamodb().put_item(
             TableName=table,
-            Item=_item(told),
+            Item=_item(issue),
             ConditionExpression=_UNCHANGED,
-            ExpressionAttributeValues={":known": _number(known.at if known else 0.0)},
+            ExpressionAttributeValues={":known": _number(issue.previously)},
         )
 
-    def forget(told: KnownIssue) -> None:
+    def delete(issue: KnownIssue) -> None:
         _dynamodb().delete_item(
             TableName=table,
-            Key={"target": {"S": _hash_key(told.key)}, "kind": {"S": told.kind}},
+            Key={"target": {"S": _hash_key(issue.target)}, "kind": {"S": _range_key(issue.key)}},
             ConditionExpression=_UNCHANGED,
-            ExpressionAttributeValues={":known": _number(told.at)},
+            ExpressionAttributeValues={":known": _number(issue.reported_at)},
         )
 
-    # What is over first: to tell an end twice would be the worse.
-    work: list[tuple[Callable[[KnownIssue], None], KnownIssue]] = [
-        (forget, told) for told in learned.over
+    # Ended issues come first: reporting a recovery twice is worse than repeating an issue.
+    changes: list[tuple[Callable[[KnownIssue], None], KnownIssue]] = [
+        *((delete, issue) for issue in update.ended),
+        *((put, issue) for issue in update.reported),
     ]
-    work += [(keep, told) for told in learned.told]
-    for change, told in work:
+    for change, issue in changes:
         try:
-            call("dynamodb", partial(change, told), deadline.capped_at(MEMORY_SECONDS))
+            call("dynamodb", partial(change, issue), deadline.capped_at(MEMORY_SECONDS))
         except AWS_ERRORS as error:
             if describe_error(error) == "ConditionalCheckFailedException":
                 continue  # an overlapping run was faster
-            extra = {"table": table, "item": told.kind, "error": str(error)}
-            logger.warning("the memory cannot be written", extra=extra)
-            if not isinstance(error, ClientError):  # nobody is there
+            extra = {"table": table, "item": _range_key(issue.key), "error": str(error)}
+            logger.warning("cannot write the notification state", extra=extra)
+            if not isinstance(error, ClientError):  # DynamoDB does not answer
                 return
 
 
@@ -88,27 +93,38 @@ def _dynamodb() -> "DynamoDBClient":
 
 
 def _hash_key(key: TargetKey) -> str:
-    """The key as text: neither a secret's name nor an ARN nor an instance's identifier has a #."""
+    """Write a target's key; no name, ARN or identifier in it contains a #."""
     return f"{key.secret}#{key.instance}" if key.instance else key.secret
 
 
-def _told(item: "dict[str, AttributeValueTypeDef]") -> KnownIssue:
+def _range_key(key: IssueKey) -> str:
+    """Write an issue's key as words, with the blanks of its details escaped."""
+    details = (each.replace("%", "%25").replace(" ", "%20") for each in key.detail)
+    return " ".join([key.kind.value, *details])
+
+
+def _issues(item: "dict[str, AttributeValueTypeDef]") -> "Iterator[KnownIssue]":
+    """Read an item. One that another release has written in another form is left to expire."""
+    kind, *details = item["kind"]["S"].split(" ")
+    if kind not in _KINDS:
+        return
     secret, _, instance = item["target"]["S"].partition("#")
-    return KnownIssue(
-        key=TargetKey(secret, instance),
-        kind=item["kind"]["S"],
+    detail = tuple(each.replace("%20", " ").replace("%25", "%") for each in details)
+    yield KnownIssue(
+        target=TargetKey(secret, instance),
+        key=IssueKey(IssueKind(kind), detail),
         since=float(item["since"]["N"]),
-        at=float(item["told_at"]["N"]),
+        reported_at=float(item["told_at"]["N"]),
     )
 
 
-def _item(told: KnownIssue) -> "dict[str, AttributeValueTypeDef]":
+def _item(issue: KnownIssue) -> "dict[str, AttributeValueTypeDef]":
     return {
-        "target": {"S": _hash_key(told.key)},
-        "kind": {"S": told.kind},
-        "since": _number(told.since),
-        "told_at": _number(told.at),
-        "expires_at": {"N": str(int(told.at + _KEPT))},
+        "target": {"S": _hash_key(issue.target)},
+        "kind": {"S": _range_key(issue.key)},
+        "since": _number(issue.since),
+        "told_at": _number(issue.reported_at),
+        "expires_at": {"N": str(int(issue.reported_at + _KEPT))},
     }
 
 

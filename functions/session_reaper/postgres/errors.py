@@ -14,6 +14,7 @@ from scramp import ScramException
 from session_reaper.errors import ConnectionLimit, ConnectionLostError, FullError, TargetError
 from session_reaper.postgres.budget import NoMemoryLeftError
 from session_reaper.postgres.driver import AnswerTooLargeError
+from session_reaper.report.text import truncate
 
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 _TOO_MANY_CONNECTIONS: Final = "53300"
@@ -91,8 +92,8 @@ def within_memory(doing: str) -> Iterator[None]:
 
 
 def _no_memory(doing: str, kind: type[TargetError]) -> TargetError:
-    problem = f"{doing}: the answers of other targets take the memory that this one needs"
-    return kind("memory", problem, _NO_MEMORY_HINT)
+    cause = "the answers of other targets take the memory that this one needs"
+    return kind("memory", cause, _NO_MEMORY_HINT, step=doing)
 
 
 def statement_error(doing: str, secret: str, error: DatabaseError) -> TargetError:
@@ -124,20 +125,21 @@ class _Translator:
                     return self._server_error(cause)
                 case TimeoutError():
                     hint = "Check security groups and routes, and whether the server is overloaded."
-                    return self.lost("timeout", f"{self.doing}: no response in time", hint)
+                    return self.lost("timeout", "no response in time", hint, step=self.doing)
                 case AnswerTooLargeError() if self.lost is ConnectionLostError:
                     problem = "the response is larger than the limit"
-                    return self.lost("answer", f"{self.doing}: {problem}", _NOT_POSTGRES_HINT)
+                    return self.lost("answer", problem, _NOT_POSTGRES_HINT, step=self.doing)
                 case socket.gaierror() | UnicodeEncodeError():
-                    problem = f"{self.doing}: the host name does not resolve"
-                    return self.lost("dns", problem, "Check host in the secret.")
+                    problem = "the host name does not resolve"
+                    return self.lost("dns", problem, "Check host in the secret.", step=self.doing)
         if not isinstance(error, _NETWORK_FAILURES):
-            problem = f"{self.doing}: not a PostgreSQL server"
-            return self.lost("protocol", problem, _NOT_POSTGRES_HINT)
+            problem = "not a PostgreSQL server"
+            return self.lost("protocol", problem, _NOT_POSTGRES_HINT, step=self.doing)
         return self.lost(
             "connection",
-            f"{self.doing}: {self._describe(causes[-1])}",
+            self._describe(causes[-1]),
             "Check host, port and sslmode in the secret, security groups, and the server's log.",
+            step=self.doing,
         )
 
     def _describe(self, cause: BaseException) -> str:
@@ -150,18 +152,19 @@ class _Translator:
     def _server_error(self, error: DatabaseError) -> TargetError:
         code = sqlstate(error)
         text = self._printable(_fields(error).get("M", "the server sent no message"))
-        message = f"{self.doing}: {text}"
         if code != _TOO_MANY_CONNECTIONS:
-            return TargetError(code, message, self.hints.get(code) or _HINTS.get(code, _OTHER_HINT))
+            hint = self.hints.get(code) or _HINTS.get(code, _OTHER_HINT)
+            return TargetError(code, text, hint, step=self.doing)
         limit = _LIMITS.get(_fields(error).get("R", ""))
-        return FullError(code, message, _LIMIT_HINTS[limit] if limit else _OTHER_HINT, limit=limit)
+        hint = _LIMIT_HINTS[limit] if limit else _OTHER_HINT
+        return FullError(code, text, hint, limit=limit, step=self.doing)
 
     def _printable(self, text: str) -> str:
         """Return the beginning of a text, on one line and without the secret."""
         if self.secret:
             text = text.replace(self.secret, "…")
         line = "".join(c if c.isprintable() else " " for c in text[: _MESSAGE_LENGTH + 1])
-        return line if len(line) <= _MESSAGE_LENGTH else line[: _MESSAGE_LENGTH - 1] + "…"
+        return truncate(line, _MESSAGE_LENGTH)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

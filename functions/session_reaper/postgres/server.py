@@ -210,7 +210,8 @@ class Server:
             if not grants:
                 raise
             where = f"In database {self._target.database}, as a superuser or the master user: "
-            raise TargetError(error.code, error.message, where + " ".join(grants)) from None
+            hint = where + " ".join(grants)
+            raise TargetError(error.code, error.cause, hint, step=error.step) from None
 
     def signal(
         self, identities: Iterable[Identity], action: Action, deadline: Deadline

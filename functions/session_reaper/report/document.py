@@ -10,21 +10,34 @@ from session_reaper.decision.model import Decision
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import QueryVisibility
 from session_reaper.report.headline import write_summary_line
-from session_reaper.report.model import Outcome, Report, SessionResult, TargetReport
+from session_reaper.report.model import (
+    Failure,
+    Outcome,
+    Recovery,
+    Report,
+    RoleSetting,
+    SessionResult,
+    TargetReport,
+)
 from session_reaper.report.text import printable
 from session_reaper.sessions.redaction import redact_for_matching
 from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.snapshot import Snapshot
 
-# A response of Lambda has room for some 15,000 sessions.
-_MOST_SESSIONS: Final = 15_000
+_MOST_SESSIONS: Final = 15_000  # as many as Lambda's response has room for, roughly
 
 
-def to_document(report: Report, deadline: Deadline | None = None) -> dict[str, Any]:
-    """The report as the JSON document of the contract.
+def to_document(
+    report: Report,
+    deadline: Deadline | None = None,
+    *,
+    verdict: str = "",
+    steps: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Build the JSON document that a run returns and logs; the digest has the verdict and the steps.
 
-    It leaves out sessions beyond what an answer has room for, and those that are not described by
-    the deadline, of each target alike; it then says how many as `sessions_left_out`.
+    Leaves out sessions beyond what a response has room for, and those not described by the
+    deadline, from each target alike; `sessions_left_out` is their number.
     """
     number = sum(len(target.results) for target in report.targets)
     share = min(1.0, _MOST_SESSIONS / number) if number else 1.0
@@ -38,6 +51,8 @@ def to_document(report: Report, deadline: Deadline | None = None) -> dict[str, A
         "run_id": report.run_id,
         "mode": str(report.mode),
         "status": report.status.value,
+        "verdict": verdict,
+        "steps": list(steps),
         "summary": write_summary_line(report),
         "totals": {
             "targets": len(report.targets),
@@ -49,10 +64,9 @@ def to_document(report: Report, deadline: Deadline | None = None) -> dict[str, A
 
 
 def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
-    """The document, or what of it fits into so many bytes of JSON.
+    """Leave out sessions until the document fits into `most` bytes of JSON.
 
-    What does not are sessions, of each target alike, first those that were spared; it then says
-    how many as `sessions_left_out`.
+    Leaves them out from each target alike, spared ones first; `sessions_left_out` is their number.
     """
     size = len(json.dumps(document))  # ASCII: no encoding of it is longer
     if size <= most or not any(target["sessions"] for target in document["targets"]):
@@ -74,16 +88,12 @@ def _target_document(
 ) -> dict[str, Any]:
     sessions = list(_session_documents(target, int(share * len(target.results)), deadline))
     left_out = len(target.results) - len(sessions)
+    recovered = [_recovery_document(recovery) for recovery in target.recovered]
     return {
         "name": target.name,
         "secret": target.secret,
         "status": target.status.value,
-        "error": target.error
-        and {
-            "code": target.error.code,
-            "message": target.error.message,
-            "hint": target.error.hint,
-        },
+        "error": _failure_document(target.error),
         "slots": target.slots
         and {
             "max": target.slots.max,
@@ -92,13 +102,17 @@ def _target_document(
             "used_before": target.slots.used,
             "used_after": target.used_after,
         },
-        # All else of a target is always there; these only if they say something.
+        # These keys are there only if they say something, the others always.
         **({"reader": True} if target.reader else {}),
         **({"fallback_secret": target.fallback_secret} if target.fallback_secret else {}),
         **({"pressure": list(target.pressure)} if target.pressure else {}),
         **({"check": _check_document(target.checked)} if target.checked else {}),
-        **({} if target.applied is None else {"applied": [asdict(s) for s in target.applied]}),
-        **({"recovered": [asdict(each) for each in target.recovered]} if target.recovered else {}),
+        **(
+            {}
+            if target.applied is None
+            else {"applied": [_setting_document(s) for s in target.applied]}
+        ),
+        **({"recovered": recovered} if recovered else {}),
         "sessions": sessions,
         **({"sessions_left_out": left_out} if left_out else {}),
         "advice": [
@@ -106,6 +120,28 @@ def _target_document(
             for advice in target.advice
         ],
     }
+
+
+def _failure_document(failure: Failure | None) -> dict[str, str] | None:
+    if failure is None:
+        return None
+    return {"code": failure.code, "message": failure.message, "hint": failure.hint}
+
+
+def _setting_document(setting: RoleSetting) -> dict[str, Any]:
+    return {
+        "code": setting.code,
+        "role": setting.role,
+        "sql": setting.sql,
+        "old": setting.old,
+        "done": setting.done,
+        "error": _failure_document(setting.error),
+    }
+
+
+def _recovery_document(recovery: Recovery) -> dict[str, Any]:
+    kind, detail = recovery.issue.kind, recovery.issue.detail
+    return {"kind": kind.value, "detail": list(detail), "seconds": recovery.seconds}
 
 
 def _check_document(check: Check) -> dict[str, Any]:
@@ -131,7 +167,7 @@ def _check_document(check: Check) -> dict[str, Any]:
 def _session_documents(
     target: TargetReport, most: int, deadline: Deadline | None
 ) -> Iterator[dict[str, Any]]:
-    """Describe so many sessions at most; of too many those that were spared are left out first."""
+    """Describe at most `most` sessions until the deadline, and spared ones only if all fit."""
     results: Sequence[SessionResult] = target.results
     if most < len(results):
         results = sorted(results, key=lambda result: result.outcome is Outcome.SPARED)[:most]
@@ -141,11 +177,11 @@ def _session_documents(
         yield {**describe_session(result.decision, target.queries), "outcome": result.outcome.value}
 
 
-_MOST_OF_A_QUERY = 2000  # characters, where it is shown in full: a server may keep a megabyte of it
+_QUERY_LENGTH: Final = 2000  # characters of a query shown in full; a server may keep a megabyte
 
 
 def describe_session(decision: Decision, queries: QueryVisibility) -> dict[str, Any]:
-    """A decision on a session as JSON."""
+    """Build the JSON object of a session and the decision on it."""
     session = decision.session
     is_full = queries is QueryVisibility.FULL
     return {
@@ -160,7 +196,7 @@ def describe_session(decision: Decision, queries: QueryVisibility) -> dict[str, 
         "connected_seconds": _tenths(session.connected_seconds),
         "rule": decision.rule and decision.rule.name,
         "reason": decision.reason,
-        "query": printable(session.query, _MOST_OF_A_QUERY, "\n\t")
+        "query": printable(session.query, _QUERY_LENGTH, "\n\t")
         if is_full
         else session.redacted_query,
         **({"query_id": session.query_id} if session.query_id else {}),
@@ -168,7 +204,8 @@ def describe_session(decision: Decision, queries: QueryVisibility) -> dict[str, 
 
 
 def _tenths(seconds: float | None) -> float | None:
-    return None if seconds is None else int(seconds * 10) / 10  # as reasons say it, rounded down
+    """Round down to a tenth, as reasons do."""
+    return None if seconds is None else int(seconds * 10) / 10
 
 
 MAX_RECORDING = 5_000_000  # bytes of JSON: Lambda returns 6 MB with all around it

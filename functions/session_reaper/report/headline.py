@@ -1,18 +1,27 @@
-"""One line on a target or a run."""
+"""One-line descriptions of a target and of a run."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from session_reaper.policy.durations import format_duration
 from session_reaper.policy.enums import Mode
-from session_reaper.report.model import Outcome, Report, RoleSetting, TargetReport, TargetStatus
+from session_reaper.report.model import (
+    IssueKey,
+    IssueKind,
+    Outcome,
+    Recovery,
+    Report,
+    RoleSetting,
+    TargetReport,
+    TargetStatus,
+)
 from session_reaper.report.text import printable
 from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.session import Slots
 
-_MOST_HEADLINES = 3
-_PHRASES = {
+_MOST_HEADLINES: Final = 3
+OUTCOME_PHRASES: Final = {
     Outcome.TERMINATED: "terminated",
     Outcome.CANCELLED: "cancelled",
     Outcome.WOULD_TERMINATE: "would be terminated",
@@ -21,56 +30,75 @@ _PHRASES = {
     Outcome.ESCAPED: "escaped",
     Outcome.SPARED: "spared",
 }
-
-
-_WHERE = re.compile(
-    r"^(connecting|securing the connection|logging in) to \S+: "
-)  # a subject is short, the body has it
+_ISSUES: Final = {
+    IssueKind.FAILED: "error {}",
+    IssueKind.FULL: "server full",
+    IssueKind.BREAKER: "breaker tripped",
+    IssueKind.FALLBACK: "only the fallback secret worked",
+    IssueKind.EXHAUSTED: "every slot in use",
+    IssueKind.LINGERING: "session {} lingering",
+}
 
 
 def write_headline(target: TargetReport) -> str:
-    """What happened on one target, on one line."""
+    """Write what happened on one target."""
     name = f"{target.name} (reader)" if target.reader else target.name
     if target.slots is None:
-        what = _WHERE.sub("", target.error.message) if target.error else "nothing is known"
-        return printable(f"{name}: {target.status}, {what}")
-    counts = [(target.count(outcome), phrase) for outcome, phrase in _PHRASES.items()]
-    said = [f"{number} {phrase}" for number, phrase in counts if number]
-    if said:
-        number, phrase = said[0].split(" ", 1)
-        said[0] = f"{number} session{'' if number == '1' else 's'} {phrase}"
-    elif target.recorded is not None:
-        said = ["recorded"]
-    elif target.checked is not None:
-        said = [_format_check(target.checked, len(target.advice))]
-    elif target.status is TargetStatus.OK and not target.recovered and target.applied is None:
-        said = ["nothing to terminate"]
+        problem = target.error.cause if target.error else "no further information"
+        return printable(f"{name}: {target.status}, {problem}")
+    parts = list(_write_results(target))
     if target.applied is not None:
-        said.insert(0, _format_settings(target.applied))
+        parts.insert(0, write_settings(target.applied))
     if target.recovered:
-        ended = (f"{e.kind} for {format_duration(e.seconds)}" for e in target.recovered)
-        said.append(f"recovered ({', '.join(ended)})")
+        parts.append(f"recovered ({write_recoveries(target.recovered)})")
     if target.status is not TargetStatus.OK:
-        said.insert(0, str(target.status))
+        parts.insert(0, str(target.status))
     if target.fallback_secret is not None:
-        said.append("signed in by the fallback secret")
-    said.append(_format_slots(target.slots, target.used_after))
-    return printable(f"{name}: {', '.join(said)}")
+        parts.append("connected with the fallback secret")
+    parts.append(_write_slots(target.slots, target.used_after))
+    return printable(f"{name}: {', '.join(parts)}")
 
 
-def _format_settings(settings: Iterable[RoleSetting]) -> str:
+def _write_results(target: TargetReport) -> Iterator[str]:
+    counts = [(target.count(outcome), phrase) for outcome, phrase in OUTCOME_PHRASES.items()]
+    found = [(number, phrase) for number, phrase in counts if number]
+    if found:
+        number, phrase = found[0]
+        yield f"{count_of(number, 'session')} {phrase}"
+        yield from (f"{number} {phrase}" for number, phrase in found[1:])
+    elif target.recorded is not None:
+        yield "recorded"
+    elif target.checked is not None:
+        yield _write_check(target.checked, len(target.advice))
+    elif target.status is TargetStatus.OK and not target.recovered and target.applied is None:
+        yield "nothing to terminate"
+
+
+def write_recoveries(recoveries: Iterable[Recovery]) -> str:
+    """Write which issues have ended, and how long they lasted."""
+    return ", ".join(
+        f"{_write_issue(r.issue)} for {format_duration(r.seconds)}" for r in recoveries
+    )
+
+
+def _write_issue(key: IssueKey) -> str:
+    return _ISSUES.get(key.kind, key.kind.value).format(" ".join(key.detail))
+
+
+def write_settings(settings: Iterable[RoleSetting]) -> str:
+    """Count settings by what happened to them."""
     counts = Counter(setting.result for setting in settings)
-    said = [f"{n} setting{'' if n == 1 else 's'} {result}" for result, n in counts.items()]
-    return ", ".join(said) or "nothing to apply"
+    parts = [f"{count_of(number, 'setting')} {result}" for result, number in counts.items()]
+    return ", ".join(parts) or "nothing to apply"
 
 
-def _format_check(check: Check, shortcomings: int) -> str:
-    what = f"{check.server.provider} PostgreSQL {check.server.version}"
-    return f"checked {what}, {shortcomings or 'nothing'} to mend"
+def _write_check(check: Check, issues: int) -> str:
+    server = f"{check.server.provider} PostgreSQL {check.server.version}"
+    return f"checked {server}, {count_of(issues, 'issue')}"
 
 
-def _format_slots(slots: Slots, used_after: int | None) -> str:
-    """Slots used of those that ordinary roles can use, before and, where it changed, after."""
+def _write_slots(slots: Slots, used_after: int | None) -> str:
+    """Write the used slots of those for ordinary roles, before and, if that changed, after."""
     before = str(slots)
     if used_after is None or used_after == slots.used:
         return before
@@ -78,9 +106,9 @@ def _format_slots(slots: Slots, used_after: int | None) -> str:
 
 
 def write_summary_line(report: Report) -> str:
-    """What happened where, on one line: trouble first, then by sessions concerned."""
+    """Write what happened where: issues first, then by the number of sessions."""
     if report.mode is Mode.OFF:
-        return "mode is off: no target was looked at"
+        return "mode is off: no target was examined"
     if not report.targets:
         return "no targets"
     shown, known = report.split_new_and_known()
@@ -90,22 +118,25 @@ def write_summary_line(report: Report) -> str:
     unreached = [target for target in shown if target.slots is None]
     if len(unreached) == 1:
         headlines.insert(0, write_headline(unreached[0]))
-    elif unreached:  # one cause, mostly
+    elif unreached:  # they have one cause, mostly
         names = ", ".join(printable(target.name, 80) for target in unreached[:_MOST_HEADLINES])
         more = ", …" if len(unreached) > _MOST_HEADLINES else ""
-        lost = f"{len(unreached)} of {len(report.targets)} targets not reached ({names}{more})"
-        headlines.insert(0, lost)
-    quiet = len(report.targets) - len(shown) - len(known)
-    said = [
-        *headlines[:_MOST_HEADLINES],
-        *_format_count(len(headlines[_MOST_HEADLINES:]), "more with news"),
-        *_format_count(len(known), "told before"),
-        *_format_count(len(report.undelivered), "not delivered before"),
-        *_format_count(quiet, "quiet"),
-    ]
-    return "; ".join(said)
+        number = f"{len(unreached)} of {len(report.targets)} targets"
+        headlines.insert(0, f"{number} not reached ({names}{more})")
+    counts = (
+        (len(headlines[_MOST_HEADLINES:]), "more to report"),
+        (len(known), "with known issues"),
+        (len(report.undelivered), "undelivered from earlier runs"),
+        (len(report.targets) - len(shown) - len(known), "quiet"),
+    )
+    others = [f"{number} {what}" for number, what in counts if number]
+    return "; ".join([*headlines[:_MOST_HEADLINES], *others])
 
 
-def _format_count(number: int, what: str) -> Iterator[str]:
-    if number:
-        yield f"{number} {what}"
+def count_of(number: int, noun: str) -> str:
+    """Write a number with its noun.
+
+    >>> count_of(1, "session"), count_of(2, "session"), count_of(0, "issue")
+    ('1 session', '2 sessions', 'no issues')
+    """
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

@@ -1,6 +1,6 @@
-"""What is news: the same trouble of the same target is told once in a while, its end once.
+"""Decide which issues are news: an issue is repeated after a while, and its end is reported once.
 
-A target is known by its secret and instance. Its name is for people: a secret may choose one that
+A target is identified by its secret and instance, not by its name: a secret may choose a name that
 belongs to another target.
 """
 
@@ -13,8 +13,8 @@ from typing import Final
 from session_reaper.policy.enums import Mode
 from session_reaper.report.headline import write_summary_line
 from session_reaper.report.model import (
-    EXHAUSTED,
-    Outcome,
+    IssueKey,
+    IssueKind,
     Recovery,
     Report,
     TargetReport,
@@ -23,36 +23,35 @@ from session_reaper.report.model import (
 from session_reaper.report.text import printable
 from session_reaper.targets.target import TargetKey
 
-_PASSING: Final = (Outcome.WOULD_TERMINATE, Outcome.SPARED, Outcome.DENIED)
-"""They come and go with the sessions: their end is no news, and is forgotten in time."""
-_ROOM: Final = 0.9  # of the slots: with fewer used the server is no longer exhausted
-_UNTOLD: Final = "untold "
+_PASSING: Final = (IssueKind.WOULD_TERMINATE, IssueKind.SPARED, IssueKind.DENIED)
+"""Issues that come and go with sessions: their end is not reported, and they expire in the table."""
+_ROOM: Final = 0.9  # share of the slots below which a server is no longer exhausted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownIssue:
-    """A trouble that a summary has told. Moments are seconds since 1970."""
+    """An issue that was reported. Moments are seconds since 1970."""
 
-    key: TargetKey
-    kind: str
-    since: float  # first told
-    at: float  # last told
+    target: TargetKey
+    key: IssueKey
+    since: float  # first reported
+    reported_at: float  # last reported
+    previously: float = 0.0  # reported before that; 0 for a new issue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateUpdate:
-    """What a summary changes in the memory, once it is out."""
+    """How a summary changes the notification state, once it is published."""
 
-    told: tuple[KnownIssue, ...]
-    before: Mapping[tuple[TargetKey, str], KnownIssue]  # what was known of those
-    over: tuple[KnownIssue, ...]
+    reported: tuple[KnownIssue, ...]
+    ended: tuple[KnownIssue, ...]
 
 
 def to_stable_key(key: TargetKey, function_arn: str) -> TargetKey:
     """Return the key with the ARN of its secret, without the six characters that AWS appends.
 
-    A secret that cannot be read is known as it was configured: by its name, which is one of the
-    function's own account and region, or by its ARN. Once it can be read, its whole ARN is known.
+    A secret that cannot be read is known as it was configured: by its name, which belongs to the
+    function's own account and region, or by its ARN.
     """
     if key.secret.startswith("arn:"):
         return replace(key, secret=re.sub(r"-[A-Za-z0-9]{6}$", "", key.secret))
@@ -61,7 +60,7 @@ def to_stable_key(key: TargetKey, function_arn: str) -> TargetKey:
     return replace(key, secret=arn)
 
 
-def compare_with_known(  # noqa: PLR0913 -- the report, and all that decides what is news in it
+def compare_with_known(  # noqa: PLR0913 -- the report, and everything that decides what is news
     report: Report,
     known: Collection[KnownIssue],
     now: float,
@@ -70,77 +69,90 @@ def compare_with_known(  # noqa: PLR0913 -- the report, and all that decides wha
     whole: bool,
     function_arn: str,
 ) -> tuple[Report, StateUpdate]:
-    """The report beside what is told already, and what is to be remembered of it.
+    """Return the report with its known and ended issues, and the update of the notification state.
 
-    `remind_after` is in seconds: by then the same trouble is news again. `whole`: the report has
-    all targets, so what is known of others is of none any more. `function_arn` is our own.
+    An issue is news again after `remind_after` seconds. With `whole` the report covers all targets,
+    so issues of any other target are forgotten. `function_arn` is the reaper's own.
     """
     keys = [to_stable_key(target.key, function_arn) for target in report.targets]
-    by_key: dict[TargetKey, list[int]] = defaultdict(list)
-    for index, key in enumerate(keys):
-        # What is known of a secret that could not be read holds for each of its instances.
-        for each in {key, TargetKey(key.secret)}:
-            by_key[each].append(index)
+    owners = _map_owners(keys)
     unread = {
         key.secret
         for key, target in zip(keys, report.targets, strict=True)
         if not key.instance and not target.is_reached
     }
-    fresh: dict[int, list[str]] = defaultdict(list)
-    ended: dict[int, list[Recovery]] = defaultdict(list)
-    untold, over = [], []
-    for told in known:
-        owners = by_key[told.key]
-        if told.kind.startswith(_UNTOLD):
-            untold.append(told.kind.removeprefix(_UNTOLD))
-            over.append(told)
-        elif owners and all(_has_ended(told, report.targets[i], report.mode) for i in owners):
-            lasted = max(0.0, now - told.since)
-            ended[owners[0]].append(Recovery(kind=told.kind, seconds=lasted))
-            over.append(told)
-        elif not owners and whole and told.key.secret not in unread:
-            over.append(told)
-        elif 0 <= now - told.at < remind_after:
-            for index in owners:
-                fresh[index].append(told.kind)
+    current: dict[int, list[IssueKey]] = defaultdict(list)
+    recovered: dict[int, list[Recovery]] = defaultdict(list)
+    undelivered, ended = [], []
+    for issue in known:
+        owned = owners.get(issue.target, ())
+        if issue.key.kind is IssueKind.UNDELIVERED:
+            undelivered.append(" ".join(issue.key.detail))
+            ended.append(issue)
+        elif owned and all(_has_ended(issue.key, report.targets[i], report.mode) for i in owned):
+            seconds = max(0.0, now - issue.since)
+            recovered[owned[0]].append(Recovery(issue=issue.key, seconds=seconds))
+            ended.append(issue)
+        elif not owned and whole and issue.target.secret not in unread:
+            ended.append(issue)
+        elif 0 <= now - issue.reported_at < remind_after:
+            for index in owned:
+                current[index].append(issue.key)
     targets = tuple(
-        replace(target, told=tuple(fresh[index]), recovered=tuple(ended[index]))
+        replace(target, known_issues=tuple(current[index]), recovered=tuple(recovered[index]))
         for index, target in enumerate(report.targets)
     )
-    before = {(told.key, told.kind): told for told in known}
-    telling = tuple(_issues_told(zip(keys, targets, strict=True), before, now))
-    learned = StateUpdate(told=telling, before=before, over=tuple(over))
-    return replace(report, targets=targets, undelivered=tuple(untold)), learned
+    reported = tuple(_reported_issues(zip(keys, targets, strict=True), known, now))
+    update = StateUpdate(reported=reported, ended=tuple(ended))
+    return replace(report, targets=targets, undelivered=tuple(undelivered)), update
 
 
 def remember_undelivered(report: Report, now: float) -> StateUpdate:
-    """To be told by the next summary: that of this run did not go out."""
-    kind = f"{_UNTOLD}{printable(write_summary_line(report), 200)}"
-    told = KnownIssue(key=TargetKey(f"run {report.run_id}"), kind=kind, since=now, at=now)
-    return StateUpdate(told=(told,), before={}, over=())
+    """Make the next run report this one, whose summary was not published."""
+    key = IssueKey(IssueKind.UNDELIVERED, (printable(write_summary_line(report), 200),))
+    target = TargetKey(f"run {report.run_id}")
+    issue = KnownIssue(target=target, key=key, since=now, reported_at=now)
+    return StateUpdate(reported=(issue,), ended=())
 
 
-def _issues_told(
-    targets: Iterable[tuple[TargetKey, TargetReport]],
-    before: Mapping[tuple[TargetKey, str], KnownIssue],
-    now: float,
+def _map_owners(keys: Iterable[TargetKey]) -> Mapping[TargetKey, list[int]]:
+    """Map each key to the indexes of its targets.
+
+    The key of a whole secret, which is used while the secret cannot be read, has all its instances.
+    """
+    owners: dict[TargetKey, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        for each in {key, TargetKey(key.secret)}:
+            owners[each].append(index)
+    return owners
+
+
+def _reported_issues(
+    targets: Iterable[tuple[TargetKey, TargetReport]], known: Iterable[KnownIssue], now: float
 ) -> Iterator[KnownIssue]:
-    for key, target in targets:
-        for kind in target.new_troubles:
-            known = before.get((key, kind))
-            since = known.since if known else now
-            yield KnownIssue(key=key, kind=kind, since=since, at=now)
+    by_key = {(issue.target, issue.key): issue for issue in known}
+    for target, report in targets:
+        for key in report.new_issues:
+            issue = by_key.get((target, key))
+            yield KnownIssue(
+                target=target,
+                key=key,
+                since=issue.since if issue else now,
+                reported_at=now,
+                previously=issue.reported_at if issue else 0.0,
+            )
 
 
-def _has_ended(told: KnownIssue, target: TargetReport, mode: Mode) -> bool:
-    """Whether the run saw that this trouble has ended: what it could not see lasts."""
-    kind, _, pid = told.kind.partition(" ")
-    if target.has_trouble(told.kind) or not target.is_reached or kind in _PASSING:
+def _has_ended(key: IssueKey, target: TargetReport, mode: Mode) -> bool:
+    """Return whether the run saw that the issue has ended; what it could not see has not."""
+    if target.has_issue(key) or not target.is_reached or key.kind in _PASSING:
         return False
-    if kind == EXHAUSTED:  # else a server on the brink would be told of in every run
-        return target.share_used < _ROOM
-    if kind == Outcome.LINGERING:
-        seen = mode is Mode.ENFORCE and target.status is TargetStatus.OK
-        return seen and pid not in target.condemned_pids
-    # A breaker's own end takes a run without one; from the others we know once we are in.
-    return kind != TargetStatus.BREAKER or target.status is TargetStatus.OK
+    match key.kind:
+        case IssueKind.EXHAUSTED:  # a server that stays almost full is not reported in every run
+            return target.share_used < _ROOM
+        case IssueKind.LINGERING:
+            is_seen = mode is Mode.ENFORCE and target.status is TargetStatus.OK
+            return is_seen and target.condemned_pids.isdisjoint(key.detail)
+        case IssueKind.BREAKER:
+            return target.status is TargetStatus.OK
+    return True  # the run has connected

@@ -1,4 +1,4 @@
-"""What happened to every target and every condemned session."""
+"""The report of a run: what happened on every target and to every condemned session."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,15 @@ from session_reaper.targets.target import TargetKey
 
 
 class Outcome(StrEnum):
-    """What happened to a condemned session."""
+    """The outcome of a condemned session."""
 
     TERMINATED = "terminated"  # signalled and seen gone
     CANCELLED = "cancelled"
-    WOULD_TERMINATE = "would_terminate"  # observed only
-    ESCAPED = "escaped"  # it changed between look and signal, so it was left alone
-    DENIED = "denied"  # no privilege
-    LINGERING = "lingering"  # signalled, still there when we stopped looking
-    SPARED = "spared"  # a limit, the breaker or the clock held
+    WOULD_TERMINATE = "would_terminate"  # only observed
+    ESCAPED = "escaped"  # changed between snapshot and signal, so it was left alone
+    DENIED = "denied"  # the role lacks the privilege
+    LINGERING = "lingering"  # signalled, but not seen gone
+    SPARED = "spared"  # held back by a limit or the breaker, or the time was over
 
 
 class TargetStatus(StrEnum):
@@ -34,29 +34,55 @@ class TargetStatus(StrEnum):
 
     OK = "ok"
     FAILED = "failed"
-    FULL = "full"  # no slot for us either
-    BLIND = "blind"  # connected, but other roles' sessions are hidden from us
-    BREAKER = "breaker"  # the policy condemned too many: none was touched
+    FULL = "full"  # the server has no slot for the reaper either
+    BLIND = "blind"  # connected, but other roles' sessions are hidden
+    BREAKER = "breaker"  # the policy condemned too many sessions, so none was terminated
 
 
-UNREACHED = (TargetStatus.FAILED, TargetStatus.FULL, TargetStatus.BLIND)
-# Troubles that are no status and no outcome:
-FALLBACK = "fallback"  # the role got in by its fallback secret only
-EXHAUSTED = "exhausted"  # every slot is taken still, though we got in
-_DONE = (Outcome.TERMINATED, Outcome.CANCELLED)
-_UNDONE = (Outcome.LINGERING, Outcome.DENIED, Outcome.WOULD_TERMINATE, Outcome.SPARED)
-
-
+UNREACHED: Final = (TargetStatus.FAILED, TargetStatus.FULL, TargetStatus.BLIND)
+_DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
+_CODE_LENGTH: Final = 20  # characters
+_NAME_LENGTH: Final = 63  # characters, all that PostgreSQL keeps of a name
 _NO_KEY: Final = TargetKey("")
+
+
+class IssueKind(StrEnum):
+    """A kind of issue that a target can have for longer than one run."""
+
+    FAILED = "failed"  # detail: the error's code
+    FULL = "full"
+    BLIND = "blind"
+    BREAKER = "breaker"
+    FALLBACK = "fallback"  # only the fallback secret's role could connect
+    EXHAUSTED = "exhausted"  # every slot is in use after the run, although the reaper connected
+    LINGERING = "lingering"  # detail: the pid
+    DENIED = "denied"
+    WOULD_TERMINATE = "would_terminate"  # detail: rule and role
+    SPARED = "spared"
+    UNDELIVERED = "undelivered"  # detail: the summary line of a run that was not published
+
+
+@dataclass(frozen=True, slots=True)
+class IssueKey:
+    """Identifies an issue of one target across runs."""
+
+    kind: IssueKind
+    detail: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """What went wrong: a SQLSTATE or a short code, the message, the remedy."""
+    """An error: a SQLSTATE or a short code, the step that failed, the cause, and how to fix it."""
 
     code: str
-    message: str
+    cause: str
     hint: str
+    step: str = ""
+
+    @property
+    def message(self) -> str:
+        """The step and the cause in one sentence."""
+        return f"{self.step}: {self.cause}" if self.step else self.cause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +95,7 @@ class SessionResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """Something to mend that needs no haste."""
+    """A recommendation, with SQL statements (one per line) where there are any."""
 
     code: str
     message: str
@@ -78,18 +104,18 @@ class Advice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleSetting:
-    """A timeout for a role that leaks. It holds for new sessions only."""
+    """A timeout for a role that leaks sessions. It applies to new sessions only."""
 
     code: str  # of the advice
     role: str
     sql: str
-    old: str | None  # what was set for the role itself
+    old: str | None  # the role's own setting before
     done: bool = False
     error: Failure | None = None
 
     @property
     def result(self) -> str:
-        """What became of it, in words."""
+        """The result in words."""
         if self.done:
             return "applied (new sessions only)"
         return "not applied" if self.error else "would be applied"
@@ -97,141 +123,171 @@ class RoleSetting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """A trouble that is over."""
+    """An issue that has ended."""
 
-    kind: str
-    seconds: float  # how long it was known
+    issue: IssueKey
+    seconds: float  # between the first report of the issue and its end
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached_property
 class TargetReport:
-    """What one run did on one target."""
+    """The report of one run on one target."""
 
     name: str
-    secret: str = ""  # its name: what the target is called while the secret cannot be read
-    key: TargetKey = _NO_KEY  # what identifies it across runs
+    secret: str = ""  # the secret's name, which stands for the target while it cannot be read
+    key: TargetKey = _NO_KEY  # identifies the target across runs
     status: TargetStatus = TargetStatus.OK
     error: Failure | None = None
     reader: bool = False  # a replica
-    fallback_secret: str | None = None  # whose role had to sign in, for want of a slot
-    slots: Slots | None = None  # before; None if we could not look
-    used_after: int | None = None  # None if nobody could count
-    states: Mapping[State, int] = field(default_factory=dict)  # before; empty if we could not look
+    fallback_secret: str | None = None  # the secret whose role had to connect instead
+    slots: Slots | None = None  # before; None without a snapshot
+    used_after: int | None = None  # None if it could not be counted
+    states: Mapping[State, int] = field(default_factory=dict)  # before; empty without a snapshot
     oldest_idle_in_transaction: float | None = None  # seconds, before
     queries: QueryVisibility = QueryVisibility.REDACTED  # how the document shows them
-    pressure: tuple[str, ...] = ()  # on each rule that was in force for want of slots
+    pressure: tuple[str, ...] = ()  # one sentence for each rule that `when` put in force
     results: tuple[SessionResult, ...] = ()
     advice: tuple[Advice, ...] = ()
-    recorded: Snapshot | None = None  # if that was asked for
-    checked: Check | None = None  # if that was asked for
-    applied: tuple[RoleSetting, ...] | None = None  # if that was asked for
-    told: tuple[str, ...] = ()  # kinds of its troubles that a summary told a while ago
-    recovered: tuple[Recovery, ...] = ()  # since the run before
+    recorded: Snapshot | None = None  # of a `record` run
+    checked: Check | None = None  # of a `check` run
+    applied: tuple[RoleSetting, ...] | None = None  # of an `apply` run
+    known_issues: tuple[IssueKey, ...] = ()  # reported less than REMIND_AFTER ago
+    recovered: tuple[Recovery, ...] = ()  # since the previous run
 
     def count(self, outcome: Outcome) -> int:
-        """How many sessions met this outcome."""
+        """Count the sessions with this outcome."""
         return self._counts[outcome]
 
     @cached_property
     def _counts(self) -> Counter[Outcome]:
-        return Counter(fate.outcome for fate in self.results)
+        return Counter(result.outcome for result in self.results)
 
     @cached_property
     def condemned_pids(self) -> frozenset[str]:
         """The pids of all condemned sessions, as text."""
-        return frozenset(str(fate.decision.pid) for fate in self.results)
+        return frozenset(str(result.decision.pid) for result in self.results)
 
     @property
     def is_reached(self) -> bool:
-        """Whether we could deal with it."""
+        """Whether the run could work on the target."""
         return self.status not in UNREACHED
 
     @property
+    def is_exhausted(self) -> bool:
+        """Whether every slot is in use after the run."""
+        return self.share_used >= 1
+
+    @property
     def is_critical(self) -> bool:
-        """Whether applications are shut out still."""
-        return self.share_used >= 1 or self.status is TargetStatus.FULL
+        """Whether applications still cannot connect."""
+        return self.is_exhausted or self.status is TargetStatus.FULL
 
     @property
     def share_used(self) -> float:
-        """Of the slots that ordinary roles can use, after the run; 0 if nobody could count."""
+        """The used share of the slots for ordinary roles after the run; 0 if it is unknown."""
         if self.slots is None or self.used_after is None or self.slots.usable <= 0:
             return 0.0
         return self.used_after / self.slots.usable
 
     @cached_property
-    def issues(self) -> tuple[str, ...]:
-        """The kinds of what will be so in the next run, too, unless somebody or something mends it."""
-        kinds = [] if self.status is TargetStatus.OK else [str(self.status)]
+    def issues(self) -> tuple[IssueKey, ...]:
+        """The issues that the next run will still find unless something changes."""
+        keys = []
         if self.status is TargetStatus.FAILED and self.error is not None:
-            kinds = [f"{self.status} {printable(self.error.code, 20)}"]
+            code = printable(self.error.code, _CODE_LENGTH)
+            keys.append(IssueKey(IssueKind.FAILED, (code,)))
+        elif self.status is not TargetStatus.OK:
+            keys.append(IssueKey(IssueKind(self.status.value)))
         if self.fallback_secret is not None:
-            kinds.append(FALLBACK)
-        if self.share_used >= 1:
-            kinds.append(EXHAUSTED)
-        kinds += [_kind(fate) for fate in self.results if fate.outcome in _UNDONE]
-        return tuple(dict.fromkeys(kinds))
+            keys.append(IssueKey(IssueKind.FALLBACK))
+        if self.is_exhausted:
+            keys.append(IssueKey(IssueKind.EXHAUSTED))
+        found = (_issue_of(result) for result in self.results)
+        return tuple(dict.fromkeys([*keys, *(key for key in found if key is not None)]))
 
-    def has_trouble(self, kind: str) -> bool:
-        """Whether this kind is among its troubles, of which there may be thousands."""
-        return kind in self._trouble_set
+    def has_issue(self, key: IssueKey) -> bool:
+        """Return whether this is one of the target's issues, of which there may be thousands."""
+        return key in self._issue_set
 
     @cached_property
-    def _trouble_set(self) -> frozenset[str]:
+    def _issue_set(self) -> frozenset[IssueKey]:
         return frozenset(self.issues)
 
     @cached_property
-    def new_troubles(self) -> tuple[str, ...]:
-        """The troubles that no summary told a while ago."""
-        told = frozenset(self.told)
-        return tuple(kind for kind in self.issues if kind not in told)
+    def new_issues(self) -> tuple[IssueKey, ...]:
+        """The issues that were not reported less than REMIND_AFTER ago."""
+        known = frozenset(self.known_issues)
+        return tuple(key for key in self.issues if key not in known)
 
     @property
     def should_notify(self) -> bool:
-        """Whether somebody should hear of it. That a session escaped is no news: it is well."""
+        """Whether the target has news. An escaped session is none: it is healthy."""
         return (
             bool(self.recovered)
-            or self.checked is not None  # a check shows, too, whether the summary arrives
+            or self.checked is not None  # a check also shows whether the summary arrives
             or self.applied is not None
             or any(self.count(outcome) for outcome in _DONE)
-            or bool(self.new_troubles)
+            or bool(self.new_issues)
         )
 
 
-def _kind(fate: SessionResult) -> str:
-    """Each lingering session is a trouble of its own, and each rule and role that was observed."""
-    decision = fate.decision
-    if fate.outcome is Outcome.LINGERING:
-        return f"{fate.outcome} {decision.pid}"
-    if fate.outcome is Outcome.WOULD_TERMINATE and decision.rule is not None:
-        rule, role = printable(decision.rule.name, 63), printable(decision.session.role, 63)
-        return f"{fate.outcome} {rule} {role}"
-    return fate.outcome.value
+_DENIED: Final = IssueKey(IssueKind.DENIED)
+_SPARED: Final = IssueKey(IssueKind.SPARED)
+
+
+def _issue_of(result: SessionResult) -> IssueKey | None:
+    """Return the issue that a session causes: one per lingering session, or observed rule and role."""
+    decision = result.decision
+    match result.outcome:
+        case Outcome.LINGERING:
+            return IssueKey(IssueKind.LINGERING, (str(decision.pid),))
+        case Outcome.WOULD_TERMINATE:
+            names = (decision.rule.name if decision.rule else "", decision.session.role)
+            detail = tuple(printable(name, _NAME_LENGTH) for name in names)
+            return IssueKey(IssueKind.WOULD_TERMINATE, detail)
+        case Outcome.DENIED:
+            return _DENIED
+        case Outcome.SPARED:
+            return _SPARED
+    return None
 
 
 def record_error(report: TargetReport, error: TargetError) -> TargetReport:
-    """What is known of a target, and that it ended with an error."""
+    """Return what is known of a target, ended by an error."""
     status = TargetStatus.FAILED
-    # The applications still get slots where only our own role has too few.
+    # Where only our own role or the database has too few connections, applications still get slots.
     if isinstance(error, FullError) and error.limit is not ConnectionLimit.ROLE:
         status = TargetStatus.FULL
     elif isinstance(error, BlindError):
         status = TargetStatus.BLIND
-    failure = Failure(code=printable(error.code, 20), message=error.message, hint=error.hint)
+    code = printable(error.code, _CODE_LENGTH)
+    failure = Failure(code=code, cause=error.cause, hint=error.hint, step=error.step)
     return replace(report, status=status, error=failure)
 
 
+def record_breaker(report: TargetReport, cause: str) -> TargetReport:
+    """Return what is known of a target where the breaker stopped all terminations."""
+    failure = Failure(
+        code="breaker",
+        cause=cause,
+        hint="If these sessions are leaks, run by hand with a policy whose max_share allows it, or"
+        " terminate them yourself. If they are not, correct the rule that condemns them.",
+    )
+    return replace(report, status=TargetStatus.BREAKER, error=failure)
+
+
 def record_bug(report: TargetReport, error: Exception) -> TargetReport:
-    """What is known of a target, and that a bug of ours ended its work."""
+    """Return what is known of a target, ended by a bug of session-reaper."""
     failure = Failure(
         code="internal",
-        message=f"session-reaper has a bug: {type(error).__name__}",
+        cause=f"session-reaper has a bug: {type(error).__name__}",
         hint="Please report it with the traceback in the log.",
     )
     return replace(report, status=TargetStatus.FAILED, error=failure)
 
 
 def record_unfinished(report: TargetReport, bug: Exception | None) -> TargetReport:
-    """Build the report of a target whose job did not end: a bug ended it, or the time was over."""
+    """Return the report of a target whose job did not end: by a bug, or because time ran out."""
     if bug is not None:
         return record_bug(report, bug)
     return report if report.error is not None else record_error(report, DeadlineError())
@@ -241,45 +297,53 @@ class RunStatus(StrEnum):
     """How the run went as a whole."""
 
     OK = "ok"
-    PARTIAL = "partial"  # a target was not reached, or its breaker held
+    PARTIAL = "partial"  # a target was not reached, or its breaker tripped
     FAILED = "failed"  # no target was reached
+
+
+class Severity(StrEnum):
+    """How urgent a summary is; subscribers can filter by it."""
+
+    CRITICAL = "critical"  # applications cannot connect
+    WARNING = "warning"  # a person has to fix something
+    INFO = "info"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What one run did."""
+    """The report of one run on all its targets."""
 
     run_id: str
     mode: Mode
     targets: tuple[TargetReport, ...]
-    memory_problem: str = ""  # why what was told before may be told again
-    undelivered: tuple[str, ...] = ()  # of earlier runs, whose summaries did not go out
+    state_problem: str = ""  # why known issues may be reported again
+    undelivered: tuple[str, ...] = ()  # summary lines of earlier runs that were not published
 
     def count(self, outcome: Outcome) -> int:
-        """How many sessions met this outcome."""
+        """Count the sessions of all targets with this outcome."""
         return sum(target.count(outcome) for target in self.targets)
 
     @property
     def failed(self) -> int:
-        """How many targets were not reached."""
+        """The number of targets that were not reached."""
         return sum(target.status in UNREACHED for target in self.targets)
 
     @property
     def status(self) -> RunStatus:
-        """The verdict of the run."""
+        """How the run went as a whole."""
         if all(target.status is TargetStatus.OK for target in self.targets):
             return RunStatus.OK
         return RunStatus.FAILED if self.failed == len(self.targets) else RunStatus.PARTIAL
 
     @property
     def should_notify(self) -> bool:
-        """Whether any target has news, or an earlier run had."""
+        """Whether a target has news, or an earlier summary was not published."""
         return bool(self.undelivered) or any(target.should_notify for target in self.targets)
 
     def split_new_and_known(self) -> tuple[Sequence[TargetReport], Sequence[TargetReport]]:
-        """The targets to tell of, the urgent first; and those whose trouble was told before.
+        """Return the targets to report, most urgent first, and those with only known issues.
 
-        If there is no news (NOTIFY is always), all trouble is told, or that the targets are well.
+        Without any news (NOTIFY is always), report the targets with known issues, or else all.
         """
         targets = sorted(self.targets, key=urgency_key)
         news = [target for target in targets if target.should_notify]
@@ -288,26 +352,23 @@ class Report:
 
     @property
     def is_critical(self) -> bool:
-        """Whether it tells anew that somebody must act at once: an application is shut out."""
+        """Whether the run has a new issue that keeps applications from connecting."""
         return any(
-            kind in (TargetStatus.FULL, EXHAUSTED)
+            key.kind in (IssueKind.FULL, IssueKind.EXHAUSTED)
             for target in self.targets
-            for kind in target.new_troubles
+            for key in target.new_issues
         )
 
     @property
-    def severity(self) -> str:
-        """For subscribers to filter by: critical, warning (somebody has to mend it), or info."""
+    def severity(self) -> Severity:
+        """How urgent the reported issues are."""
         if self.is_critical:
-            return "critical"
-        kinds = (kind for target in self.split_new_and_known()[0] for kind in target.issues)
-        passing = (Outcome.WOULD_TERMINATE, Outcome.SPARED)
-        return "info" if all(kind.startswith(passing) for kind in kinds) else "warning"
+            return Severity.CRITICAL
+        passing = (IssueKind.WOULD_TERMINATE, IssueKind.SPARED)
+        keys = (key for target in self.split_new_and_known()[0] for key in target.issues)
+        return Severity.INFO if all(key.kind in passing for key in keys) else Severity.WARNING
 
 
 def urgency_key(target: TargetReport) -> tuple[bool, bool, int]:
-    """A sort key: who shuts applications out, then other trouble, then by sessions concerned."""
+    """Sort first the targets where applications cannot connect, then other issues, then by size."""
     return (not target.is_critical, target.status is TargetStatus.OK, -len(target.results))
-
-
-# -- the return value ------------------------------------------------------------------------------

@@ -52,7 +52,8 @@ def connect_to_target(
                 refusal = f" (fallback_secret {target.fallback_secret}: {error.message})"
         if full.limit or retries.remaining() < pause:
             hint = full.hint if full.limit else reserved_slot_instructions(target.host, target.role)
-            raise FullError(full.code, full.message + refusal, hint, limit=full.limit)
+            cause = full.cause + refusal
+            raise FullError(full.code, cause, hint, limit=full.limit, step=full.step)
         # Other clients that were refused retry, too; the jitter keeps us from retrying in step.
         time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 -- not cryptographic
         pause = min(2 * pause, _LONGEST_PAUSE)
@@ -92,7 +93,7 @@ def _explain_refused_token(target: Target, error: TargetError) -> TargetError:
     """Add to an error that the login used an IAM token."""
     is_rds = provider_of(target.host) in (Provider.RDS, Provider.AURORA)
     if target.is_auth_given or is_rds:
-        return TargetError(error.code, error.message, _IAM_HINT + error.hint)
+        return TargetError(error.code, error.cause, _IAM_HINT + error.hint, step=error.step)
     # Other servers do not accept tokens, so the password was probably forgotten.
     problem = "password is missing, and connecting with an IAM token in its place failed"
     message = f"secret {target.secret_arn}: {problem}: {error.message}"

@@ -24,6 +24,7 @@ from session_reaper.report.known_issues import compare_with_known, remember_unde
 from session_reaper.report.model import Report
 from session_reaper.runs.request import RunRequest
 from session_reaper.settings import Notify, Settings
+from session_reaper.summary.digest import Digest, digest_report
 from session_reaper.summary.message import summarize
 
 # CloudWatch cuts lines of more than 1 MB, which would make the JSON invalid.
@@ -50,6 +51,7 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and all that decides who i
     Returns the report and its document as they were published. Raises PublishError at the end if a
     topic did not take the summary.
     """
+    digest: Digest | None = None
     try:
         # Manual runs with options are always reported and do not update the notification state.
         table = settings.memory_table if request.is_usual and report.targets else None
@@ -57,7 +59,7 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and all that decides who i
             load_known_issues(table, _share_of(end, _LOAD_SHARE, MEMORY_SECONDS)) if table else ()
         )
         if known is None:
-            report = replace(report, memory_problem=UNREADABLE)
+            report = replace(report, state_problem=UNREADABLE)
         now = time()
         report, learned = compare_with_known(
             report,
@@ -67,10 +69,11 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and all that decides who i
             whole=not request.targets,
             function_arn=function_arn,
         )
-        failures = _publish(report, settings, now, end)
+        digest = digest_report(report, settings.place)
+        failures = _publish(report, digest, settings, now, end)
     finally:
         # Even after a bug above, the log must contain what the run did.
-        document = _log_run(report, logs, end, target_metrics=settings.target_metrics)
+        document = _log_run(report, digest, logs, end, target_metrics=settings.target_metrics)
     if table:
         is_undelivered = settings.topic_arn in failures
         update = remember_undelivered(report, now) if is_undelivered else learned
@@ -81,7 +84,7 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and all that decides who i
 
 
 def _publish(
-    report: Report, settings: Settings, now: float, end: Deadline
+    report: Report, digest: Digest, settings: Settings, now: float, end: Deadline
 ) -> Mapping[str, PublishError]:
     """Publish the summary if there is news; return the error of each topic that failed."""
     if not report.should_notify and settings.notify is not Notify.ALWAYS:
@@ -89,19 +92,29 @@ def _publish(
     topics = [settings.topic_arn]
     if report.is_critical and settings.critical_topic_arn:
         topics.append(settings.critical_topic_arn)
-    summary = summarize(report, settings.place, now)
+    summary = summarize(digest, now)
     return publish(summary, topics, _share_of(end, _PUBLISH_SHARE, PUBLISH_SECONDS))
 
 
 def _log_run(
-    report: Report, logs: Sequence[OutcomeLog], end: Deadline, *, target_metrics: bool
+    report: Report,
+    digest: Digest | None,
+    logs: Sequence[OutcomeLog],
+    end: Deadline,
+    *,
+    target_metrics: bool,
 ) -> dict[str, Any]:
     """Log the outcomes that are not logged yet, and the run; return the report's document."""
     log_remaining(logs, _share_of(end, _OUTCOMES_SHARE))
     if target_metrics:
         for target in report.targets:
             emit_target_metrics(target)
-    document = to_document(report, _share_of(end, _DOCUMENT_SHARE))
+    document = to_document(
+        report,
+        _share_of(end, _DOCUMENT_SHARE),
+        verdict=str(digest.verdict) if digest else "",
+        steps=digest.steps_as_text if digest else (),
+    )
     logger.info("run", extra=truncate_document(document, _LOG_BYTES))
     return document
 

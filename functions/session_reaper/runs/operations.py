@@ -31,12 +31,12 @@ from session_reaper.report.advice import (
 )
 from session_reaper.report.model import (
     Advice,
-    Failure,
     Outcome,
     RoleSetting,
     SessionResult,
     TargetReport,
     TargetStatus,
+    record_breaker,
     record_error,
 )
 from session_reaper.runs.connect import connect_to_target, connect_with_fallback
@@ -289,10 +289,4 @@ def _add_decisions(report: TargetReport, decisions: Decisions) -> TargetReport:
     report = replace(report, results=results, pressure=describe_pressure(decisions))
     if decisions.breaker is None:
         return report
-    failure = Failure(
-        code="breaker",
-        message=decisions.breaker,
-        hint="If they are leaks, run by hand with a policy whose max_share allows it, or terminate"
-        " them by hand; if not, fix the rule that condemns them.",
-    )
-    return replace(report, status=TargetStatus.BREAKER, error=failure)
+    return record_breaker(report, decisions.breaker)

@@ -9,15 +9,13 @@ from session_reaper.settings import FunctionLocation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleLink:
-    """Where to look further."""
+    """A page of the console that helps to investigate a run."""
 
     name: str
     url: str
 
 
-# -- where to look ---------------------------------------------------------------------------------
-
-# By how the partition's regions begin. template.yaml knows them, too, by its name.
+# The console's domain by the prefix of a partition's regions. template.yaml has it by partition.
 _CONSOLES = {
     "cn": "amazonaws.cn",
     "eusc": "amazonaws-eusc.eu",
@@ -30,14 +28,14 @@ _CONSOLES = {
 
 
 def link_to_console(place: FunctionLocation | None, run_id: str) -> Sequence[ConsoleLink]:
-    """The run's log lines, the dashboard if there is one, the function: in AWS's console."""
+    """Return links to the run's log lines, the dashboard, if there is one, and the function."""
     if place is None:
         return ()
     partition = next((p for p in _CONSOLES if place.region.startswith(f"{p}-")), "")
     domain = _CONSOLES.get(partition, "aws.amazon.com")
     console = f"https://{place.region}.console.{domain}"
     watch = f"{console}/cloudwatch/home?region={place.region}#"
-    # The console encodes what stands behind the # twice, with $ for the second %.
+    # The console expects the part after # to be encoded twice, with $ instead of %.
     group = _encode_twice(place.log_group)
     query = _encode_twice(f'"{run_id}"')
     log = f"{watch}logsV2:log-groups/log-group/{group}/log-events$3FfilterPattern$3D{query}"

@@ -1,0 +1,149 @@
+"""Groups of condemned sessions and of failed targets, so that a summary has one entry per cause."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from ipaddress import ip_address, ip_network
+from typing import Final
+
+from session_reaper.decision.model import Decision
+from session_reaper.policy.durations import format_duration
+from session_reaper.report.headline import OUTCOME_PHRASES, count_of, write_headline
+from session_reaper.report.model import Outcome, SessionResult, TargetReport, TargetStatus
+from session_reaper.report.text import printable, truncate
+from session_reaper.summary.prose import Name, Prose, split_hint
+
+_MOST_NAMES: Final = 5
+_NAME_LENGTH: Final = 60
+_NAME_TAIL: Final = 39  # the end of a long name tells it from similar ones
+_QUERY_LENGTH: Final = 200
+_ORDER: Final = [
+    *(outcome for outcome in Outcome if outcome is not Outcome.ESCAPED),
+    Outcome.ESCAPED,
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Sessions of one application, client network and role with the same outcome and rule."""
+
+    outcome: Outcome
+    rule: str
+    application: str  # application@client network
+    role: str
+    count: int
+    oldest: Decision  # on the session that is longest in its state
+
+    @property
+    def headline(self) -> str:
+        """How many sessions met which outcome."""
+        return f"{count_of(self.count, 'session')} {OUTCOME_PHRASES[self.outcome]}"
+
+    @property
+    def age(self) -> str:
+        """How long the oldest session has been in its state."""
+        return format_duration(self.oldest.session.idle_seconds)
+
+    @property
+    def query(self) -> str:
+        """The oldest session's last statement, redacted."""
+        return printable(self.oldest.session.redacted_query, _QUERY_LENGTH)
+
+    @property
+    def reason(self) -> str:
+        """Why the oldest session was condemned."""
+        return printable(self.oldest.reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureGroup:
+    """Targets with the same failure."""
+
+    targets: Sequence[TargetReport]
+    status: TargetStatus
+    code: str
+    message: str
+    hint: Prose
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached_property
+class TargetDigest:
+    """One target that the summary reports."""
+
+    report: TargetReport
+
+    @cached_property
+    def headline(self) -> str:
+        """The line that says what happened."""
+        return write_headline(self.report)
+
+    @cached_property
+    def groups(self) -> Sequence[Group]:
+        """The condemned sessions by outcome, the largest group of each first."""
+        return group_sessions(self.report.results)
+
+
+def group_sessions(results: Iterable[SessionResult]) -> Sequence[Group]:
+    """Group sessions by outcome, rule, application, client network and role, largest first."""
+    members: dict[tuple[Outcome, str, str, str], list[Decision]] = defaultdict(list)
+    for result in results:
+        session, rule = result.decision.session, result.decision.rule
+        application = f"{session.application or '(no name)'}@{mask_client(session.client)}"
+        key = (result.outcome, rule.name if rule else "", application, session.role)
+        members[key].append(result.decision)
+    groups = [
+        Group(
+            outcome=outcome,
+            rule=printable(rule, 63),
+            application=printable(application, 90),
+            role=printable(role, 63),
+            count=len(decisions),
+            oldest=max(decisions, key=lambda decision: decision.session.idle_seconds),
+        )
+        for (outcome, rule, application, role), decisions in members.items()
+    ]
+    return sorted(groups, key=lambda group: (_ORDER.index(group.outcome), -group.count))
+
+
+@lru_cache(maxsize=1024)
+def mask_client(client: str | None) -> str:
+    """Return the /24 network of a client, or the /64 of an IPv6 one: single hosts come and go.
+
+    >>> mask_client("10.0.7.23"), mask_client("2001:db8::17"), mask_client(None)
+    ('10.0.7.0/24', '2001:db8::/64', 'local')
+    """
+    if client is None:
+        return "local"
+    try:
+        bits = 24 if ip_address(client).version == 4 else 64  # noqa: PLR2004 -- IP's two versions
+        return str(ip_network(f"{client}/{bits}", strict=False))
+    except ValueError:
+        return client
+
+
+def group_failures(targets: Iterable[TargetReport]) -> Iterator[FailureGroup]:
+    """Group targets by failure: half a fleet that fails has one cause, not fifty."""
+    alike: dict[tuple[TargetStatus, str, str], list[TargetReport]] = defaultdict(list)
+    for target in targets:
+        if target.error:
+            alike[target.status, target.error.code, target.error.hint].append(target)
+    for (status, code, hint), members in alike.items():
+        message = members[0].error.message if members[0].error else ""
+        yield FailureGroup(
+            targets=members,
+            status=status,
+            code=printable(code, 20),
+            message=printable(message),
+            hint=split_hint(hint),
+        )
+
+
+def join_names(targets: Sequence[TargetReport]) -> Name:
+    """Join the first names, and say how many more there are."""
+    names = [
+        truncate(printable(target.name), _NAME_LENGTH, tail=_NAME_TAIL)
+        for target in targets[:_MOST_NAMES]
+    ]
+    more = len(targets) - _MOST_NAMES
+    return Name(", ".join(names) + (f" and {more} more" if more > 0 else ""))

@@ -1,0 +1,153 @@
+"""The verdict on a run: whether it leaves something to do, and why."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import chain, islice
+from typing import Final
+
+from session_reaper.policy.enums import Mode
+from session_reaper.report.headline import count_of, write_recoveries, write_settings
+from session_reaper.report.model import Outcome, Report, TargetReport, TargetStatus
+from session_reaper.report.text import printable
+from session_reaper.summary.groups import join_names
+from session_reaper.summary.prose import Name, Prose, Statement, to_plain
+
+
+class VerdictWord(StrEnum):
+    """The first word of a summary."""
+
+    ACTION_NEEDED = "ACTION NEEDED"
+    RESOLVED = "RESOLVED"
+    RECOVERED = "RECOVERED"
+    OBSERVED = "OBSERVED"
+    QUIET = "QUIET"
+    CHECKED = "CHECKED"
+    RECORDED = "RECORDED"
+    APPLIED = "APPLIED"
+    OFF = "OFF"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunVerdict:
+    """Whether a run leaves something to do, and why."""
+
+    word: VerdictWord
+    detail: Prose
+
+    def __str__(self) -> str:
+        return f"{self.word}: {to_plain(self.detail)}"
+
+
+def judge_run(report: Report) -> RunVerdict:
+    """Tell whether a run leaves something to do."""
+    if report.mode is Mode.OFF:
+        return _verdict(VerdictWord.OFF, "no target was examined, because the mode is off.")
+    results = " ".join(_list_results(report))
+    open_ends = chain.from_iterable(("; ", *each) for each in _list_open_ends(report))
+    joined = tuple(islice(open_ends, 1, None))
+    if joined:
+        return _verdict(VerdictWord.ACTION_NEEDED, *joined, f". {results}".rstrip())
+    return _judge_manual_run(report) or _judge_reaping(report, results)
+
+
+def _verdict(word: VerdictWord, *detail: str | Name | Statement) -> RunVerdict:
+    first, *others = detail
+    if isinstance(first, str):
+        first = first[:1].upper() + first[1:]
+    return RunVerdict(word=word, detail=(first, *others))
+
+
+def _judge_manual_run(report: Report) -> RunVerdict | None:
+    """Tell what a run found or changed that does not terminate sessions."""
+    recorded = sum(target.recorded is not None for target in report.targets)
+    if recorded:
+        found = f"{_count_were(recorded, 'target', 'targets')} recorded."
+        return _verdict(VerdictWord.RECORDED, f"{found} Nothing was changed.")
+    if any(target.checked for target in report.targets):
+        issues = count_of(sum(len(target.advice) for target in report.targets), "issue")
+        return _verdict(VerdictWord.CHECKED, f"{issues} found. Nothing was changed.")
+    applied = [target.applied for target in report.targets if target.applied is not None]
+    if applied:
+        settings = write_settings(chain.from_iterable(applied))
+        return _verdict(VerdictWord.APPLIED, f"{settings}. No session was touched.")
+    return None
+
+
+def _judge_reaping(report: Report, results: str) -> RunVerdict:
+    if report.count(Outcome.TERMINATED) or report.count(Outcome.CANCELLED):
+        return _verdict(VerdictWord.RESOLVED, results)
+    if report.count(Outcome.SPARED) and report.mode is Mode.ENFORCE:
+        return _verdict(VerdictWord.ACTION_NEEDED, f"no session was terminated. {results}")
+    if results:
+        return _verdict(VerdictWord.OBSERVED, results)
+    recovered = [target for target in report.targets if target.recovered]
+    if recovered:
+        ended = write_recoveries(chain.from_iterable(target.recovered for target in recovered))
+        return _verdict(
+            VerdictWord.RECOVERED, join_names(recovered), f" recovered ({printable(ended)})."
+        )
+    return _verdict(VerdictWord.QUIET, "there was nothing to terminate.")
+
+
+def _list_results(report: Report) -> Iterator[str]:
+    """List what happened to sessions; in an `apply` run they are only the evidence for settings."""
+    if any(target.applied is not None for target in report.targets):
+        return
+    if number := report.count(Outcome.TERMINATED):
+        yield f"{_count_were(number, 'session', 'sessions')} terminated and verified gone."
+    if number := report.count(Outcome.CANCELLED):
+        yield f"{_count_were(number, 'query', 'queries')} cancelled."
+    if number := report.count(Outcome.WOULD_TERMINATE):
+        cause = (
+            "In mode enforce" if report.mode is Mode.OBSERVE else "If all rules had mode enforce"
+        )
+        yield f"{cause}, {count_of(number, 'session')} would be terminated."
+    number = report.count(Outcome.SPARED)
+    if number and report.mode is Mode.ENFORCE:
+        yield f"{_count_were(number, 'session', 'sessions')} spared."
+    if report.mode is Mode.OBSERVE and any(target.results for target in report.targets):
+        yield "Nothing was touched."
+
+
+def _count_were(number: int, singular: str, plural: str) -> str:
+    return f"1 {singular} was" if number == 1 else f"{number} {plural} were"
+
+
+def _list_open_ends(report: Report) -> Iterator[Prose]:
+    """List everything that the run leaves to do."""
+    targets_by_problem: dict[str, list[TargetReport]] = defaultdict(list)
+    for target in report.targets:
+        for problem in _list_problems(target):
+            targets_by_problem[problem].append(target)
+    for problem, targets in targets_by_problem.items():
+        of_all = f"{len(targets)} of {count_of(len(report.targets), 'target')} "
+        yield (f"{of_all if problem == _UNREACHED else ''}{problem} ", join_names(targets))
+    if report.mode is Mode.ENFORCE:
+        if number := report.count(Outcome.LINGERING):
+            has = "was signalled but has" if number == 1 else "were signalled but have"
+            yield (f"{count_of(number, 'session')} {has} not exited",)
+        if number := report.count(Outcome.DENIED):
+            yield (f"the reaper's role may not terminate {count_of(number, 'session')}",)
+
+
+_UNREACHED: Final = "could not be reached:"
+
+
+def _list_problems(target: TargetReport) -> Iterator[str]:
+    """List what is left to do on one target, in words that its name follows."""
+    if target.status is TargetStatus.BLIND:
+        yield "the reaper cannot see other sessions on"
+    elif target.status is TargetStatus.FULL:
+        yield "no connection slot is left on"
+    elif target.status is TargetStatus.BREAKER:
+        yield "the breaker stopped all terminations on"
+    elif not target.is_reached and target.slots is None:
+        yield _UNREACHED
+    elif not target.is_reached:
+        yield "settings were refused on" if target.applied else "the run was not completed on"
+    if target.is_exhausted:
+        yield "every slot is still in use on"
+    if target.fallback_secret is not None:
+        yield "the reaper could connect only with the fallback secret on"
