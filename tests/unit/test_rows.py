@@ -1,41 +1,66 @@
-"""Answers that are small on the wire and large, or slow, in the reaper."""
+"""A server's answers are validated at every place, and read in bounded time and memory."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.errors import TargetError
-from session_reaper.postgres.rows import read_grants, read_snapshot
+from session_reaper.postgres.rows import read_facts, read_grants, read_snapshot, read_verification
 
+from tests.answers import (
+    BAD_VALUES,
+    FACTS,
+    IDLE_ROW,
+    SNAPSHOT,
+    VERIFICATION,
+    is_allowed,
+    list_places,
+    replace_at,
+)
 from tests.hang_guard import fail_after
 
-SNAPSHOT: dict[str, Any] = {
-    "role": "session_reaper",
-    "pid": 1,
-    "started": 1,
-    "checkpointer": 2,
-    "checkpointer_started": 1,
-    "taken_at": 2,
-    "server_version": 180000,
-    "inherits": True,
-    "reader": False,
-    "max": 100,
-    "reserved": 3,
-    "used": 5,
-    "can_see": True,
-    "can_signal": True,
-    "untracked": 0,
-    "states": None,
-    "oldest_idle_in_transaction": 0,
-    "sessions": [],
-    "waits": None,
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+READERS: dict[str, Callable[[list[bytes]], object]] = {
+    "snapshot": partial(read_snapshot, ours=(), backend_pid=1),
+    "verification": read_verification,
+    "facts": partial(read_facts, tls=None),
 }
+ANSWERS = {"snapshot": SNAPSHOT, "verification": VERIFICATION, "facts": FACTS}
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+@pytest.mark.parametrize("kind", READERS)
+def test_every_place_of_an_answer_is_validated(kind: str, name: str) -> None:
+    read, answer = READERS[kind], ANSWERS[kind]
+    read([json.dumps(answer).encode()])
+    for place in list_places(answer):
+        row = [replace_at(answer, place, BAD_VALUES[name])]
+        if is_allowed(kind, place, name):
+            read(row)
+            continue
+        with pytest.raises(TargetError) as raised:
+            read(row)
+        assert raised.value.code == "answer", place
+        is_unreadable = "JSON" in str(raised.value)
+        assert is_unreadable or str(place[0]) in str(raised.value), (place, raised.value)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_an_answer_without_one_of_its_keys_is_invalid(kind: str) -> None:
+    read, answer = READERS[kind], ANSWERS[kind]
+    for key in answer:
+        row = [json.dumps({k: v for k, v in answer.items() if k != key}).encode()]
+        with pytest.raises(TargetError, match=rf"\b{key}\b"):
+            read(row)
 
 
 def read(**changes: object) -> object:
-    return read_snapshot([json.dumps(SNAPSHOT | changes).encode()], ours=(), backend_pid=1)
+    return read_snapshot([json.dumps({**SNAPSHOT, **changes}).encode()], ours=(), backend_pid=1)
 
 
 def chain(links: int) -> list[list[object]]:
@@ -95,12 +120,7 @@ def test_nothing_else_passes_for_a_grant(changes: dict[str, object]) -> None:
         read_grants(missing(**changes), "session_reaper")
 
 
-MOMENT = "2026-01-15T08:00:00.000001+00:00"
-ROW = [1, MOMENT, None, MOMENT, MOMENT, "idle", "app", "db", "api", None, "x", None, None]
-ROW += [1, None, 1, None, False, None, None, None, False, False, False, True]
-
-
 def test_a_session_that_is_there_twice_is_invalid() -> None:
-    read(sessions=[ROW, [2, *ROW[1:]]])
+    read(sessions=[IDLE_ROW, [2, *IDLE_ROW[1:]]], waits=None)
     with pytest.raises(TargetError, match="sessions: pid"):
-        read(sessions=[ROW, ROW])
+        read(sessions=[IDLE_ROW, IDLE_ROW], waits=None)
