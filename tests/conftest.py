@@ -12,9 +12,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         help="a folder with npm's PostgreSQL servers, to be used instead of the bundled ones",
     )
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="try all examples of the properties, and all regions, instead of a sample",
+    )
+
+
+@pytest.fixture(scope="session")
+def is_thorough(pytestconfig: pytest.Config) -> bool:
+    chosen: bool = pytestconfig.getoption("--thorough")
+    return chosen
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return the number of workers for `-n auto`: most integration tests wait, and do not compute."""
+    """Return the number of workers for `-n auto`: many integration tests wait more than they compute."""
     return 2 * (os.cpu_count() or 1)

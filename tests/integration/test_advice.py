@@ -129,13 +129,14 @@ def test_the_statement_works_whatever_the_role_is_called(stage: Stage, name: str
     ],
 )
 def test_it_is_advised_only_where_it_is_known_to_be_off(
-    own_server: Callable[..., Stage], statements: list[str], *, advised: bool
+    stage: Stage, statements: list[str], *, advised: bool
 ) -> None:
-    stage = own_server()
     stage.role("app")
     stage.database("shop")
     for statement in statements:
         stage.root.run(statement)
+        altered = statement.partition(" SET ")[0]
+        stage.cleanup(stage.root.run, f"{altered} RESET idle_in_transaction_session_timeout")
     stage.session(LEAK, database="shop")
     assert (IN_TRANSACTION in sql_by_code(stage.reap())) is advised
 
