@@ -20,7 +20,7 @@ from infra.local.aws import Aws, aws
 from infra.local.certificates import make_tls
 from infra.local.postgres import Server, Tls, bundled_builds, npm_builds, server
 from tests.artifact.runtime import InitError, Runtime
-from tests.integration.test_webhook import Reply, running
+from tests.integration.slack import Reply, run_slack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -328,7 +328,7 @@ def test_the_webhook_function_posts_a_summary(
     environment = {"WEBHOOK_SECRET": "webhook", "SSL_CERT_FILE": str(tls.authority)}
     handler = "session_reaper.webhook.lambda_handler"
     with (
-        running(tls, (Reply(), Reply(status=404, said="no_service"))) as slack,
+        run_slack(tls, (Reply(), Reply(status=404, said="no_service"))) as slack,
         Runtime(
             webhook_artifact,
             handler,

@@ -5,6 +5,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import boto3
 import pytest
 from moto.backends import get_backend
 from moto.core.models import DEFAULT_ACCOUNT_ID
@@ -12,7 +13,7 @@ from pg8000.native import literal
 
 from infra.local.aws import REGION, Aws, aws
 from infra.local.postgres import Build, bundled_builds, npm_builds, server
-from tests.integration.stage import PASSWORD, REAPER, ROLE_FILE, Stage
+from tests.integration.stage import PASSWORD, REAPER, ROLE_FILE, TABLE, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -133,19 +134,47 @@ def stage(
         yield made
 
 
+@pytest.fixture
+def table(stage: Stage) -> Iterator[None]:
+    """The notification state's table, as template.yaml has it."""
+    dynamodb = boto3.client("dynamodb")
+    dynamodb.create_table(
+        TableName=TABLE,
+        BillingMode="PAY_PER_REQUEST",
+        AttributeDefinitions=[
+            {"AttributeName": "target", "AttributeType": "S"},
+            {"AttributeName": "kind", "AttributeType": "S"},
+        ],
+        KeySchema=[
+            {"AttributeName": "target", "KeyType": "HASH"},
+            {"AttributeName": "kind", "KeyType": "RANGE"},
+        ],
+    )
+    stage.monkeypatch.setenv("MEMORY_TABLE", TABLE)
+    stage.target()
+    yield
+    dynamodb.delete_table(TableName=TABLE)
+
+
 Output = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def output(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> Output:
-    """What a run writes. The logger keeps the stdout of its first import; here it follows."""
-    for handler in logging.getLogger("session-reaper").handlers:
-        monkeypatch.setattr(handler, "stream", _Stdout())
-    return capsys
+def output(capsys: Output) -> Iterator[Output]:
+    """Capture what a run writes; the logger would go on writing to the stdout of its import."""
+    handlers = [
+        handler
+        for handler in logging.getLogger("session-reaper").handlers
+        if isinstance(handler, logging.StreamHandler)
+    ]
+    streams = [handler.setStream(_CurrentStdout()) for handler in handlers]
+    yield capsys
+    for handler, stream in zip(handlers, streams, strict=True):
+        handler.setStream(stream)
 
 
-class _Stdout:
-    """Whatever stdout is at the moment: pytest puts another one there for each phase of a test."""
+class _CurrentStdout:
+    """Writes to the stdout of the moment: pytest sets another one for each phase of a test."""
 
     def write(self, text: str) -> int:
         return sys.stdout.write(text)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ROLE_FILE = Path(__file__).parents[2] / "infra" / "database" / "reaper_role.sql"
 REAPER = "session_reaper"
+TABLE = "session-reaper-Memory"  # of the notification state
 PASSWORD = "sw0rdfish"  # noqa: S105 -- of every role here that needs one
 
 IDLE = "idle"
@@ -32,6 +33,8 @@ LEAK = "idle in transaction"
 ABORTED = "idle in transaction (aborted)"
 ACTIVE = "active"
 
+HOSTILE_NAMES = ['o"brien', "back\\slash", "naïve 名", "semi; DROP ROLE app; --", ":name", "App"]
+"""Names of roles that must be quoted in SQL."""
 
 PATIENCE: Final = 20.0
 """Seconds by which a deadline may be missed here.
@@ -105,6 +108,13 @@ class Run:
         found = [target for target in self.document["targets"] if target["name"] == name]
         assert len(found) == 1, f"{name} is there {len(found)} times"
         return found[0]  # type: ignore[no-any-return]
+
+    def sql_by_code(self, name: str = "orders") -> dict[str, str | None]:
+        """Each advice's statement by the advice's code; each code is there once."""
+        advice = self.target(name)["advice"]
+        statements = {each["code"]: each["sql"] for each in advice}
+        assert len(statements) == len(advice), "a code is there twice"
+        return statements
 
     def error(self, name: str = "orders") -> dict[str, str]:
         error = self.target(name)["error"]
@@ -302,6 +312,31 @@ class Stage:
 
     def survivors(self, victims: Iterable[Victim]) -> list[Victim]:
         return [victim for victim in victims if victim.is_there]
+
+    # -- settings ----------------------------------------------------------------------------------
+
+    def use_policy(self, document: Mapping[str, object]) -> None:
+        """Make this the stack's policy; a run with a policy of its own is a special one."""
+        self.aws.ssm.put_parameter(
+            Name="policy", Value=json.dumps(document), Type="String", Overwrite=True
+        )
+        self.monkeypatch.setenv("POLICY", "ssm:policy")
+
+    def subscribe_queue(self, topic_name: str) -> tuple[str, str]:
+        """Create a topic and a queue that subscribes to it; return the topic's ARN, the queue's URL."""
+        topic = self.aws.sns.create_topic(Name=topic_name)["TopicArn"]
+        url = self.aws.sqs.create_queue(QueueName=topic_name)["QueueUrl"]
+        queue = self.aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
+        self.aws.sns.subscribe(
+            TopicArn=topic, Protocol="sqs", Endpoint=queue["Attributes"]["QueueArn"]
+        )
+        self.cleanup(lambda: self.aws.sns.delete_topic(TopicArn=topic))
+        self.cleanup(lambda: self.aws.sqs.delete_queue(QueueUrl=url))
+        return topic, url
+
+    def read_subjects(self, queue_url: str) -> list[str]:
+        answer = self.aws.sqs.receive_message(QueueUrl=queue_url, MaxNumberOfMessages=10)
+        return [json.loads(each["Body"])["Subject"] for each in answer.get("Messages", [])]
 
     # -- the reaper --------------------------------------------------------------------------------
 

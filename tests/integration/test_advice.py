@@ -15,6 +15,7 @@ from infra.local.certificates import make_tls
 from tests.integration.stage import (
     ABORTED,
     ACTIVE,
+    HOSTILE_NAMES,
     IDLE,
     LEAK,
     PATIENCE,
@@ -36,14 +37,6 @@ pytestmark = pytest.mark.every_major
 
 IN_TRANSACTION = "set-idle-in-transaction-timeout"
 ALTER = "ALTER ROLE \"{}\" SET idle_in_transaction_session_timeout = '10min';"
-HOSTILE = ['o"brien', "back\\slash", "naïve 名", "semi; DROP ROLE app; --", ":name", "App"]
-
-
-def sql_by_code(run: Run) -> dict[str, str | None]:
-    given = run.target()["advice"]
-    sql = {advice["code"]: advice["sql"] for advice in given}
-    assert len(sql) == len(given), "a code is there twice"
-    return sql
 
 
 def message(run: Run, code: str) -> str:
@@ -66,7 +59,7 @@ def test_a_quiet_run_asks_nothing_more_and_advises_nothing_more(stage: Stage) ->
     with Proxy(stage.server.port) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap()
-    assert set(sql_by_code(run)) == {"encrypt-connection"}
+    assert set(run.sql_by_code()) == {"encrypt-connection"}
     assert proxy.seen.count(Moment.LOOK) == 1
 
 
@@ -78,7 +71,7 @@ def test_a_role_that_leaks_gets_the_timeout_that_ends_it(
     """And with it, it is advised no more."""
     stage.session(state)
     run = stage.run({"mode": mode, "policy": policy()})
-    sql = sql_by_code(run)[IN_TRANSACTION]
+    sql = run.sql_by_code()[IN_TRANSACTION]
     assert sql == ALTER.format("app")
     assert sql in run.email.body
     stage.root.run(sql)
@@ -86,13 +79,13 @@ def test_a_role_that_leaks_gets_the_timeout_that_ends_it(
     assert again.connection.run("SHOW idle_in_transaction_session_timeout") == [["10min"]]
     run = stage.reap()
     assert run.outcomes()[again.pid] == "terminated"
-    assert IN_TRANSACTION not in sql_by_code(run)
+    assert IN_TRANSACTION not in run.sql_by_code()
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_the_statement_works_whatever_the_role_is_called(stage: Stage, name: str) -> None:
     stage.session(LEAK, role=name)
-    sql = sql_by_code(stage.reap())[IN_TRANSACTION]
+    sql = stage.reap().sql_by_code()[IN_TRANSACTION]
     assert sql is not None
     stage.root.run(sql)
     ((settings,),) = stage.root.run("SELECT rolconfig FROM pg_roles WHERE rolname = :n", n=name)
@@ -138,17 +131,17 @@ def test_it_is_advised_only_where_it_is_known_to_be_off(
         altered = statement.partition(" SET ")[0]
         stage.cleanup(stage.root.run, f"{altered} RESET idle_in_transaction_session_timeout")
     stage.session(LEAK, database="shop")
-    assert (IN_TRANSACTION in sql_by_code(stage.reap())) is advised
+    assert (IN_TRANSACTION in stage.reap().sql_by_code()) is advised
 
 
 @pytest.mark.majors(14, 99)
 def test_a_role_that_leaves_idle_sessions_gets_the_timeout_that_ends_them(stage: Stage) -> None:
     stage.session(IDLE)
-    sql = sql_by_code(stage.reap(rule(state=IDLE)))["set-idle-session-timeout"]
+    sql = stage.reap(rule(state=IDLE)).sql_by_code()["set-idle-session-timeout"]
     assert sql == "ALTER ROLE \"app\" SET idle_session_timeout = '1h';"
     stage.root.run(sql)
     assert stage.session(IDLE).connection.run("SHOW idle_session_timeout") == [["1h"]]
-    assert "set-idle-session-timeout" not in sql_by_code(stage.reap(rule(state=IDLE)))
+    assert "set-idle-session-timeout" not in stage.reap(rule(state=IDLE)).sql_by_code()
 
 
 @pytest.mark.majors(14, 99)
@@ -156,13 +149,13 @@ def test_what_a_setting_of_our_own_hides_is_not_advised(stage: Stage) -> None:
     stage.root.run(f"ALTER ROLE {REAPER} SET idle_session_timeout = '60s'")
     stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} RESET idle_session_timeout")
     stage.session(IDLE)
-    assert "set-idle-session-timeout" not in sql_by_code(stage.reap(rule(state=IDLE)))
+    assert "set-idle-session-timeout" not in stage.reap(rule(state=IDLE)).sql_by_code()
 
 
 @pytest.mark.majors(13, 13)
 def test_13_has_no_timeout_for_idle_sessions(stage: Stage) -> None:
     stage.session(IDLE)
-    assert set(sql_by_code(stage.reap(rule(state=IDLE)))) == {
+    assert set(stage.reap(rule(state=IDLE)).sql_by_code()) == {
         "encrypt-connection",
         "add-fallback-secret",
     }
@@ -171,14 +164,14 @@ def test_13_has_no_timeout_for_idle_sessions(stage: Stage) -> None:
 def test_a_transaction_without_end_gets_a_timeout_where_the_server_has_one(stage: Stage) -> None:
     stage.session(ACTIVE)
     run = stage.reap(rule(state=ACTIVE, query_for="1ms"))
-    sql = sql_by_code(run)
+    sql = run.sql_by_code()
     if stage.server.major < 17:
         assert "set-transaction-timeout" not in sql
         return
     assert sql["set-transaction-timeout"] == "ALTER ROLE \"app\" SET transaction_timeout = '1h';"
     stage.root.run(sql["set-transaction-timeout"])
     stage.session(ACTIVE)
-    assert "set-transaction-timeout" not in sql_by_code(stage.reap(rule(state=ACTIVE)))
+    assert "set-transaction-timeout" not in stage.reap(rule(state=ACTIVE)).sql_by_code()
 
 
 def test_an_application_that_holds_many_idle_sessions_is_told_with_their_number(
@@ -193,13 +186,13 @@ def test_an_application_that_holds_many_idle_sessions_is_told_with_their_number(
     idle[0].close()
     idle[1].close()
     stage.session(LEAK)
-    assert "use-pooler" not in sql_by_code(stage.reap())
+    assert "use-pooler" not in stage.reap().sql_by_code()
 
 
 def test_sessions_in_a_transaction_are_none_that_a_pooler_would_save(stage: Stage) -> None:
     stage.sessions(20, LEAK, role="web", application_name="checkout")
     run = stage.run({"mode": "observe", "policy": policy()})
-    assert "use-pooler" not in sql_by_code(run)
+    assert "use-pooler" not in run.sql_by_code()
 
 
 def test_idle_sessions_that_this_run_ends_are_counted_as_well(stage: Stage) -> None:
@@ -211,7 +204,7 @@ def test_idle_sessions_that_this_run_ends_are_counted_as_well(stage: Stage) -> N
 def test_a_way_into_a_full_server_is_advised_where_there_is_none(stage: Stage) -> None:
     stage.session(LEAK)
     code = "set-reserved-connections" if stage.server.major >= 16 else "add-fallback-secret"
-    assert code in sql_by_code(stage.reap())
+    assert code in stage.reap().sql_by_code()
 
 
 def test_a_prepared_transaction_is_seen_with_its_age_and_database_but_not_its_gid(
@@ -231,7 +224,7 @@ def test_a_prepared_transaction_is_seen_with_its_age_and_database_but_not_its_gi
     assert "canary" not in str(found)
     stage.session(LEAK)
     run = stage.reap()
-    assert "end-prepared-transactions" not in sql_by_code(run)
+    assert "end-prepared-transactions" not in run.sql_by_code()
     assert "canary" not in str(run.document)
     client.run("ROLLBACK PREPARED 'canary'")
     assert preflight(stage).prepared == ()
@@ -245,18 +238,18 @@ def test_a_replication_slot_is_told_once_it_holds_back_10000_transactions(
     stage.root.run("SELECT pg_create_logical_replication_slot('orphan', 'pgoutput')")
     stage.cleanup(stage.root.run, "SELECT pg_drop_replication_slot('physical')")
     stage.session(LEAK)
-    assert "drop-replication-slot" not in sql_by_code(stage.reap())
+    assert "drop-replication-slot" not in stage.reap().sql_by_code()
     stage.root.run(
         "DO $$BEGIN FOR i IN 1..10000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END$$"
     )
     stage.session(LEAK)
     run = stage.reap()
-    sql = sql_by_code(run)["drop-replication-slot"]
+    sql = run.sql_by_code()["drop-replication-slot"]
     assert sql == "SELECT pg_drop_replication_slot('orphan');"
     assert "orphan (inactive) by 10,00" in message(run, "drop-replication-slot")
     stage.root.run(sql)
     stage.session(LEAK)
-    assert "drop-replication-slot" not in sql_by_code(stage.reap())
+    assert "drop-replication-slot" not in stage.reap().sql_by_code()
 
 
 @pytest.mark.tls
@@ -267,15 +260,15 @@ def test_a_certificate_that_may_be_another_host_s_is_told(
     tls = make_tls(tmp_path)
     stage = own_server(tls=tls)
     stage.target(sslmode=sslmode, sslrootcert=tls.authority.read_text())
-    assert "verify-certificate" not in sql_by_code(stage.reap())
+    assert "verify-certificate" not in stage.reap().sql_by_code()
     stage.session(LEAK)
-    assert ("verify-certificate" in sql_by_code(stage.reap())) is (sslmode != "verify-full")
+    assert ("verify-certificate" in stage.reap().sql_by_code()) is (sslmode != "verify-full")
 
 
 def test_the_most_useful_advice_comes_first(stage: Stage) -> None:
     stage.session(LEAK)
-    assert next(iter(sql_by_code(stage.reap()))) == IN_TRANSACTION
-    assert next(iter(sql_by_code(stage.run({"check": True})))) == IN_TRANSACTION
+    assert next(iter(stage.reap().sql_by_code())) == IN_TRANSACTION
+    assert next(iter(stage.run({"check": True}).sql_by_code())) == IN_TRANSACTION
 
 
 @pytest.mark.parametrize("action", [Action.HANG, Action.CLOSE, Action.DRIP])
@@ -290,11 +283,11 @@ def test_a_server_that_does_not_answer_any_more_does_not_change_what_was_done(
     assert run.seconds < 3 + PATIENCE  # it is given three of sixty
     assert run.target()["status"] == "ok"
     assert run.outcomes() == {leak.pid: "terminated"}
-    assert set(sql_by_code(run)) == {"encrypt-connection"}
+    assert set(run.sql_by_code()) == {"encrypt-connection"}
 
 
 def test_a_run_without_time_to_spare_leaves_it(stage: Stage) -> None:
     leak = stage.session(LEAK)
     run = stage.reap(seconds=3.0)
     assert run.outcomes() == {leak.pid: "terminated"}
-    assert set(sql_by_code(run)) == {"encrypt-connection"}
+    assert set(run.sql_by_code()) == {"encrypt-connection"}

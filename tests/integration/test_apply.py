@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pg8000.native import identifier
 
-from tests.integration.stage import ACTIVE, IDLE, LEAK, REAPER, Run, Stage, policy, rule
-from tests.integration.test_advice import HOSTILE, sql_by_code
-from tests.integration.test_rds import another
+from tests.integration.stage import (
+    ACTIVE,
+    HOSTILE_NAMES,
+    IDLE,
+    LEAK,
+    REAPER,
+    Run,
+    Stage,
+    policy,
+    rule,
+)
+from tests.integration.standby import run_another
 from tests.integration.wire import Action, Moment, Proxy, Trouble
 
 if TYPE_CHECKING:
@@ -73,7 +82,7 @@ def test_a_role_that_leaks_gets_its_timeout_and_nobody_is_terminated(
     ]
     assert run.document["status"] == "ok"
     assert settings(stage) == [f"{SETTING}=10min"]
-    assert CODE not in sql_by_code(run)
+    assert CODE not in run.sql_by_code()
     assert run.outcomes() == {leak.pid: "would_terminate"}
     assert leak.is_there
     assert "1 setting applied (new sessions only)" in run.email.subject
@@ -107,7 +116,7 @@ def test_what_is_off_for_a_role_in_one_database_is_set_there(stage: Stage, may_a
     assert after.run(f"SHOW {SETTING}") == [["10min"]]
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_whatever_the_role_is_called(stage: Stage, may_alter: May, name: str) -> None:
     stage.session(LEAK, role="app")
     stage.session(LEAK, role=name)
@@ -132,7 +141,7 @@ def test_what_a_role_may_not_do_is_told_with_the_remedy(stage: Stage) -> None:
     assert run.error()["message"].startswith("1 of 1 settings not applied: altering: ")
     assert run.error()["hint"] == setting["error"]["hint"]
     assert "1 setting not applied" in run.email.subject
-    assert sql_by_code(run)[CODE] == setting["sql"]
+    assert run.sql_by_code()[CODE] == setting["sql"]
     assert leak.is_there
     stage.root.run(setting["sql"])
     assert applied(apply(stage)) == []
@@ -147,7 +156,7 @@ def test_one_role_s_refusal_does_not_hide_another_s_success(stage: Stage, may_al
     assert {each["role"]: each["done"] for each in applied(run)} == {"denied": False, "app": True}
     assert settings(stage) == [f"{SETTING}=10min"]
     assert run.target()["status"] == "failed"
-    assert sql_by_code(run)[CODE] == f"ALTER ROLE \"denied\" SET {SETTING} = '10min';"
+    assert run.sql_by_code()[CODE] == f"ALTER ROLE \"denied\" SET {SETTING} = '10min';"
 
 
 def test_observe_only_says_what_it_would_do(stage: Stage, may_alter: May) -> None:
@@ -159,7 +168,7 @@ def test_observe_only_says_what_it_would_do(stage: Stage, may_alter: May) -> Non
     assert settings(stage) == []
     assert run.document["status"] == "ok"
     assert "1 setting would be applied" in run.email.subject
-    assert CODE in sql_by_code(run)
+    assert CODE in run.sql_by_code()
 
 
 def test_the_stack_s_ceiling_holds(stage: Stage, may_alter: May) -> None:
@@ -177,7 +186,7 @@ def test_only_what_was_asked_for_is_applied(stage: Stage, may_alter: May) -> Non
     assert applied(run) == []
     assert settings(stage) == []
     assert "nothing to apply" in run.email.subject
-    assert CODE in sql_by_code(run)
+    assert CODE in run.sql_by_code()
 
 
 @pytest.mark.majors(17, 99)
@@ -206,7 +215,7 @@ def test_protected_roles_superusers_and_our_own_are_left_alone(
     ours = settings(stage, REAPER)
     run = apply(stage, protect={"roles": ["deploy"]})
     assert applied(run) == []
-    assert CODE not in sql_by_code(run)
+    assert CODE not in run.sql_by_code()
     assert [settings(stage, name) for name in protected[:-1]] == [[], [], []]
     assert settings(stage, REAPER) == ours
 
@@ -238,13 +247,13 @@ def test_a_connection_that_breaks_at_the_statement_leaves_it_unknown_until_the_n
     assert setting["done"] is False
     assert "is not known" in setting["error"]["hint"]
     assert run.target()["status"] == "failed"
-    assert CODE in sql_by_code(run)
+    assert CODE in run.sql_by_code()
     assert after == ([f"{SETTING}=10min"] if lost else [])
     assert [each["done"] for each in applied(again)] == ([] if lost else [True])
 
 
 def test_a_replica_is_told_that_its_writer_has_to_be_set(stage: Stage, build: Build) -> None:
-    with another(build, standby=True) as replica:
+    with run_another(build, standby=True) as replica:
         leak = replica.leak()
         stage.target(port=replica.server.port)
         run = apply(stage)
@@ -252,7 +261,7 @@ def test_a_replica_is_told_that_its_writer_has_to_be_set(stage: Stage, build: Bu
     (setting,) = applied(run)
     assert setting["done"] is False
     assert "its writer" in setting["error"]["hint"]
-    assert sql_by_code(run)[CODE] == setting["sql"]
+    assert run.sql_by_code()[CODE] == setting["sql"]
 
 
 def test_a_server_without_leaks_has_nothing_to_apply(stage: Stage) -> None:

@@ -32,8 +32,8 @@ from tests.integration.grants import (
     statements,
     superfluous,
 )
+from tests.integration.slack import Reply, run_slack
 from tests.integration.stage import PASSWORD, REAPER, Context, policy
-from tests.integration.test_webhook import Reply, running
 from tests.integration.wire import unused_port
 from tests.template.rendering import PSEUDO, Stack, refusals, render
 
@@ -249,7 +249,7 @@ def recording(stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     _rds_is_here(stage)
     monkeypatch.setattr(secrets_manager, "_kept", {})
     tls = make_tls(tmp_path)
-    with running(tls, (Reply(),)) as slack:
+    with run_slack(tls, (Reply(),)) as slack:
         deployment = deployed(_parameters(stage, slack.url))
         dynamodb = boto3.client("dynamodb")
         properties = deployment.stack.one("Memory")

@@ -42,11 +42,11 @@ def _queries(stage: Stage, secret: str) -> dict[int, str]:
 
 def test_a_long_query_is_cut_and_its_session_ended(own_server: Callable[..., Stage]) -> None:
     stage = own_server({"track_activity_query_size": "64kB"})
-    for encoding in _TEXTS:
+    for encoding, text in _TEXTS.items():
         options = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
         own = stage.database(f"d_{encoding.lower()}", options)
         for dbname in ("postgres", own):  # where the reaper connects
-            leak = stage.session(LEAK, database=own, query=_TEXTS[encoding])
+            leak = stage.session(LEAK, database=own, query=text)
             secret = stage.target(f"{encoding}-{dbname}", dbname=dbname)
             query = _queries(stage, secret)[leak.pid]
             assert query.startswith("SELECT "), secret

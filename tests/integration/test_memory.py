@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import time
@@ -14,7 +13,7 @@ import pytest
 from botocore.client import BaseClient
 from session_reaper.errors import PublishError
 
-from tests.integration.stage import IDLE, REAPER, policy, rule
+from tests.integration.stage import IDLE, REAPER, TABLE, policy, rule
 from tests.integration.wire import Impostor, aws_but_for, http, say
 
 if TYPE_CHECKING:
@@ -22,31 +21,8 @@ if TYPE_CHECKING:
 
     from tests.integration.stage import Run, Stage
 
-TABLE = "session-reaper-Memory"
 SECRETS = "arn:aws:secretsmanager:eu-central-1:123456789012:secret"
 PAGE = b"<html><head><title>403 Forbidden</title></head><body><h1>403 Forbidden</h1></body></html>"
-
-
-@pytest.fixture
-def table(stage: Stage) -> Iterator[None]:
-    """The table as template.yaml has it."""
-    dynamodb = boto3.client("dynamodb")
-    dynamodb.create_table(
-        TableName=TABLE,
-        BillingMode="PAY_PER_REQUEST",
-        AttributeDefinitions=[
-            {"AttributeName": "target", "AttributeType": "S"},
-            {"AttributeName": "kind", "AttributeType": "S"},
-        ],
-        KeySchema=[
-            {"AttributeName": "target", "KeyType": "HASH"},
-            {"AttributeName": "kind", "KeyType": "RANGE"},
-        ],
-    )
-    stage.monkeypatch.setenv("MEMORY_TABLE", TABLE)
-    stage.target()
-    yield
-    dynamodb.delete_table(TableName=TABLE)
 
 
 def items() -> list[dict[str, Any]]:
@@ -64,14 +40,6 @@ def aged(seconds: float) -> None:
         for key in ("told_at", "since"):
             item[key] = {"N": str(float(item[key]["N"]) - seconds)}
         dynamodb.put_item(TableName=TABLE, Item=item)
-
-
-def use(stage: Stage, document: dict[str, object]) -> None:
-    """Let this policy be the stack's: an event that brings one is told in any case."""
-    stage.aws.ssm.put_parameter(
-        Name="policy", Value=json.dumps(document), Type="String", Overwrite=True
-    )
-    stage.monkeypatch.setenv("POLICY", "ssm:policy")
 
 
 @contextmanager
@@ -122,7 +90,7 @@ def test_what_returns_after_its_end_was_told_is_news(stage: Stage) -> None:
 
 @pytest.mark.usefixtures("table")
 def test_every_termination_is_told(stage: Stage) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     for _ in range(2):
         stage.session()
         assert stage.run().document["totals"]["terminated"] == 1
@@ -134,7 +102,7 @@ def test_every_termination_is_told(stage: Stage) -> None:
 
 @pytest.mark.usefixtures("table")
 def test_in_observe_mode_the_same_leak_is_told_once(stage: Stage) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     stage.monkeypatch.setenv("MODE", "observe")
     stage.session()
     assert stage.run().emails
@@ -145,7 +113,7 @@ def test_in_observe_mode_the_same_leak_is_told_once(stage: Stage) -> None:
 
 @pytest.mark.usefixtures("table")
 def test_a_trouble_that_was_told_is_named_beside_the_news(stage: Stage) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     stage.target("closed", port=1, name="closed")
     assert stage.run().emails
     stage.session()
@@ -194,7 +162,7 @@ def test_if_the_table_is_not_to_be_read_everything_is_told(stage: Stage, name: s
 @pytest.mark.usefixtures("table")
 def test_a_silent_table_costs_seconds_and_no_summary(stage: Stage) -> None:
     leak = stage.session(IDLE)
-    use(stage, policy(rule(state=[IDLE])))
+    stage.use_policy(policy(rule(state=[IDLE])))
     with aws_but_for(b"DynamoDB_") as silent:
         stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.port}")
         run = stage.run()
@@ -216,7 +184,7 @@ def test_what_did_not_go_out_is_not_remembered_as_told(stage: Stage) -> None:
 @pytest.mark.usefixtures("table")
 def test_a_kill_whose_summary_did_not_go_out_is_told_by_the_next_run(stage: Stage) -> None:
     topic = os.environ["TOPIC_ARN"]
-    use(stage, policy())
+    stage.use_policy(policy())
     stage.session()
     stage.monkeypatch.setenv("TOPIC_ARN", f"{topic}-gone")
     with pytest.raises(PublishError):
@@ -235,7 +203,7 @@ def test_a_kill_whose_summary_did_not_go_out_is_told_by_the_next_run(stage: Stag
 def test_a_kill_whose_summary_a_proxy_swallows_is_in_the_log_and_in_the_next_summary(
     stage: Stage, caplog: pytest.LogCaptureFixture, status: str, body: bytes
 ) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     stand_in = os.environ["AWS_ENDPOINT_URL"]
     with aws_but_for(b"/sns/aws4_request", http(status, body)) as proxy:
@@ -254,7 +222,7 @@ def test_a_kill_whose_summary_a_proxy_swallows_is_in_the_log_and_in_the_next_sum
 def test_where_a_proxy_answers_for_the_table_everything_is_told(
     stage: Stage, status: str, body: bytes
 ) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     with aws_but_for(b"/dynamodb/aws4_request", http(status, body)) as proxy:
         stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
@@ -267,7 +235,7 @@ def test_where_a_proxy_answers_for_the_table_everything_is_told(
 def test_a_bug_in_telling_keeps_no_kill_out_of_the_log(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
 
@@ -324,7 +292,7 @@ def test_an_item_says_what_was_told_when_and_until_when_it_is_kept(stage: Stage)
 
 @pytest.mark.usefixtures("table")
 def test_a_secret_that_takes_the_name_of_another_target_silences_nothing(stage: Stage) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     fields = b"SFATAL\0VFATAL\0C53300\0Msorry, too many clients already\0\0"
     with Impostor(say(b"E" + struct.pack("!i", 4 + len(fields)) + fields)) as always_full:
         stage.target("thief", port=always_full.port, name="orders")

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import boto3
 import jsonschema
 import pytest
 from session_reaper.errors import PublishError
@@ -17,24 +16,6 @@ if TYPE_CHECKING:
 SCHEMA = json.loads(
     (Path(__file__).parents[1] / "summaries/custom_notification.schema.json").read_text()
 )
-
-
-def inbox(stage: Stage, name: str) -> tuple[str, str]:
-    """A topic of this name and the URL of a queue that subscribes to it."""
-    topic = stage.aws.sns.create_topic(Name=name)["TopicArn"]
-    url = stage.aws.sqs.create_queue(QueueName=name)["QueueUrl"]
-    queue = stage.aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
-    stage.aws.sns.subscribe(
-        TopicArn=topic, Protocol="sqs", Endpoint=queue["Attributes"]["QueueArn"]
-    )
-    stage.cleanup(lambda: stage.aws.sns.delete_topic(TopicArn=topic))
-    stage.cleanup(lambda: stage.aws.sqs.delete_queue(QueueUrl=url))
-    return topic, url
-
-
-def subjects(url: str) -> list[str]:
-    answer = boto3.client("sqs").receive_message(QueueUrl=url, MaxNumberOfMessages=10)
-    return [json.loads(message["Body"])["Subject"] for message in answer.get("Messages", [])]
 
 
 def test_every_form_of_a_summary_tells_the_same_run(stage: Stage) -> None:
@@ -77,16 +58,16 @@ def test_a_filter_on_a_target_lets_only_its_news_through(stage: Stage) -> None:
     stage.cleanup(lambda: stage.aws.sns.unsubscribe(SubscriptionArn=subscription))
     stage.target("closed", port=1, name="closed")
     assert stage.run().emails
-    assert subjects(url) == []
+    assert stage.read_subjects(url) == []
     stage.target()
     stage.session()
     assert stage.reap().emails
-    assert len(subjects(url)) == 1
+    assert len(stage.read_subjects(url)) == 1
 
 
 @pytest.fixture
 def pager(stage: Stage) -> str:
-    topic, url = inbox(stage, "pager")
+    topic, url = stage.subscribe_queue("pager")
     stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", topic)
     return url
 
@@ -95,12 +76,12 @@ def test_a_critical_run_goes_to_the_second_topic_too(stage: Stage, pager: str) -
     stage.target()
     stage.session()
     assert stage.reap().emails
-    assert subjects(pager) == []
+    assert stage.read_subjects(pager) == []
     stage.root.run("ALTER DATABASE postgres CONNECTION LIMIT 0")
     stage.cleanup(stage.root.run, "ALTER DATABASE postgres CONNECTION LIMIT -1")
     email = stage.run(seconds=12).email
     assert email.subject.startswith("CRITICAL: orders: full")
-    assert subjects(pager) == [email.subject]
+    assert stage.read_subjects(pager) == [email.subject]
 
 
 def test_a_second_topic_that_is_gone_keeps_nobody_else_uninformed(stage: Stage) -> None:

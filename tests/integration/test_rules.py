@@ -528,10 +528,12 @@ def test_a_run_that_ends_before_the_escalation_says_that_it_lingers(stage: Stage
 
 
 def test_the_next_query_of_a_session_is_not_cancelled_for_the_one_before(stage: Stage) -> None:
-    victim = stage.session(LEAK).start("SELECT pg_sleep(2)")
+    stage.root.run("SELECT pg_advisory_lock(9)")
+    victim = stage.session(LEAK).start("SELECT pg_advisory_lock(9)")
 
     def before(moment: Moment) -> None:
         if moment is Moment.PREPARE_CANCEL:
+            stage.root.run("SELECT pg_advisory_unlock(9)")
             until(lambda: victim.state == LEAK, "its query has ended")
             assert victim._thread  # noqa: SLF001 -- the statement's own
             victim._thread.join()  # noqa: SLF001 -- so that the connection is free

@@ -15,9 +15,7 @@ import pytest
 from session_reaper.errors import ConfigurationError, PublishError
 from session_reaper.handler import lambda_handler
 
-from tests.integration.stage import PATIENCE, Context, policy
-from tests.integration.test_memory import TABLE, table, use
-from tests.integration.test_publish import inbox, subjects
+from tests.integration.stage import PATIENCE, TABLE, Context, policy
 from tests.integration.wire import (
     Impostor,
     aws_but_for,
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
 
     Answer = Callable[[socket.socket, Event], None]
 
-__all__ = ["table"]  # a fixture
 
 PAGE = b"<html><head><title>403 Forbidden</title></head><body>no</body></html>"
 ANSWERS: dict[str, Answer] = {
@@ -107,7 +104,7 @@ def logged(caplog: pytest.LogCaptureFixture, message: str) -> int:
 def test_a_slow_topic_keeps_no_outcome_out_of_the_log_at_the_end_of_the_time(
     stage: Stage, caplog: pytest.LogCaptureFixture, kind: str, seconds: float
 ) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     with late(stage), slow(stage, "sns", ANSWERS[kind]):
         end = invoke(stage, seconds)
@@ -126,7 +123,7 @@ def test_a_slow_topic_keeps_no_outcome_out_of_the_log_at_the_end_of_the_time(
 def test_a_slow_table_keeps_no_summary_back_at_the_end_of_the_time(
     stage: Stage, caplog: pytest.LogCaptureFixture, kind: str, seconds: float
 ) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     answer = ANSWERS.get(kind) or page_without_end(ENDLESS["dynamodb"])
     with late(stage), slow(stage, "dynamodb", answer):
@@ -142,14 +139,14 @@ def test_a_slow_table_keeps_no_summary_back_at_the_end_of_the_time(
 @pytest.mark.parametrize("kind", ["silent", "drips"])
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_topic_that_hangs_takes_no_time_of_the_other(stage: Stage, kind: str, which: int) -> None:
-    pager, url = inbox(stage, "pager")
+    pager, url = stage.subscribe_queue("pager")
     stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", pager)
     stage.fill()
     topic = ("session-reaper", "pager")[which]
     with late(stage), slow(stage, f"%3A{topic}&Subject", ANSWERS[kind]):
         end = invoke(stage, 3)
     assert isinstance(end.error, PublishError)
-    assert (len(end.emails), len(subjects(url))) == ((0, 1), (1, 0))[which]
+    assert (len(end.emails), len(stage.read_subjects(url))) == ((0, 1), (1, 0))[which]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +194,7 @@ def test_secrets_that_cannot_be_read_are_told_in_time(stage: Stage, kind: str, n
 def test_where_rds_does_not_answer_the_host_of_the_secret_is_worked_on(
     stage: Stage, kind: str
 ) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     stage.target(dbClusterIdentifier="orders")
     leak = stage.session()
     answer = ANSWERS.get(kind) or page_without_end(ENDLESS["rds"])
@@ -210,7 +207,7 @@ def test_where_rds_does_not_answer_the_host_of_the_secret_is_worked_on(
 def test_a_secret_that_drips_when_it_is_read_again_leaves_the_error_of_its_target(
     stage: Stage,
 ) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     stage.target()
     stage.target("wrong", password="wrong")  # noqa: S106 -- it is
     leak = stage.session()
@@ -265,7 +262,7 @@ def test_no_name_server_and_no_dropped_packet_outlasts_the_function(
             over.wait(20)
         return resolve(*arguments, **named)
 
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     stage.cleanup(over.set)
     with late(stage), slow(stage, "none", hang):  # a new endpoint: no connection is open already
@@ -282,7 +279,7 @@ def test_with_a_minute_all_that_drips_at_the_end_has_its_time_and_no_more(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     """About 19 s: 3 to read the table, 13 to publish, 3 to write."""
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     began = time.monotonic()
     with slow(stage, "dynamodb", drip_body()), slow(stage, "sns", drip_body()):

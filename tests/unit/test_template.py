@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import logging
 import re
 from importlib import import_module
 from pathlib import Path
@@ -199,14 +200,17 @@ def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 @pytest.fixture
-def logged(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+def logged() -> dict[str, set[str]]:
     """The fields of our log lines, by their message."""
     stream = io.StringIO()
-    monkeypatch.setattr(observability.logger.registered_handler, "stream", stream)
+    handler = observability.logger.registered_handler
+    assert isinstance(handler, logging.StreamHandler)
+    stdout = handler.setStream(stream)
     target = a_target_report(*(a_fate(outcome, pid=n) for n, outcome in enumerate(Outcome, 1)))
     with observability.logger.append_context_keys(run_id="4f6c", mode="enforce"):
         observability.log_decision(target, a_decision())
         observability.OutcomeLog().complete(target)
+    handler.setStream(stdout)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert len(lines) == 1 + len(Outcome)
     return {line["message"]: set(_flat(line)) for line in lines}
