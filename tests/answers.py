@@ -22,7 +22,7 @@ IDLE_ROW: Final = [
     *(False, None, None, None),
     *(False, False, False, True),
 ]
-"""An idle session, in the order of look.sql's columns."""
+"""An idle session, in the order of the snapshot's columns."""
 
 _BLOCKER_ROW: Final = [
     *(17113, _MOMENT, _MOMENT, _MOMENT, _MOMENT, "idle in transaction"),
@@ -81,7 +81,7 @@ FACTS: Final[Mapping[str, Any]] = {
     "prepared": [["shop", 12.5]],
     "replication_slots": [["orphan", False, 10_000]],
 }
-"""What preflight.sql answers, with one row in each of its lists."""
+"""What the server says of itself, with one row in each of its lists."""
 
 # Each JSON type, and what a wrong reader may let pass; as they stand in an answer's text.
 BAD_VALUES: Final[Mapping[str, str]] = {

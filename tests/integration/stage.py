@@ -44,12 +44,14 @@ A slow machine does not take so long. A wait without end does: `wire.ENDLESS_SEC
 
 
 def until(condition: Callable[[], object], message: str, seconds: float = 30.0) -> None:
-    """Poll until the condition holds; fail with the message if it does not in time."""
+    """Poll until the condition holds, less and less often; fail with the message if it is late."""
     over = time.monotonic() + seconds
+    pause = 0.002
     while not condition():
         if time.monotonic() > over:
             raise AssertionError(f"not within {seconds:g}s: {message}")
-        time.sleep(0.005)
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.05)
 
 
 def rule(name: str = "leak", *, action: object = None, **match: object) -> dict[str, object]:

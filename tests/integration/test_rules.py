@@ -300,7 +300,7 @@ def test_a_wait_counts_from_its_own_beginning(stage: Stage) -> None:
     root = stage.session(LEAK, query="LOCK TABLE accounts")
     _until_it_waits(waiter)
     root.connection.run("SELECT 1")  # healthy: at work a moment ago
-    run = stage.run({"mode": "observe", "policy": policy(rule(blocks_for="400ms"))})
+    run = stage.run({"mode": "observe", "policy": policy(rule(blocks_for="1400ms"))})
     assert run.outcomes() == {}
 
 
@@ -320,10 +320,10 @@ def test_who_got_the_lock_a_moment_ago_is_not_blamed_for_the_queue(stage: Stage,
     for waiter in queue:
         waiter.start(sql)
         _until_it_waits(waiter)
-    until(lambda: _age(first, "state_change") > 0.5, "the queue is old")
+    until(lambda: _age(first, "state_change") > 1.5, "the queue is old")
     first.connection.run("COMMIT")
     until(lambda: any(waiter.state == LEAK for waiter in queue), "one of them has got it")
-    run = stage.run({"mode": "observe", "policy": policy(rule(blocks_for="400ms"))})
+    run = stage.run({"mode": "observe", "policy": policy(rule(blocks_for="1400ms"))})
     assert run.outcomes() == {}
 
 

@@ -38,7 +38,7 @@ def is_read_as_the_schema_says_or_refused_with_its_place(document: object) -> No
 def test_the_generated_policies_leave_no_key_out() -> None:
     seen: set[str] = set()
 
-    @settings(max_examples=200)
+    @settings(max_examples=100)
     @given(policy_documents())
     def collect(document: Document) -> None:
         seen.update(keys_of(document))
@@ -61,7 +61,7 @@ def test_the_schema_takes_every_policy_that_the_engine_reads(document: Document)
     SCHEMA.validate(document)
 
 
-@settings(max_examples=250)
+@settings(max_examples=4 * settings.default.max_examples)
 @given(mistaken_documents())
 def test_a_mistake_is_refused_with_its_place_or_is_none_to_the_schema_either(
     document: Document,
