@@ -1,6 +1,6 @@
-# Every entry of this file runs on a fresh machine with git, make, Python 3.11+ and a package index;
-# what builds the artifact wants Python 3.13, which uv may get, and what says so wants npm. uv is put
-# into .tools/ from requirements/uv.txt, the environments into .venv/ and .tools/NAME/.
+# Every target runs on a fresh machine with git, make, Python 3.11+ and a package index. Targets that
+# build the artifact need Python 3.13, which uv can download. Some need npm, as their help says. uv is
+# installed into .tools/ from requirements/uv.txt, the environments into .venv/ and .tools/NAME/.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -14,13 +14,13 @@ SERVERS := .tools/servers
 
 TEMPLATES := template.yaml $(wildcard infra/*.yaml)
 
-# Any interpreter that starts and is new enough to run uv's installer.
+# The first working Python that is new enough to install uv.
 BOOTSTRAP = for p in python3.13 python3 python3.14 python3.12 python3.11 /usr/bin/python3; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; exit 0; }; \
 	done; echo "No Python 3.11 or newer on PATH: install one." >&2; exit 1
 
-# Which stack the commands for AWS are for: make deploy ENV=prod. samconfig.toml has its name and, if
-# it came from a guided deployment, its region: that writes the name beside its own parameters.
+# The stack for the AWS commands: make deploy ENV=prod. samconfig.toml has the stack's name, either for
+# all commands (global) or, after a guided deployment, among the parameters of deploy.
 ENV := default
 STACK = $(or $(shell "$$($(BOOTSTRAP))" -c 'import sys, tomllib; \
 	of = tomllib.load(open("samconfig.toml", "rb")).get(sys.argv[1], {}); \
@@ -28,35 +28,35 @@ STACK = $(or $(shell "$$($(BOOTSTRAP))" -c 'import sys, tomllib; \
 	print(said[0] or said[1] or "")' $(ENV)),$(error samconfig.toml knows no stack of ENV=$(ENV)))
 
 .PHONY: help
-help: ## this list
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .PHONY: demo
-demo: .venv/installed ## a database that refuses connections becomes well again
+demo: .venv/installed ## show a full database recover: real PostgreSQL, real handler
 	@PYTHONPATH=functions:. $(PYTHON) -m infra.local.demo
 
 .PHONY: test
-test: .venv/installed ## unit and integration tests on an embedded PostgreSQL, and what the templates would make
+test: .venv/installed ## run the unit, template and integration tests, with an embedded PostgreSQL
 	$(PYTHON) -m pytest tests/unit tests/template tests/integration
 
 .PHONY: matrix
-matrix: .venv/installed $(SERVERS)/installed ## the integration tests on PostgreSQL 13 to 18 (needs npm)
+matrix: .venv/installed $(SERVERS)/installed ## run the integration tests on PostgreSQL 13 to 18 (needs npm)
 	$(PYTHON) -m pytest tests/integration --servers=$(SERVERS)
 
 .PHONY: faults
-faults: .venv/installed ## tests too heavy for every run: a thousand victims, query texts of 1 MB
+faults: .venv/installed ## run the heavy tests: terminate a thousand sessions, read query texts of 1 MB and large answers
 	$(PYTHON) -m pytest tests/faults
 
 .PHONY: storm
-storm: .venv/installed $(SERVERS)/installed ## [ARGS="--majors 16 --hair-trigger"]: 200,000 healthy transactions a major while two reapers kill leaks (needs npm)
+storm: .venv/installed $(SERVERS)/installed ## [ARGS="--majors 16 --hair-trigger"]: run 200,000 healthy transactions per major while two reapers terminate leaks (needs npm)
 	PYTHONPATH=functions:. $(PYTHON) -m tests.storm $(SERVERS) $(ARGS)
 
 .PHONY: storm-short
-storm-short: .venv/installed $(SERVERS)/installed ## the storm with 10,000 transactions on the oldest and the newest major (needs npm)
+storm-short: .venv/installed $(SERVERS)/installed ## run the storm with 10,000 transactions on the oldest and the newest major (needs npm)
 	$(PYTHON) -m pytest tests/storm --servers=$(SERVERS)
 
 .PHONY: check
-check: .venv/installed .tools/sam/installed .tools/checkov/installed ## format, lint, types, the policy's schema, the certificates, the templates
+check: .venv/installed .tools/sam/installed .tools/checkov/installed ## check format, lint, types, the policy's schema, the certificates and the templates
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
@@ -68,34 +68,34 @@ check: .venv/installed .tools/sam/installed .tools/checkov/installed ## format, 
 		$(addprefix --file ,$(TEMPLATES))
 
 .PHONY: format
-format: .venv/installed ## format and mend what ruff can
+format: .venv/installed ## format the code and fix what ruff can fix
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
 .PHONY: schema
-schema: .venv/installed ## write the policy's JSON Schema anew, from its types
+schema: .venv/installed ## regenerate the policy's JSON Schema from its types
 	PYTHONPATH=functions:. $(PYTHON) -m infra.policy_schema --write
 
 .PHONY: certs
-certs: .venv/installed ## [FROM="file-or-URL ..." ORIGIN="text"]: write AWS's certificate authorities anew
+certs: .venv/installed ## [FROM="file-or-URL ..." ORIGIN="text"]: update AWS's certificate authorities
 	PYTHONPATH=functions:. $(PYTHON) -m infra.trust_store --write \
 		$(if $(FROM),--from $(FROM)) $(if $(ORIGIN),--origin "$(ORIGIN)")
 
 .PHONY: replay
-replay: .venv/installed ## LOOK=recording.json [POLICY=file] [AGAINST=file]: decide again, offline
+replay: .venv/installed ## LOOK=recording.json [POLICY=file] [AGAINST=file]: decide on recorded snapshots, offline
 	@PYTHONPATH=functions:. $(PYTHON) -m infra.replay $(LOOK) "$(POLICY)" \
 		$(if $(AGAINST),--against "$(AGAINST)")
 
 .PHONY: looks
-looks: .venv/installed $(SERVERS)/installed ## record tests/looks anew on PostgreSQL 13 to 18 (needs npm)
+looks: .venv/installed $(SERVERS)/installed ## record the snapshots in tests/looks again on PostgreSQL 13 to 18 (needs npm)
 	PYTHONPATH=functions:. $(PYTHON) -m tests.looks $(SERVERS)
 
 .PHONY: summaries
-summaries: .venv/installed ## write tests/summaries and the README's pictures anew
+summaries: .venv/installed ## regenerate tests/summaries and the README's pictures
 	PYTHONPATH=functions:. $(PYTHON) -m tests.summaries
 
 .PHONY: mutants
-mutants: .tools/mutants/installed $(SERVERS)/installed ## break engine and guard in a thousand ways: do the tests see it? (needs npm)
+mutants: .tools/mutants/installed $(SERVERS)/installed ## run mutation tests: change engine and guard in a thousand ways, and see if the tests fail (needs npm)
 	@rm -rf .tools/mutation && mkdir -p .tools/mutation/functions
 	@cp -r functions/session_reaper infra tests events README.md pyproject.toml .tools/mutation
 	cd .tools/mutation && ../mutants/bin/mutmut run
@@ -103,23 +103,23 @@ mutants: .tools/mutants/installed $(SERVERS)/installed ## break engine and guard
 	PYTHONPATH=functions:. $(PYTHON) -m tests.mutants $(SERVERS)
 
 .PHONY: build
-build: .venv/installed .tools/sam/installed ## what is deployed, under .aws-sam/build/: sam build with the tools' own Python
+build: .venv/installed .tools/sam/installed ## build what is deployed, under .aws-sam/build/ (sam build with the right Python)
 	PATH="$(abspath $(SAM)):$$PATH" $(SAM)/sam build
 
 .PHONY: deploy
-deploy: build ## [ENV=staging|prod] [GUIDED=yes] [ARGS=…]: deploy, after a look at the changes
+deploy: build ## [ENV=staging|prod] [GUIDED=yes] [ARGS=…]: show the changes and deploy
 	$(SAM)/sam deploy --config-env $(ENV) $(if $(GUIDED),--guided,--stack-name $(STACK)) $(ARGS)
 
 .PHONY: check-remote
-check-remote: .tools/sam/installed ## [ENV=…]: {"check": true} in AWS: does it reach its databases, what is to be mended
+check-remote: .tools/sam/installed ## [ENV=…]: run {"check": true} in AWS: check every database and report what is missing
 	$(SAM)/sam remote invoke SessionReaper --config-env $(ENV) --stack-name $(STACK) \
 		--event-file events/manual_check.json
 
 .PHONY: logs
-logs: .tools/sam/installed ## [ENV=…]: follow the log in AWS
+logs: .tools/sam/installed ## [ENV=…]: follow the function's log in AWS
 	$(SAM)/sam logs --config-env $(ENV) --stack-name $(STACK) --name SessionReaper --tail
 
-# One line of a recipe, and its end.
+# One line of the recipe below; the empty line ends it.
 define share
 	$(SAM)/sam remote test-event put SessionReaper --config-env $(ENV) --stack-name $(STACK) \
 		--name $(basename $(notdir $(1))) --file $(1) --force
@@ -127,32 +127,32 @@ define share
 endef
 
 .PHONY: events
-events: .tools/sam/installed ## [ENV=…]: events/ into the console, as test events that everybody there can use
+events: .tools/sam/installed ## [ENV=…]: put events/ into the Lambda console as shared test events
 	$(foreach event,$(sort $(wildcard events/*.json)),$(call share,$(event)))
 
 .PHONY: artifact
-artifact: build ## what was built, under the real Lambda runtime client
+artifact: build ## test the built artifact under the real Lambda runtime client
 	$(PYTHON) -m pytest tests/artifact
 
 .PHONY: bench
-bench: build $(SERVERS)/installed ## this function beside the article's fifteen lines, and the two below (needs npm)
+bench: build $(SERVERS)/installed ## compare this function with a simple script, then run the two below (needs npm)
 	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks $(SERVERS)
 	$(MAKE) bench-kills bench-window
 
 .PHONY: bench-kills
-bench-kills: .venv/installed $(SERVERS)/installed ## kills of 10, 100 and 1,000 sessions at 0, 1 and 10 ms of round trip (needs npm)
+bench-kills: .venv/installed $(SERVERS)/installed ## measure terminating 10, 100 and 1,000 sessions at round trips of 0, 1 and 10 ms (needs npm)
 	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks.kills $(SERVERS)
 
 .PHONY: bench-window
-bench-window: .venv/installed $(SERVERS)/installed ## how long a session can change after the guard has read it (needs npm)
+bench-window: .venv/installed $(SERVERS)/installed ## measure the time between the guard's check and its signal (needs npm)
 	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks.window $(SERVERS)
 
 .PHONY: sizes
-sizes: build $(SERVERS)/installed ## what Lambda's memory buys and costs (needs npm, and root for control groups)
+sizes: build $(SERVERS)/installed ## measure run time and cost for each memory size of Lambda (needs npm, and root for control groups)
 	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks.sizes $(SERVERS)
 
 .PHONY: lock
-lock: $(UV) ## resolve pyproject.toml anew into the hashed requirement files
+lock: $(UV) ## resolve pyproject.toml into the hashed requirement files
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \
 		--group dev pyproject.toml -o requirements/dev.txt
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 \
@@ -165,22 +165,23 @@ lock: $(UV) ## resolve pyproject.toml anew into the hashed requirement files
 		--group checkov -o requirements/checkov.txt
 
 .PHONY: clean
-clean: ## remove all that was installed and built here
+clean: ## remove everything that was installed or built here
 	rm -rf .venv .tools .aws-sam .mypy_cache .ruff_cache .pytest_cache
 
 $(UV): requirements/uv.txt
 	@rm -rf .tools/uv
 	@python=$$($(BOOTSTRAP)); "$$python" -m venv .tools/uv || { \
-		echo "$$python cannot make a virtual environment: install its venv module (Debian: python3-venv)." >&2; \
+		echo "$$python cannot create a virtual environment: install its venv module (Debian: python3-venv)." >&2; \
 		rm -rf .tools/uv; exit 1; }
 	@.tools/uv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@touch $@
 
-# The deployed runtime's interpreter if it is here or uv can get it; else what is here, said aloud.
+# Use the Python of the deployed runtime if it is installed or uv can download it. Otherwise use
+# another Python and print a note.
 define environment
 	@$(UV) venv -q --clear --python 3.13 $(1) 2>/dev/null || { \
 		python=$$($(BOOTSTRAP)); $(UV) venv -q --clear --python "$$(command -v $$python)" $(1); \
-		echo "NOTE: Python 3.13, the deployed runtime's, is not here: using $$($(1)/bin/python -V)." >&2; }
+		echo "NOTE: Python 3.13, the version of the deployed runtime, was not found: using $$($(1)/bin/python -V)." >&2; }
 	@$(UV) pip install -q --python $(1)/bin/python --require-hashes -r $(2)
 	@touch $@
 endef

@@ -55,6 +55,9 @@ SNAPSHOT: Final[Mapping[str, Any]] = {
 }
 """A session that another one waits for; `pid` is that of our own connection."""
 
+EMPTY_SNAPSHOT: Final = {**SNAPSHOT, "sessions": [], "states": None, "waits": None}
+"""No session that a rule could match, and none that waits."""
+
 VERIFICATION: Final[Mapping[str, Any]] = {
     "started": 1796024812562918,
     "checkpointer": 2,

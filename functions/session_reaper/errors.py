@@ -9,6 +9,7 @@ ReaperError
 │   ├── ServerChangedError   another server answers now, or it has restarted
 │   └── DeadlineError    the time for this target is over
 ├── NoAnswerError        a call to AWS or Slack did not end in time; each adapter says what failed
+│   └── NoThreadError    the process may not start another thread for the call
 └── PublishError         the summary did not go out; the run ends with it
 
 No message carries a password, a token or a literal of a query.
@@ -136,6 +137,10 @@ def quote_identifier(identifier: str) -> str:
 
 class NoAnswerError(ReaperError):
     """A call to another service had no answer when its time was over, or could not be made."""
+
+
+class NoThreadError(NoAnswerError):
+    """A call was not made, because the process may not start another thread."""
 
 
 class PublishError(ReaperError):

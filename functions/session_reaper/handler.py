@@ -19,7 +19,7 @@ from session_reaper.observability import emit_run_metrics, logger
 from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import Policy
 from session_reaper.report.document import to_recordings, truncate_document
-from session_reaper.report.model import Report
+from session_reaper.report.model import Report, TargetReport
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.notify import notify, share_time
 from session_reaper.runs.operations import Operation, apply, check, reap, record, run_on_target
@@ -31,7 +31,7 @@ from session_reaper.runs.request import (
     policy_of_run,
     read_request,
 )
-from session_reaper.runs.run import run
+from session_reaper.runs.run import OutcomeLogs, run
 from session_reaper.settings import read_settings
 
 gc.freeze()
@@ -42,10 +42,12 @@ if TYPE_CHECKING:
 
 # Lambda takes an answer of 6,291,556 bytes: a longer one would make an error of a run that has done
 # everything.
-_ANSWER_BYTES: Final = 6_000_000
+MAX_ANSWER_BYTES: Final = 6_000_000
 
 
-def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
+def lambda_handler(
+    event: object, context: "LambdaContext", *, max_answer_bytes: int = MAX_ANSWER_BYTES
+) -> dict[str, Any]:
     """Deal with all that the event asks for; returns product.md's document.
 
     Raises ConfigurationError before anything is touched, PublishError if the summary did not go
@@ -62,15 +64,27 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     # Who has just changed a secret and tries it by hand wants it read.
     directory = TargetDiscovery(settings, fresh=not is_scheduled(event))
     work = partial(run_on_target, _operation(request, policy, mode), directory)
-    targets = () if mode is Mode.OFF else run(directory, request.targets, work, run_time.targets)
+    logs = OutcomeLogs()
+    targets: tuple[TargetReport, ...] = ()
+    if mode is not Mode.OFF:
+        targets = run(
+            directory,
+            request.targets,
+            work,
+            logs,
+            deadline=run_time.targets,
+            logging_deadline=run_time.outcomes,
+        )
     report = Report(run_id=run_id, mode=mode, targets=targets)
     # A function that is invoked outside of Lambda may have no ARN; the topic's has the same parts.
     function_arn = getattr(context, "invoked_function_arn", settings.topic_arn)
-    report, document = notify(report, request, settings, function_arn, run_time.end)
+    report, document = notify(
+        report, logs, request, settings, function_arn=function_arn, end=run_time.end
+    )
     emit_run_metrics(report, monotonic() - began)
     if request.record:  # for the one who asked; too long for the log
         return {**document, "looks": to_recordings(report)}
-    return truncate_document(document, _ANSWER_BYTES)
+    return truncate_document(document, max_answer_bytes)
 
 
 def _operation(request: RunRequest, policy: Policy, mode: Mode) -> Operation:

@@ -1,15 +1,19 @@
 """The one Logger and the metrics, by Powertools."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import batched
 from threading import Lock
 from typing import Final
 
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
 
-from session_reaper.decision.model import Decision
+from session_reaper.deadline import Deadline
+from session_reaper.decision.model import Decision, Verdict
+from session_reaper.errors import DeadlineError
 from session_reaper.log_levels import make_own_logger
 from session_reaper.report.document import describe_session
 from session_reaper.report.model import Outcome, Report, RunStatus, SessionResult, TargetReport
@@ -23,6 +27,11 @@ make_own_logger(SERVICE)  # by this name Powertools asks for it
 logger: Final = Logger(service=SERVICE)
 
 
+_UNTOUCHED: Final = (Outcome.SPARED, Outcome.WOULD_TERMINATE)
+# A pid is 8 bytes of JSON at most: a line of them is far shorter than CloudWatch takes.
+_PIDS_PER_LINE: Final = 10_000
+
+
 def log_decision(target: TargetReport, decision: Decision) -> None:
     """One line for a session that is not left alone, before anything is done to it."""
     verdict = decision.verdict.name.lower()
@@ -31,8 +40,24 @@ def log_decision(target: TargetReport, decision: Decision) -> None:
     logger.info("decision", extra=extra)
 
 
+def log_spared(target: TargetReport, decisions: Iterable[Decision], deadline: Deadline) -> None:
+    """Log the decisions to spare sessions: one line each until the deadline, the rest together."""
+    rest: dict[str, list[int]] = defaultdict(list)
+    for decision in decisions:
+        if deadline.remaining():
+            log_decision(target, decision)
+        else:
+            rest[_rule_of(decision)].append(decision.pid)
+    verdict = Verdict.SPARE.name.lower()
+    for rule, pids in rest.items():
+        _log_together("decisions", target.name, {"verdict": verdict, "rule": rule}, pids)
+
+
 class OutcomeLog:
-    """Logs the outcome of each session of one target once, as soon as it is known.
+    """Logs the outcome of each session of one target once.
+
+    What was signalled is logged as soon as its outcome is known. A session that was not touched has
+    its line at the end of the run, for none of them may take time from the others' signals.
 
     Safe to use from several threads: the target's own writes while it works, and the run completes
     the log when the time is over.
@@ -41,34 +66,86 @@ class OutcomeLog:
     def __init__(self) -> None:
         self._lock = Lock()
         self._logged: dict[int, SessionResult] = {}  # by pid
-        self._is_complete = False
+        self._report: TargetReport | None = None  # once the log is complete
 
     def write(self, target: TargetReport, fate: SessionResult) -> None:
-        """Log an outcome that will not change any more."""
-        with self._lock:
-            if not self._is_complete:
-                self._log(target, fate)
+        """Log an outcome that will not change any more.
 
-    def complete(self, target: TargetReport) -> TargetReport:
-        """Log every outcome of the report that was not logged yet; ignore what comes later.
-
-        Returns the report with the outcomes as they were logged.
+        Raises DeadlineError once the run has completed the log: whatever the target's thread finds
+        now comes too late for the report, and its work would slow down the end of the run.
         """
         with self._lock:
-            self._is_complete = True
-            for fate in target.results:
+            if self._report is not None:
+                raise DeadlineError
+            if fate.outcome not in _UNTOUCHED:
                 self._log(target, fate)
-            fates = tuple(self._logged[fate.decision.pid] for fate in target.results)
-        return replace(target, results=fates)
+
+    def complete(self, target: TargetReport, deadline: Deadline) -> TargetReport:
+        """Accept no outcome any more, and log those of signalled sessions until the deadline.
+
+        Returns the report with the outcomes as they are logged. Whatever has no line yet is left
+        to `log_remaining`.
+        """
+        with self._lock:
+            fates = tuple(self._logged.get(fate.decision.pid, fate) for fate in target.results)
+            self._report = replace(target, results=fates)
+            for fate in fates:
+                if deadline.remaining() == 0:
+                    break
+                if fate.outcome not in _UNTOUCHED:
+                    self._log(self._report, fate)
+            return self._report
+
+    def remaining(self) -> Iterator[tuple[TargetReport, SessionResult]]:
+        """Yield the outcomes that have no line yet, and their target, once the log is complete."""
+        report = self._report
+        if report is not None:
+            for fate in report.results:
+                if fate.decision.pid not in self._logged:
+                    yield report, fate
 
     def _log(self, target: TargetReport, fate: SessionResult) -> None:
         pid = fate.decision.pid
         if pid in self._logged:
             return
         self._logged[pid] = fate
-        session = describe_session(fate.decision, target.queries)
-        extra = {"target": target.name, "outcome": fate.outcome, "session": session}
-        logger.info("outcome", extra=extra)
+        _log_outcome(target, fate)
+
+
+def log_remaining(logs: Iterable[OutcomeLog], deadline: Deadline) -> None:
+    """Log every outcome that has no line yet: one line each until the deadline, the rest together.
+
+    Sessions that were signalled come first. The lines for the rest are few, however many sessions
+    there are, and name each of them by its pid.
+    """
+    remaining = [each for log in logs for each in log.remaining()]
+    remaining.sort(key=lambda each: each[1].outcome in _UNTOUCHED)
+    rest: dict[tuple[int, str, str], list[int]] = defaultdict(list)
+    names: dict[int, str] = {}  # by the report's id: two targets may have the same name
+    for target, fate in remaining:
+        if deadline.remaining():
+            _log_outcome(target, fate)
+        else:
+            names[id(target)] = target.name
+            rest[id(target), fate.outcome, _rule_of(fate.decision)].append(fate.decision.pid)
+    for (target_id, outcome, rule), pids in rest.items():
+        _log_together("outcomes", names[target_id], {"outcome": outcome, "rule": rule}, pids)
+
+
+def _log_outcome(target: TargetReport, fate: SessionResult) -> None:
+    session = describe_session(fate.decision, target.queries)
+    extra = {"target": target.name, "outcome": fate.outcome, "session": session}
+    logger.info("outcome", extra=extra)
+
+
+def _log_together(message: str, target: str, what: dict[str, str], pids: Iterable[int]) -> None:
+    for some in batched(pids, _PIDS_PER_LINE, strict=False):
+        extra = {"target": target, **what, "count": len(some), "pids": list(some)}
+        logger.info(message, extra=extra)
+
+
+def _rule_of(decision: Decision) -> str:
+    return decision.rule.name if decision.rule else ""
 
 
 # -- metrics: each costs money in every hour in which it is published ------------------------------

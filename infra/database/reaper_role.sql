@@ -1,31 +1,32 @@
--- The role that session-reaper connects as. Run this once per PostgreSQL instance, in any database
--- of it (roles belong to the instance); running it again changes nothing. PostgreSQL 13 and newer.
+-- Creates the role that session-reaper connects as. Run this once per PostgreSQL instance, in any
+-- of its databases (roles belong to the instance). PostgreSQL 13 and newer. Running it again changes
+-- nothing.
 --
--- Run it as a superuser; on RDS and Aurora as the master user; on Aiven as avnadmin. There is one
--- file for all of them: what it does depends on what the server has and what you may grant. What
--- you may not grant it tells as a warning, with what to do instead. From 16 on only who made the
--- role, or a superuser, may run it again. Any client will do: this is plain SQL.
+-- Run it as a superuser; on RDS and Aurora as the master user; on Aiven as avnadmin. From PostgreSQL
+-- 16 on, only a superuser or the role that ran it first can run it again. The file works for all
+-- providers: it grants what the server offers and what you may grant. For everything else it prints
+-- a warning that says what to do instead. It is plain SQL, so any client can run it.
 --
--- Then set the password, which is not for a file nor for the server's log, and put it into the secret.
--- In psql:
+-- Then set the password and put it into the secret. With psql's \password it appears neither in a
+-- file nor in the server's log:
 --
 --     \password session_reaper
 --
--- For IAM authentication on RDS and Aurora grant this instead. A password is refused from then on:
+-- For IAM authentication on RDS and Aurora, run this instead. The role then cannot use a password:
 --
 --     GRANT rds_iam TO session_reaper;
 --
--- The role must be allowed to connect to the one database that the secret names; it sees and
--- signals the sessions of all databases from there. Every role is allowed to, unless somebody
--- revoked that from PUBLIC:
+-- The role must be allowed to connect to the database that the secret names. From there it sees and
+-- signals the sessions of all databases. Every role may connect unless that right was revoked from
+-- PUBLIC. In that case:
 --
 --     GRANT CONNECT ON DATABASE postgres TO session_reaper;
 
--- One block: it happens whole or not at all, whatever the client makes of an error.
+-- One block, so that an error undoes everything, however the client handles errors.
 DO $$
 DECLARE
     version CONSTANT integer := pg_catalog.current_setting('server_version_num');
-    -- Since 16 each membership has an INHERIT of its own; before, there is no such word.
+    -- From PostgreSQL 16 on, each membership has its own INHERIT option.
     inherited CONSTANT text := CASE WHEN version >= 160000 THEN ' WITH INHERIT TRUE' ELSE '' END;
     granted text;
     refusal text;
@@ -34,14 +35,15 @@ BEGIN
         CREATE ROLE session_reaper;
     END IF;
 
-    -- INHERIT: a membership that is not inherited neither shows nor signals anything.
-    -- CONNECTION LIMIT: a run holds one connection; the rest is for one that died badly and for
-    -- you. Whatever goes wrong, the reaper itself takes no more slots than this.
+    -- INHERIT: without it, the memberships below have no effect.
+    -- CONNECTION LIMIT: a run holds one connection. The others are for a connection that was not
+    -- closed cleanly, and for you. The reaper can never take more slots than this.
     ALTER ROLE session_reaper LOGIN INHERIT CONNECTION LIMIT 5;
 
-    -- It must never be what it hunts. Its statements take milliseconds and lock nothing, and it
-    -- opens no transaction, and ends its sessions itself: so it needs no timeouts for idle ones, and
-    -- those of its own would hide the server's from it. (Earlier forms of this file set them.)
+    -- The reaper must never become a leak itself. Its statements take milliseconds and lock nothing.
+    -- It opens no transaction and closes its sessions itself, so it needs no idle timeouts. Its own
+    -- idle timeouts would hide the server's values from it, so those that earlier versions of this
+    -- file set are removed.
     ALTER ROLE session_reaper SET statement_timeout = '10s';
     ALTER ROLE session_reaper SET lock_timeout = '2s';
     ALTER ROLE session_reaper RESET idle_in_transaction_session_timeout;
@@ -49,19 +51,20 @@ BEGIN
         ALTER ROLE session_reaper RESET idle_session_timeout;
     END IF;
 
-    -- It holds a privilege worth stealing: it runs nothing that others put into a schema of theirs.
+    -- With this search_path the role never calls a function that another role created in its own
+    -- schema to abuse the reaper's privileges.
     ALTER ROLE session_reaper SET search_path = pg_catalog;
 
-    -- To see: without it, state, times and addresses of other roles' sessions are NULL, and nothing
-    -- would ever be found. From 16 on only who holds ADMIN OPTION on a role may grant it, and on
-    -- RDS and Aurora the master user holds it on pg_monitor only, which contains pg_read_all_stats
-    -- and more than is needed: settings, and functions that scan tables.
+    -- See sessions. Without pg_read_all_stats, the state, times and addresses of other roles' sessions
+    -- are NULL, and the reaper would never find anything. From PostgreSQL 16 on, granting a role takes
+    -- ADMIN OPTION on it. The master user of RDS and Aurora has that on pg_monitor only, which includes
+    -- pg_read_all_stats and more than the reaper needs: settings, and functions that scan tables.
     FOREACH granted IN ARRAY ARRAY['pg_read_all_stats', 'pg_monitor'] LOOP
         EXIT WHEN pg_catalog.pg_has_role('session_reaper', 'pg_read_all_stats', 'USAGE');
         BEGIN
             EXECUTE pg_catalog.format('GRANT %I TO session_reaper%s', granted, inherited);
             IF granted = 'pg_monitor' THEN
-                RAISE NOTICE 'session_reaper is given pg_monitor instead: %', refusal;
+                RAISE NOTICE 'session_reaper gets pg_monitor instead of pg_read_all_stats: %', refusal;
             END IF;
         EXCEPTION
             WHEN insufficient_privilege THEN
@@ -69,24 +72,25 @@ BEGIN
         END;
     END LOOP;
 
-    -- A role that sees nothing is of no use, whatever else it may do.
+    -- A role that cannot see sessions is useless, whatever else it may do.
     IF NOT pg_catalog.pg_has_role('session_reaper', 'pg_read_all_stats', 'USAGE') THEN
-        RAISE EXCEPTION 'session_reaper would see no session, so it is not made: %', refusal
+        RAISE EXCEPTION 'session_reaper would see no session, so it was not created: %', refusal
             USING
                 ERRCODE = 'insufficient_privilege',
                 HINT = pg_catalog.format(
-                    'Let the secret name %1$I, if that role has pg_read_all_stats itself. For it to'
+                    'If %1$I has pg_read_all_stats itself, let the secret name %1$I. To let it'
                     ' terminate the sessions of an application''s role: GRANT app TO %1$I%2$s;',
                     current_user,
                     inherited
                 );
     END IF;
 
-    -- To act: pg_terminate_backend and pg_cancel_backend on other roles' sessions. Superusers'
-    -- sessions stay out of its reach. Leave this out, and it can observe but not enforce.
-    -- Aiven's avnadmin may not be able to grant it from 16 on. A membership in the application's
-    -- role does the same for the sessions of that role. It is no small gift: the reaper then may
-    -- do all that the application may.
+    -- Signal sessions. pg_signal_backend allows pg_terminate_backend and pg_cancel_backend on the
+    -- sessions of other roles, except superusers. Remove this part if the reaper is only to observe.
+    --
+    -- From PostgreSQL 16 on, Aiven's avnadmin may be unable to grant it. Membership in an application's
+    -- role also allows the reaper to signal that role's sessions, but it is a large privilege: the
+    -- reaper may then do everything that the application may do.
     IF NOT pg_catalog.pg_has_role('session_reaper', 'pg_signal_backend', 'USAGE') THEN
         BEGIN
             EXECUTE 'GRANT pg_signal_backend TO session_reaper' || inherited;
@@ -102,18 +106,18 @@ BEGIN
         END;
     END IF;
 
-    -- To get in when the application has taken every ordinary slot. What to set, once:
+    -- Connect when the application has taken every ordinary slot. Prepare the server once:
     --
-    -- * 16 and newer: reserved_connections = 2, in postgresql.conf or in the parameter group of
-    --   RDS and Aurora; then restart. PostgreSQL's default is 0, and then this grant does nothing.
-    -- * RDS and Aurora up to 15: rds.rds_superuser_reserved_connections (2 by default) is for
-    --   members of rds_superuser only, and the reaper should not be one. Give the target a
-    --   fallback_secret: a second secret, with the master user, used only when the server is full.
-    -- * Elsewhere up to 15 only superusers have such slots: a fallback_secret of a superuser's, or
-    --   the reaper must come before it is too late.
-    -- * Aiven documents no such setting: keep the pools' sizes below max_connections.
+    -- * PostgreSQL 16 and newer: set reserved_connections = 2 in postgresql.conf, or in the parameter
+    --   group of RDS and Aurora, and restart. With the default, 0, this grant has no effect.
+    -- * RDS and Aurora up to 15: rds.rds_superuser_reserved_connections (2 by default) reserves slots
+    --   for members of rds_superuser, and the reaper should not be one. Give the target a
+    --   fallback_secret: a second secret, of the master user, used only when the server is full.
+    -- * Other servers up to 15 reserve slots for superusers only. Give the target a fallback_secret of
+    --   a superuser, or run the reaper often enough to act before the server is full.
+    -- * Aiven documents no such setting. Keep the pools below max_connections.
     --
-    -- The slots of rds.rds_reserved_connections are AWS's own; nobody else gets them.
+    -- The slots of rds.rds_reserved_connections are for AWS only.
     IF pg_catalog.to_regrole('pg_use_reserved_connections') IS NOT NULL
         AND NOT pg_catalog.pg_has_role('session_reaper', 'pg_use_reserved_connections', 'USAGE')
     THEN
@@ -122,14 +126,14 @@ BEGIN
         EXCEPTION
             WHEN insufficient_privilege THEN
                 RAISE WARNING 'session_reaper does not get into a server that is full: %', SQLERRM
-                    USING HINT = 'Run it often enough to come before that, or give the target a'
+                    USING HINT = 'Run it often enough to act before that, or give the target a'
                         ' fallback_secret with a role that has reserved slots.';
         END;
     END IF;
 END
 $$;
 
--- What it may do now. It may also signal the sessions of the roles that it is a member of.
+-- Show what the role may do now. It may also signal the sessions of each role in member_of.
 SELECT
     r.rolname AS role,
     r.rolconnlimit AS connection_limit,

@@ -50,7 +50,8 @@ def peak_memory_of_a_run(event: object) -> PeakMemory:
     return PeakMemory(**json.loads(answer.stdout))
 
 
-def _peak() -> float:
+def peak() -> float:
+    """Return the most memory that this process has had, in MiB."""
     if _STATUS.exists():
         found = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
         assert found
@@ -67,7 +68,7 @@ def main() -> None:
     handler = importlib.import_module("session_reaper.handler").lambda_handler
     (target,) = handler(event, _Context())["targets"]
     outcomes = Counter(session["outcome"] for session in target["sessions"])
-    print(json.dumps({"mebibytes": _peak(), "outcomes": outcomes}), file=out, flush=True)
+    print(json.dumps({"mebibytes": peak(), "outcomes": outcomes}), file=out, flush=True)
 
 
 if __name__ == "__main__":

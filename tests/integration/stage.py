@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import pg8000.native
 from pg8000.native import Connection, identifier, literal
-from session_reaper.handler import lambda_handler
+from session_reaper.handler import MAX_ANSWER_BYTES, lambda_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -365,12 +365,22 @@ class Stage:
         self.monkeypatch.setenv("TARGET_SECRETS", ",".join(self._targets))
         return secret_name
 
-    def run(self, event: object = None, *, seconds: float = 60.0) -> Run:
+    def run(
+        self,
+        event: object = None,
+        *,
+        seconds: float = 60.0,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
+    ) -> Run:
         """Invoke the handler with what a console's user would type."""
         if not self._targets and not os.environ.get("TARGET_SECRET_TAG"):
             self.target()
         started = time.monotonic()
-        answer = lambda_handler({} if event is None else event, Context(seconds))  # type: ignore[arg-type]
+        answer = lambda_handler(
+            {} if event is None else event,
+            Context(seconds),  # type: ignore[arg-type]
+            max_answer_bytes=max_answer_bytes,
+        )
         took = time.monotonic() - started
         document = json.loads(json.dumps(answer))  # what Lambda itself does with it
         return Run(document=document, emails=self.aws.delivered(), seconds=took)

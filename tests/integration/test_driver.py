@@ -17,6 +17,7 @@ from session_reaper.deadline import Deadline
 from session_reaper.errors import TargetError
 from session_reaper.policy.enums import Action
 from session_reaper.postgres import driver
+from session_reaper.postgres.budget import MemoryBudget
 from session_reaper.postgres.server import Server, Signal
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.sessions.snapshot import ALL_SESSIONS, NO_SESSIONS
@@ -291,6 +292,64 @@ def test_a_statement_that_drips_ends_at_the_deadline_in_total(target: Target) ->
         assert time.monotonic() - began < PATIENCE
         server.close()
     assert raised.value.code == "timeout"
+
+
+def test_a_large_answer_waits_for_memory_and_fails_at_the_deadline(target: Target) -> None:
+    memory = MemoryBudget(400_000)
+    taken = memory.claim(150_000, Deadline(1))
+    answer = _answering(COLUMN + row(b"x" * 140_000) + message(b"C", b"SELECT 1\0") + READY)
+    with Impostor(answer) as impostor:
+        server = Server.connect(replace(target, port=impostor.port), Deadline(5), memory)
+        with pytest.raises(TargetError) as raised:
+            server.look(NO_SESSIONS, Deadline(0.3))
+        server.close()
+        assert raised.value.code == "memory"
+        assert memory.available == 250_000
+        taken.release()
+        server = Server.connect(replace(target, port=impostor.port), Deadline(5), memory)
+        with pytest.raises(TargetError) as raised:
+            server.look(NO_SESSIONS, Deadline(5))
+        server.close()
+    assert raised.value.code == "answer"  # it was read, and is no JSON
+    assert memory.available == 400_000
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        message(b"N", b"SNOTICE\0M" + b"x" * 70_000 + b"\0\0"),
+        message(b"E", b"SERROR\0M" + b"x" * 70_000 + b"\0\0") + READY,
+        COLUMN + row(b"x" * 70_000) + row(b"x" * 70_000),
+    ],
+    ids=["notice", "error", "second row"],
+)
+def test_one_row_of_an_answer_may_be_large_and_nothing_else(target: Target, said: bytes) -> None:
+    memory = MemoryBudget(1_000_000)
+    with Impostor(_answering(said)) as impostor:
+        server = Server.connect(replace(target, port=impostor.port), Deadline(5), memory)
+        with pytest.raises(TargetError) as raised:
+            server.look(NO_SESSIONS, Deadline(2))
+        server.close()
+    assert raised.value.code == "answer"
+    assert memory.available == 1_000_000
+
+
+def test_a_large_snapshot_keeps_its_memory_until_its_last_session_is_gone(
+    stage: Stage, target: Target
+) -> None:
+    query = f"SELECT 1 -- {'x' * 1900}"
+    for _ in range(30):
+        stage.session(LEAK, query=query)
+    memory = MemoryBudget(1_000_000)
+    server = Server.connect(target, Deadline(5), memory)
+    look = server.look(ALL_SESSIONS, Deadline(5))
+    server.close()
+    last = look.sessions[-1]
+    assert memory.available < 1_000_000 - 60_000
+    del look
+    assert memory.available < 1_000_000 - 60_000
+    del last
+    assert memory.available == 1_000_000
 
 
 # -- the pipeline ----------------------------------------------------------------------------------

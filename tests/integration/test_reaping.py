@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 import pg8000.native
 import pytest
-from session_reaper import handler
 from session_reaper.deadline import Deadline
 from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import read_policy
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.operations import reap, run_on_target
-from session_reaper.runs.run import run
+from session_reaper.runs.run import OutcomeLogs, run
 from session_reaper.settings import read_settings
 
 from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, policy, rule, until
@@ -122,7 +121,10 @@ def test_p12_a_clock_of_ours_that_is_wrong_changes_nothing(
         quota = None
         rules = read_policy(policy(rule(idle_for="1900ms", role=["app", "old"])))
         reaping = partial(reap, rules, Mode.OBSERVE, quota)
-        (report,) = run(directory, [], partial(run_on_target, reaping, directory), Deadline(60))
+        work = partial(run_on_target, reaping, directory)
+        (report,) = run(
+            directory, [], work, OutcomeLogs(), deadline=Deadline(60), logging_deadline=Deadline(61)
+        )
         monkeypatch.undo()
         assert [fate.decision.pid for fate in report.results] == [old.pid]
         leak.connection.run("SELECT 1")
@@ -212,8 +214,7 @@ def test_an_answer_that_lambda_would_not_take_says_how_many_sessions_it_leaves_o
 ) -> None:
     stage.target()
     leaks = [stage.session() for _ in range(8)]
-    stage.monkeypatch.setattr(handler, "_ANSWER_BYTES", 1_800)
-    run = stage.reap()
+    run = stage.run({"policy": policy()}, max_answer_bytes=1_800)
     target = run.target()
     assert 0 < len(target["sessions"]) < 8
     assert len(target["sessions"]) + target["sessions_left_out"] == 8

@@ -296,7 +296,7 @@ def test_a_blocker_is_left_alone_until_others_have_waited_long_enough(
 def test_a_wait_counts_from_its_own_beginning(stage: Stage) -> None:
     """A statement that ran for long before it came to wait has not waited for long."""
     _accounts(stage)
-    waiter = stage.session(IDLE).start("SELECT pg_sleep(0.5); LOCK TABLE accounts")
+    waiter = stage.session(IDLE).start("SELECT pg_sleep(1.5); LOCK TABLE accounts")
     root = stage.session(LEAK, query="LOCK TABLE accounts")
     _until_it_waits(waiter)
     root.connection.run("SELECT 1")  # healthy: at work a moment ago

@@ -274,6 +274,55 @@ def test_no_name_server_and_no_dropped_packet_outlasts_the_function(
     assert (logged(caplog, "outcome"), logged(caplog, "run")) == (1, 1)
 
 
+@contextmanager
+def no_thread_for_calls(stage: Stage) -> Iterator[None]:
+    """A process that can start no thread for the calls at the end of a run."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith(("call-sns", "call-dynamodb")):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    # A new endpoint: its pools have no thread yet.
+    with slow(stage, "none", hang), stage.monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("seconds", [3, 60])
+def test_without_a_thread_for_it_the_summary_is_published_all_the_same(
+    stage: Stage, caplog: pytest.LogCaptureFixture, seconds: float
+) -> None:
+    pager, url = inbox(stage, "pager")
+    stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", pager)
+    stage.fill()
+    with no_thread_for_calls(stage):
+        end = invoke(stage, seconds)
+    assert end.error is None
+    assert (len(end.emails), len(subjects(url))) == (1, 1)
+    assert logged(caplog, "run") == 1
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("seconds", [3, 10])
+def test_without_a_thread_a_silent_topic_outlasts_no_function(
+    stage: Stage, caplog: pytest.LogCaptureFixture, seconds: float
+) -> None:
+    use(stage, policy())
+    leak = stage.session()
+    with late(stage), slow(stage, "sns", hang):
+        gateway = os.environ["AWS_ENDPOINT_URL"]
+        with no_thread_for_calls(stage):
+            stage.monkeypatch.setenv("AWS_ENDPOINT_URL", gateway)
+            end = invoke(stage, seconds)
+    assert isinstance(end.error, PublishError)
+    assert "ReadTimeoutError" in str(end.error)
+    assert not leak.is_there
+    assert (logged(caplog, "outcome"), logged(caplog, "run")) == (1, 1)
+
+
 @pytest.mark.usefixtures("table")
 def test_with_a_minute_all_that_drips_at_the_end_has_its_time_and_no_more(
     stage: Stage, caplog: pytest.LogCaptureFixture

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from session_reaper.aws.clients import MAX_PAGES, PendingCall, call, iterate_pages
 from session_reaper.deadline import Deadline
-from session_reaper.errors import NoAnswerError
+from session_reaper.errors import NoAnswerError, NoThreadError
 from session_reaper.runs.notify import share_time
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def test_a_process_without_room_for_a_thread_has_no_answer_and_makes_no_late_cal
     began = Event()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(NoAnswerError, match="no thread for the call"):
+        with pytest.raises(NoThreadError, match="no thread for the call"):
             call(service, began.set, Deadline(60))
     # The executor has kept it in its queue.
     assert call(service, lambda: 7, Deadline(60)) == 7

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import Mode, QueryVisibility
 from session_reaper.report.document import to_document, to_recordings, truncate_document
@@ -431,3 +432,26 @@ def test_of_a_document_that_is_too_long_the_spared_are_left_out_first_and_counte
 def test_a_document_that_is_too_long_without_a_session_stays_whole() -> None:
     document = to_document(a_report(*[unreached(f"target-{n}") for n in range(50)]))
     assert truncate_document(document, 100) is document
+
+
+def test_a_document_has_as_many_sessions_as_an_answer_has_room_for_the_spared_left_out_first() -> (
+    None
+):
+    ended, spared = a_fate(Outcome.TERMINATED), a_fate(Outcome.SPARED)
+    of_target = (*[spared] * 10_000, *[ended] * 5_000)
+    report = a_report(a_target_report(*of_target), a_target_report(*of_target, name="billing"))
+    document = to_document(report)
+    assert document["totals"]["terminated"] == 10_000
+    for target in document["targets"]:
+        outcomes = [session["outcome"] for session in target["sessions"]]
+        assert outcomes == ["terminated"] * 5_000 + ["spared"] * 2_500
+        assert target["sessions_left_out"] == 7_500
+
+
+def test_a_document_without_time_counts_the_sessions_that_it_does_not_describe() -> None:
+    report = a_report(a_target_report(*some_fates(3, Outcome.TERMINATED)))
+    document = to_document(report, Deadline(0))
+    assert document["totals"]["terminated"] == 3
+    assert document["targets"][0]["sessions"] == []
+    assert document["targets"][0]["sessions_left_out"] == 3
+    assert to_document(report, Deadline(60)) == to_document(report)

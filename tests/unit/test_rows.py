@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.errors import TargetError
-from session_reaper.postgres.rows import read_facts, read_grants, read_snapshot, read_verification
+from session_reaper.postgres.rows import (
+    memory_of,
+    read_facts,
+    read_grants,
+    read_snapshot,
+    read_verification,
+)
 
 from tests.answers import (
     BAD_VALUES,
+    EMPTY_SNAPSHOT,
     FACTS,
     IDLE_ROW,
     SNAPSHOT,
@@ -24,6 +31,8 @@ from tests.hang_guard import fail_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from session_reaper.postgres.driver import Row
 
 READERS: dict[str, Callable[[list[bytes]], object]] = {
     "snapshot": partial(read_snapshot, ours=(), backend_pid=1),
@@ -60,7 +69,9 @@ def test_an_answer_without_one_of_its_keys_is_invalid(kind: str) -> None:
 
 
 def read(**changes: object) -> object:
-    return read_snapshot([json.dumps({**SNAPSHOT, **changes}).encode()], ours=(), backend_pid=1)
+    return read_snapshot(
+        [json.dumps({**EMPTY_SNAPSHOT, **changes}).encode()], ours=(), backend_pid=1
+    )
 
 
 def chain(links: int) -> list[list[object]]:
@@ -89,7 +100,7 @@ def test_commas_in_queries_are_no_values() -> None:
     read(junk=["," * 1000 + '"[{' * 100] * 1500)
 
 
-def missing(**changes: object) -> list[bytes]:
+def missing(**changes: object) -> Row:
     answer = {"missing_functions": None, "missing_relations": None} | changes
     return [json.dumps(answer).encode()]
 
@@ -121,6 +132,59 @@ def test_nothing_else_passes_for_a_grant(changes: dict[str, object]) -> None:
 
 
 def test_a_session_that_is_there_twice_is_invalid() -> None:
-    read(sessions=[IDLE_ROW, [2, *IDLE_ROW[1:]]], waits=None)
+    read(sessions=[IDLE_ROW, [2, *IDLE_ROW[1:]]])
     with pytest.raises(TargetError, match="sessions: pid"):
-        read(sessions=[IDLE_ROW, IDLE_ROW], waits=None)
+        read(sessions=[IDLE_ROW, IDLE_ROW])
+
+
+@pytest.mark.parametrize(
+    ("number", "used", "most", "place"),
+    [(6, 5, 100, "sessions"), (20_001, 30_000, 30_000, "sessions"), (1, 201, 100, "used")],
+)
+def test_more_sessions_than_the_server_itself_counts_or_allows_are_invalid(
+    number: int, used: int, most: int, place: str
+) -> None:
+    sessions = [[pid, *IDLE_ROW[1:]] for pid in range(1, number + 1)]
+    with pytest.raises(TargetError, match=f"invalid value at {place}$"):
+        read(sessions=sessions, used=used, max=most)
+
+
+def test_more_states_than_the_server_itself_counts_are_invalid() -> None:
+    with pytest.raises(TargetError, match=r"invalid value at states$"):
+        read(states=["idle"] * 6)
+
+
+def test_a_server_may_show_a_few_more_backends_than_it_allows() -> None:
+    """One that ends and one that begins may both be there while the server reads its list."""
+    read(sessions=[[pid, *IDLE_ROW[1:]] for pid in range(1, 106)], used=105, states=["idle"] * 105)
+
+
+def test_a_text_that_does_not_end_is_refused_without_reading_it_again_and_again() -> None:
+    with fail_after(60), pytest.raises(TargetError, match="its JSON"):
+        read_snapshot([b'{"a":"' + rb"\"" * 4_800_000], ours=(), backend_pid=1)
+
+
+def test_what_was_read_is_not_kept_in_the_row() -> None:
+    row: Row = [json.dumps(SNAPSHOT).encode()]
+    read_snapshot(row, ours=(), backend_pid=1)
+    assert row == []
+
+
+def test_more_waiters_than_fit_into_memory_are_invalid() -> None:
+    roots = [*range(1, 1001)]
+    waits = [[5000, True, "app", "api", 9.5, roots]]
+    waits += [[pid, True, "app", "api", 9.5, [5000]] for pid in range(5001, 8001)]
+    with pytest.raises(TargetError, match="waits"):
+        read(waits=waits)
+    read(waits=waits[:1400])
+
+
+def test_the_memory_of_a_snapshot_counts_its_queries_and_waiters() -> None:
+    rows = [[pid, *IDLE_ROW[1:10], "x" * 2000, *IDLE_ROW[11:]] for pid in range(1, 5)]
+    waits = [[pid, True, "app", "api", 0.5, [1]] for pid in range(5, 105)]
+    look = read_snapshot(
+        [json.dumps({**EMPTY_SNAPSHOT, "sessions": rows, "waits": waits}).encode()],
+        ours=(),
+        backend_pid=1,
+    )
+    assert 4 * 2000 + 100 * 64 < memory_of(look) < 4 * 4000 + 100 * 200

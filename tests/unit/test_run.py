@@ -95,7 +95,11 @@ def _run(
     monkeypatch.setattr(secrets_manager, "get_client", lambda _service: fake)
     topic = "arn:aws:sns:eu-west-1:123456789012:topic"
     directory = TargetDiscovery(read_settings({"TOPIC_ARN": topic, **settings}), fresh=fresh)
-    return module.run(directory, names, partial(run_on_target, record, directory), Deadline(5))
+    work = partial(run_on_target, record, directory)
+    logs = module.OutcomeLogs()
+    return module.run(
+        directory, names, work, logs, deadline=Deadline(5), logging_deadline=Deadline(6)
+    )
 
 
 BROKEN = a_secret(name="broken", host=None)  # fails before anything goes out to the network

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from session_reaper.sessions.session import State
 
-from tests.builders import an_identity
+from tests.builders import a_session, an_identity
 
 LATER = "2026-01-15T09:30:00.000001+00:00"
 
@@ -42,3 +42,10 @@ def test_outside_of_a_transaction_nothing_may_have_changed() -> None:
     for name in ("state_change", "query_start"):
         assert not an_identity(**IDLE | {name: LATER}).continues(idle), name
     assert not an_identity().continues(idle)
+
+
+def test_a_query_is_redacted_once_for_all_that_show_it() -> None:
+    session = a_session(query="SELECT 'CANARY'")
+    assert session.redacted_query == "SELECT ?"
+    assert session.redacted_query is session.redacted_query
+    assert "CANARY" not in repr(session)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from session_reaper import observability
+from session_reaper.deadline import Deadline
 from session_reaper.report.model import Outcome
 
 from tests.builders import a_decision, a_fate, a_report, a_target_report
@@ -209,7 +210,9 @@ def logged() -> dict[str, set[str]]:
     target = a_target_report(*(a_fate(outcome, pid=n) for n, outcome in enumerate(Outcome, 1)))
     with observability.logger.append_context_keys(run_id="4f6c", mode="enforce"):
         observability.log_decision(target, a_decision())
-        observability.OutcomeLog().complete(target)
+        log = observability.OutcomeLog()
+        log.complete(target, Deadline(5))
+        observability.log_remaining([log], Deadline(5))
     handler.setStream(stdout)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert len(lines) == 1 + len(Outcome)

@@ -22,7 +22,7 @@ from botocore.parsers import ResponseParserError
 from botocore.session import Session, get_session
 
 from session_reaper.deadline import Deadline
-from session_reaper.errors import NoAnswerError
+from session_reaper.errors import NoAnswerError, NoThreadError
 
 T = TypeVar("T")
 
@@ -63,12 +63,13 @@ class PendingCall(Generic[T]):
     def result(self) -> T:
         """Return what the operation returned, or raise what it raised.
 
-        Raises NoAnswerError if the operation has not ended by the deadline, or has not begun.
+        Raises NoAnswerError if the operation has not ended by the deadline, or has not begun;
+        NoThreadError if there is no thread for it.
         """
+        if self._future is None and not self._is_awaited:
+            raise NoThreadError("no thread for the call")
         if self._future is None:
-            raise NoAnswerError(
-                "no time is left for the call" if self._is_awaited else "no thread for the call"
-            )
+            raise NoAnswerError("no time is left for the call")
         wait([self._future], self._deadline.remaining())
         if not self._future.done():
             self._is_awaited = False

@@ -17,17 +17,23 @@ from typing import Any, Final
 import pg8000.native
 import scramp.core
 from pg8000.converters import make_params
-from pg8000.core import EXECUTE_MSG, NULL_BYTE, SYNC_MSG, Context
-from pg8000.native import DatabaseError, Error, PreparedStatement
+from pg8000.core import DATA_ROW, EXECUTE_MSG, NULL_BYTE, READY_FOR_QUERY, SYNC_MSG, Context
+from pg8000.native import DatabaseError, Error, InterfaceError, PreparedStatement
 from scramp import ScramException
 
 from session_reaper.deadline import Deadline
 from session_reaper.errors import TargetError
+from session_reaper.postgres.budget import (
+    ANSWER_MEMORY,
+    UNCLAIMED_BYTES,
+    MemoryBudget,
+    MemoryClaim,
+)
 from session_reaper.postgres.tls import limit_time
 from session_reaper.targets.target import AuthMethod, ChannelBinding, Target
 
-Row = Sequence[bytes | None]
-"""The columns of one row, as the server wrote them."""
+Row = list[bytes | memoryview | None]
+"""The columns of one row, as the server wrote them; large ones are parts of the message itself."""
 
 MAX_UNANSWERED: Final = 32 * 1024
 """Bytes of requests in a pipeline that the server has not answered yet.
@@ -43,6 +49,7 @@ _READ_AHEAD: Final = 64 * 1024
 
 _Length: Final = Struct("!i")
 _Count: Final = Struct("!H")
+_Header: Final = Struct("!ci")  # a message's type, and the length of all that follows the type
 _MECHANISMS: Final = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS")
 
 
@@ -110,8 +117,10 @@ class _Wire:
     answer that exceeds its budget is not read any further.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, memory: MemoryBudget) -> None:
         self.sock = sock
+        self._memory = memory
+        self.claim: MemoryClaim | None = None  # on the memory of the answer's one large message
         self._receiver = _Receiver(sock)
         self._reader = io.BufferedReader(self._receiver, _READ_AHEAD)
         self._unsent = bytearray()
@@ -124,6 +133,7 @@ class _Wire:
     def expect(self, answer_bytes: int) -> None:
         """Set the budget of the next answer, in bytes."""
         self._budget = answer_bytes
+        self.claim = None
 
     def read(self, size: int) -> bytes:
         if size < 0:  # a length that is shorter than itself
@@ -132,6 +142,23 @@ class _Wire:
             raise AnswerTooLargeError
         self._budget -= size
         return self._reader.read(size)
+
+    def read_message(self) -> tuple[bytes, bytes]:
+        """Read one message: its type and its body. Only one row of an answer may be large."""
+        kind, length = _Header.unpack(self._read_all(_Header.size))
+        size = length - _Length.size
+        if UNCLAIMED_BYTES < size <= self._budget:
+            # Whoever held one claim and waited for another could wait for itself.
+            if kind != DATA_ROW or self.claim is not None:
+                raise AnswerTooLargeError
+            self.claim = self._memory.claim(size, self._receiver.deadline)
+        return kind, self._read_all(size)
+
+    def _read_all(self, size: int) -> bytes:
+        data = self.read(size)
+        if len(data) < size:
+            raise InterfaceError("network error")
+        return data
 
     def write(self, data: bytes) -> None:
         self._unsent += data
@@ -148,6 +175,7 @@ class _Wire:
         return self
 
     def close(self) -> None:
+        self.claim = None
         self.sock.close()
 
 
@@ -157,7 +185,7 @@ class _Wire:
 class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver ships no types
     """A connection whose values stay bytes: what a server says is read where it is validated."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- what a login needs, and what limits it
         self,
         sock: socket.socket,
         target: Target,
@@ -165,6 +193,7 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         application_name: str,
         startup_params: Mapping[str, str],
         deadline: Deadline,
+        memory: MemoryBudget = ANSWER_MEMORY,
     ) -> None:
         """Log in over a socket that is secured as the target asks.
 
@@ -180,7 +209,8 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         self.server_version = ""
         self._sock: Any = None
         self._usock: Any = None
-        self._wire = _Wire(sock)
+        self.memory = memory
+        self._wire = _Wire(sock, memory)
         self._wire.allow(deadline)
         self._wire.expect(_STARTUP_BYTES)
         try:
@@ -211,6 +241,16 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         """Set the end of the next statement, and the byte budget of its answer."""
         self._wire.allow(deadline)
         self._wire.expect(answer_bytes)
+
+    def run_for_row(self, statement: str) -> tuple[Row, MemoryClaim | None]:
+        """Run a statement that answers one row; also the claim on its memory, if it is large.
+
+        Both are the caller's alone: nothing here refers to them any more.
+        """
+        (row,) = self.run(statement)
+        self._context = None
+        claim, self._wire.claim = self._wire.claim, None
+        return row, claim
 
     def run_each(
         self,
@@ -360,6 +400,16 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
 
     # -- messages ---------------------------------------------------------------------------------
 
+    def handle_messages(self, context: Context) -> None:
+        """Handle messages until the server is ready; pg8000's own has each in memory twice."""
+        kind = b""
+        while kind != READY_FOR_QUERY:
+            kind, body = self._wire.read_message()
+            self.message_types[kind](body, context)
+            del body
+        if context.error is not None:
+            raise context.error
+
     def handle_PARAMETER_STATUS(self, data: bytes, context: Context) -> None:  # noqa: ARG002, N802 -- pg8000's name
         """Keep the version; the encoding of what is sent stays UTF-8."""
         name, _, value = data.partition(NULL_BYTE)
@@ -383,12 +433,15 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         """Keep the row."""
         if context.rows:
             raise ValueError  # no statement here answers more than one row
-        values: list[bytes | None] = []
+        values: Row = []
+        whole = memoryview(data)
         position = _Count.size
         for _ in range(_Count.unpack_from(data)[0]):
             (length,) = _Length.unpack_from(data, position)
             position += _Length.size
-            values.append(None if length == -1 else data[position : position + length])
+            value = None if length == -1 else whole[position : position + length]
+            is_large = value is not None and len(value) > UNCLAIMED_BYTES
+            values.append(value if value is None or is_large else bytes(value))
             position += max(0, length)
         if position != len(data):
             raise ValueError

@@ -12,6 +12,7 @@ from pg8000.native import DatabaseError, Error
 from scramp import ScramException
 
 from session_reaper.errors import ConnectionLimit, ConnectionLostError, FullError, TargetError
+from session_reaper.postgres.budget import NoMemoryLeftError
 from session_reaper.postgres.driver import AnswerTooLargeError
 
 INSUFFICIENT_PRIVILEGE: Final = "42501"
@@ -42,6 +43,9 @@ _LIMIT_HINTS: Final = {
     " Write another dbname into the secret, or raise it with ALTER DATABASE … CONNECTION LIMIT.",
 }
 _NOT_POSTGRES_HINT: Final = "Check host and port in the secret."
+_NO_MEMORY_HINT: Final = (
+    "Let the rules match fewer sessions, or give some of the targets a stack of their own."
+)
 _OTHER_HINT: Final = "The message is the server's own; its log has the context."
 
 _NETWORK_FAILURES: Final = (Error, OSError, ScramException)
@@ -71,8 +75,24 @@ def answering(doing: str, secret: str) -> Iterator[None]:
     """Raise failures of a statement as TargetError, ConnectionLostError if the connection is gone."""
     try:
         yield
+    except NoMemoryLeftError:  # in the middle of a message: nothing more can be read after it
+        raise _no_memory(doing, ConnectionLostError) from None
     except (*_NETWORK_FAILURES, *_PROTOCOL_FAILURES) as error:
         raise _Translator(doing, secret, ConnectionLostError, {}).translate(error) from None
+
+
+@contextmanager
+def within_memory(doing: str) -> Iterator[None]:
+    """Raise TargetError where an answer that has arrived finds no memory to be decoded in."""
+    try:
+        yield
+    except NoMemoryLeftError:
+        raise _no_memory(doing, TargetError) from None
+
+
+def _no_memory(doing: str, kind: type[TargetError]) -> TargetError:
+    problem = f"{doing}: the answers of other targets take the memory that this one needs"
+    return kind("memory", problem, _NO_MEMORY_HINT)
 
 
 def statement_error(doing: str, secret: str, error: DatabaseError) -> TargetError:

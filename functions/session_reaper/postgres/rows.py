@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from ipaddress import ip_address
+from itertools import islice
+from sys import getsizeof
 from typing import Any, Final, NoReturn
 
 from session_reaper.errors import Membership, TargetError, quote_identifier
@@ -59,6 +61,18 @@ def read_snapshot(row: Row, *, ours: Collection[str | None], backend_pid: int) -
         raise _invalid("snapshot", error) from None
 
 
+def memory_of(look: Snapshot) -> int:
+    """Return the bytes that the sessions of a snapshot take, about."""
+    return sum(
+        _SESSION_BYTES + getsizeof(session.query) + _WAITER_BYTES * len(session.waiters)
+        for session in look.sessions
+    )
+
+
+_SESSION_BYTES: Final = 1200
+_WAITER_BYTES: Final = 80
+
+
 def read_verification(row: Row) -> Verification:
     """Read the answer to verify.sql. Raises TargetError."""
     try:
@@ -92,7 +106,7 @@ def read_grants(row: Row, role: str) -> tuple[str, ...]:
 
 def read_flag(row: Row) -> bool | None:
     """Read a single boolean. Raises TargetError."""
-    flags = {b"t": True, b"f": False, None: None}
+    flags: dict[object, bool | None] = {b"t": True, b"f": False, None: None}
     if len(row) != 1 or row[0] not in flags:
         raise _invalid("signal", _InvalidError("signalled"))
     return flags[row[0]]
@@ -111,19 +125,12 @@ def _invalid(what: str, error: _InvalidError) -> TargetError:
 
 
 def _document(row: Row) -> Mapping[str, Any]:
+    """Read the one column of a row, which it takes out of the row: a large one is there once."""
     if len(row) != 1 or row[0] is None:
         raise _InvalidError("its columns")
-    data = row[0]
-    if data.startswith(b"\\x"):  # a bytea
-        try:
-            data = bytes.fromhex(data[2:].decode("ascii"))
-        except ValueError:
-            raise _InvalidError("its bytes") from None
-    if len(data) > _FEW_BYTES and _count_values(data) > _MOST_VALUES:
-        raise _InvalidError("its size")
+    text = _text(row)
     try:
-        # A query that is no UTF-8 must not hide the other sessions.
-        answer = json.loads(data.decode("utf-8", errors="replace"), parse_constant=_refuse)
+        answer = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise _InvalidError("its JSON") from None
     if not isinstance(answer, dict):
@@ -131,16 +138,27 @@ def _document(row: Row) -> Mapping[str, Any]:
     return answer
 
 
+def _text(row: Row) -> str:
+    data = row.pop() or b""
+    if len(data) > _FEW_BYTES and _has_too_many_values(data):
+        raise _InvalidError("its size")
+    # A query that is no UTF-8 must not hide the other sessions.
+    return str(data, "utf-8", "replace")
+
+
 # An empty object has 3 bytes in JSON and 64 in memory. 10,000 sessions have 260,000 values.
 _FEW_BYTES: Final = 1024 * 1024
 _MOST_VALUES: Final = 1_000_000
-_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+# Up to the next value, past texts. It matches at every place, or what is no JSON would be searched from
+# each of its characters on.
+_NEXT_VALUE: Final = re.compile(
+    rb'(?:[^",\[{]++|"(?:[^"\\]++|\\.)*+"?)*+(?:[,\[{]|.|\Z)', re.DOTALL
+)
 
 
-def _count_values(data: bytes) -> int:
+def _has_too_many_values(data: bytes | memoryview) -> bool:
     """Count the values of a document without making them."""
-    structure = _STRING.sub(b"", data)
-    return sum(structure.count(mark) for mark in (b",", b"[", b"{"))
+    return sum(1 for _ in islice(_NEXT_VALUE.finditer(data), _MOST_VALUES + 1)) > _MOST_VALUES
 
 
 def _refuse(_constant: str) -> NoReturn:
@@ -242,13 +260,15 @@ def _read_snapshot(
     waits = tuple(_read_waits(answer))
     _check_work(waits)
     waiters = map_waiters_by_root(waits)
+    if sum(map(len, waiters.values())) > _MOST_WAITERS:
+        raise _InvalidError("waits")
+    slots = Slots(
+        max=_count(answer, "max"), reserved=_count(answer, "reserved"), used=_count(answer, "used")
+    )
+    _check_numbers(answer, slots)
     return Snapshot(
         role=_name(_get(answer, "role"), "role"),
-        slots=Slots(
-            max=_count(answer, "max"),
-            reserved=_count(answer, "reserved"),
-            used=_count(answer, "used"),
-        ),
+        slots=slots,
         can_see=_flag(answer, "can_see"),
         can_signal=_flag(answer, "can_signal"),
         untracked=_count(answer, "untracked"),
@@ -265,6 +285,26 @@ def _read_snapshot(
         ),
         sessions=tuple(_read_sessions(answer, waiters, ours)),
     )
+
+
+_MOST_SESSIONS: Final = 20_000
+_SLACK: Final = 100
+
+
+def _check_numbers(answer: Mapping[str, Any], slots: Slots) -> None:
+    """Refuse more sessions than the server itself counts, or allows.
+
+    `states` and `sessions` are made of the rows that `used` counts, in one statement. Only client
+    backends are counted, and each has one of the slots of max_connections; walsenders, autovacuum
+    and workers have slots of their own. But the server reads its list of processes entry by entry:
+    a backend that ends and one that begins meanwhile may both be counted, hence the slack.
+    """
+    if slots.used > slots.max + _SLACK:
+        raise _InvalidError("used")
+    if len(_list(answer, "states")) > slots.used:
+        raise _InvalidError("states")
+    if len(_list(answer, "sessions")) > min(slots.used, _MOST_SESSIONS):
+        raise _InvalidError("sessions")
 
 
 def _read_states(answer: Mapping[str, Any]) -> Mapping[State, int]:
@@ -298,6 +338,8 @@ def _read_waits(answer: Mapping[str, Any]) -> Iterator[Wait]:
 
 
 _MOST_WORK: Final = 5_000_000
+# A thousand waiters behind a thousand readers of one table make a million.
+_MOST_WAITERS: Final = 1_500_000
 _MOST_WORKERS: Final = 1000  # of parallel queries, which wait beside their sessions
 
 
@@ -458,7 +500,7 @@ def _read_session(
         locks=locks,
         # A session in a queue has not waited for this one before it did what it does now: in a
         # convoy the lock goes from one healthy transaction to the next.
-        waiters=tuple(replace(w, seconds=min(w.seconds, idle)) for w in waiters),
+        waiters=tuple(w if w.seconds <= idle else replace(w, seconds=idle) for w in waiters),
         # Of a role that was dropped under its session nothing is known: it is protected.
         superuser=superuser is not False,
         replication=replication is not False,

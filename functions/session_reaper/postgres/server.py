@@ -18,6 +18,13 @@ from pg8000.native import DatabaseError, PreparedStatement, literal
 from session_reaper.deadline import Deadline
 from session_reaper.errors import TargetError
 from session_reaper.policy.enums import Action
+from session_reaper.postgres.budget import (
+    ANSWER_MEMORY,
+    UNCLAIMED_BYTES,
+    MemoryBudget,
+    MemoryClaim,
+    NoMemoryLeftError,
+)
 from session_reaper.postgres.driver import Connection, Row
 from session_reaper.postgres.errors import (
     INSUFFICIENT_PRIVILEGE,
@@ -25,11 +32,13 @@ from session_reaper.postgres.errors import (
     connecting,
     sqlstate,
     statement_error,
+    within_memory,
 )
 from session_reaper.postgres.rows import (
     QUERY_BYTES,
     USED_FUNCTIONS,
     USED_RELATIONS,
+    memory_of,
     read_facts,
     read_flag,
     read_grants,
@@ -94,8 +103,13 @@ class Server:
         self._verify: PreparedStatement | None = None
 
     @classmethod
-    def connect(cls, target: Target, deadline: Deadline) -> "Server":
-        """Connect and log in. Raises TargetError; FullError if there is no slot for us."""
+    def connect(
+        cls, target: Target, deadline: Deadline, memory: MemoryBudget = ANSWER_MEMORY
+    ) -> "Server":
+        """Connect and log in. Raises TargetError; FullError if there is no slot for us.
+
+        `memory`: what the answers of all servers may take.
+        """
         where = f"{target.host}:{target.port}"
         deadline = deadline.capped_at(deadline.remaining_or_raise(CONNECT_SECONDS))
         with connecting(f"connecting to {where}", target.password):
@@ -111,6 +125,7 @@ class Server:
                     application_name=APPLICATION_NAME,
                     startup_params=_STARTUP,
                     deadline=deadline,
+                    memory=memory,
                 )
         except BaseException:
             sock.close()
@@ -123,12 +138,14 @@ class Server:
 
     def preflight(self, deadline: Deadline) -> ServerFacts:
         """Read what the server is and what our role may do there. Raises TargetError."""
+        doing = "reading the server's facts"
         try:
-            with self._answering("reading the server's facts", deadline):
-                row = self._only_row(_sql("preflight"))
+            with self._answering(doing, deadline):
+                row, claim = self._connection.run_for_row(_sql("preflight"))
         except TargetError as error:
             raise self._with_missing_grants(error, deadline) from None
-        return read_facts(row, describe_tls(self._connection.socket, self._target))
+        with self._decoding(doing, row, claim, deadline):
+            return read_facts(row, describe_tls(self._connection.socket, self._target))
 
     def alter(self, statement: str, deadline: Deadline) -> None:
         """Run one statement that changes something, as nothing else here does. Raises TargetError."""
@@ -145,24 +162,40 @@ class Server:
             query_id="a.query_id" if self._major >= _QUERY_ID_SINCE else "NULL",
             query_bytes=QUERY_BYTES,
         )
+        doing = "taking the snapshot"
         try:
-            with self._answering("taking the snapshot", deadline, _SNAPSHOT_BYTES):
-                row = self._only_row(statement)
+            with self._answering(doing, deadline, _SNAPSHOT_BYTES):
+                row, claim = self._connection.run_for_row(statement)
         except TargetError as error:
             raise self._with_missing_grants(error, deadline) from None
-        return read_snapshot(row, ours=self._ours, backend_pid=self._connection.backend_pid)
+        with self._decoding(doing, row, claim, deadline):
+            look = read_snapshot(row, ours=self._ours, backend_pid=self._connection.backend_pid)
+            size = memory_of(look)
+            try:
+                if size > UNCLAIMED_BYTES:
+                    claim = claim or self._connection.memory.claim(0, deadline)
+                    claim.resize(size)
+                    for session in look.sessions:
+                        session.hold(claim)
+            except NoMemoryLeftError:
+                del look  # before the next answer is decoded: the error would keep it
+                raise
+        return look
 
     def find_missing_grants(self, deadline: Deadline) -> tuple[str, ...]:
         """Ask which rights the statements here need and our role lacks: the statements that grant them.
 
         Raises TargetError.
         """
-        with self._answering("asking for missing grants", deadline):
+        doing = "asking for missing grants"
+        with self._answering(doing, deadline):
             statement = _sql("missing_grants").format(
                 functions=", ".join(map(literal, USED_FUNCTIONS)),
                 relations=", ".join(map(literal, USED_RELATIONS)),
             )
-            return read_grants(self._only_row(statement), self.role)
+            row, claim = self._connection.run_for_row(statement)
+        with self._decoding(doing, row, claim, deadline):
+            return read_grants(row, self.role)
 
     def _with_missing_grants(self, error: TargetError, deadline: Deadline) -> TargetError:
         if error.code != INSUFFICIENT_PRIVILEGE:
@@ -219,11 +252,22 @@ class Server:
                 ],
             )
             (row,) = rows
-        return read_verification(row)
+        with self._decoding("verifying", row, None, deadline):
+            return read_verification(row)
 
-    def _only_row(self, statement: str) -> Row:
-        (row,) = self._connection.run(statement)
-        return row  # type: ignore[no-any-return] # the driver ships no types
+    @contextmanager
+    def _decoding(
+        self, doing: str, row: Row, claim: MemoryClaim | None, deadline: Deadline
+    ) -> Iterator[None]:
+        """Decode an answer in its turn; its claim ends if that fails, whoever keeps the error."""
+        size = sum(len(value) for value in row if value is not None)
+        try:
+            with within_memory(doing), self._connection.memory.turn(size, deadline):
+                yield
+        except BaseException:
+            if claim is not None:
+                claim.release()
+            raise
 
     @contextmanager
     def _answering(

@@ -1,27 +1,39 @@
 """The report as JSON: the return value, the log line, recordings."""
 
 import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
+from session_reaper.deadline import Deadline
 from session_reaper.decision.model import Decision
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import QueryVisibility
 from session_reaper.report.headline import write_summary_line
-from session_reaper.report.model import Outcome, Report, TargetReport
+from session_reaper.report.model import Outcome, Report, SessionResult, TargetReport
 from session_reaper.report.text import printable
-from session_reaper.sessions.redaction import redact, redact_for_matching
+from session_reaper.sessions.redaction import redact_for_matching
 from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.snapshot import Snapshot
 
-# -- the return value ------------------------------------------------------------------------------
+# A response of Lambda has room for some 15,000 sessions.
+_MOST_SESSIONS: Final = 15_000
 
 
-def to_document(report: Report) -> dict[str, Any]:
-    """The report as the JSON document of the contract."""
-    outcomes = Counter(fate.outcome for target in report.targets for fate in target.results)
+def to_document(report: Report, deadline: Deadline | None = None) -> dict[str, Any]:
+    """The report as the JSON document of the contract.
+
+    It leaves out sessions beyond what an answer has room for, and those that are not described by
+    the deadline, of each target alike; it then says how many as `sessions_left_out`.
+    """
+    number = sum(len(target.results) for target in report.targets)
+    share = min(1.0, _MOST_SESSIONS / number) if number else 1.0
+    targets = []
+    for done, target in enumerate(report.targets):
+        seconds = None if deadline is None else deadline.remaining() / (len(report.targets) - done)
+        targets.append(
+            _target_document(target, share, None if seconds is None else Deadline(seconds))
+        )
     return {
         "run_id": report.run_id,
         "mode": str(report.mode),
@@ -30,9 +42,9 @@ def to_document(report: Report) -> dict[str, Any]:
         "totals": {
             "targets": len(report.targets),
             "failed": report.failed,
-            **{o.value: outcomes[o] for o in Outcome if o is not Outcome.SPARED},
+            **{o.value: report.count(o) for o in Outcome if o is not Outcome.SPARED},
         },
-        "targets": [_target_document(target) for target in report.targets],
+        "targets": targets,
     }
 
 
@@ -57,7 +69,11 @@ def _truncate_target(target: dict[str, Any], share: float) -> dict[str, Any]:
     return {**target, "sessions": kept, **({"sessions_left_out": left_out} if left_out else {})}
 
 
-def _target_document(target: TargetReport) -> dict[str, Any]:
+def _target_document(
+    target: TargetReport, share: float, deadline: Deadline | None
+) -> dict[str, Any]:
+    sessions = list(_session_documents(target, int(share * len(target.results)), deadline))
+    left_out = len(target.results) - len(sessions)
     return {
         "name": target.name,
         "secret": target.secret,
@@ -83,7 +99,8 @@ def _target_document(target: TargetReport) -> dict[str, Any]:
         **({"check": _check_document(target.checked)} if target.checked else {}),
         **({} if target.applied is None else {"applied": [asdict(s) for s in target.applied]}),
         **({"recovered": [asdict(each) for each in target.recovered]} if target.recovered else {}),
-        "sessions": list(_session_documents(target)),
+        "sessions": sessions,
+        **({"sessions_left_out": left_out} if left_out else {}),
         "advice": [
             {"code": advice.code, "message": advice.message, "sql": advice.sql}
             for advice in target.advice
@@ -111,9 +128,17 @@ def _check_document(check: Check) -> dict[str, Any]:
     }
 
 
-def _session_documents(target: TargetReport) -> Iterator[dict[str, Any]]:
-    for fate in target.results:
-        yield {**describe_session(fate.decision, target.queries), "outcome": fate.outcome.value}
+def _session_documents(
+    target: TargetReport, most: int, deadline: Deadline | None
+) -> Iterator[dict[str, Any]]:
+    """Describe so many sessions at most; of too many those that were spared are left out first."""
+    results: Sequence[SessionResult] = target.results
+    if most < len(results):
+        results = sorted(results, key=lambda result: result.outcome is Outcome.SPARED)[:most]
+    for result in results:
+        if deadline is not None and deadline.remaining() == 0:
+            return
+        yield {**describe_session(result.decision, target.queries), "outcome": result.outcome.value}
 
 
 _MOST_OF_A_QUERY = 2000  # characters, where it is shown in full: a server may keep a megabyte of it
@@ -137,7 +162,7 @@ def describe_session(decision: Decision, queries: QueryVisibility) -> dict[str, 
         "reason": decision.reason,
         "query": printable(session.query, _MOST_OF_A_QUERY, "\n\t")
         if is_full
-        else redact(session.query),
+        else session.redacted_query,
         **({"query_id": session.query_id} if session.query_id else {}),
     }
 

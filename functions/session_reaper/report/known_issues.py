@@ -126,23 +126,21 @@ def _issues_told(
     now: float,
 ) -> Iterator[KnownIssue]:
     for key, target in targets:
-        for kind in target.issues:
-            if kind not in target.told:
-                known = before.get((key, kind))
-                since = known.since if known else now
-                yield KnownIssue(key=key, kind=kind, since=since, at=now)
+        for kind in target.new_troubles:
+            known = before.get((key, kind))
+            since = known.since if known else now
+            yield KnownIssue(key=key, kind=kind, since=since, at=now)
 
 
 def _has_ended(told: KnownIssue, target: TargetReport, mode: Mode) -> bool:
     """Whether the run saw that this trouble has ended: what it could not see lasts."""
     kind, _, pid = told.kind.partition(" ")
-    if told.kind in target.issues or not target.is_reached or kind in _PASSING:
+    if target.has_trouble(told.kind) or not target.is_reached or kind in _PASSING:
         return False
     if kind == EXHAUSTED:  # else a server on the brink would be told of in every run
         return target.share_used < _ROOM
     if kind == Outcome.LINGERING:
-        condemned = {str(fate.decision.pid) for fate in target.results}
         seen = mode is Mode.ENFORCE and target.status is TargetStatus.OK
-        return seen and pid not in condemned
+        return seen and pid not in target.condemned_pids
     # A breaker's own end takes a run without one; from the others we know once we are in.
     return kind != TargetStatus.BREAKER or target.status is TargetStatus.OK

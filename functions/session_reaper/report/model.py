@@ -1,8 +1,10 @@
 """What happened to every target and every condemned session."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Final
 
 from session_reaper.decision.model import Decision
@@ -101,7 +103,7 @@ class Recovery:
     seconds: float  # how long it was known
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached_property
 class TargetReport:
     """What one run did on one target."""
 
@@ -128,7 +130,16 @@ class TargetReport:
 
     def count(self, outcome: Outcome) -> int:
         """How many sessions met this outcome."""
-        return sum(fate.outcome is outcome for fate in self.results)
+        return self._counts[outcome]
+
+    @cached_property
+    def _counts(self) -> Counter[Outcome]:
+        return Counter(fate.outcome for fate in self.results)
+
+    @cached_property
+    def condemned_pids(self) -> frozenset[str]:
+        """The pids of all condemned sessions, as text."""
+        return frozenset(str(fate.decision.pid) for fate in self.results)
 
     @property
     def is_reached(self) -> bool:
@@ -147,7 +158,7 @@ class TargetReport:
             return 0.0
         return self.used_after / self.slots.usable
 
-    @property
+    @cached_property
     def issues(self) -> tuple[str, ...]:
         """The kinds of what will be so in the next run, too, unless somebody or something mends it."""
         kinds = [] if self.status is TargetStatus.OK else [str(self.status)]
@@ -160,6 +171,20 @@ class TargetReport:
         kinds += [_kind(fate) for fate in self.results if fate.outcome in _UNDONE]
         return tuple(dict.fromkeys(kinds))
 
+    def has_trouble(self, kind: str) -> bool:
+        """Whether this kind is among its troubles, of which there may be thousands."""
+        return kind in self._trouble_set
+
+    @cached_property
+    def _trouble_set(self) -> frozenset[str]:
+        return frozenset(self.issues)
+
+    @cached_property
+    def new_troubles(self) -> tuple[str, ...]:
+        """The troubles that no summary told a while ago."""
+        told = frozenset(self.told)
+        return tuple(kind for kind in self.issues if kind not in told)
+
     @property
     def should_notify(self) -> bool:
         """Whether somebody should hear of it. That a session escaped is no news: it is well."""
@@ -167,8 +192,8 @@ class TargetReport:
             bool(self.recovered)
             or self.checked is not None  # a check shows, too, whether the summary arrives
             or self.applied is not None
-            or any(fate.outcome in _DONE for fate in self.results)
-            or any(kind not in self.told for kind in self.issues)
+            or any(self.count(outcome) for outcome in _DONE)
+            or bool(self.new_troubles)
         )
 
 
@@ -265,9 +290,9 @@ class Report:
     def is_critical(self) -> bool:
         """Whether it tells anew that somebody must act at once: an application is shut out."""
         return any(
-            kind in (TargetStatus.FULL, EXHAUSTED) and kind not in target.told
+            kind in (TargetStatus.FULL, EXHAUSTED)
             for target in self.targets
-            for kind in target.issues
+            for kind in target.new_troubles
         )
 
     @property
@@ -283,3 +308,6 @@ class Report:
 def urgency_key(target: TargetReport) -> tuple[bool, bool, int]:
     """A sort key: who shuts applications out, then other trouble, then by sessions concerned."""
     return (not target.is_critical, target.status is TargetStatus.OK, -len(target.results))
+
+
+# -- the return value ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The end of a run: compare with what is told already, publish, log the run, remember.
+"""The end of a run: compare with what is told already, publish, log, remember.
 
 Each call to AWS has a deadline of its own, so that none takes the time of the next one. docs/decisions.md
 says how their order keeps every kill from being lost.
@@ -21,6 +21,7 @@ from session_reaper.report.document import to_document, truncate_document
 from session_reaper.report.known_issues import compare_with_known, remember_undelivered
 from session_reaper.report.model import Report
 from session_reaper.runs.request import RunRequest
+from session_reaper.runs.run import OutcomeLogs
 from session_reaper.settings import Notify, Settings
 from session_reaper.summary.message import summarize
 
@@ -42,7 +43,9 @@ _LATE_SHARE: Final = 0.1
 _MARGIN_SHARE: Final = 1 / 12
 # Shares of the time that is left when the work on the targets is done.
 _RECALL_SHARE: Final = 0.2
-_PUBLISH_SHARE: Final = 0.8  # of the rest: what remains then is for remembering
+_PUBLISH_SHARE: Final = 0.8  # of the rest: what remains then is for the log and for remembering
+_OUTCOMES_SHARE: Final = 0.5  # of the rest: logging outcomes
+_DOCUMENT_SHARE: Final = 0.15  # of the rest: describing sessions; to encode them takes longer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,7 @@ class RunTime:
 
     policy: Deadline  # reading the policy
     targets: Deadline  # the work on the targets
+    outcomes: Deadline  # logging what was signalled, as far as it goes before the summary
     end: Deadline  # everything; Lambda ends the run a little later
 
 
@@ -61,12 +65,19 @@ def share_time(seconds: float) -> RunTime:
     return RunTime(
         policy=Deadline(min(_POLICY_SECONDS, _POLICY_SHARE * seconds)),
         targets=Deadline(seconds - notify_seconds),
+        outcomes=Deadline(seconds - notify_seconds + 2 * late_seconds),
         end=Deadline(seconds - min(_MARGIN_SECONDS, _MARGIN_SHARE * seconds)),
     )
 
 
-def notify(
-    report: Report, request: RunRequest, settings: Settings, function_arn: str, end: Deadline
+def notify(  # noqa: PLR0913 -- the report, its logs, and all that decides who is told
+    report: Report,
+    logs: OutcomeLogs,
+    request: RunRequest,
+    settings: Settings,
+    *,
+    function_arn: str,
+    end: Deadline,
 ) -> tuple[Report, dict[str, Any]]:
     """Publish what is news, log the run, and remember what was told; return both as they were told.
 
@@ -98,10 +109,11 @@ def notify(
             failures = publish(summary, topics, _share_of(end, _PUBLISH_SHARE, PUBLISH_SECONDS))
     finally:
         # No bug in what is told may keep what was done out of the log.
+        logs.log_remaining(end.capped_at(_OUTCOMES_SHARE * end.remaining()))
         if settings.target_metrics:
             for target in report.targets:
                 emit_target_metrics(target)
-        document = to_document(report)
+        document = to_document(report, end.capped_at(_DOCUMENT_SHARE * end.remaining()))
         logger.info("run", extra=truncate_document(document, _LOG_BYTES))
     if table:
         untold = settings.topic_arn in failures

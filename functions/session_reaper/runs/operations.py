@@ -10,7 +10,7 @@ from session_reaper.decision.decide import decide
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Decision, Decisions, Verdict
 from session_reaper.errors import BlindError, TargetError
-from session_reaper.observability import log_decision
+from session_reaper.observability import log_spared
 from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
@@ -47,6 +47,7 @@ from session_reaper.sessions.snapshot import ALL_SESSIONS, NO_SESSIONS, Snapshot
 from session_reaper.targets.providers import is_proxy
 from session_reaper.targets.target import Target
 
+_SPARED_SHARE: Final = 0.1  # of the time left, for logging who is spared: the rest is for signals
 ADVICE_SECONDS: Final = 3.0  # that the server has to tell why sessions leak, after all else
 
 
@@ -127,8 +128,8 @@ def _reap(
         judgement = judgement.hold_back(_limit_by_quota(quota, policy))
     report = _add_decisions(report, judgement)
     session.record(report)
-    for decision in judgement.having(Verdict.SPARE):
-        log_decision(report, decision)
+    within = session.deadline.capped_at(_SPARED_SHARE * session.deadline.remaining())
+    log_spared(report, judgement.having(Verdict.SPARE), within)
     termination = Termination(session, report, look, policy, mode)
     return termination.run(judgement.having(Verdict.CONDEMN))
 

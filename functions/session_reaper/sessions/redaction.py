@@ -88,7 +88,10 @@ def _redact_token(query: str) -> Iterator[str]:
         position = token.end()
         kind = token.lastgroup or ""
         if kind in ("code", "other"):
-            yield "".join(c if c.isprintable() else " " for c in token.group())
+            text = token.group()
+            if not text.isprintable():
+                text = "".join(c if c.isprintable() else " " for c in text)
+            yield text
         elif kind == "comment":
             yield " "
             if token.group() == "/*":

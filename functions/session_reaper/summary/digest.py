@@ -14,7 +14,6 @@ from session_reaper.decision.model import Decision
 from session_reaper.policy.enums import Action, Mode
 from session_reaper.report.model import Outcome, Report, SessionResult, TargetReport, TargetStatus
 from session_reaper.report.text import printable
-from session_reaper.sessions.redaction import redact
 from session_reaper.sessions.session import State
 
 MOST_STEPS = 5
@@ -42,7 +41,7 @@ class Group:
     @property
     def query(self) -> str:
         """The oldest one's, redacted."""
-        return printable(redact(self.oldest.session.query))
+        return printable(self.oldest.session.redacted_query)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,90 @@
+"""A hundred servers that answer with all that a snapshot may have do not take the function's memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.answers import EMPTY_SNAPSHOT, IDLE_ROW
+from tests.faults.peak_memory import PeakMemory
+from tests.frontend import message
+from tests.integration.wire import Impostor
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+    from threading import Event
+
+SERVERS = 100
+SESSIONS = 6500
+WANTED = 350.0  # MiB of the function's 512
+READY = b"Z\0\0\0\x05I"
+WELCOME = b"R\0\0\0\x08\0\0\0\0" + READY
+
+
+def _document(**changes: object) -> bytes:
+    counts = {"max": 20_000, "used": 20_000}
+    return json.dumps(EMPTY_SNAPSHOT | counts | changes, ensure_ascii=False).encode()
+
+
+def _sessions(number: int, query: str) -> Sequence[Sequence[Any]]:
+    return [
+        [pid, *IDLE_ROW[1:10], f"{pid:05}{query}", *IDLE_ROW[11:]] for pid in range(1, number + 1)
+    ]
+
+
+ANSWERS = {
+    "queries of 2,000 bytes": lambda: _document(sessions=_sessions(SESSIONS, "x" * 1990)),
+    "queries of four bytes a character": lambda: _document(
+        sessions=_sessions(SESSIONS, "\U0001f600" + "x" * 1990)
+    ),
+    "20,000 sessions": lambda: _document(sessions=_sessions(20_000, "")),
+    "one text": lambda: _document(junk="\U0001f600" + "x" * 15_000_000),
+    "texts beside numbers": lambda: b'""11' * 3_900_000,
+    "a million values": lambda: _document(junk=[{}] * 990_000, text="\U0001f600" * 2_500_000),
+}
+
+
+def _peak(document: bytes, servers: int) -> PeakMemory:
+    """Take the snapshot of so many servers at once, in a process of its own."""
+    column = message(b"T", struct.pack("!H", 1) + b"look\0" + bytes(18))
+    row = message(b"D", struct.pack("!Hi", 1, len(document)) + document)
+    answer = column + row + message(b"C", b"SELECT 1\0") + READY
+
+    def deal(connection: socket.socket, _: Event) -> None:
+        connection.recv(65536)
+        connection.sendall(WELCOME)
+        connection.recv(65536)
+        connection.sendall(answer)
+        connection.recv(65536)
+
+    with Impostor(deal) as impostor:
+        said = subprocess.run(  # noqa: S603 -- this module's own program
+            [sys.executable, "-m", "tests.faults.large_answers", str(impostor.port), str(servers)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(["functions", "."])},
+            cwd=Path(__file__).parents[2],
+        )
+    return PeakMemory(**json.loads(said.stdout))
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_hundred_large_answers_fit_into_the_function(name: str) -> None:
+    found = _peak(ANSWERS[name](), SERVERS)
+    assert sum(found.outcomes.values()) == SERVERS
+    assert found.outcomes.keys() <= {"ok", "answer", "memory", "timeout"}
+    assert found.mebibytes < WANTED, found
+
+
+def test_a_hundred_servers_of_ordinary_size_need_no_claim() -> None:
+    found = _peak(_document(sessions=_sessions(40, "x" * 200)), SERVERS)
+    assert found.outcomes == {"ok": SERVERS}

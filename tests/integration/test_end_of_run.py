@@ -1,0 +1,124 @@
+"""A run ends in time and publishes its summary, however many sessions it has to tell of."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.stage import LEAK, REAPER, policy, rule
+from tests.integration.wire import Action, Detour, Impostor, Moment, Proxy, RewriteRows, Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from tests.integration.stage import Stage
+
+SERVERS = 10
+UNLIMITED = {"max_terminations": 100_000}
+BREAKER = {"max_terminations": 100_000, "max_share": "50%"}
+HANGS_AT_SIGNAL = Trouble(action=Action.HANG, moment=Moment.TERMINATE)
+
+
+@pytest.fixture(autouse=True)
+def _unlimited_connections(stage: Stage) -> None:
+    """All targets are one server, where the reaper's role may connect a few times only."""
+    stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT -1")
+    stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
+
+
+def snapshot_with(sessions: int, query: str) -> Callable[[bytes], bytes]:
+    """Give every snapshot so many sessions: copies of its first one with other pids and queries."""
+    made: list[bytes] = []
+
+    def change(value: bytes) -> bytes:
+        if not value.startswith(b'{"role"') and b'"sessions"' not in value:
+            return value
+        if not made:
+            document = json.loads(value)
+            first = document["sessions"][0]
+            document["max"] = document["used"] = sessions + 100
+            document["sessions"] = [
+                [1_000_000 + n, *first[1:10], f"{query} /* {n} */ LIMIT {n}", *first[11:]]
+                for n in range(sessions)
+            ]
+            made.append(json.dumps(document).encode())
+        return made[0]
+
+    return change
+
+
+def outcomes_of(records: Collection[object]) -> dict[str, dict[int, str]]:
+    """Return the outcome of each session by target and pid: of its own line, or of one for many."""
+    found: dict[str, dict[int, str]] = {}
+    for line in map(vars, records):
+        if line["message"] == "outcome":
+            found.setdefault(line["target"], {})[line["session"]["pid"]] = line["outcome"]
+        elif line["message"] == "outcomes":
+            pids = dict.fromkeys(line["pids"], line["outcome"])
+            assert not found.setdefault(line["target"], {}).keys() & pids.keys()
+            found[line["target"]] |= pids
+    return found
+
+
+@pytest.mark.parametrize(
+    ("sessions", "query", "limits", "mode", "seconds"),
+    [
+        (3000, "SELECT 1", {}, "enforce", 6),
+        (3000, "SELECT 1", UNLIMITED, "enforce", 6),
+        (3000, "SELECT 1", BREAKER, "enforce", 6),
+        (3000, "SELECT 1", UNLIMITED, "observe", 6),
+        (500, "SELECT a FROM t WHERE b = 'c' " * 60, UNLIMITED, "enforce", 6),
+        (5000, "SELECT 1", UNLIMITED, "enforce", 10),
+    ],
+    ids=["limits", "no limits", "breaker", "observe", "long queries", "10 seconds"],
+)
+def test_thousands_of_condemned_sessions_on_servers_that_hang_keep_no_summary_back(  # noqa: PLR0913, PLR0917 -- pytest's parameters
+    stage: Stage,
+    caplog: pytest.LogCaptureFixture,
+    sessions: int,
+    query: str,
+    limits: dict[str, object],
+    mode: str,
+    seconds: float,
+) -> None:
+    stage.session(LEAK)
+    change = snapshot_with(sessions, query)
+    with ExitStack() as stack:
+        for number in range(SERVERS):
+            proxy = Proxy(stage.server.port, HANGS_AT_SIGNAL, says=RewriteRows(change))
+            stage.target(f"many-{number}", port=stack.enter_context(proxy).port)
+        event = {"policy": policy(rule(idle_for="0s"), limits=limits), "mode": mode}
+        run = stage.run(event, seconds=seconds)
+    assert run.seconds < seconds
+    assert len(run.emails) == 1
+    found = outcomes_of(caplog.records)
+    assert len(found) == SERVERS
+    assert {len(outcomes) for outcomes in found.values()} == {sessions}
+    # What was signalled has a line of its own: a line for many has those that were spared.
+    together = [vars(line) for line in caplog.records if line.message == "outcomes"]
+    assert {line["outcome"] for line in together} <= {"spared", "would_terminate"}
+    assert all(line["count"] == len(line["pids"]) for line in together)
+
+
+def test_servers_that_also_hang_when_the_reaper_reconnects_keep_no_summary_back(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until the reaper is in again, every session of its batch may have been signalled."""
+    stage.session(LEAK)
+    change = snapshot_with(3000, "SELECT 1")
+    with ExitStack() as stack:
+        silent = Detour(port=stack.enter_context(Impostor()).port)
+        for number in range(SERVERS):
+            proxy = Proxy(
+                stage.server.port, HANGS_AT_SIGNAL, says=RewriteRows(change), detour=silent
+            )
+            stage.target(f"many-{number}", port=stack.enter_context(proxy).port)
+        run = stage.reap(rule(idle_for="0s"), seconds=6, limits=UNLIMITED)
+    assert run.seconds < 6
+    assert len(run.emails) == 1
+    found = outcomes_of(caplog.records)
+    assert len(found) == SERVERS
+    assert {len(outcomes) for outcomes in found.values()} == {3000}
