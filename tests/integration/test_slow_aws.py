@@ -295,13 +295,13 @@ def no_thread_for_calls(stage: Stage) -> Iterator[None]:
 def test_without_a_thread_for_it_the_summary_is_published_all_the_same(
     stage: Stage, caplog: pytest.LogCaptureFixture, seconds: float
 ) -> None:
-    pager, url = inbox(stage, "pager")
+    pager, url = stage.subscribe_queue("pager")
     stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", pager)
     stage.fill()
     with no_thread_for_calls(stage):
         end = invoke(stage, seconds)
     assert end.error is None
-    assert (len(end.emails), len(subjects(url))) == (1, 1)
+    assert (len(end.emails), len(stage.read_subjects(url))) == (1, 1)
     assert logged(caplog, "run") == 1
 
 
@@ -310,7 +310,7 @@ def test_without_a_thread_for_it_the_summary_is_published_all_the_same(
 def test_without_a_thread_a_silent_topic_outlasts_no_function(
     stage: Stage, caplog: pytest.LogCaptureFixture, seconds: float
 ) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     with late(stage), slow(stage, "sns", hang):
         gateway = os.environ["AWS_ENDPOINT_URL"]

@@ -61,7 +61,7 @@ def test_the_schema_takes_every_policy_that_the_engine_reads(document: Document)
     SCHEMA.validate(document)
 
 
-@settings(max_examples=4 * settings.default.max_examples)
+@settings(max_examples=4 * settings().max_examples)
 @given(mistaken_documents())
 def test_a_mistake_is_refused_with_its_place_or_is_none_to_the_schema_either(
     document: Document,

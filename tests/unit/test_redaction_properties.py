@@ -121,7 +121,7 @@ def queries(draw: st.DrawFn) -> str:
     return query
 
 
-@settings(max_examples=3 * settings.default.max_examples)
+@settings(max_examples=3 * settings().max_examples)
 @given(queries())
 def test_no_part_of_a_literal_or_a_comment_is_left_wherever_the_server_cuts(query: str) -> None:
     whole = query.encode()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from session_reaper.postgres.driver import Row
 
-READERS: dict[str, Callable[[list[bytes]], object]] = {
+READERS: dict[str, Callable[[Row], object]] = {
     "snapshot": partial(read_snapshot, ours=(), backend_pid=1),
     "verification": read_verification,
     "facts": partial(read_facts, tls=None),
@@ -48,7 +48,7 @@ def test_every_place_of_an_answer_is_validated(kind: str, name: str) -> None:
     read, answer = READERS[kind], ANSWERS[kind]
     read([json.dumps(answer).encode()])
     for place in list_places(answer):
-        row = [replace_at(answer, place, BAD_VALUES[name])]
+        row: Row = [replace_at(answer, place, BAD_VALUES[name])]
         if is_allowed(kind, place, name):
             read(row)
             continue
@@ -63,7 +63,7 @@ def test_every_place_of_an_answer_is_validated(kind: str, name: str) -> None:
 def test_an_answer_without_one_of_its_keys_is_invalid(kind: str) -> None:
     read, answer = READERS[kind], ANSWERS[kind]
     for key in answer:
-        row = [json.dumps({k: v for k, v in answer.items() if k != key}).encode()]
+        row: Row = [json.dumps({k: v for k, v in answer.items() if k != key}).encode()]
         with pytest.raises(TargetError, match=rf"\b{key}\b"):
             read(row)
 
