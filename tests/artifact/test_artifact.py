@@ -131,7 +131,7 @@ def test_a_leak_is_terminated_and_reported_everywhere(
         leak.close()
 
 
-def test_at_every_log_level_no_library_says_what_it_reads(
+def test_no_library_logs_what_it_reads_at_any_log_level(
     function: Callable[..., Runtime],
 ) -> None:
     levels = ("AWS_LAMBDA_LOG_LEVEL", "POWERTOOLS_LOG_LEVEL", "LOG_LEVEL")
@@ -144,7 +144,7 @@ def test_at_every_log_level_no_library_says_what_it_reads(
     assert not loggers & {"botocore", "urllib3", "pg8000", "aws_lambda_powertools"}
 
 
-def test_a_policy_in_yaml_and_a_table_of_what_was_told_are_used(
+def test_a_yaml_policy_and_the_notification_state_are_used(
     function: Callable[..., Runtime], cloud: Aws
 ) -> None:
     policy = """
@@ -177,7 +177,7 @@ def test_a_policy_in_yaml_and_a_table_of_what_was_told_are_used(
     assert "written-in-yaml" in str(unknown.error["errorMessage"])
 
 
-def test_a_mistake_in_the_event_is_an_error_that_names_it(runtime: Runtime) -> None:
+def test_an_invalid_event_is_an_error_that_names_the_key(runtime: Runtime) -> None:
     answer = runtime.invoke({"polcy": {}})
 
     assert answer.error is not None
@@ -204,7 +204,7 @@ def test_a_missing_variable_is_an_error_that_names_it(function: Callable[..., Ru
     assert "TOPIC_ARN" in str(answer.error["errorMessage"])
 
 
-def test_a_package_that_is_not_there_is_an_init_error_that_names_it(
+def test_a_missing_package_is_an_init_error_that_names_it(
     artifact: Path, library: Path, tmp_path: Path
 ) -> None:
     broken = shutil.copytree(artifact, tmp_path / "task")
@@ -219,7 +219,7 @@ def test_a_package_that_is_not_there_is_an_init_error_that_names_it(
     assert raised.value.error["errorType"] == "Runtime.ImportModuleError"
 
 
-def test_a_target_that_hangs_leaves_time_to_tell_of_it_and_of_the_others(
+def test_a_hanging_target_leaves_time_to_report_it_and_the_others(
     function: Callable[..., Runtime], cloud: Aws
 ) -> None:
     cloud.delivered()
@@ -244,7 +244,7 @@ def test_a_target_that_hangs_leaves_time_to_tell_of_it_and_of_the_others(
     assert email.subject == document["summary"]
 
 
-def test_more_silent_targets_than_lambda_has_threads_are_all_told_of(
+def test_more_silent_targets_than_threads_are_all_reported(
     function: Callable[..., Runtime], cloud: Aws
 ) -> None:
     cloud.delivered()

@@ -42,7 +42,7 @@ LEFT_OUT = {
 }
 
 
-def test_nothing_lies_in_the_artifact_but_what_is_meant(artifact: Path) -> None:
+def test_the_artifact_holds_the_intended_files_only(artifact: Path) -> None:
     entries = {
         path.stem
         for path in artifact.iterdir()
@@ -57,7 +57,7 @@ def test_nothing_lies_in_the_artifact_but_what_is_meant(artifact: Path) -> None:
     assert names <= {"METADATA", "LICENSE"}
 
 
-def test_the_second_function_is_the_package_alone(webhook_artifact: Path) -> None:
+def test_the_webhooks_artifact_is_the_package_alone(webhook_artifact: Path) -> None:
     assert [path.name for path in webhook_artifact.iterdir()] == ["session_reaper"]
 
 
@@ -91,7 +91,7 @@ def test_every_module_has_bytecode_that_a_read_only_task_root_uses(
             assert flags == 0b01  # by hash, and not checked: a copy's time stamps are others
 
 
-def test_nothing_that_could_be_imported_is_missing(artifact: Path) -> None:
+def test_every_import_of_the_artifact_resolves(artifact: Path) -> None:
     ours = PACKAGES | {"_yaml"}
     imported = {
         name
@@ -104,7 +104,7 @@ def test_nothing_that_could_be_imported_is_missing(artifact: Path) -> None:
 
 
 @pytest.mark.parametrize("function", ["SessionReaper", "Webhook"])
-def test_a_build_elsewhere_gives_the_same_files(tmp_path: Path, function: str) -> None:
+def test_a_build_in_another_folder_gives_the_same_files(tmp_path: Path, function: str) -> None:
     built = ROOT / ".aws-sam" / "build" / function
     again = _build(tmp_path, function)
     assert again.returncode == 0, again.stderr
@@ -121,7 +121,7 @@ def test_a_package_with_another_hash_is_not_built(tmp_path: Path) -> None:
     assert "DO NOT MATCH THE HASHES" in again.stderr
 
 
-def test_a_build_that_cannot_leave_out_what_it_should_says_so(tmp_path: Path) -> None:
+def test_a_build_fails_if_a_file_to_leave_out_does_not_exist(tmp_path: Path) -> None:
     again = _build(tmp_path, "SessionReaper", "UNUSED=yaml/cyaml.py dateutil/of_old")
     assert again.returncode != 0
     assert "dateutil/of_old" in again.stderr

@@ -172,7 +172,9 @@ def _typed(
     return text
 
 
-def test_it_asks_for_three_things_and_enter_will_do_for_the_rest(guided: Guided) -> None:
+def test_guided_deployment_asks_three_questions_and_has_defaults_for_the_rest(
+    guided: Guided,
+) -> None:
     parameters = list(source("template.yaml")["Parameters"])
     assert guided.asked() == [*FIRST, *parameters, *LAST]
     # Secrets by name or by tag, an address or none, the mode.
@@ -180,7 +182,7 @@ def test_it_asks_for_three_things_and_enter_will_do_for_the_rest(guided: Guided)
     assert "Changeset created successfully" in guided.said
 
 
-def test_the_answers_are_kept_and_can_be_deployed_again(guided: Guided) -> None:
+def test_guided_answers_are_saved_and_can_be_deployed_again(guided: Guided) -> None:
     kept = guided.config["default"]["deploy"]["parameters"]["parameter_overrides"]
     answers = dict(one.split("=", 1) for one in shlex.split(kept))
     assert {name: value for name, value in answers.items() if name in ANSWERS} == ANSWERS

@@ -32,7 +32,7 @@ class Context:
         return 60_000
 
 
-def test_p18_a_thousand_victims_are_terminated_and_each_is_reported_once(
+def test_a_thousand_victims_are_terminated_and_each_is_reported_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = {"max_connections": str(VICTIMS + 50)}

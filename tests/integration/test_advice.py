@@ -54,7 +54,7 @@ def preflight(stage: Stage) -> ServerFacts:
         server.close()
 
 
-def test_a_quiet_run_asks_nothing_more_and_advises_nothing_more(stage: Stage) -> None:
+def test_a_quiet_run_takes_one_snapshot_and_gives_no_advice_on_roles(stage: Stage) -> None:
     stage.session(IDLE)
     with Proxy(stage.server.port) as proxy:
         stage.target(port=proxy.port)
@@ -65,7 +65,7 @@ def test_a_quiet_run_asks_nothing_more_and_advises_nothing_more(stage: Stage) ->
 
 @pytest.mark.parametrize("state", [LEAK, ABORTED])
 @pytest.mark.parametrize("mode", ["enforce", "observe"])
-def test_a_role_that_leaks_gets_the_timeout_that_ends_it(
+def test_advice_for_a_role_that_leaks_sets_the_idle_in_transaction_timeout(
     stage: Stage, state: str, mode: str
 ) -> None:
     """And with it, it is advised no more."""
@@ -83,7 +83,7 @@ def test_a_role_that_leaks_gets_the_timeout_that_ends_it(
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_the_statement_works_whatever_the_role_is_called(stage: Stage, name: str) -> None:
+def test_the_statement_works_for_roles_of_any_name(stage: Stage, name: str) -> None:
     stage.session(LEAK, role=name)
     sql = stage.reap().sql_by_code()[IN_TRANSACTION]
     assert sql is not None
@@ -121,7 +121,7 @@ def test_the_statement_works_whatever_the_role_is_called(stage: Stage, name: str
         ),
     ],
 )
-def test_it_is_advised_only_where_it_is_known_to_be_off(
+def test_the_timeout_is_advised_only_where_it_is_known_to_be_off(
     stage: Stage, statements: list[str], *, advised: bool
 ) -> None:
     stage.role("app")
@@ -135,7 +135,9 @@ def test_it_is_advised_only_where_it_is_known_to_be_off(
 
 
 @pytest.mark.majors(14, 99)
-def test_a_role_that_leaves_idle_sessions_gets_the_timeout_that_ends_them(stage: Stage) -> None:
+def test_advice_for_a_role_that_leaves_idle_sessions_sets_the_idle_session_timeout(
+    stage: Stage,
+) -> None:
     stage.session(IDLE)
     sql = stage.reap(rule(state=IDLE)).sql_by_code()["set-idle-session-timeout"]
     assert sql == "ALTER ROLE \"app\" SET idle_session_timeout = '1h';"
@@ -145,7 +147,7 @@ def test_a_role_that_leaves_idle_sessions_gets_the_timeout_that_ends_them(stage:
 
 
 @pytest.mark.majors(14, 99)
-def test_what_a_setting_of_our_own_hides_is_not_advised(stage: Stage) -> None:
+def test_a_timeout_hidden_by_our_own_setting_is_not_advised(stage: Stage) -> None:
     stage.root.run(f"ALTER ROLE {REAPER} SET idle_session_timeout = '60s'")
     stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} RESET idle_session_timeout")
     stage.session(IDLE)
@@ -161,7 +163,7 @@ def test_13_has_no_timeout_for_idle_sessions(stage: Stage) -> None:
     }
 
 
-def test_a_transaction_without_end_gets_a_timeout_where_the_server_has_one(stage: Stage) -> None:
+def test_transaction_timeout_is_advised_where_the_server_has_it(stage: Stage) -> None:
     stage.session(ACTIVE)
     run = stage.reap(rule(state=ACTIVE, query_for="1ms"))
     sql = run.sql_by_code()
@@ -174,7 +176,7 @@ def test_a_transaction_without_end_gets_a_timeout_where_the_server_has_one(stage
     assert "set-transaction-timeout" not in stage.reap(rule(state=ACTIVE)).sql_by_code()
 
 
-def test_an_application_that_holds_many_idle_sessions_is_told_with_their_number(
+def test_an_application_with_many_idle_sessions_is_advised_to_use_a_pooler(
     stage: Stage,
 ) -> None:
     """77 slots or fewer: 20 are a quarter of them."""
@@ -189,25 +191,25 @@ def test_an_application_that_holds_many_idle_sessions_is_told_with_their_number(
     assert "use-pooler" not in stage.reap().sql_by_code()
 
 
-def test_sessions_in_a_transaction_are_none_that_a_pooler_would_save(stage: Stage) -> None:
+def test_sessions_in_a_transaction_do_not_count_for_the_pooler(stage: Stage) -> None:
     stage.sessions(20, LEAK, role="web", application_name="checkout")
     run = stage.run({"mode": "observe", "policy": policy()})
     assert "use-pooler" not in run.sql_by_code()
 
 
-def test_idle_sessions_that_this_run_ends_are_counted_as_well(stage: Stage) -> None:
+def test_idle_sessions_terminated_by_this_run_count_for_the_pooler(stage: Stage) -> None:
     stage.sessions(20, IDLE, role="web", application_name="checkout")
     run = stage.reap(rule(state=IDLE))
     assert "checkout as web held 20 idle sessions" in message(run, "use-pooler")
 
 
-def test_a_way_into_a_full_server_is_advised_where_there_is_none(stage: Stage) -> None:
+def test_a_reserved_slot_or_fallback_is_advised_where_neither_exists(stage: Stage) -> None:
     stage.session(LEAK)
     code = "set-reserved-connections" if stage.server.major >= 16 else "add-fallback-secret"
     assert code in stage.reap().sql_by_code()
 
 
-def test_a_prepared_transaction_is_seen_with_its_age_and_database_but_not_its_gid(
+def test_a_prepared_transaction_is_read_with_its_age_and_database_but_not_its_gid(
     own_server: Callable[..., Stage],
 ) -> None:
     """An hour is too long to wait for: tests/unit has the threshold."""
@@ -230,7 +232,7 @@ def test_a_prepared_transaction_is_seen_with_its_age_and_database_but_not_its_gi
     assert preflight(stage).prepared == ()
 
 
-def test_a_replication_slot_is_told_once_it_holds_back_10000_transactions(
+def test_a_replication_slot_is_reported_from_10000_held_transactions_on(
     own_server: Callable[..., Stage],
 ) -> None:
     stage = own_server({"wal_level": "logical"})
@@ -254,7 +256,7 @@ def test_a_replication_slot_is_told_once_it_holds_back_10000_transactions(
 
 @pytest.mark.tls
 @pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca", "require"])
-def test_a_certificate_that_may_be_another_host_s_is_told(
+def test_advice_to_verify_the_certificate_unless_sslmode_is_verify_full(
     own_server: Callable[..., Stage], tmp_path: Path, sslmode: str
 ) -> None:
     tls = make_tls(tmp_path)
@@ -272,7 +274,7 @@ def test_the_most_useful_advice_comes_first(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("action", [Action.HANG, Action.CLOSE, Action.DRIP])
-def test_a_server_that_does_not_answer_any_more_does_not_change_what_was_done(
+def test_a_server_that_stops_answering_leaves_outcomes_unchanged_and_gets_no_advice(
     stage: Stage, action: Action
 ) -> None:
     leak = stage.session(LEAK)
@@ -286,7 +288,7 @@ def test_a_server_that_does_not_answer_any_more_does_not_change_what_was_done(
     assert set(run.sql_by_code()) == {"encrypt-connection"}
 
 
-def test_a_run_without_time_to_spare_leaves_it(stage: Stage) -> None:
+def test_a_run_short_of_time_skips_advice(stage: Stage) -> None:
     leak = stage.session(LEAK)
     run = stage.reap(seconds=3.0)
     assert run.outcomes() == {leak.pid: "terminated"}

@@ -64,7 +64,7 @@ def may_alter(stage: Stage) -> Iterator[May]:
     stage.root.run(f"ALTER ROLE {REAPER} NOCREATEROLE")
 
 
-def test_a_role_that_leaks_gets_its_timeout_and_nobody_is_terminated(
+def test_apply_sets_the_timeout_of_a_role_that_leaks_and_terminates_nothing(
     stage: Stage, may_alter: May
 ) -> None:
     leak = stage.session(LEAK)
@@ -89,7 +89,7 @@ def test_a_role_that_leaks_gets_its_timeout_and_nobody_is_terminated(
     assert stage.session(LEAK).connection.run(f"SHOW {SETTING}") == [["10min"]]
 
 
-def test_the_old_value_leads_back(stage: Stage, may_alter: May) -> None:
+def test_the_reported_old_value_restores_the_setting(stage: Stage, may_alter: May) -> None:
     stage.role("app")
     stage.root.run(f"ALTER ROLE app SET {SETTING} = '0min'")
     stage.session(LEAK)
@@ -100,7 +100,9 @@ def test_the_old_value_leads_back(stage: Stage, may_alter: May) -> None:
     assert settings(stage) == [f"{SETTING}=0min"]
 
 
-def test_what_is_off_for_a_role_in_one_database_is_set_there(stage: Stage, may_alter: May) -> None:
+def test_a_timeout_that_is_off_for_a_role_in_one_database_is_set_there(
+    stage: Stage, may_alter: May
+) -> None:
     stage.role("app")
     stage.database("shop")
     stage.root.run(f"ALTER ROLE app SET {SETTING} = '5min'")
@@ -117,7 +119,7 @@ def test_what_is_off_for_a_role_in_one_database_is_set_there(stage: Stage, may_a
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_whatever_the_role_is_called(stage: Stage, may_alter: May, name: str) -> None:
+def test_apply_works_for_roles_of_any_name(stage: Stage, may_alter: May, name: str) -> None:
     stage.session(LEAK, role="app")
     stage.session(LEAK, role=name)
     may_alter(name)
@@ -128,7 +130,7 @@ def test_whatever_the_role_is_called(stage: Stage, may_alter: May, name: str) ->
     assert settings(stage) == []
 
 
-def test_what_a_role_may_not_do_is_told_with_the_remedy(stage: Stage) -> None:
+def test_a_denied_setting_is_reported_with_its_remedy(stage: Stage) -> None:
     leak = stage.session(LEAK)
     run = apply(stage)
     (setting,) = applied(run)
@@ -148,7 +150,9 @@ def test_what_a_role_may_not_do_is_told_with_the_remedy(stage: Stage) -> None:
 
 
 @pytest.mark.majors(16, 99)
-def test_one_role_s_refusal_does_not_hide_another_s_success(stage: Stage, may_alter: May) -> None:
+def test_a_setting_denied_for_one_role_does_not_hide_another_roles_success(
+    stage: Stage, may_alter: May
+) -> None:
     stage.session(LEAK, role="denied")
     stage.session(LEAK, role="app")
     may_alter("app")
@@ -159,7 +163,9 @@ def test_one_role_s_refusal_does_not_hide_another_s_success(stage: Stage, may_al
     assert run.sql_by_code()[CODE] == f"ALTER ROLE \"denied\" SET {SETTING} = '10min';"
 
 
-def test_observe_only_says_what_it_would_do(stage: Stage, may_alter: May) -> None:
+def test_observe_reports_what_apply_would_set_and_sets_nothing(
+    stage: Stage, may_alter: May
+) -> None:
     stage.session(LEAK)
     may_alter("app")
     run = apply(stage, mode="observe")
@@ -171,7 +177,7 @@ def test_observe_only_says_what_it_would_do(stage: Stage, may_alter: May) -> Non
     assert CODE in run.sql_by_code()
 
 
-def test_the_stack_s_ceiling_holds(stage: Stage, may_alter: May) -> None:
+def test_apply_follows_the_mode_of_the_stack(stage: Stage, may_alter: May) -> None:
     stage.monkeypatch.setenv("MODE", "observe")
     stage.session(LEAK)
     may_alter("app")
@@ -190,7 +196,9 @@ def test_only_what_was_asked_for_is_applied(stage: Stage, may_alter: May) -> Non
 
 
 @pytest.mark.majors(17, 99)
-def test_several_codes_are_applied_each_to_whom_it_helps(stage: Stage, may_alter: May) -> None:
+def test_several_codes_are_applied_each_to_the_roles_that_need_it(
+    stage: Stage, may_alter: May
+) -> None:
     stage.session(LEAK)
     stage.session(ACTIVE, role="web")
     may_alter("app")
@@ -220,9 +228,7 @@ def test_protected_roles_superusers_and_our_own_are_left_alone(
     assert settings(stage, REAPER) == ours
 
 
-def test_nothing_is_applied_where_the_breaker_doubts_the_policy(
-    stage: Stage, may_alter: May
-) -> None:
+def test_nothing_is_applied_on_a_target_whose_breaker_tripped(stage: Stage, may_alter: May) -> None:
     stage.session(LEAK)
     may_alter("app")
     run = apply(stage, limits={"max_share": "10%"})
@@ -232,7 +238,7 @@ def test_nothing_is_applied_where_the_breaker_doubts_the_policy(
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_connection_that_breaks_at_the_statement_leaves_it_unknown_until_the_next_time(
+def test_a_connection_lost_at_the_statement_leaves_its_result_unknown_until_the_next_run(
     stage: Stage, may_alter: May, *, lost: bool
 ) -> None:
     stage.session(LEAK)
@@ -252,7 +258,7 @@ def test_a_connection_that_breaks_at_the_statement_leaves_it_unknown_until_the_n
     assert [each["done"] for each in applied(again)] == ([] if lost else [True])
 
 
-def test_a_replica_is_told_that_its_writer_has_to_be_set(stage: Stage, build: Build) -> None:
+def test_on_a_replica_apply_refers_to_the_writer(stage: Stage, build: Build) -> None:
     with run_another(build, standby=True) as replica:
         leak = replica.leak()
         stage.target(port=replica.server.port)
@@ -264,7 +270,7 @@ def test_a_replica_is_told_that_its_writer_has_to_be_set(stage: Stage, build: Bu
     assert run.sql_by_code()[CODE] == setting["sql"]
 
 
-def test_a_server_without_leaks_has_nothing_to_apply(stage: Stage) -> None:
+def test_nothing_is_applied_on_a_server_without_leaks(stage: Stage) -> None:
     stage.session(IDLE)
     run = apply(stage)
     assert run.document["status"] == "ok"
@@ -272,7 +278,7 @@ def test_a_server_without_leaks_has_nothing_to_apply(stage: Stage) -> None:
     assert "orders: nothing to apply, slots" in run.email.subject
 
 
-def test_only_an_apply_run_says_what_was_applied(stage: Stage) -> None:
+def test_only_a_run_with_apply_has_the_key_applied(stage: Stage) -> None:
     stage.session(LEAK)
     assert "applied" not in stage.reap().target()
     assert "applied" not in stage.run({"check": True}).target()

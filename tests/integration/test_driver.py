@@ -63,7 +63,7 @@ def target(stage: Stage) -> Target:
     return found
 
 
-def test_the_version_is_the_one_whose_internals_are_used() -> None:
+def test_pg8000_has_the_version_whose_internals_are_used() -> None:
     assert pg8000.__version__ == "1.31.6"
 
 
@@ -99,7 +99,7 @@ def connect(
     return None, asking.heard
 
 
-def test_a_password_in_clear_text_goes_to_no_server_that_is_not_verified(target: Target) -> None:
+def test_a_cleartext_password_is_sent_to_verified_servers_only(target: Target) -> None:
     error, heard = connect(target, CLEAR_TEXT)
     assert error is not None
     assert error.code == "auth"
@@ -108,7 +108,7 @@ def test_a_password_in_clear_text_goes_to_no_server_that_is_not_verified(target:
     assert PASSWORD.encode() not in heard
 
 
-def test_md5_is_answered_where_the_secret_asks_for_an_unverified_mode(target: Target) -> None:
+def test_md5_is_answered_if_the_secret_has_an_unverified_sslmode(target: Target) -> None:
     error, heard = connect(target, MD5)
     assert error is None
     assert b"md5" in heard
@@ -118,7 +118,7 @@ def test_md5_is_answered_where_the_secret_asks_for_an_unverified_mode(target: Ta
     ("question", "method"),
     [(MD5, AuthMethod.MD5), (SCRAM, AuthMethod.SCRAM_SHA_256), (b"", AuthMethod.NONE)],
 )
-def test_require_auth_refuses_what_it_does_not_name(
+def test_authentication_methods_not_in_require_auth_are_refused(
     target: Target, question: bytes, method: AuthMethod
 ) -> None:
     allowed = frozenset({AuthMethod.PASSWORD})
@@ -132,9 +132,7 @@ def test_require_auth_refuses_what_it_does_not_name(
 
 
 @pytest.mark.parametrize("question", [CLEAR_TEXT, MD5, SCRAM, b""])
-def test_channel_binding_that_is_required_takes_nothing_less(
-    target: Target, question: bytes
-) -> None:
+def test_required_channel_binding_accepts_no_weaker_login(target: Target, question: bytes) -> None:
     required = replace(target, channel_binding=ChannelBinding.REQUIRE)
     questions = [question] if question else []
     error, heard = connect(required, *questions)
@@ -144,7 +142,7 @@ def test_channel_binding_that_is_required_takes_nothing_less(
     assert b"n=" not in heard
 
 
-def test_a_server_that_skips_the_proof_of_scram_is_refused(target: Target) -> None:
+def test_a_server_that_skips_its_scram_proof_is_refused(target: Target) -> None:
     """It could be any server: the password would still not be known to it, but all else would."""
     error, _ = connect(target, SCRAM)
     assert error is not None
@@ -161,19 +159,19 @@ def test_a_server_that_is_ready_without_authentication_is_refused(
     assert "without having authenticated" in error.message
 
 
-def test_a_server_that_asks_again_after_it_has_let_us_in_is_refused(target: Target) -> None:
+def test_a_server_that_asks_for_a_password_after_the_login_is_refused(target: Target) -> None:
     error, heard = connect(target, then=OK + MD5 + READY)
     assert error is not None
     assert b"md5" not in heard
 
 
-def test_a_server_asks_for_a_password_once(target: Target) -> None:
+def test_a_server_that_asks_for_a_password_twice_is_refused(target: Target) -> None:
     error, heard = connect(target, MD5, MD5)
     assert error is not None
     assert heard.count(b"md5") == 1
 
 
-def test_a_server_s_words_about_scram_are_not_repeated(target: Target) -> None:
+def test_a_servers_scram_error_text_is_not_repeated(target: Target) -> None:
     words = message(b"R", struct.pack("!i", 11) + b"r=CANARY,s=CANARY,i=CANARY")
     error, _ = connect(target, SCRAM, words)
     assert error is not None
@@ -181,7 +179,7 @@ def test_a_server_s_words_about_scram_are_not_repeated(target: Target) -> None:
 
 
 @pytest.mark.parametrize("code", ["sw0rdfish", "4250", "425012", "28P01\n", "ab cd"])
-def test_a_code_without_the_form_of_a_sqlstate_is_not_shown(target: Target, code: str) -> None:
+def test_an_error_code_that_is_not_a_sqlstate_is_not_shown(target: Target, code: str) -> None:
     said = message(b"E", f"SFATAL\0C{code}\0Mno\0\0".encode())
     error, _ = connect(target, said)
     assert error is not None
@@ -237,7 +235,7 @@ def test_an_answer_that_exceeds_its_budget_ends_the_connection(target: Target, n
 
 
 @pytest.mark.parametrize("length", [-1, 0, 3])
-def test_a_length_shorter_than_itself_is_no_message(target: Target, length: int) -> None:
+def test_a_message_length_below_its_own_size_is_invalid(target: Target, length: int) -> None:
     with Impostor(_answering(b"N" + struct.pack("!i", length), endless=b"x")) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(60))
         with pytest.raises(TargetError) as raised:
@@ -258,7 +256,7 @@ def test_a_length_shorter_than_itself_is_no_message(target: Target, length: int)
         message(b"C", b"SELECT 0\0") + READY,
     ],
 )
-def test_an_answer_that_no_statement_here_has_is_an_error_of_the_target(
+def test_an_unexpected_kind_of_answer_is_an_error_of_the_target(
     target: Target, said: bytes
 ) -> None:
     with Impostor(_answering(said)) as impostor:
@@ -323,7 +321,7 @@ def test_a_large_answer_waits_for_memory_and_fails_at_the_deadline(target: Targe
     ],
     ids=["notice", "error", "second row"],
 )
-def test_one_row_of_an_answer_may_be_large_and_nothing_else(target: Target, said: bytes) -> None:
+def test_only_the_row_of_an_answer_may_be_large(target: Target, said: bytes) -> None:
     memory = MemoryBudget(1_000_000)
     with Impostor(_answering(said)) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(5), memory)
@@ -368,7 +366,7 @@ def _identities(reaper: Server, pids: set[int]) -> list[Identity]:
 
 
 @pytest.mark.every_major
-def test_a_denied_signal_in_the_middle_touches_no_other(stage: Stage, reaper: Server) -> None:
+def test_a_denied_signal_does_not_affect_the_others(stage: Stage, reaper: Server) -> None:
     victims = stage.sessions(5)
     ((root,),) = stage.root.run("SELECT pg_backend_pid()")
     identities = _identities(reaper, {victim.pid for victim in victims})
@@ -399,7 +397,9 @@ def test_every_signal_is_a_transaction_of_its_own(stage: Stage, target: Target) 
     assert pipeline.count(EXECUTE_MSG + SYNC_MSG) == 3
 
 
-def test_no_more_than_its_bound_waits_for_an_answer(stage: Stage, target: Target) -> None:
+def test_no_more_signals_than_the_bound_are_unanswered_at_once(
+    stage: Stage, target: Target
+) -> None:
     """A client that only writes would block with the server that only answers."""
     victim = stage.session(LEAK)
     sizes: list[int] = []
@@ -428,7 +428,9 @@ def test_no_more_than_its_bound_waits_for_an_answer(stage: Stage, target: Target
     assert victim.is_there
 
 
-def test_an_identity_is_taken_just_before_its_signal_is_sent(stage: Stage, reaper: Server) -> None:
+def test_each_identity_is_requested_just_before_its_signal_is_sent(
+    stage: Stage, reaper: Server
+) -> None:
     """So a run whose time is over stops sending, and knows what it has sent."""
     victim = stage.session(LEAK)
     (identity,) = _identities(reaper, {victim.pid})
@@ -489,7 +491,7 @@ class KnowsThePassword:
         connection.recv(65536)
 
 
-def test_a_server_that_proves_that_it_knows_the_password_is_let_in(target: Target) -> None:
+def test_a_server_that_proves_that_it_knows_the_password_is_accepted(target: Target) -> None:
     server = KnowsThePassword()
     with Impostor(server) as impostor:
         only = replace(target, allowed_auth=frozenset({AuthMethod.SCRAM_SHA_256}))

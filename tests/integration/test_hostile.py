@@ -66,7 +66,7 @@ _IMPOSTORS: dict[str, tuple[Callable[..., None], str, set[str]]] = {
 
 
 @pytest.mark.parametrize("name", _IMPOSTORS)
-def test_a_server_that(stage: Stage, name: str) -> None:
+def test_a_misbehaving_server_fails_alone_and_in_time(stage: Stage, name: str) -> None:
     answer, sslmode, codes = _IMPOSTORS[name]
     stage.target("healthy", name="healthy")
     leak = stage.session(LEAK)
@@ -84,7 +84,7 @@ def test_a_server_that(stage: Stage, name: str) -> None:
     assert error["hint"][:40] in run.email.body
 
 
-def test_a_server_that_refuses(stage: Stage) -> None:
+def test_a_server_that_refuses_the_connection_has_its_own_error(stage: Stage) -> None:
     stage.target("broken", port=unused_port())
     run = stage.reap()
     assert run.error("broken")["code"] == "connection"
@@ -92,20 +92,20 @@ def test_a_server_that_refuses(stage: Stage) -> None:
     assert run.document["status"] == "failed"
 
 
-def test_a_host_that_does_not_exist(stage: Stage) -> None:
+def test_an_unknown_host_is_an_error_of_its_target(stage: Stage) -> None:
     stage.target("broken", host="no-such-host.invalid")
     run = stage.reap(seconds=5)
     assert run.error("broken")["code"] == "dns"
 
 
 @pytest.mark.parametrize("host", ["db..example.com", ".example.com", "x" * 64 + ".example.com"])
-def test_a_host_that_is_no_name(stage: Stage, host: str) -> None:
+def test_an_invalid_host_name_is_an_error_of_its_target(stage: Stage, host: str) -> None:
     stage.target("broken", host=host)
     run = stage.reap(seconds=5)
     assert run.error("broken")["code"] in {"dns", "secret"}
 
 
-def test_every_hostile_server_at_once_and_one_healthy_one(stage: Stage) -> None:
+def test_hostile_servers_of_every_kind_do_not_affect_a_healthy_one(stage: Stage) -> None:
     leak = stage.session(LEAK)
     stage.target("healthy", name="healthy")
     answers = [hang, hang, hang_up, say(HTTP), say(b""), say_and_hang(SIGNED_IN)]
@@ -124,7 +124,7 @@ def test_every_hostile_server_at_once_and_one_healthy_one(stage: Stage) -> None:
         assert run.error(f"hostile-{number}")["code"] != "internal"
 
 
-def test_all_that_hang_take_no_longer_than_one(stage: Stage) -> None:
+def test_many_hanging_servers_take_no_longer_than_one(stage: Stage) -> None:
     with Impostor() as silent, Impostor(say_and_hang(b"S")) as tls, ExitStack() as stack:
         stage.target("before-sign-in", port=silent.port)
         stage.target("before-sign-in-too", port=silent.port)
@@ -138,7 +138,7 @@ def test_all_that_hang_take_no_longer_than_one(stage: Stage) -> None:
     assert codes == dict.fromkeys(codes, "timeout")
 
 
-def test_a_server_that_drips_leaves_nothing_behind_when_the_time_is_over(stage: Stage) -> None:
+def test_a_server_that_drips_leaves_no_thread_and_no_connection(stage: Stage) -> None:
     before = threading.active_count()
     with Impostor(drip(SIGNED_IN + NOTICE)) as impostor:
         threads = threading.active_count() - before
@@ -169,7 +169,9 @@ _TROUBLES = {
 
 
 @pytest.mark.parametrize("trouble", _TROUBLES.values(), ids=_TROUBLES.keys())
-def test_what_is_reported_is_true_when_the_server_always(stage: Stage, trouble: Trouble) -> None:
+def test_reported_outcomes_are_true_if_every_connection_fails(
+    stage: Stage, trouble: Trouble
+) -> None:
     victims = stage.sessions(3)
     with Proxy(stage.server.port, trouble, every=True) as proxy:
         stage.target(port=proxy.port)
@@ -189,7 +191,7 @@ def test_what_is_reported_is_true_when_the_server_always(stage: Stage, trouble: 
 
 @pytest.mark.parametrize("moment", _CANCELS)
 @pytest.mark.parametrize("lost", [False, True])
-def test_what_is_reported_is_true_when_the_server_resets_at_a_cancel(
+def test_reported_outcomes_are_true_if_the_connection_is_reset_at_a_cancel(
     stage: Stage, moment: Moment, *, lost: bool
 ) -> None:
     running = stage.sessions(3, ACTIVE)
@@ -209,7 +211,7 @@ def test_what_is_reported_is_true_when_the_server_resets_at_a_cancel(
 
 
 @pytest.mark.parametrize("nth", [1, 2])
-def test_a_lost_answer_does_not_hide_whom_it_killed(stage: Stage, nth: int) -> None:
+def test_a_lost_answer_does_not_hide_terminated_sessions(stage: Stage, nth: int) -> None:
     victims = stage.sessions(30)  # more than one statement signals
     trouble = Trouble(action=Action.RESET, moment=Moment.TERMINATE, nth=nth, lost=True)
     with Proxy(stage.server.port, trouble) as proxy:
@@ -226,7 +228,7 @@ def test_a_lost_answer_does_not_hide_whom_it_killed(stage: Stage, nth: int) -> N
 
 
 @pytest.mark.parametrize("sqlstate", ["57014", "XX000"])
-def test_an_error_for_one_signal_hides_no_other_answer(stage: Stage, sqlstate: str) -> None:
+def test_an_error_for_one_signal_does_not_hide_other_answers(stage: Stage, sqlstate: str) -> None:
     """The connection is whole, so no second one is made: our role might not be let in twice."""
     victims = stage.sessions(5)
     with Proxy(stage.server.port, says=FailSignal(2, sqlstate)) as proxy:
@@ -238,7 +240,7 @@ def test_an_error_for_one_signal_hides_no_other_answer(stage: Stage, sqlstate: s
     assert run.target()["slots"]["used_after"] == 1  # ours is not counted, the superuser's is
 
 
-def test_a_session_that_was_not_signalled_because_of_an_error_says_which(stage: Stage) -> None:
+def test_a_session_not_signalled_because_of_an_error_reports_that_error(stage: Stage) -> None:
     victim = stage.session()
     confirmed = {**rule(), "confirm_after": "100ms"}
     trouble = Trouble(action=Action.RESET, moment=Moment.LOOK, nth=2)
@@ -249,7 +251,7 @@ def test_a_session_that_was_not_signalled_because_of_an_error_says_which(stage: 
     assert run.error()["message"] in run.session(victim)["reason"]
 
 
-def test_slots_that_nobody_counted_after_the_signals_are_unknown(stage: Stage) -> None:
+def test_slots_not_counted_after_the_signals_are_unknown(stage: Stage) -> None:
     stage.sessions(2)
     terminate = Trouble(action=Action.HANG, moment=Moment.TERMINATE, lost=True)
     again = Trouble(action=Action.HANG, moment=Moment.VERIFY)
@@ -260,7 +262,7 @@ def test_slots_that_nobody_counted_after_the_signals_are_unknown(stage: Stage) -
     assert run.target()["slots"]["used_after"] is None
 
 
-def test_a_connection_lost_before_a_signal_kills_nobody_more(stage: Stage) -> None:
+def test_a_connection_lost_before_a_signal_terminates_no_further_session(stage: Stage) -> None:
     victims = stage.sessions(30)
     trouble = Trouble(action=Action.RESET, moment=Moment.TERMINATE, nth=2)
     with Proxy(stage.server.port, trouble) as proxy:
@@ -274,7 +276,9 @@ def test_a_connection_lost_before_a_signal_kills_nobody_more(stage: Stage) -> No
 
 
 @pytest.mark.parametrize("moment", [Moment.PREPARE_VERIFY, Moment.VERIFY])
-def test_a_connection_lost_at_verify_does_not_hide_the_kills(stage: Stage, moment: Moment) -> None:
+def test_a_connection_lost_at_the_verification_does_not_hide_terminations(
+    stage: Stage, moment: Moment
+) -> None:
     victims = stage.sessions(3)
     with Proxy(stage.server.port, Trouble(action=Action.RESET, moment=moment)) as proxy:
         stage.target(port=proxy.port)
@@ -285,7 +289,7 @@ def test_a_connection_lost_at_verify_does_not_hide_the_kills(stage: Stage, momen
 
 
 @pytest.mark.parametrize("moment", [Moment.TERMINATE, Moment.VERIFY])
-def test_what_is_reported_is_true_when_the_server_drips_at(stage: Stage, moment: Moment) -> None:
+def test_reported_outcomes_are_true_if_the_server_drips(stage: Stage, moment: Moment) -> None:
     victims = stage.sessions(3)
     trouble = Trouble(action=Action.DRIP, moment=moment, lost=True)
     with Proxy(stage.server.port, trouble, every=True) as proxy:
@@ -297,7 +301,7 @@ def test_what_is_reported_is_true_when_the_server_drips_at(stage: Stage, moment:
     assert_true_to(run, victims)
 
 
-def test_who_was_seen_gone_stays_terminated_when_the_server_begins_to_drip(stage: Stage) -> None:
+def test_a_session_verified_as_gone_stays_terminated_if_the_server_then_drips(stage: Stage) -> None:
     victims = stage.sessions(3)
     os.kill(victims[0].pid, signal.SIGSTOP)
     stage.cleanup(os.kill, victims[0].pid, signal.SIGCONT)
@@ -309,7 +313,7 @@ def test_who_was_seen_gone_stays_terminated_when_the_server_begins_to_drip(stage
     assert run.target()["status"] == "failed"
 
 
-def test_a_server_shut_down_under_the_reaper(stage: Stage) -> None:
+def test_a_server_shut_down_during_the_run_is_reported_truthfully(stage: Stage) -> None:
     """Its session is ended by an administrator between look and signal."""
     victims = stage.sessions(2)
 

@@ -18,7 +18,7 @@ def names(run: Run) -> list[str]:
     return [target["name"] for target in run.document["targets"]]
 
 
-def test_targets_of_equal_names_are_told_apart_by_their_secrets(stage: Stage) -> None:
+def test_targets_of_equal_names_are_distinguished_by_their_secrets(stage: Stage) -> None:
     leak = stage.session(LEAK)
     stage.target("prod/orders", name="orders")
     stage.target("prod/billing", name="orders", port=unused_port())
@@ -30,7 +30,7 @@ def test_targets_of_equal_names_are_told_apart_by_their_secrets(stage: Stage) ->
     assert secrets == {name: name.partition("secret ")[2].rstrip(")") for name in names(run)}
 
 
-def test_a_name_that_is_another_secrets_own_is_told_apart(stage: Stage) -> None:
+def test_a_target_named_like_another_secret_is_distinguished(stage: Stage) -> None:
     stage.target("orders")
     stage.target("evil", name="orders")
     stage.target("other")
@@ -38,7 +38,7 @@ def test_a_name_that_is_another_secrets_own_is_told_apart(stage: Stage) -> None:
     assert sorted(names(stage.run({"policy": policy()}))) == expected
 
 
-def test_a_name_made_to_look_told_apart_is_told_apart_too(stage: Stage) -> None:
+def test_a_target_named_like_a_distinguished_one_is_distinguished(stage: Stage) -> None:
     stage.target("prod/a", name="orders")
     stage.target("prod/b", name="orders")
     stage.target("evil", name="orders (secret prod/a)")
@@ -50,7 +50,7 @@ def test_a_name_made_to_look_told_apart_is_told_apart_too(stage: Stage) -> None:
     assert "orders (secret prod/a)" not in found
 
 
-def test_a_secret_that_cannot_be_read_is_told_apart_as_well(stage: Stage) -> None:
+def test_an_unreadable_secret_of_an_equal_name_is_distinguished(stage: Stage) -> None:
     stage.listed("orders")
     stage.target("evil", name="orders")
     run = stage.run({"policy": policy()})
@@ -58,7 +58,9 @@ def test_a_secret_that_cannot_be_read_is_told_apart_as_well(stage: Stage) -> Non
     assert run.target("orders (secret evil)")["status"] == "ok"
 
 
-def test_an_event_finds_targets_by_the_written_name_and_by_the_shown_one(stage: Stage) -> None:
+def test_an_event_finds_targets_by_the_name_in_the_secret_and_by_the_reported_name(
+    stage: Stage,
+) -> None:
     stage.target("prod/a", name="orders")
     stage.target("prod/b", name="orders")
     stage.target("other")
@@ -73,7 +75,7 @@ def test_an_event_finds_targets_by_the_written_name_and_by_the_shown_one(stage: 
         asked("order")
 
 
-def test_a_refused_login_is_tried_once_though_the_name_is_shown_otherwise(stage: Stage) -> None:
+def test_a_refused_login_is_tried_once_for_a_distinguished_target(stage: Stage) -> None:
     """What the secret says now is compared without the name that discovery made."""
     stage.target("prod/a", name="orders", password="wrong")  # noqa: S106 -- of nothing
     stage.target("prod/b", name="orders", password="wrong")  # noqa: S106 -- of nothing

@@ -387,7 +387,7 @@ def test_the_recorder_sees_every_kind_of_call(recording: Recording) -> None:
     assert said(recording.webhook) == {"secretsmanager:GetSecretValue slack"}
 
 
-def test_no_call_is_without_a_grant_and_no_grant_without_a_call(recording: Recording) -> None:
+def test_every_call_is_granted_and_every_grant_is_used(recording: Recording) -> None:
     for function, role in ROLES.items():
         granted = recording.deployment.role(role)
         calls = recording.calls(recording.deployment, function)
@@ -430,7 +430,7 @@ WITHOUT: Final = {
 }
 
 
-def test_what_is_not_asked_for_is_not_granted(recording: Recording) -> None:
+def test_optional_features_that_are_off_are_not_granted(recording: Recording) -> None:
     everything = recording.calls(recording.deployment)
     seen = {}
     for names in WITHOUT:
@@ -445,7 +445,7 @@ def test_what_is_not_asked_for_is_not_granted(recording: Recording) -> None:
     assert seen == WITHOUT
 
 
-def test_without_a_key_of_the_user_s_the_webhook_s_role_has_none(recording: Recording) -> None:
+def test_without_a_customer_key_the_webhooks_role_may_use_no_key(recording: Recording) -> None:
     less = deployed({**recording.deployment.parameters, "KmsKeyArn": "", "DecryptionKeyArns": ""})
     lost = refused(less.role("WebhookRole"), recording.calls(recording.deployment, "Webhook"))
     assert said(lost) == {
@@ -455,7 +455,7 @@ def test_without_a_key_of_the_user_s_the_webhook_s_role_has_none(recording: Reco
     }
 
 
-def test_a_grant_that_is_missing_or_too_much_is_named(recording: Recording) -> None:
+def test_missing_and_superfluous_grants_are_found(recording: Recording) -> None:
     """The comparison can fail: at each grant that there is, and at whatever is added."""
     for function, role in ROLES.items():
         granted = recording.deployment.role(role)
@@ -473,7 +473,7 @@ def test_a_grant_that_is_missing_or_too_much_is_named(recording: Recording) -> N
             assert str(next(more.grants())) in said(superfluous([*granted, more], calls))
 
 
-def test_the_endpoints_let_through_what_is_called_and_no_more(recording: Recording) -> None:
+def test_the_endpoint_policies_allow_exactly_the_calls_that_are_made(recording: Recording) -> None:
     network = {
         "SecurityGroupIds": "",
         "VpcId": "vpc-0a",
@@ -538,7 +538,7 @@ def _nearly(service: str, rest: str) -> Iterator[str]:
         yield f"{rest}s"
 
 
-def test_nothing_beside_what_is_called_is_allowed(recording: Recording) -> None:
+def test_the_role_allows_exactly_the_calls_that_are_made(recording: Recording) -> None:
     for function, role in ROLES.items():
         granted = recording.deployment.role(role)
         calls = recording.calls(recording.deployment, function)
@@ -548,7 +548,7 @@ def test_nothing_beside_what_is_called_is_allowed(recording: Recording) -> None:
 
 
 @pytest.mark.parametrize("name", ["orders", "prod/billing", "a+b=c.d@e!f_g"])
-def test_a_secret_is_read_by_its_name_and_none_that_begins_alike(name: str, cloud: Aws) -> None:
+def test_a_grant_for_a_secret_does_not_cover_names_that_begin_alike(name: str, cloud: Aws) -> None:
     granted = deployed({"TargetSecrets": f"first,{name},last"}).role()
 
     def read(resource: str) -> list[Call]:
@@ -563,7 +563,7 @@ def test_a_secret_is_read_by_its_name_and_none_that_begins_alike(name: str, clou
     assert read(arn("secretsmanager", f"secret:{name}"))
 
 
-def test_the_interfaces_are_lambda_s_and_not_the_code_s(recording: Recording) -> None:
+def test_only_lambda_and_not_the_code_may_manage_network_interfaces(recording: Recording) -> None:
     granted = recording.deployment.role()
     function = arn("lambda", "function:shop-SessionReaper")
     for action in ATTACHING:

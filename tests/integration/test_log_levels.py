@@ -72,7 +72,7 @@ def assert_quiet(said: str) -> None:
     assert "DEBUG:" not in said
 
 
-def test_the_reaper_logs_its_own_lines_and_no_library_does(stage: Stage) -> None:
+def test_only_the_reaper_logs_below_warning(stage: Stage) -> None:
     stage.target()
     said = output("handler", {})
     assert '"message":"run"' in said
@@ -81,7 +81,7 @@ def test_the_reaper_logs_its_own_lines_and_no_library_does(stage: Stage) -> None
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO"])
-def test_the_webhook_logs_no_url_and_no_secret(cloud: Aws, level: str) -> None:
+def test_the_webhook_logs_neither_url_nor_secret(cloud: Aws, level: str) -> None:
     cloud.put_secret("webhook", URL)
     event = {"Records": [{"Sns": {"Subject": "a", "Message": json.dumps({"text": "a"})}}]}
     said = output("webhook", event, WEBHOOK_SECRET="webhook", AWS_LAMBDA_LOG_LEVEL=level)  # noqa: S106 -- a name

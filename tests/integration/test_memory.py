@@ -56,7 +56,7 @@ def subjects(run: Run) -> list[str]:
 
 
 @pytest.mark.usefixtures("table")
-def test_the_same_trouble_is_told_once_and_its_end_once(stage: Stage) -> None:
+def test_an_issue_and_its_recovery_are_reported_once_each(stage: Stage) -> None:
     with locked_out(stage):
         (first,) = subjects(stage.run())
         assert first.startswith("orders: failed")
@@ -69,7 +69,7 @@ def test_the_same_trouble_is_told_once_and_its_end_once(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_after_remind_after_the_same_trouble_is_told_again(stage: Stage) -> None:
+def test_an_ongoing_issue_is_reported_again_after_remind_after(stage: Stage) -> None:
     stage.monkeypatch.setenv("REMIND_AFTER", "90m")
     with locked_out(stage):
         assert stage.run().emails
@@ -81,7 +81,7 @@ def test_after_remind_after_the_same_trouble_is_told_again(stage: Stage) -> None
 
 
 @pytest.mark.usefixtures("table")
-def test_what_returns_after_its_end_was_told_is_news(stage: Stage) -> None:
+def test_an_issue_that_returns_after_its_recovery_is_new(stage: Stage) -> None:
     for _ in range(2):
         with locked_out(stage):
             assert stage.run().emails
@@ -89,7 +89,7 @@ def test_what_returns_after_its_end_was_told_is_news(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_every_termination_is_told(stage: Stage) -> None:
+def test_every_termination_is_reported(stage: Stage) -> None:
     stage.use_policy(policy())
     for _ in range(2):
         stage.session()
@@ -101,7 +101,7 @@ def test_every_termination_is_told(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_in_observe_mode_the_same_leak_is_told_once(stage: Stage) -> None:
+def test_in_observe_mode_the_same_leak_is_reported_once(stage: Stage) -> None:
     stage.use_policy(policy())
     stage.monkeypatch.setenv("MODE", "observe")
     stage.session()
@@ -112,7 +112,7 @@ def test_in_observe_mode_the_same_leak_is_told_once(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_a_trouble_that_was_told_is_named_beside_the_news(stage: Stage) -> None:
+def test_a_summary_of_new_issues_also_names_the_known_ones(stage: Stage) -> None:
     stage.use_policy(policy())
     stage.target("closed", port=1, name="closed")
     assert stage.run().emails
@@ -124,7 +124,7 @@ def test_a_trouble_that_was_told_is_named_beside_the_news(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_a_run_asked_for_specially_is_told_and_changes_no_memory(stage: Stage) -> None:
+def test_a_run_with_options_is_reported_and_leaves_the_notification_state(stage: Stage) -> None:
     with locked_out(stage):
         assert stage.run().emails
         before = items()
@@ -135,7 +135,7 @@ def test_a_run_asked_for_specially_is_told_and_changes_no_memory(stage: Stage) -
 
 
 @pytest.mark.usefixtures("table")
-def test_who_always_wants_to_hear_hears_always(stage: Stage) -> None:
+def test_notify_always_reports_known_issues_too(stage: Stage) -> None:
     stage.monkeypatch.setenv("NOTIFY", "always")
     with locked_out(stage):
         assert stage.run().emails
@@ -144,14 +144,14 @@ def test_who_always_wants_to_hear_hears_always(stage: Stage) -> None:
     assert "recovered" not in stage.run().email.subject
 
 
-def test_without_a_table_everything_is_told(stage: Stage) -> None:
+def test_without_a_table_everything_is_reported(stage: Stage) -> None:
     with locked_out(stage):
         assert stage.run().emails
         assert stage.run().emails
 
 
 @pytest.mark.parametrize("name", ["no-such-table", "not a name"])
-def test_if_the_table_is_not_to_be_read_everything_is_told(stage: Stage, name: str) -> None:
+def test_with_an_unreadable_table_everything_is_reported(stage: Stage, name: str) -> None:
     stage.monkeypatch.setenv("MEMORY_TABLE", name)
     with locked_out(stage):
         for _ in range(2):
@@ -160,7 +160,7 @@ def test_if_the_table_is_not_to_be_read_everything_is_told(stage: Stage, name: s
 
 
 @pytest.mark.usefixtures("table")
-def test_a_silent_table_costs_seconds_and_no_summary(stage: Stage) -> None:
+def test_a_table_that_does_not_answer_delays_the_summary_by_seconds_only(stage: Stage) -> None:
     leak = stage.session(IDLE)
     stage.use_policy(policy(rule(state=[IDLE])))
     with aws_but_for(b"DynamoDB_") as silent:
@@ -171,7 +171,7 @@ def test_a_silent_table_costs_seconds_and_no_summary(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_what_did_not_go_out_is_not_remembered_as_told(stage: Stage) -> None:
+def test_an_unpublished_issue_is_not_stored_as_reported(stage: Stage) -> None:
     topic = os.environ["TOPIC_ARN"]
     with locked_out(stage):
         stage.monkeypatch.setenv("TOPIC_ARN", f"{topic}-gone")
@@ -182,7 +182,7 @@ def test_what_did_not_go_out_is_not_remembered_as_told(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_a_kill_whose_summary_did_not_go_out_is_told_by_the_next_run(stage: Stage) -> None:
+def test_a_termination_whose_summary_failed_is_reported_by_the_next_run(stage: Stage) -> None:
     topic = os.environ["TOPIC_ARN"]
     stage.use_policy(policy())
     stage.session()
@@ -200,7 +200,7 @@ def test_a_kill_whose_summary_did_not_go_out_is_told_by_the_next_run(stage: Stag
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("body", [b"upstream connect error", PAGE, b'"no"', b""])
 @pytest.mark.parametrize("status", ["200 OK", "403 Forbidden", "503 Service Unavailable"])
-def test_a_kill_whose_summary_a_proxy_swallows_is_in_the_log_and_in_the_next_summary(
+def test_a_termination_whose_summary_a_proxy_swallows_is_logged_and_in_the_next_summary(
     stage: Stage, caplog: pytest.LogCaptureFixture, status: str, body: bytes
 ) -> None:
     stage.use_policy(policy())
@@ -219,7 +219,7 @@ def test_a_kill_whose_summary_a_proxy_swallows_is_in_the_log_and_in_the_next_sum
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("body", [b"upstream connect error", PAGE, b'"no"', b"[]", b""])
 @pytest.mark.parametrize("status", ["200 OK", "403 Forbidden"])
-def test_where_a_proxy_answers_for_the_table_everything_is_told(
+def test_if_a_proxy_answers_for_the_table_everything_is_reported(
     stage: Stage, status: str, body: bytes
 ) -> None:
     stage.use_policy(policy())
@@ -232,7 +232,7 @@ def test_where_a_proxy_answers_for_the_table_everything_is_told(
 
 
 @pytest.mark.usefixtures("table")
-def test_a_bug_in_telling_keeps_no_kill_out_of_the_log(
+def test_a_bug_in_the_summary_keeps_no_termination_out_of_the_log(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     stage.use_policy(policy())
@@ -253,7 +253,7 @@ def test_a_bug_in_telling_keeps_no_kill_out_of_the_log(
 
 
 @pytest.mark.usefixtures("table")
-def test_one_item_that_cannot_be_kept_does_not_keep_the_others_out(stage: Stage) -> None:
+def test_an_item_that_cannot_be_stored_does_not_hinder_the_others(stage: Stage) -> None:
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
 
     def stretch(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -269,7 +269,7 @@ def test_one_item_that_cannot_be_kept_does_not_keep_the_others_out(stage: Stage)
 
 
 @pytest.mark.usefixtures("table")
-def test_a_second_topic_that_is_gone_does_not_make_the_first_repeat_itself(stage: Stage) -> None:
+def test_a_missing_second_topic_does_not_make_the_first_repeat_itself(stage: Stage) -> None:
     stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", f"{stage.aws.topic_arn}-gone")
     stage.root.run("ALTER DATABASE postgres CONNECTION LIMIT 0")
     stage.cleanup(stage.root.run, "ALTER DATABASE postgres CONNECTION LIMIT -1")
@@ -280,7 +280,7 @@ def test_a_second_topic_that_is_gone_does_not_make_the_first_repeat_itself(stage
 
 
 @pytest.mark.usefixtures("table")
-def test_an_item_says_what_was_told_when_and_until_when_it_is_kept(stage: Stage) -> None:
+def test_an_item_has_the_issue_its_times_and_its_expiry(stage: Stage) -> None:
     began = time.time()
     with locked_out(stage):
         stage.run()
@@ -291,7 +291,7 @@ def test_an_item_says_what_was_told_when_and_until_when_it_is_kept(stage: Stage)
 
 
 @pytest.mark.usefixtures("table")
-def test_a_secret_that_takes_the_name_of_another_target_silences_nothing(stage: Stage) -> None:
+def test_a_secret_named_like_another_target_silences_nothing(stage: Stage) -> None:
     stage.use_policy(policy())
     fields = b"SFATAL\0VFATAL\0C53300\0Msorry, too many clients already\0\0"
     with Impostor(say(b"E" + struct.pack("!i", 4 + len(fields)) + fields)) as always_full:
@@ -306,7 +306,7 @@ def test_a_secret_that_takes_the_name_of_another_target_silences_nothing(stage: 
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("known_by", ["name", "ARN"])
-def test_a_secret_that_can_be_read_again_has_recovered(stage: Stage, known_by: str) -> None:
+def test_a_secret_that_is_readable_again_has_recovered(stage: Stage, known_by: str) -> None:
     stage.aws.put_secret("stock", stage.secret())
     secrets = stage.aws.secrets
     arn = secrets.describe_secret(SecretId="stock")["ARN"]
@@ -320,7 +320,7 @@ def test_a_secret_that_can_be_read_again_has_recovered(stage: Stage, known_by: s
 
 
 @pytest.mark.usefixtures("table")
-def test_with_the_mode_off_nothing_is_forgotten(stage: Stage) -> None:
+def test_mode_off_keeps_the_notification_state(stage: Stage) -> None:
     with locked_out(stage):
         stage.run()
     stage.monkeypatch.setenv("MODE", "off")

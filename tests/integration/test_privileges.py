@@ -23,7 +23,7 @@ pytestmark = pytest.mark.every_major
 # -- grants ----------------------------------------------------------------------------------------
 
 
-def test_a_role_that_sees_nothing_is_blind_not_content(stage: Stage) -> None:
+def test_a_role_that_cannot_see_other_sessions_fails(stage: Stage) -> None:
     leak = stage.session(LEAK)
     stage.role("peeper", "IN ROLE pg_signal_backend")
     stage.target(username="peeper")
@@ -39,13 +39,13 @@ def test_a_role_that_sees_nothing_is_blind_not_content(stage: Stage) -> None:
     assert leak.is_there
 
 
-def test_a_blind_role_is_blind_even_where_it_is_alone(stage: Stage) -> None:
+def test_a_role_without_pg_read_all_stats_fails_even_without_other_sessions(stage: Stage) -> None:
     stage.role("peeper")
     stage.target(username="peeper")
     assert stage.reap().target()["status"] == "blind"
 
 
-def test_a_membership_that_is_not_inherited_is_blind_until_the_hint_is_run(stage: Stage) -> None:
+def test_a_membership_that_is_not_inherited_fails_until_the_hint_is_run(stage: Stage) -> None:
     stage.session(LEAK)
     stage.role("peeper", "NOINHERIT IN ROLE pg_read_all_stats, pg_signal_backend")
     stage.target(username="peeper")
@@ -61,7 +61,7 @@ def test_a_membership_that_is_not_inherited_is_blind_until_the_hint_is_run(stage
 
 
 @pytest.mark.majors(16, 99)
-def test_a_grant_without_inheritance_is_blind_until_the_hint_is_run(stage: Stage) -> None:
+def test_a_grant_without_inheritance_fails_until_the_hint_is_run(stage: Stage) -> None:
     stage.role("peeper")
     stage.root.run("GRANT pg_read_all_stats, pg_signal_backend TO peeper WITH INHERIT FALSE")
     stage.target(username="peeper")
@@ -75,9 +75,7 @@ def test_a_grant_without_inheritance_is_blind_until_the_hint_is_run(stage: Stage
     "function",
     ["pg_stat_get_activity(integer)", "pg_postmaster_start_time()", "pg_is_in_recovery()"],
 )
-def test_a_function_that_is_revoked_is_named_in_a_hint_that_works(
-    stage: Stage, function: str
-) -> None:
+def test_a_revoked_function_is_named_in_a_hint_that_works(stage: Stage, function: str) -> None:
     leak = stage.session(LEAK)
     stage.root.run(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC")
     stage.cleanup(stage.root.run, f"GRANT EXECUTE ON FUNCTION {function} TO PUBLIC")
@@ -92,9 +90,7 @@ def test_a_function_that_is_revoked_is_named_in_a_hint_that_works(
 
 
 @pytest.mark.parametrize("name", ["pg_terminate_backend", "pg_cancel_backend"])
-def test_a_function_that_signals_and_is_revoked_is_in_advice_that_works(
-    stage: Stage, name: str
-) -> None:
+def test_a_revoked_signal_function_is_named_in_advice_that_works(stage: Stage, name: str) -> None:
     cancels = name == "pg_cancel_backend"
     victim = stage.session(ACTIVE if cancels else LEAK)
     rules = rule(state=[ACTIVE], role=["app"], action="cancel") if cancels else rule()
@@ -114,7 +110,7 @@ def test_a_function_that_signals_and_is_revoked_is_in_advice_that_works(
     assert stage.reap(rules).outcomes() == {victim.pid: done}
 
 
-def test_a_right_to_see_that_is_revoked_after_the_snapshot_is_told(stage: Stage) -> None:
+def test_visibility_revoked_after_the_snapshot_is_reported(stage: Stage) -> None:
     leak = stage.session(LEAK)
     stage.role("peeper", "IN ROLE pg_read_all_stats, pg_signal_backend")
 
@@ -136,7 +132,7 @@ def test_a_right_to_see_that_is_revoked_after_the_snapshot_is_told(stage: Stage)
     assert stage.run({"policy": policy(), "targets": ["again"]}).target("again")["status"] == "ok"
 
 
-def test_the_grant_for_a_role_of_any_name_can_be_pasted(stage: Stage) -> None:
+def test_the_grant_in_the_hint_works_for_roles_of_any_name(stage: Stage) -> None:
     name = 'o\'brien "the peeper"'
     stage.role(name)
     stage.target(username=name)
@@ -145,7 +141,7 @@ def test_the_grant_for_a_role_of_any_name_can_be_pasted(stage: Stage) -> None:
     assert stage.reap().target()["status"] == "ok"
 
 
-def test_a_denied_signal_is_told_of_each_session(stage: Stage) -> None:
+def test_each_denied_session_is_reported_as_denied(stage: Stage) -> None:
     inherit = " WITH INHERIT TRUE" if stage.server.major >= 16 else ""
     leaks = stage.sessions(3)
     stage.role("watcher", "IN ROLE pg_read_all_stats")
@@ -163,7 +159,7 @@ def test_a_denied_signal_is_told_of_each_session(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("order", [("app", "other"), ("other", "app")], ids=" then ".join)
-def test_p17_one_that_is_denied_hides_no_other(stage: Stage, order: tuple[str, str]) -> None:
+def test_a_denied_session_does_not_hide_the_others(stage: Stage, order: tuple[str, str]) -> None:
     """Signalled in one statement, the first that is denied would hide those before it."""
     stage.role("app")
     stage.role("other")
@@ -184,7 +180,7 @@ def test_p17_one_that_is_denied_hides_no_other(stage: Stage, order: tuple[str, s
     assert run.document["status"] == "ok"
 
 
-def test_one_that_escaped_beside_one_that_is_denied_has_escaped(stage: Stage) -> None:
+def test_a_session_that_escaped_beside_a_denied_one_is_reported_as_escaped(stage: Stage) -> None:
     stage.role("watcher", "IN ROLE pg_read_all_stats")
     escaping, mine, denied = (stage.session(LEAK, role) for role in ("app", "app", "other"))
     stage.root.run("GRANT app TO watcher")
@@ -204,7 +200,7 @@ def test_one_that_escaped_beside_one_that_is_denied_has_escaped(stage: Stage) ->
     assert escaping.is_there
 
 
-def test_time_that_ends_between_two_signals_hides_none_of_them(stage: Stage) -> None:
+def test_a_deadline_between_two_signals_hides_neither_session(stage: Stage) -> None:
     stage.role("watcher", "IN ROLE pg_read_all_stats")
     leaks = [stage.session(LEAK, role) for role in ("app", "other", "app", "other")]
     stage.root.run("GRANT app TO watcher")
@@ -228,25 +224,25 @@ def _clock(stage: Stage) -> float:
     return float(now)
 
 
-def test_a_wrong_password_is_told_with_its_remedy(stage: Stage) -> None:
+def test_a_wrong_password_is_reported_with_its_remedy(stage: Stage) -> None:
     stage.target(password="wrong")  # noqa: S106 -- it is
     run = stage.reap()
     assert run.error()["code"] == "28P01"
     assert "password" in run.error()["hint"]
 
 
-def test_a_database_that_does_not_exist(stage: Stage) -> None:
+def test_a_database_that_does_not_exist_is_an_error_with_a_remedy(stage: Stage) -> None:
     stage.target(dbname="nowhere")
     assert stage.reap().error()["code"] == "3D000"
 
 
-def test_a_database_that_takes_no_connections(stage: Stage) -> None:
+def test_a_database_that_accepts_no_connections_is_an_error_with_a_remedy(stage: Stage) -> None:
     stage.database("closed", "ALLOW_CONNECTIONS false")
     stage.target(dbname="closed")
     assert stage.reap().error()["code"] == "55000"
 
 
-def test_a_database_that_we_may_not_enter(stage: Stage) -> None:
+def test_a_database_without_connect_privilege_is_an_error_with_a_remedy(stage: Stage) -> None:
     stage.database("private")
     stage.root.run("REVOKE CONNECT ON DATABASE private FROM PUBLIC")
     stage.target(dbname="private")
@@ -258,7 +254,7 @@ def test_a_database_that_we_may_not_enter(stage: Stage) -> None:
 # -- slots -----------------------------------------------------------------------------------------
 
 
-def test_a_server_without_a_slot_for_us_is_full(own_server: Callable[..., Stage]) -> None:
+def test_a_server_without_a_slot_for_the_reaper_is_full(own_server: Callable[..., Stage]) -> None:
     stage = own_server({"max_connections": "10"})
     stage.role("boss", "SUPERUSER")
     leaks = stage.fill()  # every ordinary slot is gone
@@ -274,7 +270,7 @@ def test_a_server_without_a_slot_for_us_is_full(own_server: Callable[..., Stage]
     assert (run.target()["status"], run.error()["code"]) == ("full", "53300")
 
 
-def test_a_server_full_of_connections_that_never_signed_in_is_full(
+def test_a_server_full_of_unauthenticated_connections_is_full(
     own_server: Callable[..., Stage],
 ) -> None:
     stage = own_server({"max_connections": "6", "superuser_reserved_connections": "2"})
@@ -289,7 +285,7 @@ def test_a_server_full_of_connections_that_never_signed_in_is_full(
     assert (run.target()["status"], run.error()["code"]) == ("full", "53300")
 
 
-def test_a_role_at_its_own_limit_is_failed_not_full(stage: Stage) -> None:
+def test_a_role_at_its_connection_limit_has_failed_and_is_not_full(stage: Stage) -> None:
     stage.role("limited", "CONNECTION LIMIT 1 IN ROLE pg_read_all_stats")
     stage.cleanup(stage.connect("limited").close)
     stage.target(username="limited")
@@ -299,7 +295,7 @@ def test_a_role_at_its_own_limit_is_failed_not_full(stage: Stage) -> None:
 
 
 @pytest.mark.majors(16, 99)
-def test_with_a_reserved_slot_a_full_server_becomes_well(
+def test_a_full_server_recovers_through_a_reserved_slot(
     own_server: Callable[..., Stage],
 ) -> None:
     stage = own_server({"max_connections": "10", "reserved_connections": "2"})
@@ -331,7 +327,7 @@ def test_every_kind_of_reserved_slot_counts(own_server: Callable[..., Stage]) ->
     assert (slots["max"], slots["reserved"], slots["usable"]) == (20, reserved, 20 - reserved)
 
 
-def test_slots_used_are_client_sessions_and_not_ours(stage: Stage) -> None:
+def test_used_slots_count_client_sessions_without_our_own(stage: Stage) -> None:
     stage.role("copier", "REPLICATION")
     walsender = stage.connect("copier", replication="database", tcp=True)
     stage.cleanup(walsender.close)

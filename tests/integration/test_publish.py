@@ -18,7 +18,7 @@ SCHEMA = json.loads(
 )
 
 
-def test_every_form_of_a_summary_tells_the_same_run(stage: Stage) -> None:
+def test_every_format_of_a_summary_reports_the_same_run(stage: Stage) -> None:
     leak = stage.session(application_name="api", tcp=True)
     run = stage.reap()
     email = run.email
@@ -44,7 +44,7 @@ def test_subscribers_can_filter_by_severity_status_and_target(stage: Stage) -> N
     }
 
 
-def test_a_filter_on_a_target_lets_only_its_news_through(stage: Stage) -> None:
+def test_a_filter_on_a_target_passes_only_summaries_about_it(stage: Stage) -> None:
     url = stage.aws.sqs.create_queue(QueueName="team")["QueueUrl"]
     stage.cleanup(lambda: stage.aws.sqs.delete_queue(QueueUrl=url))
     queue = stage.aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
@@ -72,7 +72,7 @@ def pager(stage: Stage) -> str:
     return url
 
 
-def test_a_critical_run_goes_to_the_second_topic_too(stage: Stage, pager: str) -> None:
+def test_a_critical_run_is_published_to_both_topics(stage: Stage, pager: str) -> None:
     stage.target()
     stage.session()
     assert stage.reap().emails
@@ -84,7 +84,7 @@ def test_a_critical_run_goes_to_the_second_topic_too(stage: Stage, pager: str) -
     assert stage.read_subjects(pager) == [email.subject]
 
 
-def test_a_second_topic_that_is_gone_keeps_nobody_else_uninformed(stage: Stage) -> None:
+def test_a_missing_second_topic_does_not_hinder_the_first(stage: Stage) -> None:
     gone = f"{stage.aws.topic_arn}-gone"
     stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", gone)
     stage.target()

@@ -31,7 +31,7 @@ def looks(run: Run, folder: Path) -> dict[str, Snapshot]:
 
 
 @pytest.mark.every_major
-def test_every_session_is_recorded_and_none_is_touched(stage: Stage, tmp_path: Path) -> None:
+def test_every_session_is_recorded_and_none_is_signalled(stage: Stage, tmp_path: Path) -> None:
     victims = [stage.session(state) for state in (LEAK, ABORTED, IDLE, ACTIVE)]
     victims.append(stage.session(LEAK, application_name="pg_dump"))
     run = stage.run({"record": True, "policy": EVERYBODY})
@@ -48,7 +48,7 @@ def test_every_session_is_recorded_and_none_is_touched(stage: Stage, tmp_path: P
     assert run.emails == []
 
 
-def test_a_recording_has_what_no_rule_of_the_policy_asks_for(stage: Stage, tmp_path: Path) -> None:
+def test_a_recording_holds_columns_that_no_rule_uses(stage: Stage, tmp_path: Path) -> None:
     stage.root.run("CREATE TABLE goods AS SELECT 1 AS id; GRANT ALL ON goods TO public")
     stage.cleanup(stage.root.run, "DROP TABLE goods")
     root = stage.session(LEAK, query="UPDATE goods SET id = 2")
@@ -64,7 +64,7 @@ def test_a_recording_has_what_no_rule_of_the_policy_asks_for(stage: Stage, tmp_p
     assert not by_pid[waiter.pid].waiting_for_client
 
 
-def test_what_is_recorded_stays_out_of_the_log(stage: Stage, output: Output) -> None:
+def test_a_recording_is_not_logged(stage: Stage, output: Output) -> None:
     stage.session(LEAK, application_name="r3c0rded", query=f"SELECT 1, '{CANARY}'")
     document = stage.run({"record": True}).document
     logged = output.readouterr()
@@ -75,7 +75,7 @@ def test_what_is_recorded_stays_out_of_the_log(stage: Stage, output: Output) -> 
     assert CANARY not in json.dumps(document)
 
 
-def test_only_the_targets_that_the_event_names_are_recorded(stage: Stage) -> None:
+def test_only_targets_named_by_the_event_are_recorded(stage: Stage) -> None:
     for name in ("orders", "billing", "shop"):
         stage.target(name)
     run = stage.run({"record": True, "targets": ["shop", "orders"]})
@@ -105,7 +105,7 @@ def test_an_unknown_value_of_record_is_an_error_that_names_it(stage: Stage, wron
     assert leak.is_there
 
 
-def test_a_run_does_to_each_session_what_its_replay_said(
+def test_a_run_treats_each_session_as_its_replay_predicted(
     stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     leaks = [*stage.sessions(3), stage.session(ABORTED)]

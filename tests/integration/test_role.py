@@ -106,7 +106,7 @@ def _advice(run: Run) -> set[str]:
 # -- who runs the file -----------------------------------------------------------------------------
 
 
-def test_to_run_the_file_again_changes_nothing_even_as_superuser(own_server: OwnServer) -> None:
+def test_running_the_role_file_twice_changes_nothing(own_server: OwnServer) -> None:
     stage = _bare(own_server)
     master = _master(stage)
     first, _ = _run_as(stage, master, ROLE_FILE.read_text())
@@ -117,7 +117,7 @@ def test_to_run_the_file_again_changes_nothing_even_as_superuser(own_server: Own
     assert _role(stage) == made
 
 
-def test_a_role_made_by_rds_master_user_sees_and_terminates(own_server: OwnServer) -> None:
+def test_a_role_created_by_the_rds_master_user_sees_and_terminates(own_server: OwnServer) -> None:
     stage = _bare(own_server)
     told = _make(stage, _master(stage))
     if stage.server.major < 16:
@@ -140,7 +140,7 @@ def test_a_role_made_by_rds_master_user_sees_and_terminates(own_server: OwnServe
 
 
 @from_16
-def test_with_a_reserved_slot_a_role_of_the_master_user_enters_a_full_server(
+def test_a_role_created_by_the_rds_master_user_connects_to_a_full_server(
     own_server: OwnServer,
 ) -> None:
     stage = _bare(own_server, {"max_connections": "10", "reserved_connections": "2"})
@@ -162,7 +162,7 @@ def test_up_to_15_avnadmin_grants_what_it_does_not_hold(own_server: OwnServer) -
 
 
 @from_16
-def test_what_avnadmin_may_not_grant_is_told_with_what_to_do_instead(own_server: OwnServer) -> None:
+def test_what_avnadmin_may_not_grant_is_reported_with_an_alternative(own_server: OwnServer) -> None:
     stage = _bare(own_server)
     told = _make(stage, _avnadmin(stage, "WITH ADMIN OPTION"))
     assert _make(stage, "avnadmin") == told  # as long as it is amiss
@@ -187,7 +187,7 @@ def test_what_avnadmin_may_not_grant_is_told_with_what_to_do_instead(own_server:
 
 
 @from_16
-def test_where_it_would_be_blind_no_role_is_made_and_the_admin_can_stand_in(
+def test_no_role_is_created_without_visibility_and_the_admin_can_be_used(
     own_server: OwnServer,
 ) -> None:
     stage = _bare(own_server)
@@ -208,7 +208,7 @@ def test_where_it_would_be_blind_no_role_is_made_and_the_admin_can_stand_in(
     assert stage.reap().outcomes() == {leak.pid: "terminated"}
 
 
-def test_memberships_that_somebody_made_without_inherit_are_mended(own_server: OwnServer) -> None:
+def test_existing_memberships_without_inherit_are_repaired(own_server: OwnServer) -> None:
     stage = _bare(own_server)
     stage.root.run(
         f"CREATE ROLE {REAPER} NOINHERIT IN ROLE pg_read_all_stats, pg_signal_backend"
@@ -247,7 +247,7 @@ _FORBIDDEN = (
 )
 
 
-def test_the_role_neither_reads_nor_makes_nor_grants_anything(
+def test_the_role_can_neither_read_nor_create_nor_grant_anything(
     stage: Stage,
     reaper: Any,  # noqa: ANN401 -- untyped
 ) -> None:
@@ -266,7 +266,7 @@ def test_the_role_neither_reads_nor_makes_nor_grants_anything(
 
 
 @pytest.mark.parametrize("function", ["pg_terminate_backend", "pg_cancel_backend"])
-def test_a_superusers_session_is_out_of_its_reach(
+def test_the_role_cannot_terminate_a_superusers_session(
     stage: Stage,
     reaper: Any,  # noqa: ANN401 -- untyped
     function: str,
@@ -279,7 +279,7 @@ def test_a_superusers_session_is_out_of_its_reach(
     assert session.is_there
 
 
-def test_the_role_takes_five_slots_and_no_more(stage: Stage) -> None:
+def test_the_role_can_use_five_slots_at_most(stage: Stage) -> None:
     for _ in range(5):
         stage.cleanup(stage.connect(REAPER, tcp=True).close)
     with pytest.raises(DatabaseError) as refused:
@@ -289,7 +289,7 @@ def test_the_role_takes_five_slots_and_no_more(stage: Stage) -> None:
     assert (error["C"], error["R"]) == ("53300", "InitializeSessionUserId")
 
 
-def test_its_statements_end_and_nothing_of_its_own_hides_the_servers_timeouts(stage: Stage) -> None:
+def test_the_role_has_a_statement_timeout_and_hides_no_timeout_of_the_server(stage: Stage) -> None:
     stage.root.run(ROLE_FILE.read_text())  # another test may have taken a setting away
     reaper = stage.connect(REAPER, tcp=True)
     stage.cleanup(reaper.close)

@@ -101,7 +101,7 @@ def logged(caplog: pytest.LogCaptureFixture, message: str) -> int:
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(("kind", "seconds"), [("silent", 3), ("drips", 3), ("drips", 10)])
-def test_a_slow_topic_keeps_no_outcome_out_of_the_log_at_the_end_of_the_time(
+def test_a_slow_topic_at_the_end_of_the_time_keeps_no_outcome_out_of_the_log(
     stage: Stage, caplog: pytest.LogCaptureFixture, kind: str, seconds: float
 ) -> None:
     stage.use_policy(policy())
@@ -120,7 +120,7 @@ def test_a_slow_topic_keeps_no_outcome_out_of_the_log_at_the_end_of_the_time(
 @pytest.mark.parametrize(
     ("kind", "seconds"), [("silent", 3), ("drips", 3), ("endless", 3), ("page", 3), ("endless", 10)]
 )
-def test_a_slow_table_keeps_no_summary_back_at_the_end_of_the_time(
+def test_a_slow_table_at_the_end_of_the_time_does_not_prevent_the_summary(
     stage: Stage, caplog: pytest.LogCaptureFixture, kind: str, seconds: float
 ) -> None:
     stage.use_policy(policy())
@@ -138,7 +138,7 @@ def test_a_slow_table_keeps_no_summary_back_at_the_end_of_the_time(
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("kind", ["silent", "drips"])
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_topic_that_hangs_takes_no_time_of_the_other(stage: Stage, kind: str, which: int) -> None:
+def test_a_hanging_topic_does_not_delay_the_other(stage: Stage, kind: str, which: int) -> None:
     pager, url = stage.subscribe_queue("pager")
     stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", pager)
     stage.fill()
@@ -152,7 +152,7 @@ def test_a_topic_that_hangs_takes_no_time_of_the_other(stage: Stage, kind: str, 
 @pytest.mark.parametrize(
     ("kind", "seconds"), [*((kind, 3) for kind in ANSWERS), ("drips", 10), ("silent", 60)]
 )
-def test_a_policy_that_ssm_does_not_give_is_an_error_that_names_it_in_time(
+def test_a_policy_that_ssm_does_not_return_is_an_error_in_time(
     stage: Stage, kind: str, seconds: float
 ) -> None:
     stage.target()
@@ -167,7 +167,7 @@ def test_a_policy_that_ssm_does_not_give_is_an_error_that_names_it_in_time(
 
 
 @pytest.mark.parametrize("kind", [*ANSWERS, "endless"])
-def test_secrets_that_cannot_be_listed_are_told_in_time(stage: Stage, kind: str) -> None:
+def test_secrets_that_cannot_be_listed_are_reported_in_time(stage: Stage, kind: str) -> None:
     stage.monkeypatch.setenv("TARGET_SECRET_TAG", "team=shop")
     answer = ANSWERS.get(kind) or page_without_end(ENDLESS["secretsmanager"])
     with slow(stage, "secretsmanager", answer):
@@ -179,7 +179,9 @@ def test_secrets_that_cannot_be_listed_are_told_in_time(stage: Stage, kind: str)
 
 @pytest.mark.parametrize("kind", ANSWERS)
 @pytest.mark.parametrize("number", [1, 2])
-def test_secrets_that_cannot_be_read_are_told_in_time(stage: Stage, kind: str, number: int) -> None:
+def test_secrets_that_cannot_be_read_are_reported_in_time(
+    stage: Stage, kind: str, number: int
+) -> None:
     for index in range(number):
         stage.target(f"orders-{index}")
     with slow(stage, "secretsmanager", ANSWERS[kind]):
@@ -191,9 +193,7 @@ def test_secrets_that_cannot_be_read_are_told_in_time(stage: Stage, kind: str, n
 
 
 @pytest.mark.parametrize("kind", [*ANSWERS, "endless"])
-def test_where_rds_does_not_answer_the_host_of_the_secret_is_worked_on(
-    stage: Stage, kind: str
-) -> None:
+def test_if_rds_does_not_answer_the_host_of_the_secret_is_used(stage: Stage, kind: str) -> None:
     stage.use_policy(policy())
     stage.target(dbClusterIdentifier="orders")
     leak = stage.session()
@@ -204,7 +204,7 @@ def test_where_rds_does_not_answer_the_host_of_the_secret_is_worked_on(
     assert len(end.emails) == 1
 
 
-def test_a_secret_that_drips_when_it_is_read_again_leaves_the_error_of_its_target(
+def test_a_secret_that_drips_when_reread_keeps_the_first_error_of_its_target(
     stage: Stage,
 ) -> None:
     stage.use_policy(policy())
@@ -243,7 +243,7 @@ def full_backlog() -> Iterator[tuple[str, int]]:
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(("trouble", "seconds"), [("name", 3), ("addresses", 3), ("addresses", 10)])
-def test_no_name_server_and_no_dropped_packet_outlasts_the_function(
+def test_a_hanging_name_server_or_network_does_not_outlast_the_function(
     stage: Stage,
     caplog: pytest.LogCaptureFixture,
     full_backlog: tuple[str, int],
@@ -292,7 +292,7 @@ def no_thread_for_calls(stage: Stage) -> Iterator[None]:
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("seconds", [3, 60])
-def test_without_a_thread_for_it_the_summary_is_published_all_the_same(
+def test_the_summary_is_published_without_a_new_thread(
     stage: Stage, caplog: pytest.LogCaptureFixture, seconds: float
 ) -> None:
     pager, url = stage.subscribe_queue("pager")
@@ -307,7 +307,7 @@ def test_without_a_thread_for_it_the_summary_is_published_all_the_same(
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("seconds", [3, 10])
-def test_without_a_thread_a_silent_topic_outlasts_no_function(
+def test_without_a_new_thread_a_silent_topic_does_not_outlast_the_function(
     stage: Stage, caplog: pytest.LogCaptureFixture, seconds: float
 ) -> None:
     stage.use_policy(policy())
@@ -324,7 +324,7 @@ def test_without_a_thread_a_silent_topic_outlasts_no_function(
 
 
 @pytest.mark.usefixtures("table")
-def test_with_a_minute_all_that_drips_at_the_end_has_its_time_and_no_more(
+def test_dripping_services_at_the_end_of_a_minute_get_their_share_of_time_only(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     """About 19 s: 3 to read the table, 13 to publish, 3 to write."""

@@ -50,7 +50,7 @@ def test_twenty_invocations_leave_nothing_behind(stage: Stage) -> None:
     assert _sockets() <= before[1] + 3
 
 
-def test_targets_in_trouble_leave_nothing_behind(stage: Stage) -> None:
+def test_failing_targets_leave_nothing_behind(stage: Stage) -> None:
     reset = Trouble(action=Action.RESET, moment=Moment.LOOK)
     hang = Trouble(action=Action.HANG, moment=Moment.TERMINATE)
     stage.session(LEAK, "other")

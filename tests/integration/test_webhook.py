@@ -91,14 +91,14 @@ def trouble(*, seconds: float = 30) -> str:
     return str(raised.value)
 
 
-def test_a_summary_made_for_slack_arrives_as_it_is(slack: Callable[..., Slack]) -> None:
+def test_a_summary_for_slack_is_posted_unchanged(slack: Callable[..., Slack]) -> None:
     here = slack()
     deliver(OURS)
     assert (here.posts, here.paths) == ([OURS], [PATH])
 
 
 @pytest.mark.parametrize("secret", ["{url}", " {url}\n", '{{"url": "{url}"}}'])
-def test_the_secret_is_the_url_or_names_it(
+def test_the_secret_is_the_url_or_a_document_with_the_url(
     tls: Tls, store: Callable[[object], None], secret: str
 ) -> None:
     with run_slack(tls, (Reply(),)) as here:
@@ -107,7 +107,7 @@ def test_the_secret_is_the_url_or_names_it(
     assert here.posts == [OURS]
 
 
-def test_an_alarm_of_cloudwatch_becomes_text_that_says_what_to_do(
+def test_a_cloudwatch_alarm_is_posted_with_its_description(
     slack: Callable[..., Slack],
 ) -> None:
     here = slack()
@@ -135,7 +135,7 @@ def test_an_alarm_of_cloudwatch_becomes_text_that_says_what_to_do(
         (None, "[" * 100_000, "[" * 3000),
     ],
 )
-def test_anything_else_becomes_escaped_text(
+def test_any_other_message_is_posted_as_escaped_text(
     slack: Callable[..., Slack], subject: str | None, message: str, text: str
 ) -> None:
     here = slack()
@@ -146,13 +146,13 @@ def test_anything_else_becomes_escaped_text(
 @pytest.mark.parametrize(
     "reply", [Reply(status=500), Reply(status=503, said=PATH), Reply(status=429)]
 )
-def test_what_passes_is_waited_for(slack: Callable[..., Slack], reply: Reply) -> None:
+def test_temporary_errors_are_retried(slack: Callable[..., Slack], reply: Reply) -> None:
     here = slack(reply, reply, Reply())
     deliver()
     assert len(here.posts) == 3
 
 
-def test_slack_says_how_long_to_wait(slack: Callable[..., Slack]) -> None:
+def test_the_retry_waits_as_long_as_slack_asks(slack: Callable[..., Slack]) -> None:
     here = slack(Reply(status=429, headers={"Retry-After": "2"}), Reply())
     began = time.monotonic()
     deliver()
@@ -168,7 +168,7 @@ def test_slack_says_how_long_to_wait(slack: Callable[..., Slack]) -> None:
         (Reply(hangs=True), "no answer in "),
     ],
 )
-def test_what_does_not_pass_in_time_is_an_error_before_lambda_ends_it(
+def test_an_error_that_persists_is_raised_before_the_function_times_out(
     slack: Callable[..., Slack], reply: Reply, problem: str
 ) -> None:
     slack(reply)
@@ -191,7 +191,7 @@ def test_a_slack_that_answers_byte_by_byte_does_not_outlast_the_function(
 @pytest.mark.parametrize(
     "answer", [hang, drip_body(), http("200 OK", b"<html>no</html>")], ids="abc"
 )
-def test_a_secret_that_does_not_come_is_an_error_that_names_it_in_time(
+def test_an_unavailable_secret_is_an_error_that_names_it_in_time(
     store: Callable[[object], None],
     monkeypatch: pytest.MonkeyPatch,
     answer: Callable[[socket.socket, Event], None],
@@ -214,7 +214,7 @@ def test_a_secret_that_does_not_come_is_an_error_that_names_it_in_time(
         (400, "invalid_payload"),
     ],
 )
-def test_slacks_own_word_is_shown_with_the_remedy(
+def test_an_error_code_of_slack_is_shown_with_its_remedy(
     slack: Callable[..., Slack], status: int, said: str
 ) -> None:
     here = slack(Reply(status=status, said=said))
@@ -226,12 +226,14 @@ def test_slacks_own_word_is_shown_with_the_remedy(
 
 
 @pytest.mark.parametrize("said", [f"<p>{PATH} was not found", "canary", "\0", "x" * 5000, ""])
-def test_what_is_no_word_of_slacks_is_not_shown(slack: Callable[..., Slack], said: str) -> None:
+def test_an_answer_that_is_not_a_slack_error_code_is_not_shown(
+    slack: Callable[..., Slack], said: str
+) -> None:
     slack(Reply(status=404, said=said))
     assert "404, no reason." in trouble()
 
 
-def test_a_new_webhook_is_used_from_the_next_try_on(
+def test_a_changed_webhook_secret_is_used_at_the_next_try(
     slack: Callable[..., Slack], tls: Tls, cloud: Aws
 ) -> None:
     slack(Reply(status=404, said="no_service"))
@@ -249,7 +251,7 @@ def test_a_redirect_is_not_followed(slack: Callable[..., Slack], tls: Tls) -> No
     assert elsewhere.posts == []
 
 
-def test_a_server_that_the_system_does_not_trust_is_told_nothing(
+def test_nothing_is_sent_to_an_untrusted_server(
     slack: Callable[..., Slack], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = slack()
@@ -259,7 +261,7 @@ def test_a_server_that_the_system_does_not_trust_is_told_nothing(
     assert here.posts == []
 
 
-def test_nobody_listening_is_an_error_that_names_no_url(store: Callable[[object], None]) -> None:
+def test_a_refused_connection_is_an_error_without_the_url(store: Callable[[object], None]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     store(f"https://localhost:{port}{PATH}")
@@ -286,14 +288,14 @@ def test_a_secret_without_an_https_url_is_an_error_that_names_it(
     assert trouble() == 'secret webhook holds no https URL, as text or as {"url": "…"}'
 
 
-def test_a_host_that_cannot_be_one_is_an_error_that_does_not_show_it(
+def test_an_invalid_host_is_an_error_that_does_not_show_it(
     store: Callable[[object], None],
 ) -> None:
     store(f"https://[canary{PATH}")
     assert "LocationParseError" in trouble(seconds=4)
 
 
-def test_a_secret_that_is_not_there_is_an_error_that_names_it(
+def test_a_missing_secret_is_an_error_that_names_it(
     cloud: Aws, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cloud.secrets.list_secrets()["SecretList"] == []
@@ -305,7 +307,9 @@ def test_a_secret_that_is_not_there_is_an_error_that_names_it(
 
 
 @pytest.mark.parametrize("value", [None, "", " "])
-def test_a_missing_variable_is_named(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_variable_is_an_error_that_names_it(
+    value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("WEBHOOK_SECRET", raising=False)
     if value is not None:
         monkeypatch.setenv("WEBHOOK_SECRET", value)

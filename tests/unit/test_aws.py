@@ -47,14 +47,14 @@ def sent(session: Session, service: str, region: str) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_requests_of_every_region_go_where_botocore_would_send_them(service: str) -> None:
+def test_requests_go_to_the_same_endpoint_as_botocores_own_in_every_region(service: str) -> None:
     for region in [*REGIONS, UNKNOWN]:
         assert sent(OURS, service, region) == sent(PLAIN, service, region)
 
 
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("variants", [{"FIPS"}, {"DUALSTACK"}, {"FIPS", "DUALSTACK"}])
-def test_requests_by_fips_and_dual_stack_do_too(
+def test_requests_go_to_the_same_fips_and_dual_stack_endpoints(
     monkeypatch: pytest.MonkeyPatch, service: str, variants: set[str], *, is_thorough: bool
 ) -> None:
     for variant in variants:
@@ -63,7 +63,7 @@ def test_requests_by_fips_and_dual_stack_do_too(
         assert sent(OURS, service, region) == sent(PLAIN, service, region)
 
 
-def test_tokens_are_signed_for_the_region_that_they_are_for() -> None:
+def test_iam_tokens_are_signed_for_the_region_of_the_database() -> None:
     def token(session: Session, region: str) -> str:
         make: Any = session.create_client  # as above
         client = make(

@@ -84,14 +84,14 @@ def test_no_part_of_a_literal_is_in_any_output(query: str) -> None:
     assert not found
 
 
-def test_the_canary_would_be_found() -> None:
+def test_a_leaked_canary_would_be_found() -> None:
     report = a_story(query="select canary from t")
     assert leaks(json.dumps(to_document(report)))
     assert any(map(leaks, outputs(report)))
 
 
 @pytest.mark.parametrize("field", ["application", "role", "database", "query"])
-def test_nothing_from_outside_brings_a_control_character_or_markup_with_it(field: str) -> None:
+def test_no_output_has_control_characters_or_markup_from_outside(field: str) -> None:
     report = a_story(**{field: f"x{CONTROLS}{MARKUP}y"})
     texts = outputs(report)
     assert not [text for text in texts if not text.replace("\n", "").isprintable()]

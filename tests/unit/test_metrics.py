@@ -92,7 +92,7 @@ def by_rule(fate: SessionResult, name: str) -> SessionResult:
 # -- a target --------------------------------------------------------------------------------------
 
 
-def test_a_quiet_target_publishes_its_slots_and_its_sessions_and_nothing_else(
+def test_a_quiet_target_has_metrics_of_its_slots_and_sessions_only(
     capsys: Capture,
 ) -> None:
     line = of_target(capsys, used_after=85)
@@ -124,7 +124,7 @@ def test_a_quiet_target_publishes_its_slots_and_its_sessions_and_nothing_else(
         (Outcome.SPARED, "Spared"),
     ],
 )
-def test_an_outcome_is_published_only_where_it_happened(
+def test_only_outcomes_that_happened_have_a_metric(
     capsys: Capture, outcome: Outcome, name: str
 ) -> None:
     line = of_target(capsys, *some_fates(3, outcome))
@@ -139,19 +139,19 @@ def test_a_target_that_was_not_reached_is_counted(capsys: Capture, status: Targe
     assert of_target(capsys, status=status).metrics["FailedTargets"] == (not reached)
 
 
-def test_of_a_target_that_nobody_saw_only_that_is_published(capsys: Capture) -> None:
+def test_an_unreached_target_has_no_other_metric(capsys: Capture) -> None:
     emit_target_metrics(UNREACHED)
     (line,) = written(capsys)
     assert line.dimensions["target"] == "billing"
     assert line.metrics == {"FailedTargets": 1}
 
 
-def test_slots_that_nobody_counted_in_the_end_are_not_published(capsys: Capture) -> None:
+def test_unknown_slots_have_no_metric(capsys: Capture) -> None:
     assert set(of_target(capsys, used_after=None).metrics) == ALWAYS - {"SlotsUsed"}
     assert set(of_target(capsys, slots=some_slots(maximum=3)).metrics) == ALWAYS - {"SlotsUsed"}
 
 
-def test_what_each_rule_terminated_is_a_line_of_its_own(capsys: Capture) -> None:
+def test_terminations_have_a_metric_per_rule(capsys: Capture) -> None:
     terminated = some_fates(3, TERMINATED)
     fates = [by_rule(fate, name) for fate, name in zip(terminated, "aba", strict=True)]
     spared = by_rule(a_fate(Outcome.SPARED), "c")
@@ -176,7 +176,7 @@ def test_what_each_rule_terminated_is_a_line_of_its_own(capsys: Capture) -> None
         ("x" * 2000, "x" * 250),
     ],
 )
-def test_a_name_that_cloudwatch_would_drop_is_published_in_another_spelling(
+def test_names_that_cloudwatch_would_drop_are_rewritten(
     capsys: Capture, name: str, published: str
 ) -> None:
     emit_target_metrics(a_target_report(by_rule(a_fate(), name), name=name))
@@ -188,7 +188,7 @@ def test_a_name_that_cloudwatch_would_drop_is_published_in_another_spelling(
 # -- a run -----------------------------------------------------------------------------------------
 
 
-def test_a_run_publishes_its_sum_over_all_targets(capsys: Capture) -> None:
+def test_a_run_has_metrics_summed_over_its_targets(capsys: Capture) -> None:
     line = of_run(
         capsys,
         a_report(
@@ -215,7 +215,7 @@ def test_a_run_publishes_its_sum_over_all_targets(capsys: Capture) -> None:
     }
 
 
-def test_a_run_that_reached_nobody_is_no_success_and_knows_no_slots(capsys: Capture) -> None:
+def test_a_run_that_reached_no_target_is_unsuccessful_and_has_no_slots(capsys: Capture) -> None:
     line = of_run(capsys, a_report(UNREACHED, UNREACHED))
     assert line.metrics["SuccessfulRuns"] == 0
     assert line.metrics["FailedTargets"] == 2
@@ -223,16 +223,16 @@ def test_a_run_that_reached_nobody_is_no_success_and_knows_no_slots(capsys: Capt
 
 
 @pytest.mark.parametrize("status", [TargetStatus.OK, TargetStatus.BREAKER])
-def test_a_run_that_reached_somebody_is_a_success(capsys: Capture, status: TargetStatus) -> None:
+def test_a_run_that_reached_one_target_is_successful(capsys: Capture, status: TargetStatus) -> None:
     report = a_report(UNREACHED, a_target_report(status=status))
     assert of_run(capsys, report).metrics["SuccessfulRuns"] == 1
 
 
-def test_a_run_in_mode_off_is_a_success_since_nothing_is_dead(capsys: Capture) -> None:
+def test_a_run_in_mode_off_is_successful(capsys: Capture) -> None:
     assert of_run(capsys, a_report(mode=Mode.OFF)).metrics["SuccessfulRuns"] == 1
 
 
-def test_no_word_of_a_session_is_in_a_metric_but_its_rule(capsys: Capture) -> None:
+def test_metrics_hold_nothing_of_a_session_but_its_rule(capsys: Capture) -> None:
     names = dict.fromkeys(("role", "database", "application", "client", "query"), "CANARY")
     target = a_target_report(
         SessionResult(decision=a_decision(a_session(**names)), outcome=TERMINATED)

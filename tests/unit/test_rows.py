@@ -91,12 +91,12 @@ def test_a_graph_of_waiters_that_would_take_seconds_is_invalid() -> None:
 
 
 @pytest.mark.parametrize("filler", [{}, [], 1, "x"], ids=["objects", "lists", "numbers", "texts"])
-def test_an_answer_of_more_values_than_any_server_has_is_not_made(filler: object) -> None:
+def test_an_answer_of_more_values_than_any_server_has_is_not_parsed(filler: object) -> None:
     with pytest.raises(TargetError, match="its size"):
         read(junk=[filler] * 1_500_000)
 
 
-def test_commas_in_queries_are_no_values() -> None:
+def test_commas_in_queries_do_not_count_as_values() -> None:
     read(junk=["," * 1000 + '"[{' * 100] * 1500)
 
 
@@ -105,7 +105,7 @@ def missing(**changes: object) -> Row:
     return [json.dumps(answer).encode()]
 
 
-def test_grants_are_written_for_what_is_used_here_and_for_our_own_role() -> None:
+def test_missing_grants_are_written_for_used_objects_and_our_own_role() -> None:
     functions = [["pg_terminate_backend", "integer, bigint"]]
     row = missing(missing_functions=functions, missing_relations=["pg_roles"])
     assert read_grants(row, 'a"b') == (
@@ -126,12 +126,12 @@ def test_grants_are_written_for_what_is_used_here_and_for_our_own_role() -> None
         {"missing_relations": [["pg_roles"]]},
     ],
 )
-def test_nothing_else_passes_for_a_grant(changes: dict[str, object]) -> None:
+def test_anything_else_in_a_list_of_grants_is_invalid(changes: dict[str, object]) -> None:
     with pytest.raises(TargetError, match="missing_"):
         read_grants(missing(**changes), "session_reaper")
 
 
-def test_a_session_that_is_there_twice_is_invalid() -> None:
+def test_a_session_listed_twice_is_invalid() -> None:
     read(sessions=[IDLE_ROW, [2, *IDLE_ROW[1:]]])
     with pytest.raises(TargetError, match="sessions: pid"):
         read(sessions=[IDLE_ROW, IDLE_ROW])
@@ -159,12 +159,12 @@ def test_a_server_may_show_a_few_more_backends_than_it_allows() -> None:
     read(sessions=[[pid, *IDLE_ROW[1:]] for pid in range(1, 106)], used=105, states=["idle"] * 105)
 
 
-def test_a_text_that_does_not_end_is_refused_without_reading_it_again_and_again() -> None:
+def test_an_unterminated_string_is_invalid_after_a_single_pass() -> None:
     with fail_after(60), pytest.raises(TargetError, match="its JSON"):
         read_snapshot([b'{"a":"' + rb"\"" * 4_800_000], ours=(), backend_pid=1)
 
 
-def test_what_was_read_is_not_kept_in_the_row() -> None:
+def test_a_row_is_emptied_when_it_is_read() -> None:
     row: Row = [json.dumps(SNAPSHOT).encode()]
     read_snapshot(row, ours=(), backend_pid=1)
     assert row == []

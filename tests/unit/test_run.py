@@ -114,7 +114,7 @@ BROKEN = a_secret(name="broken", host=None)  # fails before anything goes out to
     ],
     ids=["name and ARN", "name and tag", "ARN and tag"],
 )
-def test_a_secret_that_is_given_twice_is_one_target(
+def test_a_secret_listed_twice_is_one_target(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]
 ) -> None:
     # An address that no socket can be opened to: looking it up takes no network.
@@ -124,7 +124,7 @@ def test_a_secret_that_is_given_twice_is_one_target(
     assert reports[0].status is TargetStatus.FAILED
 
 
-def test_every_secret_is_a_target_and_what_is_wrong_with_one_is_said_of_that_one(
+def test_each_invalid_secret_is_reported_as_a_target_with_its_own_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     secrets = {"a": BROKEN, "b": "no json", "c": a_secret(engine="mysql")}
@@ -135,7 +135,7 @@ def test_every_secret_is_a_target_and_what_is_wrong_with_one_is_said_of_that_one
     assert messages[2].startswith("secret c: engine mysql ")
 
 
-def test_a_secret_that_brings_out_a_bug_does_not_hide_the_others(
+def test_a_bug_in_reading_one_secret_does_not_hide_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def stumbles(
@@ -152,7 +152,7 @@ def test_a_secret_that_brings_out_a_bug_does_not_hide_the_others(
     assert "CANARY" not in repr(reports)
 
 
-def test_secrets_are_read_by_twenty_and_each_keeps_its_own_error(
+def test_secrets_are_read_in_batches_of_twenty_and_each_keeps_its_own_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = [f"s{n}" for n in range(45)]
@@ -166,7 +166,7 @@ def test_secrets_are_read_by_twenty_and_each_keeps_its_own_error(
     assert messages[8].startswith("secret s8: host ")
 
 
-def test_a_secret_of_another_account_is_asked_for_by_itself(
+def test_a_secret_of_another_account_is_read_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """BatchGetSecretValue does not reach across accounts; GetSecretValue does."""
@@ -192,7 +192,7 @@ def test_a_secret_of_another_account_is_asked_for_by_itself(
     assert fake.calls[-1] == [f"{ARN}b"]
 
 
-def test_without_the_right_to_a_batch_each_secret_is_asked_for(
+def test_without_permission_for_batches_each_secret_is_read_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Single(SecretsManager):
@@ -205,7 +205,7 @@ def test_without_the_right_to_a_batch_each_secret_is_asked_for(
     assert [report.name for report in reports] == ["broken", "b", "c"]
 
 
-def test_a_scheduled_run_uses_what_a_warm_one_has_read_for_a_quarter_of_an_hour(
+def test_a_scheduled_run_uses_secrets_cached_for_up_to_15_minutes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fake = SecretsManager({"a": BROKEN, "b": BROKEN})
@@ -226,30 +226,32 @@ def test_a_scheduled_run_uses_what_a_warm_one_has_read_for_a_quarter_of_an_hour(
     assert fake.calls == [["a", "b"]] * 3
 
 
-def test_a_target_that_nobody_has_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_target_is_an_error_that_lists_the_known_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(ConfigurationError, match=r"^event\.targets\[1\]: .*\bnobody\b.*\bbroken\b"):
         run(monkeypatch, {"a": BROKEN}, "broken", "nobody", TARGET_SECRETS="a")
 
 
-def test_a_request_that_names_targets_gets_those(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_names_targets_runs_on_those_only(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = {"a": BROKEN, "b": "no json"}
     for name in ("b", "broken"):
         reports = run(monkeypatch, secrets, name, TARGET_SECRETS="a,b")
         assert [report.name for report in reports] == [name]
 
 
-def test_two_broken_secrets_of_one_name_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_invalid_secrets_of_one_name_are_two_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     reports = run(monkeypatch, {"a": BROKEN, "b": BROKEN}, TARGET_SECRETS="a,b")
     assert len(reports) == 2
 
 
-def test_a_tag_that_no_secret_bears_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tag_that_no_secret_has_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"TARGET_SECRET_TAG": "reap=ye"}
     with pytest.raises(ConfigurationError, match=r"^TARGET_SECRET_TAG: "):
         run(monkeypatch, {"a": BROKEN}, **settings)
 
 
-def test_a_list_of_secrets_that_is_denied_does_not_hide_those_that_were_named(
+def test_a_denied_list_of_secrets_does_not_hide_the_named_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def denied(*_: object, **__: object) -> None:
@@ -294,7 +296,7 @@ def test_jobs_run_at_the_same_time() -> None:
     assert latest([a_job("a", first), a_job("b", second)], Deadline(60)) == ["first", "second"]
 
 
-def test_however_many_hang_the_run_waits_once() -> None:
+def test_the_run_waits_once_for_any_number_of_hanging_jobs() -> None:
     never = Event()
 
     def hang(progress: Progress[str]) -> str:
@@ -309,7 +311,7 @@ def test_however_many_hang_the_run_waits_once() -> None:
     assert [(result.latest, result.is_complete) for result in found] == [("begun", False)] * 40
 
 
-def test_a_result_that_is_complete_counts_even_if_more_was_to_come() -> None:
+def test_a_complete_result_counts_even_if_its_job_still_runs() -> None:
     never = Event()
 
     def go_on(progress: Progress[str]) -> str:
@@ -322,7 +324,7 @@ def test_a_result_that_is_complete_counts_even_if_more_was_to_come() -> None:
     never.set()
 
 
-def test_jobs_beyond_the_threads_wait_until_one_is_free() -> None:
+def test_jobs_wait_for_a_free_thread() -> None:
     inside: set[str] = set()
     most: set[int] = set()
     never = Event()
@@ -340,7 +342,7 @@ def test_jobs_beyond_the_threads_wait_until_one_is_free() -> None:
     assert max(most) == 2
 
 
-def test_a_job_that_finds_no_thread_in_time_does_not_begin_later() -> None:
+def test_a_job_without_a_free_thread_in_time_never_starts() -> None:
     never, pool = Event(), ThreadPoolExecutor(1)
     begun: list[str] = []
 
@@ -373,7 +375,7 @@ class Starved(ThreadPoolExecutor):
         super()._adjust_thread_count()
 
 
-def test_jobs_that_no_thread_can_be_started_for_wait_for_one_that_runs() -> None:
+def test_jobs_use_the_threads_that_could_be_started() -> None:
     def job(name: str) -> Job[str]:
         return a_job(name, lambda _: name)
 
@@ -383,7 +385,7 @@ def test_jobs_that_no_thread_can_be_started_for_wait_for_one_that_runs() -> None
     assert all(result.is_complete for result in found)
 
 
-def test_a_process_that_can_start_no_thread_at_all_has_a_report_of_every_target() -> None:
+def test_without_any_thread_every_target_has_a_report() -> None:
     found = run_jobs([a_job("a", lambda _: "done")], Deadline(0.1), Starved(0))
     assert found == [JobResult(latest="a, not begun")]
 
@@ -398,7 +400,7 @@ def test_a_bug_is_logged_with_its_target_and_traceback(caplog: pytest.LogCapture
     assert "in break_down" in logged["trace"][-1]
 
 
-def test_a_bug_keeps_what_was_known_and_tells_no_more_than_its_kind() -> None:
+def test_a_bug_keeps_what_was_known_and_reports_only_its_type() -> None:
     def break_down(progress: Progress[TargetReport]) -> TargetReport:
         progress.update(a_target_report(name="orders"))
         raise LookupError("CANARY")
@@ -414,7 +416,7 @@ def test_a_bug_keeps_what_was_known_and_tells_no_more_than_its_kind() -> None:
     assert "CANARY" not in repr(report)
 
 
-def test_a_report_cut_off_by_the_time_keeps_the_error_that_came_first() -> None:
+def test_an_unfinished_report_keeps_its_first_error() -> None:
     known = a_target_report(
         status=TargetStatus.FAILED, error=Failure(code="x", message="", hint="")
     )

@@ -87,12 +87,12 @@ def test_the_template_sets_the_variables_that_are_read_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_every_handler_is_there(function: str) -> None:
+def test_every_handler_of_the_template_exists(function: str) -> None:
     module, _, name = FUNCTIONS[function]["Handler"].rpartition(".")
     assert callable(getattr(import_module(module), name))
 
 
-def test_every_function_has_a_target_that_builds_it() -> None:
+def test_every_function_has_a_make_target_that_builds_it() -> None:
     makefile = (ROOT / "infra" / "artifact" / "Makefile").read_text()
     assert set(re.findall(r"(?m)^build-(\w+):", makefile)) == set(FUNCTIONS)
     for name, properties in FUNCTIONS.items():
@@ -100,7 +100,7 @@ def test_every_function_has_a_target_that_builds_it() -> None:
         assert properties["CodeUri"] == "functions/"
 
 
-def test_the_memory_has_the_attributes_that_are_written() -> None:
+def test_the_table_has_the_key_attributes_that_are_written() -> None:
     table = STACK["Memory"]["Properties"]
     keys = {key["AttributeName"] for key in table["KeySchema"]}
     assert {*keys, table["TimeToLiveSpecification"]["AttributeName"]} <= _constants(
@@ -108,7 +108,7 @@ def test_the_memory_has_the_attributes_that_are_written() -> None:
     )
 
 
-def test_the_dashboard_is_called_what_the_function_is_told() -> None:
+def test_the_dashboard_has_the_name_that_the_function_links_to() -> None:
     condition, name, none = _variables("SessionReaper")["DASHBOARD"]["If"]
     nested = STACK["MonitoringStack"]
     assert (condition, none) == (nested["Condition"], "")
@@ -158,14 +158,14 @@ def _watched() -> Iterator[Metric]:
                 yield name, tuple(sorted(pairs[::2]))
 
 
-def test_alarms_and_dashboard_watch_metrics_that_are_published(
+def test_alarms_and_dashboard_use_published_metrics_only(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert set(_watched()) <= _published(capsys)
 
 
 @pytest.mark.parametrize("alarm", ALARMS)
-def test_every_alarm_says_what_it_means_to_the_topic(alarm: str) -> None:
+def test_every_alarm_describes_itself_and_notifies_the_topic(alarm: str) -> None:
     properties = ALARMS[alarm]
     assert 100 < len(properties["AlarmDescription"]["Sub"]) < 900  # CloudWatch keeps 1024
     assert properties["AlarmActions"] == [{"Ref": "TopicArn"}]
@@ -220,9 +220,7 @@ def logged() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_every_query_asks_for_fields_that_are_logged(
-    query: str, logged: dict[str, set[str]]
-) -> None:
+def test_every_log_query_uses_logged_fields_only(query: str, logged: dict[str, set[str]]) -> None:
     text = re.sub(r"#.*", "", QUERIES[query])
     strings = re.findall(r'"([^"]*)"', text)
     bare = re.sub(r"""'[^']*'|"[^"]*\"""", "", text)
