@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "every_major: runs on every server there is, not one only")
+    config.addinivalue_line(
+        "markers", "every_major: runs on every available server instead of the newest"
+    )
     config.addinivalue_line("markers", "tls: needs a server that was built with TLS")
     config.addinivalue_line("markers", "pg_dump: needs a server that comes with pg_dump")
     config.addinivalue_line("markers", "majors(low, high): the versions that have the feature")
@@ -40,7 +42,7 @@ def _builds(config: pytest.Config) -> dict[int, Build]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give each test the servers that it runs on: the newest, or with the mark all of them."""
+    """Run each test on the newest server, or with the mark `every_major` on all of them."""
     if "build" not in metafunc.fixturenames:
         return
     builds = _builds(metafunc.config)
@@ -63,7 +65,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what no server here can show, rather than skip it: `make matrix` shows it."""
+    """Deselect tests that none of the servers supports; `make matrix` has servers for them."""
     without = [item for item in items if "NOTSET" in item.name]
     items[:] = [item for item in items if item not in without]
     config.hook.pytest_deselected(items=without)
@@ -77,7 +79,7 @@ def build(request: pytest.FixtureRequest) -> Build:
 
 @pytest.fixture(scope="session")
 def _servers() -> Iterator[Callable[[Build], Server]]:
-    """One server per build, kept until the end."""
+    """Keep one server per build until the end."""
     with ExitStack() as stack:
         running: dict[Build, Server] = {}
 
@@ -94,7 +96,7 @@ _SETTINGS = {"max_connections": "80", "max_wal_senders": "4", "wal_level": "logi
 
 
 def prepare(running: Server) -> None:
-    """The reaper's role, as a person makes it: by the file, then the password."""
+    """Create the reaper's role by its file, and set its password."""
     with running.connect(unix_sock=running.unix_sock) as root:
         root.run(ROLE_FILE.read_text())
         root.run(f"ALTER ROLE {REAPER} PASSWORD {literal(PASSWORD)}")
@@ -187,7 +189,7 @@ class _CurrentStdout:
 def own_server(
     build: Build, cloud: Aws, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Stage]]:
-    """A stage on a server of this test's own, with settings of its own."""
+    """Return a function that starts a server for this test only."""
     with ExitStack() as stack:
 
         def make(settings: Mapping[str, str] | None = None, tls: Tls | None = None) -> Stage:

@@ -25,7 +25,7 @@ from tests.integration.stage import (
     policy,
     rule,
 )
-from tests.integration.wire import Action, Moment, Proxy, Trouble
+from tests.integration.wire import Action, Fault, Moment, Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +60,7 @@ def test_a_quiet_run_takes_one_snapshot_and_gives_no_advice_on_roles(stage: Stag
         stage.target(port=proxy.port)
         run = stage.reap()
     assert set(run.sql_by_code()) == {"encrypt-connection"}
-    assert proxy.seen.count(Moment.LOOK) == 1
+    assert proxy.seen.count(Moment.SNAPSHOT) == 1
 
 
 @pytest.mark.parametrize("state", [LEAK, ABORTED])
@@ -278,10 +278,10 @@ def test_a_server_that_stops_answering_leaves_outcomes_unchanged_and_gets_no_adv
     stage: Stage, action: Action
 ) -> None:
     leak = stage.session(LEAK)
-    with Proxy(stage.server.port, Trouble(action=action, moment=Moment.LOOK, nth=2)) as proxy:
+    with Proxy(stage.server.port, Fault(action=action, moment=Moment.SNAPSHOT, nth=2)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(seconds=12.0 if action is Action.DRIP else 60.0)
-    assert proxy.seen.count(Moment.LOOK) == 2
+    assert proxy.seen.count(Moment.SNAPSHOT) == 2
     assert run.seconds < 3 + PATIENCE  # it is given three of sixty
     assert run.target()["status"] == "ok"
     assert run.outcomes() == {leak.pid: "terminated"}

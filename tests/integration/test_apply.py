@@ -19,7 +19,7 @@ from tests.integration.stage import (
     rule,
 )
 from tests.integration.standby import run_another
-from tests.integration.wire import Action, Moment, Proxy, Trouble
+from tests.integration.wire import Action, Fault, Moment, Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -243,7 +243,7 @@ def test_a_connection_lost_at_the_statement_leaves_its_result_unknown_until_the_
 ) -> None:
     stage.session(LEAK)
     may_alter("app")
-    third = Trouble(action=Action.CLOSE, moment=Moment.LOOK, nth=3, lost=lost)
+    third = Fault(action=Action.CLOSE, moment=Moment.SNAPSHOT, nth=3, lost=lost)
     with Proxy(stage.server.port, third) as proxy:
         stage.target(port=proxy.port)
         run = apply(stage)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.stage import LEAK, REAPER, policy, rule
-from tests.integration.wire import Action, Detour, Impostor, Moment, Proxy, RewriteRows, Trouble
+from tests.integration.wire import Action, Detour, Fault, Impostor, Moment, Proxy, RewriteRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SERVERS = 10
 UNLIMITED = {"max_terminations": 100_000}
 BREAKER = {"max_terminations": 100_000, "max_share": "50%"}
-HANGS_AT_SIGNAL = Trouble(action=Action.HANG, moment=Moment.TERMINATE)
+HANGS_AT_SIGNAL = Fault(action=Action.HANG, moment=Moment.TERMINATE)
 
 
 @pytest.fixture(autouse=True)

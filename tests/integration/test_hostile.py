@@ -14,10 +14,10 @@ from tests.integration.stage import ACTIVE, IDLE, LEAK, PATIENCE, assert_true_to
 from tests.integration.wire import (
     Action,
     FailSignal,
+    Fault,
     Impostor,
     Moment,
     Proxy,
-    Trouble,
     drip,
     hang,
     hang_up,
@@ -35,7 +35,7 @@ SIGNED_IN = b"R\0\0\0\x08\0\0\0\0"
 NOTICE = b"N\0\0\x10\0" + b"x" * 4091
 HTTP = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n400 Bad"
 
-BEFORE_ANY_SIGNAL = (Moment.STARTUP, Moment.SIGN_IN, Moment.LOOK, Moment.PREPARE_TERMINATE)
+BEFORE_ANY_SIGNAL = (Moment.STARTUP, Moment.LOGIN, Moment.SNAPSHOT, Moment.PREPARE_TERMINATE)
 
 
 # -- before we are in ------------------------------------------------------------------------------
@@ -155,23 +155,21 @@ def test_a_server_that_drips_leaves_no_thread_and_no_connection(stage: Stage) ->
 
 # A hang costs the whole time of the run, and sign-in hangs above already.
 _CANCELS = [Moment.PREPARE_CANCEL, Moment.CANCEL]
-_RESETS = [m for m in Moment if m is not Moment.SIGN_OUT and m not in _CANCELS]
-_HANGS = [Moment.LOOK, Moment.TERMINATE, Moment.VERIFY]
+_RESETS = [m for m in Moment if m is not Moment.DISCONNECT and m not in _CANCELS]
+_HANGS = [Moment.SNAPSHOT, Moment.TERMINATE, Moment.VERIFY]
 _TROUBLES = {
-    f"{action.name.lower()}s at {moment.name.lower()}{', its answer lost' if lost else ''}": Trouble(
+    f"{action.name.lower()}s at {moment.name.lower()}{', its answer lost' if lost else ''}": Fault(
         action=action, moment=moment, lost=lost
     )
     for action, moments in ((Action.RESET, _RESETS), (Action.HANG, _HANGS))
     for moment in moments
     for lost in (False, True)
-    if moment is not Moment.LOOK or not lost
+    if moment is not Moment.SNAPSHOT or not lost
 }
 
 
 @pytest.mark.parametrize("trouble", _TROUBLES.values(), ids=_TROUBLES.keys())
-def test_reported_outcomes_are_true_if_every_connection_fails(
-    stage: Stage, trouble: Trouble
-) -> None:
+def test_reported_outcomes_are_true_if_every_connection_fails(stage: Stage, trouble: Fault) -> None:
     victims = stage.sessions(3)
     with Proxy(stage.server.port, trouble, every=True) as proxy:
         stage.target(port=proxy.port)
@@ -196,7 +194,7 @@ def test_reported_outcomes_are_true_if_the_connection_is_reset_at_a_cancel(
 ) -> None:
     running = stage.sessions(3, ACTIVE)
     slow = rule("slow", state=[ACTIVE], role=["app"], action="cancel")
-    trouble = Trouble(action=Action.RESET, moment=moment, lost=lost)
+    trouble = Fault(action=Action.RESET, moment=moment, lost=lost)
     with Proxy(stage.server.port, trouble) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(slow)
@@ -213,7 +211,7 @@ def test_reported_outcomes_are_true_if_the_connection_is_reset_at_a_cancel(
 @pytest.mark.parametrize("nth", [1, 2])
 def test_a_lost_answer_does_not_hide_terminated_sessions(stage: Stage, nth: int) -> None:
     victims = stage.sessions(30)  # more than one statement signals
-    trouble = Trouble(action=Action.RESET, moment=Moment.TERMINATE, nth=nth, lost=True)
+    trouble = Fault(action=Action.RESET, moment=Moment.TERMINATE, nth=nth, lost=True)
     with Proxy(stage.server.port, trouble) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap()
@@ -243,7 +241,7 @@ def test_an_error_for_one_signal_does_not_hide_other_answers(stage: Stage, sqlst
 def test_a_session_not_signalled_because_of_an_error_reports_that_error(stage: Stage) -> None:
     victim = stage.session()
     confirmed = {**rule(), "confirm_after": "100ms"}
-    trouble = Trouble(action=Action.RESET, moment=Moment.LOOK, nth=2)
+    trouble = Fault(action=Action.RESET, moment=Moment.SNAPSHOT, nth=2)
     with Proxy(stage.server.port, trouble) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(confirmed)
@@ -253,8 +251,8 @@ def test_a_session_not_signalled_because_of_an_error_reports_that_error(stage: S
 
 def test_slots_not_counted_after_the_signals_are_unknown(stage: Stage) -> None:
     stage.sessions(2)
-    terminate = Trouble(action=Action.HANG, moment=Moment.TERMINATE, lost=True)
-    again = Trouble(action=Action.HANG, moment=Moment.VERIFY)
+    terminate = Fault(action=Action.HANG, moment=Moment.TERMINATE, lost=True)
+    again = Fault(action=Action.HANG, moment=Moment.VERIFY)
     with Proxy(stage.server.port, terminate, again, every=True) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(seconds=3)
@@ -264,7 +262,7 @@ def test_slots_not_counted_after_the_signals_are_unknown(stage: Stage) -> None:
 
 def test_a_connection_lost_before_a_signal_terminates_no_further_session(stage: Stage) -> None:
     victims = stage.sessions(30)
-    trouble = Trouble(action=Action.RESET, moment=Moment.TERMINATE, nth=2)
+    trouble = Fault(action=Action.RESET, moment=Moment.TERMINATE, nth=2)
     with Proxy(stage.server.port, trouble) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(seconds=2)
@@ -280,7 +278,7 @@ def test_a_connection_lost_at_the_verification_does_not_hide_terminations(
     stage: Stage, moment: Moment
 ) -> None:
     victims = stage.sessions(3)
-    with Proxy(stage.server.port, Trouble(action=Action.RESET, moment=moment)) as proxy:
+    with Proxy(stage.server.port, Fault(action=Action.RESET, moment=moment)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap()
     assert stage.survivors(victims) == []
@@ -291,7 +289,7 @@ def test_a_connection_lost_at_the_verification_does_not_hide_terminations(
 @pytest.mark.parametrize("moment", [Moment.TERMINATE, Moment.VERIFY])
 def test_reported_outcomes_are_true_if_the_server_drips(stage: Stage, moment: Moment) -> None:
     victims = stage.sessions(3)
-    trouble = Trouble(action=Action.DRIP, moment=moment, lost=True)
+    trouble = Fault(action=Action.DRIP, moment=moment, lost=True)
     with Proxy(stage.server.port, trouble, every=True) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(seconds=2)
@@ -305,7 +303,7 @@ def test_a_session_verified_as_gone_stays_terminated_if_the_server_then_drips(st
     victims = stage.sessions(3)
     os.kill(victims[0].pid, signal.SIGSTOP)
     stage.cleanup(os.kill, victims[0].pid, signal.SIGCONT)
-    trouble = Trouble(action=Action.DRIP, moment=Moment.VERIFY, nth=5, lost=True)
+    trouble = Fault(action=Action.DRIP, moment=Moment.VERIFY, nth=5, lost=True)
     with Proxy(stage.server.port, trouble, every=True) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(seconds=3)

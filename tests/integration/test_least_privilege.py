@@ -27,10 +27,10 @@ from tests.integration.grants import (
     Call,
     Request,
     Statement,
-    recorded,
-    refused,
-    statements,
-    superfluous,
+    find_refused,
+    find_superfluous,
+    parse_statements,
+    record_requests,
 )
 from tests.integration.slack import Reply, run_slack
 from tests.integration.stage import PASSWORD, REAPER, Context, policy
@@ -119,7 +119,7 @@ class Deployment:
         inside = self.stack.one(name)["Policies"]
         beside = [one.properties for one in self.stack.of("AWS::IAM::Policy")]
         attached = [one for one in beside if one["Roles"] == [f"shop/{name}"]]
-        return statements(_real([*inside, *attached]))
+        return parse_statements(_real([*inside, *attached]))
 
     def environment(self, function: str) -> Mapping[str, str]:
         variables: Mapping[str, str] = _real(self.stack.one(function)["Environment"]["Variables"])
@@ -263,11 +263,11 @@ def recording(stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         for function in ("SessionReaper", "Webhook"):
             for name, value in deployment.environment(function).items():
                 monkeypatch.setenv(name, value)
-        with recorded() as requests:
+        with record_requests() as requests:
             _whole_job(stage)
             reaper = _calls(requests, stage.aws)
         monkeypatch.setenv("SSL_CERT_FILE", str(tls.authority))
-        with recorded() as requests:
+        with record_requests() as requests:
             webhook_handler({"Records": [{"Sns": {"Message": "{}"}}]}, Context())  # type: ignore[arg-type]
             webhook = _calls(requests, stage.aws)
         assert len(slack.posts) == 1
@@ -391,8 +391,8 @@ def test_every_call_is_granted_and_every_grant_is_used(recording: Recording) -> 
     for function, role in ROLES.items():
         granted = recording.deployment.role(role)
         calls = recording.calls(recording.deployment, function)
-        assert said(refused(granted, calls)) == set()
-        assert said(superfluous(granted, calls)) == set()
+        assert said(find_refused(granted, calls)) == set()
+        assert said(find_superfluous(granted, calls)) == set()
 
 
 # What is refused once a parameter is empty: its own calls, and no other.
@@ -437,17 +437,17 @@ def test_optional_features_that_are_off_are_not_granted(recording: Recording) ->
         empty = dict.fromkeys(names.split(","), "")
         less = deployed({**recording.deployment.parameters, **empty})
         granted = less.role()
-        seen[names] = said(refused(granted, everything))
+        seen[names] = said(find_refused(granted, everything))
         # And each grant that is left is needed by a call that is left.
-        left = [one for one in recording.reaper if not refused(granted, [one])]
+        left = [one for one in recording.reaper if not find_refused(granted, [one])]
         calls = replace(recording, reaper=tuple(left)).calls(less)
-        assert (names, said(superfluous(granted, calls))) == (names, set())
+        assert (names, said(find_superfluous(granted, calls))) == (names, set())
     assert seen == WITHOUT
 
 
 def test_without_a_customer_key_the_webhooks_role_may_use_no_key(recording: Recording) -> None:
     less = deployed({**recording.deployment.parameters, "KmsKeyArn": "", "DecryptionKeyArns": ""})
-    lost = refused(less.role("WebhookRole"), recording.calls(recording.deployment, "Webhook"))
+    lost = find_refused(less.role("WebhookRole"), recording.calls(recording.deployment, "Webhook"))
     assert said(lost) == {
         "kms:Decrypt secretsmanager",
         "kms:Decrypt sqs",
@@ -464,13 +464,13 @@ def test_missing_and_superfluous_grants_are_found(recording: Recording) -> None:
         assert len(grants) > 5
         for gone in grants:
             kept = [one for one in grants if one != gone]
-            assert [one for one in calls if gone.covers(one)] == refused(kept, calls) != []
+            assert [one for one in calls if gone.covers(one)] == find_refused(kept, calls) != []
         for more in (
             Statement(effect="Allow", actions=("sns:Subscribe",), resources=("*",), conditions=()),
             replace(granted[0], actions=("logs:*",)),
             granted[0],
         ):
-            assert str(next(more.grants())) in said(superfluous([*granted, more], calls))
+            assert str(next(more.grants())) in said(find_superfluous([*granted, more], calls))
 
 
 def test_the_endpoint_policies_allow_exactly_the_calls_that_are_made(recording: Recording) -> None:
@@ -486,7 +486,7 @@ def test_the_endpoint_policies_allow_exactly_the_calls_that_are_made(recording: 
         statement
         for endpoint in made.of("AWS::EC2::VPCEndpoint")
         if "PolicyDocument" in endpoint.properties
-        for statement in statements([endpoint.properties])
+        for statement in parse_statements([endpoint.properties])
     }
     assert {action for one in let for action in one.actions} == {
         one.action
@@ -544,7 +544,7 @@ def test_the_role_allows_exactly_the_calls_that_are_made(recording: Recording) -
         calls = recording.calls(recording.deployment, function)
         for one in calls:
             for other in _neighbours(one):
-                assert refused(granted, [other]) == [other], f"{one} lets in {other}"
+                assert find_refused(granted, [other]) == [other], f"{one} lets in {other}"
 
 
 @pytest.mark.parametrize("name", ["orders", "prod/billing", "a+b=c.d@e!f_g"])
@@ -552,7 +552,7 @@ def test_a_grant_for_a_secret_does_not_cover_names_that_begin_alike(name: str, c
     granted = deployed({"TargetSecrets": f"first,{name},last"}).role()
 
     def read(resource: str) -> list[Call]:
-        return refused(granted, [call("secretsmanager:GetSecretValue", resource)])
+        return find_refused(granted, [call("secretsmanager:GetSecretValue", resource)])
 
     for ours in ("first", name, "last"):
         for other in (ours, f"{ours}-2", f"{ours}-AbCdEf", f"{ours}s", f"x/{ours}"):
@@ -568,4 +568,4 @@ def test_only_lambda_and_not_the_code_may_manage_network_interfaces(recording: R
     function = arn("lambda", "function:shop-SessionReaper")
     for action in ATTACHING:
         from_code = call(action, "*", **{"lambda:SourceFunctionArn": function})
-        assert refused(granted, [from_code]) == [from_code]
+        assert find_refused(granted, [from_code]) == [from_code]

@@ -584,7 +584,7 @@ def _between_looks(change: Callable[[], object]) -> Callable[[Moment], None]:
     looks: list[Moment] = []
 
     def before(moment: Moment) -> None:
-        if moment is Moment.LOOK:
+        if moment is Moment.SNAPSHOT:
             looks.append(moment)
             if len(looks) == 2:
                 change()

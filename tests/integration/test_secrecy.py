@@ -12,7 +12,7 @@ from pg8000.native import DatabaseError
 from session_reaper.errors import ReaperError
 
 from tests.integration.stage import ABORTED, ACTIVE, LEAK, rule
-from tests.integration.wire import Action, Impostor, Moment, Proxy, Trouble
+from tests.integration.wire import Action, Fault, Impostor, Moment, Proxy
 
 if TYPE_CHECKING:
     import socket
@@ -85,7 +85,7 @@ def test_no_literal_of_a_query_is_in_any_output(stage: Stage, output: Output, mo
 
 
 def test_no_password_of_a_failed_target_is_in_any_output(stage: Stage, output: Output) -> None:
-    trouble = [Trouble(action=Action.RESET, moment=moment) for moment in (Moment.SIGN_IN,)]
+    trouble = [Fault(action=Action.RESET, moment=moment) for moment in (Moment.LOGIN,)]
     with Impostor() as silent, Proxy(stage.server.port, *trouble) as broken:
         stage.target("wrong", password=SECRET)
         stage.target("silent", password=SECRET, port=silent.port)

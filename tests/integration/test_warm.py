@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.integration.stage import LEAK, until
-from tests.integration.wire import Action, Impostor, Moment, Proxy, Trouble, drip, hang_up
+from tests.integration.wire import Action, Fault, Impostor, Moment, Proxy, drip, hang_up
 
 if TYPE_CHECKING:
     from tests.integration.stage import Stage
@@ -51,8 +51,8 @@ def test_twenty_invocations_leave_nothing_behind(stage: Stage) -> None:
 
 
 def test_failing_targets_leave_nothing_behind(stage: Stage) -> None:
-    reset = Trouble(action=Action.RESET, moment=Moment.LOOK)
-    hang = Trouble(action=Action.HANG, moment=Moment.TERMINATE)
+    reset = Fault(action=Action.RESET, moment=Moment.SNAPSHOT)
+    hang = Fault(action=Action.HANG, moment=Moment.TERMINATE)
     stage.session(LEAK, "other")
     with ExitStack() as stack:
         stage.target("reset", port=stack.enter_context(Impostor(hang_up)).port)
