@@ -1,4 +1,4 @@
-"""What `sam build` made, and nothing else, under the real Lambda runtime client."""
+"""The output of `sam build` under the real Lambda runtime client."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 
 @pytest.fixture(scope="module")
 def database(tls: Tls) -> Iterator[Server]:
-    # By TLS, if `make matrix` or `make bench` has brought servers that can: in CI they have.
+    # With TLS if `make matrix` or `make bench` has installed servers that have it, as in CI.
     build = npm_builds(SERVERS)[18] if SERVERS.is_dir() else bundled_builds()[18]
     with (
         server(build, tls=tls if build.tls else None) as running,
@@ -73,7 +73,7 @@ def cloud(database: Server) -> Iterator[Aws]:
 
 @pytest.fixture(scope="module")
 def function(artifact: Path, library: Path, cloud: Aws) -> Callable[..., Runtime]:
-    """Makes a runtime of what is deployed, with this environment besides what is usual."""
+    """Start a runtime of the built artifact, with these variables added to the usual ones."""
 
     def make(**environment: str) -> Runtime:
         usual = {"TARGET_SECRETS": "orders", "TOPIC_ARN": cloud.topic_arn, "MODE": "enforce"}
@@ -127,7 +127,7 @@ def test_a_leak_is_terminated_and_reported_everywhere(
         assert PASSWORD not in said
         assert "a literal" not in said
         assert "4711" not in said
-    with contextlib.suppress(Exception):  # its session is gone; goodbye reaches nobody
+    with contextlib.suppress(Exception):  # its session is gone, so closing fails
         leak.close()
 
 
@@ -278,7 +278,7 @@ def test_more_silent_targets_than_threads_are_all_reported(
 def test_fifty_warm_invocations_leave_nothing_behind(
     runtime: Runtime, database: Server, cloud: Aws
 ) -> None:
-    for _ in range(50):  # until what is made once is made
+    for _ in range(50):  # until everything that is created once exists
         assert runtime.invoke({"policy": POLICY}).error is None
     before, pid = Held.by(runtime.pid), runtime.pid
 
@@ -294,7 +294,7 @@ def test_fifty_warm_invocations_leave_nothing_behind(
     )
     assert after.memory_kb - before.memory_kb < 500
     with contextlib.closing(database.connect()) as admin:
-        # A backend outlives its connection by a moment.
+        # A backend ends a moment after its connection.
         sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'session_reaper'"
         assert _becomes(lambda: admin.run(sql) == [[0]])
     cloud.delivered()
@@ -302,7 +302,7 @@ def test_fifty_warm_invocations_leave_nothing_behind(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """What a process has of the machine."""
+    """The resources of a process."""
 
     memory_kb: int
     threads: int

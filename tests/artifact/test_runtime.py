@@ -1,4 +1,4 @@
-"""The stand-in for Lambda keeps its word, shown on a toy function."""
+"""The stand-in for Lambda works as documented, tested with a toy function."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A fresh process that runs the reaper once and prints its peak memory and the sessions' outcomes.
 
 The peak is the process's own high-water mark: on Linux `ru_maxrss` begins with what the parent held when it started
-this process. Where there is no /proc, `ru_maxrss` has to do.
+this process. Without /proc, `ru_maxrss` is used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KIB = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeakMemory:
-    """What one run took and did."""
+    """The memory and the outcomes of one run."""
 
     mebibytes: float
     outcomes: dict[str, int]
@@ -51,7 +51,7 @@ def peak_memory_of_a_run(event: object) -> PeakMemory:
 
 
 def peak() -> float:
-    """Return the most memory that this process has had, in MiB."""
+    """Return the peak memory of this process in MiB."""
     if _STATUS.exists():
         found = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
         assert found

@@ -1,4 +1,4 @@
-"""What is too heavy for every `make test`: a thousand backends take gigabytes."""
+"""Too heavy for `make test`: a thousand backends take gigabytes of memory."""
 
 from __future__ import annotations
 

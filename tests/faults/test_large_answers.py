@@ -1,4 +1,4 @@
-"""A hundred servers that answer with all that a snapshot may have do not take the function's memory."""
+"""A hundred servers with the largest possible snapshots fit into the function's memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ ANSWERS = {
 
 
 def _peak(document: bytes, servers: int) -> PeakMemory:
-    """Take the snapshot of so many servers at once, in a process of its own."""
+    """Take the snapshots of this number of servers at once, in a separate process."""
     column = message(b"T", struct.pack("!H", 1) + b"look\0" + bytes(18))
     row = message(b"D", struct.pack("!Hi", 1, len(document)) + document)
     answer = column + row + message(b"C", b"SELECT 1\0") + READY

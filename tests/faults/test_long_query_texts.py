@@ -1,4 +1,4 @@
-"""The memory of a run does not grow with the length of other people's query texts."""
+"""The memory of a run does not grow with the length of query texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WANTED = 40.0  # MiB: the difference that texts of 1 MB may make
 
 
 def _peak(database: Server, text_bytes: int) -> PeakMemory:
-    """Leak sessions whose texts are this long; run the reaper on them."""
+    """Open leaks whose texts are this long; run the reaper on them."""
     sql = f"BEGIN; SELECT length('{'x' * text_bytes}')"
     sessions = open_sessions(database.unix_sock, SESSIONS, sql)
     try:

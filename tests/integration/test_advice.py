@@ -1,4 +1,4 @@
-"""A run that condemned something advises what ends the cause, by what it saw on the server."""
+"""A run that condemns sessions advises how to remove the cause, from facts about the server."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_quiet_run_takes_one_snapshot_and_gives_no_advice_on_roles(stage: Stag
 def test_advice_for_a_role_that_leaks_sets_the_idle_in_transaction_timeout(
     stage: Stage, state: str, mode: str
 ) -> None:
-    """And with it, it is advised no more."""
+    """Once the timeout is set, it is not advised again."""
     stage.session(state)
     run = stage.run({"mode": mode, "policy": policy()})
     sql = run.sql_by_code()[IN_TRANSACTION]
@@ -179,7 +179,7 @@ def test_transaction_timeout_is_advised_where_the_server_has_it(stage: Stage) ->
 def test_an_application_with_many_idle_sessions_is_advised_to_use_a_pooler(
     stage: Stage,
 ) -> None:
-    """77 slots or fewer: 20 are a quarter of them."""
+    """20 sessions are at least a quarter of at most 77 slots."""
     stage.session(LEAK)
     idle = stage.sessions(20, IDLE, role="web", application_name="checkout")
     run = stage.reap()
@@ -212,7 +212,7 @@ def test_a_reserved_slot_or_fallback_is_advised_where_neither_exists(stage: Stag
 def test_a_prepared_transaction_is_read_with_its_age_and_database_but_not_its_gid(
     own_server: Callable[..., Stage],
 ) -> None:
-    """An hour is too long to wait for: tests/unit has the threshold."""
+    """tests/unit tests the threshold of an hour."""
     stage = own_server({"max_prepared_transactions": "2"})
     stage.database("shop")
     assert preflight(stage).prepared == ()

@@ -1,4 +1,4 @@
-"""The event `apply` gives the roles that leak the timeouts that were advised, and terminates nothing."""
+"""The event `apply` sets the advised timeouts for roles that leak, and terminates nothing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def applied(run: Run) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def may_alter(stage: Stage) -> Iterator[May]:
-    """Lets the reaper's role alter another, as docs/advice.md says."""
+    """Allows the reaper's role to alter another, as docs/advice.md describes."""
 
     def let(role: str) -> None:
         stage.root.run(f"ALTER ROLE {REAPER} CREATEROLE")

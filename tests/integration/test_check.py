@@ -1,4 +1,4 @@
-"""A check tells what a server is and what is to be mended, and does nothing."""
+"""A check reports the server and what to fix, and signals no session."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_check_is_published(stage: Stage) -> None:
 
 
 def test_missing_privileges_are_reported_with_the_sql_that_grants_them(stage: Stage) -> None:
-    """And the SQL does mend it."""
+    """The reported SQL works."""
     stage.role("bare")
     stage.target(username="bare")
     run = check(stage)
@@ -217,7 +217,7 @@ def test_a_check_lists_ignored_parameters_without_their_values(
 
 
 def test_a_pooler_is_recognised_by_its_greeting(stage: Stage) -> None:
-    """PgBouncer answers with a key of its own; measured with PgBouncer 1.18."""
+    """PgBouncer sends its own backend key; observed with PgBouncer 1.18."""
 
     def greeting(data: bytes) -> bytes:
         return re.sub(rb"K\0\0\0\x0c....", b"K\0\0\0\x0c\x7f\x01\x02\x03", data, flags=re.DOTALL)

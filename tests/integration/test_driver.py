@@ -1,4 +1,4 @@
-"""What the driver adds to pg8000, and each of its internals that it uses, held against the protocol."""
+"""What the driver adds to pg8000, and the internals of pg8000 that it uses, tested by protocol messages."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_pg8000_has_the_version_whose_internals_are_used() -> None:
 
 
 class Asking:
-    """A server that asks for a password in its own way, and keeps what it is sent."""
+    """A server with a chosen authentication request, which keeps the client's answers."""
 
     def __init__(self, *questions: bytes, then: bytes = OK + READY) -> None:
         self._questions = questions
@@ -143,7 +143,7 @@ def test_required_channel_binding_accepts_no_weaker_login(target: Target, questi
 
 
 def test_a_server_that_skips_its_scram_proof_is_refused(target: Target) -> None:
-    """It could be any server: the password would still not be known to it, but all else would."""
+    """A server that does not prove that it knows the password could be any server."""
     error, _ = connect(target, SCRAM)
     assert error is not None
     assert "without the proof" in error.message
@@ -200,7 +200,7 @@ def test_a_password_that_the_server_sends_back_in_a_long_message_is_not_shown(
 
 
 def _answering(*parts: bytes, endless: bytes = b"") -> Callable[[socket.socket, Event], None]:
-    """Let everybody in, and answer the first statement so."""
+    """Accept every login, and answer the first statement with this."""
 
     def answer(connection: socket.socket, stop: Event) -> None:
         connection.recv(65536)
@@ -400,7 +400,7 @@ def test_every_signal_is_a_transaction_of_its_own(stage: Stage, target: Target) 
 def test_no_more_signals_than_the_bound_are_unanswered_at_once(
     stage: Stage, target: Target
 ) -> None:
-    """A client that only writes would block with the server that only answers."""
+    """A client that only writes would deadlock with a server whose answers are not read."""
     victim = stage.session(LEAK)
     sizes: list[int] = []
     answers = bytearray()
@@ -431,7 +431,7 @@ def test_no_more_signals_than_the_bound_are_unanswered_at_once(
 def test_each_identity_is_requested_just_before_its_signal_is_sent(
     stage: Stage, reaper: Server
 ) -> None:
-    """So a run whose time is over stops sending, and knows what it has sent."""
+    """A run whose time is over stops sending, and knows which signals it has sent."""
     victim = stage.session(LEAK)
     (identity,) = _identities(reaper, {victim.pid})
     other = replace(identity, state_change="2020-01-01T00:00:00+00:00")
@@ -450,7 +450,7 @@ def test_each_identity_is_requested_just_before_its_signal_is_sent(
 
 
 def test_signals_are_pipelined_over_any_distance(stage: Stage) -> None:
-    """Twenty victims, and the server hears of the last before it has answered the first."""
+    """The server receives the last of twenty signals before it answers the first."""
     victims = stage.sessions(20)
     seen: list[Moment] = []
     with Proxy(stage.server.port, before=seen.append) as proxy:
@@ -465,7 +465,7 @@ def test_signals_are_pipelined_over_any_distance(stage: Stage) -> None:
 
 
 class KnowsThePassword:
-    """A server that goes through all of SCRAM, and keeps the client's first message."""
+    """A server that completes SCRAM, and keeps the client's first message."""
 
     def __init__(self) -> None:
         self.first = ""

@@ -1,4 +1,4 @@
-"""Servers that refuse, hang, drip, reset or lie: the run ends in time and says what is true."""
+"""Servers that refuse, hang, drip, reset or lie: the run ends in time and reports the truth."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HTTP = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: clo
 BEFORE_ANY_SIGNAL = (Moment.STARTUP, Moment.LOGIN, Moment.SNAPSHOT, Moment.PREPARE_TERMINATE)
 
 
-# -- before we are in ------------------------------------------------------------------------------
+# -- before the login ------------------------------------------------------------------------------
 
 _IMPOSTORS: dict[str, tuple[Callable[..., None], str, set[str]]] = {
     "resets at once": (hang_up, "disable", {"connection"}),
@@ -151,9 +151,9 @@ def test_a_server_that_drips_leaves_no_thread_and_no_connection(stage: Stage) ->
         )
 
 
-# -- after we are in: what was done must be told ---------------------------------------------------
+# -- after the login: every termination is reported ------------------------------------------------
 
-# A hang costs the whole time of the run, and sign-in hangs above already.
+# A hang takes the whole time of the run; the tests above have one at the login.
 _CANCELS = [Moment.PREPARE_CANCEL, Moment.CANCEL]
 _RESETS = [m for m in Moment if m is not Moment.DISCONNECT and m not in _CANCELS]
 _HANGS = [Moment.SNAPSHOT, Moment.TERMINATE, Moment.VERIFY]
@@ -220,14 +220,14 @@ def test_a_lost_answer_does_not_hide_terminated_sessions(stage: Stage, nth: int)
     assert run.error()["code"] == "connection"
     survivors = stage.survivors(victims)
     assert len(survivors) < 30
-    # Another connection proved it.
+    # A second connection verified it.
     assert list(run.outcomes().values()).count("terminated") == 30 - len(survivors)
     assert run.target()["slots"]["used_after"] == 1 + len(survivors)
 
 
 @pytest.mark.parametrize("sqlstate", ["57014", "XX000"])
 def test_an_error_for_one_signal_does_not_hide_other_answers(stage: Stage, sqlstate: str) -> None:
-    """The connection is whole, so no second one is made: our role might not be let in twice."""
+    """The connection still works, so no second one is opened: a second login might be refused."""
     victims = stage.sessions(5)
     with Proxy(stage.server.port, says=FailSignal(2, sqlstate)) as proxy:
         stage.target(port=proxy.port)
@@ -312,7 +312,7 @@ def test_a_session_verified_as_gone_stays_terminated_if_the_server_then_drips(st
 
 
 def test_a_server_shut_down_during_the_run_is_reported_truthfully(stage: Stage) -> None:
-    """Its session is ended by an administrator between look and signal."""
+    """An administrator ends our session between snapshot and signal."""
     victims = stage.sessions(2)
 
     def before(moment: Moment) -> None:

@@ -1,4 +1,4 @@
-"""Targets whose secrets choose the same name are told apart."""
+"""Targets whose secrets give the same name get distinct names."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_event_finds_targets_by_the_name_in_the_secret_and_by_the_reported_na
 
 
 def test_a_refused_login_is_tried_once_for_a_distinguished_target(stage: Stage) -> None:
-    """What the secret says now is compared without the name that discovery made."""
+    """A reread secret is compared without the name that discovery made."""
     stage.target("prod/a", name="orders", password="wrong")  # noqa: S106 -- of nothing
     stage.target("prod/b", name="orders", password="wrong")  # noqa: S106 -- of nothing
     before = stage.server.log.read_text(errors="replace").count("password authentication failed")

@@ -1,4 +1,4 @@
-"""Only we say anything below WARNING, whatever level the environment asks for."""
+"""Only our own logger writes below WARNING, whatever level the environment asks for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEVELS = {
     "POWERTOOLS_DEBUG": "true",
     "BOTO_DEBUG": "true",
 }
-# As the most talkative of Lambda's runtimes would have it, before and after the import.
+# The lowest levels that Lambda's runtimes can set, before and after the import.
 SCRIPT = """
 import logging, sys
 logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
@@ -52,7 +52,7 @@ except ReaperError as error:
 
 
 def output(module: str, event: object, **environment: str) -> str:
-    """All that a process of its own says which runs the entry point once."""
+    """Return the output of a process that runs the entry point once."""
     variables = {**os.environ, **LEVELS, **environment, "PYTHONPATH": str(FUNCTIONS)}
     ended = subprocess.run(  # noqa: S603 -- our own script
         [sys.executable, "-c", SCRIPT.format(module=module, event=event)],

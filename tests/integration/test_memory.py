@@ -1,4 +1,4 @@
-"""The memory on a real server's troubles, DynamoDB by the stand-in."""
+"""The notification state: issues of a real server, stored in the stand-in for DynamoDB."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def kinds() -> set[str]:
 
 
 def aged(seconds: float) -> None:
-    """As if all that is remembered had been told so much earlier."""
+    """Move all stored times back by this number of seconds."""
     dynamodb = boto3.client("dynamodb")
     for item in items():
         for key in ("told_at", "since"):

@@ -1,4 +1,4 @@
-"""What the role of the reaper is not allowed to, and what a full server refuses."""
+"""Missing privileges of the reaper's role, and full servers."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_each_denied_session_is_reported_as_denied(stage: Stage) -> None:
 
 @pytest.mark.parametrize("order", [("app", "other"), ("other", "app")], ids=" then ".join)
 def test_a_denied_session_does_not_hide_the_others(stage: Stage, order: tuple[str, str]) -> None:
-    """Signalled in one statement, the first that is denied would hide those before it."""
+    """If one statement sent all signals, the first denied one would hide those before it."""
     stage.role("app")
     stage.role("other")
     stage.role("boss", "SUPERUSER")

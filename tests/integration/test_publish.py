@@ -1,4 +1,4 @@
-"""What the subscribers of the topics get."""
+"""The messages that subscribers of the topics receive."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def advice(run: Run, name: str) -> list[str]:
     return [each["code"] for each in run.target(name)["advice"]]
 
 
-# -- managed secrets ----------------------------------------------------------------------------
+# -- managed secrets -------------------------------------------------------------------------------
 
 
 def test_the_managed_secret_of_an_instance_says_no_host_and_is_found(
@@ -202,7 +202,7 @@ def test_a_managed_secret_of_another_engine_is_named_and_nobody_is_called(
     assert f"engine {engine} is not PostgreSQL" in failed["error"]["message"]
 
 
-# -- clusters -----------------------------------------------------------------------------------
+# -- clusters --------------------------------------------------------------------------------------
 
 
 def test_the_leaks_of_each_instance_are_terminated_once(
@@ -361,7 +361,7 @@ def test_a_cluster_of_another_engine_is_named_and_nobody_is_called(
     assert "engine aurora-mysql is not PostgreSQL" in run.error("shop")["message"]
 
 
-# -- where RDS does not say ---------------------------------------------------------------------
+# -- where RDS does not say ------------------------------------------------------------------------
 
 
 def _answering(stage: Stage, change: Callable[[Any], None]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The main path: leaks are found, terminated, proven gone, reported; healthy work is not."""
+"""The main path: leaks are found, terminated, verified as gone and reported; healthy sessions are not."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_idle_for_and_transaction_for_use_different_clocks(stage: Stage) -> None
 def test_a_wrong_clock_of_the_function_changes_no_decision(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ages are by the server's clock. (AWS's own signatures want a right one: not touched here.)"""
+    """Ages come from the server's clock. (AWS's signatures need a right clock; no call to AWS here.)"""
     leak, old = stage.session(LEAK), stage.session(LEAK, role="old")
     until(lambda: _age(stage, old.pid, "state_change") > 2, "one is old")
     leak.connection.run("SELECT 1")

@@ -1,4 +1,4 @@
-"""The event {"record": true}: everything is looked at, nothing is done."""
+"""The event {"record": true}: all sessions are recorded, none is signalled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EVERYBODY = policy(rule("everybody", state=[LEAK, ABORTED, ACTIVE, IDLE], connec
 
 
 def looks(run: Run, folder: Path) -> dict[str, Snapshot]:
-    """The recording, as it is read for a replay."""
+    """Read the recording as a replay does."""
     path = folder / "run.json"
     path.write_text(json.dumps(run.document))
     return read_recording(path)

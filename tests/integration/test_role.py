@@ -1,4 +1,4 @@
-"""The role's file, run by whom each provider lets run it: what the role can do then, and cannot."""
+"""The role's file, run by each provider's admin: the privileges that the role then has."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.every_major
 
-# Since 16 nobody grants a role without holding ADMIN OPTION on it; before, CREATEROLE is enough.
+# Since 16, granting a role needs ADMIN OPTION on it; before, CREATEROLE is enough.
 up_to_15 = pytest.mark.majors(13, 15)
 from_16 = pytest.mark.majors(16, 99)
 
 
 def _bare(own_server: OwnServer, settings: Mapping[str, str] | None = None) -> Stage:
-    """A server that has no role of the reaper's yet."""
+    """Start a server without the reaper's role."""
     stage = own_server(settings)
     stage.root.run(f"DROP ROLE {REAPER}")
     return stage
 
 
 def _master(stage: Stage) -> str:
-    """RDS and Aurora's master user, as a dump of their roles shows it."""
+    """Create the master user of RDS and Aurora, as a dump of their roles shows it."""
     stage.root.run("CREATE ROLE rds_superuser NOLOGIN")
     held = ["pg_monitor", "pg_signal_backend"]
     if stage.server.major >= 16:
@@ -43,21 +43,21 @@ def _master(stage: Stage) -> str:
 
 
 def _avnadmin(stage: Stage, option: str = "") -> str:
-    """Aiven's; nobody outside knows whether it may pass on what it holds (`WITH ADMIN OPTION`)."""
+    """Create Aiven's admin. Whether it holds its roles `WITH ADMIN OPTION` is not documented."""
     stage.role("avnadmin", "CREATEROLE CREATEDB REPLICATION")
     stage.root.run(f"GRANT pg_read_all_stats, pg_stat_scan_tables TO avnadmin {option}")
     return "avnadmin"
 
 
 def _app_of(stage: Stage, admin: str) -> None:
-    """An application's role, as 16 leaves it to the role with CREATEROLE that made it."""
+    """Create an application's role with the grant that 16 gives to the CREATEROLE role that created it."""
     stage.role("app")
     if stage.server.major >= 16:
         stage.root.run(f"GRANT app TO {admin} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE")
 
 
 def _run_as(stage: Stage, admin: str, sql: str) -> tuple[list[list[Any]], list[dict[str, str]]]:
-    """What the admin gets for it over the network: rows, and what the server told beside them."""
+    """Run SQL as the admin over TCP; return the rows and the server's notices."""
     with closing(stage.connect(admin, tcp=True)) as connection:
         rows = connection.run(sql)
         told = [{k.decode(): v.decode() for k, v in n.items()} for n in connection.notices]
@@ -73,7 +73,7 @@ def _sessions_of(stage: Stage, role: str) -> int:
 
 
 def _make(stage: Stage, admin: str) -> list[dict[str, str]]:
-    """Make the role as a person does; return what the server told."""
+    """Create the reaper's role by its file; return the server's notices."""
     ((name, *_),), told = _run_as(stage, admin, ROLE_FILE.read_text())
     assert name == REAPER
     _run_as(stage, admin, f"ALTER ROLE {REAPER} PASSWORD {literal(PASSWORD)}")
@@ -81,7 +81,7 @@ def _make(stage: Stage, admin: str) -> list[dict[str, str]]:
 
 
 def _role(stage: Stage) -> object:
-    """All that the server keeps of the role, its memberships and their options."""
+    """Return the role's attributes, its memberships and their options."""
     roles = "SELECT to_jsonb(r) FROM pg_roles AS r WHERE rolname = 'session_reaper'"
     held = "SELECT to_jsonb(m) FROM pg_auth_members AS m WHERE member = 'session_reaper'::regrole"
     return stage.root.run(roles), stage.root.run(f"{held} ORDER BY m")
@@ -103,7 +103,7 @@ def _advice(run: Run) -> set[str]:
     return {advice["code"] for advice in run.target()["advice"]}
 
 
-# -- who runs the file -----------------------------------------------------------------------------
+# -- the admins of the providers -------------------------------------------------------------------
 
 
 def test_running_the_role_file_twice_changes_nothing(own_server: OwnServer) -> None:
@@ -221,7 +221,7 @@ def test_existing_memberships_without_inherit_are_repaired(own_server: OwnServer
     assert stage.reap().outcomes() == {leak.pid: "terminated"}
 
 
-# -- what the role cannot do -----------------------------------------------------------------------
+# -- the limits of the role ------------------------------------------------------------------------
 
 
 @pytest.fixture

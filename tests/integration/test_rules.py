@@ -32,7 +32,7 @@ def a_rule(match: dict[str, Any], **keys: object) -> dict[str, object]:
     return {**rule(**match), **keys}
 
 
-# -- pressure ---------------------------------------------------------------------------------------
+# -- pressure --------------------------------------------------------------------------------------
 
 TIER = a_rule({}, when={"slots_used": "85%"}, until={"slots_used": "70%"})
 
@@ -127,7 +127,7 @@ def test_who_may_not_be_signalled_does_not_keep_the_others_from_being_freed(
     assert stage.survivors(denied) == denied
 
 
-# -- wedged -----------------------------------------------------------------------------------------
+# -- wedged ----------------------------------------------------------------------------------------
 
 WEDGED = a_rule(
     {"state": [ACTIVE], "waiting_for_client": True, "query_for": "100ms", "role": ["app"]}
@@ -225,7 +225,7 @@ def test_a_wedged_session_that_goes_on_between_look_and_signal_escapes(stage: St
     assert wedged.is_there
 
 
-# -- blockers ---------------------------------------------------------------------------------------
+# -- blockers --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -363,7 +363,7 @@ def test_without_a_rule_that_asks_nobody_looks_at_locks(
     assert "waiting" not in run.session(root)["reason"]
 
 
-# -- harm -------------------------------------------------------------------------------------------
+# -- harm ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("held", ["xid", "xmin", "locks"])
@@ -446,7 +446,7 @@ def test_the_newest_go_first_if_the_policy_wants_it(stage: Stage) -> None:
     assert run.outcomes()[leaks[2].pid] == "terminated"
 
 
-# -- cancel, then terminate -------------------------------------------------------------------------
+# -- cancel, then terminate ------------------------------------------------------------------------
 
 SLOW: dict[str, Any] = {"state": [ACTIVE], "role": ["app"], "query_for": "1ms"}
 STUBBORN = """DO $$ BEGIN LOOP
@@ -574,7 +574,7 @@ def test_observe_says_what_would_be_cancelled(stage: Stage) -> None:
     assert running.state == ACTIVE
 
 
-# -- a second look ----------------------------------------------------------------------------------
+# -- a second look ---------------------------------------------------------------------------------
 
 CONFIRMED = a_rule({}, confirm_after="300ms")
 
@@ -766,7 +766,7 @@ def test_a_second_look_that_the_run_has_no_time_for_spares(stage: Stage) -> None
     assert run.seconds < PATIENCE  # it does not wait for the end of its time
 
 
-# -- limits -----------------------------------------------------------------------------------------
+# -- limits ----------------------------------------------------------------------------------------
 
 
 def test_p31_no_more_of_one_application_go_than_the_policy_allows(stage: Stage) -> None:

@@ -1,4 +1,4 @@
-"""Neither a password nor a literal of anybody's query leaves the Lambda."""
+"""Neither a password nor a literal of a query leaves the function."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECRET = f"{CANARY}-pass'w\"ord\\"
 
 
 def assert_kept(output: Output, run: Run) -> None:
-    """Nothing of it in logs, metrics, return value, emails."""
+    """Assert that the canary is not in logs, metrics, return value and emails."""
     logged = output.readouterr()
     assert '"message":"run"' in logged.out
     emails = [f"{e.subject}\n{e.body}\n{e.chat}\n{e.webhook}" for e in run.emails]
@@ -139,7 +139,7 @@ def test_no_part_of_an_invalid_secret_is_in_any_output(
 
 
 def test_no_password_sent_back_by_a_server_is_in_any_output(stage: Stage, output: Output) -> None:
-    """It asks for it in clear, as PAM and LDAP do, and puts it into its error."""
+    """A server that asks for the password in cleartext, as PAM and LDAP do, and repeats it in an error."""
 
     def echo(connection: socket.socket, _: Event) -> None:
         connection.recv(65536)

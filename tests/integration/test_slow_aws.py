@@ -1,4 +1,4 @@
-"""Whatever AWS does, a run ends before Lambda's time is over, and tells what it did."""
+"""Whatever AWS does, a run ends before the function times out, and reports its outcomes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ ENDLESS = {
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """How an invocation ended, with how many seconds left; less than 0 if it was late."""
+    """The end of an invocation; `left` in seconds, less than 0 if it was late."""
 
     error: Exception | None
     document: dict[str, Any]
@@ -64,7 +64,7 @@ class End:
 
 
 def invoke(stage: Stage, seconds: float) -> End:
-    """One scheduled run."""
+    """Invoke the handler as the schedule does."""
     context = Context(seconds)
     error, document = None, {}
     try:
@@ -78,7 +78,7 @@ def invoke(stage: Stage, seconds: float) -> End:
 
 @contextmanager
 def slow(stage: Stage, service: str, answer: Answer) -> Iterator[None]:
-    """Let one service of AWS answer like this, or all requests that hold a text."""
+    """Make one AWS service, or all requests that contain a text, answer like this."""
     stand_in = os.environ["AWS_ENDPOINT_URL"]
     text = f"/{service}/aws4_request" if service.isalpha() else service
     with aws_but_for(text.encode(), answer) as gateway:
@@ -89,7 +89,7 @@ def slow(stage: Stage, service: str, answer: Answer) -> Iterator[None]:
 
 @contextmanager
 def late(stage: Stage) -> Iterator[None]:
-    """Let the work on the targets take all its time: one of them sends without end."""
+    """Make the targets use all their time: one of them sends without end."""
     with Impostor(drip(b"N\0\0\0\xff", 0.05)) as target:
         stage.target("late", port=target.port)
         yield
@@ -227,7 +227,7 @@ def _waits_without_end(*_: object, **__: object) -> list[Any]:
 
 @pytest.fixture
 def full_backlog() -> Iterator[tuple[str, int]]:
-    """An address that drops every SYN: nobody accepts what has filled its queue."""
+    """An address that drops every SYN: its queue of connections is full."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -250,7 +250,7 @@ def test_a_hanging_name_server_or_network_does_not_outlast_the_function(
     trouble: str,
     seconds: float,
 ) -> None:
-    """For the calls at the end of a run; their threads bear the service's name."""
+    """Only for calls at the end of a run; their threads are named after the service."""
     resolve = socket.getaddrinfo
     three = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", full_backlog)] * 3
     over = threading.Event()
@@ -276,7 +276,7 @@ def test_a_hanging_name_server_or_network_does_not_outlast_the_function(
 
 @contextmanager
 def no_thread_for_calls(stage: Stage) -> Iterator[None]:
-    """A process that can start no thread for the calls at the end of a run."""
+    """Make the process unable to start threads for the calls at the end of a run."""
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -284,7 +284,7 @@ def no_thread_for_calls(stage: Stage) -> Iterator[None]:
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    # A new endpoint: its pools have no thread yet.
+    # A new endpoint, so that its pools have no thread yet.
     with slow(stage, "none", hang), stage.monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         yield

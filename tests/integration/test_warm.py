@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _sockets() -> int:
-    """The sockets of this process."""
+    """Count the sockets of this process."""
     links = Path("/proc/self/fd").iterdir()
     return sum("socket:" in _target(link) for link in links)
 

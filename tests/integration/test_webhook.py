@@ -1,4 +1,4 @@
-"""The webhook function against a real HTTPS server that plays Slack."""
+"""The webhook function against a real HTTPS server in place of Slack."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OURS = {"text": "orders: 3 sessions terminated", "blocks": [{"type": "divider"}]
 
 @pytest.fixture
 def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tls:
-    """Of an authority that this system trusts."""
+    """A certificate of an authority that this system trusts."""
     made = make_tls(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(made.authority))
     return made
@@ -49,7 +49,7 @@ def store(cloud: Aws, monkeypatch: pytest.MonkeyPatch) -> Callable[[object], Non
 
 @pytest.fixture
 def slack(tls: Tls, store: Callable[[object], None]) -> Iterator[Callable[..., Slack]]:
-    """Starts a Slack that gives these replies, and stores its URL."""
+    """Return a function that starts a Slack with these replies and stores its URL."""
     with ExitStack() as stack:
 
         def start(*replies: Reply) -> Slack:
@@ -64,7 +64,7 @@ def slack(tls: Tls, store: Callable[[object], None]) -> Iterator[Callable[..., S
 def _nothing_says_the_url(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[None]:
-    """No log line of the lowest level and no output of any test here."""
+    """Assert that no log line, not even at DEBUG, and no output of a test has the URL."""
     level = logging.getLogger().level  # caplog's own way would undo what log_levels.py does
     logging.getLogger().setLevel(logging.DEBUG)
     yield
@@ -77,14 +77,14 @@ def _nothing_says_the_url(
 def deliver(
     message: object = OURS, *, subject: str | None = "a subject", seconds: float = 30
 ) -> None:
-    """One invocation, as SNS makes it."""
+    """Invoke the function as SNS does."""
     text = message if isinstance(message, str) else json.dumps(message)
     record = {"EventSource": "aws:sns", "Sns": {"Subject": subject, "Message": text}}
     lambda_handler({"Records": [record]}, cast("Any", Context(seconds)))
 
 
 def trouble(*, seconds: float = 30) -> str:
-    """What an invocation says that fails, when no traceback says the URL."""
+    """Return the error of an invocation that fails; no traceback may have the URL."""
     with pytest.raises(ReaperError) as raised:
         deliver(seconds=seconds)
     assert "canary" not in "".join(traceback.format_exception(raised.value)).lower()

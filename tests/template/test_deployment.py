@@ -41,7 +41,7 @@ def _parameters(environment: str) -> dict[str, str]:
     return dict(one.split("=", 1) for one in given)
 
 
-# -- samconfig.toml: what is deployed is for the user to change, so these hold after that, too --------
+# -- samconfig.toml: users change it, so these tests must also pass after that ---------------------
 
 
 def test_each_of_the_three_environments_is_a_separate_stack() -> None:

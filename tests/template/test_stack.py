@@ -66,7 +66,7 @@ def test_every_parameter_changes_the_stack(name: str) -> None:
     assert (one.resources, one.outputs) != (other.resources, other.outputs)
 
 
-# -- what is not asked for is not there ------------------------------------------------------------
+# -- optional resources ----------------------------------------------------------------------------
 
 
 def test_optional_resources_are_off_by_default() -> None:
@@ -121,7 +121,7 @@ def test_incomplete_or_invalid_parameters_are_refused_before_deployment(
     assert any(refusal in one for one in refusals(BARE | parameters))
 
 
-# -- who may do what -------------------------------------------------------------------------------
+# -- permissions -----------------------------------------------------------------------------------
 
 _KNOWS_NO_RESOURCE = {
     "secretsmanager:BatchGetSecretValue",
@@ -285,7 +285,7 @@ def test_the_slack_channel_may_read_only() -> None:
     )
 
 
-# -- what fails is kept ----------------------------------------------------------------------------
+# -- failures --------------------------------------------------------------------------------------
 
 
 @every_scene
@@ -390,7 +390,7 @@ def test_endpoints_serve_this_function_only() -> None:
     endpoints = _network("all", "AWS::EC2::VPCEndpoint")
     gateway = endpoints.pop("DynamoDb")
     assert gateway["RouteTableIds"] == ["rtb-0a", "rtb-0b"]
-    # A table takes one gateway, of whatever stack: who has it already gets the others without.
+    # A route table takes one gateway endpoint, of any stack: a VPC that has one needs no second.
     assert _network("by endpoints", "AWS::EC2::VPCEndpoint").keys() == (
         endpoints.keys() - {"ParameterStoreEndpoint"}
     )

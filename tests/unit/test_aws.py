@@ -1,4 +1,4 @@
-"""Our loader spares botocore much reading, and changes nothing of what is sent."""
+"""Our loader makes botocore read fewer files; requests stay the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OURS, PLAIN = aws._session(), get_session()  # noqa: SLF001 -- what `client` mak
 SERVICES = OURS.get_component("data_loader").list_available_services("service-2")
 PARTITIONS = PLAIN.get_component("data_loader").load_data("endpoints")["partitions"]
 REGIONS = [region for each in PARTITIONS for region in each["regions"]]
-# Of the closed ones, botocore refuses dual stack, which the services' own rules know.
+# botocore refuses dual stack in the isolated regions, although the endpoint rules know it.
 OPEN = [region for region in REGIONS if "-iso" not in region]
 ENDS = [region for each in PARTITIONS for region in (min(each["regions"]), max(each["regions"]))]
 SOME = [region for region in dict.fromkeys(ENDS) if region in OPEN]

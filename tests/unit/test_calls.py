@@ -1,4 +1,4 @@
-"""A call ends by its deadline, whatever the other side does."""
+"""A call to AWS ends by its deadline, whatever the service does."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def service() -> str:
-    """A service of this test's own: it has threads of its own."""
+    """A service name of this test only: each service has its own threads."""
     return uuid4().hex
 
 
 @pytest.fixture
 def over() -> Iterator[Event]:
-    """Set at the end: no thread is left behind."""
+    """An event that is set when the test ends, so that no thread is left."""
     event = Event()
     yield event
     event.set()
@@ -93,7 +93,7 @@ def test_without_a_new_thread_a_call_fails_and_is_not_made_later(
         patch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(NoThreadError, match="no thread for the call"):
             call(service, began.set, Deadline(60))
-    # The executor has kept it in its queue.
+    # The executor has kept the first call in its queue.
     assert call(service, lambda: 7, Deadline(60)) == 7
     assert not began.is_set()
 

@@ -1,4 +1,4 @@
-"""Whatever a query holds, nobody reads it: over every output there is."""
+"""No literal and no comment of a query is in any output."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ QUERIES = [
 
 
 def outputs(report: Report) -> list[str]:
-    """Every text that a run's report becomes."""
+    """Yield every text that is made from a report."""
     return list(_texts(summarize(report, PLACE, 1_768_464_000.0)))
 
 
@@ -65,7 +65,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def a_story(**session: Any) -> Report:  # noqa: ANN401 -- a session's fields
-    """A run in which one such session in each state met each outcome, each on its own target."""
+    """A report with one such session for each state and outcome, each on its own target."""
     return a_report(
         *(
             a_target_report(a_fate(outcome, state=state, **session), name=f"{state} {outcome}")

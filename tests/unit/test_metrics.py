@@ -38,7 +38,7 @@ SEEN = {
     "oldest_idle_in_transaction": 901.2,
 }
 UNREACHED = TargetReport(name="billing", status=TargetStatus.FAILED)
-# What is published of a target in any case; all else costs nothing while it does not happen.
+# The metrics that every target has; the others are published only when they happen.
 ALWAYS = {
     "FailedTargets",
     "SlotsUsed",
@@ -242,12 +242,12 @@ def test_metrics_hold_nothing_of_a_session_but_its_rule(capsys: Capture) -> None
     assert "CANARY" not in capsys.readouterr().out
 
 
-# -- whose they are --------------------------------------------------------------------------------
+# -- the service's name ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["session-reaper-blue", "", None])
 def test_metrics_and_log_are_under_the_name_of_the_stack(name: str | None) -> None:
-    """By another process: Powertools reads its variables at import."""
+    """In another process: Powertools reads its variables at import."""
     code = """
 from session_reaper.observability import emit_run_metrics, logger
 from session_reaper.policy.enums import Mode

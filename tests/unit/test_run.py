@@ -35,7 +35,7 @@ class Meta:
 
 
 class SecretsManager:
-    """Stands in for botocore's client: secrets by name, all of them tagged reap=yes."""
+    """A substitute for botocore's client: secrets by name, all tagged reap=yes."""
 
     meta = Meta()
 
@@ -117,7 +117,7 @@ BROKEN = a_secret(name="broken", host=None)  # fails before anything goes out to
 def test_a_secret_listed_twice_is_one_target(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]
 ) -> None:
-    # An address that no socket can be opened to: looking it up takes no network.
+    # An invalid host name: resolving it needs no network.
     secrets = {"orders": a_secret(host="no..such..host")}
     reports = run(monkeypatch, secrets, **settings)
     assert [report.name for report in reports] == ["orders"]
@@ -265,7 +265,7 @@ def test_a_denied_list_of_secrets_does_not_hide_the_named_ones(
     assert [report.name for report in reports] == ["tag reap=yes", "broken"]
 
 
-# -- all at the same time ---------------------------------------------------------------------------
+# -- parallel jobs ---------------------------------------------------------------------------------
 
 
 def a_job(name: str, do: Callable[[Progress[str]], str]) -> Job[str]:
@@ -360,7 +360,7 @@ def test_a_job_without_a_free_thread_in_time_never_starts() -> None:
 
 
 class Starved(ThreadPoolExecutor):
-    """A pool in a process that can start so many threads and no more."""
+    """A pool in a process that can start only this number of threads."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(50)

@@ -1,4 +1,4 @@
-"""What the templates say of the code, by its name only: all that a rename could break silently."""
+"""The names in the templates that refer to the code: a rename could break them silently."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ALARMS = {
     for name, resource in MONITORING.items()
     if resource["Type"] == "AWS::CloudWatch::Alarm"
 }
-# With Sub's own syntax undone: ${!PROP('…')} is text for CloudWatch.
+# With Sub's escapes undone: ${!PROP('…')} is text for CloudWatch.
 _BODY = MONITORING["Dashboard"]["Properties"]["DashboardBody"]["Sub"].replace("${!", "${")
 WIDGETS = json.loads(_BODY)["widgets"]
 
@@ -82,7 +82,7 @@ def test_the_template_sets_the_variables_that_are_read_and_no_others() -> None:
     named = {text for text in _constants("settings.py") if re.fullmatch(r"[A-Z][A-Z_]+", text)}
     read = {name for name in named if not name.startswith("AWS_")}  # Lambda sets those
     given = {name for function in FUNCTIONS for name in _variables(function)}
-    # The others are for Powertools and for botocore.
+    # Powertools and botocore read the others.
     assert read == {name for name in given if not name.startswith(("POWERTOOLS_", "AWS_"))}
 
 
@@ -121,7 +121,7 @@ Metric = tuple[str, tuple[str, ...]]  # its name, the names of its dimensions
 
 
 def _published(capsys: pytest.CaptureFixture[str]) -> set[Metric]:
-    """All that an eventful run publishes."""
+    """All metrics of a run with every outcome."""
     fates = [a_fate(outcome) for outcome in Outcome]
     target = a_target_report(*fates, oldest_idle_in_transaction=901.2)
     observability.emit_target_metrics(target)
@@ -192,7 +192,7 @@ _WORDS = {"and", "in", "by", "as", "asc", "desc", "count", "count_distinct", "ma
 
 
 def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """A line's fields as Logs Insights calls them."""
+    """Yield the names of a line's fields, as Logs Insights writes them."""
     for key, value in document.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
