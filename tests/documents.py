@@ -28,7 +28,7 @@ KEYS = sorted(
 )
 """Every key that a policy may have somewhere."""
 
-# -- what a policy is made of ----------------------------------------------------------------------
+# -- what a policy is made of -----------------------------------------------------------------------
 
 _RULE_NAMES = st.sampled_from(["idle-in-transaction", "on", "1", "5m", "rules[0]"]) | st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20
@@ -159,7 +159,7 @@ def policy_documents(draw: st.DrawFn) -> Document:
     return {"version": 1, "rules": [draw(_rules(name)) for name in names]} | optional
 
 
-# -- what is none ----------------------------------------------------------------------------------
+# -- what is none -----------------------------------------------------------------------------------
 
 _KEYS = st.sampled_from([*KEYS, "x"])
 _NEARLY = (

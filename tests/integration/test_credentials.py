@@ -104,7 +104,7 @@ def rotated(stage: Stage, fetches: list[str], passwords: Callable[[str], None]) 
         yield proxy
 
 
-# -- rotation --------------------------------------------------------------------------------------
+# -- rotation -----------------------------------------------------------------------------------
 
 
 def test_a_warm_scheduled_run_fetches_nothing(stage: Stage, fetches: list[str]) -> None:
@@ -240,7 +240,7 @@ def test_a_run_by_hand_reads_the_secret_anew(
         assert scheduled(stage, fetches)[1] == 0, "what it read is good for a warm run, too"
 
 
-# -- many secrets ----------------------------------------------------------------------------------
+# -- many secrets -------------------------------------------------------------------------------
 
 
 def test_secrets_found_by_their_tag_are_read_by_twenty_and_each_keeps_its_own_error(
@@ -284,7 +284,7 @@ def test_secrets_found_by_their_tag_are_read_by_twenty_and_each_keeps_its_own_er
     assert run.outcomes("healthy") == {leak.pid: "terminated"}
 
 
-# -- IAM -------------------------------------------------------------------------------------------
+# -- IAM ----------------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)

@@ -114,7 +114,7 @@ def message_of(run: Run, name: str = "orders") -> str:
     return " ".join(a["message"] for a in target["advice"] if a["code"] == "mend-fallback-secret")
 
 
-# -- another server --------------------------------------------------------------------------------
+# -- another server -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=["run", "check"])
@@ -171,7 +171,7 @@ def test_a_fallbacks_tls_mode_is_its_own(stage: Stage, thief: tuple[Thief, Impos
     assert "does not offer TLS" in message_of(run)
 
 
-# -- the same server -------------------------------------------------------------------------------
+# -- the same server ----------------------------------------------------------------------------
 
 
 def test_a_fallback_that_names_the_same_endpoint_signs_in_in_a_run_and_a_check(
@@ -192,7 +192,7 @@ def test_a_fallback_that_names_the_same_endpoint_signs_in_in_a_run_and_a_check(
     assert run.target()["secret"] == run.target()["name"]
 
 
-# -- RDS -------------------------------------------------------------------------------------------
+# -- RDS ----------------------------------------------------------------------------------------
 
 
 def a_cluster(port: int, *members: str) -> tuple[str, str]:
@@ -307,7 +307,7 @@ def test_the_master_secret_of_a_cluster_is_refused_on_any_other_server(
     assert "not the master secret" in message_of(run, "shop-1")
 
 
-# -- its form --------------------------------------------------------------------------------------
+# -- its form -----------------------------------------------------------------------------------
 
 
 def test_a_uri_in_place_of_a_secrets_name_is_shown_nowhere(stage: Stage, output: Output) -> None:

@@ -96,7 +96,7 @@ def asked_for(stage: Stage) -> list[str]:
     return asked
 
 
-# -- it gets in ------------------------------------------------------------------------------------
+# -- it gets in -----------------------------------------------------------------------------------
 
 
 @pytest.mark.every_major
@@ -173,7 +173,7 @@ def _refusals(stage: Stage) -> int:
     return stage.server.log.read_text(errors="replace").count("remaining connection slots")
 
 
-# -- it stays outside ------------------------------------------------------------------------------
+# -- it stays outside -----------------------------------------------------------------------------
 
 
 def shut(stage: Stage) -> Run:

@@ -93,7 +93,7 @@ def test_a_server_that_lacks_nothing_gets_no_advice() -> None:
     assert advised(a_preflight()) == {}
 
 
-# -- timeouts --------------------------------------------------------------------------------------
+# -- timeouts ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_another_trouble_keeps_its_own_remedy_except_on_a_replica() -> None:
     assert "writer" in explain_refused_setting(error, a_setting(), a_preflight(), reader=True).hint
 
 
-# -- a pooler --------------------------------------------------------------------------------------
+# -- a pooler ----------------------------------------------------------------------------------------
 
 
 def held(number: int, application: str = "api", role: str = "app") -> ServerFacts:
@@ -268,7 +268,7 @@ def test_a_provider_s_own_pool_is_not_advised_against() -> None:
     assert "use-pooler" not in advised(held(90, role="rdsproxyadmin"))
 
 
-# -- what holds vacuum back ------------------------------------------------------------------------
+# -- what holds vacuum back ----------------------------------------------------------------------------
 
 
 def test_a_prepared_transaction_is_old_from_an_hour_on() -> None:
@@ -318,7 +318,7 @@ def test_only_inactive_replication_slots_are_to_be_dropped() -> None:
     assert given.sql is None
 
 
-# -- the connection --------------------------------------------------------------------------------
+# -- the connection ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_without_a_reserved_slot_there_is_one_to_be_made() -> None:
         assert advised(found, target=replace(a_target(), fallback_secret="x")) == {}  # noqa: S106 -- a name
 
 
-# -- in order --------------------------------------------------------------------------------------
+# -- in order ------------------------------------------------------------------------------------------
 
 
 def test_each_advice_comes_once_and_the_most_useful_first() -> None:

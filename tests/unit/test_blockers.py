@@ -29,7 +29,7 @@ def chains(*waits: Wait) -> dict[int, list[int]]:
     return {root: [w.pid for w in found] for root, found in map_waiters_by_root(waits).items()}
 
 
-# -- the root of a chain ---------------------------------------------------------------------------
+# -- the root of a chain ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_those_who_waited_longest_come_first() -> None:
     assert chains(*waits) == {1: [3, 4, 2]}
 
 
-# -- rules -----------------------------------------------------------------------------------------
+# -- rules ------------------------------------------------------------------------------------------
 
 
 def a_blocker(*seconds: float, **session: object) -> Session:

@@ -62,7 +62,7 @@ def error_of(text: str) -> SecretError:
     return error
 
 
-# -- the table -------------------------------------------------------------------------------------
+# -- the table ----------------------------------------------------------------------------------
 
 
 class _Parameter(ctypes.Structure):
@@ -112,7 +112,7 @@ def test_every_option_is_documented() -> None:
         assert f"`{name}`" in document, name
 
 
-# -- accepted and refused --------------------------------------------------------------------------
+# -- accepted and refused -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_key_beside_the_uri_goes_before_its_parameter() -> None:
     assert found.channel_binding is ChannelBinding.REQUIRE
 
 
-# -- honoured --------------------------------------------------------------------------------------
+# -- honoured -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", ["disable", "prefer", "require"])
@@ -268,7 +268,7 @@ def test_options_that_contradict_one_another_are_refused(keys: dict[str, Any], s
     assert said in error_of(a_secret(**keys)).message
 
 
-# -- ignored ---------------------------------------------------------------------------------------
+# -- ignored ------------------------------------------------------------------------------------
 
 
 def test_an_orms_parameters_are_ignored_and_kept_by_name() -> None:
@@ -297,7 +297,7 @@ def test_a_plus_in_a_uri_stands_for_itself() -> None:
     assert read(f"{URI}?sslrootcert={body}").sslrootcert == PEM
 
 
-# -- verified --------------------------------------------------------------------------------------
+# -- verified -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_iam_elsewhere_needs_a_verified_connection(keys: dict[str, str]) -> None
     assert "password is missing" in found.message
 
 
-# -- what is never shown ---------------------------------------------------------------------------
+# -- what is never shown ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["name", "dbInstanceIdentifier", "dbClusterIdentifier", "host"])

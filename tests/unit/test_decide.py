@@ -34,7 +34,7 @@ def pids(judgement: Decisions, verdict: Verdict) -> list[int]:
     return [decision.session.identity.pid for decision in judgement.having(verdict)]
 
 
-# -- who is condemned, by which rule, and why ------------------------------------------------------
+# -- who is condemned, by which rule, and why -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_nobody_connected_is_nothing_decided() -> None:
     assert (judgement.decisions, judgement.breaker, describe_pressure(judgement)) == ((), None, ())
 
 
-# -- who is protected ------------------------------------------------------------------------------
+# -- who is protected -------------------------------------------------------------------------------
 
 
 def test_the_rule_of_these_tests_condemns_an_ordinary_session() -> None:
@@ -338,7 +338,7 @@ def test_protections_of_the_policy_come_on_top_of_those_built_in() -> None:
         assert verdict_on(a_session(state="idle", **session), policy).verdict is LEAVE
 
 
-# -- limits ----------------------------------------------------------------------------------------
+# -- limits -----------------------------------------------------------------------------------------
 
 
 def test_of_too_many_those_who_idle_longest_go_first() -> None:
@@ -474,7 +474,7 @@ def test_the_order_in_which_a_server_answers_changes_nothing() -> None:
     assert one == other
 
 
-# -- what others got wrong (peers.md, section 3) ---------------------------------------------------
+# -- what others got wrong (peers.md, section 3) ----------------------------------------------------
 
 
 def test_p1_a_rule_whose_list_matches_nobody_condemns_nobody() -> None:
@@ -565,7 +565,7 @@ def test_the_articles_clock_does_not_reach_a_healthy_pool_by_the_default() -> No
     assert verdict_on(pooled, by_name).verdict is CONDEMN
 
 
-# -- what it must not carry ------------------------------------------------------------------------
+# -- what it must not carry -------------------------------------------------------------------------
 
 
 def test_no_query_is_in_the_repr_of_a_decision() -> None:

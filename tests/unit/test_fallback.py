@@ -96,7 +96,7 @@ def refusal(target: Target, fallback: Fallback, listing: RdsListing = LISTED) ->
     return decision
 
 
-# -- the same endpoint -----------------------------------------------------------------------------
+# -- the same endpoint --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", [HOST, HOST.upper(), f"{HOST}.", f"Orders{HOST[6:]}."])
@@ -181,7 +181,7 @@ def test_a_secret_that_names_itself_is_refused() -> None:
     assert "itself" in refusal(target, a_fallback(arn=target.secret_arn)).reason
 
 
-# -- clusters --------------------------------------------------------------------------------------
+# -- clusters -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", [WRITER, READER.upper(), f"{CUSTOM}."])
@@ -228,7 +228,7 @@ def test_where_rds_cannot_be_asked_only_an_equal_endpoint_counts() -> None:
         assert "AccessDenied" in refusal(target, fallback, denied).reason
 
 
-# -- managed by RDS --------------------------------------------------------------------------------
+# -- managed by RDS -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", [SHOP[1].host.upper(), f"{WRITER}.", READER, CUSTOM])
@@ -258,7 +258,7 @@ def test_the_master_secret_of_another_instance_is_refused() -> None:
     assert "master secret" in found.reason
 
 
-# -- IAM -------------------------------------------------------------------------------------------
+# -- IAM ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sslmode", ["require", "verify-ca", None])
@@ -279,7 +279,7 @@ def test_a_token_never_goes_by_an_unverified_connection() -> None:
     assert "sslrootcert" in found.hint
 
 
-# -- what is wrong with it -------------------------------------------------------------------------
+# -- what is wrong with it ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_the_reason_says_how_far_it_holds_vacuum_back() -> None:
     )
 
 
-# -- wedged ----------------------------------------------------------------------------------------
+# -- wedged -----------------------------------------------------------------------------------------
 
 
 def a_wedged_session(**overrides: object) -> Session:
@@ -138,7 +138,7 @@ def test_the_reason_says_what_is_to_be_cancelled() -> None:
     assert decision.reason == "query running for 15m 1s (query_for: 15m), to be cancelled"
 
 
-# -- who goes first --------------------------------------------------------------------------------
+# -- who goes first ---------------------------------------------------------------------------------
 
 
 def some_waiters(number: int) -> tuple[Waiter, ...]:

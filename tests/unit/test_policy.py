@@ -32,7 +32,7 @@ def fails(document: object, place: str) -> str:
     return problem
 
 
-# -- what is read ----------------------------------------------------------------------------------
+# -- what is read -----------------------------------------------------------------------------------
 
 
 def test_the_example_of_the_contract_that_this_release_knows() -> None:
@@ -131,7 +131,7 @@ def test_idle_floors_are_the_least_that_any_rule_could_match() -> None:
     }
 
 
-# -- what is refused, and where --------------------------------------------------------------------
+# -- what is refused, and where ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_a_share_is_a_percentage_above_0_and_up_to_100(wrong: object) -> None:
     fails(a_document(limits={"max_share": wrong}), "limits.max_share")
 
 
-# -- globs -----------------------------------------------------------------------------------------
+# -- globs ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -423,7 +423,7 @@ def test_what_is_wrong_with_a_way_to_show_queries_is_said() -> None:
     assert problem == "'all' is no way to show queries: redacted, full"
 
 
-# -- networks --------------------------------------------------------------------------------------
+# -- networks ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

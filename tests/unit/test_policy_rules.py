@@ -32,7 +32,7 @@ def the_problem(document: object) -> str:
     return str(caught.value)
 
 
-# -- what is read ----------------------------------------------------------------------------------
+# -- what is read -----------------------------------------------------------------------------------
 
 
 def test_the_examples_of_the_contract_read() -> None:
@@ -156,7 +156,7 @@ def test_the_longest_pause_is_five_minutes() -> None:
     assert the_rule(RUNNING, action="cancel", escalate_after="5m").escalate_after == 300
 
 
-# -- what a look has to bring ----------------------------------------------------------------------
+# -- what a look has to bring -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_the_lock_manager_is_asked_only_if_a_rule_wants_to_know(
     assert (scope.waits, scope.locks) == (waits, locks)
 
 
-# -- what is refused, where, and with which remedy -------------------------------------------------
+# -- what is refused, where, and with which remedy --------------------------------------------------
 
 CLOCKS = "idle_for, transaction_for, connected_for, query_for, blocks_for"
 STATES = "active, idle, idle in transaction, idle in transaction (aborted), fastpath function call"
@@ -384,7 +384,7 @@ def test_a_mistake_in_the_limits_is_answered_with_its_place(
     assert the_problem(a_document(limits=limits)) == problem
 
 
-# -- what others got wrong (peers.md, section 3) ---------------------------------------------------
+# -- what others got wrong (peers.md, section 3) ----------------------------------------------------
 
 
 @pytest.mark.parametrize("glob", ["*", "?*", "**"])

@@ -38,7 +38,7 @@ def examples_of(markdown: str) -> list[str]:
     ]
 
 
-# -- the published file ----------------------------------------------------------------------------
+# -- the published file -----------------------------------------------------------------------------
 
 
 def test_the_published_schema_is_what_the_types_say() -> None:
@@ -96,7 +96,7 @@ def test_a_reader_without_a_schema_is_a_mistake_of_ours() -> None:
         policy_schema.value_schema(one_or_many(lambda value, _: str(value)), tuple[str, ...])
 
 
-# -- the examples ----------------------------------------------------------------------------------
+# -- the examples -----------------------------------------------------------------------------------
 
 
 def test_there_is_an_example_for_each_occasion() -> None:
@@ -140,7 +140,7 @@ def test_the_policies_of_the_readme_are_read_and_fit_the_schema() -> None:
         SCHEMA.validate(document)
 
 
-# -- what is refused, and what is not --------------------------------------------------------------
+# -- what is refused, and what is not ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

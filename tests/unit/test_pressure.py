@@ -39,7 +39,7 @@ def pids(judgement: Decisions, verdict: Verdict) -> list[int]:
     return [decision.pid for decision in judgement.having(verdict)]
 
 
-# -- when ------------------------------------------------------------------------------------------
+# -- when -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_who_is_condemned_for_want_of_slots_is_told_of_it() -> None:
     assert decision.reason.startswith("slots 95/97 (when slots_free: 3), ")
 
 
-# -- until -----------------------------------------------------------------------------------------
+# -- until ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_the_breaker_counts_those_that_until_lets_go() -> None:
     assert "condemns 30 of 97" in judgement.breaker
 
 
-# -- limits beside until ---------------------------------------------------------------------------
+# -- limits beside until ----------------------------------------------------------------------------
 
 
 def named(policy: Policy, judgement: Decisions) -> dict[str, int]:
@@ -306,7 +306,7 @@ def test_what_this_run_has_freed_counts_as_used_for_when_and_not_for_until() -> 
     assert judgement.decisions[0].reason.startswith("slots 17/20 (when slots_used: 80%), ")
 
 
-# -- what the report says of it --------------------------------------------------------------------
+# -- what the report says of it ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def unreached(name: str, status: TargetStatus = FAILED) -> TargetReport:
     return a_target_report(**UNREACHED | {"name": name, "status": status})
 
 
-# -- one target ------------------------------------------------------------------------------------
+# -- one target -------------------------------------------------------------------------------------
 
 
 def a_quiet_target(*fates: SessionResult, **overrides: object) -> TargetReport:
@@ -146,7 +146,7 @@ def test_news_is_what_somebody_should_hear_of(target: TargetReport, *, news: boo
     assert a_report(a_quiet_target(name="quiet"), target).should_notify is news
 
 
-# -- the run ---------------------------------------------------------------------------------------
+# -- the run ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_the_summary_is_one_line_whatever_a_server_or_a_name_says(line_break: st
         assert len(write_summary_line(a_report(target)).splitlines()) == 1
 
 
-# -- the return value ------------------------------------------------------------------------------
+# -- the return value -------------------------------------------------------------------------------
 
 
 def test_the_document_is_exactly_that_of_the_contract() -> None:
@@ -405,7 +405,7 @@ def test_a_session_has_a_query_id_only_where_the_server_computes_one() -> None:
     assert "query_id" not in unknown
 
 
-# -- what Lambda can return ------------------------------------------------------------------------
+# -- what Lambda can return --------------------------------------------------------------------------
 
 
 def test_a_document_that_fits_is_as_it_is() -> None:

@@ -67,7 +67,7 @@ def error_of(text: str | dict[str, Any], *passwords: str) -> SecretError:
     return error
 
 
-# -- service URIs and Aiven's JSON -----------------------------------------------------------------
+# -- service URIs and Aiven's JSON ------------------------------------------------------------------
 
 
 SHAPES: dict[str, Any] = {
@@ -225,7 +225,7 @@ def test_another_scheme_is_refused(text: str) -> None:
     error_of(text, "CANARY")
 
 
-# -- which of two says it --------------------------------------------------------------------------
+# -- which of two says it ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["uri", "service_uri"])
@@ -288,7 +288,7 @@ def test_a_fallback_secret_that_is_the_password_is_refused_and_not_shown() -> No
     assert "fallback_secret" in error.message
 
 
-# -- IAM -------------------------------------------------------------------------------------------
+# -- IAM --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_a_token_never_goes_out_in_plaintext() -> None:
     error_of("postgres://reaper@h/d?sslmode=disable")
 
 
-# -- engines ---------------------------------------------------------------------------------------
+# -- engines ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("engine", ["mysql", "aurora-mysql", "mariadb", "sqlserver-ex", "redis"])
@@ -339,7 +339,7 @@ def test_another_engine_is_named_and_rds_is_not_asked(engine: str, more: dict[st
     assert error.message == f"secret {NAME}: engine {engine} is not PostgreSQL"
 
 
-# -- clusters and managed secrets ------------------------------------------------------------------
+# -- clusters and managed secrets ---------------------------------------------------------------
 
 
 MANAGED_ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:rds!cluster-1-AbCdEf"

@@ -96,7 +96,7 @@ def rows(email: str) -> list[str]:
     return re.findall(r"^  (.*  +\d+  +[\dms.dh ]+)$", email, re.MULTILINE)
 
 
-# -- ten situations, to the letter -----------------------------------------------------------------
+# -- ten situations, to the letter ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_an_email_has_72_columns_but_for_what_is_to_be_copied(name: str) -> None
         assert copied or len(line) <= WIDTH
 
 
-# -- is it over? -----------------------------------------------------------------------------------
+# -- is it over? -------------------------------------------------------------------------------------
 
 QUIET = a_target_report(name="quiet", slots=some_slots(used=7), used_after=7)
 
@@ -272,7 +272,7 @@ def test_subscribers_can_filter_by_the_targets_with_news() -> None:
     assert summary.status == "partial"
 
 
-# -- the subject -----------------------------------------------------------------------------------
+# -- the subject ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [1, 60, 98, 99, 100, 255, 10_000])
@@ -295,7 +295,7 @@ def test_half_a_fleet_is_one_line() -> None:
     assert write_summary_line(report) == "5 of 6 targets not reached (t0, t1, t2, …); 1 quiet"
 
 
-# -- what comes from outside -----------------------------------------------------------------------
+# -- what comes from outside -------------------------------------------------------------------------
 
 
 def said_by_strangers(name: str) -> TargetReport:
@@ -410,7 +410,7 @@ def test_a_statement_is_whole_or_not_there(host: str, number: int, length: int) 
     assert any(whole[0] in text.replace("&lt;", "<") for text in texts(summary))
 
 
-# -- the email's tables ----------------------------------------------------------------------------
+# -- the email's tables -------------------------------------------------------------------------------
 
 
 def test_victims_are_grouped_by_rule_outcome_application_network_and_role() -> None:
@@ -480,7 +480,7 @@ def test_clients_are_shown_by_their_network(client: str | None, shown: str) -> N
     assert mask_client(client) == shown
 
 
-# -- what to do ------------------------------------------------------------------------------------
+# -- what to do --------------------------------------------------------------------------------------
 
 
 def to_do(report: Report) -> str:
@@ -514,7 +514,7 @@ def test_one_remedy_for_many_targets_is_one_step() -> None:
     assert "2. " not in steps
 
 
-# -- size ------------------------------------------------------------------------------------------
+# -- size --------------------------------------------------------------------------------------------
 
 
 def test_a_cut_list_of_targets_says_how_many_were_cut() -> None:
@@ -579,7 +579,7 @@ def test_a_thousand_targets_with_a_thousand_applications_each_fit_into_a_message
     assert_slack_takes(summary.webhook)
 
 
-# -- the rest --------------------------------------------------------------------------------------
+# -- the rest ----------------------------------------------------------------------------------------
 
 
 def test_a_run_without_targets_has_a_summary_too() -> None:

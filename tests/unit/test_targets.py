@@ -42,7 +42,7 @@ def error_of(secret: str) -> SecretError:
     return error
 
 
-# -- what is read ----------------------------------------------------------------------------------
+# -- what is read -----------------------------------------------------------------------------------
 
 
 def test_reads_the_rds_shape() -> None:
@@ -149,7 +149,7 @@ def test_an_unknown_key_is_somebody_elses() -> None:
     assert target(masterarn="arn:aws:…", rotation={"by": "lambda"}).name == "orders"
 
 
-# -- what is refused -------------------------------------------------------------------------------
+# -- what is refused --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_json_that_is_no_object_is_a_target_that_failed(secret: str) -> None:
     assert "no object" in error_of(secret).message
 
 
-# -- what must not be seen -------------------------------------------------------------------------
+# -- what must not be seen --------------------------------------------------------------------------
 
 
 def test_neither_password_nor_certificate_is_in_the_repr_of_a_target() -> None:

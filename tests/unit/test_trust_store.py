@@ -132,7 +132,7 @@ def served(pages: Mapping[str, str]) -> Iterator[str]:
             thread.join()
 
 
-# -- the shipped file ------------------------------------------------------------------------------
+# -- the shipped file -------------------------------------------------------------------------------
 
 
 def test_the_shipped_file_passes_the_check(store: Path) -> None:
@@ -154,7 +154,7 @@ def test_no_line_of_the_shipped_file_is_long() -> None:
     assert max(map(len, SHIPPED.splitlines())) <= 100
 
 
-# -- what is written -------------------------------------------------------------------------------
+# -- what is written --------------------------------------------------------------------------------
 
 
 def test_what_is_written_passes_the_check_and_is_sorted(tmp_path: Path, store: Path) -> None:
@@ -210,7 +210,7 @@ def test_an_origin_that_tls_would_not_take_as_text_is_refused(tmp_path: Path, st
     assert store.read_text("ascii") == OLD
 
 
-# -- what is dropped -------------------------------------------------------------------------------
+# -- what is dropped --------------------------------------------------------------------------------
 
 GOOD = Made("Amazon RDS xx-test-31 Root CA RSA2048 G1")
 
@@ -255,7 +255,7 @@ def test_what_is_in_two_sources_is_taken_once(tmp_path: Path, store: Path, capsy
     assert capsys.readouterr().out.count("is there twice") == 90
 
 
-# -- when nothing is written -----------------------------------------------------------------------
+# -- when nothing is written ------------------------------------------------------------------------
 
 
 NOT_WHOLE = {
@@ -316,7 +316,7 @@ def test_a_source_that_cannot_be_had_is_told_in_a_line_and_the_old_file_stays(
     assert store.read_text("ascii") == OLD
 
 
-# -- what the check says ---------------------------------------------------------------------------
+# -- what the check says ----------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("store")
