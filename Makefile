@@ -84,13 +84,13 @@ certs: .venv/installed ## [FROM="file-or-URL ..." ORIGIN="text"]: update AWS's c
 		$(if $(FROM),--from $(FROM)) $(if $(ORIGIN),--origin "$(ORIGIN)")
 
 .PHONY: replay
-replay: .venv/installed ## LOOK=recording.json [POLICY=file] [AGAINST=file]: decide on recorded snapshots, offline
-	@PYTHONPATH=functions:. $(PYTHON) -m infra.replay $(LOOK) "$(POLICY)" \
+replay: .venv/installed ## SNAPSHOT=recording.json [POLICY=file] [AGAINST=file]: decide on recorded snapshots, offline
+	@PYTHONPATH=functions:. $(PYTHON) -m infra.replay $(SNAPSHOT) "$(POLICY)" \
 		$(if $(AGAINST),--against "$(AGAINST)")
 
-.PHONY: looks
-looks: .venv/installed $(SERVERS)/installed ## record the snapshots in tests/looks again on PostgreSQL 13 to 18 (needs npm)
-	PYTHONPATH=functions:. $(PYTHON) -m tests.looks $(SERVERS)
+.PHONY: recordings
+recordings: .venv/installed $(SERVERS)/installed ## record tests/recordings again on PostgreSQL 13 to 18 (needs npm)
+	PYTHONPATH=functions:. $(PYTHON) -m tests.recordings $(SERVERS)
 
 .PHONY: summaries
 summaries: .venv/installed ## regenerate tests/summaries and the README's pictures

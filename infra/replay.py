@@ -1,15 +1,16 @@
-"""`make replay`: what a policy says of a recorded look, decided offline by the deployed engine.
+"""`make replay`: decide offline, with the deployed engine, on a recorded snapshot.
 
     python -m infra.replay RECORDING [POLICY] [--target NAME] [--against OTHER_POLICY]
 
-RECORDING is what the event {"record": true} returned, or one look of it. Each target gets a head
-line, then one line for each session in the order of pids: two replays can be compared by `diff`.
-With --against, only the sessions of which the two policies say different things, as a diff has it.
+RECORDING is what the event {"record": true} returned, or one snapshot from it. The output has a head
+line per target and a line per session, ordered by pid, so that `diff` can compare two replays. With
+--against, it has only the sessions on which the two policies differ, in the form of a diff.
 
-Not everything can be replayed. Queries are recorded as `query` globs match them, without literals
-and comments: only `waiting_for_client` may find the word COPY in these, and is decided otherwise.
-confirm_after and escalate_after play out in time, limits.max_per_run between targets that answer at
-the same time. Nor is it known who would have escaped.
+A replay differs from a run where a recording does not tell enough:
+- Queries are recorded as `query` globs match them, without literals and comments, so
+  `waiting_for_client` may miss or find the word COPY in one.
+- `confirm_after`, `escalate_after` and `limits.max_per_run` depend on time and on other targets.
+- Sessions that would escape the guard are not known.
 """
 
 import argparse
@@ -36,26 +37,31 @@ from session_reaper.runs.policy_source import load_policy
 from session_reaper.sessions.session import State
 from session_reaper.sessions.snapshot import Snapshot
 
-_MOST_OF_A_NAME, _MOST_OF_A_LINE = 64, 2000  # characters: PostgreSQL's names have 63 bytes
+_MAX_NAME, _MAX_LINE = 64, 2000  # characters: PostgreSQL's names have 63 bytes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the verdicts; the exit status: 2 for what cannot be read, in one line."""
+    """Print the verdicts and return the exit status: 2 if an input cannot be read."""
     options = _parser().parse_args(arguments)
     try:
-        looks = read_recording(options.recording, options.target)
-        policy = _policy(options.policy)
+        snapshots = read_recording(options.recording, options.target)
+        policy = _load_policy(options.policy)
         if options.against is None:
-            lines = [line for name, look in looks.items() for line in verdicts(name, look, policy)]
+            lines = [
+                line
+                for name, snapshot in snapshots.items()
+                for line in describe_verdicts(name, snapshot, policy)
+            ]
         else:
-            old = _policy(options.against)
+            old = _load_policy(options.against)
             names = [path or "the bundled policy" for path in (options.against, options.policy)]
-            lines = [f"--- {names[0]}", f"+++ {names[1]}", *differences(looks, old, policy)]
+            differences = describe_differences(snapshots, old, policy)
+            lines = [f"--- {names[0]}", f"+++ {names[1]}", *differences]
     except ConfigurationError as error:
-        print(printable(f"replay: {error}", _MOST_OF_A_LINE), file=sys.stderr)
+        print(printable(f"replay: {error}", _MAX_LINE), file=sys.stderr)
         return 2
     for line in lines:
-        print(printable(line, _MOST_OF_A_LINE))
+        print(printable(line, _MAX_LINE))
     return 0
 
 
@@ -65,16 +71,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("recording", type=Path, metavar="RECORDING", help="a JSON file")
     parser.add_argument(
-        "policy", nargs="?", default="", metavar="POLICY", help="YAML or JSON; else the bundled one"
+        "policy",
+        nargs="?",
+        default="",
+        metavar="POLICY",
+        help="a YAML or JSON file (default: the bundled policy)",
     )
-    parser.add_argument("--target", metavar="NAME", help="of a recording of several, this one")
+    parser.add_argument("--target", metavar="NAME", help="only this target of the recording")
     parser.add_argument(
-        "--against", metavar="OTHER_POLICY", help='the policy until now; "" is the bundled one'
+        "--against",
+        metavar="OTHER_POLICY",
+        help='the policy to compare with; "" is the bundled policy',
     )
     return parser
 
 
-def _policy(path: str) -> Policy:
+def _load_policy(path: str) -> Policy:
     source = str(Path(path).resolve()) if path else ""
     return load_policy(source, Deadline(10))
 
@@ -82,50 +94,55 @@ def _policy(path: str) -> Policy:
 # -- verdicts -------------------------------------------------------------------------------------
 
 
-def decide_again(look: Snapshot, policy: Policy) -> Decisions:
-    """Decide on a recorded look; its queries are redacted already."""
-    return decide(look.sessions, look.slots, policy, redact_query=str)
+def decide_again(snapshot: Snapshot, policy: Policy) -> Decisions:
+    """Decide on a recorded snapshot, whose queries are already redacted."""
+    return decide(snapshot.sessions, snapshot.slots, policy, redact_query=str)
 
 
-def verdicts(name: str, look: Snapshot, policy: Policy) -> Iterator[str]:
-    """A target's head line, and a line for each of its sessions."""
-    judgement = decide_again(look, policy)
-    yield "; ".join(_head(name, look, judgement))
-    for who, decision in _by_pid(judgement).items():
-        yield f"{who}  {_verdict(decision)}"
+def describe_verdicts(name: str, snapshot: Snapshot, policy: Policy) -> Iterator[str]:
+    """Yield the head line of a target and a line for each of its sessions."""
+    decided = decide_again(snapshot, policy)
+    yield "; ".join(_describe_target(name, snapshot, decided))
+    for columns, decision in _by_columns(decided).items():
+        yield f"{columns}  {_describe_verdict(decision)}"
 
 
-def differences(looks: Mapping[str, Snapshot], before: Policy, after: Policy) -> Iterator[str]:
-    """The sessions that meet another verdict, or the same by another rule; the last line counts."""
+def describe_differences(
+    snapshots: Mapping[str, Snapshot], before: Policy, after: Policy
+) -> Iterator[str]:
+    """Yield the sessions on which two policies differ, and a last line that counts them."""
     differing = 0
-    for name, look in looks.items():
-        first = _by_pid(decide_again(look, before))
-        second = _by_pid(decide_again(look, after))
-        changed = [who for who in first if _essence(first[who]) != _essence(second[who])]
+    for name, snapshot in snapshots.items():
+        first = _by_columns(decide_again(snapshot, before))
+        second = _by_columns(decide_again(snapshot, after))
+        changed = [
+            each
+            for each in first
+            if _verdict_and_rule(first[each]) != _verdict_and_rule(second[each])
+        ]
         if changed:
             yield f"{name}:"
-        for who in changed:
-            yield f"- {who}  {_verdict(first[who])}"
-            yield f"+ {who}  {_verdict(second[who])}"
+        for columns in changed:
+            yield f"- {columns}  {_describe_verdict(first[columns])}"
+            yield f"+ {columns}  {_describe_verdict(second[columns])}"
         differing += len(changed)
-    yield f"{differing} of {sum(len(look.sessions) for look in looks.values())} sessions differ"
+    total = sum(len(snapshot.sessions) for snapshot in snapshots.values())
+    yield f"{differing} of {total} sessions differ"
 
 
-def _head(name: str, look: Snapshot, judgement: Decisions) -> Iterator[str]:
+def _describe_target(name: str, snapshot: Snapshot, decided: Decisions) -> Iterator[str]:
     condemned, spared, left = (
-        len(judgement.having(verdict))
-        for verdict in (Verdict.CONDEMN, Verdict.SPARE, Verdict.LEAVE)
+        len(decided.having(verdict)) for verdict in (Verdict.CONDEMN, Verdict.SPARE, Verdict.LEAVE)
     )
-    slots = f"slots {look.slots.used}/{look.slots.usable}"
-    yield f"{name}: {slots}, {condemned} condemned, {spared} spared, {left} left alone"
-    if judgement.breaker:
-        yield f"breaker: {judgement.breaker}"
-    yield from describe_pressure(judgement)
+    yield f"{name}: {snapshot.slots}, {condemned} condemned, {spared} spared, {left} left alone"
+    if decided.breaker:
+        yield f"breaker: {decided.breaker}"
+    yield from describe_pressure(decided)
 
 
-def _by_pid(judgement: Decisions) -> dict[str, Decision]:
-    """The decisions by who it is about, in columns; the same sessions give the same columns."""
-    decisions = sorted(judgement.decisions, key=lambda decision: decision.pid)
+def _by_columns(decided: Decisions) -> dict[str, Decision]:
+    """Map the columns that describe a session, padded to equal widths, to its decision."""
+    decisions = sorted(decided.decisions, key=lambda decision: decision.pid)
     rows = [tuple(_cells(decision)) for decision in decisions]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = [
@@ -139,12 +156,12 @@ def _cells(decision: Decision) -> Iterator[str]:
     session = decision.session
     yield str(decision.pid)
     for name in (session.role, session.database, session.application):
-        yield printable(name, _MOST_OF_A_NAME) or "-"
+        yield printable(name, _MAX_NAME) or "-"
     yield session.client or "[local]"
     yield session.state
 
 
-def _verdict(decision: Decision) -> str:
+def _describe_verdict(decision: Decision) -> str:
     if decision.rule is None:
         return f"left alone: {decision.reason}"
     if decision.verdict is Verdict.SPARE:
@@ -152,8 +169,8 @@ def _verdict(decision: Decision) -> str:
     return f"condemned by {decision.rule.name}: {decision.reason}"
 
 
-def _essence(decision: Decision) -> object:
-    """What of a decision makes another one. A reason has numbers of the policy in it."""
+def _verdict_and_rule(decision: Decision) -> object:
+    """Return what two decisions are compared by; reasons also quote the thresholds of a policy."""
     rule = decision.rule and (decision.rule.name, decision.rule.action)
     return decision.verdict, rule
 
@@ -162,78 +179,81 @@ def _essence(decision: Decision) -> object:
 
 
 def read_recording(path: Path, target: str | None = None) -> dict[str, Snapshot]:
-    """The looks of a recording by target; a look by itself is named as its file.
+    """Read the snapshots of a recording by target; a single snapshot is named after its file.
 
-    Raises ConfigurationError with the place of what is no recording.
+    Raises ConfigurationError with the place of an invalid value.
     """
     try:
         document = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigurationError(str(path), f"cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError, too
-        raise ConfigurationError(str(path), "is not JSON") from None
-    if not isinstance(document, dict) or not ("looks" in document or "sessions" in document):
-        problem = 'is neither what the event {"record": true} returned nor one look of it'
+    except (ValueError, RecursionError):
+        raise ConfigurationError(str(path), "is not valid JSON") from None
+    if not isinstance(document, dict) or not ("snapshots" in document or "sessions" in document):
+        problem = 'must be what the event {"record": true} returned, or one snapshot from it'
         raise ConfigurationError(str(path), problem)
-    looks, place = document.get("looks", {path.stem: document}), "looks" * ("looks" in document)
-    if not isinstance(looks, dict) or not looks:
-        raise ConfigurationError("looks", "holds no look; targets says why")
-    if target is not None and target not in looks:
-        raise ConfigurationError("--target", f"{target} is not among {', '.join(looks)}")
+    place = "snapshots" if "snapshots" in document else ""
+    snapshots = document.get("snapshots", {path.stem: document})
+    if not isinstance(snapshots, dict) or not snapshots:
+        raise ConfigurationError("snapshots", "has no snapshot; see the errors under targets")
+    if target is not None and target not in snapshots:
+        problem = f"unknown target {short_repr(target)}; known: {', '.join(snapshots)}"
+        raise ConfigurationError("--target", problem)
     return {
-        name: _look(value, _at(place, name) if place else "")
-        for name, value in looks.items()
+        name: _read_snapshot(value, _join(place, name) if place else "")
+        for name, value in snapshots.items()
         if target in (None, name)
     }
 
 
-def _look(value: object, place: str) -> Snapshot:
-    look: Snapshot = _read(Snapshot, value, place)
-    if not look.can_see:
-        raise ConfigurationError(_at(place, "can_see"), "is false: a run decides nothing then")
+def _read_snapshot(value: object, place: str) -> Snapshot:
+    snapshot: Snapshot = _read(Snapshot, value, place)
+    if not snapshot.can_see:
+        problem = "must be true; a run decides nothing if sessions are hidden from it"
+        raise ConfigurationError(_join(place, "can_see"), problem)
     pids: set[int] = set()
-    for index, session in enumerate(look.sessions):
-        here, pid = _at(place, f"sessions[{index}]"), session.identity.pid
+    for index, session in enumerate(snapshot.sessions):
+        here, pid = _join(place, f"sessions[{index}]"), session.identity.pid
         if pid in pids:
-            raise ConfigurationError(f"{here}.identity.pid", f"{pid} is there twice")
+            raise ConfigurationError(f"{here}.identity.pid", f"duplicate pid {pid}")
         pids.add(pid)
         try:
             ip_address("::" if session.client is None else session.client)
         except ValueError:
-            problem = f"{short_repr(session.client)} is no address"
+            problem = f"must be an IP address, not {short_repr(session.client)}"
             raise ConfigurationError(f"{here}.client", problem) from None
-    return look
+    return snapshot
 
 
-_MOST = 2**53  # every age, count and moment is less
-_CALLED: Mapping[object, str] = {
+_LIMIT = 2**53  # JSON numbers are exact below
+_EXPECTED: Mapping[object, str] = {
     str: "text",
     bool: "true or false",
     int: "a whole number",
     float: "a number",
-    State: "a state that a rule may name",
+    State: f"one of {', '.join(State)}",
     tuple: "a list",
 }
 
 
-@cache  # the same few for thousands of sessions
+@cache  # the same few types for thousands of sessions
 def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
 @cache
 def _required(kind: Any) -> set[str]:  # noqa: ANN401 -- any dataclass
-    """What every recording has; what came later has a default."""
+    """Return the keys without a default; later releases added the others."""
     has_default = {f.name for f in fields(kind) if (f.default, f.default_factory) != (MISSING,) * 2}
     return _hints(kind).keys() - has_default
 
 
-def _at(place: str, key: str) -> str:
+def _join(place: str, key: str) -> str:
     return f"{place}.{key}" if place else key
 
 
 def _read(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401 -- JSON in, what the hint says out
-    """A value of JSON as a type hint of the look has it; nothing is converted in silence."""
+    """Read a JSON value as a type hint of Snapshot describes it, without conversions."""
     inner = get_args(kind)
     if NoneType in inner:
         (kind,) = set(inner) - {NoneType}
@@ -243,7 +263,7 @@ def _read(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401 -- JSON in,
     if get_origin(kind) is Mapping and isinstance(value, dict):
         names, items = inner
         return {
-            _read(names, key, place): _read(items, item, _at(place, key))
+            _read(names, key, place): _read(items, item, _join(place, key))
             for key, item in value.items()
         }
     is_mapping = is_dataclass(kind) and isinstance(value, dict)
@@ -251,25 +271,27 @@ def _read(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401 -- JSON in,
         hints, required = _hints(kind), _required(kind)
         for key in [*hints, *value]:
             if key not in hints or (key in required and key not in value):
-                problem = "is missing" if key in hints else "unknown key"
-                raise ConfigurationError(_at(place, key), f"{problem}: of another version?")
+                problem = "unknown key" if key not in hints else "is missing"
+                raise ConfigurationError(
+                    _join(place, key), f"{problem}; recorded by another version?"
+                )
         return kind(
-            **{key: _read(hints[key], item, _at(place, key)) for key, item in value.items()}
+            **{key: _read(hints[key], item, _join(place, key)) for key, item in value.items()}
         )
-    return _plain(kind, value, place)
+    return _read_plain(kind, value, place)
 
 
-def _plain(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401 -- as above
-    if kind in (int, float) and type(value) in (int, kind) and -_MOST < value < _MOST:
+def _read_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401 -- as above
+    if kind in (int, float) and type(value) in (int, kind) and -_LIMIT < value < _LIMIT:
         return kind(value)
     if kind in (str, bool) and type(value) is kind:
         return value
     if kind is State and value in list(State):
         return State(value)
-    wanted = _CALLED.get(get_origin(kind) or kind, "an object")
-    raise ConfigurationError(place or "look", f"{short_repr(value)} is not {wanted}")
+    expected = _EXPECTED.get(get_origin(kind) or kind, "an object")
+    raise ConfigurationError(place or "snapshot", f"must be {expected}, not {short_repr(value)}")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no trouble
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without an error
     sys.exit(main())

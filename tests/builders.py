@@ -12,6 +12,8 @@ from session_reaper.policy.model import Policy, read_policy
 from session_reaper.report.model import Outcome, Report, SessionResult, TargetReport
 from session_reaper.sessions.session import Identity, Session, Slots, State
 from session_reaper.sessions.snapshot import Snapshot
+from session_reaper.targets.secret_document import parse_secret, resolve_targets
+from session_reaper.targets.target import RdsListing, Secret, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,8 +71,8 @@ def some_slots(*, used: int = 97, maximum: int = 100, reserved: int = 3) -> Slot
     return Slots(max=maximum, reserved=reserved, used=used)
 
 
-def a_look(*sessions: Session, **overrides: object) -> Snapshot:
-    """What a role that may see and signal all saw."""
+def a_snapshot(*sessions: Session, **overrides: object) -> Snapshot:
+    """A snapshot taken by a role that may see and signal every session."""
     values = {
         "role": "session_reaper",
         "slots": some_slots(),
@@ -107,7 +109,7 @@ def a_decision(session: Session | None = None, **overrides: object) -> Decision:
         "session": session or a_session(),
         "verdict": Verdict.CONDEMN,
         "rule": replace(a_policy().rules[0], name=name),
-        "reason": "idle in transaction for 15m 1s (idle_for: 5m)",
+        "reasons": ("idle in transaction for 15m 1s (idle_for: 5m)",),
     }
     return Decision(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 
@@ -145,3 +147,11 @@ def a_secret(**overrides: object) -> str:
         "dbInstanceIdentifier": "orders",
     } | overrides
     return json.dumps({key: value for key, value in document.items() if value is not None})
+
+
+def read_target(secret: Secret, *, whole_clusters: bool = False) -> Target:
+    """The one target of a secret that does not need RDS."""
+    parsed = parse_secret(secret, whole_clusters=whole_clusters)
+    assert not parsed.needs_rds
+    (target,) = resolve_targets(parsed, RdsListing())
+    return target

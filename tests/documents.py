@@ -1,7 +1,4 @@
-"""Policies as documents, generated: what the engine reads, and what somebody got wrong.
-
-Everything is as JSON gives it.
-"""
+"""Strategies for policy documents as JSON values, both valid and invalid."""
 
 from __future__ import annotations
 
@@ -26,9 +23,9 @@ KEYS = sorted(
         for field in fields(kind)
     }
 )
-"""Every key that a policy may have somewhere."""
+"""Every key that a policy may contain."""
 
-# -- what a policy is made of -----------------------------------------------------------------------
+# -- valid policies --------------------------------------------------------------------------------
 
 _RULE_NAMES = st.sampled_from(["idle-in-transaction", "on", "1", "5m", "rules[0]"]) | st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20
@@ -72,7 +69,7 @@ _STATES: list[str] = [*map(str, State)]
 _RUNNING = [str(State.ACTIVE), str(State.FASTPATH)]
 
 
-def _one_or_more(values: st.SearchStrategy[str]) -> st.SearchStrategy[str | list[str]]:
+def _one_or_many(values: st.SearchStrategy[str]) -> st.SearchStrategy[str | list[str]]:
     return values | st.lists(values, min_size=1, max_size=3)
 
 
@@ -82,22 +79,22 @@ def _some_of(keys: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Docum
 
 _CONDITIONS = _some_of(
     {
-        "role": _one_or_more(_GLOBS),
-        "database": _one_or_more(_GLOBS),
-        "application": _one_or_more(_GLOBS),
-        "client": _one_or_more(_NETWORKS),
-        "query": _one_or_more(_QUERY_GLOBS),
+        "role": _one_or_many(_GLOBS),
+        "database": _one_or_many(_GLOBS),
+        "application": _one_or_many(_GLOBS),
+        "client": _one_or_many(_NETWORKS),
+        "query": _one_or_many(_QUERY_GLOBS),
         "blocks": _COUNTS,
-        "holds": _one_or_more(st.sampled_from([*map(str, HeldResource)])),
+        "holds": _one_or_many(st.sampled_from([*map(str, HeldResource)])),
         "pins_vacuum_by": _COUNTS,
     }
 )
 _PROTECT = _some_of(
     {
-        "roles": _one_or_more(_GLOBS),
-        "applications": _one_or_more(_GLOBS),
-        "databases": _one_or_more(_GLOBS),
-        "clients": _one_or_more(_NETWORKS),
+        "roles": _one_or_many(_GLOBS),
+        "applications": _one_or_many(_GLOBS),
+        "databases": _one_or_many(_GLOBS),
+        "clients": _one_or_many(_NETWORKS),
     }
 )
 _LIMITS = _some_of(
@@ -114,7 +111,7 @@ _LIMITS = _some_of(
 
 @st.composite
 def _matches(draw: st.DrawFn, states: Sequence[str], *, cancelled: bool) -> Document:
-    state = draw(_one_or_more(st.sampled_from(states)))
+    state = draw(_one_or_many(st.sampled_from(states)))
     named = {state} if isinstance(state, str) else {*state}
     clocks = [clock for clock in CLOCKS if clock != "query_for" or "active" in named]
     times = draw(st.dictionaries(st.sampled_from(clocks), _DURATIONS, min_size=1))
@@ -127,7 +124,7 @@ def _matches(draw: st.DrawFn, states: Sequence[str], *, cancelled: bool) -> Docu
 
 @st.composite
 def _pressures(draw: st.DrawFn, *, cancelled: bool) -> Document:
-    """`when` and `until`, which is better than it."""
+    """Draw `when` and an `until` below it."""
     low, high = sorted(draw(st.lists(st.integers(1, 100), min_size=2, max_size=2, unique=True)))
     keys = {"when": st.sampled_from([{"slots_used": f"{high}%"}, {"slots_free": low - 1}])}
     if not cancelled:
@@ -147,7 +144,7 @@ def _rules(draw: st.DrawFn, name: str) -> Document:
 
 @st.composite
 def policy_documents(draw: st.DrawFn) -> Document:
-    """A policy that the engine reads, with any of the keys there are."""
+    """Draw a valid policy with any of the keys."""
     names = draw(st.lists(_RULE_NAMES, min_size=1, max_size=3, unique=True))
     keys = {
         "mode": st.sampled_from([*map(str, Mode), False]),
@@ -159,7 +156,7 @@ def policy_documents(draw: st.DrawFn) -> Document:
     return {"version": 1, "rules": [draw(_rules(name)) for name in names]} | optional
 
 
-# -- what is none -----------------------------------------------------------------------------------
+# -- invalid policies ------------------------------------------------------------------------------
 
 _KEYS = st.sampled_from([*KEYS, "x"])
 _NEARLY = (
@@ -199,7 +196,7 @@ _NEARLY = (
 
 
 def json_values() -> st.SearchStrategy[Any]:
-    """Anything that Python's JSON parser gives, and now and then a word of ours."""
+    """Draw any value that Python's JSON parser can return, and sometimes a word of the policy language."""
     leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
     return st.recursive(
         leaves | _NEARLY | _DURATIONS,
@@ -210,9 +207,10 @@ def json_values() -> st.SearchStrategy[Any]:
 
 @st.composite
 def mistaken_documents(draw: st.DrawFn) -> Document:
-    """A good policy in which one value was dropped, renamed, wrapped or replaced by any other."""
-    document: Document = json.loads(json.dumps(draw(policy_documents())))  # nothing in it is shared
-    places = [*_places(document)][::-1]  # the deep ones first: those that are drawn more often
+    """Draw a valid policy in which one value was dropped, renamed, wrapped or replaced."""
+    document: Document = json.loads(json.dumps(draw(policy_documents())))  # shares no values
+    # Deep places come first, because hypothesis draws the first more often.
+    places = [*_places(document)][::-1]
     holder, key = draw(st.sampled_from(places))
     mistake = draw(st.sampled_from(["slip", "replace", "drop", "rename", "wrap", "move"]))
     if mistake == "slip":
@@ -232,7 +230,7 @@ def mistaken_documents(draw: st.DrawFn) -> Document:
 
 
 def _places(value: object) -> Iterator[tuple[Any, Any]]:
-    """Each mapping or list in `value`, with each of its keys."""
+    """Yield each mapping or list in `value` with each of its keys."""
     keys: Sequence[Any] = ()
     if isinstance(value, dict):
         keys = [*value]

@@ -1,5 +1,6 @@
 """Deadlines on the monotonic clock."""
 
+from collections.abc import Callable
 from time import monotonic
 
 from session_reaper.errors import DeadlineError
@@ -8,12 +9,13 @@ from session_reaper.errors import DeadlineError
 class Deadline:
     """A moment on the monotonic clock, `seconds` from now."""
 
-    def __init__(self, seconds: float) -> None:
-        self._at = monotonic() + seconds
+    def __init__(self, seconds: float, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._at = clock() + seconds
 
     def remaining(self) -> float:
         """Return the seconds left, 0 once the deadline has passed."""
-        return max(0.0, self._at - monotonic())
+        return max(0.0, self._at - self._clock())
 
     def remaining_or_raise(self, at_most: float) -> float:
         """Return the seconds left, capped at `at_most` and always above 0.
@@ -27,8 +29,8 @@ class Deadline:
 
     def capped_at(self, seconds: float) -> "Deadline":
         """Return a deadline `seconds` from now that is never later than this one."""
-        return Deadline(min(self.remaining(), seconds))
+        return Deadline(min(self.remaining(), seconds), self._clock)
 
     def extended_by(self, seconds: float) -> "Deadline":
         """Return a deadline that is later than this one by `seconds`."""
-        return Deadline(self.remaining() + seconds)
+        return Deadline(self.remaining() + seconds, self._clock)

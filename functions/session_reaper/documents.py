@@ -1,11 +1,11 @@
-"""Strict reading of a parsed document (a policy, an event) into frozen values.
+"""Reads a parsed document (a policy, an event) strictly into frozen values.
 
-What is not understood is an error that names its place, never a guess: a document that is misread
-in silence is a session killed by mistake, or a protection that is not there.
+An unknown key or an invalid value is an error that names its place. A guess could terminate the
+wrong session or drop a protection.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache, partial
 from typing import Any, TypeVar, get_type_hints
@@ -14,12 +14,12 @@ from session_reaper.errors import ConfigurationError
 
 T = TypeVar("T")
 Read = Callable[[object, str], T]
-"""From a value of the document and its place to what it means; raises ConfigurationError."""
+"""A reader: converts a value of the document at a place, or raises ConfigurationError."""
 
 UNSENDABLE = re.compile("[\0\ud800-\udfff]")
-"""What JSON can hold and nobody can send on: NUL and lone surrogates."""
+"""Characters that JSON can hold but that cannot be sent on: NUL and lone surrogates."""
 
-_MOST_SHOWN = 40  # characters of a wrong value in an error
+_MAX_REPR = 40  # characters
 _HIDDEN = "(not shown: it may hold a credential)"
 _CREDENTIAL = re.compile(
     r"://"  # a URI, which may hold a password
@@ -30,68 +30,84 @@ _CREDENTIAL = re.compile(
 
 
 def may_hold_credential(text: str) -> bool:
-    """Return whether the text looks like a URI, a DSN or a secret's JSON, which nobody may see."""
+    """Return whether the text looks like a URI, a DSN or a secret's JSON and must not be shown."""
     return _CREDENTIAL.search(text) is not None
 
 
 def short_repr(value: object) -> str:
-    """A wrong value as an error shows it."""
+    """Render an invalid value for an error message, at most 40 characters and no credential."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, a list as deep
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a deeply nested list
         text = "this value"
     if may_hold_credential(text):
         return _HIDDEN
-    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
+    return text if len(text) <= _MAX_REPR else text[: _MAX_REPR - 3] + "..."
 
 
 def key_label(key: object) -> str:
-    """A key as the place in an error names it."""
-    plain = isinstance(key, str) and key and key.isprintable() and not may_hold_credential(key)
-    return str(key)[:_MOST_SHOWN] if plain else short_repr(key)
+    """Render a key for the place in an error message."""
+    is_plain = isinstance(key, str) and key and key.isprintable() and not may_hold_credential(key)
+    return str(key)[:_MAX_REPR] if is_plain else short_repr(key)
 
 
 def non_empty_text(value: object, place: str) -> str:
-    """Text that is not empty."""
+    """Read text that is not empty and can be sent on."""
     if not isinstance(value, str):
         raise ConfigurationError(place, f"{short_repr(value)} is not text; put it in quotes")
     if not value:
         raise ConfigurationError(place, "is empty; fill it in or remove it")
     if UNSENDABLE.search(value):
-        raise ConfigurationError(place, f"{short_repr(value)} holds a character that is no text")
+        problem = f"{short_repr(value)} contains an invalid character (NUL or a lone surrogate)"
+        raise ConfigurationError(place, problem)
     return value
 
 
 def positive_int(value: object, place: str) -> int:
-    """A whole number from 1 up."""
-    return _whole(value, place, 1)
+    """Read a whole number of at least 1."""
+    return _read_int(value, place, 1)
 
 
 def non_negative_int(value: object, place: str) -> int:
-    """A whole number from 0 up."""
-    return _whole(value, place, 0)
+    """Read a whole number of at least 0."""
+    return _read_int(value, place, 0)
 
 
-_MOST = 10**15  # of whatever is counted here
+_MAX_INT = 10**15
 
 
-def _whole(value: object, place: str, least: int) -> int:
+def _read_int(value: object, place: str, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigurationError(place, f"{short_repr(value)} is no whole number from {least} up")
-    if value > _MOST:
+        problem = f"must be a whole number of at least {least}, not {short_repr(value)}"
+        raise ConfigurationError(place, problem)
+    if value > _MAX_INT:
         raise ConfigurationError(place, f"{short_repr(value)} is too large")
     return value
 
 
 def boolean(value: object, place: str) -> bool:
-    """True or false."""
+    """Read true or false."""
     if not isinstance(value, bool):
-        raise ConfigurationError(place, f"{short_repr(value)} is neither true nor false")
+        raise ConfigurationError(place, f"must be true or false, not {short_repr(value)}")
     return value
 
 
-def read_several(read: Read[T], value: object, place: str) -> tuple[T, ...]:
-    """One value or a list of alternatives; an empty list is a mistake, it does not mean all."""
+def read_choice(choices: Iterable[T], value: object, place: str) -> T:
+    """Read one of the choices by its text."""
+    by_text = {str(choice): choice for choice in choices}
+    if not isinstance(value, str) or value not in by_text:
+        problem = f"invalid value {short_repr(value)}; valid: {', '.join(by_text)}"
+        raise ConfigurationError(place, problem)
+    return by_text[value]
+
+
+def one_of(choices: Iterable[T]) -> Read[T]:
+    """Return a reader of one of the choices."""
+    return partial(read_choice, choices)
+
+
+def read_list(read: Read[T], value: object, place: str) -> tuple[T, ...]:
+    """Read one value or a list of alternatives; an empty list is an error and does not mean all."""
     if not isinstance(value, list):
         return (read(value, place),)
     if not value:
@@ -100,29 +116,33 @@ def read_several(read: Read[T], value: object, place: str) -> tuple[T, ...]:
 
 
 def one_or_many(read: Read[T]) -> Read[tuple[T, ...]]:
-    """A reader of one value or a list of alternatives."""
-    return partial(read_several, read)
+    """Return a reader of one value or a list of alternatives."""
+    return partial(read_list, read)
 
 
-def read_record(kind: type[T], value: object, place: str) -> T:
-    """A mapping with the keys of a dataclass; a field is `Annotated[type, reader, "what it is"]`."""
+def read_mapping(kind: type[T], value: object, place: str) -> T:
+    """Read a mapping with the keys of a dataclass.
+
+    Each field is `Annotated[type, reader, "description"]`; a field without a default is required.
+    """
     if not isinstance(value, dict):
-        raise ConfigurationError(place or "document", f"{short_repr(value)} is no mapping of keys")
+        problem = f"must be a mapping of keys to values, not {short_repr(value)}"
+        raise ConfigurationError(place or "document", problem)
     known = _readers(kind)  # type: ignore[arg-type] # a class is hashable; mypy doubts it
-    dot = f"{place}." if place else ""
+    prefix = f"{place}." if place else ""
     for key in value:
         if key not in known:
-            problem = f"unknown key; known are {', '.join(known)}"
-            raise ConfigurationError(f"{dot}{key_label(key)}", problem)
+            problem = f"unknown key; known: {', '.join(known)}"
+            raise ConfigurationError(f"{prefix}{key_label(key)}", problem)
     for name in _required(kind):
         if name not in value:
-            raise ConfigurationError(f"{dot}{name}", "is required")
-    return kind(**{key: known[key](item, f"{dot}{key}") for key, item in value.items()})
+            raise ConfigurationError(f"{prefix}{name}", "is required")
+    return kind(**{key: known[key](item, f"{prefix}{key}") for key, item in value.items()})
 
 
 def mapping_of(kind: type[T]) -> Read[T]:
-    """A reader of a mapping with the keys of a dataclass."""
-    return partial(read_record, kind)
+    """Return a reader of a mapping with the keys of a dataclass."""
+    return partial(read_mapping, kind)
 
 
 @cache

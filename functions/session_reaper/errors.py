@@ -1,18 +1,18 @@
-"""What can go wrong, as a tree.
+"""The exceptions that session-reaper raises.
 
 ReaperError
-├── ConfigurationError   the run ends: settings, event or policy; names the place
-├── TargetError          one target's trouble; becomes its report, the others go on
-│   ├── FullError        SQLSTATE 53300: the server has no slot for us either
-│   ├── BlindError       we may not see other roles' sessions
-│   ├── ConnectionLostError  the server went away after we had connected
-│   ├── ServerChangedError   another server answers now, or it has restarted
-│   └── DeadlineError    the time for this target is over
-├── NoAnswerError        a call to AWS or Slack did not end in time; each adapter says what failed
-│   └── NoThreadError    the process may not start another thread for the call
-└── PublishError         the summary did not go out; the run ends with it
+├── ConfigurationError       invalid settings, event or policy; ends the run
+├── TargetError              ends the work on one target, and is reported
+│   ├── FullError            SQLSTATE 53300: the server has no slot for the reaper
+│   ├── BlindError           the role may not see other roles' sessions
+│   ├── ConnectionLostError  the connection ended during a statement
+│   ├── ServerChangedError   another server answers now, or the server has restarted
+│   └── DeadlineError        the run ran out of time
+├── NoAnswerError            a call to AWS or Slack did not end in time
+│   └── NoThreadError        the process may not start another thread for the call
+└── PublishError             the summary was not published; ends the run
 
-No message carries a password, a token or a literal of a query.
+No message contains a password, a token or a literal of a query.
 """
 
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ from typing import Final
 
 
 class ReaperError(Exception):
-    """Whatever session-reaper itself raises."""
+    """Base class of session-reaper's exceptions."""
 
 
 class ConfigurationError(ReaperError):
-    """The run cannot begin: `place` (a variable, a key, an index) holds something that won't do."""
+    """The run cannot begin: `place` (a variable, a key, an index) holds an invalid value."""
 
     def __init__(self, place: str, problem: str) -> None:
         super().__init__(f"{place}: {problem}")
 
 
 class TargetError(ReaperError):
-    """One target failed: a SQLSTATE or a short code, what happened, what mends it."""
+    """One target failed: a SQLSTATE or a short code, what happened, and how to fix it."""
 
     def __init__(self, code: str, message: str, hint: str) -> None:
         super().__init__(code, message, hint)
@@ -45,14 +45,14 @@ class TargetError(ReaperError):
 
 
 class ConnectionLimit(Enum):
-    """A limit on connections that is reached although the server has free slots."""
+    """A connection limit that can be reached while the server has free slots."""
 
     ROLE = auto()  # CONNECTION LIMIT of our role
     DATABASE = auto()  # CONNECTION LIMIT of the database
 
 
 class FullError(TargetError):
-    """The server refuses us a connection: every slot is taken, or `limit` is reached."""
+    """The server refuses a connection: all slots are used, or `limit` is reached."""
 
     def __init__(
         self, code: str, message: str, hint: str, *, limit: ConnectionLimit | None
@@ -62,45 +62,43 @@ class FullError(TargetError):
 
 
 class BlindError(TargetError):
-    """Connected, but other roles' sessions are hidden from us: finding nothing proves nothing."""
+    """Other roles' sessions are hidden from the role, so finding none proves nothing."""
 
     def __init__(self, role: str, membership: "Membership") -> None:
         super().__init__(
             "42501",
-            f"role {role} may not see other roles' sessions",
+            f"role {role} cannot see other roles' sessions",
             membership.grant("pg_read_all_stats", role),
         )
 
 
 class ConnectionLostError(TargetError):
-    """The connection ended under a statement; whether the statement had its effect is unknown."""
+    """The connection ended during a statement; whether the statement took effect is unknown."""
 
 
 class DeadlineError(TargetError):
-    """The target's share of the run's time is over; nothing was sent."""
+    """The run ran out of time before this step; nothing was sent."""
 
     def __init__(self) -> None:
         super().__init__(
             "deadline",
-            "the run's time was over before this was done",
-            "Raise the function's timeout, or find out what made this target slow.",
+            "the run ran out of time before this step",
+            "Raise the function's timeout, or find out why this target is slow.",
         )
 
 
 class ServerChangedError(TargetError):
-    """Another server answers than the one whose sessions were decided on."""
+    """The server that answers is not the one that the snapshot is from."""
 
     def __init__(self, *, restarted: bool) -> None:
         if restarted:
-            message = "the server has restarted since the snapshot: nothing more can be verified"
-            hint = "A restart ends every session. The next run looks again."
+            message = "the server has restarted since the snapshot: outcomes cannot be verified"
+            hint = "A restart ends every session. The next run takes a new snapshot."
         else:
-            message = (
-                "another server answers now than at the snapshot: nothing more can be verified"
-            )
+            message = "another server answers than at the snapshot: outcomes cannot be verified"
             hint = (
                 "The secret's host leads to several servers (a reader endpoint, a proxy, DNS). Write"
-                " the endpoint of one instance into the secret, one secret for each."
+                " one secret for each instance, with the endpoint of that instance."
             )
         super().__init__("server-changed", message, hint)
 
@@ -110,16 +108,16 @@ _INHERIT_OPTION_SINCE: Final = 160000  # server_version_num
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """How our role uses the privileges of roles that it is a member of."""
+    """What decides whether our role can use the privileges of roles that it is a member of."""
 
     server_version: int  # server_version_num
     inherits: bool  # rolinherit
 
     def grant(self, granted: str, role: str) -> str:
-        """Write the statement that makes the role use what is granted.
+        """Write the statement that grants a role's privileges so that our role can use them.
 
-        Up to PostgreSQL 15 a NOINHERIT role uses nothing that it is granted. From 16 on each grant
-        has an option of its own, which a second GRANT without it leaves as it is.
+        Up to PostgreSQL 15 a NOINHERIT role cannot use the privileges of roles granted to it. From
+        16 on each grant has its own INHERIT option, which a second GRANT changes only if it names it.
         """
         if self.server_version >= _INHERIT_OPTION_SINCE:
             return f"GRANT {granted} TO {quote_identifier(role)} WITH INHERIT TRUE;"
@@ -131,12 +129,12 @@ UNKNOWN_MEMBERSHIP: Final = Membership(server_version=0, inherits=True)
 
 
 def quote_identifier(identifier: str) -> str:
-    """An identifier as SQL writes it."""
+    """Quote an identifier for SQL."""
     return '"{}"'.format(identifier.replace('"', '""'))
 
 
 class NoAnswerError(ReaperError):
-    """A call to another service had no answer when its time was over, or could not be made."""
+    """A call to another service did not end in time, or could not be made."""
 
 
 class NoThreadError(NoAnswerError):

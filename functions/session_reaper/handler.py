@@ -26,9 +26,9 @@ from session_reaper.runs.operations import Operation, apply, check, reap, record
 from session_reaper.runs.policy_source import load_policy
 from session_reaper.runs.request import (
     RunRequest,
-    effective_mode,
     is_scheduled,
-    policy_of_run,
+    lowest_mode,
+    merge_policy,
     read_request,
 )
 from session_reaper.runs.run import OutcomeLogs, run
@@ -57,12 +57,12 @@ def lambda_handler(
     run_time = share_time(context.get_remaining_time_in_millis() / 1000)
     settings = read_settings()
     request = read_request(event)
-    policy = policy_of_run(load_policy(settings.policy, run_time.policy), request)
-    mode = effective_mode(settings.mode, policy.mode, request.mode)
+    policy = merge_policy(load_policy(settings.policy, run_time.policy), request)
+    mode = lowest_mode(settings.mode, policy.mode, request.mode)
     run_id = context.aws_request_id or str(uuid4())
     logger.append_keys(run_id=run_id, mode=str(mode))
-    # Who has just changed a secret and tries it by hand wants it read.
-    directory = TargetDiscovery(settings, fresh=not is_scheduled(event))
+    # A manual run often follows a change of a secret.
+    directory = TargetDiscovery(settings, bypass_cache=not is_scheduled(event))
     work = partial(run_on_target, _operation(request, policy, mode), directory)
     logs = OutcomeLogs()
     targets: tuple[TargetReport, ...] = ()
@@ -83,7 +83,7 @@ def lambda_handler(
     )
     emit_run_metrics(report, monotonic() - began)
     if request.record:  # for the one who asked; too long for the log
-        return {**document, "looks": to_recordings(report)}
+        return {**document, "snapshots": to_recordings(report)}
     return truncate_document(document, max_answer_bytes)
 
 

@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
-from session_reaper.documents import may_hold_credential
+from session_reaper.documents import may_hold_credential, read_choice
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.durations import parse_duration
 from session_reaper.policy.enums import Mode
@@ -14,6 +15,9 @@ from session_reaper.policy.values import read_mode
 from session_reaper.targets.target import is_secret_id
 
 LONGEST_REMINDER = 7 * 86400  # seconds: in which an item of the memory is not forgotten
+
+
+Choice = TypeVar("Choice", bound=str)
 
 
 class Notify(StrEnum):
@@ -71,14 +75,15 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     return Settings(
         target_secrets=secrets,
         target_secret_tag=tag,
-        whole_clusters=_read_cluster_targets(given.get("CLUSTER_TARGETS", "instances")),
+        whole_clusters=_read_choice(given, "CLUSTER_TARGETS", ("instances", "endpoint"))
+        == "instances",
         topic_arn=topic,
         mode=read_mode(given.get("MODE", "observe"), "MODE"),
         policy=given.get("POLICY", ""),
-        notify=_read_notify(given.get("NOTIFY", "changes")),
+        notify=_read_choice(given, "NOTIFY", tuple(Notify)),
         remind_after=_read_remind_after(given.get("REMIND_AFTER", "1h")),
         memory_table=given.get("MEMORY_TABLE"),
-        target_metrics=_read_target_metrics(given.get("TARGET_METRICS", "yes")),
+        target_metrics=_read_choice(given, "TARGET_METRICS", ("yes", "no")) == "yes",
         critical_topic_arn=_read_critical_topic(given.get("CRITICAL_TOPIC_ARN"), topic),
         place=_read_location(given),
     )
@@ -122,6 +127,11 @@ def _read_secrets(value: str) -> tuple[str, ...]:
     return ids
 
 
+def _read_choice(given: Mapping[str, str], name: str, choices: tuple[Choice, ...]) -> Choice:
+    """Read one of the choices; the first is the default."""
+    return read_choice(choices, given.get(name, str(choices[0])), name)
+
+
 def _read_location(given: Mapping[str, str]) -> FunctionLocation | None:
     function, region = given.get("AWS_LAMBDA_FUNCTION_NAME"), given.get("AWS_REGION")
     if function is None or region is None:
@@ -140,18 +150,6 @@ def _read_tag(value: str | None) -> Tag | None:
     if not key or not equals:
         raise ConfigurationError("TARGET_SECRET_TAG", f"{value} is no key=value")
     return Tag(key=key, value=rest)
-
-
-def _read_cluster_targets(value: str) -> bool:
-    if value not in ("instances", "endpoint"):
-        raise ConfigurationError("CLUSTER_TARGETS", f"{value} is neither instances nor endpoint")
-    return value == "instances"
-
-
-def _read_target_metrics(value: str) -> bool:
-    if value not in ("yes", "no"):
-        raise ConfigurationError("TARGET_METRICS", f"{value} is neither yes nor no")
-    return value == "yes"
 
 
 def _read_topic(name: str, value: str | None) -> str:
@@ -180,10 +178,3 @@ def _read_remind_after(value: str) -> float:
     if seconds > LONGEST_REMINDER:
         raise ConfigurationError("REMIND_AFTER", f"{value} is longer than 7d")
     return seconds
-
-
-def _read_notify(value: str) -> Notify:
-    try:
-        return Notify(value)
-    except ValueError:
-        raise ConfigurationError("NOTIFY", f"{value} is neither changes nor always") from None

@@ -22,7 +22,7 @@ MOST_BYTES = 6_000_000  # the sources lie beside their bytecode, for tracebacks
 
 # The top-level entries of the artifact; another one needs a decision (docs/decisions.md).
 PACKAGES = {
-    "asn1crypto",  # scramp's
+    "asn1crypto",
     "aws_lambda_powertools",
     "dateutil",  # pg8000's
     "jmespath",  # Powertools'

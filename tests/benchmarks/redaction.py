@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "functions"))
 
 from session_reaper.sessions.redaction import redact
 
-from tests.unit.test_redaction import (
+from tests.canary_queries import (
     BACKSLASHED,
     COMMENTED,
     CUT_OFF,

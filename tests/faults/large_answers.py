@@ -22,7 +22,7 @@ RUN_SECONDS = 44.0
 
 
 def target(port: int) -> Target:
-    """Return a target on this machine without a password."""
+    """Return a target on this machine that asks for no password."""
     return Target(
         name="hostile",
         group="hostile",
@@ -31,8 +31,8 @@ def target(port: int) -> Target:
         port=port,
         role="session_reaper",
         auth=Auth.PASSWORD,
-        auth_given=True,
-        password="secret",  # noqa: S106 -- the server here asks for none
+        is_auth_given=True,
+        password="secret",  # noqa: S106 -- nobody asks for it
         database="postgres",
         sslmode=SslMode.DISABLE,
         sslrootcert=None,
@@ -41,7 +41,7 @@ def target(port: int) -> Target:
 
 
 def main() -> None:
-    """Connect to the port this number of times."""
+    """Connect to the port so often."""
     port, servers = map(int, sys.argv[1:])
     deadline = Deadline(RUN_SECONDS)
 

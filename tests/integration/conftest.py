@@ -10,6 +10,7 @@ import pytest
 from moto.backends import get_backend
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from pg8000.native import literal
+from session_reaper.aws.secrets_manager import PROCESS_CACHE
 
 from infra.local.aws import REGION, Aws, aws
 from infra.local.postgres import Build, bundled_builds, npm_builds, server
@@ -121,8 +122,9 @@ def _stand_in() -> Iterator[Aws]:
 
 @pytest.fixture
 def cloud(_stand_in: Aws) -> Iterator[Aws]:
-    """The stand-in, without any secret, parameter or mail of another test."""
+    """The stand-in, without secrets, parameters and mails of other tests."""
     _stand_in.delivered()
+    PROCESS_CACHE.clear()
     yield _stand_in
     for service in ("secretsmanager", "ssm"):  # it runs in this process: no need to ask by HTTP
         get_backend(service)[DEFAULT_ACCOUNT_ID][REGION].reset()

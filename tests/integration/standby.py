@@ -58,7 +58,7 @@ def run_another(build: Build, *, standby: bool) -> Iterator[Another]:
 
 
 def _crash_into_recovery(running: Server, root: Connection) -> None:
-    """A server that comes back with this file in its folder stays a standby, as a reader is."""
+    """Restart a server as a standby, like a reader: with this file it stays in recovery."""
     root.run("CHECKPOINT")
     (running.socket_dir / "data" / "standby.signal").touch()
     ((pid,),) = root.run("SELECT pg_backend_pid()")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from session_reaper.deadline import Deadline
 from session_reaper.postgres.server import Server
-from session_reaper.targets.secret_document import read_targets
 from session_reaper.targets.target import Secret
 
 from infra.local.certificates import make_tls
+from tests.builders import read_target
 from tests.integration.stage import (
     ABORTED,
     ACTIVE,
@@ -46,7 +46,7 @@ def message(run: Run, code: str) -> str:
 
 def preflight(stage: Stage) -> ServerFacts:
     secret = Secret(name="orders", arn="arn", text=json.dumps(stage.secret()))
-    (target,) = read_targets(secret, list, whole_clusters=False)
+    target = read_target(secret)
     server = Server.connect(target, Deadline(10))
     try:
         return server.preflight(Deadline(10))

@@ -1,4 +1,4 @@
-"""Credentials over time: what a warm function keeps, rotation, and tokens in place of passwords."""
+"""Credentials over time: cached secrets, rotation, and IAM tokens."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from botocore.client import BaseClient
 from pg8000.native import literal
-from session_reaper.aws import secrets_manager
 
 from infra.local.certificates import make_tls
 from infra.local.postgres import HOST
+from tests.integration.endpoints import error_response, resolve_here
 from tests.integration.stage import LEAK, PASSWORD, REAPER, policy
 from tests.integration.wire import Impostor, Proxy, hang, unused_port
 
@@ -36,15 +36,9 @@ NEW = "t0morrow"
 FETCHES = ("GetSecretValue", "BatchGetSecretValue")
 
 
-@pytest.fixture(autouse=True)
-def _cold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is kept of another test's secrets."""
-    monkeypatch.setattr(secrets_manager, "_kept", {})
-
-
 @pytest.fixture
 def fetches(stage: Stage) -> list[str]:
-    """What is fetched of Secrets Manager; clear it between runs."""
+    """The calls to Secrets Manager; clear it between runs."""
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
     fetched: list[str] = []
 
@@ -58,7 +52,7 @@ def fetches(stage: Stage) -> list[str]:
 
 
 def scheduled(stage: Stage, fetches: list[str]) -> tuple[Run, int]:
-    """A scheduled run, and how often it asked Secrets Manager."""
+    """A scheduled run, and the number of its calls to Secrets Manager."""
     fetches.clear()
     run = stage.run(SCHEDULED)
     return run, len(fetches)
@@ -70,7 +64,7 @@ def password_is(stage: Stage, password: str) -> None:
 
 @pytest.fixture
 def passwords(stage: Stage) -> Iterator[Callable[[str], None]]:
-    """Give the role another password; it gets the usual one back."""
+    """Change the role's password; the test's end restores it."""
     yield lambda password: password_is(stage, password)
     password_is(stage, PASSWORD)
 
@@ -81,7 +75,7 @@ def stored(stage: Stage, name: str = "orders", **keys: object) -> None:
 
 
 def known_by(stage: Stage, way: str) -> None:
-    """A secret of two that the stack knows by name, by ARN or by tag."""
+    """Create two secrets that the stack finds by name, by ARN or by tag."""
     for name in ("orders", "other"):
         stage.aws.put_secret(name, stage.secret())
         arn = stage.aws.secrets.describe_secret(SecretId=name)["ARN"]
@@ -95,7 +89,7 @@ def known_by(stage: Stage, way: str) -> None:
 
 @contextmanager
 def rotated(stage: Stage, fetches: list[str], passwords: Callable[[str], None]) -> Iterator[Proxy]:
-    """A warm function, and a password that has become another one since, also in the secret."""
+    """A warm function whose target's password was rotated after its last run."""
     with Proxy(stage.server.port) as proxy:
         stage.target(port=proxy.port)
         scheduled(stage, fetches)
@@ -107,7 +101,7 @@ def rotated(stage: Stage, fetches: list[str], passwords: Callable[[str], None]) 
 # -- rotation -----------------------------------------------------------------------------------
 
 
-def test_a_warm_scheduled_run_fetches_nothing(stage: Stage, fetches: list[str]) -> None:
+def test_a_warm_scheduled_run_reads_no_secret(stage: Stage, fetches: list[str]) -> None:
     stage.target("orders")
     stage.target("other")
     run, number = scheduled(stage, fetches)
@@ -118,7 +112,7 @@ def test_a_warm_scheduled_run_fetches_nothing(stage: Stage, fetches: list[str]) 
 
 
 @pytest.mark.parametrize("way", ["name", "ARN", "tag"])
-def test_after_a_rotation_one_fetch_is_enough_and_it_is_kept(
+def test_after_a_rotation_the_secret_is_read_once_and_cached(
     stage: Stage, fetches: list[str], passwords: Callable[[str], None], way: str
 ) -> None:
     known_by(stage, way)
@@ -131,7 +125,7 @@ def test_after_a_rotation_one_fetch_is_enough_and_it_is_kept(
     assert number == 2, "one for each target"
     run, number = scheduled(stage, fetches)
     assert run.document["status"] == "ok"
-    assert number == 0, "what the rotation brought was not kept: each run is refused once"
+    assert number == 0, "the new password was not cached: each run is refused once"
 
 
 def test_after_a_rotation_the_server_refuses_once(
@@ -145,7 +139,7 @@ def test_after_a_rotation_the_server_refuses_once(
         assert proxy.connections == before + 1 + 3
 
 
-def test_a_password_that_is_wrong_in_both_fails_with_a_hint_after_one_fetch(
+def test_a_wrong_password_fails_with_a_hint_after_one_reread(
     stage: Stage, fetches: list[str], passwords: Callable[[str], None], output: Output
 ) -> None:
     with Proxy(stage.server.port) as proxy:
@@ -157,11 +151,11 @@ def test_a_password_that_is_wrong_in_both_fails_with_a_hint_after_one_fetch(
         assert run.error()["code"] == "28P01"
         assert "rotation" in run.error()["hint"]
         assert number == 1
-        assert proxy.connections == before + 1, "what was refused is not tried again as it is"
+        assert proxy.connections == before + 1, "an unchanged password was tried again"
     assert PASSWORD not in output.readouterr().out
 
 
-def test_a_new_password_that_is_wrong_too_is_tried_once(
+def test_a_new_but_wrong_password_is_tried_once(
     stage: Stage, fetches: list[str], passwords: Callable[[str], None], output: Output
 ) -> None:
     with Proxy(stage.server.port) as proxy:
@@ -174,12 +168,12 @@ def test_a_new_password_that_is_wrong_too_is_tried_once(
         assert run.error()["code"] == "28P01"
         assert "rotation" in run.error()["hint"]
         assert (number, proxy.connections - before) == (1, 2)
-        stored(stage, port=proxy.port, password=NEW)  # somebody mends it
+        stored(stage, port=proxy.port, password=NEW)  # corrected
         assert scheduled(stage, fetches)[0].document["status"] == "ok"
     assert "CANARY" not in output.readouterr().out
 
 
-def test_a_secret_that_went_away_does_not_hide_that_its_password_was_refused(
+def test_if_the_secret_was_deleted_the_refused_password_is_reported(
     stage: Stage, fetches: list[str], passwords: Callable[[str], None]
 ) -> None:
     stage.target()
@@ -190,7 +184,7 @@ def test_a_secret_that_went_away_does_not_hide_that_its_password_was_refused(
     assert run.error()["code"] == "28P01"
 
 
-def test_a_secret_that_became_no_secret_does_not_hide_it_either(
+def test_if_the_secret_became_invalid_the_refused_password_is_reported(
     stage: Stage, fetches: list[str], passwords: Callable[[str], None]
 ) -> None:
     stage.target()
@@ -200,7 +194,7 @@ def test_a_secret_that_became_no_secret_does_not_hide_it_either(
     assert scheduled(stage, fetches)[0].error()["code"] == "28P01"
 
 
-def test_one_targets_rotation_is_no_other_targets(
+def test_a_rotation_rereads_only_its_own_secret(
     stage: Stage, fetches: list[str], passwords: Callable[[str], None]
 ) -> None:
     stage.role("second", "IN ROLE pg_read_all_stats, pg_signal_backend")
@@ -213,7 +207,7 @@ def test_one_targets_rotation_is_no_other_targets(
     assert (run.document["status"], number) == ("ok", 1)
 
 
-def test_a_server_that_moved_is_found_by_one_fetch(stage: Stage, fetches: list[str]) -> None:
+def test_a_moved_server_is_found_by_one_reread(stage: Stage, fetches: list[str]) -> None:
     stage.target(port=unused_port())
     assert scheduled(stage, fetches)[0].error()["code"] == "connection"
     stored(stage)
@@ -221,14 +215,14 @@ def test_a_server_that_moved_is_found_by_one_fetch(stage: Stage, fetches: list[s
     assert (run.target()["status"], number) == ("ok", 1)
 
 
-def test_a_host_that_was_wrong_is_mended_by_the_secret(stage: Stage, fetches: list[str]) -> None:
+def test_a_corrected_host_is_used_after_a_reread(stage: Stage, fetches: list[str]) -> None:
     stage.target(host="no-such-host.invalid")
     assert scheduled(stage, fetches)[0].error()["code"] == "dns"
     stored(stage)
     assert scheduled(stage, fetches)[0].target()["status"] == "ok"
 
 
-def test_a_run_by_hand_reads_the_secret_anew(
+def test_a_manual_run_bypasses_the_cache_and_updates_it(
     stage: Stage, fetches: list[str], passwords: Callable[[str], None]
 ) -> None:
     with rotated(stage, fetches, passwords) as proxy:
@@ -237,20 +231,20 @@ def test_a_run_by_hand_reads_the_secret_anew(
         assert stage.run({"policy": policy()}).document["status"] == "ok"
         assert len(fetches) == 1
         assert proxy.connections == before + 1, "the old password was tried first"
-        assert scheduled(stage, fetches)[1] == 0, "what it read is good for a warm run, too"
+        assert scheduled(stage, fetches)[1] == 0, "the manual run did not update the cache"
 
 
 # -- many secrets -------------------------------------------------------------------------------
 
 
-def test_secrets_found_by_their_tag_are_read_by_twenty_and_each_keeps_its_own_error(
+def test_secrets_found_by_tag_are_read_in_batches_and_keep_their_own_errors(
     stage: Stage,
 ) -> None:
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- as above
     asked: list[tuple[str, int]] = []
 
     def deleting(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Somebody deletes one as soon as they are listed."""
+        """Delete a secret as soon as it was listed."""
         if operation in FETCHES:
             asked.append((operation, len(arguments.get("SecretIdList", [""]))))
         answer = call(client, operation, arguments)
@@ -289,19 +283,19 @@ def test_secrets_found_by_their_tag_are_read_by_twenty_and_each_keeps_its_own_er
 
 @dataclass(kw_only=True)
 class Rds:
-    """How an endpoint of RDS takes a token: under TLS, in clear, in place of a password.
+    """An endpoint of RDS, which accepts a token as a clear-text password over TLS.
 
-    Behind it is the real server, whose Unix socket trusts whom the endpoint has let in. Without
-    `tls` it takes them in plaintext, as RDS never does.
+    It forwards to the real server's Unix socket, which trusts every login. Without `tls` it accepts
+    tokens in plaintext, as RDS never does.
     """
 
     unix_sock: str
     tls: Tls | None
-    refusal: Callable[[str], bytes] | None = None  # what it says to a token
-    later: Callable[[str], bytes] | None = None  # or to the first statement
-    full: str = ""  # the role that finds no slot
+    refusal: Callable[[str], bytes] | None = None  # the response to a token
+    later: Callable[[str], bytes] | None = None  # or the response to the first statement
+    full: str = ""  # the role that gets no slot
     tokens: list[str] = field(default_factory=list)
-    plaintext: bytes = b""  # all that came in outside of TLS
+    plaintext: bytes = b""  # all bytes received outside of TLS
 
     def answer(self, connection: socket.socket, stop: Event) -> None:
         if self.tls is not None:
@@ -320,7 +314,7 @@ class Rds:
         startup = _message(connection, typed=False)
         role = startup[8:].split(b"\0")[1].decode()
         if role == self.full:
-            connection.sendall(error("53300", "remaining connection slots are reserved"))
+            connection.sendall(error_response("53300", "remaining connection slots are reserved"))
             return
         connection.sendall(b"R" + struct.pack("!ii", 8, 3))
         token = _message(connection, typed=True)[5:-1].decode()
@@ -343,7 +337,7 @@ class Rds:
 
 
 def _message(connection: socket.socket, *, typed: bool) -> bytes:
-    """One message of the protocol, the length that it says."""
+    """Read one message of the protocol."""
     head = _exactly(connection, 5 if typed else 4)
     (length,) = struct.unpack("!i", head[-4:])
     return head + _exactly(connection, length - 4)
@@ -369,12 +363,6 @@ def _pump(client: socket.socket, behind: socket.socket, stop: Event) -> None:
                 if not data:
                     return
                 sink.sendall(data)
-
-
-def error(code: str, message: str, **others: str) -> bytes:
-    fields = {"S": "FATAL", "V": "FATAL", "C": code, "M": message, **others}
-    body = b"".join(f"{key}{value}\0".encode() for key, value in fields.items()) + b"\0"
-    return b"E" + struct.pack("!i", len(body) + 4) + body
 
 
 @pytest.fixture
@@ -411,7 +399,7 @@ def assert_token(token: str, host: str, port: int, region: str) -> None:
 
 
 def assert_kept(output: Output, run: Run, tokens: list[str]) -> None:
-    """Neither a token nor what makes it one is in logs, metrics, return value, emails."""
+    """Assert that logs, metrics, return value and emails contain neither a token nor its signature."""
     assert tokens
     logged = output.readouterr()
     emails = [email.subject + email.body for email in run.emails]
@@ -424,7 +412,7 @@ def assert_kept(output: Output, run: Run, tokens: list[str]) -> None:
 
 
 @pytest.mark.parametrize("keys", [{}, {"password": "not-used"}, {"auth": None}], ids=repr)
-def test_a_token_goes_out_under_tls_in_place_of_the_password(
+def test_a_token_is_sent_over_tls_in_place_of_the_password(
     stage: Stage, rds: Rds, endpoint: Impostor, output: Output, keys: dict[str, Any]
 ) -> None:
     leak = stage.session(LEAK)
@@ -433,20 +421,15 @@ def test_a_token_goes_out_under_tls_in_place_of_the_password(
     assert run.outcomes() == {leak.pid: "terminated"}, run.document
     assert len(rds.tokens) == 1
     assert_token(rds.tokens[0], HOST, endpoint.port, "eu-central-1")
-    assert rds.plaintext == b"\x00\x00\x00\x08\x04\xd2\x16\x2f"  # the wish for TLS
+    assert rds.plaintext == b"\x00\x00\x00\x08\x04\xd2\x16\x2f"  # SSLRequest
     assert_kept(output, run, rds.tokens)
 
 
 def test_a_token_is_for_the_region_of_the_endpoint(
     stage: Stage, rds: Rds, endpoint: Impostor
 ) -> None:
-    resolve = socket.getaddrinfo
     host = "orders.abc.us-west-2.rds.amazonaws.com"
-
-    def resolved(name: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- the library's own
-        return resolve(HOST if name == host else name, *arguments, **options)
-
-    stage.monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    resolve_here(stage.monkeypatch, host)
     iam(stage, endpoint, rds, host=host, sslmode="verify-ca")
     assert stage.reap().target()["status"] == "ok"
     assert_token(rds.tokens[0], host, endpoint.port, "us-west-2")
@@ -454,16 +437,11 @@ def test_a_token_is_for_the_region_of_the_endpoint(
 
 @pytest.mark.parametrize("sslmode", ["require", "verify-ca"])
 @pytest.mark.parametrize("auth", ["iam", None])
-def test_a_token_for_an_endpoint_of_rds_needs_rdss_own_certificate(
+def test_a_token_is_not_sent_to_an_rds_endpoint_without_rdss_certificate(
     stage: Stage, rds: Rds, endpoint: Impostor, sslmode: str, auth: str | None
 ) -> None:
-    resolve = socket.getaddrinfo
     host = "orders.abc.us-west-2.rds.amazonaws.com"
-
-    def resolved(name: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- the library's own
-        return resolve(HOST if name == host else name, *arguments, **options)
-
-    stage.monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    resolve_here(stage.monkeypatch, host)
     iam(stage, endpoint, rds, host=host, sslmode=sslmode, auth=auth, sslrootcert=None)
     run = stage.reap()
     assert endpoint.connections
@@ -472,7 +450,7 @@ def test_a_token_for_an_endpoint_of_rds_needs_rdss_own_certificate(
 
 
 @pytest.mark.parametrize("sslmode", ["require", "verify-ca"])
-def test_elsewhere_a_token_needs_a_connection_that_the_secret_verifies(
+def test_outside_rds_a_token_needs_a_verified_connection(
     stage: Stage, rds: Rds, endpoint: Impostor, sslmode: str
 ) -> None:
     iam(stage, endpoint, rds, sslmode=sslmode, sslrootcert=None)
@@ -483,7 +461,7 @@ def test_elsewhere_a_token_needs_a_connection_that_the_secret_verifies(
     assert "Write sslmode verify-full" in run.error()["hint"]
 
 
-def test_a_token_is_made_without_asking_aws_and_the_secret_is_kept(
+def test_a_token_is_created_without_aws_and_its_secret_is_cached(
     stage: Stage, rds: Rds, endpoint: Impostor, fetches: list[str]
 ) -> None:
     iam(stage, endpoint, rds)
@@ -494,15 +472,19 @@ def test_a_token_is_made_without_asking_aws_and_the_secret_is_kept(
 
 
 REFUSALS: dict[str, Callable[[str], bytes]] = {
-    "RDS's own": lambda _: error("28000", 'PAM authentication failed for user "session_reaper"'),
-    "a wrong password": lambda _: error("28P01", "password authentication failed"),
-    "the token in the message": lambda token: error("28000", f"bad token {token}"),
-    "the token twice": lambda token: error("28000", f"{token} {token}"),
-    "the token beside the message": lambda token: error("28000", "no", D=token, H=token, W=token),
-    "a notice": lambda token: error("01000", token, S="WARNING").replace(b"E", b"N", 1),
-    "no role": lambda token: error("28000", f'role "{token}" does not exist'),
-    "no database": lambda token: error("3D000", f'database "{token}" does not exist'),
-    "no privilege": lambda token: error("42501", f"permission denied for {token}"),
+    "RDS's own": lambda _: error_response(
+        "28000", 'PAM authentication failed for user "session_reaper"'
+    ),
+    "a wrong password": lambda _: error_response("28P01", "password authentication failed"),
+    "the token in the message": lambda token: error_response("28000", f"bad token {token}"),
+    "the token twice": lambda token: error_response("28000", f"{token} {token}"),
+    "the token beside the message": lambda token: error_response(
+        "28000", "no", D=token, H=token, W=token
+    ),
+    "a notice": lambda token: error_response("01000", token, S="WARNING").replace(b"E", b"N", 1),
+    "no role": lambda token: error_response("28000", f'role "{token}" does not exist'),
+    "no database": lambda token: error_response("3D000", f'database "{token}" does not exist'),
+    "no privilege": lambda token: error_response("42501", f"permission denied for {token}"),
     "no protocol": lambda token: b"X" + token.encode(),
     "an unknown method": lambda token: (
         b"R" + struct.pack("!ii", 8 + len(token), 9) + token.encode()
@@ -512,7 +494,7 @@ REFUSALS: dict[str, Callable[[str], bytes]] = {
 
 
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
-def test_whatever_a_server_says_to_a_token_it_is_told_nowhere(
+def test_a_token_that_a_server_repeats_on_refusal_is_not_shown(
     stage: Stage,
     rds: Rds,
     endpoint: Impostor,
@@ -528,20 +510,20 @@ def test_whatever_a_server_says_to_a_token_it_is_told_nowhere(
     assert_kept(output, run, rds.tokens)
 
 
-def test_what_a_server_says_later_does_not_tell_the_token_either(
+def test_a_token_that_a_server_repeats_later_is_not_shown(
     stage: Stage, rds: Rds, endpoint: Impostor, output: Output
 ) -> None:
-    rds.later = lambda token: error("XX000", f"you came in by {token}")
+    rds.later = lambda token: error_response("XX000", f"you came in by {token}")
     iam(stage, endpoint, rds)
     run = stage.reap()
     assert run.error()["code"] == "XX000"
     assert_kept(output, run, rds.tokens)
 
 
-def test_a_server_that_is_full_is_full_for_a_token_too(
+def test_a_full_server_that_repeats_the_token_is_reported_as_full(
     stage: Stage, rds: Rds, endpoint: Impostor, output: Output
 ) -> None:
-    rds.refusal = lambda token: error("53300", f"sorry, too many clients already {token}")
+    rds.refusal = lambda token: error_response("53300", f"sorry, too many clients already {token}")
     iam(stage, endpoint, rds)
     run = stage.reap(seconds=3)
     assert run.target()["status"] == "full"
@@ -549,7 +531,7 @@ def test_a_server_that_is_full_is_full_for_a_token_too(
 
 
 @pytest.mark.parametrize("trouble", ["no TLS", "another authority", "another host"])
-def test_no_token_goes_to_a_server_that_does_not_prove_itself(
+def test_no_token_is_sent_to_an_unverified_server(
     stage: Stage, rds: Rds, endpoint: Impostor, tmp_path: Path, trouble: str
 ) -> None:
     if trouble == "another authority":
@@ -558,7 +540,7 @@ def test_no_token_goes_to_a_server_that_does_not_prove_itself(
         iam(stage, endpoint, rds, sslrootcert=other)
     elif trouble == "another host":
         iam(stage, endpoint, rds, host="127.0.0.2")
-        stage.monkeypatch.setattr(socket, "getaddrinfo", _led_here())
+        resolve_here(stage.monkeypatch, "127.0.0.2")
     else:
         iam(stage, endpoint, rds, port=stage.server.port)
     run = stage.reap()
@@ -567,16 +549,7 @@ def test_no_token_goes_to_a_server_that_does_not_prove_itself(
     assert rds.tokens == []
 
 
-def _led_here() -> Callable[..., Any]:
-    resolve = socket.getaddrinfo
-
-    def led(host: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- the library's own
-        return resolve(HOST if host == "127.0.0.2" else host, *arguments, **options)
-
-    return led
-
-
-def test_no_token_goes_out_in_plaintext(stage: Stage) -> None:
+def test_no_token_is_sent_in_plaintext(stage: Stage) -> None:
     with Impostor() as listening:
         stage.target(auth="iam", password=None, port=listening.port)
         stage.target("forgotten", password=None, port=listening.port)
@@ -587,10 +560,10 @@ def test_no_token_goes_out_in_plaintext(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("keys", [{"auth": "iam"}, {}], ids=["auth iam", "no password"])
-def test_no_token_of_the_fallback_secret_goes_out_in_plaintext(
+def test_no_token_of_the_fallback_secret_is_sent_in_plaintext(
     stage: Stage, keys: dict[str, str]
 ) -> None:
-    """The target's secret asked for plaintext, where its password is not sent as it is; a token is."""
+    """The target's secret allows plaintext, but a token would be sent in clear text."""
     rds = Rds(unix_sock=stage.server.unix_sock, tls=None, full=REAPER)
     stage.aws.put_secret("admin", {"username": "root", **keys})
     with Impostor(rds.answer) as listening:
@@ -602,7 +575,7 @@ def test_no_token_of_the_fallback_secret_goes_out_in_plaintext(
     assert "admin" in run.error()["message"]
 
 
-def test_where_the_password_was_forgotten_that_is_said(stage: Stage) -> None:
+def test_a_forgotten_password_is_reported(stage: Stage) -> None:
     stage.target(password=None, sslmode=None)
     run = stage.reap()
     assert run.error()["code"] == "secret"

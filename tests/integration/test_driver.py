@@ -58,7 +58,7 @@ SCRAM = message(b"R", struct.pack("!i", 10) + b"SCRAM-SHA-256\0\0")
 @pytest.fixture
 def target(stage: Stage) -> Target:
     stage.target()
-    (found,) = TargetDiscovery(read_settings(), fresh=True).find([], Deadline(10))
+    (found,) = TargetDiscovery(read_settings(), bypass_cache=True).find([], Deadline(10))
     assert isinstance(found, Target)
     return found
 

@@ -1,9 +1,8 @@
-"""A fallback secret's credentials go to its own server only, in a run and in a check."""
+"""A fallback secret's credentials are sent only to its own server, in a run and in a check."""
 
 from __future__ import annotations
 
 import json
-import socket
 import ssl
 import struct
 from contextlib import suppress
@@ -14,16 +13,14 @@ import boto3
 import pytest
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
-from moto.backends import get_backend
-from moto.core.models import DEFAULT_ACCOUNT_ID
-from session_reaper.aws import secrets_manager
 
-from infra.local.aws import REGION
 from infra.local.certificates import make_tls
+from tests.integration.endpoints import error_response, reset_rds, resolve_here
 from tests.integration.stage import LEAK, PASSWORD, REAPER
 from tests.integration.wire import Impostor, Proxy, hang
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
     from pathlib import Path
     from threading import Event
@@ -39,32 +36,23 @@ EVENTS: tuple[dict[str, bool], ...] = ({}, {"check": True})
 
 
 @pytest.fixture(autouse=True)
-def _led_here(stage: Stage) -> Iterator[None]:
-    """Every endpoint of RDS is an address of this machine; the port tells them apart."""
-    resolve = socket.getaddrinfo
-
-    def resolved(host: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- the library's own
-        name = str(host).lower().rstrip(".")
-        here = "127.0.0.1" if name.endswith((".rds.amazonaws.com", ".example")) else host
-        return resolve(here, *arguments, **options)
-
-    stage.monkeypatch.setattr(socket, "getaddrinfo", resolved)
-    stage.monkeypatch.setattr(secrets_manager, "_kept", {})
+def _rds_is_here(stage: Stage) -> Iterator[None]:
+    resolve_here(stage.monkeypatch, ".rds.amazonaws.com", ".example")
     yield
-    get_backend("rds")[DEFAULT_ACCOUNT_ID][REGION].reset()
+    reset_rds()
 
 
 @dataclass(kw_only=True)
 class Thief:
-    """A server that asks every role for its password in clear text and keeps what it hears.
+    """A server that asks for passwords in clear text, and records them.
 
-    The reaper's own role finds it full in a run, and is let in by a real server in a check.
+    It tells the reaper's own role that it is full.
     """
 
     tls: Tls | None = None
     roles: list[str] = field(default_factory=list)
     heard: list[bytes] = field(default_factory=list)
-    names: list[str | None] = field(default_factory=list)  # that clients ask for in the handshake
+    names: list[str | None] = field(default_factory=list)  # server names in TLS handshakes
 
     def answer(self, connection: socket.socket, stop: Event) -> None:
         data = connection.recv(65536)
@@ -85,18 +73,14 @@ class Thief:
             role = data[8:].split(b"\0")[1].decode()
             self.roles.append(role)
             if role == REAPER:
-                connection.sendall(_error("53300", "remaining connection slots are reserved"))
+                connection.sendall(
+                    error_response("53300", "remaining connection slots are reserved")
+                )
                 return
             connection.sendall(b"R" + struct.pack("!ii", 8, 3))
             self.heard.append(connection.recv(65536))
-            connection.sendall(_error("28P01", "no"))
+            connection.sendall(error_response("28P01", "no"))
             hang(connection, stop)
-
-
-def _error(code: str, message: str) -> bytes:
-    fields = {"S": "FATAL", "V": "FATAL", "C": code, "M": message}
-    body = b"".join(f"{key}{value}\0".encode() for key, value in fields.items()) + b"\0"
-    return b"E" + struct.pack("!i", len(body) + 4) + body
 
 
 @pytest.fixture
@@ -107,7 +91,7 @@ def thief() -> Iterator[tuple[Thief, Impostor]]:
 
 
 def message_of(run: Run, name: str = "orders") -> str:
-    """What a run or a check says about the fallback secret."""
+    """The message of a run or a check about the fallback secret."""
     target = run.target(name)
     if target["error"] is not None:
         return str(target["error"]["message"])
@@ -119,10 +103,10 @@ def message_of(run: Run, name: str = "orders") -> str:
 
 @pytest.mark.parametrize("event", EVENTS, ids=["run", "check"])
 @pytest.mark.parametrize("sslmode", ["disable", "require", None])
-def test_a_targets_host_gets_no_credentials_of_another_secret(
+def test_a_targets_host_does_not_get_the_credentials_of_another_secret(
     stage: Stage, thief: tuple[Thief, Impostor], event: dict[str, bool], sslmode: str | None
 ) -> None:
-    """The target's server says that it is full, so that the fallback secret is tried on it."""
+    """The target's server claims to be full, so that the reaper tries the fallback secret on it."""
     stolen, listening = thief
     stage.aws.put_secret(FALLBACK, stage.secret(username="root", password=THEIRS, sslmode=sslmode))
     stage.target("evil", host="attacker.example", port=listening.port, fallback_secret=FALLBACK)
@@ -133,7 +117,7 @@ def test_a_targets_host_gets_no_credentials_of_another_secret(
     assert THEIRS not in json.dumps(run.document) + str(run.emails)
 
 
-def test_a_check_refuses_the_fallback_of_another_server_where_the_target_lets_it_in(
+def test_a_check_refuses_the_fallback_secret_of_another_server(
     stage: Stage, output: Output
 ) -> None:
     with Proxy(stage.server.port) as attacker:
@@ -148,7 +132,7 @@ def test_a_check_refuses_the_fallback_of_another_server_where_the_target_lets_it
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=["run", "check"])
-def test_a_fallback_without_a_host_goes_nowhere(
+def test_a_fallback_without_a_host_is_not_sent(
     stage: Stage, thief: tuple[Thief, Impostor], event: dict[str, bool]
 ) -> None:
     stolen, listening = thief
@@ -156,11 +140,11 @@ def test_a_fallback_without_a_host_goes_nowhere(
     stage.target(port=listening.port, fallback_secret=FALLBACK)
     run = stage.run(event, seconds=4)
     assert stolen.heard == []
-    assert "it names no host" in message_of(run)
+    assert "host is missing" in message_of(run)
 
 
-def test_a_fallbacks_tls_mode_is_its_own(stage: Stage, thief: tuple[Thief, Impostor]) -> None:
-    """The target's secret asks for plaintext; the fallback's does not, and gets TLS or nothing."""
+def test_the_fallbacks_own_tls_mode_applies(stage: Stage, thief: tuple[Thief, Impostor]) -> None:
+    """The target's secret allows plaintext; the fallback's does not."""
     stolen, listening = thief
     place: dict[str, Any] = {"host": "127.0.0.1", "port": listening.port}
     theirs = stage.secret(username="root", password=THEIRS, sslmode=None, **place)
@@ -174,11 +158,14 @@ def test_a_fallbacks_tls_mode_is_its_own(stage: Stage, thief: tuple[Thief, Impos
 # -- the same server ----------------------------------------------------------------------------
 
 
-def test_a_fallback_that_names_the_same_endpoint_signs_in_in_a_run_and_a_check(
+def test_a_fallback_with_the_same_endpoint_connects_in_a_run_and_a_check(
     stage: Stage,
 ) -> None:
     stage.role("rescuer", "SUPERUSER")
-    keys = {"host": "LOCALHOST.example.", "fallback_secret": "nowhere"}  # of which one counts
+    keys = {
+        "host": "LOCALHOST.example.",
+        "fallback_secret": "nowhere",
+    }  # the fallback's own fallback_secret has no effect
     same = stage.secret(username="rescuer", **keys)
     stage.aws.put_secret(FALLBACK, same)
     stage.target(host="localhost.example", fallback_secret=FALLBACK)
@@ -196,7 +183,7 @@ def test_a_fallback_that_names_the_same_endpoint_signs_in_in_a_run_and_a_check(
 
 
 def a_cluster(port: int, *members: str) -> tuple[str, str]:
-    """A cluster of RDS's; its writer endpoint, and the ARN of the master secret."""
+    """Create a cluster; return its writer endpoint and the ARN of its master secret."""
     rds = boto3.client("rds")
     made = rds.create_db_cluster(
         DBClusterIdentifier="shop",
@@ -217,13 +204,13 @@ def a_cluster(port: int, *members: str) -> tuple[str, str]:
 
 
 def limited(stage: Stage) -> None:
-    """Make the reaper's own role find no slot."""
+    """Leave no slot for the reaper's own role."""
     stage.role("rescuer", "SUPERUSER")
     stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 0")
     stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
 
 
-def test_a_fallback_that_names_the_clusters_endpoint_is_for_each_instance(stage: Stage) -> None:
+def test_a_fallback_with_the_clusters_endpoint_is_used_for_each_instance(stage: Stage) -> None:
     endpoint, _ = a_cluster(stage.server.port, "shop-1", "shop-2")
     stage.aws.put_secret(FALLBACK, stage.secret(username="rescuer", host=endpoint))
     stage.target("shop", dbClusterIdentifier="shop", fallback_secret=FALLBACK)
@@ -233,10 +220,8 @@ def test_a_fallback_that_names_the_clusters_endpoint_is_for_each_instance(stage:
 
 
 @pytest.mark.parametrize("kind", ["Endpoint", "CustomEndpoints"])
-def test_without_the_right_to_ask_rds_a_clusters_endpoint_does_not_count(
-    stage: Stage, kind: str
-) -> None:
-    """A custom endpoint counts by RDS's list, and only then."""
+def test_without_permission_to_list_a_clusters_endpoint_is_refused(stage: Stage, kind: str) -> None:
+    """A cluster's endpoints are accepted only if RDS lists them."""
     endpoint, _ = a_cluster(stage.server.port, "shop-1")
     custom = endpoint.replace("shop.cluster-", "reports.cluster-custom-")
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
@@ -268,10 +253,10 @@ def test_without_the_right_to_ask_rds_a_clusters_endpoint_does_not_count(
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=["run", "check"])
-def test_the_master_secret_of_the_cluster_goes_verified_to_rdss_endpoint(
+def test_the_master_secret_of_the_cluster_is_sent_verified_to_an_rds_endpoint(
     stage: Stage, tmp_path: Path, event: dict[str, bool]
 ) -> None:
-    """Nobody here has a certificate by AWS's authorities: so the password is sent to nobody."""
+    """No server here has a certificate of AWS's authorities, so the password is not sent."""
     stolen = Thief(tls=make_tls(tmp_path))
     with Impostor(stolen.answer) as listening:
         endpoint, master = a_cluster(listening.port, "shop-1")
@@ -282,7 +267,7 @@ def test_the_master_secret_of_the_cluster_goes_verified_to_rdss_endpoint(
         )
         run = stage.run(event, seconds=4)
     assert stolen.roles
-    assert set(stolen.roles) == {REAPER}, "a server that is not RDS's was believed"
+    assert set(stolen.roles) == {REAPER}, "an unverified server got the login"
     assert stolen.heard == []
     assert endpoint in stolen.names
     assert "CA that is not trusted" in message_of(run)
@@ -304,20 +289,20 @@ def test_the_master_secret_of_a_cluster_is_refused_on_any_other_server(
     run = stage.run(seconds=4)
     assert set(stolen.roles) == {REAPER}
     assert stolen.heard == []
-    assert "not the master secret" in message_of(run, "shop-1")
+    assert "does not list it as the master secret" in message_of(run, "shop-1")
 
 
-# -- its form -----------------------------------------------------------------------------------
+# -- form ---------------------------------------------------------------------------------------
 
 
-def test_a_uri_in_place_of_a_secrets_name_is_shown_nowhere(stage: Stage, output: Output) -> None:
+def test_a_uri_in_place_of_a_secrets_name_is_not_shown(stage: Stage, output: Output) -> None:
     uri = f"postgres://root:{THEIRS}@db.example/orders"
     stage.target(fallback_secret=uri)
     for key in ("name", "host", "dbInstanceIdentifier"):
         stage.target(f"by-{key.lower()}", **{key: uri})
     run = stage.run()
     assert run.document["totals"]["failed"] == 4
-    assert "fallback_secret is not" in run.error()["message"]
+    assert "fallback_secret must be" in run.error()["message"]
     logged = output.readouterr()
     emails = "".join(email.subject + email.body for email in run.emails)
     everything = logged.out + logged.err + json.dumps(run.document) + emails

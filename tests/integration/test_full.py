@@ -1,4 +1,4 @@
-"""A server without a free slot: how the reaper gets in all the same, and what it says if not."""
+"""A server without a free slot: how the reaper connects, and what it reports if it cannot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REFUSED = (pg8000.native.Error, OSError, ValueError)
 
 @pytest.fixture
 def full(own_server: Callable[..., Stage], build: object) -> Stage:
-    """A server with a few slots; from 16 on two of them reserved for roles that may use them."""
+    """A server with few slots; from PostgreSQL 16 on two are reserved for roles with the privilege."""
     settings = {"max_connections": str(SLOTS), "superuser_reserved_connections": "4"}
     if getattr(build, "major", 0) >= 16:
         settings["reserved_connections"] = "2"
@@ -32,7 +32,7 @@ def full(own_server: Callable[..., Stage], build: object) -> Stage:
 
 
 class Storm:
-    """An application that tries to connect, again and again without a pause, and works if it can."""
+    """An application that tries to connect without a pause, and works once it is connected."""
 
     def __init__(self, stage: Stage, threads: int = 4) -> None:
         self._stage = stage
@@ -49,7 +49,7 @@ class Storm:
                 self.refused += 1
                 continue
             while not self._stop.is_set() and self._works(connection):
-                self._stop.wait(random.uniform(0.001, 0.01))  # noqa: S311 -- a working day
+                self._stop.wait(random.uniform(0.001, 0.01))  # noqa: S311 -- not cryptographic
             connection.close()
 
     def _works(self, connection: Client) -> bool:
@@ -76,14 +76,14 @@ RESCUE = "rescue"  # a secret's name
 
 
 def superuser(stage: Stage) -> str:
-    """The secret of a role that gets in before 16: a superuser, as RDS's master user does there."""
+    """The secret of a superuser, which has reserved slots before PostgreSQL 16, too."""
     role = stage.role("rescuer", "SUPERUSER")
     stage.aws.put_secret(RESCUE, stage.secret(username=role))
     return RESCUE
 
 
 def asked_for(stage: Stage) -> list[str]:
-    """The secrets that are read from now on."""
+    """The names of the secrets that are read from now on."""
     asked: list[str] = []
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
 
@@ -96,13 +96,13 @@ def asked_for(stage: Stage) -> list[str]:
     return asked
 
 
-# -- it gets in -----------------------------------------------------------------------------------
+# -- connected ------------------------------------------------------------------------------------
 
 
 @pytest.mark.every_major
 @pytest.mark.majors(15, 18)
-def test_an_application_that_storms_a_full_server_recovers(full: Stage) -> None:
-    """Before 16 by the fallback secret, from 16 on by the role's own reserved slot."""
+def test_an_application_that_floods_a_full_server_recovers(full: Stage) -> None:
+    """Before PostgreSQL 16 through the fallback secret, later through the role's reserved slot."""
     reserved = full.server.major >= 16
     full.target(fallback_secret=None if reserved else superuser(full))
     leaks = full.fill()
@@ -140,7 +140,7 @@ def test_the_fallback_secret_is_used_only_when_the_server_is_full(full: Stage) -
     assert PASSWORD not in str(run.document) + run.email.body
 
 
-def test_sessions_of_the_target_s_own_role_are_ours_whoever_signs_in(full: Stage) -> None:
+def test_sessions_of_the_targets_role_are_spared_if_the_fallback_connects(full: Stage) -> None:
     full.root.run(f"REVOKE pg_use_reserved_connections FROM {REAPER}")
     full.target(fallback_secret=superuser(full))
     ours = full.session(role=REAPER)
@@ -151,7 +151,7 @@ def test_sessions_of_the_target_s_own_role_are_ours_whoever_signs_in(full: Stage
     assert ours.is_there
 
 
-def test_a_slot_that_is_free_a_moment_later_is_taken(full: Stage) -> None:
+def test_a_slot_that_becomes_free_during_the_retries_is_used(full: Stage) -> None:
     full.root.run(f"REVOKE pg_use_reserved_connections FROM {REAPER}")
     full.target()
     leaks = full.fill()
@@ -173,17 +173,17 @@ def _refusals(stage: Stage) -> int:
     return stage.server.log.read_text(errors="replace").count("remaining connection slots")
 
 
-# -- it stays outside -----------------------------------------------------------------------------
+# -- refused --------------------------------------------------------------------------------------
 
 
 def shut(stage: Stage) -> Run:
-    """A run that finds no slot; the little time that it has shortens its patience."""
+    """A run that finds no slot; its short time limits the retries."""
     stage.fill()
     return stage.reap(seconds=4)
 
 
 @pytest.mark.every_major
-def test_a_server_that_stays_full_is_critical_and_says_what_to_do(full: Stage) -> None:
+def test_a_server_that_stays_full_is_critical_and_has_instructions(full: Stage) -> None:
     if full.server.major >= 16:
         full.root.run(f"REVOKE pg_use_reserved_connections FROM {REAPER}")
     full.target()
@@ -191,7 +191,7 @@ def test_a_server_that_stays_full_is_critical_and_says_what_to_do(full: Stage) -
     assert run.target()["status"] == "full"
     error = run.error()
     assert error["code"] == "53300"
-    assert "sign in as a superuser" in error["hint"]
+    assert "connect as a superuser" in error["hint"]
     assert "pg_terminate_backend" in error["hint"]
     assert "fallback_secret" in error["hint"]
     assert run.email.subject.startswith("CRITICAL: orders: full, ")
@@ -199,9 +199,7 @@ def test_a_server_that_stays_full_is_critical_and_says_what_to_do(full: Stage) -
 
 
 @pytest.mark.parametrize("trouble", ["missing", "denied", "wrong password"])
-def test_a_fallback_that_does_not_help_is_told_beside_the_full_server(
-    full: Stage, trouble: str
-) -> None:
+def test_the_error_of_a_full_server_says_why_the_fallback_failed(full: Stage, trouble: str) -> None:
     full.root.run(f"REVOKE pg_use_reserved_connections FROM {REAPER}")
     if trouble == "missing":
         nowhere = "nowhere"
@@ -223,19 +221,19 @@ def test_a_fallback_that_does_not_help_is_told_beside_the_full_server(
     assert expected in run.error()["message"]
 
 
-def test_the_limit_of_the_role_is_not_taken_for_a_full_server(full: Stage) -> None:
+def test_a_role_at_its_connection_limit_is_not_a_full_server(full: Stage) -> None:
     full.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 1")
     full.session(role=REAPER)
     with Proxy(full.server.port) as proxy:
         full.target(port=proxy.port)
         run = full.reap()
-    assert proxy.connections == 1  # no second attempt: the role's sessions are ours
-    assert run.target()["status"] == "failed"  # the applications get their slots
+    assert proxy.connections == 1  # no retries: only our own sessions could end
+    assert run.target()["status"] == "failed"  # not full: applications can connect
     assert "our own role's CONNECTION LIMIT" in run.error()["hint"]
     assert "reserved_connections" not in run.error()["hint"]
 
 
-def test_the_limit_of_the_role_leaves_the_fallback(full: Stage) -> None:
+def test_a_role_at_its_connection_limit_uses_the_fallback(full: Stage) -> None:
     full.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 1")
     full.session(role=REAPER)
     leak = full.session(LEAK)
@@ -243,7 +241,7 @@ def test_the_limit_of_the_role_leaves_the_fallback(full: Stage) -> None:
     assert full.reap().outcomes() == {leak.pid: "terminated"}
 
 
-def test_the_limit_of_the_database_is_not_taken_for_a_full_server(full: Stage) -> None:
+def test_a_database_at_its_connection_limit_has_its_own_hint(full: Stage) -> None:
     full.database("small", "CONNECTION LIMIT 1")
     full.session(LEAK, database="small")
     full.target(dbname="small")

@@ -58,7 +58,7 @@ _CHANGES = {
 
 
 @pytest.mark.parametrize("change", _CHANGES.values(), ids=_CHANGES.keys())
-def test_a_session_escapes_that(stage: Stage, change: Callable[[Victim], None]) -> None:
+def test_a_session_escapes_if_it(stage: Stage, change: Callable[[Victim], None]) -> None:
     changing, leak = stage.session(LEAK), stage.session(LEAK)
 
     def before(moment: Moment) -> None:
@@ -75,7 +75,7 @@ def test_a_session_escapes_that(stage: Stage, change: Callable[[Victim], None]) 
     assert run.document["status"] == "ok"
 
 
-def test_sessions_that_all_escape_are_no_news(stage: Stage) -> None:
+def test_escaped_sessions_alone_are_not_reported(stage: Stage) -> None:
     leak = stage.session(LEAK)
 
     def before(moment: Moment) -> None:
@@ -89,7 +89,7 @@ def test_sessions_that_all_escape_are_no_news(stage: Stage) -> None:
     assert run.emails == []
 
 
-def test_p2_the_reaper_itself_is_never_in_a_transaction_block(stage: Stage) -> None:
+def test_the_reaper_is_never_in_a_transaction_block(stage: Stage) -> None:
     stage.session(LEAK)
     shown: set[tuple[str, object]] = set()
 
@@ -109,7 +109,7 @@ def test_p2_the_reaper_itself_is_never_in_a_transaction_block(stage: Stage) -> N
 @pytest.fixture
 def reaper(stage: Stage) -> Iterator[Server]:
     stage.target()
-    (target,) = TargetDiscovery(read_settings(), fresh=True).find([], Deadline(10))
+    (target,) = TargetDiscovery(read_settings(), bypass_cache=True).find([], Deadline(10))
     assert isinstance(target, Target)
     server = Server.connect(target, Deadline(10))
     yield server
@@ -144,7 +144,7 @@ _IN_ONE_FIELD: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("action", Action)
 @pytest.mark.parametrize("field", _IN_ONE_FIELD.values(), ids=_IN_ONE_FIELD.keys())
-def test_p3_a_session_that_changed_in_just_one_field_is_another_session(
+def test_a_session_with_one_changed_field_is_not_signalled(
     stage: Stage, reaper: Server, field: dict[str, Any], action: Action
 ) -> None:
     victim = stage.session(ACTIVE)
@@ -154,7 +154,7 @@ def test_p3_a_session_that_changed_in_just_one_field_is_another_session(
 
 
 @pytest.mark.parametrize("action", Action)
-def test_p3_a_pid_that_now_is_another_session_is_not_signalled(
+def test_a_pid_that_is_another_session_now_is_not_signalled(
     stage: Stage, reaper: Server, action: Action
 ) -> None:
     victim, other = stage.session(ACTIVE), stage.session(ACTIVE)
@@ -164,7 +164,7 @@ def test_p3_a_pid_that_now_is_another_session_is_not_signalled(
 
 
 @pytest.mark.parametrize("action", Action)
-def test_p7_a_walsender_is_no_session_even_if_every_field_is_its_own(
+def test_a_walsender_is_not_signalled_even_if_every_field_matches(
     stage: Stage, reaper: Server, action: Action
 ) -> None:
     stage.role("copier", "REPLICATION")
@@ -192,7 +192,7 @@ def test_a_pid_that_is_reused_is_not_the_session_that_was_signalled(
         assert reaper.verify([(earlier, action)], Deadline(10)).remaining == set()
 
 
-def test_a_session_that_changed_in_no_field_is_signalled(stage: Stage, reaper: Server) -> None:
+def test_an_unchanged_session_is_signalled(stage: Stage, reaper: Server) -> None:
     victims = [stage.session(state) for state in (IDLE, LEAK, ABORTED, ACTIVE)]
     for victim in victims:
         assert _signal(reaper, _looked(reaper, victim)) is Signal.SENT
@@ -202,7 +202,7 @@ def test_a_session_that_changed_in_no_field_is_signalled(stage: Stage, reaper: S
     until(lambda: running.state == IDLE, "its query is cancelled")
 
 
-def test_a_microsecond_makes_another_session(stage: Stage, reaper: Server) -> None:
+def test_a_difference_of_a_microsecond_is_a_change(stage: Stage, reaper: Server) -> None:
     victim = stage.session(LEAK)
     identity = _looked(reaper, victim)
     for name in ("backend_start", "xact_start", "state_change", "query_start"):
@@ -215,7 +215,7 @@ def test_a_microsecond_makes_another_session(stage: Stage, reaper: Server) -> No
     assert victim.is_there
 
 
-def test_a_moment_is_the_same_whatever_the_server_s_settings(stage: Stage) -> None:
+def test_timestamps_do_not_depend_on_the_settings_of_the_server(stage: Stage) -> None:
     stage.root.run("ALTER ROLE session_reaper SET DateStyle = 'German, DMY'")
     stage.root.run("ALTER ROLE session_reaper SET TimeZone = 'Asia/Kathmandu'")
     stage.root.run("ALTER ROLE session_reaper SET IntervalStyle = 'sql_standard'")
@@ -230,7 +230,7 @@ def _reset_settings(stage: Stage) -> None:
         stage.root.run(f"ALTER ROLE session_reaper RESET {name}")
 
 
-def test_a_session_that_is_active_again_is_not_even_signalled(stage: Stage) -> None:
+def test_a_session_that_is_active_again_is_not_signalled(stage: Stage) -> None:
     victim = stage.session(ACTIVE)
     run = stage.reap()
     assert run.outcomes() == {}

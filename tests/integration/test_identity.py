@@ -1,4 +1,4 @@
-"""Targets whose secrets give the same name get distinct names."""
+"""Targets whose secrets choose the same name get unique names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def names(run: Run) -> list[str]:
     return [target["name"] for target in run.document["targets"]]
 
 
-def test_targets_of_equal_names_are_distinguished_by_their_secrets(stage: Stage) -> None:
+def test_equal_names_are_extended_by_the_secrets_name(stage: Stage) -> None:
     leak = stage.session(LEAK)
     stage.target("prod/orders", name="orders")
     stage.target("prod/billing", name="orders", port=unused_port())
@@ -30,7 +30,7 @@ def test_targets_of_equal_names_are_distinguished_by_their_secrets(stage: Stage)
     assert secrets == {name: name.partition("secret ")[2].rstrip(")") for name in names(run)}
 
 
-def test_a_target_named_like_another_secret_is_distinguished(stage: Stage) -> None:
+def test_a_name_that_is_another_secrets_name_is_extended(stage: Stage) -> None:
     stage.target("orders")
     stage.target("evil", name="orders")
     stage.target("other")
@@ -38,7 +38,7 @@ def test_a_target_named_like_another_secret_is_distinguished(stage: Stage) -> No
     assert sorted(names(stage.run({"policy": policy()}))) == expected
 
 
-def test_a_target_named_like_a_distinguished_one_is_distinguished(stage: Stage) -> None:
+def test_a_name_that_imitates_an_extended_one_is_extended_too(stage: Stage) -> None:
     stage.target("prod/a", name="orders")
     stage.target("prod/b", name="orders")
     stage.target("evil", name="orders (secret prod/a)")
@@ -50,7 +50,7 @@ def test_a_target_named_like_a_distinguished_one_is_distinguished(stage: Stage) 
     assert "orders (secret prod/a)" not in found
 
 
-def test_an_unreadable_secret_of_an_equal_name_is_distinguished(stage: Stage) -> None:
+def test_the_name_of_an_unreadable_secret_is_extended_too(stage: Stage) -> None:
     stage.listed("orders")
     stage.target("evil", name="orders")
     run = stage.run({"policy": policy()})
@@ -58,9 +58,7 @@ def test_an_unreadable_secret_of_an_equal_name_is_distinguished(stage: Stage) ->
     assert run.target("orders (secret evil)")["status"] == "ok"
 
 
-def test_an_event_finds_targets_by_the_name_in_the_secret_and_by_the_reported_name(
-    stage: Stage,
-) -> None:
+def test_an_event_selects_targets_by_their_original_and_their_unique_name(stage: Stage) -> None:
     stage.target("prod/a", name="orders")
     stage.target("prod/b", name="orders")
     stage.target("other")
@@ -75,8 +73,8 @@ def test_an_event_finds_targets_by_the_name_in_the_secret_and_by_the_reported_na
         asked("order")
 
 
-def test_a_refused_login_is_tried_once_for_a_distinguished_target(stage: Stage) -> None:
-    """A reread secret is compared without the name that discovery made."""
+def test_a_refused_login_is_not_retried_because_of_the_extended_name(stage: Stage) -> None:
+    """The reread target is compared without the unique name."""
     stage.target("prod/a", name="orders", password="wrong")  # noqa: S106 -- of nothing
     stage.target("prod/b", name="orders", password="wrong")  # noqa: S106 -- of nothing
     before = stage.server.log.read_text(errors="replace").count("password authentication failed")

@@ -18,7 +18,6 @@ import boto3
 import pytest
 from moto.backends import get_backend
 from moto.core.models import DEFAULT_ACCOUNT_ID
-from session_reaper.aws import secrets_manager
 from session_reaper.webhook import lambda_handler as webhook_handler
 
 from infra.local.aws import REGION
@@ -247,7 +246,6 @@ def _own(key: str | None) -> str | None:
 @pytest.fixture
 def recording(stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Recording]:
     _rds_is_here(stage)
-    monkeypatch.setattr(secrets_manager, "_kept", {})
     tls = make_tls(tmp_path)
     with run_slack(tls, (Reply(),)) as slack:
         deployment = deployed(_parameters(stage, slack.url))

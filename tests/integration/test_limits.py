@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.integration.stage import Stage
 
 
-def test_many_victims_are_all_reported_and_those_idle_longest_go_first(
+def test_max_terminations_terminates_the_longest_idle_and_reports_the_rest(
     own_server: Callable[..., Stage],
 ) -> None:
     stage = own_server({"max_connections": "300"})
@@ -43,7 +43,7 @@ def test_many_victims_are_all_reported_and_those_idle_longest_go_first(
     assert stage.survivors(healthy) == healthy
 
 
-def test_a_policy_that_condemns_too_many_terminates_nobody(stage: Stage) -> None:
+def test_a_policy_that_exceeds_max_share_terminates_no_session(stage: Stage) -> None:
     leaks = stage.sessions(4)
     stage.sessions(2, IDLE)
     run = stage.reap(limits={"max_share": "50%"})  # 4 of 7
@@ -56,27 +56,27 @@ def test_a_policy_that_condemns_too_many_terminates_nobody(stage: Stage) -> None
     assert "orders: breaker, 4 sessions spared" in run.email.subject
 
 
-def test_a_policy_within_its_share_is_carried_out(stage: Stage) -> None:
+def test_a_policy_within_max_share_terminates_sessions(stage: Stage) -> None:
     leaks = stage.sessions(3)
     stage.sessions(2, IDLE)
     run = stage.reap(limits={"max_share": "50%"})  # 3 of 6
     assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
 
 
-def test_without_a_share_a_policy_may_condemn_everybody(stage: Stage) -> None:
+def test_without_max_share_a_policy_may_condemn_every_session(stage: Stage) -> None:
     sessions = [*stage.sessions(3), *stage.sessions(3, IDLE)]
     run = stage.reap(rule(state=[LEAK, IDLE]))
     assert set(run.outcomes()) == {session.pid for session in sessions}
     assert stage.survivors(sessions) == []
 
 
-def test_a_session_is_decided_by_the_first_rule_that_matches(stage: Stage) -> None:
+def test_the_first_rule_that_matches_decides(stage: Stage) -> None:
     leak = stage.session(LEAK)
     first, second = rule("second", role=["nobody"]), rule("first")
     assert stage.reap(first, second, rule("third")).session(leak)["rule"] == "first"
 
 
-def test_long_queries_do_not_keep_the_kill_waiting(own_server: Callable[..., Stage]) -> None:
+def test_long_queries_do_not_delay_the_termination(own_server: Callable[..., Stage]) -> None:
     """track_activity_query_size goes to 1 MB, and people set it high."""
     stage = own_server(
         {
@@ -101,7 +101,7 @@ def test_long_queries_do_not_keep_the_kill_waiting(own_server: Callable[..., Sta
     assert run.target()["slots"]["reserved"] == 3  # an empty setting is none
 
 
-def test_p21_a_session_that_does_not_end_is_lingering_not_terminated(stage: Stage) -> None:
+def test_a_session_that_does_not_end_is_lingering_not_terminated(stage: Stage) -> None:
     leaks = stage.sessions(2)
     os.kill(leaks[0].pid, signal.SIGSTOP)  # it gets the signal when it runs again
     stage.cleanup(os.kill, leaks[0].pid, signal.SIGCONT)
@@ -113,7 +113,7 @@ def test_p21_a_session_that_does_not_end_is_lingering_not_terminated(stage: Stag
     assert 1.8 < run.seconds < 1.8 + PATIENCE
 
 
-def test_one_that_lingers_does_not_hide_those_that_are_gone(stage: Stage) -> None:
+def test_a_lingering_session_does_not_hide_terminated_ones(stage: Stage) -> None:
     """The time is over before it would have been given up."""
     leaks = stage.sessions(3)
     os.kill(leaks[0].pid, signal.SIGSTOP)
@@ -126,7 +126,7 @@ def test_one_that_lingers_does_not_hide_those_that_are_gone(stage: Stage) -> Non
     }
 
 
-def test_a_session_that_we_may_see_no_more_does_not_count_as_gone(stage: Stage) -> None:
+def test_a_session_that_becomes_hidden_does_not_count_as_terminated(stage: Stage) -> None:
     leak = stage.session(LEAK)
     os.kill(leak.pid, signal.SIGSTOP)
     stage.cleanup(os.kill, leak.pid, signal.SIGCONT)

@@ -30,7 +30,7 @@ _TEXTS = {
 
 def _queries(stage: Stage, secret: str) -> dict[int, str]:
     stage.monkeypatch.setenv("TARGET_SECRETS", secret)
-    (target,) = TargetDiscovery(read_settings(), fresh=True).find([], Deadline(10))
+    (target,) = TargetDiscovery(read_settings(), bypass_cache=True).find([], Deadline(10))
     assert isinstance(target, Target)
     server = Server.connect(target, Deadline(10))
     try:

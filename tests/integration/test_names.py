@@ -1,4 +1,4 @@
-"""Names, passwords and queries of every kind: none hides a session, none breaks out."""
+"""Names, passwords and queries with any characters: none hides a session or breaks a statement."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NAMES = {
 every_name = pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
 
 
-def test_a_victim_of_any_name_is_selected_by_it_and_named(
+def test_a_session_with_any_names_is_selected_by_them_and_reported_with_them(
     stage: Stage, subtests: pytest.Subtests
 ) -> None:
     stage.database("renamed")
@@ -53,7 +53,7 @@ def test_a_victim_of_any_name_is_selected_by_it_and_named(
             stage.target(kind, dbname=name)
             stage.monkeypatch.setenv("TARGET_SECRETS", kind)
             leak = stage.session(LEAK, name, database=name, application_name=name)
-            # The server itself replaces what is not ASCII in an application's name.
+            # The server replaces non-ASCII characters in an application's name.
             ((application,),) = stage.root.run(
                 "SELECT application_name FROM pg_stat_activity WHERE pid = :pid", pid=leak.pid
             )
@@ -72,7 +72,7 @@ def test_a_victim_of_any_name_is_selected_by_it_and_named(
 
 
 @every_name
-def test_p14_the_reaper_signs_in_with_any_name_and_password(stage: Stage, name: str) -> None:
+def test_the_reaper_connects_with_any_role_name_and_password(stage: Stage, name: str) -> None:
     stage.role(name, "IN ROLE pg_read_all_stats, pg_signal_backend")
     stage.root.run(f"ALTER ROLE {identifier(name)} PASSWORD {literal(name)}")
     stage.target(username=name, password=name)
@@ -111,8 +111,8 @@ def _database(stage: Stage, encoding: str) -> str:
     return stage.database(encoding, f"TEMPLATE template0 ENCODING '{encoding}' {locale}")
 
 
-def _says(stage: Stage, encoding: str, text: str) -> Victim:
-    """A leak whose last query holds the text in the encoding of its database."""
+def _leak_with_query(stage: Stage, encoding: str, text: str) -> Victim:
+    """A leaked session whose last query contains the text in the encoding of its database."""
     victim = stage.session(LEAK, database=encoding)
     if encoding != "SQL_ASCII":
         victim.connection.run(f"SET client_encoding TO {encoding}")
@@ -124,13 +124,13 @@ def _says(stage: Stage, encoding: str, text: str) -> Victim:
 
 
 @pytest.mark.every_major
-def test_the_look_survives_text_in_any_encoding_from_a_database_of_any(stage: Stage) -> None:
+def test_a_snapshot_may_contain_queries_in_any_encoding(stage: Stage) -> None:
     leaks = [stage.session(LEAK)]
     for encoding, text in TEXTS.items():
-        leaks.append(_says(stage, _database(stage, encoding), text))
+        leaks.append(_leak_with_query(stage, _database(stage, encoding), text))
     _database(stage, "SQL_ASCII")
     for octets in ("é" * 30, "\xff\xfe\xc3", "\xe2\x82", "\\xc3 \xed\xa0\x80"):
-        leaks.append(_says(stage, "SQL_ASCII", octets))  # noqa: PERF401 -- reads as the loop above
+        leaks.append(_leak_with_query(stage, "SQL_ASCII", octets))  # noqa: PERF401 -- reads as the loop above
     until(lambda: all(leak.state == LEAK for leak in leaks), "all have leaked")
     for encoding in (*TEXTS, "SQL_ASCII"):
         stage.target(f"from-{encoding}", name=encoding, dbname=encoding)
@@ -144,7 +144,7 @@ def test_the_look_survives_text_in_any_encoding_from_a_database_of_any(stage: St
 
 
 @pytest.mark.every_major
-def test_the_look_survives_a_query_cut_within_a_character(stage: Stage) -> None:
+def test_a_snapshot_may_contain_a_query_cut_within_a_character(stage: Stage) -> None:
     leaks = [stage.session(LEAK) for _ in range(4)]
     for padding, leak in enumerate(leaks):
         leak.connection.run("SELECT " + " " * padding + "'" + "😀" * 1000 + "'")
@@ -178,7 +178,7 @@ SETTINGS = [
 
 
 @pytest.mark.every_major
-def test_the_look_and_the_kill_survive_whatever_the_role_s_settings_are(stage: Stage) -> None:
+def test_the_roles_settings_do_not_affect_snapshot_and_signals(stage: Stage) -> None:
     stage.cleanup(stage.root.run, ROLE_FILE.read_text())  # it sets some of them itself
     for setting in SETTINGS:
         stage.root.run(f"ALTER ROLE session_reaper SET {setting}")
@@ -189,7 +189,7 @@ def test_the_look_and_the_kill_survive_whatever_the_role_s_settings_are(stage: S
     assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
 
 
-def test_p30_a_leaked_serializable_transaction_does_not_hold_up_the_look(stage: Stage) -> None:
+def test_a_leaked_serializable_transaction_does_not_delay_the_snapshot(stage: Stage) -> None:
     """Serializable, read only and deferrable would wait for it."""
     for name, value in (("isolation", "serializable"), ("deferrable", "on")):
         stage.root.run(f"ALTER ROLE session_reaper SET default_transaction_{name} = {value}")
@@ -200,7 +200,7 @@ def test_p30_a_leaked_serializable_transaction_does_not_hold_up_the_look(stage: 
     assert run.outcomes() == {leak.pid: "terminated"}
 
 
-def test_views_of_the_same_name_in_a_database_are_not_ours(stage: Stage) -> None:
+def test_views_that_shadow_the_catalog_are_not_used(stage: Stage) -> None:
     stage.database("trap")
     with stage.server.connect(unix_sock=stage.server.unix_sock, database="trap") as trap:
         trap.run("CREATE SCHEMA session_reaper")

@@ -40,7 +40,7 @@ def test_superusers_are_never_touched(stage: Stage) -> None:
     assert_only_the_leak_dies(stage, *sessions)
 
 
-def test_a_superuser_in_disguise_is_still_one(stage: Stage) -> None:
+def test_a_superuser_after_set_session_authorization_is_never_touched(stage: Stage) -> None:
     stage.role("boss", "SUPERUSER")
     stage.role("app")
     disguised = stage.session(LEAK, "boss", query="SET SESSION AUTHORIZATION app")
@@ -72,7 +72,7 @@ def test_our_own_role_is_never_touched(stage: Stage) -> None:
     assert_only_the_leak_dies(stage, stage.session(LEAK, REAPER), stage.session(IDLE, REAPER))
 
 
-def test_the_provider_s_roles_are_never_touched(stage: Stage) -> None:
+def test_roles_of_the_provider_are_never_touched(stage: Stage) -> None:
     roles = ("rdsproxyadmin", "rdswriteforwarduser", "rdsadmin", "aiven_extras", "_aiven")
     sessions = [stage.session(state, role) for role in roles for state in (LEAK, IDLE)]
     assert_only_the_leak_dies(stage, *sessions)
@@ -92,7 +92,7 @@ def test_backups_and_migrations_are_never_touched(stage: Stage) -> None:
     assert_only_the_leak_dies(stage, *sessions)
 
 
-def test_a_session_that_hides_its_state_is_never_touched(stage: Stage) -> None:
+def test_a_session_with_state_disabled_is_never_touched(stage: Stage) -> None:
     stage.role("quiet")
     stage.root.run("ALTER ROLE quiet SET track_activities = off")
     hidden = stage.session("disabled", "quiet")
@@ -104,7 +104,7 @@ def test_a_session_that_hides_its_state_is_never_touched(stage: Stage) -> None:
     assert "track-activities" in {advice["code"] for advice in run.target()["advice"]}
 
 
-def test_the_server_s_own_processes_are_never_touched(stage: Stage) -> None:
+def test_processes_of_the_server_are_never_touched(stage: Stage) -> None:
     query = (
         "SELECT pid FROM pg_stat_activity WHERE backend_type NOT IN"
         " ('client backend', 'parallel worker', 'autovacuum worker') ORDER BY pid"
@@ -114,7 +114,7 @@ def test_the_server_s_own_processes_are_never_touched(stage: Stage) -> None:
     assert stage.root.run(query) == before
 
 
-def test_a_session_that_is_still_signing_in_is_left_alone(stage: Stage) -> None:
+def test_a_session_that_is_still_authenticating_is_left_alone(stage: Stage) -> None:
     """PostgreSQL 18 shows it as `starting`, earlier versions not at all."""
     stage.role("app")
     with socket.create_connection((stage.server.host, stage.server.port)) as raw:
@@ -148,7 +148,7 @@ def test_what_the_policy_protects_is_left_alone(stage: Stage) -> None:
     assert stage.survivors(protected) == protected
 
 
-def test_a_list_that_matches_nobody_selects_nobody(stage: Stage) -> None:
+def test_a_list_that_matches_no_session_selects_none(stage: Stage) -> None:
     leak = stage.session(LEAK)
     assert stage.reap(rule(role=["etl"])).outcomes() == {}
     assert stage.reap(rule(client=["10.0.0.0/8"])).outcomes() == {}
@@ -156,9 +156,7 @@ def test_a_list_that_matches_nobody_selects_nobody(stage: Stage) -> None:
 
 
 @pytest.mark.pg_dump
-def test_a_parallel_dump_in_its_long_transaction_is_left_alone(
-    stage: Stage, build: Build, tmp_path: Path
-) -> None:
+def test_a_parallel_dump_is_left_alone(stage: Stage, build: Build, tmp_path: Path) -> None:
     program = build.bin / "pg_dump"
     stage.role("dumper", "IN ROLE pg_read_all_data" if build.major > 13 else "")
     stage.root.run("CREATE TABLE big AS SELECT generate_series(1, 1000) AS n")

@@ -40,9 +40,7 @@ def mailed(run: Run) -> str:
 
 
 @pytest.mark.every_major
-def test_queries_are_redacted_unless_the_policy_says_otherwise(
-    stage: Stage, output: Output
-) -> None:
+def test_queries_are_redacted_by_default(stage: Stage, output: Output) -> None:
     leak = stage.session(LEAK, query=QUERY)
     stack(stage)
     run = stage.run()
@@ -54,7 +52,7 @@ def test_queries_are_redacted_unless_the_policy_says_otherwise(
 
 
 @pytest.mark.every_major
-def test_in_full_they_are_in_the_return_value_and_the_log_and_never_in_mail(
+def test_full_queries_are_in_the_return_value_and_the_log_but_not_in_the_summary(
     stage: Stage, output: Output
 ) -> None:
     leak = stage.session(LEAK, query=QUERY)
@@ -68,7 +66,7 @@ def test_in_full_they_are_in_the_return_value_and_the_log_and_never_in_mail(
     assert REDACTED in mailed(run)
 
 
-def test_a_run_that_only_observes_shows_them_as_well(stage: Stage, output: Output) -> None:
+def test_an_observing_run_shows_full_queries_too(stage: Stage, output: Output) -> None:
     leak = stage.session(LEAK, query=QUERY)
     stack(stage, queries="full", limits={"max_terminations": 1})
     stage.session(LEAK, query=QUERY)
@@ -91,7 +89,7 @@ def test_a_run_that_only_observes_shows_them_as_well(stage: Stage, output: Outpu
         (None, "full", REDACTED),
     ],
 )
-def test_an_event_alone_has_no_query_shown_in_full(
+def test_an_event_alone_cannot_show_full_queries(
     stage: Stage, output: Output, of_stack: str | None, of_event: str | None, shown: str
 ) -> None:
     leak = stage.session(LEAK, query=QUERY)
@@ -102,17 +100,17 @@ def test_an_event_alone_has_no_query_shown_in_full(
         assert (CANARY in line) == (shown == QUERY)
 
 
-def test_a_recording_is_redacted_whatever_the_policy_says(stage: Stage, output: Output) -> None:
+def test_a_recording_is_always_redacted(stage: Stage, output: Output) -> None:
     stage.session(LEAK, query=QUERY)
     stack(stage, queries="full")
     run = stage.run({"record": True})
-    queries = [session["query"] for session in run.document["looks"]["orders"]["sessions"]]
+    queries = [session["query"] for session in run.document["snapshots"]["orders"]["sessions"]]
     assert REDACTED in queries
     assert CANARY not in json.dumps(run.document)
     assert CANARY not in output.readouterr().out
 
 
-def test_a_reason_is_redacted_whatever_the_policy_says(stage: Stage) -> None:
+def test_a_reason_is_always_redacted(stage: Stage) -> None:
     leak = stage.session(ACTIVE, query=f"SELECT pg_sleep(60), '{CANARY}'")
     stack(stage, rule(state=ACTIVE, query="*pg_sleep", query_for="1ms"), queries="full")
     session = stage.run().session(leak)
@@ -121,7 +119,7 @@ def test_a_reason_is_redacted_whatever_the_policy_says(stage: Stage) -> None:
 
 
 @pytest.mark.every_major
-def test_a_glob_chooses_sessions_by_their_redacted_query(stage: Stage) -> None:
+def test_a_query_glob_matches_the_redacted_query(stage: Stage) -> None:
     stage.root.run("CREATE TABLE jobs AS SELECT 1 AS id; GRANT ALL ON jobs TO public")
     stage.cleanup(stage.root.run, "DROP TABLE jobs")
     leaks = [
@@ -140,7 +138,7 @@ def test_a_glob_chooses_sessions_by_their_redacted_query(stage: Stage) -> None:
     assert stage.survivors(leaks) == leaks[2:]
 
 
-def test_a_query_that_is_cut_off_by_the_server_is_shown_as_far_as_it_goes(stage: Stage) -> None:
+def test_a_query_cut_off_by_the_server_is_shown_up_to_the_cut(stage: Stage) -> None:
     query = f"SELECT '{'x' * 3000}'"
     leak = stage.session(LEAK, query=query)
     stack(stage, queries="full")
@@ -153,7 +151,7 @@ def test_a_query_that_is_cut_off_by_the_server_is_shown_as_far_as_it_goes(stage:
 
 @pytest.mark.every_major
 @pytest.mark.majors(14, 18)
-def test_a_query_has_its_id_where_the_server_computes_it(stage: Stage, output: Output) -> None:
+def test_a_session_has_its_query_id_if_the_server_computes_it(stage: Stage, output: Output) -> None:
     for role in ("app", "other"):
         stage.role(role)
     stage.root.run("ALTER ROLE app SET compute_query_id = on")
@@ -171,6 +169,6 @@ def test_a_query_has_its_id_where_the_server_computes_it(stage: Stage, output: O
 
 
 @pytest.mark.majors(13, 13)
-def test_a_server_without_ids_of_queries_is_looked_at_without(stage: Stage) -> None:
+def test_a_server_without_query_ids_is_supported(stage: Stage) -> None:
     leak = stage.session(LEAK)
     assert "query_id" not in stage.reap().session(leak)

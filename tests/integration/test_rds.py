@@ -1,9 +1,8 @@
-"""Managed secrets and clusters: where the instances are, RDS has to say."""
+"""Managed secrets and clusters, whose instances RDS lists."""
 
 from __future__ import annotations
 
 import json
-import socket
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,15 +15,16 @@ from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 from moto.backends import get_backend
 from moto.core.models import DEFAULT_ACCOUNT_ID
-from session_reaper.aws import secrets_manager
 from session_reaper.errors import ConfigurationError
 
 from infra.local.aws import REGION
+from tests.integration.endpoints import reset_rds, resolve_here
 from tests.integration.stage import PASSWORD, REAPER, policy
 from tests.integration.standby import Another, run_another
 from tests.integration.wire import Impostor, aws_but_for, hang, http, unused_port
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from mypy_boto3_rds import RDSClient
@@ -37,29 +37,21 @@ SCHEDULED = {"source": "aws.scheduler", "detail-type": "Scheduled Event"}
 
 
 @pytest.fixture(autouse=True)
-def _led_here(stage: Stage) -> Iterator[None]:
-    """Every endpoint of RDS is an address of this machine; the port tells them apart."""
-    resolve = socket.getaddrinfo
-
-    def resolved(host: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- the library's own
-        here = "127.0.0.1" if str(host).endswith(".rds.amazonaws.com") else host
-        return resolve(here, *arguments, **options)
-
-    stage.monkeypatch.setattr(socket, "getaddrinfo", resolved)
-    stage.monkeypatch.setattr(secrets_manager, "_kept", {})  # another test's are of no use
+def _rds_is_here(stage: Stage) -> Iterator[None]:
+    resolve_here(stage.monkeypatch, ".rds.amazonaws.com")
     yield
-    get_backend("rds")[DEFAULT_ACCOUNT_ID][REGION].reset()
+    reset_rds()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """The stand-in's RDS."""
+    """The instances of the stand-in's RDS."""
 
     stage: Stage
     rds: RDSClient
 
     def cluster(self, name: str, *members: str, engine: str = AURORA, managed: bool = False) -> str:
-        """A cluster, its writer first, all on the stage's server; the ARN of its secret, if any."""
+        """Create a cluster, writer first, on the stage's server; return the ARN of its secret, if any."""
         how: dict[str, Any] = {"ManageMasterUserPassword": True}
         if not managed:
             how = {"MasterUserPassword": "never-used"}
@@ -80,7 +72,7 @@ class Fleet:
         )
 
     def instance(self, name: str, engine: str = "postgres") -> str:
-        """An instance without a cluster; the ARN of its secret."""
+        """Create an instance without a cluster; return the ARN of its secret."""
         made = self.rds.create_db_instance(
             DBInstanceIdentifier=name,
             Engine=engine,
@@ -96,13 +88,13 @@ class Fleet:
         get_backend("rds")[DEFAULT_ACCOUNT_ID][REGION].databases[name].status = status
 
     def listed(self, arn: str) -> str:
-        """Make a managed secret a target: a user, a password, and plaintext for the server here."""
+        """Make a managed secret a target, in plaintext for the server here."""
         text = {"username": REAPER, "password": PASSWORD, "sslmode": "disable"}
         self.stage.aws.secrets.put_secret_value(SecretId=arn, SecretString=json.dumps(text))
         return self.stage.listed(arn)
 
     def target(self, cluster: str, **keys: object) -> str:
-        """Make a target of a cluster by a secret in RDS's shape."""
+        """Make a cluster a target, with a secret in RDS's shape."""
         return self.stage.target(f"{cluster}-secret", dbClusterIdentifier=cluster, **keys)
 
 
@@ -125,12 +117,10 @@ def advice(run: Run, name: str) -> list[str]:
     return [each["code"] for each in run.target(name)["advice"]]
 
 
-# -- managed secrets -------------------------------------------------------------------------------
+# -- managed secrets ----------------------------------------------------------------------------
 
 
-def test_the_managed_secret_of_an_instance_says_no_host_and_is_found(
-    fleet: Fleet, stage: Stage
-) -> None:
+def test_the_host_of_a_managed_secret_of_an_instance_is_found(fleet: Fleet, stage: Stage) -> None:
     leak = stage.session()
     fleet.instance("other")
     fleet.listed(fleet.instance("orders"))
@@ -140,9 +130,7 @@ def test_the_managed_secret_of_an_instance_says_no_host_and_is_found(
     assert run.outcomes() == {leak.pid: "terminated"}
 
 
-def test_the_managed_secrets_are_found_by_the_tag_that_rds_gives_them(
-    fleet: Fleet, stage: Stage
-) -> None:
+def test_managed_secrets_are_found_by_the_tag_that_rds_sets(fleet: Fleet, stage: Stage) -> None:
     for arn in (fleet.instance("orders"), fleet.cluster("shop", "shop-1", managed=True)):
         fleet.listed(arn)
     stage.monkeypatch.delenv("TARGET_SECRETS")
@@ -150,7 +138,7 @@ def test_the_managed_secrets_are_found_by_the_tag_that_rds_gives_them(
     assert names(stage.run({"policy": policy()})) == ["orders", "shop-1"]
 
 
-def test_the_managed_secret_of_a_cluster_is_for_writer_and_reader(
+def test_the_managed_secret_of_a_cluster_covers_writer_and_reader(
     fleet: Fleet, stage: Stage, reader: Another
 ) -> None:
     here, there = stage.session(), reader.leak()
@@ -169,7 +157,7 @@ def test_the_managed_secret_of_a_cluster_is_for_writer_and_reader(
     assert "shop-2 (reader)" in run.email.subject + run.email.body
 
 
-def test_a_managed_secret_that_no_running_instance_has(fleet: Fleet, stage: Stage) -> None:
+def test_a_managed_secret_without_a_running_instance_fails(fleet: Fleet, stage: Stage) -> None:
     stage.target("healthy")
     fleet.listed(fleet.instance("orders"))
     fleet.listed(fleet.cluster("empty", managed=True))
@@ -186,7 +174,7 @@ def test_a_managed_secret_that_no_running_instance_has(fleet: Fleet, stage: Stag
 
 
 @pytest.mark.parametrize("engine", ["mysql", "aurora-mysql"])
-def test_a_managed_secret_of_another_engine_is_named_and_nobody_is_called(
+def test_a_managed_secret_of_another_engine_fails_without_a_connection(
     fleet: Fleet, stage: Stage, engine: str
 ) -> None:
     with Impostor() as mysql:
@@ -202,7 +190,7 @@ def test_a_managed_secret_of_another_engine_is_named_and_nobody_is_called(
     assert f"engine {engine} is not PostgreSQL" in failed["error"]["message"]
 
 
-# -- clusters --------------------------------------------------------------------------------------
+# -- clusters -----------------------------------------------------------------------------------
 
 
 def test_the_leaks_of_each_instance_are_terminated_once(
@@ -213,7 +201,7 @@ def test_the_leaks_of_each_instance_are_terminated_once(
         fleet.cluster("shop", "shop-1")
         fleet.member("shop", "shop-2", second.server.port)
         fleet.member("shop", "shop-3", third.server.port)
-        fleet.target("shop", port=1)  # the secret's own place is not called
+        fleet.target("shop", port=1)  # not connected to
         run = stage.reap()
         assert run.document["status"] == "ok"
         assert {name: run.outcomes(name) for name in names(run)} == {
@@ -222,7 +210,7 @@ def test_the_leaks_of_each_instance_are_terminated_once(
         assert not stage.survivors(leaks.values())
 
 
-def test_clusters_and_instances_of_others_are_not_touched(fleet: Fleet, stage: Stage) -> None:
+def test_instances_of_other_clusters_are_not_targets(fleet: Fleet, stage: Stage) -> None:
     fleet.cluster("shop", "shop-1")
     fleet.cluster("shop-staging", "shop-staging-1")
     fleet.instance("shop-solo")
@@ -230,7 +218,7 @@ def test_clusters_and_instances_of_others_are_not_touched(fleet: Fleet, stage: S
     assert names(stage.reap()) == ["shop-1"]
 
 
-def test_a_cluster_may_be_one_target_at_the_secrets_own_host(fleet: Fleet, stage: Stage) -> None:
+def test_with_cluster_targets_endpoint_a_cluster_is_one_target(fleet: Fleet, stage: Stage) -> None:
     leak = stage.session()
     fleet.cluster("shop")
     for name in ("shop-1", "shop-2"):
@@ -243,7 +231,9 @@ def test_a_cluster_may_be_one_target_at_the_secrets_own_host(fleet: Fleet, stage
     assert "list-cluster-instances" not in advice(run, "shop")
 
 
-def test_a_managed_cluster_may_be_one_target_too(fleet: Fleet, stage: Stage) -> None:
+def test_with_cluster_targets_endpoint_a_managed_cluster_is_one_target_too(
+    fleet: Fleet, stage: Stage
+) -> None:
     leak = stage.session()
     arn = fleet.cluster("shop", "shop-1", managed=True)
     fleet.member("shop", "shop-2", unused_port())
@@ -254,7 +244,7 @@ def test_a_managed_cluster_may_be_one_target_too(fleet: Fleet, stage: Stage) -> 
     assert run.outcomes("shop") == {leak.pid: "terminated"}
 
 
-def test_an_event_names_a_cluster_or_one_of_its_instances(fleet: Fleet, stage: Stage) -> None:
+def test_an_event_selects_a_cluster_or_one_of_its_instances(fleet: Fleet, stage: Stage) -> None:
     fleet.cluster("shop", "shop-1", "shop-2")
     fleet.target("shop")
     fleet.cluster("news", "news-1", "news-2")
@@ -273,18 +263,16 @@ def test_an_event_names_a_cluster_or_one_of_its_instances(fleet: Fleet, stage: S
         asked("shop", "shop-3")
 
 
-def test_a_cluster_is_one_name_whether_its_instances_are_listed_or_not(
+def test_an_event_selects_a_cluster_whose_instances_are_not_listed(
     fleet: Fleet, stage: Stage
 ) -> None:
-    """The event that was saved for the emergency works in it."""
+    """An event that was saved for an emergency has to work in it."""
     fleet.target("shop")
     stage.target("orders", port=1)
     assert names(stage.run({"targets": ["shop"], "policy": policy()})) == ["shop"]
 
 
-def test_an_auto_scaled_reader_is_in_the_next_run_and_gone_after_it_went(
-    fleet: Fleet, stage: Stage
-) -> None:
+def test_an_auto_scaled_reader_is_a_target_while_it_exists(fleet: Fleet, stage: Stage) -> None:
     fleet.cluster("shop", "shop-1")
     fleet.target("shop")
     scaled = "application-autoscaling-0f2c"
@@ -298,7 +286,7 @@ def test_an_auto_scaled_reader_is_in_the_next_run_and_gone_after_it_went(
 @pytest.mark.parametrize(
     "status", ["creating", "deleting", "failed", "starting", "stopped", "stopping"]
 )
-def test_an_instance_that_takes_no_connections_yet_or_any_more_is_left_out(
+def test_an_instance_that_accepts_no_connections_is_not_a_target(
     fleet: Fleet, stage: Stage, status: str
 ) -> None:
     fleet.cluster("shop", "shop-1", "shop-2")
@@ -308,14 +296,14 @@ def test_an_instance_that_takes_no_connections_yet_or_any_more_is_left_out(
 
 
 @pytest.mark.parametrize("status", ["available", "backing-up", "modifying", "storage-full"])
-def test_an_instance_that_is_busy_is_looked_at(fleet: Fleet, stage: Stage, status: str) -> None:
+def test_a_busy_instance_is_a_target(fleet: Fleet, stage: Stage, status: str) -> None:
     fleet.cluster("shop", "shop-1", "shop-2")
     fleet.becomes("shop-2", status)
     fleet.target("shop")
     assert names(stage.reap()) == ["shop-1", "shop-2"]
 
 
-def test_an_instance_that_has_no_endpoint_yet_is_left_out(fleet: Fleet, stage: Stage) -> None:
+def test_an_instance_without_an_endpoint_is_not_a_target(fleet: Fleet, stage: Stage) -> None:
     def without(answer: Any) -> None:  # noqa: ANN401 -- botocore's
         for instance in answer.get("DBInstances", []):
             if instance["DBInstanceIdentifier"] == "shop-2":
@@ -327,7 +315,9 @@ def test_an_instance_that_has_no_endpoint_yet_is_left_out(fleet: Fleet, stage: S
     assert names(stage.reap()) == ["shop-1"]
 
 
-def test_an_instance_that_does_not_answer_hides_no_other(fleet: Fleet, stage: Stage) -> None:
+def test_an_instance_that_does_not_answer_does_not_affect_the_others(
+    fleet: Fleet, stage: Stage
+) -> None:
     leak = stage.session()
     fleet.cluster("shop", "shop-1")
     fleet.member("shop", "shop-2", unused_port())
@@ -347,7 +337,7 @@ def test_an_instance_on_a_later_page_is_found(fleet: Fleet, stage: Stage) -> Non
 
 
 @pytest.mark.parametrize("engine", [None, "aurora-postgresql"])
-def test_a_cluster_of_another_engine_is_named_and_nobody_is_called(
+def test_a_cluster_of_another_engine_fails_without_a_connection(
     fleet: Fleet, stage: Stage, engine: str | None
 ) -> None:
     with Impostor() as mysql:
@@ -361,11 +351,11 @@ def test_a_cluster_of_another_engine_is_named_and_nobody_is_called(
     assert "engine aurora-mysql is not PostgreSQL" in run.error("shop")["message"]
 
 
-# -- where RDS does not say ------------------------------------------------------------------------
+# -- without a listing --------------------------------------------------------------------------
 
 
 def _answering(stage: Stage, change: Callable[[Any], None]) -> list[str]:
-    """Change what AWS answers; what it was asked."""
+    """Change AWS's responses; return the list of its operations."""
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
     asked: list[str] = []
 
@@ -380,7 +370,7 @@ def _answering(stage: Stage, change: Callable[[Any], None]) -> list[str]:
 
 
 def _denying(stage: Stage, *operations: str) -> list[str]:
-    """What the stand-in never does."""
+    """Deny operations, which the stand-in cannot; return the list of all operations."""
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- as above
     asked: list[str] = []
 
@@ -395,7 +385,7 @@ def _denying(stage: Stage, *operations: str) -> list[str]:
 
 
 @pytest.mark.parametrize("operation", ["DescribeDBClusters", "DescribeDBInstances"])
-def test_without_the_right_to_ask_rds_the_secrets_own_host_is_looked_at(
+def test_without_permission_to_list_the_secrets_own_host_is_the_target(
     fleet: Fleet, stage: Stage, operation: str
 ) -> None:
     leak = stage.session()
@@ -417,10 +407,10 @@ def test_without_the_right_to_ask_rds_the_secrets_own_host_is_looked_at(
     assert failed["name"] in managed
     assert "host is missing" in failed["error"]["message"]
     assert f"rds:{operation}" in failed["error"]["hint"]
-    assert asked.count(operation) == 1, "it is asked for each target"
+    assert asked.count(operation) == 1, "it is called for each target"
 
 
-def test_a_cluster_that_rds_does_not_list_is_looked_at_by_the_secrets_own_host(
+def test_if_rds_does_not_list_the_cluster_the_secrets_own_host_is_the_target(
     fleet: Fleet, stage: Stage
 ) -> None:
     leak = stage.session()
@@ -430,7 +420,7 @@ def test_a_cluster_that_rds_does_not_list_is_looked_at_by_the_secrets_own_host(
     assert advice(run, "shop").count("list-cluster-instances") == 1
 
 
-def test_no_target_that_says_where_it_is_needs_rds(fleet: Fleet, stage: Stage) -> None:
+def test_rds_is_not_called_if_every_secret_names_its_host(fleet: Fleet, stage: Stage) -> None:
     fleet.cluster("shop", "shop-1")
     stage.target("orders")
     stage.target("solo", dbInstanceIdentifier="shop-1", dbClusterIdentifier="shop")
@@ -441,7 +431,7 @@ def test_no_target_that_says_where_it_is_needs_rds(fleet: Fleet, stage: Stage) -
 
 @contextmanager
 def _rds_that(stage: Stage, deals: Callable[[socket.socket, Event], None]) -> Iterator[Impostor]:
-    """What RDS makes of every call; the others answer."""
+    """Let RDS answer every call like this; the other services work."""
     with aws_but_for(b"/rds/aws4_request", deals) as other:
         stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{other.port}")
         yield other
@@ -460,7 +450,7 @@ def _pages_without_end(connection: socket.socket, stop: Event) -> None:
 @pytest.mark.parametrize(
     ("deals", "why"),
     [
-        (hang, "ReadTimeoutError"),  # as where a VPC has no way to it
+        (hang, "ReadTimeoutError"),  # as in a VPC without an endpoint
         (http("403 Forbidden", b"<!doctype html><title>no"), "ResponseParserError"),  # a proxy
         (http("403 Forbidden", b"<html><body>no</body></html>"), "ClientError"),
         (http("200 OK", b"<html><body>no</body></html>"), "KeyError"),
@@ -468,7 +458,7 @@ def _pages_without_end(connection: socket.socket, stop: Event) -> None:
     ],
     ids=["silent", "no XML", "a page", "a page of 200", "endless"],
 )
-def test_where_rds_says_nothing_of_use_the_secrets_own_host_is_looked_at(
+def test_if_rds_fails_the_secrets_own_host_is_the_target(
     fleet: Fleet, stage: Stage, deals: Callable[[socket.socket, Event], None], why: str
 ) -> None:
     leak = stage.session()
@@ -485,21 +475,21 @@ def test_where_rds_says_nothing_of_use_the_secrets_own_host_is_looked_at(
     assert len(run.emails) == 1
 
 
-def test_a_list_that_comes_late_but_in_time_is_used(fleet: Fleet, stage: Stage) -> None:
+def test_a_listing_that_is_late_but_in_time_is_used(fleet: Fleet, stage: Stage) -> None:
     leak = stage.session()
     fleet.listed(fleet.cluster("shop", "shop-1", managed=True))
     never = Event()
 
     def late(answer: Any) -> None:  # noqa: ANN401 -- botocore's
         if "DBInstances" in answer:
-            never.wait(1)  # of these 12 s a list may take 2.1
+            never.wait(1)  # of these 12 s a listing may take 2.1
 
     _answering(stage, late)
     run = stage.run({"policy": policy()}, seconds=12)
     assert run.outcomes("shop-1") == {leak.pid: "terminated"}
 
 
-def test_secrets_that_are_slow_take_no_time_from_the_list(fleet: Fleet, stage: Stage) -> None:
+def test_slow_secrets_leave_enough_time_for_the_listing(fleet: Fleet, stage: Stage) -> None:
     leak = stage.session()
     fleet.listed(fleet.cluster("shop", "shop-1", managed=True))
     never = Event()
@@ -509,7 +499,7 @@ def test_secrets_that_are_slow_take_no_time_from_the_list(fleet: Fleet, stage: S
             never.wait(5)  # of these 24 s a list may take 4.2
 
     _answering(stage, late)
-    # More than one page, so that the time is looked at.
+    # More than one page, so that the deadline is checked.
     backend = get_backend("rds")[DEFAULT_ACCOUNT_ID][REGION]
     for number in range(120):
         fleet.instance(f"other-{number}")

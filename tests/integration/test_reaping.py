@@ -115,7 +115,7 @@ def test_a_wrong_clock_of_the_function_changes_no_decision(
     until(lambda: _age(stage, old.pid, "state_change") > 2, "one is old")
     leak.connection.run("SELECT 1")
     stage.target()
-    directory = TargetDiscovery(read_settings(), fresh=True)
+    directory = TargetDiscovery(read_settings(), bypass_cache=True)
     for skew in (-1e6, 1e6):
         now = time.time() + skew
         monkeypatch.setattr(time, "time", lambda now=now: now)

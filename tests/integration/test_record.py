@@ -1,4 +1,4 @@
-"""The event {"record": true}: all sessions are recorded, none is signalled."""
+"""The event {"record": true} returns a snapshot of every session and signals none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from session_reaper.errors import ConfigurationError
 
 from infra.replay import main, read_recording
 from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, policy, rule
-from tests.looks.scene import CANARY, send_unfinished
+from tests.recordings.scene import CANARY, send_unfinished
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EVERYBODY = policy(rule("everybody", state=[LEAK, ABORTED, ACTIVE, IDLE], connected_for="1ms"))
 
 
-def looks(run: Run, folder: Path) -> dict[str, Snapshot]:
+def snapshots_of(run: Run, folder: Path) -> dict[str, Snapshot]:
     """Read the recording as a replay does."""
     path = folder / "run.json"
     path.write_text(json.dumps(run.document))
@@ -31,14 +31,14 @@ def looks(run: Run, folder: Path) -> dict[str, Snapshot]:
 
 
 @pytest.mark.every_major
-def test_every_session_is_recorded_and_none_is_signalled(stage: Stage, tmp_path: Path) -> None:
+def test_every_session_is_recorded_and_none_is_touched(stage: Stage, tmp_path: Path) -> None:
     victims = [stage.session(state) for state in (LEAK, ABORTED, IDLE, ACTIVE)]
     victims.append(stage.session(LEAK, application_name="pg_dump"))
     run = stage.run({"record": True, "policy": EVERYBODY})
-    look = looks(run, tmp_path)["orders"]
-    seen = {session.identity.pid: session.state for session in look.sessions}
+    snapshot = snapshots_of(run, tmp_path)["orders"]
+    seen = {session.identity.pid: session.state for session in snapshot.sessions}
     assert {victim.pid: victim.state for victim in victims}.items() <= seen.items()
-    assert len(seen) == len(victims) + 1 == look.slots.used  # the superuser's own is there, too
+    assert len(seen) == len(victims) + 1 == snapshot.slots.used  # the superuser's own is there, too
     assert stage.survivors(victims) == victims
     assert victims[3].state == ACTIVE
     assert run.document["mode"] == "enforce"
@@ -48,7 +48,7 @@ def test_every_session_is_recorded_and_none_is_signalled(stage: Stage, tmp_path:
     assert run.emails == []
 
 
-def test_a_recording_holds_columns_that_no_rule_uses(stage: Stage, tmp_path: Path) -> None:
+def test_a_recording_has_what_no_rule_of_the_policy_asks_for(stage: Stage, tmp_path: Path) -> None:
     stage.root.run("CREATE TABLE goods AS SELECT 1 AS id; GRANT ALL ON goods TO public")
     stage.cleanup(stage.root.run, "DROP TABLE goods")
     root = stage.session(LEAK, query="UPDATE goods SET id = 2")
@@ -56,7 +56,7 @@ def test_a_recording_holds_columns_that_no_rule_uses(stage: Stage, tmp_path: Pat
     wedged = stage.session(IDLE)
     send_unfinished(wedged.connection, "SELECT 1")
     run = stage.run({"record": True})
-    by_pid = {s.identity.pid: s for s in looks(run, tmp_path)["orders"].sessions}
+    by_pid = {s.identity.pid: s for s in snapshots_of(run, tmp_path)["orders"].sessions}
     assert [waiting.pid for waiting in by_pid[root.pid].waiters] == [waiter.pid]
     assert by_pid[root.pid].xid_age == 2  # its own, and the waiter's
     assert by_pid[root.pid].locks == 1
@@ -64,37 +64,37 @@ def test_a_recording_holds_columns_that_no_rule_uses(stage: Stage, tmp_path: Pat
     assert not by_pid[waiter.pid].waiting_for_client
 
 
-def test_a_recording_is_not_logged(stage: Stage, output: Output) -> None:
+def test_what_is_recorded_stays_out_of_the_log(stage: Stage, output: Output) -> None:
     stage.session(LEAK, application_name="r3c0rded", query=f"SELECT 1, '{CANARY}'")
     document = stage.run({"record": True}).document
     logged = output.readouterr()
     assert '"message":"run"' in logged.out
-    assert "r3c0rded" in json.dumps(document["looks"])
-    for kept in ("looks", "r3c0rded", CANARY):
+    assert "r3c0rded" in json.dumps(document["snapshots"])
+    for kept in ("snapshots", "r3c0rded", CANARY):
         assert kept not in logged.out + logged.err
     assert CANARY not in json.dumps(document)
 
 
-def test_only_targets_named_by_the_event_are_recorded(stage: Stage) -> None:
+def test_only_the_targets_that_the_event_names_are_recorded(stage: Stage) -> None:
     for name in ("orders", "billing", "shop"):
         stage.target(name)
     run = stage.run({"record": True, "targets": ["shop", "orders"]})
-    assert set(run.document["looks"]) == {"orders", "shop"}
-    assert set(stage.run({"record": True}).document["looks"]) == {"orders", "billing", "shop"}
+    assert set(run.document["snapshots"]) == {"orders", "shop"}
+    assert set(stage.run({"record": True}).document["snapshots"]) == {"orders", "billing", "shop"}
 
 
-def test_a_target_that_cannot_be_looked_at_has_its_error_and_no_look(stage: Stage) -> None:
+def test_a_blind_target_has_its_error_and_no_snapshot(stage: Stage) -> None:
     stage.target("orders")
     stage.target("blind", username=stage.role("blind"))
     run = stage.run({"record": True})
-    assert set(run.document["looks"]) == {"orders"}
+    assert set(run.document["snapshots"]) == {"orders"}
     assert run.target("blind")["status"] == "blind"
     assert run.document["status"] == "partial"
 
 
-def test_a_run_that_does_not_record_returns_no_looks(stage: Stage) -> None:
-    assert "looks" not in stage.run().document
-    assert "looks" not in stage.run({"record": False}).document
+def test_a_run_that_does_not_record_returns_no_snapshots(stage: Stage) -> None:
+    assert "snapshots" not in stage.run().document
+    assert "snapshots" not in stage.run({"record": False}).document
 
 
 @pytest.mark.parametrize("wrong", ["yes", 1, None, []])
@@ -105,7 +105,7 @@ def test_an_unknown_value_of_record_is_an_error_that_names_it(stage: Stage, wron
     assert leak.is_there
 
 
-def test_a_run_treats_each_session_as_its_replay_predicted(
+def test_a_run_does_to_each_session_what_its_replay_said(
     stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     leaks = [*stage.sessions(3), stage.session(ABORTED)]

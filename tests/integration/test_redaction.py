@@ -12,8 +12,8 @@ import pytest
 from pg8000.native import Connection, DatabaseError
 from session_reaper.sessions.redaction import redact
 
+from tests.canary_queries import BACKSLASHED, COMMENTED, DOLLARS, LITERALS, MISQUOTED, leaks
 from tests.integration.stage import IDLE
-from tests.unit.test_redaction import BACKSLASHED, COMMENTED, DOLLARS, LITERALS, MISQUOTED, leaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ def shown(stage: Stage, session: Victim) -> str:
 
 
 @pytest.mark.every_major
-def test_no_part_of_a_literal_is_left_wherever_the_server_cuts(
+def test_no_part_of_a_literal_is_shown_wherever_the_server_cuts(
     own_server: Callable[..., Stage],
 ) -> None:
     stage = own_server({"track_activity_query_size": str(KEPT)})
@@ -61,7 +61,7 @@ def test_no_part_of_a_literal_is_left_wherever_the_server_cuts(
     assert min(lengths) < KEPT - 1  # or in the middle of a character
 
 
-def test_no_part_of_a_literal_is_left_of_another_encoding(stage: Stage) -> None:
+def test_no_part_of_a_literal_in_another_encoding_is_shown(stage: Stage) -> None:
     stage.database("latin", "ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'")
     stage.role("app")
     session = stage.session(IDLE, database="latin")
@@ -121,7 +121,7 @@ def soups(random: Random) -> Iterator[str]:
 
 @pytest.mark.every_major
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_what_is_shown_of_a_query_is_what_the_server_takes_for_a_name(
+def test_only_words_that_the_server_reads_as_names_are_shown(
     root: Connection, setting: str
 ) -> None:
     root.run(SETTINGS[setting])

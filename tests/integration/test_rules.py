@@ -41,7 +41,7 @@ def a_small_server(own_server: Callable[..., Stage]) -> Stage:
     return own_server({"max_connections": "23", "superuser_reserved_connections": "3"})
 
 
-def test_under_pressure_no_more_leaks_go_than_it_takes_and_the_longest_go_first(
+def test_under_pressure_no_more_leaks_are_terminated_than_needed_the_longest_idle_first(
     own_server: Callable[..., Stage],
 ) -> None:
     stage = a_small_server(own_server)  # 20 usable: 85 % are 17, 70 % are 14
@@ -56,12 +56,10 @@ def test_under_pressure_no_more_leaks_go_than_it_takes_and_the_longest_go_first(
     slots = run.target()["slots"]
     assert (slots["used_before"], slots["used_after"], slots["usable"]) == (18, 14, 20)
     assert run.session(leaks[0])["reason"].startswith("slots 18/20 (when slots_used: 85%), ")
-    assert run.session(leaks[4])["reason"].endswith(
-        "; spared: until slots_used: 70% it takes no more"
-    )
+    assert run.session(leaks[4])["reason"].endswith("; not needed to reach slots_used: 70%")
     said = (
         "rule leak in force at slots 18/20 (when slots_used: 85%):"
-        " stopped after 4, enough until slots_used: 70%"
+        " 4 condemned, enough to reach slots_used: 70%"
     )
     assert run.target()["pressure"] == [said]
     assert said in run.said
@@ -72,14 +70,16 @@ def test_under_pressure_no_more_leaks_go_than_it_takes_and_the_longest_go_first(
     assert stage.survivors(leaks) == leaks[4:]
 
 
-def test_without_pressure_a_tier_touches_nobody(own_server: Callable[..., Stage]) -> None:
+def test_without_pressure_a_rule_with_when_terminates_no_session(
+    own_server: Callable[..., Stage],
+) -> None:
     stage = a_small_server(own_server)
     leaks = stage.sessions(15)  # 16 of 20 are 80 %
     assert stage.reap(TIER).outcomes() == {}
     assert stage.survivors(leaks) == leaks
 
 
-def test_pressure_can_be_said_in_free_slots(own_server: Callable[..., Stage]) -> None:
+def test_when_accepts_slots_free(own_server: Callable[..., Stage]) -> None:
     stage = a_small_server(own_server)
     leaks = stage.sessions(14)  # with the superuser's 15 are used, 5 free
     tier = a_rule({}, when={"slots_free": 5}, until={"slots_free": 8})
@@ -90,7 +90,7 @@ def test_pressure_can_be_said_in_free_slots(own_server: Callable[..., Stage]) ->
 
 
 @pytest.mark.majors(16, 18)
-def test_slots_kept_for_reserved_roles_are_no_slots_of_ordinary_ones(
+def test_reserved_slots_do_not_count_as_usable(
     own_server: Callable[..., Stage],
 ) -> None:
     stage = own_server({"max_connections": "23", "reserved_connections": "10"})  # 10 usable
@@ -100,7 +100,7 @@ def test_slots_kept_for_reserved_roles_are_no_slots_of_ordinary_ones(
     assert stage.survivors(leaks) == leaks[2:]
 
 
-def test_a_tier_that_needs_nobody_tries_nobody(own_server: Callable[..., Stage]) -> None:
+def test_a_rule_whose_until_is_reached_signals_no_session(own_server: Callable[..., Stage]) -> None:
     """Not even one whom our role may not signal."""
     stage = a_small_server(own_server)
     stage.session(LEAK, role="other")
@@ -111,7 +111,7 @@ def test_a_tier_that_needs_nobody_tries_nobody(own_server: Callable[..., Stage])
     assert run.emails == []
 
 
-def test_who_may_not_be_signalled_does_not_keep_the_others_from_being_freed(
+def test_denied_sessions_do_not_count_for_until(
     own_server: Callable[..., Stage],
 ) -> None:
     """The role sees all and may signal by membership only, as Aiven's documents have it."""
@@ -166,7 +166,9 @@ def _running_for(victim: Victim, seconds: float) -> bool:
     return age is not None and age > seconds
 
 
-def test_a_wedged_session_outlives_its_timeouts_and_a_cancel_but_not_us(stage: Stage) -> None:
+def test_a_wedged_session_outlives_its_timeouts_and_a_cancel_but_not_a_terminate(
+    stage: Stage,
+) -> None:
     wedged = a_wedged_session(stage)
     working = stage.session(ACTIVE)
     until(lambda: _running_for(wedged, 0.3), "both timeouts are over")
@@ -196,7 +198,7 @@ def test_a_copy_that_waits_for_rows_is_not_wedged(stage: Stage) -> None:
     assert loading.is_there == known
 
 
-def test_a_copy_is_known_by_its_text(stage: Stage) -> None:
+def test_a_copy_is_recognized_by_its_query_text(stage: Stage) -> None:
     loading = stage.session(IDLE)
     loading.connection.run("CREATE TEMPORARY TABLE loaded (id integer)")
     stream = loading.connection._sock  # noqa: SLF001 -- as above
@@ -208,7 +210,7 @@ def test_a_copy_is_known_by_its_text(stage: Stage) -> None:
     assert loading.is_there
 
 
-def test_a_wedged_session_that_goes_on_between_look_and_signal_escapes(stage: Stage) -> None:
+def test_a_wedged_session_that_continues_before_the_signal_escapes(stage: Stage) -> None:
     wedged = a_wedged_session(stage)
     until(lambda: _running_for(wedged, 0.2), "it is old enough")
 
@@ -253,7 +255,7 @@ def _until_it_waits(victim: Victim) -> None:
     until(lambda: victim._shown("wait_event_type") == "Lock", "it waits for a lock")  # noqa: SLF001
 
 
-def test_the_root_of_a_chain_goes_and_its_waiters_go_on(
+def test_the_root_blocker_is_terminated_and_its_waiters_continue(
     stage: Stage, chain: tuple[Victim, Victim, Victim]
 ) -> None:
     root, waiter, last = chain
@@ -270,7 +272,7 @@ def test_the_root_of_a_chain_goes_and_its_waiters_go_on(
     assert "patient as app for " in run.said
 
 
-def test_a_waiter_is_left_alone_though_it_blocks_another(
+def test_a_waiter_that_blocks_another_is_left_alone(
     stage: Stage, chain: tuple[Victim, Victim, Victim]
 ) -> None:
     root, waiter, last = chain
@@ -293,7 +295,7 @@ def test_a_blocker_is_left_alone_until_others_have_waited_long_enough(
     assert stage.reap(rule(blocks=1, blocks_for="100ms")).outcomes() == {root.pid: "terminated"}
 
 
-def test_a_wait_counts_from_its_own_beginning(stage: Stage) -> None:
+def test_blocks_for_counts_from_the_start_of_the_wait(stage: Stage) -> None:
     """A statement that ran for long before it came to wait has not waited for long."""
     _accounts(stage)
     waiter = stage.session(IDLE).start("SELECT pg_sleep(1.5); LOCK TABLE accounts")
@@ -312,7 +314,9 @@ def test_a_wait_counts_from_its_own_beginning(stage: Stage) -> None:
         "SELECT pg_advisory_xact_lock(7)",
     ],
 )
-def test_who_got_the_lock_a_moment_ago_is_not_blamed_for_the_queue(stage: Stage, sql: str) -> None:
+def test_a_session_that_just_got_the_lock_is_not_blamed_for_the_queue(
+    stage: Stage, sql: str
+) -> None:
     """In a convoy the lock goes from one healthy transaction to the next, and the queue is old."""
     _accounts(stage)
     first = stage.session(LEAK, query=sql)
@@ -328,7 +332,7 @@ def test_who_got_the_lock_a_moment_ago_is_not_blamed_for_the_queue(stage: Stage,
 
 
 @pytest.mark.majors(14, 18)
-def test_a_parallel_query_waits_as_one_session_and_is_no_root(
+def test_a_waiting_parallel_query_is_one_waiter_and_not_a_root(
     own_server: Callable[..., Stage],
 ) -> None:
     """Only its workers wait for the lock; the session itself waits for its workers."""
@@ -355,7 +359,7 @@ def test_a_parallel_query_waits_as_one_session_and_is_no_root(
     assert reader.is_there
 
 
-def test_without_a_rule_that_asks_nobody_looks_at_locks(
+def test_locks_are_not_read_unless_a_rule_needs_them(
     stage: Stage, chain: tuple[Victim, Victim, Victim]
 ) -> None:
     root, _, _ = chain
@@ -367,7 +371,7 @@ def test_without_a_rule_that_asks_nobody_looks_at_locks(
 
 
 @pytest.mark.parametrize("held", ["xid", "xmin", "locks"])
-def test_p28_writers_repeatable_readers_and_plain_readers_hold_different_things(
+def test_writers_repeatable_readers_and_plain_readers_hold_different_resources(
     stage: Stage, held: str
 ) -> None:
     stage.root.run("CREATE TABLE things (id integer)")
@@ -385,7 +389,7 @@ def test_p28_writers_repeatable_readers_and_plain_readers_hold_different_things(
     assert f"holds {held} (holds: {held})" in run.session(holders[0])["reason"]
 
 
-def test_who_holds_vacuum_back_far_enough_is_condemned(stage: Stage) -> None:
+def test_a_session_that_holds_vacuum_back_far_enough_is_condemned(stage: Stage) -> None:
     stage.root.run("CREATE TABLE things (id integer)")
     stage.cleanup(stage.root.run, "DROP TABLE things")
     stage.root.run(f"GRANT ALL ON things TO {stage.role('app')}")
@@ -399,7 +403,7 @@ def test_who_holds_vacuum_back_far_enough_is_condemned(stage: Stage) -> None:
     assert young.is_there
 
 
-def test_a_predicate_lock_is_no_lock_that_others_wait_for(stage: Stage) -> None:
+def test_a_predicate_lock_does_not_count_as_a_held_lock(stage: Stage) -> None:
     """It outlives its serializable transaction as long as others of the kind go on."""
     _accounts(stage)
     other, session = stage.session(IDLE), stage.session(IDLE)
@@ -415,7 +419,7 @@ def test_a_predicate_lock_is_no_lock_that_others_wait_for(stage: Stage) -> None:
     assert run.outcomes() == {other.pid: "would_terminate"}  # which has its table locked, too
 
 
-def test_a_vacuum_holds_back_no_other(stage: Stage) -> None:
+def test_a_vacuum_does_not_hold_back_another(stage: Stage) -> None:
     stage.root.run("CREATE TABLE big AS SELECT g AS id FROM generate_series(1, 100000) AS g")
     stage.cleanup(stage.root.run, "DROP TABLE big")
     stage.root.run(f"ALTER TABLE big OWNER TO {stage.role('app')}")
@@ -431,7 +435,9 @@ def test_a_vacuum_holds_back_no_other(stage: Stage) -> None:
         assert stage.run({"mode": "observe", "policy": policy(harmful)}).outcomes() == {}
 
 
-def test_the_most_harmful_go_first(stage: Stage, chain: tuple[Victim, Victim, Victim]) -> None:
+def test_the_most_harmful_sessions_are_terminated_first(
+    stage: Stage, chain: tuple[Victim, Victim, Victim]
+) -> None:
     root, _, _ = chain
     harmless = stage.session(LEAK)
     root.connection.run("SELECT 1")  # so that the other idles longer
@@ -439,7 +445,7 @@ def test_the_most_harmful_go_first(stage: Stage, chain: tuple[Victim, Victim, Vi
     assert run.outcomes() == {root.pid: "terminated", harmless.pid: "spared"}
 
 
-def test_the_newest_go_first_if_the_policy_wants_it(stage: Stage) -> None:
+def test_the_newest_sessions_are_terminated_first_if_the_policy_says_so(stage: Stage) -> None:
     leaks = stage.sessions(3)
     run = stage.reap(limits={"max_terminations": 1, "order": "newest"})
     assert stage.survivors(leaks) == leaks[:2]
@@ -454,7 +460,7 @@ STUBBORN = """DO $$ BEGIN LOOP
 END LOOP; END $$"""
 
 
-def test_a_query_is_cancelled_and_its_session_goes_on(stage: Stage) -> None:
+def test_cancel_ends_the_query_and_keeps_the_session(stage: Stage) -> None:
     running = stage.session(ACTIVE)
     run = stage.reap(a_rule(SLOW, action="cancel", escalate_after="30s"))
     assert run.outcomes() == {running.pid: "cancelled"}
@@ -467,13 +473,13 @@ def test_a_query_is_cancelled_and_its_session_goes_on(stage: Stage) -> None:
     assert run.target()["slots"]["used_after"] == 2
 
 
-def test_a_query_in_a_transaction_is_cancelled_and_the_transaction_stays(stage: Stage) -> None:
+def test_cancel_in_a_transaction_keeps_the_transaction(stage: Stage) -> None:
     running = stage.session(LEAK).start("SELECT pg_sleep(60)")
     assert stage.reap(a_rule(SLOW, action="cancel")).outcomes() == {running.pid: "cancelled"}
     assert running.state == ABORTED
 
 
-def test_what_outlives_its_cancel_is_terminated_if_the_rule_says_so(stage: Stage) -> None:
+def test_a_query_that_outlives_its_cancel_is_terminated_after_escalate_after(stage: Stage) -> None:
     stubborn, running = stage.session(ACTIVE, query=STUBBORN), stage.session(ACTIVE)
     run = stage.reap(a_rule(SLOW, action="cancel", escalate_after="300ms"))
     assert run.outcomes() == {stubborn.pid: "terminated", running.pid: "cancelled"}
@@ -486,14 +492,16 @@ def test_what_outlives_its_cancel_is_terminated_if_the_rule_says_so(stage: Stage
     assert run.document["status"] == "ok"
 
 
-def test_what_outlives_its_cancel_is_lingering_if_the_rule_says_no_more(stage: Stage) -> None:
+def test_a_query_that_outlives_its_cancel_is_lingering_without_escalate_after(stage: Stage) -> None:
     stubborn = stage.session(ACTIVE, query=STUBBORN)
     run = stage.reap(a_rule(SLOW, action="cancel"))
     assert run.outcomes() == {stubborn.pid: "lingering"}
     assert stubborn.state == ACTIVE
 
 
-def test_a_query_that_begins_new_transactions_is_not_cancelled_while_it_runs(stage: Stage) -> None:
+def test_a_query_that_starts_new_transactions_is_not_reported_cancelled_while_it_runs(
+    stage: Stage,
+) -> None:
     """The guard is not passed, and that proves nothing: the very query goes on."""
     procedure = STUBBORN.replace("END LOOP", "COMMIT; END LOOP").replace("60", "5")
     stubborn = stage.session(ACTIVE, query=procedure)
@@ -502,7 +510,7 @@ def test_a_query_that_begins_new_transactions_is_not_cancelled_while_it_runs(sta
     assert stubborn.state == ACTIVE
 
 
-def test_a_query_that_we_may_not_see_any_more_is_not_said_to_be_cancelled(stage: Stage) -> None:
+def test_a_query_that_becomes_hidden_is_not_reported_cancelled(stage: Stage) -> None:
     stubborn = stage.session(ACTIVE, query=STUBBORN)
     stage.role("reaper", "IN ROLE pg_read_all_stats, pg_signal_backend")
 
@@ -518,7 +526,7 @@ def test_a_query_that_we_may_not_see_any_more_is_not_said_to_be_cancelled(stage:
     assert run.target()["slots"]["used_after"] is None
 
 
-def test_a_run_that_ends_before_the_escalation_says_that_it_lingers(stage: Stage) -> None:
+def test_a_cancelled_query_lingers_if_the_run_has_no_time_to_escalate(stage: Stage) -> None:
     stubborn = stage.session(ACTIVE, query=STUBBORN)
     run = stage.reap(a_rule(SLOW, action="cancel", escalate_after="1m"), seconds=2)
     assert run.outcomes() == {stubborn.pid: "lingering"}
@@ -527,7 +535,7 @@ def test_a_run_that_ends_before_the_escalation_says_that_it_lingers(stage: Stage
     assert run.seconds < 2 + PATIENCE
 
 
-def test_the_next_query_of_a_session_is_not_cancelled_for_the_one_before(stage: Stage) -> None:
+def test_cancel_does_not_hit_the_next_query_of_the_session(stage: Stage) -> None:
     stage.root.run("SELECT pg_advisory_lock(9)")
     victim = stage.session(LEAK).start("SELECT pg_advisory_lock(9)")
 
@@ -545,7 +553,7 @@ def test_the_next_query_of_a_session_is_not_cancelled_for_the_one_before(stage: 
     assert victim.state == ACTIVE
 
 
-def test_who_ends_its_query_before_the_escalation_is_not_terminated(stage: Stage) -> None:
+def test_a_session_whose_query_ends_before_the_escalation_is_not_terminated(stage: Stage) -> None:
     """Between the last look and the signal."""
     running = stage.session(ACTIVE)
     calls: list[Moment] = []
@@ -566,7 +574,7 @@ def test_who_ends_its_query_before_the_escalation_is_not_terminated(stage: Stage
     assert running.is_there
 
 
-def test_observe_says_what_would_be_cancelled(stage: Stage) -> None:
+def test_observe_reports_what_would_be_cancelled(stage: Stage) -> None:
     running = stage.session(ACTIVE)
     run = stage.run({"mode": "observe", "policy": policy(a_rule(SLOW, action="cancel"))})
     assert run.outcomes() == {running.pid: "would_terminate"}
@@ -579,7 +587,7 @@ def test_observe_says_what_would_be_cancelled(stage: Stage) -> None:
 CONFIRMED = a_rule({}, confirm_after="300ms")
 
 
-def _between_looks(change: Callable[[], object]) -> Callable[[Moment], None]:
+def _before_second_snapshot(change: Callable[[], object]) -> Callable[[Moment], None]:
     """Do it before the second look."""
     looks: list[Moment] = []
 
@@ -603,9 +611,9 @@ def _age(victim: Victim, since: str) -> float:
     return age
 
 
-def test_p25_who_is_in_another_transaction_at_the_second_look_escapes(stage: Stage) -> None:
+def test_a_session_in_another_transaction_at_the_second_snapshot_escapes(stage: Stage) -> None:
     leak, pooled = stage.sessions(2)
-    before = _between_looks(lambda: _next_transaction(pooled))
+    before = _before_second_snapshot(lambda: _next_transaction(pooled))
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(CONFIRMED)
@@ -618,22 +626,22 @@ def test_p25_who_is_in_another_transaction_at_the_second_look_escapes(stage: Sta
     assert run.document["totals"]["escaped"] == 1
 
 
-def test_a_transaction_that_goes_on_is_the_same_one_whatever_it_did_meanwhile(
+def test_a_transaction_that_ran_another_statement_meanwhile_is_the_same(
     stage: Stage,
 ) -> None:
     """A rule on the age of transactions means those, too, that run a statement now and then."""
     busy = stage.session(LEAK)
-    before = _between_looks(lambda: busy.connection.run("SELECT 2"))
+    before = _before_second_snapshot(lambda: busy.connection.run("SELECT 2"))
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(a_rule({"transaction_for": "1ms"}, confirm_after="300ms"))
     assert run.outcomes() == {busy.pid: "terminated"}
 
 
-def test_who_does_not_match_any_more_at_the_second_look_escapes(stage: Stage) -> None:
+def test_a_session_that_no_longer_matches_at_the_second_snapshot_escapes(stage: Stage) -> None:
     leak, working = stage.sessions(2)
     until(lambda: _age(working, "state_change") > 0.25, "both are old enough")
-    before = _between_looks(lambda: working.connection.run("SELECT 2"))
+    before = _before_second_snapshot(lambda: working.connection.run("SELECT 2"))
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(a_rule({"idle_for": "200ms"}, confirm_after="300ms"))
@@ -641,7 +649,7 @@ def test_who_does_not_match_any_more_at_the_second_look_escapes(stage: Stage) ->
     assert working.is_there
 
 
-def test_pressure_that_is_over_at_the_second_look_condemns_nobody(
+def test_pressure_that_is_over_at_the_second_snapshot_condemns_no_session(
     own_server: Callable[..., Stage],
 ) -> None:
     stage = a_small_server(own_server)
@@ -653,7 +661,7 @@ def test_pressure_that_is_over_at_the_second_look_condemns_nobody(
             other.connection.close()
         until(lambda: stage.clients < 16, "they have gone")
 
-    with Proxy(stage.server.port, before=_between_looks(leave)) as proxy:
+    with Proxy(stage.server.port, before=_before_second_snapshot(leave)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(tier)
     assert set(run.outcomes().values()) == {"escaped"}
@@ -662,7 +670,7 @@ def test_pressure_that_is_over_at_the_second_look_condemns_nobody(
 
 
 @pytest.mark.parametrize("mode", ["observe", "enforce"])
-def test_a_tier_is_not_undone_by_what_the_run_itself_has_freed(
+def test_slots_freed_by_the_run_do_not_end_the_pressure(
     own_server: Callable[..., Stage], mode: str
 ) -> None:
     """And an observer sees the same victims."""
@@ -688,7 +696,7 @@ def test_a_tier_is_not_undone_by_what_the_run_itself_has_freed(
     assert [outcomes[session.pid] for session in tier] == [outcome] * 3 + ["spared"] * 7
 
 
-def test_the_breaker_counts_at_the_first_look_only(stage: Stage) -> None:
+def test_the_breaker_counts_at_the_first_snapshot_only(stage: Stage) -> None:
     """Healthy sessions that leave meanwhile make no alert of what was no alert."""
     leaks, healthy = stage.sessions(3), stage.sessions(4, IDLE)
 
@@ -697,14 +705,14 @@ def test_the_breaker_counts_at_the_first_look_only(stage: Stage) -> None:
             session.connection.close()
         until(lambda: stage.survivors(healthy) == [], "they have gone")
 
-    with Proxy(stage.server.port, before=_between_looks(leave)) as proxy:
+    with Proxy(stage.server.port, before=_before_second_snapshot(leave)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(CONFIRMED, limits={"max_share": "50%"})  # 3 of 8, then 3 of 4
     assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
 
 
 @pytest.mark.majors(14, 18)
-def test_a_server_that_ends_idle_sessions_does_not_end_ours_between_two_looks(
+def test_idle_session_timeout_does_not_end_our_connection_between_two_snapshots(
     stage: Stage,
 ) -> None:
     leak = stage.session(LEAK)
@@ -714,7 +722,7 @@ def test_a_server_that_ends_idle_sessions_does_not_end_ours_between_two_looks(
     assert run.outcomes() == {leak.pid: "terminated"}
 
 
-def test_observe_says_what_would_be_denied(stage: Stage) -> None:
+def test_observe_reports_what_would_be_denied(stage: Stage) -> None:
     denied, allowed = stage.session(LEAK, role="other"), stage.session(LEAK, role="app")
     stage.role("reaper", "IN ROLE pg_read_all_stats, app")
     stage.target(username="reaper")
@@ -722,10 +730,10 @@ def test_observe_says_what_would_be_denied(stage: Stage) -> None:
     assert run.outcomes() == {denied.pid: "denied", allowed.pid: "would_terminate"}
 
 
-def test_who_needs_no_second_look_does_not_wait_for_one(stage: Stage) -> None:
+def test_a_rule_without_confirm_after_does_not_wait(stage: Stage) -> None:
     first, second = stage.session(LEAK, role="first"), stage.session(LEAK, role="second")
     seen: list[list[Victim]] = []
-    before = _between_looks(lambda: seen.append(stage.survivors([first, second])))
+    before = _before_second_snapshot(lambda: seen.append(stage.survivors([first, second])))
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(
@@ -736,7 +744,7 @@ def test_who_needs_no_second_look_does_not_wait_for_one(stage: Stage) -> None:
     assert run.outcomes() == {first.pid: "terminated", second.pid: "terminated"}
 
 
-def test_rules_may_want_different_times_between_their_looks(stage: Stage) -> None:
+def test_rules_may_have_different_confirm_after(stage: Stage) -> None:
     roles = ("a", "b", "c")
     victims = {role: stage.session(LEAK, role=role) for role in roles}
     pauses = {"a": "300ms", "b": "100ms", "c": "200ms"}
@@ -745,9 +753,9 @@ def test_rules_may_want_different_times_between_their_looks(stage: Stage) -> Non
     assert run.outcomes() == {victim.pid: "terminated" for victim in victims.values()}
 
 
-def test_observe_looks_twice_too_and_touches_nobody(stage: Stage) -> None:
+def test_observe_also_confirms_and_signals_no_session(stage: Stage) -> None:
     leak, pooled = stage.sessions(2)
-    before = _between_looks(lambda: _next_transaction(pooled))
+    before = _before_second_snapshot(lambda: _next_transaction(pooled))
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
         run = stage.run({"mode": "observe", "policy": policy(CONFIRMED)})
@@ -755,13 +763,11 @@ def test_observe_looks_twice_too_and_touches_nobody(stage: Stage) -> None:
     assert stage.survivors([leak, pooled]) == [leak, pooled]
 
 
-def test_a_second_look_that_the_run_has_no_time_for_spares(stage: Stage) -> None:
+def test_a_session_is_spared_if_the_run_has_no_time_for_confirm_after(stage: Stage) -> None:
     leak = stage.session(LEAK)
     run = stage.reap(a_rule({}, confirm_after="50s"), seconds=50)
     assert run.outcomes() == {leak.pid: "spared"}
-    assert run.session(leak)["reason"].endswith(
-        "; spared: the run has no time for confirm_after: 50s"
-    )
+    assert run.session(leak)["reason"].endswith("; the run has no time for confirm_after: 50s")
     assert leak.is_there
     assert run.seconds < PATIENCE  # it does not wait for the end of its time
 
@@ -769,18 +775,18 @@ def test_a_second_look_that_the_run_has_no_time_for_spares(stage: Stage) -> None
 # -- limits ----------------------------------------------------------------------------------------
 
 
-def test_p31_no_more_of_one_application_go_than_the_policy_allows(stage: Stage) -> None:
+def test_max_per_application_limits_each_application(stage: Stage) -> None:
     api = stage.sessions(4, application_name="api")
     others = [stage.session(LEAK, application_name=name) for name in ("web", "", "")]
     run = stage.reap(limits={"max_per_application": 2})
     assert stage.survivors([*api, *others]) == api[2:]
     assert [run.outcomes()[leak.pid] for leak in api] == ["terminated"] * 2 + ["spared"] * 2
     assert run.session(api[2])["reason"].endswith(
-        "; spared: limits.max_per_application of 2 was reached by 'api'"
+        "; limits.max_per_application of 2 was reached by 'api'"
     )
 
 
-def test_no_more_go_in_one_run_than_the_policy_allows(own_server: Callable[..., Stage]) -> None:
+def test_max_per_run_limits_all_targets_together(own_server: Callable[..., Stage]) -> None:
     here, there = own_server(), own_server()
     leaks = [*here.sessions(3), *there.sessions(3)]
     here.target("here")
@@ -798,10 +804,10 @@ def test_no_more_go_in_one_run_than_the_policy_allows(own_server: Callable[..., 
         if session["outcome"] == "spared"
     ]
     for session in spared:
-        assert session["reason"].endswith("; spared: limits.max_per_run of 4 was reached")
+        assert session["reason"].endswith("; limits.max_per_run of 4 was reached")
 
 
-def test_the_breaker_has_a_floor(stage: Stage) -> None:
+def test_the_breaker_does_not_trip_below_min_sessions(stage: Stage) -> None:
     leaks = stage.sessions(2)  # with the superuser's 2 of 3
     run = stage.reap(limits={"max_share": "50%"})
     assert run.target()["status"] == "breaker"

@@ -1,4 +1,4 @@
-"""Only the server that the snapshot came from can show what became of a session."""
+"""Only the server of the snapshot can prove what happened to a session."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def elsewhere(own_server: Callable[..., Stage]) -> Stage:
 
 @pytest.mark.parametrize("moment", [Moment.TERMINATE, Moment.VERIFY])
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_connection_that_returns_on_another_server_proves_nothing(
+def test_after_a_reconnect_to_another_server_no_session_is_terminated(
     stage: Stage, elsewhere: Stage, moment: Moment, *, lost: bool
 ) -> None:
     victims = stage.sessions(3)
@@ -47,7 +47,7 @@ def test_a_connection_that_returns_on_another_server_proves_nothing(
         assert victim.is_there or outcomes[victim.pid] == "lingering"
     assert "lingering" in outcomes.values()
     assert run.target()["status"] == "failed"
-    assert run.target()["slots"]["used_after"] is None  # the other server's would be untrue
+    assert run.target()["slots"]["used_after"] is None  # the other server's would be wrong
     reasons = {session["reason"] for session in run.target()["sessions"]}
     assert any("another server" in reason for reason in reasons)
 
@@ -66,7 +66,7 @@ def test_a_second_snapshot_on_another_server_signals_nothing(
     assert victim.is_there
 
 
-def test_a_pooler_that_switches_servers_under_one_connection_proves_nothing(
+def test_if_a_pooler_switches_servers_no_session_is_terminated(
     stage: Stage, elsewhere: Stage
 ) -> None:
     victims = stage.sessions(2)
@@ -80,7 +80,7 @@ def test_a_pooler_that_switches_servers_under_one_connection_proves_nothing(
     assert run.target()["slots"]["used_after"] is None
 
 
-def test_a_server_that_was_switched_before_the_signals_proves_no_escape(
+def test_if_servers_are_switched_before_the_signals_no_session_has_escaped(
     stage: Stage, elsewhere: Stage
 ) -> None:
     victims = stage.sessions(2)
@@ -96,7 +96,7 @@ def test_a_server_that_was_switched_before_the_signals_proves_no_escape(
 
 
 def _identify() -> object:
-    (target,) = TargetDiscovery(read_settings(), fresh=True).find([], Deadline(10))
+    (target,) = TargetDiscovery(read_settings(), bypass_cache=True).find([], Deadline(10))
     assert isinstance(target, Target)
     server = Server.connect(target, Deadline(10))
     try:
@@ -105,7 +105,7 @@ def _identify() -> object:
         server.close()
 
 
-def test_every_connection_to_a_server_sees_the_same_server(stage: Stage) -> None:
+def test_every_connection_to_a_server_has_the_same_server_identity(stage: Stage) -> None:
     stage.target()
     stage.root.run("ALTER ROLE session_reaper SET TimeZone = 'Asia/Kathmandu'")
     first = _identify()
@@ -113,17 +113,17 @@ def test_every_connection_to_a_server_sees_the_same_server(stage: Stage) -> None
     assert _identify() == first
 
 
-def test_the_snapshot_needs_no_right_to_the_control_file(stage: Stage) -> None:
+def test_the_snapshot_does_not_need_pg_control_system(stage: Stage) -> None:
     stage.root.run("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
     stage.cleanup(stage.root.run, "GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC")
     leak = stage.session()
     assert stage.reap().outcomes() == {leak.pid: "terminated"}
 
 
-def test_a_server_that_crashed_after_the_signal_has_restarted(
+def test_a_crash_after_the_signal_counts_as_a_restart(
     own_server: Callable[..., Stage],
 ) -> None:
-    """A backend that dies takes all others with it; the postmaster stays the same."""
+    """A crashed backend ends all others, but the postmaster stays."""
     stage = own_server({"restart_after_crash": "on"})
     victim, bystander = stage.session(), stage.session(role="bystander")
     stage.root.run("CHECKPOINT")  # what is in the buffers is lost with the others

@@ -1,4 +1,4 @@
-"""Where targets come from, and what is wrong with their secrets."""
+"""Which secrets become targets, and what is reported about invalid ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BROKEN: dict[str, object] = {
 }
 
 
-def test_secrets_of_every_kind_of_trouble_beside_a_healthy_one(stage: Stage) -> None:
+def test_invalid_secrets_do_not_affect_a_valid_one(stage: Stage) -> None:
     leak = stage.session(LEAK)
     for name, value in BROKEN.items():
         stage.aws.put_secret(name, value)
@@ -58,9 +58,8 @@ def test_secrets_of_every_kind_of_trouble_beside_a_healthy_one(stage: Stage) -> 
     assert len(run.emails) == 1
 
 
-def test_a_secret_that_we_may_not_read(stage: Stage) -> None:
-    """The stand-in allows everything."""
-    # botocore's one way out
+def test_a_denied_secret_is_reported_with_the_missing_permission(stage: Stage) -> None:
+    # The stand-in allows everything, so the denial is written into its response.
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001
 
     def deny(client: BaseClient, operation: str, arguments: dict[str, Any]) -> object:
@@ -80,7 +79,7 @@ def test_a_secret_that_we_may_not_read(stage: Stage) -> None:
     assert run.target("healthy")["status"] == "ok"
 
 
-def test_a_secret_marked_for_deletion(stage: Stage) -> None:
+def test_a_secret_marked_for_deletion_is_reported_with_the_remedy(stage: Stage) -> None:
     stage.target("leaving")
     stage.aws.secrets.delete_secret(SecretId="leaving", RecoveryWindowInDays=7)
     run = stage.reap()
@@ -92,7 +91,7 @@ def _arn(stage: Stage, name: str) -> str:
 
 
 @pytest.mark.parametrize("way", ["name twice", "name and ARN", "name and tag", "blanks"])
-def test_a_secret_listed_twice_is_one_target(stage: Stage, way: str) -> None:
+def test_a_secret_configured_twice_is_one_target(stage: Stage, way: str) -> None:
     leak = stage.session(LEAK)
     stage.target()
     if way == "name twice":
@@ -110,7 +109,7 @@ def test_a_secret_listed_twice_is_one_target(stage: Stage, way: str) -> None:
     assert run.outcomes() == {leak.pid: "terminated"}
 
 
-def test_the_target_is_known_by_name_then_identifier_then_secret(stage: Stage) -> None:
+def test_the_targets_name_is_the_name_then_the_identifier_then_the_secrets(stage: Stage) -> None:
     stage.target("a", name="A", dbInstanceIdentifier="B", dbClusterIdentifier="C")
     stage.target("b", dbInstanceIdentifier="B", dbClusterIdentifier="C")
     stage.target("c", dbClusterIdentifier="C")
@@ -136,13 +135,13 @@ def test_secrets_are_found_by_their_tag(stage: Stage) -> None:
     assert [target["name"] for target in run.document["targets"]] == ["tagged"]
 
 
-def test_a_tag_that_no_secret_has_is_an_error_that_names_it(stage: Stage) -> None:
+def test_a_tag_that_no_secret_has_is_an_error(stage: Stage) -> None:
     stage.monkeypatch.setenv("TARGET_SECRET_TAG", "team=nobody")
     with pytest.raises(ConfigurationError, match="TARGET_SECRET_TAG"):
         stage.reap()
 
 
-def test_only_the_targets_that_the_event_names_are_dealt_with(stage: Stage) -> None:
+def test_only_the_targets_that_the_event_names_are_reaped(stage: Stage) -> None:
     leak = stage.session(LEAK)
     stage.target("a", port=1)
     stage.target("b", name="orders")
@@ -152,7 +151,7 @@ def test_only_the_targets_that_the_event_names_are_dealt_with(stage: Stage) -> N
     assert run.outcomes() == {leak.pid: "terminated"}
 
 
-def test_a_target_that_nobody_has_is_an_error_before_anything_is_done(stage: Stage) -> None:
+def test_an_unknown_target_name_is_an_error_before_any_signal(stage: Stage) -> None:
     leak = stage.session(LEAK)
     stage.target()
     with pytest.raises(ConfigurationError, match=r"event\.targets\[1\].*nobody"):
@@ -168,7 +167,9 @@ def test_a_uri_in_place_of_a_targets_name_is_not_shown(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("service", ["secretsmanager", "AmazonSSM"])
-def test_an_aws_api_that_hangs_does_not_outlive_the_lambda(stage: Stage, service: str) -> None:
+def test_an_aws_api_that_hangs_does_not_delay_the_run_beyond_its_time(
+    stage: Stage, service: str
+) -> None:
     stage.target()
     if service == "AmazonSSM":
         stage.monkeypatch.setenv("POLICY", "ssm:/policy")
@@ -182,10 +183,10 @@ def test_an_aws_api_that_hangs_does_not_outlive_the_lambda(stage: Stage, service
         assert isinstance(ended, ConfigurationError)
 
 
-@pytest.mark.parametrize("others", [0, 1])  # by itself, and twenty at a time
+@pytest.mark.parametrize("others", [0, 1])  # read by itself, and in a batch
 @pytest.mark.parametrize("body", [b"<html><body>no</body></html>", b'"no"', b"[]", b"{}", b""])
 @pytest.mark.parametrize("status", ["200 OK", "403 Forbidden", "503 Service Unavailable"])
-def test_where_a_proxy_answers_for_the_secrets_each_is_unreadable_and_told(
+def test_if_a_proxy_answers_for_secrets_manager_each_secret_is_reported(
     stage: Stage, status: str, body: bytes, others: int
 ) -> None:
     for number in range(1 + others):
@@ -203,7 +204,7 @@ def test_where_a_proxy_answers_for_the_secrets_each_is_unreadable_and_told(
 def _run_with_silent(
     stage: Stage, service: str, seconds: float
 ) -> tuple[Run | ConfigurationError, float]:
-    """What a run came to where one service of AWS is silent, and after how many seconds."""
+    """The result of a run for which one AWS service is silent, and its duration in seconds."""
     ended: list[tuple[Run | ConfigurationError, float]] = []
 
     def run() -> None:

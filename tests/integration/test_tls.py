@@ -1,22 +1,27 @@
-"""Connections by TLS: what is verified, and what is refused."""
+"""TLS connections: what is verified, and what is refused."""
 
 from __future__ import annotations
 
-import socket
+import json
 import ssl
 from datetime import timedelta
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from session_reaper.deadline import Deadline
+from session_reaper.errors import TargetError
 from session_reaper.postgres import tls as tls_module
+from session_reaper.postgres.tls import open_socket, wrap_tls
+from session_reaper.targets.target import Secret
 
 from infra.local.certificates import make_tls
+from tests.builders import read_target
+from tests.integration.endpoints import resolve_here
 from tests.integration.stage import LEAK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from infra.local.postgres import Tls
     from tests.integration.stage import Stage
@@ -47,7 +52,9 @@ def other_authority(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca", "require", None])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_trusted_server_is_read(secured: Stage, tls: Tls, sslmode: str | None, host: str) -> None:
+def test_a_trusted_server_is_reaped(
+    secured: Stage, tls: Tls, sslmode: str | None, host: str
+) -> None:
     leak = secured.session(LEAK)
     secured.target(sslmode=sslmode, sslrootcert=tls.authority.read_text(), host=host)
     run = secured.reap()
@@ -57,7 +64,7 @@ def test_a_trusted_server_is_read(secured: Stage, tls: Tls, sslmode: str | None,
     assert "encrypt-connection" not in codes
 
 
-def test_require_without_an_authority_is_not_verified_as_the_secret_says(secured: Stage) -> None:
+def test_require_without_an_authority_does_not_verify(secured: Stage) -> None:
     secured.target(sslmode="require")
     assert secured.reap().target()["status"] == "ok"
 
@@ -69,18 +76,20 @@ def test_another_authority_is_refused(
     secured.target(sslmode=sslmode, sslrootcert=other_authority)
     error = secured.reap().error()
     assert error["code"] == "tls"
-    assert "is by a CA that is not trusted" in error["message"]
+    assert "was issued by a CA that is not trusted" in error["message"]
     assert "sslrootcert" in error["hint"]
 
 
 @pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca", None])
-def test_an_authority_that_no_secret_gave_is_refused(secured: Stage, sslmode: str | None) -> None:
+def test_without_sslrootcert_an_unknown_authority_is_refused(
+    secured: Stage, sslmode: str | None
+) -> None:
     secured.target(sslmode=sslmode)
-    assert "is by a CA that is not trusted" in secured.reap().error()["message"]
+    assert "was issued by a CA that is not trusted" in secured.reap().error()["message"]
 
 
 @pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca"])
-def test_a_certificate_that_has_expired_is_told(
+def test_an_expired_certificate_is_reported(
     own_server: Callable[..., Stage], tmp_path: Path, sslmode: str
 ) -> None:
     tls = make_tls(tmp_path, valid=timedelta(minutes=-1))
@@ -92,7 +101,7 @@ def test_a_certificate_that_has_expired_is_told(
     assert "Renew it" in error["hint"]
 
 
-def test_a_server_without_tls_is_told_and_not_spoken_to_in_plaintext(
+def test_a_server_without_tls_is_reported_and_gets_no_plaintext_login(
     own_server: Callable[..., Stage], tls: Tls
 ) -> None:
     stage = own_server()
@@ -103,23 +112,13 @@ def test_a_server_without_tls_is_told_and_not_spoken_to_in_plaintext(
     for sslmode in ("verify-full", "verify-ca", "require"):
         error = run.error(sslmode)
         assert (error["code"], "does not offer TLS" in error["message"]) == ("tls", True)
-        assert "Switch TLS on" in error["hint"]
+        assert "Enable TLS" in error["hint"]
 
 
-@pytest.fixture
-def led_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every host's name leads to the loopback."""
-    resolve = socket.getaddrinfo
-
-    def resolved(host: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-        local = "127.0.0.1" if "." in host and not host[0].isdigit() else host
-        return resolve(local, *arguments, **options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolved)
-
-
-@pytest.mark.usefixtures("led_here")
-def test_another_host_is_refused_by_verify_full_only(secured: Stage, tls: Tls) -> None:
+def test_a_certificate_for_another_host_is_refused_by_verify_full_only(
+    secured: Stage, tls: Tls
+) -> None:
+    resolve_here(secured.monkeypatch, "db.example")
     for name, sslmode in {"absent": None, "full": "verify-full", "ca": "verify-ca"}.items():
         authority = tls.authority.read_text()
         secured.target(name, sslrootcert=authority, host="db.example", sslmode=sslmode)
@@ -131,31 +130,34 @@ def test_another_host_is_refused_by_verify_full_only(secured: Stage, tls: Tls) -
     assert run.target("ca")["status"] == "ok"
 
 
-@pytest.mark.usefixtures("led_here")
-def test_rds_is_trusted_by_its_own_authorities_and_nobody_elses(
+def test_an_rds_endpoint_is_verified_by_the_authorities_of_its_region(
     secured: Stage, tls: Tls, tmp_path: Path
 ) -> None:
-    """The file in the artifact, with the test's authority as that of one region."""
-    package = files("session_reaper.postgres")
-    authority = f"# Amazon RDS eu-west-1 Root CA\n{tls.authority.read_text()}"
-    roots = (package / "aws_certificates.pem").read_text()
-    (tmp_path / "aws_certificates.pem").write_text(f"{roots}\n{authority}")
-    secured.monkeypatch.setattr(tls_module, "files", lambda _: tmp_path)
-    tls_module._load_rds_authorities.cache_clear()  # noqa: SLF001 -- of the file that is shipped
-    secured.cleanup(tls_module._load_rds_authorities.cache_clear)  # noqa: SLF001 -- and of the test's
-    for region in ("eu-west-1", "eu-west-2"):
-        host = f"orders.abc.{region}.rds.amazonaws.com"
-        secured.target(f"full-{region}", host=host, sslmode=None)
-        secured.target(f"ca-{region}", host=host, sslmode="verify-ca")
-    run = secured.reap()
-    assert run.target("ca-eu-west-1")["status"] == "ok"
-    assert "is for another host" in run.error("full-eu-west-1")["message"]  # but trusted
-    for name in ("full-eu-west-2", "ca-eu-west-2"):
-        assert "is by a CA that is not trusted" in run.error(name)["message"]
-        assert "make certs" in run.error(name)["hint"]
+    """The shipped certificates, and the test's CA as that of one region."""
+    resolve_here(secured.monkeypatch, ".rds.amazonaws.com")
+    shipped = Path(tls_module.__file__).with_name("aws_certificates.pem").read_text()
+    certificates = tmp_path / "aws_certificates.pem"
+    own = f"# Amazon RDS eu-west-1 Root CA\n{tls.authority.read_text()}"
+    certificates.write_text(f"{shipped}\n{own}")
+
+    def connect(region: str, sslmode: str | None) -> None:
+        host, deadline = f"orders.abc.{region}.rds.amazonaws.com", Deadline(10)
+        document = secured.secret(host=host, sslmode=sslmode)
+        target = read_target(Secret(name="orders", arn="arn", text=json.dumps(document)))
+        sock = open_socket(target.host, target.port, deadline)
+        with sock, wrap_tls(sock, target, deadline, aws_certificates=certificates) as secure:
+            assert secure.version()
+
+    connect("eu-west-1", "verify-ca")
+    with pytest.raises(TargetError, match="is for another host"):  # but its CA is trusted
+        connect("eu-west-1", None)
+    for sslmode in (None, "verify-ca"):
+        with pytest.raises(TargetError, match="was issued by a CA that is not trusted") as caught:
+            connect("eu-west-2", sslmode)
+        assert "make certs" in caught.value.hint
 
 
-def test_one_context_is_made_for_all_targets_of_one_authority(
+def test_targets_with_one_authority_share_a_context(
     secured: Stage, tls: Tls, other_authority: str
 ) -> None:
     made: list[str | None] = []
@@ -175,7 +177,7 @@ def test_one_context_is_made_for_all_targets_of_one_authority(
     assert sorted(made, key=str) == sorted([authority, other_authority])
 
 
-def test_plaintext_is_refused_by_the_server_and_told(secured: Stage) -> None:
+def test_plaintext_that_the_server_refuses_is_reported(secured: Stage) -> None:
     secured.target(sslmode="disable")
     run = secured.reap()
     assert run.error()["code"] == "28000"
@@ -183,12 +185,12 @@ def test_plaintext_is_refused_by_the_server_and_told(secured: Stage) -> None:
 
 
 @pytest.mark.parametrize("pem", ["nonsense", "é", "-----BEGIN CERTIFICATE-----\nAAAA"])
-def test_an_authority_that_is_none_is_told(secured: Stage, pem: str) -> None:
+def test_an_invalid_authority_is_reported(secured: Stage, pem: str) -> None:
     secured.target(sslrootcert=pem, sslmode=None)
     assert secured.reap().error()["code"] in {"tls", "secret"}
 
 
-def test_several_targets_with_authorities_of_their_own(
+def test_each_target_is_verified_by_its_own_authorities(
     secured: Stage, tls: Tls, other_authority: str
 ) -> None:
     secured.target("right", sslmode=None, sslrootcert=tls.authority.read_text())

@@ -72,13 +72,13 @@ def _judged(
     **overrides: object,
 ) -> TargetReport:
     """What the engine makes of these sessions, and that each condemned one met this outcome."""
-    judgement = decide(sessions, slots, policy or load_policy("", Deadline(10)))
+    decided = decide(sessions, slots, policy or load_policy("", Deadline(10)))
     fates = tuple(
         SessionResult(
             decision=decision,
             outcome=outcome if decision.verdict is Verdict.CONDEMN else Outcome.SPARED,
         )
-        for decision in judgement.decisions
+        for decision in decided.decisions
         if decision.verdict is not Verdict.LEAVE
     )
     gone = sum(fate.outcome is Outcome.TERMINATED for fate in fates)
@@ -86,14 +86,14 @@ def _judged(
         "name": "orders",
         "slots": slots,
         "used_after": slots.used - gone,
-        "pressure": describe_pressure(judgement),
+        "pressure": describe_pressure(decided),
         "results": fates,
     }
-    if judgement.breaker:
+    if decided.breaker:
         values["status"] = TargetStatus.BREAKER
         values["error"] = Failure(
             code="breaker",
-            message=judgement.breaker,
+            message=decided.breaker,
             hint="If they are leaks, run by hand with a policy whose max_share allows it, or end"
             " them by hand; if not, mend the rule that condemns them.",
         )

@@ -30,10 +30,9 @@ from session_reaper.sessions.server_facts import (
 )
 from session_reaper.sessions.session import State
 from session_reaper.targets.providers import Provider
-from session_reaper.targets.secret_document import read_targets
 from session_reaper.targets.target import Secret, SslMode, Target
 
-from tests.builders import a_fate, a_secret, some_fates, some_slots
+from tests.builders import a_fate, a_secret, read_target, some_fates, some_slots
 
 IN_TRANSACTION = "idle_in_transaction_session_timeout"
 REMEDIES = {
@@ -76,9 +75,7 @@ def a_preflight(*timeouts: Timeout, **overrides: object) -> ServerFacts:
 
 
 def a_target(sslmode: SslMode = SslMode.VERIFY_FULL, sslrootcert: str | None = None) -> Target:
-    (target,) = read_targets(
-        Secret(name="orders", arn="arn", text=a_secret()), list, whole_clusters=False
-    )
+    target = read_target(Secret(name="orders", arn="arn", text=a_secret()))
     return replace(target, sslmode=sslmode, sslrootcert=sslrootcert)
 
 

@@ -1,4 +1,4 @@
-"""Who waits on whom, and the rules on that."""
+"""Lock chains, and the rules on blockers."""
 
 from __future__ import annotations
 
@@ -37,33 +37,36 @@ def chains(*waits: Wait) -> dict[int, list[int]]:
     [
         ([], {}),
         ([a_wait(2, 1)], {1: [2]}),
-        ([a_wait(2, 1), a_wait(3, 2)], {1: [2, 3]}),  # a waiter is no root
+        ([a_wait(2, 1), a_wait(3, 2)], {1: [2, 3]}),  # a waiter is not a root
         ([a_wait(3, 2), a_wait(2, 1)], {1: [2, 3]}),
-        ([a_wait(2, 1), a_wait(3, 1, 2)], {1: [2, 3]}),  # soft blocks, ahead in the queue
+        ([a_wait(2, 1), a_wait(3, 1, 2)], {1: [2, 3]}),  # waits also for one ahead in the queue
         ([a_wait(4, 3), a_wait(3, 2), a_wait(2, 1)], {1: [2, 3, 4]}),
         ([a_wait(3, 1, 2)], {1: [3], 2: [3]}),  # two roots
-        ([a_wait(3, 1, 2), a_wait(2, 4)], {1: [3], 4: [2, 3]}),  # one near, one far
-        ([a_wait(3, 1, 1)], {1: [3]}),  # the server may name one twice
-        ([a_wait(2)], {}),  # by the time it was asked, nobody was in the way
-        ([a_wait(1, 2), a_wait(2, 1)], {}),  # a deadlock, which the server resolves itself
+        (
+            [a_wait(3, 1, 2), a_wait(2, 4)],
+            {1: [3], 4: [2, 3]},
+        ),  # one direct, one through another waiter
+        ([a_wait(3, 1, 1)], {1: [3]}),  # the server may list a pid twice
+        ([a_wait(2)], {}),  # its blocker ended before pg_blocking_pids ran
+        ([a_wait(1, 2), a_wait(2, 1)], {}),  # a deadlock
         ([a_wait(1, 2), a_wait(2, 1), a_wait(3, 1, 4)], {4: [3]}),
         ([a_wait(1, 1)], {}),
-        ([a_wait(2, 0)], {0: [2]}),  # a prepared transaction: nobody's session
+        ([a_wait(2, 0)], {0: [2]}),  # a prepared transaction has no session
     ],
 )
-def test_whoever_waits_counts_for_the_root_of_its_chain(
+def test_every_waiter_counts_for_the_root_of_its_chain(
     waits: list[Wait], roots: dict[int, list[int]]
 ) -> None:
     assert chains(*waits) == roots
 
 
-def test_a_worker_that_waits_is_a_link_of_a_chain_but_no_waiter() -> None:
+def test_a_background_worker_links_a_chain_but_is_not_a_waiter() -> None:
     autovacuum = a_wait(2, 1, is_session=False)
     assert chains(autovacuum) == {}
     assert chains(autovacuum, a_wait(3, 2)) == {1: [3]}
 
 
-def test_processes_of_one_parallel_query_wait_as_one_session() -> None:
+def test_the_processes_of_a_parallel_query_count_as_one_waiter() -> None:
     workers = [a_wait(2, 1, seconds=5), a_wait(2, 3, seconds=9), a_wait(2, 1, seconds=7)]
     found = map_waiters_by_root(workers)
     assert {root: [(w.pid, w.seconds) for w in all_] for root, all_ in found.items()} == {
@@ -72,7 +75,7 @@ def test_processes_of_one_parallel_query_wait_as_one_session() -> None:
     }
 
 
-def test_those_who_waited_longest_come_first() -> None:
+def test_the_longest_waiters_come_first() -> None:
     waits = [a_wait(2, 1, seconds=5), a_wait(4, 1, seconds=7), a_wait(3, 1, seconds=7)]
     assert chains(*waits) == {1: [3, 4, 2]}
 
@@ -101,21 +104,25 @@ def verdict_on(session: Session, **match: object) -> Verdict:
         ((29.9,), {"blocks_for": "30s"}, LEAVE),
         ((30,), {"blocks_for": "30s"}, CONDEMN),
         ((30, 1), {"blocks_for": "30s"}, CONDEMN),
-        ((30, 29.9), {"blocks": 2, "blocks_for": "30s"}, LEAVE),  # two have, but one not so long
+        (
+            (30, 29.9),
+            {"blocks": 2, "blocks_for": "30s"},
+            LEAVE,
+        ),  # two wait, one of them not long enough
         ((31, 30), {"blocks": 2, "blocks_for": "30s"}, CONDEMN),
         ((31, 30, 1), {"blocks": 2, "blocks_for": "30s"}, CONDEMN),
         ((31, 30), {"blocks": 1, "blocks_for": "30s", "idle_for": "1h"}, LEAVE),
         ((), {"blocks_for": "0s"}, LEAVE),
     ],
 )
-def test_a_blocker_is_condemned_when_so_many_have_waited_so_long(
+def test_a_blocker_is_condemned_if_enough_sessions_have_waited_long_enough(
     waits: tuple[float, ...], match: dict[str, Any], verdict: Verdict
 ) -> None:
     assert verdict_on(a_blocker(*waits), **match) is verdict
 
 
-def test_a_waiter_is_left_alone_whatever_it_holds() -> None:
-    """It blocks others, too, but its waiters count for the root."""
+def test_a_waiter_that_blocks_others_is_left_alone() -> None:
+    """Its waiters count for the root of the chain."""
     waiter = a_session(state="active", waiters=())
     policy = a_policy(a_rule(state=["active", "idle in transaction"], blocks_for="1s"))
     assert decide([waiter], some_slots(), policy).having(CONDEMN) == ()
@@ -126,14 +133,14 @@ def reason_of(session: Session, **match: object) -> str:
     return decide([session], some_slots(), policy).decisions[0].reason
 
 
-def test_the_reason_names_who_was_waiting() -> None:
+def test_the_reason_names_the_waiters() -> None:
     assert reason_of(a_blocker(65, 31), blocks=2, blocks_for="30s") == (
         "2 waiting on it (blocks: 2), waited for 31s (blocks_for: 30s),"
         " waiting: api-100 as app for 1m 5s; api-101 as app for 31s"
     )
 
 
-def test_three_waiters_are_named_the_others_counted() -> None:
+def test_the_reason_names_three_waiters_and_counts_the_rest() -> None:
     three = "waiting: api-100 as app for 34s; api-101 as app for 33s; api-102 as app for 32s"
     assert reason_of(a_blocker(34, 33, 32), blocks_for="30s").endswith(three)
     assert reason_of(a_blocker(34, 33, 32, 31), blocks_for="30s").endswith(f"{three}; 1 more")
@@ -145,5 +152,5 @@ def test_a_waiter_without_application_name_is_named_by_its_pid() -> None:
     assert reason_of(session, blocks_for="30s").endswith("waiting: pid 4712 as etl for 40s")
 
 
-def test_who_was_waiting_is_told_by_other_rules_too_if_it_is_known() -> None:
+def test_the_reasons_of_other_rules_name_known_waiters_too() -> None:
     assert "waiting: api-100 as app for 5s" in reason_of(a_blocker(5), idle_for="1m")

@@ -14,8 +14,8 @@ from session_reaper.sessions.session import State
 from session_reaper.settings import FunctionLocation
 from session_reaper.summary.message import summarize
 
-from tests.builders import a_fate, a_look, a_report, a_session, a_target_report
-from tests.unit.test_redaction import (
+from tests.builders import a_fate, a_report, a_session, a_snapshot, a_target_report
+from tests.canary_queries import (
     BACKSLASHED,
     COMMENTED,
     CUT_OFF,
@@ -78,7 +78,7 @@ def a_story(**session: Any) -> Report:  # noqa: ANN401 -- a session's fields
 @pytest.mark.parametrize("query", QUERIES)
 def test_no_part_of_a_literal_is_in_any_output(query: str) -> None:
     report = a_story(query=query)
-    recorded = a_report(a_target_report(recorded=a_look(a_session(query=query))))
+    recorded = a_report(a_target_report(recorded=a_snapshot(a_session(query=query))))
     documents = [json.dumps(to_document(report)), json.dumps(to_recordings(recorded))]
     found = [text for text in [*documents, *outputs(report)] if leaks(text)]
     assert not found

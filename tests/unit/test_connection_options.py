@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 from session_reaper.targets.connection_options import OPTIONS, find_unsupported
-from session_reaper.targets.secret_document import SecretError, read_targets
+from session_reaper.targets.secret_document import SecretError
 from session_reaper.targets.target import (
     ANY_AUTH,
     Auth,
@@ -24,7 +24,7 @@ from session_reaper.targets.target import (
 )
 
 from infra.local.postgres import bundled_builds
-from tests.builders import PASSWORD, a_secret
+from tests.builders import PASSWORD, a_secret, read_target
 
 NAME = "prod/orders"
 ARN = f"arn:aws:secretsmanager:eu-west-1:123456789012:secret:{NAME}-X1y2Z3"
@@ -34,12 +34,11 @@ VALUE = "v4lue-CANARY"
 
 
 def read(text: str) -> Target:
-    (found,) = read_targets(Secret(name=NAME, arn=ARN, text=text), lambda: (), whole_clusters=True)
-    return found
+    return read_target(Secret(name=NAME, arn=ARN, text=text))
 
 
 def with_option(name: str, value: object) -> list[str]:
-    """Secrets of every shape that has this option."""
+    """Secrets of every shape with this option."""
     parts = {"host": "db.example", "username": "reaper", "password": PASSWORD}
     flat: list[dict[str, Any]] = [
         {**parts, name: value},
@@ -74,7 +73,7 @@ class _Parameter(ctypes.Structure):
 
 
 def parameters_of_libpq() -> dict[str, str]:
-    """The parameters that the newest libpq here knows, and what it compiled in as defaults."""
+    """The parameters of the newest bundled libpq, and their compiled-in defaults."""
     builds = bundled_builds()
     libpq = ctypes.CDLL(str(builds[max(builds)].bin.parent / "lib" / "libpq.so.5"))
     libpq.PQconndefaults.restype = ctypes.POINTER(_Parameter)
@@ -86,13 +85,16 @@ def parameters_of_libpq() -> dict[str, str]:
     return found
 
 
-def test_every_parameter_of_libpq_has_a_verdict() -> None:
+def test_every_parameter_of_libpq_is_listed() -> None:
     found = parameters_of_libpq()
     assert len(found) > 45
-    assert set(found) == set(OPTIONS) - {"ssl", "requiressl"}  # libpq takes these in a URI, or did
+    assert set(found) == set(OPTIONS) - {
+        "ssl",
+        "requiressl",
+    }  # libpq accepts these in a URI, or used to
 
 
-def test_a_default_of_libpq_is_refused_only_where_it_leads_to_kerberos() -> None:
+def test_the_only_refused_default_of_libpq_is_for_kerberos() -> None:
     by_default = {
         name
         for name, value in parameters_of_libpq().items()
@@ -101,7 +103,7 @@ def test_a_default_of_libpq_is_refused_only_where_it_leads_to_kerberos() -> None
     assert by_default == {"krbsrvname"}
 
 
-def test_what_is_refused_says_what_to_write() -> None:
+def test_every_refusal_has_a_hint() -> None:
     for name, option in OPTIONS.items():
         assert bool(option.hint) == (option.accepted is not None), name
 
@@ -128,7 +130,7 @@ def test_every_option_is_documented() -> None:
         ("replication", False),
     ],
 )
-def test_what_asks_for_nothing_else_is_accepted(name: str, value: object) -> None:
+def test_options_that_match_the_reapers_behaviour_are_accepted(name: str, value: object) -> None:
     for text in with_option(name, value)[:4]:
         assert read(text).sslmode is SslMode.VERIFY_FULL
     written = str(value).lower() if isinstance(value, bool) else str(value)
@@ -151,7 +153,7 @@ def test_what_asks_for_nothing_else_is_accepted(name: str, value: object) -> Non
         ("min_protocol_version", "3.2"),
     ],
 )
-def test_what_would_have_to_be_honoured_and_cannot_be_is_refused(name: str, value: str) -> None:
+def test_options_that_cannot_be_honoured_are_refused(name: str, value: str) -> None:
     for text in with_option(name, value):
         found = error_of(text)
         assert f"connection option {name} " in found.message
@@ -159,7 +161,7 @@ def test_what_would_have_to_be_honoured_and_cannot_be_is_refused(name: str, valu
 
 
 @pytest.mark.parametrize("value", [["-c", "x"], {"a": VALUE}, 7, True])
-def test_an_option_that_is_no_text_is_refused_too(value: object) -> None:
+def test_an_option_that_is_not_text_is_refused_too(value: object) -> None:
     for text in with_option("options", value)[:4]:
         error_of(text)
 
@@ -188,24 +190,24 @@ def test_an_option_without_a_value_is_unset(value: object) -> None:
         ("require_auth", ","),
     ],
 )
-def test_a_value_that_cannot_be_honoured_is_refused(name: str, value: str) -> None:
+def test_unsupported_values_of_honoured_options_are_refused(name: str, value: str) -> None:
     for text in with_option(name, value):
         assert f": {name} " in error_of(text).message
 
 
 @pytest.mark.parametrize("name", ["host", "port", "user", "password", "dbname"])
-def test_a_part_of_the_uri_does_not_stand_among_its_parameters(name: str) -> None:
-    assert f"has {name} among" in error_of(f"{URI}?{name}={VALUE}").message
+def test_a_part_of_the_uri_is_refused_as_a_parameter(name: str) -> None:
+    assert f"must not have {name} as" in error_of(f"{URI}?{name}={VALUE}").message
 
 
 @pytest.mark.parametrize("name", ["sslmode", "application_name", "channel_binding", "options"])
-def test_a_parameter_of_libpq_stands_once(name: str) -> None:
+def test_a_libpq_parameter_that_occurs_twice_is_refused(name: str) -> None:
     for value in ("disable", ""):
         found = error_of(f"{URI}?{name}={value}&{name}={VALUE}")
         assert f"{name} twice" in found.message
 
 
-def test_a_key_beside_the_uri_goes_before_its_parameter() -> None:
+def test_a_key_beside_the_uri_overrides_its_parameter() -> None:
     uri = f"{URI}?target_session_attrs=read-write&channel_binding=disable"
     beside = {"target_session_attrs": "any", "channel_binding": "require"}
     found = read(json.dumps({"uri": uri, **beside}))
@@ -239,7 +241,7 @@ def test_require_auth_is_honoured(written: str, allowed: set[AuthMethod]) -> Non
         assert read(text).allowed_auth == allowed
 
 
-def test_a_certificate_stands_in_a_uri_as_well() -> None:
+def test_a_uri_may_contain_a_certificate() -> None:
     for text in with_option("sslrootcert", PEM):
         assert read(text).sslrootcert == PEM
 
@@ -250,28 +252,28 @@ def test_by_default_every_method_is_allowed_and_channel_binding_preferred() -> N
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "problem"),
     [
         ({"channel_binding": "require", "sslmode": "disable"}, "channel_binding require needs TLS"),
         (
             {"channel_binding": "require", "require_auth": "md5"},
             "channel_binding require needs scr",
         ),
-        ({"ssl": True, "sslmode": "disable"}, "ssl asks for TLS"),
-        ({"ssl": "true", "sslmode": "disable"}, "ssl asks for TLS"),
+        ({"ssl": True, "sslmode": "disable"}, "ssl requests TLS"),
+        ({"ssl": "true", "sslmode": "disable"}, "ssl requests TLS"),
         ({"auth": "iam", "channel_binding": "require"}, "channel_binding does not allow auth iam"),
         ({"auth": "iam", "require_auth": "!password"}, "require_auth does not allow auth iam"),
         ({"password": None, "require_auth": "scram-sha-256"}, "password is missing"),
     ],
 )
-def test_options_that_contradict_one_another_are_refused(keys: dict[str, Any], said: str) -> None:
-    assert said in error_of(a_secret(**keys)).message
+def test_contradictory_options_are_refused(keys: dict[str, Any], problem: str) -> None:
+    assert problem in error_of(a_secret(**keys)).message
 
 
 # -- ignored ------------------------------------------------------------------------------------
 
 
-def test_an_orms_parameters_are_ignored_and_kept_by_name() -> None:
+def test_an_orms_parameters_are_ignored_and_their_names_kept() -> None:
     query = (
         "pgbouncer=true&schema=public&sslaccept=strict&connection_limit=5&schema=x&sslmode=require"
     )
@@ -283,16 +285,16 @@ def test_an_orms_parameters_are_ignored_and_kept_by_name() -> None:
         "sslaccept",
         "connection_limit",
         "SSLMODE",
-        "(a name that is not shown)",
+        "(name not shown)",
     )
 
 
-def test_a_key_that_is_no_connection_option_is_accepted_silently() -> None:
+def test_a_key_that_is_not_a_connection_option_is_accepted_silently() -> None:
     keys = {"description": "x", "masterarn": "arn", "pgbouncer": "true", "schema": "public"}
     assert read(a_secret(**keys)).ignored_options == ()
 
 
-def test_a_plus_in_a_uri_stands_for_itself() -> None:
+def test_a_plus_in_a_uri_is_literal() -> None:
     body = PEM.replace("\n", "%0A").replace("=", "%3D").replace(" ", "%20")
     assert read(f"{URI}?sslrootcert={body}").sslrootcert == PEM
 
@@ -312,7 +314,7 @@ def test_a_plus_in_a_uri_stands_for_itself() -> None:
         ("disable", None, False),
     ],
 )
-def test_verified_means_by_name_or_by_an_authority_of_ones_own(
+def test_verified_means_verify_full_or_verify_ca_with_an_own_ca(
     sslmode: str, sslrootcert: str | None, *, verified: bool
 ) -> None:
     found = read(a_secret(sslmode=sslmode, sslrootcert=sslrootcert))
@@ -327,16 +329,16 @@ def test_iam_on_an_endpoint_of_rds_is_verified_in_full(sslmode: str, auth: str |
     assert (found.auth, found.sslmode) == (Auth.IAM, SslMode.VERIFY_FULL)
 
 
-def test_iam_with_an_authority_of_the_secrets_own_stays_as_it_is() -> None:
+def test_iam_with_the_secrets_own_ca_keeps_its_tls_mode() -> None:
     found = read(a_secret(auth="iam", sslmode="verify-ca", sslrootcert=PEM))
     assert found.sslmode is SslMode.VERIFY_CA
 
 
 @pytest.mark.parametrize("keys", [{"sslmode": "require"}, {"sslmode": "verify-ca"}])
-def test_iam_elsewhere_needs_a_verified_connection(keys: dict[str, str]) -> None:
+def test_iam_outside_rds_needs_a_verified_connection(keys: dict[str, str]) -> None:
     found = error_of(a_secret(auth="iam", host="db.example", **keys))
     assert (
-        f"auth iam needs a verified connection, and sslmode is {keys['sslmode']}" in found.message
+        f"auth iam needs a verified connection, but sslmode is {keys['sslmode']}" in found.message
     )
     assert "verify-full" in found.hint
     assert "sslrootcert" in found.hint
@@ -344,7 +346,7 @@ def test_iam_elsewhere_needs_a_verified_connection(keys: dict[str, str]) -> None
     assert "password is missing" in found.message
 
 
-# -- what is never shown ------------------------------------------------------------------------
+# -- hidden -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["name", "dbInstanceIdentifier", "dbClusterIdentifier", "host"])
@@ -359,27 +361,27 @@ def test_iam_elsewhere_needs_a_verified_connection(keys: dict[str, str]) -> None
         f"the {PASSWORD}!",
     ],
 )
-def test_a_text_with_credentials_names_no_target(key: str, value: str) -> None:
+def test_a_text_with_credentials_is_refused_as_a_name(key: str, value: str) -> None:
     found = error_of(a_secret(**{key: value}))
     assert found.message.startswith(f"secret {NAME}: {key} ")
     assert VALUE not in found.target
 
 
 @pytest.mark.parametrize("key", ["username", "dbname"])
-def test_a_uri_is_no_role_and_no_database(key: str) -> None:
+def test_a_uri_is_refused_as_role_and_database(key: str) -> None:
     error_of(a_secret(**{key: f"postgres://reaper:{VALUE}@db/orders"}))
 
 
 @pytest.mark.parametrize("value", [f"mysql://u:{VALUE}@h", PASSWORD, f"{VALUE} {PASSWORD}"])
-def test_an_engine_that_looks_like_none_is_not_shown(value: str) -> None:
+def test_an_engine_that_may_contain_a_password_is_not_shown(value: str) -> None:
     assert error_of(a_secret(engine=value)).message == f"secret {NAME}: engine is not PostgreSQL"
 
 
 @pytest.mark.parametrize(
     "value", [f"postgres://reaper:{VALUE}@db/orders", f"u:{VALUE}", "a b", "arn:aws:iam::1:role/x"]
 )
-def test_a_fallback_that_has_no_secrets_form_is_not_shown(value: str) -> None:
-    assert "fallback_secret is not" in error_of(a_secret(fallback_secret=value)).message
+def test_a_fallback_secret_without_the_form_of_a_secret_id_is_not_shown(value: str) -> None:
+    assert "fallback_secret must be" in error_of(a_secret(fallback_secret=value)).message
 
 
 @pytest.mark.parametrize(
@@ -404,5 +406,5 @@ def test_a_fallback_that_has_no_secrets_form_is_not_shown(value: str) -> None:
         ("p!ssword!", False),
     ],
 )
-def test_a_secrets_id_has_a_form(text: str, *, is_one: bool) -> None:
+def test_secret_ids_are_recognised_by_their_form(text: str, *, is_one: bool) -> None:
     assert is_secret_id(text) is is_one

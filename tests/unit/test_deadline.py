@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from session_reaper import deadline as module
 from session_reaper.deadline import Deadline
 from session_reaper.errors import DeadlineError
 
 
 class Clock:
-    """Stands in for time.monotonic, and goes when told."""
+    """Stands in for time.monotonic; a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -17,14 +16,12 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(module, "monotonic", clock)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
-def test_counts_down_to_nothing_and_stays_there(clock: Clock) -> None:
-    deadline = Deadline(10)
+def test_counts_down_to_zero_and_stays_there(clock: Clock) -> None:
+    deadline = Deadline(10, clock)
     assert deadline.remaining() == 10
     clock.now += 4
     assert deadline.remaining() == 6
@@ -32,38 +29,40 @@ def test_counts_down_to_nothing_and_stays_there(clock: Clock) -> None:
     assert deadline.remaining() == 0
 
 
-def test_a_step_gets_what_is_left_but_never_more_than_its_own_limit(clock: Clock) -> None:
-    deadline = Deadline(10)
+def test_a_step_gets_the_remaining_time_up_to_its_own_limit(clock: Clock) -> None:
+    deadline = Deadline(10, clock)
     assert deadline.remaining_or_raise(3) == 3
     clock.now += 8
     assert deadline.remaining_or_raise(3) == 2
 
 
-def test_a_step_that_starts_too_late_does_not_start(clock: Clock) -> None:
-    deadline = Deadline(10)
+def test_after_the_deadline_a_step_raises(clock: Clock) -> None:
+    deadline = Deadline(10, clock)
     clock.now += 10
-    # A socket timeout of 0 would mean "do not block", of None "for ever".
+    # A socket timeout of 0 would mean "do not block", and None "forever".
     with pytest.raises(DeadlineError):
         deadline.remaining_or_raise(3)
 
 
 @pytest.mark.parametrize(("asked", "given"), [(3, 3), (10, 10), (99, 10)])
-def test_a_part_never_ends_after_the_whole(clock: Clock, asked: float, given: float) -> None:
-    whole = Deadline(10)
+def test_a_capped_deadline_never_ends_after_the_original(
+    clock: Clock, asked: float, given: float
+) -> None:
+    whole = Deadline(10, clock)
     part = whole.capped_at(asked)
     assert part.remaining() == given
     clock.now += 11
     assert part.remaining() == 0
 
 
-def test_a_deadline_in_the_past_is_over(clock: Clock) -> None:
-    assert Deadline(-1).remaining() == 0
-    assert Deadline(-1).capped_at(5).remaining() == 0
+def test_a_deadline_in_the_past_has_no_time_left(clock: Clock) -> None:
+    assert Deadline(-1, clock).remaining() == 0
+    assert Deadline(-1, clock).capped_at(5).remaining() == 0
     assert clock.now == 1000
 
 
-def test_a_little_more_is_more_than_what_is_left(clock: Clock) -> None:
-    deadline = Deadline(1)
+def test_an_extended_deadline_adds_to_the_remaining_time(clock: Clock) -> None:
+    deadline = Deadline(1, clock)
     clock.now += 5
     assert deadline.extended_by(2).remaining() == 2
-    assert Deadline(1).extended_by(2).remaining() == 3
+    assert Deadline(1, clock).extended_by(2).remaining() == 3

@@ -21,20 +21,20 @@ EVERYTHING = a_policy(a_rule("everything", state=[str(state) for state in State]
 
 
 def verdict_on(session: Session, policy: Policy) -> Decision:
-    judgement = decide([session], some_slots(), policy)
-    assert len(judgement.decisions) == 1
-    return judgement.decisions[0]
+    decided = decide([session], some_slots(), policy)
+    assert len(decided.decisions) == 1
+    return decided.decisions[0]
 
 
 def rule_of(decision: Decision) -> str | None:
     return decision.rule.name if decision.rule else None
 
 
-def pids(judgement: Decisions, verdict: Verdict) -> list[int]:
-    return [decision.session.identity.pid for decision in judgement.having(verdict)]
+def pids(decided: Decisions, verdict: Verdict) -> list[int]:
+    return [decision.session.identity.pid for decision in decided.having(verdict)]
 
 
-# -- who is condemned, by which rule, and why -------------------------------------------------------
+# -- matching -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def pids(judgement: Decisions, verdict: Verdict) -> list[int]:
         ),
     ],
 )
-def test_a_session_is_condemned_when_every_clock_of_a_rule_has_run_out(
+def test_a_session_is_condemned_if_it_reaches_every_threshold_of_a_rule(
     session: dict[str, Any], match: dict[str, Any], verdict: Verdict, reason: str
 ) -> None:
     decision = verdict_on(a_session(**session), a_policy(a_rule("r", **match)))
@@ -152,7 +152,7 @@ CONDITIONS = {
         {"query": "select * from items"},
     ],
 )
-def test_values_of_one_condition_are_alternatives(session: dict[str, Any]) -> None:
+def test_the_values_of_one_condition_are_alternatives(session: dict[str, Any]) -> None:
     policy = a_policy(a_rule("r", **CONDITIONS))
     assert verdict_on(a_session(**session), policy).verdict is CONDEMN
 
@@ -172,7 +172,7 @@ def test_values_of_one_condition_are_alternatives(session: dict[str, Any]) -> No
         {"idle_seconds": 299},
     ],
 )
-def test_p24_conditions_must_all_hold_one_that_does_not_saves_the_session(
+def test_a_session_that_fails_one_condition_is_left_alone(
     session: dict[str, Any],
 ) -> None:
     policy = a_policy(a_rule("r", **CONDITIONS))
@@ -196,14 +196,14 @@ def test_the_first_rule_that_matches_decides() -> None:
     ("application", "glob", "verdict"),
     [("", "*", CONDEMN), ("", "?*", LEAVE), ("", "api", LEAVE), ("a'b\"; --", "a'b*", CONDEMN)],
 )
-def test_a_session_without_application_name_has_an_empty_one(
+def test_a_missing_application_name_is_matched_as_empty(
     application: str, glob: str, verdict: Verdict
 ) -> None:
     policy = a_policy(a_rule(state="idle in transaction", application=glob, idle_for="1s"))
     assert verdict_on(a_session(application=application), policy).verdict is verdict
 
 
-def test_a_session_on_a_unix_socket_is_condemned_by_a_rule_that_asks_for_no_client() -> None:
+def test_a_session_on_a_unix_socket_is_condemned_by_a_rule_without_client() -> None:
     assert verdict_on(a_session(client=None), a_policy()).verdict is CONDEMN
 
 
@@ -212,20 +212,20 @@ def test_every_session_gets_one_decision_with_a_reason() -> None:
         a_session(pid=pid, role=role, idle_seconds=pid)
         for pid, role in enumerate(["app", "rdsadmin", "app", "deploy"] * 100)
     ]
-    judgement = decide(sessions, some_slots(used=400), a_policy(protect={"roles": ["deploy"]}))
-    assert sorted(d.session.identity.pid for d in judgement.decisions) == list(range(400))
-    assert all(decision.reason for decision in judgement.decisions)
+    decided = decide(sessions, some_slots(used=400), a_policy(protect={"roles": ["deploy"]}))
+    assert sorted(d.session.identity.pid for d in decided.decisions) == list(range(400))
+    assert all(decision.reason for decision in decided.decisions)
 
 
-def test_nobody_connected_is_nothing_decided() -> None:
-    judgement = decide([], some_slots(used=0), a_policy(limits={"max_share": "1%"}))
-    assert (judgement.decisions, judgement.breaker, describe_pressure(judgement)) == ((), None, ())
+def test_without_sessions_there_are_no_decisions() -> None:
+    decided = decide([], some_slots(used=0), a_policy(limits={"max_share": "1%"}))
+    assert (decided.decisions, decided.breaker, describe_pressure(decided)) == ((), None, ())
 
 
-# -- who is protected -------------------------------------------------------------------------------
+# -- protections ----------------------------------------------------------------------------------
 
 
-def test_the_rule_of_these_tests_condemns_an_ordinary_session() -> None:
+def test_the_rule_used_below_condemns_an_unprotected_session() -> None:
     for state in State:
         assert verdict_on(a_session(state=state), EVERYTHING).verdict is CONDEMN
 
@@ -241,7 +241,7 @@ def test_the_rule_of_these_tests_condemns_an_ordinary_session() -> None:
             for role in ("rdsadmin", "rdsproxyadmin", "rdswriteforwarduser", "rdsrepladmin")
         ),
         *({"role": role} for role in ("aiven", "aiven_extras", "_aiven", "metrics_user_telegraf")),
-        # Bytes that are no text in our encoding: no pattern could be held against such a name.
+        # A name that is not valid UTF-8 cannot be compared with a pattern.
         {"role": "d\ufffdploy"},
         {"database": "\ufffdt\ufffd"},
         {"database": "rdsadmin"},
@@ -268,7 +268,7 @@ def test_the_rule_of_these_tests_condemns_an_ordinary_session() -> None:
     ],
     ids=str,
 )
-def test_whatever_a_rule_says_some_are_never_touched(session: dict[str, Any]) -> None:
+def test_built_in_protections_apply_under_every_rule(session: dict[str, Any]) -> None:
     for state in State:
         decision = verdict_on(a_session(state=state, **session), EVERYTHING)
         assert decision.verdict is LEAVE
@@ -276,7 +276,7 @@ def test_whatever_a_rule_says_some_are_never_touched(session: dict[str, Any]) ->
         assert decision.reason.startswith("protected: ")
 
 
-def test_a_rule_that_names_a_protected_role_does_not_reach_it() -> None:
+def test_a_rule_does_not_match_a_protected_role_that_it_names() -> None:
     policy = a_policy(a_rule(state="idle", role="rdsproxyadmin", idle_for="1s"))
     assert verdict_on(a_session(state="idle", role="rdsproxyadmin"), policy).verdict is LEAVE
 
@@ -304,7 +304,7 @@ def test_a_rule_that_names_a_protected_role_does_not_reach_it() -> None:
         ),
     ],
 )
-def test_one_protection_that_fits_is_enough(
+def test_one_matching_protection_is_enough(
     protect: dict[str, Any], session: dict[str, Any], reason: str
 ) -> None:
     policy = a_policy(a_rule(state="idle in transaction", idle_for="1s"), protect=protect)
@@ -324,12 +324,14 @@ def test_one_protection_that_fits_is_enough(
         ({"clients": ["0.0.0.0/0"]}, {"client": None}),
     ],
 )
-def test_a_protection_covers_nobody_else(protect: dict[str, Any], session: dict[str, Any]) -> None:
+def test_a_protection_covers_no_other_session(
+    protect: dict[str, Any], session: dict[str, Any]
+) -> None:
     policy = a_policy(a_rule(state="idle in transaction", idle_for="1s"), protect=protect)
     assert verdict_on(a_session(**session), policy).verdict is CONDEMN
 
 
-def test_protections_of_the_policy_come_on_top_of_those_built_in() -> None:
+def test_the_protections_of_the_policy_are_added_to_the_built_in_ones() -> None:
     policy = a_policy(
         a_rule(state="idle", idle_for="1s"),
         protect={"roles": ["deploy"], "applications": ["migrate"], "databases": ["billing"]},
@@ -338,48 +340,47 @@ def test_protections_of_the_policy_come_on_top_of_those_built_in() -> None:
         assert verdict_on(a_session(state="idle", **session), policy).verdict is LEAVE
 
 
-# -- limits -----------------------------------------------------------------------------------------
+# -- limits ---------------------------------------------------------------------------------------
 
 
-def test_of_too_many_those_who_idle_longest_go_first() -> None:
+def test_max_terminations_keeps_the_sessions_that_idle_longest() -> None:
     ages = {1: 400, 2: 900, 3: 500, 4: 1000, 5: 301}
     sessions = [a_session(pid=pid, idle_seconds=age) for pid, age in ages.items()]
-    judgement = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 2}))
-    assert pids(judgement, CONDEMN) == [4, 2]
-    assert pids(judgement, SPARE) == [3, 1, 5]
-    assert judgement.breaker is None
+    decided = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 2}))
+    assert pids(decided, CONDEMN) == [4, 2]
+    assert pids(decided, SPARE) == [3, 1, 5]
+    assert decided.breaker is None
 
 
-def test_p15_who_is_spared_by_a_limit_is_told_why_and_by_which_rule_it_was_condemned() -> None:
+def test_a_spared_session_keeps_its_rule_and_names_the_limit() -> None:
     sessions = [a_session(pid=1, idle_seconds=400), a_session(pid=2, idle_seconds=300)]
-    judgement = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 1}))
-    (spared,) = judgement.having(SPARE)
+    decided = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 1}))
+    (spared,) = decided.having(SPARE)
     assert rule_of(spared) == "idle-in-transaction"
     assert spared.reason == (
-        "idle in transaction for 5m (idle_for: 5m);"
-        " spared: limits.max_terminations of 1 was reached"
+        "idle in transaction for 5m (idle_for: 5m); limits.max_terminations of 1 was reached"
     )
 
 
 @pytest.mark.parametrize(("condemned", "going"), [(99, 99), (100, 100), (101, 100), (1000, 100)])
-def test_a_hundred_is_the_limit_of_a_policy_that_names_none(condemned: int, going: int) -> None:
+def test_max_terminations_is_100_by_default(condemned: int, going: int) -> None:
     sessions = [a_session(pid=pid, idle_seconds=300 + pid) for pid in range(condemned)]
-    judgement = decide(sessions, some_slots(used=condemned), a_policy())
-    assert len(judgement.having(CONDEMN)) == going
-    assert len(judgement.having(SPARE)) == condemned - going
+    decided = decide(sessions, some_slots(used=condemned), a_policy())
+    assert len(decided.having(CONDEMN)) == going
+    assert len(decided.having(SPARE)) == condemned - going
 
 
-def test_protected_sessions_do_not_use_the_limit_up() -> None:
+def test_protected_sessions_do_not_count_against_the_limit() -> None:
     sessions = [
         a_session(pid=1, idle_seconds=9000, superuser=True),
         a_session(pid=2, idle_seconds=8000, role="rdsadmin"),
         a_session(pid=3, idle_seconds=400),
     ]
-    judgement = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 1}))
-    assert pids(judgement, CONDEMN) == [3]
+    decided = decide(sessions, some_slots(), a_policy(limits={"max_terminations": 1}))
+    assert pids(decided, CONDEMN) == [3]
 
 
-def test_the_limit_holds_over_all_rules_together() -> None:
+def test_max_terminations_counts_all_rules_together() -> None:
     policy = a_policy(
         a_rule("a", state="idle in transaction", idle_for="1m"),
         a_rule("b", state="idle", idle_for="1m"),
@@ -389,8 +390,8 @@ def test_the_limit_holds_over_all_rules_together() -> None:
         a_session(pid=pid, state=state, idle_seconds=100 + pid)
         for pid, state in enumerate(["idle", "idle in transaction"] * 3)
     ]
-    judgement = decide(sessions, some_slots(), policy)
-    assert pids(judgement, CONDEMN) == [5, 4]
+    decided = decide(sessions, some_slots(), policy)
+    assert pids(decided, CONDEMN) == [5, 4]
 
 
 @pytest.mark.parametrize(
@@ -417,56 +418,56 @@ def test_the_breaker_trips_when_more_than_the_share_is_condemned(
     condemned: int, used: int, share: str, *, trips: bool
 ) -> None:
     sessions = [a_session(pid=pid) for pid in range(condemned)]
-    judgement = decide(
+    decided = decide(
         sessions,
         some_slots(used=used),
         a_policy(limits={"max_share": share, "max_terminations": 1000}),
     )
-    assert (judgement.breaker is not None) is trips
-    assert len(judgement.having(CONDEMN)) == (0 if trips else condemned)
-    assert len(judgement.having(SPARE)) == (condemned if trips else 0)
+    assert (decided.breaker is not None) is trips
+    assert len(decided.having(CONDEMN)) == (0 if trips else condemned)
+    assert len(decided.having(SPARE)) == (condemned if trips else 0)
 
 
-def test_the_share_is_of_all_client_sessions_not_of_those_that_were_looked_at() -> None:
-    # The server keeps back what no rule can match: two were sent, a hundred are connected.
+def test_the_share_is_of_all_client_sessions_not_only_those_in_the_snapshot() -> None:
+    # The snapshot contains two of a hundred connected sessions.
     sessions = [a_session(pid=1), a_session(pid=2)]
     policy = a_policy(limits={"max_share": "50%"})
     assert decide(sessions, some_slots(used=100), policy).breaker is None
 
 
-def test_the_breaker_counts_what_is_condemned_not_what_the_other_limit_would_let_go() -> None:
+def test_the_breaker_counts_sessions_before_max_terminations_applies() -> None:
     sessions = [a_session(pid=pid) for pid in range(60)]
     policy = a_policy(limits={"max_share": "50%", "max_terminations": 10})
-    judgement = decide(sessions, some_slots(used=100), policy)
-    assert judgement.breaker is not None
-    assert judgement.having(CONDEMN) == ()
+    decided = decide(sessions, some_slots(used=100), policy)
+    assert decided.breaker is not None
+    assert decided.having(CONDEMN) == ()
 
 
-def test_a_tripped_breaker_says_so_to_everyone_whom_it_spares() -> None:
+def test_a_tripped_breaker_is_in_the_reason_of_every_spared_session() -> None:
     sessions = [a_session(pid=pid) for pid in range(97)]
-    judgement = decide(sessions, some_slots(), a_policy(limits={"max_share": "50%"}))
-    assert judgement.breaker == (
+    decided = decide(sessions, some_slots(), a_policy(limits={"max_share": "50%"}))
+    assert decided.breaker == (
         "the policy condemns 97 of 97 client sessions, more than limits.max_share of 50%"
     )
-    assert {decision.reason for decision in judgement.decisions} == {
-        f"idle in transaction for 15m 1s (idle_for: 5m); spared: {judgement.breaker}"
+    assert {decision.reason for decision in decided.decisions} == {
+        f"idle in transaction for 15m 1s (idle_for: 5m); {decided.breaker}"
     }
 
 
-def test_without_a_breaker_a_policy_may_condemn_everybody() -> None:
+def test_without_max_share_a_policy_may_condemn_every_session() -> None:
     sessions = [a_session(pid=pid) for pid in range(97)]
-    judgement = decide(sessions, some_slots(used=97), a_policy())
-    assert len(judgement.having(CONDEMN)) == 97
+    decided = decide(sessions, some_slots(used=97), a_policy())
+    assert len(decided.having(CONDEMN)) == 97
 
 
 @pytest.mark.parametrize(("used", "trips"), [(9, False), (10, True), (11, True)])
-def test_the_breaker_does_not_trip_below_its_floor(used: int, *, trips: bool) -> None:
+def test_the_breaker_does_not_trip_below_min_sessions(used: int, *, trips: bool) -> None:
     sessions = [a_session(pid=pid) for pid in range(9)]
     policy = a_policy(limits={"max_share": "50%", "min_sessions": 10})
     assert bool(decide(sessions, some_slots(used=used), policy).breaker) is trips
 
 
-def test_the_order_in_which_a_server_answers_changes_nothing() -> None:
+def test_the_order_of_the_snapshot_does_not_matter() -> None:
     sessions = [a_session(pid=pid, idle_seconds=300 + pid % 3) for pid in range(20)]
     policy = a_policy(limits={"max_terminations": 5})
     one = decide(sessions, some_slots(), policy)
@@ -474,29 +475,29 @@ def test_the_order_in_which_a_server_answers_changes_nothing() -> None:
     assert one == other
 
 
-# -- what others got wrong (peers.md, section 3) ----------------------------------------------------
+# -- mistakes of similar tools ---------------------------------------------------------------------
 
 
-def test_p1_a_rule_whose_list_matches_nobody_condemns_nobody() -> None:
+def test_a_rule_whose_list_matches_no_session_condemns_none() -> None:
     policy = a_policy(a_rule(state="idle in transaction", role=["webapp"], idle_for="1s"))
     sessions = [a_session(pid=1, role="etl", idle_seconds=1e6), a_session(pid=2, role="app")]
     assert decide(sessions, some_slots(), policy).having(CONDEMN) == ()
 
 
 @pytest.mark.parametrize("glob", ["*", "etl*", "**"])
-def test_p4_a_protection_that_fits_the_empty_name_as_well_still_protects(glob: str) -> None:
+def test_a_protection_that_also_matches_the_empty_name_protects(glob: str) -> None:
     policy = a_policy(protect={"applications": [glob]})
     for application in ("etl", "etl_nightly"):
         assert verdict_on(a_session(application=application), policy).verdict is LEAVE
 
 
 @pytest.mark.parametrize("query", ["LISTEN jobs", "listen jobs"])
-def test_p5_a_session_is_not_spared_by_a_filter_that_nobody_asked_for(query: str) -> None:
+def test_no_query_is_exempt_unless_the_policy_says_so(query: str) -> None:
     policy = a_policy(a_rule(state="idle", idle_for="5m"))
     assert verdict_on(a_session(state="idle", query=query), policy).verdict is CONDEMN
 
 
-def test_p7_a_walsender_that_looks_like_a_busy_client_is_left_alone() -> None:
+def test_a_walsender_with_a_long_query_is_left_alone() -> None:
     policy = a_policy(a_rule(state="active", query_for="1m"))
     walsender = a_session(
         state="active",
@@ -510,27 +511,27 @@ def test_p7_a_walsender_that_looks_like_a_busy_client_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("query", ["COMMIT", "ROLLBACK", "rollback;", "DISCARD ALL"])
-def test_p8_a_pooled_session_is_not_condemned_for_its_last_statement(query: str) -> None:
+def test_an_idle_pooled_session_is_not_condemned_for_its_last_statement(query: str) -> None:
     session = a_session(state="idle", query=query, transaction_seconds=None, idle_seconds=1e6)
     assert verdict_on(session, a_policy()).verdict is LEAVE
 
 
 @pytest.mark.parametrize("state", ["disabled", "starting", "", None])
-def test_p9_a_state_that_says_nothing_of_what_a_session_does_cannot_be_looked_for(
+def test_a_state_without_a_known_activity_cannot_be_named(
     state: str | None,
 ) -> None:
     with pytest.raises(ValueError, match="is not a valid State"):
-        State(state)  # type: ignore[arg-type] # the point of it
+        State(state)  # type: ignore[arg-type] # an invalid value on purpose
 
 
-def test_p10_a_rule_on_idle_sessions_does_not_reach_busy_ones() -> None:
+def test_a_rule_on_idle_sessions_does_not_match_busy_ones() -> None:
     policy = a_policy(a_rule(state="idle", connected_for="1ms"))
     for state in set(State) - {State.IDLE}:
         assert verdict_on(a_session(state=state, query_seconds=1e6), policy).verdict is LEAVE
 
 
 @pytest.mark.parametrize("state", ["idle in transaction", "active", "idle"])
-def test_p22_the_leader_of_a_parallel_dump_is_left_alone_however_long_it_waits(state: str) -> None:
+def test_the_leader_of_a_parallel_dump_is_left_alone_in_every_state(state: str) -> None:
     leader = a_session(
         state=state, application="pg_dump", idle_seconds=1e6, transaction_seconds=1e6
     )
@@ -542,40 +543,40 @@ def test_p22_the_leader_of_a_parallel_dump_is_left_alone_however_long_it_waits(s
 
 
 @pytest.mark.parametrize("application", ["api", "pg_dump", "deploy", ""])
-def test_p23_a_protected_role_is_protected_whatever_its_application_calls_itself(
+def test_a_protected_role_is_protected_under_every_application_name(
     application: str,
 ) -> None:
     policy = a_policy(protect={"roles": ["deploy"], "applications": ["psql"]})
     protected = a_session(role="deploy", application=application)
     assert verdict_on(protected, policy).verdict is LEAVE
-    # The reverse is the weak kind: who calls himself psql is spared, and no other is.
+    # An application name protects only the sessions that set it.
     assert verdict_on(a_session(application="psql"), policy).verdict is LEAVE
     assert verdict_on(a_session(application="deploy"), policy).verdict is CONDEMN
 
 
-def test_p27_a_long_query_that_has_just_ended_does_not_count_as_long_idle() -> None:
+def test_idle_time_starts_at_the_end_of_the_query() -> None:
     just_ended = a_session(idle_seconds=0.2, transaction_seconds=2400, query_seconds=None)
     assert verdict_on(just_ended, a_policy()).verdict is LEAVE
 
 
-def test_the_articles_clock_does_not_reach_a_healthy_pool_by_the_default() -> None:
+def test_the_default_does_not_condemn_a_pooled_session_for_its_age() -> None:
     pooled = a_session(idle_seconds=0.01, transaction_seconds=0.02, connected_seconds=1e6)
     assert verdict_on(pooled, a_policy()).verdict is LEAVE
     by_name = a_policy(a_rule(state="idle in transaction", connected_for="5m"))
     assert verdict_on(pooled, by_name).verdict is CONDEMN
 
 
-# -- what it must not carry -------------------------------------------------------------------------
+# -- secrecy --------------------------------------------------------------------------------------
 
 
-def test_no_query_is_in_the_repr_of_a_decision() -> None:
+def test_the_repr_of_a_decision_contains_no_query() -> None:
     session = a_session(query="select 'CANARY'")
-    judgement = decide([session], some_slots(), a_policy())
-    assert "CANARY" not in repr(judgement)
-    assert "CANARY" not in judgement.decisions[0].reason
+    decided = decide([session], some_slots(), a_policy())
+    assert "CANARY" not in repr(decided)
+    assert "CANARY" not in decided.decisions[0].reason
 
 
-def test_no_query_is_kept_after_it_was_matched() -> None:
+def test_no_query_text_is_kept_after_matching() -> None:
     policy = a_policy(a_rule(state="idle", idle_for="1s", query="*needle"))
     decide([a_session(state="idle", query="select 1")], some_slots(), policy)
     tracemalloc.start()
@@ -589,7 +590,7 @@ def test_no_query_is_kept_after_it_was_matched() -> None:
     assert kept < 1_000_000
 
 
-def test_a_query_is_redacted_once_and_only_where_all_other_conditions_hold() -> None:
+def test_a_query_is_redacted_once_and_only_if_all_other_conditions_hold() -> None:
     redacted: list[str] = []
 
     def redact_query(query: str) -> str:
@@ -609,6 +610,6 @@ def test_a_query_is_redacted_once_and_only_where_all_other_conditions_hold() -> 
         a_session(pid=4, state="idle", idle_seconds=60, query="select c"),
         a_session(pid=5, state="active", idle_seconds=3600, query="select d"),
     ]
-    judgement = decide(sessions, some_slots(), policy, redact_query=redact_query)
-    assert {d.pid: rule_of(d) for d in judgement.having(CONDEMN)} == {1: "old", 2: "old"}
+    decided = decide(sessions, some_slots(), policy, redact_query=redact_query)
+    assert {d.pid: rule_of(d) for d in decided.having(CONDEMN)} == {1: "old", 2: "old"}
     assert redacted == ["select a", "update b"]

@@ -1,4 +1,4 @@
-"""What holds of every decision, whatever the sessions and the policy."""
+"""Properties of every decision, for any sessions and any policy."""
 
 from __future__ import annotations
 
@@ -76,24 +76,24 @@ SLOTS = st.builds(
 )
 
 
-def matched(judgement: Decisions) -> set[int]:
-    """The pids that a rule condemns, whether or not something holds them back."""
-    return {d.pid for d in judgement.decisions if d.verdict is not Verdict.LEAVE}
+def matched(decided: Decisions) -> set[int]:
+    """Return the pids that a rule condemns, including the spared ones."""
+    return {d.pid for d in decided.decisions if d.verdict is not Verdict.LEAVE}
 
 
-def victims(judgement: Decisions) -> set[int]:
-    return {d.pid for d in judgement.having(Verdict.CONDEMN)}
+def victims(decided: Decisions) -> set[int]:
+    return {d.pid for d in decided.having(Verdict.CONDEMN)}
 
 
 def unlimited(policy: Policy) -> Policy:
-    """The same rules, and nothing that holds victims back."""
+    """Return the same rules without `until` and without limits."""
     rules = tuple(replace(rule, until=None) for rule in policy.rules)
     limits = a_policy(limits={"max_terminations": 10**9}).limits
     return replace(policy, rules=rules, limits=limits)
 
 
 def is_protected(session: Session, protect: Protect) -> bool:
-    """By the words of product.md, written again without the engine's help."""
+    """Decide on protection independently of the engine."""
     if session.superuser or session.replication or session.own_role:
         return True
     if session.role.startswith(("rds", "aiven", "_aiven")) or session.application == "pg_dump":
@@ -103,22 +103,23 @@ def is_protected(session: Session, protect: Protect) -> bool:
         (protect.applications, session.application),
         (protect.databases, session.database),
     ]
-    # Globs that fit by being equal or by fitting all are enough here; others are the engine's.
+    # The generated globs that matter here are literal names or *.
     return any(name in patterns or "*" in patterns for patterns, name in by_name)
 
 
 @given(several_sessions(), SLOTS, POLICIES)
-def test_every_session_gets_one_decision_with_a_reason_and_a_rule_if_it_is_condemned(
+def test_every_session_gets_one_decision_with_a_reason(
     sessions: list[Session], slots: Slots, policy: Policy
 ) -> None:
-    judgement = decide(sessions, slots, policy)
-    assert Counter(d.pid for d in judgement.decisions) == Counter(range(1, len(sessions) + 1))
-    for decision in judgement.decisions:
+    decided = decide(sessions, slots, policy)
+    assert Counter(d.pid for d in decided.decisions) == Counter(range(1, len(sessions) + 1))
+    for decision in decided.decisions:
         assert decision.reason
         assert (decision.rule is None) == (decision.verdict is Verdict.LEAVE)
         assert decision.rule is None or decision.rule in policy.rules
         assert decision.session in sessions
-        assert ("; spared: " in decision.reason) == (decision.verdict is Verdict.SPARE)
+        assert (decision.held_by is not None) == (decision.verdict is Verdict.SPARE)
+        assert decision.held_by is None or decision.reason.endswith(f"; {decision.held_by}")
 
 
 @given(several_sessions(), SLOTS, POLICIES)
@@ -132,7 +133,7 @@ def test_a_protected_session_is_never_condemned(
 
 
 @given(several_sessions(), SLOTS, POLICIES)
-def test_who_is_condemned_is_in_a_state_that_its_rule_names(
+def test_a_condemned_session_is_in_a_state_that_its_rule_names(
     sessions: list[Session], slots: Slots, policy: Policy
 ) -> None:
     for decision in decide(sessions, slots, policy).decisions:
@@ -151,19 +152,19 @@ PROTECTIONS: dict[str, st.SearchStrategy[list[str]]] = {
 
 @pytest.mark.parametrize("key", PROTECTIONS)
 @given(data=st.data())
-def test_a_protection_more_never_condemns_anybody_more(key: str, data: st.DataObject) -> None:
+def test_an_added_protection_never_condemns_more_sessions(key: str, data: st.DataObject) -> None:
     sessions, slots = data.draw(several_sessions()), data.draw(SLOTS)
     policy = data.draw(POLICIES)
     more = a_policy(protect={key: data.draw(PROTECTIONS[key])}).protect
     careful = replace(policy, protect=policy.protect.merge(more))
     assert matched(decide(sessions, slots, careful)) <= matched(decide(sessions, slots, policy))
-    # Under a limit another one may take the place of who is protected now; without one, nobody.
+    # Under a limit another session may take the place of the protected one.
     without, with_it = unlimited(policy), unlimited(careful)
     assert victims(decide(sessions, slots, with_it)) <= victims(decide(sessions, slots, without))
 
 
 @given(several_sessions(), SLOTS, POLICIES, st.data())
-def test_a_higher_threshold_never_condemns_anybody_more(
+def test_a_higher_threshold_never_condemns_more_sessions(
     sessions: list[Session], slots: Slots, policy: Policy, data: st.DataObject
 ) -> None:
     index = data.draw(st.integers(0, len(policy.rules) - 1))
@@ -192,7 +193,7 @@ def test_a_higher_threshold_never_condemns_anybody_more(
 
 
 @given(several_sessions(), SLOTS, POLICIES)
-def test_a_condition_more_never_condemns_anybody_more_than_its_rule_did(
+def test_an_added_condition_never_makes_a_rule_match_more_sessions(
     sessions: list[Session], slots: Slots, policy: Policy
 ) -> None:
     first = policy.rules[0]
@@ -205,17 +206,17 @@ def test_a_condition_more_never_condemns_anybody_more_than_its_rule_did(
 
 @given(several_sessions(), SLOTS, POLICIES)
 def test_limits_are_never_exceeded(sessions: list[Session], slots: Slots, policy: Policy) -> None:
-    judgement = decide(sessions, slots, policy)
-    going = [d for d in judgement.having(Verdict.CONDEMN) if d.session.signalable]
+    decided = decide(sessions, slots, policy)
+    going = [d for d in decided.having(Verdict.CONDEMN) if d.session.signalable]
     limits = policy.limits
     assert len(going) <= limits.max_terminations
     if limits.max_per_application is not None:
         by_application = Counter(d.session.application for d in going)
         assert max(by_application.values(), default=0) <= limits.max_per_application
-    if judgement.breaker:
-        assert victims(judgement) == set()
+    if decided.breaker:
+        assert victims(decided) == set()
     elif limits.max_share is not None and slots.used >= limits.min_sessions:
-        assert 100 * len(victims(judgement)) <= limits.max_share * slots.used
+        assert 100 * len(victims(decided)) <= limits.max_share * slots.used
     ending = [d for d in going if d.rule and d.rule.action is Action.TERMINATE]
     for index, rule in enumerate(policy.rules):
         if rule.until is not None:
@@ -235,7 +236,7 @@ def test_a_lower_limit_never_adds_a_victim(
 
 
 @given(several_sessions(), SLOTS, POLICIES, st.randoms(use_true_random=False))
-def test_the_order_of_the_sessions_changes_nothing(
+def test_the_order_of_the_sessions_does_not_matter(
     sessions: list[Session],
     slots: Slots,
     policy: Policy,
@@ -247,14 +248,12 @@ def test_the_order_of_the_sessions_changes_nothing(
 
 
 @given(several_sessions(), SLOTS, POLICIES)
-def test_the_same_question_gets_the_same_answer(
-    sessions: list[Session], slots: Slots, policy: Policy
-) -> None:
+def test_decide_is_deterministic(sessions: list[Session], slots: Slots, policy: Policy) -> None:
     assert decide(sessions, slots, policy) == decide(sessions, slots, policy)
 
 
 @given(several_sessions(), SLOTS, POLICIES)
-def test_what_goes_first_goes_before_what_is_spared_by_the_limit_of_all(
+def test_max_terminations_spares_only_the_last_sessions_in_order(
     sessions: list[Session], slots: Slots, policy: Policy
 ) -> None:
     reasons = [
@@ -266,10 +265,9 @@ def test_what_goes_first_goes_before_what_is_spared_by_the_limit_of_all(
 
 
 @given(sessions_of(1), SLOTS, POLICIES)
-def test_a_session_is_decided_by_itself_whoever_else_is_there(
+def test_without_limits_a_decision_does_not_depend_on_other_sessions(
     session: Session, slots: Slots, policy: Policy
 ) -> None:
-    """What a rule says of it; limits are another matter."""
     others = [a_session(pid=pid, idle_seconds=1e9, role="app") for pid in range(2, 5)]
     alone = decide([session], slots, unlimited(policy)).decisions[0]
     among = decide([session, *others], slots, unlimited(policy)).decisions
@@ -286,7 +284,7 @@ CLOCKS: dict[str, Callable[[float], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("clock", CLOCKS)
 @given(age=st.floats(0, 1e6), milliseconds=st.integers(0, 10**9))
-def test_a_clock_runs_out_exactly_at_its_threshold(
+def test_a_clock_matches_exactly_from_its_threshold_on(
     clock: str, age: float, milliseconds: int
 ) -> None:
     policy = a_policy(a_rule(state="active", **{clock: f"{milliseconds}ms"}))
@@ -297,26 +295,27 @@ def test_a_clock_runs_out_exactly_at_its_threshold(
 
 
 @given(several_sessions(), SLOTS, POLICIES)
-def test_until_holds_nobody_back_before_enough_go(
+def test_until_spares_no_session_before_enough_slots_are_freed(
     sessions: list[Session], slots: Slots, policy: Policy
 ) -> None:
-    judgement = decide(sessions, slots, policy)
-    if judgement.breaker:
+    decided = decide(sessions, slots, policy)
+    if decided.breaker:
         return
     freed = sum(
         d.session.signalable and d.rule is not None and d.rule.action is Action.TERMINATE
-        for d in judgement.having(Verdict.CONDEMN)
+        for d in decided.having(Verdict.CONDEMN)
     )
-    for decision in judgement.having(Verdict.SPARE):
-        if decision.rule and decision.rule.until and "; spared: until" in decision.reason:
+    for decision in decided.having(Verdict.SPARE):
+        if decision.rule and decision.held_by == f"not needed to reach {decision.rule.until}":
+            assert decision.rule.until is not None
             assert freed >= decision.rule.until.excess(slots)
 
 
 @given(several_sessions(), SLOTS, POLICIES)
-def test_a_tier_that_needs_nobody_condemns_nobody(
+def test_a_rule_whose_until_is_reached_condemns_no_session(
     sessions: list[Session], slots: Slots, policy: Policy
 ) -> None:
-    """Not even those whom our role may not signal."""
+    """Not even sessions that our role may not signal."""
     for decision in decide(sessions, slots, policy).having(Verdict.CONDEMN):
         if decision.rule and decision.rule.until:
             assert decision.rule.until.excess(slots) > 0

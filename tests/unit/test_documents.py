@@ -28,11 +28,11 @@ class Outer:
 read = mapping_of(Outer)
 
 
-def test_a_record_takes_its_defaults_for_what_is_not_written() -> None:
+def test_a_missing_key_gets_its_default() -> None:
     assert read({"name": "a"}, "") == Outer(name="a")
 
 
-def test_one_value_stands_for_a_list_of_one() -> None:
+def test_one_value_is_read_as_a_list_of_one() -> None:
     assert read({"name": "a", "inner": {"size": 2}}, "") == read(
         {"name": "a", "inner": [{"size": 2}]}, ""
     )
@@ -45,35 +45,47 @@ def test_one_value_stands_for_a_list_of_one() -> None:
         ({"name": ""}, "name: is empty"),
         ({"name": 1}, "name: 1 is not text"),
         ({"name": None}, "name: None is not text"),
-        ({"nam": "a"}, "nam: unknown key; known are name, inner"),
+        ({"nam": "a"}, "nam: unknown key; known: name, inner"),
         ({"name": "a", 1: 2}, "1: unknown key"),
         ({"name": "a", "inner": []}, "inner: is an empty list"),
-        ({"name": "a", "inner": [{}, {"size": 0}]}, "inner[1].size: 0 is no whole number"),
-        ({"name": "a", "inner": [{}, {"size": True}]}, "inner[1].size: True is no whole number"),
-        ({"name": "a", "inner": [{}, {"size": 1.0}]}, "inner[1].size: 1.0 is no whole number"),
-        ({"name": "a", "inner": [{}, {"size": "1"}]}, "inner[1].size: '1' is no whole number"),
-        ({"name": "a", "inner": [[{}]]}, "inner[0]: [{}] is no mapping of keys"),
+        (
+            {"name": "a", "inner": [{}, {"size": 0}]},
+            "inner[1].size: must be a whole number of at least 1, not 0",
+        ),
+        (
+            {"name": "a", "inner": [{}, {"size": True}]},
+            "inner[1].size: must be a whole number of at least 1, not True",
+        ),
+        (
+            {"name": "a", "inner": [{}, {"size": 1.0}]},
+            "inner[1].size: must be a whole number of at least 1, not 1.0",
+        ),
+        (
+            {"name": "a", "inner": [{}, {"size": "1"}]},
+            "inner[1].size: must be a whole number of at least 1, not '1'",
+        ),
+        ({"name": "a", "inner": [[{}]]}, "inner[0]: must be a mapping of keys to values, not [{}]"),
         ({"name": "a", "inner": {"sizes": 1}}, "inner.sizes: unknown key"),
-        ("name", "document: 'name' is no mapping of keys"),
-        (None, "document: None is no mapping of keys"),
+        ("name", "document: must be a mapping of keys to values, not 'name'"),
+        (None, "document: must be a mapping of keys to values, not None"),
     ],
 )
-def test_a_mistake_is_named_by_its_place(document: object, error: str) -> None:
+def test_an_invalid_value_is_an_error_that_names_its_place(document: object, error: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         read(document, "")
     assert str(caught.value).startswith(error)
 
 
-def test_places_begin_where_the_document_lies() -> None:
+def test_places_start_with_the_place_of_the_document() -> None:
     with pytest.raises(ConfigurationError, match=r"^event\.policy\.name: is required"):
         read({}, "event.policy")
 
 
-def test_a_wrong_value_is_shown_in_part_however_long_it_is() -> None:
+def test_a_long_value_is_truncated_in_an_error() -> None:
     assert len(short_repr("x" * 100_000)) == 40
     assert "x" * 30 in short_repr("x" * 30)
 
 
-def test_a_number_too_long_for_python_to_print_is_a_mistake_like_others() -> None:
+def test_a_number_too_long_to_print_is_an_error_like_others() -> None:
     with pytest.raises(ConfigurationError, match=r"^name: "):
         read({"name": 1 << 20_000}, "")

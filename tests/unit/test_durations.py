@@ -17,7 +17,7 @@ from session_reaper.policy.durations import format_duration, parse_duration
         ("1d2h3m4s5ms", 93_784.005),
     ],
 )
-def test_reads_durations_as_people_write_them(text: str, seconds: float) -> None:
+def test_parses_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
 
 
@@ -47,7 +47,7 @@ def test_reads_durations_as_people_write_them(text: str, seconds: float) -> None
         "∞",
     ],
 )
-def test_what_is_no_duration_is_no_number_either(text: str) -> None:
+def test_an_invalid_duration_is_none(text: str) -> None:
     assert parse_duration(text) is None
 
 
@@ -73,7 +73,7 @@ def test_what_is_no_duration_is_no_number_either(text: str) -> None:
         (86_400 * 400 + 59, "400d"),
     ],
 )
-def test_writes_two_units_at_most(seconds: float, text: str) -> None:
+def test_formats_at_most_two_units(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
@@ -85,7 +85,7 @@ def test_an_age_below_a_threshold_never_reads_as_the_threshold(threshold: str) -
 
 
 @pytest.mark.parametrize(("unit", "end"), [("ms", 1000), ("s", 60), ("m", 60), ("h", 24)])
-def test_a_duration_reads_as_it_was_written(unit: str, end: int) -> None:
+def test_formatting_reverses_parsing(unit: str, end: int) -> None:
     for number in range(1, end):
         seconds = parse_duration(f"{number}{unit}")
         assert seconds is not None

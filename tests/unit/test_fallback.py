@@ -1,4 +1,4 @@
-"""Whether a fallback secret is for its target's server, and where it connects."""
+"""A fallback secret is used only on the server that it is for."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import pytest
 from session_reaper.targets.fallback import (
     Fallback,
     FallbackRefusal,
-    RdsListing,
     decide_fallback,
     needs_rds,
     read_fallback,
 )
-from session_reaper.targets.secret_document import SecretError, read_targets
+from session_reaper.targets.secret_document import SecretError, parse_secret, resolve_targets
 from session_reaper.targets.target import (
     ANY_AUTH,
     Auth,
     AuthMethod,
     ChannelBinding,
     Instance,
+    RdsListing,
     Secret,
     SslMode,
     Target,
 )
 
-from tests.builders import PASSWORD, a_secret
+from tests.builders import PASSWORD, a_secret, read_target
 
 PEM = "-----BEGIN CERTIFICATE-----"
 HOST = "orders.abc.eu-west-1.rds.amazonaws.com"  # of `a_secret`
@@ -45,7 +45,7 @@ def an_instance(identifier: str, cluster: str = "shop", **overrides: object) -> 
         "engine": "aurora-postgresql",
         "host": f"{identifier}.abc.eu-west-1.rds.amazonaws.com",
         "port": 5433,
-        "reader": identifier.endswith("2"),
+        "is_reader": identifier.endswith("2"),
         "secret_arns": (MASTER,),
         "cluster_hosts": (WRITER, READER, CUSTOM),
         "cluster_port": 5433,
@@ -61,14 +61,14 @@ LISTED = RdsListing(instances=(OTHERS, *SHOP))
 def a_target(**keys: object) -> Target:
     document = a_secret(fallback_secret="admin", **keys)  # noqa: S106 -- its name
     secret = Secret(name="prod/orders", arn=f"{PREFIX}prod/orders-X1y2Z3", text=document)
-    (found,) = read_targets(secret, lambda: (), whole_clusters=False)
-    return found
+    return read_target(secret)
 
 
 def of_cluster(**keys: object) -> tuple[Target, ...]:
     document = a_secret(dbInstanceIdentifier=None, dbClusterIdentifier="shop", **keys)
     secret = Secret(name="shop", arn=f"{PREFIX}shop-X1y2Z3", text=document)
-    return read_targets(secret, lambda: SHOP, whole_clusters=True)
+    parsed = parse_secret(secret, whole_clusters=True)
+    return resolve_targets(parsed, RdsListing(instances=SHOP))
 
 
 def a_fallback(name: str = "admin", arn: str = f"{PREFIX}admin-X1y2Z3", **keys: object) -> Fallback:
@@ -100,7 +100,7 @@ def refusal(target: Target, fallback: Fallback, listing: RdsListing = LISTED) ->
 
 
 @pytest.mark.parametrize("host", [HOST, HOST.upper(), f"{HOST}.", f"Orders{HOST[6:]}."])
-def test_a_fallback_that_names_the_targets_endpoint_connects_by_its_own_settings(host: str) -> None:
+def test_a_fallback_with_the_targets_endpoint_connects_with_its_own_settings(host: str) -> None:
     fallback = a_fallback(
         host=host,
         sslmode="verify-ca",
@@ -121,7 +121,7 @@ def test_a_fallback_that_names_the_targets_endpoint_connects_by_its_own_settings
         port=5433,
         role="root",
         auth=Auth.PASSWORD,
-        auth_given=False,
+        is_auth_given=False,
         password="r00t",  # noqa: S106 -- of nothing
         database="admin",
         sslmode=SslMode.VERIFY_CA,
@@ -133,7 +133,7 @@ def test_a_fallback_that_names_the_targets_endpoint_connects_by_its_own_settings
     )
 
 
-def test_nothing_that_the_target_says_of_the_connection_counts() -> None:
+def test_the_targets_connection_settings_are_not_used() -> None:
     target = a_target(
         sslmode="disable",
         sslrootcert=PEM,
@@ -172,27 +172,27 @@ def test_a_fallback_for_another_endpoint_is_refused(keys: dict[str, Any]) -> Non
 def test_a_fallback_without_a_host_is_refused() -> None:
     for host in (None, ""):
         found = refusal(a_target(), a_fallback(host=host))
-        assert "names no host" in found.reason
+        assert "host is missing" in found.reason
         assert found.hint.startswith("Add host and port")
 
 
-def test_a_secret_that_names_itself_is_refused() -> None:
+def test_a_secret_that_is_its_own_fallback_is_refused() -> None:
     target = a_target()
-    assert "itself" in refusal(target, a_fallback(arn=target.secret_arn)).reason
+    assert "its own fallback_secret" in refusal(target, a_fallback(arn=target.secret_arn)).reason
 
 
 # -- clusters -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", [WRITER, READER.upper(), f"{CUSTOM}."])
-def test_a_clusters_endpoint_counts_for_each_of_its_instances(host: str) -> None:
+def test_a_clusters_endpoint_is_accepted_for_each_of_its_instances(host: str) -> None:
     for target, instance in zip(of_cluster(), SHOP, strict=True):
         found = decide(target, a_fallback(host=host))
         assert (found.host, found.port) == (instance.host, 5433)
-        assert (found.name, found.group, found.reader) == (
+        assert (found.name, found.group, found.is_reader) == (
             target.name,
             target.group,
-            target.reader,
+            target.is_reader,
         )
         assert found.key == target.key
         assert found.sslmode is SslMode.VERIFY_FULL
@@ -201,26 +201,26 @@ def test_a_clusters_endpoint_counts_for_each_of_its_instances(host: str) -> None
 @pytest.mark.parametrize(
     "keys", [{"port": 5432}, {"host": "evil.cluster-x"}, {"host": SHOP[0].host}], ids=repr
 )
-def test_another_clusters_endpoint_or_another_instances_does_not_count(
+def test_the_endpoint_of_another_cluster_or_instance_is_refused(
     keys: dict[str, Any],
 ) -> None:
     reader = of_cluster()[1]
     refusal(reader, a_fallback(**{"host": WRITER} | keys))
 
 
-def test_an_alias_of_a_cluster_does_not_lead_to_instances_that_the_target_claims() -> None:
-    """The target's secret chooses the cluster: an equal alias does not prove that it is this one."""
+def test_an_alias_of_a_cluster_is_refused_for_instances_that_the_target_claims() -> None:
+    """The target's secret chooses the cluster, so an equal alias does not prove which one it is."""
     for target in of_cluster(host="db.internal", port=5433):
         refusal(target, a_fallback(host="db.internal"))
 
 
-def test_an_instance_that_is_not_a_member_has_no_part_in_the_clusters_endpoint() -> None:
+def test_a_clusters_endpoint_is_refused_for_an_instance_that_is_not_a_member() -> None:
     reader = of_cluster()[1]
     without = RdsListing(instances=(SHOP[0], an_instance("shop-2", cluster_hosts=())))
     refusal(reader, a_fallback(host=WRITER), without)
 
 
-def test_where_rds_cannot_be_asked_only_an_equal_endpoint_counts() -> None:
+def test_without_a_listing_only_an_equal_endpoint_is_accepted() -> None:
     denied = RdsListing(problem="RDS instances cannot be listed: AccessDenied")
     target = of_cluster()[0]
     assert decide(target, a_fallback(host=target.host), denied).host == target.host
@@ -237,7 +237,7 @@ def test_where_rds_cannot_be_asked_only_an_equal_endpoint_counts() -> None:
     [{}, {"sslmode": "disable", "sslrootcert": PEM}, {"host": "elsewhere.example"}],
     ids=repr,
 )
-def test_the_master_secret_that_rds_lists_connects_verified_to_rdss_endpoint(
+def test_the_master_secret_that_rds_lists_connects_verified_to_an_rds_endpoint(
     keys: dict[str, Any], host: str
 ) -> None:
     target = a_target(host=host, sslmode="disable")
@@ -247,7 +247,7 @@ def test_the_master_secret_that_rds_lists_connects_verified_to_rdss_endpoint(
     assert (found.role, found.instead_of) == ("root", "reaper")
 
 
-def test_a_managed_secret_connects_verified_wherever_it_names_the_host() -> None:
+def test_a_managed_secret_that_names_the_host_connects_verified() -> None:
     fallback = managed(host=HOST, port=5433, sslmode="disable", sslrootcert=PEM)
     found = decide(a_target(), fallback, RdsListing())
     assert (found.host, found.sslmode, found.sslrootcert) == (HOST, SslMode.VERIFY_FULL, None)
@@ -263,7 +263,7 @@ def test_the_master_secret_of_another_instance_is_refused() -> None:
 
 @pytest.mark.parametrize("sslmode", ["require", "verify-ca", None])
 @pytest.mark.parametrize("auth", ["iam", None])
-def test_a_token_goes_verified_to_the_fallbacks_own_destination(
+def test_a_token_is_sent_verified_to_the_fallbacks_own_destination(
     sslmode: str | None, auth: str | None
 ) -> None:
     fallback = a_fallback(password=None, auth=auth, sslmode=sslmode, host=WRITER)
@@ -272,35 +272,35 @@ def test_a_token_goes_verified_to_the_fallbacks_own_destination(
     assert found.sslmode is SslMode.VERIFY_FULL
 
 
-def test_a_token_never_goes_by_an_unverified_connection() -> None:
+def test_a_token_is_never_sent_over_an_unverified_connection() -> None:
     fallback = a_fallback(password=None, auth="iam", sslmode="require", host="db.example")
     found = refusal(a_target(host="db.example"), fallback)
     assert "verified" in found.reason
     assert "sslrootcert" in found.hint
 
 
-# -- what is wrong with it ----------------------------------------------------------------------
+# -- errors -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "problem"),
     [
         ({"password": PASSWORD}, "username is missing"),
         ({"username": "root", "auth": "password"}, "password is missing"),
-        ({"username": "root", "password": 5}, "password is not text"),
+        ({"username": "root", "password": 5}, "password must be text"),
         ({"username": "root", "password": PASSWORD, "host": f"u:{PASSWORD}@h"}, "host"),
         ({"username": "root", "password": PASSWORD, "engine": "mysql"}, "engine mysql"),
         ({"username": "root", "auth": "iam", "sslmode": "disable"}, "auth iam needs TLS"),
         ({"username": "root", "sslmode": "disable"}, "password is missing"),
         ({"username": "root", "password": PASSWORD, "options": PASSWORD}, "options"),
-        ([], "no object"),
+        ([], "the JSON must be an object"),
     ],
 )
-def test_what_is_wrong_with_a_fallback_is_said_of_its_secret(text: object, said: str) -> None:
+def test_errors_in_a_fallback_name_its_secret(text: object, problem: str) -> None:
     secret = Secret(name="admin", arn=f"{PREFIX}admin-X1y2Z3", text=json.dumps(text))
     with pytest.raises(SecretError) as caught:
         read_fallback(secret)
     assert "secret admin" in caught.value.message
-    assert said in caught.value.message
+    assert problem in caught.value.message
     everything = "".join(traceback.format_exception(caught.value)) + caught.value.hint
     assert PASSWORD not in everything

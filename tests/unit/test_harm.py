@@ -1,4 +1,4 @@
-"""What a session does to others: what it holds, how far it holds vacuum back, who goes first."""
+"""Conditions on the harm that a session does, and the order of termination."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ HELD: list[tuple[dict[str, Any], set[str]]] = [
 @pytest.mark.parametrize(
     "holds", [["xid"], ["xmin"], ["locks"], ["xid", "xmin"], ["xmin", "locks"]]
 )
-def test_p28_a_session_holds_what_it_holds_of_the_three_and_one_is_enough(
+def test_holds_matches_a_session_that_holds_one_of_the_resources(
     session: dict[str, Any], held: set[str], holds: list[str]
 ) -> None:
-    """A writer has an xid and no xmin, a repeatable reader the reverse, a plain reader a lock."""
+    """A writer has an xid but no xmin, a repeatable reader an xmin but no xid, a reader locks."""
     wanted = CONDEMN if held & set(holds) else LEAVE
     assert verdict_on(a_session(**session), holds=holds) is wanted
 
 
-def test_the_reason_says_what_it_holds_of_what_was_asked_for() -> None:
+def test_the_reason_names_the_resources_held() -> None:
     session = a_session(xid_age=1, locks=2)
     assert reason_of(session, holds=["xmin", "locks", "xid"]).endswith(
         ", holds locks, xid (holds: xmin, locks, xid)"
@@ -74,7 +74,7 @@ def test_the_older_of_xid_and_xmin_holds_vacuum_back(
     assert verdict_on(a_session(**ages), pins_vacuum_by=1_000_000) is verdict
 
 
-def test_the_reason_says_how_far_it_holds_vacuum_back() -> None:
+def test_the_reason_says_by_how_much_vacuum_is_held_back() -> None:
     assert reason_of(a_session(xmin_age=1_234_567), pins_vacuum_by=1_000_000).endswith(
         ", holds vacuum back by 1,234,567 transactions (pins_vacuum_by: 1,000,000)"
     )
@@ -93,7 +93,7 @@ def wedged_verdict(session: Session, *, waiting: bool = True) -> Verdict:
     return decide([session], some_slots(), a_policy(rule)).decisions[0].verdict
 
 
-def test_an_active_session_that_waits_for_its_client_can_be_told_from_one_that_works() -> None:
+def test_waiting_for_client_separates_wedged_sessions_from_working_ones() -> None:
     works = a_wedged_session(waiting_for_client=False)
     assert wedged_verdict(a_wedged_session()) is CONDEMN
     assert wedged_verdict(works) is LEAVE
@@ -109,9 +109,9 @@ def test_an_active_session_that_waits_for_its_client_can_be_told_from_one_that_w
         ("copy orders (id) from stdin with (format csv)", LEAVE),
         ("/* load */ Copy\n orders FROM STDIN", LEAVE),
         ("BEGIN; COPY orders FROM STDIN; COMMIT", LEAVE),
-        ("SELECT copy FROM books", LEAVE),  # in doubt it lives
+        ("SELECT copy FROM books", LEAVE),  # unclear, so it is left alone
         ("TABLE orders; " * 40 + "COPY orders FROM STDIN", LEAVE),
-        (r"SELECT 'C:\'; COPY orders FROM STDIN", LEAVE),  # where the literal ends is not known
+        (r"SELECT 'C:\'; COPY orders FROM STDIN", LEAVE),  # the end of the literal is unclear
         ("SELECT * FROM copyright", CONDEMN),
         ("SELECT * FROM audit WHERE action = 'copy'", CONDEMN),
         ("/* route: copy */ SELECT 1", CONDEMN),
@@ -120,7 +120,7 @@ def test_an_active_session_that_waits_for_its_client_can_be_told_from_one_that_w
         ("SELECT a_copy FROM books", CONDEMN),
     ],
 )
-def test_a_copy_that_waits_for_its_clients_rows_is_not_wedged(query: str, verdict: Verdict) -> None:
+def test_a_copy_that_waits_for_rows_is_not_wedged(query: str, verdict: Verdict) -> None:
     assert wedged_verdict(a_wedged_session(query=query)) is verdict
 
 
@@ -132,13 +132,13 @@ def test_the_reason_says_that_it_waits_for_its_client() -> None:
     )
 
 
-def test_the_reason_says_what_is_to_be_cancelled() -> None:
+def test_the_reason_says_that_the_query_is_to_be_cancelled() -> None:
     rule = a_rule("slow", state="active", query_for="15m") | {"action": "cancel"}
     decision = decide([a_wedged_session()], some_slots(), a_policy(rule)).decisions[0]
     assert decision.reason == "query running for 15m 1s (query_for: 15m), to be cancelled"
 
 
-# -- who goes first ---------------------------------------------------------------------------------
+# -- order ----------------------------------------------------------------------------------------
 
 
 def some_waiters(number: int) -> tuple[Waiter, ...]:
@@ -147,26 +147,28 @@ def some_waiters(number: int) -> tuple[Waiter, ...]:
 
 def order_of(order: str | None, *sessions: Session) -> list[int]:
     limits = {"order": order} if order else {}
-    judgement = decide(sessions, some_slots(), a_policy(limits=limits))
-    return [decision.pid for decision in judgement.having(CONDEMN)]
+    decided = decide(sessions, some_slots(), a_policy(limits=limits))
+    return [decision.pid for decision in decided.having(CONDEMN)]
 
 
 @pytest.mark.parametrize(
     ("order", "pids"),
     [(None, [2, 3, 1]), ("longest", [2, 3, 1]), ("newest", [1, 3, 2])],
 )
-def test_victims_go_in_the_order_that_the_policy_wants(order: str | None, pids: list[int]) -> None:
+def test_sessions_are_signalled_in_the_order_of_the_policy(
+    order: str | None, pids: list[int]
+) -> None:
     ages = {1: 400, 2: 900, 3: 500}
     sessions = [a_session(pid=pid, idle_seconds=age) for pid, age in ages.items()]
     assert order_of(order, *sessions) == pids
 
 
 @pytest.mark.parametrize("order", ["longest", "newest", "most_harmful"])
-def test_of_equals_the_lowest_pid_goes_first(order: str) -> None:
+def test_equal_sessions_are_ordered_by_pid(order: str) -> None:
     assert order_of(order, *(a_session(pid=pid) for pid in (3, 1, 2))) == [1, 2, 3]
 
 
-def test_the_most_harmful_have_most_waiters_then_the_oldest_snapshot_then_most_locks() -> None:
+def test_most_harmful_compares_waiters_then_snapshot_age_then_locks() -> None:
     sessions = [
         a_session(pid=1, idle_seconds=400),
         a_session(pid=2, idle_seconds=500),
@@ -180,8 +182,8 @@ def test_the_most_harmful_have_most_waiters_then_the_oldest_snapshot_then_most_l
     assert order_of("most_harmful", *sessions) == [8, 7, 6, 5, 4, 3, 2, 1]
 
 
-def test_a_limit_takes_those_who_go_first() -> None:
+def test_a_limit_keeps_the_first_sessions_in_order() -> None:
     policy = a_policy(limits={"order": "newest", "max_terminations": 1})
     sessions = [a_session(pid=1, idle_seconds=900), a_session(pid=2, idle_seconds=301)]
-    judgement = decide(sessions, some_slots(), policy)
-    assert [d.pid for d in judgement.having(CONDEMN)] == [2]
+    decided = decide(sessions, some_slots(), policy)
+    assert [d.pid for d in decided.having(CONDEMN)] == [2]

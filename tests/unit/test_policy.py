@@ -18,12 +18,12 @@ IDLE: dict[str, Any] = {"state": "idle", "idle_for": "5m"}
 
 
 def condemns(policy: Policy, session: Session) -> bool:
-    judgement = decide([session], some_slots(), policy)
-    return judgement.decisions[0].verdict is Verdict.CONDEMN
+    decided = decide([session], some_slots(), policy)
+    return decided.decisions[0].verdict is Verdict.CONDEMN
 
 
 def fails(document: object, place: str) -> str:
-    """The problem that is found in a document, if it is found in this place."""
+    """Return the problem with a document after checking its place."""
     with pytest.raises(ConfigurationError) as caught:
         read_policy(document)
     named, _, problem = str(caught.value).partition(": ")
@@ -32,10 +32,10 @@ def fails(document: object, place: str) -> str:
     return problem
 
 
-# -- what is read -----------------------------------------------------------------------------------
+# -- valid policies -----------------------------------------------------------------------------------
 
 
-def test_the_example_of_the_contract_that_this_release_knows() -> None:
+def test_reads_a_policy_with_protections_limits_and_rules() -> None:
     policy = read_policy(
         {
             "version": 1,
@@ -89,7 +89,7 @@ def test_the_example_of_the_contract_that_this_release_knows() -> None:
     assert clocks == (1, 120, 10_800, 345_600)
 
 
-def test_what_is_not_written_is_the_careful_default() -> None:
+def test_defaults_are_the_careful_values() -> None:
     policy = a_policy()
     assert policy.mode is None
     assert policy.limits.max_terminations == 100
@@ -98,7 +98,7 @@ def test_what_is_not_written_is_the_careful_default() -> None:
 
 
 @pytest.mark.parametrize("queries", QueryVisibility)
-def test_reads_every_way_to_show_queries_by_name(queries: QueryVisibility) -> None:
+def test_reads_every_query_visibility_by_name(queries: QueryVisibility) -> None:
     assert a_policy(queries=queries.value).queries is queries
 
 
@@ -107,17 +107,17 @@ def test_reads_every_mode_by_name(mode: Mode) -> None:
     assert a_policy(mode=str(mode)).mode is mode
 
 
-def test_mode_off_written_bare_is_off_although_yaml_makes_it_false() -> None:
+def test_false_is_mode_off_because_yaml_reads_off_as_false() -> None:
     assert a_policy(mode=False).mode is Mode.OFF
 
 
 @pytest.mark.parametrize("state", State)
-def test_a_rule_may_name_every_state_that_a_session_of_an_application_has(state: State) -> None:
+def test_a_rule_may_name_every_state(state: State) -> None:
     policy = a_policy(a_rule(state=state.value, idle_for="1s"))
     assert condemns(policy, a_session(state=state))
 
 
-def test_idle_floors_are_the_least_that_any_rule_could_match() -> None:
+def test_the_idle_floor_of_a_state_is_the_lowest_of_all_rules() -> None:
     policy = a_policy(
         a_rule("a", state=["idle", "idle in transaction"], idle_for="5m"),
         a_rule("b", state=["idle in transaction"], idle_for="1m"),
@@ -131,7 +131,7 @@ def test_idle_floors_are_the_least_that_any_rule_could_match() -> None:
     }
 
 
-# -- what is refused, and where ---------------------------------------------------------------------
+# -- invalid policies ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_idle_floors_are_the_least_that_any_rule_could_match() -> None:
         (None, "document"),
     ],
 )
-def test_a_mistake_in_the_document_names_its_key(document: object, place: str) -> None:
+def test_an_invalid_document_is_an_error_that_names_the_key(document: object, place: str) -> None:
     fails(document, place)
 
 
@@ -170,14 +170,12 @@ def test_a_mistake_in_the_document_names_its_key(document: object, place: str) -
     ("key", "named"),
     [("", "''"), ("a\ud800\nb", "'a\\ud800\\nb'"), (7, "7"), ("x" * 99, "x" * 40)],
 )
-def test_a_key_that_nobody_can_read_is_named_so_that_it_can_be_printed(
-    key: object, named: str
-) -> None:
+def test_an_unprintable_key_is_escaped_in_the_error(key: object, named: str) -> None:
     fails(a_document() | {key: 1}, named)
     fails(a_document(limits={key: 1}), f"limits.{named}")
 
 
-def test_a_number_that_nobody_can_print_is_no_number_of_sessions() -> None:
+def test_a_huge_number_is_too_large() -> None:
     assert fails(
         a_document(limits={"max_terminations": 1 << 20_000}), "limits.max_terminations"
     ) == ("this value is too large")
@@ -210,7 +208,7 @@ def test_a_number_that_nobody_can_print_is_no_number_of_sessions() -> None:
         ([a_rule("a"), a_rule("b"), a_rule("a")], "rules[2].name"),
     ],
 )
-def test_a_mistake_in_a_rule_names_the_rule(rules: object, place: str) -> None:
+def test_an_invalid_rule_is_an_error_that_names_the_rule(rules: object, place: str) -> None:
     fails({"version": 1, "rules": rules}, place)
 
 
@@ -239,7 +237,9 @@ def test_a_mistake_in_a_rule_names_the_rule(rules: object, place: str) -> None:
         ({**IDLE, "client": "fe80::/129"}, "client"),
     ],
 )
-def test_a_mistake_in_a_condition_names_the_condition(match: dict[str, Any], place: str) -> None:
+def test_an_invalid_condition_is_an_error_that_names_the_condition(
+    match: dict[str, Any], place: str
+) -> None:
     rules = [a_rule(), {"name": "b", "match": match}]
     fails({"version": 1, "rules": rules}, f"rules[1].match.{place}")
 
@@ -253,7 +253,7 @@ def test_a_mistake_in_a_condition_names_the_condition(match: dict[str, Any], pla
         *(([wrong], "[0]") for wrong in ("", None, 10, True, {"not": "x"}, ["x"])),
     ],
 )
-def test_a_condition_that_selects_by_nothing_is_refused(key: str, wrong: object, item: str) -> None:
+def test_an_empty_condition_is_refused(key: str, wrong: object, item: str) -> None:
     match = IDLE | {key: wrong}
     fails(a_document({"name": "a", "match": match}), f"rules[0].match.{key}{item}")
 
@@ -264,23 +264,23 @@ def test_a_condition_that_selects_by_nothing_is_refused(key: str, wrong: object,
     [300, 0, 0.5, "300", "5 m", "", "-5m", "5min", None, True, [], ["5m"], {}],
     ids=repr,
 )
-def test_what_is_no_duration_is_refused(clock: str, wrong: object) -> None:
+def test_an_invalid_duration_is_refused(clock: str, wrong: object) -> None:
     match = {"state": "active", clock: wrong}
     fails(a_document({"name": "a", "match": match}), f"rules[0].match.{clock}")
 
 
-def test_a_number_too_long_for_python_to_print_is_a_bare_number_like_others() -> None:
+def test_a_number_too_long_to_print_is_refused_as_a_duration() -> None:
     fails(a_document(a_rule(state="idle", idle_for=1 << 20_000)), "rules[0].match.idle_for")
 
 
 @pytest.mark.parametrize("number", [300, 0.5])
-def test_a_bare_number_is_answered_with_how_to_write_it(number: float) -> None:
+def test_a_number_without_unit_is_an_error_with_a_suggestion(number: float) -> None:
     problem = fails(a_document(a_rule(state="idle", idle_for=number)), "rules[0].match.idle_for")
     assert f"{number}s" in problem
 
 
 @pytest.mark.parametrize("endless", ["9" * 400 + "d", "99999999999999d", "40000d"])
-def test_a_duration_that_postgres_cannot_hold_is_a_mistake_of_the_policy(endless: str) -> None:
+def test_a_duration_beyond_ten_years_is_refused(endless: str) -> None:
     fails(a_document(a_rule(state="idle", idle_for=endless)), "rules[0].match.idle_for")
 
 
@@ -290,7 +290,7 @@ def test_a_rule_without_a_clock_is_refused() -> None:
 
 
 @pytest.mark.parametrize("state", ["idle", ["idle in transaction", "fastpath function call"]])
-def test_query_for_is_refused_where_no_query_runs(state: object) -> None:
+def test_query_for_is_refused_without_state_active(state: object) -> None:
     fails(a_document(a_rule(state=state, query_for="5m")), "rules[0].match.query_for")
 
 
@@ -314,21 +314,21 @@ def test_query_for_is_refused_where_no_query_runs(state: object) -> None:
         ({"queries": ["select"]}, "protect.queries"),
     ],
 )
-def test_a_protection_that_would_not_hold_is_refused(protect: object, place: str) -> None:
+def test_an_invalid_protection_is_refused(protect: object, place: str) -> None:
     fails(a_document(protect=protect), place)
 
 
 @pytest.mark.parametrize(
     ("limits", "place"), [(None, "limits"), (50, "limits"), ({"max": 5}, "limits.max")]
 )
-def test_a_limit_that_is_none_is_refused(limits: object, place: str) -> None:
+def test_an_invalid_limit_is_refused(limits: object, place: str) -> None:
     fails(a_document(limits=limits), place)
 
 
 @pytest.mark.parametrize(
     "wrong", [0, -1, 1.5, 50.0, "50", "50%", None, True, False, [50]], ids=repr
 )
-def test_a_number_of_sessions_is_whole_and_more_than_none(wrong: object) -> None:
+def test_max_terminations_must_be_a_positive_whole_number(wrong: object) -> None:
     fails(a_document(limits={"max_terminations": wrong}), "limits.max_terminations")
 
 
@@ -340,7 +340,7 @@ def test_a_number_of_sessions_is_whole_and_more_than_none(wrong: object) -> None
     ],
     ids=repr,
 )
-def test_a_share_is_a_percentage_above_0_and_up_to_100(wrong: object) -> None:
+def test_max_share_must_be_a_percentage_above_0_and_up_to_100(wrong: object) -> None:
     fails(a_document(limits={"max_share": wrong}), "limits.max_share")
 
 
@@ -381,31 +381,31 @@ def test_a_share_is_a_percentage_above_0_and_up_to_100(wrong: object) -> None:
         ("%", "anybody", False),
     ],
 )
-def test_a_glob_fits_the_whole_value_and_nothing_else(glob: str, role: str, *, fits: bool) -> None:
+def test_a_glob_matches_the_whole_value(glob: str, role: str, *, fits: bool) -> None:
     policy = a_policy(a_rule(state="idle", idle_for="1s", role=[glob]))
     assert condemns(policy, a_session(state="idle", role=role)) is fits
 
 
 @pytest.mark.parametrize("glob", ["[", "a[b", "[!", "[!]", "[]", "db[]", "[]abc", "[!]x", "a[]*"])
-def test_a_bracket_that_is_never_closed_is_refused_since_it_would_fit_nobody(glob: str) -> None:
+def test_an_unclosed_bracket_is_refused(glob: str) -> None:
     fails(a_document(protect={"roles": [glob]}), "protect.roles[0]")
 
 
-def test_a_range_that_holds_nothing_is_refused_since_it_would_fit_nobody() -> None:
+def test_an_empty_range_is_refused() -> None:
     fails(a_document(protect={"roles": ["app[9-0]"]}), "protect.roles[0]")
 
 
-def test_a_glob_full_of_stars_holds_nothing_up() -> None:
+def test_a_glob_with_many_stars_is_fast() -> None:
     policy = a_policy(a_rule(state="idle", idle_for="1s", role=["*a" * 30 + "b"]))
     with fail_after(60):
         assert not condemns(policy, a_session(state="idle", role="a" * 63))
 
 
-def test_what_is_wrong_with_a_pattern_is_said() -> None:
+def test_the_error_explains_an_invalid_pattern() -> None:
     brackets = fails(a_document(protect={"roles": ["dep[loy"]}), "protect.roles[0]")
-    assert brackets == "'dep[loy' has a [ without its ]; a plain [ is written [[]"
+    assert brackets == "'dep[loy' has an unclosed [; write [[] for a literal ["
     empty = fails(a_document(protect={"roles": ["app[9-0]"]}), "protect.roles[0]")
-    assert empty == "'app[9-0]' has a class that no character fits"
+    assert empty == "'app[9-0]' has a character class that matches no character"
     network = fails(a_document(protect={"clients": ["10.0.8"]}), "protect.clients[0]")
     assert network == (
         "'10.0.8' does not appear to be an IPv4 or IPv6 network;"
@@ -413,14 +413,14 @@ def test_what_is_wrong_with_a_pattern_is_said() -> None:
     )
 
 
-def test_what_is_wrong_with_a_mode_is_said() -> None:
+def test_the_error_lists_the_modes() -> None:
     problem = fails(a_document(mode="kill"), "mode")
-    assert problem == "'kill' is no mode; write one of off, observe, enforce"
+    assert problem == "invalid value 'kill'; valid: off, observe, enforce"
 
 
-def test_what_is_wrong_with_a_way_to_show_queries_is_said() -> None:
+def test_the_error_lists_the_query_visibilities() -> None:
     problem = fails(a_document(queries="all"), "queries")
-    assert problem == "'all' is no way to show queries: redacted, full"
+    assert problem == "invalid value 'all'; valid: redacted, full"
 
 
 # -- networks ---------------------------------------------------------------------------------------
@@ -442,9 +442,7 @@ def test_what_is_wrong_with_a_way_to_show_queries_is_said() -> None:
         ("::/0", None, False),
     ],
 )
-def test_a_network_holds_the_addresses_in_it(
-    network: str, client: str | None, *, fits: bool
-) -> None:
+def test_a_network_contains_its_addresses(network: str, client: str | None, *, fits: bool) -> None:
     policy = a_policy(a_rule(state="idle", idle_for="1s", client=[network]))
     assert condemns(policy, a_session(state="idle", client=client)) is fits
 
@@ -466,7 +464,7 @@ def test_a_network_holds_the_addresses_in_it(
         ("listen jobs[A-C]", "listen jobsb", True),
         ("stra?e", "select", False),
         ("stra?e", "STRASSE", False),
-        ("stra?e", "STRAßE", True),  # one character stays one, whatever its case
+        ("stra?e", "STRAßE", True),  # case folding does not change the length
         ("*from äpfel", "select * from ÄPFEL", True),
         ("*from orders where id = ?", "select * from orders where id = 42", True),
         ("*from orders where id = ?", "select * from orders where id = 'x'", True),
@@ -486,7 +484,7 @@ def test_a_network_holds_the_addresses_in_it(
         ("?needle", "needle", False),
     ],
 )
-def test_a_glob_matches_the_beginning_of_the_redacted_query(
+def test_a_query_glob_matches_the_beginning_of_the_redacted_query(
     glob: str, query: str, *, matches: bool
 ) -> None:
     policy = a_policy(a_rule(state="idle", idle_for="1s", query=[glob]))
@@ -511,17 +509,17 @@ def test_a_glob_matches_the_beginning_of_the_redacted_query(
         ("select [?]", r"select 'it\'s' or not", True),
     ],
 )
-def test_a_glob_sees_500_characters_and_no_sign_that_more_follow(
+def test_a_query_glob_is_compared_with_500_characters_without_the_ellipsis(
     glob: str, query: str, *, matches: bool
 ) -> None:
     policy = a_policy(a_rule(state="idle", idle_for="1s", query=[glob]))
     assert condemns(policy, a_session(state="idle", query=query)) is matches
 
 
-QUOTED = "reports show literals as ?; write ? for one"
+QUOTED = "queries are matched with each literal replaced by ?; write ? for it"
 HIDDEN = (
-    "but reports show literals as ? and leave comments out;"
-    " write ? for a literal, and a quoted name whole"
+    ": queries are matched without comments and with each literal replaced by ?;"
+    " write ? for a literal and complete every quoted name"
 )
 
 
@@ -531,34 +529,34 @@ HIDDEN = (
         (
             "^select",
             (
-                "'^select' contains ^: query is a glob, compared from the query's beginning;"
-                " [!a] is any character but a"
+                "'^select' contains ^: query is a glob and always matches from the beginning;"
+                " write [!a] to exclude a character"
             ),
         ),
         (
             r"\d",
             (
                 r"'\\d' contains \: query is a glob;"
-                " [*], [?] and [[] stand for these characters themselves"
+                " write [*], [?] or [[] for a literal *, ? or ["
             ),
         ),
-        ("(?i)x", "'(?i)x' contains (?: query is a glob; write ([?] for a literal in brackets"),
+        ("(?i)x", "'(?i)x' contains (?: query is a glob; write ([?] for a literal in parentheses"),
         (
             "a.*b",
             (
                 "'a.*b' contains .*: query is a glob;"
-                " write * for any text, [.]* for a dot and any text"
+                " write * for any text, or [.]* for a dot and any text"
             ),
         ),
         ("*'x'*", f"\"*'x'*\" contains ': {QUOTED}"),
-        ("a[b", "'a[b' has a [ without its ]; a plain [ is written [[]"),
-        ("a[9-0]", "'a[9-0]' has a class that no character fits"),
+        ("a[b", "'a[b' has an unclosed [; write [[] for a literal ["),
+        ("a[9-0]", "'a[9-0]' has a character class that matches no character"),
         *(
-            (glob, f"{glob!r} matches every query; remove it or be specific")
+            (glob, f"{glob!r} matches every query; remove it or make it more specific")
             for glob in ("*", "**", "?", "?*", " ", "* ?")
         ),
         *(
-            (glob, f"{glob!r} can match no query: it contains {hidden!r}, {HIDDEN}")
+            (glob, f"{glob!r} can never match because it contains {hidden!r}{HIDDEN}")
             for glob, hidden in (
                 ("* id = 42", "42"),
                 ("*id=4[0-9]", "4[0-9]"),
@@ -574,23 +572,23 @@ HIDDEN = (
         ),
         (
             "x" * 501,
-            f"'{'x' * 36}... can match no query: only 500 characters of one are compared",
+            f"'{'x' * 36}... can never match: only the first 500 characters of a query are compared",
         ),
         (
             "[ab]" * 501,
-            f"'{'[ab]' * 9}... can match no query: only 500 characters of one are compared",
+            f"'{'[ab]' * 9}... can never match: only the first 500 characters of a query are compared",
         ),
     ],
     ids=lambda value: value[:20],
 )
-def test_a_glob_that_matches_every_query_or_none_is_refused(glob: str, problem: str) -> None:
+def test_a_query_glob_that_matches_every_query_or_none_is_refused(glob: str, problem: str) -> None:
     assert (
         fails(a_document(a_rule(**IDLE, query=["x", glob])), "rules[0].match.query[1]") == problem
     )
 
 
 @pytest.mark.parametrize("glob", ["[ab]" * 500, "*" * 600 + "a", "x" * 500])
-def test_a_glob_as_long_as_what_it_is_compared_with_is_accepted(glob: str) -> None:
+def test_a_query_glob_of_the_longest_useful_length_is_accepted(glob: str) -> None:
     a_policy(a_rule(**IDLE, query=glob))
 
 
@@ -599,7 +597,7 @@ def test_a_glob_as_long_as_what_it_is_compared_with_is_accepted(glob: str) -> No
     ["*a" * 249 + "b", "*?" * 200 + "b", "*[!b]" * 100 + "b", "*" + "?" * 250 + "b*" + "?" * 240],
 )
 @pytest.mark.parametrize("query", ["a" * 500, "ab" * 250, "b" * 250 + "a" * 250])
-def test_no_query_holds_up_a_glob(glob: str, query: str) -> None:
+def test_matching_a_query_glob_is_fast_for_every_query(glob: str, query: str) -> None:
     (pattern,) = a_policy(a_rule(**IDLE, query=glob)).rules[0].match.query
     with fail_after(60):  # backtracking would take longer than there are years
         matches_query((pattern,), query)

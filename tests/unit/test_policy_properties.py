@@ -18,13 +18,13 @@ SCHEMA = Draft202012Validator(policy_schema())
 
 
 def keys_of(document: object) -> set[str]:
-    """The keys of all mappings in a document."""
+    """Return the keys of all mappings in a document."""
     if isinstance(document, dict):
         return {*document}.union(*map(keys_of, document.values()))
     return set().union(*map(keys_of, document)) if isinstance(document, list) else set()
 
 
-def is_read_as_the_schema_says_or_refused_with_its_place(document: object) -> None:
+def assert_valid_by_the_schema_or_refused_with_a_place(document: object) -> None:
     try:
         read_policy(document)
     except ConfigurationError as error:
@@ -35,7 +35,7 @@ def is_read_as_the_schema_says_or_refused_with_its_place(document: object) -> No
         SCHEMA.validate(document)
 
 
-def test_the_generated_policies_leave_no_key_out() -> None:
+def test_the_generated_policies_use_every_key() -> None:
     seen: set[str] = set()
 
     @settings(max_examples=100)
@@ -52,29 +52,29 @@ def test_a_policy_reads_the_same_from_json_and_from_yaml(document: Document) -> 
     policy = read_policy(document)
     written = json.dumps(document)
     assert read_policy(json.loads(written)) == policy
-    # Written anew from JSON, in which nothing is shared: PyYAML would write an alias.
+    # Parsed again because PyYAML writes an alias for a shared value.
     assert read_policy(parse_yaml(yaml.safe_dump(json.loads(written)))) == policy
 
 
 @given(policy_documents())
-def test_the_schema_takes_every_policy_that_the_engine_reads(document: Document) -> None:
+def test_the_schema_accepts_every_policy_that_the_function_reads(document: Document) -> None:
     SCHEMA.validate(document)
 
 
 @settings(max_examples=4 * settings().max_examples)
 @given(mistaken_documents())
-def test_a_mistake_is_refused_with_its_place_or_is_none_to_the_schema_either(
+def test_a_changed_policy_is_valid_by_the_schema_or_refused_with_a_place(
     document: Document,
 ) -> None:
-    is_read_as_the_schema_says_or_refused_with_its_place(document)
+    assert_valid_by_the_schema_or_refused_with_a_place(document)
 
 
 @given(json_values())
-def test_whatever_json_can_hold_is_refused_with_its_place(document: object) -> None:
-    is_read_as_the_schema_says_or_refused_with_its_place(document)
+def test_any_json_is_valid_by_the_schema_or_refused_with_a_place(document: object) -> None:
+    assert_valid_by_the_schema_or_refused_with_a_place(document)
 
 
 @given(st.text("a(?)*.1[^]$'\"\\ !=i-/", max_size=12))
-def test_a_query_glob_of_any_characters_is_read_or_refused_with_its_place(query: str) -> None:
+def test_any_query_glob_is_read_or_refused_with_a_place(query: str) -> None:
     document = a_document(a_rule(state="idle", idle_for="5m", query=query))
-    is_read_as_the_schema_says_or_refused_with_its_place(document)
+    assert_valid_by_the_schema_or_refused_with_a_place(document)

@@ -1,4 +1,4 @@
-"""What a rule may say beyond its names and clocks, and how a mistake in it is answered."""
+"""Keys of a rule beyond names and clocks, and the errors for them."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def the_problem(document: object) -> str:
     return str(caught.value)
 
 
-# -- what is read -----------------------------------------------------------------------------------
+# -- valid rules -----------------------------------------------------------------------------------
 
 
-def test_the_examples_of_the_contract_read() -> None:
+def test_reads_every_kind_of_rule() -> None:
     policy = a_policy(
         {
             "name": "under-pressure",
@@ -100,7 +100,7 @@ def test_the_examples_of_the_contract_read() -> None:
     )
 
 
-def test_what_a_rule_does_not_say_is_the_careful_default() -> None:
+def test_defaults_of_a_rule_are_the_careful_values() -> None:
     rule = the_rule()
     assert rule.action is Action.TERMINATE
     assert (rule.when, rule.until, rule.confirm_after, rule.escalate_after) == (None,) * 4
@@ -122,7 +122,7 @@ def test_what_a_rule_does_not_say_is_the_careful_default() -> None:
         ({"slots_free": 0}, "slots_free: 0"),
     ],
 )
-def test_a_mark_is_said_as_it_is_written(mark: dict[str, Any], text: str) -> None:
+def test_a_threshold_is_shown_as_it_is_written(mark: dict[str, Any], text: str) -> None:
     assert str(the_rule(when=mark).when) == text
 
 
@@ -137,16 +137,19 @@ def test_one_clock_is_enough(clock: str) -> None:
         {"until": {"slots_used": "70%"}},
         {"when": {"slots_used": "70%"}, "until": {"slots_used": "69.9%"}},
         {"when": {"slots_free": 5}, "until": {"slots_free": 6}},
-        {"when": {"slots_free": 5}, "until": {"slots_used": "99%"}},  # it depends on the server
+        {
+            "when": {"slots_free": 5},
+            "until": {"slots_used": "99%"},
+        },  # comparable only for a known server
         {"when": {"slots_used": "85%"}, "until": {"slots_free": 1}},
     ],
 )
-def test_marks_that_can_free_something_are_taken(marks: dict[str, Any]) -> None:
+def test_until_below_when_is_accepted(marks: dict[str, Any]) -> None:
     the_rule(**marks)
 
 
 @pytest.mark.parametrize("state", ["active", "fastpath function call"])
-def test_what_runs_can_be_cancelled(state: str) -> None:
+def test_running_states_can_be_cancelled(state: str) -> None:
     rule = the_rule({"state": [state], "idle_for": "1m"}, action="cancel")
     assert rule.escalate_after is None
 
@@ -156,7 +159,7 @@ def test_the_longest_pause_is_five_minutes() -> None:
     assert the_rule(RUNNING, action="cancel", escalate_after="5m").escalate_after == 300
 
 
-# -- what a look has to bring -----------------------------------------------------------------------
+# -- scope of the snapshot -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -172,18 +175,18 @@ def test_the_longest_pause_is_five_minutes() -> None:
         ({}, {"order": "most_harmful"}, True, True),
     ],
 )
-def test_the_lock_manager_is_asked_only_if_a_rule_wants_to_know(
+def test_lock_data_is_in_scope_only_if_the_policy_needs_it(
     match: dict[str, Any], limits: dict[str, Any], *, waits: bool, locks: bool
 ) -> None:
     scope = a_policy(a_rule("first"), a_rule_with(LEAKED | match), limits=limits).scope()
     assert (scope.waits, scope.locks) == (waits, locks)
 
 
-# -- what is refused, where, and with which remedy --------------------------------------------------
+# -- invalid rules --------------------------------------------------
 
 CLOCKS = "idle_for, transaction_for, connected_for, query_for, blocks_for"
 STATES = "active, idle, idle in transaction, idle in transaction (aborted), fastpath function call"
-NEEDS_ONE = "needs one of slots_used, slots_free; one only"
+EXACTLY_ONE = "must have exactly one of slots_used, slots_free"
 
 
 @pytest.mark.parametrize(
@@ -195,14 +198,14 @@ NEEDS_ONE = "needs one of slots_used, slots_free; one only"
         ),
         (
             a_rule_with({"state": "idle", "query_for": "5m"}),
-            "rules[0].match.query_for: counts in state active only, which state leaves out",
+            "rules[0].match.query_for: applies to active sessions only; add active to state",
         ),
         *(
             (
                 a_rule_with({"state": state, "waiting_for_client": waiting, "idle_for": "1m"}),
                 (
-                    "rules[0].match.waiting_for_client: tells active sessions apart; every other"
-                    " state waits for its client: state: active"
+                    "rules[0].match.waiting_for_client: applies to active sessions only;"
+                    " write state: active"
                 ),
             )
             for state in ("idle", ["active", "idle in transaction"])
@@ -210,27 +213,27 @@ NEEDS_ONE = "needs one of slots_used, slots_free; one only"
         ),
         (
             a_rule_with({**RUNNING, "waiting_for_client": "yes"}),
-            "rules[0].match.waiting_for_client: 'yes' is neither true nor false",
+            "rules[0].match.waiting_for_client: must be true or false, not 'yes'",
         ),
         (
             a_rule_with({**RUNNING, "waiting_for_client": 1}),
-            "rules[0].match.waiting_for_client: 1 is neither true nor false",
+            "rules[0].match.waiting_for_client: must be true or false, not 1",
         ),
         (
             a_rule_with({**LEAKED, "blocks": 0}),
-            "rules[0].match.blocks: 0 is no whole number from 1 up",
+            "rules[0].match.blocks: must be a whole number of at least 1, not 0",
         ),
         (
             a_rule_with({**LEAKED, "blocks": True}),
-            "rules[0].match.blocks: True is no whole number from 1 up",
+            "rules[0].match.blocks: must be a whole number of at least 1, not True",
         ),
         (
             a_rule_with({**LEAKED, "blocks_for": 30}),
-            "rules[0].match.blocks_for: 30 has no unit; write 30s or 5m, 1h30m, 2d",
+            "rules[0].match.blocks_for: 30 has no unit; write 30s or 5m",
         ),
         (
             a_rule_with({**LEAKED, "blocks_for": "soon"}),
-            "rules[0].match.blocks_for: 'soon' is no duration; write 30s, 5m, 1h30m or 2d",
+            "rules[0].match.blocks_for: invalid duration 'soon'; write 30s, 5m, 1h30m or 2d",
         ),
         (
             a_rule_with({**LEAKED, "holds": []}),
@@ -238,74 +241,73 @@ NEEDS_ONE = "needs one of slots_used, slots_free; one only"
         ),
         (
             a_rule_with({**LEAKED, "holds": ["xid", "lock"]}),
-            ("rules[0].match.holds[1]: 'lock' is no thing that a session holds: xid, xmin, locks"),
+            ("rules[0].match.holds[1]: invalid value 'lock'; valid: xid, xmin, locks"),
         ),
         (
             a_rule_with({**LEAKED, "pins_vacuum_by": "1000000"}),
-            "rules[0].match.pins_vacuum_by: '1000000' is no whole number from 1 up",
+            "rules[0].match.pins_vacuum_by: must be a whole number of at least 1, not '1000000'",
         ),
         (
             a_rule_with({**LEAKED, "state": "idel"}),
-            f"rules[0].match.state: 'idel' is no state a rule may name: {STATES}",
+            f"rules[0].match.state: invalid value 'idel'; valid: {STATES}",
         ),
-        (a_rule_with(when={}), f"rules[0].when: {NEEDS_ONE}"),
-        (a_rule_with(until={}), f"rules[0].until: {NEEDS_ONE}"),
+        (a_rule_with(when={}), f"rules[0].when: {EXACTLY_ONE}"),
+        (a_rule_with(until={}), f"rules[0].until: {EXACTLY_ONE}"),
         (
             a_rule_with(when={"slots_used": "85%", "slots_free": 5}),
-            f"rules[0].when: {NEEDS_ONE}",
+            f"rules[0].when: {EXACTLY_ONE}",
         ),
-        (a_rule_with(when="85%"), "rules[0].when: '85%' is no mapping of keys"),
+        (a_rule_with(when="85%"), "rules[0].when: must be a mapping of keys to values, not '85%'"),
         (
             a_rule_with(when={"slots": "85%"}),
-            "rules[0].when.slots: unknown key; known are slots_used, slots_free",
+            "rules[0].when.slots: unknown key; known: slots_used, slots_free",
         ),
         (
             a_rule_with(when={"slots_used": 85}),
-            "rules[0].when.slots_used: 85 is no share; write a percentage such as 50%",
+            "rules[0].when.slots_used: invalid percentage 85; write a value such as 50%, above 0%",
         ),
         (
             a_rule_with(when={"slots_free": "5"}),
-            "rules[0].when.slots_free: '5' is no whole number from 0 up",
+            "rules[0].when.slots_free: must be a whole number of at least 0, not '5'",
         ),
         (
             a_rule_with(when={"slots_free": -1}),
-            "rules[0].when.slots_free: -1 is no whole number from 0 up",
+            "rules[0].when.slots_free: must be a whole number of at least 0, not -1",
         ),
         (
             a_rule_with(when={"slots_used": "70%"}, until={"slots_used": "70.0%"}),
             (
-                "rules[0].until: slots_used: 70.0% is no better than when (slots_used: 70%):"
-                " it would free nothing"
+                "rules[0].until: must leave fewer slots used than when (slots_used: 70%), not slots_used: 70.0%"
             ),
         ),
         (
             a_rule_with(when={"slots_free": 5}, until={"slots_free": 5}),
             (
-                "rules[0].until: slots_free: 5 is no better than when (slots_free: 5):"
-                " it would free nothing"
+                "rules[0].until: must leave fewer slots used than when (slots_free: 5), not slots_free: 5"
             ),
         ),
         (
             a_rule_with(when={"slots_free": 5}, until={"slots_free": 4}),
             (
-                "rules[0].until: slots_free: 4 is no better than when (slots_free: 5):"
-                " it would free nothing"
+                "rules[0].until: must leave fewer slots used than when (slots_free: 5), not slots_free: 4"
             ),
         ),
         (
             a_rule_with(when={"slots_used": "70%"}, until={"slots_used": "85%"}),
             (
-                "rules[0].until: slots_used: 85% is no better than when (slots_used: 70%):"
-                " it would free nothing"
+                "rules[0].until: must leave fewer slots used than when (slots_used: 70%), not slots_used: 85%"
             ),
         ),
-        (a_rule_with(action="kill"), "rules[0].action: 'kill' is no action: terminate, cancel"),
+        (
+            a_rule_with(action="kill"),
+            "rules[0].action: invalid value 'kill'; valid: terminate, cancel",
+        ),
         *(
             (
                 a_rule_with({"state": state, "idle_for": "1m"}, action="cancel"),
                 (
-                    "rules[0].action: cancel does nothing to a session that runs no query:"
-                    " state: active, or terminate"
+                    "rules[0].action: cancel does nothing to a session without a query;"
+                    " write state: active or action: terminate"
                 ),
             )
             for state in ("idle", "idle in transaction (aborted)", ["active", "idle"])
@@ -313,50 +315,50 @@ NEEDS_ONE = "needs one of slots_used, slots_free; one only"
         (
             a_rule_with({**RUNNING, "waiting_for_client": True}, action="cancel"),
             (
-                "rules[0].action: cancel does nothing to a session that waits for its client;"
-                " terminate it"
+                "rules[0].action: cancel does nothing to a session waiting for its client;"
+                " write action: terminate"
             ),
         ),
         (
             a_rule_with(RUNNING, action="cancel", until={"slots_free": 5}),
-            "rules[0].until: cancel frees no slots; terminate does",
+            "rules[0].until: a cancel frees no slots; write action: terminate or remove until",
         ),
         (
             a_rule_with(RUNNING, escalate_after="10s"),
-            "rules[0].escalate_after: comes after a cancel; add action: cancel, or remove it",
+            "rules[0].escalate_after: requires action: cancel; add that, or remove escalate_after",
         ),
         (
             a_rule_with(RUNNING, action="terminate", escalate_after="0s"),
-            "rules[0].escalate_after: comes after a cancel; add action: cancel, or remove it",
+            "rules[0].escalate_after: requires action: cancel; add that, or remove escalate_after",
         ),
         (
             a_rule_with(RUNNING, action="cancel", escalate_after="301s"),
-            "rules[0].escalate_after: '301s' is longer than a run waits; 5m at most",
+            "rules[0].escalate_after: '301s' is too long; at most 5m",
         ),
         (
             a_rule_with(confirm_after="1h"),
-            "rules[0].confirm_after: '1h' is longer than a run waits; 5m at most",
+            "rules[0].confirm_after: '1h' is too long; at most 5m",
         ),
         (
             a_rule_with(confirm_after=2),
-            "rules[0].confirm_after: 2 has no unit; write 2s or 5m, 1h30m, 2d",
+            "rules[0].confirm_after: 2 has no unit; write 2s or 5m",
         ),
         (
             a_rule_with(order="newest"),
             (
-                "rules[0].order: unknown key; known are name, match, when, until, confirm_after,"
+                "rules[0].order: unknown key; known: name, match, when, until, confirm_after,"
                 " action, escalate_after"
             ),
         ),
     ],
 )
-def test_a_mistake_is_answered_with_its_place_and_its_remedy(
+def test_an_invalid_rule_is_an_error_with_its_place_and_remedy(
     rule: dict[str, Any], problem: str
 ) -> None:
     assert the_problem(a_document(rule)) == problem
 
 
-def test_cancel_may_meet_sessions_that_do_not_wait_for_their_client() -> None:
+def test_cancel_is_accepted_with_waiting_for_client_false() -> None:
     rule = the_rule({**RUNNING, "waiting_for_client": False}, action="cancel")
     assert rule.match.state == (State.ACTIVE,)
 
@@ -364,34 +366,41 @@ def test_cancel_may_meet_sessions_that_do_not_wait_for_their_client() -> None:
 @pytest.mark.parametrize(
     ("limits", "problem"),
     [
-        ({"order": "oldest"}, "limits.order: 'oldest' is no order: longest, most_harmful, newest"),
-        ({"max_per_application": 0}, "limits.max_per_application: 0 is no whole number from 1 up"),
-        ({"max_per_run": "5"}, "limits.max_per_run: '5' is no whole number from 1 up"),
-        ({"min_sessions": 0}, "limits.min_sessions: 0 is no whole number from 1 up"),
-        ({"max_share": 50}, "limits.max_share: 50 is no share; write a percentage such as 50%"),
+        (
+            {"order": "oldest"},
+            "limits.order: invalid value 'oldest'; valid: longest, most_harmful, newest",
+        ),
+        (
+            {"max_per_application": 0},
+            "limits.max_per_application: must be a whole number of at least 1, not 0",
+        ),
+        ({"max_per_run": "5"}, "limits.max_per_run: must be a whole number of at least 1, not '5'"),
+        ({"min_sessions": 0}, "limits.min_sessions: must be a whole number of at least 1, not 0"),
+        (
+            {"max_share": 50},
+            "limits.max_share: invalid percentage 50; write a value such as 50%, above 0%",
+        ),
         (
             {"max": 5},
             (
-                "limits.max: unknown key; known are max_terminations, max_per_application,"
+                "limits.max: unknown key; known: max_terminations, max_per_application,"
                 " max_per_run, max_share, min_sessions, order"
             ),
         ),
     ],
 )
-def test_a_mistake_in_the_limits_is_answered_with_its_place(
-    limits: dict[str, Any], problem: str
-) -> None:
+def test_an_invalid_limit_is_an_error_with_its_place(limits: dict[str, Any], problem: str) -> None:
     assert the_problem(a_document(limits=limits)) == problem
 
 
-# -- what others got wrong (peers.md, section 3) ----------------------------------------------------
+# -- mistakes of similar tools ----------------------------------------------------
 
 
 @pytest.mark.parametrize("glob", ["*", "?*", "**"])
-def test_a_glob_that_matches_every_query_is_refused_and_not_dropped(glob: str) -> None:
+def test_a_query_glob_that_matches_every_query_is_refused(glob: str) -> None:
     problem = the_problem(a_document(a_rule_with(LEAKED | {"query": glob})))
     assert problem == (
-        f"rules[0].match.query: '{glob}' matches every query; remove it or be specific"
+        f"rules[0].match.query: '{glob}' matches every query; remove it or make it more specific"
     )
 
 
@@ -406,14 +415,14 @@ def test_a_glob_that_matches_every_query_is_refused_and_not_dropped(glob: str) -
         (a_document(limits={"max_termination": 1}), "limits.max_termination"),
     ],
 )
-def test_p6_a_typo_is_an_error_and_no_lost_protection(document: object, place: str) -> None:
-    assert the_problem(document).startswith(f"{place}: unknown key; known are ")
+def test_a_misspelled_key_is_an_error(document: object, place: str) -> None:
+    assert the_problem(document).startswith(f"{place}: unknown key; known: ")
 
 
-def test_p13_a_mode_that_is_written_is_the_policys_and_no_default_overrides_it() -> None:
+def test_a_given_mode_is_not_overridden_by_a_default() -> None:
     assert str(a_policy(mode="enforce").mode) == "enforce"
 
 
-def test_p20_cancel_is_refused_where_it_returns_true_and_does_nothing() -> None:
+def test_cancel_is_refused_where_it_would_have_no_effect() -> None:
     for match in (LEAKED, {**RUNNING, "waiting_for_client": True}):
         assert "cancel does nothing" in the_problem(a_document(a_rule_with(match, action="cancel")))

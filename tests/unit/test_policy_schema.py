@@ -27,12 +27,12 @@ ACTIVE: dict[str, Any] = {"state": "active", "query_for": "5m"}
 
 
 def a_rule_with(match: dict[str, Any], **keys: object) -> dict[str, Any]:
-    """A policy of one rule."""
+    """Return a policy with one rule."""
     return a_document({"name": "a", "match": match, **keys})
 
 
 def examples_of(markdown: str) -> list[str]:
-    """The whole policies that are shown in a text."""
+    """Return the complete policies in a text."""
     return [
         text for text in re.findall(r"```yaml\n(.*?)```", markdown, re.DOTALL) if "version:" in text
     ]
@@ -41,11 +41,11 @@ def examples_of(markdown: str) -> list[str]:
 # -- the published file -----------------------------------------------------------------------------
 
 
-def test_the_published_schema_is_what_the_types_say() -> None:
+def test_the_published_schema_is_up_to_date() -> None:
     policy_schema.main(["--check"])
 
 
-def test_a_published_schema_that_says_something_else_is_told_with_the_remedy(
+def test_an_outdated_schema_is_an_error_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = tmp_path / "policy.schema.json"
@@ -64,13 +64,13 @@ def test_without_an_option_the_schema_is_printed(capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out) == MADE
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_a_valid_json_schema() -> None:
     Draft202012Validator.check_schema(MADE)
 
 
-def test_every_key_is_explained_and_no_mapping_takes_an_unknown_one() -> None:
+def test_every_key_has_a_description_and_unknown_keys_are_refused() -> None:
     mappings = [value for value in _parts(MADE) if value.get("type") == "object"]
-    assert len(mappings) == 7  # Policy, Rule, Match, two Marks, Protect, Limits
+    assert len(mappings) == 7  # Policy, Rule, Match, two Thresholds, Protect, Limits
     for mapping in mappings:
         assert mapping["additionalProperties"] is False
         assert all(value["description"] for value in mapping["properties"].values())
@@ -84,14 +84,14 @@ def _parts(value: object) -> list[dict[str, Any]]:
     return []
 
 
-def test_what_is_not_written_has_its_default_in_the_schema() -> None:
+def test_the_schema_contains_the_defaults() -> None:
     limits = MADE["properties"]["limits"]["properties"]
     defaults = {name: key["default"] for name, key in limits.items() if "default" in key}
     assert defaults == {"max_terminations": 100, "min_sessions": 1, "order": "longest"}
     assert MADE["properties"]["queries"]["default"] == "redacted"
 
 
-def test_a_reader_without_a_schema_is_a_mistake_of_ours() -> None:
+def test_a_reader_without_a_schema_is_an_error() -> None:
     with pytest.raises(LookupError, match="add it to _LEAVES"):
         policy_schema.value_schema(one_or_many(lambda value, _: str(value)), tuple[str, ...])
 
@@ -99,13 +99,13 @@ def test_a_reader_without_a_schema_is_a_mistake_of_ours() -> None:
 # -- the examples -----------------------------------------------------------------------------------
 
 
-def test_there_is_an_example_for_each_occasion() -> None:
+def test_the_example_policies_exist() -> None:
     names = [example.stem for example in EXAMPLES]
     assert names == ["article", "default", "development", "per-application", "production"]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_is_read_and_fits_the_schema_that_it_names(example: Path) -> None:
+def test_an_example_is_valid_and_names_the_schema(example: Path) -> None:
     load_policy(str(example), Deadline(10))
     text = example.read_text("utf-8")
     SCHEMA.validate(parse_yaml(text))
@@ -114,24 +114,24 @@ def test_an_example_is_read_and_fits_the_schema_that_it_names(example: Path) -> 
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_fits_into_an_ssm_parameter_with_its_comments(example: Path) -> None:
+def test_an_example_fits_into_a_standard_ssm_parameter(example: Path) -> None:
     text = example.read_bytes()
-    assert len(text) <= 4096  # a standard parameter; an advanced one holds 8 KB and is paid for
-    assert b"{{" not in text  # SSM takes it for a reference
+    assert len(text) <= 4096  # the limit of a standard parameter
+    assert b"{{" not in text  # SSM reads it as a reference
 
 
-def test_the_example_of_the_default_is_the_default() -> None:
+def test_the_default_example_is_the_bundled_policy() -> None:
     default = next(example for example in EXAMPLES if example.stem == "default")
     assert load_policy(str(default), Deadline(10)) == load_policy("", Deadline(10))
 
 
-def test_the_examples_show_every_key_but_a_few() -> None:
+def test_the_examples_use_almost_every_key() -> None:
     shown = "".join(example.read_text("utf-8") for example in EXAMPLES)
     keys = {key for part in _parts(MADE) for key in part.get("properties", {})}
     assert {key for key in keys if f"{key}:" not in shown} <= {"client", "database"}
 
 
-def test_the_policies_of_the_readme_are_read_and_fit_the_schema() -> None:
+def test_the_policies_in_the_readme_are_valid() -> None:
     policies = examples_of((ROOT / "README.md").read_text("utf-8"))
     assert policies
     for text in policies:
@@ -140,7 +140,7 @@ def test_the_policies_of_the_readme_are_read_and_fit_the_schema() -> None:
         SCHEMA.validate(document)
 
 
-# -- what is refused, and what is not ---------------------------------------------------------------
+# -- valid and invalid policies ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_the_policies_of_the_readme_are_read_and_fit_the_schema() -> None:
         a_rule_with(ACTIVE, action="terminate", escalate_after="10s"),
     ],
 )
-def test_a_mistake_is_refused_by_the_function_and_shown_by_the_editor(document: object) -> None:
+def test_function_and_schema_refuse_an_invalid_policy(document: object) -> None:
     with pytest.raises(ConfigurationError):
         read_policy(document)
     assert not SCHEMA.is_valid(document)
@@ -268,6 +268,6 @@ def test_a_mistake_is_refused_by_the_function_and_shown_by_the_editor(document: 
         a_rule_with({"state": "idle in transaction", "blocks_for": "30s"}, confirm_after="5m"),
     ],
 )
-def test_an_unusual_policy_is_read_and_no_editor_complains(document: dict[str, Any]) -> None:
+def test_function_and_schema_accept_an_unusual_policy(document: dict[str, Any]) -> None:
     read_policy(document)
     SCHEMA.validate(document)

@@ -34,18 +34,18 @@ AIVEN = "pg-1-project.aivencloud.com"
         ("::1", Provider.VANILLA),
     ],
 )
-def test_a_host_s_name_tells_its_provider(host: str, provider: Provider) -> None:
+def test_a_host_name_indicates_the_provider(host: str, provider: Provider) -> None:
     assert provider_of(host) is provider
 
 
-def test_an_endpoint_of_rds_tells_its_region() -> None:
+def test_an_rds_endpoint_contains_its_region() -> None:
     assert rds_region(RDS) == "eu-west-1"
     assert rds_region("x.abc.us-gov-west-1.rds.amazonaws.com") == "us-gov-west-1"
     assert rds_region("x.abc.cn-north-1.rds.amazonaws.com.cn") == "cn-north-1"
     assert rds_region("x.eu-west-1.rds.amazonaws.com.example") is None
 
 
-def test_rds_proxy_is_told_by_its_name() -> None:
+def test_rds_proxy_is_recognised_by_its_name() -> None:
     assert is_proxy("orders.proxy-abc123.eu-west-1.rds.amazonaws.com")
     assert is_proxy("Orders.PROXY-abc123.EU-WEST-1.rds.amazonaws.com")
     assert not is_proxy(RDS)
@@ -58,17 +58,18 @@ def test_rds_proxy_is_told_by_its_name() -> None:
         ("db.example.com", "as a superuser", "fallback_secret"),
         (RDS, "as the master user", "parameter group"),
         (WRITER, "as the master user", "parameter group"),
-        (AIVEN, "console of Aiven", "PgBouncer pool"),
+        (AIVEN, "in the Aiven console", "PgBouncer pool"),
     ],
 )
-def test_a_full_server_is_dealt_with_in_its_provider_s_way(host: str, now: str, later: str) -> None:
-    said_now, said_later = reserved_slot_instructions(host, 'odd "role"').split(
-        " For the next time: "
-    )
-    assert now in said_now
-    assert "pg_terminate_backend" in said_now
-    assert later in said_later
-    assert 'TO "odd ""role"""' in said_later
+def test_instructions_for_a_full_server_depend_on_the_provider(
+    host: str, now: str, later: str
+) -> None:
+    instructions = reserved_slot_instructions(host, 'odd "role"')
+    first, second = instructions.split(" For the next time: ")
+    assert now in first
+    assert "pg_terminate_backend" in first
+    assert later in second
+    assert 'TO "odd ""role"""' in second
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,6 @@ def test_a_full_server_is_dealt_with_in_its_provider_s_way(host: str, now: str, 
         (AIVEN, "avn project ca-get"),
     ],
 )
-def test_an_unknown_authority_is_made_known_in_its_provider_s_way(host: str, remedy: str) -> None:
+def test_instructions_for_an_unknown_ca_depend_on_the_provider(host: str, remedy: str) -> None:
     assert remedy in explain_unknown_authority(host)
     assert "sslrootcert" in explain_unknown_authority(host)

@@ -1,4 +1,4 @@
-"""Queries made of PostgreSQL's lexical forms, with a canary wherever data can be."""
+"""Redaction of generated queries: PostgreSQL's tokens, with a canary wherever data can be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from session_reaper.sessions.redaction import MAX_LENGTH, redact
 
-from tests.unit.test_redaction import CANARY, NUMBER, leaks
+from tests.canary_queries import CANARY, NUMBER, leaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,15 +67,15 @@ NUMBERS = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A token, or a comment, and what is shown of it."""
+    """A token or a comment, and what is shown of it."""
 
     text: str
     shown: str
-    glues: bool = False  # means the same with nothing between it and its neighbours
+    glues: bool = False  # may stand next to its neighbours without a space
 
 
 def pieces_of(body: st.SearchStrategy[str]) -> st.SearchStrategy[Piece]:
-    """Tokens of every kind; what `body` draws is in the literals and the comments."""
+    """Return tokens of every kind, with text from `body` in the literals and comments."""
 
     def literal(form: Callable[[str], str]) -> st.SearchStrategy[Piece]:
         return body.map(lambda text: Piece(text=form(text), shown="?"))
@@ -109,7 +109,7 @@ def _balanced(text: str) -> str:
 
 @st.composite
 def queries(draw: st.DrawFn) -> str:
-    """Anything that has tokens of PostgreSQL's, in any order."""
+    """Return any sequence of PostgreSQL's tokens."""
     bodies = st.lists(st.sampled_from([*HOSTILE, CANARY]), min_size=1, max_size=6).map("".join)
     query, glues = "", True
     for piece in draw(st.lists(pieces_of(bodies), min_size=1, max_size=12)):
@@ -123,7 +123,7 @@ def queries(draw: st.DrawFn) -> str:
 
 @settings(max_examples=3 * settings().max_examples)
 @given(queries())
-def test_no_part_of_a_literal_or_a_comment_is_left_wherever_the_server_cuts(query: str) -> None:
+def test_no_part_of_a_literal_or_comment_is_shown_wherever_the_server_cuts(query: str) -> None:
     whole = query.encode()
     for end in range(len(whole) + 1):
         cut = whole[:end].decode(errors="replace")
@@ -136,7 +136,7 @@ TAME = st.sampled_from(
 
 
 @given(st.lists(pieces_of(TAME), max_size=20))
-def test_all_else_is_left_as_it_is(pieces: list[Piece]) -> None:
+def test_everything_else_is_unchanged(pieces: list[Piece]) -> None:
     query = " ".join(piece.text for piece in pieces)
     shown = " ".join(" ".join(piece.shown for piece in pieces).split())
     assert redact(query, len(query)) == shown
@@ -154,12 +154,12 @@ PRINTABLE = st.text(st.characters(categories=["L", "N", "P", "S"], include_chara
 
 @given(SOUP.map("".join) | PRINTABLE)
 @example("set a.b to")
-def test_a_redacted_query_redacted_again_is_the_same(query: str) -> None:
+def test_redaction_is_idempotent(query: str) -> None:
     assert redact(redact(query)) == redact(query)
 
 
 @given(SOUP.map("".join) | st.text())
-def test_whatever_it_gets_it_gives_one_short_line_of_printable_characters(query: str) -> None:
+def test_the_result_is_always_one_short_line_of_printable_characters(query: str) -> None:
     redacted = redact(query)
     assert redacted.isprintable()
     assert len(redacted) <= MAX_LENGTH

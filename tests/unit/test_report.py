@@ -22,9 +22,9 @@ from session_reaper.report.model import (
 from tests.builders import (
     a_decision,
     a_fate,
-    a_look,
     a_report,
     a_session,
+    a_snapshot,
     a_target_report,
     some_fates,
     some_slots,
@@ -299,7 +299,7 @@ def test_the_pressure_that_put_a_rule_in_force_is_told_if_there_was_any() -> Non
 
 def recorded_target(query: str, name: str = "orders") -> TargetReport:
     sessions = (a_session(pid=pid, query=query) for pid in range(1, 5001))
-    return a_target_report(name=name, recorded=a_look(*sessions))
+    return a_target_report(name=name, recorded=a_snapshot(*sessions))
 
 
 def test_a_recording_that_lambda_could_not_return_is_an_error_with_its_remedy() -> None:
@@ -307,7 +307,7 @@ def test_a_recording_that_lambda_could_not_return_is_an_error_with_its_remedy() 
     assert len(to_recordings(a_report(recorded))["orders"]["sessions"]) == 5000
     long = recorded_target("select " + "a" * 600, "long")
     with pytest.raises(
-        ConfigurationError, match=r"^event\.record: the looks are .* name one target$"
+        ConfigurationError, match=r"^event\.record: the snapshots have .* name one target$"
     ):
         to_recordings(a_report(recorded, long))
 

@@ -11,9 +11,9 @@ from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import Mode
 from session_reaper.runs.request import (
     RunRequest,
-    effective_mode,
     is_scheduled,
-    policy_of_run,
+    lowest_mode,
+    merge_policy,
     read_request,
 )
 
@@ -26,12 +26,12 @@ EVENTS = Path(__file__).parents[2] / "events"
 OFF, OBSERVE, ENFORCE = Mode.OFF, Mode.OBSERVE, Mode.ENFORCE
 
 
-def test_there_are_events_to_read() -> None:
+def test_the_folder_contains_events() -> None:
     assert len(list(EVENTS.glob("*.json"))) >= 4
 
 
 @pytest.mark.parametrize("path", sorted(EVENTS.glob("*.json")), ids=lambda path: path.name)
-def test_every_event_in_the_folder_is_understood(path: Path) -> None:
+def test_every_event_in_the_folder_is_valid(path: Path) -> None:
     assert isinstance(read_request(json.loads(path.read_text("utf-8"))), RunRequest)
 
 
@@ -46,7 +46,7 @@ def test_every_event_in_the_folder_is_understood(path: Path) -> None:
         ("manual_one_target.json", RunRequest(targets=("orders",))),
     ],
 )
-def test_an_event_asks_for_what_its_name_says(name: str, request_: RunRequest) -> None:
+def test_an_event_requests_what_its_file_name_says(name: str, request_: RunRequest) -> None:
     assert read_request(json.loads((EVENTS / name).read_text("utf-8"))) == request_
 
 
@@ -58,11 +58,11 @@ def test_an_event_asks_for_what_its_name_says(name: str, request_: RunRequest) -
         {"source": "custom", "detail-type": "Leak", "detail": {"mode": "off"}, "replay-name": "x"},
     ],
 )
-def test_anything_from_eventbridge_is_a_run_over_everything(event: dict[str, Any]) -> None:
+def test_any_event_from_eventbridge_is_a_run_without_options(event: dict[str, Any]) -> None:
     assert read_request(event) == RunRequest()
 
 
-def test_a_manual_event_may_ask_for_all_at_once() -> None:
+def test_a_manual_event_may_combine_options() -> None:
     asked = read_request(
         {"mode": "observe", "targets": ["a", "b"], "rules": ["r"], "policy": a_document()}
     )
@@ -99,12 +99,12 @@ def test_a_manual_event_may_ask_for_all_at_once() -> None:
         ("{}", "event: "),
     ],
 )
-def test_what_an_event_cannot_ask_is_named(event: object, place: str) -> None:
+def test_an_invalid_event_is_an_error_that_names_the_key(event: object, place: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^{place}"):
         read_request(event)
 
 
-def test_an_unknown_key_is_shown_with_those_that_are_known() -> None:
+def test_the_error_for_an_unknown_key_lists_the_known_ones() -> None:
     with pytest.raises(ConfigurationError, match="mode, targets, rules, policy"):
         read_request({"modes": "off"})
 
@@ -122,32 +122,32 @@ def test_an_unknown_key_is_shown_with_those_that_are_known() -> None:
         (OFF, ENFORCE, ENFORCE, OFF),
     ],
 )
-def test_the_most_careful_mode_holds(
+def test_the_lowest_mode_applies(
     stack: Mode, policy: Mode | None, event: Mode | None, effective: Mode
 ) -> None:
-    assert effective_mode(stack, policy, event) is effective
+    assert lowest_mode(stack, policy, event) is effective
 
 
-def test_a_request_that_names_no_rules_gets_all() -> None:
+def test_a_request_without_rules_keeps_all() -> None:
     policy = a_policy(a_rule("a"), a_rule("b"), mode="observe", protect={"roles": ["deploy"]})
-    assert policy_of_run(policy, RunRequest()) == policy
+    assert merge_policy(policy, RunRequest()) == policy
 
 
-def test_the_rules_of_a_request_keep_the_order_of_the_policy() -> None:
+def test_the_selected_rules_keep_the_order_of_the_policy() -> None:
     policy = a_policy(a_rule("a"), a_rule("b"), a_rule("c"))
-    chosen = policy_of_run(policy, RunRequest(rules=("c", "a")))
+    chosen = merge_policy(policy, RunRequest(rules=("c", "a")))
     assert [rule.name for rule in chosen.rules] == ["a", "c"]
 
 
-def test_a_rule_that_the_policy_does_not_have_is_named_with_those_it_has() -> None:
+def test_the_error_for_an_unknown_rule_lists_the_known_ones() -> None:
     policy = a_policy(a_rule("a"), a_rule("b"))
     with pytest.raises(ConfigurationError, match=r"^event\.rules\[1\]: .*\bz\b.*\ba, b$"):
-        policy_of_run(policy, RunRequest(rules=("a", "z")))
+        merge_policy(policy, RunRequest(rules=("a", "z")))
 
 
-def test_the_policy_of_an_event_takes_the_place_of_the_stacks() -> None:
+def test_the_policy_of_an_event_replaces_the_stacks() -> None:
     own = a_policy(a_rule("own"), limits={"max_terminations": 5})
-    policy = policy_of_run(a_policy(a_rule("stack")), RunRequest(policy=own, rules=("own",)))
+    policy = merge_policy(a_policy(a_rule("stack")), RunRequest(policy=own, rules=("own",)))
     assert policy == own
 
 
@@ -163,12 +163,12 @@ def test_the_policy_of_an_event_takes_the_place_of_the_stacks() -> None:
         ("enforce", None, ENFORCE),
     ],
 )
-def test_the_policy_of_an_event_does_not_lift_the_mode_of_the_stacks(
+def test_the_policy_of_an_event_cannot_raise_the_mode(
     stack: str | None, event: str | None, effective: Mode | None
 ) -> None:
     policy = a_policy(**{"mode": stack} if stack else {})
     own = a_policy(**{"mode": event} if event else {})
-    assert policy_of_run(policy, RunRequest(policy=own)).mode is effective
+    assert merge_policy(policy, RunRequest(policy=own)).mode is effective
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,8 @@ def test_queries_are_shown_in_full_only_if_the_stacks_policy_allows_it(
     stack: str, event: str, effective: str
 ) -> None:
     policy, own = a_policy(queries=stack), a_policy(queries=event)
-    assert policy_of_run(policy, RunRequest()).queries == stack
-    assert policy_of_run(policy, RunRequest(policy=own)).queries == effective
+    assert merge_policy(policy, RunRequest()).queries == stack
+    assert merge_policy(policy, RunRequest(policy=own)).queries == effective
 
 
 @pytest.mark.parametrize(
@@ -196,12 +196,12 @@ def test_queries_are_shown_in_full_only_if_the_stacks_policy_allows_it(
         ("databases", {"database": "deploy"}),
     ],
 )
-def test_the_policy_of_an_event_does_not_lift_the_protections_of_the_stacks(
+def test_the_policy_of_an_event_keeps_the_protections_of_the_stacks(
     key: str, session: dict[str, Any]
 ) -> None:
     stack = a_policy(protect={key: ["deploy"], "clients": ["10.9.0.0/16"]})
     own = a_policy(protect={key: ["more"], "clients": ["10.8.0.0/16"]})
-    policy = policy_of_run(stack, RunRequest(policy=own))
+    policy = merge_policy(stack, RunRequest(policy=own))
     name = next(iter(session))
     for spared in (session, {name: "more"}, {"client": "10.9.0.1"}, {"client": "10.8.0.1"}):
         (decision,) = decide([a_session(**spared)], some_slots(), policy).decisions
@@ -210,7 +210,7 @@ def test_the_policy_of_an_event_does_not_lift_the_protections_of_the_stacks(
     assert decision.verdict is Verdict.CONDEMN
 
 
-def test_a_check_is_no_recording() -> None:
+def test_check_and_record_cannot_be_combined() -> None:
     assert read_request({"check": True}) == RunRequest(check=True)
     with pytest.raises(ConfigurationError, match=r"^event\.record: .*check"):
         read_request({"check": True, "record": True})
@@ -218,7 +218,7 @@ def test_a_check_is_no_recording() -> None:
         read_request({"check": "yes"})
 
 
-def test_an_event_may_ask_for_role_level_advice_to_be_applied() -> None:
+def test_apply_lists_the_codes_of_role_settings() -> None:
     asked = read_request({"apply": ["set-transaction-timeout", "set-idle-session-timeout"]})
     assert asked.apply == ("set-transaction-timeout", "set-idle-session-timeout")
     assert not asked.is_usual
@@ -227,7 +227,7 @@ def test_an_event_may_ask_for_role_level_advice_to_be_applied() -> None:
 @pytest.mark.parametrize(
     ("event", "problem"),
     [
-        ({"apply": ["use-pooler"]}, r"event\.apply\[0\]: 'use-pooler' cannot be applied; what can"),
+        ({"apply": ["use-pooler"]}, r"event\.apply\[0\]: invalid value 'use-pooler'; valid"),
         (
             {"apply": ["set-transaction-timeout", "x"]},
             r"event\.apply\[1\]: .*: set-idle-in-transaction-timeout, set-idle-session-.*-timeout$",
@@ -236,20 +236,20 @@ def test_an_event_may_ask_for_role_level_advice_to_be_applied() -> None:
         ({"apply": True}, r"event\.apply: "),
         (
             {"apply": ["set-transaction-timeout"], "check": True},
-            r"event\.apply: does not go together with check",
+            r"event\.apply: cannot be combined with check",
         ),
         (
             {"apply": ["set-transaction-timeout"], "record": True},
-            r"event\.apply: does not go together with record",
+            r"event\.apply: cannot be combined with record",
         ),
     ],
 )
-def test_what_cannot_be_applied_is_an_error(event: dict[str, Any], problem: str) -> None:
+def test_an_invalid_apply_is_an_error(event: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^{problem}"):
         read_request(event)
 
 
-def test_only_eventbridge_s_envelopes_are_scheduled() -> None:
+def test_only_envelopes_of_eventbridge_are_scheduled() -> None:
     for path in EVENTS.glob("*.json"):
         scheduled = path.stem.startswith("schedule")
         assert is_scheduled(json.loads(path.read_text())) is scheduled
@@ -287,5 +287,5 @@ def test_no_error_shows_a_credential(event: Callable[[object], object], value: o
 def test_a_rule_that_looks_like_a_credential_is_not_shown(name: str) -> None:
     request = read_request({"rules": [name]})
     with pytest.raises(ConfigurationError, match=r"^event\.rules\[0\]: ") as caught:
-        policy_of_run(a_policy(), request)
+        merge_policy(a_policy(), request)
     assert "hunter2" not in str(caught.value)

@@ -4,12 +4,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Event
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
-from session_reaper.aws import secrets_manager
+from session_reaper.aws.secrets_manager import KEEP_SECONDS, SecretCache
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
 from session_reaper.report.model import Failure, TargetReport, TargetStatus, record_unfinished
@@ -18,14 +17,11 @@ from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.operations import record, run_on_target
 from session_reaper.runs.parallel import Job, JobResult, Progress, run_jobs
 from session_reaper.settings import read_settings
-from session_reaper.targets.secret_document import read_targets
 
 from tests.builders import a_secret, a_target_report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from session_reaper.targets.target import Instance, Secret, Target
+    from collections.abc import Callable, Mapping
 
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:"
 
@@ -35,15 +31,15 @@ class Meta:
 
 
 class SecretsManager:
-    """A substitute for botocore's client: secrets by name, all tagged reap=yes."""
+    """Stands in for botocore's client: secrets by name, all of them tagged reap=yes."""
 
     meta = Meta()
 
-    def __init__(self, secrets: dict[str, str]) -> None:
+    def __init__(self, secrets: Mapping[str, object]) -> None:
         self._secrets = secrets
         self.calls: list[list[str]] = []  # the names that each call asked for
 
-    def get_secret_value(self, *, SecretId: str) -> dict[str, str]:  # noqa: N803 -- botocore's name
+    def get_secret_value(self, *, SecretId: str) -> dict[str, object]:  # noqa: N803 -- botocore's name
         self.calls.append([SecretId])
         name = SecretId.removeprefix(ARN)
         if name not in self._secrets:
@@ -75,30 +71,31 @@ class SecretsManager:
 
 
 def run(
-    monkeypatch: pytest.MonkeyPatch,
-    secrets: dict[str, str] | SecretsManager,
-    *names: str,
-    **settings: str,
+    secrets: Mapping[str, object] | SecretsManager, *names: str, **settings: str
 ) -> tuple[TargetReport, ...]:
-    return _run(monkeypatch, secrets, names, settings, fresh=True)
+    return run_with_cache(SecretCache(), secrets, names, settings, bypass_cache=True)
 
 
-def _run(
-    monkeypatch: pytest.MonkeyPatch,
-    secrets: dict[str, str] | SecretsManager,
+def run_with_cache(
+    cache: SecretCache,
+    secrets: Mapping[str, object] | SecretsManager,
     names: tuple[str, ...],
     settings: dict[str, str],
     *,
-    fresh: bool,
+    bypass_cache: bool,
 ) -> tuple[TargetReport, ...]:
-    fake = secrets if isinstance(secrets, SecretsManager) else SecretsManager(secrets)
-    monkeypatch.setattr(secrets_manager, "get_client", lambda _service: fake)
+    client: Any = secrets if isinstance(secrets, SecretsManager) else SecretsManager(secrets)
     topic = "arn:aws:sns:eu-west-1:123456789012:topic"
-    directory = TargetDiscovery(read_settings({"TOPIC_ARN": topic, **settings}), fresh=fresh)
-    work = partial(run_on_target, record, directory)
+    discovery = TargetDiscovery(
+        read_settings({"TOPIC_ARN": topic, **settings}),
+        bypass_cache=bypass_cache,
+        cache=cache,
+        client=client,
+    )
+    work = partial(run_on_target, record, discovery)
     logs = module.OutcomeLogs()
     return module.run(
-        directory, names, work, logs, deadline=Deadline(5), logging_deadline=Deadline(6)
+        discovery, names, work, logs, deadline=Deadline(5), logging_deadline=Deadline(6)
     )
 
 
@@ -114,50 +111,37 @@ BROKEN = a_secret(name="broken", host=None)  # fails before anything goes out to
     ],
     ids=["name and ARN", "name and tag", "ARN and tag"],
 )
-def test_a_secret_listed_twice_is_one_target(
-    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]
-) -> None:
-    # An invalid host name: resolving it needs no network.
+def test_a_secret_configured_twice_is_one_target(settings: dict[str, str]) -> None:
+    # A name that is invalid without a look-up.
     secrets = {"orders": a_secret(host="no..such..host")}
-    reports = run(monkeypatch, secrets, **settings)
+    reports = run(secrets, **settings)
     assert [report.name for report in reports] == ["orders"]
     assert reports[0].status is TargetStatus.FAILED
 
 
-def test_each_invalid_secret_is_reported_as_a_target_with_its_own_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_each_invalid_secret_has_a_report_with_its_own_error() -> None:
     secrets = {"a": BROKEN, "b": "no json", "c": a_secret(engine="mysql")}
-    reports = run(monkeypatch, secrets, TARGET_SECRETS="a,b,c")
+    reports = run(secrets, TARGET_SECRETS="a,b,c")
     messages = [report.error.message for report in reports if report.error]
     assert messages[0].startswith("secret a: host ")
-    assert messages[1].startswith("secret b is not JSON")
+    assert messages[1].startswith("secret b: the text must be JSON")
     assert messages[2].startswith("secret c: engine mysql ")
 
 
-def test_a_bug_in_reading_one_secret_does_not_hide_the_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def stumbles(
-        secret: Secret, instances: Callable[[], Iterable[Instance]], *, whole_clusters: bool
-    ) -> tuple[Target, ...]:
-        if secret.name == "odd":
-            raise KeyError("CANARY")
-        return read_targets(secret, instances, whole_clusters=whole_clusters)
+def test_a_bug_while_parsing_a_secret_does_not_affect_the_others() -> None:
+    class CANARY:
+        """A value that Secrets Manager never returns, so that parsing it raises TypeError."""
 
-    monkeypatch.setattr("session_reaper.runs.discovery.read_targets", stumbles)
-    reports = run(monkeypatch, {"odd": BROKEN, "a": BROKEN}, TARGET_SECRETS="odd,a")
+    reports = run({"odd": CANARY(), "a": BROKEN}, TARGET_SECRETS="odd,a")
     codes = {report.name: report.error.code for report in reports if report.error}
     assert codes == {"odd": "internal", "broken": "secret"}
     assert "CANARY" not in repr(reports)
 
 
-def test_secrets_are_read_in_batches_of_twenty_and_each_keeps_its_own_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_secrets_are_read_in_batches_of_twenty_and_keep_their_own_errors() -> None:
     names = [f"s{n}" for n in range(45)]
     fake = SecretsManager({name: BROKEN for name in names if name != "s7"})
-    reports = run(monkeypatch, fake, TARGET_SECRETS=",".join(names))
+    reports = run(fake, TARGET_SECRETS=",".join(names))
     assert sorted(map(len, fake.calls)) == [5, 20, 20]
     messages = [report.error.message for report in reports if report.error]
     assert len(messages) == 45
@@ -166,9 +150,7 @@ def test_secrets_are_read_in_batches_of_twenty_and_each_keeps_its_own_error(
     assert messages[8].startswith("secret s8: host ")
 
 
-def test_a_secret_of_another_account_is_read_by_itself(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_secret_of_another_account_is_read_by_itself() -> None:
     """BatchGetSecretValue does not reach across accounts; GetSecretValue does."""
 
     class Elsewhere(SecretsManager):
@@ -177,14 +159,14 @@ def test_a_secret_of_another_account_is_read_by_itself(
             error = {"SecretId": SecretIdList[1], "ErrorCode": "AccessDeniedException"}
             return {**here, "Errors": [error]}
 
-        def get_secret_value(self, *, SecretId: str) -> dict[str, str]:  # noqa: N803 -- as above
+        def get_secret_value(self, *, SecretId: str) -> dict[str, object]:  # noqa: N803 -- as above
             return super().get_secret_value(
                 SecretId=SecretId.replace("999999999999", "123456789012")
             )
 
     theirs = f"{ARN}b".replace("123456789012", "999999999999")
     fake = Elsewhere({"a": BROKEN, "b": BROKEN})
-    reports = run(monkeypatch, fake, TARGET_SECRETS=f"a,{theirs}")
+    reports = run(fake, TARGET_SECRETS=f"a,{theirs}")
     assert [report.error.message for report in reports if report.error] == [
         "secret a: host is missing",
         "secret b: host is missing",
@@ -192,80 +174,72 @@ def test_a_secret_of_another_account_is_read_by_itself(
     assert fake.calls[-1] == [f"{ARN}b"]
 
 
-def test_without_permission_for_batches_each_secret_is_read_by_itself(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_permission_for_batches_each_secret_is_read_by_itself() -> None:
     class Single(SecretsManager):
         def batch_get_secret_value(self, **_: object) -> dict[str, Any]:
             raise ClientError({"Error": {"Code": "AccessDeniedException"}}, "BatchGetSecretValue")
 
     fake = Single({"a": BROKEN, "b": "no json"})
-    reports = run(monkeypatch, fake, TARGET_SECRETS="a,b,c")
+    reports = run(fake, TARGET_SECRETS="a,b,c")
     assert fake.calls == [["a"], ["b"], ["c"]]
     assert [report.name for report in reports] == ["broken", "b", "c"]
 
 
-def test_a_scheduled_run_uses_secrets_cached_for_up_to_15_minutes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_scheduled_run_uses_cached_secrets_for_fifteen_minutes() -> None:
     fake = SecretsManager({"a": BROKEN, "b": BROKEN})
     now = [1_000_000.0]
-    monkeypatch.setattr(secrets_manager, "time", SimpleNamespace(time=lambda: now[0]))
-    monkeypatch.setattr(secrets_manager, "_kept", {})
+    cache = SecretCache(clock=lambda: now[0])
 
-    def scheduled() -> None:
-        _run(monkeypatch, fake, (), {"TARGET_SECRETS": "a,b"}, fresh=False)
+    def reads(*, bypass_cache: bool) -> list[list[str]]:
+        fake.calls.clear()
+        settings = {"TARGET_SECRETS": "a,b"}
+        run_with_cache(cache, fake, (), settings, bypass_cache=bypass_cache)
+        return [*fake.calls]
 
-    scheduled()
-    scheduled()
-    assert fake.calls == [["a", "b"]]
-    run(monkeypatch, fake, TARGET_SECRETS="a,b")  # by hand: somebody may just have changed one
-    assert fake.calls == [["a", "b"]] * 2
-    now[0] += secrets_manager.KEEP_SECONDS
-    scheduled()
-    assert fake.calls == [["a", "b"]] * 3
-
-
-def test_an_unknown_target_is_an_error_that_lists_the_known_ones(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with pytest.raises(ConfigurationError, match=r"^event\.targets\[1\]: .*\bnobody\b.*\bbroken\b"):
-        run(monkeypatch, {"a": BROKEN}, "broken", "nobody", TARGET_SECRETS="a")
+    assert reads(bypass_cache=False) == [["a", "b"]]
+    assert reads(bypass_cache=False) == []
+    assert reads(bypass_cache=True) == [["a", "b"]]
+    now[0] += KEEP_SECONDS
+    assert reads(bypass_cache=False) == [["a", "b"]]
 
 
-def test_a_request_that_names_targets_runs_on_those_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_target_name_is_an_error() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"^event\.targets\[1\]: unknown target .*nobody.*; known: broken"
+    ):
+        run({"a": BROKEN}, "broken", "nobody", TARGET_SECRETS="a")
+
+
+def test_a_request_selects_targets_by_name() -> None:
     secrets = {"a": BROKEN, "b": "no json"}
     for name in ("b", "broken"):
-        reports = run(monkeypatch, secrets, name, TARGET_SECRETS="a,b")
+        reports = run(secrets, name, TARGET_SECRETS="a,b")
         assert [report.name for report in reports] == [name]
 
 
-def test_two_invalid_secrets_of_one_name_are_two_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    reports = run(monkeypatch, {"a": BROKEN, "b": BROKEN}, TARGET_SECRETS="a,b")
+def test_two_broken_secrets_with_one_name_are_two_targets() -> None:
+    reports = run({"a": BROKEN, "b": BROKEN}, TARGET_SECRETS="a,b")
     assert len(reports) == 2
 
 
-def test_a_tag_that_no_secret_has_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tag_that_no_secret_has_is_an_error() -> None:
     settings = {"TARGET_SECRET_TAG": "reap=ye"}
     with pytest.raises(ConfigurationError, match=r"^TARGET_SECRET_TAG: "):
-        run(monkeypatch, {"a": BROKEN}, **settings)
+        run({"a": BROKEN}, **settings)
 
 
-def test_a_denied_list_of_secrets_does_not_hide_the_named_ones(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def denied(*_: object, **__: object) -> None:
-        raise ClientError({"Error": {"Code": "AccessDeniedException"}}, "ListSecrets")
+def test_a_denied_listing_of_secrets_does_not_affect_configured_secrets() -> None:
+    class Unlisted(SecretsManager):
+        def get_paginator(self, _operation: str) -> SecretsManager:
+            raise ClientError({"Error": {"Code": "AccessDeniedException"}}, "ListSecrets")
 
-    monkeypatch.setattr(SecretsManager, "get_paginator", denied)
+    fake = Unlisted({"a": BROKEN})
     tag = {"TARGET_SECRET_TAG": "reap=yes"}
-
-    reports = run(monkeypatch, {"a": BROKEN}, TARGET_SECRETS="a", **tag)
-
+    reports = run(fake, TARGET_SECRETS="a", **tag)
     assert [report.name for report in reports] == ["tag reap=yes", "broken"]
 
 
-# -- parallel jobs ---------------------------------------------------------------------------------
+# -- all at the same time ---------------------------------------------------------------------------
 
 
 def a_job(name: str, do: Callable[[Progress[str]], str]) -> Job[str]:
@@ -296,7 +270,7 @@ def test_jobs_run_at_the_same_time() -> None:
     assert latest([a_job("a", first), a_job("b", second)], Deadline(60)) == ["first", "second"]
 
 
-def test_the_run_waits_once_for_any_number_of_hanging_jobs() -> None:
+def test_however_many_hang_the_run_waits_once() -> None:
     never = Event()
 
     def hang(progress: Progress[str]) -> str:
@@ -311,7 +285,7 @@ def test_the_run_waits_once_for_any_number_of_hanging_jobs() -> None:
     assert [(result.latest, result.is_complete) for result in found] == [("begun", False)] * 40
 
 
-def test_a_complete_result_counts_even_if_its_job_still_runs() -> None:
+def test_a_result_that_is_complete_counts_even_if_more_was_to_come() -> None:
     never = Event()
 
     def go_on(progress: Progress[str]) -> str:
@@ -324,7 +298,7 @@ def test_a_complete_result_counts_even_if_its_job_still_runs() -> None:
     never.set()
 
 
-def test_jobs_wait_for_a_free_thread() -> None:
+def test_jobs_beyond_the_threads_wait_until_one_is_free() -> None:
     inside: set[str] = set()
     most: set[int] = set()
     never = Event()
@@ -342,7 +316,7 @@ def test_jobs_wait_for_a_free_thread() -> None:
     assert max(most) == 2
 
 
-def test_a_job_without_a_free_thread_in_time_never_starts() -> None:
+def test_a_job_that_finds_no_thread_in_time_does_not_begin_later() -> None:
     never, pool = Event(), ThreadPoolExecutor(1)
     begun: list[str] = []
 
@@ -360,7 +334,7 @@ def test_a_job_without_a_free_thread_in_time_never_starts() -> None:
 
 
 class Starved(ThreadPoolExecutor):
-    """A pool in a process that can start only this number of threads."""
+    """A pool in a process that can start so many threads and no more."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(50)
@@ -375,7 +349,7 @@ class Starved(ThreadPoolExecutor):
         super()._adjust_thread_count()
 
 
-def test_jobs_use_the_threads_that_could_be_started() -> None:
+def test_jobs_that_no_thread_can_be_started_for_wait_for_one_that_runs() -> None:
     def job(name: str) -> Job[str]:
         return a_job(name, lambda _: name)
 
@@ -385,7 +359,7 @@ def test_jobs_use_the_threads_that_could_be_started() -> None:
     assert all(result.is_complete for result in found)
 
 
-def test_without_any_thread_every_target_has_a_report() -> None:
+def test_a_process_that_can_start_no_thread_at_all_has_a_report_of_every_target() -> None:
     found = run_jobs([a_job("a", lambda _: "done")], Deadline(0.1), Starved(0))
     assert found == [JobResult(latest="a, not begun")]
 
@@ -400,7 +374,7 @@ def test_a_bug_is_logged_with_its_target_and_traceback(caplog: pytest.LogCapture
     assert "in break_down" in logged["trace"][-1]
 
 
-def test_a_bug_keeps_what_was_known_and_reports_only_its_type() -> None:
+def test_a_bug_keeps_what_was_known_and_tells_no_more_than_its_kind() -> None:
     def break_down(progress: Progress[TargetReport]) -> TargetReport:
         progress.update(a_target_report(name="orders"))
         raise LookupError("CANARY")
@@ -416,7 +390,7 @@ def test_a_bug_keeps_what_was_known_and_reports_only_its_type() -> None:
     assert "CANARY" not in repr(report)
 
 
-def test_an_unfinished_report_keeps_its_first_error() -> None:
+def test_a_report_cut_off_by_the_time_keeps_the_error_that_came_first() -> None:
     known = a_target_report(
         status=TargetStatus.FAILED, error=Failure(code="x", message="", hint="")
     )

@@ -1,4 +1,4 @@
-"""The shapes of secrets beside RDS's own: service URIs, Aiven's JSON, managed ones, clusters, IAM."""
+"""Secrets that are not in RDS's shape: service URIs, Aiven's JSON, managed secrets, clusters, IAM."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from urllib.parse import quote
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from session_reaper.errors import TargetError
-from session_reaper.targets.secret_document import SecretError, read_targets
-from session_reaper.targets.target import Auth, Instance, Secret, SslMode, Target
+from session_reaper.targets.secret_document import SecretError, parse_secret, resolve_targets
+from session_reaper.targets.target import Auth, Instance, RdsListing, Secret, SslMode, Target
 
-from tests.builders import PASSWORD, a_secret
+from tests.builders import PASSWORD, a_secret, read_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 NAME = "prod/orders"
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:prod/orders-X1y2Z3"
@@ -36,18 +35,12 @@ PARTS = {
 }
 
 
-def never() -> tuple[()]:
-    raise AssertionError("RDS is asked")
-
-
 def secret(text: str | dict[str, Any], name: str = NAME, arn: str = ARN) -> Secret:
     return Secret(name=name, arn=arn, text=text if isinstance(text, str) else json.dumps(text))
 
 
 def read(text: str | dict[str, Any]) -> Target:
-    """The one target of a secret that needs nothing of RDS."""
-    (found,) = read_targets(secret(text), never, whole_clusters=True)
-    return found
+    return read_target(secret(text), whole_clusters=True)
 
 
 def assert_hidden(error: SecretError, *passwords: str) -> None:
@@ -99,7 +92,7 @@ SHAPES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_every_shape_of_aivens_credentials_means_the_same_target(shape: str) -> None:
+def test_every_shape_of_aivens_credentials_describes_the_same_target(shape: str) -> None:
     assert read(shape) == Target(
         name=NAME,
         group=NAME,
@@ -108,7 +101,7 @@ def test_every_shape_of_aivens_credentials_means_the_same_target(shape: str) -> 
         port=21699,
         role="avnadmin",
         auth=Auth.PASSWORD,
-        auth_given=False,
+        is_auth_given=False,
         password=PASSWORD,
         database="defaultdb",
         sslmode=SslMode.REQUIRE,
@@ -118,7 +111,7 @@ def test_every_shape_of_aivens_credentials_means_the_same_target(shape: str) -> 
 
 
 @pytest.mark.parametrize("character", sorted({*string.printable, "é", "☃", "😀", "\x7f"} - {"\0"}))
-def test_a_percent_encoded_character_is_that_character(character: str) -> None:
+def test_percent_encoded_characters_are_decoded(character: str) -> None:
     text = f"{character}a{character}{character}b{character}"
     coded = quote(text, safe="")
     found = read(f"postgres://{coded}:{coded}@db.example/{coded}")
@@ -133,7 +126,7 @@ SENDABLE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="
 @example(":/?#[]@!$&'()*+,;=%", "%25%2F+ ", "a/b")
 @example("100%", "%zz", "?sslmode=disable")
 @example("p@evil.example:1/x#", "u:v@w", "..")
-def test_what_is_percent_encoded_is_read_back_and_moves_nothing_else(
+def test_percent_encoded_parts_are_decoded_and_do_not_change_other_parts(
     password: str, role: str, database: str
 ) -> None:
     user, word, name = (quote(text, safe="") for text in (role, password, database))
@@ -146,7 +139,7 @@ def test_what_is_percent_encoded_is_read_back_and_moves_nothing_else(
         assert found.auth is Auth.PASSWORD
 
 
-def test_the_plain_characters_of_a_password_need_no_encoding() -> None:
+def test_unreserved_characters_of_a_password_need_no_encoding() -> None:
     plain = "Az09-._~!$&'()*+,;=@+"
     assert read(f"postgres://u:{plain}@h/d").password == plain
 
@@ -163,7 +156,7 @@ def test_the_plain_characters_of_a_password_need_no_encoding() -> None:
         ("10.0.0.7/d?application_name=x&sslmode=&connect_timeout=3", "10.0.0.7", 5432, "d"),
     ],
 )
-def test_what_a_uri_leaves_out_is_postgresqls_own(
+def test_missing_parts_of_a_uri_have_postgresqls_defaults(
     place: str, host: str, port: int, database: str
 ) -> None:
     found = read(f"postgres://u:p@{place}")
@@ -206,16 +199,16 @@ def test_what_a_uri_leaves_out_is_postgresqls_own(
         "postgres://u:CANARY@h o s t/d",
     ],
 )
-def test_a_malformed_uri_never_shows_the_password(uri: str) -> None:
+def test_the_error_of_a_malformed_uri_does_not_show_the_password(uri: str) -> None:
     for text in (uri, json.dumps({"uri": uri}), json.dumps(uri)):
         error_of(text, "CANARY@", "CANARY?", "CANARYC", ":CANARY", "=CANARY", "h/d")
 
 
 @pytest.mark.parametrize("uri", ["", 5, [URI], {"uri": URI}, "mysql://u:CANARY@h/d", f"x{URI}"])
 @pytest.mark.parametrize("key", ["uri", "service_uri"])
-def test_what_is_no_uri_is_named_by_its_key(key: str, uri: object) -> None:
+def test_an_invalid_uri_is_refused_and_its_key_named(key: str, uri: object) -> None:
     error = error_of({key: uri}, "CANARY")
-    assert error.message == f"secret {NAME}: {key} is no URI"
+    assert error.message == f"secret {NAME}: {key} must be a URI that begins with postgres://"
 
 
 @pytest.mark.parametrize(
@@ -225,11 +218,11 @@ def test_another_scheme_is_refused(text: str) -> None:
     error_of(text, "CANARY")
 
 
-# -- which of two says it ---------------------------------------------------------------------------
+# -- precedence -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["uri", "service_uri"])
-def test_a_key_beside_the_uri_goes_before_its_part(key: str) -> None:
+def test_a_key_beside_the_uri_overrides_its_part(key: str) -> None:
     beside = {"username": "reaper", "password": "p", "host": "h", "port": 1, "dbname": "d"}
     found = read({key: URI, "sslmode": "verify-full", **beside})
     assert (found.role, found.password, found.host) == ("reaper", "p", "h")
@@ -237,17 +230,17 @@ def test_a_key_beside_the_uri_goes_before_its_part(key: str) -> None:
     assert found.sslmode is SslMode.VERIFY_FULL
 
 
-def test_aivens_word_for_a_key_goes_before_the_uris_part_too() -> None:
-    """Else one role would sign in with another's password."""
+def test_aivens_name_of_a_key_overrides_the_uris_part_too() -> None:
+    """Otherwise one role would connect with another's password."""
     found = read({"uri": URI, "user": "reaper", "password": "p", "database": "d"})
     assert (found.role, found.password, found.database) == ("reaper", "p", "d")
 
 
 @pytest.mark.parametrize("key", ["password", "host", "username", "dbname", "sslmode", "port"])
-def test_an_empty_or_null_key_beside_the_uri_takes_nothing_away(key: str) -> None:
+def test_an_empty_or_null_key_beside_the_uri_has_no_effect(key: str) -> None:
     """An empty password would mean IAM, and a token would go to the URI's host."""
     assert read({"uri": URI, key: None}) == read(URI)
-    if key != "port":  # which is wrong when it is empty
+    if key != "port":  # an empty port is refused
         assert read({"uri": URI, key: ""}) == read(URI)
 
 
@@ -272,11 +265,11 @@ def test_a_key_that_is_null_among_the_parts_counts_as_absent(place: str, key: st
         ({"pg_params": [], "service_uri": URI}, SslMode.REQUIRE),
     ],
 )
-def test_the_nearest_word_on_sslmode_counts(document: dict[str, Any], sslmode: SslMode) -> None:
+def test_the_outermost_sslmode_applies(document: dict[str, Any], sslmode: SslMode) -> None:
     assert read(document).sslmode is sslmode
 
 
-def test_optional_keys_stand_beside_a_uri() -> None:
+def test_optional_keys_may_stand_beside_a_uri() -> None:
     found = read({"uri": URI, "name": "shop", "sslrootcert": PEM, "fallback_secret": " admin "})
     assert (found.name, found.group) == ("shop", "shop")
     assert (found.sslrootcert, found.fallback_secret) == (PEM, "admin")
@@ -292,7 +285,7 @@ def test_a_fallback_secret_that_is_the_password_is_refused_and_not_shown() -> No
 
 
 @pytest.mark.parametrize(
-    ("keys", "auth", "auth_given", "password"),
+    ("keys", "auth", "is_auth_given", "password"),
     [
         ({"auth": "iam", "password": None}, Auth.IAM, True, ""),
         ({"auth": "iam", "password": PASSWORD}, Auth.IAM, True, ""),
@@ -302,11 +295,11 @@ def test_a_fallback_secret_that_is_the_password_is_refused_and_not_shown() -> No
         ({"auth": "", "password": PASSWORD}, Auth.PASSWORD, False, PASSWORD),
     ],
 )
-def test_without_a_password_or_by_its_word_a_token_stands_in(
-    keys: dict[str, Any], auth: Auth, password: str, *, auth_given: bool
+def test_iam_is_used_if_the_secret_says_so_or_has_no_password(
+    keys: dict[str, Any], auth: Auth, password: str, *, is_auth_given: bool
 ) -> None:
     found = read(a_secret(**keys))
-    assert (found.auth, found.auth_given, found.password) == (auth, auth_given, password)
+    assert (found.auth, found.is_auth_given, found.password) == (auth, is_auth_given, password)
 
 
 def test_a_uri_without_a_password_means_iam() -> None:
@@ -315,14 +308,14 @@ def test_a_uri_without_a_password_means_iam() -> None:
 
 
 @pytest.mark.parametrize("sslmode", ["verify-full", "verify-ca", "require"])
-def test_iam_goes_by_every_kind_of_tls(sslmode: str) -> None:
+def test_iam_is_accepted_with_every_tls_mode(sslmode: str) -> None:
     assert read(a_secret(auth="iam", sslmode=sslmode)).auth is Auth.IAM
 
 
-def test_a_token_never_goes_out_in_plaintext() -> None:
+def test_iam_in_plaintext_is_refused() -> None:
     asked = error_of(a_secret(auth="iam", sslmode="disable"))
     assert asked.message == (
-        f"secret {NAME}: auth iam needs TLS: with sslmode disable the token would go out in plaintext"
+        f"secret {NAME}: auth iam needs TLS: with sslmode disable the token would be sent in plaintext"
     )
     forgotten = error_of(a_secret(password=None, sslmode="disable"))
     assert forgotten.message == f"secret {NAME}: password is missing"
@@ -334,7 +327,7 @@ def test_a_token_never_goes_out_in_plaintext() -> None:
 
 @pytest.mark.parametrize("engine", ["mysql", "aurora-mysql", "mariadb", "sqlserver-ex", "redis"])
 @pytest.mark.parametrize("more", [{}, {"dbClusterIdentifier": "c", "dbInstanceIdentifier": None}])
-def test_another_engine_is_named_and_rds_is_not_asked(engine: str, more: dict[str, Any]) -> None:
+def test_another_engine_is_refused_without_rds(engine: str, more: dict[str, Any]) -> None:
     error = error_of(a_secret(engine=engine, **more))
     assert error.message == f"secret {NAME}: engine {engine} is not PostgreSQL"
 
@@ -352,26 +345,26 @@ def an_instance(identifier: str, **overrides: object) -> Instance:
         "engine": "aurora-postgresql",
         "host": f"{identifier}.abc.eu-west-1.rds.amazonaws.com",
         "port": 5433,
-        "reader": not identifier.endswith("1"),
+        "is_reader": not identifier.endswith("1"),
         "secret_arns": (),
     }
     return Instance(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 
 
 CLUSTER = (an_instance("shop-1"), an_instance("shop-2"), an_instance("shop-auto-3"))
-SOLO = an_instance("solo", cluster="", engine="postgres", reader=False)
+SOLO = an_instance("solo", cluster="", engine="postgres", is_reader=False)
 OTHER = an_instance("other-1", cluster="other")
 
 
-def listing(*instances: Instance) -> Callable[[], Iterable[Instance]]:
-    return lambda: iter(instances)
+def listing(*instances: Instance) -> RdsListing:
+    return RdsListing(instances=instances)
 
 
-def of_cluster(
-    instances: Callable[[], Iterable[Instance]], *, whole: bool = True, **keys: object
-) -> tuple[Target, ...]:
+def of_cluster(instances: RdsListing, **keys: object) -> tuple[Target, ...]:
     document = a_secret(dbInstanceIdentifier=None, dbClusterIdentifier="shop", **keys)
-    return read_targets(secret(document), instances, whole_clusters=whole)
+    parsed = parse_secret(secret(document), whole_clusters=True)
+    assert parsed.needs_rds
+    return resolve_targets(parsed, instances)
 
 
 def of_managed(
@@ -385,15 +378,17 @@ def of_managed(
     ]
     document = {"username": "postgres", "password": PASSWORD, **keys}
     managed = secret(document, f"rds!{kind}-1", MANAGED_ARN)
-    return read_targets(managed, listing(*mine), whole_clusters=whole)
+    parsed = parse_secret(managed, whole_clusters=whole)
+    assert parsed.needs_rds
+    return resolve_targets(parsed, listing(*mine))
 
 
 def named(targets: Iterable[Target]) -> list[tuple[str, str, bool]]:
-    return [(each.name, each.group, each.reader) for each in targets]
+    return [(each.name, each.group, each.is_reader) for each in targets]
 
 
 @pytest.mark.parametrize("managed", [True, False])
-def test_a_clusters_secret_is_for_each_of_its_instances(*, managed: bool) -> None:
+def test_a_clusters_secret_covers_each_of_its_instances(*, managed: bool) -> None:
     everything = (OTHER, *CLUSTER, SOLO if not managed else OTHER)
     found = of_managed(*everything) if managed else of_cluster(listing(*everything))
     assert named(found) == [
@@ -405,51 +400,51 @@ def test_a_clusters_secret_is_for_each_of_its_instances(*, managed: bool) -> Non
     assert {(each.password, each.unlisted, each.port) for each in found} == {(PASSWORD, "", 5433)}
 
 
-def test_a_name_of_its_own_is_the_groups_and_begins_each_instances() -> None:
+def test_the_name_in_the_secret_is_the_groups_and_prefixes_each_instances() -> None:
     assert named(of_cluster(listing(*CLUSTER[:2]), name="S")) == [
         ("S/shop-1", "S", False),
         ("S/shop-2", "S", True),
     ]
 
 
-def test_two_secrets_of_one_cluster_make_targets_of_different_names() -> None:
+def test_two_secrets_of_one_cluster_have_targets_with_different_names() -> None:
     named_one = {each.name for each in of_cluster(listing(*CLUSTER), name="S")}
     assert not named_one & {each.name for each in of_cluster(listing(*CLUSTER))}
 
 
 @pytest.mark.parametrize("managed", [True, False])
-def test_with_clusters_switched_off_a_cluster_is_one_target(*, managed: bool) -> None:
+def test_without_whole_clusters_a_cluster_is_one_target(*, managed: bool) -> None:
     if managed:
         assert named(of_managed(*CLUSTER, whole=False)) == [("shop", "shop", False)]
     else:
-        (found,) = of_cluster(never, whole=False)
+        found = read_target(secret(a_secret(dbInstanceIdentifier=None, dbClusterIdentifier="shop")))
         assert found.host == "orders.abc.eu-west-1.rds.amazonaws.com"
         assert named([found]) == [("shop", "shop", False)]
 
 
-def test_an_instances_secret_is_for_that_instance_whatever_cluster_it_is_of() -> None:
+def test_an_instances_secret_covers_only_that_instance() -> None:
     assert read(a_secret(dbClusterIdentifier="shop")).name == "orders"
 
 
-def test_a_managed_secret_of_an_instance() -> None:
+def test_a_managed_secret_of_an_instance_is_one_target() -> None:
     (found,) = of_managed(OTHER, SOLO, kind="db")
     assert named([found]) == [("solo", "solo", False)]
     assert (found.host, found.port, found.role) == (SOLO.host, SOLO.port, "postgres")
     assert (found.database, found.sslmode) == ("postgres", SslMode.VERIFY_FULL)
 
 
-def test_a_managed_secret_that_says_its_host_needs_no_rds() -> None:
+def test_a_managed_secret_with_a_host_does_not_need_rds() -> None:
     document = {"username": "u", "password": "p", "host": "h"}
-    (found,) = read_targets(secret(document, "rds!db-1"), never, whole_clusters=True)
+    found = read_target(secret(document, "rds!db-1"), whole_clusters=True)
     assert (found.host, found.port) == ("h", 5432)
 
 
-def test_only_a_managed_secret_may_leave_out_its_host() -> None:
+def test_only_a_managed_secret_may_lack_a_host() -> None:
     assert "host is missing" in error_of({"username": "u", "password": PASSWORD}).message
 
 
 @pytest.mark.parametrize("instances", [(), (OTHER,)])
-def test_a_managed_secret_that_nobody_has_is_a_failed_target(
+def test_a_managed_secret_without_an_instance_is_refused(
     instances: tuple[Instance, ...],
 ) -> None:
     with pytest.raises(SecretError, match=r"^secret rds!cluster-1: host is missing") as caught:
@@ -458,32 +453,31 @@ def test_a_managed_secret_that_nobody_has_is_a_failed_target(
     assert_hidden(caught.value, PASSWORD)
 
 
-def test_the_readers_that_run_are_looked_at_though_the_writer_does_not() -> None:
-    """While it is replaced, or comes up again."""
+def test_running_readers_are_targets_even_if_the_writer_is_not_running() -> None:
+    """The writer may be starting, or about to be replaced."""
     expected = [("shop-2", "shop", True), ("shop-auto-3", "shop", True)]
     assert named(of_cluster(listing(*CLUSTER[1:]))) == expected
     assert named(of_managed(*CLUSTER[1:])) == expected
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_managed_secret_of_another_engine_is_named(*, whole: bool) -> None:
+def test_a_managed_secret_of_another_engine_is_refused(*, whole: bool) -> None:
     mysql = replace(CLUSTER[0], engine="aurora-mysql")
     with pytest.raises(SecretError, match=r"^secret rds!cluster-1: engine aurora-mysql is not"):
         of_managed(mysql, whole=whole)
 
 
-def test_a_cluster_that_turns_out_to_be_of_another_engine_is_named() -> None:
+def test_a_cluster_of_another_engine_by_rdss_listing_is_refused() -> None:
     mysql = [replace(each, engine="aurora-mysql") for each in CLUSTER]
     with pytest.raises(SecretError, match="engine aurora-mysql is not PostgreSQL"):
         of_cluster(listing(*mysql), engine=None)
 
 
-def denied() -> tuple[Instance, ...]:
-    raise TargetError("rds", "RDS instances cannot be listed: AccessDenied", "Allow it.")
+DENIED = RdsListing(problem="RDS instances cannot be listed: AccessDenied", hint="Allow it.")
 
 
-def test_where_rds_lists_nothing_the_secrets_own_host_stands_for_the_cluster() -> None:
-    for instances, why in ((denied, "AccessDenied"), (listing(), "no running instance of shop")):
+def test_without_listed_instances_the_secrets_own_host_is_the_target() -> None:
+    for instances, why in ((DENIED, "AccessDenied"), (listing(), "no running instance of shop")):
         (found,) = of_cluster(instances)
         assert found.host == "orders.abc.eu-west-1.rds.amazonaws.com"
         assert named([found]) == [("shop", "shop", False)]
@@ -491,17 +485,18 @@ def test_where_rds_lists_nothing_the_secrets_own_host_stands_for_the_cluster() -
         assert found.unlisted.endswith(".")
 
 
-def test_a_managed_secret_whose_instances_cannot_be_listed_is_a_failed_target() -> None:
+def test_a_managed_secret_is_refused_if_rds_cannot_be_listed() -> None:
     managed = secret({"username": "u", "password": PASSWORD}, "rds!db-1", MANAGED_ARN)
+    parsed = parse_secret(managed, whole_clusters=True)
     with pytest.raises(SecretError) as caught:
-        read_targets(managed, denied, whole_clusters=True)
+        resolve_targets(parsed, DENIED)
     assert "AccessDenied" in caught.value.message
     assert caught.value.message.startswith("secret rds!db-1: host is missing")
     assert caught.value.hint == "Allow it."
     assert_hidden(caught.value, PASSWORD)
 
 
-def test_a_password_is_in_the_repr_of_none_of_them() -> None:
+def test_no_repr_contains_a_password() -> None:
     for found in (*of_cluster(listing(*CLUSTER)), *of_managed(*CLUSTER), read(URI)):
         assert PASSWORD not in repr(found)
     for text in (URI, json.dumps(PARTS)):

@@ -1,4 +1,4 @@
-"""When a session that is looked at again is the one that was looked at before."""
+"""Whether a session in a second snapshot continues the one in the first."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ LATER = "2026-01-15T09:30:00.000001+00:00"
         {"state": State.IDLE_IN_TRANSACTION_ABORTED, "state_change": LATER, "query_start": LATER},
     ],
 )
-def test_a_transaction_goes_on_whatever_is_done_in_it(changed: dict[str, Any]) -> None:
+def test_a_transaction_continues_after_further_statements(changed: dict[str, Any]) -> None:
     assert an_identity(**changed).continues(an_identity())
 
 
 @pytest.mark.parametrize(
     "changed", [{"pid": 1}, {"backend_start": LATER}, {"xact_start": LATER}, {"xact_start": None}]
 )
-def test_another_transaction_or_another_session_is_not_the_same(changed: dict[str, Any]) -> None:
+def test_another_transaction_or_session_does_not_continue_it(changed: dict[str, Any]) -> None:
     assert not an_identity(**changed).continues(an_identity())
 
 
 IDLE = {"xact_start": None, "state": State.IDLE}
 
 
-def test_outside_of_a_transaction_nothing_may_have_changed() -> None:
+def test_outside_a_transaction_every_field_must_be_unchanged() -> None:
     idle = an_identity(**IDLE)
     assert idle.continues(an_identity(**IDLE))
     for name in ("state_change", "query_start"):

@@ -55,7 +55,9 @@ def test_when_to_remind_is_nothing_else(value: str) -> None:
 def test_metrics_of_targets_can_be_left_out() -> None:
     assert settings(TARGET_METRICS="yes").target_metrics
     assert not settings(TARGET_METRICS="no").target_metrics
-    with pytest.raises(ConfigurationError, match=r"^TARGET_METRICS: false is neither"):
+    with pytest.raises(
+        ConfigurationError, match=r"^TARGET_METRICS: invalid value 'false'; valid: yes, no"
+    ):
         settings(TARGET_METRICS="false")
 
 
@@ -87,7 +89,10 @@ def test_links_need_what_lambda_says_of_itself() -> None:
 def test_a_cluster_is_dealt_with_instance_by_instance_unless_it_is_switched_off() -> None:
     assert settings(CLUSTER_TARGETS="instances").whole_clusters
     assert not settings(CLUSTER_TARGETS="endpoint").whole_clusters
-    with pytest.raises(ConfigurationError, match=r"^CLUSTER_TARGETS: off is neither"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"^CLUSTER_TARGETS: invalid value 'off'; valid: instances, endpoint",
+    ):
         settings(CLUSTER_TARGETS="off")
 
 

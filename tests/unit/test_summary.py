@@ -304,7 +304,7 @@ def said_by_strangers(name: str) -> TargetReport:
             decision=a_decision(
                 a_session(application=name, role=name, database=name, client=name, query=name),
                 rule=name,
-                reason=name,
+                reasons=(name,),
             ),
             outcome=Outcome.TERMINATED,
         ),

@@ -5,24 +5,17 @@ import traceback
 from typing import Any
 
 import pytest
-from session_reaper.targets.secret_document import SecretError, read_targets
+from session_reaper.targets.secret_document import SecretError
 from session_reaper.targets.target import Auth, Secret, SslMode, Target
 
-from tests.builders import PASSWORD, a_secret
+from tests.builders import PASSWORD, a_secret, read_target
 
 NAME = "prod/orders"
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:prod/orders-X1y2Z3"
 
 
 def read(text: str) -> Target:
-    """The one target of a secret that needs nothing of RDS."""
-
-    def instances() -> tuple[()]:
-        raise AssertionError("RDS is asked")
-
-    secret = Secret(name=NAME, arn=ARN, text=text)
-    (found,) = read_targets(secret, instances, whole_clusters=False)
-    return found
+    return read_target(Secret(name=NAME, arn=ARN, text=text))
 
 
 def target(**overrides: object) -> Target:
@@ -34,7 +27,7 @@ def error_of(secret: str) -> SecretError:
         read(secret)
     error = caught.value
     assert error.code == "secret"
-    assert error.message.startswith(f"secret {NAME}")
+    assert error.message.startswith(f"secret {NAME}: ")
     assert error.hint
     everything = "".join(traceback.format_exception(error)) + repr(error) + error.hint
     assert PASSWORD not in everything
@@ -42,7 +35,7 @@ def error_of(secret: str) -> SecretError:
     return error
 
 
-# -- what is read -----------------------------------------------------------------------------------
+# -- accepted ---------------------------------------------------------------------------------------
 
 
 def test_reads_the_rds_shape() -> None:
@@ -51,7 +44,7 @@ def test_reads_the_rds_shape() -> None:
         group="orders",
         secret_arn=ARN,
         auth=Auth.PASSWORD,
-        auth_given=False,
+        is_auth_given=False,
         fallback_secret=None,
         host="orders.abc.eu-west-1.rds.amazonaws.com",
         port=5433,
@@ -63,14 +56,14 @@ def test_reads_the_rds_shape() -> None:
     )
 
 
-def test_the_least_that_works_is_verified_in_full() -> None:
+def test_a_minimal_secret_is_verified_in_full() -> None:
     least = json.dumps({"host": "db", "username": "u", "password": "p"})
     assert read(least) == Target(
         name=NAME,
         group=NAME,
         secret_arn=ARN,
         auth=Auth.PASSWORD,
-        auth_given=False,
+        is_auth_given=False,
         fallback_secret=None,
         host="db",
         port=5432,
@@ -95,7 +88,7 @@ def test_the_least_that_works_is_verified_in_full() -> None:
         ({"name": " "}, "orders"),
     ],
 )
-def test_a_target_is_called_by_the_first_name_it_has(keys: dict[str, Any], name: str) -> None:
+def test_the_name_comes_from_the_first_key_that_has_one(keys: dict[str, Any], name: str) -> None:
     assert target(**keys).name == name
 
 
@@ -103,24 +96,24 @@ def test_a_target_is_called_by_the_first_name_it_has(keys: dict[str, Any], name:
     "engine",
     [None, "", "postgres", "postgresql", "aurora-postgresql", "PostgreSQL", "Postgres"],
 )
-def test_takes_every_spelling_of_postgresql(engine: str | None) -> None:
+def test_every_spelling_of_postgresql_is_accepted(engine: str | None) -> None:
     assert target(engine=engine).host
 
 
 @pytest.mark.parametrize("mode", ["verify-full", "verify-ca", "require", "disable"])
-def test_the_secret_says_how_the_connection_is_secured(mode: str) -> None:
+def test_sslmode_is_read(mode: str) -> None:
     assert target(sslmode=mode).sslmode.value == mode
 
 
 @pytest.mark.parametrize("nothing", [None, ""])
-def test_without_a_word_on_it_the_connection_is_verified_in_full(nothing: str | None) -> None:
+def test_the_default_sslmode_is_verify_full(nothing: str | None) -> None:
     assert target(sslmode=nothing).sslmode is SslMode.VERIFY_FULL
 
 
 @pytest.mark.parametrize(
     ("port", "read"), [(1, 1), (5432, 5432), (65_535, 65_535), ("6543", 6543), (None, 5432)]
 )
-def test_a_port_is_a_number_or_its_text(port: object, read: int) -> None:
+def test_a_port_is_a_number_or_text(port: object, read: int) -> None:
     assert target(port=port).port == read
 
 
@@ -133,23 +126,23 @@ def test_a_key_that_is_null_counts_as_absent() -> None:
 @pytest.mark.parametrize(
     "host", ["db", "db.example.com", "10.0.0.7", "::1", "fd00::7", "fe80::1%eth0", "my_db", "DB-1"]
 )
-def test_takes_every_kind_of_host(host: str) -> None:
+def test_host_names_and_addresses_are_accepted(host: str) -> None:
     assert target(host=host).host == host
 
 
 @pytest.mark.parametrize(
     "text", ["p@ss:w/rd?#[]%20&=+ ", "''", '"\\', "пароль", "😀", "\n", "\x7f", " ", "p" * 1000]
 )
-def test_takes_reserved_characters_of_every_kind(text: str) -> None:
+def test_password_role_and_database_may_contain_any_character(text: str) -> None:
     found = target(password=text, username=text, dbname=text)
     assert (found.password, found.role, found.database) == (text, text, text)
 
 
-def test_an_unknown_key_is_somebody_elses() -> None:
+def test_unknown_keys_are_ignored() -> None:
     assert target(masterarn="arn:aws:…", rotation={"by": "lambda"}).name == "orders"
 
 
-# -- what is refused --------------------------------------------------------------------------------
+# -- refused ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -203,7 +196,7 @@ def test_an_unknown_key_is_somebody_elses() -> None:
     ],
     ids=repr,
 )
-def test_what_is_wrong_is_named_by_secret_and_key(keys: dict[str, Any], key: str) -> None:
+def test_errors_name_the_secret_and_the_key(keys: dict[str, Any], key: str) -> None:
     assert error_of(a_secret(**keys)).message.startswith(f"secret {NAME}: {key} ")
 
 
@@ -219,19 +212,19 @@ def test_what_is_wrong_is_named_by_secret_and_key(keys: dict[str, Any], key: str
         '{"port": ' + "9" * 5000 + "}",
     ],
 )
-def test_a_secret_that_is_not_json_is_a_target_that_failed(secret: str) -> None:
-    assert "is not JSON" in error_of(secret).message
+def test_a_secret_that_is_not_json_is_refused(secret: str) -> None:
+    assert "the text must be JSON" in error_of(secret).message
 
 
 @pytest.mark.parametrize("secret", ["null", "[]", "5", "true", json.dumps(PASSWORD)])
-def test_json_that_is_no_object_is_a_target_that_failed(secret: str) -> None:
-    assert "no object" in error_of(secret).message
+def test_json_that_is_not_an_object_is_refused(secret: str) -> None:
+    assert "the JSON must be an object" in error_of(secret).message
 
 
-# -- what must not be seen --------------------------------------------------------------------------
+# -- hidden -----------------------------------------------------------------------------------------
 
 
-def test_neither_password_nor_certificate_is_in_the_repr_of_a_target() -> None:
+def test_the_repr_of_a_target_contains_neither_password_nor_certificate() -> None:
     found = target(sslrootcert="-----BEGIN CERTIFICATE-----")
     for text in (repr(found), str(found), f"{found}", repr([found])):
         assert PASSWORD not in text

@@ -34,11 +34,11 @@ Capture = pytest.CaptureFixture[str]
 
 @dataclass(frozen=True)
 class Made:
-    """A certificate of ours; by itself a good one of RDS."""
+    """A certificate; by default a valid root of RDS."""
 
     name: str = "Amazon RDS xx-test-1 Root CA RSA2048 G1"
     organisation: str = RDS
-    issuer: str = ""  # the name itself
+    issuer: str = ""  # by default the name
     signer: ec.EllipticCurvePrivateKey = KEY
     until: datetime = NOW + timedelta(days=1000)
     ca: bool | None = True  # None: without the extension
@@ -66,9 +66,9 @@ class Made:
 
 
 def _shipped_roots() -> str:
-    """Amazon's own, which nobody can make."""
+    """Amazon's roots, which a test cannot create."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the Starfield root's serial number 0
+        warnings.simplefilter("ignore")  # the Starfield root has serial number 0
         certificates = x509.load_pem_x509_certificates(SHIPPED.encode())
     return "".join(
         certificate.public_bytes(Encoding.PEM).decode()
@@ -87,7 +87,7 @@ BUNDLE = "".join(
 
 @pytest.fixture(autouse=True)
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store of our own in place of the shipped one."""
+    """A file in place of the shipped one."""
     file = tmp_path / "aws_certificates.pem"
     file.write_text(OLD, "ascii")
     monkeypatch.setattr(trust_store, "STORE_FILE", file)
@@ -96,7 +96,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make(tmp_path: Path, *texts: str, origin: str = "") -> None:
-    """`make certs` from files that say this."""
+    """Run `make certs` from files with these texts."""
     sources = [tmp_path / f"source-{n}.pem" for n, _ in enumerate(texts)]
     for source, text in zip(sources, texts, strict=True):
         source.write_text(text, "utf-8")
@@ -105,7 +105,7 @@ def make(tmp_path: Path, *texts: str, origin: str = "") -> None:
 
 @contextmanager
 def served(pages: Mapping[str, str]) -> Iterator[str]:
-    """A server on this machine; a page that is a URL is a redirection, an unknown one a 404."""
+    """Serve pages on this machine: a URL as a redirect, an unknown page as a 404."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -140,7 +140,7 @@ def test_the_shipped_file_passes_the_check(store: Path) -> None:
     trust_store.main(["--check"])
 
 
-def test_tls_takes_every_certificate_of_the_shipped_file_as_file_and_as_text(store: Path) -> None:
+def test_ssl_loads_every_certificate_of_the_shipped_file_as_file_and_as_text(store: Path) -> None:
     store.write_text(SHIPPED, "ascii")
     number = SHIPPED.count("BEGIN CERTIFICATE")
     for context in (
@@ -150,14 +150,14 @@ def test_tls_takes_every_certificate_of_the_shipped_file_as_file_and_as_text(sto
         assert context.cert_store_stats() == {"x509": number, "x509_ca": number, "crl": 0}
 
 
-def test_no_line_of_the_shipped_file_is_long() -> None:
+def test_the_lines_of_the_shipped_file_are_short() -> None:
     assert max(map(len, SHIPPED.splitlines())) <= 100
 
 
-# -- what is written --------------------------------------------------------------------------------
+# -- writing ----------------------------------------------------------------------------------------
 
 
-def test_what_is_written_passes_the_check_and_is_sorted(tmp_path: Path, store: Path) -> None:
+def test_the_written_file_passes_the_check_and_is_sorted(tmp_path: Path, store: Path) -> None:
     make(tmp_path, BUNDLE, ROOTS)
     trust_store.main(["--check"])
     names = [line for line in store.read_text("ascii").splitlines() if line.startswith("# Amazon")]
@@ -166,7 +166,7 @@ def test_what_is_written_passes_the_check_and_is_sorted(tmp_path: Path, store: P
     assert [path.name for path in tmp_path.glob("aws*")] == [store.name]
 
 
-def test_above_each_certificate_is_whose_it_is_until_when_and_its_fingerprint(
+def test_a_comment_above_each_certificate_has_name_validity_and_fingerprint(
     tmp_path: Path, store: Path
 ) -> None:
     make(tmp_path, BUNDLE, ROOTS)
@@ -177,7 +177,7 @@ def test_above_each_certificate_is_whose_it_is_until_when_and_its_fingerprint(
     ) in store.read_text("ascii")
 
 
-def test_the_head_says_from_where_when_and_how_many(tmp_path: Path, store: Path) -> None:
+def test_the_head_has_origin_date_and_number(tmp_path: Path, store: Path) -> None:
     make(tmp_path, BUNDLE, ROOTS, origin="a copy\nof a friend")
     head = store.read_text("ascii").partition("\n\n")[0]
     assert "# Origin: a copy of a friend\n" in head
@@ -191,7 +191,7 @@ def test_without_an_origin_the_head_names_the_files_without_their_folders(
     assert "# Origin: source-0.pem source-1.pem\n" in store.read_text("ascii")
 
 
-def test_an_url_is_fetched_and_named_as_the_origin(store: Path) -> None:
+def test_a_url_is_fetched_and_becomes_the_origin(store: Path) -> None:
     with served({"/bundle.pem": BUNDLE, "/roots.pem": ROOTS}) as url:
         sources = [f"{url}/bundle.pem", f"{url}/roots.pem"]
         trust_store.main(["--write", "--from", *sources])
@@ -199,18 +199,18 @@ def test_an_url_is_fetched_and_named_as_the_origin(store: Path) -> None:
     assert f"# Origin: {' '.join(sources)}\n" in store.read_text("ascii")
 
 
-def test_line_ends_of_windows_are_taken(tmp_path: Path) -> None:
+def test_windows_line_ends_are_accepted(tmp_path: Path) -> None:
     make(tmp_path, BUNDLE.replace("\n", "\r\n"), ROOTS)
     trust_store.main(["--check"])
 
 
-def test_an_origin_that_tls_would_not_take_as_text_is_refused(tmp_path: Path, store: Path) -> None:
+def test_an_origin_that_is_not_ascii_is_refused(tmp_path: Path, store: Path) -> None:
     with pytest.raises(SystemExit, match="not ASCII"):
         make(tmp_path, BUNDLE, ROOTS, origin="from Zürich")
     assert store.read_text("ascii") == OLD
 
 
-# -- what is dropped --------------------------------------------------------------------------------
+# -- dropped ----------------------------------------------------------------------------------------
 
 GOOD = Made("Amazon RDS xx-test-31 Root CA RSA2048 G1")
 
@@ -229,7 +229,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("bad", "reason"), BAD.values(), ids=BAD)
-def test_what_is_no_root_of_aws_is_dropped_and_the_table_says_why(
+def test_a_certificate_that_is_not_a_root_of_aws_is_dropped_with_a_reason(
     tmp_path: Path, store: Path, capsys: Capture, bad: Made, reason: str
 ) -> None:
     make(tmp_path, BUNDLE, bad.pem, ROOTS)
@@ -240,22 +240,22 @@ def test_what_is_no_root_of_aws_is_dropped_and_the_table_says_why(
     assert reason in out
 
 
-def test_a_name_cannot_write_a_line_of_its_own(
-    tmp_path: Path, store: Path, capsys: Capture
-) -> None:
+def test_a_name_cannot_add_a_line(tmp_path: Path, store: Path, capsys: Capture) -> None:
     make(tmp_path, BUNDLE, ROOTS, Made("Amazon RDS a\n-----BEGIN").pem, Made("\x1b[2J", "Evil").pem)
     assert "\n# Amazon RDS a?-----BEGIN\n" in store.read_text("ascii")
     assert "dropped  ?[2J  " in capsys.readouterr().out
     trust_store.main(["--check"])
 
 
-def test_what_is_in_two_sources_is_taken_once(tmp_path: Path, store: Path, capsys: Capture) -> None:
+def test_a_certificate_in_two_sources_is_written_once(
+    tmp_path: Path, store: Path, capsys: Capture
+) -> None:
     make(tmp_path, BUNDLE, ROOTS, BUNDLE)
     assert store.read_text("ascii").count("BEGIN") == 95
     assert capsys.readouterr().out.count("is there twice") == 90
 
 
-# -- when nothing is written ------------------------------------------------------------------------
+# -- refused ----------------------------------------------------------------------------------------
 
 
 NOT_WHOLE = {
@@ -271,7 +271,7 @@ NOT_WHOLE = {
 
 
 @pytest.mark.parametrize(("bundle", "reason"), NOT_WHOLE.values(), ids=NOT_WHOLE)
-def test_a_bundle_that_is_not_whole_is_refused_in_a_line_and_the_old_file_stays(
+def test_an_incomplete_bundle_is_refused_in_one_line_and_the_old_file_stays(
     tmp_path: Path, store: Path, bundle: str, reason: str
 ) -> None:
     with pytest.raises(SystemExit, match=reason) as error:
@@ -301,10 +301,10 @@ def test_without_amazons_roots_nothing_is_written(tmp_path: Path, store: Path) -
         ("https://[/a.pem", "cannot be read: Invalid IPv6 URL"),
     ],
 )
-def test_a_source_that_cannot_be_had_is_told_in_a_line_and_the_old_file_stays(
+def test_a_source_that_cannot_be_read_is_reported_in_one_line_and_the_old_file_stays(
     store: Path, source: str, reason: str
 ) -> None:
-    # In capitals it is this machine still, but not for who compares letters: as a foreign host is.
+    # LOCALHOST is this machine, but not by its spelling, so it stands for a foreign host.
     pages = {
         "/elsewhere": "http://LOCALHOST:PORT/a.pem",
         "/a.pem": BUNDLE,
@@ -316,11 +316,11 @@ def test_a_source_that_cannot_be_had_is_told_in_a_line_and_the_old_file_stays(
     assert store.read_text("ascii") == OLD
 
 
-# -- what the check says ----------------------------------------------------------------------------
+# -- checking ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("store")
-def test_each_problem_is_a_line_and_the_remedy_the_last() -> None:
+def test_each_problem_is_a_line_and_the_last_line_is_the_remedy() -> None:
     with pytest.raises(SystemExit) as error:
         trust_store.main(["--check"])
     assert str(error.value).splitlines() == [
@@ -329,7 +329,7 @@ def test_each_problem_is_a_line_and_the_remedy_the_last() -> None:
     ]
 
 
-def test_a_file_that_is_not_there_or_no_text_of_ascii_is_told(store: Path) -> None:
+def test_a_missing_or_non_ascii_file_is_reported(store: Path) -> None:
     store.write_text(f"# Zürich\n{SHIPPED}", "utf-8")
     with pytest.raises(SystemExit, match="not ASCII"):
         trust_store.main(["--check"])
@@ -359,7 +359,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize(("text", "complaint"), CHANGED.values(), ids=CHANGED)
-def test_a_file_that_somebody_changed_by_hand_is_found(text: str, complaint: str) -> None:
+def test_a_changed_file_is_reported(text: str, complaint: str) -> None:
     assert re.search(complaint, "\n".join(trust_store.complaints(text, NOW)))
 
 

@@ -1,8 +1,7 @@
-"""The RDS API: which instances there are, and tokens that stand in for passwords."""
+"""The RDS API: lists instances, and creates IAM tokens."""
 
 from collections.abc import Iterator
 from dataclasses import replace
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import BotoCoreError
@@ -11,81 +10,74 @@ from session_reaper.aws.clients import AWS_ERRORS, call, describe_error, get_cli
 from session_reaper.deadline import Deadline
 from session_reaper.errors import TargetError
 from session_reaper.targets.providers import rds_region
-from session_reaper.targets.target import Instance, Target
+from session_reaper.targets.target import Auth, Instance, RdsListing, Target
 
 if TYPE_CHECKING:
     from mypy_boto3_rds import RDSClient
 
 _HINT: Final = (
-    "Allow the function's role rds:DescribeDBClusters and rds:DescribeDBInstances, and check that it"
-    " reaches the RDS API (in a VPC: an endpoint or a NAT)."
+    "Allow the function's role rds:DescribeDBClusters and rds:DescribeDBInstances, and check that the"
+    " function can reach the RDS API (in a VPC: through an endpoint or a NAT)."
 )
-# They take no connections, and say so by failing: in every run, while a cluster scales.
-_DOWN: Final = ("creating", "deleting", "failed", "starting", "stopped", "stopping")
+UNLISTED: Final = RdsListing(
+    problem="RDS instances cannot be listed: the call did not end", hint=_HINT
+)
+# Instances in these states accept no connections. As targets they would fail in every run while a
+# cluster scales.
+_UNAVAILABLE: Final = ("creating", "deleting", "failed", "starting", "stopped", "stopping")
 
 
-class Rds:
-    """What one run asks of RDS. Safe to use from several threads."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._listed: tuple[Instance, ...] | TargetError | None = None
-
-    def instances(self, deadline: Deadline) -> tuple[Instance, ...]:
-        """All of this account and region that are running; asked for once, even if that fails.
-
-        Raises TargetError.
-        """
-        with self._lock:
-            if self._listed is None:
-                try:
-                    self._listed = call("rds", lambda: tuple(_list_instances(deadline)), deadline)
-                except AWS_ERRORS as error:
-                    problem = f"RDS instances cannot be listed: {describe_error(error)}"
-                    self._listed = TargetError("rds", problem, _HINT)
-        if isinstance(self._listed, TargetError):
-            raise TargetError(self._listed.code, self._listed.message, self._listed.hint)
-        return self._listed
-
-    def with_iam_token(self, target: Target) -> Target:
-        """The target with a token for a password. It is made here: no call goes out.
-
-        Raises TargetError if there is nothing to sign it with.
-        """
-        rds: RDSClient = get_client("rds")
-        # A token is for the region of the instance, which may be another than the function's.
-        try:
-            token = rds.generate_db_auth_token(
-                DBHostname=target.host,
-                Port=target.port,
-                DBUsername=target.role,
-                Region=rds_region(target.host) or rds.meta.region_name,
-            )
-        except BotoCoreError as error:
-            message = f"no IAM token can be made: {type(error).__name__}"
-            raise TargetError("iam", message, "Check the function's role.") from None
-        return replace(target, password=token)
+def list_instances(deadline: Deadline) -> RdsListing:
+    """List the running instances of this account and region."""
+    try:
+        instances = call("rds", lambda: tuple(_iterate_instances(deadline)), deadline)
+    except AWS_ERRORS as error:
+        problem = f"RDS instances cannot be listed: {describe_error(error)}"
+        return RdsListing(problem=problem, hint=_HINT)
+    return RdsListing(instances=instances)
 
 
-def _list_instances(deadline: Deadline) -> Iterator[Instance]:
+def with_iam_token(target: Target) -> Target:
+    """Return the target with an IAM token as its password; unchanged if it has a password.
+
+    The token is signed locally, without a call to AWS. Raises TargetError if there are no
+    credentials to sign it with.
+    """
+    if target.auth is not Auth.IAM:
+        return target
     rds: RDSClient = get_client("rds")
-    lists = iterate_pages(rds.get_paginator("describe_db_clusters").paginate(), "Marker", deadline)
-    clusters = {c["DBClusterIdentifier"]: c for page in lists for c in page["DBClusters"]}
-    for page in iterate_pages(
-        rds.get_paginator("describe_db_instances").paginate(), "Marker", deadline
-    ):
+    # A token is for the region of the instance, which may differ from the function's.
+    try:
+        token = rds.generate_db_auth_token(
+            DBHostname=target.host,
+            Port=target.port,
+            DBUsername=target.role,
+            Region=rds_region(target.host) or rds.meta.region_name,
+        )
+    except BotoCoreError as error:
+        message = f"cannot create an IAM token: {type(error).__name__}"
+        raise TargetError("iam", message, "Check the function's role.") from None
+    return replace(target, password=token)
+
+
+def _iterate_instances(deadline: Deadline) -> Iterator[Instance]:
+    rds: RDSClient = get_client("rds")
+    pages = iterate_pages(rds.get_paginator("describe_db_clusters").paginate(), "Marker", deadline)
+    clusters = {c["DBClusterIdentifier"]: c for page in pages for c in page["DBClusters"]}
+    pages = iterate_pages(rds.get_paginator("describe_db_instances").paginate(), "Marker", deadline)
+    for page in pages:
         for instance in page["DBInstances"]:
             endpoint = instance.get("Endpoint", {})
-            if "Address" in endpoint and instance.get("DBInstanceStatus") not in _DOWN:
+            if "Address" in endpoint and instance.get("DBInstanceStatus") not in _UNAVAILABLE:
                 cluster = clusters.get(instance.get("DBClusterIdentifier", ""), {})
                 yield _to_instance(instance, cluster)
 
 
-def _to_instance(instance: Any, cluster: Any) -> Instance:  # noqa: ANN401 -- two shapes of botocore's
-    members = cluster.get("DBClusterMembers", [])
+def _to_instance(instance: Any, cluster: Any) -> Instance:  # noqa: ANN401 -- botocore's
     identifier = instance["DBInstanceIdentifier"]
-    secrets = (found.get("MasterUserSecret", {}).get("SecretArn") for found in (instance, cluster))
-    is_member = any(member["DBInstanceIdentifier"] == identifier for member in members)
+    members = cluster.get("DBClusterMembers", [])
+    is_writer = {member["DBInstanceIdentifier"]: member["IsClusterWriter"] for member in members}
+    secrets = (owner.get("MasterUserSecret", {}).get("SecretArn") for owner in (instance, cluster))
     own = (cluster.get("Endpoint"), cluster.get("ReaderEndpoint"))
     hosts = (*own, *cluster.get("CustomEndpoints", []))
     return Instance(
@@ -94,11 +86,8 @@ def _to_instance(instance: Any, cluster: Any) -> Instance:  # noqa: ANN401 -- tw
         engine=instance["Engine"],
         host=instance["Endpoint"]["Address"],
         port=instance["Endpoint"]["Port"],
-        reader=any(
-            member["DBInstanceIdentifier"] == identifier and not member["IsClusterWriter"]
-            for member in members
-        ),
+        is_reader=not is_writer.get(identifier, True),
         secret_arns=tuple(arn for arn in secrets if arn),
-        cluster_hosts=tuple(host for host in hosts if host) if is_member else (),
+        cluster_hosts=tuple(host for host in hosts if host) if identifier in is_writer else (),
         cluster_port=cluster.get("Port", 0),
     )

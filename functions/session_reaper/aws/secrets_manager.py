@@ -1,7 +1,7 @@
-"""AWS Secrets Manager: which secrets are targets, and what each holds."""
+"""AWS Secrets Manager: lists secrets by tag, and reads them."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,82 +17,118 @@ if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
     from mypy_boto3_secretsmanager.type_defs import FilterTypeDef
 
-BATCH: Final = 20  # secrets that one call gives at most
-_READ_SECONDS: Final = 10.0  # that one secret may take while its target waits for it
-KEEP_SECONDS: Final = 900.0  # how long a scheduled run may use what another has read
+BATCH: Final = 20  # secrets per call of BatchGetSecretValue, at most
+_REREAD_SECONDS: Final = 10.0  # for one secret, while its target waits
+KEEP_SECONDS: Final = 900.0
 
 _HINTS: Final = {
     "ResourceNotFoundException": "Check the name in TARGET_SECRETS and the region.",
     "AccessDeniedException": "Allow the function's role secretsmanager:GetSecretValue on it"
     " (and kms:Decrypt on its key).",
     "DecryptionFailure": "Allow the function's role kms:Decrypt on the secret's key.",
-    "InvalidRequestException": "The secret is marked for deletion: restore it, or take it off the"
+    "InvalidRequestException": "The secret is marked for deletion: restore it, or remove it from the"
     " targets.",
 }
 _OTHER_HINT: Final = (
-    "Check that the function reaches Secrets Manager (in a VPC: an endpoint or a NAT)."
+    "Check that the function can reach Secrets Manager (in a VPC: through an endpoint or a NAT)."
 )
 
-# Of this process, for warm runs: endpoint and id -> when it was read (wall clock: a frozen Lambda's
-# monotonic one may stand still), what was read.
-_kept: Final[dict[tuple[str, str], tuple[float, Secret]]] = {}
+
+class SecretCache:
+    """Secrets that this process has read, for the KEEP_SECONDS that follow. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        """`clock` is a wall clock: a monotonic one may stand still while Lambda freezes the process."""
+        self._clock = clock
+        self._kept: dict[tuple[str, str], tuple[float, Secret]] = {}
+
+    def find(self, endpoint: str, secret_id: str) -> Secret | None:
+        """Return what was read by this id (a name or an ARN), unless it is too old."""
+        read_at, secret = self._kept.get((endpoint, secret_id), (0.0, None))
+        return secret if self._clock() - read_at < KEEP_SECONDS else None
+
+    def keep(self, endpoint: str, secret_id: str, secret: Secret) -> None:
+        """Keep a secret under this id, and under every id by which an earlier value is kept."""
+        now = self._clock()
+        for key, (_, kept) in [*self._kept.items()]:
+            if key[0] == endpoint and kept.arn == secret.arn:
+                self._kept[key] = (now, secret)
+        self._kept[endpoint, secret_id] = (now, secret)
+
+    def clear(self) -> None:
+        """Forget every secret."""
+        self._kept.clear()
+
+
+PROCESS_CACHE: Final = SecretCache()
+"""The cache that warm runs share."""
 
 
 class Secrets:
-    """The secrets that this run reads. Safe to use from several threads."""
+    """Reads the secrets of one run. Thread-safe."""
 
-    def __init__(self, account: str, *, fresh: bool) -> None:
-        """`account`: our own. `fresh`: pass over what an earlier run of this process has read."""
-        self._client: SecretsManagerClient = get_client("secretsmanager")
+    def __init__(
+        self,
+        account: str,
+        cache: SecretCache,
+        *,
+        bypass_cache: bool,
+        client: "SecretsManagerClient | None" = None,
+    ) -> None:
+        """`account`: the function's own. `bypass_cache`: read each secret from AWS."""
+        self._client: SecretsManagerClient = client or get_client("secretsmanager")
         self._account = account
-        self._fresh = fresh
+        self._bypass_cache = bypass_cache
+        self._cache = cache
 
-    def tagged(self, tag: Tag, deadline: Deadline) -> tuple[str, ...]:
-        """The ARNs of the secrets with this tag. Raises SecretError."""
+    def list_tagged(self, tag: Tag, deadline: Deadline) -> tuple[str, ...]:
+        """Return the ARNs of the secrets with this tag. Raises SecretError."""
         filters: list[FilterTypeDef] = [
             {"Key": "tag-key", "Values": [tag.key]},
             {"Key": "tag-value", "Values": [tag.value]},
         ]
-        # The filters match prefixes, and do not have to match the same tag: look again.
+        # The filters match prefixes, and the key of one tag with the value of another.
         wanted = {"Key": tag.key, "Value": tag.value}
 
-        def listed() -> tuple[str, ...]:
-            found = self._client.get_paginator("list_secrets").paginate(Filters=filters)
+        def read_pages() -> tuple[str, ...]:
+            pages = self._client.get_paginator("list_secrets").paginate(Filters=filters)
             return tuple(
                 secret["ARN"]
-                for page in iterate_pages(found, "NextToken", deadline)
+                for page in iterate_pages(pages, "NextToken", deadline)
                 for secret in page["SecretList"]
                 if wanted in secret.get("Tags", [])
             )
 
         try:
-            return call("secretsmanager", listed, deadline)
+            return call("secretsmanager", read_pages, deadline)
         except AWS_ERRORS as error:
-            problem = f"the secrets cannot be listed: {' '.join(str(error).split())}"
-            hint = "Allow the function's role secretsmanager:ListSecrets, and check that it reaches it."
+            problem = f"secrets cannot be listed: {' '.join(str(error).split())}"
+            hint = f"Allow the function's role secretsmanager:ListSecrets. {_OTHER_HINT}"
             raise SecretError(f"tag {tag.key}={tag.value}", problem, hint) from None
 
     def read(self, ids: Sequence[str], deadline: Deadline) -> Sequence[Secret | SecretError]:
-        """What these secrets (names or ARNs) hold, in this order: BATCH of them at most."""
+        """Read up to BATCH secrets by their names or ARNs; return them in the same order."""
         found: dict[str, Secret | SecretError] = {}
-        for each in ids:
-            when, secret = _kept.get(self._key(each), (0.0, None))
-            if secret is not None and not self._fresh and time.time() - when < KEEP_SECONDS:
+        for each in ids if not self._bypass_cache else ():
+            secret = self._cache.find(self._client.meta.endpoint_url, each)
+            if secret is not None:
                 found[each] = secret
         missing = [each for each in ids if each not in found]
         if len(missing) > 1:
-            found |= self._batch(missing, deadline)
-        return [found[each] if each in found else self._one(each, deadline) for each in ids]
+            found |= self._read_batch(missing, deadline)
+        return [found[each] if each in found else self._read_one(each, deadline) for each in ids]
 
-    def again(self, secret_id: str, deadline: Deadline) -> Secret:
-        """What it holds now. Raises SecretError."""
-        secret = self._one(secret_id, deadline.capped_at(_READ_SECONDS))
+    def reread(self, secret_id: str, deadline: Deadline) -> Secret:
+        """Read a secret from AWS. Raises SecretError."""
+        secret = self._read_one(secret_id, deadline.capped_at(_REREAD_SECONDS))
         if isinstance(secret, SecretError):
             raise secret
         return secret
 
-    def _batch(self, ids: Sequence[str], deadline: Deadline) -> Mapping[str, Secret | SecretError]:
-        """As far as one call can say; of those left out each has to be asked for by itself."""
+    def _read_batch(
+        self, ids: Sequence[str], deadline: Deadline
+    ) -> Mapping[str, Secret | SecretError]:
+        """Read secrets with one call; those missing from the result have to be read one by one."""
         read = partial(self._client.batch_get_secret_value, SecretIdList=ids)
         try:
             answer = call("secretsmanager", read, deadline)
@@ -102,43 +138,38 @@ class Secrets:
                 for known in (value["ARN"], value["Name"])
             }
             found = {each: self._keep(each, values[each]) for each in ids if each in values}
-            return dict(self._errors(answer.get("Errors", []))) | found
-        except ClientError:  # without secretsmanager:BatchGetSecretValue it takes more calls
+            return dict(self._iterate_errors(answer.get("Errors", []))) | found
+        except ClientError:  # such as a role without secretsmanager:BatchGetSecretValue
             return {}
         except AWS_ERRORS as error:
             return {each: _unreadable(each, describe_error(error), _OTHER_HINT) for each in ids}
 
-    def _errors(self, errors: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, SecretError]]:
+    def _iterate_errors(
+        self, errors: Sequence[Mapping[str, Any]]
+    ) -> Iterator[tuple[str, SecretError]]:
         for error in errors:
             secret_id, code = error["SecretId"], error["ErrorCode"]
-            # This call does not reach into other accounts; the one for a single secret does.
+            # Only GetSecretValue can read secrets of other accounts.
             if not secret_id.startswith("arn:") or f":{self._account}:" in secret_id:
                 yield secret_id, _unreadable(secret_id, code, _HINTS.get(code, _OTHER_HINT))
 
-    def _one(self, secret_id: str, deadline: Deadline) -> Secret | SecretError:
+    def _read_one(self, secret_id: str, deadline: Deadline) -> Secret | SecretError:
         read = partial(self._client.get_secret_value, SecretId=secret_id)
         try:
             return self._keep(secret_id, call("secretsmanager", read, deadline))
         except AWS_ERRORS as error:
-            why = describe_error(error)
-            return _unreadable(secret_id, why, _HINTS.get(why, _OTHER_HINT))
+            reason = describe_error(error)
+            return _unreadable(secret_id, reason, _HINTS.get(reason, _OTHER_HINT))
 
     def _keep(self, secret_id: str, value: Mapping[str, Any]) -> Secret | SecretError:
         if "SecretString" not in value:
             problem = f"secret {secret_id} is binary"
             return SecretError(value["Name"], problem, "Store it as text (SecretString).")
         secret = Secret(name=value["Name"], arn=value["ARN"], text=value["SecretString"])
-        # By whatever else it was asked for, too: else that would go on meaning what it held before.
-        endpoint, _ = ours = self._key(secret_id)
-        for key in [*_kept]:
-            if key[0] == endpoint and _kept[key][1].arn == secret.arn:
-                _kept[key] = (time.time(), secret)
-        _kept[ours] = (time.time(), secret)
+        self._cache.keep(self._client.meta.endpoint_url, secret_id, secret)
         return secret
 
-    def _key(self, secret_id: str) -> tuple[str, str]:
-        return (self._client.meta.endpoint_url, secret_id)
 
-
-def _unreadable(secret_id: str, why: str, hint: str) -> SecretError:
-    return SecretError(name_of_secret(secret_id), f"secret {secret_id} cannot be read: {why}", hint)
+def _unreadable(secret_id: str, reason: str, hint: str) -> SecretError:
+    problem = f"secret {secret_id} cannot be read: {reason}"
+    return SecretError(name_of_secret(secret_id), problem, hint)

@@ -1,7 +1,7 @@
 """Decides what happens to each session: a pure function.
 
-Each session first gets a verdict of its own, from the first rule in force that matches it. Then
-sessions are held back, in this order: `until`, the breaker, the limits.
+The first rule in force that matches a session condemns it. Then `until`, the breaker and the limits
+hold back some of the condemned sessions.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,22 +24,22 @@ def decide(
     freed: int = 0,
     redact_query: Callable[[str], str] = redact_for_matching,
 ) -> Decisions:
-    """Judge every session by the rules, and hold back what the limits do not allow.
+    """Decide on every session by the rules, then by the limits.
 
-    `freed` is what this run has freed already: `when` counts those slots as used still.
-    `redact_query` is `str` for a recorded look: its queries are redacted already.
+    `freed` is the number of slots that this run has freed; `when` still counts them as used.
+    `redact_query` is `str` for a recorded snapshot, whose queries are already redacted.
     """
     in_order = sorted(sessions, key=_ORDERS[policy.limits.order])
-    before = replace(slots, used=slots.used + freed)
-    rules = tuple(rule for rule in policy.rules if _is_in_force(rule, before))
-    judged = tuple(match_sessions(in_order, before, rules, policy.protect, redact_query))
-    judgement = Decisions(decisions=judged, slots=slots, rules=rules)
+    used_before = replace(slots, used=slots.used + freed)
+    rules = tuple(rule for rule in policy.rules if _is_in_force(rule, used_before))
+    matched = match_sessions(in_order, used_before, rules, policy.protect, redact_query)
+    decisions = Decisions(decisions=tuple(matched), slots=slots, rules_in_force=rules)
     if policy.limits.max_share is not None:
-        needed = replace(judgement, decisions=apply_limits(judged, slots, rules, None))
+        needed = apply_limits(decisions, None)
         breaker = check_breaker(needed, policy.limits.max_share, policy.limits.min_sessions)
         if breaker:
             return replace(needed.hold_back(lambda _: breaker), breaker=breaker)
-    return replace(judgement, decisions=apply_limits(judged, slots, rules, policy.limits))
+    return apply_limits(decisions, policy.limits)
 
 
 def _is_in_force(rule: Rule, slots: Slots) -> bool:

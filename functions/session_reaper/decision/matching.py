@@ -25,22 +25,22 @@ def match_sessions(
     protect: Protect,
     redact_query: Callable[[str], str],
 ) -> Iterator[Decision]:
-    """Decide on each session by itself: leave it, or condemn it by the first rule that matches."""
-    tests = [_compile_rule(rule) for rule in rules]
+    """Decide on each session alone: the first rule that matches condemns it."""
+    compiled = [_compile_rule(rule) for rule in rules]
 
-    @cache  # sessions share their names, and what follows from them
-    def selected(state: State, names: Names) -> str | tuple[_CompiledRule, ...]:
-        """What protects them, or the rules whose conditions on them hold."""
+    @cache  # many sessions have the same names
+    def check_names(state: State, names: Names) -> str | tuple[_CompiledRule, ...]:
+        """Return the protection by name, or the rules whose conditions on names hold."""
         return _find_protection_by_name(names, protect) or tuple(
-            test for test in tests if _matches_names(test.rule.match, state, names)
+            each for each in compiled if _matches_names(each.rule.match, state, names)
         )
 
-    @cache  # for this call only: nothing keeps other people's queries
+    @cache  # only during this call, so that no query text is kept
     def query_text(query: str) -> str:
         return strip_for_matching(redact_query(query))
 
     for session in sessions:
-        found = _find_protection(session, protect) or selected(session.state, session.names)
+        found = _find_protection(session, protect) or check_names(session.state, session.names)
         if isinstance(found, str):
             yield _leave(session, f"protected: {found}")
         else:
@@ -48,33 +48,33 @@ def match_sessions(
 
 
 def _leave(session: Session, reason: str) -> Decision:
-    return Decision(session=session, verdict=Verdict.LEAVE, rule=None, reason=reason)
+    return Decision(session=session, verdict=Verdict.LEAVE, rule=None, reasons=(reason,))
 
 
 def _apply_rules(
     session: Session,
     slots: Slots,
-    tests: Iterable["_CompiledRule"],
+    rules: Iterable["_CompiledRule"],
     query_text: Callable[[str], str],
 ) -> Decision:
-    for test in tests:
-        for of, least in test.numbers:
-            number = of(session)
-            if number is None or number < least:
+    for compiled in rules:
+        for get_value, least in compiled.thresholds:
+            value = get_value(session)
+            if value is None or value < least:
                 break
         else:
-            if _matches_rest(test.rule.match, session, query_text):
+            if _matches_rest(compiled.rule.match, session, query_text):
                 return Decision(
                     session=session,
                     verdict=Verdict.CONDEMN,
-                    rule=test.rule,
-                    reason=", ".join(_describe_match(test, session, slots)),
+                    rule=compiled.rule,
+                    reasons=tuple(_describe_match(compiled, session, slots)),
                 )
     return _leave(session, "no rule matches")
 
 
 def _find_protection(session: Session, protect: Protect) -> str | None:
-    """What protects it that it does not share with many."""
+    """Return the protection by a property of this session other than its names, or None."""
     if session.own_role:
         return "our own role"
     if session.superuser:
@@ -88,13 +88,13 @@ def _find_protection(session: Session, protect: Protect) -> str | None:
 
 def _find_protection_by_name(names: Names, protect: Protect) -> str | None:
     if "\ufffd" in names.role + names.database:
-        return "a name in an encoding that is not ours, which no pattern can be held against"
+        return "a name that is not valid UTF-8, so no pattern can be compared with it"
     covered = BUILTIN_PROTECTIONS.covers(names)
     return f"{covered} (built in)" if covered else protect.covers(names)
 
 
 def _matches_names(match: Match, state: State, names: Names) -> bool:
-    """Whether the conditions hold that sessions of these names share; one not given always does."""
+    """Return whether the conditions on the state and the names hold."""
     return (
         state in match.state
         and (not match.role or matches_any(match.role, names.role))
@@ -104,16 +104,16 @@ def _matches_names(match: Match, state: State, names: Names) -> bool:
 
 
 def _seconds_waited(number: int, session: Session) -> float | None:
-    """For how long so many, or more, have waited on it."""
+    """Return for how long at least `number` sessions have waited for this one."""
     return session.waiters[number - 1].seconds if len(session.waiters) >= number else None
 
 
 class _NumericCondition(NamedTuple):
-    """A condition that holds from a number up: the session's own, and how a person says it."""
+    """A condition that holds from a threshold on."""
 
-    of: Callable[[Session], float | None]
-    sentence: str
-    shown: Callable[[float], str] = format_duration
+    get_value: Callable[[Session], float | None]
+    phrase: str
+    format: Callable[[float], str] = format_duration
 
 
 def _numeric_conditions(match: Match) -> dict[str, _NumericCondition]:
@@ -135,24 +135,26 @@ def _numeric_conditions(match: Match) -> dict[str, _NumericCondition]:
 
 
 class _CompiledRule(NamedTuple):
-    """A rule, and the numbers that its match asks for, made ready for thousands of sessions."""
+    """A rule with its numeric conditions prepared for thousands of sessions."""
 
     rule: Rule
-    numbers: tuple[tuple[Callable[[Session], float | None], float], ...]
-    measures: tuple[tuple[str, _NumericCondition, float], ...]
+    thresholds: tuple[tuple[Callable[[Session], float | None], float], ...]
+    conditions: tuple[tuple[str, _NumericCondition, float], ...]
 
 
 def _compile_rule(rule: Rule) -> _CompiledRule:
     found = [
-        (name, m, getattr(rule.match, name)) for name, m in _numeric_conditions(rule.match).items()
+        (name, condition, getattr(rule.match, name))
+        for name, condition in _numeric_conditions(rule.match).items()
     ]
-    measures = tuple((name, m, least) for name, m, least in found if least is not None)
-    return _CompiledRule(rule, tuple((m.of, least) for _, m, least in measures), measures)
+    given = tuple((name, condition, least) for name, condition, least in found if least is not None)
+    thresholds = tuple((condition.get_value, least) for _, condition, least in given)
+    return _CompiledRule(rule, thresholds, given)
 
 
 def _matches_rest(match: Match, session: Session, query_text: Callable[[str], str]) -> bool:
-    """Whether the conditions hold that are neither on names nor on numbers."""
-    # The query comes last: to redact one takes longer than everything else together.
+    """Return whether the conditions hold that concern neither names nor numbers."""
+    # The query comes last because redacting it takes longer than all other conditions together.
     return (
         (not match.client or is_within(match.client, session.client))
         and (
@@ -168,51 +170,53 @@ _COPY = re.compile(r"\bcopy\b", re.IGNORECASE)
 
 
 def _is_waiting_for_client(session: Session) -> bool:
-    # A COPY waits for its client's rows, and is well. Servers from 14 on tell which session runs
-    # one; before that its text does, without what it says in literals and comments.
+    """Return whether an active session waits for its client, other than for the rows of a COPY.
+
+    Before PostgreSQL 14 only the query text, without its literals and comments, shows a COPY.
+    """
     if not session.waiting_for_client:
         return False
     text = redact(session.query, len(session.query))
-    # Where a literal ends may not be known: then what follows is not there.
+    # The redacted text ends early where the end of a literal is unknown; then search all of it.
     return not _COPY.search(session.query if text.endswith("…") else text)
 
 
 def _held_resources(session: Session) -> set[HeldResource]:
-    held = {
+    is_held = {
         HeldResource.XID: session.xid_age is not None,
         HeldResource.XMIN: session.xmin_age is not None,
         HeldResource.LOCKS: bool(session.locks),
     }
-    return {holding for holding, holds in held.items() if holds}
+    return {resource for resource, held in is_held.items() if held}
 
 
-def _describe_match(test: _CompiledRule, session: Session, slots: Slots) -> Iterator[str]:
-    """Every condition that is not on names, with what the session has of it."""
-    match = test.rule.match
-    if test.rule.when is not None:
-        yield f"{slots} (when {test.rule.when})"
-    for name, measure, least in test.measures:
-        number = measure.shown(measure.of(session) or 0)
-        phrase = measure.sentence.format(number, state=session.state)
-        yield f"{phrase} ({name}: {measure.shown(least)})"
+def _describe_match(compiled: _CompiledRule, session: Session, slots: Slots) -> Iterator[str]:
+    """Describe every condition except those on names, each with the value of the session."""
+    rule, match = compiled.rule, compiled.rule.match
+    if rule.when is not None:
+        yield f"{slots} (when {rule.when})"
+    for name, condition, least in compiled.conditions:
+        value = condition.format(condition.get_value(session) or 0)
+        phrase = condition.phrase.format(value, state=session.state)
+        yield f"{phrase} ({name}: {condition.format(least)})"
     if match.waiting_for_client:
         yield "waits for its client (waiting_for_client: true)"
     if match.holds:
-        held = ", ".join(holding for holding in match.holds if holding in _held_resources(session))
+        held = ", ".join(each for each in match.holds if each in _held_resources(session))
         yield f"holds {held} (holds: {', '.join(match.holds)})"
     if session.waiters:
         yield f"waiting: {_describe_waiters(session)}"
-    if test.rule.action is Action.CANCEL:
+    if rule.action is Action.CANCEL:
         yield "to be cancelled"
 
 
-_MOST_NAMED = 3  # waiters
+_MAX_WAITERS_NAMED = 3
 
 
 def _describe_waiters(session: Session) -> str:
     named = [
         f"{w.application or 'pid ' + str(w.pid)} as {w.role} for {format_duration(w.seconds)}"
-        for w in session.waiters[:_MOST_NAMED]
+        for w in session.waiters[:_MAX_WAITERS_NAMED]
     ]
     more = len(session.waiters) - len(named)
     return "; ".join([*named, f"{more} more"] if more else named)

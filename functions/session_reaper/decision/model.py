@@ -1,6 +1,6 @@
 """The decision on each session."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -9,54 +9,62 @@ from session_reaper.sessions.session import Session, Slots
 
 
 class Verdict(Enum):
-    """What is to be done with a session."""
+    """What a run should do with a session; a spared one was condemned, but a limit held it back."""
 
-    LEAVE = auto()  # protected, or no rule matches
+    LEAVE = auto()
     CONDEMN = auto()
-    SPARE = auto()  # condemned, but a limit or the breaker holds
+    SPARE = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What the policy says of one session, and why. `rule` is None where it is left alone."""
+    """What the policy says about one session, and why.
+
+    `rule` is None if the session is left alone. `held_by` names what spared it: `until`, a limit or
+    the breaker. `notes` are what the run found out later.
+    """
 
     session: Session
     verdict: Verdict
     rule: Rule | None
-    reason: str
+    reasons: tuple[str, ...]
+    held_by: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def pid(self) -> int:
-        """The session's."""
+        """Return the pid of the session."""
         return self.session.identity.pid
+
+    @property
+    def reason(self) -> str:
+        """Return the reasons, `held_by` and the notes as one text."""
+        held_by = () if self.held_by is None else (self.held_by,)
+        return "; ".join([", ".join(self.reasons), *held_by, *self.notes])
+
+    def with_note(self, note: str) -> "Decision":
+        """Return a copy with one more note."""
+        return replace(self, notes=(*self.notes, note))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decisions:
-    """The decisions on one target's sessions, those who go first in front."""
+    """The decisions on the sessions of one target, in the order in which they are signalled."""
 
     decisions: tuple[Decision, ...]
     slots: Slots
-    rules: tuple[Rule, ...]  # in force
-    breaker: str | None = None  # why it tripped
+    rules_in_force: tuple[Rule, ...]
+    breaker: str | None = None
 
     def having(self, verdict: Verdict) -> tuple[Decision, ...]:
-        """The decisions of one verdict, in order."""
+        """Return the decisions with this verdict, in order."""
         return tuple(d for d in self.decisions if d.verdict is verdict)
 
     def hold_back(self, limit: Callable[[Decision], str | None]) -> "Decisions":
-        """Spare each condemned session for which `limit` gives a reason."""
-        return replace(self, decisions=tuple(hold_back(self.decisions, limit)))
+        """Spare each condemned session for which `limit`, called in order, returns a reason."""
+        return replace(self, decisions=tuple(_spare_if_limited(d, limit) for d in self.decisions))
 
 
-def hold_back(
-    decisions: Iterable[Decision], limit: Callable[[Decision], str | None]
-) -> Iterator[Decision]:
-    """Spare each condemned session for which `limit` gives a reason."""
-    for decision in decisions:
-        held_by = limit(decision) if decision.verdict is Verdict.CONDEMN else None
-        if held_by:
-            reason = f"{decision.reason}; spared: {held_by}"
-            yield replace(decision, verdict=Verdict.SPARE, reason=reason)
-        else:
-            yield decision
+def _spare_if_limited(decision: Decision, limit: Callable[[Decision], str | None]) -> Decision:
+    held_by = limit(decision) if decision.verdict is Verdict.CONDEMN else None
+    return replace(decision, verdict=Verdict.SPARE, held_by=held_by) if held_by else decision

@@ -1,14 +1,16 @@
-"""The protections that hold whatever the policy says."""
+"""The protections that apply under every policy."""
 
 from session_reaper.policy.model import Protect
 
-# Strong: a role is given by the server. Weak: an application names itself, and only the careful do.
+# A role is set by the server. An application name is set by the client, so it protects only clients
+# that set it.
 BUILTIN_PROTECTIONS = Protect(
-    # RDS and Aurora: rdsproxyadmin and rdswriteforwarduser are ordinary roles to PostgreSQL.
+    # To PostgreSQL, rdsproxyadmin and rdswriteforwarduser are ordinary roles.
     roles=("rds*", "aiven*", "_aiven*", "metrics_user_*"),
     databases=("rdsadmin", "_aiven"),
     applications=(
-        "pg_dump*",  # and pg_dumpall; its leader is idle in transaction for the whole of a parallel dump
+        # Includes pg_dumpall. The leader of a parallel dump is idle in transaction all the time.
+        "pg_dump*",
         "pg_restore*",
         "pg_basebackup*",
         "pg_receivewal*",

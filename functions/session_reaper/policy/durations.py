@@ -1,4 +1,4 @@
-"""Durations as people write and read them: `90s`, `5m`, `1h30m`, `2d`."""
+"""Durations such as `90s`, `5m`, `1h30m` or `2d`."""
 
 import re
 
@@ -9,7 +9,7 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
 def parse_duration(text: str) -> float | None:
-    """Seconds of a duration such as `5m`, or None if `text` is none.
+    """Parse a duration into seconds; None if it is invalid.
 
     >>> parse_duration("1h30m"), parse_duration("500ms"), parse_duration("300")
     (5400.0, 0.5, None)
@@ -20,24 +20,24 @@ def parse_duration(text: str) -> float | None:
 
 
 def format_duration(seconds: float) -> str:
-    """Two units at most, rounded down, so that an age never reads above a threshold it missed.
+    """Format seconds with at most two units, rounded down so that an age never reads as older.
 
     >>> [format_duration(s) for s in (0.25, 1.25, 59.9, 901, 3600, 93784)]
     ['250ms', '1.2s', '59s', '15m 1s', '1h', '1d 2h']
     """
     if 0 < seconds < 1:
         return f"{int(seconds * 1000)}ms"
-    if seconds < 10:  # noqa: PLR2004 -- below ten seconds the tenth says something
+    if seconds < 10:  # noqa: PLR2004 -- below ten seconds a tenth matters
         return f"{int(seconds * 10) / 10:g}s"
     whole = int(seconds)
     if whole < _MINUTE:
         return f"{whole}s"
-    for size, name, below, below_name in (
+    for size, unit, smaller_size, smaller_unit in (
         (_DAY, "d", _HOUR, "h"),
         (_HOUR, "h", _MINUTE, "m"),
         (_MINUTE, "m", 1, "s"),
     ):
         if whole >= size:
-            rest = whole % size // below
-            return f"{whole // size}{name}" + (f" {rest}{below_name}" if rest else "")
+            rest = whole % size // smaller_size
+            return f"{whole // size}{unit}" + (f" {rest}{smaller_unit}" if rest else "")
     raise AssertionError(seconds)

@@ -1,10 +1,10 @@
-"""The words that a policy may use."""
+"""The fixed values that a policy may use."""
 
 from enum import IntEnum, StrEnum
 
 
 class Mode(IntEnum):
-    """How far a run goes. The lowest of those given holds."""
+    """How much a run may do. Of several modes the lowest applies."""
 
     OFF = 0
     OBSERVE = 1
@@ -15,30 +15,39 @@ class Mode(IntEnum):
 
 
 class Action(StrEnum):
-    """What is done to a session that a rule condemns."""
+    """What a run does to a session that a rule condemns: end the session, or only its query."""
 
     TERMINATE = "terminate"
-    CANCEL = "cancel"  # its query only; the session goes on
+    CANCEL = "cancel"
 
 
 class HeldResource(StrEnum):
-    """What a session may hold that does harm to others."""
+    """What a session may hold to the harm of others.
 
-    XID = "xid"  # it has written: its rows are locked, and vacuum waits for it
-    XMIN = "xmin"  # it has a snapshot: vacuum removes nothing that is younger
-    LOCKS = "locks"  # on relations, tuples, advisory …: those of a plain reader count
+    `xid`: it has written, so its rows are locked. `xmin`: it has a snapshot. Either keeps vacuum
+    from removing newer rows. `locks`: granted on relations, tuples or advisory keys, also those of
+    a plain reader.
+    """
+
+    XID = "xid"
+    XMIN = "xmin"
+    LOCKS = "locks"
 
 
 class Order(StrEnum):
-    """Who goes first where a limit lets only some go."""
+    """Which sessions a limit lets through first.
 
-    LONGEST = "longest"  # in its state
-    MOST_HARMFUL = "most_harmful"  # most waiters, then oldest xid or xmin, then most locks
-    NEWEST = "newest"  # in its state: the least work is lost
+    `longest` and `newest` compare the time in the state. `most_harmful` compares the number of
+    waiters, then the age of xid or xmin, then the number of locks.
+    """
+
+    LONGEST = "longest"
+    MOST_HARMFUL = "most_harmful"
+    NEWEST = "newest"
 
 
 class QueryVisibility(StrEnum):
-    """How reports to machines (return value, log) show a session's query; people get it redacted."""
+    """How the return value and the log show queries. Email and Slack always show them redacted."""
 
     REDACTED = "redacted"
-    FULL = "full"  # with its literals, as the server keeps it
+    FULL = "full"

@@ -9,6 +9,7 @@ from session_reaper.documents import (
     mapping_of,
     non_empty_text,
     non_negative_int,
+    one_of,
     one_or_many,
     positive_int,
     short_repr,
@@ -25,72 +26,71 @@ from session_reaper.policy.patterns import (
     read_query_glob,
 )
 from session_reaper.policy.values import (
-    read_action,
     read_duration,
-    read_held_resource,
     read_mode,
-    read_order,
     read_pause,
     read_percent,
-    read_query_visibility,
-    read_state,
     read_version,
 )
 from session_reaper.sessions.session import Names, Slots, State
 from session_reaper.sessions.snapshot import SnapshotScope
+
+_GLOBS, _NETWORKS = one_or_many(read_glob), one_or_many(read_network)
 
 # -- rules ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """The conditions of a rule; all that are given must hold. Clocks are seconds."""
+    """The conditions of a rule; all that are given must hold. Durations are seconds."""
 
-    state: Annotated[tuple[State, ...], one_or_many(read_state), "in one of these states"]
-    role: Annotated[Globs, one_or_many(read_glob), "signed in as one of these roles"] = ()
-    database: Annotated[Globs, one_or_many(read_glob), "connected to one of these databases"] = ()
-    application: Annotated[Globs, one_or_many(read_glob), "calls itself one of these"] = ()
-    client: Annotated[Networks, one_or_many(read_network), "address in one of these networks"] = ()
+    state: Annotated[tuple[State, ...], one_or_many(one_of(State)), "in one of these states"]
+    role: Annotated[Globs, _GLOBS, "connected as one of these roles"] = ()
+    database: Annotated[Globs, _GLOBS, "connected to one of these databases"] = ()
+    application: Annotated[Globs, _GLOBS, "application_name is one of these"] = ()
+    client: Annotated[Networks, _NETWORKS, "client address is in one of these networks"] = ()
     query: Annotated[
         QueryGlobs,
         one_or_many(read_query_glob),
-        "its (last) query, as reports show it, begins like one of these; case-insensitive",
+        "current or last query, as reports show it, begins with one of these; case-insensitive",
     ] = ()
-    idle_for: Annotated[float | None, read_duration, "in its state for (state_change)"] = None
+    idle_for: Annotated[
+        float | None, read_duration, "in its state for at least this long (state_change)"
+    ] = None
     transaction_for: Annotated[
-        float | None, read_duration, "in its transaction for (xact_start)"
+        float | None, read_duration, "in its transaction for at least this long (xact_start)"
     ] = None
     connected_for: Annotated[
         float | None,
         read_duration,
-        "connected for (backend_start): in a pool this breaks healthy transactions",
+        "connected for at least this long (backend_start); ends healthy transactions of a pool",
     ] = None
     query_for: Annotated[
-        float | None, read_duration, "running its query for (query_start); active only"
+        float | None, read_duration, "running its query for at least this long; active only"
     ] = None
     waiting_for_client: Annotated[
-        bool | None,
-        boolean,
-        "active, but waiting for its client to go on (ClientRead) outside of a COPY",
+        bool | None, boolean, "active but waiting for its client (ClientRead), except in a COPY"
     ] = None
     blocks: Annotated[
-        int | None,
-        positive_int,
-        "so many sessions wait on it, in a chain or not; itself waits on none",
+        int | None, positive_int, "root blocker of at least this many waiting sessions"
     ] = None
     blocks_for: Annotated[
-        float | None, read_duration, "so many (one, unless `blocks` says more) have waited for"
+        float | None,
+        read_duration,
+        "as many sessions as `blocks` (default 1) have waited for it for at least this long",
     ] = None
     holds: Annotated[
-        tuple[HeldResource, ...], one_or_many(read_held_resource), "holds one of these"
+        tuple[HeldResource, ...],
+        one_or_many(one_of(HeldResource)),
+        "holds one of these: a transaction ID, a snapshot, locks",
     ] = ()
     pins_vacuum_by: Annotated[
-        int | None, positive_int, "its xid or xmin is so many transactions old: vacuum waits for it"
+        int | None, positive_int, "holds vacuum back by at least this many transactions"
     ] = None
 
 
 CLOCKS = ("idle_for", "transaction_for", "connected_for", "query_for", "blocks_for")
-"""The conditions of a match that are times; a rule has at least one."""
+"""The conditions on a duration; every rule needs at least one."""
 
 
 def _read_match(value: object, place: str) -> Match:
@@ -98,23 +98,20 @@ def _read_match(value: object, place: str) -> Match:
     if all(getattr(match, clock) is None for clock in CLOCKS):
         raise ConfigurationError(place, f"has no clock; add at least one of {', '.join(CLOCKS)}")
     if match.query_for is not None and State.ACTIVE not in match.state:
-        raise ConfigurationError(
-            f"{place}.query_for", "counts in state active only, which state leaves out"
-        )
+        problem = "applies to active sessions only; add active to state"
+        raise ConfigurationError(f"{place}.query_for", problem)
     if match.waiting_for_client is not None and set(match.state) != {State.ACTIVE}:
-        problem = (
-            "tells active sessions apart; every other state waits for its client: state: active"
-        )
+        problem = "applies to active sessions only; write state: active"
         raise ConfigurationError(f"{place}.waiting_for_client", problem)
     return match
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """A mark on the scale of the slots that ordinary roles can use; one of the two is given."""
+    """A number of used slots, given as used or as free; exactly one of the two is set."""
 
-    slots_used: Annotated[Decimal | None, read_percent, "percent of them used"] = None
-    slots_free: Annotated[int | None, non_negative_int, "so many of them free"] = None
+    slots_used: Annotated[Decimal | None, read_percent, "percentage of the slots used"] = None
+    slots_free: Annotated[int | None, non_negative_int, "number of slots free"] = None
 
     def __str__(self) -> str:
         if self.slots_used is not None:
@@ -122,51 +119,57 @@ class Threshold:
         return f"slots_free: {self.slots_free}"
 
     def _used(self, slots: Slots) -> Decimal:
-        """How many are used at the mark; need not be a whole number."""
+        """Return the number of used slots at the threshold, which may be a fraction."""
         if self.slots_used is not None:
             return self.slots_used * slots.usable / 100
         return Decimal(slots.usable - (self.slots_free or 0))
 
     def is_reached(self, slots: Slots) -> bool:
-        """Whether as many are used, or more."""
+        """Return whether at least as many slots are used as the threshold says."""
         return slots.used >= self._used(slots)
 
     def excess(self, slots: Slots) -> int:
-        """How many have to be freed until no more are used; 0 or less if that is so already."""
+        """Return how many slots must be freed to reach the threshold; 0 or less if none."""
         return int((slots.used - self._used(slots)).to_integral_value(ROUND_CEILING))
 
 
 def _read_threshold(value: object, place: str) -> Threshold:
-    mark = mapping_of(Threshold)(value, place)
-    if (mark.slots_used is None) == (mark.slots_free is None):
-        raise ConfigurationError(place, "needs one of slots_used, slots_free; one only")
-    return mark
+    threshold = mapping_of(Threshold)(value, place)
+    if (threshold.slots_used is None) == (threshold.slots_free is None):
+        raise ConfigurationError(place, "must have exactly one of slots_used, slots_free")
+    return threshold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """One entry of the policy; the first that matches a session decides. Pauses are seconds."""
 
-    name: Annotated[str, non_empty_text, "how reports call it; another for each rule"]
+    name: Annotated[str, non_empty_text, "the name in reports; unique in the policy"]
     match: Annotated[
-        Match, _read_match, "all conditions must hold, values in a list are alternatives"
+        Match, _read_match, "all conditions must hold; values in one list are alternatives"
     ]
     when: Annotated[
-        Threshold | None, _read_threshold, "in force only while slots are this short"
+        Threshold | None,
+        _read_threshold,
+        "apply the rule only while so many of the slots for ordinary roles are used",
     ] = None
     until: Annotated[
         Threshold | None,
         _read_threshold,
-        "condemns no more sessions than it takes to get back to this",
+        "condemn no more sessions than must end to get back to this threshold",
     ] = None
     confirm_after: Annotated[
-        float | None, read_pause, "condemned only if the same transaction still matches then"
+        float | None,
+        read_pause,
+        "take a second snapshot after this pause; condemn only if the same transaction still matches",
     ] = None
-    action: Annotated[Action, read_action, "cancel ends the query, terminate the session"] = (
-        Action.TERMINATE
-    )
+    action: Annotated[
+        Action, one_of(Action), "terminate ends the session, cancel only its query"
+    ] = Action.TERMINATE
     escalate_after: Annotated[
-        float | None, read_pause, "terminate what still runs so long after it was cancelled"
+        float | None,
+        read_pause,
+        "terminate the session if its query still runs this long after it was cancelled",
     ] = None
 
 
@@ -176,42 +179,49 @@ _RUNNING = {State.ACTIVE, State.FASTPATH}
 def _read_rule(value: object, place: str) -> Rule:
     rule = mapping_of(Rule)(value, place)
     if rule.action is Action.CANCEL:
-        if not set(rule.match.state) <= _RUNNING:
-            problem = (
-                "cancel does nothing to a session that runs no query: state: active, or terminate"
-            )
-            raise ConfigurationError(f"{place}.action", problem)
-        if rule.match.waiting_for_client:
-            problem = "cancel does nothing to a session that waits for its client; terminate it"
-            raise ConfigurationError(f"{place}.action", problem)
-        if rule.until is not None:
-            raise ConfigurationError(f"{place}.until", "cancel frees no slots; terminate does")
+        _check_cancel(rule, place)
     elif rule.escalate_after is not None:
-        problem = "comes after a cancel; add action: cancel, or remove it"
+        problem = "requires action: cancel; add that, or remove escalate_after"
         raise ConfigurationError(f"{place}.escalate_after", problem)
     if rule.when and rule.until and not _is_below(rule.until, rule.when):
-        problem = f"{rule.until} is no better than when ({rule.when}): it would free nothing"
+        problem = f"must leave fewer slots used than when ({rule.when}), not {rule.until}"
         raise ConfigurationError(f"{place}.until", problem)
     return rule
 
 
+def _check_cancel(rule: Rule, place: str) -> None:
+    """Raise ConfigurationError if a cancel would not affect the sessions that the rule matches."""
+    if not set(rule.match.state) <= _RUNNING:
+        problem = (
+            "cancel does nothing to a session without a query;"
+            " write state: active or action: terminate"
+        )
+        raise ConfigurationError(f"{place}.action", problem)
+    if rule.match.waiting_for_client:
+        problem = "cancel does nothing to a session waiting for its client; write action: terminate"
+        raise ConfigurationError(f"{place}.action", problem)
+    if rule.until is not None:
+        problem = "a cancel frees no slots; write action: terminate or remove until"
+        raise ConfigurationError(f"{place}.until", problem)
+
+
 def _is_below(until: Threshold, when: Threshold) -> bool:
+    """Return whether `until` asks for fewer used slots than `when`, as far as the policy tells."""
     if until.slots_used is not None and when.slots_used is not None:
         return until.slots_used < when.slots_used
     if until.slots_free is not None and when.slots_free is not None:
         return until.slots_free > when.slots_free
-    return True  # which is below depends on the server
+    return True
 
 
 def _read_rules(value: object, place: str) -> tuple[Rule, ...]:
     if not isinstance(value, list):
-        raise ConfigurationError(place, "is no list of rules")
+        raise ConfigurationError(place, "must be a list of rules")
     rules = one_or_many(_read_rule)(value, place)
     for index, rule in enumerate(rules):
         if rule.name in [earlier.name for earlier in rules[:index]]:
-            raise ConfigurationError(
-                f"{place}[{index}].name", f"{short_repr(rule.name)} is there already"
-            )
+            problem = f"duplicate rule name {short_repr(rule.name)}"
+            raise ConfigurationError(f"{place}[{index}].name", problem)
     return rules
 
 
@@ -220,17 +230,17 @@ def _read_rules(value: object, place: str) -> tuple[Rule, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protect:
-    """Who is never touched, whatever a rule says. One list that fits is enough."""
+    """The sessions that no rule matches; one matching list is enough."""
 
-    roles: Annotated[Globs, one_or_many(read_glob), "signed in as one of these roles"] = ()
+    roles: Annotated[Globs, _GLOBS, "connected as one of these roles"] = ()
     applications: Annotated[
-        Globs, one_or_many(read_glob), "calls itself one of these: weak, any client may"
+        Globs, _GLOBS, "application_name is one of these; weak, because any client can set it"
     ] = ()
-    databases: Annotated[Globs, one_or_many(read_glob), "connected to one of these databases"] = ()
-    clients: Annotated[Networks, one_or_many(read_network), "address in one of these networks"] = ()
+    databases: Annotated[Globs, _GLOBS, "connected to one of these databases"] = ()
+    clients: Annotated[Networks, _NETWORKS, "client address is in one of these networks"] = ()
 
     def covers(self, names: Names) -> str | None:
-        """Which of these names is protected, or None."""
+        """Return which of these names is protected, or None."""
         if matches_any(self.roles, names.role):
             return f"role {names.role}"
         if matches_any(self.applications, names.application):
@@ -240,7 +250,7 @@ class Protect:
         return None
 
     def merge(self, other: "Protect") -> "Protect":
-        """Who is protected by either."""
+        """Protect the sessions that either of the two protects."""
         return Protect(
             roles=self.roles + other.roles,
             applications=self.applications + other.applications,
@@ -251,43 +261,52 @@ class Protect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much may be done. Every condemned session counts, whether terminated or cancelled."""
+    """How many sessions a run may signal, whether to terminate or to cancel."""
 
-    max_terminations: Annotated[int, positive_int, "of one target in one run"] = 100
+    max_terminations: Annotated[int, positive_int, "most sessions per target and run"] = 100
     max_per_application: Annotated[
-        int | None, positive_int, "of one application name, of one target in one run"
+        int | None, positive_int, "most sessions per application_name, target and run"
     ] = None
-    max_per_run: Annotated[int | None, positive_int, "of all targets together in one run"] = None
+    max_per_run: Annotated[int | None, positive_int, "most sessions per run, over all targets"] = (
+        None
+    )
     max_share: Annotated[
         Decimal | None,
         read_percent,
-        "the breaker: condemned more of a target's client sessions? then none of them, and an alert",
+        "the breaker: if the policy condemns more than this share of a target's client sessions,"
+        " none is signalled and the summary reports it",
     ] = None
     min_sessions: Annotated[
-        int, positive_int, "the breaker's floor: with fewer client sessions it never trips"
+        int, positive_int, "with fewer client sessions than this the breaker never trips"
     ] = 1
-    order: Annotated[Order, read_order, "who goes first where not all may go"] = Order.LONGEST
+    order: Annotated[
+        Order, one_of(Order), "which sessions are signalled first if a limit stops some"
+    ] = Order.LONGEST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """A policy document, understood."""
+    """A policy document after all checks."""
 
-    version: Annotated[int, read_version, "of this language: 1"]
-    rules: Annotated[tuple[Rule, ...], _read_rules, "the first that matches a session decides"]
-    mode: Annotated[Mode | None, read_mode, "the most that this policy may do"] = None
+    version: Annotated[int, read_version, "version of the policy language: 1"]
+    rules: Annotated[tuple[Rule, ...], _read_rules, "the first rule that matches a session decides"]
+    mode: Annotated[
+        Mode | None, read_mode, "upper limit: enforce acts, observe only reports, off does nothing"
+    ] = None
     protect: Annotated[
-        Protect, mapping_of(Protect), "never touched, on top of the built-in protections"
+        Protect,
+        mapping_of(Protect),
+        "sessions that are never touched, in addition to the built-in protections",
     ] = Protect()
-    limits: Annotated[Limits, mapping_of(Limits), "how much may be done"] = Limits()
+    limits: Annotated[Limits, mapping_of(Limits), "how many sessions may be signalled"] = Limits()
     queries: Annotated[
         QueryVisibility,
-        read_query_visibility,
-        "in the log and the return value: full shows literals; never in mail",
+        one_of(QueryVisibility),
+        "in the log and the return value, full shows queries with their literals; emails never do",
     ] = QueryVisibility.REDACTED
 
     def scope(self) -> SnapshotScope:
-        """What a look has to bring for these rules."""
+        """Return what a snapshot must contain for these rules."""
         floors: dict[State, float] = {}
         for rule in self.rules:
             for state in rule.match.state:
@@ -303,5 +322,5 @@ class Policy:
 
 
 def read_policy(document: object, place: str = "") -> Policy:
-    """A parsed document as a Policy. Raises ConfigurationError with the place of a mistake."""
+    """Read a parsed document. Raises ConfigurationError with the place of an invalid value."""
     return mapping_of(Policy)(document, place)

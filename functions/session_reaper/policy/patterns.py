@@ -1,4 +1,4 @@
-"""Patterns of a policy: globs over names and queries, and networks, read strictly and matched."""
+"""Patterns of a policy: globs over names, globs over queries, and networks."""
 
 import re
 from fnmatch import fnmatchcase, translate
@@ -16,26 +16,28 @@ QueryGlobs = tuple[re.Pattern[str], ...]
 # -- reading --------------------------------------------------------------------------------------
 
 
-_CLASS = re.compile(r"\[!?+.[^\]]*\]", re.DOTALL)  # as fnmatch reads one
+_CLASS = re.compile(r"\[!?+.[^\]]*\]", re.DOTALL)
+"""A character class, as fnmatch reads it."""
 
 
 def read_glob(value: object, place: str) -> str:
-    """A glob over a whole value: `*`, `?` and `[…]`. Raises ConfigurationError."""
-    written = non_empty_text(value, place)
-    # As fnmatch reads them: what it takes for no class it takes for text, which fits nobody here.
-    if "[" in _CLASS.sub("", written):
-        problem = f"{short_repr(written)} has a [ without its ]; a plain [ is written [[]"
+    """Read a glob that matches a whole value; it may use `*`, `?` and `[…]`."""
+    glob = non_empty_text(value, place)
+    # fnmatch reads an unclosed [ as text, so the glob would not match what its author meant.
+    if "[" in _CLASS.sub("", glob):
+        problem = f"{short_repr(glob)} has an unclosed [; write [[] for a literal ["
         raise ConfigurationError(place, problem)
-    if "(?!)" in translate(written):
-        raise ConfigurationError(place, f"{short_repr(written)} has a class that no character fits")
-    return written
+    if "(?!)" in translate(glob):
+        problem = f"{short_repr(glob)} has a character class that matches no character"
+        raise ConfigurationError(place, problem)
+    return glob
 
 
 def read_network(value: object, place: str) -> IPv4Network | IPv6Network:
-    """An address or a network in CIDR notation. Raises ConfigurationError."""
-    written = non_empty_text(value, place)
+    """Read an IP address or a network in CIDR notation."""
+    text = non_empty_text(value, place)
     try:
-        return ip_network(written)
+        return ip_network(text)
     except ValueError as error:
         raise ConfigurationError(
             place, f"{error}; write an address or a network such as 10.0.8.0/24"
@@ -43,43 +45,48 @@ def read_network(value: object, place: str) -> IPv4Network | IPv6Network:
 
 
 _REFUSED = {
-    "^": "query is a glob, compared from the query's beginning; [!a] is any character but a",
-    "\\": "query is a glob; [*], [?] and [[] stand for these characters themselves",
-    "(?": "query is a glob; write ([?] for a literal in brackets",
-    ".*": "query is a glob; write * for any text, [.]* for a dot and any text",
-    "'": "reports show literals as ?; write ? for one",
+    "^": "query is a glob and always matches from the beginning; write [!a] to exclude a character",
+    "\\": "query is a glob; write [*], [?] or [[] for a literal *, ? or [",
+    "(?": "query is a glob; write ([?] for a literal in parentheses",
+    ".*": "query is a glob; write * for any text, or [.]* for a dot and any text",
+    "'": "queries are matched with each literal replaced by ?; write ? for it",
 }
-"""What no query glob may contain, with a hint: signs of a regular expression, and quotes."""
+"""Text that no query glob may contain, with a hint: signs of a regular expression, and quotes."""
 
 
 def read_query_glob(value: object, place: str) -> re.Pattern[str]:
-    """Compile a glob over what `redaction.matched_text` returns.
+    """Compile a glob over queries as `strip_for_matching` returns them.
 
-    Raises ConfigurationError, also if the glob matches every query or can match none.
+    A glob that matches every query, or can match none, is an error.
     """
     written = read_glob(value, place)
+    shown = short_repr(written)
     for sign, hint in _REFUSED.items():
         if sign in written:
-            raise ConfigurationError(place, f"{short_repr(written)} contains {sign}: {hint}")
+            raise ConfigurationError(place, f"{shown} contains {sign}: {hint}")
     glob = re.sub(r"\s+", " ", written).lstrip()
     if not glob.strip("*? "):
-        problem = f"{short_repr(written)} matches every query; remove it or be specific"
+        problem = f"{shown} matches every query; remove it or make it more specific"
         raise ConfigurationError(place, problem)
     hidden = _find_hidden(glob)
     if hidden:
         problem = (
-            f"{short_repr(written)} can match no query: it contains {short_repr(hidden)}, but reports show "
-            "literals as ? and leave comments out; write ? for a literal, and a quoted name whole"
+            f"{shown} can never match because it contains {short_repr(hidden)}: queries are matched"
+            " without comments and with each literal replaced by ?; write ? for a literal and"
+            " complete every quoted name"
         )
         raise ConfigurationError(place, problem)
     if len(_CLASS.sub("a", glob).replace("*", "")) > MATCHED_LENGTH:
-        problem = f"{short_repr(written)} can match no query: only {MATCHED_LENGTH} characters of one are compared"
+        problem = (
+            f"{shown} can never match: only the first {MATCHED_LENGTH} characters"
+            " of a query are compared"
+        )
         raise ConfigurationError(place, problem)
     return re.compile(translate(f"{glob}*"), re.IGNORECASE)
 
 
 def _find_hidden(glob: str) -> str | None:
-    """Return a literal or a comment in the glob, outside of quoted names."""
+    """Return the first literal or comment in the glob, outside of quoted names."""
     comment = re.search(r"/\*.*\*/", glob)
     if comment:
         return comment[0]
@@ -94,22 +101,22 @@ def _find_hidden(glob: str) -> str | None:
 
 
 def matches_query(globs: QueryGlobs, query: str) -> bool:
-    """Return whether a glob matches the query, given as `redaction.matched_text` returns it."""
+    """Return whether a glob matches the query, given as `strip_for_matching` returns it."""
     return any(glob.match(query) for glob in globs)
 
 
-@lru_cache(maxsize=10_000)  # sessions share their names: most are looked up, not matched
+@lru_cache(maxsize=10_000)  # sessions share their names
 def matches_any(globs: Globs, value: str) -> bool:
-    """Whether a glob fits the whole value, upper and lower case told apart."""
+    """Return whether a glob matches the whole value, case-sensitively."""
     return any(fnmatchcase(value, glob) for glob in globs)
 
 
 def is_within(networks: Networks, client: str | None) -> bool:
-    """Whether the client's address lies in a network; a Unix socket has no address."""
+    """Return whether the address lies in a network; None, a Unix socket, lies in none."""
     if not networks or client is None:
         return False
-    address = _address(client)
+    address = _parse_address(client)
     return any(address in network for network in networks)
 
 
-_address = lru_cache(maxsize=10_000)(ip_address)  # sessions share their clients, too
+_parse_address = lru_cache(maxsize=10_000)(ip_address)  # sessions share their clients

@@ -1,12 +1,13 @@
-"""Sockets to servers, and the TLS around them."""
+"""Opens sockets to servers, and wraps them in TLS."""
 
-import re
 import socket
 import ssl
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from threading import Lock
 from typing import Final
+
+from asn1crypto.x509 import Certificate
 
 from session_reaper.deadline import Deadline
 from session_reaper.errors import TargetError
@@ -16,18 +17,19 @@ from session_reaper.targets.target import SslMode, Target
 
 _SSL_REQUEST: Final = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 _NOT_POSTGRES_HINT: Final = "Check host and port in the secret."
+_AWS_CERTIFICATES: Final = Path(__file__).with_name("aws_certificates.pem")
 
 
 def limit_time(sock: socket.socket, deadline: Deadline) -> None:
-    """Have the next call on a socket end by the deadline. Raises TimeoutError once it has passed."""
+    """Make the next call on a socket end by the deadline. Raises TimeoutError once it has passed."""
     seconds = deadline.remaining()
-    if seconds == 0:  # as a timeout it would mean "do not block"
+    if seconds == 0:  # a timeout of 0 would make the socket non-blocking
         raise TimeoutError
     sock.settimeout(seconds)
 
 
 def open_socket(host: str, port: int, deadline: Deadline) -> socket.socket:
-    """Connect to the first address of a host that answers; all of them share the deadline.
+    """Connect to the first address of a host that accepts; all addresses share the deadline.
 
     Raises OSError.
     """
@@ -39,7 +41,7 @@ def open_socket(host: str, port: int, deadline: Deadline) -> socket.socket:
             share = deadline.remaining() / (len(addresses) - index)
             limit_time(sock, deadline.capped_at(share))
             sock.connect(address)
-            # As in libpq: without it the first packet after a TLS handshake waits 40 ms for an ACK.
+            # As in libpq: otherwise the first packet after a TLS handshake waits 40 ms for an ACK.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             sock.close()
@@ -47,22 +49,30 @@ def open_socket(host: str, port: int, deadline: Deadline) -> socket.socket:
                 raise
         else:
             return sock
-    raise OSError  # getaddrinfo raises rather than finding nothing
+    raise OSError  # not reached: getaddrinfo returns at least one address, or raises
 
 
-def wrap_tls(sock: socket.socket, target: Target, deadline: Deadline) -> ssl.SSLSocket:
-    """Wrap a socket in TLS, as the secret asks and never less.
+def wrap_tls(
+    sock: socket.socket,
+    target: Target,
+    deadline: Deadline,
+    *,
+    aws_certificates: Path = _AWS_CERTIFICATES,
+) -> ssl.SSLSocket:
+    """Negotiate TLS on a socket, with the TLS mode and CA of the secret.
 
-    Raises TargetError, OSError.
+    `aws_certificates` is a PEM file in which a comment above each certificate names it. Raises
+    TargetError, OSError.
     """
     where = f"{target.host}:{target.port}"
     limit_time(sock, deadline)
     sock.sendall(_SSL_REQUEST)
-    answer = sock.recv(1)  # no more: what follows belongs to TLS
+    answer = sock.recv(1)  # the bytes after it belong to TLS
     limit_time(sock, deadline)
     if answer == b"S":
-        with _making_contexts:  # one for each CA, though all targets begin at the same time
-            context = _tls_context(target.sslmode, _select_authorities(target))
+        authorities = _select_authorities(target, aws_certificates)
+        with _context_lock:  # otherwise targets that start together each create the same context
+            context = _create_context(target.sslmode, authorities)
         try:
             return context.wrap_socket(sock, server_hostname=target.host)
         except ssl.SSLCertVerificationError as error:
@@ -71,21 +81,22 @@ def wrap_tls(sock: socket.socket, target: Target, deadline: Deadline) -> ssl.SSL
         raise TargetError(
             "tls",
             f"{where} does not offer TLS",
-            "Switch TLS on at the server. Only a secret with sslmode disable is read in plaintext.",
+            "Enable TLS on the server. The reaper connects in plaintext only if the secret has sslmode"
+            " disable.",
         )
     raise TargetError(
         "protocol",
-        f"{where} does not answer as a PostgreSQL server",
+        f"{where} does not respond like a PostgreSQL server",
         _NOT_POSTGRES_HINT,
     )
 
 
-_making_contexts: Final = Lock()
+_context_lock: Final = Lock()
 
 
-@cache  # making one takes longer than signing in
-def _tls_context(sslmode: SslMode, authorities: str | None) -> ssl.SSLContext:
-    """`authorities`: those that are trusted, in PEM; None means the system's."""
+@cache  # creating a context takes longer than a login
+def _create_context(sslmode: SslMode, authorities: str | None) -> ssl.SSLContext:
+    """Create a context that trusts these CAs (PEM); None means the system's."""
     if sslmode is SslMode.REQUIRE and authorities is None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
@@ -95,65 +106,59 @@ def _tls_context(sslmode: SslMode, authorities: str | None) -> ssl.SSLContext:
         context = ssl.create_default_context(cadata=authorities)
     except (ssl.SSLError, TypeError, ValueError):
         raise TargetError(
-            "tls", "sslrootcert in the secret is no PEM certificate", "Store the CA's PEM text."
+            "tls", "sslrootcert in the secret must be a PEM certificate", "Store the CA's PEM text."
         ) from None
-    # From Python 3.13 on the default refuses CAs that lack what RFC 5280 wants beyond a valid chain;
-    # private ones often do, and libpq takes them.
+    # From Python 3.13 on, the default also refuses CAs without the extensions of RFC 5280. Private CAs
+    # often lack them, and libpq accepts such CAs.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.check_hostname = sslmode is SslMode.VERIFY_FULL
     return context
 
 
 def describe_tls(sock: socket.socket, target: Target) -> Tls | None:
-    """Describe what secures a connection; None for one in plaintext."""
+    """Describe the TLS of a connection; None if it is in plaintext."""
     if not isinstance(sock, ssl.SSLSocket):
         return None
     cipher = sock.cipher()
     return Tls(
         version=sock.version() or "",
         cipher=cipher[0] if cipher else "",
-        certificate_until=_read_end_of_validity(sock.getpeercert(binary_form=True) or b""),
+        certificate_until=_read_end_of_validity(sock.getpeercert(binary_form=True)),
         verified=target.is_verified,
     )
 
 
-_MOMENT: Final = rb"(?:\x17\x0d(\d{12})|\x18\x0f(\d{14}))Z"
+def _read_end_of_validity(certificate: bytes | None) -> str:
+    """Return the end of a DER certificate's validity, as 2027-01-31T00:00:00Z; "" if unreadable.
 
-
-def _read_end_of_validity(certificate: bytes) -> str:
-    """The end of a certificate's validity: two moments of ASN.1, one behind the other.
-
-    ssl decodes none of a certificate that it has not verified, which is what require means.
+    The standard library decodes only verified certificates, which sslmode require does not have.
     """
-    found = re.search(_MOMENT * 2, certificate)
-    if not found:
+    try:
+        end = Certificate.load(certificate or b"").not_valid_after
+    except (TypeError, ValueError):
         return ""
-    short, whole = found[3], found[4]
-    text = (whole or (b"20" if short < b"50" else b"19") + short).decode()
-    return re.sub(r"(\d{4})(..)(..)(..)(..)(..)", r"\1-\2-\3T\4:\5:\6Z", text)
+    return f"{end:%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _select_authorities(target: Target) -> str | None:
-    """Whom to trust, in PEM: the secret's CA; for RDS its own in the host's region, and Amazon's roots.
+def _select_authorities(target: Target, aws_certificates: Path) -> str | None:
+    """Return the CAs to trust, in PEM: the secret's, or for RDS those of the host's region.
 
-    None means the system's, or nobody where the secret wants nothing verified. (To load those of all
-    regions takes longer than the whole of a sign-in.)
+    None means the system's, or none if the secret wants nothing verified.
     """
     region = rds_region(target.host)
     if target.sslrootcert or target.sslmode is SslMode.REQUIRE or region is None:
         return target.sslrootcert
-    return _load_rds_authorities(region)
+    return _load_aws_authorities(aws_certificates, region)
 
 
 @cache
-def _load_rds_authorities(region: str) -> str:
-    blocks = (
-        (files("session_reaper.postgres") / "aws_certificates.pem").read_text("utf-8").split("\n\n")
-    )
+def _load_aws_authorities(aws_certificates: Path, region: str) -> str:
+    """Return RDS's CAs in a region, and Amazon's roots: loading all regions is slower than a login."""
+    blocks = aws_certificates.read_text("utf-8").split("\n\n")
     return "\n".join(b for b in blocks if f" {region} " in b or "\n# Amazon RDS " not in f"\n{b}")
 
 
-# OpenSSL's numbers, of x509_vfy.h.
+# From OpenSSL's x509_vfy.h.
 _EXPIRED, _NOT_YET_VALID, _OTHER_HOST, _OTHER_ADDRESS = 10, 9, 62, 64
 
 
@@ -163,16 +168,16 @@ def _explain_untrusted(error: ssl.SSLCertVerificationError, target: Target) -> T
         case n if n in (_OTHER_HOST, _OTHER_ADDRESS):
             problem = f"the certificate of {where} is for another host"
             hint = (
-                "Write as host the name that is in the certificate: the endpoint itself, not an"
-                " alias or address of it. (sslmode verify-ca does not look at the name.)"
+                "Write the name in the certificate as host: the endpoint itself, not an alias or an"
+                " address of it. (sslmode verify-ca ignores the name.)"
             )
         case n if n in (_EXPIRED, _NOT_YET_VALID):
-            what = "has expired" if n == _EXPIRED else "is not valid yet"
-            problem = f"the certificate of {where}, or its CA's, {what}"
+            state = "has expired" if n == _EXPIRED else "is not valid yet"
+            problem = f"the certificate of {where} or of its CA {state}"
             hint = (
-                "Renew it at the server (on RDS: modify the instance's CA), or renew sslrootcert."
+                "Renew it on the server (on RDS: modify the instance's CA), or renew sslrootcert."
             )
         case _:
-            problem = f"the certificate of {where} is by a CA that is not trusted"
+            problem = f"the certificate of {where} was issued by a CA that is not trusted"
             hint = explain_unknown_authority(target.host)
     return TargetError("tls", f"{problem}: {error.verify_message}", hint)

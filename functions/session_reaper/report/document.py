@@ -109,19 +109,19 @@ def _target_document(
 
 
 def _check_document(check: Check) -> dict[str, Any]:
-    server, look = check.server, check.look
+    server, snapshot = check.server, check.snapshot
     return {
         "version": server.version,
         "provider": server.provider.value,
         "tls": server.tls and asdict(server.tls),
-        "in_recovery": look.reader,
-        "behind_pooler": look.behind_pooler,
+        "in_recovery": snapshot.reader,
+        "behind_pooler": snapshot.behind_pooler,
         "role": {
             "name": server.role,
             "superuser": server.superuser,
             "connection_limit": server.connection_limit,
-            "sees": look.can_see,
-            "signals": look.can_signal,
+            "sees": snapshot.can_see,
+            "signals": snapshot.can_signal,
             "reserved_slot": server.has_reserved_slot,
         },
         "timeouts": [asdict(timeout) for timeout in server.timeouts],
@@ -175,21 +175,21 @@ MAX_RECORDING = 5_000_000  # bytes of JSON: Lambda returns 6 MB with all around 
 
 
 def to_recordings(report: Report) -> dict[str, Any]:
-    """The looks of a run as JSON, by target: the engine can decide on them again, elsewhere.
+    """Return the recorded snapshots of a run as JSON, by target, for a replay.
 
-    Raises ConfigurationError if Lambda could not return so much.
+    Raises ConfigurationError if they are larger than an answer of Lambda can be.
     """
-    looks = {t.name: to_recording(t.recorded) for t in report.targets if t.recorded is not None}
-    size = len(json.dumps(looks))
+    snapshots = {t.name: to_recording(t.recorded) for t in report.targets if t.recorded is not None}
+    size = len(json.dumps(snapshots))
     if size > MAX_RECORDING:
-        problem = f"the looks are {size:,} bytes, Lambda returns {MAX_RECORDING:,}: name one target"
+        problem = f"the snapshots have {size:,} bytes, more than {MAX_RECORDING:,}; name one target"
         raise ConfigurationError("event.record", problem)
-    return looks
+    return snapshots
 
 
-def to_recording(look: Snapshot) -> dict[str, Any]:
-    """A look as JSON, its queries redacted."""
-    document = asdict(look)
+def to_recording(snapshot: Snapshot) -> dict[str, Any]:
+    """Return a snapshot as JSON with its queries redacted."""
+    document = asdict(snapshot)
     for session in document["sessions"]:
         session["query"] = redact_for_matching(session["query"])
     return document

@@ -1,10 +1,11 @@
-"""The way in: to a server that is full, after a rotation, by the fallback secret."""
+"""Connects to a target: retries while the server is full, rereads the secret, uses the fallback secret."""
 
 import random
 import time
 from itertools import count
 from typing import Final
 
+from session_reaper.aws.rds import with_iam_token
 from session_reaper.deadline import Deadline
 from session_reaper.errors import DeadlineError, FullError, TargetError
 from session_reaper.postgres.server import Server
@@ -12,79 +13,87 @@ from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.targets.providers import Provider, provider_of, reserved_slot_instructions
 from session_reaper.targets.target import Auth, Target
 
-FULL_SECONDS: Final = 8.0  # how long a full server is asked again, at most
-_FULL_SHARE: Final = 0.25  # of the time that is left: the rest is for what is to be done inside
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5  # seconds between two tries
-_ALONE: Final = 2  # tries before the fallback secret's role takes part
+FULL_SECONDS: Final = 8.0  # for retries on a full server, at most
+_FULL_SHARE: Final = 0.25  # of the time left, at most
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5  # seconds between two attempts
+_FIRST_FALLBACK: Final = 2  # the attempt after which the fallback secret is tried, too
 
 _IAM_HINT: Final = (
-    "An IAM token stood in for the password (the secret says auth iam, or has no password). It takes"
-    " GRANT rds_iam TO the role, rds-db:connect for the function's role, and as host the endpoint"
-    " itself. "
+    "The password was an IAM token (the secret has auth iam, or no password). A token requires"
+    " GRANT rds_iam TO the role, rds-db:connect for the function's role, and the endpoint itself as"
+    " host. "
 )
 
 
 def connect_to_target(
-    target: Target, directory: TargetDiscovery, deadline: Deadline
+    target: Target, discovery: TargetDiscovery, deadline: Deadline
 ) -> tuple[Server, Target]:
-    """Sign in; also the target as it was signed in to: by a new password, or by the fallback's role.
+    """Connect; return also the target as connected to: its password or its role may have changed.
 
-    Raises TargetError; FullError, with what to do now, if there is no slot for any role of ours.
+    Raises TargetError; FullError, with what to do now, if none of the roles gets a slot.
     """
-    patience = deadline.capped_at(min(FULL_SECONDS, _FULL_SHARE * deadline.remaining()))
+    retries = deadline.capped_at(min(FULL_SECONDS, _FULL_SHARE * deadline.remaining()))
     pause = _SHORTEST_PAUSE
     fallback: Target | None = None
-    refused = ""
-    for tries in count(1):
+    refusal = ""
+    for attempt in count(1):
         try:
-            return _connect_or_reread(target, directory, deadline)
+            return _connect_or_reread(target, discovery, deadline)
         except FullError as error:
             full = error
-        if target.fallback_secret and not refused and (tries >= _ALONE or full.limit):
+        may_fall_back = full.limit or attempt >= _FIRST_FALLBACK
+        if target.fallback_secret and may_fall_back and not refusal:
             try:
-                fallback = fallback or directory.fallback(target, deadline)
-                return Server.connect(directory.with_iam_token(fallback), deadline), fallback
+                fallback = fallback or discovery.resolve_fallback(target, deadline)
+                return Server.connect(with_iam_token(fallback), deadline), fallback
             except FullError:
                 pass
             except TargetError as error:
-                refused = f" (fallback_secret {target.fallback_secret}: {error.message})"
-        if full.limit or patience.remaining() < pause:
+                refusal = f" (fallback_secret {target.fallback_secret}: {error.message})"
+        if full.limit or retries.remaining() < pause:
             hint = full.hint if full.limit else reserved_slot_instructions(target.host, target.role)
-            raise FullError(full.code, full.message + refused, hint, limit=full.limit)
-        # Those that the server has refused try again, too, and not all at the same moment.
-        time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 -- nothing secret
+            raise FullError(full.code, full.message + refusal, hint, limit=full.limit)
+        # Other clients that were refused retry, too; the jitter keeps us from retrying in step.
+        time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 -- not cryptographic
         pause = min(2 * pause, _LONGEST_PAUSE)
     raise AssertionError  # count() does not end
 
 
+def connect_with_fallback(target: Target, discovery: TargetDiscovery, deadline: Deadline) -> Server:
+    """Connect to the target's server with the fallback secret. Raises TargetError."""
+    fallback = discovery.resolve_fallback(target, deadline)
+    return Server.connect(with_iam_token(fallback), deadline)
+
+
 def _connect_or_reread(
-    target: Target, directory: TargetDiscovery, deadline: Deadline
+    target: Target, discovery: TargetDiscovery, deadline: Deadline
 ) -> tuple[Server, Target]:
-    """Signed in; if that fails, by what the secret says now, should it be something else."""
+    """Connect; if that fails, reread the secret and try once more if it has changed."""
     try:
-        return Server.connect(directory.with_iam_token(target), deadline), target
+        return Server.connect(with_iam_token(target), deadline), target
     except (FullError, DeadlineError):
         raise
     except TargetError as error:
-        if not deadline.remaining():  # all that hang end here at once: now the summary is to go out
+        # All targets that hang fail at this moment, and rereading would delay the summary.
+        if not deadline.remaining():
             raise
         if target.auth is Auth.IAM:
-            error = _explain_token_refused(target, error)
+            error = _explain_refused_token(target, error)
         try:
-            now = directory.again(target, deadline)
+            current = discovery.reread(target, deadline)
         except TargetError:
             raise error from None
-        if now == target:
+        if current == target:
             raise error from None
-    return Server.connect(directory.with_iam_token(now), deadline), now
+    return Server.connect(with_iam_token(current), deadline), current
 
 
-def _explain_token_refused(target: Target, error: TargetError) -> TargetError:
-    """What is to be said if a token did not get in."""
-    rds = provider_of(target.host) in (Provider.RDS, Provider.AURORA)
-    if target.auth_given or rds:
+def _explain_refused_token(target: Target, error: TargetError) -> TargetError:
+    """Add to an error that the login used an IAM token."""
+    is_rds = provider_of(target.host) in (Provider.RDS, Provider.AURORA)
+    if target.is_auth_given or is_rds:
         return TargetError(error.code, error.message, _IAM_HINT + error.hint)
-    # Only RDS knows what to do with a token: it is more likely that the password was forgotten.
-    problem = "password is missing, and an IAM token in its place did not get in"
+    # Other servers do not accept tokens, so the password was probably forgotten.
+    problem = "password is missing, and connecting with an IAM token in its place failed"
     message = f"secret {target.secret_arn}: {problem}: {error.message}"
     return TargetError("secret", message, "Add password, or write auth iam.")

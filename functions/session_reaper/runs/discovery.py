@@ -1,159 +1,195 @@
-"""Where the targets are: from the settings to every instance that is to be dealt with."""
+"""Finds the targets of a run: reads their secrets, and asks RDS where the instances are."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Final, TypeVar
+from threading import Lock
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from session_reaper.aws.rds import Rds
-from session_reaper.aws.secrets_manager import BATCH, Secrets
+from session_reaper.aws.rds import UNLISTED, list_instances
+from session_reaper.aws.secrets_manager import BATCH, PROCESS_CACHE, SecretCache, Secrets
 from session_reaper.deadline import Deadline
 from session_reaper.documents import key_label
-from session_reaper.errors import ConfigurationError, TargetError
+from session_reaper.errors import ConfigurationError
 from session_reaper.report.model import TargetReport, record_error, record_unfinished
 from session_reaper.runs.parallel import Job, JobResult, run_jobs
 from session_reaper.settings import Settings, Tag
 from session_reaper.targets.fallback import (
     FallbackRefusal,
-    RdsListing,
     decide_fallback,
     needs_rds,
     read_fallback,
 )
-from session_reaper.targets.secret_document import SecretError, read_targets
-from session_reaper.targets.target import Auth, Secret, Target, TargetKey, name_of_secret
+from session_reaper.targets.secret_document import (
+    ParsedSecret,
+    SecretError,
+    parse_secret,
+    resolve_targets,
+)
+from session_reaper.targets.target import RdsListing, Secret, Target, TargetKey, name_of_secret
+
+if TYPE_CHECKING:
+    from mypy_boto3_secretsmanager import SecretsManagerClient
 
 T = TypeVar("T")
-_Given = TypeVar("_Given")
-_Found = Target | TargetReport  # or why it was not
+U = TypeVar("U")
+_Found = Target | TargetReport  # a report stands for a target that could not be found
 
 
 class TargetDiscovery:
-    """The targets of one run, and their credentials whenever those are needed."""
+    """Finds the targets of one run, and rereads their secrets when a login fails. Thread-safe."""
 
-    def __init__(self, settings: Settings, *, fresh: bool) -> None:
-        """`fresh`: read every secret anew, whatever an earlier run of this process has read."""
-        self._settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        bypass_cache: bool,
+        cache: SecretCache = PROCESS_CACHE,
+        client: "SecretsManagerClient | None" = None,
+    ) -> None:
+        """`bypass_cache`: read each secret from AWS. `client`: in place of the shared one."""
         account = settings.topic_arn.split(":")[4]
-        self._secrets = Secrets(account, fresh=fresh)
-        self._rds = Rds()
+        self._settings = settings
+        self._secrets = Secrets(account, cache, bypass_cache=bypass_cache, client=client)
+        self._listing: RdsListing | None = None
+        self._listing_lock = Lock()
 
     def find(self, names: Sequence[str], deadline: Deadline) -> Sequence[_Found]:
-        """The targets of these names, or all; a report in place of each that is not to be had.
+        """Return the targets with these names, or all; a report in place of each one not found.
 
-        Raises ConfigurationError if a name is nobody's, or if there is no target at all.
+        Raises ConfigurationError if a name is unknown, or if there is no target at all.
         """
-        deadline = deadline.capped_at(deadline.remaining() / 2)  # the other half is for the targets
-        given = self._settings.target_secrets
+        deadline = deadline.capped_at(deadline.remaining() / 2)  # the rest is for the targets
         tags = [self._settings.target_secret_tag] if self._settings.target_secret_tag else []
-        listing = [(tag, [_report_unlisted_tag(tag)]) for tag in tags]
-        tagged = _run_all(partial(self._tagged, deadline=deadline), listing, deadline)
-        unlisted = [each for each in tagged if isinstance(each, TargetReport)]
-        ids = [*dict.fromkeys([*given, *(each for each in tagged if isinstance(each, str))])]
+        list_tagged = partial(self._secrets.list_tagged, deadline=deadline)
+        listed = _convert_all(list_tagged, tags, _report_unlisted_tag, deadline)
+        unlisted = [each for each in listed if isinstance(each, TargetReport)]
+        tagged = [each for each in listed if isinstance(each, str)]
+        ids = [*dict.fromkeys([*self._settings.target_secrets, *tagged])]
         if not ids and not unlisted:
-            raise ConfigurationError("TARGET_SECRET_TAG", "no secret bears this tag")
-        batches = [tuple(ids[n : n + BATCH]) for n in range(0, len(ids), BATCH)]
-        reading = [(batch, [_report_unread(secret_id) for secret_id in batch]) for batch in batches]
-        secrets = _run_all(partial(self._read, deadline=deadline), reading, deadline)
-        listed_by = deadline.capped_at(deadline.remaining() / 2)  # else the secrets' own hosts do
-        describing = [(secret, [_report_undescribed(secret)]) for secret in secrets]
-        describe = partial(self._described, deadline=listed_by)
-        found = _deduplicate(_run_all(describe, describing, deadline))
-        return [*unlisted, *_select_by_name(found, names)]
+            raise ConfigurationError("TARGET_SECRET_TAG", "no secret has this tag")
+        found = self._resolve_all(self._read_all(ids, deadline), deadline)
+        return [*unlisted, *_select_by_name(_deduplicate(found), names)]
 
-    def again(self, target: Target, deadline: Deadline) -> Target:
-        """The same target as its secret describes it now. Raises TargetError."""
-        secret = self._secrets.again(target.secret_arn, deadline)
-        for each in self._targets(secret, deadline):
+    def reread(self, target: Target, deadline: Deadline) -> Target:
+        """Return the target as its secret describes it now. Raises TargetError."""
+        parsed = self._parse(self._secrets.reread(target.secret_arn, deadline))
+        listing = self._list_instances(deadline) if parsed.needs_rds else RdsListing()
+        for each in resolve_targets(parsed, listing):
             if each.key == target.key:
-                return replace(each, name=target.name)  # which discovery made unique
+                return replace(each, name=target.name)  # which `find` made unique
         return target
 
-    def fallback(self, target: Target, deadline: Deadline) -> Target:
-        """How the fallback secret connects to the target's server. Raises TargetError."""
-        fallback = read_fallback(self._secrets.again(target.fallback_secret or "", deadline))
-        listing = self._listing(deadline) if needs_rds(target, fallback) else RdsListing()
+    def resolve_fallback(self, target: Target, deadline: Deadline) -> Target:
+        """Return the target with its fallback secret's credentials. Raises TargetError."""
+        fallback = read_fallback(self._secrets.reread(target.fallback_secret or "", deadline))
+        is_listed = needs_rds(target, fallback)
+        listing = self._list_instances(deadline) if is_listed else RdsListing()
         decision = decide_fallback(target, fallback, listing)
         if isinstance(decision, FallbackRefusal):
             raise decision.as_error()
         return decision
 
-    def _listing(self, deadline: Deadline) -> RdsListing:
-        try:
-            return RdsListing(instances=self._rds.instances(deadline))
-        except TargetError as error:
-            return RdsListing(problem=error.message)
+    def _read_all(self, ids: Sequence[str], deadline: Deadline) -> list[Secret | TargetReport]:
+        batches = [tuple(ids[n : n + BATCH]) for n in range(0, len(ids), BATCH)]
+        given = [(batch, [_report_unread(secret_id) for secret_id in batch]) for batch in batches]
+        return _run_all(partial(self._read_batch, deadline=deadline), given, deadline)
 
-    def with_iam_token(self, target: Target) -> Target:
-        """The target with a password that is good for the next minutes. Raises TargetError."""
-        return self._rds.with_iam_token(target) if target.auth is Auth.IAM else target
-
-    def _targets(self, secret: Secret, deadline: Deadline) -> tuple[Target, ...]:
-        whole = self._settings.whole_clusters
-        instances = partial(self._rds.instances, deadline)
-        return read_targets(secret, instances, whole_clusters=whole)
-
-    # -- jobs: each returns reports in place of what it could not find --------------------------------
-
-    def _tagged(self, tag: Tag, deadline: Deadline) -> Sequence[str | TargetReport]:
-        try:
-            return self._secrets.tagged(tag, deadline)
-        except SecretError as error:
-            return [record_error(_report_unlisted_tag(tag), error)]
-
-    def _read(self, ids: Sequence[str], deadline: Deadline) -> Sequence[Secret | TargetReport]:
-        found = zip(ids, self._secrets.read(ids, deadline), strict=True)
+    def _read_batch(
+        self, ids: Sequence[str], deadline: Deadline
+    ) -> Sequence[Secret | TargetReport]:
         return [
             record_error(_report_unread(secret_id), read) if isinstance(read, SecretError) else read
-            for secret_id, read in found
+            for secret_id, read in zip(ids, self._secrets.read(ids, deadline), strict=True)
         ]
 
-    def _described(self, secret: Secret | TargetReport, deadline: Deadline) -> Sequence[_Found]:
-        if isinstance(secret, TargetReport):
-            return [secret]
-        try:
-            return self._targets(secret, deadline)
-        except SecretError as error:
-            return [record_error(replace(_report_undescribed(secret), name=error.target), error)]
+    def _resolve_all(
+        self, secrets: Sequence[Secret | TargetReport], deadline: Deadline
+    ) -> Sequence[_Found]:
+        """Parse the secrets, list RDS's instances if a secret needs them, and resolve the targets."""
+
+        def parse(secret: Secret) -> Sequence[ParsedSecret]:
+            return [self._parse(secret)]
+
+        parsed = _convert_all(parse, secrets, _report_unparsed, deadline)
+        listing = RdsListing()
+        if any(isinstance(each, ParsedSecret) and each.needs_rds for each in parsed):
+            # Half of the time, so that the other targets are resolved even if RDS does not answer.
+            listing = self._list_in_job(deadline.capped_at(deadline.remaining() / 2))
+        resolve = partial(resolve_targets, listing=listing)
+        return _convert_all(resolve, parsed, lambda one: _report_unparsed(one.secret), deadline)
+
+    def _list_in_job(self, deadline: Deadline) -> RdsListing:
+        """List RDS's instances; a bug affects only the secrets that need them."""
+        job = Job(name="RDS", initial=UNLISTED, run=lambda _: self._list_instances(deadline))
+        (result,) = run_jobs([job], deadline)
+        return result.latest
+
+    def _list_instances(self, deadline: Deadline) -> RdsListing:
+        """List RDS's instances once per run, even if that fails."""
+        with self._listing_lock:
+            if self._listing is None:
+                self._listing = list_instances(deadline)
+            return self._listing
+
+    def _parse(self, secret: Secret) -> ParsedSecret:
+        return parse_secret(secret, whole_clusters=self._settings.whole_clusters)
 
 
 def _report_unlisted_tag(tag: Tag) -> TargetReport:
-    """Build the report of a list of secrets that is not known."""
+    """Build the report of a tag whose secrets are unknown."""
     name = f"tag {tag.key}={tag.value}"
     return TargetReport(name=name, key=TargetKey(name))
 
 
 def _report_unread(secret_id: str) -> TargetReport:
-    """Build the report of a secret of which only the id is known."""
+    """Build the report of a secret that was not read."""
     name = name_of_secret(secret_id)
     return TargetReport(name=name, secret=name, key=TargetKey(secret_id))
 
 
-def _report_undescribed(secret: Secret | TargetReport) -> TargetReport:
-    """Build the report of a secret whose text does not describe a target yet."""
-    if isinstance(secret, TargetReport):
-        return secret
+def _report_unparsed(secret: Secret) -> TargetReport:
+    """Build the report of a secret whose targets are unknown."""
     return TargetReport(name=secret.name, secret=secret.name, key=TargetKey(secret.arn))
 
 
-def _run_all(
-    do: Callable[[_Given], Sequence[T | TargetReport]],
-    given: Iterable[tuple[_Given, Sequence[TargetReport]]],
+def _convert_all(
+    convert: Callable[[T], Sequence[U]],
+    given: Iterable[T | TargetReport],
+    report: Callable[[T], TargetReport],
     deadline: Deadline,
-) -> list[T | TargetReport]:
-    """Do a job for everything given, at the same time; return what all of them found.
+) -> list[U | TargetReport]:
+    """Convert values at the same time; reports stay, and `report` stands for what cannot be converted."""
 
-    A job that does not end leaves the reports that are given with it.
+    def run(one: T | TargetReport) -> Sequence[U | TargetReport]:
+        if isinstance(one, TargetReport):
+            return [one]
+        try:
+            return convert(one)
+        except SecretError as error:
+            return [record_error(replace(report(one), name=error.target), error)]
+
+    inputs = [(one, [one if isinstance(one, TargetReport) else report(one)]) for one in given]
+    return _run_all(run, inputs, deadline)
+
+
+def _run_all(
+    run: Callable[[T], Sequence[U | TargetReport]],
+    given: Iterable[tuple[T, Sequence[TargetReport]]],
+    deadline: Deadline,
+) -> list[U | TargetReport]:
+    """Run a job for each value at the same time; return the results of all jobs.
+
+    The reports beside a value are its results if its job does not end.
     """
 
-    def job(one: _Given, reports: Sequence[TargetReport]) -> Job[Sequence[T | TargetReport]]:
-        names = ", ".join(report.name for report in reports)
-        return Job(name=names, initial=list(reports), run=lambda _: do(one))
+    def to_job(value: T, reports: Sequence[TargetReport]) -> Job[Sequence[U | TargetReport]]:
+        name = ", ".join(report.name for report in reports)
+        return Job(name=name, initial=reports, run=lambda _: run(value))
 
-    jobs = [job(one, reports) for one, reports in given]
-    found: list[T | TargetReport] = []
-    for result in run_jobs(jobs, deadline):
+    found: list[U | TargetReport] = []
+    for result in run_jobs([to_job(value, reports) for value, reports in given], deadline):
         found += result.latest if result.is_complete else _report_unfinished(result)
     return found
 
@@ -165,43 +201,41 @@ def _report_unfinished(result: JobResult[Sequence[T | TargetReport]]) -> Iterato
 
 
 def _deduplicate(found: Sequence[_Found]) -> Sequence[_Found]:
-    """Each once, though one secret may be given by name, by ARN and by tag."""
-    by_key = {i.key if isinstance(i, Target) else id(i): i for i in found}
+    """Return each target once, though a secret may be found by name, by ARN and by tag."""
+    by_key = {each.key if isinstance(each, Target) else id(each): each for each in found}
     return tuple(by_key.values())
 
 
 def _select_by_name(found: Sequence[_Found], names: Sequence[str]) -> Sequence[_Found]:
-    """Those of these names, or groups of them, each by a name of its own.
+    """Return the targets with these names, or all; make the names of the result unique.
 
-    A target is found by the name in its secret, its group's, and the one it is reported by. A name
-    that nobody has is a mistake.
+    A target has three names: the one in its secret, its group's, and the unique one. Raises
+    ConfigurationError if a name is unknown.
     """
     by_name: dict[str, list[_Found]] = defaultdict(list)
-    written, found = found, _make_names_unique(found)
-    for before, each in zip(written, found, strict=True):
+    original, found = found, _make_names_unique(found)
+    for before, each in zip(original, found, strict=True):
         group = each.group if isinstance(each, Target) else each.name
         for name in {before.name, each.name, group}:
             by_name[name].append(each)
     for index, name in enumerate(names):
         if name not in by_name:
-            problem = (
-                f"no target is named {key_label(name)}; there are {', '.join(sorted(by_name))}"
-            )
+            problem = f"unknown target {key_label(name)}; known: {', '.join(sorted(by_name))}"
             raise ConfigurationError(f"event.targets[{index}]", problem)
     wanted = {id(each) for name in names for each in by_name[name]}
     return [each for each in found if not names or id(each) in wanted]
 
 
 def _make_names_unique(found: Sequence[_Found]) -> Sequence[_Found]:
-    """The same, told apart by secret and, if that is not enough, by ARN and instance."""
+    """Add the secret to equal names and, if they are still equal, the ARN and the instance."""
     levels = [0] * len(found)
     while True:
         names = [_name_at(level, each) for level, each in zip(levels, found, strict=True)]
-        holders: dict[str, list[int]] = defaultdict(list)
+        indices: dict[str, list[int]] = defaultdict(list)
         for index, name in enumerate(names):
-            holders[name].append(index)
-        alike = [index for several in holders.values() if len(several) > 1 for index in several]
-        raised = [index for index in alike if levels[index] < _MOST_PRECISE]
+            indices[name].append(index)
+        equal = [index for several in indices.values() if len(several) > 1 for index in several]
+        raised = [index for index in equal if levels[index] < _MOST_PRECISE]
         if not raised:
             return [replace(each, name=n) for each, n in zip(found, names, strict=True)]
         for index in raised:

@@ -38,7 +38,7 @@ from session_reaper.report.model import (
     TargetStatus,
     record_error,
 )
-from session_reaper.runs.connect import connect_to_target
+from session_reaper.runs.connect import connect_to_target, connect_with_fallback
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.runs.termination import Termination, take_visible_snapshot
@@ -61,7 +61,7 @@ def create_report(target: Target) -> TargetReport:
         name=target.name,
         secret=target.secret_name,
         key=target.key,
-        reader=target.reader,
+        reader=target.is_reader,
         advice=tuple(advise_on_connection(target)),
     )
 
@@ -82,8 +82,8 @@ def run_on_target(operation: Operation, directory: TargetDiscovery, job: TargetJ
                 )
 
             def by_fallback() -> Server:
-                other = directory.with_iam_token(directory.fallback(target, deadline))
-                return stack.enter_context(closing(Server.connect(other, deadline)))
+                server = connect_with_fallback(target, directory, deadline)
+                return stack.enter_context(closing(server))
 
             server, connected = connect_to_target(target, directory, deadline)
             stack.enter_context(closing(server))
@@ -211,7 +211,7 @@ def check(session: TargetSession) -> TargetReport:
             *advise_on_options(session.target),
         ]
     )
-    report = replace(found, advice=advice, checked=Check(server=server, look=look))
+    report = replace(found, advice=advice, checked=Check(server=server, snapshot=look))
     return report if look.can_see else record_error(report, BlindError(look.role, look.membership))
 
 

@@ -1,4 +1,4 @@
-"""Where a policy comes from, and its text as a document."""
+"""Loads the policy from the artifact, a file or an SSM parameter."""
 
 import json
 from functools import cache
@@ -20,9 +20,9 @@ SSM_PREFIX = "ssm:"
 
 
 def load_policy(source: str, deadline: Deadline) -> Policy:
-    """The policy that `POLICY` names: "" the bundled one, `ssm:NAME`, else a path in the artifact.
+    """Load the policy that `POLICY` names: "" (bundled), `ssm:NAME`, or a path in the artifact.
 
-    Raises ConfigurationError, its text beginning with the source; by the deadline, if SSM is slow.
+    Raises ConfigurationError that names the source, also if SSM does not answer by the deadline.
     """
     try:
         return _parse(_read_text(source, deadline))
@@ -37,7 +37,7 @@ def _read_text(source: str, deadline: Deadline) -> str:
     if source.startswith(SSM_PREFIX):
         return _read_parameter(source.removeprefix(SSM_PREFIX), deadline)
     try:
-        # A relative path is meant from the artifact's root, wherever the process was started.
+        # A relative path starts at the root of the artifact, not at the working directory.
         return (Path(str(files("session_reaper"))).parent / source).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError("file", f"cannot be read: {error}") from None
@@ -45,7 +45,7 @@ def _read_text(source: str, deadline: Deadline) -> str:
 
 @cache
 def _read_bundled() -> str:
-    # JSON, not YAML: a stack that names no policy does not pay for importing a parser.
+    # JSON saves the default stack the import of a YAML parser.
     return (files("session_reaper.policy") / "default_policy.json").read_text("utf-8")
 
 
@@ -64,37 +64,34 @@ def _read_parameter(name: str, deadline: Deadline) -> str:
         raise ConfigurationError("parameter", problem) from None
 
 
-@cache  # a pure function: a warm run with an unchanged policy parses nothing
+@cache  # a warm run does not parse an unchanged policy again
 def _parse(text: str) -> Policy:
     if len(text) > MAX_POLICY_LENGTH:
         raise ConfigurationError("document", f"is longer than {MAX_POLICY_LENGTH:,} characters")
     try:
-        document = _json(text) if text.lstrip().startswith("{") else _yaml(text)
+        document = _parse_json(text) if text.lstrip().startswith("{") else _parse_yaml(text)
     except RecursionError:
-        raise ConfigurationError("document", "is nested too deep") from None
+        raise ConfigurationError("document", "is nested too deeply") from None
     return read_policy(document)
 
 
-def _json(text: str) -> object:
+def _parse_json(text: str) -> object:
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates)
-    except ValueError:  # a YAML document may begin with a brace, too
-        return _yaml(text)
+        return json.loads(text, object_pairs_hook=_refuse_duplicates)
+    except ValueError:  # YAML may begin with a brace, too
+        return _parse_yaml(text)
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ConfigurationError(
-            key_label(twice), "this key is there twice; the first would be lost"
-        )
+        raise ConfigurationError(key_label(twice), "duplicate key")
     return document
 
 
-def _yaml(text: str) -> object:
-    # Imported when there is YAML to read: a policy in JSON does not pay for it.
-    from session_reaper.runs.yaml import parse_yaml  # noqa: PLC0415 -- see above
+def _parse_yaml(text: str) -> object:
+    from session_reaper.runs.yaml import parse_yaml  # noqa: PLC0415 -- JSON policies save the import
 
     return parse_yaml(text)

@@ -1,13 +1,13 @@
-"""What one event asks for."""
+"""Reads what an event asks a run to do."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 from session_reaper.documents import (
     boolean,
-    key_label,
     mapping_of,
     non_empty_text,
+    one_of,
     one_or_many,
     short_repr,
 )
@@ -18,60 +18,55 @@ from session_reaper.policy.values import read_mode
 from session_reaper.report.advice import APPLICABLE
 
 
-def _read_applicable(value: object, place: str) -> str:
-    code = non_empty_text(value, place)
-    if code not in APPLICABLE:
-        problem = f"{short_repr(code)} cannot be applied; what can: {', '.join(APPLICABLE)}"
-        raise ConfigurationError(place, problem)
-    return code
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """A manual event's wishes; a scheduled run has none. Empty means all."""
+    """The options of a manual event; a scheduled run has none.
+
+    Empty `targets` and `rules` mean all. `check` reports what to fix, `record` returns snapshots,
+    and `apply` gives the roles that leak these timeouts; none of the three signals a session.
+    """
 
     mode: Annotated[Mode | None, read_mode] = None
     targets: Annotated[tuple[str, ...], one_or_many(non_empty_text)] = ()
     rules: Annotated[tuple[str, ...], one_or_many(non_empty_text)] = ()
     policy: Annotated[Policy | None, read_policy] = None
-    check: Annotated[bool, boolean] = False  # tell what is to be mended, and do nothing
-    record: Annotated[bool, boolean] = False  # return what is seen, and do nothing
-    # Give the roles that leak these timeouts, and terminate nothing.
-    apply: Annotated[tuple[str, ...], one_or_many(_read_applicable)] = ()
+    check: Annotated[bool, boolean] = False
+    record: Annotated[bool, boolean] = False
+    apply: Annotated[tuple[str, ...], one_or_many(one_of(APPLICABLE))] = ()
 
     @property
     def is_usual(self) -> bool:
-        """Whether it asks for what the schedule does, if only of some targets."""
+        """Return whether the run does what a scheduled run does, if only on some targets."""
         return replace(self, targets=()) == RunRequest()
 
 
 def read_request(event: object) -> RunRequest:
-    """The request of an event. Raises ConfigurationError naming the key it cannot use."""
+    """Read the request of an event. Raises ConfigurationError with the offending key."""
     if is_scheduled(event):
         return RunRequest()
     request: RunRequest = mapping_of(RunRequest)(event, "event")
-    asked = [key for key in ("check", "record", "apply") if getattr(request, key)]
-    if asked[1:]:
-        problem = f"does not go together with {asked[0]}: one at a time"
-        raise ConfigurationError(f"event.{asked[1]}", problem)
+    given = [key for key in ("check", "record", "apply") if getattr(request, key)]
+    if given[1:]:
+        problem = f"cannot be combined with {given[0]}"
+        raise ConfigurationError(f"event.{given[1]}", problem)
     return request
 
 
 def is_scheduled(event: object) -> bool:
-    """Whether it is from EventBridge or its Scheduler: an envelope with these two, whatever else."""
+    """Return whether the event is an envelope of EventBridge or EventBridge Scheduler."""
     return isinstance(event, dict) and "source" in event and "detail-type" in event
 
 
-def effective_mode(*modes: Mode | None) -> Mode:
-    """The lowest of those given. One at least must be."""
+def lowest_mode(*modes: Mode | None) -> Mode:
+    """Return the lowest of the modes that are given, at least one."""
     return min(mode for mode in modes if mode is not None)
 
 
-def policy_of_run(policy: Policy, request: RunRequest) -> Policy:
-    """The event's policy in place of the stack's, if it brings one, and of it the rules it names.
+def merge_policy(policy: Policy, request: RunRequest) -> Policy:
+    """Replace the stack's policy by the event's, if it has one, and keep only the rules it names.
 
-    The stack's protections, its mode and its redaction hold all the same: an event makes a run more
-    careful, never less.
+    The stack's protections, mode and redaction still apply, so an event can only make a run more
+    careful.
     """
     if request.policy:
         modes = [mode for mode in (policy.mode, request.policy.mode) if mode is not None]
@@ -90,6 +85,6 @@ def _select_rules(rules: tuple[Rule, ...], names: tuple[str, ...]) -> tuple[Rule
     known = [rule.name for rule in rules]
     for index, name in enumerate(names):
         if name not in known:
-            problem = f"the policy has no rule {key_label(name)}; it has {', '.join(known)}"
+            problem = f"unknown rule {short_repr(name)}; known: {', '.join(known)}"
             raise ConfigurationError(f"event.rules[{index}]", problem)
     return tuple(rule for rule in rules if not names or rule.name in names)

@@ -33,7 +33,7 @@ from session_reaper.sessions.session import Identity
 from session_reaper.sessions.snapshot import ServerIdentity, Snapshot, SnapshotScope
 
 VERIFY_SECONDS: Final = 2.0  # after a signal
-_ENDED_BEFORE: Final = "spared: the run ended before its turn"
+_ENDED_BEFORE: Final = "the run ended before its turn"
 _UNPROVEN: Final = "not signalled: whether the session has changed is not known"
 _HIDDEN: Final = "not signalled: the session is hidden from our role now"
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.004, 0.25  # seconds between two looks of verify
@@ -129,7 +129,7 @@ class Termination:
     def _set(self, decision: Decision, outcome: Outcome, why: str = "") -> None:
         """Set the outcome of a session, as far as it is known now."""
         if why:
-            decision = replace(decision, reason=f"{decision.reason}; {why}")
+            decision = decision.with_note(why)
         self._fates[decision.pid] = SessionResult(decision=decision, outcome=outcome)
 
     def _settle(self, decision: Decision, outcome: Outcome, why: str = "") -> None:
@@ -147,7 +147,7 @@ class Termination:
         for pause, decisions in groupby(sorted(condemned, key=_pause_of), key=_pause_of):
             batch = _Batch(pause=pause, due=Deadline(pause), decisions=tuple(decisions))
             in_time = pause == 0 or pause < self._deadline.remaining()
-            too_late = f"spared: the run has no time for confirm_after: {format_duration(pause)}"
+            too_late = f"the run has no time for confirm_after: {format_duration(pause)}"
             for decision in batch.decisions:
                 self._set(decision, Outcome.SPARED, _ENDED_BEFORE if in_time else too_late)
             if in_time:
@@ -348,7 +348,7 @@ class Termination:
         for decision in decisions:
             pause = (decision.rule and decision.rule.escalate_after) or 0.0
             why = f"still at it {format_duration(pause)} after its cancel"
-            escalated.append(replace(decision, reason=f"{decision.reason}; {why}"))
+            escalated.append(decision.with_note(why))
         self._signal(escalated, Action.TERMINATE)
 
     def _check_server(self, found: ServerIdentity, *, hidden: bool = False) -> None:
@@ -390,7 +390,7 @@ class Termination:
 def _explain_not_signalled(error: TargetError | None) -> str:
     if error is None or isinstance(error, DeadlineError):
         return _ENDED_BEFORE
-    return f"spared: not signalled: {error.message}"
+    return f"not signalled: {error.message}"
 
 
 def _pause_of(decision: Decision) -> float:

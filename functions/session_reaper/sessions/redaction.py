@@ -1,17 +1,17 @@
-"""Queries without their literals and comments, for eyes that must not see them."""
+"""Removes literals and comments from queries."""
 
 import re
 from collections.abc import Iterator
 
 MAX_LENGTH = 200  # characters of a redacted query
-MATCHED_LENGTH = 500  # characters of a redacted query that the globs of a policy are compared with
-_MOST_READ = 2000  # of one before: a server may keep a megabyte of it
+MATCHED_LENGTH = 500  # characters of a redacted query that query globs are compared with
+_MAX_READ = 2000  # characters of the query itself, of which a server may keep a megabyte
 
-# PostgreSQL's lexical forms (its manual, "Lexical Structure"), each also cut off by the end of the
-# text: pg_stat_activity keeps the first track_activity_query_size bytes only. Code is shown, a
-# comment is a blank, all else is a literal, or nothing that a query has.
-# Letters are those of ASCII, _ and all that is not ASCII. The sets are written by what is not in them:
-# one that ends in \U0010ffff takes 3 ms to compile.
+# The tokens of PostgreSQL (its manual, "Lexical Structure"), also if the end of the text cuts one off:
+# pg_stat_activity keeps only the first track_activity_query_size bytes. Code is shown, a comment
+# becomes a space, everything else becomes a question mark.
+# Letters are ASCII letters, _ and all characters beyond ASCII. The sets are negated because one that
+# ends in \U0010ffff takes 3 ms to compile.
 _LETTER = r"[^\x00-@\[-^`{-\x7f]"
 _WORD = r"[^\x00-/:-@\[-^`{-\x7f]"  # and digits
 _TOKEN = re.compile(
@@ -29,15 +29,15 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-# What must not be in a literal or right behind it: where it ends is then not known.
+# If a literal contains or is followed by one of these, its end is unknown.
 _DOUBTS = {
-    "string": "\\'",  # a quote within it, if that session has standard_conforming_strings off
-    "dollar_string": "\ufffd",  # any byte that is no UTF-8: two tags may look the same
-    "stray": "\\",  # psql's, or a quote was forgotten before
+    "string": "\\'",  # an escaped quote if the session has standard_conforming_strings off
+    "dollar_string": "\ufffd",  # stands for any invalid byte, so different tags may look the same
+    "stray": "\\",  # a command of psql, or a quote is missing before it
 }
-_GLUED = re.compile(rf"""[$"']|{_WORD}""")  # 'O'Brien'; 1$a$ differs by version
+_GLUED = re.compile(rf"""[$"']|{_WORD}""")  # 'O'Brien'; PostgreSQL versions read 1$a$ differently
 _LITERALS = {"escape_string", "string", "dollar_string", "number"}
-# Words that are values: of a parameter of the application's own; rows of a dump behind its COPY.
+# Words that are values: of an application's own parameter, and the rows of a dump after its COPY.
 _VALUES = re.compile(
     r"""
     ("[^"]*")
@@ -49,30 +49,30 @@ _VALUES = re.compile(
 
 
 def redact(query: str, most: int = MAX_LENGTH) -> str:
-    """The query with `?` for every literal, no comments, on one line, `most` characters of it.
+    """Replace each literal with `?`, drop comments, and return at most `most` characters on one line.
 
     >>> redact("SELECT * FROM t WHERE a = 'x''y' AND b > 1.5e3 -- why")
     'SELECT * FROM t WHERE a = ? AND b > ?'
     """
-    text = " ".join("".join(_redact_token(query[:_MOST_READ])).split())
+    text = " ".join("".join(_redact_token(query[:_MAX_READ])).split())
     text = _VALUES.sub(lambda found: found[1] or f"{found[2] or found[3]} ?", text)
-    if len(query) > _MOST_READ and not text.endswith("…"):
+    if len(query) > _MAX_READ and not text.endswith("…"):
         text += "…"
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def redact_for_matching(query: str) -> str:
-    """Redact a query as far as `matched_text` needs it."""
+    """Redact as much of a query as `strip_for_matching` needs."""
     return redact(query, MATCHED_LENGTH + 1)
 
 
 def strip_for_matching(redacted: str) -> str:
-    """Return what a policy's globs see of a redacted query: without the mark that it was cut."""
+    """Return the part of a redacted query that globs are compared with, without a final ellipsis."""
     return redacted.rstrip(" …")[:MATCHED_LENGTH]
 
 
 def find_literal(text: str) -> re.Match[str] | None:
-    """Find the first literal or line comment: what `redact` hides."""
+    """Find the first literal or line comment that `redact` would hide."""
     return next((t for t in _TOKEN.finditer(text) if _is_hidden(t)), None)
 
 
@@ -95,7 +95,7 @@ def _redact_token(query: str) -> Iterator[str]:
         elif kind == "comment":
             yield " "
             if token.group() == "/*":
-                position = _after_block_comment(query, position)
+                position = _skip_block_comment(query, position)
         else:
             yield "?"
             if _DOUBTS.get(kind, "\0") in token.group() or _GLUED.match(query, position):
@@ -103,8 +103,8 @@ def _redact_token(query: str) -> Iterator[str]:
                 return
 
 
-def _after_block_comment(query: str, position: int) -> int:
-    """Where the comment that was opened before `position` ends; comments nest."""
+def _skip_block_comment(query: str, position: int) -> int:
+    """Return where the comment that was opened before `position` ends; comments nest."""
     depth = 1
     for mark in re.compile(r"/\*|\*/").finditer(query, position):
         depth += 1 if mark.group() == "/*" else -1

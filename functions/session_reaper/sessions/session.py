@@ -1,4 +1,4 @@
-"""Client sessions of one server, as a snapshot shows them."""
+"""The client sessions and slots of one server, as a snapshot contains them."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,8 +12,8 @@ from session_reaper.sessions.redaction import redact
 class State(StrEnum):
     """The states of `pg_stat_activity.state` that a rule may name.
 
-    The others are protected: NULL (a background process), `disabled` (`track_activities` is off:
-    what it does is unknown) and `starting` (PostgreSQL 18, not signed in yet).
+    Sessions in other states are protected: NULL (a background process), `disabled`
+    (`track_activities` is off) and `starting` (PostgreSQL 18, not authenticated yet).
     """
 
     ACTIVE = "active"
@@ -25,9 +25,9 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What must all still hold when a session is signalled.
+    """The values that must be unchanged when a session is signalled.
 
-    The moments are the server's own text, to the microsecond, and go back to it unread.
+    The timestamps are the server's own text, to the microsecond, and are sent back unchanged.
     """
 
     pid: int
@@ -38,7 +38,7 @@ class Identity:
     state: State
 
     def continues(self, earlier: "Identity") -> bool:
-        """Whether this is the same transaction, or the same idling between two, looked at later."""
+        """Return whether this is the same transaction, or the same pause between two, as `earlier`."""
         return (self.pid, self.backend_start, self.xact_start) == (
             earlier.pid,
             earlier.backend_start,
@@ -47,7 +47,7 @@ class Identity:
 
 
 class Names(NamedTuple):
-    """What sessions share, and patterns are held against."""
+    """The names of a session that patterns are compared with."""
 
     role: str
     database: str
@@ -66,24 +66,24 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached_property
 class Session(Held):
-    """One client backend other than our own. Ages are seconds by the server's clock, never < 0."""
+    """One client backend other than our own; ages are seconds by the server's clock, at least 0."""
 
     identity: Identity
     role: str
     database: str
-    application: str  # "" where the client gave none
+    application: str  # "" if the client set none
     client: str | None  # None on a Unix socket
-    query: str = field(repr=False)  # raw: holds literals, must not leave without redaction
-    query_id: str | None = None  # 64 bits; None before 14, or if the server computes none
+    query: str = field(repr=False)  # with its literals; redact it before it leaves the function
+    query_id: str | None = None  # None before PostgreSQL 14, or if the server computes none
     idle_seconds: float  # since state_change
     transaction_seconds: float | None  # since xact_start
     connected_seconds: float  # since backend_start
     query_seconds: float | None  # since query_start; None unless active
-    waiting_for_client: bool  # active, its wait event is ClientRead, and no COPY reads from there
-    xid_age: int | None  # transactions since it took its xid; None if it has none
-    xmin_age: int | None  # transactions since its snapshot; None if it has none
-    locks: int | None  # granted on objects; None if nobody asked
-    waiters: tuple[Waiter, ...]  # longest first; empty if nobody asked
+    waiting_for_client: bool  # active, wait event ClientRead, and not the rows of a COPY
+    xid_age: int | None  # transactions since it got its xid; None without an xid
+    xmin_age: int | None  # transactions since its snapshot; None without a snapshot
+    locks: int | None  # granted on objects; None if not in the scope
+    waiters: tuple[Waiter, ...]  # longest first; empty if not in the scope
     superuser: bool
     replication: bool
     own_role: bool
@@ -91,7 +91,7 @@ class Session(Held):
 
     @property
     def state(self) -> State:
-        """The state it was in when we looked."""
+        """Return the state at the time of the snapshot."""
         return self.identity.state
 
     @cached_property  # up to 1.5 ms each, and needed for two lines of the log and the report
@@ -101,12 +101,12 @@ class Session(Held):
 
     @property
     def names(self) -> Names:
-        """Its names."""
+        """Return the names that patterns are compared with."""
         return Names(self.role, self.database, self.application)
 
     @property
     def pinned(self) -> int:
-        """By how many transactions it holds vacuum back."""
+        """Return by how many transactions the session holds vacuum back."""
         return max(self.xid_age or 0, self.xmin_age or 0)
 
 
@@ -115,12 +115,12 @@ class Slots:
     """Connection slots. `used` counts client backends other than our own connection."""
 
     max: int
-    reserved: int  # every kind: superuser, reserved_connections, the provider's
+    reserved: int  # for superusers, by reserved_connections, or by the provider
     used: int
 
     @property
     def usable(self) -> int:
-        """What ordinary roles can use."""
+        """Return the number of slots that ordinary roles can use."""
         return self.max - self.reserved
 
     def __str__(self) -> str:

@@ -198,7 +198,7 @@ def _render_advice(target: TargetReport) -> Iterator[str]:
 
 def _describe_check(check: Check) -> str:
     """What a check says of connection and role."""
-    server, look = check.server, check.look
+    server, look = check.server, check.snapshot
     tls = "no TLS"
     if server.tls is not None:
         verified = "verified" if server.tls.verified else "not verified"

@@ -1,8 +1,8 @@
-"""What a secret's connection options mean here: every parameter of libpq, and a verdict on each.
+"""The connection options of a secret: for each parameter of libpq, whether it is supported.
 
-An option that changes security or routing is honoured or refused. One that changes neither is
-accepted, and the reaper's own setting applies. A parameter that libpq does not know is an ORM's or a
-driver's: it is ignored. The names are those of PostgreSQL 18.
+An option that changes security or routing is honoured or refused. An option that changes neither is
+accepted, but the reaper's own setting applies. Parameters that libpq does not have belong to an ORM or
+a driver and are ignored. The names are those of PostgreSQL 18.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,62 +13,63 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One parameter of libpq.
+    """How the reaper treats one parameter of libpq.
 
-    `accepted` are the values that ask for nothing the reaper does not do anyway: None means any value.
+    `accepted` holds the values that match what the reaper does anyway; None means any value.
     """
 
-    honoured: bool = False
     accepted: frozenset[str] | None = frozenset()
-    hint: str = ""  # what to write in place of a value that is refused
+    hint: str = ""  # what to write instead of a refused value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptionProblem:
-    """An option that cannot be honoured. It never holds the option's value."""
+    """An option that cannot be honoured, without its value, which may hold a credential."""
 
     name: str
     hint: str
 
     @property
     def message(self) -> str:
-        """What is wrong, in words."""
-        return f"connection option {self.name} holds a value that is not supported"
+        """Error message without the option's value."""
+        return f"connection option {self.name} holds an unsupported value"
 
 
-_HONOURED: Final = Option(honoured=True, accepted=None)
-_OURS_APPLY: Final = Option(accepted=None)
+_HONOURED: Final = Option(accepted=None)
+_ACCEPTED: Final = Option(accepted=None)
 
 
-def _only(*accepted: str, hint: str) -> Option:
+def _accept_only(*accepted: str, hint: str) -> Option:
     return Option(accepted=frozenset(accepted), hint=hint)
 
 
-def _never(hint: str) -> Option:
+def _refuse(hint: str) -> Option:
     return Option(hint=hint)
 
 
-_ONE_SERVER: Final = "The reaper connects to one server and works on replicas, too. Remove it."
+_ONE_SERVER: Final = "The reaper connects to one server, which may be a replica. Remove it."
 _NO_KERBEROS: Final = (
-    "The reaper does not use Kerberos. Remove it, and write username and password."
+    "The reaper does not support Kerberos. Remove it, and write username and password."
 )
-_NO_CLIENT_CERTIFICATE: Final = "The reaper has no client certificates. Remove it, and write username and password, or auth iam."
+_NO_CLIENT_CERTIFICATE: Final = "The reaper does not support client certificates. Remove it, and write username and password, or auth iam."
 _NO_FILES: Final = (
-    "The function has no such file. Remove it, and write the settings into the secret."
+    "The function cannot read this file. Remove it, and write the settings into the secret."
 )
-_NO_OAUTH: Final = "The reaper does not use OAuth. Remove it, and write a password, or auth iam."
-_NO_CRL: Final = "The reaper reads no revocation lists. Remove it."
-_NO_SCRAM_KEYS: Final = "The reaper signs in with the password. Remove it, and write password."
+_NO_OAUTH: Final = (
+    "The reaper does not support OAuth. Remove it, and write a password, or auth iam."
+)
+_NO_CRL: Final = "The reaper does not support revocation lists. Remove it."
+_NO_SCRAM_KEYS: Final = "The reaper authenticates with a password. Remove it, and write password."
 _TLS_BY_SSLMODE: Final = (
     "Remove it, and write sslmode (verify-full, verify-ca, require or disable)."
 )
 _TLS_VERSION: Final = (
-    "The reaper takes the highest version that both sides offer, TLS 1.2 at least. Remove it."
+    "The reaper uses the highest TLS version that both sides offer, at least 1.2. Remove it."
 )
 
 OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
     {
-        # Honoured: where to connect, as whom, and how the connection is secured.
+        # Honoured: server, credentials and TLS.
         "host": _HONOURED,
         "port": _HONOURED,
         "user": _HONOURED,
@@ -78,62 +79,68 @@ OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
         "sslrootcert": _HONOURED,
         "channel_binding": _HONOURED,
         "require_auth": _HONOURED,
-        # They change neither security nor routing.
-        "application_name": _OURS_APPLY,
-        "fallback_application_name": _OURS_APPLY,
-        "connect_timeout": _OURS_APPLY,
-        "client_encoding": _OURS_APPLY,
-        "keepalives": _OURS_APPLY,
-        "keepalives_idle": _OURS_APPLY,
-        "keepalives_interval": _OURS_APPLY,
-        "keepalives_count": _OURS_APPLY,
-        "tcp_user_timeout": _OURS_APPLY,
-        "sslcompression": _OURS_APPLY,  # nothing is ever compressed
+        # Accepted: they change neither security nor routing.
+        "application_name": _ACCEPTED,
+        "fallback_application_name": _ACCEPTED,
+        "connect_timeout": _ACCEPTED,
+        "client_encoding": _ACCEPTED,
+        "keepalives": _ACCEPTED,
+        "keepalives_idle": _ACCEPTED,
+        "keepalives_interval": _ACCEPTED,
+        "keepalives_count": _ACCEPTED,
+        "tcp_user_timeout": _ACCEPTED,
+        "sslcompression": _ACCEPTED,  # the reaper never compresses
         # Routing.
-        "hostaddr": _never("Write the server's name or address as host."),
-        "target_session_attrs": _only("any", hint=_ONE_SERVER),
-        "load_balance_hosts": _only("disable", hint=_ONE_SERVER),
-        "service": _never(f"{_NO_FILES} A description needs a key of another name."),
-        "passfile": _never(_NO_FILES),
-        "replication": _only("false", "off", "no", "0", hint="Remove it."),
-        "options": _never(
-            "The reaper makes its own settings, and sends no options that a proxy routes by. Remove"
-            " it, and name the server itself as host."
+        "hostaddr": _refuse("Write the server's host name or address as host."),
+        "target_session_attrs": _accept_only("any", hint=_ONE_SERVER),
+        "load_balance_hosts": _accept_only("disable", hint=_ONE_SERVER),
+        "service": _refuse(f"{_NO_FILES} A description needs another key."),
+        "passfile": _refuse(_NO_FILES),
+        "replication": _accept_only("false", "off", "no", "0", hint="Remove it."),
+        "options": _refuse(
+            "The reaper uses its own settings, and sends no options by which a proxy could route."
+            " Remove it, and write the server itself as host."
         ),
         # TLS.
-        "ssl": _only("true", hint=_TLS_BY_SSLMODE),  # of JDBC; libpq takes it in a URI
-        "requiressl": _never(_TLS_BY_SSLMODE),
-        "sslnegotiation": _only(
-            "postgres", hint="Remove it: the reaper asks for TLS by the protocol."
+        "ssl": _accept_only(
+            "true", hint=_TLS_BY_SSLMODE
+        ),  # JDBC's option; libpq accepts it in a URI
+        "requiressl": _refuse(_TLS_BY_SSLMODE),
+        "sslnegotiation": _accept_only(
+            "postgres", hint="The reaper negotiates TLS after connecting. Remove it."
         ),
-        "sslsni": _only(
-            "1", "true", hint="The reaper always names the host in the TLS handshake. Remove it."
+        "sslsni": _accept_only(
+            "1",
+            "true",
+            hint="The reaper always sends the host name in the TLS handshake. Remove it.",
         ),
-        "sslcert": _never(_NO_CLIENT_CERTIFICATE),
-        "sslkey": _never(_NO_CLIENT_CERTIFICATE),
-        "sslpassword": _never(_NO_CLIENT_CERTIFICATE),
-        "sslcertmode": _only("disable", "allow", hint=_NO_CLIENT_CERTIFICATE),
-        "sslcrl": _never(_NO_CRL),
-        "sslcrldir": _never(_NO_CRL),
-        "sslkeylogfile": _never("The reaper writes no TLS keys. Remove it."),
-        "ssl_min_protocol_version": _only("TLSv1", "TLSv1.1", "TLSv1.2", hint=_TLS_VERSION),
-        "ssl_max_protocol_version": _only("TLSv1.3", hint=_TLS_VERSION),
-        "min_protocol_version": _only(
-            "3.0", hint="The reaper speaks version 3.0 of PostgreSQL's protocol. Remove it."
+        "sslcert": _refuse(_NO_CLIENT_CERTIFICATE),
+        "sslkey": _refuse(_NO_CLIENT_CERTIFICATE),
+        "sslpassword": _refuse(_NO_CLIENT_CERTIFICATE),
+        "sslcertmode": _accept_only("disable", "allow", hint=_NO_CLIENT_CERTIFICATE),
+        "sslcrl": _refuse(_NO_CRL),
+        "sslcrldir": _refuse(_NO_CRL),
+        "sslkeylogfile": _refuse("The reaper does not log TLS keys. Remove it."),
+        "ssl_min_protocol_version": _accept_only("TLSv1", "TLSv1.1", "TLSv1.2", hint=_TLS_VERSION),
+        "ssl_max_protocol_version": _accept_only("TLSv1.3", hint=_TLS_VERSION),
+        "min_protocol_version": _accept_only(
+            "3.0", hint="The reaper uses protocol version 3.0. Remove it."
         ),
-        "max_protocol_version": _OURS_APPLY,  # 3.0 is the lowest there is
+        "max_protocol_version": _ACCEPTED,  # libpq's lowest value is 3.0
         # Authentication.
-        "requirepeer": _never("It is for Unix sockets. Remove it, and write sslmode verify-full."),
-        "gssencmode": _only("disable", "prefer", hint=_NO_KERBEROS),
-        "gssdelegation": _only("0", "false", hint=_NO_KERBEROS),
-        "gsslib": _never(_NO_KERBEROS),
-        "krbsrvname": _never(_NO_KERBEROS),
-        "scram_client_key": _never(_NO_SCRAM_KEYS),
-        "scram_server_key": _never(_NO_SCRAM_KEYS),
-        "oauth_issuer": _never(_NO_OAUTH),
-        "oauth_client_id": _never(_NO_OAUTH),
-        "oauth_client_secret": _never(_NO_OAUTH),
-        "oauth_scope": _never(_NO_OAUTH),
+        "requirepeer": _refuse(
+            "It applies to Unix sockets only. Remove it, and write sslmode verify-full."
+        ),
+        "gssencmode": _accept_only("disable", "prefer", hint=_NO_KERBEROS),
+        "gssdelegation": _accept_only("0", "false", hint=_NO_KERBEROS),
+        "gsslib": _refuse(_NO_KERBEROS),
+        "krbsrvname": _refuse(_NO_KERBEROS),
+        "scram_client_key": _refuse(_NO_SCRAM_KEYS),
+        "scram_server_key": _refuse(_NO_SCRAM_KEYS),
+        "oauth_issuer": _refuse(_NO_OAUTH),
+        "oauth_client_id": _refuse(_NO_OAUTH),
+        "oauth_client_secret": _refuse(_NO_OAUTH),
+        "oauth_scope": _refuse(_NO_OAUTH),
     }
 )
 
@@ -142,9 +149,9 @@ _UNSET: Final[tuple[object, ...]] = (None, "", [], {})
 
 
 def find_unsupported(given: Mapping[str, object]) -> OptionProblem | None:
-    """Return the first option that would have to be honoured and cannot be; None if there is none.
+    """Return the first option that cannot be honoured, or None.
 
-    An empty value counts as unset, as in libpq. Names that libpq does not know are passed over.
+    As in libpq, an empty value counts as unset. Names that libpq does not know are skipped.
     """
     for name, value in given.items():
         option = OPTIONS.get(name)
@@ -156,7 +163,7 @@ def find_unsupported(given: Mapping[str, object]) -> OptionProblem | None:
 
 
 def find_duplicate(names: Iterable[str]) -> str | None:
-    """Return the first parameter of libpq that is given twice; None if there is none."""
+    """Return the first libpq parameter that occurs twice, or None."""
     seen: set[str] = set()
     for name in names:
         if name in OPTIONS and name in seen:
@@ -166,7 +173,7 @@ def find_duplicate(names: Iterable[str]) -> str | None:
 
 
 def _text_of(value: object) -> str:
-    """A JSON value as a URI would write it."""
+    """Write a JSON value as a URI would."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, str | int) else ""

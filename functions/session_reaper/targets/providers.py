@@ -1,4 +1,4 @@
-"""Whose PostgreSQL it is, and what is to be done there: each provider has its own ways."""
+"""Providers of PostgreSQL servers, and the instructions that differ between them."""
 
 import re
 from enum import StrEnum
@@ -8,7 +8,7 @@ from session_reaper.errors import quote_identifier
 
 
 class Provider(StrEnum):
-    """Who runs the server."""
+    """The operator of a server."""
 
     VANILLA = "vanilla"
     RDS = "RDS"
@@ -17,15 +17,15 @@ class Provider(StrEnum):
 
 
 def rds_region(host: str) -> str | None:
-    """The region of an endpoint of RDS, Aurora or RDS Proxy; None of any other host."""
+    """Return the region of an endpoint of RDS, Aurora or RDS Proxy; None for any other host."""
     found = re.search(r"\.([a-z]{2}[a-z-]*-\d+)\.rds\.amazonaws\.com(\.cn)?\.?$", host.lower())
     return found[1] if found else None
 
 
 def provider_of(host: str) -> Provider:
-    """The provider as far as a host's name tells: all that is known of a server that lets nobody in.
+    """Return the provider that a host name indicates.
 
-    An instance of Aurora is called like one of RDS; what holds for one holds for the other.
+    The endpoint of an Aurora instance has the form of an RDS endpoint, so it counts as RDS.
     """
     name = host.lower().rstrip(".")
     if rds_region(name):
@@ -37,59 +37,62 @@ def provider_of(host: str) -> Provider:
 
 
 def is_proxy(host: str) -> bool:
-    """Whether it is an RDS Proxy, which nothing in the connection betrays."""
+    """Return whether a host is an RDS Proxy, which only its name reveals."""
     return rds_region(host) is not None and re.search(r"\.proxy-\w+\.", host.lower()) is not None
 
 
-_END_LEAKS: Final = (
+_TERMINATE_LEAKS: Final = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE state LIKE 'idle in transaction%' AND state_change < now() - interval '5 minutes'"
-    " AND application_name !~* '^(pg|barman|wal-g)'; (It leaves backups alone, but knows nothing of"
-    " what your policy protects.)"
+    " AND application_name !~* '^(pg|barman|wal-g)'; (This spares backups, but does not apply your"
+    " policy's protections.)"
 )
 
 _NOW: Final = {
-    Provider.VANILLA: f"sign in as a superuser, who has reserved slots, and run {_END_LEAKS}",
-    Provider.RDS: "sign in as the master user, who has reserved slots as a member of rds_superuser,"
-    f" and run {_END_LEAKS} If he gets in no more, reboot the instance.",
-    Provider.AIVEN: "in the console of Aiven open the service's Current queries and terminate the"
-    f" sessions idle in transaction, or sign in as avnadmin and run {_END_LEAKS}",
+    Provider.VANILLA: f"connect as a superuser, which has reserved slots, and run {_TERMINATE_LEAKS}",
+    Provider.RDS: "connect as the master user, which has reserved slots as a member of"
+    f" rds_superuser, and run {_TERMINATE_LEAKS} If that login is refused too, reboot the instance.",
+    Provider.AIVEN: "in the Aiven console, open the service's Current queries and terminate the"
+    f" sessions idle in transaction, or connect as avnadmin and run {_TERMINATE_LEAKS}",
 }
 
-_FOR_THE_NEXT_TIME: Final = {
+_NEXT_TIME: Final = {
     Provider.VANILLA: "PostgreSQL 16+: set reserved_connections = 2, restart, and"
-    " GRANT pg_use_reserved_connections TO {role}; before 16: name the secret of a superuser as"
-    " fallback_secret.",
-    Provider.RDS: "name the master user's secret as fallback_secret; on PostgreSQL 16+ set"
-    " reserved_connections = 2 in the parameter group, reboot, and"
+    " GRANT pg_use_reserved_connections TO {role}; before 16: write the name of a superuser's secret"
+    " as fallback_secret.",
+    Provider.RDS: "write the name of the master user's secret as fallback_secret; on PostgreSQL 16+"
+    " set reserved_connections = 2 in the parameter group, reboot, and"
     " GRANT pg_use_reserved_connections TO {role}.",
-    Provider.AIVEN: "let the applications connect by a PgBouncer pool that leaves slots free, or"
-    " raise max_connections; if PostgreSQL is 16+ and you may, GRANT pg_use_reserved_connections"
-    " TO {role}.",
+    Provider.AIVEN: "let the applications connect through a PgBouncer pool that leaves slots free, or"
+    " raise max_connections; on PostgreSQL 16+, if you have the privilege,"
+    " GRANT pg_use_reserved_connections TO {role}.",
 }
 
 
 def reserved_slot_instructions(host: str, role: str) -> str:
-    """What to do now about a full server, and what to set up for the next time."""
+    """Write what to do now about a full server, and how to reserve slots for the next time."""
     provider = provider_of(host)
-    same = Provider.RDS if provider is Provider.AURORA else provider
-    later = _FOR_THE_NEXT_TIME[same].format(role=quote_identifier(role))
-    return f"Now: {_NOW[same]} For the next time: {later}"
+    key = Provider.RDS if provider is Provider.AURORA else provider
+    return f"Now: {_NOW[key]} For the next time: " + _NEXT_TIME[key].format(
+        role=quote_identifier(role)
+    )
 
 
 def explain_unknown_authority(host: str) -> str:
-    """What to do where nobody that we trust vouches for the server's certificate."""
-    if provider_of(host) is Provider.AIVEN:
-        return (
-            "Store the project's CA in the secret as sslrootcert: `avn project ca-get`, or CA"
-            " certificate in the console."
-        )
-    if provider_of(host) is Provider.VANILLA:
-        return (
-            "Store the PEM text of the server's CA in the secret as sslrootcert. (RDS and Aurora by"
-            " their own endpoints need none: their CAs are built in.)"
-        )
-    return (
-        "The artifact's copy of AWS's certificates may be older than this region or CA: run"
-        " `make certs` and deploy, or store AWS's bundle of the region as sslrootcert."
-    )
+    """Write how to trust the CA that issued a server's certificate."""
+    match provider_of(host):
+        case Provider.AIVEN:
+            return (
+                "Store the project's CA in the secret as sslrootcert: `avn project ca-get`, or CA"
+                " certificate in the console."
+            )
+        case Provider.VANILLA:
+            return (
+                "Store the PEM text of the server's CA in the secret as sslrootcert. (The endpoints"
+                " of RDS and Aurora do not need it: their CAs are built in.)"
+            )
+        case Provider.RDS | Provider.AURORA:
+            return (
+                "The artifact's copy of AWS's certificates may be older than this region or CA: run"
+                " `make certs` and deploy, or store AWS's bundle for the region as sslrootcert."
+            )

@@ -7,34 +7,34 @@ from typing import Final
 
 
 class SslMode(StrEnum):
-    """How the connection is secured; the names and meanings of libpq."""
+    """How a connection is secured; libpq's names and meanings."""
 
-    VERIFY_FULL = "verify-full"  # trusted certificate, of this very host
-    VERIFY_CA = "verify-ca"  # trusted certificate
-    REQUIRE = "require"  # TLS; the certificate is checked only if there is an sslrootcert
+    VERIFY_FULL = "verify-full"  # a trusted certificate for this host
+    VERIFY_CA = "verify-ca"  # a trusted certificate for any host
+    REQUIRE = "require"  # TLS; the certificate is verified only if the secret has sslrootcert
     DISABLE = "disable"  # plaintext
 
 
 class Auth(StrEnum):
-    """How the role proves who it is."""
+    """The credential of the role."""
 
-    PASSWORD = "password"  # noqa: S105 -- the secret's word for it
-    IAM = "iam"  # a token that stands in for the password, made anew for each connection
+    PASSWORD = "password"  # noqa: S105 -- the value in the secret
+    IAM = "iam"  # a token in place of the password, made for each connection
 
 
 class ChannelBinding(StrEnum):
-    """Whether SCRAM is bound to the TLS channel; the names and meanings of libpq."""
+    """Whether SCRAM is bound to the TLS channel; libpq's names and meanings."""
 
     DISABLE = "disable"
-    PREFER = "prefer"  # where the server offers it
-    REQUIRE = "require"  # no other authentication is accepted
+    PREFER = "prefer"
+    REQUIRE = "require"
 
 
 class AuthMethod(StrEnum):
-    """A method by which the server may authenticate the role; libpq's names in require_auth."""
+    """A method by which a server authenticates a role; libpq's names in require_auth."""
 
-    NONE = "none"  # the server asks for nothing
-    PASSWORD = "password"  # noqa: S105 -- libpq's name: the password in clear text
+    NONE = "none"  # the server does not authenticate the role
+    PASSWORD = "password"  # noqa: S105 -- libpq's name for a clear-text password
     MD5 = "md5"
     SCRAM_SHA_256 = "scram-sha-256"
 
@@ -44,15 +44,15 @@ ANY_AUTH: Final = frozenset(AuthMethod)
 
 @dataclass(frozen=True, slots=True)
 class TargetKey:
-    """Identifies a target across runs; no part of it is chosen by the secret's text."""
+    """Identifies a target across runs; the secret's text cannot choose any part of it."""
 
-    secret: str  # the ARN, or the id as configured while the secret cannot be read
-    instance: str = ""  # RDS's identifier where the secret covers a cluster's instances
+    secret: str  # the ARN, or the configured id while the secret cannot be read
+    instance: str = ""  # RDS's identifier if the secret covers the instances of a cluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secret:
-    """What Secrets Manager holds under one name."""
+    """One secret of Secrets Manager."""
 
     name: str
     arn: str
@@ -64,73 +64,82 @@ class Instance:
     """One instance of RDS or Aurora, as the RDS API lists it."""
 
     identifier: str
-    cluster: str  # its identifier, or "" of an instance without one
+    cluster: str  # the cluster's identifier; "" if the instance has none
     engine: str
     host: str
     port: int
-    reader: bool  # of its cluster, not the writer
-    secret_arns: tuple[str, ...]  # the master secrets that RDS manages for it and for its cluster
-    cluster_hosts: tuple[str, ...] = ()  # writer, reader and custom endpoints that lead to it
-    cluster_port: int = 0  # of those
+    is_reader: bool  # a member of a cluster that is not its writer
+    secret_arns: tuple[str, ...]  # the managed master secrets of the instance and its cluster
+    cluster_hosts: tuple[str, ...] = ()  # the cluster's writer, reader and custom endpoints
+    cluster_port: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RdsListing:
+    """The running instances of this account and region, or the reason why they are unknown."""
+
+    instances: tuple[Instance, ...] = ()
+    problem: str = ""  # "" if the listing succeeded
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where to sign in, and how."""
+    """One PostgreSQL instance, and how to connect to it."""
 
     name: str
-    group: str  # what its secret is called as a target: several instances may share it
+    group: str  # shared by the instances of a cluster
     secret_arn: str
     host: str
     port: int
     role: str
     auth: Auth
-    auth_given: bool  # else it is IAM because there is no password
-    password: str = field(repr=False)  # or an IAM token; "" until one is made
+    is_auth_given: bool  # False: IAM is assumed because the secret has no password
+    password: str = field(repr=False)  # or an IAM token; "" until the token is made
     database: str
     sslmode: SslMode
     sslrootcert: str | None = field(repr=False)  # PEM
-    fallback_secret: str | None  # whose role may get in where this one finds the server full
-    instead_of: str | None = None  # the target's own role, where the fallback's signs in
-    reader: bool = False
-    unlisted: str = ""  # why this host alone stands for its cluster
+    fallback_secret: str | None  # used if the server has no slot for this role
+    instead_of: str | None = None  # the target's own role, if this is the fallback secret's
+    is_reader: bool = False
+    unlisted: str = ""  # why only this host of the cluster is a target
     channel_binding: ChannelBinding = ChannelBinding.PREFER
     allowed_auth: frozenset[AuthMethod] = ANY_AUTH
-    instance: str = ""  # RDS's identifier where the secret covers a cluster's instances
-    ignored_options: tuple[str, ...] = ()  # URI parameters that are not libpq's, by name
+    instance: str = ""  # RDS's identifier if the secret covers the instances of a cluster
+    ignored_options: tuple[str, ...] = ()  # names of URI parameters that libpq does not have
 
     @property
     def key(self) -> TargetKey:
-        """What identifies it across runs."""
+        """Identity across runs."""
         return TargetKey(self.secret_arn, self.instance)
 
     @property
     def is_verified(self) -> bool:
         """Whether TLS proves that the server is the secret's: a clear-text password may be sent."""
-        own_authority = self.sslmode is SslMode.VERIFY_CA and self.sslrootcert is not None
-        return self.sslmode is SslMode.VERIFY_FULL or own_authority
+        has_own_ca = self.sslmode is SslMode.VERIFY_CA and self.sslrootcert is not None
+        return self.sslmode is SslMode.VERIFY_FULL or has_own_ca
 
     @property
     def secret_name(self) -> str:
-        """What its secret is called."""
+        """Name of the target's secret."""
         return name_of_secret(self.secret_arn)
 
 
-# A service of AWS that manages a secret names it SERVICE!NAME.
-_NAME_OF_ONE: Final = r"(?:[a-z-]+!)?[A-Za-z0-9/_+=.@-]{1,512}"
-_ID_OF_ONE: Final = re.compile(
-    rf"(?:arn:[a-z0-9-]+:secretsmanager:[a-z0-9-]+:[0-9]{{12}}:secret:)?{_NAME_OF_ONE}"
+# An AWS service that manages a secret names it SERVICE!NAME.
+_NAME_FORM: Final = r"(?:[a-z-]+!)?[A-Za-z0-9/_+=.@-]{1,512}"
+_ID_FORM: Final = re.compile(
+    rf"(?:arn:[a-z0-9-]+:secretsmanager:[a-z0-9-]+:[0-9]{{12}}:secret:)?{_NAME_FORM}"
 )
 
 
 def is_secret_id(text: str) -> bool:
     """Return whether the text has the form of a secret's name or ARN, so that it may be shown.
 
-    A URI or a DSN with a password in it has not.
+    A URI or DSN, which may contain a password, does not have this form.
     """
-    return _ID_OF_ONE.fullmatch(text) is not None
+    return _ID_FORM.fullmatch(text) is not None
 
 
 def name_of_secret(secret_id: str) -> str:
-    """The name in an ARN, which adds six characters; a name is one already."""
+    """Return the name in a secret's ARN, without the suffix that AWS appends; a name is returned as is."""
     return re.sub(r"^arn:.*:secret:(.+)-\w{6}$", r"\1", secret_id)

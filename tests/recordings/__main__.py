@@ -1,7 +1,7 @@
-"""Record the looks anew, or only the verdicts on them:
+"""Record the snapshots again, or only the verdicts on them.
 
-python -m tests.looks [SERVERS_FOLDER]    # npm's servers 13 to 18; without it the bundled ones
-python -m tests.looks --verdicts          # after a change of policies or of what reasons say
+python -m tests.recordings [SERVERS_FOLDER]    # npm's servers 13 to 18 (default: the bundled ones)
+python -m tests.recordings --verdicts          # after a change of policies or of reasons
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from session_reaper.sessions.snapshot import ALL_SESSIONS
 from session_reaper.targets.target import Auth, SslMode, Target
 
 from infra.local.postgres import Build, bundled_builds, npm_builds, server
-from tests.looks import FOLDER, verdicts_on
-from tests.looks.scene import PASSWORD, scene
+from tests.recordings import FOLDER, verdicts_on
+from tests.recordings.scene import PASSWORD, scene
 
 if TYPE_CHECKING:
     from infra.local.postgres import Server as PostgresServer
@@ -52,20 +52,20 @@ def _record(build: Build) -> None:
             root.run(_ROLE_FILE.read_text())
             root.run(f"ALTER ROLE session_reaper PASSWORD {literal(PASSWORD)}")
         with scene(running):
-            recording = _look(running)
+            recording = _take_snapshot(running)
     path = FOLDER / f"postgresql-{build.major}.json"
     path.write_text(json.dumps(recording, indent=1) + "\n", "utf-8")
     print(path.name)
 
 
-def _look(running: PostgresServer) -> object:
+def _take_snapshot(running: PostgresServer) -> object:
     deadline = Deadline(30)
     target = Target(
         name="orders",
         group="orders",
         secret_arn="",
         auth=Auth.PASSWORD,
-        auth_given=False,
+        is_auth_given=False,
         fallback_secret=None,
         host=running.host,
         port=running.port,

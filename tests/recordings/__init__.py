@@ -1,7 +1,7 @@
-"""Recorded looks at real servers, and what some policies say of them.
+"""Recorded snapshots of real servers, and the verdicts of some policies on them.
 
-`postgresql-<major>.json` is a look at the scene of `scene.py`, as the event {"record": true} returns
-it; `postgresql-<major>.txt` the verdicts of POLICIES on it, as `infra.replay` prints them.
+`postgresql-<major>.json` is a snapshot of the scene in `scene.py`, as the event {"record": true}
+returns it; `postgresql-<major>.txt` has the verdicts of POLICIES on it, as `infra.replay` prints them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from session_reaper.policy.model import read_policy
 
-from infra.replay import read_recording, verdicts
+from infra.replay import describe_verdicts, read_recording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ def _leaks_that(name: str, **match: object) -> dict[str, Any]:
 
 
 POLICIES: dict[str, dict[str, Any]] = {
-    # The bundled one, but everything is old enough.
+    # The bundled policy with thresholds that every session reaches.
     "default": {"rules": [_IDLE, _PRESSURE, _WEDGED]},
     "pressure": {"rules": [_PRESSURE]},
     "wedged": {"rules": [_WEDGED]},
@@ -64,11 +64,11 @@ POLICIES: dict[str, dict[str, Any]] = {
         "limits": {"max_share": "50%"},
     },
 }
-"""Policies by name, without their version."""
+"""Policies by name, without their `version`."""
 
 
 def verdicts_on(recording: Path) -> str:
-    """What every policy says of every session of a recording."""
+    """Return the verdict of every policy on every session of a recording."""
     return "\n".join(_verdicts_on(recording))
 
 
@@ -76,6 +76,6 @@ def _verdicts_on(recording: Path) -> Iterator[str]:
     for title, document in POLICIES.items():
         yield f"policy {title}"
         policy = read_policy({"version": 1, **document})
-        for name, look in read_recording(recording).items():
-            yield from verdicts(name, look, policy)
+        for name, snapshot in read_recording(recording).items():
+            yield from describe_verdicts(name, snapshot, policy)
         yield ""

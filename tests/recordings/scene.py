@@ -1,4 +1,4 @@
-"""A server with sessions of every kind that a rule tells apart, each known by its application name."""
+"""A server with a session of every kind that a rule can match, identified by its application name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from infra.local.postgres import Server
 
 CANARY = "cAnArY"
-"""In every query as a literal: none may be in a recording."""
+"""A literal in every query; a recording must not contain it."""
 
 PASSWORD = "sw0rdfish"  # noqa: S105 -- of a server that lives for seconds
-_SECONDS = 10.0  # patience with a session until it is what it should be
+_SECONDS = 10.0  # maximum wait for a session to reach its state
 _SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ"
 _READ = "SELECT * FROM orders WHERE note = 'cAnArY'"
 _WRITE = "UPDATE orders SET note = 'cAnArY' WHERE id = {}"
@@ -33,7 +33,7 @@ def send_query(connection: Connection, sql: str) -> None:
 
 
 def send_unfinished(connection: Connection, sql: str) -> None:
-    """Execute a statement and never say Sync, as a driver does that died in between: it is wedged."""
+    """Execute a statement without Sync, like a driver that died: the session becomes wedged."""
     connection._usock.sendall(  # noqa: SLF001 -- as above
         _message(b"P", _text("") + _text(sql) + struct.pack("!h", 0))  # Parse, no parameter types
         + _message(b"B", _text("") + _text("") + struct.pack("!hhh", 0, 0, 0))  # Bind
@@ -51,7 +51,7 @@ def _text(value: str) -> bytes:
 
 
 class Scene:
-    """Sessions on one server, kept until they are hung up."""
+    """Sessions on one server, open until the stack closes."""
 
     def __init__(self, server: Server, root: Connection, stack: ExitStack) -> None:
         self._server = server
@@ -59,32 +59,32 @@ class Scene:
         self._stack = stack
 
     def session(self, application: str, *queries: str, role: str = "app") -> Connection:
-        """A new session that has run these, one after another; an error is no matter."""
-        way: dict[str, str] = {"password": PASSWORD}
+        """Open a session and run the queries, ignoring their errors."""
+        options: dict[str, str] = {"password": PASSWORD}
         if role == "postgres":
-            way = {"unix_sock": self._server.unix_sock}
-        connection = self._server.connect(user=role, application_name=application, **way)
+            options = {"unix_sock": self._server.unix_sock}
+        connection = self._server.connect(user=role, application_name=application, **options)
         self._stack.callback(connection.close)
         for query in queries:
             with suppress(pg8000.native.DatabaseError):
                 connection.run(query)
         return connection
 
-    def becomes(self, application: str, condition: str) -> None:
-        """Wait until pg_stat_activity shows the session so."""
-        over = time.monotonic() + _SECONDS
+    def wait_until(self, application: str, condition: str) -> None:
+        """Wait until the session's row in pg_stat_activity meets the condition."""
+        deadline = time.monotonic() + _SECONDS
         while not self._root.run(
             f"SELECT FROM pg_stat_activity WHERE application_name = :name AND {condition}",
             name=application,
         ):
-            if time.monotonic() > over:
+            if time.monotonic() > deadline:
                 raise AssertionError(f"{application} does not become {condition}")
             time.sleep(0.01)
 
 
 @contextmanager
 def scene(server: Server) -> Iterator[None]:
-    """Play it."""
+    """Create the sessions and keep them open."""
     with ExitStack() as stack:
         root = stack.enter_context(server.connect(unix_sock=server.unix_sock))
         root.run("CREATE TABLE orders (id integer PRIMARY KEY, note text)")
@@ -92,47 +92,47 @@ def scene(server: Server) -> Iterator[None]:
         root.run("CREATE ROLE app; CREATE ROLE reporting; GRANT ALL ON orders TO app, reporting")
         for role in ("app", "reporting"):
             root.run(f"ALTER ROLE {role} LOGIN PASSWORD {literal(PASSWORD)}")
-        made = Scene(server, root, stack)
-        _leaks(made)
-        _healthy(made)
-        _chain(made)
-        _protected(made)
-        for _ in range(5):  # whoever has an xid or a snapshot by now holds vacuum back by these
+        opened = Scene(server, root, stack)
+        _leaks(opened)
+        _healthy(opened)
+        _chain(opened)
+        _protected(opened)
+        for _ in range(5):  # the sessions with an xid or a snapshot hold vacuum back by these
             root.run("SELECT txid_current()")
-        time.sleep(0.5)  # every age is above any threshold of a test
+        time.sleep(0.5)  # so that every age reaches the thresholds
         yield
 
 
-def _leaks(made: Scene) -> None:
-    made.session("leak-begin", "BEGIN")
-    made.session("leak-read", "BEGIN", _READ)
-    made.session("leak-xid", "BEGIN", _WRITE.format(1))
-    made.session("leak-xmin", _SNAPSHOT, _READ)
-    made.session("leak-aborted", "BEGIN", f"SELECT CAST('{CANARY}' AS integer)")
-    wedged = made.session("wedged")
+def _leaks(opened: Scene) -> None:
+    opened.session("leak-begin", "BEGIN")
+    opened.session("leak-read", "BEGIN", _READ)
+    opened.session("leak-xid", "BEGIN", _WRITE.format(1))
+    opened.session("leak-xmin", _SNAPSHOT, _READ)
+    opened.session("leak-aborted", "BEGIN", f"SELECT CAST('{CANARY}' AS integer)")
+    wedged = opened.session("wedged")
     send_unfinished(wedged, _READ)
-    made.becomes("wedged", "state = 'active' AND wait_event = 'ClientRead'")
+    opened.wait_until("wedged", "state = 'active' AND wait_event = 'ClientRead'")
 
 
-def _healthy(made: Scene) -> None:
+def _healthy(opened: Scene) -> None:
     for number in (1, 2, 3):
-        made.session(f"pool-{number}", _READ)
-    send_query(made.session("report", role="reporting"), f"SELECT pg_sleep(600), '{CANARY}'")
-    made.becomes("report", "wait_event = 'PgSleep'")
-    send_query(made.session("copy"), f"COPY orders FROM STDIN (NULL '{CANARY}')")
-    made.becomes("copy", "state = 'active' AND wait_event = 'ClientRead'")
+        opened.session(f"pool-{number}", _READ)
+    send_query(opened.session("report", role="reporting"), f"SELECT pg_sleep(600), '{CANARY}'")
+    opened.wait_until("report", "wait_event = 'PgSleep'")
+    send_query(opened.session("copy"), f"COPY orders FROM STDIN (NULL '{CANARY}')")
+    opened.wait_until("copy", "state = 'active' AND wait_event = 'ClientRead'")
 
 
-def _chain(made: Scene) -> None:
-    """The second waiter waits on the first, who waits on the root."""
-    made.session("root", "BEGIN", _WRITE.format(2))
-    send_query(made.session("waiter-1", "BEGIN", _WRITE.format(3)), _WRITE.format(2))
-    made.becomes("waiter-1", "wait_event_type = 'Lock'")
-    send_query(made.session("waiter-2", "BEGIN"), _WRITE.format(3))
-    made.becomes("waiter-2", "wait_event_type = 'Lock'")
+def _chain(opened: Scene) -> None:
+    """Create a chain: the second waiter waits for the first, the first for the root."""
+    opened.session("root", "BEGIN", _WRITE.format(2))
+    send_query(opened.session("waiter-1", "BEGIN", _WRITE.format(3)), _WRITE.format(2))
+    opened.wait_until("waiter-1", "wait_event_type = 'Lock'")
+    send_query(opened.session("waiter-2", "BEGIN"), _WRITE.format(3))
+    opened.wait_until("waiter-2", "wait_event_type = 'Lock'")
 
 
-def _protected(made: Scene) -> None:
-    made.session("pg_dump", _SNAPSHOT, _READ)
-    made.session("superuser", "BEGIN", _WRITE.format(4), role="postgres")
-    made.session("reaper-by-hand", "BEGIN", f"SELECT '{CANARY}'", role="session_reaper")
+def _protected(opened: Scene) -> None:
+    opened.session("pg_dump", _SNAPSHOT, _READ)
+    opened.session("superuser", "BEGIN", _WRITE.format(4), role="postgres")
+    opened.session("reaper-by-hand", "BEGIN", f"SELECT '{CANARY}'", role="session_reaper")
