@@ -126,10 +126,9 @@ def test_an_incomplete_list_is_an_error_at_the_deadline() -> None:
 
 @pytest.mark.parametrize("seconds", [0.5, 1, 3, 10, 60, 900])
 def test_each_part_of_a_run_ends_before_the_next_and_all_before_the_function_times_out(
-    seconds: float, monkeypatch: pytest.MonkeyPatch
+    seconds: float,
 ) -> None:
-    monkeypatch.setattr("session_reaper.deadline.monotonic", lambda: 0.0)
-    run_time = share_time(seconds)
+    run_time = share_time(seconds, clock=lambda: 0.0)
     assert run_time.policy.remaining() <= 0.3 * seconds
     assert run_time.targets.remaining() >= 0.59 * seconds
     assert run_time.end.remaining() - run_time.targets.remaining() >= min(15, 0.2 * seconds)

@@ -5,7 +5,7 @@ says how their order keeps every kill from being lost.
 """
 
 from dataclasses import dataclass, replace
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
 from session_reaper.aws.dynamodb import (
@@ -26,7 +26,7 @@ from session_reaper.settings import Notify, Settings
 from session_reaper.summary.message import summarize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from session_reaper.errors import PublishError
 
@@ -58,15 +58,15 @@ class RunTime:
     end: Deadline  # everything; Lambda ends the run a little later
 
 
-def share_time(seconds: float) -> RunTime:
+def share_time(seconds: float, clock: "Callable[[], float]" = monotonic) -> RunTime:
     """Divide the seconds that Lambda gives a run."""
     late_seconds = min(_LATE_SECONDS, _LATE_SHARE * seconds)
     notify_seconds = min(MEMORY_SECONDS + PUBLISH_SECONDS, _NOTIFY_SHARE * seconds + late_seconds)
     return RunTime(
-        policy=Deadline(min(_POLICY_SECONDS, _POLICY_SHARE * seconds)),
-        targets=Deadline(seconds - notify_seconds),
-        outcomes=Deadline(seconds - notify_seconds + 2 * late_seconds),
-        end=Deadline(seconds - min(_MARGIN_SECONDS, _MARGIN_SHARE * seconds)),
+        policy=Deadline(min(_POLICY_SECONDS, _POLICY_SHARE * seconds), clock),
+        targets=Deadline(seconds - notify_seconds, clock),
+        outcomes=Deadline(seconds - notify_seconds + 2 * late_seconds, clock),
+        end=Deadline(seconds - min(_MARGIN_SECONDS, _MARGIN_SHARE * seconds), clock),
     )
 
 
