@@ -47,7 +47,7 @@ matrix: .venv/installed $(SERVERS)/installed ## [ARGS=…]: run the integration 
 
 .PHONY: faults
 faults: .venv/installed ## run the heavy tests: terminate a thousand sessions, read query texts of 1 MB and large answers
-	$(PYTHON) -m pytest tests/faults
+	$(PYTHON) -m pytest tests/faults tests/integration/test_end_of_run.py
 
 .PHONY: storm
 storm: .venv/installed $(SERVERS)/installed ## [ARGS="--majors 16 --hair-trigger"]: run 200,000 healthy transactions per major while two reapers terminate leaks (needs npm)

@@ -25,6 +25,12 @@ def is_thorough(pytestconfig: pytest.Config) -> bool:
     return chosen
 
 
+@pytest.fixture(scope="session")
+def is_alone() -> bool:
+    """Whether no other worker computes meanwhile: only then a test may need a core for seconds."""
+    return "PYTEST_XDIST_WORKER" not in os.environ
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return the number of workers for `-n auto`: many integration tests wait more than they compute."""

@@ -287,7 +287,18 @@ class _Template:
 
 
 _templates: dict[Build, _Template] = {}
+_folders: list[Path] = []
 _locks: dict[Build, Lock] = {}
+
+
+def remove_folders() -> None:
+    """Remove every folder that this process has made; its servers must have ended. Repeatable."""
+    _templates.clear()
+    while _folders:
+        shutil.rmtree(_folders.pop(), ignore_errors=True)
+
+
+atexit.register(remove_folders)
 
 
 def _template(build: Build) -> _Template:
@@ -331,7 +342,7 @@ def _new_folder() -> Path:
 
 def _make_folder(parent: Path) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir=parent))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _folders.append(folder)
     _give(folder)
     return folder
 

@@ -13,7 +13,7 @@ from pg8000.native import literal
 from session_reaper.aws.secrets_manager import PROCESS_CACHE
 
 from infra.local.aws import REGION, Aws, aws
-from infra.local.postgres import Build, bundled_builds, npm_builds, server
+from infra.local.postgres import Build, bundled_builds, npm_builds, remove_folders, server
 from tests.integration.stage import PASSWORD, REAPER, ROLE_FILE, TABLE, Stage
 
 if TYPE_CHECKING:
@@ -70,6 +70,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     without = [item for item in items if "NOTSET" in item.name]
     items[:] = [item for item in items if item not in without]
     config.hook.pytest_deselected(items=without)
+
+
+def pytest_sessionfinish() -> None:
+    """Remove the servers' folders now: xdist kills a worker whose exit takes long."""
+    remove_folders()
 
 
 @pytest.fixture(scope="session")

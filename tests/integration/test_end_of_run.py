@@ -83,7 +83,10 @@ def test_thousands_of_condemned_sessions_on_servers_that_hang_keep_no_summary_ba
     limits: dict[str, object],
     mode: str,
     seconds: float,
+    *,
+    is_alone: bool,
 ) -> None:
+    sessions = sessions if is_alone else sessions // 10
     stage.session(LEAK)
     change = snapshot_with(sessions, query)
     with ExitStack() as stack:
@@ -104,11 +107,12 @@ def test_thousands_of_condemned_sessions_on_servers_that_hang_keep_no_summary_ba
 
 
 def test_servers_that_also_hang_when_the_reaper_reconnects_keep_no_summary_back(
-    stage: Stage, caplog: pytest.LogCaptureFixture
+    stage: Stage, caplog: pytest.LogCaptureFixture, *, is_alone: bool
 ) -> None:
     """Until the reaper is in again, every session of its batch may have been signalled."""
     stage.session(LEAK)
-    change = snapshot_with(3000, "SELECT 1")
+    sessions = 3000 if is_alone else 300
+    change = snapshot_with(sessions, "SELECT 1")
     with ExitStack() as stack:
         silent = Detour(port=stack.enter_context(Impostor()).port)
         for number in range(SERVERS):
@@ -121,4 +125,4 @@ def test_servers_that_also_hang_when_the_reaper_reconnects_keep_no_summary_back(
     assert len(run.emails) == 1
     found = outcomes_of(caplog.records)
     assert len(found) == SERVERS
-    assert {len(outcomes) for outcomes in found.values()} == {3000}
+    assert {len(outcomes) for outcomes in found.values()} == {sessions}
