@@ -8,6 +8,8 @@ SHELL := /bin/bash
 
 UV := .tools/uv/bin/uv
 PYTHON := .venv/bin/python
+# On all cores. Integration tests come first: they wait while others compute.
+PYTEST := $(PYTHON) -m pytest -n auto --dist worksteal
 SAM := .tools/sam/bin
 CHECKOV := .tools/checkov/bin
 SERVERS := .tools/servers
@@ -36,16 +38,16 @@ demo: .venv/installed ## show a full database recover: real PostgreSQL, real han
 	@PYTHONPATH=functions:. $(PYTHON) -m infra.local.demo
 
 .PHONY: test
-test: .venv/installed ## run the unit, template and integration tests, with an embedded PostgreSQL
-	$(PYTHON) -m pytest tests/unit tests/template tests/integration
+test: .venv/installed ## [ARGS=--thorough]: run the unit, template and integration tests, with an embedded PostgreSQL
+	$(PYTEST) tests/integration tests/template tests/unit $(ARGS)
 
 .PHONY: matrix
-matrix: .venv/installed $(SERVERS)/installed ## run the integration tests on PostgreSQL 13 to 18 (needs npm)
-	$(PYTHON) -m pytest tests/integration --servers=$(SERVERS)
+matrix: .venv/installed $(SERVERS)/installed ## [ARGS=…]: run the integration tests on PostgreSQL 13 to 18 (needs npm)
+	$(PYTEST) tests/integration --servers=$(SERVERS) $(ARGS)
 
 .PHONY: faults
 faults: .venv/installed ## run the heavy tests: terminate a thousand sessions, read query texts of 1 MB and large answers
-	$(PYTHON) -m pytest tests/faults
+	$(PYTHON) -m pytest tests/faults tests/integration/test_end_of_run.py
 
 .PHONY: storm
 storm: .venv/installed $(SERVERS)/installed ## [ARGS="--majors 16 --hair-trigger"]: run 200,000 healthy transactions per major while two reapers terminate leaks (needs npm)
@@ -182,7 +184,7 @@ define environment
 	@$(UV) venv -q --clear --python 3.13 $(1) 2>/dev/null || { \
 		python=$$($(BOOTSTRAP)); $(UV) venv -q --clear --python "$$(command -v $$python)" $(1); \
 		echo "NOTE: Python 3.13, the version of the deployed runtime, was not found: using $$($(1)/bin/python -V)." >&2; }
-	@$(UV) pip install -q --python $(1)/bin/python --require-hashes -r $(2)
+	@$(UV) pip install -q --python $(1)/bin/python --compile-bytecode --require-hashes -r $(2)
 	@touch $@
 endef
 

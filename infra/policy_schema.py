@@ -158,7 +158,7 @@ def value_schema(reader: Callable[..., object], kind: Any) -> Schema:  # noqa: A
     raise LookupError(f"no schema for the reader {reader}; add it to _LEAVES")
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], schema_file: Path = SCHEMA_FILE) -> None:
     """Print, write or check the schema."""
     parser = argparse.ArgumentParser(prog="python -m infra.policy_schema")
     group = parser.add_mutually_exclusive_group()
@@ -169,10 +169,10 @@ def main(arguments: Sequence[str]) -> None:
     chosen = parser.parse_args(arguments)
     schema = json.dumps(policy_schema(), indent=2, ensure_ascii=False) + "\n"
     if chosen.write:
-        SCHEMA_FILE.write_text(schema, "utf-8")
+        schema_file.write_text(schema, "utf-8")
     elif not chosen.check:
         print(schema, end="")
-    elif not SCHEMA_FILE.exists() or SCHEMA_FILE.read_text("utf-8") != schema:
+    elif not schema_file.exists() or schema_file.read_text("utf-8") != schema:
         sys.exit(f"{SCHEMA_FILE.name} is out of date; run `make schema`.")
 
 

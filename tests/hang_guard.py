@@ -1,4 +1,4 @@
-"""A guard for work that might never end."""
+"""A time limit for work that might never end."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def fail_after(seconds: int = 60) -> Iterator[None]:
-    """Fail if the block is still busy after so many seconds.
+    """Fail if the block takes longer than `seconds`. Works in the main thread only.
 
-    This measures no speed: give the block work that ends at once, or not within hours. Speed is
-    compared in tests/benchmarks. The main thread only.
+    Use it for work that either ends at once or takes hours; tests/benchmarks compare speed.
     """
 
     def fail(*_: object) -> NoReturn:

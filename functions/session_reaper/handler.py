@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
 
 # Lambda fails a run that returns more than 6,291,556 bytes.
-_ANSWER_BYTES: Final = 6_000_000
+MAX_ANSWER_BYTES: Final = 6_000_000
 
 
-def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
+def lambda_handler(
+    event: object, context: "LambdaContext", *, max_answer_bytes: int = MAX_ANSWER_BYTES
+) -> dict[str, Any]:
     """Run what the event asks for; return the document of the report.
 
     Raises ConfigurationError before any target is touched, and PublishError if the summary was not
@@ -64,4 +66,4 @@ def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     emit_run_metrics(report, monotonic() - began)
     if request.record:
         return {**document, "snapshots": to_recordings(report)}
-    return truncate_document(document, _ANSWER_BYTES)
+    return truncate_document(document, max_answer_bytes)

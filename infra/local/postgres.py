@@ -1,8 +1,8 @@
 """Real PostgreSQL servers on this machine, for the demo, the tests and the benchmarks.
 
 No container engine and no installed PostgreSQL: the binaries come from packages. ``server()``
-starts one in a temporary folder and leaves nothing behind, neither process nor file. PostgreSQL
-refuses to run as root, so root's servers run as ``nobody``.
+starts one in a temporary folder, in memory if there is room, and leaves nothing behind, neither
+process nor file. PostgreSQL refuses to run as root, so root's servers run as ``nobody``.
 
 A server stops when its ``with`` block ends, or else when this process exits. Should this process
 be killed by a signal, its folders stay; the servers stop nevertheless if the signal goes to the
@@ -44,9 +44,16 @@ _STOP_SECONDS = 5.0  # patience with each signal before the next, harsher one
 _PORT_ATTEMPTS = 5
 _SOCKET_PATH_BYTES = 100  # the kernels' limits are 104 (macOS) and 108 (Linux)
 _LOG_LINES = 20
+_MEMORY = Path("/dev/shm")  # noqa: S108 -- a file system in memory; Linux only
+_MEMORY_BYTES = 2 * 1024**3  # containers often have 64 MB of it
 
-# The data is thrown away with the folder, so nothing waits for a disk.
-_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+# The data is thrown away with the folder, so nothing waits for a disk; it may lie in memory.
+_FAST = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_wal_size": "256MB",
+}
 
 
 class ServerError(RuntimeError):
@@ -280,7 +287,18 @@ class _Template:
 
 
 _templates: dict[Build, _Template] = {}
+_folders: list[Path] = []
 _locks: dict[Build, Lock] = {}
+
+
+def remove_folders() -> None:
+    """Remove every folder that this process has made; its servers must have ended. Repeatable."""
+    _templates.clear()
+    while _folders:
+        shutil.rmtree(_folders.pop(), ignore_errors=True)
+
+
+atexit.register(remove_folders)
 
 
 def _template(build: Build) -> _Template:
@@ -299,7 +317,8 @@ def _initialised(build: Build) -> _Template:
     _write_private(folder / "password", password)
     users = ("--username=postgres", f"--pwfile={folder / 'password'}")
     access = ("--auth-local=trust", "--auth-host=scram-sha-256")
-    contents = ("--encoding=UTF8", "--no-locale", "--no-sync")
+    # Small log segments make each copy of the template smaller by 15 MB.
+    contents = ("--encoding=UTF8", "--no-locale", "--no-sync", "--wal-segsize=1")
     _run(build, build.bin / "initdb", "-D", folder / "data", *users, *access, *contents)
     return _Template(build=build, data=folder / "data", password=password)
 
@@ -308,7 +327,7 @@ def _executable(build: Build) -> Build:
     """Return the build, or a copy if the server's user cannot reach it, as below /root."""
     if _reachable(build.bin / "postgres"):
         return build
-    folder = _new_folder()
+    folder = _make_folder(_temporary_folder())  # from memory nothing may be executed, as a rule
     prefix = shutil.copytree(build.bin.parent, folder / "build", symlinks=True)
     lib = build.lib and shutil.copytree(build.lib, folder / "lib", symlinks=True)
     for path in folder.rglob("*"):
@@ -318,13 +337,25 @@ def _executable(build: Build) -> Build:
 
 def _new_folder() -> Path:
     """Make a folder of the server's user, removed at exit, its path short enough for a socket."""
-    folder = Path(tempfile.mkdtemp(prefix="pg-", dir=_parent_folder()))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return _make_folder(_parent_folder())
+
+
+def _make_folder(parent: Path) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir=parent))
+    _folders.append(folder)
     _give(folder)
     return folder
 
 
 def _parent_folder() -> Path:
+    """Return a folder in memory, where a copy of the template costs a tenth; else one for files."""
+    has_room = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and _reachable(_MEMORY)
+    if has_room and shutil.disk_usage(_MEMORY).free >= _MEMORY_BYTES:
+        return _MEMORY
+    return _temporary_folder()
+
+
+def _temporary_folder() -> Path:
     """Return the folder for temporary files, or /tmp where that one is private or deep."""
     parent = Path(tempfile.gettempdir())
     room = len(os.fsencode(parent / "pg-12345678" / ".s.PGSQL.12345"))

@@ -12,7 +12,7 @@ BUILT = Path(__file__).parents[2] / ".aws-sam" / "build"
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the Lambda runtime brings along: its client and boto3."""
+    """The packages of the Lambda runtime: its client and boto3."""
     if sys.platform != "linux":  # said aloud: a test that is skipped would prove nothing
         pytest.fail(
             "The Lambda runtime client is built for Linux only: run this there, as CI does."
@@ -22,13 +22,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def artifact() -> Path:
-    """What is deployed."""
+    """The artifact of the reaper's function."""
     return _built("SessionReaper")
 
 
 @pytest.fixture(scope="session")
 def webhook_artifact() -> Path:
-    """What is deployed as the second function."""
+    """The artifact of the webhook's function."""
     return _built("Webhook")
 
 

@@ -1,4 +1,4 @@
-"""The Lambda runtime, here: a folder that ``sam build`` made, run by ``awslambdaric`` itself.
+"""The Lambda runtime on this machine: a folder that ``sam build`` made, run by ``awslambdaric`` itself.
 
 ``Runtime`` plays what is outside of the function's process: the Runtime API on a free port of
 127.0.0.1, the environment, and the end of a process that runs out of time. Inside, there is AWS's
@@ -38,7 +38,7 @@ _ARN = f"arn:aws:lambda:{_REGION}:123456789012:function:{_FUNCTION}"
 _INIT_SECONDS = 10.0  # as in Lambda
 _STOP_SECONDS = 5.0
 
-# -I and -S: nothing of the tests' environment. -B: no .pyc is written.
+# -I and -S: without the tests' environment. -B: write no .pyc.
 _FLAGS = ("-I", "-S", "-B")
 _START = """\
 import runpy, sys
@@ -64,7 +64,7 @@ sys.addaudithook(refuse)
 
 
 class InitError(RuntimeError):
-    """The function did not come up: its module did not import, or the process ended.
+    """The function did not start: its module did not import, or the process ended.
 
     ``error`` is what the runtime client reported, None if it could not even do that.
     """
@@ -77,7 +77,7 @@ class InitError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What became of one invocation.
+    """The result of one invocation.
 
     ``error`` is None if the function returned, else Lambda's error object with ``errorType``,
     ``errorMessage`` and, unless the process is gone, ``stackTrace``. ``log`` is what the process
@@ -92,7 +92,7 @@ class Answer:
 
     @property
     def records(self) -> list[dict[str, object]]:
-        """The log's JSON lines, other lines left out."""
+        """The JSON lines of the log, without other lines."""
         records = []
         for line in self.log.splitlines():
             with suppress(json.JSONDecodeError):
@@ -137,7 +137,7 @@ class Runtime:
         self._api = _Api()
         thread = Thread(target=self._api.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        # Undone from the last to the first: the process ends before what it talks to.
+        # Closed in reverse order: the process ends before the servers that it uses.
         self._stack.callback(self._api.server_close)
         self._stack.callback(thread.join)
         self._stack.callback(self._api.shutdown)
@@ -234,7 +234,7 @@ class Runtime:
         return self._process is not None and self._process.poll() is None
 
     def _lost(self, request_id: str, timeout_ms: int) -> Mapping[str, object]:
-        """Clear away a process that gave no answer, and say it as Lambda does."""
+        """End a process that gave no answer; report it as Lambda does."""
         if self._running():
             kind, text = "Sandbox.Timedout", f"Task timed out after {timeout_ms / 1000:.2f} seconds"
         else:
@@ -249,7 +249,7 @@ class Runtime:
             self.stop()
 
     def _next_message(self, deadline: float, request_id: str | None = None) -> _Message | None:
-        """Return what the process says next; None at the deadline, or if it ended in silence."""
+        """Return the next message of the process; None at the deadline, or if it ended without one."""
         while True:
             alive = self._running()
             with suppress(queue.Empty):
@@ -267,7 +267,7 @@ class Runtime:
         return new.decode(errors="replace")
 
     def _variables(self) -> dict[str, str]:
-        """What Lambda gives to a Python function that logs JSON, then what the caller gives."""
+        """The variables of a Python function that logs JSON, then the caller's."""
         host, port = self._api.server_address[:2]
         return {
             "AWS_DEFAULT_REGION": _REGION,
@@ -292,7 +292,7 @@ class Runtime:
 
 
 def runtime_library(folder: Path, *names: str) -> Path:
-    """Make a folder of what the runtime brings along: by default its client and boto3.
+    """Make a folder of the runtime's packages: by default its client and boto3.
 
     It links the distributions that are installed here, with all that they require, and nothing
     else; so the versions are those of the lock file. Returns the folder.
@@ -308,7 +308,7 @@ def runtime_library(folder: Path, *names: str) -> Path:
 
 
 def _requirements(names: Iterable[str]) -> list[str]:
-    """Return the names with those of all that they require here, extras left out."""
+    """Return the names and those of all their requirements, without extras."""
     found: list[str] = []
     waiting = list(names)
     while waiting:
@@ -327,7 +327,7 @@ def _requirements(names: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One invocation on its way to the process."""
+    """An invocation for the process."""
 
     request_id: str
     body: bytes
@@ -336,7 +336,7 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """What the process said: it wants work (``next``), or ``response``, ``error``, ``init``."""
+    """A message of the process: a request for work (``next``), ``response``, ``error`` or ``init``."""
 
     kind: str
     request_id: str | None
@@ -354,7 +354,7 @@ class _Message:
 class _Api(ThreadingHTTPServer):
     """The Runtime API. ``work`` goes to the process, ``said`` comes from it."""
 
-    # server_close() then waits for every connection's thread, and none is left behind.
+    # server_close() then waits for the threads of all connections.
     daemon_threads = False
 
     def __init__(self) -> None:
@@ -362,16 +362,16 @@ class _Api(ThreadingHTTPServer):
         self.renew()
 
     def renew(self) -> None:
-        """Forget what a process that is gone had said or was given."""
+        """Drop the messages and the work of a process that has ended."""
         self.work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self.said: queue.SimpleQueue[_Message] = queue.SimpleQueue()
 
     def release(self) -> None:
-        """Let go of the connection on which a process that is gone was waiting for work."""
+        """Drop the connection on which an ended process waited for work."""
         self.work.put(None)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Keep quiet where a killed process broke its connection; show all else."""
+        """Ignore connections broken by a killed process; show other errors."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
@@ -385,7 +385,7 @@ class _Endpoints(BaseHTTPRequestHandler):
         if self.path != f"{_API}/invocation/next":
             self.send_error(HTTPStatus.NOT_FOUND)
             return
-        # Bound first: the thread of a process that is gone takes nothing from its successor.
+        # Bound first: the thread of an ended process takes no work from its successor.
         waiting = self.server.work
         self._say("next", None, b"")
         work = waiting.get()
@@ -419,7 +419,7 @@ class _Endpoints(BaseHTTPRequestHandler):
         self._reply(HTTPStatus.ACCEPTED, b"", {})
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: the process's own log is what counts."""
+        """Log nothing: only the process's own log counts."""
 
     def _say(self, kind: str, request_id: str | None, body: bytes) -> None:
         self.server.said.put(_Message(kind, request_id, body, time.monotonic()))

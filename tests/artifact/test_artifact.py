@@ -1,4 +1,4 @@
-"""What `sam build` made, and nothing else, under the real Lambda runtime client."""
+"""The output of `sam build` under the real Lambda runtime client."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from infra.local.aws import Aws, aws
 from infra.local.certificates import make_tls
 from infra.local.postgres import Server, Tls, bundled_builds, npm_builds, server
 from tests.artifact.runtime import InitError, Runtime
-from tests.integration.test_webhook import Reply, running
+from tests.integration.slack import Reply, run_slack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 
 @pytest.fixture(scope="module")
 def database(tls: Tls) -> Iterator[Server]:
-    # By TLS, if `make matrix` or `make bench` has brought servers that can: in CI they have.
+    # With TLS if `make matrix` or `make bench` has installed servers that have it, as in CI.
     build = npm_builds(SERVERS)[18] if SERVERS.is_dir() else bundled_builds()[18]
     with (
         server(build, tls=tls if build.tls else None) as running,
@@ -73,7 +73,7 @@ def cloud(database: Server) -> Iterator[Aws]:
 
 @pytest.fixture(scope="module")
 def function(artifact: Path, library: Path, cloud: Aws) -> Callable[..., Runtime]:
-    """Makes a runtime of what is deployed, with this environment besides what is usual."""
+    """Start a runtime of the built artifact, with these variables added to the usual ones."""
 
     def make(**environment: str) -> Runtime:
         usual = {"TARGET_SECRETS": "orders", "TOPIC_ARN": cloud.topic_arn, "MODE": "enforce"}
@@ -127,11 +127,11 @@ def test_a_leak_is_terminated_and_reported_everywhere(
         assert PASSWORD not in said
         assert "a literal" not in said
         assert "4711" not in said
-    with contextlib.suppress(Exception):  # its session is gone; goodbye reaches nobody
+    with contextlib.suppress(Exception):  # its session is gone, so closing fails
         leak.close()
 
 
-def test_at_every_log_level_no_library_says_what_it_reads(
+def test_no_library_logs_what_it_reads_at_any_log_level(
     function: Callable[..., Runtime],
 ) -> None:
     levels = ("AWS_LAMBDA_LOG_LEVEL", "POWERTOOLS_LOG_LEVEL", "LOG_LEVEL")
@@ -144,7 +144,7 @@ def test_at_every_log_level_no_library_says_what_it_reads(
     assert not loggers & {"botocore", "urllib3", "pg8000", "aws_lambda_powertools"}
 
 
-def test_a_policy_in_yaml_and_a_table_of_what_was_told_are_used(
+def test_a_yaml_policy_and_the_notification_state_are_used(
     function: Callable[..., Runtime], cloud: Aws
 ) -> None:
     policy = """
@@ -177,7 +177,7 @@ def test_a_policy_in_yaml_and_a_table_of_what_was_told_are_used(
     assert "written-in-yaml" in str(unknown.error["errorMessage"])
 
 
-def test_a_mistake_in_the_event_is_an_error_that_names_it(runtime: Runtime) -> None:
+def test_an_invalid_event_is_an_error_that_names_the_key(runtime: Runtime) -> None:
     answer = runtime.invoke({"polcy": {}})
 
     assert answer.error is not None
@@ -204,7 +204,7 @@ def test_a_missing_variable_is_an_error_that_names_it(function: Callable[..., Ru
     assert "TOPIC_ARN" in str(answer.error["errorMessage"])
 
 
-def test_a_package_that_is_not_there_is_an_init_error_that_names_it(
+def test_a_missing_package_is_an_init_error_that_names_it(
     artifact: Path, library: Path, tmp_path: Path
 ) -> None:
     broken = shutil.copytree(artifact, tmp_path / "task")
@@ -219,7 +219,7 @@ def test_a_package_that_is_not_there_is_an_init_error_that_names_it(
     assert raised.value.error["errorType"] == "Runtime.ImportModuleError"
 
 
-def test_a_target_that_hangs_leaves_time_to_tell_of_it_and_of_the_others(
+def test_a_hanging_target_leaves_time_to_report_it_and_the_others(
     function: Callable[..., Runtime], cloud: Aws
 ) -> None:
     cloud.delivered()
@@ -244,7 +244,7 @@ def test_a_target_that_hangs_leaves_time_to_tell_of_it_and_of_the_others(
     assert email.subject == document["summary"]
 
 
-def test_more_silent_targets_than_lambda_has_threads_are_all_told_of(
+def test_more_silent_targets_than_threads_are_all_reported(
     function: Callable[..., Runtime], cloud: Aws
 ) -> None:
     cloud.delivered()
@@ -278,7 +278,7 @@ def test_more_silent_targets_than_lambda_has_threads_are_all_told_of(
 def test_fifty_warm_invocations_leave_nothing_behind(
     runtime: Runtime, database: Server, cloud: Aws
 ) -> None:
-    for _ in range(50):  # until what is made once is made
+    for _ in range(50):  # until everything that is created once exists
         assert runtime.invoke({"policy": POLICY}).error is None
     before, pid = Held.by(runtime.pid), runtime.pid
 
@@ -294,7 +294,7 @@ def test_fifty_warm_invocations_leave_nothing_behind(
     )
     assert after.memory_kb - before.memory_kb < 500
     with contextlib.closing(database.connect()) as admin:
-        # A backend outlives its connection by a moment.
+        # A backend ends a moment after its connection.
         sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'session_reaper'"
         assert _becomes(lambda: admin.run(sql) == [[0]])
     cloud.delivered()
@@ -302,7 +302,7 @@ def test_fifty_warm_invocations_leave_nothing_behind(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """What a process has of the machine."""
+    """The resources of a process."""
 
     memory_kb: int
     threads: int
@@ -328,7 +328,7 @@ def test_the_webhook_function_posts_a_summary(
     environment = {"WEBHOOK_SECRET": "webhook", "SSL_CERT_FILE": str(tls.authority)}
     handler = "session_reaper.webhook.lambda_handler"
     with (
-        running(tls, (Reply(), Reply(status=404, said="no_service"))) as slack,
+        run_slack(tls, (Reply(), Reply(status=404, said="no_service"))) as slack,
         Runtime(
             webhook_artifact,
             handler,

@@ -1,4 +1,4 @@
-"""What `sam build` made, as files: nothing more than is meant, nothing missing, and always the same."""
+"""The files of `sam build`: no superfluous file, none missing, and the same files in every build."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "infra" / "artifact" / "Makefile"
 MOST_BYTES = 6_000_000  # the sources lie beside their bytecode, for tracebacks
 
-# All of the artifact, by what lies at its top; one more is a decision (docs/decisions.md).
+# The top-level entries of the artifact; another one needs a decision (docs/decisions.md).
 PACKAGES = {
     "asn1crypto",
     "aws_lambda_powertools",
@@ -33,7 +33,7 @@ PACKAGES = {
     "typing_extensions",  # Powertools'
     "yaml",
 }
-# Imports of what is not in the artifact, each where it is never reached or where it is expected to fail.
+# Imports that are not in the artifact: each is never reached, or is expected to fail.
 LEFT_OUT = {
     "aws_lambda_powertools.event_handler.openapi.compat",  # a pydantic model in a log line
     "dateutil.zoneinfo",  # a time zone by a name that the system does not know
@@ -42,7 +42,7 @@ LEFT_OUT = {
 }
 
 
-def test_nothing_lies_in_the_artifact_but_what_is_meant(artifact: Path) -> None:
+def test_the_artifact_holds_the_intended_files_only(artifact: Path) -> None:
     entries = {
         path.stem
         for path in artifact.iterdir()
@@ -51,13 +51,13 @@ def test_nothing_lies_in_the_artifact_but_what_is_meant(artifact: Path) -> None:
     assert entries == PACKAGES
     assert len(list(artifact.glob("*.dist-info"))) == len(PACKAGES) - 1
     suffixes = {path.suffix for path in artifact.rglob("*") if path.is_file()}
-    # Nothing is compiled for one architecture, so that what runs here is what is deployed.
+    # No file is compiled for one architecture: the artifact runs here as it does in Lambda.
     assert suffixes - {".py", ".pyc", ".pem", ".json", ".sql", ".typed"} == {""}
     names = {path.name for path in artifact.rglob("*") if path.is_file() and not path.suffix}
     assert names <= {"METADATA", "LICENSE"}
 
 
-def test_the_second_function_is_the_package_alone(webhook_artifact: Path) -> None:
+def test_the_webhooks_artifact_is_the_package_alone(webhook_artifact: Path) -> None:
     assert [path.name for path in webhook_artifact.iterdir()] == ["session_reaper"]
 
 
@@ -91,7 +91,7 @@ def test_every_module_has_bytecode_that_a_read_only_task_root_uses(
             assert flags == 0b01  # by hash, and not checked: a copy's time stamps are others
 
 
-def test_nothing_that_could_be_imported_is_missing(artifact: Path) -> None:
+def test_every_import_of_the_artifact_resolves(artifact: Path) -> None:
     ours = PACKAGES | {"_yaml"}
     imported = {
         name
@@ -104,7 +104,7 @@ def test_nothing_that_could_be_imported_is_missing(artifact: Path) -> None:
 
 
 @pytest.mark.parametrize("function", ["SessionReaper", "Webhook"])
-def test_a_build_elsewhere_gives_the_same_files(tmp_path: Path, function: str) -> None:
+def test_a_build_in_another_folder_gives_the_same_files(tmp_path: Path, function: str) -> None:
     built = ROOT / ".aws-sam" / "build" / function
     again = _build(tmp_path, function)
     assert again.returncode == 0, again.stderr
@@ -121,7 +121,7 @@ def test_a_package_with_another_hash_is_not_built(tmp_path: Path) -> None:
     assert "DO NOT MATCH THE HASHES" in again.stderr
 
 
-def test_a_build_that_cannot_leave_out_what_it_should_says_so(tmp_path: Path) -> None:
+def test_a_build_fails_if_a_file_to_leave_out_does_not_exist(tmp_path: Path) -> None:
     again = _build(tmp_path, "SessionReaper", "UNUSED=yaml/cyaml.py dateutil/of_old")
     assert again.returncode != 0
     assert "dateutil/of_old" in again.stderr
@@ -130,7 +130,7 @@ def test_a_build_that_cannot_leave_out_what_it_should_says_so(tmp_path: Path) ->
 def _build(
     folder: Path, function: str, *arguments: str, requirements: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Make the artifact anew, as sam does: in a copy of functions/, into another folder."""
+    """Build the artifact again as sam does: from a copy of functions/, into another folder."""
     source, built = folder / "source", folder / "built"
     shutil.copytree(ROOT / "functions", source)
     built.mkdir()
@@ -148,7 +148,7 @@ def _build(
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """A digest of every file by its name."""
+    """Return the digest of every file by its name."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
@@ -165,7 +165,7 @@ def _is_there(module: Path) -> bool:
 
 
 def _imports(source: Path, root: Path) -> Iterator[str]:
-    """Every module that a source could import, wherever in it that stands; not those of types only."""
+    """Yield every module that a source can import anywhere, except for type checking."""
     package = ".".join(source.relative_to(root).parent.parts)
     waiting: list[ast.AST] = [ast.parse(source.read_bytes())]
     while waiting:

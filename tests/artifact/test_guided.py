@@ -1,4 +1,4 @@
-"""`sam deploy --guided` on what was built, an account played by moto: what it asks, uploads and keeps."""
+"""`sam deploy --guided` of the built artifact, with moto as the account: its questions, uploads and settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "samconfig.toml"
 SAM = ROOT / ".tools" / "sam" / "bin" / "sam"
 REGION = "eu-west-1"
-# sam's questions of its own, around those that are the template's parameters.
+# sam's own questions, before and after those for the template's parameters.
 FIRST = ["Stack Name", "AWS Region"]
 LAST = [
     "Confirm changes before deploy",
@@ -45,10 +45,10 @@ TYPED = {"AWS Region": REGION, **ANSWERS, LAST[-1]: "n"}
 
 
 def test_the_template_that_is_deployed_is_the_one_that_was_checked(artifact: Path) -> None:
-    """In Metadata, for one, `sam build` leaves no reference to anything."""
+    """`sam build` resolves references, for example in Metadata."""
 
     def without_places(template: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Without what `sam build` is there to write."""
+        """Remove the keys that `sam build` writes."""
         template = copy.deepcopy(template)
         for resource in template["Resources"].values():
             metadata = resource.pop("Metadata", {})
@@ -62,14 +62,14 @@ def test_the_template_that_is_deployed_is_the_one_that_was_checked(artifact: Pat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guided:
-    """One guided deployment, as far as the changes that it would make."""
+    """A guided deployment up to its change set."""
 
     said: str
     config: Mapping[str, Any]  # samconfig.toml afterwards
     uploads: Mapping[str, int]  # bytes by name
 
     def asked(self) -> list[str]:
-        """The questions in order. sam writes a default in brackets after each."""
+        """The questions in order, each with its default in brackets."""
         plain = re.sub(r"\x1b\[[0-9;]*m", "", self.said)
         return [
             one.removeprefix("Parameter ") for one in re.findall(r"([\w ?]+) \[[^\]\n]*\]: ", plain)
@@ -78,12 +78,12 @@ class Guided:
 
 @pytest.fixture(scope="module")
 def guided(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Guided:
-    """All questions are answered by Enter but for three; the changes are refused."""
+    """Answer three questions, press Enter for the others, and refuse the changes."""
     folder = tmp_path_factory.mktemp("guided")
     shutil.copytree(ROOT / "infra", folder / "infra")
     shutil.copytree(artifact.parent, folder / ".aws-sam" / "build")
     shutil.copy(ROOT / "template.yaml", folder)
-    # As it came: without what a guided deployment has kept there since.
+    # As in the repository: without settings of earlier guided deployments.
     kept = r"(?ms)^(stack_name|region|parameter_overrides|image_repositories) = (\[.*?\]|[^\n]*)\n"
     before, deploy, after = re.split(
         r"(?ms)(^\[default\.deploy\.parameters\].*?)(?=^\[|\Z)", CONFIG.read_text()
@@ -94,7 +94,7 @@ def guided(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Guided:
     server.start()
     try:
         _, port = server.get_host_and_port()
-        # moto takes a bucket to be a part of the host's name unless it is called localhost.
+        # moto reads the bucket from the host name unless the host is localhost.
         account = {
             "AWS_ENDPOINT_URL": f"http://localhost:{port}",
             "AWS_ACCESS_KEY_ID": "none",
@@ -134,7 +134,7 @@ def guided(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Guided:
 
 
 def _bucket_of_sam(cloudformation: Any) -> str:  # noqa: ANN401 -- boto3's
-    """The stack that sam makes in an account once: moto would make it without its outputs."""
+    """Create the stack that sam creates once per account: moto's would have no outputs."""
     template = {
         "Resources": {"Bucket": {"Type": "AWS::S3::Bucket"}},
         "Outputs": {"SourceBucket": {"Value": {"Ref": "Bucket"}}},
@@ -153,7 +153,7 @@ def _bucket_of_sam(cloudformation: Any) -> str:  # noqa: ANN401 -- boto3's
 def _typed(
     command: list[str], lines: list[str], *, folder: Path, environment: Mapping[str, str]
 ) -> str:
-    """What a command says in a terminal where these lines were typed."""
+    """Return the output of a command in a terminal, with these lines typed."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(  # noqa: S603 -- sam
         command, cwd=folder, env=dict(environment), stdin=theirs, stdout=theirs, stderr=theirs
@@ -172,15 +172,17 @@ def _typed(
     return text
 
 
-def test_it_asks_for_three_things_and_enter_will_do_for_the_rest(guided: Guided) -> None:
+def test_guided_deployment_asks_three_questions_and_has_defaults_for_the_rest(
+    guided: Guided,
+) -> None:
     parameters = list(source("template.yaml")["Parameters"])
     assert guided.asked() == [*FIRST, *parameters, *LAST]
-    # Secrets by name or by tag, an address or none, the mode.
+    # The three questions: secrets by name or by tag, the email address, the mode.
     assert parameters[:4] == ["TargetSecrets", "TargetSecretTag", "Email", "Mode"]
     assert "Changeset created successfully" in guided.said
 
 
-def test_the_answers_are_kept_and_can_be_deployed_again(guided: Guided) -> None:
+def test_guided_answers_are_saved_and_can_be_deployed_again(guided: Guided) -> None:
     kept = guided.config["default"]["deploy"]["parameters"]["parameter_overrides"]
     answers = dict(one.split("=", 1) for one in shlex.split(kept))
     assert {name: value for name, value in answers.items() if name in ANSWERS} == ANSWERS
@@ -196,5 +198,5 @@ def test_functions_and_nested_stacks_are_uploaded(guided: Guided) -> None:
     assert len(templates) == len(TEMPLATES)
     functions = sorted(size for name, size in guided.uploads.items() if name not in templates)
     assert len(functions) == 2
-    # What runs over the databases, and what posts to Slack, which brings no library.
+    # The reaper's function, and the webhook's, which has no library.
     assert functions[0] < 600_000 < functions[1] < 2_500_000

@@ -1,4 +1,4 @@
-"""The stand-in for Lambda keeps its word, shown on a toy function."""
+"""The stand-in for Lambda works as documented, tested with a toy function."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def payload(runtime: Runtime, event: object, timeout_ms: int = 60_000) -> dict[s
     return answer.payload
 
 
-def test_returns_what_the_function_returns(runtime: Runtime) -> None:
+def test_the_return_value_is_the_functions(runtime: Runtime) -> None:
     answer = runtime.invoke({"name": "Zoë"}, timeout_ms=3_000)
     assert answer.error is None
     assert isinstance(answer.payload, dict)
@@ -78,18 +78,18 @@ def test_returns_what_the_function_returns(runtime: Runtime) -> None:
     )
 
 
-def test_keeps_the_process_between_invocations(runtime: Runtime) -> None:
+def test_the_process_is_kept_between_invocations(runtime: Runtime) -> None:
     first, second = payload(runtime, 1), payload(runtime, 2)
     assert (first["cold"], second["cold"]) == (True, False)
     assert first["pid"] == second["pid"]
 
 
-def test_each_answer_has_its_own_log(runtime: Runtime) -> None:
+def test_each_invocation_has_its_own_log(runtime: Runtime) -> None:
     for event in (1, 2):
         assert runtime.invoke(event).records == [{"message": "here", "asked": event}]
 
 
-def test_passes_on_an_error_and_lives(runtime: Runtime) -> None:
+def test_an_error_is_passed_on_and_the_process_goes_on(runtime: Runtime) -> None:
     answer = runtime.invoke({"raise": "no"})
     assert answer.payload is None
     assert answer.error is not None
@@ -99,7 +99,7 @@ def test_passes_on_an_error_and_lives(runtime: Runtime) -> None:
     assert payload(runtime, 1)["cold"] is False
 
 
-def test_kills_what_overruns_and_starts_anew(runtime: Runtime) -> None:
+def test_an_invocation_that_overruns_is_killed_and_a_new_process_started(runtime: Runtime) -> None:
     answer = runtime.invoke({"sleep": 60}, timeout_ms=300)
     assert answer.error == {
         "errorType": "Sandbox.Timedout",
@@ -110,7 +110,7 @@ def test_kills_what_overruns_and_starts_anew(runtime: Runtime) -> None:
     assert payload(runtime, 1)["cold"] is True
 
 
-def test_tells_of_a_process_that_ends(runtime: Runtime) -> None:
+def test_a_process_that_ends_is_an_error(runtime: Runtime) -> None:
     answer = runtime.invoke({"exit": 3})
     assert answer.error is not None
     assert answer.error["errorType"] == "Runtime.ExitError"
@@ -126,7 +126,7 @@ def test_tells_of_a_process_that_ends(runtime: Runtime) -> None:
         ("", "Runtime.HandlerNotFound", "handler"),
     ],
 )
-def test_raises_what_keeps_it_from_starting(
+def test_an_init_error_is_raised(
     tmp_path: Path, library: Path, source: str, kind: str, text: str
 ) -> None:
     with (
@@ -138,7 +138,7 @@ def test_raises_what_keeps_it_from_starting(
     assert raised.value.error["errorType"] == kind
 
 
-def test_raises_when_the_process_ends_before_it_is_ready(tmp_path: Path, library: Path) -> None:
+def test_a_process_that_ends_before_it_is_ready_is_an_error(tmp_path: Path, library: Path) -> None:
     with (
         Runtime(function(tmp_path, "import os; os._exit(7)"), "toy.handler", library) as runtime,
         pytest.raises(InitError, match="ended before it asked for work") as raised,
@@ -147,7 +147,7 @@ def test_raises_when_the_process_ends_before_it_is_ready(tmp_path: Path, library
     assert raised.value.error is None
 
 
-def test_nothing_of_the_tests_gets_in(
+def test_the_environment_of_the_tests_does_not_reach_the_function(
     runtime: Runtime, tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
@@ -165,7 +165,7 @@ def test_nothing_of_the_tests_gets_in(
     assert not (library / "pytest").exists()
 
 
-def test_the_artifact_stays_as_it_is(runtime: Runtime, tmp_path: Path) -> None:
+def test_the_artifact_is_not_modified(runtime: Runtime, tmp_path: Path) -> None:
     payload(runtime, "imports")
     assert [path.name for path in tmp_path.iterdir()] == ["toy.py"]
 
@@ -189,7 +189,7 @@ def test_a_write_to_a_read_only_artifact_ends_the_process(
         runtime.invoke({})
 
 
-def test_the_process_goes_with_the_block(tmp_path: Path, library: Path) -> None:
+def test_the_process_ends_with_the_block(tmp_path: Path, library: Path) -> None:
     with Runtime(function(tmp_path, TOY), "toy.handler", library) as runtime:
         pid = payload(runtime, 1)["pid"]
     assert runtime.pid is None

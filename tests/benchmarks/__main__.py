@@ -77,7 +77,7 @@ def main() -> None:
         sizes = [function.size(folder) for function in functions]
         found, rules = decisions.sessions(), decisions.policy()
         if decisions.by_the_engine(found, rules) != decisions.by_a_comprehension(found, rules):
-            raise SystemExit("engine and comprehension disagree on who is to go")
+            raise SystemExit("engine and list comprehension condemn different sessions")
         for counted in [False, *[True] * ROUNDS]:  # the first round writes the .pyc files
             for module in (OURS, YARDSTICK):
                 for name, seconds in _probe(module, database).items():
@@ -125,7 +125,7 @@ def _probe(module: str, database: Server) -> dict[str, float]:
         process.stdin.flush()
         kill = json.loads(process.stdout.readline())
         for victim in victims:
-            victim._usock.close()  # noqa: SLF001 -- its session is gone: there is nobody to say goodbye to
+            victim._usock.close()  # noqa: SLF001 -- its session is gone: a Terminate message would fail
         if kill["terminated"] != VICTIMS:
             raise SystemExit(f"{module} terminated {kill['terminated']} of {VICTIMS}")
     return {**quiet, "kill": kill["seconds"]}

@@ -1,4 +1,4 @@
-"""Cold starts of what is deployed, under the real Lambda runtime client.
+"""Cold starts of the deployed artifact, under the real Lambda runtime client.
 
 Ours is what `make build` made, its bytecode included; the yardstick is its file and its
 requirements as a plain `sam build` leaves them, without bytecode. botocore and boto3 are the

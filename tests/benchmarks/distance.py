@@ -5,7 +5,7 @@ with the server's port and the seconds each way, it tells its own port, and for 
 line before: the round trips of each connection, and its own processor time in seconds.
 
 A round trip is a turn from what the client sends to what the server answers, if the client goes on
-after that, be it with its goodbye (to which a server may say goodbye, too, but nobody waits for it).
+after that, including its Terminate message (a server may answer it, but no client waits for that).
 One more is TCP's own handshake, which the proxy makes at once: to make up for that, the first that
 the client says is under way for as much longer as the handshake would have taken.
 
@@ -96,7 +96,7 @@ def _echo_time(connection: socket.socket, size: int) -> float:
     return time.perf_counter() - started
 
 
-# -- in the process of its own ------------------------------------------------------------------------
+# -- in the process of its own ---------------------------------------------------------------------
 
 
 @dataclass(slots=True)

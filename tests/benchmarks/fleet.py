@@ -103,7 +103,7 @@ def measured(database: Server, cloud: Aws, secret: Mapping[str, object]) -> Flee
 
 
 def _of_backends(database: Server) -> float:
-    """Seconds of processor time of the server's backends that have ended, and of who forks them."""
+    """Seconds of processor time of the server's postmaster and of its backends that have ended."""
     stat = Path(f"/proc/{database.pid}/stat").read_text()
     user, system, childrens_user, childrens_system = stat.rpartition(")")[2].split()[11:15]
     ticks = int(user) + int(system) + int(childrens_user) + int(childrens_system)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.answers import SNAPSHOT, session_row
+from tests.answers import EMPTY_SNAPSHOT, session_row
 from tests.faults.peak_memory import PeakMemory
 from tests.frontend import message
 from tests.integration.wire import Impostor
@@ -31,7 +31,7 @@ WELCOME = b"R\0\0\0\x08\0\0\0\0" + READY
 
 def _document(**changes: object) -> bytes:
     counts = {"max": 20_000, "used": 20_000}
-    return json.dumps(SNAPSHOT | counts | changes, ensure_ascii=False).encode()
+    return json.dumps({**EMPTY_SNAPSHOT, **counts, **changes}, ensure_ascii=False).encode()
 
 
 def _sessions(number: int, query: str) -> Sequence[Sequence[object]]:

@@ -5,6 +5,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import boto3
 import pytest
 from moto.backends import get_backend
 from moto.core.models import DEFAULT_ACCOUNT_ID
@@ -12,8 +13,8 @@ from pg8000.native import literal
 from session_reaper.aws.secrets_manager import PROCESS_CACHE
 
 from infra.local.aws import REGION, Aws, aws
-from infra.local.postgres import Build, bundled_builds, npm_builds, server
-from tests.integration.stage import PASSWORD, REAPER, ROLE_FILE, Stage
+from infra.local.postgres import Build, bundled_builds, npm_builds, remove_folders, server
+from tests.integration.stage import PASSWORD, REAPER, ROLE_FILE, TABLE, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "every_major: runs on every server there is, not one only")
+    config.addinivalue_line(
+        "markers", "every_major: runs on every available server instead of the newest"
+    )
     config.addinivalue_line("markers", "tls: needs a server that was built with TLS")
     config.addinivalue_line("markers", "pg_dump: needs a server that comes with pg_dump")
     config.addinivalue_line("markers", "majors(low, high): the versions that have the feature")
@@ -40,7 +43,7 @@ def _builds(config: pytest.Config) -> dict[int, Build]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give each test the servers that it runs on: the newest, or with the mark all of them."""
+    """Run each test on the newest server, or with the mark `every_major` on all of them."""
     if "build" not in metafunc.fixturenames:
         return
     builds = _builds(metafunc.config)
@@ -63,10 +66,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what no server here can show, rather than skip it: `make matrix` shows it."""
+    """Deselect tests that none of the servers supports; `make matrix` has servers for them."""
     without = [item for item in items if "NOTSET" in item.name]
     items[:] = [item for item in items if item not in without]
     config.hook.pytest_deselected(items=without)
+
+
+def pytest_sessionfinish() -> None:
+    """Remove the servers' folders now: xdist kills a worker whose exit takes long."""
+    remove_folders()
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +85,7 @@ def build(request: pytest.FixtureRequest) -> Build:
 
 @pytest.fixture(scope="session")
 def _servers() -> Iterator[Callable[[Build], Server]]:
-    """One server per build, kept until the end."""
+    """Keep one server per build until the end."""
     with ExitStack() as stack:
         running: dict[Build, Server] = {}
 
@@ -94,7 +102,7 @@ _SETTINGS = {"max_connections": "80", "max_wal_senders": "4", "wal_level": "logi
 
 
 def prepare(running: Server) -> None:
-    """The reaper's role, as a person makes it: by the file, then the password."""
+    """Create the reaper's role by its file, and set its password."""
     with running.connect(unix_sock=running.unix_sock) as root:
         root.run(ROLE_FILE.read_text())
         root.run(f"ALTER ROLE {REAPER} PASSWORD {literal(PASSWORD)}")
@@ -135,19 +143,47 @@ def stage(
         yield made
 
 
+@pytest.fixture
+def table(stage: Stage) -> Iterator[None]:
+    """The notification state's table, as template.yaml has it."""
+    dynamodb = boto3.client("dynamodb")
+    dynamodb.create_table(
+        TableName=TABLE,
+        BillingMode="PAY_PER_REQUEST",
+        AttributeDefinitions=[
+            {"AttributeName": "target", "AttributeType": "S"},
+            {"AttributeName": "kind", "AttributeType": "S"},
+        ],
+        KeySchema=[
+            {"AttributeName": "target", "KeyType": "HASH"},
+            {"AttributeName": "kind", "KeyType": "RANGE"},
+        ],
+    )
+    stage.monkeypatch.setenv("MEMORY_TABLE", TABLE)
+    stage.target()
+    yield
+    dynamodb.delete_table(TableName=TABLE)
+
+
 Output = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def output(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> Output:
-    """What a run writes. The logger keeps the stdout of its first import; here it follows."""
-    for handler in logging.getLogger("session-reaper").handlers:
-        monkeypatch.setattr(handler, "stream", _Stdout())
-    return capsys
+def output(capsys: Output) -> Iterator[Output]:
+    """Capture what a run writes; the logger would go on writing to the stdout of its import."""
+    handlers = [
+        handler
+        for handler in logging.getLogger("session-reaper").handlers
+        if isinstance(handler, logging.StreamHandler)
+    ]
+    streams = [handler.setStream(_CurrentStdout()) for handler in handlers]
+    yield capsys
+    for handler, stream in zip(handlers, streams, strict=True):
+        handler.setStream(stream)
 
 
-class _Stdout:
-    """Whatever stdout is at the moment: pytest puts another one there for each phase of a test."""
+class _CurrentStdout:
+    """Writes to the stdout of the moment: pytest sets another one for each phase of a test."""
 
     def write(self, text: str) -> int:
         return sys.stdout.write(text)
@@ -160,7 +196,7 @@ class _Stdout:
 def own_server(
     build: Build, cloud: Aws, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Stage]]:
-    """A stage on a server of this test's own, with settings of its own."""
+    """Return a function that starts a server for this test only."""
     with ExitStack() as stack:
 
         def make(settings: Mapping[str, str] | None = None, tls: Tls | None = None) -> Stage:

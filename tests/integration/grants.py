@@ -1,4 +1,4 @@
-"""What an IAM policy allows, as far as template.yaml's go, and who asks AWS for what."""
+"""Evaluates the IAM policies of the template, and records the calls that the package makes to AWS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One thing that somebody wants to do, and what IAM knows about the request."""
+    """One API call, with the facts that IAM knows about it."""
 
     action: str
     resource: str
@@ -28,8 +28,8 @@ class Call:
     key: str | None = None  # the account's own key that encrypts the resource
 
     def __str__(self) -> str:
-        """As short as it can be told apart: what, on what, through which service."""
-        # What Secrets Manager and RDS pick at random is left out.
+        """The shortest distinct form: action, resource, service."""
+        # Without the random parts of names that Secrets Manager and RDS choose.
         name = re.sub(r"(?<=^secret:rds!db)-.+|-\w{6}$", "", self.resource.split(":", 5)[-1])
         through = dict(self.facts).get("kms:ViaService", "").partition(".")[0]
         return f"{self.action} {through or name.removeprefix('secret:')}"
@@ -37,7 +37,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """That a fact has one of these values."""
+    """A condition that a fact must have one of these values."""
 
     operator: str
     key: str
@@ -48,7 +48,7 @@ class Condition:
             return False
         if self.operator == "StringEquals":
             return facts[self.key] in self.values
-        assert self.operator == "ArnLike", f"{self.operator} is not known here"
+        assert self.operator == "ArnLike", f"unknown operator {self.operator}"
         return any(_arn_matches(value, facts[self.key]) for value in self.values)
 
 
@@ -74,7 +74,7 @@ class Statement:
         )
 
     def grants(self) -> Iterator[Statement]:
-        """The same, one action on one resource under one value of each condition at a time."""
+        """Split the statement into single actions, resources and condition values."""
         choices = [
             [replace(one, values=(value,)) for value in one.values] for one in self.conditions
         ]
@@ -83,8 +83,8 @@ class Statement:
                 yield replace(self, actions=(action,), resources=(resource,), conditions=conditions)
 
 
-def statements(policies: Iterable[Mapping[str, Any]]) -> tuple[Statement, ...]:
-    """All that some policies say."""
+def parse_statements(policies: Iterable[Mapping[str, Any]]) -> tuple[Statement, ...]:
+    """Parse the statements of policies."""
     documents = [policy["PolicyDocument"] for policy in policies]
     return tuple(
         _statement(one)
@@ -93,15 +93,17 @@ def statements(policies: Iterable[Mapping[str, Any]]) -> tuple[Statement, ...]:
     )
 
 
-def refused(said: Iterable[Statement], calls: Iterable[Call]) -> list[Call]:
-    """The calls that nothing allows, or that something denies."""
-    said = tuple(said)
-    return [call for call in calls if {one.effect for one in said if one.covers(call)} != {"Allow"}]
+def find_refused(statements: Iterable[Statement], calls: Iterable[Call]) -> list[Call]:
+    """Return the calls that no statement allows or that a statement denies."""
+    every = tuple(statements)
+    return [
+        call for call in calls if {each.effect for each in every if each.covers(call)} != {"Allow"}
+    ]
 
 
-def superfluous(said: Iterable[Statement], calls: Iterable[Call]) -> list[Statement]:
-    """The grants that no call needs: it makes none of them, or another grant allows it, too."""
-    grants = [grant for one in said if one.effect == "Allow" for grant in one.grants()]
+def find_superfluous(statements: Iterable[Statement], calls: Iterable[Call]) -> list[Statement]:
+    """Return the grants that no call needs: unused ones, and those that another grant covers."""
+    grants = [grant for one in statements if one.effect == "Allow" for grant in one.grants()]
     covering = [[grant for grant in grants if grant.covers(call)] for call in calls]
     needed = [only[0] for only in covering if len(only) == 1]
     return [grant for grant in grants if grant not in needed or grants.count(grant) > 1]
@@ -131,7 +133,7 @@ def _matches(pattern: str, text: str) -> bool:
 
 
 def _arn_matches(pattern: str, arn: str) -> bool:
-    """A wildcard stays between two colons, but for the last part."""
+    """Match an ARN; a wildcard does not cross a colon except in the last part."""
     parts, others = pattern.split(":", 5), arn.split(":", 5)
     if pattern == "*" or len(parts) != len(others):
         return pattern == "*"
@@ -143,19 +145,19 @@ def _arn_matches(pattern: str, arn: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a client has signed: a call as it goes out, or a token made without one."""
+    """A signed request: a call, or a token that is created without one."""
 
     operation: str  # service:Operation
     host: str
     arguments: Mapping[str, Any]
 
 
-_HOOK: Final = "before-sign"  # botocore does it for every try, and for what is signed in advance
+_HOOK: Final = "before-sign"  # botocore calls it for every try and for presigned tokens
 
 
 @contextmanager
-def recorded() -> Iterator[list[Request]]:
-    """Every request of the package's from here on: all its clients are of one session."""
+def record_requests() -> Iterator[list[Request]]:
+    """Record every request that the package's clients make within the block."""
     requests: list[Request] = []
 
     def note(**signing: Any) -> None:  # noqa: ANN401 -- botocore's own

@@ -1,4 +1,4 @@
-"""The stage that every test plays on: one server, its leaks, the AWS stand-in, the real handler."""
+"""What a test needs: a server with sessions, the AWS stand-in, and the real handler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import pg8000.native
 from pg8000.native import Connection, identifier, literal
-from session_reaper.handler import lambda_handler
+from session_reaper.handler import MAX_ANSWER_BYTES, lambda_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ROLE_FILE = Path(__file__).parents[2] / "infra" / "database" / "reaper_role.sql"
 REAPER = "session_reaper"
+TABLE = "session-reaper-Memory"  # of the notification state
 PASSWORD = "sw0rdfish"  # noqa: S105 -- of every role here that needs one
 
 IDLE = "idle"
@@ -32,21 +33,25 @@ LEAK = "idle in transaction"
 ABORTED = "idle in transaction (aborted)"
 ACTIVE = "active"
 
+HOSTILE_NAMES = ['o"brien', "back\\slash", "naïve 名", "semi; DROP ROLE app; --", ":name", "App"]
+"""Names of roles that must be quoted in SQL."""
 
 PATIENCE: Final = 20.0
-"""Seconds by which a deadline may be missed here.
+"""Seconds by which a run may miss a deadline.
 
-A slow machine does not take so long. A wait without end does: `wire.ENDLESS_SECONDS`.
+A slow machine needs less; a wait that ignores the deadline takes longer: `wire.ENDLESS_SECONDS`.
 """
 
 
 def until(condition: Callable[[], object], message: str, seconds: float = 30.0) -> None:
-    """Poll until the condition holds; fail with the message if it does not in time."""
+    """Poll until the condition holds, less and less often; fail with the message if it is late."""
     over = time.monotonic() + seconds
+    pause = 0.002
     while not condition():
         if time.monotonic() > over:
             raise AssertionError(f"not within {seconds:g}s: {message}")
-        time.sleep(0.005)
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.05)
 
 
 def rule(name: str = "leak", *, action: object = None, **match: object) -> dict[str, object]:
@@ -61,7 +66,7 @@ def policy(*rules: Mapping[str, object], **others: object) -> dict[str, object]:
 
 
 class Client(Connection):  # type: ignore[misc] # untyped
-    """pg8000's connection, but whatever happens it is closed whole, and its first error is shown."""
+    """A connection that closes completely, without an error that would hide an earlier one."""
 
     def close(self) -> None:
         stream = self._sock
@@ -75,7 +80,7 @@ class Client(Connection):  # type: ignore[misc] # untyped
 
 
 class Context:
-    """What Lambda hands to the handler beside the event."""
+    """The Lambda context."""
 
     function_name = "session-reaper"
     memory_limit_in_mb = 256
@@ -95,7 +100,7 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one invocation gave: its document, its emails, how long it took."""
+    """The results of one invocation: its document, its emails and its duration."""
 
     document: dict[str, Any]
     emails: Sequence[Email]
@@ -103,8 +108,15 @@ class Run:
 
     def target(self, name: str = "orders") -> dict[str, Any]:
         found = [target for target in self.document["targets"] if target["name"] == name]
-        assert len(found) == 1, f"{name} is there {len(found)} times"
+        assert len(found) == 1, f"{name} is reported {len(found)} times"
         return found[0]  # type: ignore[no-any-return]
+
+    def sql_by_code(self, name: str = "orders") -> dict[str, str | None]:
+        """Each advice's statement by the advice's code; each code is there once."""
+        advice = self.target(name)["advice"]
+        statements = {each["code"]: each["sql"] for each in advice}
+        assert len(statements) == len(advice), "a code is there twice"
+        return statements
 
     def error(self, name: str = "orders") -> dict[str, str]:
         error = self.target(name)["error"]
@@ -130,12 +142,12 @@ class Run:
 
     @property
     def said(self) -> str:
-        """The email's text, as if no line had been wrapped."""
+        """The email's text without its line breaks."""
         return " ".join(self.email.body.split())
 
 
 class Victim:
-    """A client's session, as its client holds it and as the server shows it to a superuser."""
+    """A client's session: its connection, and its row in pg_stat_activity as a superuser sees it."""
 
     def __init__(self, root: Connection, connection: Connection) -> None:
         self._root = root
@@ -163,7 +175,7 @@ class Victim:
         return self._shown("state")  # type: ignore[no-any-return]
 
     def start(self, sql: str) -> Self:
-        """Run a statement in the background, and return once the server shows it active."""
+        """Start a statement in a thread; return once the session is active."""
 
         def run() -> None:
             with suppress(pg8000.native.Error, OSError, ValueError):
@@ -185,7 +197,7 @@ class Victim:
 
 @dataclass(kw_only=True)
 class Stage:
-    """One server for one test; everything that the test makes goes with it."""
+    """A server for one test; everything that the test creates on it is removed at its end."""
 
     server: PostgresServer
     root: Connection = field(repr=False)
@@ -219,13 +231,13 @@ class Stage:
         self._connections.close()
 
     def reconnect(self) -> None:
-        """Connect the superuser again, after the server has ended every session."""
+        """Reconnect the superuser after the server has ended every session."""
         connection = self.server.connect(unix_sock=self.server.unix_sock)
         self.root = self._connections.enter_context(connection)
 
     @property
     def clients(self) -> int:
-        """The client backends, the superuser's own connection among them."""
+        """The number of client backends, including the superuser's own."""
         ((number,),) = self.root.run(
             "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
         )
@@ -249,7 +261,7 @@ class Stage:
         return name
 
     def connect(self, role: str = "app", **options: object) -> Connection:
-        """A client's connection over the Unix socket, unless `tcp` is among the options."""
+        """Connect over the Unix socket, or with `tcp=True` over TCP."""
         if role != REAPER:
             self.role(role)
         tcp = options.pop("tcp", False)
@@ -270,7 +282,7 @@ class Stage:
         query: str = "SELECT 1",
         **options: object,
     ) -> Victim:
-        """A client's session in one of the four states that a rule is about."""
+        """Open a client's session and bring it into one of the four states that rules can name."""
         victim = Victim(self.root, self.connect(role, **options))
         self._closing.callback(victim.close)
         if state == ACTIVE:
@@ -289,7 +301,7 @@ class Stage:
         return [self.session(state, **options) for _ in range(number)]
 
     def fill(self, role: str = "app") -> list[Victim]:
-        """Leak as that role until the server lets it in no more."""
+        """Open sessions of that role until the server is full."""
         leaks: list[Victim] = []
         refusal: dict[str, str] = {}
         while not refusal:
@@ -303,10 +315,35 @@ class Stage:
     def survivors(self, victims: Iterable[Victim]) -> list[Victim]:
         return [victim for victim in victims if victim.is_there]
 
+    # -- settings ----------------------------------------------------------------------------------
+
+    def use_policy(self, document: Mapping[str, object]) -> None:
+        """Make this the stack's policy; a run with a policy of its own is a special one."""
+        self.aws.ssm.put_parameter(
+            Name="policy", Value=json.dumps(document), Type="String", Overwrite=True
+        )
+        self.monkeypatch.setenv("POLICY", "ssm:policy")
+
+    def subscribe_queue(self, topic_name: str) -> tuple[str, str]:
+        """Create a topic and a queue that subscribes to it; return the topic's ARN, the queue's URL."""
+        topic = self.aws.sns.create_topic(Name=topic_name)["TopicArn"]
+        url = self.aws.sqs.create_queue(QueueName=topic_name)["QueueUrl"]
+        queue = self.aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
+        self.aws.sns.subscribe(
+            TopicArn=topic, Protocol="sqs", Endpoint=queue["Attributes"]["QueueArn"]
+        )
+        self.cleanup(lambda: self.aws.sns.delete_topic(TopicArn=topic))
+        self.cleanup(lambda: self.aws.sqs.delete_queue(QueueUrl=url))
+        return topic, url
+
+    def read_subjects(self, queue_url: str) -> list[str]:
+        answer = self.aws.sqs.receive_message(QueueUrl=queue_url, MaxNumberOfMessages=10)
+        return [json.loads(each["Body"])["Subject"] for each in answer.get("Messages", [])]
+
     # -- the reaper --------------------------------------------------------------------------------
 
     def secret(self, **keys: object) -> dict[str, object]:
-        """A secret's document for this server; `None` takes a key away."""
+        """Return a secret's document for this server; `None` removes a key."""
         document = {
             "engine": "postgres",
             "host": self.server.host,
@@ -328,28 +365,38 @@ class Stage:
         self.monkeypatch.setenv("TARGET_SECRETS", ",".join(self._targets))
         return secret_name
 
-    def run(self, event: object = None, *, seconds: float = 60.0) -> Run:
-        """Invoke the handler with what a console's user would type."""
+    def run(
+        self,
+        event: object = None,
+        *,
+        seconds: float = 60.0,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
+    ) -> Run:
+        """Invoke the handler with an event."""
         if not self._targets and not os.environ.get("TARGET_SECRET_TAG"):
             self.target()
         started = time.monotonic()
-        answer = lambda_handler({} if event is None else event, Context(seconds))  # type: ignore[arg-type]
+        answer = lambda_handler(
+            {} if event is None else event,
+            Context(seconds),  # type: ignore[arg-type]
+            max_answer_bytes=max_answer_bytes,
+        )
         took = time.monotonic() - started
         document = json.loads(json.dumps(answer))  # what Lambda itself does with it
         return Run(document=document, emails=self.aws.delivered(), seconds=took)
 
     def reap(self, *rules: Mapping[str, object], seconds: float = 60.0, **others: object) -> Run:
-        """A run with these rules; by default every session that is idle in a transaction."""
+        """Invoke the handler with these rules; by default one for sessions idle in a transaction."""
         return self.run({"policy": policy(*rules, **others)}, seconds=seconds)
 
 
 def assert_true_to(run: Run, victims: Iterable[Victim], name: str = "orders") -> None:
-    """Nothing is terminated without being reported, nothing reported terminated is still there."""
+    """Assert that exactly the sessions reported as terminated or lingering may be gone."""
     outcomes = run.outcomes(name)
     for victim in victims:
         outcome = outcomes.get(victim.pid)
         if victim.is_there:
             assert outcome != "terminated", f"pid {victim.pid} is reported terminated, and is there"
         else:
-            # Lingering says that it was signalled, and that nobody saw it go.
+            # Lingering: it was signalled, and its end was not verified.
             assert outcome in {"terminated", "lingering"}, f"pid {victim.pid} is gone: {outcome}"

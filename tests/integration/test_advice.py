@@ -25,7 +25,7 @@ from tests.integration.stage import (
     policy,
     rule,
 )
-from tests.integration.wire import Action, Moment, Proxy, Trouble
+from tests.integration.wire import Action, Fault, Moment, Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +60,7 @@ def test_a_quiet_run_queries_no_facts_and_advises_nothing_more(stage: Stage) -> 
         stage.target(port=proxy.port)
         run = stage.reap()
     assert set(sql_by_code(run)) == {"encrypt-connection"}
-    assert proxy.seen.count(Moment.LOOK) == 1
+    assert proxy.seen.count(Moment.SNAPSHOT) == 1
 
 
 @pytest.mark.parametrize("state", [LEAK, ABORTED])
@@ -279,10 +279,10 @@ def test_a_server_that_stops_answering_does_not_change_the_outcomes(
     stage: Stage, action: Action
 ) -> None:
     leak = stage.session(LEAK)
-    with Proxy(stage.server.port, Trouble(action=action, moment=Moment.LOOK, nth=2)) as proxy:
+    with Proxy(stage.server.port, Fault(action=action, moment=Moment.SNAPSHOT, nth=2)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(seconds=12.0 if action is Action.DRIP else 60.0)
-    assert proxy.seen.count(Moment.LOOK) == 2
+    assert proxy.seen.count(Moment.SNAPSHOT) == 2
     assert run.seconds < 3 + PATIENCE  # three of its sixty seconds
     assert run.target()["status"] == "ok"
     assert run.outcomes() == {leak.pid: "terminated"}

@@ -1,183 +1,189 @@
-"""A server that answers nonsense fails alone: what happens on another target is reported."""
+"""A target whose server gives an invalid answer fails alone; the other targets are reported.
+
+tests/unit/test_rows.py tries every place of every answer; here a sample goes through a whole run, and
+every value that is allowed although it is odd.
+"""
 
 from __future__ import annotations
 
 import json
-import re
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.stage import ACTIVE, LEAK, Run, policy, rule
+from tests.answers import (
+    BAD_VALUES,
+    FACTS,
+    SNAPSHOT,
+    VERIFICATION,
+    Place,
+    is_allowed,
+    list_places,
+    path_of,
+    replace_at,
+)
+from tests.integration.stage import ACTIVE, LEAK, REAPER, policy, rule
 from tests.integration.wire import Proxy, RewriteRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.integration.stage import Stage
+    from tests.integration.stage import Run, Stage
 
-_HUGE = json.loads("1" + "0" * 400)
-# Of each JSON type, and what a wrong implementation may let pass; written into the text as they are.
-_VALUES = {
-    "null": "null",
-    "true": "true",
-    "text": '"x"',
-    "age as text": '"12.5"',
-    "empty text": '""',
-    "negative": "-1",
-    "fraction": "0.5",
-    "400 digits": str(_HUGE),
-    "5,000 digits": "9" * 5000,
-    "infinite": "1e999",
-    "NaN": "NaN",
-    "object": "{}",
-    "list": "[]",
-    "list of lists": "[[[]]]",
-    "nested 100,000 times": "[" * 100_000 + "]" * 100_000,
-    "lone surrogate": r'"\ud800"',
-    "NUL": r'"\u0000"',
-    "a megabyte": '"' + "x" * 1_000_000 + '"',
-}
-# The places at which PostgreSQL itself could answer such a value.
-_NAMES = r"role|sessions/0/(6|7|8|10)|waits/0/(2|3)"
-_ALLOWED = {
-    "null": r"checkpointer|checkpointer_started|sessions|states|states/\d+|waits|waits/0/(2|3)"
-    r"|sessions/0/(2|3|4|6|7|8|9|10|11|12|14|16|17|18|19|20|21|22|23|24)",
-    "true": r"can_see|can_signal|reader|inherits|sessions/0/(17|21|22|23|24)|waits/0/1",
-    "text": rf"{_NAMES}|states/\d+",
-    "age as text": _NAMES,
-    "empty text": rf"{_NAMES}|sessions/0/11",
-    "negative": r"sessions/0/(18|19)",
-    "fraction": r"oldest_idle_in_transaction|sessions/0/(13|14|15|16)|waits/0/4",
-    "list": r"sessions|states|waits|waits/0/5",
-}
+EVERY_NTH = 9
+KEY_OF = {"snapshot": "sessions", "facts": "timeouts", "verification": "remaining"}
 
 
-def _is_allowed(place: str, name: str) -> bool:
-    return re.fullmatch(_ALLOWED.get(name, "(?!)"), place) is not None
+class Lie:
+    """Replaces one place of each answer of one kind, and counts how often it did.
 
+    `last` is the answer as the server gave it.
+    """
 
-def _places(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Every place in a document, the inner ones too; of a list of rows the first row's."""
-    if path:
-        yield path
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _places(item, (*path, key))
-    elif isinstance(value, list) and value:
-        yield from _places(value[0], (*path, 0))
-        if path and isinstance(path[-1], int):  # a row: each of its columns
-            for index, item in enumerate(value[1:], 1):
-                yield from _places(item, (*path, index))
-
-
-class Mutation:
-    """Replaces one place of each answer of one kind, and counts how often it did."""
-
-    def __init__(self) -> None:
-        self.kind = "sessions"  # a key that only this answer has
-        self.place: tuple[str | int, ...] = ()
-        self.text = ""
-        self.sent = 0
-        self.last: Any = None  # the answer as the server gave it
+    def __init__(self, kind: str, place: Place = (), text: str = "") -> None:
+        self._key = KEY_OF[kind]  # only this kind of answer has it
+        self._place = place
+        self._text = text
+        self.told = 0
+        self.last: Any = None
 
     def __call__(self, value: bytes) -> bytes:
-        if not value.startswith(b"{"):
+        answer = json.loads(value) if value.startswith(b"{") else {}
+        if self._key not in answer:
             return value
-        document = json.loads(value)
-        if self.kind not in document:
+        self.last = answer
+        if not self._place:
             return value
-        self.last = json.loads(value)
-        if not self.place:
-            return value
-        inner: Any = document
-        for key in self.place[:-1]:
-            inner = inner[key]
-        inner[self.place[-1]] = "MUTATED"
-        self.sent += 1
-        return json.dumps(document).replace('"MUTATED"', self.text).encode()
+        self.told += 1
+        return replace_at(answer, self._place, self._text)
 
 
 @pytest.fixture
-def mutation(stage: Stage) -> Iterator[Mutation]:
-    """A leak that another session waits for, seen through two secrets, one of them by a liar."""
+def liars(stage: Stage) -> Iterator[Liars]:
+    """A leak that another session waits for; one target that tells of it as it is."""
+    # Every liar connects as the reaper, and all at the same time.
+    stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT -1")
+    stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
     stage.session(LEAK, query="SELECT pg_advisory_xact_lock(7)", tcp=True)
     stage.session(ACTIVE, query="SELECT pg_advisory_xact_lock(7)")
     stage.target("orders")
-    made = Mutation()
-    with Proxy(stage.server.port, says=RewriteRows(made)) as proxy:
-        stage.target("odd", port=proxy.port)
-        yield made
+    with ExitStack() as stack:
+        yield Liars(stage, stack)
 
 
-def _observe(stage: Stage) -> Run:
-    rules = (rule("blockers", blocks=1, blocks_for="0s"), rule(idle_for="0s"))
-    return stage.run({"mode": "observe", "policy": policy(*rules)})
+class Liars:
+    """Targets on the stage's server, each of which changes one value of what the server answers."""
+
+    def __init__(self, stage: Stage, stack: ExitStack) -> None:
+        self._stage = stage
+        self._stack = stack
+
+    def add(self, name: str, lie: Lie) -> Lie:
+        proxy = self._stack.enter_context(Proxy(self._stage.server.port, says=RewriteRows(lie)))
+        self._stage.target(name, port=proxy.port)
+        return lie
+
+    def observe(self) -> Run:
+        rules = (rule("blockers", blocks=1, blocks_for="0s"), rule(idle_for="0s"))
+        run = self._stage.run({"mode": "observe", "policy": policy(*rules)})
+        assert list(run.outcomes("orders").values()) == ["would_terminate"]
+        assert "orders" in run.email.body
+        return run
 
 
-@pytest.mark.parametrize("name", _VALUES)
-def test_every_place_of_the_snapshot_is_validated(
-    stage: Stage, mutation: Mutation, name: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.every_major
+def test_the_answers_of_this_server_have_the_places_that_the_unit_tests_try(
+    liars: Liars, stage: Stage
 ) -> None:
-    _observe(stage)
-    places = [*_places(mutation.last)]
-    assert len(places) > 50
-    mutation.text = _VALUES[name]
-    for number, place in enumerate(places, 1):
-        caplog.clear()
-        mutation.place = place
-        run = _observe(stage)
-        at = "/".join(map(str, place))
-        assert mutation.sent == number, at
-        odd = run.target("odd")
-        if _is_allowed(at, name):
-            assert odd["error"] is None or odd["error"]["code"] == "42501", (at, odd["error"])
-        else:
-            assert odd["status"] == "failed", at
-            assert odd["error"]["code"] == "answer", (at, odd["error"])
-            whole = "JSON" in odd["error"]["message"]
-            assert whole or str(place[0]) in odd["error"]["message"], (at, odd["error"])
-        assert list(run.outcomes("orders").values()) == ["would_terminate"], at
-        assert "orders" in run.email.body, at
-        logged = [vars(record) for record in caplog.records if record.message == "outcome"]
-        assert "orders" in {line["target"] for line in logged}, at
+    snapshot, facts = Lie("snapshot"), Lie("facts")
+    for name, lie in {"snapshot": snapshot, "facts": facts}.items():
+        liars.add(name, lie)
+    verification = liars.add("verification", Lie("verification"))
+    liars.observe()
+    stage.run({"policy": policy(), "targets": ["verification"]})
+    assert [*list_places(snapshot.last)] == [*list_places(SNAPSHOT)]
+    assert {*list_places(facts.last)} <= {*list_places(FACTS)} | {
+        ("timeouts", 0, column) for column in range(4)
+    }
+    assert facts.last.keys() == FACTS.keys()
+    assert [*list_places(verification.last)] == [*list_places(VERIFICATION)]
 
 
-@pytest.mark.parametrize("name", _VALUES)
-def test_every_place_of_the_server_s_facts_is_validated(
-    stage: Stage, mutation: Mutation, name: str
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_a_target_with_an_invalid_snapshot_fails_alone(
+    liars: Liars, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mutation.kind = "timeouts"
-    _observe(stage)
-    places = [*_places(mutation.last)]
-    assert len(places) > 15
-    mutation.text = _VALUES[name]
-    for number, place in enumerate(places, 1):
-        mutation.place = place
-        run = _observe(stage)
-        assert mutation.sent == number, place
-        # Advice is all that rests on them.
-        assert run.target("odd")["status"] == "ok", place
-        assert list(run.outcomes("orders").values()) == ["would_terminate"], place
-        assert "orders" in run.email.body, place
+    allowed = [place for place in list_places(SNAPSHOT) if is_allowed("snapshot", place, name)]
+    refused = [place for place in list_places(SNAPSHOT) if place not in allowed]
+    lies = {
+        path_of(place): liars.add(path_of(place), Lie("snapshot", place, BAD_VALUES[name]))
+        for place in allowed + refused[[*BAD_VALUES].index(name) % EVERY_NTH :: EVERY_NTH]
+    }
+
+    run = liars.observe()
+
+    assert {lie.told for lie in lies.values()} == {1}
+    for place in map(path_of, allowed):
+        error = run.target(place)["error"]
+        assert error is None or error["code"] == "42501", (place, error)
+    for place in lies.keys() - set(map(path_of, allowed)):
+        error = run.error(place)
+        assert run.target(place)["status"] == "failed", place
+        assert error["code"] == "answer", (place, error)
+        assert "JSON" in error["message"] or place.split("/")[0] in error["message"], (place, error)
+    logged = [vars(record) for record in caplog.records if record.message == "outcome"]
+    assert "orders" in {line["target"] for line in logged}
 
 
-@pytest.mark.parametrize("name", _VALUES)
-def test_every_place_of_a_verification_is_validated(
-    stage: Stage, mutation: Mutation, name: str
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_a_target_with_invalid_facts_is_reaped_all_the_same(liars: Liars, name: str) -> None:
+    """Advice is all that rests on them."""
+    places = [
+        place
+        for place in list_places(FACTS)
+        if len(place) == 1
+        or place[0] in ("databases", "timeouts")  # the other lists are empty here
+    ]
+    allowed = [place for place in places if is_allowed("facts", place, name)]
+    refused = [place for place in places if place not in allowed]
+    lies = {
+        path_of(place): liars.add(path_of(place), Lie("facts", place, BAD_VALUES[name]))
+        for place in allowed + refused[[*BAD_VALUES].index(name) % EVERY_NTH :: EVERY_NTH]
+    }
+
+    run = liars.observe()
+
+    assert {lie.told for lie in lies.values()} == {1}
+    assert {run.target(place)["status"] for place in lies} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "is_accepted"),
+    [
+        ("started", '"x"', False),
+        ("checkpointer", "-1", False),
+        ("checkpointer_started", "0.5", False),
+        ("remaining", "[[[]]]", False),
+        ("used", "NaN", False),
+        ("started", "[" * 100_000 + "]" * 100_000, False),
+        ("checkpointer", "null", False),  # another server's, so it seems
+        ("remaining", "null", True),
+        ("remaining", "[]", True),
+        ("used", "null", True),
+    ],
+    ids=lambda value: str(value)[:10],
+)
+def test_sessions_are_lingering_after_an_invalid_verification(
+    stage: Stage, liars: Liars, key: str, text: str, *, is_accepted: bool
 ) -> None:
-    mutation.kind = "remaining"
-    mutation.text = _VALUES[name]
-    places = ["started", "checkpointer", "checkpointer_started", "remaining", "used"]
-    for number, key in enumerate(places, 1):
-        victim = stage.session(LEAK, role="victim")
-        mutation.place = (key,)
-        rules = policy(rule(role=["victim"]))
-        run = stage.run({"policy": rules, "targets": ["odd"]})
-        assert mutation.sent >= number, key
-        outcome = run.outcomes("odd")[victim.pid]
-        allowed = (key, name) in {("used", "null"), ("remaining", "null"), ("remaining", "list")}
-        assert outcome == ("terminated" if allowed else "lingering"), (key, run.target("odd"))
-        if not allowed:
-            assert run.target("odd")["status"] == "failed", key
-            assert run.target("odd")["slots"]["used_after"] is None, key
+    victim = stage.session(LEAK, role="victim")
+    lie = liars.add("odd", Lie("verification", (key,), text))
+
+    run = stage.run({"policy": policy(rule(role=["victim"])), "targets": ["odd"]})
+
+    assert lie.told >= 1
+    assert run.outcomes("odd")[victim.pid] == ("terminated" if is_accepted else "lingering")
+    if not is_accepted:
+        assert run.target("odd")["status"] == "failed"
+        assert run.target("odd")["slots"]["used_after"] is None

@@ -9,8 +9,8 @@ from pg8000.native import identifier
 
 from tests.integration.advised import HOSTILE_NAMES, sql_by_code
 from tests.integration.stage import ACTIVE, IDLE, LEAK, REAPER, Run, Stage, policy, rule
-from tests.integration.test_rds import another
-from tests.integration.wire import Action, Moment, Proxy, Trouble
+from tests.integration.standby import run_another
+from tests.integration.wire import Action, Fault, Moment, Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -228,7 +228,7 @@ def test_after_a_lost_connection_it_is_unknown_whether_the_setting_was_made(
 ) -> None:
     stage.session(LEAK)
     may_alter("app")
-    third = Trouble(action=Action.CLOSE, moment=Moment.LOOK, nth=3, lost=lost)
+    third = Fault(action=Action.CLOSE, moment=Moment.SNAPSHOT, nth=3, lost=lost)
     with Proxy(stage.server.port, third) as proxy:
         stage.target(port=proxy.port)
         run = apply(stage)
@@ -246,7 +246,7 @@ def test_after_a_lost_connection_it_is_unknown_whether_the_setting_was_made(
 def test_on_a_replica_the_hint_says_to_set_the_timeout_on_the_writer(
     stage: Stage, build: Build
 ) -> None:
-    with another(build, standby=True) as replica:
+    with run_another(build, standby=True) as replica:
         leak = replica.leak()
         stage.target(port=replica.server.port)
         run = apply(stage)

@@ -1,4 +1,4 @@
-"""A check tells what a server is and what is to be mended, and does nothing."""
+"""A check reports the server and what to fix, and signals no session."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def message(run: Run, code: str) -> str:
     return str(advice["message"])
 
 
-def test_it_tells_what_the_server_is_and_what_the_role_may(stage: Stage) -> None:
+def test_check_reports_the_server_and_the_privileges_of_the_role(stage: Stage) -> None:
     leak = stage.session(LEAK)
     run = check(stage)
     document = found(run)
@@ -64,15 +64,15 @@ def test_it_tells_what_the_server_is_and_what_the_role_may(stage: Stage) -> None
     assert leak.is_there
 
 
-def test_the_answer_is_published_so_that_one_sees_whether_it_arrives(stage: Stage) -> None:
+def test_a_check_is_published(stage: Stage) -> None:
     run = check(stage)
     assert "orders: checked vanilla PostgreSQL " in run.email.subject
     assert "cannot use a reserved slot." in run.said
     assert PASSWORD not in str(run.document) + run.email.body
 
 
-def test_what_the_role_lacks_is_told_with_the_sql_that_mends_it(stage: Stage) -> None:
-    """And the SQL does mend it."""
+def test_missing_privileges_are_reported_with_the_sql_that_grants_them(stage: Stage) -> None:
+    """The reported SQL works."""
     stage.role("bare")
     stage.target(username="bare")
     run = check(stage)
@@ -88,7 +88,7 @@ def test_what_the_role_lacks_is_told_with_the_sql_that_mends_it(stage: Stage) ->
     assert "grant-signal-backend" not in sql_by_code(run)
 
 
-def test_the_timeouts_of_the_server_each_role_and_each_database_are_told(stage: Stage) -> None:
+def test_timeouts_of_the_server_each_role_and_each_database_are_reported(stage: Stage) -> None:
     stage.role("api")
     stage.database("orders")
     stage.root.run("ALTER ROLE api SET idle_in_transaction_session_timeout = '5min'")
@@ -108,7 +108,7 @@ def test_the_timeouts_of_the_server_each_role_and_each_database_are_told(stage: 
     assert "work_mem" not in {name for _, _, name in told}
 
 
-def test_what_is_set_for_all_roles_is_told_as_the_server_s_own(
+def test_settings_for_all_roles_are_reported_as_the_servers_own(
     own_server: Callable[..., Stage],
 ) -> None:
     stage = own_server()
@@ -121,7 +121,7 @@ def test_what_is_set_for_all_roles_is_told_as_the_server_s_own(
     ] == [(None, None, "60000ms")]
 
 
-def test_what_our_connection_sets_is_not_told_as_the_server_s_own(stage: Stage) -> None:
+def test_settings_of_our_connection_are_not_reported_as_the_servers_own(stage: Stage) -> None:
     stage.role("bare", "IN ROLE pg_read_all_stats")
     stage.target(username="bare")
     told = {
@@ -132,7 +132,7 @@ def test_what_our_connection_sets_is_not_told_as_the_server_s_own(stage: Stage) 
     assert told["statement_timeout"] is None
 
 
-def test_a_database_in_which_nothing_ends_a_leak_is_told_with_the_sql(stage: Stage) -> None:
+def test_a_database_without_a_timeout_against_leaks_is_reported_with_the_sql(stage: Stage) -> None:
     stage.database('odd "name"')
     run = check(stage)
     sql = sql_by_code(run)["set-idle-in-transaction-timeout"]
@@ -148,7 +148,7 @@ def test_a_database_in_which_nothing_ends_a_leak_is_told_with_the_sql(stage: Sta
 @pytest.mark.parametrize("reserved", [0, 2])
 @pytest.mark.parametrize("granted", [False, True])
 @pytest.mark.majors(16, 99)
-def test_a_reserved_slot_takes_a_setting_and_a_grant(
+def test_a_reserved_slot_needs_a_setting_and_a_grant(
     own_server: Callable[..., Stage], reserved: int, *, granted: bool
 ) -> None:
     stage = own_server({"reserved_connections": str(reserved)})
@@ -168,13 +168,13 @@ def test_a_reserved_slot_takes_a_setting_and_a_grant(
 
 
 @pytest.mark.majors(13, 15)
-def test_before_16_it_takes_a_fallback_secret(stage: Stage) -> None:
+def test_before_16_a_fallback_secret_is_advised(stage: Stage) -> None:
     run = check(stage)
     assert found(run)["role"]["reserved_slot"] is False
     assert "fallback_secret" in message(run, "add-fallback-secret")
 
 
-def test_a_fallback_that_would_help_is_no_shortcoming(stage: Stage) -> None:
+def test_a_usable_fallback_secret_needs_no_action(stage: Stage) -> None:
     stage.role("rescuer", "SUPERUSER")
     stage.aws.put_secret(RESCUE, stage.secret(username="rescuer"))
     stage.target(fallback_secret=RESCUE)
@@ -184,7 +184,7 @@ def test_a_fallback_that_would_help_is_no_shortcoming(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["missing", "password", "ordinary"])
-def test_a_fallback_that_would_not_help_is_told_before_it_is_needed(
+def test_a_useless_fallback_secret_is_reported_before_it_is_needed(
     stage: Stage, trouble: str
 ) -> None:
     stage.role("rescuer", "IN ROLE pg_read_all_stats")
@@ -200,7 +200,7 @@ def test_a_fallback_that_would_not_help_is_told_before_it_is_needed(
     assert expected in message(check(stage), "mend-fallback-secret")
 
 
-def test_parameters_without_effect_are_listed_by_a_check_without_their_values(
+def test_a_check_lists_ignored_parameters_without_their_values(
     stage: Stage, output: Output
 ) -> None:
     uri = f"postgres://{REAPER}:{PASSWORD}@{stage.server.host}:{stage.server.port}/postgres"
@@ -216,8 +216,8 @@ def test_parameters_without_effect_are_listed_by_a_check_without_their_values(
     assert "remove-ignored-options" not in sql_by_code(stage.run())
 
 
-def test_a_pooler_is_told_by_its_greeting(stage: Stage) -> None:
-    """PgBouncer answers with a key of its own; measured with PgBouncer 1.18."""
+def test_a_pooler_is_recognised_by_its_greeting(stage: Stage) -> None:
+    """PgBouncer sends its own backend key; observed with PgBouncer 1.18."""
 
     def greeting(data: bytes) -> bytes:
         return re.sub(rb"K\0\0\0\x0c....", b"K\0\0\0\x0c\x7f\x01\x02\x03", data, flags=re.DOTALL)
@@ -231,7 +231,7 @@ def test_a_pooler_is_told_by_its_greeting(stage: Stage) -> None:
         assert "bypass-pooler" in sql_by_code(run)
 
 
-def test_a_pooler_that_refuses_our_settings_is_told(stage: Stage) -> None:
+def test_a_pooler_that_refuses_our_settings_is_reported(stage: Stage) -> None:
     def refusal(_: bytes) -> bytes:
         fields = b"SFATAL\0C08P01\0Munsupported startup parameter: search_path\0\0"
         return b"E" + (len(fields) + 4).to_bytes(4) + fields
@@ -243,7 +243,9 @@ def test_a_pooler_that_refuses_our_settings_is_told(stage: Stage) -> None:
     assert "pooler" in run.error()["hint"]
 
 
-def test_providers_are_known_by_what_only_they_have(own_server: Callable[..., Stage]) -> None:
+def test_providers_are_recognised_by_objects_that_only_they_have(
+    own_server: Callable[..., Stage],
+) -> None:
     stage = own_server()
     stage.target()
     for provider, sql in {
@@ -255,7 +257,7 @@ def test_providers_are_known_by_what_only_they_have(own_server: Callable[..., St
         assert found(check(stage))["provider"] == provider
 
 
-def test_a_server_that_cannot_be_reached_does_not_hide_the_others(stage: Stage) -> None:
+def test_an_unreachable_server_does_not_hide_the_others(stage: Stage) -> None:
     stage.target("away", port=1)
     stage.target()
     run = check(stage)
@@ -266,7 +268,7 @@ def test_a_server_that_cannot_be_reached_does_not_hide_the_others(stage: Stage) 
 
 @pytest.mark.tls
 @pytest.mark.parametrize("sslmode", ["verify-full", "require"])
-def test_the_certificate_s_end_is_told_whether_or_not_it_is_verified(
+def test_a_certificates_expiry_is_reported_whether_or_not_it_is_verified(
     own_server: Callable[..., Stage], build: Build, tmp_path: Path, sslmode: str
 ) -> None:
     assert build.tls

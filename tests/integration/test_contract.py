@@ -38,7 +38,7 @@ def put_policy(stage: Stage, text: str = LEAKS) -> None:
 
 
 @pytest.mark.parametrize("path", EVENTS, ids=lambda path: path.stem)
-def test_every_event_of_the_repository_is_understood(stage: Stage, path: Path) -> None:
+def test_every_event_of_the_repository_is_valid(stage: Stage, path: Path) -> None:
     leak = stage.session(LEAK)
     put_policy(stage)
     run = stage.run(json.loads(path.read_text()))
@@ -63,7 +63,7 @@ def test_an_unknown_key_of_an_event_is_an_error_that_names_it(
 
 
 @pytest.mark.parametrize("event", [[], "observe", 7])
-def test_an_event_that_is_no_object_is_an_error(stage: Stage, event: object) -> None:
+def test_an_event_that_is_not_an_object_is_an_error(stage: Stage, event: object) -> None:
     stage.target()
     with pytest.raises(ConfigurationError, match="event"):
         stage.run(event)
@@ -73,7 +73,7 @@ _ORDER = ["off", "observe", "enforce"]
 
 
 @pytest.mark.parametrize("of_stack", [None, *_ORDER])
-def test_the_lowest_mode_holds(stage: Stage, of_stack: str | None) -> None:
+def test_the_lowest_of_all_modes_applies(stage: Stage, of_stack: str | None) -> None:
     stage.monkeypatch.setenv("MODE", of_stack or "")
     stage.target(port=1)  # nobody is there: the mode alone is looked at
     for of_policy, of_event in product([None, *_ORDER], repeat=2):
@@ -85,7 +85,7 @@ def test_the_lowest_mode_holds(stage: Stage, of_stack: str | None) -> None:
         assert bool(run.document["targets"]) == (expected != "off")
 
 
-def test_off_does_nothing_at_all(stage: Stage) -> None:
+def test_mode_off_connects_to_nothing(stage: Stage) -> None:
     leak = stage.session(LEAK)
     stage.monkeypatch.setenv("MODE", "off")
     run = stage.run({"mode": "enforce", "policy": policy()})
@@ -95,7 +95,7 @@ def test_off_does_nothing_at_all(stage: Stage) -> None:
     assert leak.is_there
 
 
-def test_notify_always_publishes_a_quiet_run_too(stage: Stage) -> None:
+def test_notify_always_publishes_quiet_runs(stage: Stage) -> None:
     assert stage.reap().emails == []
     stage.monkeypatch.setenv("NOTIFY", "always")
     assert "nothing to terminate" in stage.reap().email.subject
@@ -114,7 +114,7 @@ def test_notify_always_publishes_a_quiet_run_too(stage: Stage) -> None:
         ("POLICY", "ssm:/no/such/parameter"),
     ],
 )
-def test_a_bad_variable_is_an_error_that_names_it(stage: Stage, name: str, value: str) -> None:
+def test_an_invalid_variable_is_an_error_that_names_it(stage: Stage, name: str, value: str) -> None:
     leak = stage.session(LEAK)
     stage.target()
     stage.monkeypatch.setenv(name, value)
@@ -127,7 +127,7 @@ def test_a_bad_variable_is_an_error_that_names_it(stage: Stage, name: str, value
 @pytest.mark.parametrize(
     "text", ["", "{", "rules: [", "version: 1", "&a [*a]", "\x00", "{" * 50_000, "version: 1\n" * 9]
 )
-def test_nothing_is_terminated_under_a_policy_that_does_not_load(stage: Stage, text: str) -> None:
+def test_nothing_is_terminated_if_the_policy_cannot_be_loaded(stage: Stage, text: str) -> None:
     leak = stage.session(LEAK)
     path = Path(stage.server.socket_dir) / "policy.yaml"
     path.write_text(text)
@@ -137,7 +137,7 @@ def test_nothing_is_terminated_under_a_policy_that_does_not_load(stage: Stage, t
     assert leak.is_there
 
 
-def test_the_policy_from_a_file(stage: Stage, tmp_path: Path) -> None:
+def test_the_policy_is_read_from_a_file(stage: Stage, tmp_path: Path) -> None:
     leak = stage.session(LEAK)
     path = tmp_path / "policy.yaml"
     path.write_text(
@@ -147,7 +147,7 @@ def test_the_policy_from_a_file(stage: Stage, tmp_path: Path) -> None:
     assert stage.run().session(leak)["rule"] == "mine"
 
 
-def test_p11_the_policy_from_a_parameter_is_read_anew_every_run(stage: Stage) -> None:
+def test_a_policy_in_parameter_store_is_reread_in_every_run(stage: Stage) -> None:
     leak = stage.session(LEAK)
     put_policy(stage, json.dumps(policy(rule(role=["nobody"]))))
     assert stage.run().outcomes() == {}
@@ -155,13 +155,13 @@ def test_p11_the_policy_from_a_parameter_is_read_anew_every_run(stage: Stage) ->
     assert stage.run().outcomes() == {leak.pid: "terminated"}
 
 
-def test_the_bundled_policy_leaves_a_young_leak_alone(stage: Stage) -> None:
+def test_the_bundled_policy_spares_a_recent_leak(stage: Stage) -> None:
     leak = stage.session(LEAK)
     assert stage.run().outcomes() == {}
     assert leak.is_there
 
 
-def test_only_the_rules_that_the_event_names_hold(stage: Stage) -> None:
+def test_only_the_rules_named_by_the_event_apply(stage: Stage) -> None:
     leak = stage.session(LEAK)
     both = policy(rule("a"), rule("b"))
     assert stage.run({"policy": both, "rules": ["b"]}).session(leak)["rule"] == "b"
@@ -169,7 +169,7 @@ def test_only_the_rules_that_the_event_names_hold(stage: Stage) -> None:
         stage.run({"policy": both, "rules": ["c"]})
 
 
-def test_a_summary_that_cannot_be_published_raises_after_it_was_logged(
+def test_an_unpublished_summary_is_logged_before_the_error_is_raised(
     stage: Stage, output: Output
 ) -> None:
     leak = stage.session(LEAK)
@@ -182,9 +182,7 @@ def test_a_summary_that_cannot_be_published_raises_after_it_was_logged(
     assert not leak.is_there
 
 
-def test_a_run_logs_a_line_per_decision_and_per_outcome_and_one_for_itself(
-    stage: Stage, output: Output
-) -> None:
+def test_a_run_logs_each_decision_each_outcome_and_itself(stage: Stage, output: Output) -> None:
     leaks = stage.sessions(2)
     run = stage.reap(limits={"max_terminations": 1})
     lines = logged(output)
@@ -212,7 +210,7 @@ def test_log_lines_are_correlated_with_the_event_of_eventbridge(
     assert second["correlation_id"] == Context.aws_request_id
 
 
-def test_metrics_of_every_target(stage: Stage, output: Output) -> None:
+def test_every_target_has_its_metrics(stage: Stage, output: Output) -> None:
     stage.sessions(2)
     stage.target()
     stage.target("broken", port=1)
@@ -236,7 +234,7 @@ def test_metrics_of_every_target(stage: Stage, output: Output) -> None:
 
 
 @pytest.mark.every_major
-def test_every_session_is_counted_in_its_state_whatever_is_done_to_it(
+def test_every_session_is_counted_by_its_state_whatever_its_outcome(
     stage: Stage, output: Output
 ) -> None:
     leaks = [*stage.sessions(2), stage.session(LEAK, application_name="pg_dump")]
@@ -252,7 +250,7 @@ def test_every_session_is_counted_in_its_state_whatever_is_done_to_it(
     assert "SessionsFastpathFunctionCall" not in line
 
 
-def test_of_a_run_that_raises_no_success_is_counted(stage: Stage, output: Output) -> None:
+def test_a_run_that_raises_is_not_counted_as_successful(stage: Stage, output: Output) -> None:
     stage.session(LEAK)
     topic = stage.aws.topic_arn.replace("session-reaper", "nowhere")
     stage.monkeypatch.setenv("TOPIC_ARN", topic)
@@ -263,7 +261,7 @@ def test_of_a_run_that_raises_no_success_is_counted(stage: Stage, output: Output
     assert not any("SuccessfulRuns" in line for line in lines)
 
 
-def test_what_comes_back_is_the_document_of_the_contract(stage: Stage) -> None:
+def test_the_return_value_is_the_documented_one(stage: Stage) -> None:
     stage.session(LEAK)
     document = stage.reap().document
     assert set(document) == {
@@ -298,7 +296,7 @@ def test_what_comes_back_is_the_document_of_the_contract(stage: Stage) -> None:
     }
 
 
-def test_without_metrics_of_targets_those_of_the_run_remain(stage: Stage, output: Output) -> None:
+def test_without_target_metrics_the_metrics_of_the_run_remain(stage: Stage, output: Output) -> None:
     stage.monkeypatch.setenv("TARGET_METRICS", "no")
     stage.target()
     stage.run()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.stage import LEAK, REAPER, policy, rule
-from tests.integration.wire import Action, Detour, Impostor, Moment, Proxy, RewriteRows, Trouble
+from tests.integration.wire import Action, Detour, Fault, Impostor, Moment, Proxy, RewriteRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SERVERS = 10
 UNLIMITED = {"max_terminations": 100_000}
 BREAKER = {"max_terminations": 100_000, "max_share": "50%"}
-HANGS_AT_SIGNAL = Trouble(action=Action.HANG, moment=Moment.TERMINATE)
+HANGS_AT_SIGNAL = Fault(action=Action.HANG, moment=Moment.TERMINATE)
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,10 @@ def test_thousands_of_condemned_sessions_on_servers_that_hang_keep_no_summary_ba
     limits: dict[str, object],
     mode: str,
     seconds: float,
+    *,
+    is_alone: bool,
 ) -> None:
+    sessions = sessions if is_alone else sessions // 10
     stage.session(LEAK)
     change = snapshot_with(sessions, query)
     with ExitStack() as stack:
@@ -105,11 +108,12 @@ def test_thousands_of_condemned_sessions_on_servers_that_hang_keep_no_summary_ba
 
 
 def test_servers_that_also_hang_when_the_reaper_reconnects_keep_no_summary_back(
-    stage: Stage, caplog: pytest.LogCaptureFixture
+    stage: Stage, caplog: pytest.LogCaptureFixture, *, is_alone: bool
 ) -> None:
     """Only sessions that were sent a signal are reported as lingering."""
     stage.session(LEAK)
-    change = snapshot_with(3000, "SELECT 1")
+    sessions = 3000 if is_alone else 300
+    change = snapshot_with(sessions, "SELECT 1")
     with ExitStack() as stack:
         silent = Detour(port=stack.enter_context(Impostor()).port)
         for number in range(SERVERS):
@@ -122,7 +126,7 @@ def test_servers_that_also_hang_when_the_reaper_reconnects_keep_no_summary_back(
     assert len(run.emails) == 1
     found = outcomes_of(caplog.records)
     assert len(found) == SERVERS
-    assert {len(outcomes) for outcomes in found.values()} == {3000}
+    assert {len(outcomes) for outcomes in found.values()} == {sessions}
     for target, outcomes in found.items():
         sent = {
             line["session"]["pid"]

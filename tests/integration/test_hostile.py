@@ -14,10 +14,10 @@ from tests.integration.stage import ACTIVE, IDLE, LEAK, PATIENCE, assert_true_to
 from tests.integration.wire import (
     Action,
     FailSignal,
+    Fault,
     Impostor,
     Moment,
     Proxy,
-    Trouble,
     drip,
     hang,
     hang_up,
@@ -35,7 +35,7 @@ LOGIN_OK = b"R\0\0\0\x08\0\0\0\0"
 NOTICE = b"N\0\0\x10\0" + b"x" * 4091
 HTTP = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n400 Bad"
 
-BEFORE_ANY_SIGNAL = (Moment.STARTUP, Moment.SIGN_IN, Moment.LOOK, Moment.PREPARE_TERMINATE)
+BEFORE_ANY_SIGNAL = (Moment.STARTUP, Moment.LOGIN, Moment.SNAPSHOT, Moment.PREPARE_TERMINATE)
 
 
 # -- before the login ------------------------------------------------------------------------------
@@ -155,21 +155,21 @@ def test_a_server_that_sends_byte_by_byte_leaves_no_thread_behind(stage: Stage) 
 
 # A hang takes the whole time of the run; logins that hang are tested above.
 _CANCELS = [Moment.PREPARE_CANCEL, Moment.CANCEL]
-_RESETS = [m for m in Moment if m is not Moment.SIGN_OUT and m not in _CANCELS]
-_HANGS = [Moment.LOOK, Moment.TERMINATE, Moment.VERIFY]
+_RESETS = [m for m in Moment if m is not Moment.DISCONNECT and m not in _CANCELS]
+_HANGS = [Moment.SNAPSHOT, Moment.TERMINATE, Moment.VERIFY]
 _TROUBLES = {
-    f"{action.name.lower()}s at {moment.name.lower()}{', its answer lost' if lost else ''}": Trouble(
+    f"{action.name.lower()}s at {moment.name.lower()}{', its answer lost' if lost else ''}": Fault(
         action=action, moment=moment, lost=lost
     )
     for action, moments in ((Action.RESET, _RESETS), (Action.HANG, _HANGS))
     for moment in moments
     for lost in (False, True)
-    if moment is not Moment.LOOK or not lost
+    if moment is not Moment.SNAPSHOT or not lost
 }
 
 
 @pytest.mark.parametrize("trouble", _TROUBLES.values(), ids=_TROUBLES.keys())
-def test_the_report_is_true_if_the_server_always(stage: Stage, trouble: Trouble) -> None:
+def test_the_report_is_true_if_the_server_always(stage: Stage, trouble: Fault) -> None:
     victims = stage.sessions(3)
     with Proxy(stage.server.port, trouble, every=True) as proxy:
         stage.target(port=proxy.port)
@@ -194,7 +194,7 @@ def test_the_report_is_true_if_the_server_resets_at_a_cancel(
 ) -> None:
     running = stage.sessions(3, ACTIVE)
     slow = rule("slow", state=[ACTIVE], role=["app"], action="cancel")
-    trouble = Trouble(action=Action.RESET, moment=moment, lost=lost)
+    trouble = Fault(action=Action.RESET, moment=moment, lost=lost)
     with Proxy(stage.server.port, trouble) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(slow)
@@ -210,7 +210,7 @@ def test_the_report_is_true_if_the_server_resets_at_a_cancel(
 @pytest.mark.parametrize("nth", [1, 2])
 def test_a_lost_answer_does_not_hide_the_terminated_sessions(stage: Stage, nth: int) -> None:
     victims = stage.sessions(30)  # more than one statement signals
-    trouble = Trouble(action=Action.RESET, moment=Moment.TERMINATE, nth=nth, lost=True)
+    trouble = Fault(action=Action.RESET, moment=Moment.TERMINATE, nth=nth, lost=True)
     with Proxy(stage.server.port, trouble) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap()
@@ -242,7 +242,7 @@ def test_an_error_for_one_signal_does_not_hide_the_other_answers(
 def test_the_reason_of_an_unsignalled_session_quotes_the_error(stage: Stage) -> None:
     victim = stage.session()
     confirmed = {**rule(), "confirm_after": "100ms"}
-    trouble = Trouble(action=Action.RESET, moment=Moment.LOOK, nth=2)
+    trouble = Fault(action=Action.RESET, moment=Moment.SNAPSHOT, nth=2)
     with Proxy(stage.server.port, trouble) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(confirmed)
@@ -252,8 +252,8 @@ def test_the_reason_of_an_unsignalled_session_quotes_the_error(stage: Stage) -> 
 
 def test_slots_that_were_not_counted_after_the_signals_are_unknown(stage: Stage) -> None:
     stage.sessions(2)
-    terminate = Trouble(action=Action.HANG, moment=Moment.TERMINATE, lost=True)
-    again = Trouble(action=Action.HANG, moment=Moment.VERIFY)
+    terminate = Fault(action=Action.HANG, moment=Moment.TERMINATE, lost=True)
+    again = Fault(action=Action.HANG, moment=Moment.VERIFY)
     with Proxy(stage.server.port, terminate, again, every=True) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(seconds=3)
@@ -263,7 +263,7 @@ def test_slots_that_were_not_counted_after_the_signals_are_unknown(stage: Stage)
 
 def test_a_connection_lost_before_a_signal_terminates_no_more_sessions(stage: Stage) -> None:
     victims = stage.sessions(30)
-    trouble = Trouble(action=Action.RESET, moment=Moment.TERMINATE, nth=2)
+    trouble = Fault(action=Action.RESET, moment=Moment.TERMINATE, nth=2)
     with Proxy(stage.server.port, trouble) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(seconds=2)
@@ -279,7 +279,7 @@ def test_a_connection_lost_at_verify_does_not_hide_the_terminated_sessions(
     stage: Stage, moment: Moment
 ) -> None:
     victims = stage.sessions(3)
-    with Proxy(stage.server.port, Trouble(action=Action.RESET, moment=moment)) as proxy:
+    with Proxy(stage.server.port, Fault(action=Action.RESET, moment=moment)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap()
     assert stage.survivors(victims) == []
@@ -292,7 +292,7 @@ def test_the_report_is_true_if_the_server_sends_byte_by_byte_at(
     stage: Stage, moment: Moment
 ) -> None:
     victims = stage.sessions(3)
-    trouble = Trouble(action=Action.DRIP, moment=moment, lost=True)
+    trouble = Fault(action=Action.DRIP, moment=moment, lost=True)
     with Proxy(stage.server.port, trouble, every=True) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(seconds=2)
@@ -306,7 +306,7 @@ def test_a_verified_session_stays_terminated_if_a_later_verify_fails(stage: Stag
     victims = stage.sessions(3)
     os.kill(victims[0].pid, signal.SIGSTOP)
     stage.cleanup(os.kill, victims[0].pid, signal.SIGCONT)
-    trouble = Trouble(action=Action.DRIP, moment=Moment.VERIFY, nth=5, lost=True)
+    trouble = Fault(action=Action.DRIP, moment=Moment.VERIFY, nth=5, lost=True)
     with Proxy(stage.server.port, trouble, every=True) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(seconds=3)

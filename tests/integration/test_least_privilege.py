@@ -1,4 +1,4 @@
-"""The whole job, its AWS calls recorded, against the roles that template.yaml gives it.
+"""All AWS calls of the functions, recorded, compared with the roles in template.yaml.
 
 One set of parameters makes both: the environment that the handlers run in, and the roles. No call is
 without a grant, no grant without a call. What AWS itself does with a role stands in lists of its own
@@ -26,13 +26,13 @@ from tests.integration.grants import (
     Call,
     Request,
     Statement,
-    recorded,
-    refused,
-    statements,
-    superfluous,
+    find_refused,
+    find_superfluous,
+    parse_statements,
+    record_requests,
 )
+from tests.integration.slack import Reply, run_slack
 from tests.integration.stage import PASSWORD, REAPER, Context, policy
-from tests.integration.test_webhook import Reply, running
 from tests.integration.wire import unused_port
 from tests.template.rendering import PSEUDO, Stack, refusals, render
 
@@ -57,21 +57,21 @@ SHARED: Final = arn("secretsmanager", "secret:shared-AbCdEf", account=OTHER_ACCO
 KEY_OF_YOURS: Final = arn("kms", "key/5e1c7a30-0000-4000-8000-000000000002")
 KEY_OF_STORED: Final = arn("kms", "key/5e1c7a30-0000-4000-8000-000000000001")
 
-# What the template's resources are here.
+# The names of the template's resources in the stand-in.
 MADE: Final = {
     "shop/Topic": arn("sns", "session-reaper"),
     "shop/TopicKey.Arn": arn("kms", "key/5e1c7a30-0000-4000-8000-000000000003"),
     "shop/Memory": "shop-Memory",
     "shop/Memory.Arn": arn("dynamodb", "table/shop-Memory"),
     "shop/DeadLetters.Arn": arn("sqs", "shop-DeadLetters"),
-    # As CloudFormation gives a group's ARN: its streams are meant.
+    # CloudFormation's ARN of a log group includes its streams.
     "shop/LogGroup.Arn": arn("logs", "log-group:shop:*"),
     "shop/WebhookLogGroup.Arn": arn("logs", "log-group:shop-webhook:*"),
 }
 
-# -- what AWS does with a role beside our calls ----------------------------------------------------
+# -- calls that AWS itself makes with a role -------------------------------------------------------
 
-# Lambda needs these of the role of any function that has them: our code calls none.
+# Lambda itself makes these calls with the role of a function; our code makes none of them.
 LOGS: Final = ("logs:CreateLogStream", "logs:PutLogEvents")  # it writes what a function prints
 DESTINATION: Final = ("sqs:SendMessage",)  # it puts a failed invocation into the queue
 ATTACHING: Final = (  # it makes the interfaces in the subnets and takes them away
@@ -109,7 +109,7 @@ def call(action: str, resource: str, key: str | None = None, **facts: str) -> Ca
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """What these parameters make, as the stand-in has it."""
+    """The resources for these parameters, with the stand-in's names."""
 
     stack: Stack
     parameters: Mapping[str, str]
@@ -118,14 +118,14 @@ class Deployment:
         inside = self.stack.one(name)["Policies"]
         beside = [one.properties for one in self.stack.of("AWS::IAM::Policy")]
         attached = [one for one in beside if one["Roles"] == [f"shop/{name}"]]
-        return statements(_real([*inside, *attached]))
+        return parse_statements(_real([*inside, *attached]))
 
     def environment(self, function: str) -> Mapping[str, str]:
         variables: Mapping[str, str] = _real(self.stack.one(function)["Environment"]["Variables"])
         return variables
 
     def calls_of_aws(self, group: str, function: str, ours: Sequence[Call]) -> Iterator[Call]:
-        """What AWS does with the function's role, by our calls and by itself."""
+        """The calls made with the function's role, by our code and by AWS."""
         stream = MADE[group].removesuffix("*") + "log-stream:2026/11/25/[$LATEST]abc"
         own = [call(action, stream) for action in LOGS]
         own += [call(action, MADE["shop/DeadLetters.Arn"]) for action in DESTINATION]
@@ -145,7 +145,7 @@ class Deployment:
                     yield call(action, key, **facts)
 
     def _key(self, resource: str) -> str | None:
-        """The account's own key that encrypts what the template makes; a topic of others has theirs."""
+        """The customer key that encrypts the template's resources; foreign topics have other keys."""
         keys: Mapping[str, str | None] = {
             MADE["shop/Topic"]: self.stack.one("Topic")["KmsMasterKeyId"],
             MADE["shop/DeadLetters.Arn"]: self.stack.one("DeadLetters").get("KmsMasterKeyId"),
@@ -175,14 +175,14 @@ def _real(node: Any) -> Any:  # noqa: ANN401
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """All parameters on, and what each function then did."""
+    """A deployment with all options, and the requests of each function."""
 
     deployment: Deployment
     reaper: tuple[Call, ...]
     webhook: tuple[Call, ...]
 
     def calls(self, deployment: Deployment, function: str = "SessionReaper") -> tuple[Call, ...]:
-        """What a function and AWS for it would do under the parameters of this deployment."""
+        """The calls of a function, and of AWS for it, under this deployment's parameters."""
         ours, group = self.reaper, "shop/LogGroup.Arn"
         if function == "Webhook":
             ours, group = self.webhook, "shop/WebhookLogGroup.Arn"
@@ -191,7 +191,7 @@ class Recording:
 
 
 def _calls(requests: Iterable[Request], cloud: Aws) -> tuple[Call, ...]:
-    """What IAM is asked for these requests."""
+    """Yield the calls that IAM authorises for these requests."""
     found = [one for request in requests for one in _asked(request, cloud)]
     return tuple(dict.fromkeys(found))
 
@@ -239,7 +239,7 @@ def _read(secret_id: str, cloud: Aws) -> Call:
 
 
 def _own(key: str | None) -> str | None:
-    """Not one of AWS's own, which takes no grant."""
+    """A customer key: AWS's own keys need no grant."""
     return key if key and key.startswith("arn:") else None
 
 
@@ -247,7 +247,7 @@ def _own(key: str | None) -> str | None:
 def recording(stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Recording]:
     _rds_is_here(stage)
     tls = make_tls(tmp_path)
-    with running(tls, (Reply(),)) as slack:
+    with run_slack(tls, (Reply(),)) as slack:
         deployment = deployed(_parameters(stage, slack.url))
         dynamodb = boto3.client("dynamodb")
         properties = deployment.stack.one("Memory")
@@ -261,11 +261,11 @@ def recording(stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         for function in ("SessionReaper", "Webhook"):
             for name, value in deployment.environment(function).items():
                 monkeypatch.setenv(name, value)
-        with recorded() as requests:
+        with record_requests() as requests:
             _whole_job(stage)
             reaper = _calls(requests, stage.aws)
         monkeypatch.setenv("SSL_CERT_FILE", str(tls.authority))
-        with recorded() as requests:
+        with record_requests() as requests:
             webhook_handler({"Records": [{"Sns": {"Message": "{}"}}]}, Context())  # type: ignore[arg-type]
             webhook = _calls(requests, stage.aws)
         assert len(slack.posts) == 1
@@ -273,7 +273,7 @@ def recording(stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def _rds_is_here(stage: Stage) -> None:
-    """Every endpoint of RDS is an address of this machine."""
+    """Resolve every RDS endpoint to this machine."""
     stage.cleanup(get_backend("rds")[DEFAULT_ACCOUNT_ID][REGION].reset)
     resolve = socket.getaddrinfo
 
@@ -285,7 +285,7 @@ def _rds_is_here(stage: Stage) -> None:
 
 
 def _parameters(stage: Stage, webhook: str) -> dict[str, str]:
-    """Every way to a secret, to a sign-in and to a reader; each secret is known in one way only."""
+    """Every way to a secret, to a login and to a reader; each secret is configured in one way only."""
     cloud = stage.aws
 
     def secret(name: str, value: object, **tags: str) -> str:
@@ -327,7 +327,7 @@ def _parameters(stage: Stage, webhook: str) -> dict[str, str]:
 
 
 def _managed(stage: Stage) -> str:
-    """The secret of an instance of RDS's, which says neither host nor port."""
+    """The managed secret of an RDS instance, without host and port."""
     made = boto3.client("rds").create_db_instance(
         DBInstanceIdentifier="ledger",
         Engine="postgres",
@@ -344,7 +344,7 @@ def _managed(stage: Stage) -> str:
 
 
 def _whole_job(stage: Stage) -> None:
-    """A run that finds no slot, by which there is something critical to tell, one that does, a check."""
+    """A run on a full server (a critical issue), a run that succeeds, and a check."""
     leak = stage.session()
     stage.root.run("ALTER DATABASE postgres CONNECTION LIMIT 0")
     stage.cleanup(stage.root.run, "ALTER DATABASE postgres CONNECTION LIMIT -1")
@@ -359,7 +359,7 @@ def _whole_job(stage: Stage) -> None:
         assert reached == {"orders", "prod/billing", "ledger"}
 
 
-# -- no call without a grant, no grant without a call ----------------------------------------------
+# -- calls and grants match ------------------------------------------------------------------------
 
 ROLES: Final = {"SessionReaper": "Role", "Webhook": "WebhookRole"}
 
@@ -385,15 +385,15 @@ def test_the_recorder_sees_every_kind_of_call(recording: Recording) -> None:
     assert said(recording.webhook) == {"secretsmanager:GetSecretValue slack"}
 
 
-def test_no_call_is_without_a_grant_and_no_grant_without_a_call(recording: Recording) -> None:
+def test_every_call_is_granted_and_every_grant_is_used(recording: Recording) -> None:
     for function, role in ROLES.items():
         granted = recording.deployment.role(role)
         calls = recording.calls(recording.deployment, function)
-        assert said(refused(granted, calls)) == set()
-        assert said(superfluous(granted, calls)) == set()
+        assert said(find_refused(granted, calls)) == set()
+        assert said(find_superfluous(granted, calls)) == set()
 
 
-# What is refused once a parameter is empty: its own calls, and no other.
+# The calls that are refused once a parameter is empty: its own, and no others.
 WITHOUT: Final = {
     "TargetSecrets": {
         "secretsmanager:GetSecretValue orders",
@@ -428,24 +428,24 @@ WITHOUT: Final = {
 }
 
 
-def test_what_is_not_asked_for_is_not_granted(recording: Recording) -> None:
+def test_optional_features_that_are_off_are_not_granted(recording: Recording) -> None:
     everything = recording.calls(recording.deployment)
     seen = {}
     for names in WITHOUT:
         empty = dict.fromkeys(names.split(","), "")
         less = deployed({**recording.deployment.parameters, **empty})
         granted = less.role()
-        seen[names] = said(refused(granted, everything))
-        # And each grant that is left is needed by a call that is left.
-        left = [one for one in recording.reaper if not refused(granted, [one])]
+        seen[names] = said(find_refused(granted, everything))
+        # Each remaining grant is used by a remaining call.
+        left = [one for one in recording.reaper if not find_refused(granted, [one])]
         calls = replace(recording, reaper=tuple(left)).calls(less)
-        assert (names, said(superfluous(granted, calls))) == (names, set())
+        assert (names, said(find_superfluous(granted, calls))) == (names, set())
     assert seen == WITHOUT
 
 
-def test_without_a_key_of_the_user_s_the_webhook_s_role_has_none(recording: Recording) -> None:
+def test_without_a_customer_key_the_webhooks_role_may_use_no_key(recording: Recording) -> None:
     less = deployed({**recording.deployment.parameters, "KmsKeyArn": "", "DecryptionKeyArns": ""})
-    lost = refused(less.role("WebhookRole"), recording.calls(recording.deployment, "Webhook"))
+    lost = find_refused(less.role("WebhookRole"), recording.calls(recording.deployment, "Webhook"))
     assert said(lost) == {
         "kms:Decrypt secretsmanager",
         "kms:Decrypt sqs",
@@ -453,8 +453,8 @@ def test_without_a_key_of_the_user_s_the_webhook_s_role_has_none(recording: Reco
     }
 
 
-def test_a_grant_that_is_missing_or_too_much_is_named(recording: Recording) -> None:
-    """The comparison can fail: at each grant that there is, and at whatever is added."""
+def test_missing_and_superfluous_grants_are_found(recording: Recording) -> None:
+    """Removing any grant, or adding one, makes the comparison fail."""
     for function, role in ROLES.items():
         granted = recording.deployment.role(role)
         calls = recording.calls(recording.deployment, function)
@@ -462,16 +462,16 @@ def test_a_grant_that_is_missing_or_too_much_is_named(recording: Recording) -> N
         assert len(grants) > 5
         for gone in grants:
             kept = [one for one in grants if one != gone]
-            assert [one for one in calls if gone.covers(one)] == refused(kept, calls) != []
+            assert [one for one in calls if gone.covers(one)] == find_refused(kept, calls) != []
         for more in (
             Statement(effect="Allow", actions=("sns:Subscribe",), resources=("*",), conditions=()),
             replace(granted[0], actions=("logs:*",)),
             granted[0],
         ):
-            assert str(next(more.grants())) in said(superfluous([*granted, more], calls))
+            assert str(next(more.grants())) in said(find_superfluous([*granted, more], calls))
 
 
-def test_the_endpoints_let_through_what_is_called_and_no_more(recording: Recording) -> None:
+def test_the_endpoint_policies_allow_exactly_the_calls_that_are_made(recording: Recording) -> None:
     network = {
         "SecurityGroupIds": "",
         "VpcId": "vpc-0a",
@@ -484,26 +484,26 @@ def test_the_endpoints_let_through_what_is_called_and_no_more(recording: Recordi
         statement
         for endpoint in made.of("AWS::EC2::VPCEndpoint")
         if "PolicyDocument" in endpoint.properties
-        for statement in statements([endpoint.properties])
+        for statement in parse_statements([endpoint.properties])
     }
     assert {action for one in let for action in one.actions} == {
         one.action
         for one in recording.reaper
-        # DynamoDB's is everybody's, and to make a token nothing is sent.
+        # DynamoDB's endpoint serves every stack, and creating a token sends nothing.
         if not one.action.startswith(("dynamodb:", "rds-db:"))
     }
 
 
-# -- what is beside --------------------------------------------------------------------------------
+# -- similar calls ---------------------------------------------------------------------------------
 
 WHATEVER_ITS_NAME: Final = {"rds:DescribeDBClusters", "rds:DescribeDBInstances"}  # all, to find one
 
 
 def _neighbours(one: Call) -> Iterator[Call]:
-    """The same in another region, in another account, on what is called nearly the same."""
+    """Yield the same calls in another region, in another account, and on similar names."""
     facts = dict(one.facts)
     for key, value in facts.items():
-        # Where a resource says a region, it is the one that is asked.
+        # The region in a resource is the region of the call.
         beside = key == "aws:RequestedRegion" and one.resource == "*"
         if beside or key in ("kms:ViaService", "secretsmanager:ResourceTag/reap"):
             yield replace(one, facts=frozenset({**facts, key: f"{value}x"}.items()))
@@ -536,21 +536,21 @@ def _nearly(service: str, rest: str) -> Iterator[str]:
         yield f"{rest}s"
 
 
-def test_nothing_beside_what_is_called_is_allowed(recording: Recording) -> None:
+def test_the_role_allows_exactly_the_calls_that_are_made(recording: Recording) -> None:
     for function, role in ROLES.items():
         granted = recording.deployment.role(role)
         calls = recording.calls(recording.deployment, function)
         for one in calls:
             for other in _neighbours(one):
-                assert refused(granted, [other]) == [other], f"{one} lets in {other}"
+                assert find_refused(granted, [other]) == [other], f"{one} lets in {other}"
 
 
 @pytest.mark.parametrize("name", ["orders", "prod/billing", "a+b=c.d@e!f_g"])
-def test_a_secret_is_read_by_its_name_and_none_that_begins_alike(name: str, cloud: Aws) -> None:
+def test_a_grant_for_a_secret_does_not_cover_names_that_begin_alike(name: str, cloud: Aws) -> None:
     granted = deployed({"TargetSecrets": f"first,{name},last"}).role()
 
     def read(resource: str) -> list[Call]:
-        return refused(granted, [call("secretsmanager:GetSecretValue", resource)])
+        return find_refused(granted, [call("secretsmanager:GetSecretValue", resource)])
 
     for ours in ("first", name, "last"):
         for other in (ours, f"{ours}-2", f"{ours}-AbCdEf", f"{ours}s", f"x/{ours}"):
@@ -561,9 +561,9 @@ def test_a_secret_is_read_by_its_name_and_none_that_begins_alike(name: str, clou
     assert read(arn("secretsmanager", f"secret:{name}"))
 
 
-def test_the_interfaces_are_lambda_s_and_not_the_code_s(recording: Recording) -> None:
+def test_only_lambda_and_not_the_code_may_manage_network_interfaces(recording: Recording) -> None:
     granted = recording.deployment.role()
     function = arn("lambda", "function:shop-SessionReaper")
     for action in ATTACHING:
         from_code = call(action, "*", **{"lambda:SourceFunctionArn": function})
-        assert refused(granted, [from_code]) == [from_code]
+        assert find_refused(granted, [from_code]) == [from_code]

@@ -1,4 +1,4 @@
-"""Only we say anything below WARNING, whatever level the environment asks for."""
+"""Only our own logger writes below WARNING, whatever level the environment asks for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEVELS = {
     "POWERTOOLS_DEBUG": "true",
     "BOTO_DEBUG": "true",
 }
-# As the most talkative of Lambda's runtimes would have it, before and after the import.
+# The lowest levels that Lambda's runtimes can set, before and after the import.
 SCRIPT = """
 import logging, sys
 logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
@@ -52,7 +52,7 @@ except ReaperError as error:
 
 
 def output(module: str, event: object, **environment: str) -> str:
-    """All that a process of its own says which runs the entry point once."""
+    """Return the output of a process that runs the entry point once."""
     variables = {**os.environ, **LEVELS, **environment, "PYTHONPATH": str(FUNCTIONS)}
     ended = subprocess.run(  # noqa: S603 -- our own script
         [sys.executable, "-c", SCRIPT.format(module=module, event=event)],
@@ -72,7 +72,7 @@ def assert_quiet(said: str) -> None:
     assert "DEBUG:" not in said
 
 
-def test_the_reaper_logs_its_own_lines_and_no_library_does(stage: Stage) -> None:
+def test_only_the_reaper_logs_below_warning(stage: Stage) -> None:
     stage.target()
     said = output("handler", {})
     assert '"message":"run"' in said
@@ -81,7 +81,7 @@ def test_the_reaper_logs_its_own_lines_and_no_library_does(stage: Stage) -> None
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO"])
-def test_the_webhook_logs_no_url_and_no_secret(cloud: Aws, level: str) -> None:
+def test_the_webhook_logs_neither_url_nor_secret(cloud: Aws, level: str) -> None:
     cloud.put_secret("webhook", URL)
     event = {"Records": [{"Sns": {"Subject": "a", "Message": json.dumps({"text": "a"})}}]}
     said = output("webhook", event, WEBHOOK_SECRET="webhook", AWS_LAMBDA_LOG_LEVEL=level)  # noqa: S106 -- a name

@@ -1,4 +1,4 @@
-"""What the subscribers of the topics get."""
+"""The messages that subscribers of the topics receive."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import jsonschema
 import pytest
 from session_reaper.errors import PublishError
 
-from tests.integration.notification import inbox, subjects
-
 if TYPE_CHECKING:
     from tests.integration.stage import Stage
 
@@ -20,7 +18,7 @@ SCHEMA = json.loads(
 )
 
 
-def test_every_form_of_a_summary_describes_the_same_run(stage: Stage) -> None:
+def test_every_format_of_a_summary_reports_the_same_run(stage: Stage) -> None:
     leak = stage.session(application_name="api", tcp=True)
     run = stage.reap()
     email = run.email
@@ -50,7 +48,7 @@ def test_subscribers_can_filter_by_severity_status_and_target(stage: Stage) -> N
     }
 
 
-def test_a_filter_on_a_target_lets_only_its_news_through(stage: Stage) -> None:
+def test_a_filter_on_a_target_passes_only_summaries_about_it(stage: Stage) -> None:
     url = stage.aws.sqs.create_queue(QueueName="team")["QueueUrl"]
     stage.cleanup(lambda: stage.aws.sqs.delete_queue(QueueUrl=url))
     queue = stage.aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
@@ -64,33 +62,33 @@ def test_a_filter_on_a_target_lets_only_its_news_through(stage: Stage) -> None:
     stage.cleanup(lambda: stage.aws.sns.unsubscribe(SubscriptionArn=subscription))
     stage.target("closed", port=1, name="closed")
     assert stage.run().emails
-    assert subjects(url) == []
+    assert stage.read_subjects(url) == []
     stage.target()
     stage.session()
     assert stage.reap().emails
-    assert len(subjects(url)) == 1
+    assert len(stage.read_subjects(url)) == 1
 
 
 @pytest.fixture
 def pager(stage: Stage) -> str:
-    topic, url = inbox(stage, "pager")
+    topic, url = stage.subscribe_queue("pager")
     stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", topic)
     return url
 
 
-def test_a_critical_run_goes_to_the_second_topic_too(stage: Stage, pager: str) -> None:
+def test_a_critical_run_is_published_to_both_topics(stage: Stage, pager: str) -> None:
     stage.target()
     stage.session()
     assert stage.reap().emails
-    assert subjects(pager) == []
+    assert stage.read_subjects(pager) == []
     stage.root.run("ALTER DATABASE postgres CONNECTION LIMIT 0")
     stage.cleanup(stage.root.run, "ALTER DATABASE postgres CONNECTION LIMIT -1")
     email = stage.run(seconds=12).email
     assert email.subject.startswith("CRITICAL: orders: full")
-    assert subjects(pager) == [email.subject]
+    assert stage.read_subjects(pager) == [email.subject]
 
 
-def test_a_second_topic_that_is_gone_does_not_keep_the_first_from_its_summary(stage: Stage) -> None:
+def test_a_missing_second_topic_does_not_hinder_the_first(stage: Stage) -> None:
     gone = f"{stage.aws.topic_arn}-gone"
     stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", gone)
     stage.target()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -17,14 +15,12 @@ from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 from moto.backends import get_backend
 from moto.core.models import DEFAULT_ACCOUNT_ID
-from pg8000.native import DatabaseError, InterfaceError
 from session_reaper.errors import ConfigurationError
 
 from infra.local.aws import REGION
-from infra.local.postgres import server
-from tests.integration.conftest import prepare
 from tests.integration.endpoints import reset_rds, resolve_here
-from tests.integration.stage import PASSWORD, REAPER, Client, Victim, policy, until
+from tests.integration.stage import PASSWORD, REAPER, policy
+from tests.integration.standby import Another, run_another
 from tests.integration.wire import Impostor, aws_but_for, hang, http, unused_port
 
 if TYPE_CHECKING:
@@ -32,9 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mypy_boto3_rds import RDSClient
-    from pg8000.native import Connection
 
-    from infra.local.postgres import Build, Server
+    from infra.local.postgres import Build
     from tests.integration.stage import Run, Stage
 
 AURORA = "aurora-postgresql"
@@ -108,61 +103,9 @@ def fleet(stage: Stage) -> Fleet:
     return Fleet(stage=stage, rds=boto3.client("rds"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Another:
-    """A server beside the stage's."""
-
-    server: Server
-    root: Connection
-    stack: ExitStack
-
-    def leak(self) -> Victim:
-        connection = Client(
-            "app", unix_sock=self.server.unix_sock, database="postgres", ssl_context=False
-        )
-        victim = Victim(self.root, connection)
-        self.stack.callback(victim.close)
-        connection.run("BEGIN")
-        connection.run("SELECT 1")
-        until(lambda: victim.state == "idle in transaction", "the session leaks")
-        return victim
-
-
-@contextmanager
-def another(build: Build, *, standby: bool) -> Iterator[Another]:
-    with ExitStack() as stack:
-        running = stack.enter_context(server(build))
-        prepare(running)
-        with running.connect(unix_sock=running.unix_sock) as root:
-            root.run("CREATE ROLE app LOGIN")
-            if standby:
-                _crash_into_recovery(running, root)
-        until(lambda: _is_there(running), "the server is there again")
-        root = stack.enter_context(running.connect(unix_sock=running.unix_sock))
-        assert root.run("SELECT pg_is_in_recovery()") == [[standby]]
-        yield Another(server=running, root=root, stack=stack)
-
-
-def _crash_into_recovery(running: Server, root: Connection) -> None:
-    """Restart a server as a standby, like a reader: with this file it stays in recovery."""
-    root.run("CHECKPOINT")
-    (running.socket_dir / "data" / "standby.signal").touch()
-    ((pid,),) = root.run("SELECT pg_backend_pid()")
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: "entering standby mode" in running.log.read_text(), "it becomes a standby")
-
-
-def _is_there(running: Server) -> bool:
-    try:
-        with running.connect(unix_sock=running.unix_sock):
-            return True
-    except (DatabaseError, InterfaceError):
-        return False
-
-
 @pytest.fixture
 def reader(build: Build) -> Iterator[Another]:
-    with another(build, standby=True) as made:
+    with run_another(build, standby=True) as made:
         yield made
 
 
@@ -253,7 +196,7 @@ def test_a_managed_secret_of_another_engine_fails_without_a_connection(
 def test_the_leaks_of_each_instance_are_terminated_once(
     fleet: Fleet, stage: Stage, build: Build
 ) -> None:
-    with another(build, standby=False) as second, another(build, standby=False) as third:
+    with run_another(build, standby=False) as second, run_another(build, standby=False) as third:
         leaks = {"shop-1": stage.session(), "shop-2": second.leak(), "shop-3": third.leak()}
         fleet.cluster("shop", "shop-1")
         fleet.member("shop", "shop-2", second.server.port)

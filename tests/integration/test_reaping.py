@@ -1,4 +1,4 @@
-"""The main path: leaks are found, terminated, proven gone, reported; healthy work is not."""
+"""The main path: leaks are found, terminated, verified as gone and reported; healthy sessions are not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pg8000.native
 import pytest
-from session_reaper import handler
 from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import read_policy
 from session_reaper.runs.discovery import TargetDiscovery
@@ -20,6 +19,7 @@ from session_reaper.runs.run_time import share_time
 from session_reaper.settings import read_settings
 
 from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, policy, rule, until
+from tests.integration.wire import Proxy
 
 if TYPE_CHECKING:
     from tests.integration.stage import Stage
@@ -37,7 +37,7 @@ def test_observe_reports_leaks_and_touches_nothing(stage: Stage) -> None:
     assert "2 sessions would be terminated" in run.email.subject
 
 
-def test_enforce_terminates_leaks_and_leaves_the_rest(stage: Stage) -> None:
+def test_enforce_terminates_leaks_only(stage: Stage) -> None:
     leaks = [stage.session(LEAK, application_name="api"), stage.session(ABORTED)]
     healthy = [stage.session(IDLE), stage.session(ACTIVE)]
     run = stage.reap()
@@ -55,7 +55,7 @@ def test_enforce_terminates_leaks_and_leaves_the_rest(stage: Stage) -> None:
     assert "RESOLVED: 2 sessions were terminated and verified gone." in run.said
 
 
-def test_p26_every_session_says_what_it_was_and_why(stage: Stage) -> None:
+def test_each_session_is_reported_with_its_properties_and_reason(stage: Stage) -> None:
     leak = stage.session(application_name="api", tcp=True, query="SELECT 'x', 42")
     reported = stage.reap(rule("leaks", idle_for="1ms")).session(leak)
     ages = {key: reported.pop(key) for key in tuple(reported) if key.endswith("_seconds")}
@@ -83,21 +83,21 @@ def test_a_session_outside_a_transaction_has_no_transaction_age(stage: Stage) ->
     assert run.session(idle)["transaction_seconds"] is None
 
 
-def test_no_transaction_is_not_a_transaction_of_any_age(stage: Stage) -> None:
+def test_transaction_for_does_not_match_a_session_without_a_transaction(stage: Stage) -> None:
     idle = stage.session(IDLE)
     run = stage.reap(rule(state=[IDLE], role=["app"], transaction_for="0s"))
     assert run.outcomes() == {}
     assert idle.is_there
 
 
-def test_the_clock_of_the_article_is_there_by_name(stage: Stage) -> None:
+def test_connected_for_measures_the_age_of_the_connection(stage: Stage) -> None:
     idle, leak = stage.session(IDLE), stage.session(LEAK)
     leak.connection.run("SELECT 1")  # its time in the state begins anew, its connection does not
     until(lambda: stage.reap(rule(connected_for="200ms")).outcomes(), "the leak is old enough")
     assert stage.survivors([idle, leak]) == [idle]
 
 
-def test_p29_each_clock_measures_what_it_says(stage: Stage) -> None:
+def test_idle_for_and_transaction_for_use_different_clocks(stage: Stage) -> None:
     leak = stage.session(LEAK)
     until(lambda: _age(stage, leak.pid, "xact_start") > 0.4, "the transaction is old")
     leak.connection.run("SELECT 1")
@@ -107,10 +107,10 @@ def test_p29_each_clock_measures_what_it_says(stage: Stage) -> None:
     assert run.outcomes() == {leak.pid: "would_terminate"}
 
 
-def test_p12_a_clock_of_ours_that_is_wrong_changes_nothing(
+def test_a_wrong_clock_of_the_function_changes_no_decision(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ages are by the server's clock. (AWS's own signatures want a right one: not touched here.)"""
+    """Ages come from the server's clock. (AWS's signatures need a right clock; no call to AWS here.)"""
     leak, old = stage.session(LEAK), stage.session(LEAK, role="old")
     until(lambda: _age(stage, old.pid, "state_change") > 2, "one is old")
     leak.connection.run("SELECT 1")
@@ -145,7 +145,7 @@ def _age(stage: Stage, pid: int, since: str) -> float:
     return float(age)
 
 
-def test_a_pool_at_work_has_no_broken_transaction(stage: Stage) -> None:
+def test_a_pool_at_work_loses_no_transaction(stage: Stage) -> None:
     stage.role("app")
     stop = Event()
     broken: list[BaseException] = []
@@ -189,31 +189,31 @@ def test_a_pool_at_work_has_no_broken_transaction(stage: Stage) -> None:
     assert stage.survivors(leaks) == []
 
 
-def test_a_quiet_run_says_nothing_and_costs_one_connection(stage: Stage) -> None:
+def test_a_quiet_run_publishes_nothing_and_opens_one_connection(stage: Stage) -> None:
     healthy = stage.sessions(3, IDLE)
-    ((before,),) = stage.root.run("SELECT count(*) FROM pg_stat_activity")
-    run = stage.reap()
+    with Proxy(stage.server.port) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap()
+    assert proxy.connections == 1
     assert run.emails == []
     assert run.outcomes() == {}
     assert run.target()["slots"]["used_before"] == 4 == run.target()["slots"]["used_after"]
-    until(lambda: stage.clients == 4, "the reaper has signed out")
-    assert before
+    until(lambda: stage.clients == 4, "the reaper has disconnected")
     assert stage.survivors(healthy) == healthy
 
 
-def test_a_server_without_any_other_session_is_fine(stage: Stage) -> None:
+def test_a_server_without_other_sessions_is_ok(stage: Stage) -> None:
     run = stage.reap(limits={"max_share": "1%"})
     assert run.document["status"] == "ok"
     assert run.target()["slots"]["used_before"] == 1
 
 
-def test_an_answer_that_lambda_would_not_take_says_how_many_sessions_it_leaves_out(
+def test_a_return_value_too_long_for_lambda_counts_the_sessions_it_leaves_out(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     stage.target()
     leaks = [stage.session() for _ in range(8)]
-    stage.monkeypatch.setattr(handler, "_ANSWER_BYTES", 2_800)
-    run = stage.reap()
+    run = stage.run({"policy": policy()}, max_answer_bytes=2_800)
     target = run.target()
     assert 0 < len(target["sessions"]) < 8
     assert len(target["sessions"]) + target["sessions_left_out"] == 8

@@ -1,4 +1,4 @@
-"""The role's file, run by whom each provider lets run it: what the role can do then, and cannot."""
+"""The role's file, run by each provider's admin: the privileges that the role then has."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.every_major
 
-# Since 16 nobody grants a role without holding ADMIN OPTION on it; before, CREATEROLE is enough.
+# Since 16, granting a role needs ADMIN OPTION on it; before, CREATEROLE is enough.
 up_to_15 = pytest.mark.majors(13, 15)
 from_16 = pytest.mark.majors(16, 99)
 
 
 def _bare(own_server: OwnServer, settings: Mapping[str, str] | None = None) -> Stage:
-    """A server that has no role of the reaper's yet."""
+    """Start a server without the reaper's role."""
     stage = own_server(settings)
     stage.root.run(f"DROP ROLE {REAPER}")
     return stage
 
 
 def _master(stage: Stage) -> str:
-    """RDS and Aurora's master user, as a dump of their roles shows it."""
+    """Create the master user of RDS and Aurora, as a dump of their roles shows it."""
     stage.root.run("CREATE ROLE rds_superuser NOLOGIN")
     held = ["pg_monitor", "pg_signal_backend"]
     if stage.server.major >= 16:
@@ -43,21 +43,21 @@ def _master(stage: Stage) -> str:
 
 
 def _avnadmin(stage: Stage, option: str = "") -> str:
-    """Aiven's; nobody outside knows whether it may pass on what it holds (`WITH ADMIN OPTION`)."""
+    """Create Aiven's admin. Whether it holds its roles `WITH ADMIN OPTION` is not documented."""
     stage.role("avnadmin", "CREATEROLE CREATEDB REPLICATION")
     stage.root.run(f"GRANT pg_read_all_stats, pg_stat_scan_tables TO avnadmin {option}")
     return "avnadmin"
 
 
 def _app_of(stage: Stage, admin: str) -> None:
-    """An application's role, as 16 leaves it to the role with CREATEROLE that made it."""
+    """Create an application's role with the grant that 16 gives to the CREATEROLE role that created it."""
     stage.role("app")
     if stage.server.major >= 16:
         stage.root.run(f"GRANT app TO {admin} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE")
 
 
 def _run_as(stage: Stage, admin: str, sql: str) -> tuple[list[list[Any]], list[dict[str, str]]]:
-    """What the admin gets for it over the network: rows, and what the server told beside them."""
+    """Run SQL as the admin over TCP; return the rows and the server's notices."""
     with closing(stage.connect(admin, tcp=True)) as connection:
         rows = connection.run(sql)
         told = [{k.decode(): v.decode() for k, v in n.items()} for n in connection.notices]
@@ -73,7 +73,7 @@ def _sessions_of(stage: Stage, role: str) -> int:
 
 
 def _make(stage: Stage, admin: str) -> list[dict[str, str]]:
-    """Make the role as a person does; return what the server told."""
+    """Create the reaper's role by its file; return the server's notices."""
     ((name, *_),), told = _run_as(stage, admin, ROLE_FILE.read_text())
     assert name == REAPER
     _run_as(stage, admin, f"ALTER ROLE {REAPER} PASSWORD {literal(PASSWORD)}")
@@ -81,7 +81,7 @@ def _make(stage: Stage, admin: str) -> list[dict[str, str]]:
 
 
 def _role(stage: Stage) -> object:
-    """All that the server keeps of the role, its memberships and their options."""
+    """Return the role's attributes, its memberships and their options."""
     roles = "SELECT to_jsonb(r) FROM pg_roles AS r WHERE rolname = 'session_reaper'"
     held = "SELECT to_jsonb(m) FROM pg_auth_members AS m WHERE member = 'session_reaper'::regrole"
     return stage.root.run(roles), stage.root.run(f"{held} ORDER BY m")
@@ -103,10 +103,10 @@ def _advice(run: Run) -> set[str]:
     return {advice["code"] for advice in run.target()["advice"]}
 
 
-# -- who runs the file -----------------------------------------------------------------------------
+# -- the admins of the providers -------------------------------------------------------------------
 
 
-def test_to_run_the_file_again_changes_nothing_even_as_superuser(own_server: OwnServer) -> None:
+def test_running_the_role_file_twice_changes_nothing(own_server: OwnServer) -> None:
     stage = _bare(own_server)
     master = _master(stage)
     first, _ = _run_as(stage, master, ROLE_FILE.read_text())
@@ -117,7 +117,7 @@ def test_to_run_the_file_again_changes_nothing_even_as_superuser(own_server: Own
     assert _role(stage) == made
 
 
-def test_a_role_made_by_rds_master_user_sees_and_terminates(own_server: OwnServer) -> None:
+def test_a_role_created_by_the_rds_master_user_sees_and_terminates(own_server: OwnServer) -> None:
     stage = _bare(own_server)
     told = _make(stage, _master(stage))
     if stage.server.major < 16:
@@ -140,7 +140,7 @@ def test_a_role_made_by_rds_master_user_sees_and_terminates(own_server: OwnServe
 
 
 @from_16
-def test_with_a_reserved_slot_a_role_of_the_master_user_enters_a_full_server(
+def test_a_role_created_by_the_rds_master_user_connects_to_a_full_server(
     own_server: OwnServer,
 ) -> None:
     stage = _bare(own_server, {"max_connections": "10", "reserved_connections": "2"})
@@ -162,7 +162,7 @@ def test_up_to_15_avnadmin_grants_what_it_does_not_hold(own_server: OwnServer) -
 
 
 @from_16
-def test_what_avnadmin_may_not_grant_is_told_with_what_to_do_instead(own_server: OwnServer) -> None:
+def test_what_avnadmin_may_not_grant_is_reported_with_an_alternative(own_server: OwnServer) -> None:
     stage = _bare(own_server)
     told = _make(stage, _avnadmin(stage, "WITH ADMIN OPTION"))
     assert _make(stage, "avnadmin") == told  # as long as it is amiss
@@ -187,7 +187,7 @@ def test_what_avnadmin_may_not_grant_is_told_with_what_to_do_instead(own_server:
 
 
 @from_16
-def test_where_it_would_be_blind_no_role_is_made_and_the_admin_can_stand_in(
+def test_no_role_is_created_without_visibility_and_the_admin_can_be_used(
     own_server: OwnServer,
 ) -> None:
     stage = _bare(own_server)
@@ -208,7 +208,7 @@ def test_where_it_would_be_blind_no_role_is_made_and_the_admin_can_stand_in(
     assert stage.reap().outcomes() == {leak.pid: "terminated"}
 
 
-def test_memberships_that_somebody_made_without_inherit_are_mended(own_server: OwnServer) -> None:
+def test_existing_memberships_without_inherit_are_repaired(own_server: OwnServer) -> None:
     stage = _bare(own_server)
     stage.root.run(
         f"CREATE ROLE {REAPER} NOINHERIT IN ROLE pg_read_all_stats, pg_signal_backend"
@@ -221,7 +221,7 @@ def test_memberships_that_somebody_made_without_inherit_are_mended(own_server: O
     assert stage.reap().outcomes() == {leak.pid: "terminated"}
 
 
-# -- what the role cannot do -----------------------------------------------------------------------
+# -- the limits of the role ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ _FORBIDDEN = (
 )
 
 
-def test_the_role_neither_reads_nor_makes_nor_grants_anything(
+def test_the_role_can_neither_read_nor_create_nor_grant_anything(
     stage: Stage,
     reaper: Any,  # noqa: ANN401 -- untyped
 ) -> None:
@@ -266,7 +266,7 @@ def test_the_role_neither_reads_nor_makes_nor_grants_anything(
 
 
 @pytest.mark.parametrize("function", ["pg_terminate_backend", "pg_cancel_backend"])
-def test_a_superusers_session_is_out_of_its_reach(
+def test_the_role_cannot_terminate_a_superusers_session(
     stage: Stage,
     reaper: Any,  # noqa: ANN401 -- untyped
     function: str,
@@ -279,7 +279,7 @@ def test_a_superusers_session_is_out_of_its_reach(
     assert session.is_there
 
 
-def test_the_role_takes_five_slots_and_no_more(stage: Stage) -> None:
+def test_the_role_can_use_five_slots_at_most(stage: Stage) -> None:
     for _ in range(5):
         stage.cleanup(stage.connect(REAPER, tcp=True).close)
     with pytest.raises(DatabaseError) as refused:
@@ -289,7 +289,7 @@ def test_the_role_takes_five_slots_and_no_more(stage: Stage) -> None:
     assert (error["C"], error["R"]) == ("53300", "InitializeSessionUserId")
 
 
-def test_its_statements_end_and_nothing_of_its_own_hides_the_servers_timeouts(stage: Stage) -> None:
+def test_the_role_has_a_statement_timeout_and_hides_no_timeout_of_the_server(stage: Stage) -> None:
     stage.root.run(ROLE_FILE.read_text())  # another test may have taken a setting away
     reaper = stage.connect(REAPER, tcp=True)
     stage.cleanup(reaper.close)

@@ -32,7 +32,7 @@ def a_rule(match: dict[str, Any], **keys: object) -> dict[str, object]:
     return {**rule(**match), **keys}
 
 
-# -- pressure ---------------------------------------------------------------------------------------
+# -- pressure --------------------------------------------------------------------------------------
 
 TIER = a_rule({}, when={"slots_used": "85%"}, until={"slots_used": "70%"})
 
@@ -127,7 +127,7 @@ def test_denied_sessions_do_not_count_for_until(
     assert stage.survivors(denied) == denied
 
 
-# -- wedged -----------------------------------------------------------------------------------------
+# -- wedged ----------------------------------------------------------------------------------------
 
 WEDGED = a_rule(
     {"state": [ACTIVE], "waiting_for_client": True, "query_for": "100ms", "role": ["app"]}
@@ -227,7 +227,7 @@ def test_a_wedged_session_that_continues_before_the_signal_escapes(stage: Stage)
     assert wedged.is_there
 
 
-# -- blockers ---------------------------------------------------------------------------------------
+# -- blockers --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -298,11 +298,11 @@ def test_a_blocker_is_left_alone_until_others_have_waited_long_enough(
 def test_blocks_for_counts_from_the_start_of_the_wait(stage: Stage) -> None:
     """A statement that ran for long before it came to wait has not waited for long."""
     _accounts(stage)
-    waiter = stage.session(IDLE).start("SELECT pg_sleep(0.5); LOCK TABLE accounts")
+    waiter = stage.session(IDLE).start("SELECT pg_sleep(1.5); LOCK TABLE accounts")
     root = stage.session(LEAK, query="LOCK TABLE accounts")
     _until_it_waits(waiter)
     root.connection.run("SELECT 1")  # healthy: at work a moment ago
-    run = stage.run({"mode": "observe", "policy": policy(rule(blocks_for="400ms"))})
+    run = stage.run({"mode": "observe", "policy": policy(rule(blocks_for="1400ms"))})
     assert run.outcomes() == {}
 
 
@@ -324,10 +324,10 @@ def test_a_session_that_just_got_the_lock_is_not_blamed_for_the_queue(
     for waiter in queue:
         waiter.start(sql)
         _until_it_waits(waiter)
-    until(lambda: _age(first, "state_change") > 0.5, "the queue is old")
+    until(lambda: _age(first, "state_change") > 1.5, "the queue is old")
     first.connection.run("COMMIT")
     until(lambda: any(waiter.state == LEAK for waiter in queue), "one of them has got it")
-    run = stage.run({"mode": "observe", "policy": policy(rule(blocks_for="400ms"))})
+    run = stage.run({"mode": "observe", "policy": policy(rule(blocks_for="1400ms"))})
     assert run.outcomes() == {}
 
 
@@ -367,7 +367,7 @@ def test_locks_are_not_read_unless_a_rule_needs_them(
     assert "waiting" not in run.session(root)["reason"]
 
 
-# -- harm -------------------------------------------------------------------------------------------
+# -- harm ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("held", ["xid", "xmin", "locks"])
@@ -452,7 +452,7 @@ def test_the_newest_sessions_are_terminated_first_if_the_policy_says_so(stage: S
     assert run.outcomes()[leaks[2].pid] == "terminated"
 
 
-# -- cancel, then terminate -------------------------------------------------------------------------
+# -- cancel, then terminate ------------------------------------------------------------------------
 
 SLOW: dict[str, Any] = {"state": [ACTIVE], "role": ["app"], "query_for": "1ms"}
 STUBBORN = """DO $$ BEGIN LOOP
@@ -536,10 +536,12 @@ def test_a_cancelled_query_lingers_if_the_run_has_no_time_to_escalate(stage: Sta
 
 
 def test_cancel_does_not_hit_the_next_query_of_the_session(stage: Stage) -> None:
-    victim = stage.session(LEAK).start("SELECT pg_sleep(2)")
+    stage.root.run("SELECT pg_advisory_lock(9)")
+    victim = stage.session(LEAK).start("SELECT pg_advisory_lock(9)")
 
     def before(moment: Moment) -> None:
         if moment is Moment.PREPARE_CANCEL:
+            stage.root.run("SELECT pg_advisory_unlock(9)")
             until(lambda: victim.state == LEAK, "its query has ended")
             assert victim._thread  # noqa: SLF001 -- the statement's own
             victim._thread.join()  # noqa: SLF001 -- so that the connection is free
@@ -580,7 +582,7 @@ def test_observe_reports_what_would_be_cancelled(stage: Stage) -> None:
     assert running.state == ACTIVE
 
 
-# -- a second look ----------------------------------------------------------------------------------
+# -- a second look ---------------------------------------------------------------------------------
 
 CONFIRMED = a_rule({}, confirm_after="300ms")
 
@@ -590,7 +592,7 @@ def _before_second_snapshot(change: Callable[[], object]) -> Callable[[Moment], 
     looks: list[Moment] = []
 
     def before(moment: Moment) -> None:
-        if moment is Moment.LOOK:
+        if moment is Moment.SNAPSHOT:
             looks.append(moment)
             if len(looks) == 2:
                 change()
@@ -770,7 +772,7 @@ def test_a_session_is_spared_if_the_run_has_no_time_for_confirm_after(stage: Sta
     assert run.seconds < PATIENCE  # it does not wait for the end of its time
 
 
-# -- limits -----------------------------------------------------------------------------------------
+# -- limits ----------------------------------------------------------------------------------------
 
 
 def test_max_per_application_limits_each_application(stage: Stage) -> None:

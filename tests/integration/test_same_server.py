@@ -15,7 +15,7 @@ from session_reaper.settings import read_settings
 from session_reaper.targets.target import Target
 
 from tests.integration.stage import LEAK, Stage, rule, until
-from tests.integration.wire import Action, Detour, Moment, Proxy, Trouble
+from tests.integration.wire import Action, Detour, Fault, Moment, Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ def test_nothing_is_verified_if_the_second_connection_leads_to_another_server(
     stage: Stage, elsewhere: Stage, moment: Moment, *, lost: bool
 ) -> None:
     victims = stage.sessions(3)
-    trouble = Trouble(action=Action.RESET, moment=moment, lost=lost)
+    trouble = Fault(action=Action.RESET, moment=moment, lost=lost)
     with Proxy(stage.server.port, trouble, detour=Detour(port=elsewhere.server.port)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap()
@@ -59,7 +59,7 @@ def test_nothing_is_signalled_if_the_second_snapshot_is_of_another_server(
 ) -> None:
     victim = stage.session()
     confirmed = {**rule(), "confirm_after": "100ms"}
-    detour = Detour(port=elsewhere.server.port, moment=Moment.LOOK, nth=2)
+    detour = Detour(port=elsewhere.server.port, moment=Moment.SNAPSHOT, nth=2)
     with Proxy(stage.server.port, detour=detour) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(confirmed)

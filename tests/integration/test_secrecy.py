@@ -1,4 +1,4 @@
-"""Neither a password nor a literal of anybody's query leaves the Lambda."""
+"""Neither a password nor a literal of a query leaves the function."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pg8000.native import DatabaseError
 from session_reaper.errors import ReaperError
 
 from tests.integration.stage import ABORTED, ACTIVE, LEAK, rule
-from tests.integration.wire import Action, Impostor, Moment, Proxy, Trouble
+from tests.integration.wire import Action, Fault, Impostor, Moment, Proxy
 
 if TYPE_CHECKING:
     import socket
@@ -26,7 +26,7 @@ SECRET = f"{CANARY}-pass'w\"ord\\"
 
 
 def assert_kept(output: Output, run: Run) -> None:
-    """Nothing of it in logs, metrics, return value, emails."""
+    """Assert that the canary is not in logs, metrics, return value and emails."""
     logged = output.readouterr()
     assert '"message":"run"' in logged.out
     emails = [f"{e.subject}\n{e.body}\n{e.chat}\n{e.webhook}" for e in run.emails]
@@ -67,7 +67,7 @@ QUERIES = [
 
 
 @pytest.mark.parametrize("mode", ["observe", "enforce"])
-def test_p32_no_literal_of_a_query(stage: Stage, output: Output, mode: str) -> None:
+def test_no_literal_of_a_query_is_in_any_output(stage: Stage, output: Output, mode: str) -> None:
     stage.target(username="reaper", password=SECRET)
     stage.role("reaper", "IN ROLE pg_read_all_stats, pg_signal_backend")
     stage.root.run(f"ALTER ROLE reaper PASSWORD $p${SECRET}$p$")
@@ -84,8 +84,8 @@ def test_p32_no_literal_of_a_query(stage: Stage, output: Output, mode: str) -> N
     assert_kept(output, run)
 
 
-def test_no_password_of_a_target_that_fails(stage: Stage, output: Output) -> None:
-    trouble = [Trouble(action=Action.RESET, moment=moment) for moment in (Moment.SIGN_IN,)]
+def test_no_password_of_a_failed_target_is_in_any_output(stage: Stage, output: Output) -> None:
+    trouble = [Fault(action=Action.RESET, moment=moment) for moment in (Moment.LOGIN,)]
     with Impostor() as silent, Proxy(stage.server.port, *trouble) as broken:
         stage.target("wrong", password=SECRET)
         stage.target("silent", password=SECRET, port=silent.port)
@@ -126,7 +126,9 @@ def test_no_password_of_a_target_that_fails(stage: Stage, output: Output) -> Non
         '{"a":' * 100_000 + f'"{CANARY}"',
     ],
 )
-def test_no_part_of_a_secret_that_cannot_be_read(stage: Stage, output: Output, text: str) -> None:
+def test_no_part_of_an_invalid_secret_is_in_any_output(
+    stage: Stage, output: Output, text: str
+) -> None:
     if len(text) > 65536:
         text = text[-60000:]
     stage.aws.put_secret("odd", text)
@@ -136,8 +138,8 @@ def test_no_part_of_a_secret_that_cannot_be_read(stage: Stage, output: Output, t
     assert_kept(output, run)
 
 
-def test_no_password_that_a_server_sends_back(stage: Stage, output: Output) -> None:
-    """It asks for it in clear, as PAM and LDAP do, and puts it into its error."""
+def test_no_password_sent_back_by_a_server_is_in_any_output(stage: Stage, output: Output) -> None:
+    """A server that asks for the password in cleartext, as PAM and LDAP do, and repeats it in an error."""
 
     def echo(connection: socket.socket, _: Event) -> None:
         connection.recv(65536)
@@ -153,7 +155,7 @@ def test_no_password_that_a_server_sends_back(stage: Stage, output: Output) -> N
     assert_kept(output, run)
 
 
-def test_no_password_in_the_text_of_an_exception(stage: Stage) -> None:
+def test_no_password_in_an_exception_is_in_any_output(stage: Stage) -> None:
     stage.target(password=SECRET)
     with pytest.raises(ReaperError) as raised:
         stage.run({"targets": ["nobody"]})
@@ -161,7 +163,7 @@ def test_no_password_in_the_text_of_an_exception(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("sslmode", ["require", "verify-ca", "verify-full", None])
-def test_nothing_is_said_in_plaintext_that_the_secret_did_not_ask_for(
+def test_nothing_is_sent_in_plaintext_unless_the_secret_allows_it(
     stage: Stage, sslmode: str | None
 ) -> None:
     heard = b""
@@ -180,7 +182,7 @@ def test_nothing_is_said_in_plaintext_that_the_secret_did_not_ask_for(
     assert heard == b"\0\0\0\x08\x04\xd2\x16\x2f"  # the request for TLS, and no more
 
 
-def test_a_server_without_tls_is_not_read_in_plaintext(stage: Stage) -> None:
+def test_a_server_without_tls_is_refused(stage: Stage) -> None:
     leak = stage.session(LEAK)
     stage.target(sslmode=None)
     run = stage.reap()
@@ -188,7 +190,7 @@ def test_a_server_without_tls_is_not_read_in_plaintext(stage: Stage) -> None:
     assert leak.is_there
 
 
-def test_plaintext_that_the_secret_asks_for_is_advised_against_in_every_report(
+def test_every_report_advises_against_plaintext(
     stage: Stage,
 ) -> None:
     stage.monkeypatch.setenv("NOTIFY", "always")

@@ -1,4 +1,4 @@
-"""Whatever AWS does, a run ends before Lambda's time is over, and tells what it did."""
+"""Whatever AWS does, a run ends before the function times out, and reports its outcomes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from session_reaper.errors import ConfigurationError, PublishError
 from session_reaper.handler import lambda_handler
 
-from tests.integration.notification import TABLE, inbox, subjects, table, use
+from tests.integration.notification import TABLE
 from tests.integration.stage import PATIENCE, Context, policy
 from tests.integration.wire import (
     Impostor,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     Answer = Callable[[socket.socket, Event], None]
 
-__all__ = ["table"]  # a fixture
 
 PAGE = b"<html><head><title>403 Forbidden</title></head><body>no</body></html>"
 ANSWERS: dict[str, Answer] = {
@@ -57,7 +56,7 @@ ENDLESS = {
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """How an invocation ended, with how many seconds left; less than 0 if it was late."""
+    """The end of an invocation; `left` in seconds, less than 0 if it was late."""
 
     error: Exception | None
     document: dict[str, Any]
@@ -66,7 +65,7 @@ class End:
 
 
 def invoke(stage: Stage, seconds: float) -> End:
-    """One scheduled run."""
+    """Invoke the handler as the schedule does."""
     context = Context(seconds)
     error, document = None, {}
     try:
@@ -80,7 +79,7 @@ def invoke(stage: Stage, seconds: float) -> End:
 
 @contextmanager
 def slow(stage: Stage, service: str, answer: Answer) -> Iterator[None]:
-    """Let one service of AWS answer like this, or all requests that hold a text."""
+    """Make one AWS service, or all requests that contain a text, answer like this."""
     stand_in = os.environ["AWS_ENDPOINT_URL"]
     text = f"/{service}/aws4_request" if service.isalpha() else service
     with aws_but_for(text.encode(), answer) as gateway:
@@ -91,7 +90,7 @@ def slow(stage: Stage, service: str, answer: Answer) -> Iterator[None]:
 
 @contextmanager
 def late(stage: Stage) -> Iterator[None]:
-    """Let the work on the targets take all its time: one of them sends without end."""
+    """Make the targets use all their time: one of them sends without end."""
     with Impostor(drip(b"N\0\0\0\xff", 0.05)) as target:
         stage.target("late", port=target.port)
         yield
@@ -103,10 +102,10 @@ def logged(caplog: pytest.LogCaptureFixture, message: str) -> int:
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(("kind", "seconds"), [("silent", 3), ("drips", 3), ("drips", 10)])
-def test_a_slow_topic_keeps_no_outcome_out_of_the_log_at_the_end_of_the_time(
+def test_a_slow_topic_at_the_end_of_the_time_keeps_no_outcome_out_of_the_log(
     stage: Stage, caplog: pytest.LogCaptureFixture, kind: str, seconds: float
 ) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     with late(stage), slow(stage, "sns", ANSWERS[kind]):
         end = invoke(stage, seconds)
@@ -122,10 +121,10 @@ def test_a_slow_topic_keeps_no_outcome_out_of_the_log_at_the_end_of_the_time(
 @pytest.mark.parametrize(
     ("kind", "seconds"), [("silent", 3), ("drips", 3), ("endless", 3), ("page", 3), ("endless", 10)]
 )
-def test_a_slow_table_keeps_no_summary_back_at_the_end_of_the_time(
+def test_a_slow_table_at_the_end_of_the_time_does_not_prevent_the_summary(
     stage: Stage, caplog: pytest.LogCaptureFixture, kind: str, seconds: float
 ) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     answer = ANSWERS.get(kind) or page_without_end(ENDLESS["dynamodb"])
     with late(stage), slow(stage, "dynamodb", answer):
@@ -140,21 +139,21 @@ def test_a_slow_table_keeps_no_summary_back_at_the_end_of_the_time(
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("kind", ["silent", "drips"])
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_topic_that_hangs_takes_no_time_of_the_other(stage: Stage, kind: str, which: int) -> None:
-    pager, url = inbox(stage, "pager")
+def test_a_hanging_topic_does_not_delay_the_other(stage: Stage, kind: str, which: int) -> None:
+    pager, url = stage.subscribe_queue("pager")
     stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", pager)
     stage.fill()
     topic = ("session-reaper", "pager")[which]
     with late(stage), slow(stage, f"%3A{topic}&Subject", ANSWERS[kind]):
         end = invoke(stage, 3)
     assert isinstance(end.error, PublishError)
-    assert (len(end.emails), len(subjects(url))) == ((0, 1), (1, 0))[which]
+    assert (len(end.emails), len(stage.read_subjects(url))) == ((0, 1), (1, 0))[which]
 
 
 @pytest.mark.parametrize(
     ("kind", "seconds"), [*((kind, 3) for kind in ANSWERS), ("drips", 10), ("silent", 60)]
 )
-def test_a_policy_that_ssm_does_not_give_is_an_error_that_names_it_in_time(
+def test_a_policy_that_ssm_does_not_return_is_an_error_in_time(
     stage: Stage, kind: str, seconds: float
 ) -> None:
     stage.target()
@@ -169,7 +168,7 @@ def test_a_policy_that_ssm_does_not_give_is_an_error_that_names_it_in_time(
 
 
 @pytest.mark.parametrize("kind", [*ANSWERS, "endless"])
-def test_secrets_that_cannot_be_listed_are_told_in_time(stage: Stage, kind: str) -> None:
+def test_secrets_that_cannot_be_listed_are_reported_in_time(stage: Stage, kind: str) -> None:
     stage.monkeypatch.setenv("TARGET_SECRET_TAG", "team=shop")
     answer = ANSWERS.get(kind) or page_without_end(ENDLESS["secretsmanager"])
     with slow(stage, "secretsmanager", answer):
@@ -181,7 +180,9 @@ def test_secrets_that_cannot_be_listed_are_told_in_time(stage: Stage, kind: str)
 
 @pytest.mark.parametrize("kind", ANSWERS)
 @pytest.mark.parametrize("number", [1, 2])
-def test_secrets_that_cannot_be_read_are_told_in_time(stage: Stage, kind: str, number: int) -> None:
+def test_secrets_that_cannot_be_read_are_reported_in_time(
+    stage: Stage, kind: str, number: int
+) -> None:
     for index in range(number):
         stage.target(f"orders-{index}")
     with slow(stage, "secretsmanager", ANSWERS[kind]):
@@ -193,10 +194,8 @@ def test_secrets_that_cannot_be_read_are_told_in_time(stage: Stage, kind: str, n
 
 
 @pytest.mark.parametrize("kind", [*ANSWERS, "endless"])
-def test_where_rds_does_not_answer_the_host_of_the_secret_is_worked_on(
-    stage: Stage, kind: str
-) -> None:
-    use(stage, policy())
+def test_if_rds_does_not_answer_the_host_of_the_secret_is_used(stage: Stage, kind: str) -> None:
+    stage.use_policy(policy())
     stage.target(dbClusterIdentifier="orders")
     leak = stage.session()
     answer = ANSWERS.get(kind) or page_without_end(ENDLESS["rds"])
@@ -206,10 +205,10 @@ def test_where_rds_does_not_answer_the_host_of_the_secret_is_worked_on(
     assert len(end.emails) == 1
 
 
-def test_a_secret_that_drips_when_it_is_read_again_leaves_the_error_of_its_target(
+def test_a_secret_that_drips_when_reread_keeps_the_first_error_of_its_target(
     stage: Stage,
 ) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     stage.target()
     stage.target("wrong", password="wrong")  # noqa: S106 -- it is
     leak = stage.session()
@@ -229,7 +228,7 @@ def _waits_without_end(*_: object, **__: object) -> list[Any]:
 
 @pytest.fixture
 def full_backlog() -> Iterator[tuple[str, int]]:
-    """An address that drops every SYN: nobody accepts what has filled its queue."""
+    """An address that drops every SYN: its queue of connections is full."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -245,14 +244,14 @@ def full_backlog() -> Iterator[tuple[str, int]]:
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(("trouble", "seconds"), [("name", 3), ("addresses", 3), ("addresses", 10)])
-def test_no_name_server_and_no_dropped_packet_outlasts_the_function(
+def test_a_hanging_name_server_or_network_does_not_outlast_the_function(
     stage: Stage,
     caplog: pytest.LogCaptureFixture,
     full_backlog: tuple[str, int],
     trouble: str,
     seconds: float,
 ) -> None:
-    """For the calls at the end of a run; their threads bear the service's name."""
+    """Only for calls at the end of a run; their threads are named after the service."""
     resolve = socket.getaddrinfo
     three = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", full_backlog)] * 3
     over = threading.Event()
@@ -264,7 +263,7 @@ def test_no_name_server_and_no_dropped_packet_outlasts_the_function(
             over.wait(20)
         return resolve(*arguments, **named)
 
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     stage.cleanup(over.set)
     with late(stage), slow(stage, "none", hang):  # a new endpoint: no connection is open already
@@ -278,7 +277,7 @@ def test_no_name_server_and_no_dropped_packet_outlasts_the_function(
 
 @contextmanager
 def no_thread_for_calls(stage: Stage) -> Iterator[None]:
-    """A process that can start no thread for the calls at the end of a run."""
+    """Make the process unable to start threads for the calls at the end of a run."""
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -286,7 +285,7 @@ def no_thread_for_calls(stage: Stage) -> Iterator[None]:
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    # A new endpoint: its pools have no thread yet.
+    # A new endpoint, so that its pools have no thread yet.
     with slow(stage, "none", hang), stage.monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         yield
@@ -294,25 +293,25 @@ def no_thread_for_calls(stage: Stage) -> Iterator[None]:
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("seconds", [3, 60])
-def test_without_a_thread_for_it_the_summary_is_published_all_the_same(
+def test_the_summary_is_published_without_a_new_thread(
     stage: Stage, caplog: pytest.LogCaptureFixture, seconds: float
 ) -> None:
-    pager, url = inbox(stage, "pager")
+    pager, url = stage.subscribe_queue("pager")
     stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", pager)
     stage.fill()
     with no_thread_for_calls(stage):
         end = invoke(stage, seconds)
     assert end.error is None
-    assert (len(end.emails), len(subjects(url))) == (1, 1)
+    assert (len(end.emails), len(stage.read_subjects(url))) == (1, 1)
     assert logged(caplog, "run") == 1
 
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("seconds", [3, 10])
-def test_without_a_thread_a_silent_topic_outlasts_no_function(
+def test_without_a_new_thread_a_silent_topic_does_not_outlast_the_function(
     stage: Stage, caplog: pytest.LogCaptureFixture, seconds: float
 ) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     with late(stage), slow(stage, "sns", hang):
         gateway = os.environ["AWS_ENDPOINT_URL"]
@@ -326,11 +325,11 @@ def test_without_a_thread_a_silent_topic_outlasts_no_function(
 
 
 @pytest.mark.usefixtures("table")
-def test_with_a_minute_all_that_drips_at_the_end_has_its_time_and_no_more(
+def test_dripping_services_at_the_end_of_a_minute_get_their_share_of_time_only(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     """About 19 s: 3 to read the table, 13 to publish, 3 to write."""
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     began = time.monotonic()
     with slow(stage, "dynamodb", drip_body()), slow(stage, "sns", drip_body()):

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.integration.stage import LEAK, until
-from tests.integration.wire import Action, Impostor, Moment, Proxy, Trouble, drip, hang_up
+from tests.integration.wire import Action, Fault, Impostor, Moment, Proxy, drip, hang_up
 
 if TYPE_CHECKING:
     from tests.integration.stage import Stage
 
 
 def _sockets() -> int:
-    """The sockets of this process."""
+    """Count the sockets of this process."""
     links = Path("/proc/self/fd").iterdir()
     return sum("socket:" in _target(link) for link in links)
 
@@ -50,9 +50,9 @@ def test_twenty_invocations_leave_nothing_behind(stage: Stage) -> None:
     assert _sockets() <= before[1] + 3
 
 
-def test_targets_in_trouble_leave_nothing_behind(stage: Stage) -> None:
-    reset = Trouble(action=Action.RESET, moment=Moment.LOOK)
-    hang = Trouble(action=Action.HANG, moment=Moment.TERMINATE)
+def test_failing_targets_leave_nothing_behind(stage: Stage) -> None:
+    reset = Fault(action=Action.RESET, moment=Moment.SNAPSHOT)
+    hang = Fault(action=Action.HANG, moment=Moment.TERMINATE)
     stage.session(LEAK, "other")
     with ExitStack() as stack:
         stage.target("reset", port=stack.enter_context(Impostor(hang_up)).port)

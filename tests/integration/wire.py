@@ -1,4 +1,4 @@
-"""Servers that misbehave on the wire: a proxy that knows where the conversation is, and impostors."""
+"""Servers that misbehave: a proxy that follows the PostgreSQL protocol, and servers that only pretend."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from infra.local.postgres import HOST
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_TICK = 0.02  # seconds between two looks at whether the test is over
+_TICK = 0.02  # seconds between two checks whether the test is over
 ENDLESS_SECONDS: Final = 90.0
-"""How long a server hangs or drips, so that a client that waits without end ends, and is too late."""
+"""How long a server hangs or drips: it ends, but later than any deadline of a test."""
 _UNTYPED, _TYPED = 4, 5  # bytes before a message's body
 _ENDS_REQUEST = b"QSpX"
 
 
 class Moment(Enum):
-    """Where the reaper is in its conversation with a server."""
+    """A request of the reaper to a server."""
 
     STARTUP = auto()
-    SIGN_IN = auto()
-    LOOK = auto()
+    LOGIN = auto()
+    SNAPSHOT = auto()
     PREPARE_TERMINATE = auto()
     TERMINATE = auto()
     PREPARE_CANCEL = auto()
     CANCEL = auto()
     PREPARE_VERIFY = auto()
     VERIFY = auto()
-    SIGN_OUT = auto()
+    DISCONNECT = auto()
 
 
 class Action(Enum):
@@ -55,8 +55,8 @@ class Action(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trouble:
-    """An action at a moment; `lost` means that the server was asked, and its answer is lost."""
+class Fault:
+    """An action at a moment; with `lost` the server gets the request, and its answer is dropped."""
 
     action: Action
     moment: Moment
@@ -65,13 +65,13 @@ class Trouble:
 
 
 def reset(sock: socket.socket) -> None:
-    """Close with a RST, as a crashed host or a firewall does."""
+    """Close with a TCP reset, as a crashed host or a firewall does."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
 class Impostor:
-    """Listens on a free port; `answer` deals with each connection, in a thread."""
+    """Listens on a free port and handles each connection by `answer`, in a thread."""
 
     def __init__(self, answer: Callable[[socket.socket, Event], None] | None = None) -> None:
         self._answer = answer or hang
@@ -99,17 +99,17 @@ class Impostor:
             with suppress(TimeoutError):
                 connection, _ = self._listener.accept()
                 self.connections += 1
-                thread = Thread(target=self._deal, args=(connection,))
+                thread = Thread(target=self._handle, args=(connection,))
                 thread.start()
                 self._threads.append(thread)
 
-    def _deal(self, connection: socket.socket) -> None:
+    def _handle(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
             self._answer(connection, self._stop)
 
 
 def hang(connection: socket.socket, stop: Event) -> None:
-    """Accept everything and say nothing, until the other side has had enough."""
+    """Read everything and send nothing until the client disconnects."""
     end = time.monotonic() + ENDLESS_SECONDS
     while not stop.is_set() and time.monotonic() < end:
         if select([connection], [], [], _TICK)[0] and not connection.recv(65536):
@@ -117,7 +117,7 @@ def hang(connection: socket.socket, stop: Event) -> None:
 
 
 def drip(text: bytes, seconds: float = 0.1) -> Callable[[socket.socket, Event], None]:
-    """Say it, but one byte at a time, over and over."""
+    """Send the text byte by byte, over and over."""
 
     def answer(connection: socket.socket, stop: Event) -> None:
         connection.recv(65536)
@@ -131,7 +131,7 @@ def drip(text: bytes, seconds: float = 0.1) -> Callable[[socket.socket, Event], 
 
 
 def say(text: bytes) -> Callable[[socket.socket, Event], None]:
-    """Say one thing and close."""
+    """Send the text and close."""
 
     def answer(connection: socket.socket, _: Event) -> None:
         connection.recv(65536)
@@ -141,7 +141,7 @@ def say(text: bytes) -> Callable[[socket.socket, Event], None]:
 
 
 def http(status: str, body: bytes, seconds: float = 0) -> Callable[[socket.socket, Event], None]:
-    """Answer a request that is read already, after so many seconds, and close."""
+    """Answer a request that was read before, after a delay, and close."""
     head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
 
     def answer(connection: socket.socket, stop: Event) -> None:
@@ -152,7 +152,7 @@ def http(status: str, body: bytes, seconds: float = 0) -> Callable[[socket.socke
 
 
 def drip_body(seconds: float = 0.05) -> Callable[[socket.socket, Event], None]:
-    """Answer a request that is read already with a body that arrives byte by byte, without end."""
+    """Answer a request that was read before with a body that arrives byte by byte, without end."""
 
     def answer(connection: socket.socket, stop: Event) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
@@ -164,7 +164,7 @@ def drip_body(seconds: float = 0.05) -> Callable[[socket.socket, Event], None]:
 
 
 def page_without_end(page: str) -> Callable[[socket.socket, Event], None]:
-    """Answer each request with another page; TOKEN in it says where the next one begins."""
+    """Answer each request with another page, with a new token in place of TOKEN."""
     numbers = count()
 
     def answer(connection: socket.socket, stop: Event) -> None:
@@ -189,7 +189,7 @@ def hang_up(connection: socket.socket, _: Event) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Detour:
-    """Another server: for all connections but the first, or from a moment on within each."""
+    """Another server, for all connections but the first, or from a moment on in each."""
 
     port: int
     moment: Moment | None = None
@@ -200,18 +200,17 @@ class Detour:
 
 
 class Proxy(Impostor):
-    """Stands between the reaper and a real server.
+    """Forwards between the reaper and a real server.
 
-    `before` is called before a request goes on to the server; `troubles` apply to the connection
-    of their own index and, with `every`, to all later ones too. `says` makes of what the server says
-    what the reaper hears, and `hears` is called with what the reaper says. `detour` leads to another
-    server.
+    `before` is called before a request is forwarded. `faults` apply to the first connection, or with
+    `every` to all. `says` maps the server's data to what the reaper receives; `hears` is called with
+    the reaper's data. `detour` leads to another server.
     """
 
     def __init__(  # noqa: PLR0913 -- a test gives one or two of them
         self,
         port: int,
-        *troubles: Trouble,
+        *faults: Fault,
         every: bool = False,
         before: Callable[[Moment], None] | None = None,
         says: Callable[[bytes], bytes] = bytes,
@@ -220,7 +219,7 @@ class Proxy(Impostor):
     ) -> None:
         super().__init__(self._forward)
         self._upstream_port = port
-        self._troubles = troubles
+        self._faults = faults
         self._every = every
         self._before = before
         self._says = says
@@ -231,7 +230,7 @@ class Proxy(Impostor):
     def _forward(self, client: socket.socket, stop: Event) -> None:
         with ExitStack() as stack:
             conversation = _Conversation(self, client, stack, self._port())
-            while not stop.is_set() and conversation.goes_on(stop):
+            while not stop.is_set() and conversation.forward(stop):
                 pass
 
     def _port(self) -> int:
@@ -255,10 +254,10 @@ class Proxy(Impostor):
         detour = self._detour
         return detour if detour and detour.begins_at(moment, number) else None
 
-    def trouble_at(self, moment: Moment, number: int) -> Trouble | None:
-        for trouble in self._troubles if self._every or self.connections == 1 else ():
-            if (trouble.moment, trouble.nth) == (moment, number):
-                return trouble
+    def fault_at(self, moment: Moment, number: int) -> Fault | None:
+        for fault in self._faults if self._every or self.connections == 1 else ():
+            if (fault.moment, fault.nth) == (moment, number):
+                return fault
         return None
 
 
@@ -272,10 +271,10 @@ class _Conversation:
         self._server = stack.enter_context(socket.create_connection((HOST, port)))
         self._requests = _Requests()
         self._counts: dict[Moment, int] = {}
-        self._pending: Trouble | None = None
+        self._pending: Fault | None = None
 
-    def goes_on(self, stop: Event) -> bool:
-        """Forward what there is; false at the end."""
+    def forward(self, stop: Event) -> bool:
+        """Forward the data that has arrived; return whether the connection is still open."""
         ready, _, _ = select([self._client, self._server], [], [], _TICK)
         if self._server in ready and not self._answer(stop):
             return False
@@ -295,11 +294,11 @@ class _Conversation:
             number = self._counts[moment] = self._counts.get(moment, 0) + 1
             self._proxy.meet(moment)
             self._proxy.listen(request)
-            trouble = self._proxy.trouble_at(moment, number)
-            if trouble and not trouble.lost:
-                _misbehave(trouble.action, self._client, b"", stop)
+            fault = self._proxy.fault_at(moment, number)
+            if fault and not fault.lost:
+                _misbehave(fault.action, self._client, b"", stop)
                 return False
-            self._pending = self._pending or trouble
+            self._pending = self._pending or fault
             if detour := self._proxy.detour_at(moment, number):
                 self._server = _pooled(detour.port, self._stack)
             self._server.sendall(request)
@@ -307,7 +306,7 @@ class _Conversation:
 
 
 def _pooled(port: int, stack: ExitStack) -> socket.socket:
-    """A connection of the reaper's role, logged in and ready, as a pooler has them."""
+    """Open a connection of the reaper's role, as a pooler holds them."""
     options: dict[str, Any] = {"password": "sw0rdfish", "database": "postgres"}
     connection = Connection("session_reaper", host=HOST, port=port, **options)
     sock: socket.socket = connection._usock  # noqa: SLF001 -- the conversation goes on without pg8000
@@ -336,11 +335,11 @@ _STATEMENTS = (
 
 
 class _Requests:
-    """Cuts what a client sends into requests, and tells what each is about."""
+    """Splits a client's data into requests, and finds the moment of each."""
 
     def __init__(self) -> None:
         self._data = b""
-        self._signed_in = False
+        self._logged_in = False
         self._request = b""
         self._moment: Moment | None = None
         self._prepared: dict[bytes, Moment] = {}
@@ -349,16 +348,16 @@ class _Requests:
         self._data += data
         while message := self._message():
             self._request += message
-            kind = message[:1] if self._signed_in else b""
+            kind = message[:1] if self._logged_in else b""
             self._classify(kind, message)
-            if not self._signed_in or kind in _ENDS_REQUEST:
+            if not self._logged_in or kind in _ENDS_REQUEST:
                 assert self._moment is not None
                 yield self._moment, self._request
                 self._request, self._moment = b"", None
-                self._signed_in = True
+                self._logged_in = True
 
     def _message(self) -> bytes:
-        head = _TYPED if self._signed_in else _UNTYPED
+        head = _TYPED if self._logged_in else _UNTYPED
         if len(self._data) < head:
             return b""
         (length,) = struct.unpack_from("!i", self._data, head - 4)
@@ -380,14 +379,14 @@ class _Requests:
         elif self._moment is None:
             self._moment = {
                 b"": Moment.STARTUP,
-                b"p": Moment.SIGN_IN,
-                b"Q": Moment.LOOK,
-                b"X": Moment.SIGN_OUT,
+                b"p": Moment.LOGIN,
+                b"Q": Moment.SNAPSHOT,
+                b"X": Moment.DISCONNECT,
             }.get(kind)
 
 
 def _request(connection: socket.socket) -> bytes:
-    """One whole HTTP request, as far as it says how long it is."""
+    """Read one HTTP request with its body."""
     request = connection.recv(65536)
     head, _, body = request.partition(b"\r\n\r\n")
     length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
@@ -402,16 +401,16 @@ def _request(connection: socket.socket) -> bytes:
 
 
 def aws_but_for(
-    text: bytes, deal: Callable[[socket.socket, Event], None] | None = None
+    text: bytes, answer: Callable[[socket.socket, Event], None] | None = None
 ) -> Impostor:
-    """The AWS stand-in, which deals so with each call whose head has this text: it never answers."""
-    deal = deal or hang
+    """Run the AWS stand-in, but answer calls whose head contains the text by `answer`; never by default."""
+    answer = answer or hang
     real = urlsplit(os.environ["AWS_ENDPOINT_URL"])
 
     def gateway(connection: socket.socket, stop: Event) -> None:
         head = _request(connection)
         if text in head:
-            deal(connection, stop)
+            answer(connection, stop)
             return
         with socket.create_connection((real.hostname or "", real.port or 0)) as stand_in:
             stand_in.sendall(head)
@@ -427,7 +426,7 @@ def aws_but_for(
 
 
 def unused_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port that no server listens on."""
     with socket.create_server((HOST, 0)) as listener:
         port: int = listener.getsockname()[1]
     time.sleep(0)
@@ -435,7 +434,7 @@ def unused_port() -> int:
 
 
 class RewriteRows:
-    """Passes on what a server says, with the single values of its rows changed.
+    """Passes a server's data on, with the single values of its rows changed.
 
     Give it to `Proxy` as `says`, for one connection at a time.
     """
@@ -446,14 +445,14 @@ class RewriteRows:
 
     def __call__(self, data: bytes) -> bytes:
         self._data += data
-        said = b""
+        changed = b""
         while len(self._data) >= _TYPED:
             (length,) = struct.unpack_from("!i", self._data, 1)
             if len(self._data) < 1 + length:
                 break
             message, self._data = self._data[: 1 + length], self._data[1 + length :]
-            said += self._rewritten(message)
-        return said
+            changed += self._rewritten(message)
+        return changed
 
     def _rewritten(self, message: bytes) -> bytes:
         value = single_value(message)

@@ -53,7 +53,7 @@ def _run(*outcomes: str, pid: int = 1, began: float = 10.0) -> ReaperRun:
 _DEATH = Death(at=10.5, pid=1, was_working=False)
 
 
-def test_a_death_that_a_run_reports_is_told() -> None:
+def test_a_death_that_a_run_reports_is_accounted_for() -> None:
     result = _result(deaths=[_DEATH], runs=[_run("terminated")])
     assert result.complaints == []
     assert result.reported == [_DEATH]
@@ -74,7 +74,7 @@ def test_a_lingering_session_may_die_after_the_run() -> None:
     [[], [_run("escaped")], [_run("terminated", pid=2)], [_run("terminated", began=11.0)]],
     ids=["no run", "escaped", "another pid", "a later run"],
 )
-def test_a_death_that_no_run_reports_is_untold(runs: Sequence[ReaperRun]) -> None:
+def test_a_death_that_no_run_reports_is_unreported(runs: Sequence[ReaperRun]) -> None:
     assert _result(deaths=[_DEATH], runs=runs).undelivered == [_DEATH]
 
 
@@ -83,13 +83,13 @@ def test_a_report_without_a_death_is_unproven() -> None:
     assert _result(deaths=[_DEATH], runs=[run]).unproven == [(run, 1)]
 
 
-def test_a_lost_commit_is_a_complaint() -> None:
+def test_a_lost_commit_is_a_violation() -> None:
     assert _result(deaths=[_DEATH], runs=[_run("terminated")], stored=6).complaints == [
         "wrong count: client 0 committed 7, the server has 6"
     ]
 
 
-def test_a_transaction_that_the_machine_held_up_is_not_broken_by_the_reaper() -> None:
+def test_a_transaction_delayed_by_the_machine_is_not_blamed_on_the_reaper() -> None:
     early, late = (
         Break(client=0, pid=1, code="57P01", had_gone_on=False, seconds=seconds)
         for seconds in (THRESHOLD - 0.01, THRESHOLD)
@@ -98,7 +98,7 @@ def test_a_transaction_that_the_machine_held_up_is_not_broken_by_the_reaper() ->
     assert (result.broken, result.stalled) == ([early], [late])
 
 
-def test_a_run_over_a_target_that_is_not_ok_is_a_complaint() -> None:
+def test_a_run_on_a_failed_target_is_a_violation() -> None:
     run = ReaperRun(began=10.0, ended=11.0, problem="failed: …", sessions=())
     assert _result(runs=[run]).complaints == [
         "a run's target was not ok: failed: …",

@@ -182,7 +182,7 @@ class _Evaluator:
         return self._nested[name]
 
     def value(self, node: Any) -> Any:  # noqa: ANN401
-        """A node without functions; what is AWS::NoValue is left out."""
+        """Evaluate the functions of a node; leave out AWS::NoValue."""
         if isinstance(node, list):
             return [one for one in map(self.value, node) if one is not _NOTHING]
         if not isinstance(node, dict):

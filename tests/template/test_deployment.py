@@ -41,16 +41,16 @@ def _parameters(environment: str) -> dict[str, str]:
     return dict(one.split("=", 1) for one in given)
 
 
-# -- samconfig.toml: what is deployed is for the user to change, so these hold after that, too --------
+# -- samconfig.toml: users change it, so these tests must also pass after that ---------------------
 
 
-def test_there_are_three_environments_and_each_is_a_stack_of_its_own() -> None:
+def test_each_of_the_three_environments_is_a_separate_stack() -> None:
     assert {"default", "staging", "prod"} <= set(ENVIRONMENTS)
     assert len({_stack(one) for one in ENVIRONMENTS}) == len(ENVIRONMENTS)
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_what_is_configured_can_be_deployed(environment: str) -> None:
+def test_every_configured_environment_can_be_deployed(environment: str) -> None:
     parameters = _parameters(environment)
     assert parameters.keys() <= source("template.yaml")["Parameters"].keys()
     # The first of default is guided: until then nothing is known.
@@ -59,7 +59,7 @@ def test_what_is_configured_can_be_deployed(environment: str) -> None:
         assert render(parameters).has("SessionReaper")
 
 
-def test_what_says_no_mode_observes() -> None:
+def test_an_environment_without_a_mode_observes() -> None:
     assert render(BARE).one("SessionReaper")["Environment"]["Variables"]["MODE"] == "observe"
 
 
@@ -131,7 +131,7 @@ def test_make_logs_follows_the_log_of_the_function(make: Make) -> None:
 
 
 @pytest.mark.parametrize("command", ["deploy", "check-remote", "logs", "events"])
-def test_an_environment_that_is_not_configured_is_an_error_that_names_it(command: str) -> None:
+def test_an_unknown_environment_is_an_error_that_names_it(command: str) -> None:
     result = subprocess.run(  # noqa: S603 -- our own Makefile
         ["make", "-n", command, "ENV=prd"],  # noqa: S607 -- as people do
         cwd=ROOT,

@@ -32,7 +32,7 @@ def _found(rule: Any, template: dict[str, Any]) -> list[str]:  # noqa: ANN401
 
 @pytest.mark.parametrize("path", TEMPLATES)
 @pytest.mark.parametrize("rule", RULES)
-def test_our_templates_keep_the_rules(rule: Any, path: str) -> None:  # noqa: ANN401
+def test_our_templates_follow_the_rules(rule: Any, path: str) -> None:  # noqa: ANN401
     assert _found(rule, transformed(path)) == []
 
 
@@ -75,7 +75,7 @@ def test_a_wide_statement_is_found(change: dict[str, Any], problem: str) -> None
 
 
 @pytest.mark.parametrize("gone", ["Action", "Resource"])
-def test_a_statement_by_exclusion_is_found(gone: str) -> None:
+def test_a_statement_with_notaction_or_notresource_is_found(gone: str) -> None:
     statement = {f"Not{key}" if key == gone else key: one for key, one in _GOOD.items()}
     assert _found(StatementsAreScoped, _role(statement))
 
@@ -95,11 +95,11 @@ def test_a_statement_by_exclusion_is_found(gone: str) -> None:
     ],
     ids=str,
 )
-def test_a_scoped_statement_is_not(statement: dict[str, Any]) -> None:
+def test_a_scoped_statement_is_accepted(statement: dict[str, Any]) -> None:
     assert _found(StatementsAreScoped, _role(statement)) == []
 
 
-def test_a_statement_is_found_inside_an_if_and_inside_a_document_as_text() -> None:
+def test_a_wide_statement_is_found_inside_an_if_and_inside_text() -> None:
     wide = _GOOD | {"Resource": "*"}
     assert _found(StatementsAreScoped, _role({"Fn::If": ["Yes", wide, {"Ref": "AWS::NoValue"}]}))
     text = {
@@ -108,7 +108,7 @@ def test_a_statement_is_found_inside_an_if_and_inside_a_document_as_text() -> No
     assert _found(StatementsAreScoped, _role(text))
 
 
-def test_in_a_key_s_policy_only_its_account_may_do_everything() -> None:
+def test_in_a_key_policy_only_the_account_may_do_everything() -> None:
     owner = {"Effect": "Allow", "Action": "kms:*", "Resource": "*"}
     root, service = {"AWS": "arn:aws:iam::1:root"}, {"Service": "cloudwatch.amazonaws.com"}
     key = "AWS::KMS::Key"
@@ -121,7 +121,7 @@ def test_in_a_key_s_policy_only_its_account_may_do_everything() -> None:
 
 
 @pytest.mark.parametrize("gone", ["RetentionInDays", "DeletionPolicy", "UpdateReplacePolicy"])
-def test_a_log_group_without_an_end_is_found(gone: str) -> None:
+def test_a_log_group_without_retention_is_found(gone: str) -> None:
     group = {
         "Type": "AWS::Logs::LogGroup",
         "DeletionPolicy": "Delete",
@@ -135,7 +135,7 @@ def test_a_log_group_without_an_end_is_found(gone: str) -> None:
     assert _found(LogsEnd, {"Resources": {"Logs": group}}) == [f"Logs has no {gone}"]
 
 
-def test_a_function_with_lambda_s_own_log_group_is_found() -> None:
+def test_a_function_with_lambdas_default_log_group_is_found() -> None:
     function = {"Type": "AWS::Lambda::Function", "Properties": {"LoggingConfig": {}}}
     assert _found(LogsEnd, {"Resources": {"F": function}}) == ["F has no log group of its own"]
 
@@ -157,7 +157,7 @@ def test_a_function_with_lambda_s_own_log_group_is_found() -> None:
         ("AWS::IAM::ManagedPolicy", "ManagedPolicyName"),
     ],
 )
-def test_a_name_that_every_stack_would_want_is_found(kind: str, key: str) -> None:
+def test_a_name_shared_by_all_stacks_is_found(kind: str, key: str) -> None:
     def found(name: object) -> list[str]:
         resource = {"Type": kind, "Properties": {key: name}}
         return _found(NamesAreGenerated, {"Parameters": {"Shop": {}}, "Resources": {"R": resource}})
@@ -180,7 +180,7 @@ def _asked(*grouped: str, **parameters: dict[str, str]) -> dict[str, Any]:
     return {"Metadata": {"AWS::CloudFormation::Interface": interface}, "Parameters": parameters}
 
 
-def test_a_parameter_that_is_not_explained_is_found() -> None:
+def test_a_parameter_without_a_description_is_found() -> None:
     good = {"Description": "How far to go", "Default": ""}
     assert _found(ParametersAreExplained, _asked("Mode", Mode=good)) == []
     assert _found(ParametersAreExplained, _asked("Mode", Mode={})) == [
@@ -196,7 +196,7 @@ def test_a_parameter_that_is_not_explained_is_found() -> None:
 
 
 @pytest.mark.parametrize("grouped", [(), ("Mode", "Mode"), ("Mode", "Other")])
-def test_groups_that_miss_a_parameter_or_have_one_twice_are_found(grouped: tuple[str, ...]) -> None:
+def test_a_parameter_in_no_group_or_in_two_is_found(grouped: tuple[str, ...]) -> None:
     good = {"Description": "How far to go", "Default": ""}
     [problem] = _found(ParametersAreExplained, _asked(*grouped, Mode=good))
     assert "each once" in problem

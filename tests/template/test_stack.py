@@ -38,7 +38,7 @@ every_scene = pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS.keys(
 # -- scenes ----------------------------------------------------------------------------------------
 
 
-def test_the_scenes_take_each_condition_both_ways() -> None:
+def test_the_scenes_cover_each_condition_both_ways() -> None:
     conditions = [item for stack in STACKS.values() for item in stack.conditions.items()]
     both = {(path, name): {True, False} for path in TEMPLATES for name in _section(path)}
     seen: dict[tuple[str, str], set[bool]] = {}
@@ -52,24 +52,24 @@ def _section(path: str) -> dict[str, Any]:
     return section
 
 
-def test_the_scenes_make_every_resource_and_are_not_refused() -> None:
+def test_the_scenes_cover_every_resource_and_pass_every_rule() -> None:
     made = {one.name.rpartition("/")[2] for stack in STACKS.values() for one in stack.resources}
     assert made == {name for path in TEMPLATES for name in transformed(path)["Resources"]}
     assert [refusals(parameters) for parameters in SCENES.values()] == [[]] * len(SCENES)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_parameter_changes_what_is_made(name: str) -> None:
+def test_every_parameter_changes_the_stack(name: str) -> None:
     assert list(ALL) == list(source("template.yaml")["Parameters"])
     others = {"SecurityGroupIds": "sg-0e", "VpcId": "vpc-0b", "Endpoints": "no"}
     one, other = render(ALL), render(ALL | {name: others.get(name, "")})
     assert (one.resources, one.outputs) != (other.resources, other.outputs)
 
 
-# -- what is not asked for is not there ------------------------------------------------------------
+# -- optional resources ----------------------------------------------------------------------------
 
 
-def test_nothing_optional_is_there_unless_asked_for() -> None:
+def test_optional_resources_are_off_by_default() -> None:
     kinds = sorted(one.kind for one in STACKS["bare"].resources)
     assert kinds == [
         "AWS::DynamoDB::Table",
@@ -88,7 +88,7 @@ def test_nothing_optional_is_there_unless_asked_for() -> None:
     assert "VpcConfig" not in STACKS["bare"].one("SessionReaper")
 
 
-def test_the_first_questions_are_those_that_need_an_answer() -> None:
+def test_parameters_without_a_default_come_first() -> None:
     parameters = list(source("template.yaml")["Parameters"])
     assert parameters[:4] == ["TargetSecrets", "TargetSecretTag", "Email", "Mode"]
     # One of the first two, and that is all that there must be.
@@ -115,13 +115,13 @@ def test_the_first_questions_are_those_that_need_an_answer() -> None:
     ],
     ids=str,
 )
-def test_what_is_half_or_wrong_is_refused_before_anything_is_made(
+def test_incomplete_or_invalid_parameters_are_refused_before_deployment(
     parameters: dict[str, str], refusal: str
 ) -> None:
     assert any(refusal in one for one in refusals(BARE | parameters))
 
 
-# -- who may do what -------------------------------------------------------------------------------
+# -- permissions -----------------------------------------------------------------------------------
 
 _KNOWS_NO_RESOURCE = {
     "secretsmanager:BatchGetSecretValue",
@@ -179,14 +179,14 @@ def test_every_statement_is_scoped(stack: Stack) -> None:
 
 
 @every_scene
-def test_no_role_has_a_policy_of_aws_s(stack: Stack) -> None:
+def test_no_role_has_an_aws_managed_policy(stack: Stack) -> None:
     for role in stack.of("AWS::IAM::Role"):
         for arn in role.properties.get("ManagedPolicyArns", []):
             assert arn == "shop/SlackReadOnly"
 
 
 @every_scene
-def test_every_role_has_the_organization_s_boundary_if_there_is_one(stack: Stack) -> None:
+def test_every_role_has_the_permissions_boundary_if_one_is_given(stack: Stack) -> None:
     whole = stack.conditions["template.yaml", "HasBoundary"]
     for role in stack.of("AWS::IAM::Role"):
         assert role.properties.get("PermissionsBoundary") == (
@@ -194,13 +194,13 @@ def test_every_role_has_the_organization_s_boundary_if_there_is_one(stack: Stack
         )
 
 
-def test_the_version_is_the_project_s() -> None:
+def test_the_templates_version_is_the_projects() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for function in STACKS["all"].of("AWS::Lambda::Function"):
         assert {"Key": "version", "Value": project["version"]} in function.properties["Tags"]
 
 
-def test_secrets_are_read_by_name_arn_and_tag_alone() -> None:
+def test_secrets_are_granted_by_name_arn_and_tag_only() -> None:
     of = {
         name: [one for one in _policies(STACKS[name]) if "GetSecretValue" in str(one["Action"])]
         for name in ("bare", "by tag", "by ARN")
@@ -213,14 +213,14 @@ def test_secrets_are_read_by_name_arn_and_tag_alone() -> None:
     assert of["by ARN"][1]["Resource"] == [SCENES["by ARN"]["TargetSecretArns"]]
 
 
-def test_iam_authentication_is_for_the_reaper_s_user_only() -> None:
+def test_iam_authentication_is_granted_for_the_reapers_user_only() -> None:
     [grant] = [one for one in _policies(STACKS["all"]) if one["Action"] == "rds-db:connect"]
     assert grant["Resource"].endswith(":dbuser:*/session_reaper")
     assert all(one["Action"] != "rds-db:connect" for one in _policies(STACKS["bare"]))
 
 
 @every_scene
-def test_keys_are_used_by_name_and_through_a_service(stack: Stack) -> None:
+def test_keys_are_granted_by_name_and_through_a_service_only(stack: Stack) -> None:
     for statement in _policies(stack):
         if any(action.startswith("kms:") for action in _listed(statement["Action"])):
             assert statement["Condition"]["StringEquals"]["kms:ViaService"]
@@ -228,7 +228,7 @@ def test_keys_are_used_by_name_and_through_a_service(stack: Stack) -> None:
                 assert key in (KEY, ALL["DecryptionKeyArns"], "shop/TopicKey.Arn")
 
 
-def test_everything_that_is_stored_can_be_encrypted_by_one_key() -> None:
+def test_all_stored_data_can_be_encrypted_with_one_key() -> None:
     stack = STACKS["with a key"]
     [use] = [one for one in _policies(stack) if KEY in _listed(one["Resource"])][:1]
     assert use["Condition"]["StringEquals"]["kms:ViaService"] == [
@@ -242,7 +242,7 @@ def test_everything_that_is_stored_can_be_encrypted_by_one_key() -> None:
 
 
 @every_scene
-def test_every_queue_and_topic_is_encrypted_and_takes_tls_only(stack: Stack) -> None:
+def test_every_queue_and_topic_is_encrypted_and_requires_tls(stack: Stack) -> None:
     for queue in stack.of("AWS::SQS::Queue"):
         assert ("KmsMasterKeyId" in queue.properties) != queue.properties.get(
             "SqsManagedSseEnabled", False
@@ -261,7 +261,7 @@ def test_every_queue_and_topic_is_encrypted_and_takes_tls_only(stack: Stack) -> 
 
 
 @every_scene
-def test_alarms_and_amazon_q_meet_a_topic_whose_key_lets_them_in(stack: Stack) -> None:
+def test_the_topics_key_may_be_used_by_alarms_and_amazon_q(stack: Stack) -> None:
     if stack.of("AWS::CloudWatch::Alarm") or stack.of("AWS::Chatbot::SlackChannelConfiguration"):
         assert stack.one("Topic")["KmsMasterKeyId"] in (KEY, "shop/TopicKey.Arn")
     for key in stack.of("AWS::KMS::Key"):
@@ -285,7 +285,7 @@ def test_the_slack_channel_may_read_only() -> None:
     )
 
 
-# -- what fails is kept ----------------------------------------------------------------------------
+# -- failures --------------------------------------------------------------------------------------
 
 
 @every_scene
@@ -317,7 +317,7 @@ def test_every_delivery_has_a_dead_letter_queue(stack: Stack) -> None:
 
 
 @every_scene
-def test_every_log_group_has_a_retention_and_every_function_one_of_ours(stack: Stack) -> None:
+def test_every_log_group_has_retention_and_every_function_has_a_log_group(stack: Stack) -> None:
     groups = stack.of("AWS::Logs::LogGroup")
     assert all(int(group.properties["RetentionInDays"]) > 0 for group in groups)
     functions = stack.of("AWS::Lambda::Function")
@@ -326,7 +326,7 @@ def test_every_log_group_has_a_retention_and_every_function_one_of_ours(stack: S
     assert all(one.properties["LoggingConfig"]["LogFormat"] == "JSON" for one in functions)
 
 
-def test_one_run_at_a_time_and_not_all_stacks_at_the_same_second() -> None:
+def test_one_run_at_a_time_and_stacks_start_at_different_seconds() -> None:
     assert STACKS["bare"].one("SessionReaper")["ReservedConcurrentExecutions"] == 1
     window = STACKS["bare"].one("SessionReaperSchedule")["FlexibleTimeWindow"]
     assert window == {"Mode": "FLEXIBLE", "MaximumWindowInMinutes": 1}
@@ -335,7 +335,7 @@ def test_one_run_at_a_time_and_not_all_stacks_at_the_same_second() -> None:
 # -- an alarm of the user's ------------------------------------------------------------------------
 
 
-def test_the_rule_takes_the_event_in_the_folder_and_no_other() -> None:
+def test_the_alarm_rule_matches_the_example_event_only() -> None:
     stack = STACKS["all"]
     pattern = EventPattern.load(json.dumps(stack.one("ConnectionAlarm")["EventPattern"]))
     event = json.loads((ROOT / "events" / "scheduled_by_alarm.json").read_text())
@@ -373,7 +373,7 @@ def _network(scene: str, kind: str) -> dict[str, dict[str, Any]]:
         ("all", ["sg-0a", "sg-0b", "sg-0c", "sg-0d"]),
     ],
 )
-def test_the_function_is_let_into_each_security_group_of_databases(
+def test_the_function_may_connect_to_each_security_group_of_databases(
     scene: str, groups: list[str]
 ) -> None:
     out = _network(scene, "AWS::EC2::SecurityGroupEgress").values()
@@ -386,11 +386,11 @@ def test_the_function_is_let_into_each_security_group_of_databases(
     assert {(one["FromPort"], one["ToPort"]) for one in (*out, *into)} == {(5432, 5432)}
 
 
-def test_endpoints_are_for_this_function_and_disturb_no_other() -> None:
+def test_endpoints_serve_this_function_only() -> None:
     endpoints = _network("all", "AWS::EC2::VPCEndpoint")
     gateway = endpoints.pop("DynamoDb")
     assert gateway["RouteTableIds"] == ["rtb-0a", "rtb-0b"]
-    # A table takes one gateway, of whatever stack: who has it already gets the others without.
+    # A route table takes one gateway endpoint, of any stack: a VPC that has one needs no second.
     assert _network("by endpoints", "AWS::EC2::VPCEndpoint").keys() == (
         endpoints.keys() - {"ParameterStoreEndpoint"}
     )
@@ -414,7 +414,7 @@ def test_the_function_knows_the_address_of_every_endpoint(scene: str) -> None:
     assert known == {f"https://{one.name}.DnsEntries" for one in endpoints}
 
 
-def test_the_sdk_goes_to_these_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sdk_uses_these_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     variables = STACKS["all"].one("SessionReaper")["Environment"]["Variables"]
     given = {name: one for name, one in variables.items() if name.startswith("AWS_ENDPOINT_URL_")}
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
@@ -426,7 +426,7 @@ def test_the_sdk_goes_to_these_addresses(monkeypatch: pytest.MonkeyPatch) -> Non
     assert gone_to == set(given.values())
 
 
-def test_what_the_function_may_do_by_an_endpoint_is_what_its_role_may() -> None:
+def test_the_endpoint_policies_match_the_role() -> None:
     stack = STACKS["all"]
     granted = {
         action
@@ -458,7 +458,7 @@ def _given(resource: Resource, section: str) -> dict[str, Any]:
     return {name: resource.properties[name] for name in names if name in resource.properties}
 
 
-def test_two_stacks_in_an_account_and_region_want_no_name_twice() -> None:
+def test_two_stacks_in_one_account_and_region_share_no_name() -> None:
     taken = [
         {
             (one.kind, json.dumps(names))
@@ -471,7 +471,7 @@ def test_two_stacks_in_an_account_and_region_want_no_name_twice() -> None:
     assert not taken[0] & taken[1]
 
 
-def test_lambda_s_right_to_its_interfaces_outlives_the_function_s_time_in_a_vpc() -> None:
+def test_lambda_keeps_its_interface_permissions_after_the_function_leaves_the_vpc() -> None:
     # A policy inside of the role would be gone before the function is updated.
     role = STACKS["all"].one("Role")["Policies"]
     assert not any(
@@ -484,7 +484,7 @@ def test_lambda_s_right_to_its_interfaces_outlives_the_function_s_time_in_a_vpc(
     assert {"Key": "may-attach-to-vpc", "Value": "shop/AttachToVpc"} in tags
 
 
-def test_a_group_of_databases_that_is_appended_moves_no_rule() -> None:
+def test_appending_a_security_group_keeps_the_existing_rules() -> None:
     kinds = ("AWS::EC2::SecurityGroupEgress", "AWS::EC2::SecurityGroupIngress")
     scene = SCENES["by endpoints"]
     before, after = (
@@ -499,7 +499,7 @@ _KEPT = ("AWS::DynamoDB::Table", "AWS::Logs::LogGroup", "AWS::SNS::Topic", "AWS:
 
 
 @every_scene
-def test_no_change_of_a_parameter_replaces_what_keeps_something(stack: Stack) -> None:
+def test_no_parameter_change_replaces_a_stateful_resource(stack: Stack) -> None:
     for kind in _KEPT:
         before = {one.name: one for one in STACKS["bare"].of(kind)}
         after = {one.name: one for one in stack.of(kind)}
@@ -509,7 +509,7 @@ def test_no_change_of_a_parameter_replaces_what_keeps_something(stack: Stack) ->
                 assert _given(one, section) == _given(after[name], section)
 
 
-def test_the_memory_is_the_table_that_is_deployed_already() -> None:
+def test_the_table_keeps_its_deployed_definition() -> None:
     [memory] = STACKS["bare"].of("AWS::DynamoDB::Table")
     assert memory.name == "shop/Memory"
     assert _given(memory, "createOnlyProperties") == {}
@@ -520,7 +520,7 @@ def test_the_memory_is_the_table_that_is_deployed_already() -> None:
 
 
 @every_scene
-def test_a_deleted_stack_leaves_nothing_but_the_log_group_that_was_to_be_kept(stack: Stack) -> None:
+def test_a_deleted_stack_leaves_only_the_retained_log_group(stack: Stack) -> None:
     kept = [one.name for one in stack.resources if one.deletion_policy != "Delete"]
     assert kept == (["shop/LogGroup"] if stack.conditions["template.yaml", "KeepsLogs"] else [])
 

@@ -1,4 +1,4 @@
-"""A call ends by its deadline, whatever the other side does."""
+"""A call to AWS ends by its deadline, whatever the service does."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def service() -> str:
-    """A service of this test's own: it has threads of its own."""
+    """A service name of this test only: each service has its own threads."""
     return uuid4().hex
 
 
 @pytest.fixture
 def over() -> Iterator[Event]:
-    """Set at the end: no thread is left behind."""
+    """An event that is set when the test ends, so that no thread is left."""
     event = Event()
     yield event
     event.set()
@@ -46,12 +46,12 @@ def test_a_call_raises_what_the_operation_raises(service: str, error: Exception)
         call(service, operation, Deadline(60))
 
 
-def test_a_call_that_does_not_end_is_left_at_its_deadline(service: str, over: Event) -> None:
+def test_a_call_that_does_not_end_is_abandoned_at_its_deadline(service: str, over: Event) -> None:
     with pytest.raises(NoAnswerError, match=r"no answer in 1?\d\.\d s"):
         call(service, partial(over.wait, 60), Deadline(0.1))
 
 
-def test_calls_that_hang_do_not_keep_others_from_their_answers(service: str, over: Event) -> None:
+def test_hanging_calls_do_not_delay_other_calls(service: str, over: Event) -> None:
     deadline = Deadline(0.5)
     hanging = [PendingCall(service, over.wait, deadline) for _ in range(3)]
     answered = PendingCall(service, lambda: 7, deadline)
@@ -61,14 +61,14 @@ def test_calls_that_hang_do_not_keep_others_from_their_answers(service: str, ove
     assert answered.result() == 7
 
 
-def test_without_time_no_call_begins(service: str) -> None:
+def test_no_call_starts_without_time_left(service: str) -> None:
     began = Event()
     with pytest.raises(NoAnswerError, match="no time is left"):
         call(service, began.set, Deadline(0))
     assert not began.is_set()
 
 
-def test_a_call_that_waits_for_a_thread_until_the_deadline_never_begins(
+def test_a_call_without_a_free_thread_until_its_deadline_never_starts(
     service: str, over: Event
 ) -> None:
     hanging = [PendingCall(service, over.wait, Deadline(60)) for _ in range(16)]
@@ -82,7 +82,7 @@ def test_a_call_that_waits_for_a_thread_until_the_deadline_never_begins(
     assert not began.is_set()
 
 
-def test_a_process_without_room_for_a_thread_has_no_answer_and_makes_no_late_call(
+def test_without_a_new_thread_a_call_fails_and_is_not_made_later(
     service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: threading.Thread) -> None:
@@ -93,7 +93,7 @@ def test_a_process_without_room_for_a_thread_has_no_answer_and_makes_no_late_cal
         patch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(NoThreadError, match="no thread for the call"):
             call(service, began.set, Deadline(60))
-    # The executor has kept it in its queue.
+    # The executor has kept the first call in its queue.
     assert call(service, lambda: 7, Deadline(60)) == 7
     assert not began.is_set()
 
@@ -102,34 +102,33 @@ def listed(tokens: Iterable[Any], deadline: Deadline) -> list[Mapping[str, Any]]
     return list(iterate_pages(({"next": token} for token in tokens), "next", deadline))
 
 
-def test_a_list_ends_with_the_page_that_names_no_other() -> None:
+def test_a_list_ends_at_the_page_without_a_next_token() -> None:
     assert len(listed(["a", "b", None, "c"], Deadline(60))) == 3
     assert len(listed(["a", {"b": 1}, ""], Deadline(60))) == 3
 
 
 @pytest.mark.parametrize("tokens", [repeat("a"), cycle(["a", "b"]), repeat({"key": {"S": "a"}})])
-def test_a_list_that_comes_to_a_page_again_is_not_an_answer(tokens: Iterable[object]) -> None:
+def test_a_list_that_repeats_a_token_is_an_error(tokens: Iterable[object]) -> None:
     with pytest.raises(NoAnswerError, match="repeats itself"):
         listed(tokens, Deadline(60))
 
 
-def test_a_list_has_a_number_of_pages_at_most() -> None:
+def test_a_list_of_more_than_1000_pages_is_an_error() -> None:
     with pytest.raises(NoAnswerError, match="more than 1,000 pages"):
         listed(range(1, MAX_PAGES + 2), Deadline(60))
 
 
-def test_a_list_is_left_at_the_deadline_unless_it_is_complete() -> None:
+def test_an_incomplete_list_is_an_error_at_the_deadline() -> None:
     with pytest.raises(NoAnswerError, match="not complete in time"):
         listed(["a", None], Deadline(0))
     assert len(listed([None], Deadline(0))) == 1
 
 
 @pytest.mark.parametrize("seconds", [0.5, 1, 3, 10, 60, 900])
-def test_the_parts_of_a_run_end_one_after_the_other_and_before_lambda_does(
-    seconds: float, monkeypatch: pytest.MonkeyPatch
+def test_each_part_of_a_run_ends_before_the_next_and_all_before_the_function_times_out(
+    seconds: float,
 ) -> None:
-    monkeypatch.setattr("session_reaper.deadline.monotonic", lambda: 0.0)
-    run_time = share_time(seconds)
+    run_time = share_time(seconds, clock=lambda: 0.0)
     assert run_time.policy.remaining() <= 0.3 * seconds
     assert run_time.targets.remaining() >= 0.59 * seconds
     assert run_time.end.remaining() - run_time.targets.remaining() >= min(15, 0.2 * seconds)

@@ -38,7 +38,7 @@ def assert_valid_by_the_schema_or_refused_with_a_place(document: object) -> None
 def test_the_generated_policies_use_every_key() -> None:
     seen: set[str] = set()
 
-    @settings(max_examples=200)
+    @settings(max_examples=100)
     @given(policy_documents())
     def collect(document: Document) -> None:
         seen.update(keys_of(document))
@@ -61,7 +61,7 @@ def test_the_schema_accepts_every_policy_that_the_function_reads(document: Docum
     SCHEMA.validate(document)
 
 
-@settings(max_examples=250)
+@settings(max_examples=4 * settings().max_examples)
 @given(mistaken_documents())
 def test_a_changed_policy_is_valid_by_the_schema_or_refused_with_a_place(
     document: Document,

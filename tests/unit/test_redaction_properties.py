@@ -121,7 +121,7 @@ def queries(draw: st.DrawFn) -> str:
     return query
 
 
-@settings(max_examples=150)
+@settings(max_examples=3 * settings().max_examples)
 @given(queries())
 def test_no_part_of_a_literal_or_comment_is_shown_wherever_the_server_cuts(query: str) -> None:
     whole = query.encode()

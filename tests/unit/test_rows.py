@@ -3,21 +3,75 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.errors import TargetError
-from session_reaper.postgres.rows import estimate_memory, read_grants, read_snapshot
+from session_reaper.postgres.rows import (
+    estimate_memory,
+    read_facts,
+    read_grants,
+    read_snapshot,
+    read_verification,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from session_reaper.postgres.driver import Row
 
-from tests.answers import SNAPSHOT, session_row
+from tests.answers import (
+    BAD_VALUES,
+    EMPTY_SNAPSHOT,
+    FACTS,
+    SNAPSHOT,
+    VERIFICATION,
+    is_allowed,
+    list_places,
+    replace_at,
+    session_row,
+)
 from tests.hang_guard import fail_after
+
+READERS: dict[str, Callable[[Row], object]] = {
+    "snapshot": partial(read_snapshot, own_roles=(), backend_pid=1),
+    "verification": read_verification,
+    "facts": partial(read_facts, tls=None),
+}
+ANSWERS = {"snapshot": SNAPSHOT, "verification": VERIFICATION, "facts": FACTS}
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+@pytest.mark.parametrize("kind", READERS)
+def test_every_place_of_an_answer_is_validated(kind: str, name: str) -> None:
+    read, answer = READERS[kind], ANSWERS[kind]
+    read([json.dumps(answer).encode()])
+    for place in list_places(answer):
+        row: Row = [replace_at(answer, place, BAD_VALUES[name])]
+        if is_allowed(kind, place, name):
+            read(row)
+            continue
+        with pytest.raises(TargetError) as raised:
+            read(row)
+        assert raised.value.code == "answer", place
+        is_unreadable = "JSON" in str(raised.value)
+        assert is_unreadable or str(place[0]) in str(raised.value), (place, raised.value)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_an_answer_without_one_of_its_keys_is_invalid(kind: str) -> None:
+    read, answer = READERS[kind], ANSWERS[kind]
+    for key in answer:
+        row: Row = [json.dumps({k: v for k, v in answer.items() if k != key}).encode()]
+        with pytest.raises(TargetError, match=rf"\b{key}\b"):
+            read(row)
 
 
 def read(**changes: object) -> object:
-    return read_snapshot([json.dumps(SNAPSHOT | changes).encode()], own_roles=(), backend_pid=1)
+    return read_snapshot(
+        [json.dumps({**EMPTY_SNAPSHOT, **changes}).encode()], own_roles=(), backend_pid=1
+    )
 
 
 def chain(links: int) -> list[list[object]]:
@@ -129,7 +183,7 @@ def test_the_memory_estimate_counts_queries_and_waiters() -> None:
     rows = [session_row(pid=pid, query="x" * 2000) for pid in range(1, 5)]
     waits = [[pid, True, "app", "api", 0.5, [1]] for pid in range(5, 105)]
     snapshot = read_snapshot(
-        [json.dumps(SNAPSHOT | {"sessions": rows, "waits": waits}).encode()],
+        [json.dumps({**EMPTY_SNAPSHOT, "sessions": rows, "waits": waits}).encode()],
         own_roles=(),
         backend_pid=1,
     )

@@ -1,10 +1,11 @@
-"""What the templates say of the code, by its name only: all that a rename could break silently."""
+"""The names in the templates that refer to the code: a rename could break them silently."""
 
 from __future__ import annotations
 
 import ast
 import io
 import json
+import logging
 import re
 from importlib import import_module
 from pathlib import Path
@@ -58,7 +59,7 @@ ALARMS = {
     for name, resource in MONITORING.items()
     if resource["Type"] == "AWS::CloudWatch::Alarm"
 }
-# With Sub's own syntax undone: ${!PROP('…')} is text for CloudWatch.
+# With Sub's escapes undone: ${!PROP('…')} is text for CloudWatch.
 _BODY = MONITORING["Dashboard"]["Properties"]["DashboardBody"]["Sub"].replace("${!", "${")
 WIDGETS = json.loads(_BODY)["widgets"]
 
@@ -81,17 +82,17 @@ def test_the_template_sets_the_variables_that_are_read_and_no_others() -> None:
     named = {text for text in _constants("settings.py") if re.fullmatch(r"[A-Z][A-Z_]+", text)}
     read = {name for name in named if not name.startswith("AWS_")}  # Lambda sets those
     given = {name for function in FUNCTIONS for name in _variables(function)}
-    # The others are for Powertools and for botocore.
+    # Powertools and botocore read the others.
     assert read == {name for name in given if not name.startswith(("POWERTOOLS_", "AWS_"))}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_every_handler_is_there(function: str) -> None:
+def test_every_handler_of_the_template_exists(function: str) -> None:
     module, _, name = FUNCTIONS[function]["Handler"].rpartition(".")
     assert callable(getattr(import_module(module), name))
 
 
-def test_every_function_has_a_target_that_builds_it() -> None:
+def test_every_function_has_a_make_target_that_builds_it() -> None:
     makefile = (ROOT / "infra" / "artifact" / "Makefile").read_text()
     assert set(re.findall(r"(?m)^build-(\w+):", makefile)) == set(FUNCTIONS)
     for name, properties in FUNCTIONS.items():
@@ -99,7 +100,7 @@ def test_every_function_has_a_target_that_builds_it() -> None:
         assert properties["CodeUri"] == "functions/"
 
 
-def test_the_memory_has_the_attributes_that_are_written() -> None:
+def test_the_table_has_the_key_attributes_that_are_written() -> None:
     table = STACK["Memory"]["Properties"]
     keys = {key["AttributeName"] for key in table["KeySchema"]}
     assert {*keys, table["TimeToLiveSpecification"]["AttributeName"]} <= _constants(
@@ -107,7 +108,7 @@ def test_the_memory_has_the_attributes_that_are_written() -> None:
     )
 
 
-def test_the_dashboard_is_called_what_the_function_is_told() -> None:
+def test_the_dashboard_has_the_name_that_the_function_links_to() -> None:
     condition, name, none = _variables("SessionReaper")["DASHBOARD"]["If"]
     nested = STACK["MonitoringStack"]
     assert (condition, none) == (nested["Condition"], "")
@@ -120,7 +121,7 @@ Metric = tuple[str, tuple[str, ...]]  # its name, the names of its dimensions
 
 
 def _published(capsys: pytest.CaptureFixture[str]) -> set[Metric]:
-    """All that an eventful run publishes."""
+    """All metrics of a run with every outcome."""
     fates = [a_fate(outcome) for outcome in Outcome]
     target = a_target_report(*fates, oldest_idle_in_transaction=901.2)
     observability.emit_target_metrics(target)
@@ -157,14 +158,14 @@ def _watched() -> Iterator[Metric]:
                 yield name, tuple(sorted(pairs[::2]))
 
 
-def test_alarms_and_dashboard_watch_metrics_that_are_published(
+def test_alarms_and_dashboard_use_published_metrics_only(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert set(_watched()) <= _published(capsys)
 
 
 @pytest.mark.parametrize("alarm", ALARMS)
-def test_every_alarm_says_what_it_means_to_the_topic(alarm: str) -> None:
+def test_every_alarm_describes_itself_and_notifies_the_topic(alarm: str) -> None:
     properties = ALARMS[alarm]
     assert 100 < len(properties["AlarmDescription"]["Sub"]) < 900  # CloudWatch keeps 1024
     assert properties["AlarmActions"] == [{"Ref": "TopicArn"}]
@@ -191,7 +192,7 @@ _WORDS = {"and", "in", "by", "as", "asc", "desc", "count", "count_distinct", "ma
 
 
 def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """A line's fields as Logs Insights calls them."""
+    """Yield the names of a line's fields, as Logs Insights writes them."""
     for key, value in document.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
@@ -200,25 +201,26 @@ def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 @pytest.fixture
-def logged(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+def logged() -> dict[str, set[str]]:
     """The fields of our log lines, by their message."""
     stream = io.StringIO()
-    monkeypatch.setattr(observability.logger.registered_handler, "stream", stream)
+    handler = observability.logger.registered_handler
+    assert isinstance(handler, logging.StreamHandler)
+    stdout = handler.setStream(stream)
     target = a_target_report(*(a_fate(outcome, pid=n) for n, outcome in enumerate(Outcome, 1)))
     with observability.logger.append_context_keys(run_id="4f6c", mode="enforce"):
         observability.log_decision(target, a_decision())
         log = observability.OutcomeLog()
         log.complete(target, Deadline(5))
         observability.log_remaining([log], Deadline(5))
+    handler.setStream(stdout)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert len(lines) == 1 + len(Outcome)
     return {line["message"]: set(_flat(line)) for line in lines}
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_every_query_asks_for_fields_that_are_logged(
-    query: str, logged: dict[str, set[str]]
-) -> None:
+def test_every_log_query_uses_logged_fields_only(query: str, logged: dict[str, set[str]]) -> None:
     text = re.sub(r"#.*", "", QUERIES[query])
     strings = re.findall(r'"([^"]*)"', text)
     bare = re.sub(r"""'[^']*'|"[^"]*\"""", "", text)

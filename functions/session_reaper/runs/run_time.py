@@ -1,6 +1,8 @@
 """Divides the time that Lambda gives a run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import Final
 
 from session_reaper.aws.dynamodb import MEMORY_SECONDS
@@ -32,16 +34,16 @@ class RunTime:
     end: Deadline
 
 
-def share_time(seconds: float) -> RunTime:
+def share_time(seconds: float, clock: Callable[[], float] = monotonic) -> RunTime:
     """Divide the seconds that Lambda gives a run."""
     outcomes_seconds = min(_OUTCOMES_SECONDS, _OUTCOMES_SHARE * seconds)
     notify_seconds = min(
         MEMORY_SECONDS + PUBLISH_SECONDS, _NOTIFY_SHARE * seconds + outcomes_seconds
     )
     return RunTime(
-        policy=Deadline(min(_POLICY_SECONDS, _POLICY_SHARE * seconds)),
-        targets=Deadline(seconds - notify_seconds),
+        policy=Deadline(min(_POLICY_SECONDS, _POLICY_SHARE * seconds), clock),
+        targets=Deadline(seconds - notify_seconds, clock),
         # A target whose time is over may report for as long again.
-        outcomes=Deadline(seconds - notify_seconds + 2 * outcomes_seconds),
-        end=Deadline(seconds - min(_MARGIN_SECONDS, _MARGIN_SHARE * seconds)),
+        outcomes=Deadline(seconds - notify_seconds + 2 * outcomes_seconds, clock),
+        end=Deadline(seconds - min(_MARGIN_SECONDS, _MARGIN_SHARE * seconds), clock),
     )
