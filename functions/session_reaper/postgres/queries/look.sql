@@ -6,7 +6,7 @@
 -- its own database, and one that is no valid text in ours must not hide the other sessions.
 --
 -- {idle_for}     a JSON object, state -> seconds: sessions in other states, or for a shorter time in
---                theirs, match no rule and stay on the server.
+--                theirs, match no rule and stay on the server, except what may be a dump's worker.
 -- {waits}        waits.sql, or NULL if no rule asks: planning it takes a fifth of the whole.
 -- {locks}        true or false: how many locks each holds on objects. The planner drops what is false.
 -- {query_id}     a.query_id, or NULL on 13, which has none.
@@ -86,8 +86,18 @@ SELECT json_build_object(
         m.can_signal OR coalesce(pg_has_role(r.oid, 'USAGE'), false)
     )) FILTER (
         WHERE a.backend_type = 'client backend'
-        AND extract(epoch FROM m.now - a.state_change)
-            >= (CAST({idle_for} AS json) ->> a.state)::double precision
+        AND (
+            extract(epoch FROM m.now - a.state_change)
+                >= (CAST({idle_for} AS json) ->> a.state)::double precision
+            -- The workers of a parallel dump show that its leader, idle in transaction, is no leak.
+            -- LIKE with a prefix compares bytes, so any encoding will do.
+            OR CAST({idle_for} AS json) ->> 'idle in transaction' IS NOT NULL
+                AND a.backend_xmin IS NOT NULL AND a.backend_xid IS NULL
+                AND (
+                    a.query LIKE 'COPY %' OR a.query LIKE 'LOCK TABLE %'
+                    OR a.state = 'fastpath function call'
+                )
+        )
     ), '[]'),
     'waits', ({waits})
 )::text AS look
