@@ -31,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line("markers", "tls: needs a server that was built with TLS")
     config.addinivalue_line("markers", "pg_dump: needs a server that comes with pg_dump")
+    config.addinivalue_line("markers", "postgres_fdw: needs a server with contrib's extensions")
     config.addinivalue_line("markers", "majors(low, high): the versions that have the feature")
 
 
@@ -40,6 +41,10 @@ def _builds(config: pytest.Config) -> dict[int, Build]:
     if not builds:
         raise pytest.UsageError(f"no PostgreSQL server in {folder or 'the installed packages'}")
     return builds
+
+
+def _has_contrib(build: Build) -> bool:
+    return any((build.bin.parent / "share").rglob("postgres_fdw.control"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -55,6 +60,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         builds = {major: build for major, build in builds.items() if build.tls}
     if "pg_dump" in marks:
         builds = {n: build for n, build in builds.items() if (build.bin / "pg_dump").exists()}
+    if "postgres_fdw" in marks:
+        builds = {n: build for n, build in builds.items() if _has_contrib(build)}
     chosen = sorted(builds) if "every_major" in marks else sorted(builds)[-1:]
     metafunc.parametrize(
         "build",

@@ -7,7 +7,7 @@ import signal
 import socket
 import struct
 import subprocess
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from tests.integration.stage import ACTIVE, IDLE, LEAK, REAPER, policy, rule, until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from infra.local.postgres import Build
@@ -81,12 +82,14 @@ def test_roles_of_the_provider_are_never_touched(stage: Stage) -> None:
 def test_backups_and_migrations_are_never_touched(stage: Stage) -> None:
     names = (
         "pg_dump",
-        "pg_dumpall",
         "pg_restore",
         "pgBackRest [backup]",
-        "barman_backup",
-        "pgcopydb[1]",
-        "pg_basebackup",
+        "barman_streaming_backup",
+        "pgcopydb[4711] snapshot holder",
+        "pgAdmin 4 - DB:orders",
+        "Flyway by Redgate",
+        "pgroll",
+        "Debezium General",
     )
     sessions = [stage.session(LEAK, application_name=name) for name in names]
     assert_only_the_leak_dies(stage, *sessions)
@@ -155,36 +158,150 @@ def test_a_list_that_matches_no_session_selects_none(stage: Stage) -> None:
     assert leak.is_there
 
 
-@pytest.mark.pg_dump
-def test_a_parallel_dump_is_left_alone(stage: Stage, build: Build, tmp_path: Path) -> None:
-    program = build.bin / "pg_dump"
-    stage.role("dumper", "IN ROLE pg_read_all_data" if build.major > 13 else "")
-    stage.root.run("CREATE TABLE big AS SELECT generate_series(1, 1000) AS n")
-    stage.cleanup(stage.root.run, "DROP TABLE big")
-    stage.root.run("GRANT SELECT ON big TO dumper")
-    environment = {
+def client_program(stage: Stage, build: Build, role: str, **environment: str) -> dict[str, str]:
+    """The environment of a libpq program that connects as the role."""
+    return {
         "PGHOST": str(stage.server.socket_dir),
         "PGPORT": str(stage.server.port),
-        "PGUSER": "dumper",
+        "PGUSER": role,
         "PGDATABASE": "postgres",
         "LD_LIBRARY_PATH": str(build.lib or ""),
+        **environment,
     }
-    command = [str(program), "-j", "2", "-Fd", "-f", str(tmp_path / "dump")]
-    with subprocess.Popen(command, env=environment, start_new_session=True) as dump:  # noqa: S603
-        frozen = "SELECT pid FROM pg_stat_activity WHERE usename = 'dumper' AND state = :state"
 
-        def caught_idle_in_transaction() -> bool:
-            os.killpg(dump.pid, signal.SIGSTOP)
-            if stage.root.run(frozen, state=LEAK):
+
+@contextmanager
+def stopped(
+    stage: Stage, command: Sequence[str], environment: Mapping[str, str], condition: str
+) -> Iterator[None]:
+    """Run a program, and stop it while a session meets the condition; it succeeds in the end."""
+    with subprocess.Popen(command, env=environment, start_new_session=True) as program:  # noqa: S603
+
+        def is_caught() -> bool:
+            os.killpg(program.pid, signal.SIGSTOP)
+            query = f"SELECT pid FROM pg_stat_activity WHERE {condition}"  # noqa: S608 -- the test's
+            if stage.root.run(query):
                 return True
-            os.killpg(dump.pid, signal.SIGCONT)
+            os.killpg(program.pid, signal.SIGCONT)
             return False
 
-        until(caught_idle_in_transaction, "the dump is idle in transaction")
+        try:
+            until(is_caught, f"{command[0]} is stopped where {condition}")
+            yield
+            os.killpg(program.pid, signal.SIGCONT)
+            assert program.wait(60) == 0
+        finally:
+            if program.poll() is None:
+                os.killpg(program.pid, signal.SIGKILL)
+
+
+def dumper(stage: Stage, build: Build, rows: int) -> None:
+    """A role that may dump a table of so many rows."""
+    stage.role("dumper", "IN ROLE pg_read_all_data" if build.major > 13 else "")
+    stage.root.run("CREATE TABLE big (note text)")
+    stage.root.run(
+        "INSERT INTO big SELECT repeat('x', 100) FROM generate_series(1, CAST(:rows AS integer))",
+        rows=rows,
+    )
+    stage.cleanup(stage.root.run, "DROP TABLE big")
+    stage.root.run("GRANT SELECT ON big TO dumper")
+
+
+@pytest.mark.pg_dump
+def test_a_parallel_dump_is_left_alone(stage: Stage, build: Build, tmp_path: Path) -> None:
+    dumper(stage, build, 1_000)
+    command = [str(build.bin / "pg_dump"), "-j2", "-Fd", "-f", str(tmp_path / "dump")]
+    leader = f"usename = 'dumper' AND application_name = 'pg_dump' AND state = '{LEAK}'"
+    with stopped(stage, command, client_program(stage, build, "dumper"), leader):
         run = stage.reap(EVERYBODY)
-        os.killpg(dump.pid, signal.SIGCONT)
-        assert dump.wait(30) == 0
     assert run.outcomes() == {}
+
+
+COPYING = f"state = '{ACTIVE}' AND query LIKE 'COPY public.big%'"
+
+
+@pytest.mark.pg_dump
+def test_a_parallel_dump_under_another_name_is_left_alone(
+    stage: Stage, build: Build, tmp_path: Path
+) -> None:
+    dumper(stage, build, 300_000)  # more than the buffers between server and client hold
+    command = [str(build.bin / "pg_dump"), "-j2", "-Fd", "-f", str(tmp_path / "dump")]
+    environment = client_program(stage, build, "dumper", PGAPPNAME="nightly-backup")
+    leak = stage.session(LEAK, "dumper", application_name="nightly-backup")
+    # Idle in transaction: the leak, the leader, and a worker that has no table to copy.
+    all_are_there = (
+        "3 = (SELECT count(*) FROM pg_stat_activity"
+        " WHERE application_name = 'nightly-backup' AND state = 'idle in transaction')"
+    )
+    with stopped(stage, command, environment, f"{COPYING} AND {all_are_there}"):
+        run = stage.reap(rule(), mode="observe")
+        assert run.outcomes() == {leak.pid: "would_terminate"}
+        assert stage.reap(EVERYBODY).outcomes() == {leak.pid: "terminated"}
+
+
+@pytest.mark.pg_dump
+def test_a_backup_and_a_restore_are_left_alone(stage: Stage, build: Build, tmp_path: Path) -> None:
+    dumper(stage, build, 300_000)
+    environment = client_program(stage, build, "dumper")
+    archive = str(tmp_path / "archive")
+    dump = [str(build.bin / "pg_dump"), "-Fc", "-Z0", "-t", "big", "-f", archive]
+    with stopped(stage, dump, environment, f"application_name = 'pg_dump' AND {COPYING}"):
+        assert stage.reap(EVERYBODY).outcomes() == {}
+    stage.root.run("TRUNCATE big; ALTER TABLE big OWNER TO dumper")
+    restore = [str(build.bin / "pg_restore"), "-a", "-d", "postgres", archive]
+    with stopped(stage, restore, environment, f"application_name = 'pg_restore' AND {COPYING}"):
+        assert stage.reap(EVERYBODY).outcomes() == {}
+    every = [str(build.bin / "pg_dumpall"), "--no-role-passwords", "-f", str(tmp_path / "all")]
+    idle = f"application_name = 'pg_dumpall' AND state = '{IDLE}'"  # while its pg_dump works
+    with stopped(stage, every, environment, idle):
+        assert stage.reap(EVERYBODY).outcomes() == {}
+
+
+@pytest.mark.postgres_fdw
+def test_the_remote_half_of_a_foreign_transaction_is_left_alone(stage: Stage) -> None:
+    remote = stage.database("remote")
+    stage.role("app")
+    root, server = stage.root, f"host '{stage.server.socket_dir}', port '{stage.server.port}'"
+    root.run("CREATE EXTENSION postgres_fdw")
+    stage.cleanup(root.run, "DROP EXTENSION postgres_fdw CASCADE")
+    root.run(
+        f"CREATE SERVER remote FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({server}, dbname '{remote}')"
+    )
+    root.run(
+        "CREATE USER MAPPING FOR app SERVER remote OPTIONS (user 'app', password_required 'false')"
+    )
+    root.run(
+        "CREATE FOREIGN TABLE databases (datname name) SERVER remote"
+        " OPTIONS (schema_name 'pg_catalog', table_name 'pg_database')"
+    )
+    root.run("GRANT SELECT ON databases TO app")
+    job = stage.session(LEAK, application_name="deploy", query="SELECT datname FROM databases")
+    query = "SELECT application_name, state, usename FROM pg_stat_activity WHERE datname = 'remote'"
+    assert root.run(query) == [["postgres_fdw", LEAK, "app"]]
+    run = stage.reap(EVERYBODY, protect={"applications": ["deploy"]})
+    assert run.outcomes() == {}
+    assert root.run(query) == [["postgres_fdw", LEAK, "app"]]
+    job.connection.run("SELECT datname FROM databases; COMMIT")
+
+
+@pytest.mark.postgres_fdw
+def test_dblink_has_the_name_of_its_connection_string(stage: Stage) -> None:
+    """It has no name of its own, so the policy has to protect the one that the job gives it."""
+    remote = stage.database("remote")
+    root = stage.root
+    root.run("CREATE EXTENSION dblink")
+    stage.cleanup(root.run, "DROP EXTENSION dblink CASCADE")
+    where = f"host={stage.server.socket_dir} port={stage.server.port} dbname={remote} user=app"
+    stage.role("app")
+    for name, parameters in (("unnamed", ""), ("named", "application_name=dblink")):
+        root.run(f"SELECT dblink_connect('{name}', '{where} {parameters}')")
+        root.run(f"SELECT dblink_exec('{name}', 'BEGIN')")
+    query = "SELECT application_name FROM pg_stat_activity WHERE datname = 'remote' ORDER BY 1"
+    assert root.run(query) == [[""], ["dblink"]]
+    run = stage.reap(EVERYBODY, protect={"applications": ["dblink"]})
+    assert list(run.outcomes().values()) == ["terminated"]
+    assert root.run(query) == [["dblink"]]
+    root.run("SELECT dblink_disconnect('named')")
 
 
 def test_an_event_cannot_lift_a_built_in_protection(stage: Stage) -> None:

@@ -246,25 +246,6 @@ def test_the_rule_used_below_condemns_an_unprotected_session() -> None:
         {"database": "\ufffdt\ufffd"},
         {"database": "rdsadmin"},
         {"database": "_aiven"},
-        *(
-            {"application": application}
-            for application in (
-                "pg_dump",
-                "pg_dumpall",
-                "pg_restore",
-                "pg_basebackup",
-                "pg_receivewal",
-                "pgBackRest [backup]",
-                "pgbackrest",
-                "barman_streaming_backup",
-                "wal-g",
-                "pgcopydb[47] COPY orders",
-                "pg_repack",
-                "greenmask",
-                "Debezium Streaming",
-                "AWS DMS 3.5",
-            )
-        ),
     ],
     ids=str,
 )

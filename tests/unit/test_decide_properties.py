@@ -29,7 +29,15 @@ NAMES = st.sampled_from(["app", "app_1", "worker", "db7", "x", "a[b", "ÄPP", "n
 ROLES = NAMES | st.sampled_from(["rdsadmin", "rdsproxyadmin", "aiven_x", "deploy"])
 CLIENTS = st.none() | st.sampled_from(["10.0.8.7", "10.0.9.1", "::1", "2001:db8::5", "fe80::1"])
 QUERIES = st.sampled_from(
-    ["select 1", "LISTEN jobs", "COPY t FROM STDIN", "a x b y c", "insert into t values (1)", ""]
+    [
+        "select 1",
+        "LISTEN jobs",
+        "COPY t FROM STDIN",
+        "COPY t TO STDOUT",
+        "a x b y c",
+        "insert into t values (1)",
+        "",
+    ]
 )
 WAITERS = st.lists(
     st.builds(Waiter, pid=st.integers(1, 99), role=NAMES, application=NAMES, seconds=SECONDS),

@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 from session_reaper.deadline import Deadline
 from session_reaper.documents import one_or_many
 from session_reaper.errors import ConfigurationError
+from session_reaper.policy.builtin import BUILTIN_PROTECTIONS
 from session_reaper.policy.model import Policy, read_policy
 from session_reaper.runs.policy_source import load_policy
 from session_reaper.runs.yaml import parse_yaml
@@ -268,3 +269,13 @@ def test_function_and_schema_refuse_an_invalid_policy(document: object) -> None:
 def test_function_and_schema_accept_an_unusual_policy(document: dict[str, Any]) -> None:
     read_policy(document)
     SCHEMA.validate(document)
+
+
+def test_the_documentation_lists_every_built_in_protection() -> None:
+    text = (ROOT / "docs" / "policy.md").read_text("utf-8")
+    patterns = (
+        *BUILTIN_PROTECTIONS.applications,
+        *BUILTIN_PROTECTIONS.roles,
+        *BUILTIN_PROTECTIONS.databases,
+    )
+    assert [pattern for pattern in patterns if f"`{pattern}`" not in text] == []

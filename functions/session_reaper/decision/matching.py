@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from session_reaper.decision.model import Decision, Verdict
+from session_reaper.decision.parallel_dumps import find_parallel_dumps
 from session_reaper.policy.builtin import BUILTIN_PROTECTIONS
 from session_reaper.policy.durations import format_duration
 from session_reaper.policy.enums import Action, HeldResource
@@ -19,14 +20,15 @@ from session_reaper.sessions.session import Names, Session, Slots, State
 
 
 def match_sessions(
-    sessions: Iterable[Session],
+    sessions: Sequence[Session],
     slots: Slots,
     rules: Sequence[Rule],
     protect: Protect,
     redact_query: Callable[[str], str],
 ) -> Iterator[Decision]:
-    """Decide on each session alone: the first rule that matches condemns it."""
+    """Decide on each session: the first rule that matches condemns it."""
     compiled = [_compile_rule(rule) for rule in rules]
+    dumping = find_parallel_dumps(sessions)
 
     @cache  # many sessions have the same names
     def check_names(state: State, names: Names) -> str | tuple[_CompiledRule, ...]:
@@ -43,6 +45,8 @@ def match_sessions(
         found = _find_protection(session, protect) or check_names(session.state, session.names)
         if isinstance(found, str):
             yield _leave(session, f"protected: {found}")
+        elif session.identity.pid in dumping:
+            yield _leave(session, "protected: a parallel dump (built in)")
         else:
             yield _apply_rules(session, slots, found, query_text)
 

@@ -8,7 +8,7 @@
 --
 -- {columns}      the columns of a session, in the order in which rows.py reads them
 -- {idle_for}     a JSON object, state -> seconds: sessions in other states, or in their state for less
---                time, match no rule and stay on the server
+--                time, match no rule and stay on the server, except possible workers of a dump
 -- {waits}        waits.sql, or NULL if no rule needs it: planning it takes a fifth of the whole
 -- {locks}        true or false: count the locks on objects of each session; the planner drops `false`
 -- {query_id}     a.query_id, or NULL before PostgreSQL 14, which has none
@@ -54,8 +54,18 @@ SELECT json_build_object(
     ),
     'sessions', coalesce(json_agg(json_build_array({columns})) FILTER (
         WHERE a.backend_type = 'client backend'
-        AND extract(epoch FROM m.now - a.state_change)
-            >= (CAST({idle_for} AS json) ->> a.state)::double precision
+        AND (
+            extract(epoch FROM m.now - a.state_change)
+                >= (CAST({idle_for} AS json) ->> a.state)::double precision
+            -- The workers of a parallel dump show that its leader, idle in transaction, is no leak.
+            -- LIKE with a prefix compares bytes, so any encoding will do.
+            OR CAST({idle_for} AS json) ->> 'idle in transaction' IS NOT NULL
+                AND a.backend_xmin IS NOT NULL AND a.backend_xid IS NULL
+                AND (
+                    a.query LIKE 'COPY %' OR a.query LIKE 'LOCK TABLE %'
+                    OR a.state = 'fastpath function call'
+                )
+        )
     ), '[]'),
     'waits', ({waits})
 )::text AS snapshot

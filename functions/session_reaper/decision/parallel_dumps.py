@@ -1,0 +1,77 @@
+"""Recognises a parallel dump by its shared snapshot, whatever its application name."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from session_reaper.sessions.session import Names, Session, State
+
+
+class _Origin(NamedTuple):
+    """What all sessions of one dump have in common."""
+
+    names: Names
+    client: str | None
+    xmin_age: int
+
+
+def find_parallel_dumps(sessions: Iterable[Session]) -> frozenset[int]:
+    """Return the pids of the sessions that belong to a parallel dump.
+
+    The leader of `pg_dump --jobs` exports its snapshot and is idle in transaction from then on, as
+    is a worker that has no table left to copy. The workers connect after the leader began its
+    transaction, and import its snapshot, so all have the same xmin. None of them writes, so none has
+    an xid. At least one worker must be at work.
+
+    Other sessions can meet all these conditions by chance, which only protects them.
+    """
+    by_origin = defaultdict[_Origin, list[Session]](list)
+    for session in sessions:
+        if session.xmin_age is not None and session.xid_age is None:
+            by_origin[_Origin(session.names, session.client, session.xmin_age)].append(session)
+    return frozenset(pid for group in by_origin.values() for pid in _find_members(group))
+
+
+def _find_members(group: Sequence[Session]) -> Iterator[int]:
+    """Yield the pids of a dump's leader and workers among sessions with the same snapshot."""
+    if len(group) == 1:
+        return
+    working = [session for session in group if _is_working(session)]
+    began = [
+        session.transaction_seconds
+        for session in group
+        if session.state is State.IDLE_IN_TRANSACTION
+        and session.transaction_seconds is not None
+        and any(each.connected_seconds < session.transaction_seconds for each in working)
+    ]
+    if not began:
+        return
+    # The leader began first, and the workers connected after that.
+    first = max(began)
+    for session in group:
+        if session.transaction_seconds == first or session.connected_seconds < first:
+            yield session.identity.pid
+
+
+_WORK = re.compile(r"\s*(copy|lock\s+table)\b", re.IGNORECASE)
+_FROM_CLIENT = re.compile(r"\bfrom\s+stdin\b", re.IGNORECASE)
+_LONGEST_PAUSE = 10.0  # seconds between two tables; a client that stopped must not stay protected
+
+
+def _is_working(session: Session) -> bool:
+    """Return whether the session copies tables to its client, or has just done so.
+
+    `fastpath function call` is how large objects are read. The server cuts long texts, so TO STDOUT
+    may be missing after a long list of columns.
+    """
+    if session.state is State.FASTPATH:
+        return True
+    is_pausing = (
+        session.state is State.IDLE_IN_TRANSACTION and session.idle_seconds < _LONGEST_PAUSE
+    )
+    return (
+        (session.state is State.ACTIVE or is_pausing)
+        and _WORK.match(session.query) is not None
+        and _FROM_CLIENT.search(session.query) is None
+    )

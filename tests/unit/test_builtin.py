@@ -1,0 +1,111 @@
+"""The built-in protections, against the application names that tools really have."""
+
+from __future__ import annotations
+
+import pytest
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Verdict
+from session_reaper.policy.builtin import BUILTIN_PROTECTIONS, TOOLS, find_tool
+from session_reaper.policy.patterns import matches_any
+from session_reaper.sessions.session import Names, State
+
+from tests.builders import a_policy, a_rule, a_session, some_slots
+
+# Whole names as pg_stat_activity shows them, measured on a server or composed as the tool's source
+# does it.
+NAMES = [
+    ("pg_dump", "pg_dump"),
+    ("pg_dumpall", "pg_dump"),
+    ("pg_restore", "pg_restore"),
+    ("pg_basebackup", "pg_basebackup"),
+    ("pg_receivewal", "pg_receivewal"),
+    ("pg_recvlogical", "pg_recvlogical"),
+    ("pg_createsubscriber", "pg_createsubscriber"),
+    ("postgres_fdw", "postgres_fdw"),
+    ("pgAdmin 4 - DB:orders", "pgAdmin"),
+    ("pgBackRest [backup]", "pgBackRest"),
+    ("pgBackRest [stanza-create]", "pgBackRest"),
+    ("pgxbackup [backup]", "pgxbackup"),
+    ("barman", "Barman"),
+    ("barman_receive_wal", "Barman"),
+    ("barman_streaming_backup", "Barman"),
+    ("barman_cloud_backup", "Barman"),
+    ("pg_probackup", "pg_probackup"),
+    ("pg_repack", "pg_repack"),
+    ("pgcopydb", "pgcopydb"),  # up to 0.10
+    ("pgcopydb[4711] snapshot holder", "pgcopydb"),
+    ("pgloader", "pgloader"),
+    ("pgloader-source", "pgloader"),
+    ("pgactive:7309462814709211347:send", "pgactive"),
+    ("pgactive:7309462814709211347:init dump", "pgactive"),
+    ("Debezium Streaming", "Debezium"),
+    ("Debezium Slot Info", "Debezium"),
+    ("Debezium General", "Debezium"),
+    ("Flyway by Redgate", "Flyway"),
+    ("flyway", "Flyway"),
+    ("pgroll", "pgroll"),
+    ("pgroll-state", "pgroll"),
+    ("pg-online-schema-change", "pg-osc"),
+    ("/usr/local/bundle/bin/pg-online-schema-change", "pg-osc"),
+    ("/home/deploy/.rbenv/versions/3...ms/bin/pg-online-schema-change", "pg-osc"),
+    ("liquibase", "Liquibase"),
+    ("Liquibase", "Liquibase"),
+    ("wal-g", "WAL-G"),
+    ("greenmask", "greenmask"),
+    ("AWS DMS 3.5", "AWS DMS"),
+]
+
+# Names that people, applications and drivers have; a tool that connects with one is not recognised.
+NOT_BUILT_IN = [
+    "",
+    "psql",
+    "api",
+    "pgAdmin 4 - CONN:4711042",
+    "pgAdmin 4 - LLM - llm_4711042",
+    "PostgreSQL JDBC Driver",  # pgjdbc, so Liquibase too
+    "bin/rails",  # ruby-pg
+    "postgres.js",
+    "nightly-backup",
+    "my_postgres_fdw",
+    "pgrollout",
+    "PG_DUMP",
+]
+
+
+@pytest.mark.parametrize(("application", "tool"), NAMES)
+def test_a_tool_is_recognised_by_its_real_name(application: str, tool: str) -> None:
+    assert len(application.encode()) < 64, "no session can have this name"
+    assert find_tool(application) == tool
+    assert BUILTIN_PROTECTIONS.covers(Names("app", "orders", application))
+
+
+@pytest.mark.parametrize("application", NOT_BUILT_IN)
+def test_other_names_are_not_protected(application: str) -> None:
+    assert find_tool(application) is None
+    assert BUILTIN_PROTECTIONS.covers(Names("app", "orders", application)) is None
+
+
+@pytest.mark.parametrize("application", [application for application, _ in NAMES])
+def test_no_rule_matches_a_tool(application: str) -> None:
+    policy = a_policy(a_rule(state=list(State), connected_for="1s"))
+    for state in State:
+        session = a_session(state=state, application=application)
+        (decision,) = decide([session], some_slots(), policy).decisions
+        assert (decision.verdict, decision.rule) == (Verdict.LEAVE, None)
+        assert decision.reason == f"protected: application {application} (built in)"
+
+
+def test_every_pattern_has_an_example() -> None:
+    examples = [application for application, _ in NAMES]
+    unused = {
+        pattern
+        for tool in TOOLS
+        for pattern in tool.applications
+        if not any(matches_any((pattern,), example) for example in examples)
+    }
+    assert unused <= {"pgbackrest*", "debezium*", "awsdms*"}
+
+
+def test_a_tool_has_one_entry() -> None:
+    names = [tool.name for tool in TOOLS]
+    assert len(set(names)) == len(names)

@@ -1,0 +1,146 @@
+"""A parallel dump under a name of its own: recognised by the snapshot that its sessions share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Verdict
+from session_reaper.decision.parallel_dumps import find_parallel_dumps
+from session_reaper.sessions.session import State
+
+from tests.builders import a_policy, a_rule, a_session, some_slots
+
+if TYPE_CHECKING:
+    from session_reaper.sessions.session import Session
+
+COPY = "COPY public.orders (id, note) TO stdout;"
+
+
+def leader(**overrides: object) -> Session:
+    """The session that exports the snapshot, 15 minutes ago."""
+    values = {
+        "pid": 1,
+        "application": "nightly-backup",
+        "state": "idle in transaction",
+        "query": "SELECT pg_catalog.pg_export_snapshot()",
+        "xmin_age": 4200,
+        "connected_seconds": 906.0,
+        "transaction_seconds": 905.0,
+    }
+    return a_session(**values | overrides)
+
+
+def worker(**overrides: object) -> Session:
+    """A session that copies a table, and began a second after the leader."""
+    values = {
+        "pid": 2,
+        "application": "nightly-backup",
+        "state": "active",
+        "query": COPY,
+        "xmin_age": 4200,
+        "connected_seconds": 904.0,
+        "transaction_seconds": 903.9,
+        "idle_seconds": 1.0,
+        "query_seconds": 1.0,
+    }
+    return a_session(**values | overrides)
+
+
+def test_the_leader_and_its_workers_are_recognised() -> None:
+    waiting = worker(pid=3, state="idle in transaction", idle_seconds=600.0)
+    other = a_session(pid=9, application="nightly-backup")
+    assert find_parallel_dumps([leader(), worker(), waiting, other]) == {1, 2, 3}
+    assert find_parallel_dumps([other, waiting, worker(), leader()]) == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"role": "etl"},
+        {"database": "billing"},
+        {"application": "api"},
+        {"client": "10.0.0.8"},
+        {"client": None},
+        {"xmin_age": 4201},
+        {"xmin_age": None},
+        {"xid_age": 1},
+        {"query": "SELECT 1"},
+        {"query": "copy_everything()"},
+        {"query": "COPY public.orders (id, note) FROM stdin;"},
+        {"state": "idle in transaction", "idle_seconds": 10.0},
+        {"state": "idle in transaction (aborted)"},
+        {"connected_seconds": 905.0},  # before the leader began its transaction
+        {"connected_seconds": 4000.0},
+    ],
+    ids=str,
+)
+def test_a_session_that_differs_is_no_worker(difference: dict[str, Any]) -> None:
+    assert find_parallel_dumps([leader(), worker(**difference)]) == frozenset()
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"state": "active"},
+        {"state": "idle in transaction (aborted)"},
+        {"xmin_age": None},
+        {"xid_age": 0},
+        {"transaction_seconds": None},
+        {"transaction_seconds": 904.0},
+    ],
+    ids=str,
+)
+def test_a_session_that_differs_is_no_leader(difference: dict[str, Any]) -> None:
+    assert find_parallel_dumps([leader(**difference), worker()]) == frozenset()
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        {"query": "COPY (SELECT id FROM public.orders WHERE id > 7) TO STDOUT"},
+        {"query": "COPY public.wide (column_1, column_2"},  # the server cut it
+        {"query": "LOCK TABLE public.orders IN ACCESS SHARE MODE NOWAIT"},
+        {"state": "idle in transaction", "idle_seconds": 9.9},  # between two tables
+        {"state": "fastpath function call", "query": "SELECT 1"},  # a large object
+        {"query": f"\n  {COPY.lower()}"},
+    ],
+    ids=str,
+)
+def test_a_worker_may_do_any_work_of_a_dump(work: dict[str, Any]) -> None:
+    assert find_parallel_dumps([leader(), worker(**work)]) == {1, 2}
+
+
+def test_two_dumps_at_once_are_recognised_both() -> None:
+    younger = leader(pid=11, connected_seconds=300.0, transaction_seconds=299.0)
+    its_worker = worker(pid=12, connected_seconds=298.0, transaction_seconds=297.0)
+    sessions = [leader(), worker(), younger, its_worker]
+    assert find_parallel_dumps(sessions) == {1, 2, 11, 12}
+
+
+def test_a_leak_of_an_older_connection_in_the_same_snapshot_is_not_recognised() -> None:
+    leak = leader(pid=9, connected_seconds=4000.0, transaction_seconds=800.0)
+    assert find_parallel_dumps([leader(), worker(), leak]) == {1, 2}
+
+
+def test_a_dump_without_a_worker_is_not_recognised() -> None:
+    assert find_parallel_dumps([leader()]) == frozenset()
+    assert find_parallel_dumps([worker()]) == frozenset()
+    assert find_parallel_dumps([worker(), worker(pid=3)]) == frozenset()
+    assert find_parallel_dumps([]) == frozenset()
+
+
+def test_no_rule_matches_a_parallel_dump() -> None:
+    policy = a_policy(a_rule(state=list(State), connected_for="1s"))
+    decided = decide([leader(), worker(), a_session(pid=9)], some_slots(), policy)
+    verdicts = {decision.pid: decision.verdict for decision in decided.decisions}
+    assert verdicts == {1: Verdict.LEAVE, 2: Verdict.LEAVE, 9: Verdict.CONDEMN}
+    reasons = {decision.pid: decision.reason for decision in decided.decisions}
+    assert reasons[1] == reasons[2] == "protected: a parallel dump (built in)"
+
+
+def test_a_protection_by_name_is_named_first() -> None:
+    policy = a_policy(protect={"roles": ["app"]})
+    decided = decide([leader(), worker()], some_slots(), policy)
+    assert {each.reason for each in decided.decisions} == {"protected: role app"}
