@@ -465,8 +465,9 @@ def test_twenty_sessions_are_terminated_in_one_pipeline(stage: Stage) -> None:
 class ScramServer:
     """A server that completes SCRAM, and records the client's first message."""
 
-    def __init__(self) -> None:
+    def __init__(self, iterations: int = 4096) -> None:
         self.first = ""
+        self._iterations = iterations
 
     def __call__(self, connection: socket.socket, _: Event) -> None:
         connection.recv(65536)
@@ -476,11 +477,13 @@ class ScramServer:
         bare = self.first.split(",", 2)[2]
         nonce = bare.split("r=")[1] + "server"
         salt = b"0123456789abcdef"
-        server_first = f"r={nonce},s={b64encode(salt).decode()},i=4096"
+        server_first = f"r={nonce},s={b64encode(salt).decode()},i={self._iterations}"
         connection.sendall(message(b"R", struct.pack("!i", 11) + server_first.encode()))
         final = connection.recv(65536)[5:].decode()
+        if not final:  # the client refuses
+            return
         without_proof, proof = final.rsplit(",p=", 1)
-        salted = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), salt, 4096)
+        salted = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), salt, self._iterations)
         sent_by_server = f"{bare},{server_first},{without_proof}".encode()
         key = hmac.digest(salted, b"Server Key", "sha256")
         signature = b64encode(hmac.digest(key, sent_by_server, "sha256"))
@@ -496,3 +499,13 @@ def test_a_server_that_proves_that_it_knows_the_password_is_accepted(target: Tar
         Server.connect(replace(only, port=impostor.port, host=HOST), Deadline(60)).close()
     assert server.first.startswith("n,,")
     assert target.sslmode is SslMode.DISABLE
+
+
+def test_a_server_that_requests_too_many_scram_iterations_is_refused(target: Target) -> None:
+    """Deriving the key for these takes seconds, and no deadline interrupts it."""
+    with (
+        Impostor(ScramServer(iterations=10_000_000)) as impostor,
+        pytest.raises(TargetError, match="SCRAM iterations") as raised,
+    ):
+        Server.connect(replace(target, port=impostor.port, host=HOST), Deadline(60))
+    assert "scram_iterations" in raised.value.hint

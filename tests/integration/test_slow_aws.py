@@ -338,3 +338,22 @@ def test_dripping_services_at_the_end_of_a_minute_get_their_share_of_time_only(
     assert isinstance(end.error, PublishError)
     assert not leak.is_there
     assert (logged(caplog, "outcome"), logged(caplog, "run")) == (1, 1)
+
+
+# A proxy that refuses, and shows the request.
+ECHO = http("403 Forbidden", b"<pre>Authorization: AWS4-HMAC X-Amz-Security-Token: TOKEN</pre>")
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("service", ["dynamodb", "rds", "secretsmanager", "sns"])
+def test_a_page_that_repeats_the_request_shows_no_credential(
+    stage: Stage, caplog: pytest.LogCaptureFixture, service: str
+) -> None:
+    stage.monkeypatch.setenv("TARGET_SECRET_TAG", "team=shop")
+    stage.use_policy(policy())
+    stage.session()
+    with slow(stage, service, ECHO):
+        end = invoke(stage, 20)
+    shown = f"{end.error}{end.document}{[vars(record) for record in caplog.records]}{end.emails}"
+    assert "AWS4-HMAC" not in shown
+    assert "not from AWS" in shown or service == "rds"  # which the secret does not need

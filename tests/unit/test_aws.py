@@ -1,4 +1,4 @@
-"""Our loader makes botocore read less, and does not change what is sent."""
+"""Our loader makes botocore read less, and does not change what is sent; errors show no credential."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 import boto3
 import botocore.session
 import pytest
+from botocore.exceptions import ClientError
+from botocore.parsers import ResponseParserError
 from session_reaper.aws import clients as aws
+from session_reaper.aws.clients import describe_error, explain_error
 
 CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "dynamodb": ("describe_table", {"TableName": "memory"}),
@@ -83,3 +86,40 @@ def test_an_iam_token_is_signed_for_the_region_of_its_instance(region: str) -> N
 def test_a_client_is_made_once_for_each_service_and_timeout() -> None:
     assert aws.get_client("sns") is aws.get_client("sns")
     assert aws.get_client("sns") is not aws.get_client("sns", seconds=1)
+
+
+PAGE = "<html><pre>POST / HTTP/1.1 X-Amz-Security-Token: TOKEN</pre></html>"
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("403", PAGE),
+        ("AccessDenied", PAGE),
+        ("AccessDenied", "x-amz-security-token: TOKEN"),
+        ("AccessDenied", '{"Authorization": "TOKEN"}'),
+        ("AccessDenied", "first line\nTOKEN"),
+        ("AccessDenied", "TOKEN " * 1000),
+        ("TOKEN x-amz", "denied"),
+    ],
+)
+def test_an_error_that_may_repeat_the_request_is_not_shown(code: str, text: str) -> None:
+    error = ClientError({"Error": {"Code": code, "Message": text}}, "GetSecretValue")
+    assert "TOKEN" not in explain_error(error)
+    assert "not from AWS" in explain_error(error)
+    assert "TOKEN" not in describe_error(error)
+
+
+def test_the_page_of_a_proxy_is_not_shown() -> None:
+    assert "TOKEN" not in explain_error(ResponseParserError(PAGE))
+
+
+def test_an_error_of_aws_is_shown_with_its_message() -> None:
+    text = (
+        "User: arn:aws:sts::123456789012:assumed-role/reaper/reaper is not authorized to perform:"
+        " secretsmanager:ListSecrets because no identity-based policy allows the action"
+    )
+    error = ClientError(
+        {"Error": {"Code": "AccessDeniedException", "Message": text}}, "ListSecrets"
+    )
+    assert explain_error(error) == f"AccessDeniedException: {text}"

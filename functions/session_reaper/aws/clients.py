@@ -7,6 +7,7 @@ be safe to make twice.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
@@ -37,6 +38,10 @@ AWS_ERRORS: Final = (
     *(ResponseParserError, AttributeError, LookupError, TypeError, ValueError),
 )
 """What a call may raise. Catch it only around the call and the reading of its answer."""
+
+_ERROR_CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,79}")
+_MESSAGE_LENGTH: Final = 1000  # characters; messages about missing permissions contain long ARNs
+_HEADER_OR_MARKUP: Final = re.compile(r"[<{]|x-amz-|authorization:|aws4-hmac", re.IGNORECASE)
 
 # Per service. A call that never ends keeps its thread, so this also bounds what a broken service
 # takes of the 1,024 threads that Lambda allows.
@@ -120,18 +125,41 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, NoAnswerError):
         return str(error)
     if isinstance(error, ClientError):
-        return str(error.response.get("Error", {}).get("Code", "ClientError"))
+        return _error_code(error) or "the answer is not from AWS"
     return type(error).__name__
 
 
 def explain_error(error: Exception) -> str:
-    """Explain why a call failed, with the message from AWS."""
+    """Explain why a call failed, with the message from AWS.
+
+    The message of an answer that is not from AWS is left out: a proxy's page may repeat the request,
+    and with it the function's credentials.
+    """
     if isinstance(error, NoAnswerError):
         return f"{error}; check that the function can reach AWS (in a VPC: an endpoint or a NAT)"
-    if isinstance(error, (ClientError, BotoCoreError)):
-        return " ".join(str(error).split())
-    kind = type(error).__name__
+    if isinstance(error, ClientError):
+        code = _error_code(error)
+        message = str(error.response.get("Error", {}).get("Message", ""))
+        if code and _is_message_of_aws(message):
+            return f"{code}: {message}"
+        kind = code or "an error without a code"
+    elif isinstance(error, BotoCoreError):
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    else:
+        kind = type(error).__name__
     return f"the answer is not from AWS ({kind}); a proxy may have answered instead"
+
+
+def _error_code(error: ClientError) -> str | None:
+    """Return the code of an error if it has the form of AWS's codes."""
+    code = error.response.get("Error", {}).get("Code")
+    return code if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else None
+
+
+def _is_message_of_aws(message: str) -> bool:
+    """Return whether a message has the form of AWS's, and repeats no header of a request."""
+    is_short_line = len(message) <= _MESSAGE_LENGTH and message.isprintable()
+    return is_short_line and not _HEADER_OR_MARKUP.search(message)
 
 
 @cache

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 from botocore.exceptions import ClientError
 
-from session_reaper.aws.clients import AWS_ERRORS, call, describe_error, get_client, iterate_pages
+from session_reaper.aws.clients import (
+    AWS_ERRORS,
+    call,
+    describe_error,
+    explain_error,
+    get_client,
+    iterate_pages,
+)
 from session_reaper.deadline import Deadline
 from session_reaper.observability import logger
 from session_reaper.report.known_issues import KnownIssue, StateUpdate
@@ -47,7 +54,7 @@ def load_known_issues(table: str, deadline: Deadline) -> tuple[KnownIssue, ...] 
     try:
         return call("dynamodb", scan, deadline)
     except AWS_ERRORS as error:
-        extra = {"table": table, "error": str(error)}
+        extra = {"table": table, "error": explain_error(error)}
         logger.warning("cannot read the notification state", extra=extra)
         return None
 
@@ -82,7 +89,7 @@ def save_state_update(table: str, update: StateUpdate, deadline: Deadline) -> No
         except AWS_ERRORS as error:
             if describe_error(error) == "ConditionalCheckFailedException":
                 continue  # an overlapping run was faster
-            extra = {"table": table, "item": _range_key(issue.key), "error": str(error)}
+            extra = {"table": table, "item": _range_key(issue.key), "error": explain_error(error)}
             logger.warning("cannot write the notification state", extra=extra)
             if not isinstance(error, ClientError):  # DynamoDB does not answer
                 return

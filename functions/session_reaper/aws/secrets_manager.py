@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import ClientError
 
-from session_reaper.aws.clients import AWS_ERRORS, call, describe_error, get_client, iterate_pages
+from session_reaper.aws.clients import (
+    AWS_ERRORS,
+    call,
+    describe_error,
+    explain_error,
+    get_client,
+    iterate_pages,
+)
 from session_reaper.deadline import Deadline
 from session_reaper.settings import Tag
 from session_reaper.targets.secret_document import SecretError
@@ -102,7 +109,7 @@ class Secrets:
         try:
             return call("secretsmanager", read_pages, deadline)
         except AWS_ERRORS as error:
-            problem = f"secrets cannot be listed: {' '.join(str(error).split())}"
+            problem = f"secrets cannot be listed: {explain_error(error)}"
             hint = f"Allow the function's role secretsmanager:ListSecrets. {_OTHER_HINT}"
             raise SecretError(f"tag {tag.key}={tag.value}", problem, hint) from None
 

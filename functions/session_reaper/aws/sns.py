@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from session_reaper.aws.clients import AWS_ERRORS, PendingCall, get_client
+from session_reaper.aws.clients import AWS_ERRORS, PendingCall, explain_error, get_client
 from session_reaper.deadline import Deadline
-from session_reaper.errors import NoAnswerError, NoThreadError, PublishError
+from session_reaper.errors import NoThreadError, PublishError
 from session_reaper.summary.message import Summary
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def publish(
                 within = deadline.remaining() / (len(calls) - done)
                 _send_without_thread(request, topic_arn, within)
         except AWS_ERRORS as error:
-            kind = "" if isinstance(error, NoAnswerError) else f"{type(error).__name__}: "
-            problem = f"the summary did not reach {topic_arn}: {kind}{error}"
+            problem = f"the summary did not reach {topic_arn}: {explain_error(error)}"
             failures[topic_arn] = PublishError(problem)
     return failures
 

@@ -21,7 +21,7 @@ from pg8000.native import DatabaseError, Error, InterfaceError, PreparedStatemen
 from session_reaper.deadline import Deadline
 from session_reaper.errors import TargetError
 from session_reaper.postgres.budget import ANSWER_MEMORY, UNCLAIMED_BYTES, MemoryBudget
-from session_reaper.postgres.scram import ScramClient
+from session_reaper.postgres.scram import MAX_ITERATIONS, ScramClient
 from session_reaper.postgres.tls import limit_time
 from session_reaper.targets.target import AuthMethod, ChannelBinding, Target
 
@@ -325,6 +325,8 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
                 self._start_scram(data)
             case 11 if self._scram is not None:
                 self._scram.set_server_first(data[4:].decode())
+                if int(self._scram.iterations) > MAX_ITERATIONS:
+                    raise TargetError("auth", _TOO_MANY_ITERATIONS, _ITERATIONS_HINT)
                 self._send_message(b"p", self._scram.get_client_final().encode())
                 self._wire.flush()
             case 12 if self._scram is not None:
@@ -465,4 +467,8 @@ _NOT_BOUND: Final = (
 _NOT_BOUND_HINT: Final = (
     "Connect with TLS and SCRAM to the server itself (a pooler or proxy that terminates TLS cannot"
     " offer it), or remove channel_binding from the secret."
+)
+_TOO_MANY_ITERATIONS: Final = f"the server requests more than {MAX_ITERATIONS:,} SCRAM iterations"
+_ITERATIONS_HINT: Final = (
+    f"Set scram_iterations to at most {MAX_ITERATIONS}, and set the role's password again."
 )

@@ -9,6 +9,12 @@ import scramp
 from scramp.core import ClientStage
 from scramp.utils import b64enc, saslprep, xor
 
+MAX_ITERATIONS: Final = 200_000
+"""What scram_iterations may be: deriving the key takes 0.1 s then, which no deadline interrupts.
+
+PostgreSQL's default is 4,096.
+"""
+
 # PostgreSQL uses the role of the startup message instead; scramp does not accept an empty name.
 _IGNORED_USERNAME: Final = "*"
 
