@@ -82,9 +82,14 @@ _LEAVES: Mapping[Callable[..., object], Schema] = {
 # editors support few newer ones.
 _ACTIVE: Schema = {"const": str(State.ACTIVE)}
 _HAS_ACTIVE: Schema = {"type": "array", "contains": _ACTIVE}
+
+
+def _has_action(action: Action) -> Schema:
+    return {"required": ["action"], "properties": {"action": {"const": str(action)}}}
+
+
 _KEY_RULES: Mapping[type, Schema] = {
     Match: {
-        "anyOf": [{"required": [clock]} for clock in CLOCKS],
         "allOf": [
             {
                 "if": {"required": ["query_for"]},
@@ -98,19 +103,30 @@ _KEY_RULES: Mapping[type, Schema] = {
     },
     Threshold: {"minProperties": 1, "maxProperties": 1},
     Rule: {
-        "if": {"required": ["action"], "properties": {"action": {"const": str(Action.CANCEL)}}},
-        "then": {
-            "properties": {
-                "match": {
+        "allOf": [
+            {
+                "if": _has_action(Action.CANCEL),
+                "then": {
                     "properties": {
-                        "state": _one_or_many(_choice([State.ACTIVE, State.FASTPATH])),
-                        "waiting_for_client": {"const": False},
+                        "match": {
+                            "properties": {
+                                "state": _one_or_many(_choice([State.ACTIVE, State.FASTPATH])),
+                                "waiting_for_client": {"const": False},
+                            }
+                        },
+                        "until": False,
                     }
                 },
-                "until": False,
-            }
-        },
-        "else": {"properties": {"escalate_after": False}},
+                "else": {"properties": {"escalate_after": False}},
+            },
+            {
+                "if": _has_action(Action.KEEP),
+                "then": {"properties": dict.fromkeys(("until", "confirm_after", "mode"), False)},
+                "else": {
+                    "properties": {"match": {"anyOf": [{"required": [clock]} for clock in CLOCKS]}}
+                },
+            },
+        ]
     },
 }
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
-from session_reaper.policy.enums import HeldResource, Mode, Order, QueryVisibility
+from session_reaper.policy.enums import Action, HeldResource, Mode, Order, QueryVisibility
 from session_reaper.policy.model import CLOCKS, Limits, Match, Policy, Protect, Rule, Threshold
 from session_reaper.sessions.session import State
 
@@ -64,7 +64,8 @@ _PAUSES = st.sampled_from(["0s", "500ms", "1.5s", "2m30s", "0.08h", "5m", "1m1m"
 )
 _DURATIONS = _PAUSES | st.sampled_from(["15m", "1h30m", "2d", "3650d"])
 _SHARES = st.sampled_from(["100%", "050.0%"]) | st.decimals("0.01", 100, places=2).map("{}%".format)
-_COUNTS = st.integers(1, 10**12)
+_COUNTS = st.integers(1, 5) | st.integers(1, 10**12)
+_MODES: st.SearchStrategy[str | bool] = st.sampled_from([*map(str, Mode), False])
 _STATES: list[str] = [*map(str, State)]
 _RUNNING = [str(State.ACTIVE), str(State.FASTPATH)]
 
@@ -110,11 +111,13 @@ _LIMITS = _some_of(
 
 
 @st.composite
-def _matches(draw: st.DrawFn, states: Sequence[str], *, cancelled: bool) -> Document:
+def _matches(
+    draw: st.DrawFn, states: Sequence[str], *, cancelled: bool, kept: bool = False
+) -> Document:
     state = draw(_one_or_many(st.sampled_from(states)))
     named = {state} if isinstance(state, str) else {*state}
     clocks = [clock for clock in CLOCKS if clock != "query_for" or "active" in named]
-    times = draw(st.dictionaries(st.sampled_from(clocks), _DURATIONS, min_size=1))
+    times = draw(st.dictionaries(st.sampled_from(clocks), _DURATIONS, min_size=0 if kept else 1))
     match = {"state": state} | times | draw(_CONDITIONS)
     if named == {"active"}:
         flags = st.just(value=False) if cancelled else st.booleans()
@@ -134,12 +137,17 @@ def _pressures(draw: st.DrawFn, *, cancelled: bool) -> Document:
 
 @st.composite
 def _rules(draw: st.DrawFn, name: str) -> Document:
-    action = draw(st.sampled_from([{}, {"action": "terminate"}, {"action": "cancel"}]))
+    action = draw(st.sampled_from([{}, *({"action": action.value} for action in Action)]))
+    if action == {"action": "keep"}:
+        match = draw(_matches(_STATES, cancelled=False, kept=True))
+        return {"name": name, "match": match} | action | draw(_pressures(cancelled=True))
     cancelled = action == {"action": "cancel"}
     match = draw(_matches(_RUNNING if cancelled else _STATES, cancelled=cancelled))
-    pauses = {"confirm_after": _PAUSES} | ({"escalate_after": _PAUSES} if cancelled else {})
+    keys = {"confirm_after": _PAUSES, "mode": _MODES}
+    if cancelled:
+        keys["escalate_after"] = _PAUSES
     pressure = draw(_pressures(cancelled=cancelled))
-    return {"name": name, "match": match} | action | pressure | draw(_some_of(pauses))
+    return {"name": name, "match": match} | action | pressure | draw(_some_of(keys))
 
 
 @st.composite
@@ -147,7 +155,7 @@ def policy_documents(draw: st.DrawFn) -> Document:
     """Draw a valid policy with any of the keys."""
     names = draw(st.lists(_RULE_NAMES, min_size=1, max_size=3, unique=True))
     keys = {
-        "mode": st.sampled_from([*map(str, Mode), False]),
+        "mode": _MODES,
         "protect": _PROTECT,
         "limits": _LIMITS,
         "queries": st.sampled_from([*map(str, QueryVisibility)]),

@@ -7,6 +7,7 @@ import pytest
 from session_reaper.decision.decide import decide
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Decision, Decisions, Verdict
+from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.session import Session, State
 
 from tests.builders import a_policy, a_rule, a_session, some_slots
@@ -190,6 +191,73 @@ def test_the_first_rule_that_matches_decides() -> None:
     assert rule_of(verdict_on(a_session(idle_seconds=301), policy)) == "first"
     assert rule_of(verdict_on(a_session(idle_seconds=299), policy)) == "second"
     assert rule_of(verdict_on(a_session(idle_seconds=3600), policy)) == "patient"
+
+
+BATCH = {"state": ["idle in transaction"], "role": ["batch_*"]}
+
+
+def test_a_keep_rule_gives_some_sessions_a_longer_threshold() -> None:
+    policy = a_policy(
+        a_rule("batch", **BATCH, idle_for="1h"),
+        {"name": "keep-batch", "match": BATCH, "action": "keep"},
+        a_rule("everybody", state="idle in transaction", idle_for="5m"),
+    )
+    young = verdict_on(a_session(role="batch_1", idle_seconds=3599), policy)
+    assert (young.verdict, rule_of(young)) == (Verdict.KEEP, "keep-batch")
+    assert young.reason == "kept by rule keep-batch"
+    assert rule_of(verdict_on(a_session(role="batch_1", idle_seconds=3600), policy)) == "batch"
+    assert rule_of(verdict_on(a_session(role="app", idle_seconds=300), policy)) == "everybody"
+
+
+def test_a_keep_rule_with_when_keeps_only_from_that_mark_on() -> None:
+    keep = {
+        "name": "keep",
+        "match": {"state": "idle in transaction", "blocks": 1},
+        "action": "keep",
+        "when": {"slots_used": "85%"},
+    }
+    blocker = a_session(waiters=(Waiter(pid=1, role="app", application="api", seconds=1.0),))
+    policy = a_policy(keep, a_rule("last"))
+    (kept,) = decide([blocker], some_slots(used=85), policy).decisions
+    assert (kept.verdict, rule_of(kept)) == (Verdict.KEEP, "keep")
+    (condemned,) = decide([blocker], some_slots(used=50), policy).decisions
+    assert (condemned.verdict, rule_of(condemned)) == (CONDEMN, "last")
+    assert describe_pressure(decide([blocker], some_slots(used=85), policy)) == ()
+
+
+WARN = a_rule("warn", state="idle in transaction", idle_for="1m") | {"mode": "observe"}
+
+
+def test_an_observe_only_rule_reports_what_no_other_rule_decides() -> None:
+    keep = {"name": "keep", "match": BATCH, "action": "keep"}
+    policy = a_policy(WARN, WARN | {"name": "again"}, keep, a_rule("last"))
+    warned = verdict_on(a_session(idle_seconds=60), policy)
+    assert (warned.verdict, rule_of(warned)) == (Verdict.OBSERVE, "warn")
+    assert warned.reason == (
+        "idle in transaction for 1m (idle_for: 1m), only observed (mode: observe)"
+    )
+    assert rule_of(verdict_on(a_session(idle_seconds=300), policy)) == "last"
+    assert rule_of(verdict_on(a_session(idle_seconds=300, role="batch_1"), policy)) == "keep"
+    assert verdict_on(a_session(idle_seconds=59), policy).verdict is LEAVE
+
+
+def test_a_rule_that_is_off_matches_no_session() -> None:
+    policy = a_policy(WARN | {"mode": "off"}, a_rule("last"))
+    assert verdict_on(a_session(idle_seconds=60), policy).verdict is LEAVE
+    keep_off = a_policy(a_rule("only") | {"mode": "off"})
+    assert verdict_on(a_session(), keep_off).verdict is LEAVE
+
+
+def test_the_pressure_says_how_many_sessions_an_observe_only_rule_reports() -> None:
+    policy = a_policy(WARN | {"when": {"slots_used": "85%"}, "until": {"slots_used": "70%"}})
+    decided = decide([a_session(pid=1), a_session(pid=2)], some_slots(used=90), policy)
+    assert pids(decided, Verdict.OBSERVE) == [1, 2]
+    assert list(describe_pressure(decided)) == [
+        (
+            "rule warn in force at slots 90/97 (when slots_used: 85%):"
+            " 2 would be terminated (mode: observe)"
+        )
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from session_reaper.decision.decide import decide
 from session_reaper.decision.model import Decisions, Verdict
-from session_reaper.policy.enums import Action
-from session_reaper.policy.model import Policy, Protect, read_policy
+from session_reaper.policy.enums import Action, Mode
+from session_reaper.policy.model import Policy, Protect, Rule, read_policy
 from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.session import Session, Slots, State
 
@@ -78,7 +78,7 @@ SLOTS = st.builds(
 
 def matched(decided: Decisions) -> set[int]:
     """Return the pids that a rule condemns, including the spared ones."""
-    return {d.pid for d in decided.decisions if d.verdict is not Verdict.LEAVE}
+    return {d.pid for d in decided.decisions if d.verdict in (Verdict.CONDEMN, Verdict.SPARE)}
 
 
 def victims(decided: Decisions) -> set[int]:
@@ -163,12 +163,63 @@ def test_an_added_protection_never_condemns_more_sessions(key: str, data: st.Dat
     assert victims(decide(sessions, slots, with_it)) <= victims(decide(sessions, slots, without))
 
 
+def a_keep_rule(rule: Rule) -> Rule:
+    return Rule(name="added", match=rule.match, when=rule.when, action=Action.KEEP)
+
+
+def an_observe_only_rule(rule: Rule) -> Rule:
+    return replace(rule, name="added", mode=Mode.OBSERVE)
+
+
+@pytest.mark.parametrize("addition", [a_keep_rule, an_observe_only_rule])
+@given(several_sessions(), SLOTS, POLICIES, st.data())
+def test_an_added_rule_that_keeps_or_observes_never_condemns_a_session(
+    addition: Callable[[Rule], Rule],
+    sessions: list[Session],
+    slots: Slots,
+    policy: Policy,
+    data: st.DataObject,
+) -> None:
+    other = data.draw(POLICIES)
+    index = data.draw(st.integers(0, len(policy.rules)))
+    rule = addition(data.draw(st.sampled_from(policy.rules + other.rules)))
+    more = replace(policy, rules=(*policy.rules[:index], rule, *policy.rules[index:]))
+    # Under a limit another condemned session may take a place that has become free.
+    assert matched(decide(sessions, slots, more)) <= matched(decide(sessions, slots, policy))
+    without, with_it = unlimited(policy), unlimited(more)
+    assert victims(decide(sessions, slots, with_it)) <= victims(decide(sessions, slots, without))
+    if rule.is_observe_only:
+        before, after = (decide(sessions, slots, each).decisions for each in (policy, more))
+        assert [d for d in after if d.rule is not rule] == [
+            first for first, second in zip(before, after, strict=True) if second.rule is not rule
+        ]
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_keep_and_observe_only_rules_count_in_no_limit_until_or_breaker(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    decided = decide(sessions, slots, policy)
+    left = {d.pid for d in decided.decisions if not d.rule or not d.rule.may_condemn}
+    rest = [session for session in sessions if session.identity.pid not in left]
+    alone = decide(rest, slots, policy)
+    assert alone.breaker == decided.breaker
+    assert alone.decisions == tuple(d for d in decided.decisions if d.pid not in left)
+
+
+@given(POLICIES)
+def test_a_keep_rule_adds_no_sessions_to_the_snapshot(policy: Policy) -> None:
+    acting = tuple(rule for rule in policy.rules if rule.action is not Action.KEEP)
+    assert policy.scope().idle_floors == replace(policy, rules=acting).scope().idle_floors
+
+
 @given(several_sessions(), SLOTS, POLICIES, st.data())
 def test_a_higher_threshold_never_condemns_more_sessions(
     sessions: list[Session], slots: Slots, policy: Policy, data: st.DataObject
 ) -> None:
     index = data.draw(st.integers(0, len(policy.rules) - 1))
     rule = policy.rules[index]
+    assume(rule.action is not Action.KEEP)
     thresholds = [
         name
         for name in (

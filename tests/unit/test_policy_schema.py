@@ -230,6 +230,13 @@ def test_the_policies_in_the_readme_are_valid() -> None:
         a_rule_with({**ACTIVE, "waiting_for_client": True}, action="cancel"),
         a_rule_with(ACTIVE, action="cancel", until={"slots_free": 5}),
         a_rule_with(ACTIVE, escalate_after="10s"),
+        a_rule_with(IDLE, mode="kill"),
+        a_rule_with({"state": "idle"}, mode="observe"),
+        a_rule_with({"role": "app"}, action="keep"),
+        a_rule_with(IDLE, action="keep", mode="observe"),
+        a_rule_with(IDLE, action="keep", until={"slots_free": 5}),
+        a_rule_with(IDLE, action="keep", confirm_after="2s"),
+        a_rule_with(IDLE, action="keep", escalate_after="2s"),
         a_rule_with(ACTIVE, action="terminate", escalate_after="10s"),
     ],
 )
@@ -266,6 +273,10 @@ def test_function_and_schema_refuse_an_invalid_policy(document: object) -> None:
         a_rule_with(ACTIVE | {"state": ["fastpath function call", "active"]}, action="cancel"),
         a_rule_with(ACTIVE, action="cancel", when={"slots_free": 0}),
         a_rule_with({"state": "idle in transaction", "blocks_for": "30s"}, confirm_after="5m"),
+        a_rule_with({"state": ["idle", "active"]}, action="keep", when={"slots_free": 5}),
+        a_rule_with({**ACTIVE, "waiting_for_client": True}, action="keep"),
+        a_rule_with(ACTIVE, action="cancel", mode="observe", escalate_after="2s"),
+        a_rule_with(IDLE, mode=False),
     ],
 )
 def test_function_and_schema_accept_an_unusual_policy(document: dict[str, Any]) -> None:

@@ -133,6 +133,12 @@ def test_a_request_without_rules_keeps_all() -> None:
     assert merge_policy(policy, RunRequest()) == policy
 
 
+def test_keep_rules_stay_in_force_when_an_event_selects_rules() -> None:
+    keep = {"name": "keep", "match": {"state": "idle in transaction"}, "action": "keep"}
+    chosen = merge_policy(a_policy(a_rule("a"), keep, a_rule("b")), RunRequest(rules=("b",)))
+    assert [rule.name for rule in chosen.rules] == ["keep", "b"]
+
+
 def test_the_selected_rules_keep_the_order_of_the_policy() -> None:
     policy = a_policy(a_rule("a"), a_rule("b"), a_rule("c"))
     chosen = merge_policy(policy, RunRequest(rules=("c", "a")))

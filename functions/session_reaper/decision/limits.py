@@ -94,7 +94,7 @@ def describe_pressure(decisions: Decisions) -> tuple[str, ...]:
         if rule.until is not None:
             needed = rule.until.excess(slots) - freed
             freed += sum(map(frees_slot, matched))
-        if rule.when is not None or rule.until is not None:
+        if rule.action is not Action.KEEP and (rule.when is not None or rule.until is not None):
             when = f" (when {rule.when})" if rule.when is not None else ""
             stop = _describe_stop(rule, needed, matched)
             sentences.append(f"rule {rule.name} in force at {slots}{when}: {stop}")
@@ -102,6 +102,8 @@ def describe_pressure(decisions: Decisions) -> tuple[str, ...]:
 
 
 def _describe_stop(rule: Rule, needed: int | None, matched: Sequence[Decision]) -> str:
+    if rule.is_observe_only:
+        return f"{len(matched)} would be terminated (mode: observe)"
     condemned = sum(d.verdict is Verdict.CONDEMN for d in matched)
     if needed is not None and needed <= 0:
         return f"none needed to reach {rule.until}"

@@ -25,7 +25,7 @@ def match_sessions(
     protect: Protect,
     redact_query: Callable[[str], str],
 ) -> Iterator[Decision]:
-    """Decide on each session alone: the first rule that matches condemns it."""
+    """Decide on each session alone, by the first rule that matches and is not observe-only."""
     compiled = [_compile_rule(rule) for rule in rules]
 
     @cache  # many sessions have the same names
@@ -57,20 +57,32 @@ def _apply_rules(
     rules: Iterable["_CompiledRule"],
     query_text: Callable[[str], str],
 ) -> Decision:
+    observed: _CompiledRule | None = None
     for compiled in rules:
         for get_value, least in compiled.thresholds:
             value = get_value(session)
             if value is None or value < least:
                 break
         else:
-            if _matches_rest(compiled.rule.match, session, query_text):
-                return Decision(
-                    session=session,
-                    verdict=Verdict.CONDEMN,
-                    rule=compiled.rule,
-                    reasons=tuple(_describe_match(compiled, session, slots)),
-                )
+            if not _matches_rest(compiled.rule.match, session, query_text):
+                continue
+            if not compiled.rule.is_observe_only:
+                return _apply_rule(compiled, session, slots)
+            observed = observed or compiled
+    if observed is not None:
+        return _apply_rule(observed, session, slots)
     return _leave(session, "no rule matches")
+
+
+def _apply_rule(compiled: "_CompiledRule", session: Session, slots: Slots) -> Decision:
+    rule = compiled.rule
+    reasons = tuple(_describe_match(compiled, session, slots))
+    verdict = Verdict.CONDEMN
+    if rule.action is Action.KEEP:
+        verdict, reasons = Verdict.KEEP, (f"kept by rule {rule.name}", *reasons)
+    elif rule.is_observe_only:
+        verdict, reasons = Verdict.OBSERVE, (*reasons, "only observed (mode: observe)")
+    return Decision(session=session, verdict=verdict, rule=rule, reasons=reasons)
 
 
 def _find_protection(session: Session, protect: Protect) -> str | None:

@@ -9,18 +9,26 @@ from session_reaper.sessions.session import Session, Slots
 
 
 class Verdict(Enum):
-    """What a run should do with a session; a spared one was condemned, but a limit held it back."""
+    """What a run should do with a session."""
 
-    LEAVE = auto()
+    LEAVE = auto()  # no rule matches
+    KEEP = auto()  # a `keep` rule decided
+    OBSERVE = auto()  # only observe-only rules match: report it and do nothing
     CONDEMN = auto()
-    SPARE = auto()
+    SPARE = auto()  # condemned, but `until`, a limit or the breaker held it back
+
+    @property
+    def is_reported(self) -> bool:
+        """Return whether the session gets an outcome."""
+        return self in (Verdict.OBSERVE, Verdict.CONDEMN, Verdict.SPARE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What the policy says about one session, and why.
 
-    `rule` is None if the session is left alone. `held_by` names what spared it: `until`, a limit or
+    `rule` is None if no rule matches; for an observed session it is the first observe-only rule that
+    does. `held_by` names what spared it: `until`, a limit or
     the breaker. `notes` are what the run found out later.
     """
 

@@ -90,13 +90,11 @@ class Match:
 
 
 CLOCKS = ("idle_for", "transaction_for", "connected_for", "query_for", "blocks_for")
-"""The conditions on a duration; every rule needs at least one."""
+"""The conditions on a duration; every rule needs at least one, unless its action is keep."""
 
 
 def _read_match(value: object, place: str) -> Match:
     match = mapping_of(Match)(value, place)
-    if all(getattr(match, clock) is None for clock in CLOCKS):
-        raise ConfigurationError(place, f"has no clock; add at least one of {', '.join(CLOCKS)}")
     if match.query_for is not None and State.ACTIVE not in match.state:
         problem = "applies to active sessions only; add active to state"
         raise ConfigurationError(f"{place}.query_for", problem)
@@ -164,13 +162,31 @@ class Rule:
         "take a second snapshot after this pause; condemn only if the same transaction still matches",
     ] = None
     action: Annotated[
-        Action, one_of(Action), "terminate ends the session, cancel only its query"
+        Action,
+        one_of(Action),
+        "terminate ends the session, cancel only its query; keep leaves it alone, and no later rule"
+        " sees it",
     ] = Action.TERMINATE
     escalate_after: Annotated[
         float | None,
         read_pause,
         "terminate the session if its query still runs this long after it was cancelled",
     ] = None
+    mode: Annotated[
+        Mode | None,
+        read_mode,
+        "observe: only report what the rule matches, a later rule decides; off: ignore the rule",
+    ] = None
+
+    @property
+    def is_observe_only(self) -> bool:
+        """Return whether the rule only reports and leaves the decision to the other rules."""
+        return self.mode is Mode.OBSERVE
+
+    @property
+    def may_condemn(self) -> bool:
+        """Return whether the rule can condemn a session."""
+        return self.action is not Action.KEEP and self.mode in (None, Mode.ENFORCE)
 
 
 _RUNNING = {State.ACTIVE, State.FASTPATH}
@@ -178,7 +194,12 @@ _RUNNING = {State.ACTIVE, State.FASTPATH}
 
 def _read_rule(value: object, place: str) -> Rule:
     rule = mapping_of(Rule)(value, place)
-    if rule.action is Action.CANCEL:
+    if rule.action is Action.KEEP:
+        _check_keep(rule, place)
+    elif all(getattr(rule.match, clock) is None for clock in CLOCKS):
+        problem = f"has no clock; add at least one of {', '.join(CLOCKS)}"
+        raise ConfigurationError(f"{place}.match", problem)
+    elif rule.action is Action.CANCEL:
         _check_cancel(rule, place)
     elif rule.escalate_after is not None:
         problem = "requires action: cancel; add that, or remove escalate_after"
@@ -187,6 +208,14 @@ def _read_rule(value: object, place: str) -> Rule:
         problem = f"must leave fewer slots used than when ({rule.when}), not {rule.until}"
         raise ConfigurationError(f"{place}.until", problem)
     return rule
+
+
+def _check_keep(rule: Rule, place: str) -> None:
+    """Raise ConfigurationError if the rule has a key that cannot apply to sessions left alone."""
+    for key in ("until", "confirm_after", "escalate_after", "mode"):
+        if getattr(rule, key) is not None:
+            problem = "a rule with action: keep takes match and when only; remove it"
+            raise ConfigurationError(f"{place}.{key}", problem)
 
 
 def _check_cancel(rule: Rule, place: str) -> None:
@@ -306,13 +335,18 @@ class Policy:
     ] = QueryVisibility.REDACTED
 
     def scope(self) -> SnapshotScope:
-        """Return what a snapshot must contain for these rules."""
+        """Return what a snapshot must contain for these rules.
+
+        A `keep` rule adds no sessions, because a session that no other rule can match is left alone
+        anyway. For the sessions that it may have to keep, the scope has what its conditions need.
+        """
         floors: dict[State, float] = {}
-        for rule in self.rules:
-            for state in rule.match.state:
+        acting = [rule for rule in self.rules if rule.mode is not Mode.OFF]
+        for rule in acting:
+            for state in () if rule.action is Action.KEEP else rule.match.state:
                 seconds = rule.match.idle_for or 0
                 floors[state] = min(floors.get(state, seconds), seconds)
-        matches = [rule.match for rule in self.rules]
+        matches = [rule.match for rule in acting if not floors.keys().isdisjoint(rule.match.state)]
         by_harm = self.limits.order is Order.MOST_HARMFUL
         return SnapshotScope(
             idle_floors=floors,

@@ -131,7 +131,7 @@ def _reap(
     within = session.deadline.capped_at(_SPARED_SHARE * session.deadline.remaining())
     log_spared(report, judgement.having(Verdict.SPARE), within)
     termination = Termination(session, report, look, policy, mode)
-    return termination.run(judgement.having(Verdict.CONDEMN))
+    return termination.run([*judgement.having(Verdict.CONDEMN), *judgement.having(Verdict.OBSERVE)])
 
 
 def apply(
@@ -144,7 +144,9 @@ def apply(
         return report
     session.record(report)
     found = session.server.preflight(session.deadline)
-    missing = find_missing_timeouts(report.results, found)
+    # An observe-only rule changes nothing, so the sessions that it reports cause no setting.
+    leaks = [result for result in report.results if result.decision.verdict is not Verdict.OBSERVE]
+    missing = find_missing_timeouts(leaks, found)
     asked = [setting for setting in missing if setting.code in codes]
     applied: tuple[RoleSetting, ...] = ()
     for setting in asked:
@@ -262,7 +264,7 @@ def _add_decisions(report: TargetReport, judgement: Decisions) -> TargetReport:
     fates = tuple(
         SessionResult(decision=decision, outcome=Outcome.SPARED)
         for decision in judgement.decisions
-        if decision.verdict is not Verdict.LEAVE
+        if decision.verdict.is_reported
     )
     report = replace(report, results=fates, pressure=describe_pressure(judgement))
     if judgement.breaker is None:

@@ -12,7 +12,7 @@ from session_reaper.documents import (
     short_repr,
 )
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy.enums import Mode, QueryVisibility
+from session_reaper.policy.enums import Action, Mode, QueryVisibility
 from session_reaper.policy.model import Policy, Rule, read_policy
 from session_reaper.policy.values import read_mode
 from session_reaper.report.advice import APPLICABLE
@@ -87,4 +87,7 @@ def _select_rules(rules: tuple[Rule, ...], names: tuple[str, ...]) -> tuple[Rule
         if name not in known:
             problem = f"unknown rule {short_repr(name)}; known: {', '.join(known)}"
             raise ConfigurationError(f"event.rules[{index}]", problem)
-    return tuple(rule for rule in rules if not names or rule.name in names)
+    # A `keep` rule stays in any case: without it, a later rule would terminate what it keeps.
+    return tuple(
+        rule for rule in rules if not names or rule.name in names or rule.action is Action.KEEP
+    )

@@ -166,15 +166,17 @@ class Termination:
 
     def _begin(self, batch: _Batch) -> None:
         decisions = self._confirm(batch) if batch.pause else batch.decisions
-        if self._mode is Mode.OBSERVE:
-            for decision in decisions:
+        by_action: dict[Action, list[Decision]] = {}
+        for decision in decisions:
+            if decision.verdict is Verdict.OBSERVE:
+                log_decision(self._report, decision)
+                self._settle(decision, Outcome.WOULD_TERMINATE)
+            elif self._mode is Mode.OBSERVE:
                 log_decision(self._report, decision)
                 allowed = decision.session.signalable
                 self._settle(decision, Outcome.WOULD_TERMINATE if allowed else Outcome.DENIED)
-            return
-        by_action: dict[Action, list[Decision]] = {}
-        for decision in decisions:
-            by_action.setdefault(_action_of(decision), []).append(decision)
+            else:
+                by_action.setdefault(_action_of(decision), []).append(decision)
         for action, few in by_action.items():
             if self._error is None:
                 self._signal(few, action)

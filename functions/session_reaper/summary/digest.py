@@ -102,7 +102,9 @@ def write_verdict(report: Report) -> str:
     recovered = [target for target in report.targets if target.recovered]
     asked = any(target.checked or target.recorded for target in report.targets)
     applied = any(target.applied is not None for target in report.targets)
-    observed = report.mode is Mode.OBSERVE and any(target.results for target in report.targets)
+    found = [result for target in report.targets for result in target.results]
+    is_observed = all(result.outcome is Outcome.WOULD_TERMINATE for result in found)
+    observed = found and (report.mode is Mode.OBSERVE or is_observed)
     candidates = (
         (report.mode is Mode.OFF, "OFF: no target was looked at."),
         (open_ends, f"NOT OVER: {open_ends}. {ended}"),
