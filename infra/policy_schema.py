@@ -41,6 +41,8 @@ def _choice(choices: Iterable[object]) -> Schema:
 
 
 _TEXT: Schema = {"type": "string", "minLength": 1}
+_ASCII: Schema = {"type": "string", "pattern": "^[\u0000-\u007f]*$"}
+_APPLICATION: Schema = {**_TEXT, **_ASCII}
 _DURATION: Schema = {
     "type": "string",
     "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+$",
@@ -68,7 +70,9 @@ _LEAVES: Mapping[Callable[..., object], Schema] = {
     documents.positive_int: {"type": "integer", "minimum": 1},
     documents.non_negative_int: {"type": "integer", "minimum": 0},
     documents.boolean: {"type": "boolean"},
-    patterns.read_glob: _TEXT,
+    patterns.read_name_glob: _TEXT,
+    patterns.read_application_glob: _APPLICATION,
+    patterns.read_application_globs: {"anyOf": [_APPLICATION, _list(_ASCII)]},
     patterns.read_network: _NETWORK,
     patterns.read_query_glob: _QUERY_GLOB,
     values.read_duration: _DURATION,

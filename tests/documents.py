@@ -40,11 +40,12 @@ _GLOBS = st.sampled_from(
         "[!x]*",
         "a[[]b",
         "[]]",
-        "ÄPP*",
         "null",
         "etl: a # b",
+        f"*{'x' * 63}*",
     ]
 )
+_NAME_GLOBS = _GLOBS | st.sampled_from(["ÄPP*", "ä" * 31])
 _NETWORKS = st.sampled_from(
     [
         "10.0.8.7",
@@ -80,9 +81,9 @@ def _some_of(keys: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Docum
 
 _CONDITIONS = _some_of(
     {
-        "role": _one_or_many(_GLOBS),
-        "database": _one_or_many(_GLOBS),
-        "application": _one_or_many(_GLOBS),
+        "role": _one_or_many(_NAME_GLOBS),
+        "database": _one_or_many(_NAME_GLOBS),
+        "application": _one_or_many(_GLOBS) | st.just([""]),
         "client": _one_or_many(_NETWORKS),
         "query": _one_or_many(_QUERY_GLOBS),
         "blocks": _COUNTS,
@@ -92,9 +93,9 @@ _CONDITIONS = _some_of(
 )
 _PROTECT = _some_of(
     {
-        "roles": _one_or_many(_GLOBS),
+        "roles": _one_or_many(_NAME_GLOBS),
         "applications": _one_or_many(_GLOBS),
-        "databases": _one_or_many(_GLOBS),
+        "databases": _one_or_many(_NAME_GLOBS),
         "clients": _one_or_many(_NETWORKS),
     }
 )
@@ -104,6 +105,7 @@ _LIMITS = _some_of(
         "max_per_application": _COUNTS,
         "max_per_run": _COUNTS,
         "max_share": _SHARES,
+        "max_condemned": _COUNTS,
         "min_sessions": _COUNTS,
         "order": st.sampled_from([*map(str, Order)]),
     }
@@ -184,6 +186,8 @@ _NEARLY = (
             r"\q",
             "[[a]b",
             "x" * 501,
+            "x" * 64,
+            "ä",
             "localhost",
             "10.0.8.1/24",
         ]

@@ -535,6 +535,30 @@ def test_the_breaker_does_not_trip_below_min_sessions(used: int, *, trips: bool)
     assert bool(decide(sessions, some_slots(used=used), policy).breaker) is trips
 
 
+@pytest.mark.parametrize(("condemned", "trips"), [(29, False), (30, False), (31, True)])
+def test_the_breaker_trips_when_more_than_max_condemned_are_condemned(
+    condemned: int, *, trips: bool
+) -> None:
+    sessions = [a_session(pid=pid) for pid in range(condemned)]
+    # min_sessions belongs to max_share alone.
+    limits = {"max_condemned": 30, "max_terminations": 10, "min_sessions": 1000}
+    decided = decide(sessions, some_slots(used=97), a_policy(limits=limits))
+    assert len(decided.having(CONDEMN)) == (0 if trips else 10)
+    assert decided.breaker == (
+        "the policy condemns 31 of 97 client sessions, more than limits.max_condemned of 30"
+        if trips
+        else None
+    )
+
+
+def test_max_condemned_counts_only_the_sessions_that_until_needs() -> None:
+    rule = a_rule() | {"until": {"slots_free": 5}}
+    sessions = [a_session(pid=pid) for pid in range(20)]
+    policy = a_policy(rule, limits={"max_condemned": 5})
+    assert len(decide(sessions, some_slots(), policy).having(CONDEMN)) == 5
+    assert decide(sessions, some_slots(used=98), policy).breaker is not None
+
+
 def test_the_order_of_the_snapshot_does_not_matter() -> None:
     sessions = [a_session(pid=pid, idle_seconds=300 + pid % 3) for pid in range(20)]
     policy = a_policy(limits={"max_terminations": 5})

@@ -264,6 +264,8 @@ def test_limits_are_never_exceeded(sessions: list[Session], slots: Slots, policy
     if limits.max_per_application is not None:
         by_application = Counter(d.session.application for d in going)
         assert max(by_application.values(), default=0) <= limits.max_per_application
+    if limits.max_condemned is not None:
+        assert len(victims(decided)) <= limits.max_condemned
     if decided.breaker:
         assert victims(decided) == set()
     elif limits.max_share is not None and slots.used >= limits.min_sessions:

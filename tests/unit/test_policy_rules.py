@@ -429,6 +429,10 @@ def test_cancel_is_accepted_with_waiting_for_client_false() -> None:
             "limits.max_per_application: must be a whole number of at least 1, not 0",
         ),
         ({"max_per_run": "5"}, "limits.max_per_run: must be a whole number of at least 1, not '5'"),
+        (
+            {"max_condemned": 0},
+            "limits.max_condemned: must be a whole number of at least 1, not 0",
+        ),
         ({"min_sessions": 0}, "limits.min_sessions: must be a whole number of at least 1, not 0"),
         (
             {"max_share": 50},
@@ -438,7 +442,7 @@ def test_cancel_is_accepted_with_waiting_for_client_false() -> None:
             {"max": 5},
             (
                 "limits.max: unknown key; known: max_terminations, max_per_application,"
-                " max_per_run, max_share, min_sessions, order"
+                " max_per_run, max_share, max_condemned, min_sessions, order"
             ),
         ),
     ],

@@ -180,6 +180,12 @@ def test_the_policies_in_the_readme_are_valid() -> None:
         a_document(limits={"max_share": "100.1%"}),
         a_document(limits={"max_share": "101%"}),
         a_document(limits={"min_sessions": 0}),
+        a_document(limits={"max_condemned": 0}),
+        a_document(protect={"applications": [""]}),
+        a_document(protect={"applications": ["ä"]}),
+        a_rule_with({**IDLE, "application": ""}),
+        a_rule_with({**IDLE, "application": ["a", "ä"]}),
+        a_rule_with({**IDLE, "role": [""]}),
         a_document(limits={"order": "oldest"}),
         a_document({"name": "a"}),
         a_document({"match": IDLE}),
@@ -252,6 +258,8 @@ def test_function_and_schema_refuse_an_invalid_policy(document: object) -> None:
         a_document(version=1.0),
         a_document(mode=False),
         a_document(protect={}, limits={}),
+        a_document(protect={"roles": "ä"}, limits={"max_condemned": 1}),
+        a_rule_with({**IDLE, "application": ["", "api"], "role": "ä"}),
         *(
             a_document(limits={"max_share": share})
             for share in ("100%", "100.00%", "0100%", "0.01%")

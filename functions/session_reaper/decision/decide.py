@@ -34,9 +34,9 @@ def decide(
     rules = tuple(rule for rule in policy.rules if _is_in_force(rule, used_before))
     matched = match_sessions(in_order, used_before, rules, policy.protect, redact_query)
     decisions = Decisions(decisions=tuple(matched), slots=slots, rules_in_force=rules)
-    if policy.limits.max_share is not None:
+    if policy.limits.has_breaker:
         needed = apply_limits(decisions, None)
-        breaker = check_breaker(needed, policy.limits.max_share, policy.limits.min_sessions)
+        breaker = check_breaker(needed, policy.limits)
         if breaker:
             return replace(needed.hold_back(lambda _: breaker), breaker=breaker)
     return apply_limits(decisions, policy.limits)

@@ -1,6 +1,6 @@
 """The policy: rules, protections and limits, and the checks that span several keys."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 from typing import Annotated
 
@@ -21,7 +21,9 @@ from session_reaper.policy.patterns import (
     Networks,
     QueryGlobs,
     matches_any,
-    read_glob,
+    read_application_glob,
+    read_application_globs,
+    read_name_glob,
     read_network,
     read_query_glob,
 )
@@ -35,7 +37,7 @@ from session_reaper.policy.values import (
 from session_reaper.sessions.session import Names, Slots, State
 from session_reaper.sessions.snapshot import SnapshotScope
 
-_GLOBS, _NETWORKS = one_or_many(read_glob), one_or_many(read_network)
+_GLOBS, _NETWORKS = one_or_many(read_name_glob), one_or_many(read_network)
 
 # -- rules ----------------------------------------------------------------------------------------
 
@@ -47,7 +49,11 @@ class Match:
     state: Annotated[tuple[State, ...], one_or_many(one_of(State)), "in one of these states"]
     role: Annotated[Globs, _GLOBS, "connected as one of these roles"] = ()
     database: Annotated[Globs, _GLOBS, "connected to one of these databases"] = ()
-    application: Annotated[Globs, _GLOBS, "application_name is one of these"] = ()
+    application: Annotated[
+        Globs,
+        read_application_globs,
+        'application_name is one of these; [""] for the sessions without one',
+    ] = ()
     client: Annotated[Networks, _NETWORKS, "client address is in one of these networks"] = ()
     query: Annotated[
         QueryGlobs,
@@ -263,7 +269,9 @@ class Protect:
 
     roles: Annotated[Globs, _GLOBS, "connected as one of these roles"] = ()
     applications: Annotated[
-        Globs, _GLOBS, "application_name is one of these; weak, because any client can set it"
+        Globs,
+        one_or_many(read_application_glob),
+        "application_name is one of these; weak, because any client can set it",
     ] = ()
     databases: Annotated[Globs, _GLOBS, "connected to one of these databases"] = ()
     clients: Annotated[Networks, _NETWORKS, "client address is in one of these networks"] = ()
@@ -305,12 +313,27 @@ class Limits:
         "the breaker: if the policy condemns more than this share of a target's client sessions,"
         " none is signalled and the summary reports it",
     ] = None
+    max_condemned: Annotated[
+        int | None,
+        positive_int,
+        "the breaker: if the policy condemns more sessions of a target than this, none is signalled"
+        " and the summary reports it",
+    ] = None
     min_sessions: Annotated[
-        int, positive_int, "with fewer client sessions than this the breaker never trips"
+        int, positive_int, "with fewer client sessions than this max_share does not apply"
     ] = 1
     order: Annotated[
         Order, one_of(Order), "which sessions are signalled first if a limit stops some"
     ] = Order.LONGEST
+
+    @property
+    def has_breaker(self) -> bool:
+        """Return whether too many condemned sessions stop the run on a target."""
+        return self.max_share is not None or self.max_condemned is not None
+
+    def without_breaker(self) -> "Limits":
+        """Return the limits without `max_share` and `max_condemned`."""
+        return replace(self, max_share=None, max_condemned=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

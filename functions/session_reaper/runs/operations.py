@@ -272,7 +272,7 @@ def _add_decisions(report: TargetReport, judgement: Decisions) -> TargetReport:
     failure = Failure(
         code="breaker",
         message=judgement.breaker,
-        hint="If they are leaks, run by hand with a policy whose max_share allows it, or end them"
+        hint="If they are leaks, run by hand with a policy whose max_share or max_condemned allows it, or end them"
         " by hand; if not, mend the rule that condemns them.",
     )
     return replace(report, status=TargetStatus.BREAKER, error=failure)

@@ -202,8 +202,7 @@ class Termination:
         ]
         # The first snapshot has judged the pressure and the share: our own kills since then undo
         # neither.
-        limits = replace(self._policy.limits, max_share=None)
-        policy = replace(self._policy, limits=limits)
+        policy = replace(self._policy, limits=self._policy.limits.without_breaker())
         freed = sum(fate.outcome is Outcome.TERMINATED for fate in self._fates.values())
         now = {d.pid: d for d in decide(same, look.slots, policy, freed=freed).decisions}
         later = f"left alone: {format_duration(batch.pause)} later"
