@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from session_reaper import documents
 from session_reaper.policy import patterns, values
@@ -147,7 +147,7 @@ def policy_schema() -> Schema:
 
 def _mapping(kind: type) -> Schema:
     hints = get_type_hints(kind, include_extras=True)
-    known = {field.name: field.default for field in fields(kind)}
+    known = {f.name: f.default for f in fields(kind) if get_origin(hints[f.name]) is Annotated}
     return {
         "type": "object",
         "properties": {name: _described(hints[name], default) for name, default in known.items()},

@@ -167,7 +167,7 @@ def _by_columns(decided: Decisions) -> dict[str, Decision]:
 def _cells(decision: Decision) -> Iterator[str]:
     session = decision.session
     yield str(decision.pid)
-    for name in (session.role, session.database, session.application):
+    for name in (session.role_label, session.database, session.application):
         yield printable(name, _MAX_NAME) or "-"
     yield session.client or "[local]"
     yield session.state

@@ -302,6 +302,7 @@ def test_the_rule_used_below_condemns_an_unprotected_session() -> None:
     "session",
     [
         {"own_role": True},
+        {"own_role": True, "application": "session-reaper"},
         {"superuser": True},
         {"replication": True},
         *(
@@ -344,9 +345,88 @@ def test_built_in_protections_apply_under_every_rule(session: dict[str, Any]) ->
         assert decision.reason.startswith("protected: ")
 
 
-def test_a_rule_does_not_match_a_protected_role_that_it_names() -> None:
-    policy = a_policy(a_rule(state="idle", role="rdsproxyadmin", idle_for="1s"))
-    assert verdict_on(a_session(state="idle", role="rdsproxyadmin"), policy).verdict is LEAVE
+BY_ROLE = [
+    ({"role": "rdsproxyadmin"}, "provider's role"),
+    ({"role": "avnadmin", "replication": True}, "replication role"),
+    ({"role": "shared", "own_role": True}, "our own role"),
+]
+
+
+@pytest.mark.parametrize(("session", "by"), BY_ROLE)
+def test_a_rule_that_names_a_role_literally_lifts_the_protections_of_that_role(
+    session: dict[str, Any], by: str
+) -> None:
+    role = session["role"]
+    literal = a_rule("literal", state="idle in transaction", role=["web_*", role], idle_for="1m")
+    policy = a_policy(a_rule("glob", state="idle in transaction", role="*", idle_for="1m"), literal)
+    condemned = verdict_on(a_session(**session), policy)
+    assert (condemned.verdict, rule_of(condemned)) == (CONDEMN, "literal")
+    # Sessions of other roles in the list stay protected.
+    other = verdict_on(a_session(role="web_1", replication=True), policy)
+    assert other.protection
+    assert (other.verdict, other.protection.by) == (LEAVE, "replication role")
+    for glob in ("*", f"{role}*", f"[{role[0]}]{role[1:]}"):
+        rule = a_rule(state="idle in transaction", role=glob, idle_for="1m")
+        protected = verdict_on(a_session(**session), a_policy(rule))
+        assert protected.protection
+        assert (protected.verdict, protected.protection.by) == (LEAVE, by)
+        assert protected.protected_from is not None
+
+
+@pytest.mark.parametrize(
+    ("session", "protect", "by"),
+    [
+        ({"superuser": True}, {}, "superuser"),
+        ({"own_role": True, "application": "session-reaper"}, {}, "our own role"),
+        ({"replication": True}, {"roles": "ap*"}, "protect.roles"),
+        ({"own_role": True}, {"applications": "api"}, "protect.applications"),
+        ({"replication": True}, {"databases": "orders"}, "protect.databases"),
+        ({"replication": True}, {"clients": "10.0.0.0/8"}, "protect.clients"),
+        ({"replication": True, "application": "pgBackRest [x]"}, {}, "built in: pgBackRest"),
+        ({"database": "rdsadmin"}, {}, "built in: database rdsadmin"),
+    ],
+)
+def test_nothing_lifts_protect_and_what_is_always_protected(
+    session: dict[str, Any], protect: dict[str, Any], by: str
+) -> None:
+    rule = a_rule(state="idle in transaction", role="app", idle_for="1m")
+    decision = verdict_on(a_session(**session), a_policy(rule, protect=protect))
+    assert decision.protection
+    assert (decision.verdict, decision.protection.by) == (LEAVE, by)
+    assert decision.protected_from
+    assert decision.protected_from.name == "idle-in-transaction"
+
+
+def test_a_protected_session_that_no_rule_would_have_condemned_is_protected_from_none() -> None:
+    policy = a_policy(
+        a_rule("old", state="idle in transaction", idle_for="1h"),
+        WARN,
+        {"name": "keep", "match": {"state": "idle in transaction"}, "action": "keep"},
+        a_rule("last"),
+    )
+    decision = verdict_on(a_session(superuser=True), policy)
+    assert (decision.verdict, decision.rule, decision.protected_from) == (LEAVE, None, None)
+    assert decision.reason == "protected: a superuser"
+
+
+def test_an_observe_only_rule_lifts_a_protection_for_itself_alone() -> None:
+    named = a_rule("named", state="idle in transaction", role="avnadmin", idle_for="1m")
+    policy = a_policy(named | {"mode": "observe"}, a_rule("last"))
+    decision = verdict_on(a_session(role="avnadmin", replication=True), policy)
+    assert (decision.verdict, rule_of(decision)) == (Verdict.OBSERVE, "named")
+    assert decision.protected_from is policy.rules[1]
+    assert policy.lifted_roles == frozenset()
+
+
+def test_a_session_of_a_dropped_role_is_an_ordinary_one_unless_roles_are_protected() -> None:
+    by_role = a_rule("by-role", state="idle in transaction", role="*", idle_for="1m")
+    dropped = a_session(role=None)
+    decision = verdict_on(dropped, a_policy(by_role, a_rule("last")))
+    assert (decision.verdict, rule_of(decision)) == (CONDEMN, "last")
+    assert verdict_on(dropped, a_policy(by_role)).reason == "no rule matches"
+    protected = verdict_on(dropped, a_policy(a_rule("last"), protect={"roles": "deploy"}))
+    assert protected.protection
+    assert (protected.verdict, protected.protection.by) == (LEAVE, "role dropped")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from session_reaper.decision.decide import decide
 from session_reaper.decision.model import Decisions, Verdict
 from session_reaper.policy.enums import Action, Mode
 from session_reaper.policy.model import Policy, Protect, Rule, read_policy
+from session_reaper.runs.request import RunRequest, merge_policy
 from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.session import Session, Slots, State
 
@@ -27,6 +28,8 @@ MAYBE_SECONDS = st.none() | SECONDS
 AGES = st.none() | st.sampled_from([0, 1, 7, 1_000_000, 2_147_483_647])
 NAMES = st.sampled_from(["app", "app_1", "worker", "db7", "x", "a[b", "ÄPP", "null", "", "pg_dump"])
 ROLES = NAMES | st.sampled_from(["rdsadmin", "rdsproxyadmin", "aiven_x", "deploy"])
+APPLICATIONS = NAMES | st.just("session-reaper")
+LIFTABLE = st.none() | st.frozensets(ROLES)
 CLIENTS = st.none() | st.sampled_from(["10.0.8.7", "10.0.9.1", "::1", "2001:db8::5", "fe80::1"])
 QUERIES = st.sampled_from(
     ["select 1", "LISTEN jobs", "COPY t FROM STDIN", "a x b y c", "insert into t values (1)", ""]
@@ -43,9 +46,9 @@ def sessions_of(draw: st.DrawFn, pid: int) -> Session:
     return a_session(
         pid=pid,
         state=draw(st.sampled_from(State)),
-        role=draw(ROLES),
+        role=draw(st.none() | ROLES),
         database=draw(NAMES),
-        application=draw(NAMES),
+        application=draw(APPLICATIONS),
         client=draw(CLIENTS),
         query=draw(QUERIES),
         idle_seconds=draw(SECONDS),
@@ -92,19 +95,24 @@ def unlimited(policy: Policy) -> Policy:
     return replace(policy, rules=rules, limits=limits)
 
 
-def is_protected(session: Session, protect: Protect) -> bool:
-    """Decide on protection independently of the engine."""
-    if session.superuser or session.replication or session.own_role:
+def is_always_protected(session: Session, protect: Protect) -> bool:
+    """Decide independently of the engine on the protections that no rule lifts."""
+    if session.superuser or (session.own_role and session.application == "session-reaper"):
         return True
-    if session.role.startswith(("rds", "aiven", "_aiven")) or session.application == "pg_dump":
+    if session.application == "pg_dump" or (session.role is None and protect.roles):
         return True
-    by_name: list[tuple[Sequence[Any], str]] = [
-        (protect.roles, session.role),
+    by_name: list[tuple[Sequence[str], str]] = [
+        (protect.roles, session.role or ""),
         (protect.applications, session.application),
         (protect.databases, session.database),
     ]
     # The generated globs that matter here are literal names or *.
     return any(name in patterns or "*" in patterns for patterns, name in by_name)
+
+
+def is_protected_by_role(session: Session) -> bool:
+    provider = (session.role or "").startswith(("rds", "aiven", "_aiven"))
+    return session.replication or session.own_role or provider
 
 
 @given(several_sessions(), SLOTS, POLICIES)
@@ -122,14 +130,53 @@ def test_every_session_gets_one_decision_with_a_reason(
         assert decision.held_by is None or decision.reason.endswith(f"; {decision.held_by}")
 
 
-@given(several_sessions(), SLOTS, POLICIES)
+@given(several_sessions(), SLOTS, POLICIES, LIFTABLE)
 def test_a_protected_session_is_never_condemned(
+    sessions: list[Session],
+    slots: Slots,
+    policy: Policy,
+    liftable: frozenset[str] | None,
+) -> None:
+    policy = replace(policy, liftable_roles=liftable)
+    for decision in decide(sessions, slots, policy).decisions:
+        session, rule = decision.session, decision.rule
+        is_lifted = session.role in (rule.match.role if rule else ())
+        is_liftable = liftable is None or session.role in liftable
+        if is_always_protected(session, policy.protect) or (
+            is_protected_by_role(session) and not (is_lifted and is_liftable)
+        ):
+            assert decision.verdict is Verdict.LEAVE
+            assert decision.protection
+            assert decision.reason == f"protected: {decision.protection.detail}"
+        if decision.verdict in (Verdict.CONDEMN, Verdict.SPARE):
+            assert decision.protection is None
+            assert decision.protected_from is None
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_a_session_whose_role_was_dropped_matches_only_rules_without_role(
     sessions: list[Session], slots: Slots, policy: Policy
 ) -> None:
     for decision in decide(sessions, slots, policy).decisions:
-        if is_protected(decision.session, policy.protect):
-            assert decision.verdict is Verdict.LEAVE
-            assert decision.reason.startswith("protected: ")
+        if decision.session.role is None and decision.rule:
+            assert not decision.rule.match.role
+
+
+@given(several_sessions(), SLOTS, POLICIES, POLICIES)
+def test_an_event_s_policy_lifts_nothing_that_the_stack_s_does_not(
+    sessions: list[Session], slots: Slots, stack: Policy, own: Policy
+) -> None:
+    policy = merge_policy(stack, RunRequest(policy=own))
+    literal = {
+        role
+        for rule in stack.rules
+        if rule.may_condemn
+        for role in rule.match.role
+        if not set("*?[") & set(role)
+    }
+    for decision in decide(sessions, slots, policy).decisions:
+        if is_protected_by_role(decision.session) and decision.rule:
+            assert decision.session.role in literal
 
 
 @given(several_sessions(), SLOTS, POLICIES)

@@ -468,7 +468,8 @@ IN_SESSION = ("sessions", 1)
             "sessions[1].identity.state: must be one of active, idle",
         ),
         ((*IN_SESSION, "identity"), [], "sessions[1].identity: must be an object, not []"),
-        ((*IN_SESSION, "role"), None, "sessions[1].role: must be text, not None"),
+        ((*IN_SESSION, "role"), 5, "sessions[1].role: must be text, not 5"),
+        ((*IN_SESSION, "database"), None, "sessions[1].database: must be text, not None"),
         (
             (*IN_SESSION, "client"),
             "db.example",

@@ -32,7 +32,7 @@ def decide(
     in_order = sorted(sessions, key=_ORDERS[policy.limits.order])
     used_before = replace(slots, used=slots.used + freed)
     rules = tuple(rule for rule in policy.rules if _is_in_force(rule, used_before))
-    matched = match_sessions(in_order, used_before, rules, policy.protect, redact_query)
+    matched = match_sessions(in_order, used_before, replace(policy, rules=rules), redact_query)
     decisions = Decisions(decisions=tuple(matched), slots=slots, rules_in_force=rules)
     if policy.limits.has_breaker:
         needed = apply_limits(decisions, None)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from session_reaper.policy.model import Rule
+from session_reaper.policy.protections import Protection
 from session_reaper.sessions.session import Session, Slots
 
 
@@ -29,7 +30,8 @@ class Decision:
 
     `rule` is None if no rule matches; for an observed session it is the first observe-only rule that
     does. `held_by` names what spared it: `until`, a limit or
-    the breaker. `notes` are what the run found out later.
+    the breaker. `protection` is that of a session which no rule condemned, and `protected_from` the
+    first rule that would have condemned it without. `notes` are what the run found out later.
     """
 
     session: Session
@@ -37,6 +39,8 @@ class Decision:
     rule: Rule | None
     reasons: tuple[str, ...]
     held_by: str | None = None
+    protection: Protection | None = None
+    protected_from: Rule | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -1,6 +1,6 @@
 """The policy: rules, protections and limits, and the checks that span several keys."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, Decimal
 from typing import Annotated
 
@@ -20,6 +20,8 @@ from session_reaper.policy.patterns import (
     Globs,
     Networks,
     QueryGlobs,
+    is_literal,
+    is_within,
     matches_any,
     read_application_glob,
     read_application_globs,
@@ -27,6 +29,7 @@ from session_reaper.policy.patterns import (
     read_network,
     read_query_glob,
 )
+from session_reaper.policy.protections import ProtectedBy, Protection
 from session_reaper.policy.values import (
     read_duration,
     read_mode,
@@ -34,7 +37,7 @@ from session_reaper.policy.values import (
     read_percent,
     read_version,
 )
-from session_reaper.sessions.session import Names, Slots, State
+from session_reaper.sessions.session import Names, Session, Slots, State
 from session_reaper.sessions.snapshot import SnapshotScope
 
 _GLOBS, _NETWORKS = one_or_many(read_name_glob), one_or_many(read_network)
@@ -185,6 +188,11 @@ class Rule:
     ] = None
 
     @property
+    def literal_roles(self) -> frozenset[str]:
+        """Return the roles that the rule names without a glob."""
+        return frozenset(filter(is_literal, self.match.role))
+
+    @property
     def is_observe_only(self) -> bool:
         """Return whether the rule only reports and leaves the decision to the other rules."""
         return self.mode is Mode.OBSERVE
@@ -276,14 +284,24 @@ class Protect:
     databases: Annotated[Globs, _GLOBS, "connected to one of these databases"] = ()
     clients: Annotated[Networks, _NETWORKS, "client address is in one of these networks"] = ()
 
-    def covers(self, names: Names) -> str | None:
-        """Return which of these names is protected, or None."""
-        if matches_any(self.roles, names.role):
-            return f"role {names.role}"
-        if matches_any(self.applications, names.application):
-            return f"application {names.application}"
-        if matches_any(self.databases, names.database):
-            return f"database {names.database}"
+    def find(self, names: Names) -> Protection | None:
+        """Return the protection by these names, or None."""
+        role, application, database = names.role, names.application, names.database
+        if role is not None and matches_any(self.roles, role):
+            return Protection(kind=ProtectedBy.ROLES, detail=f"role {role}")
+        if matches_any(self.applications, application):
+            return Protection(kind=ProtectedBy.APPLICATIONS, detail=f"application {application}")
+        if matches_any(self.databases, database):
+            return Protection(kind=ProtectedBy.DATABASES, detail=f"database {database}")
+        return None
+
+    def find_by_session(self, session: Session) -> Protection | None:
+        """Return the protection by the client, or because the role was dropped."""
+        if session.role is None and self.roles:
+            detail = "role dropped, so protect.roles cannot be compared with it"
+            return Protection(kind=ProtectedBy.ROLE_DROPPED, detail=detail)
+        if self.clients and is_within(self.clients, session.client):
+            return Protection(kind=ProtectedBy.CLIENTS, detail=f"client {session.client}")
         return None
 
     def merge(self, other: "Protect") -> "Protect":
@@ -356,6 +374,14 @@ class Policy:
         one_of(QueryVisibility),
         "in the log and the return value, full shows queries with their literals; emails never do",
     ] = QueryVisibility.REDACTED
+    # The roles whose built-in protections the rules can lift; None: those that the rules name.
+    liftable_roles: frozenset[str] | None = field(default=None, compare=False)
+
+    @property
+    def lifted_roles(self) -> frozenset[str]:
+        """Return the roles that the rules name literally and whose protections they lift."""
+        roles = {role for rule in self.rules if rule.may_condemn for role in rule.literal_roles}
+        return frozenset(roles if self.liftable_roles is None else roles & self.liftable_roles)
 
     def scope(self) -> SnapshotScope:
         """Return what a snapshot must contain for these rules.

@@ -484,7 +484,7 @@ def _read_session(
             query_start=query_start,
             state=State(state),
         ),
-        role=role or "",
+        role=role,
         database=database or "",
         application=application or "",
         client=client,
@@ -501,10 +501,10 @@ def _read_session(
         # A session in a queue has not waited for this one before it did what it does now: in a
         # convoy the lock goes from one healthy transaction to the next.
         waiters=tuple(w if w.seconds <= idle else replace(w, seconds=idle) for w in waiters),
-        # Of a role that was dropped under its session nothing is known: it is protected.
-        superuser=superuser is not False,
-        replication=replication is not False,
-        own_role=bool(own_role) or role in ours,
+        # A role that was dropped under its session has no attributes.
+        superuser=bool(superuser),
+        replication=bool(replication),
+        own_role=bool(own_role) or (role is not None and role in ours),
         signalable=bool(signalable),
     )
 

@@ -47,11 +47,11 @@ from session_reaper.postgres.rows import (
 )
 from session_reaper.postgres.tls import describe_tls, open_socket, wrap_tls
 from session_reaper.sessions.server_facts import ServerFacts
-from session_reaper.sessions.session import Identity
+from session_reaper.sessions.session import OWN_APPLICATION_NAME, Identity
 from session_reaper.sessions.snapshot import Snapshot, SnapshotScope, Verification
 from session_reaper.targets.target import SslMode, Target
 
-APPLICATION_NAME: Final = "session-reaper"
+APPLICATION_NAME: Final = OWN_APPLICATION_NAME
 CONNECT_SECONDS: Final = 10.0  # for name, TCP, TLS and login together
 STATEMENT_SECONDS: Final = 10.0  # the server's own limit; ours is longer, so that the server tells
 _ANSWER_SECONDS: Final = STATEMENT_SECONDS + 2

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from session_reaper.errors import ConnectionLostError, TargetError, quote_identifier
-from session_reaper.policy.builtin import BUILTIN_PROTECTIONS
+from session_reaper.policy.builtin import find_protection_by_name, is_provider_role
 from session_reaper.policy.durations import format_duration
 from session_reaper.report.model import Advice, Failure, Outcome, RoleSetting, SessionResult
 from session_reaper.sessions.server_facts import RESERVED_CONNECTIONS_SINCE, ServerFacts, Timeout
@@ -235,7 +235,7 @@ def _advise_pooler(
     """Who holds many sessions for nothing; what this run has ended was held as well."""
     held = Counter({(idle.application, idle.role): idle.number for idle in found.idle})
     held.update(
-        (fate.decision.session.application, fate.decision.session.role)
+        (fate.decision.session.application, fate.decision.session.role_label)
         for fate in fates
         if fate.outcome is Outcome.TERMINATED and fate.decision.session.state is State.IDLE
     )
@@ -244,7 +244,8 @@ def _advise_pooler(
         for (application, role), number in held.most_common()
         if number >= max(MANY_IDLE, MANY_IDLE_SHARE * slots.usable)
         # The pools of the providers are theirs.
-        and not BUILTIN_PROTECTIONS.covers(Names(role, "", application))
+        and not is_provider_role(role)
+        and not find_protection_by_name(Names(role, "", application))
     ]
     if many:
         yield Advice(
@@ -348,22 +349,24 @@ def find_missing_timeouts(
     for fate in fates:
         session = fate.decision.session
         for code, remedy in _REMEDIES.items():
+            if session.role is None:  # there is no role to set a timeout for
+                continue
             if fate.outcome is not Outcome.ESCAPED and remedy.helps(session):
                 now = found.in_effect(remedy.setting, session.role, session.database)
                 if now is not None and now.is_off:
-                    missing[_create_setting(code, session, now)] += 1
+                    missing[_create_setting(code, session.role, now)] += 1
     return tuple(setting for setting, _ in missing.most_common())
 
 
-def _create_setting(code: str, session: Session, now: Timeout) -> RoleSetting:
+def _create_setting(code: str, role: str, now: Timeout) -> RoleSetting:
     """The remedy at the role, or at the role in this database if it is there that it is 0."""
     remedy = _REMEDIES[code]
-    place = quote_identifier(session.role)
+    place = quote_identifier(role)
     if now.role and now.database:
         place += f" IN DATABASE {quote_identifier(now.database)}"
     return RoleSetting(
         code=code,
-        role=session.role,
+        role=role,
         sql=f"ALTER ROLE {place} SET {remedy.setting} = '{remedy.value}';",
         old=now.value if now.role else None,
     )

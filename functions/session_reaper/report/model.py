@@ -203,7 +203,7 @@ def _kind(fate: SessionResult) -> str:
     if fate.outcome is Outcome.LINGERING:
         return f"{fate.outcome} {decision.pid}"
     if fate.outcome is Outcome.WOULD_TERMINATE and decision.rule is not None:
-        rule, role = printable(decision.rule.name, 63), printable(decision.session.role, 63)
+        rule, role = printable(decision.rule.name, 63), printable(decision.session.role_label, 63)
         return f"{fate.outcome} {rule} {role}"
     return fate.outcome.value
 

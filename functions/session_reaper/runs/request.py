@@ -66,7 +66,7 @@ def merge_policy(policy: Policy, request: RunRequest) -> Policy:
     """Replace the stack's policy by the event's, if it has one, and keep only the rules it names.
 
     The stack's protections, mode and redaction still apply, so an event can only make a run more
-    careful.
+    careful. The event's rules lift the protections of no role that the stack's rules do not lift.
     """
     if request.policy:
         modes = [mode for mode in (policy.mode, request.policy.mode) if mode is not None]
@@ -74,6 +74,7 @@ def merge_policy(policy: Policy, request: RunRequest) -> Policy:
             request.policy,
             protect=policy.protect.merge(request.policy.protect),
             mode=min(modes, default=None),
+            liftable_roles=policy.lifted_roles,
             queries=request.policy.queries
             if policy.queries is QueryVisibility.FULL
             else policy.queries,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.redaction import redact
@@ -46,10 +46,14 @@ class Identity:
         ) and (self.xact_start is not None or self == earlier)
 
 
+OWN_APPLICATION_NAME: Final = "session-reaper"
+"""The application name of our own connections."""
+
+
 class Names(NamedTuple):
     """The names of a session that patterns are compared with."""
 
-    role: str
+    role: str | None
     database: str
     application: str
 
@@ -69,7 +73,7 @@ class Session(Held):
     """One client backend other than our own; ages are seconds by the server's clock, at least 0."""
 
     identity: Identity
-    role: str
+    role: str | None  # None if it was dropped
     database: str
     application: str  # "" if the client set none
     client: str | None  # None on a Unix socket
@@ -98,6 +102,11 @@ class Session(Held):
     def redacted_query(self) -> str:
         """The query as it may be shown."""
         return redact(self.query)
+
+    @property
+    def role_label(self) -> str:
+        """Return the role, or what stands for one that was dropped."""
+        return "(role dropped)" if self.role is None else self.role
 
     @property
     def names(self) -> Names:

@@ -60,7 +60,8 @@ def group_sessions(fates: Iterable[SessionResult]) -> Sequence[Group]:
     for fate in fates:
         session, rule = fate.decision.session, fate.decision.rule
         who = f"{session.application or '(no name)'}@{mask_client(session.client)}"
-        members[fate.outcome, rule.name if rule else "", who, session.role].append(fate.decision)
+        role = session.role_label
+        members[fate.outcome, rule.name if rule else "", who, role].append(fate.decision)
     found = [
         Group(
             outcome=outcome,
