@@ -87,6 +87,8 @@ _CONDITIONS = _some_of(
         "application": _one_or_many(_GLOBS) | st.just([""]),
         "client": _one_or_many(_NETWORKS),
         "query": _one_or_many(_QUERY_GLOBS),
+        "wait_event_type": _one_or_many(st.sampled_from(["Lock", "Client", "L*", "IPC"])),
+        "wait_event": _one_or_many(st.sampled_from(["Client*", "ClientWrite", "relation"])),
         "blocks": _COUNTS,
         "holds": _one_or_many(st.sampled_from([*map(str, HeldResource)])),
         "pins_vacuum_by": _COUNTS,

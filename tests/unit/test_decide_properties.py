@@ -29,6 +29,7 @@ AGES = st.none() | st.sampled_from([0, 1, 7, 1_000_000, 2_147_483_647])
 NAMES = st.sampled_from(["app", "app_1", "worker", "db7", "x", "a[b", "ÄPP", "null", "", "pg_dump"])
 ROLES = NAMES | st.sampled_from(["rdsadmin", "rdsproxyadmin", "aiven_x", "deploy"])
 APPLICATIONS = NAMES | st.just("session-reaper")
+WAIT_TYPES = st.sampled_from([None, "Lock", "IPC", "Client"])
 LIFTABLE = st.none() | st.frozensets(ROLES)
 CLIENTS = st.none() | st.sampled_from(["10.0.8.7", "10.0.9.1", "::1", "2001:db8::5", "fe80::1"])
 QUERIES = st.sampled_from(
@@ -56,6 +57,9 @@ def sessions_of(draw: st.DrawFn, pid: int) -> Session:
         connected_seconds=draw(SECONDS),
         query_seconds=draw(MAYBE_SECONDS),
         waiting_for_client=draw(st.booleans()),
+        wait_event_type=draw(WAIT_TYPES),
+        wait_event=draw(st.sampled_from([None, "ClientRead", "ClientWrite", "relation"])),
+        waits_for_lock=draw(FLAGS),
         xid_age=draw(AGES),
         xmin_age=draw(AGES),
         locks=draw(st.none() | st.integers(0, 3)),
@@ -151,6 +155,16 @@ def test_a_protected_session_is_never_condemned(
         if decision.verdict in (Verdict.CONDEMN, Verdict.SPARE):
             assert decision.protection is None
             assert decision.protected_from is None
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_a_session_that_waits_for_a_lock_matches_only_rules_that_name_wait_event_type_or_keep(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    for decision in decide(sessions, slots, policy).decisions:
+        if decision.session.waits_for_lock and decision.rule:
+            match, action = decision.rule.match, decision.rule.action
+            assert match.wait_event_type or action is Action.KEEP
 
 
 @given(several_sessions(), SLOTS, POLICIES)

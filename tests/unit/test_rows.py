@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from session_reaper.errors import TargetError
-from session_reaper.postgres.rows import memory_of, read_grants, read_snapshot
+from session_reaper.postgres.rows import memory_of, read_grants, read_signal, read_snapshot
 
 if TYPE_CHECKING:
     from session_reaper.postgres.driver import Row
@@ -33,6 +33,7 @@ SNAPSHOT: dict[str, Any] = {
     "states": None,
     "oldest_idle_in_transaction": 0,
     "sessions": [],
+    "lock_waiters": None,
     "waits": None,
 }
 
@@ -100,7 +101,37 @@ def test_nothing_else_passes_for_a_grant(changes: dict[str, object]) -> None:
 
 MOMENT = "2026-01-15T08:00:00.000001+00:00"
 ROW = [1, MOMENT, None, MOMENT, MOMENT, "idle", "app", "db", "api", None, "x", None, None]
-ROW += [1, None, 1, None, False, None, None, None, False, False, False, True]
+ROW += [1, None, 1, None, False, None, None, None, False, False, False, True, None, None]
+
+
+def test_a_session_waits_for_a_lock_if_it_leads_a_process_that_does() -> None:
+    rows = [[*ROW[:-2], "Client", "ClientRead"], [2, *ROW[1:]]]
+    look = read_snapshot(
+        [json.dumps(SNAPSHOT | {"sessions": rows, "lock_waiters": [2, 2, 99]}).encode()],
+        ours=(),
+        backend_pid=1,
+    )
+    first, second = look.sessions
+    assert (first.wait_event_type, first.wait_event) == ("Client", "ClientRead")
+    assert (first.waits_for_lock, second.waits_for_lock) == (False, True)
+    assert (second.wait_event_type, second.wait_event) == (None, None)
+    wrong: object
+    for wrong in ([0], ["1"], [None], 1, {}, [2**31]):
+        with pytest.raises(TargetError, match="lock_waiters"):
+            read(lock_waiters=wrong, sessions=[ROW])
+    with pytest.raises(TargetError, match="sessions: wait_event"):
+        read(sessions=[[*ROW[:-1], "x" * 256]])
+
+
+@pytest.mark.parametrize(
+    ("answer", "signal"), [(b"t", "t"), (b"f", "f"), (b"waits", "waits"), (None, None)]
+)
+def test_reads_what_became_of_a_signal(answer: bytes | None, signal: str | None) -> None:
+    assert read_signal([answer]) == signal
+    wrong: list[Row] = [[], [b"true"], [b""], [answer, answer]]
+    for row in wrong:
+        with pytest.raises(TargetError, match="signalled"):
+            read_signal(row)
 
 
 def test_a_session_that_is_there_twice_is_invalid() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from session_reaper.decision.model import Decision, Verdict
 from session_reaper.policy.builtin import (
@@ -16,7 +16,7 @@ from session_reaper.policy.builtin import (
 from session_reaper.policy.durations import format_duration
 from session_reaper.policy.enums import Action, HeldResource
 from session_reaper.policy.model import Match, Policy, Rule
-from session_reaper.policy.patterns import is_within, matches_any, matches_query
+from session_reaper.policy.patterns import Globs, is_within, matches_any, matches_query
 from session_reaper.policy.protections import Protection
 from session_reaper.sessions.redaction import redact, strip_for_matching
 from session_reaper.sessions.session import Names, Session, Slots, State
@@ -75,9 +75,12 @@ def _decide_session(
     """Decide by the rules that match, of which a protection makes some not match."""
     observed: _CompiledRule | None = None
     protected_from: Rule | None = None
+    reason = "no rule matches"
     for compiled in matching:
         rule = compiled.rule
-        if protection is not None and not compiled.lifts(protection, session):
+        if session.waits_for_lock and not compiled.matches_lock_waits:
+            reason = f"waits for a lock, and rule {rule.name} has no wait_event_type"
+        elif protection is not None and not compiled.lifts(protection, session):
             if rule.action is Action.KEEP:
                 break
             if rule.may_condemn:
@@ -89,7 +92,8 @@ def _decide_session(
     if observed is not None:
         decision = _apply_rule(observed, session, slots)
     else:
-        reason = f"protected: {protection.detail}" if protection else "no rule matches"
+        if protection is not None:
+            reason = f"protected: {protection.detail}"
         decision = Decision(session=session, verdict=Verdict.LEAVE, rule=None, reasons=(reason,))
     if protection is None:
         return decision
@@ -167,6 +171,11 @@ class _CompiledRule(NamedTuple):
     conditions: tuple[tuple[str, _NumericCondition, float], ...]
     lifted_roles: frozenset[str]
 
+    @property
+    def matches_lock_waits(self) -> bool:
+        """Return whether the rule may match a session that waits for a lock."""
+        return bool(self.rule.match.wait_event_type) or self.rule.action is Action.KEEP
+
     def lifts(self, protection: Protection, session: Session) -> bool:
         """Return whether the rule matches a session in spite of this protection."""
         return protection.can_be_lifted and session.role in self.lifted_roles
@@ -193,9 +202,25 @@ def _matches_rest(match: Match, session: Session, query_text: Callable[[str], st
             match.waiting_for_client is None
             or match.waiting_for_client == _is_waiting_for_client(session)
         )
+        and (not match.wait_event_type or _matches_wait_type(match.wait_event_type, session))
+        and (not match.wait_event or _matches_optional(match.wait_event, session.wait_event))
         and (not match.holds or not _held_resources(session).isdisjoint(match.holds))
         and (not match.query or matches_query(match.query, query_text(session.query)))
     )
+
+
+def _matches_optional(globs: Globs, value: str | None) -> bool:
+    return value is not None and matches_any(globs, value)
+
+
+def _matches_wait_type(globs: Globs, session: Session) -> bool:
+    """Return whether the session, or for a lock one of its parallel workers, waits for such an event."""
+    return _matches_optional(globs, session.wait_event_type) or (
+        session.waits_for_lock and matches_any(globs, _LOCK)
+    )
+
+
+_LOCK: Final = "Lock"
 
 
 _COPY = re.compile(r"\bcopy\b", re.IGNORECASE)
@@ -231,6 +256,8 @@ def _describe_match(compiled: _CompiledRule, session: Session, slots: Slots) -> 
         value = condition.format(condition.get_value(session) or 0)
         phrase = condition.phrase.format(value, state=session.state)
         yield f"{phrase} ({name}: {condition.format(least)})"
+    if match.wait_event_type or match.wait_event:
+        yield f"waits for {_describe_wait(session)}"
     if match.waiting_for_client:
         yield "waits for its client (waiting_for_client: true)"
     if match.holds:
@@ -240,6 +267,13 @@ def _describe_match(compiled: _CompiledRule, session: Session, slots: Slots) -> 
         yield f"waiting: {_describe_waiters(session)}"
     if rule.action is Action.CANCEL:
         yield "to be cancelled"
+
+
+def _describe_wait(session: Session) -> str:
+    own = f"{session.wait_event_type}: {session.wait_event}"
+    if session.waits_for_lock and session.wait_event_type != _LOCK:
+        return f"{own}, and a parallel worker for a lock"
+    return own
 
 
 _MAX_WAITERS_NAMED = 3

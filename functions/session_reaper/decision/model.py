@@ -3,10 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import Final
 
 from session_reaper.policy.model import Rule
+from session_reaper.policy.patterns import matches_any
 from session_reaper.policy.protections import Protection
-from session_reaper.sessions.session import Session, Slots
+from session_reaper.sessions.session import Session, Slots, WaitGuard
+
+CLIENT_READ: Final = "ClientRead"
+"""The wait event of `waiting_for_client`."""
 
 
 class Verdict(Enum):
@@ -53,6 +58,29 @@ class Decision:
         """Return the reasons, `held_by` and the notes as one text."""
         held_by = () if self.held_by is None else (self.held_by,)
         return "; ".join([", ".join(self.reasons), *held_by, *self.notes])
+
+    @property
+    def wait_guard(self) -> WaitGuard:
+        """Return what the guard must check of the session's wait, because the rule relies on it."""
+        if self.rule is None:
+            return WaitGuard()
+        match, session = self.rule.match, self.session
+        is_own_type = session.wait_event_type is not None and matches_any(
+            match.wait_event_type, session.wait_event_type
+        )
+        other_than = None
+        if match.waiting_for_client is False and session.wait_event != CLIENT_READ:
+            other_than = CLIENT_READ
+        return WaitGuard(
+            wait_event_type=session.wait_event_type if is_own_type else None,
+            wait_event=session.wait_event if match.wait_event else self._client_read,
+            other_than=other_than,
+            waits_for_lock=None if is_own_type else bool(match.wait_event_type),
+        )
+
+    @property
+    def _client_read(self) -> str | None:
+        return CLIENT_READ if self.rule and self.rule.match.waiting_for_client else None
 
     def with_note(self, note: str) -> "Decision":
         """Return a copy with one more note."""

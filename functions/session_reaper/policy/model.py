@@ -77,6 +77,15 @@ class Match:
     query_for: Annotated[
         float | None, read_duration, "running its query for at least this long; active only"
     ] = None
+    wait_event_type: Annotated[
+        Globs,
+        _GLOBS,
+        "waits for an event of one of these types, such as Client; Lock includes parallel workers."
+        " Only a rule with this key matches a session that waits for a lock",
+    ] = ()
+    wait_event: Annotated[
+        Globs, _GLOBS, "waits for one of these events, such as ClientWrite; names as in PostgreSQL"
+    ] = ()
     waiting_for_client: Annotated[
         bool | None, boolean, "active but waiting for its client (ClientRead), except in a COPY"
     ] = None

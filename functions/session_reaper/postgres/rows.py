@@ -104,12 +104,12 @@ def read_grants(row: Row, role: str) -> tuple[str, ...]:
         raise _invalid("list of grants", error) from None
 
 
-def read_flag(row: Row) -> bool | None:
-    """Read a single boolean. Raises TargetError."""
-    flags: dict[object, bool | None] = {b"t": True, b"f": False, None: None}
-    if len(row) != 1 or row[0] not in flags:
+def read_signal(row: Row) -> str | None:
+    """Read the answer to signal.sql: t, f, waits or None. Raises TargetError."""
+    answers: dict[object, str | None] = {b"t": "t", b"f": "f", b"waits": "waits", None: None}
+    if len(row) != 1 or row[0] not in answers:
         raise _invalid("signal", _InvalidError("signalled"))
-    return flags[row[0]]
+    return answers[row[0]]
 
 
 def _invalid(what: str, error: _InvalidError) -> TargetError:
@@ -364,12 +364,14 @@ _COLUMNS: Final = (
     *("idle_seconds", "transaction_seconds", "connected_seconds", "query_seconds"),
     *("waiting_for_client", "xid_age", "xmin_age", "locks"),
     *("superuser", "replication", "own_role", "signalable"),
+    *("wait_event_type", "wait_event"),
 )
 _REQUIRED: Final = {"pid", "backend_start", "state", "idle_seconds", "connected_seconds"}
 _MOMENTS: Final = ("backend_start", "xact_start", "state_change", "query_start")
 _MOST_CHARACTERS: Final = {
     **dict.fromkeys(_MOMENTS, _MOMENT_LENGTH),
     **dict.fromkeys(("state", "role", "database", "application", "client"), _NAME_LENGTH),
+    **dict.fromkeys(("wait_event_type", "wait_event"), _NAME_LENGTH),
     "query": QUERY_BYTES,
     "cut_query": 2 * QUERY_BYTES,  # base64 takes 4 for 3, and a line break now and then
     "query_id": 20,
@@ -393,8 +395,11 @@ def _read_sessions(
         _check_column(name, column)
     if len({row[0] for row in rows}) < len(rows):
         raise _InvalidError("sessions: pid")  # a session that is there twice has two outcomes
+    # The processes that wait for a lock, each as the pid of its parallel group's leader.
+    victims = {_whole(pid, "lock_waiters", 1, _INT32) for pid in _list(answer, "lock_waiters")}
     for row in rows:
-        yield _read_session(row, waiters.get(row[0], ()), ours)
+        session = _read_session(row, waiters.get(row[0], ()), ours)
+        yield replace(session, waits_for_lock=True) if row[0] in victims else session
 
 
 def _check_column(name: str, column: Sequence[Any]) -> None:
@@ -473,7 +478,8 @@ def _read_session(
     pid, backend_start, xact_start, state_change, query_start, state, *rest = row
     role, database, application, client, text, cut, query_id, *rest = rest
     idle, transaction, connected, running, *rest = rest
-    waiting, xid_age, xmin_age, locks, superuser, replication, own_role, signalable = rest
+    waiting, xid_age, xmin_age, locks, superuser, replication, own_role, signalable, *rest = rest
+    wait_event_type, wait_event = rest
     query = _decode_query(text, cut)
     return Session(
         identity=Identity(
@@ -495,6 +501,8 @@ def _read_session(
         connected_seconds=connected,
         query_seconds=running,
         waiting_for_client=bool(waiting),
+        wait_event_type=wait_event_type,
+        wait_event=wait_event,
         xid_age=xid_age,
         xmin_age=None if xmin_age is not None and _is_vacuum(query) else xmin_age,
         locks=locks,

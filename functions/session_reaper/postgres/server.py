@@ -6,11 +6,13 @@ after the first read, and a second look would see nothing new.
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import Enum, auto
 from functools import cache
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Final
 
 from pg8000.native import DatabaseError, PreparedStatement, literal
@@ -40,14 +42,14 @@ from session_reaper.postgres.rows import (
     USED_RELATIONS,
     memory_of,
     read_facts,
-    read_flag,
     read_grants,
+    read_signal,
     read_snapshot,
     read_verification,
 )
 from session_reaper.postgres.tls import describe_tls, open_socket, wrap_tls
 from session_reaper.sessions.server_facts import ServerFacts
-from session_reaper.sessions.session import OWN_APPLICATION_NAME, Identity
+from session_reaper.sessions.session import OWN_APPLICATION_NAME, Identity, WaitGuard
 from session_reaper.sessions.snapshot import Snapshot, SnapshotScope, Verification
 from session_reaper.targets.target import SslMode, Target
 
@@ -78,6 +80,7 @@ class Signal(Enum):
     """What the server answered to one guarded signal."""
 
     SENT = auto()
+    WAITING = auto()  # the session is the same, but waits for something that the rule excludes
     ESCAPED = auto()  # the session changed, or ended, since the snapshot
     DENIED = auto()
     HIDDEN = auto()  # we may not see the session any more: nothing was sent
@@ -210,9 +213,16 @@ class Server:
         )
 
     def signal(
-        self, identities: Iterable[Identity], action: Action, deadline: Deadline
+        self,
+        identities: Iterable[Identity],
+        action: Action,
+        deadline: Deadline,
+        guards: Mapping[int, WaitGuard] = MappingProxyType({}),
     ) -> Iterator[Signal | TargetError]:
         """Signal sessions that are still those of the snapshot, in a pipeline.
+
+        `guards`, by pid, say what must hold of each session's wait; without one it must not wait for
+        a lock.
 
         An identity is taken just before its signal is sent; the answers have the same order. One
         that is an error leaves open whether its signal was sent. Raises DeadlineError if nothing was
@@ -224,7 +234,7 @@ class Server:
             if action not in self._signal:
                 guarded = _sql("signal").format(function=_FUNCTIONS[action])
                 self._signal[action] = self._connection.prepare(guarded)
-            executions = map(_parameters_of, identities)
+            executions = (_parameters_of(i, guards.get(i.pid, WaitGuard())) for i in identities)
             statement = self._signal[action]
             for answer in self._connection.run_each(
                 statement, executions, deadline, _ANSWER_SECONDS
@@ -279,7 +289,7 @@ class Server:
             yield
 
 
-def _parameters_of(identity: Identity) -> dict[str, object]:
+def _parameters_of(identity: Identity, guard: WaitGuard) -> dict[str, object]:
     return {
         "pid": identity.pid,
         "backend_start": identity.backend_start,
@@ -287,16 +297,22 @@ def _parameters_of(identity: Identity) -> dict[str, object]:
         "state_change": identity.state_change,
         "query_start": identity.query_start,
         "state": identity.state.value,
+        **asdict(guard),
     }
 
 
 def _signal_of(rows: Sequence[Row]) -> Signal:
     if not rows:
         return Signal.ESCAPED
-    sent = read_flag(rows[0])
-    if sent is None:
-        return Signal.HIDDEN
-    return Signal.SENT if sent else Signal.ESCAPED
+    return _SIGNALS[read_signal(rows[0])]
+
+
+_SIGNALS: Final = {
+    "t": Signal.SENT,
+    "f": Signal.ESCAPED,
+    "waits": Signal.WAITING,
+    None: Signal.HIDDEN,
+}
 
 
 @cache

@@ -29,13 +29,15 @@ from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server, Signal
 from session_reaper.report.model import Outcome, SessionResult, TargetReport, record_error
 from session_reaper.runs.target_session import TargetSession
-from session_reaper.sessions.session import Identity
+from session_reaper.sessions.session import Identity, WaitGuard
 from session_reaper.sessions.snapshot import ServerIdentity, Snapshot, SnapshotScope
 
 VERIFY_SECONDS: Final = 2.0  # after a signal
 _ENDED_BEFORE: Final = "the run ended before its turn"
 _UNPROVEN: Final = "not signalled: whether the session has changed is not known"
 _HIDDEN: Final = "not signalled: the session is hidden from our role now"
+_LOCK_WAIT: Final = "left alone: it waits for a lock now"
+_OTHER_WAIT: Final = "left alone: what it waits for has changed"
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.004, 0.25  # seconds between two looks of verify
 
 
@@ -246,7 +248,8 @@ class Termination:
                 yield decision.session.identity
 
         try:
-            for answer in self._server.signal(send(), action, answers):
+            guards = {decision.pid: decision.wait_guard for decision in decisions}
+            for answer in self._server.signal(send(), action, answers, guards):
                 self._take_answer(unanswered.popleft(), action, answer)
         except DeadlineError as over:  # nothing was sent
             self._error = self._error or over
@@ -272,6 +275,9 @@ class Termination:
                 self._await(decision, action)
             case Signal.SENT:
                 self._await(decision, action)
+            case Signal.WAITING:
+                is_victim = decision.wait_guard == WaitGuard()
+                self._settle(decision, Outcome.ESCAPED, _LOCK_WAIT if is_victim else _OTHER_WAIT)
             case _ if is_escalation:
                 # The session changed, or we may not terminate it: look whether its query ended.
                 self._await(decision, Action.CANCEL, escalates=False)

@@ -58,6 +58,19 @@ class Names(NamedTuple):
     application: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitGuard:
+    """What must hold of a session's wait when it is signalled; None: anything.
+
+    A session that begins to wait keeps its identity, so the wait is checked beside it.
+    """
+
+    wait_event_type: str | None = None
+    wait_event: str | None = None
+    other_than: str | None = None  # a wait event that it must not be in
+    waits_for_lock: bool | None = False  # any process of its parallel group
+
+
 class Held:
     """Keeps a claim on the memory that it takes for as long as it is there."""
 
@@ -84,6 +97,10 @@ class Session(Held):
     connected_seconds: float  # since backend_start
     query_seconds: float | None  # since query_start; None unless active
     waiting_for_client: bool  # active, wait event ClientRead, and not the rows of a COPY
+    # Recordings of older releases lack the following three fields.
+    wait_event_type: str | None = None  # of its own process; None if it waits for nothing
+    wait_event: str | None = None
+    waits_for_lock: bool = False  # itself or one of its parallel workers
     xid_age: int | None  # transactions since it got its xid; None without an xid
     xmin_age: int | None  # transactions since its snapshot; None without a snapshot
     locks: int | None  # granted on objects; None if not in the scope

@@ -83,12 +83,16 @@ SELECT json_build_object(
         r.rolsuper,
         r.rolreplication,
         r.rolname = session_user,
-        m.can_signal OR coalesce(pg_has_role(r.oid, 'USAGE'), false)
+        m.can_signal OR coalesce(pg_has_role(r.oid, 'USAGE'), false),
+        a.wait_event_type,
+        a.wait_event
     )) FILTER (
         WHERE a.backend_type = 'client backend'
         AND extract(epoch FROM m.now - a.state_change)
             >= (CAST({idle_for} AS json) ->> a.state)::double precision
     ), '[]'),
+    -- A parallel query's session waits for its workers while one of them waits for a lock.
+    'lock_waiters', json_agg(coalesce(a.leader_pid, a.pid)) FILTER (WHERE a.wait_event_type = 'Lock'),
     'waits', ({waits})
 )::text AS look
 FROM pg_stat_get_activity(NULL) AS a
