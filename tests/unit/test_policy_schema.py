@@ -140,6 +140,16 @@ def test_the_policies_in_the_readme_are_valid() -> None:
         SCHEMA.validate(document)
 
 
+def test_the_recipes_in_the_documentation_are_valid() -> None:
+    text = (ROOT / "docs" / "policy.md").read_text("utf-8")
+    recipes = re.findall(r"```yaml\n(rules:\n.*?)```", text, re.DOTALL)
+    assert len(recipes) == 2
+    for recipe in recipes:
+        document = parse_yaml(f"version: 1\n{recipe}")
+        read_policy(document)
+        SCHEMA.validate(document)
+
+
 # -- valid and invalid policies ---------------------------------------------------------------
 
 
