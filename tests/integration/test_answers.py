@@ -39,17 +39,17 @@ _VALUES = {
     "a megabyte": '"' + "x" * 1_000_000 + '"',
 }
 # The places at which PostgreSQL itself could answer such a value.
-_NAMES = r"role|sessions/0/(6|7|8|10)|waits/0/(2|3)"
+_NAMES = r"role|sessions/0/(6|7|8|10|25|26)|waits/0/(2|3)"
 _ALLOWED = {
-    "null": r"checkpointer|checkpointer_started|sessions|states|states/\d+|waits|waits/0/(2|3)"
-    r"|sessions/0/(2|3|4|6|7|8|9|10|11|12|14|16|17|18|19|20|21|22|23|24)",
+    "null": r"checkpointer|checkpointer_started|sessions|states|states/\d+|lock_waiters|waits|waits/0/(2|3)"
+    r"|sessions/0/(2|3|4|6|7|8|9|10|11|12|14|16|17|18|19|20|21|22|23|24|25|26)",
     "true": r"can_see|can_signal|reader|inherits|sessions/0/(17|21|22|23|24)|waits/0/1",
     "text": rf"{_NAMES}|states/\d+",
     "age as text": _NAMES,
     "empty text": rf"{_NAMES}|sessions/0/11",
     "negative": r"sessions/0/(18|19)",
     "fraction": r"oldest_idle_in_transaction|sessions/0/(13|14|15|16)|waits/0/4",
-    "list": r"sessions|states|waits|waits/0/5",
+    "list": r"sessions|states|lock_waiters|waits|waits/0/5",
 }
 
 
