@@ -11,7 +11,7 @@ from session_reaper.policy.enums import Action
 from session_reaper.postgres.server import Server
 from session_reaper.postgres.signals import Signal
 from session_reaper.runs.discovery import TargetDiscovery
-from session_reaper.sessions.session import Identity, State
+from session_reaper.sessions.session import Identity, State, WaitGuard
 from session_reaper.sessions.snapshot import ALL_SESSIONS
 from session_reaper.settings import read_settings
 from session_reaper.targets.target import Target
@@ -201,6 +201,63 @@ def test_an_unchanged_session_is_signalled(stage: Stage, reaper: Server) -> None
     running = stage.session(ACTIVE)
     assert _signal(reaper, _identity_of(reaper, running), Action.CANCEL) is Signal.SENT
     until(lambda: running.state == IDLE, "its query is cancelled")
+
+
+_SLEEPING = {"wait_event_type": "Timeout", "wait_event": "PgSleep"}
+
+
+@pytest.mark.parametrize("action", SIGNALS)
+@pytest.mark.parametrize(
+    "guard",
+    [
+        {"wait_event_type": "Client"},
+        {"wait_event": "ClientWrite"},
+        {**_SLEEPING, "wait_event": "ClientWrite"},
+        {**_SLEEPING, "wait_event_type": "Client"},
+        {"other_than": "PgSleep"},
+        {"waits_for_lock": True},
+    ],
+    ids=str,
+)
+def test_a_session_that_waits_for_something_else_is_not_signalled(
+    stage: Stage, reaper: Server, guard: dict[str, Any], action: Action
+) -> None:
+    victim = stage.session(ACTIVE)
+    until(lambda: victim._shown("wait_event") == "PgSleep", "it sleeps")  # noqa: SLF001
+    identity = _identity_of(reaper, victim)
+    guards = {victim.pid: WaitGuard(**guard)}
+    assert list(reaper.signal([identity], action, Deadline(10), guards)) == [Signal.WAITING]
+    assert victim.state == ACTIVE
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        {},
+        _SLEEPING,
+        {**_SLEEPING, "waits_for_lock": None},
+        {"other_than": "ClientRead", "waits_for_lock": None},
+    ],
+    ids=str,
+)
+def test_a_session_that_waits_for_what_its_rule_says_is_signalled(
+    stage: Stage, reaper: Server, guard: dict[str, Any]
+) -> None:
+    victim = stage.session(ACTIVE)
+    until(lambda: victim._shown("wait_event") == "PgSleep", "it sleeps")  # noqa: SLF001
+    identity = _identity_of(reaper, victim)
+    guards = {victim.pid: WaitGuard(**guard)}
+    signals = list(reaper.signal([identity], Action.TERMINATE, Deadline(10), guards))
+    assert signals == [Signal.SENT]
+
+
+def test_a_session_without_a_query_waits_for_no_lock(stage: Stage, reaper: Server) -> None:
+    victim = stage.session(LEAK)
+    identity = _identity_of(reaper, victim)
+    guards = {victim.pid: WaitGuard(waits_for_lock=True)}
+    signals = list(reaper.signal([identity], Action.TERMINATE, Deadline(10), guards))
+    assert signals == [Signal.WAITING]
+    assert victim.is_there
 
 
 def test_a_difference_of_one_microsecond_prevents_the_signal(stage: Stage, reaper: Server) -> None:

@@ -343,9 +343,10 @@ def test_a_rule_that_names_a_role_literally_lifts_the_protections_of_that_role(
     condemned = verdict_on(a_session(**session), policy)
     assert (condemned.verdict, rule_of(condemned)) == (CONDEMN, "literal")
     # Sessions of other roles in the list stay protected.
-    other = verdict_on(a_session(role="web_1", replication=True), policy)
-    assert other.protection
-    assert (other.verdict, other.protection.by) == (LEAVE, "replication role")
+    for name in ("web_1", "web_*"):
+        other = verdict_on(a_session(role=name, replication=True), policy)
+        assert other.protection
+        assert (other.verdict, other.protection.by) == (LEAVE, "replication role")
     for glob in ("*", f"{role}*", f"[{role[0]}]{role[1:]}"):
         rule = a_rule(state="idle in transaction", role=glob, idle_for="1m")
         protected = verdict_on(a_session(**session), a_policy(rule))
