@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from session_reaper import documents
 from session_reaper.policy import patterns, values
@@ -41,6 +41,8 @@ def _choice(choices: Iterable[object]) -> Schema:
 
 
 _TEXT: Schema = {"type": "string", "minLength": 1}
+_ASCII: Schema = {"type": "string", "pattern": "^[\u0000-\u007f]*$"}
+_APPLICATION: Schema = {**_TEXT, **_ASCII}
 _DURATION: Schema = {
     "type": "string",
     "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+$",
@@ -68,7 +70,9 @@ _LEAVES: Mapping[Callable[..., object], Schema] = {
     documents.positive_int: {"type": "integer", "minimum": 1},
     documents.non_negative_int: {"type": "integer", "minimum": 0},
     documents.boolean: {"type": "boolean"},
-    patterns.read_glob: _TEXT,
+    patterns.read_name_glob: _TEXT,
+    patterns.read_application_glob: _APPLICATION,
+    patterns.read_application_globs: {"anyOf": [_APPLICATION, _list(_ASCII)]},
     patterns.read_network: _NETWORK,
     patterns.read_query_glob: _QUERY_GLOB,
     values.read_duration: _DURATION,
@@ -82,9 +86,14 @@ _LEAVES: Mapping[Callable[..., object], Schema] = {
 # editors support few newer ones.
 _ACTIVE: Schema = {"const": str(State.ACTIVE)}
 _HAS_ACTIVE: Schema = {"type": "array", "contains": _ACTIVE}
+
+
+def _has_action(action: Action) -> Schema:
+    return {"required": ["action"], "properties": {"action": {"const": str(action)}}}
+
+
 _KEY_RULES: Mapping[type, Schema] = {
     Match: {
-        "anyOf": [{"required": [clock]} for clock in CLOCKS],
         "allOf": [
             {
                 "if": {"required": ["query_for"]},
@@ -98,19 +107,30 @@ _KEY_RULES: Mapping[type, Schema] = {
     },
     Threshold: {"minProperties": 1, "maxProperties": 1},
     Rule: {
-        "if": {"required": ["action"], "properties": {"action": {"const": str(Action.CANCEL)}}},
-        "then": {
-            "properties": {
-                "match": {
+        "allOf": [
+            {
+                "if": _has_action(Action.CANCEL),
+                "then": {
                     "properties": {
-                        "state": _one_or_many(_choice([State.ACTIVE, State.FASTPATH])),
-                        "waiting_for_client": {"const": False},
+                        "match": {
+                            "properties": {
+                                "state": _one_or_many(_choice([State.ACTIVE, State.FASTPATH])),
+                                "waiting_for_client": {"const": False},
+                            }
+                        },
+                        "until": False,
                     }
                 },
-                "until": False,
-            }
-        },
-        "else": {"properties": {"escalate_after": False}},
+                "else": {"properties": {"escalate_after": False}},
+            },
+            {
+                "if": _has_action(Action.KEEP),
+                "then": {"properties": dict.fromkeys(("until", "confirm_after", "mode"), False)},
+                "else": {
+                    "properties": {"match": {"anyOf": [{"required": [clock]} for clock in CLOCKS]}}
+                },
+            },
+        ]
     },
 }
 
@@ -127,7 +147,7 @@ def policy_schema() -> Schema:
 
 def _mapping(kind: type) -> Schema:
     hints = get_type_hints(kind, include_extras=True)
-    known = {field.name: field.default for field in fields(kind)}
+    known = {f.name: f.default for f in fields(kind) if get_origin(hints[f.name]) is Annotated}
     return {
         "type": "object",
         "properties": {name: _described(hints[name], default) for name, default in known.items()},

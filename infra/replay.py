@@ -130,11 +130,23 @@ def describe_differences(
     yield f"{differing} of {total} sessions differ"
 
 
+_VERDICTS: Mapping[Verdict, str] = {
+    Verdict.CONDEMN: "condemned",
+    Verdict.SPARE: "spared",
+    Verdict.OBSERVE: "only observed",
+    Verdict.KEEP: "kept",
+    Verdict.LEAVE: "left alone",
+}
+
+
 def _describe_target(name: str, snapshot: Snapshot, decided: Decisions) -> Iterator[str]:
-    condemned, spared, left = (
-        len(decided.having(verdict)) for verdict in (Verdict.CONDEMN, Verdict.SPARE, Verdict.LEAVE)
+    counts = {verdict: len(decided.having(verdict)) for verdict in _VERDICTS}
+    shown = ", ".join(
+        f"{counts[verdict]} {word}"
+        for verdict, word in _VERDICTS.items()
+        if counts[verdict] or verdict not in (Verdict.OBSERVE, Verdict.KEEP)
     )
-    yield f"{name}: {snapshot.slots}, {condemned} condemned, {spared} spared, {left} left alone"
+    yield f"{name}: {snapshot.slots}, {shown}"
     if decided.breaker:
         yield f"breaker: {decided.breaker}"
     yield from describe_pressure(decided)
@@ -155,7 +167,7 @@ def _by_columns(decided: Decisions) -> dict[str, Decision]:
 def _cells(decision: Decision) -> Iterator[str]:
     session = decision.session
     yield str(decision.pid)
-    for name in (session.role, session.database, session.application):
+    for name in (session.role_label, session.database, session.application):
         yield printable(name, _MAX_NAME) or "-"
     yield session.client or "[local]"
     yield session.state
@@ -164,6 +176,10 @@ def _cells(decision: Decision) -> Iterator[str]:
 def _describe_verdict(decision: Decision) -> str:
     if decision.rule is None:
         return f"left alone: {decision.reason}"
+    if decision.verdict is Verdict.KEEP:
+        return decision.reason
+    if decision.verdict is Verdict.OBSERVE:
+        return f"only observed by {decision.rule.name}: {decision.reason}"
     if decision.verdict is Verdict.SPARE:
         return f"spared, {decision.rule.name}: {decision.reason}"
     return f"condemned by {decision.rule.name}: {decision.reason}"

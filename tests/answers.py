@@ -23,6 +23,7 @@ IDLE_ROW: Final = [
     *(1, None, 1, None),
     *(False, None, None, None),
     *(False, False, False, True),
+    *(None, None),
 ]
 """An idle session, in the order of the snapshot's columns."""
 
@@ -32,6 +33,7 @@ _BLOCKER_ROW: Final = [
     *(0.285663, 0.286429, 0.301472, None),
     *(False, None, None, None),
     *(False, False, False, True),
+    *("Client", "ClientRead"),
 ]
 
 SNAPSHOT: Final[Mapping[str, Any]] = {
@@ -53,11 +55,18 @@ SNAPSHOT: Final[Mapping[str, Any]] = {
     "states": ["idle", "idle in transaction", "active"],
     "oldest_idle_in_transaction": 0.285663,
     "sessions": [_BLOCKER_ROW],
+    "lock_waiters": [17118],
     "waits": [[17118, True, "app", "", 0.270048, [17113]]],
 }
 """A session that another one waits for; `pid` is that of our own connection."""
 
-EMPTY_SNAPSHOT: Final = {**SNAPSHOT, "sessions": [], "states": None, "waits": None}
+EMPTY_SNAPSHOT: Final = {
+    **SNAPSHOT,
+    "sessions": [],
+    "states": None,
+    "lock_waiters": None,
+    "waits": None,
+}
 """No session that a rule could match, and none that waits."""
 
 VERIFICATION: Final[Mapping[str, Any]] = {
@@ -111,21 +120,21 @@ BAD_VALUES: Final[Mapping[str, str]] = {
 }
 
 # Where PostgreSQL itself may answer one of these, as regular expressions.
-_NAMES: Final = r"role|sessions/0/(6|7|8|10)|waits/0/(2|3)"
+_NAMES: Final = r"role|sessions/0/(6|7|8|10|25|26)|waits/0/(2|3)"
 _TEXTS: Final = (
     r"role|soon|databases/0|timeouts/0/(0|1|2)|idle/0/(0|1)|prepared/0/0"  # of no set form
 )
 _ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
     "snapshot": {
-        "null": r"checkpointer|checkpointer_started|sessions|states|states/\d+|waits|waits/0/(2|3)"
-        r"|sessions/0/(2|3|4|6|7|8|9|10|11|12|14|16|17|18|19|20|21|22|23|24)",
+        "null": r"checkpointer|checkpointer_started|sessions|states|states/\d+|lock_waiters|waits|waits/0/(2|3)"
+        r"|sessions/0/(2|3|4|6|7|8|9|10|11|12|14|16|17|18|19|20|21|22|23|24|25|26)",
         "true": r"can_see|can_signal|reader|inherits|sessions/0/(17|21|22|23|24)|waits/0/1",
         "text": rf"{_NAMES}|states/\d+",
         "age as text": _NAMES,
         "empty text": rf"{_NAMES}|sessions/0/11",
         "negative": r"sessions/0/(18|19)",
         "fraction": r"oldest_idle_in_transaction|sessions/0/(13|14|15|16)|waits/0/4",
-        "list": r"sessions|states|waits|waits/0/5",
+        "list": r"sessions|states|lock_waiters|waits|waits/0/5",
     },
     "verification": {
         "null": r"checkpointer|checkpointer_started|remaining|used",

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
-from session_reaper.policy.enums import HeldResource, Mode, Order, QueryVisibility
+from session_reaper.policy.enums import Action, HeldResource, Mode, Order, QueryVisibility
 from session_reaper.policy.model import CLOCKS, Limits, Match, Policy, Protect, Rule, Threshold
 from session_reaper.sessions.session import State
 
@@ -21,6 +21,7 @@ KEYS = sorted(
         field.name
         for kind in (Policy, Rule, Match, Threshold, Protect, Limits)
         for field in fields(kind)
+        if field.name != "liftable_roles"  # set by the function, not by a document
     }
 )
 """Every key that a policy may contain."""
@@ -40,11 +41,12 @@ _GLOBS = st.sampled_from(
         "[!x]*",
         "a[[]b",
         "[]]",
-        "ÄPP*",
         "null",
         "etl: a # b",
+        f"*{'x' * 63}*",
     ]
 )
+_NAME_GLOBS = _GLOBS | st.sampled_from(["ÄPP*", "ä" * 31, "rdsadmin", "app_1", "deploy"])
 _NETWORKS = st.sampled_from(
     [
         "10.0.8.7",
@@ -64,7 +66,8 @@ _PAUSES = st.sampled_from(["0s", "500ms", "1.5s", "2m30s", "0.08h", "5m", "1m1m"
 )
 _DURATIONS = _PAUSES | st.sampled_from(["15m", "1h30m", "2d", "3650d"])
 _SHARES = st.sampled_from(["100%", "050.0%"]) | st.decimals("0.01", 100, places=2).map("{}%".format)
-_COUNTS = st.integers(1, 10**12)
+_COUNTS = st.integers(1, 5) | st.integers(1, 10**12)
+_MODES: st.SearchStrategy[str | bool] = st.sampled_from([*map(str, Mode), False])
 _STATES: list[str] = [*map(str, State)]
 _RUNNING = [str(State.ACTIVE), str(State.FASTPATH)]
 
@@ -79,11 +82,13 @@ def _some_of(keys: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Docum
 
 _CONDITIONS = _some_of(
     {
-        "role": _one_or_many(_GLOBS),
-        "database": _one_or_many(_GLOBS),
-        "application": _one_or_many(_GLOBS),
+        "role": _one_or_many(_NAME_GLOBS),
+        "database": _one_or_many(_NAME_GLOBS),
+        "application": _one_or_many(_GLOBS) | st.just([""]),
         "client": _one_or_many(_NETWORKS),
         "query": _one_or_many(_QUERY_GLOBS),
+        "wait_event_type": _one_or_many(st.sampled_from(["Lock", "Client", "L*", "IPC"])),
+        "wait_event": _one_or_many(st.sampled_from(["Client*", "ClientWrite", "relation"])),
         "blocks": _COUNTS,
         "holds": _one_or_many(st.sampled_from([*map(str, HeldResource)])),
         "pins_vacuum_by": _COUNTS,
@@ -91,9 +96,9 @@ _CONDITIONS = _some_of(
 )
 _PROTECT = _some_of(
     {
-        "roles": _one_or_many(_GLOBS),
+        "roles": _one_or_many(_NAME_GLOBS),
         "applications": _one_or_many(_GLOBS),
-        "databases": _one_or_many(_GLOBS),
+        "databases": _one_or_many(_NAME_GLOBS),
         "clients": _one_or_many(_NETWORKS),
     }
 )
@@ -103,6 +108,7 @@ _LIMITS = _some_of(
         "max_per_application": _COUNTS,
         "max_per_run": _COUNTS,
         "max_share": _SHARES,
+        "max_condemned": _COUNTS,
         "min_sessions": _COUNTS,
         "order": st.sampled_from([*map(str, Order)]),
     }
@@ -110,11 +116,13 @@ _LIMITS = _some_of(
 
 
 @st.composite
-def _matches(draw: st.DrawFn, states: Sequence[str], *, cancelled: bool) -> Document:
+def _matches(
+    draw: st.DrawFn, states: Sequence[str], *, cancelled: bool, kept: bool = False
+) -> Document:
     state = draw(_one_or_many(st.sampled_from(states)))
     named = {state} if isinstance(state, str) else {*state}
     clocks = [clock for clock in CLOCKS if clock != "query_for" or "active" in named]
-    times = draw(st.dictionaries(st.sampled_from(clocks), _DURATIONS, min_size=1))
+    times = draw(st.dictionaries(st.sampled_from(clocks), _DURATIONS, min_size=0 if kept else 1))
     match = {"state": state} | times | draw(_CONDITIONS)
     if named == {"active"}:
         flags = st.just(value=False) if cancelled else st.booleans()
@@ -134,12 +142,17 @@ def _pressures(draw: st.DrawFn, *, cancelled: bool) -> Document:
 
 @st.composite
 def _rules(draw: st.DrawFn, name: str) -> Document:
-    action = draw(st.sampled_from([{}, {"action": "terminate"}, {"action": "cancel"}]))
+    action = draw(st.sampled_from([{}, *({"action": action.value} for action in Action)]))
+    if action == {"action": "keep"}:
+        match = draw(_matches(_STATES, cancelled=False, kept=True))
+        return {"name": name, "match": match} | action | draw(_pressures(cancelled=True))
     cancelled = action == {"action": "cancel"}
     match = draw(_matches(_RUNNING if cancelled else _STATES, cancelled=cancelled))
-    pauses = {"confirm_after": _PAUSES} | ({"escalate_after": _PAUSES} if cancelled else {})
+    keys = {"confirm_after": _PAUSES, "mode": _MODES}
+    if cancelled:
+        keys["escalate_after"] = _PAUSES
     pressure = draw(_pressures(cancelled=cancelled))
-    return {"name": name, "match": match} | action | pressure | draw(_some_of(pauses))
+    return {"name": name, "match": match} | action | pressure | draw(_some_of(keys))
 
 
 @st.composite
@@ -147,7 +160,7 @@ def policy_documents(draw: st.DrawFn) -> Document:
     """Draw a valid policy with any of the keys."""
     names = draw(st.lists(_RULE_NAMES, min_size=1, max_size=3, unique=True))
     keys = {
-        "mode": st.sampled_from([*map(str, Mode), False]),
+        "mode": _MODES,
         "protect": _PROTECT,
         "limits": _LIMITS,
         "queries": st.sampled_from([*map(str, QueryVisibility)]),
@@ -176,6 +189,8 @@ _NEARLY = (
             r"\q",
             "[[a]b",
             "x" * 501,
+            "x" * 64,
+            "ä",
             "localhost",
             "10.0.8.1/24",
         ]

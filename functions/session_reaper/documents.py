@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache, partial
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 from session_reaper.errors import ConfigurationError
 
@@ -123,7 +123,8 @@ def one_or_many(read: Read[T]) -> Read[tuple[T, ...]]:
 def read_mapping(kind: type[T], value: object, place: str) -> T:
     """Read a mapping with the keys of a dataclass.
 
-    Each field is `Annotated[type, reader, "description"]`; a field without a default is required.
+    Each field is `Annotated[type, reader, "description"]`; one without a default is required. A field
+    that is not `Annotated` is no key of the document.
     """
     if not isinstance(value, dict):
         problem = f"must be a mapping of keys to values, not {short_repr(value)}"
@@ -148,7 +149,7 @@ def mapping_of(kind: type[T]) -> Read[T]:
 @cache
 def _readers(kind: type) -> Mapping[str, Read[Any]]:
     hints = get_type_hints(kind, include_extras=True)
-    return {name: hint.__metadata__[0] for name, hint in hints.items()}
+    return {n: hint.__metadata__[0] for n, hint in hints.items() if get_origin(hint) is Annotated}
 
 
 def _required(kind: type) -> Iterator[str]:

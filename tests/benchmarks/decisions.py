@@ -69,7 +69,7 @@ def by_a_comprehension(found: list[Session], rules: Policy) -> set[int]:
         if any(
             session.state in rule.match.state
             and session.idle_seconds >= (rule.match.idle_for or 0)
-            and any(fnmatchcase(session.role, glob) for glob in rule.match.role)
+            and any(fnmatchcase(session.role or "", glob) for glob in rule.match.role)
             and any(fnmatchcase(session.application, glob) for glob in rule.match.application)
             for rule in rules.rules
         )

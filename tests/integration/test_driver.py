@@ -19,7 +19,8 @@ from session_reaper.policy.enums import Action
 from session_reaper.postgres import driver
 from session_reaper.postgres.budget import MemoryBudget
 from session_reaper.postgres.rows import estimate_memory
-from session_reaper.postgres.server import Server, Signal
+from session_reaper.postgres.server import Server
+from session_reaper.postgres.signals import Signal
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.sessions.snapshot import ALL_SESSIONS, NO_SESSIONS
 from session_reaper.settings import read_settings

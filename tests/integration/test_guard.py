@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from session_reaper.deadline import Deadline
 from session_reaper.policy.enums import Action
-from session_reaper.postgres.server import Server, Signal
+from session_reaper.postgres.server import Server
+from session_reaper.postgres.signals import Signal
 from session_reaper.runs.discovery import TargetDiscovery
-from session_reaper.sessions.session import Identity, State
+from session_reaper.sessions.session import Identity, State, WaitGuard
 from session_reaper.sessions.snapshot import ALL_SESSIONS
 from session_reaper.settings import read_settings
 from session_reaper.targets.target import Target
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from tests.integration.stage import Stage, Victim
 
 pytestmark = pytest.mark.every_major
+
+SIGNALS = [Action.TERMINATE, Action.CANCEL]
 
 
 def _statement(victim: Victim) -> None:
@@ -142,7 +145,7 @@ _IN_ONE_FIELD: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize("action", SIGNALS)
 @pytest.mark.parametrize("field", _IN_ONE_FIELD.values(), ids=_IN_ONE_FIELD.keys())
 def test_a_session_that_changed_in_a_single_field_is_not_signalled(
     stage: Stage, reaper: Server, field: dict[str, Any], action: Action
@@ -153,7 +156,7 @@ def test_a_session_that_changed_in_a_single_field_is_not_signalled(
     assert victim.state == ACTIVE
 
 
-@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize("action", SIGNALS)
 def test_the_pid_of_another_session_is_not_signalled(
     stage: Stage, reaper: Server, action: Action
 ) -> None:
@@ -163,7 +166,7 @@ def test_the_pid_of_another_session_is_not_signalled(
     assert (victim.state, other.state) == (ACTIVE, ACTIVE)
 
 
-@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize("action", SIGNALS)
 def test_a_walsender_is_not_signalled_even_if_every_field_matches(
     stage: Stage, reaper: Server, action: Action
 ) -> None:
@@ -185,7 +188,7 @@ def test_a_reused_pid_does_not_count_as_the_signalled_session(stage: Stage, reap
     victim = stage.session(LEAK)
     identity = _identity_of(reaper, victim)
     earlier = replace(identity, backend_start=_MOMENT)
-    for action in Action:
+    for action in SIGNALS:
         assert reaper.verify([(identity, action)], Deadline(10)).remaining == {victim.pid}
         assert reaper.verify([(earlier, action)], Deadline(10)).remaining == set()
 
@@ -198,6 +201,63 @@ def test_an_unchanged_session_is_signalled(stage: Stage, reaper: Server) -> None
     running = stage.session(ACTIVE)
     assert _signal(reaper, _identity_of(reaper, running), Action.CANCEL) is Signal.SENT
     until(lambda: running.state == IDLE, "its query is cancelled")
+
+
+_SLEEPING = {"wait_event_type": "Timeout", "wait_event": "PgSleep"}
+
+
+@pytest.mark.parametrize("action", SIGNALS)
+@pytest.mark.parametrize(
+    "guard",
+    [
+        {"wait_event_type": "Client"},
+        {"wait_event": "ClientWrite"},
+        {**_SLEEPING, "wait_event": "ClientWrite"},
+        {**_SLEEPING, "wait_event_type": "Client"},
+        {"other_than": "PgSleep"},
+        {"waits_for_lock": True},
+    ],
+    ids=str,
+)
+def test_a_session_that_waits_for_something_else_is_not_signalled(
+    stage: Stage, reaper: Server, guard: dict[str, Any], action: Action
+) -> None:
+    victim = stage.session(ACTIVE)
+    until(lambda: victim._shown("wait_event") == "PgSleep", "it sleeps")  # noqa: SLF001
+    identity = _identity_of(reaper, victim)
+    guards = {victim.pid: WaitGuard(**guard)}
+    assert list(reaper.signal([identity], action, Deadline(10), guards)) == [Signal.WAITING]
+    assert victim.state == ACTIVE
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        {},
+        _SLEEPING,
+        {**_SLEEPING, "waits_for_lock": None},
+        {"other_than": "ClientRead", "waits_for_lock": None},
+    ],
+    ids=str,
+)
+def test_a_session_that_waits_for_what_its_rule_says_is_signalled(
+    stage: Stage, reaper: Server, guard: dict[str, Any]
+) -> None:
+    victim = stage.session(ACTIVE)
+    until(lambda: victim._shown("wait_event") == "PgSleep", "it sleeps")  # noqa: SLF001
+    identity = _identity_of(reaper, victim)
+    guards = {victim.pid: WaitGuard(**guard)}
+    signals = list(reaper.signal([identity], Action.TERMINATE, Deadline(10), guards))
+    assert signals == [Signal.SENT]
+
+
+def test_a_session_without_a_query_waits_for_no_lock(stage: Stage, reaper: Server) -> None:
+    victim = stage.session(LEAK)
+    identity = _identity_of(reaper, victim)
+    guards = {victim.pid: WaitGuard(waits_for_lock=True)}
+    signals = list(reaper.signal([identity], Action.TERMINATE, Deadline(10), guards))
+    assert signals == [Signal.WAITING]
+    assert victim.is_there
 
 
 def test_a_difference_of_one_microsecond_prevents_the_signal(stage: Stage, reaper: Server) -> None:

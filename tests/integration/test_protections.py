@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,9 +11,10 @@ import subprocess
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+import pg8000.native
 import pytest
 
-from tests.integration.stage import ACTIVE, IDLE, LEAK, REAPER, policy, rule, until
+from tests.integration.stage import ACTIVE, IDLE, LEAK, REAPER, Victim, policy, rule, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -309,3 +311,47 @@ def test_an_event_cannot_lift_a_built_in_protection(stage: Stage) -> None:
     run = stage.run({"policy": policy(rule(role=["rdsproxyadmin"])), "mode": "enforce"})
     assert run.outcomes() == {}
     assert admin.is_there
+
+
+def test_a_literal_role_in_the_stack_s_policy_lifts_its_protections(
+    stage: Stage, tmp_path: Path
+) -> None:
+    stage.role("avnadmin", "REPLICATION")
+    named = [stage.session(LEAK, "avnadmin"), stage.session(LEAK, REAPER)]
+    others = [
+        stage.session(LEAK, REAPER, application_name="session-reaper"),
+        stage.session(LEAK, "rdsproxyadmin"),
+        stage.session(LEAK, "avnadmin", application_name="pg_dump"),
+    ]
+    written = tmp_path / "policy.json"
+    rules = rule(role=["avnadmin", "rds*", REAPER])
+    written.write_text(json.dumps(policy(rules)))
+    stage.monkeypatch.setenv("POLICY", str(written))
+    run = stage.run()
+    assert run.outcomes() == dict.fromkeys((victim.pid for victim in named), "terminated")
+    assert stage.survivors(others) == others
+
+
+def a_session_of_a_dropped_role(stage: Stage) -> Victim:
+    stage.root.run("CREATE ROLE vault_1 LOGIN PASSWORD 'x'")
+    connection = pg8000.native.Connection(
+        "vault_1",
+        password="x",  # noqa: S106 -- of a role that lives for a moment
+        database="postgres",
+        unix_sock=stage.server.unix_sock,
+    )
+    victim = Victim(stage.root, connection)
+    stage.cleanup(victim.close)
+    connection.run("BEGIN")
+    stage.root.run("DROP ROLE vault_1")
+    return victim
+
+
+def test_a_session_of_a_dropped_role_is_an_ordinary_one(stage: Stage) -> None:
+    victim = a_session_of_a_dropped_role(stage)
+    assert stage.reap(rule(role=["*"])).outcomes() == {}
+    assert stage.reap(rule(), protect={"roles": ["deploy"]}).outcomes() == {}
+    run = stage.reap(rule())
+    assert run.outcomes() == {victim.pid: "terminated"}
+    assert run.session(victim)["role"] is None
+    assert "(role dropped)" in run.said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from typing import TYPE_CHECKING, Any
@@ -549,7 +550,8 @@ def test_cancel_does_not_hit_the_next_query_of_the_session(stage: Stage) -> None
 
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
-        assert stage.reap(a_rule(SLOW, action="cancel")).outcomes() == {victim.pid: "escaped"}
+        run = stage.reap(a_rule(SLOW | {"wait_event_type": ["Lock"]}, action="cancel"))
+        assert run.outcomes() == {victim.pid: "escaped"}
     assert victim.state == ACTIVE
 
 
@@ -580,6 +582,54 @@ def test_observe_reports_what_would_be_cancelled(stage: Stage) -> None:
     assert run.outcomes() == {running.pid: "would_terminate"}
     assert run.session(running)["reason"].endswith(", to be cancelled")
     assert running.state == ACTIVE
+
+
+# -- keep and observe-only rules --------------------------------------------------------------------
+
+
+def test_a_kept_session_is_left_alone_and_not_reported(stage: Stage) -> None:
+    batch, leak = stage.session(LEAK, role="batch_1"), stage.session(LEAK)
+    keep = {"name": "keep", "match": {"state": [LEAK], "role": ["batch_*"]}, "action": "keep"}
+    run = stage.reap(keep, rule())
+    assert run.outcomes() == {leak.pid: "terminated"}
+    assert batch.is_there
+
+
+def test_an_observe_only_rule_reports_and_never_signals(
+    stage: Stage, output: pytest.CaptureFixture[str]
+) -> None:
+    leak, young = stage.session(LEAK, role="etl"), stage.session(LEAK)
+    warn = a_rule({}, mode="observe", confirm_after="200ms") | {"name": "warn"}
+    run = stage.reap(warn, rule(role=["etl"]), limits={"max_terminations": 1, "max_share": "50%"})
+    assert run.outcomes() == {leak.pid: "terminated", young.pid: "would_terminate"}
+    assert young.is_there
+    assert run.session(young)["rule"] == "warn"
+    lines = [json.loads(line) for line in output.readouterr().out.splitlines()]
+    logged = {
+        line["session"]["pid"]: line["outcome"]
+        for line in lines
+        if line.get("message") == "outcome"
+    }
+    assert logged == run.outcomes()
+
+    run = stage.reap(warn)  # alone: nothing was done
+    assert run.outcomes() == {young.pid: "would_terminate"}
+    assert run.document["totals"]["terminated"] == 0
+    assert run.target()["status"] == "ok"
+    assert "OBSERVED" in run.said
+    assert young.is_there
+
+
+def test_apply_changes_no_setting_for_sessions_that_are_only_observed(stage: Stage) -> None:
+    stage.session(LEAK)
+    run = stage.run(
+        {
+            "apply": ["set-idle-in-transaction-timeout"],
+            "mode": "observe",
+            "policy": policy(a_rule({}, mode="observe")),
+        }
+    )
+    assert run.target()["applied"] == []
 
 
 # -- a second look ---------------------------------------------------------------------------------

@@ -18,7 +18,12 @@ PARTS = ("functions", "infra", "tests", "events", "pyproject.toml", "README.md")
 # What has to see a mutant of each statement, on the oldest and the newest server.
 _ANY = "pg13 or pg18"
 TESTS = {
-    "signal": ["tests/integration/test_guard.py", "-k", _ANY],
+    "signal": [
+        "tests/integration/test_guard.py",
+        "tests/integration/test_lock_waits.py",
+        "-k",
+        _ANY,
+    ],
     "verify": [
         "tests/integration/test_guard.py",
         "tests/integration/test_limits.py",

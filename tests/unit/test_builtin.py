@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from session_reaper.decision.decide import decide
 from session_reaper.decision.model import Verdict
-from session_reaper.policy.builtin import BUILTIN_PROTECTIONS, TOOLS, find_tool
+from session_reaper.policy.builtin import TOOLS, find_protection_by_name
 from session_reaper.policy.patterns import matches_any
 from session_reaper.sessions.session import Names, State
 
@@ -75,14 +75,14 @@ NOT_BUILT_IN = [
 @pytest.mark.parametrize(("application", "tool"), NAMES)
 def test_a_tool_is_recognised_by_its_real_name(application: str, tool: str) -> None:
     assert len(application.encode()) < 64, "no session can have this name"
-    assert find_tool(application) == tool
-    assert BUILTIN_PROTECTIONS.covers(Names("app", "orders", application))
+    protection = find_protection_by_name(Names("app", "orders", application))
+    assert protection is not None
+    assert protection.by == f"built in: {tool}"
 
 
 @pytest.mark.parametrize("application", NOT_BUILT_IN)
 def test_other_names_are_not_protected(application: str) -> None:
-    assert find_tool(application) is None
-    assert BUILTIN_PROTECTIONS.covers(Names("app", "orders", application)) is None
+    assert find_protection_by_name(Names("app", "orders", application)) is None
 
 
 @pytest.mark.parametrize("application", [application for application, _ in NAMES])

@@ -7,6 +7,7 @@ import pytest
 from session_reaper.decision.decide import decide
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Decision, Decisions, Verdict
+from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.session import Session, State
 
 from tests.builders import a_policy, a_rule, a_session, some_slots
@@ -192,6 +193,73 @@ def test_the_first_rule_that_matches_decides() -> None:
     assert rule_of(verdict_on(a_session(idle_seconds=3600), policy)) == "patient"
 
 
+BATCH = {"state": ["idle in transaction"], "role": ["batch_*"]}
+
+
+def test_a_keep_rule_gives_some_sessions_a_longer_threshold() -> None:
+    policy = a_policy(
+        a_rule("batch", **BATCH, idle_for="1h"),
+        {"name": "keep-batch", "match": BATCH, "action": "keep"},
+        a_rule("everybody", state="idle in transaction", idle_for="5m"),
+    )
+    young = verdict_on(a_session(role="batch_1", idle_seconds=3599), policy)
+    assert (young.verdict, rule_of(young)) == (Verdict.KEEP, "keep-batch")
+    assert young.reason == "kept by rule keep-batch"
+    assert rule_of(verdict_on(a_session(role="batch_1", idle_seconds=3600), policy)) == "batch"
+    assert rule_of(verdict_on(a_session(role="app", idle_seconds=300), policy)) == "everybody"
+
+
+def test_a_keep_rule_with_when_keeps_only_from_that_mark_on() -> None:
+    keep = {
+        "name": "keep",
+        "match": {"state": "idle in transaction", "blocks": 1},
+        "action": "keep",
+        "when": {"slots_used": "85%"},
+    }
+    blocker = a_session(waiters=(Waiter(pid=1, role="app", application="api", seconds=1.0),))
+    policy = a_policy(keep, a_rule("last"))
+    (kept,) = decide([blocker], some_slots(used=85), policy).decisions
+    assert (kept.verdict, rule_of(kept)) == (Verdict.KEEP, "keep")
+    (condemned,) = decide([blocker], some_slots(used=50), policy).decisions
+    assert (condemned.verdict, rule_of(condemned)) == (CONDEMN, "last")
+    assert describe_pressure(decide([blocker], some_slots(used=85), policy)) == ()
+
+
+WARN = a_rule("warn", state="idle in transaction", idle_for="1m") | {"mode": "observe"}
+
+
+def test_an_observe_only_rule_reports_what_no_other_rule_decides() -> None:
+    keep = {"name": "keep", "match": BATCH, "action": "keep"}
+    policy = a_policy(WARN, WARN | {"name": "again"}, keep, a_rule("last"))
+    warned = verdict_on(a_session(idle_seconds=60), policy)
+    assert (warned.verdict, rule_of(warned)) == (Verdict.OBSERVE, "warn")
+    assert warned.reason == (
+        "idle in transaction for 1m (idle_for: 1m), only observed (mode: observe)"
+    )
+    assert rule_of(verdict_on(a_session(idle_seconds=300), policy)) == "last"
+    assert rule_of(verdict_on(a_session(idle_seconds=300, role="batch_1"), policy)) == "keep"
+    assert verdict_on(a_session(idle_seconds=59), policy).verdict is LEAVE
+
+
+def test_a_rule_that_is_off_matches_no_session() -> None:
+    policy = a_policy(WARN | {"mode": "off"}, a_rule("last"))
+    assert verdict_on(a_session(idle_seconds=60), policy).verdict is LEAVE
+    keep_off = a_policy(a_rule("only") | {"mode": "off"})
+    assert verdict_on(a_session(), keep_off).verdict is LEAVE
+
+
+def test_the_pressure_says_how_many_sessions_an_observe_only_rule_reports() -> None:
+    policy = a_policy(WARN | {"when": {"slots_used": "85%"}, "until": {"slots_used": "70%"}})
+    decided = decide([a_session(pid=1), a_session(pid=2)], some_slots(used=90), policy)
+    assert pids(decided, Verdict.OBSERVE) == [1, 2]
+    assert list(describe_pressure(decided)) == [
+        (
+            "rule warn in force at slots 90/97 (when slots_used: 85%):"
+            " 2 would be terminated (mode: observe)"
+        )
+    ]
+
+
 @pytest.mark.parametrize(
     ("application", "glob", "verdict"),
     [("", "*", CONDEMN), ("", "?*", LEAVE), ("", "api", LEAVE), ("a'b\"; --", "a'b*", CONDEMN)],
@@ -234,6 +302,7 @@ def test_the_rule_used_below_condemns_an_unprotected_session() -> None:
     "session",
     [
         {"own_role": True},
+        {"own_role": True, "application": "session-reaper"},
         {"superuser": True},
         {"replication": True},
         *(
@@ -257,9 +326,89 @@ def test_built_in_protections_apply_under_every_rule(session: dict[str, Any]) ->
         assert decision.reason.startswith("protected: ")
 
 
-def test_a_rule_does_not_match_a_protected_role_that_it_names() -> None:
-    policy = a_policy(a_rule(state="idle", role="rdsproxyadmin", idle_for="1s"))
-    assert verdict_on(a_session(state="idle", role="rdsproxyadmin"), policy).verdict is LEAVE
+BY_ROLE = [
+    ({"role": "rdsproxyadmin"}, "provider's role"),
+    ({"role": "avnadmin", "replication": True}, "replication role"),
+    ({"role": "shared", "own_role": True}, "our own role"),
+]
+
+
+@pytest.mark.parametrize(("session", "by"), BY_ROLE)
+def test_a_rule_that_names_a_role_literally_lifts_the_protections_of_that_role(
+    session: dict[str, Any], by: str
+) -> None:
+    role = session["role"]
+    literal = a_rule("literal", state="idle in transaction", role=["web_*", role], idle_for="1m")
+    policy = a_policy(a_rule("glob", state="idle in transaction", role="*", idle_for="1m"), literal)
+    condemned = verdict_on(a_session(**session), policy)
+    assert (condemned.verdict, rule_of(condemned)) == (CONDEMN, "literal")
+    # Sessions of other roles in the list stay protected.
+    for name in ("web_1", "web_*"):
+        other = verdict_on(a_session(role=name, replication=True), policy)
+        assert other.protection
+        assert (other.verdict, other.protection.by) == (LEAVE, "replication role")
+    for glob in ("*", f"{role}*", f"[{role[0]}]{role[1:]}"):
+        rule = a_rule(state="idle in transaction", role=glob, idle_for="1m")
+        protected = verdict_on(a_session(**session), a_policy(rule))
+        assert protected.protection
+        assert (protected.verdict, protected.protection.by) == (LEAVE, by)
+        assert protected.protected_from is not None
+
+
+@pytest.mark.parametrize(
+    ("session", "protect", "by"),
+    [
+        ({"superuser": True}, {}, "superuser"),
+        ({"own_role": True, "application": "session-reaper"}, {}, "our own role"),
+        ({"replication": True}, {"roles": "ap*"}, "protect.roles"),
+        ({"own_role": True}, {"applications": "api"}, "protect.applications"),
+        ({"replication": True}, {"databases": "orders"}, "protect.databases"),
+        ({"replication": True}, {"clients": "10.0.0.0/8"}, "protect.clients"),
+        ({"replication": True, "application": "pgBackRest [x]"}, {}, "built in: pgBackRest"),
+        ({"database": "rdsadmin"}, {}, "built in: database rdsadmin"),
+    ],
+)
+def test_nothing_lifts_protect_and_what_is_always_protected(
+    session: dict[str, Any], protect: dict[str, Any], by: str
+) -> None:
+    rule = a_rule(state="idle in transaction", role="app", idle_for="1m")
+    decision = verdict_on(a_session(**session), a_policy(rule, protect=protect))
+    assert decision.protection
+    assert (decision.verdict, decision.protection.by) == (LEAVE, by)
+    assert decision.protected_from
+    assert decision.protected_from.name == "idle-in-transaction"
+
+
+def test_a_protected_session_that_no_rule_would_have_condemned_is_protected_from_none() -> None:
+    policy = a_policy(
+        a_rule("old", state="idle in transaction", idle_for="1h"),
+        WARN,
+        {"name": "keep", "match": {"state": "idle in transaction"}, "action": "keep"},
+        a_rule("last"),
+    )
+    decision = verdict_on(a_session(superuser=True), policy)
+    assert (decision.verdict, decision.rule, decision.protected_from) == (LEAVE, None, None)
+    assert decision.reason == "protected: a superuser"
+
+
+def test_an_observe_only_rule_lifts_a_protection_for_itself_alone() -> None:
+    named = a_rule("named", state="idle in transaction", role="avnadmin", idle_for="1m")
+    policy = a_policy(named | {"mode": "observe"}, a_rule("last"))
+    decision = verdict_on(a_session(role="avnadmin", replication=True), policy)
+    assert (decision.verdict, rule_of(decision)) == (Verdict.OBSERVE, "named")
+    assert decision.protected_from is policy.rules[1]
+    assert policy.lifted_roles == frozenset()
+
+
+def test_a_session_of_a_dropped_role_is_an_ordinary_one_unless_roles_are_protected() -> None:
+    by_role = a_rule("by-role", state="idle in transaction", role="*", idle_for="1m")
+    dropped = a_session(role=None)
+    decision = verdict_on(dropped, a_policy(by_role, a_rule("last")))
+    assert (decision.verdict, rule_of(decision)) == (CONDEMN, "last")
+    assert verdict_on(dropped, a_policy(by_role)).reason == "no rule matches"
+    protected = verdict_on(dropped, a_policy(a_rule("last"), protect={"roles": "deploy"}))
+    assert protected.protection
+    assert (protected.verdict, protected.protection.by) == (LEAVE, "role dropped")
 
 
 @pytest.mark.parametrize(
@@ -446,6 +595,30 @@ def test_the_breaker_does_not_trip_below_min_sessions(used: int, *, trips: bool)
     sessions = [a_session(pid=pid) for pid in range(9)]
     policy = a_policy(limits={"max_share": "50%", "min_sessions": 10})
     assert bool(decide(sessions, some_slots(used=used), policy).breaker) is trips
+
+
+@pytest.mark.parametrize(("condemned", "trips"), [(29, False), (30, False), (31, True)])
+def test_the_breaker_trips_when_more_than_max_condemned_are_condemned(
+    condemned: int, *, trips: bool
+) -> None:
+    sessions = [a_session(pid=pid) for pid in range(condemned)]
+    # min_sessions belongs to max_share alone.
+    limits = {"max_condemned": 30, "max_terminations": 10, "min_sessions": 1000}
+    decided = decide(sessions, some_slots(used=97), a_policy(limits=limits))
+    assert len(decided.having(CONDEMN)) == (0 if trips else 10)
+    assert decided.breaker == (
+        "the policy condemns 31 of 97 client sessions, more than limits.max_condemned of 30"
+        if trips
+        else None
+    )
+
+
+def test_max_condemned_counts_only_the_sessions_that_until_needs() -> None:
+    rule = a_rule() | {"until": {"slots_free": 5}}
+    sessions = [a_session(pid=pid) for pid in range(20)]
+    policy = a_policy(rule, limits={"max_condemned": 5})
+    assert len(decide(sessions, some_slots(), policy).having(CONDEMN)) == 5
+    assert decide(sessions, some_slots(used=98), policy).breaker is not None
 
 
 def test_the_order_of_the_snapshot_does_not_matter() -> None:

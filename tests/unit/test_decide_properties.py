@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from session_reaper.decision.decide import decide
 from session_reaper.decision.model import Decisions, Verdict
-from session_reaper.policy.enums import Action
-from session_reaper.policy.model import Policy, Protect, read_policy
+from session_reaper.policy.enums import Action, Mode
+from session_reaper.policy.model import Policy, Protect, Rule, read_policy
+from session_reaper.runs.request import RunRequest, merge_policy
 from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.session import Session, Slots, State
 
@@ -27,6 +28,9 @@ MAYBE_SECONDS = st.none() | SECONDS
 AGES = st.none() | st.sampled_from([0, 1, 7, 1_000_000, 2_147_483_647])
 NAMES = st.sampled_from(["app", "app_1", "worker", "db7", "x", "a[b", "ÄPP", "null", "", "pg_dump"])
 ROLES = NAMES | st.sampled_from(["rdsadmin", "rdsproxyadmin", "aiven_x", "deploy"])
+APPLICATIONS = NAMES | st.just("session-reaper")
+WAIT_TYPES = st.sampled_from([None, "Lock", "IPC", "Client"])
+LIFTABLE = st.none() | st.frozensets(ROLES)
 CLIENTS = st.none() | st.sampled_from(["10.0.8.7", "10.0.9.1", "::1", "2001:db8::5", "fe80::1"])
 QUERIES = st.sampled_from(
     [
@@ -51,9 +55,9 @@ def sessions_of(draw: st.DrawFn, pid: int) -> Session:
     return a_session(
         pid=pid,
         state=draw(st.sampled_from(State)),
-        role=draw(ROLES),
+        role=draw(st.none() | ROLES),
         database=draw(NAMES),
-        application=draw(NAMES),
+        application=draw(APPLICATIONS),
         client=draw(CLIENTS),
         query=draw(QUERIES),
         idle_seconds=draw(SECONDS),
@@ -61,6 +65,9 @@ def sessions_of(draw: st.DrawFn, pid: int) -> Session:
         connected_seconds=draw(SECONDS),
         query_seconds=draw(MAYBE_SECONDS),
         waiting_for_client=draw(st.booleans()),
+        wait_event_type=draw(WAIT_TYPES),
+        wait_event=draw(st.sampled_from([None, "ClientRead", "ClientWrite", "relation"])),
+        waits_for_lock=draw(FLAGS),
         xid_age=draw(AGES),
         xmin_age=draw(AGES),
         locks=draw(st.none() | st.integers(0, 3)),
@@ -86,7 +93,7 @@ SLOTS = st.builds(
 
 def matched(decided: Decisions) -> set[int]:
     """Return the pids that a rule condemns, including the spared ones."""
-    return {d.pid for d in decided.decisions if d.verdict is not Verdict.LEAVE}
+    return {d.pid for d in decided.decisions if d.verdict in (Verdict.CONDEMN, Verdict.SPARE)}
 
 
 def victims(decided: Decisions) -> set[int]:
@@ -100,19 +107,24 @@ def unlimited(policy: Policy) -> Policy:
     return replace(policy, rules=rules, limits=limits)
 
 
-def is_protected(session: Session, protect: Protect) -> bool:
-    """Decide on protection independently of the engine."""
-    if session.superuser or session.replication or session.own_role:
+def is_always_protected(session: Session, protect: Protect) -> bool:
+    """Decide independently of the engine on the protections that no rule lifts."""
+    if session.superuser or (session.own_role and session.application == "session-reaper"):
         return True
-    if session.role.startswith(("rds", "aiven", "_aiven")) or session.application == "pg_dump":
+    if session.application == "pg_dump" or (session.role is None and protect.roles):
         return True
-    by_name: list[tuple[Sequence[Any], str]] = [
-        (protect.roles, session.role),
+    by_name: list[tuple[Sequence[str], str]] = [
+        (protect.roles, session.role or ""),
         (protect.applications, session.application),
         (protect.databases, session.database),
     ]
     # The generated globs that matter here are literal names or *.
     return any(name in patterns or "*" in patterns for patterns, name in by_name)
+
+
+def is_protected_by_role(session: Session) -> bool:
+    provider = (session.role or "").startswith(("rds", "aiven", "_aiven"))
+    return session.replication or session.own_role or provider
 
 
 @given(several_sessions(), SLOTS, POLICIES)
@@ -130,14 +142,63 @@ def test_every_session_gets_one_decision_with_a_reason(
         assert decision.held_by is None or decision.reason.endswith(f"; {decision.held_by}")
 
 
-@given(several_sessions(), SLOTS, POLICIES)
+@given(several_sessions(), SLOTS, POLICIES, LIFTABLE)
 def test_a_protected_session_is_never_condemned(
+    sessions: list[Session],
+    slots: Slots,
+    policy: Policy,
+    liftable: frozenset[str] | None,
+) -> None:
+    policy = replace(policy, liftable_roles=liftable)
+    for decision in decide(sessions, slots, policy).decisions:
+        session, rule = decision.session, decision.rule
+        is_lifted = session.role in (rule.match.role if rule else ())
+        is_liftable = liftable is None or session.role in liftable
+        if is_always_protected(session, policy.protect) or (
+            is_protected_by_role(session) and not (is_lifted and is_liftable)
+        ):
+            assert decision.verdict is Verdict.LEAVE
+            assert decision.protection
+            assert decision.reason == f"protected: {decision.protection.detail}"
+        if decision.verdict in (Verdict.CONDEMN, Verdict.SPARE):
+            assert decision.protection is None
+            assert decision.protected_from is None
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_a_session_that_waits_for_a_lock_matches_only_rules_that_name_wait_event_type_or_keep(
     sessions: list[Session], slots: Slots, policy: Policy
 ) -> None:
     for decision in decide(sessions, slots, policy).decisions:
-        if is_protected(decision.session, policy.protect):
-            assert decision.verdict is Verdict.LEAVE
-            assert decision.reason.startswith("protected: ")
+        if decision.session.waits_for_lock and decision.rule:
+            match, action = decision.rule.match, decision.rule.action
+            assert match.wait_event_type or action is Action.KEEP
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_a_session_whose_role_was_dropped_matches_only_rules_without_role(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    for decision in decide(sessions, slots, policy).decisions:
+        if decision.session.role is None and decision.rule:
+            assert not decision.rule.match.role
+
+
+@given(several_sessions(), SLOTS, POLICIES, POLICIES)
+def test_an_event_s_policy_lifts_nothing_that_the_stack_s_does_not(
+    sessions: list[Session], slots: Slots, stack: Policy, own: Policy
+) -> None:
+    policy = merge_policy(stack, RunRequest(policy=own))
+    literal = {
+        role
+        for rule in stack.rules
+        if rule.may_condemn
+        for role in rule.match.role
+        if not set("*?[") & set(role)
+    }
+    for decision in decide(sessions, slots, policy).decisions:
+        if is_protected_by_role(decision.session) and decision.rule:
+            assert decision.session.role in literal
 
 
 @given(several_sessions(), SLOTS, POLICIES)
@@ -171,12 +232,63 @@ def test_an_added_protection_never_condemns_more_sessions(key: str, data: st.Dat
     assert victims(decide(sessions, slots, with_it)) <= victims(decide(sessions, slots, without))
 
 
+def a_keep_rule(rule: Rule) -> Rule:
+    return Rule(name="added", match=rule.match, when=rule.when, action=Action.KEEP)
+
+
+def an_observe_only_rule(rule: Rule) -> Rule:
+    return replace(rule, name="added", mode=Mode.OBSERVE)
+
+
+@pytest.mark.parametrize("addition", [a_keep_rule, an_observe_only_rule])
+@given(several_sessions(), SLOTS, POLICIES, st.data())
+def test_an_added_rule_that_keeps_or_observes_never_condemns_a_session(
+    addition: Callable[[Rule], Rule],
+    sessions: list[Session],
+    slots: Slots,
+    policy: Policy,
+    data: st.DataObject,
+) -> None:
+    other = data.draw(POLICIES)
+    index = data.draw(st.integers(0, len(policy.rules)))
+    rule = addition(data.draw(st.sampled_from(policy.rules + other.rules)))
+    more = replace(policy, rules=(*policy.rules[:index], rule, *policy.rules[index:]))
+    # Under a limit another condemned session may take a place that has become free.
+    assert matched(decide(sessions, slots, more)) <= matched(decide(sessions, slots, policy))
+    without, with_it = unlimited(policy), unlimited(more)
+    assert victims(decide(sessions, slots, with_it)) <= victims(decide(sessions, slots, without))
+    if rule.is_observe_only:
+        before, after = (decide(sessions, slots, each).decisions for each in (policy, more))
+        assert [d for d in after if d.rule is not rule] == [
+            first for first, second in zip(before, after, strict=True) if second.rule is not rule
+        ]
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_keep_and_observe_only_rules_count_in_no_limit_until_or_breaker(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    decided = decide(sessions, slots, policy)
+    left = {d.pid for d in decided.decisions if not d.rule or not d.rule.may_condemn}
+    rest = [session for session in sessions if session.identity.pid not in left]
+    alone = decide(rest, slots, policy)
+    assert alone.breaker == decided.breaker
+    assert alone.decisions == tuple(d for d in decided.decisions if d.pid not in left)
+
+
+@given(POLICIES)
+def test_a_keep_rule_adds_no_sessions_to_the_snapshot(policy: Policy) -> None:
+    acting = tuple(rule for rule in policy.rules if rule.action is not Action.KEEP)
+    assert policy.scope().idle_floors == replace(policy, rules=acting).scope().idle_floors
+
+
 @given(several_sessions(), SLOTS, POLICIES, st.data())
 def test_a_higher_threshold_never_condemns_more_sessions(
     sessions: list[Session], slots: Slots, policy: Policy, data: st.DataObject
 ) -> None:
     index = data.draw(st.integers(0, len(policy.rules) - 1))
     rule = policy.rules[index]
+    assume(rule.action is not Action.KEEP)
     thresholds = [
         name
         for name in (
@@ -221,6 +333,8 @@ def test_limits_are_never_exceeded(sessions: list[Session], slots: Slots, policy
     if limits.max_per_application is not None:
         by_application = Counter(d.session.application for d in going)
         assert max(by_application.values(), default=0) <= limits.max_per_application
+    if limits.max_condemned is not None:
+        assert len(victims(decided)) <= limits.max_condemned
     if decided.breaker:
         assert victims(decided) == set()
     elif limits.max_share is not None and slots.used >= limits.min_sessions:

@@ -140,6 +140,22 @@ def test_no_rule_matches_a_parallel_dump() -> None:
     assert reasons[1] == reasons[2] == "protected: a parallel dump (built in)"
 
 
+def test_a_dump_of_a_dropped_role_is_recognised() -> None:
+    assert find_parallel_dumps([leader(role=None), worker(role=None)]) == {1, 2}
+    assert find_parallel_dumps([leader(role=None), worker()]) == frozenset()
+
+
+def test_a_literal_role_does_not_lift_the_protection_of_a_parallel_dump() -> None:
+    policy = a_policy(a_rule(state=list(State), connected_for="1s", role=["copier"]))
+    sessions = [each(role="copier", replication=True) for each in (leader, worker)]
+    other = a_session(pid=9, role="copier", replication=True)
+    decided = decide([*sessions, other], some_slots(), policy)
+    verdicts = {decision.pid: decision.verdict for decision in decided.decisions}
+    assert verdicts == {1: Verdict.LEAVE, 2: Verdict.LEAVE, 9: Verdict.CONDEMN}
+    protections = [decision.protection for decision in decided.decisions if decision.protection]
+    assert [protection.by for protection in protections] == ["built in: pg_dump"] * 2
+
+
 def test_a_protection_by_name_is_named_first() -> None:
     policy = a_policy(protect={"roles": ["app"]})
     decided = decide([leader(), worker()], some_slots(), policy)

@@ -254,8 +254,57 @@ def test_an_invalid_condition_is_an_error_that_names_the_condition(
     ],
 )
 def test_an_empty_condition_is_refused(key: str, wrong: object, item: str) -> None:
+    if (key, wrong) == ("application", [""]):
+        return  # the sessions without a name
     match = IDLE | {key: wrong}
     fails(a_document({"name": "a", "match": match}), f"rules[0].match.{key}{item}")
+
+
+def test_an_empty_application_is_the_sessions_without_a_name() -> None:
+    unnamed, api = a_session(state="idle", application=""), a_session(state="idle")
+    policy = a_policy(a_rule(**IDLE, application=[""]))
+    assert (condemns(policy, unnamed), condemns(policy, api)) == (True, False)
+    both = a_policy(a_rule(**IDLE, application=["", "api"]))
+    assert (condemns(both, unnamed), condemns(both, api)) == (True, True)
+    assert fails(a_document(a_rule(**IDLE, application="")), "rules[0].match.application") == (
+        'is empty; write [""] for the sessions without a name, or remove it'
+    )
+    fails(a_document(protect={"applications": [""]}), "protect.applications[0]")
+
+
+@pytest.mark.parametrize(
+    "glob", ["x" * 64, f"*{'x' * 64}*", "ä" * 32, "?" * 64, "[ab]" * 64, f"{'x' * 63}?"]
+)
+def test_a_glob_that_is_longer_than_any_name_is_refused(glob: str) -> None:
+    for key in ("role", "database"):
+        match: dict[str, Any] = IDLE | {key: ["a", glob]}
+        problem = fails(a_document(a_rule(**match)), f"rules[0].match.{key}[1]")
+        assert problem.endswith(
+            "needs 64 bytes, and PostgreSQL keeps only the first 63 bytes of a name;"
+            " shorten it and end it with *"
+        )
+        fails(a_document(protect={f"{key}s": [glob]}), f"protect.{key}s[0]")
+    if glob.isascii():
+        fails(a_document(a_rule(**IDLE, application=glob)), "rules[0].match.application")
+        fails(a_document(protect={"applications": glob}), "protect.applications")
+
+
+@pytest.mark.parametrize("glob", ["x" * 63, f"*{'x' * 63}*", "[a-z]" * 63, "*" * 99])
+def test_a_glob_that_is_as_long_as_a_name_is_accepted(glob: str) -> None:
+    a_policy(
+        a_rule(**IDLE, role=glob, database=glob, application=glob),
+        protect={"roles": glob, "applications": glob, "databases": glob},
+    )
+
+
+@pytest.mark.parametrize("glob", ["ÄPP*", "api é", "[!ä]*", "日本"])
+def test_a_non_ascii_character_in_an_application_is_refused(glob: str) -> None:
+    problem = fails(
+        a_document(a_rule(**IDLE, application=["a", glob])), "rules[0].match.application[1]"
+    )
+    assert "PostgreSQL replaces non-ASCII characters" in problem
+    fails(a_document(protect={"applications": [glob]}), "protect.applications[0]")
+    a_policy(a_rule(**IDLE, role=glob, database=glob), protect={"roles": glob, "databases": glob})
 
 
 @pytest.mark.parametrize("clock", ["idle_for", "transaction_for", "connected_for", "query_for"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy.enums import Action, HeldResource, Order
+from session_reaper.policy.enums import Action, HeldResource, Mode, Order
 from session_reaper.policy.model import Rule, Threshold, read_policy
 from session_reaper.sessions.session import State
 
@@ -300,7 +300,7 @@ EXACTLY_ONE = "must have exactly one of slots_used, slots_free"
         ),
         (
             a_rule_with(action="kill"),
-            "rules[0].action: invalid value 'kill'; valid: terminate, cancel",
+            "rules[0].action: invalid value 'kill'; valid: terminate, cancel, keep",
         ),
         *(
             (
@@ -347,7 +347,7 @@ EXACTLY_ONE = "must have exactly one of slots_used, slots_free"
             a_rule_with(order="newest"),
             (
                 "rules[0].order: unknown key; known: name, match, when, until, confirm_after,"
-                " action, escalate_after"
+                " action, escalate_after, mode"
             ),
         ),
     ],
@@ -356,6 +356,60 @@ def test_an_invalid_rule_is_an_error_with_its_place_and_remedy(
     rule: dict[str, Any], problem: str
 ) -> None:
     assert the_problem(a_document(rule)) == problem
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("until", {"slots_used": "70%"}),
+        ("confirm_after", "2s"),
+        ("escalate_after", "10s"),
+        ("mode", "observe"),
+        ("mode", "enforce"),
+    ],
+)
+def test_keep_takes_match_and_when_only(key: str, value: object) -> None:
+    rule = a_rule_with({"state": "idle"}, action="keep", **{key: value})
+    problem = "a rule with action: keep takes match and when only; remove it"
+    assert the_problem(a_document(rule)) == f"rules[0].{key}: {problem}"
+
+
+def test_keep_needs_a_state_and_no_clock() -> None:
+    rule = the_rule({"state": "active"}, action="keep", when={"slots_free": 5})
+    assert (rule.action, rule.match.state) == (Action.KEEP, (State.ACTIVE,))
+    problem = the_problem(a_document(a_rule_with({"role": "batch"}, action="keep")))
+    assert problem == "rules[0].match.state: is required"
+
+
+@pytest.mark.parametrize(
+    ("mode", "read"),
+    [("observe", Mode.OBSERVE), ("enforce", Mode.ENFORCE), ("off", Mode.OFF), (False, Mode.OFF)],
+)
+def test_a_rule_has_a_mode(mode: object, read: Mode) -> None:
+    assert the_rule(mode=mode).mode is read
+    assert the_problem(a_document(a_rule_with(mode="kill"))).startswith("rules[0].mode: ")
+
+
+def test_a_keep_rule_and_a_rule_that_is_off_add_no_sessions_to_the_scope() -> None:
+    others = [
+        a_rule_with({"state": ["idle", "idle in transaction"], "role": "batch"}, action="keep"),
+        {
+            "name": "off",
+            "match": {"state": "active", "query_for": "1m", "blocks": 1},
+            "mode": "off",
+        },
+    ]
+    assert a_policy(*others, a_rule("last")).scope() == a_policy(a_rule("last")).scope()
+    # Such a session could not be kept if the snapshot did not have what the rule asks for.
+    blockers = a_rule_with({"state": "idle in transaction", "blocks": 1}, action="keep")
+    assert a_policy(blockers, a_rule("last")).scope().waits
+    elsewhere = a_rule_with({"state": "active", "blocks": 1}, action="keep")
+    assert not a_policy(elsewhere, a_rule("last")).scope().waits
+
+
+def test_an_observe_only_rule_has_its_sessions_in_the_scope() -> None:
+    warning = a_rule_with({"state": "idle in transaction", "idle_for": "10s"}, mode="observe")
+    assert a_policy(warning, a_rule("last")).scope().idle_floors == {State.IDLE_IN_TRANSACTION: 10}
 
 
 def test_cancel_is_accepted_with_waiting_for_client_false() -> None:
@@ -375,6 +429,10 @@ def test_cancel_is_accepted_with_waiting_for_client_false() -> None:
             "limits.max_per_application: must be a whole number of at least 1, not 0",
         ),
         ({"max_per_run": "5"}, "limits.max_per_run: must be a whole number of at least 1, not '5'"),
+        (
+            {"max_condemned": 0},
+            "limits.max_condemned: must be a whole number of at least 1, not 0",
+        ),
         ({"min_sessions": 0}, "limits.min_sessions: must be a whole number of at least 1, not 0"),
         (
             {"max_share": 50},
@@ -384,7 +442,7 @@ def test_cancel_is_accepted_with_waiting_for_client_false() -> None:
             {"max": 5},
             (
                 "limits.max: unknown key; known: max_terminations, max_per_application,"
-                " max_per_run, max_share, min_sessions, order"
+                " max_per_run, max_share, max_condemned, min_sessions, order"
             ),
         ),
     ],

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from session_reaper.deadline import Deadline
 from session_reaper.documents import one_or_many
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy.builtin import BUILTIN_PROTECTIONS
+from session_reaper.policy.builtin import PROVIDER_DATABASES, PROVIDER_ROLES, TOOLS
 from session_reaper.policy.model import Policy, read_policy
 from session_reaper.runs.policy_source import load_policy
 from session_reaper.runs.yaml import parse_yaml
@@ -138,6 +138,16 @@ def test_the_policies_in_the_readme_are_valid() -> None:
         SCHEMA.validate(document)
 
 
+def test_the_recipes_in_the_documentation_are_valid() -> None:
+    text = (ROOT / "docs" / "policy.md").read_text("utf-8")
+    recipes = re.findall(r"```yaml\n(rules:\n.*?)```", text, re.DOTALL)
+    assert len(recipes) == 2
+    for recipe in recipes:
+        document = parse_yaml(f"version: 1\n{recipe}")
+        read_policy(document)
+        SCHEMA.validate(document)
+
+
 # -- valid and invalid policies ---------------------------------------------------------------
 
 
@@ -178,6 +188,12 @@ def test_the_policies_in_the_readme_are_valid() -> None:
         a_document(limits={"max_share": "100.1%"}),
         a_document(limits={"max_share": "101%"}),
         a_document(limits={"min_sessions": 0}),
+        a_document(limits={"max_condemned": 0}),
+        a_document(protect={"applications": [""]}),
+        a_document(protect={"applications": ["ä"]}),
+        a_rule_with({**IDLE, "application": ""}),
+        a_rule_with({**IDLE, "application": ["a", "ä"]}),
+        a_rule_with({**IDLE, "role": [""]}),
         a_document(limits={"order": "oldest"}),
         a_document({"name": "a"}),
         a_document({"match": IDLE}),
@@ -228,6 +244,13 @@ def test_the_policies_in_the_readme_are_valid() -> None:
         a_rule_with({**ACTIVE, "waiting_for_client": True}, action="cancel"),
         a_rule_with(ACTIVE, action="cancel", until={"slots_free": 5}),
         a_rule_with(ACTIVE, escalate_after="10s"),
+        a_rule_with(IDLE, mode="kill"),
+        a_rule_with({"state": "idle"}, mode="observe"),
+        a_rule_with({"role": "app"}, action="keep"),
+        a_rule_with(IDLE, action="keep", mode="observe"),
+        a_rule_with(IDLE, action="keep", until={"slots_free": 5}),
+        a_rule_with(IDLE, action="keep", confirm_after="2s"),
+        a_rule_with(IDLE, action="keep", escalate_after="2s"),
         a_rule_with(ACTIVE, action="terminate", escalate_after="10s"),
     ],
 )
@@ -243,6 +266,8 @@ def test_function_and_schema_refuse_an_invalid_policy(document: object) -> None:
         a_document(version=1.0),
         a_document(mode=False),
         a_document(protect={}, limits={}),
+        a_document(protect={"roles": "ä"}, limits={"max_condemned": 1}),
+        a_rule_with({**IDLE, "application": ["", "api"], "role": "ä"}),
         *(
             a_document(limits={"max_share": share})
             for share in ("100%", "100.00%", "0100%", "0.01%")
@@ -264,6 +289,10 @@ def test_function_and_schema_refuse_an_invalid_policy(document: object) -> None:
         a_rule_with(ACTIVE | {"state": ["fastpath function call", "active"]}, action="cancel"),
         a_rule_with(ACTIVE, action="cancel", when={"slots_free": 0}),
         a_rule_with({"state": "idle in transaction", "blocks_for": "30s"}, confirm_after="5m"),
+        a_rule_with({"state": ["idle", "active"]}, action="keep", when={"slots_free": 5}),
+        a_rule_with({**ACTIVE, "waiting_for_client": True}, action="keep"),
+        a_rule_with(ACTIVE, action="cancel", mode="observe", escalate_after="2s"),
+        a_rule_with(IDLE, mode=False),
     ],
 )
 def test_function_and_schema_accept_an_unusual_policy(document: dict[str, Any]) -> None:
@@ -274,8 +303,8 @@ def test_function_and_schema_accept_an_unusual_policy(document: dict[str, Any]) 
 def test_the_documentation_lists_every_built_in_protection() -> None:
     text = (ROOT / "docs" / "policy.md").read_text("utf-8")
     patterns = (
-        *BUILTIN_PROTECTIONS.applications,
-        *BUILTIN_PROTECTIONS.roles,
-        *BUILTIN_PROTECTIONS.databases,
+        *(pattern for tool in TOOLS for pattern in tool.applications),
+        *PROVIDER_ROLES,
+        *PROVIDER_DATABASES,
     )
     assert [pattern for pattern in patterns if f"`{pattern}`" not in text] == []

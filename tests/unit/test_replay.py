@@ -16,8 +16,8 @@ from session_reaper.report.document import to_recording
 from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.session import State
 
-from infra.replay import decide_again, main, read_recording
-from tests.builders import a_document, a_rule, a_session, a_snapshot
+from infra.replay import decide_again, describe_verdicts, main, read_recording
+from tests.builders import a_document, a_policy, a_rule, a_session, a_snapshot
 from tests.recordings import POLICIES, RECORDINGS, verdicts_on
 from tests.recordings.scene import CANARY
 
@@ -128,7 +128,13 @@ def test_a_snapshot_is_recorded_without_the_literals_of_its_queries() -> None:
 @every_recording
 def test_reading_and_recording_again_changes_nothing(recording: Path) -> None:
     (snapshot,) = read_recording(recording).values()
-    assert recorded(snapshot) == json.loads(recording.read_text("utf-8"))
+    again = recorded(snapshot)
+    for session in again["sessions"]:  # recorded before there were these keys
+        assert [session.pop(key) for key in WAIT_KEYS] == [None, None, False]
+    assert again == json.loads(recording.read_text("utf-8"))
+
+
+WAIT_KEYS = ("wait_event_type", "wait_event", "waits_for_lock")
 
 
 def test_a_recording_of_an_older_release_can_be_read(tmp_path: Path) -> None:
@@ -136,13 +142,19 @@ def test_a_recording_of_an_older_release_can_be_read(tmp_path: Path) -> None:
     document = recorded(snapshot)
     for key in ("states", "oldest_idle_in_transaction"):
         del document[key]
-    del document["sessions"][0]["query_id"]
+    for key in ("query_id", *WAIT_KEYS):
+        del document["sessions"][0][key]
     assert read_recording(Path(write(tmp_path / "old.json", document)))["old"] == snapshot
 
 
 def test_a_recorded_snapshot_gets_the_same_verdicts_as_the_live_one(tmp_path: Path) -> None:
     waiter = Waiter(pid=9, role="app", application="api", seconds=2.5)
     full = {"xid_age": 7, "xmin_age": 12, "locks": 3, "waiters": (waiter,)}
+    victim: dict[str, Any] = {
+        "wait_event_type": "IPC",
+        "wait_event": "ExecuteGather",
+        "waits_for_lock": True,
+    }
     snapshot = a_snapshot(
         a_session(pid=1, client=None, transaction_seconds=None, state=State.IDLE),
         a_session(pid=2, query="delete from orders where note = 'cAnArY'", **full),
@@ -151,6 +163,8 @@ def test_a_recorded_snapshot_gets_the_same_verdicts_as_the_live_one(tmp_path: Pa
         a_session(pid=5, replication=True, idle_seconds=1),
         a_session(pid=6, own_role=True),
         a_session(pid=7, signalable=False),
+        a_session(pid=8, role=None),
+        a_session(pid=9, query_seconds=70, state=State.ACTIVE, **victim),
     )
     path = tmp_path / "orders.json"
     write(path, recorded(snapshot))
@@ -162,6 +176,9 @@ def test_a_recorded_snapshot_gets_the_same_verdicts_as_the_live_one(tmp_path: Pa
         a_document(a_rule("wedged", state="active", waiting_for_client=True, query_for="1m")),
         a_document(limits={"max_terminations": 1, "order": "most_harmful"}),
         a_document(limits={"max_share": "1%"}),
+        a_document(limits={"max_condemned": 1}),
+        a_document(a_rule("victims", state="active", query_for="1m", wait_event_type="Lock")),
+        a_document(a_rule("roles", state=LEAK, role="app", idle_for="1s"), a_rule()),
     ):
         policy = read_policy(document)
         live = decide(snapshot.sessions, snapshot.slots, policy)
@@ -174,6 +191,21 @@ def test_a_recorded_snapshot_gets_the_same_verdicts_as_the_live_one(tmp_path: Pa
             live.breaker,
             describe_pressure(live),
         )
+
+
+def test_kept_and_observed_sessions_are_shown_as_such(tmp_path: Path) -> None:
+    sessions = [a_session(pid=1), a_session(pid=2, role="etl"), a_session(pid=3, role=None)]
+    path = write(tmp_path / "orders.json", recorded(a_snapshot(*sessions)))
+    keep = {"name": "keep", "match": {"state": LEAK, "role": "app"}, "action": "keep"}
+    warn = a_rule("warn", state=LEAK, role="etl", idle_for="1m") | {"mode": "observe"}
+    (snapshot,) = read_recording(Path(path)).values()
+    lines = [*describe_verdicts("orders", snapshot, a_policy(keep, warn))]
+    assert lines[0] == (
+        "orders: slots 97/97, 0 condemned, 0 spared, 1 only observed, 1 kept, 1 left alone"
+    )
+    assert lines[1].endswith("  kept by rule keep")
+    assert "  only observed by warn: idle in transaction for 15m 1s" in lines[2]
+    assert lines[3].startswith("3  (role dropped)  orders")
 
 
 def cut_in(quoted: str) -> str:
@@ -468,7 +500,8 @@ IN_SESSION = ("sessions", 1)
             "sessions[1].identity.state: must be one of active, idle",
         ),
         ((*IN_SESSION, "identity"), [], "sessions[1].identity: must be an object, not []"),
-        ((*IN_SESSION, "role"), None, "sessions[1].role: must be text, not None"),
+        ((*IN_SESSION, "role"), 5, "sessions[1].role: must be text, not 5"),
+        ((*IN_SESSION, "database"), None, "sessions[1].database: must be text, not None"),
         (
             (*IN_SESSION, "client"),
             "db.example",

@@ -133,6 +133,33 @@ def test_a_request_without_rules_keeps_all() -> None:
     assert merge_policy(policy, RunRequest()) == policy
 
 
+def test_an_event_s_policy_lifts_only_the_protections_that_the_stack_s_rules_lift() -> None:
+    def rules(*roles: str, **keys: object) -> dict[str, Any]:
+        match = {"state": "idle in transaction", "role": [*roles], "idle_for": "1m"}
+        return {"name": "r", "match": match, **keys}
+
+    admin = a_session(role="avnadmin", replication=True)
+    own = a_policy(rules("avnadmin"))
+    for stack, verdict in (
+        (rules("avnadmin", "app"), Verdict.CONDEMN),
+        (rules("avn*", "app"), Verdict.LEAVE),
+        (rules("avnadmin", mode="observe"), Verdict.LEAVE),
+        (rules("avnadmin", mode="off"), Verdict.LEAVE),
+        (rules("avnadmin", action="keep"), Verdict.LEAVE),
+    ):
+        policy = merge_policy(a_policy(stack), RunRequest(policy=own))
+        (decision,) = decide([admin], some_slots(), policy).decisions
+        assert decision.verdict is verdict, stack
+    with pytest.raises(ConfigurationError, match=r"^event\.policy\.liftable_roles: unknown key"):
+        read_request({"policy": a_document(liftable_roles=["avnadmin"])})
+
+
+def test_keep_rules_stay_in_force_when_an_event_selects_rules() -> None:
+    keep = {"name": "keep", "match": {"state": "idle in transaction"}, "action": "keep"}
+    chosen = merge_policy(a_policy(a_rule("a"), keep, a_rule("b")), RunRequest(rules=("b",)))
+    assert [rule.name for rule in chosen.rules] == ["keep", "b"]
+
+
 def test_the_selected_rules_keep_the_order_of_the_policy() -> None:
     policy = a_policy(a_rule("a"), a_rule("b"), a_rule("c"))
     chosen = merge_policy(policy, RunRequest(rules=("c", "a")))
@@ -149,6 +176,7 @@ def test_the_policy_of_an_event_replaces_the_stacks() -> None:
     own = a_policy(a_rule("own"), limits={"max_terminations": 5})
     policy = merge_policy(a_policy(a_rule("stack")), RunRequest(policy=own, rules=("own",)))
     assert policy == own
+    assert policy.lifted_roles == frozenset()
 
 
 @pytest.mark.parametrize(

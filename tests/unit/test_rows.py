@@ -12,9 +12,11 @@ from session_reaper.postgres.rows import (
     estimate_memory,
     read_facts,
     read_grants,
+    read_signal,
     read_snapshot,
     read_verification,
 )
+from session_reaper.postgres.signals import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,6 +131,43 @@ def test_grants_name_the_used_functions_and_relations_and_our_role() -> None:
 def test_a_grant_on_anything_else_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(TargetError, match="missing_"):
         read_grants(missing(**changes), "session_reaper")
+
+
+def test_a_session_waits_for_a_lock_if_it_leads_a_process_that_does() -> None:
+    rows = [
+        session_row(wait_event_type="Client", wait_event="ClientRead"),
+        session_row(pid=2),
+    ]
+    answer = {**EMPTY_SNAPSHOT, "sessions": rows, "lock_waiters": [2, 2, 99]}
+    first, second = read_snapshot(
+        [json.dumps(answer).encode()], own_roles=(), backend_pid=1
+    ).sessions
+    assert (first.wait_event_type, first.wait_event) == ("Client", "ClientRead")
+    assert (first.waits_for_lock, second.waits_for_lock) == (False, True)
+    assert (second.wait_event_type, second.wait_event) == (None, None)
+
+
+@pytest.mark.parametrize("pids", [[0], ["1"], [None], 1, {}, [2**31]])
+def test_an_invalid_list_of_lock_waiters_is_refused(pids: object) -> None:
+    with pytest.raises(TargetError, match="lock_waiters"):
+        read(lock_waiters=pids, sessions=[session_row()])
+
+
+@pytest.mark.parametrize(
+    ("answer", "signal"),
+    [
+        (b"t", Signal.SENT),
+        (b"f", Signal.ESCAPED),
+        (b"waits", Signal.WAITING),
+        (None, Signal.HIDDEN),
+    ],
+)
+def test_the_answer_to_a_signal_is_validated(answer: bytes | None, signal: Signal) -> None:
+    assert read_signal([answer]) is signal
+    invalid: list[Row] = [[], [b"true"], [b""], [answer, answer]]
+    for row in invalid:
+        with pytest.raises(TargetError, match="signalled"):
+            read_signal(row)
 
 
 def test_a_duplicate_session_is_refused() -> None:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from session_reaper.deadline import Deadline
+from session_reaper.decision.model import Verdict
 from session_reaper.errors import ConnectionLostError, DeadlineError
 from session_reaper.observability import OutcomeLog
 from session_reaper.policy.enums import Action, Mode
-from session_reaper.postgres.server import Signal
+from session_reaper.postgres.signals import Signal
 from session_reaper.report.model import Outcome
 from session_reaper.runs.parallel import Progress
 from session_reaper.runs.target_session import TargetJob, TargetSession
@@ -18,11 +19,11 @@ from session_reaper.runs.termination import Termination
 from tests.builders import a_decision, a_fate, a_policy, a_session, a_snapshot, a_target_report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from session_reaper.decision.model import Decision
     from session_reaper.report.model import TargetReport
-    from session_reaper.sessions.session import Identity
+    from session_reaper.sessions.session import Identity, WaitGuard
 
 PIDS = range(1, 7)
 LOST = ConnectionLostError("lost", "the connection was lost", "Wait for the next run.")
@@ -38,7 +39,11 @@ class LostServer:
         self._answered = answered
 
     def signal(
-        self, identities: Iterator[Identity], _action: Action, _deadline: Deadline
+        self,
+        identities: Iterator[Identity],
+        _action: Action,
+        _deadline: Deadline,
+        _guards: Mapping[int, WaitGuard],
     ) -> Iterator[Signal]:
         for _ in range(self._taken):
             next(identities)
@@ -93,6 +98,23 @@ def test_a_run_that_ends_while_it_logs_what_it_observed_reports_all_of_it() -> N
         terminate(a_target_session(progress, outcomes), Mode.OBSERVE, decisions())
     expected = dict.fromkeys(PIDS, Outcome.WOULD_TERMINATE)
     assert outcomes_of(progress.result.latest) == expected
+
+
+def test_a_run_that_ends_while_it_signals_reports_what_it_observed() -> None:
+    observed = a_decision(a_session(pid=9, signalable=False), verdict=Verdict.OBSERVE)
+    report = a_target_report(*(a_fate(Outcome.SPARED, pid=pid) for pid in (1, 9)))
+    progress = Progress(report)
+    reported: list[TargetReport] = []
+
+    def connect() -> None:
+        reported.append(progress.result.latest)
+        raise LOST
+
+    server = LostServer(taken=1, answered=1)
+    session = a_target_session(progress, OutcomeLog(), server=server, connect=connect)
+    final = terminate(session, Mode.ENFORCE, [a_decision(a_session(pid=1)), observed])
+    expected = {1: Outcome.LINGERING, 9: Outcome.WOULD_TERMINATE}
+    assert [outcomes_of(each) for each in (*reported, final)] == [expected, expected]
 
 
 def test_while_it_reconnects_a_run_reports_unsent_sessions_as_spared() -> None:

@@ -1,7 +1,7 @@
 """Decides what happens to each session: a pure function.
 
-The first rule in force that matches a session condemns it. Then `until`, the breaker and the limits
-hold back some of the condemned sessions.
+The first rule in force that matches a session, other than an observe-only rule, condemns or keeps it.
+Then `until`, the breaker and the limits hold back some of the condemned sessions.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from dataclasses import replace
 from session_reaper.decision.limits import apply_limits, check_breaker
 from session_reaper.decision.matching import match_sessions
 from session_reaper.decision.model import Decisions
-from session_reaper.policy.enums import Order
+from session_reaper.policy.enums import Mode, Order
 from session_reaper.policy.model import Policy, Rule
 from session_reaper.sessions.redaction import redact_for_matching
 from session_reaper.sessions.session import Session, Slots
@@ -32,19 +32,21 @@ def decide(
     in_order = sorted(sessions, key=_ORDERS[policy.limits.order])
     used_before = replace(slots, used=slots.used + freed)
     rules = tuple(rule for rule in policy.rules if _is_in_force(rule, used_before))
-    matched = match_sessions(in_order, used_before, rules, policy.protect, redact_query)
+    matched = match_sessions(in_order, used_before, replace(policy, rules=rules), redact_query)
     decisions = Decisions(decisions=tuple(matched), slots=slots, rules_in_force=rules)
-    if policy.limits.max_share is not None:
+    if policy.limits.has_breaker:
         needed = apply_limits(decisions, None)
-        breaker = check_breaker(needed, policy.limits.max_share, policy.limits.min_sessions)
+        breaker = check_breaker(needed, policy.limits)
         if breaker:
             return replace(needed.hold_back(lambda _: breaker), breaker=breaker)
     return apply_limits(decisions, policy.limits)
 
 
 def _is_in_force(rule: Rule, slots: Slots) -> bool:
-    return (rule.when is None or rule.when.is_reached(slots)) and (
-        rule.until is None or rule.until.excess(slots) > 0
+    return (
+        rule.mode is not Mode.OFF
+        and (rule.when is None or rule.when.is_reached(slots))
+        and (rule.until is None or rule.until.excess(slots) > 0)
     )
 
 

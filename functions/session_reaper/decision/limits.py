@@ -4,7 +4,6 @@ import sys
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
 from functools import partial
 
 from session_reaper.decision.model import Decision, Decisions, Verdict
@@ -94,7 +93,7 @@ def describe_pressure(decisions: Decisions) -> tuple[str, ...]:
         if rule.until is not None:
             needed = rule.until.excess(slots) - freed
             freed += sum(map(frees_slot, matched))
-        if rule.when is not None or rule.until is not None:
+        if rule.action is not Action.KEEP and (rule.when is not None or rule.until is not None):
             when = f" (when {rule.when})" if rule.when is not None else ""
             stop = _describe_stop(rule, needed, matched)
             sentences.append(f"rule {rule.name} in force at {slots}{when}: {stop}")
@@ -102,6 +101,8 @@ def describe_pressure(decisions: Decisions) -> tuple[str, ...]:
 
 
 def _describe_stop(rule: Rule, needed: int | None, matched: Sequence[Decision]) -> str:
+    if rule.is_observe_only:
+        return f"{len(matched)} would be terminated (mode: observe)"
     condemned = sum(d.verdict is Verdict.CONDEMN for d in matched)
     if needed is not None and needed <= 0:
         return f"none needed to reach {rule.until}"
@@ -113,12 +114,13 @@ def _describe_stop(rule: Rule, needed: int | None, matched: Sequence[Decision]) 
     return f"{condemned} condemned, {why}{target}"
 
 
-def check_breaker(decisions: Decisions, max_share: Decimal, min_sessions: int) -> str | None:
+def check_breaker(decisions: Decisions, limits: Limits) -> str | None:
     """Return why the breaker trips; None if it does not."""
     condemned, used = len(decisions.having(Verdict.CONDEMN)), decisions.slots.used
-    if used < min_sessions or 100 * condemned <= max_share * used:
-        return None
-    return (
-        f"the policy condemns {condemned} of {used} client sessions, "
-        f"more than limits.max_share of {max_share:g}%"
-    )
+    found = f"the policy condemns {condemned} of {used} client sessions, more than "
+    share, most = limits.max_share, limits.max_condemned
+    if share is not None and used >= limits.min_sessions and 100 * condemned > share * used:
+        return f"{found}limits.max_share of {share:g}%"
+    if most is not None and condemned > most:
+        return f"{found}limits.max_condemned of {most}"
+    return None

@@ -1,40 +1,53 @@
 """Matches sessions against protections and rules."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from session_reaper.decision.model import Decision, Verdict
 from session_reaper.decision.parallel_dumps import find_parallel_dumps
-from session_reaper.policy.builtin import BUILTIN_PROTECTIONS
+from session_reaper.policy.builtin import (
+    find_protection,
+    find_protection_by_name,
+    find_protection_by_role,
+)
 from session_reaper.policy.durations import format_duration
 from session_reaper.policy.enums import Action, HeldResource
-from session_reaper.policy.model import Match, Protect, Rule
-from session_reaper.policy.patterns import is_within, matches_any, matches_query
+from session_reaper.policy.model import Match, Policy, Rule
+from session_reaper.policy.patterns import Globs, is_within, matches_any, matches_query
+from session_reaper.policy.protections import ProtectedBy, Protection
 from session_reaper.sessions.redaction import redact, strip_for_matching
 from session_reaper.sessions.session import Names, Session, Slots, State
+
+PARALLEL_DUMP: Final = Protection(
+    kind=ProtectedBy.BUILT_IN, detail="a parallel dump (built in)", tool="pg_dump"
+)
 
 # -- one session ----------------------------------------------------------------------------------
 
 
 def match_sessions(
-    sessions: Sequence[Session],
+    sessions: Iterable[Session],
     slots: Slots,
-    rules: Sequence[Rule],
-    protect: Protect,
+    policy: Policy,
     redact_query: Callable[[str], str],
 ) -> Iterator[Decision]:
-    """Decide on each session: the first rule that matches condemns it."""
-    compiled = [_compile_rule(rule) for rule in rules]
+    """Decide on each session: the first rule that matches and is not observe-only decides.
+
+    Every rule of the policy must be in force.
+    """
+    sessions = tuple(sessions)
+    compiled = [_compile_rule(rule, policy.liftable_roles) for rule in policy.rules]
     dumping = find_parallel_dumps(sessions)
 
     @cache  # many sessions have the same names
-    def check_names(state: State, names: Names) -> str | tuple[_CompiledRule, ...]:
-        """Return the protection by name, or the rules whose conditions on names hold."""
-        return _find_protection_by_name(names, protect) or tuple(
-            each for each in compiled if _matches_names(each.rule.match, state, names)
+    def check_names(state: State, names: Names) -> _NameCheck:
+        return _NameCheck(
+            find_protection_by_name(names) or policy.protect.find(names),
+            tuple(each for each in compiled if _matches_names(each.rule.match, state, names)),
         )
 
     @cache  # only during this call, so that no query text is kept
@@ -42,66 +55,87 @@ def match_sessions(
         return strip_for_matching(redact_query(query))
 
     for session in sessions:
-        found = _find_protection(session, protect) or check_names(session.state, session.names)
-        if isinstance(found, str):
-            yield _leave(session, f"protected: {found}")
-        elif session.identity.pid in dumping:
-            yield _leave(session, "protected: a parallel dump (built in)")
-        else:
-            yield _apply_rules(session, slots, found, query_text)
+        found = check_names(session.state, session.names)
+        protection = (
+            find_protection(session)
+            or policy.protect.find_by_session(session)
+            or found.protection
+            # Before the protections that a literal role lifts.
+            or (PARALLEL_DUMP if session.identity.pid in dumping else None)
+            or find_protection_by_role(session)
+        )
+        matching = (c for c in found.rules if _matches_session(c, session, query_text))
+        yield _decide_session(session, slots, protection, matching)
 
 
-def _leave(session: Session, reason: str) -> Decision:
-    return Decision(session=session, verdict=Verdict.LEAVE, rule=None, reasons=(reason,))
+class _NameCheck(NamedTuple):
+    """What the names of a session decide: a protection, and the rules whose names match."""
+
+    protection: Protection | None
+    rules: tuple["_CompiledRule", ...]
 
 
-def _apply_rules(
+def _decide_session(
     session: Session,
     slots: Slots,
-    rules: Iterable["_CompiledRule"],
-    query_text: Callable[[str], str],
+    protection: Protection | None,
+    matching: Iterable["_CompiledRule"],
 ) -> Decision:
-    for compiled in rules:
-        for get_value, least in compiled.thresholds:
-            value = get_value(session)
-            if value is None or value < least:
+    """Decide by the rules that match, of which a protection makes some not match."""
+    observed: _CompiledRule | None = None
+    protected_from: Rule | None = None
+    reason = "no rule matches"
+    for compiled in matching:
+        rule = compiled.rule
+        if session.waits_for_lock and not compiled.matches_lock_waits:
+            reason = f"waits for a lock, and rule {rule.name} has no wait_event_type"
+        elif protection is not None and not compiled.lifts(protection, session):
+            if rule.action is Action.KEEP:
                 break
+            if rule.may_condemn:
+                protected_from = protected_from or rule
+        elif rule.is_observe_only:
+            observed = observed or compiled
         else:
-            if _matches_rest(compiled.rule.match, session, query_text):
-                return Decision(
-                    session=session,
-                    verdict=Verdict.CONDEMN,
-                    rule=compiled.rule,
-                    reasons=tuple(_describe_match(compiled, session, slots)),
-                )
-    return _leave(session, "no rule matches")
+            return _apply_rule(compiled, session, slots)
+    if observed is not None:
+        decision = _apply_rule(observed, session, slots)
+    else:
+        if protection is not None:
+            reason = f"protected: {protection.detail}"
+        decision = Decision(session=session, verdict=Verdict.LEAVE, rule=None, reasons=(reason,))
+    if protection is None:
+        return decision
+    return replace(decision, protection=protection, protected_from=protected_from)
 
 
-def _find_protection(session: Session, protect: Protect) -> str | None:
-    """Return the protection by a property of this session other than its names, or None."""
-    if session.own_role:
-        return "our own role"
-    if session.superuser:
-        return "a superuser"
-    if session.replication:
-        return "a replication role"
-    if protect.clients and is_within(protect.clients, session.client):
-        return f"client {session.client}"
-    return None
+def _matches_session(
+    compiled: "_CompiledRule", session: Session, query_text: Callable[[str], str]
+) -> bool:
+    """Return whether the conditions hold that the names did not decide."""
+    for get_value, least in compiled.thresholds:
+        value = get_value(session)
+        if value is None or value < least:
+            return False
+    return _matches_rest(compiled.rule.match, session, query_text)
 
 
-def _find_protection_by_name(names: Names, protect: Protect) -> str | None:
-    if "\ufffd" in names.role + names.database:
-        return "a name that is not valid UTF-8, so no pattern can be compared with it"
-    covered = BUILTIN_PROTECTIONS.covers(names)
-    return f"{covered} (built in)" if covered else protect.covers(names)
+def _apply_rule(compiled: "_CompiledRule", session: Session, slots: Slots) -> Decision:
+    rule = compiled.rule
+    reasons = tuple(_describe_match(compiled, session, slots))
+    verdict = Verdict.CONDEMN
+    if rule.action is Action.KEEP:
+        verdict, reasons = Verdict.KEEP, (f"kept by rule {rule.name}", *reasons)
+    elif rule.is_observe_only:
+        verdict, reasons = Verdict.OBSERVE, (*reasons, "only observed (mode: observe)")
+    return Decision(session=session, verdict=verdict, rule=rule, reasons=reasons)
 
 
 def _matches_names(match: Match, state: State, names: Names) -> bool:
     """Return whether the conditions on the state and the names hold."""
     return (
         state in match.state
-        and (not match.role or matches_any(match.role, names.role))
+        and (not match.role or (names.role is not None and matches_any(match.role, names.role)))
         and (not match.database or matches_any(match.database, names.database))
         and (not match.application or matches_any(match.application, names.application))
     )
@@ -144,16 +178,28 @@ class _CompiledRule(NamedTuple):
     rule: Rule
     thresholds: tuple[tuple[Callable[[Session], float | None], float], ...]
     conditions: tuple[tuple[str, _NumericCondition, float], ...]
+    lifted_roles: frozenset[str]
+
+    @property
+    def matches_lock_waits(self) -> bool:
+        """Return whether the rule may match a session that waits for a lock."""
+        return bool(self.rule.match.wait_event_type) or self.rule.action is Action.KEEP
+
+    def lifts(self, protection: Protection, session: Session) -> bool:
+        """Return whether the rule matches a session in spite of this protection."""
+        return protection.can_be_lifted and session.role in self.lifted_roles
 
 
-def _compile_rule(rule: Rule) -> _CompiledRule:
+def _compile_rule(rule: Rule, liftable_roles: frozenset[str] | None) -> _CompiledRule:
     found = [
         (name, condition, getattr(rule.match, name))
         for name, condition in _numeric_conditions(rule.match).items()
     ]
     given = tuple((name, condition, least) for name, condition, least in found if least is not None)
     thresholds = tuple((condition.get_value, least) for _, condition, least in given)
-    return _CompiledRule(rule, thresholds, given)
+    roles = rule.literal_roles
+    lifted = roles if liftable_roles is None else roles & liftable_roles
+    return _CompiledRule(rule, thresholds, given, lifted)
 
 
 def _matches_rest(match: Match, session: Session, query_text: Callable[[str], str]) -> bool:
@@ -165,9 +211,25 @@ def _matches_rest(match: Match, session: Session, query_text: Callable[[str], st
             match.waiting_for_client is None
             or match.waiting_for_client == _is_waiting_for_client(session)
         )
+        and (not match.wait_event_type or _matches_wait_type(match.wait_event_type, session))
+        and (not match.wait_event or _matches_optional(match.wait_event, session.wait_event))
         and (not match.holds or not _held_resources(session).isdisjoint(match.holds))
         and (not match.query or matches_query(match.query, query_text(session.query)))
     )
+
+
+def _matches_optional(globs: Globs, value: str | None) -> bool:
+    return value is not None and matches_any(globs, value)
+
+
+def _matches_wait_type(globs: Globs, session: Session) -> bool:
+    """Return whether the session, or for a lock one of its parallel workers, waits for such an event."""
+    return _matches_optional(globs, session.wait_event_type) or (
+        session.waits_for_lock and matches_any(globs, _LOCK)
+    )
+
+
+_LOCK: Final = "Lock"
 
 
 _COPY = re.compile(r"\bcopy\b", re.IGNORECASE)
@@ -203,6 +265,8 @@ def _describe_match(compiled: _CompiledRule, session: Session, slots: Slots) -> 
         value = condition.format(condition.get_value(session) or 0)
         phrase = condition.phrase.format(value, state=session.state)
         yield f"{phrase} ({name}: {condition.format(least)})"
+    if match.wait_event_type or match.wait_event:
+        yield f"waits for {_describe_wait(session)}"
     if match.waiting_for_client:
         yield "waits for its client (waiting_for_client: true)"
     if match.holds:
@@ -212,6 +276,13 @@ def _describe_match(compiled: _CompiledRule, session: Session, slots: Slots) -> 
         yield f"waiting: {_describe_waiters(session)}"
     if rule.action is Action.CANCEL:
         yield "to be cancelled"
+
+
+def _describe_wait(session: Session) -> str:
+    own = f"{session.wait_event_type}: {session.wait_event}"
+    if session.waits_for_lock and session.wait_event_type != _LOCK:
+        return f"{own}, and a parallel worker for a lock"
+    return own
 
 
 _MAX_WAITERS_NAMED = 3

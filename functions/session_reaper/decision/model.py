@@ -3,25 +3,40 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import Final
 
 from session_reaper.policy.model import Rule
-from session_reaper.sessions.session import Session, Slots
+from session_reaper.policy.patterns import matches_any
+from session_reaper.policy.protections import Protection
+from session_reaper.sessions.session import Session, Slots, WaitGuard
+
+CLIENT_READ: Final = "ClientRead"
+"""The wait event of `waiting_for_client`."""
 
 
 class Verdict(Enum):
-    """What a run should do with a session; a spared one was condemned, but a limit held it back."""
+    """What a run should do with a session."""
 
-    LEAVE = auto()
+    LEAVE = auto()  # no rule matches
+    KEEP = auto()  # a `keep` rule decided
+    OBSERVE = auto()  # only observe-only rules match: report it and do nothing
     CONDEMN = auto()
-    SPARE = auto()
+    SPARE = auto()  # condemned, but `until`, a limit or the breaker held it back
+
+    @property
+    def is_reported(self) -> bool:
+        """Return whether the session gets an outcome."""
+        return self in (Verdict.OBSERVE, Verdict.CONDEMN, Verdict.SPARE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What the policy says about one session, and why.
 
-    `rule` is None if the session is left alone. `held_by` names what spared it: `until`, a limit or
-    the breaker. `notes` are what the run found out later.
+    `rule` is None if no rule matches; for an observed session it is the first observe-only rule that
+    does. `held_by` names what spared it: `until`, a limit or the breaker. `protection` is that of a
+    session that no rule condemned, and `protected_from` the first rule that would have condemned it
+    without the protection. `notes` are what the run found out later.
     """
 
     session: Session
@@ -29,6 +44,8 @@ class Decision:
     rule: Rule | None
     reasons: tuple[str, ...]
     held_by: str | None = None
+    protection: Protection | None = None
+    protected_from: Rule | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -41,6 +58,29 @@ class Decision:
         """Return the reasons, `held_by` and the notes as one text."""
         held_by = () if self.held_by is None else (self.held_by,)
         return "; ".join([", ".join(self.reasons), *held_by, *self.notes])
+
+    @property
+    def wait_guard(self) -> WaitGuard:
+        """Return what the guard must check of the session's wait, because the rule relies on it."""
+        if self.rule is None:
+            return WaitGuard()
+        match, session = self.rule.match, self.session
+        is_own_type = session.wait_event_type is not None and matches_any(
+            match.wait_event_type, session.wait_event_type
+        )
+        other_than = None
+        if match.waiting_for_client is False and session.wait_event != CLIENT_READ:
+            other_than = CLIENT_READ
+        return WaitGuard(
+            wait_event_type=session.wait_event_type if is_own_type else None,
+            wait_event=session.wait_event if match.wait_event else self._client_read,
+            other_than=other_than,
+            waits_for_lock=None if is_own_type else bool(match.wait_event_type),
+        )
+
+    @property
+    def _client_read(self) -> str | None:
+        return CLIENT_READ if self.rule and self.rule.match.waiting_for_client else None
 
     def with_note(self, note: str) -> "Decision":
         """Return a copy with one more note."""

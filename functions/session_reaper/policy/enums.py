@@ -15,10 +15,11 @@ class Mode(IntEnum):
 
 
 class Action(StrEnum):
-    """What a run does to a session that a rule condemns: end the session, or only its query."""
+    """What a rule does to a session: end it, end only its query, or leave it alone."""
 
     TERMINATE = "terminate"
     CANCEL = "cancel"
+    KEEP = "keep"
 
 
 class HeldResource(StrEnum):

@@ -1,6 +1,6 @@
 """The policy: rules, protections and limits, and the checks that span several keys."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, Decimal
 from typing import Annotated
 
@@ -20,11 +20,16 @@ from session_reaper.policy.patterns import (
     Globs,
     Networks,
     QueryGlobs,
+    is_literal,
+    is_within,
     matches_any,
-    read_glob,
+    read_application_glob,
+    read_application_globs,
+    read_name_glob,
     read_network,
     read_query_glob,
 )
+from session_reaper.policy.protections import ProtectedBy, Protection
 from session_reaper.policy.values import (
     read_duration,
     read_mode,
@@ -32,10 +37,10 @@ from session_reaper.policy.values import (
     read_percent,
     read_version,
 )
-from session_reaper.sessions.session import Names, Slots, State
+from session_reaper.sessions.session import Names, Session, Slots, State
 from session_reaper.sessions.snapshot import SnapshotScope
 
-_GLOBS, _NETWORKS = one_or_many(read_glob), one_or_many(read_network)
+_GLOBS, _NETWORKS = one_or_many(read_name_glob), one_or_many(read_network)
 
 # -- rules ----------------------------------------------------------------------------------------
 
@@ -47,7 +52,11 @@ class Match:
     state: Annotated[tuple[State, ...], one_or_many(one_of(State)), "in one of these states"]
     role: Annotated[Globs, _GLOBS, "connected as one of these roles"] = ()
     database: Annotated[Globs, _GLOBS, "connected to one of these databases"] = ()
-    application: Annotated[Globs, _GLOBS, "application_name is one of these"] = ()
+    application: Annotated[
+        Globs,
+        read_application_globs,
+        'application_name is one of these; [""] for the sessions without one',
+    ] = ()
     client: Annotated[Networks, _NETWORKS, "client address is in one of these networks"] = ()
     query: Annotated[
         QueryGlobs,
@@ -68,6 +77,15 @@ class Match:
     query_for: Annotated[
         float | None, read_duration, "running its query for at least this long; active only"
     ] = None
+    wait_event_type: Annotated[
+        Globs,
+        _GLOBS,
+        "waits for an event of one of these types, such as Client; Lock includes parallel workers."
+        " Only a rule with this key matches a session that waits for a lock",
+    ] = ()
+    wait_event: Annotated[
+        Globs, _GLOBS, "waits for one of these events, such as ClientWrite; names as in PostgreSQL"
+    ] = ()
     waiting_for_client: Annotated[
         bool | None, boolean, "active but waiting for its client (ClientRead), except in a COPY"
     ] = None
@@ -90,13 +108,11 @@ class Match:
 
 
 CLOCKS = ("idle_for", "transaction_for", "connected_for", "query_for", "blocks_for")
-"""The conditions on a duration; every rule needs at least one."""
+"""The conditions on a duration; every rule needs at least one, unless its action is keep."""
 
 
 def _read_match(value: object, place: str) -> Match:
     match = mapping_of(Match)(value, place)
-    if all(getattr(match, clock) is None for clock in CLOCKS):
-        raise ConfigurationError(place, f"has no clock; add at least one of {', '.join(CLOCKS)}")
     if match.query_for is not None and State.ACTIVE not in match.state:
         problem = "applies to active sessions only; add active to state"
         raise ConfigurationError(f"{place}.query_for", problem)
@@ -164,13 +180,36 @@ class Rule:
         "take a second snapshot after this pause; condemn only if the same transaction still matches",
     ] = None
     action: Annotated[
-        Action, one_of(Action), "terminate ends the session, cancel only its query"
+        Action,
+        one_of(Action),
+        "terminate ends the session, cancel only its query; keep leaves it alone, and no later rule"
+        " sees it",
     ] = Action.TERMINATE
     escalate_after: Annotated[
         float | None,
         read_pause,
         "terminate the session if its query still runs this long after it was cancelled",
     ] = None
+    mode: Annotated[
+        Mode | None,
+        read_mode,
+        "observe: only report what the rule matches, a later rule decides; off: ignore the rule",
+    ] = None
+
+    @property
+    def literal_roles(self) -> frozenset[str]:
+        """Return the roles that the rule names without a glob."""
+        return frozenset(filter(is_literal, self.match.role))
+
+    @property
+    def is_observe_only(self) -> bool:
+        """Return whether the rule only reports and leaves the decision to the other rules."""
+        return self.mode is Mode.OBSERVE
+
+    @property
+    def may_condemn(self) -> bool:
+        """Return whether the rule can condemn a session."""
+        return self.action is not Action.KEEP and self.mode in (None, Mode.ENFORCE)
 
 
 _RUNNING = {State.ACTIVE, State.FASTPATH}
@@ -178,7 +217,12 @@ _RUNNING = {State.ACTIVE, State.FASTPATH}
 
 def _read_rule(value: object, place: str) -> Rule:
     rule = mapping_of(Rule)(value, place)
-    if rule.action is Action.CANCEL:
+    if rule.action is Action.KEEP:
+        _check_keep(rule, place)
+    elif all(getattr(rule.match, clock) is None for clock in CLOCKS):
+        problem = f"has no clock; add at least one of {', '.join(CLOCKS)}"
+        raise ConfigurationError(f"{place}.match", problem)
+    elif rule.action is Action.CANCEL:
         _check_cancel(rule, place)
     elif rule.escalate_after is not None:
         problem = "requires action: cancel; add that, or remove escalate_after"
@@ -187,6 +231,14 @@ def _read_rule(value: object, place: str) -> Rule:
         problem = f"must leave fewer slots used than when ({rule.when}), not {rule.until}"
         raise ConfigurationError(f"{place}.until", problem)
     return rule
+
+
+def _check_keep(rule: Rule, place: str) -> None:
+    """Raise ConfigurationError if the rule has a key that cannot apply to sessions left alone."""
+    for key in ("until", "confirm_after", "escalate_after", "mode"):
+        if getattr(rule, key) is not None:
+            problem = "a rule with action: keep takes match and when only; remove it"
+            raise ConfigurationError(f"{place}.{key}", problem)
 
 
 def _check_cancel(rule: Rule, place: str) -> None:
@@ -234,19 +286,31 @@ class Protect:
 
     roles: Annotated[Globs, _GLOBS, "connected as one of these roles"] = ()
     applications: Annotated[
-        Globs, _GLOBS, "application_name is one of these; weak, because any client can set it"
+        Globs,
+        one_or_many(read_application_glob),
+        "application_name is one of these; weak, because any client can set it",
     ] = ()
     databases: Annotated[Globs, _GLOBS, "connected to one of these databases"] = ()
     clients: Annotated[Networks, _NETWORKS, "client address is in one of these networks"] = ()
 
-    def covers(self, names: Names) -> str | None:
-        """Return which of these names is protected, or None."""
-        if matches_any(self.roles, names.role):
-            return f"role {names.role}"
-        if matches_any(self.applications, names.application):
-            return f"application {names.application}"
-        if matches_any(self.databases, names.database):
-            return f"database {names.database}"
+    def find(self, names: Names) -> Protection | None:
+        """Return the protection by these names, or None."""
+        role, application, database = names.role, names.application, names.database
+        if role is not None and matches_any(self.roles, role):
+            return Protection(kind=ProtectedBy.ROLES, detail=f"role {role}")
+        if matches_any(self.applications, application):
+            return Protection(kind=ProtectedBy.APPLICATIONS, detail=f"application {application}")
+        if matches_any(self.databases, database):
+            return Protection(kind=ProtectedBy.DATABASES, detail=f"database {database}")
+        return None
+
+    def find_by_session(self, session: Session) -> Protection | None:
+        """Return the protection by the client, or because the role was dropped."""
+        if session.role is None and self.roles:
+            detail = "role dropped, so protect.roles cannot be compared with it"
+            return Protection(kind=ProtectedBy.ROLE_DROPPED, detail=detail)
+        if self.clients and is_within(self.clients, session.client):
+            return Protection(kind=ProtectedBy.CLIENTS, detail=f"client {session.client}")
         return None
 
     def merge(self, other: "Protect") -> "Protect":
@@ -276,12 +340,27 @@ class Limits:
         "the breaker: if the policy condemns more than this share of a target's client sessions,"
         " none is signalled and the summary reports it",
     ] = None
+    max_condemned: Annotated[
+        int | None,
+        positive_int,
+        "the breaker: if the policy condemns more sessions of a target than this, none is signalled"
+        " and the summary reports it",
+    ] = None
     min_sessions: Annotated[
-        int, positive_int, "with fewer client sessions than this the breaker never trips"
+        int, positive_int, "with fewer client sessions than this max_share does not apply"
     ] = 1
     order: Annotated[
         Order, one_of(Order), "which sessions are signalled first if a limit stops some"
     ] = Order.LONGEST
+
+    @property
+    def has_breaker(self) -> bool:
+        """Return whether too many condemned sessions stop the run on a target."""
+        return self.max_share is not None or self.max_condemned is not None
+
+    def without_breaker(self) -> "Limits":
+        """Return the limits without `max_share` and `max_condemned`."""
+        return replace(self, max_share=None, max_condemned=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,15 +383,28 @@ class Policy:
         one_of(QueryVisibility),
         "in the log and the return value, full shows queries with their literals; emails never do",
     ] = QueryVisibility.REDACTED
+    # The roles whose built-in protections the rules can lift; None: those that the rules name.
+    liftable_roles: frozenset[str] | None = field(default=None, compare=False)
+
+    @property
+    def lifted_roles(self) -> frozenset[str]:
+        """Return the roles that the rules name literally and whose protections they lift."""
+        roles = {role for rule in self.rules if rule.may_condemn for role in rule.literal_roles}
+        return frozenset(roles if self.liftable_roles is None else roles & self.liftable_roles)
 
     def scope(self) -> SnapshotScope:
-        """Return what a snapshot must contain for these rules."""
+        """Return what a snapshot must contain for these rules.
+
+        A `keep` rule adds no sessions, because a session that no other rule can match is left alone
+        anyway. For the sessions that it may have to keep, the scope has what its conditions need.
+        """
         floors: dict[State, float] = {}
-        for rule in self.rules:
-            for state in rule.match.state:
+        acting = [rule for rule in self.rules if rule.mode is not Mode.OFF]
+        for rule in acting:
+            for state in () if rule.action is Action.KEEP else rule.match.state:
                 seconds = rule.match.idle_for or 0
                 floors[state] = min(floors.get(state, seconds), seconds)
-        matches = [rule.match for rule in self.rules]
+        matches = [rule.match for rule in acting if not floors.keys().isdisjoint(rule.match.state)]
         by_harm = self.limits.order is Order.MOST_HARMFUL
         return SnapshotScope(
             idle_floors=floors,

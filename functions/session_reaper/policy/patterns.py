@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase, translate
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from session_reaper.documents import non_empty_text, short_repr
+from session_reaper.documents import non_empty_text, read_list, short_repr
 from session_reaper.errors import ConfigurationError
 from session_reaper.sessions.redaction import MATCHED_LENGTH, find_literal
 
@@ -31,6 +31,48 @@ def read_glob(value: object, place: str) -> str:
         problem = f"{short_repr(glob)} has a character class that matches no character"
         raise ConfigurationError(place, problem)
     return glob
+
+
+MAX_NAME_BYTES = 63
+"""PostgreSQL keeps so many bytes of a name."""
+
+
+def read_name_glob(value: object, place: str) -> str:
+    """Read a glob over names; one that is longer than any name is an error."""
+    glob = read_glob(value, place)
+    least = len(_CLASS.sub("?", glob).replace("*", "").encode())
+    if least > MAX_NAME_BYTES:
+        problem = (
+            f"{short_repr(glob)} can never match: it needs {least} bytes, and PostgreSQL keeps only"
+            f" the first {MAX_NAME_BYTES} bytes of a name; shorten it and end it with *"
+        )
+        raise ConfigurationError(place, problem)
+    return glob
+
+
+def read_application_glob(value: object, place: str) -> str:
+    """Read a glob over application names, which PostgreSQL keeps in ASCII only."""
+    glob = read_name_glob(value, place)
+    replaced = next((character for character in glob if not character.isascii()), None)
+    if replaced:
+        problem = (
+            f"{short_repr(glob)} contains {replaced!r}: PostgreSQL replaces non-ASCII characters in"
+            " an application name; write * instead"
+        )
+        raise ConfigurationError(place, problem)
+    return glob
+
+
+def read_application_globs(value: object, place: str) -> Globs:
+    """Read globs over application names; `[""]` is the sessions without a name."""
+    if value == "":
+        problem = 'is empty; write [""] for the sessions without a name, or remove it'
+        raise ConfigurationError(place, problem)
+    return read_list(_read_application_glob_or_empty, value, place)
+
+
+def _read_application_glob_or_empty(value: object, place: str) -> str:
+    return "" if value == "" else read_application_glob(value, place)
 
 
 def read_network(value: object, place: str) -> IPv4Network | IPv6Network:
@@ -95,6 +137,11 @@ def _find_hidden(glob: str) -> str | None:
     text = re.sub("[*?]", "a", re.sub(r"(?<=\$)[*?]", "1", wildcards))
     literal = find_literal(text)
     return literal and glob[literal.start() : literal.end()]
+
+
+def is_literal(glob: str) -> bool:
+    """Return whether the glob is a plain name."""
+    return not set(glob) & set("*?[")
 
 
 # -- matching -------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn
 
 from session_reaper.errors import Membership, TargetError, quote_identifier
 from session_reaper.postgres.driver import Row
+from session_reaper.postgres.signals import Signal
 from session_reaper.sessions.lock_chains import Wait, Waiter, map_waiters_by_root
 from session_reaper.sessions.redaction import redact
 from session_reaper.sessions.server_facts import (
@@ -100,15 +101,19 @@ def read_grants(row: Row, role: str) -> tuple[str, ...]:
         raise _to_target_error("list of grants", error) from None
 
 
-def read_signalled(row: Row) -> bool | None:
-    """Read the answer to signal.sql: whether the signal was sent, None if the session is hidden.
-
-    Raises TargetError.
-    """
-    flags: dict[object, bool | None] = {b"t": True, b"f": False, None: None}
-    if len(row) != 1 or row[0] not in flags:
+def read_signal(row: Row) -> Signal:
+    """Read the answer to signal.sql. Raises TargetError."""
+    if len(row) != 1 or row[0] not in _SIGNALS:
         raise _to_target_error("signal", _InvalidError("signalled"))
-    return flags[row[0]]
+    return _SIGNALS[row[0]]
+
+
+_SIGNALS: Final[Mapping[object, Signal]] = {
+    b"t": Signal.SENT,
+    b"f": Signal.ESCAPED,  # the session ended before the signal
+    b"waits": Signal.WAITING,
+    None: Signal.HIDDEN,
+}
 
 
 def _to_target_error(statement: str, error: _InvalidError) -> TargetError:
@@ -370,9 +375,16 @@ def _read_sessions(
     pid = SESSION_COLUMNS.index("pid")
     if len({row[pid] for row in rows}) < len(rows):
         raise _InvalidError("sessions: pid")
+    # The processes that wait for a lock; a parallel worker is listed under the pid of its leader.
+    lock_waiters = {
+        _check_int(each, "lock_waiters", 1, _INT32) for each in _read_list(answer, "lock_waiters")
+    }
     for row in rows:
         yield _read_session(
-            dict(zip(SESSION_COLUMNS, row, strict=True)), waiters.get(row[pid], ()), own_roles
+            dict(zip(SESSION_COLUMNS, row, strict=True)),
+            waiters.get(row[pid], ()),
+            own_roles,
+            waits_for_lock=row[pid] in lock_waiters,
         )
 
 
@@ -446,6 +458,7 @@ _COLUMN_CHECKS: Final[Mapping[str, _Check]] = {
     **dict.fromkeys(("xid_age", "xmin_age"), _are_ages),
     "locks": _make_number_check(0, _INT32, int),
     **dict.fromkeys(("superuser", "replication", "own_role", "signalable"), _are_flags),
+    **dict.fromkeys(("wait_event_type", "wait_event"), _are_names),
 }
 _REQUIRED: Final = {"pid", "backend_start", "state", "idle_seconds", "connected_seconds"}
 SESSION_COLUMNS: Final = tuple(_COLUMN_CHECKS)
@@ -474,7 +487,11 @@ def _is_plain_vacuum(query: str) -> bool:
 
 
 def _read_session(
-    row: Mapping[str, Any], waiters: tuple[Waiter, ...], own_roles: Collection[str | None]
+    row: Mapping[str, Any],
+    waiters: tuple[Waiter, ...],
+    own_roles: Collection[str | None],
+    *,
+    waits_for_lock: bool,
 ) -> Session:
     idle_seconds = row["idle_seconds"]
     query = _decode_query(row["query"], row["cut_query"])
@@ -488,7 +505,7 @@ def _read_session(
             query_start=row["query_start"],
             state=State(row["state"]),
         ),
-        role=row["role"] or "",
+        role=row["role"],
         database=row["database"] or "",
         application=row["application"] or "",
         client=row["client"],
@@ -499,6 +516,9 @@ def _read_session(
         connected_seconds=row["connected_seconds"],
         query_seconds=row["query_seconds"],
         waiting_for_client=bool(row["waiting_for_client"]),
+        wait_event_type=row["wait_event_type"],
+        wait_event=row["wait_event"],
+        waits_for_lock=waits_for_lock,
         xid_age=row["xid_age"],
         xmin_age=row["xmin_age"] if holds_xmin else None,
         locks=row["locks"],
@@ -508,10 +528,10 @@ def _read_session(
             waiter if waiter.seconds <= idle_seconds else replace(waiter, seconds=idle_seconds)
             for waiter in waiters
         ),
-        # NULL if the role was dropped under its session: protected, because its rights are unknown.
-        superuser=row["superuser"] is not False,
-        replication=row["replication"] is not False,
-        own_role=bool(row["own_role"]) or row["role"] in own_roles,
+        # NULL if the role was dropped under its session.
+        superuser=bool(row["superuser"]),
+        replication=bool(row["replication"]),
+        own_role=bool(row["own_role"]) or (row["role"] is not None and row["role"] in own_roles),
         signalable=bool(row["signalable"]),
     )
 

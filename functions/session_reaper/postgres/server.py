@@ -6,11 +6,12 @@ not change after it was first read.
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from enum import Enum, auto
+from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Final
 from weakref import finalize
 
@@ -42,17 +43,18 @@ from session_reaper.postgres.rows import (
     estimate_memory,
     read_facts,
     read_grants,
-    read_signalled,
+    read_signal,
     read_snapshot,
     read_verification,
 )
+from session_reaper.postgres.signals import Signal
 from session_reaper.postgres.tls import describe_tls, open_socket, wrap_tls
 from session_reaper.sessions.server_facts import ServerFacts
-from session_reaper.sessions.session import Identity
+from session_reaper.sessions.session import OWN_APPLICATION_NAME, Identity, WaitGuard
 from session_reaper.sessions.snapshot import Snapshot, SnapshotScope, Verification
 from session_reaper.targets.target import SslMode, Target
 
-APPLICATION_NAME: Final = "session-reaper"
+APPLICATION_NAME: Final = OWN_APPLICATION_NAME
 CONNECT_SECONDS: Final = 10.0  # for DNS, TCP, TLS and login together
 STATEMENT_SECONDS: Final = 10.0  # enforced by the server
 _ANSWER_SECONDS: Final = STATEMENT_SECONDS + 2  # longer, so that the server's own error arrives
@@ -73,15 +75,6 @@ _STARTUP: Final = {
     "default_transaction_read_only": "on",
 }
 _QUERY_ID_SINCE: Final = 14  # the major version
-
-
-class Signal(Enum):
-    """The server's answer to one guarded signal."""
-
-    SENT = auto()
-    ESCAPED = auto()  # the session changed, or ended, since the snapshot
-    DENIED = auto()
-    HIDDEN = auto()  # the session is hidden from us now: no signal was sent
 
 
 _SIGNAL_FUNCTIONS: Final = {
@@ -214,9 +207,16 @@ class Server:
             raise TargetError(error.code, error.cause, hint, step=error.step) from None
 
     def signal(
-        self, identities: Iterable[Identity], action: Action, deadline: Deadline
+        self,
+        identities: Iterable[Identity],
+        action: Action,
+        deadline: Deadline,
+        guards: Mapping[int, WaitGuard] = MappingProxyType({}),
     ) -> Iterator[Signal | TargetError]:
         """Signal the sessions that have not changed since the snapshot, in a pipeline.
+
+        `guards`, by pid, say what must hold of each session's wait; without one it must not wait for
+        a lock.
 
         Takes an identity just before sending its signal, and yields the answers in the same order;
         an error means that it is unknown whether the server sent that signal. Raises DeadlineError
@@ -228,7 +228,10 @@ class Server:
             if action not in self._signal_statements:
                 guarded = _sql("signal").format(function=_SIGNAL_FUNCTIONS[action])
                 self._signal_statements[action] = self._connection.prepare(guarded)
-            executions = map(_parameters_of, identities)
+            executions = (
+                _parameters_of(identity, guards.get(identity.pid, WaitGuard()))
+                for identity in identities
+            )
             statement = self._signal_statements[action]
             for answer in self._connection.run_each(
                 statement, executions, deadline, _ANSWER_SECONDS
@@ -285,7 +288,7 @@ class Server:
             yield
 
 
-def _parameters_of(identity: Identity) -> dict[str, object]:
+def _parameters_of(identity: Identity, guard: WaitGuard) -> dict[str, object]:
     return {
         "pid": identity.pid,
         "backend_start": identity.backend_start,
@@ -293,16 +296,12 @@ def _parameters_of(identity: Identity) -> dict[str, object]:
         "state_change": identity.state_change,
         "query_start": identity.query_start,
         "state": identity.state.value,
+        **asdict(guard),
     }
 
 
 def _read_signal(rows: Sequence[Row]) -> Signal:
-    if not rows:
-        return Signal.ESCAPED
-    sent = read_signalled(rows[0])
-    if sent is None:
-        return Signal.HIDDEN
-    return Signal.SENT if sent else Signal.ESCAPED
+    return read_signal(rows[0]) if rows else Signal.ESCAPED
 
 
 @cache

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from session_reaper.errors import ConnectionLostError, TargetError, quote_identifier
-from session_reaper.policy.builtin import BUILTIN_PROTECTIONS
+from session_reaper.policy.builtin import find_protection_by_name, is_provider_role
 from session_reaper.policy.durations import format_duration
 from session_reaper.report.headline import count_of
 from session_reaper.report.model import Advice, Failure, Outcome, RoleSetting, SessionResult
@@ -247,7 +247,7 @@ def _advise_pooler(
     """Advise a pooler for applications with many idle sessions, including those this run ended."""
     held = Counter({(idle.application, idle.role): idle.number for idle in found.idle})
     held.update(
-        (result.decision.session.application, result.decision.session.role)
+        (result.decision.session.application, result.decision.session.role_label)
         for result in results
         if result.outcome is Outcome.TERMINATED and result.decision.session.state is State.IDLE
     )
@@ -256,7 +256,8 @@ def _advise_pooler(
         for (application, role), number in held.most_common()
         if number >= max(MANY_IDLE, MANY_IDLE_SHARE * slots.usable)
         # The customer cannot change the provider's own pools.
-        and not BUILTIN_PROTECTIONS.covers(Names(role, "", application))
+        and not is_provider_role(role)
+        and not find_protection_by_name(Names(role, "", application))
     ]
     if many:
         yield Advice(
@@ -360,23 +361,25 @@ def find_missing_timeouts(
     missing: Counter[RoleSetting] = Counter()
     for result in results:
         session = result.decision.session
+        if session.role is None:  # there is no role to set a timeout for
+            continue
         for code, remedy in _REMEDIES.items():
             if result.outcome is not Outcome.ESCAPED and remedy.helps(session):
                 now = found.find_timeout(remedy.setting, session.role, session.database)
                 if now is not None and now.is_off:
-                    missing[_create_setting(code, session, now)] += 1
+                    missing[_create_setting(code, session.role, now)] += 1
     return tuple(setting for setting, _ in missing.most_common())
 
 
-def _create_setting(code: str, session: Session, now: Timeout) -> RoleSetting:
+def _create_setting(code: str, role: str, now: Timeout) -> RoleSetting:
     """Set the timeout for the role, or for the role in this database if it is off there."""
     remedy = _REMEDIES[code]
-    place = quote_identifier(session.role)
+    place = quote_identifier(role)
     if now.role and now.database:
         place += f" IN DATABASE {quote_identifier(now.database)}"
     return RoleSetting(
         code=code,
-        role=session.role,
+        role=role,
         sql=f"ALTER ROLE {place} SET {remedy.setting} = '{remedy.value}';",
         old=now.value if now.role else None,
     )

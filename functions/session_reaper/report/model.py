@@ -242,7 +242,7 @@ def _issue_of(result: SessionResult) -> IssueKey | None:
         case Outcome.LINGERING:
             return IssueKey(IssueKind.LINGERING, (str(decision.pid),))
         case Outcome.WOULD_TERMINATE:
-            names = (decision.rule.name if decision.rule else "", decision.session.role)
+            names = (decision.rule.name if decision.rule else "", decision.session.role_label)
             detail = tuple(printable(name, _NAME_LENGTH) for name in names)
             return IssueKey(IssueKind.WOULD_TERMINATE, detail)
         case Outcome.DENIED:
@@ -270,8 +270,8 @@ def record_breaker(report: TargetReport, cause: str) -> TargetReport:
     failure = Failure(
         code="breaker",
         cause=cause,
-        hint="If these sessions are leaks, run by hand with a policy whose max_share allows it, or"
-        " terminate them yourself. If they are not, correct the rule that condemns them.",
+        hint="If these sessions are leaks, run by hand with a policy whose max_share and max_condemned"
+        " allow it, or terminate them yourself. If they are not, correct the rule that condemns them.",
     )
     return replace(report, status=TargetStatus.BREAKER, error=failure)
 

@@ -151,7 +151,7 @@ def _reap(
     logging_deadline = session.deadline.capped_at(_SPARED_SHARE * session.deadline.remaining())
     log_spared(report, decisions.having(Verdict.SPARE), logging_deadline)
     termination = Termination(session, report, snapshot, policy, mode)
-    return termination.run(decisions.having(Verdict.CONDEMN))
+    return termination.run([*decisions.having(Verdict.CONDEMN), *decisions.having(Verdict.OBSERVE)])
 
 
 def apply(
@@ -164,7 +164,9 @@ def apply(
         return report
     session.record(report)
     facts = session.server.read_facts(session.deadline)
-    missing = find_missing_timeouts(report.results, facts)
+    # An observe-only rule changes nothing, so the sessions that it reports cause no setting.
+    leaks = [result for result in report.results if result.decision.verdict is not Verdict.OBSERVE]
+    missing = find_missing_timeouts(leaks, facts)
     requested = [setting for setting in missing if setting.code in codes]
     applied: tuple[RoleSetting, ...] = ()
     for setting in requested:
@@ -284,7 +286,7 @@ def _add_decisions(report: TargetReport, decisions: Decisions) -> TargetReport:
     results = tuple(
         SessionResult(decision=decision, outcome=Outcome.SPARED)
         for decision in decisions.decisions
-        if decision.verdict is not Verdict.LEAVE
+        if decision.verdict.is_reported
     )
     report = replace(report, results=results, pressure=describe_pressure(decisions))
     if decisions.breaker is None:

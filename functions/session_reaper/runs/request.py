@@ -12,7 +12,7 @@ from session_reaper.documents import (
     short_repr,
 )
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy.enums import Mode, QueryVisibility
+from session_reaper.policy.enums import Action, Mode, QueryVisibility
 from session_reaper.policy.model import Policy, Rule, read_policy
 from session_reaper.policy.values import read_mode
 from session_reaper.report.advice import APPLICABLE
@@ -66,7 +66,7 @@ def merge_policy(policy: Policy, request: RunRequest) -> Policy:
     """Replace the stack's policy by the event's, if it has one, and keep only the rules it names.
 
     The stack's protections, mode and redaction still apply, so an event can only make a run more
-    careful.
+    careful. The event's rules lift the protections of no role that the stack's rules do not lift.
     """
     if request.policy:
         modes = [mode for mode in (policy.mode, request.policy.mode) if mode is not None]
@@ -74,6 +74,7 @@ def merge_policy(policy: Policy, request: RunRequest) -> Policy:
             request.policy,
             protect=policy.protect.merge(request.policy.protect),
             mode=min(modes, default=None),
+            liftable_roles=policy.lifted_roles,
             queries=request.policy.queries
             if policy.queries is QueryVisibility.FULL
             else policy.queries,
@@ -87,4 +88,7 @@ def _select_rules(rules: tuple[Rule, ...], names: tuple[str, ...]) -> tuple[Rule
         if name not in known:
             problem = f"unknown rule {short_repr(name)}; known: {', '.join(known)}"
             raise ConfigurationError(f"event.rules[{index}]", problem)
-    return tuple(rule for rule in rules if not names or rule.name in names)
+    # A `keep` rule stays in any case: without it, a later rule would terminate what it keeps.
+    return tuple(
+        rule for rule in rules if not names or rule.name in names or rule.action is Action.KEEP
+    )

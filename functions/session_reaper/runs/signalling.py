@@ -16,16 +16,18 @@ from session_reaper.errors import BlindError, DeadlineError, ServerChangedError,
 from session_reaper.observability import log_decision
 from session_reaper.policy.durations import format_duration
 from session_reaper.policy.enums import Action
-from session_reaper.postgres.server import Server, Signal
+from session_reaper.postgres.signals import Signal
 from session_reaper.report.model import Outcome
 from session_reaper.runs.target_results import TargetResults
 from session_reaper.runs.target_session import TargetSession
-from session_reaper.sessions.session import Identity
+from session_reaper.sessions.session import Identity, WaitGuard
 from session_reaper.sessions.snapshot import ServerIdentity, Snapshot
 
 VERIFY_SECONDS: Final = 2.0  # after a signal
 _UNPROVEN: Final = "not signalled: whether the session has changed is not known"
 _HIDDEN: Final = "not signalled: the session is hidden from our role now"
+_LOCK_WAIT: Final = "left alone: it waits for a lock now"
+_OTHER_WAIT: Final = "left alone: what it waits for has changed"
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.004, 0.25  # seconds between two verifications
 # Of the time left; the rest is for verification.
 _SENDING_SHARE, _ANSWERS_SHARE = 0.5, 0.75
@@ -49,7 +51,7 @@ class Signaller:
 
     def __init__(self, session: TargetSession, snapshot: Snapshot, results: TargetResults) -> None:
         """`snapshot` is the one that the decisions were made on."""
-        self.server: Server = session.server
+        self.server = session.server
         self._session = session
         self._snapshot = snapshot
         self._results = results
@@ -92,9 +94,10 @@ class Signaller:
                 unanswered.append(decision)
                 yield decision.session.identity
 
+        guards = {decision.pid: decision.wait_guard for decision in decisions}
         lost: TargetError | None = None
         try:
-            for answer in self.server.signal(send(), action, answers):
+            for answer in self.server.signal(send(), action, answers, guards):
                 self._take_answer(unanswered.popleft(), action, answer)
         except DeadlineError as error:  # nothing was sent
             results.fail(error)
@@ -130,6 +133,8 @@ class Signaller:
                 self._await(decision, action)
             case Signal.SENT:
                 self._await(decision, action)
+            case Signal.WAITING:
+                self._leave_waiting(decision, is_cancelled=is_escalation)
             case _ if is_escalation:
                 # The session changed, or we may not terminate it; check whether its query ended.
                 self._await(decision, Action.CANCEL, may_escalate=False)
@@ -143,6 +148,19 @@ class Signaller:
                 self._results.settle(decision, Outcome.DENIED, _HIDDEN)
         if answer is Signal.HIDDEN:
             self._fail_as_blind()
+
+    def _leave_waiting(self, decision: Decision, *, is_cancelled: bool) -> None:
+        """Leave a session alone whose wait is not what its rule relies on.
+
+        The guard has found the session itself unchanged, so the server is the one of the snapshot.
+        """
+        note = _LOCK_WAIT if decision.wait_guard == WaitGuard() else _OTHER_WAIT
+        if not is_cancelled:
+            self._results.settle(decision, Outcome.ESCAPED, note)
+            return
+        # Its query may still end, because of the cancel.
+        self._await(decision, Action.CANCEL, may_escalate=False)
+        self._results.set(decision, Outcome.ESCAPED, note)
 
     def _await(self, decision: Decision, action: Action, *, may_escalate: bool = True) -> None:
         """Look for a session that was signalled from now on."""

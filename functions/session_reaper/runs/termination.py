@@ -99,31 +99,33 @@ class Termination:
 
     def _process(self, batch: _Batch) -> None:
         decisions = self._confirm(batch) if batch.pause else batch.decisions
-        if self._mode is Mode.OBSERVE:
-            self._observe(decisions)
-            return
+        observed: list[Decision] = []
         by_action: dict[Action, list[Decision]] = {}
         for decision in decisions:
-            by_action.setdefault(action_of(decision), []).append(decision)
+            if self._mode is Mode.OBSERVE or decision.verdict is Verdict.OBSERVE:
+                observed.append(decision)
+            else:
+                by_action.setdefault(action_of(decision), []).append(decision)
+        self._set_observed(observed)
         for action, group in by_action.items():
             if self._results.error is None:
                 self._signaller.signal(group, action)
             else:
                 self._results.spare(group)
+        # Logging may take until the run ends, so every outcome is recorded before, and signals sent.
+        self._log_observed(observed)
 
-    def _observe(self, decisions: Sequence[Decision]) -> None:
-        """Settle the decisions as they are, and log them."""
-        outcomes = [
-            Outcome.WOULD_TERMINATE if decision.session.signalable else Outcome.DENIED
-            for decision in decisions
-        ]
-        # Logging may take until the run ends, so every outcome is recorded first.
-        for decision, outcome in zip(decisions, outcomes, strict=True):
-            self._results.set(decision, outcome)
+    def _set_observed(self, decisions: Iterable[Decision]) -> None:
+        """Record the outcomes of sessions that are not signalled, because of a mode."""
+        for decision in decisions:
+            self._results.set(decision, _observed_outcome(decision))
         self._results.record()
-        for decision, outcome in zip(decisions, outcomes, strict=True):
+
+    def _log_observed(self, decisions: Iterable[Decision]) -> None:
+        """Log the sessions that are not signalled, and settle their outcomes."""
+        for decision in decisions:
             log_decision(self._results.report, decision)
-            self._results.settle(decision, outcome)
+            self._results.settle(decision, _observed_outcome(decision))
 
     def _confirm(self, batch: _Batch) -> Sequence[Decision]:
         """Return what a second snapshot condemns again: the same transaction, by the same rule."""
@@ -164,10 +166,16 @@ class Termination:
         ]
         # The breaker and `when` were decided on the first snapshot; what the run itself has
         # terminated since then must not change that.
-        policy = replace(self._policy, limits=replace(self._policy.limits, max_share=None))
+        policy = replace(self._policy, limits=self._policy.limits.without_breaker())
         freed = self._results.count(Outcome.TERMINATED)
         decisions = decide(same, snapshot.slots, policy, freed=freed).decisions
         return {decision.pid: decision for decision in decisions}
+
+
+def _observed_outcome(decision: Decision) -> Outcome:
+    """Return the outcome of a session that is not signalled, because of the mode of run or rule."""
+    is_denied = decision.verdict is not Verdict.OBSERVE and not decision.session.signalable
+    return Outcome.DENIED if is_denied else Outcome.WOULD_TERMINATE
 
 
 def _pause_of(decision: Decision) -> float:

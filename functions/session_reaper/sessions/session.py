@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.redaction import redact
@@ -47,12 +47,29 @@ class Identity:
         ) and (self.xact_start is not None or self == earlier)
 
 
+OWN_APPLICATION_NAME: Final = "session-reaper"
+"""The application name of our own connections."""
+
+
 class Names(NamedTuple):
     """The names of a session that patterns are matched against."""
 
-    role: str
+    role: str | None
     database: str
     application: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitGuard:
+    """What must hold of a session's wait when it is signalled; None: anything.
+
+    A session that begins to wait keeps its identity, so the wait is checked too.
+    """
+
+    wait_event_type: str | None = None
+    wait_event: str | None = None
+    other_than: str | None = None  # a wait event that it must not be in
+    waits_for_lock: bool | None = False  # any process of its parallel group
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: a cached_property needs __dict__
@@ -63,11 +80,13 @@ class Session:
     `query_seconds` of a session that is not active. `xid_age` and `xmin_age` are transactions, or
     None without an xid or a snapshot. `client` is None on a Unix socket, `query_id` where the server
     computes none. `waiting_for_client`: active with the wait event ClientRead, but not in a COPY.
+    `wait_event_type` and `wait_event` are those of the session's own process; `waits_for_lock`
+    includes its parallel workers. Recordings of older releases lack these three.
     `locks` (None) and `waiters` (empty) are missing if the scope of the snapshot left them out.
     """
 
     identity: Identity
-    role: str
+    role: str | None  # None if it was dropped
     database: str
     application: str
     client: str | None
@@ -78,6 +97,9 @@ class Session:
     connected_seconds: float
     query_seconds: float | None
     waiting_for_client: bool
+    wait_event_type: str | None = None
+    wait_event: str | None = None
+    waits_for_lock: bool = False
     xid_age: int | None
     xmin_age: int | None
     locks: int | None
@@ -96,6 +118,11 @@ class Session:
     def redacted_query(self) -> str:
         """The query without literals and comments."""
         return redact(self.query)
+
+    @property
+    def role_label(self) -> str:
+        """The role as people read it."""
+        return "(role dropped)" if self.role is None else self.role
 
     @property
     def names(self) -> Names:

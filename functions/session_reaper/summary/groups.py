@@ -90,7 +90,7 @@ def group_sessions(results: Iterable[SessionResult]) -> Sequence[Group]:
     for result in results:
         session, rule = result.decision.session, result.decision.rule
         application = f"{session.application or '(no name)'}@{mask_client(session.client)}"
-        key = (result.outcome, rule.name if rule else "", application, session.role)
+        key = (result.outcome, rule.name if rule else "", application, session.role_label)
         members[key].append(result.decision)
     groups = [
         Group(

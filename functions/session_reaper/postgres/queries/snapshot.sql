@@ -67,6 +67,8 @@ SELECT json_build_object(
                 )
         )
     ), '[]'),
+    -- A parallel query's session waits for its workers while one of them waits for a lock.
+    'lock_waiters', json_agg(coalesce(a.leader_pid, a.pid)) FILTER (WHERE a.wait_event_type = 'Lock'),
     'waits', ({waits})
 )::text AS snapshot
 FROM pg_stat_get_activity(NULL) AS a
@@ -127,6 +129,8 @@ CROSS JOIN LATERAL (
         r.rolsuper AS superuser,
         r.rolreplication AS replication,
         r.rolname = session_user AS own_role,
-        m.can_signal OR coalesce(pg_has_role(r.oid, 'USAGE'), false) AS signalable
+        m.can_signal OR coalesce(pg_has_role(r.oid, 'USAGE'), false) AS signalable,
+        a.wait_event_type AS wait_event_type,
+        a.wait_event AS wait_event
 ) AS s
 WHERE a.pid <> pg_backend_pid()

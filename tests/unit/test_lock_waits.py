@@ -1,0 +1,131 @@
+"""A session that waits for a lock is a victim; what a session waits for can be a condition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Decision, Verdict
+from session_reaper.sessions.session import WaitGuard
+
+from tests.builders import a_policy, a_rule, a_session, some_slots
+
+if TYPE_CHECKING:
+    from session_reaper.policy.model import Policy
+
+ACTIVE: dict[str, Any] = {"state": "active", "query_for": "15m"}
+STUCK: dict[str, Any] = {"state": "active", "query_seconds": 901.0}
+LOCK = {"wait_event_type": "Lock", "wait_event": "relation", "waits_for_lock": True}
+WORKERS = {"wait_event_type": "IPC", "wait_event": "ExecuteGather", "waits_for_lock": True}
+WRITES = {"wait_event_type": "Client", "wait_event": "ClientWrite"}
+
+
+def verdict_on(policy: Policy, **session: Any) -> Decision:  # noqa: ANN401 -- a session's values
+    (decision,) = decide([a_session(**STUCK | session)], some_slots(), policy).decisions
+    return decision
+
+
+@pytest.mark.parametrize("waits", [LOCK, WORKERS])
+@pytest.mark.parametrize("keys", [{}, {"action": "cancel"}, {"mode": "observe"}])
+def test_a_rule_without_wait_event_type_matches_no_session_that_waits_for_a_lock(
+    waits: dict[str, Any], keys: dict[str, Any]
+) -> None:
+    rule = a_rule("runaway", **ACTIVE) | keys
+    decision = verdict_on(a_policy(rule), **waits)
+    assert (decision.verdict, decision.rule) == (Verdict.LEAVE, None)
+    assert decision.reason == "waits for a lock, and rule runaway has no wait_event_type"
+    by_event = a_rule("runaway", **ACTIVE, wait_event=["*"]) | keys
+    assert verdict_on(a_policy(by_event), **waits).verdict is Verdict.LEAVE
+    by_type = a_rule("last", **ACTIVE, wait_event_type=["Lock"])
+    condemned = verdict_on(a_policy(rule, by_type), **waits)
+    assert (condemned.verdict, condemned.rule and condemned.rule.name) == (Verdict.CONDEMN, "last")
+
+
+def test_a_keep_rule_keeps_a_session_that_waits_for_a_lock() -> None:
+    keep = {"name": "keep", "match": {"state": "active"}, "action": "keep"}
+    victims = a_rule("victims", **ACTIVE, wait_event_type="*")
+    assert verdict_on(a_policy(keep, victims), **LOCK).verdict is Verdict.KEEP
+
+
+def test_a_session_that_waits_for_a_lock_is_protected_from_no_rule_that_would_not_match_it() -> (
+    None
+):
+    assert verdict_on(a_policy(a_rule(**ACTIVE)), **LOCK, superuser=True).protected_from is None
+
+
+@pytest.mark.parametrize(
+    ("match", "session", "verdict"),
+    [
+        ({"wait_event_type": "Client"}, WRITES, Verdict.CONDEMN),
+        ({"wait_event": ["ClientWrite"]}, WRITES, Verdict.CONDEMN),
+        ({"wait_event": ["Client*", "x"], "wait_event_type": ["C*"]}, WRITES, Verdict.CONDEMN),
+        ({"wait_event": "ClientRead"}, WRITES, Verdict.LEAVE),
+        ({"wait_event_type": "client"}, WRITES, Verdict.LEAVE),
+        ({"wait_event_type": "*"}, {}, Verdict.LEAVE),
+        ({"wait_event": "*"}, {}, Verdict.LEAVE),
+        ({"wait_event_type": "IPC"}, WORKERS, Verdict.CONDEMN),
+        ({"wait_event_type": "Lock", "wait_event": "relation"}, WORKERS, Verdict.LEAVE),
+    ],
+)
+def test_what_a_session_waits_for_is_a_condition(
+    match: dict[str, Any], session: dict[str, Any], verdict: Verdict
+) -> None:
+    assert verdict_on(a_policy(a_rule(**ACTIVE, **match)), **session).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("match", "session", "reason"),
+    [
+        ({"wait_event": "ClientWrite"}, WRITES, "waits for Client: ClientWrite"),
+        ({"wait_event_type": "Lock"}, LOCK, "waits for Lock: relation"),
+        (
+            {"wait_event_type": "Lock"},
+            WORKERS,
+            "waits for IPC: ExecuteGather, and a parallel worker for a lock",
+        ),
+    ],
+)
+def test_the_reason_says_what_the_session_waits_for(
+    match: dict[str, Any], session: dict[str, Any], reason: str
+) -> None:
+    decision = verdict_on(a_policy(a_rule(**ACTIVE, **match)), **session)
+    assert decision.reason == f"query running for 15m 1s (query_for: 15m), {reason}"
+
+
+@pytest.mark.parametrize(
+    ("match", "session", "guard"),
+    [
+        ({}, {}, WaitGuard(waits_for_lock=False)),
+        ({}, WRITES, WaitGuard(waits_for_lock=False)),
+        ({"wait_event": "C*"}, WRITES, WaitGuard(wait_event="ClientWrite", waits_for_lock=False)),
+        (
+            {"wait_event_type": "C*"},
+            WRITES,
+            WaitGuard(wait_event_type="Client", waits_for_lock=None),
+        ),
+        ({"wait_event_type": "L*"}, LOCK, WaitGuard(wait_event_type="Lock", waits_for_lock=None)),
+        ({"wait_event_type": "Lock"}, WORKERS, WaitGuard(waits_for_lock=True)),
+        (
+            {"waiting_for_client": True},
+            {"waiting_for_client": True, "wait_event": "ClientRead"},
+            WaitGuard(wait_event="ClientRead", waits_for_lock=False),
+        ),
+        (
+            {"waiting_for_client": False},
+            {},
+            WaitGuard(other_than="ClientRead", waits_for_lock=False),
+        ),
+        (  # the rows of a COPY
+            {"waiting_for_client": False},
+            {"wait_event": "ClientRead"},
+            WaitGuard(waits_for_lock=False),
+        ),
+    ],
+)
+def test_the_guard_checks_the_wait_conditions_that_the_rule_relies_on(
+    match: dict[str, Any], session: dict[str, Any], guard: WaitGuard
+) -> None:
+    decision = verdict_on(a_policy(a_rule(**ACTIVE, **match)), **session)
+    assert decision.verdict is Verdict.CONDEMN
+    assert decision.wait_guard == guard
