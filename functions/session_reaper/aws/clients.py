@@ -3,7 +3,7 @@
 A client's timeouts bound each read of a socket. They do not bound name resolution, a list of
 addresses, or an answer that arrives byte by byte. Each call therefore runs in a thread of its own,
 and its caller waits until the deadline at most. The call may still finish later, so every call must
-be safe to make twice.
+be safe to repeat.
 """
 
 import os
@@ -54,11 +54,13 @@ class PendingCall(Generic[T]):
         self._began = monotonic()
         self._is_awaited = True
         self._future: Future[T] | None = None
+        self._refusal = NoAnswerError("no time is left for the call")
         if deadline.remaining() > 0:
             try:
                 self._future = _threads(service, _endpoint()).submit(self._run)
             except RuntimeError:  # no thread can be started, but the call is in the queue
                 self._is_awaited = False
+                self._refusal = NoThreadError("no thread for the call")
 
     def result(self) -> T:
         """Wait for the operation; return what it returned, or raise what it raised.
@@ -66,10 +68,8 @@ class PendingCall(Generic[T]):
         Raises NoAnswerError if it has not ended by the deadline, or had no time to begin;
         NoThreadError if no thread could be started for it.
         """
-        if self._future is None and not self._is_awaited:
-            raise NoThreadError("no thread for the call")
         if self._future is None:
-            raise NoAnswerError("no time is left for the call")
+            raise self._refusal
         wait([self._future], self._deadline.remaining())
         if not self._future.done():
             self._is_awaited = False

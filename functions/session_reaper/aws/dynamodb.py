@@ -1,6 +1,7 @@
 """Amazon DynamoDB: the notification state, one item per target and issue that was reported.
 
-Losing an item only repeats a report, so nothing here raises: without the table everything is news.
+Losing an item only repeats a report, so nothing here raises: without the table, every issue
+counts as new.
 """
 
 from functools import partial
@@ -22,16 +23,15 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_dynamodb.type_defs import AttributeValueTypeDef
 
-MEMORY_SECONDS: Final = 3.0
+STATE_SECONDS: Final = 3.0
 """Time limit for reading the table, and for each change of an item."""
 
 UNREADABLE: Final = (
     "The memory table could not be read, so this summary may repeat what was reported before."
 )
 
-_KEPT: Final = (
-    2 * LONGEST_REMINDER
-)  # after that DynamoDB deletes an item that is not reported again
+# DynamoDB deletes an item that is not reported again for so long.
+_EXPIRY_SECONDS: Final = 2 * LONGEST_REMINDER
 _KINDS: Final = frozenset(IssueKind)
 _UNCHANGED: Final = "attribute_not_exists(target) OR told_at = :known"
 
@@ -78,7 +78,7 @@ def save_state_update(table: str, update: StateUpdate, deadline: Deadline) -> No
     ]
     for change, issue in changes:
         try:
-            call("dynamodb", partial(change, issue), deadline.capped_at(MEMORY_SECONDS))
+            call("dynamodb", partial(change, issue), deadline.capped_at(STATE_SECONDS))
         except AWS_ERRORS as error:
             if describe_error(error) == "ConditionalCheckFailedException":
                 continue  # an overlapping run was faster
@@ -89,7 +89,7 @@ def save_state_update(table: str, update: StateUpdate, deadline: Deadline) -> No
 
 
 def _dynamodb() -> "DynamoDBClient":
-    return get_client("dynamodb", seconds=MEMORY_SECONDS / 2, tries=1)  # type: ignore[no-any-return] # by name
+    return get_client("dynamodb", seconds=STATE_SECONDS / 2, tries=1)  # type: ignore[no-any-return] # by name
 
 
 def _hash_key(key: TargetKey) -> str:
@@ -124,7 +124,7 @@ def _item(issue: KnownIssue) -> "dict[str, AttributeValueTypeDef]":
         "kind": {"S": _range_key(issue.key)},
         "since": _number(issue.since),
         "told_at": _number(issue.reported_at),
-        "expires_at": {"N": str(int(issue.reported_at + _KEPT))},
+        "expires_at": {"N": str(int(issue.reported_at + _EXPIRY_SECONDS))},
     }
 
 

@@ -11,12 +11,18 @@ from typing import Final
 from pg8000.native import DatabaseError, Error
 from scramp import ScramException
 
-from session_reaper.errors import ConnectionLimit, ConnectionLostError, FullError, TargetError
+from session_reaper.errors import (
+    INSUFFICIENT_PRIVILEGE,
+    ConnectionLimit,
+    ConnectionLostError,
+    FullError,
+    TargetError,
+)
 from session_reaper.postgres.budget import NoMemoryLeftError
 from session_reaper.postgres.driver import AnswerTooLargeError
+from session_reaper.postgres.tls import NOT_POSTGRES_HINT
 from session_reaper.report.text import truncate
 
-INSUFFICIENT_PRIVILEGE: Final = "42501"
 _TOO_MANY_CONNECTIONS: Final = "53300"
 _NO_CODE: Final = "XX000"  # PostgreSQL's code for an internal error
 _MESSAGE_LENGTH: Final = 500  # characters
@@ -43,7 +49,6 @@ _LIMIT_HINTS: Final = {
     ConnectionLimit.DATABASE: "The server has free slots, but the database's CONNECTION LIMIT is reached."
     " Write another dbname into the secret, or raise it with ALTER DATABASE … CONNECTION LIMIT.",
 }
-_NOT_POSTGRES_HINT: Final = "Check host and port in the secret."
 _NO_MEMORY_HINT: Final = (
     "Let the rules match fewer sessions, or give some of the targets a stack of their own."
 )
@@ -63,42 +68,42 @@ _PROTOCOL_FAILURES: Final = (
 
 
 @contextmanager
-def connecting(doing: str, secret: str) -> Iterator[None]:
+def translate_connect_errors(step: str, secret: str) -> Iterator[None]:
     """Raise failures to connect as TargetError, without the secret."""
     try:
         yield
     except (*_NETWORK_FAILURES, *_PROTOCOL_FAILURES) as error:
-        raise _Translator(doing, secret, TargetError, _CONNECT_HINTS).translate(error) from None
+        raise _Translator(step, secret, TargetError, _CONNECT_HINTS).translate(error) from None
 
 
 @contextmanager
-def answering(doing: str, secret: str) -> Iterator[None]:
+def translate_statement_errors(step: str, secret: str) -> Iterator[None]:
     """Raise failures of a statement as TargetError, or ConnectionLostError if the connection ended."""
     try:
         yield
     except NoMemoryLeftError:  # in the middle of a message: nothing more can be read after it
-        raise _no_memory(doing, ConnectionLostError) from None
+        raise _no_memory(step, ConnectionLostError) from None
     except (*_NETWORK_FAILURES, *_PROTOCOL_FAILURES) as error:
-        raise _Translator(doing, secret, ConnectionLostError, {}).translate(error) from None
+        raise _Translator(step, secret, ConnectionLostError, {}).translate(error) from None
 
 
 @contextmanager
-def within_memory(doing: str) -> Iterator[None]:
+def translate_memory_errors(step: str) -> Iterator[None]:
     """Raise TargetError where an answer that has arrived finds no memory to be decoded in."""
     try:
         yield
     except NoMemoryLeftError:
-        raise _no_memory(doing, TargetError) from None
+        raise _no_memory(step, TargetError) from None
 
 
-def _no_memory(doing: str, kind: type[TargetError]) -> TargetError:
+def _no_memory(step: str, kind: type[TargetError]) -> TargetError:
     cause = "the answers of other targets take the memory that this one needs"
-    return kind("memory", cause, _NO_MEMORY_HINT, step=doing)
+    return kind("memory", cause, _NO_MEMORY_HINT, step=step)
 
 
-def statement_error(doing: str, secret: str, error: DatabaseError) -> TargetError:
+def translate_server_error(step: str, secret: str, error: DatabaseError) -> TargetError:
     """Translate the server's error for one statement; the connection stays usable."""
-    return _Translator(doing, secret, ConnectionLostError, {}).translate(error)
+    return _Translator(step, secret, ConnectionLostError, {}).translate(error)
 
 
 def sqlstate(error: DatabaseError) -> str:
@@ -109,9 +114,9 @@ def sqlstate(error: DatabaseError) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Translator:
-    """Translates what was raised while `doing` something."""
+    """Translates what was raised in one step."""
 
-    doing: str
+    step: str
     secret: str  # the password, which a server may repeat
     lost: type[TargetError]
     hints: Mapping[str, str]  # by SQLSTATE; they override _HINTS
@@ -125,21 +130,21 @@ class _Translator:
                     return self._server_error(cause)
                 case TimeoutError():
                     hint = "Check security groups and routes, and whether the server is overloaded."
-                    return self.lost("timeout", "no response in time", hint, step=self.doing)
+                    return self.lost("timeout", "no response in time", hint, step=self.step)
                 case AnswerTooLargeError() if self.lost is ConnectionLostError:
                     problem = "the response is larger than the limit"
-                    return self.lost("answer", problem, _NOT_POSTGRES_HINT, step=self.doing)
+                    return self.lost("answer", problem, NOT_POSTGRES_HINT, step=self.step)
                 case socket.gaierror() | UnicodeEncodeError():
                     problem = "the host name does not resolve"
-                    return self.lost("dns", problem, "Check host in the secret.", step=self.doing)
+                    return self.lost("dns", problem, "Check host in the secret.", step=self.step)
         if not isinstance(error, _NETWORK_FAILURES):
             problem = "not a PostgreSQL server"
-            return self.lost("protocol", problem, _NOT_POSTGRES_HINT, step=self.doing)
+            return self.lost("protocol", problem, NOT_POSTGRES_HINT, step=self.step)
         return self.lost(
             "connection",
             self._describe(causes[-1]),
             "Check host, port and sslmode in the secret, security groups, and the server's log.",
-            step=self.doing,
+            step=self.step,
         )
 
     def _describe(self, cause: BaseException) -> str:
@@ -154,10 +159,10 @@ class _Translator:
         text = self._printable(_fields(error).get("M", "the server sent no message"))
         if code != _TOO_MANY_CONNECTIONS:
             hint = self.hints.get(code) or _HINTS.get(code, _OTHER_HINT)
-            return TargetError(code, text, hint, step=self.doing)
+            return TargetError(code, text, hint, step=self.step)
         limit = _LIMITS.get(_fields(error).get("R", ""))
         hint = _LIMIT_HINTS[limit] if limit else _OTHER_HINT
-        return FullError(code, text, hint, limit=limit, step=self.doing)
+        return FullError(code, text, hint, limit=limit, step=self.step)
 
     def _printable(self, text: str) -> str:
         """Return the beginning of a text, on one line and without the secret."""

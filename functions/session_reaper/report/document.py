@@ -24,7 +24,7 @@ from session_reaper.sessions.redaction import redact_for_matching
 from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.snapshot import Snapshot
 
-_MOST_SESSIONS: Final = 15_000  # as many as Lambda's response has room for, roughly
+_MOST_SESSIONS: Final = 15_000  # roughly as many as fit into Lambda's response
 
 
 def to_document(
@@ -34,10 +34,10 @@ def to_document(
     verdict: str = "",
     steps: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Build the JSON document that a run returns and logs; the digest has the verdict and the steps.
+    """Build the JSON document that a run returns and logs; `verdict` and `steps` are the digest's.
 
-    Leaves out sessions beyond what a response has room for, and those not described by the
-    deadline, from each target alike; `sessions_left_out` is their number.
+    If there are more sessions than a response has room for, or than can be described by the
+    deadline, leaves out the same share of each target's; `sessions_left_out` is their number.
     """
     number = sum(len(target.results) for target in report.targets)
     share = min(1.0, _MOST_SESSIONS / number) if number else 1.0
@@ -66,7 +66,8 @@ def to_document(
 def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
     """Leave out sessions until the document fits into `most` bytes of JSON.
 
-    Leaves them out from each target alike, spared ones first; `sessions_left_out` is their number.
+    Leaves out the same share of each target's, spared ones first; `sessions_left_out` is their
+    number.
     """
     size = len(json.dumps(document))  # ASCII: no encoding of it is longer
     if size <= most or not any(target["sessions"] for target in document["targets"]):
@@ -102,7 +103,7 @@ def _target_document(
             "used_before": target.slots.used,
             "used_after": target.used_after,
         },
-        # These keys are there only if they say something, the others always.
+        # These keys are left out if they have no value; the others are always present.
         **({"reader": True} if target.reader else {}),
         **({"fallback_secret": target.fallback_secret} if target.fallback_secret else {}),
         **({"pressure": list(target.pressure)} if target.pressure else {}),
@@ -208,13 +209,13 @@ def _tenths(seconds: float | None) -> float | None:
     return None if seconds is None else int(seconds * 10) / 10
 
 
-MAX_RECORDING = 5_000_000  # bytes of JSON: Lambda returns 6 MB with all around it
+MAX_RECORDING = 5_000_000  # bytes of JSON: Lambda's response is limited to 6 MB
 
 
 def to_recordings(report: Report) -> dict[str, Any]:
     """Return the recorded snapshots of a run as JSON, by target, for a replay.
 
-    Raises ConfigurationError if they are larger than an answer of Lambda can be.
+    Raises ConfigurationError if they do not fit into Lambda's response.
     """
     snapshots = {t.name: to_recording(t.recorded) for t in report.targets if t.recorded is not None}
     size = len(json.dumps(snapshots))

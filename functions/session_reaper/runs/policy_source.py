@@ -78,7 +78,7 @@ def _parse(text: str) -> Policy:
 def _parse_json(text: str) -> object:
     try:
         return json.loads(text, object_pairs_hook=_refuse_duplicates)
-    except ValueError:  # YAML may begin with a brace, too
+    except ValueError:  # YAML may also begin with a brace
         return _parse_yaml(text)
 
 
@@ -86,8 +86,8 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ConfigurationError(key_label(twice), "duplicate key")
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise ConfigurationError(key_label(duplicate), "duplicate key")
     return document
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from session_reaper.errors import Membership
+from session_reaper.grants import Membership
 from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.providers import Provider
 

@@ -71,7 +71,7 @@ _DENIED: Final = (
 _WOULD_TERMINATE: Final = (
     "If these sessions are leaks, set the mode to enforce. Otherwise protect them in the policy."
 )
-_CANCELLED_IN_VAIN: Final = (
+_CANCEL_WITHOUT_EFFECT: Final = (
     " still runs its query although it was cancelled. Add escalate_after to the rule, or terminate"
     " the session by hand with pg_terminate_backend."
 )
@@ -91,7 +91,7 @@ _LEAKS: Final = (
 def _explain_lingering(groups: Sequence[Group]) -> Prose:
     cancelled = next((group for group in groups if _is_cancel(group)), None)
     if cancelled:
-        return (*_culprit(cancelled), _CANCELLED_IN_VAIN)
+        return (*_culprit(cancelled), _CANCEL_WITHOUT_EFFECT)
     return (*_culprit(groups[0]), _NOT_EXITED)
 
 
@@ -101,7 +101,7 @@ def _is_cancel(group: Group) -> bool:
 
 
 def _explain_leak(group: Group) -> Prose:
-    """Say where to look for a leak."""
+    """Recommend to find out why an application leaks sessions."""
     match group.oldest.session.state:
         case State.ACTIVE:
             problem = " runs for so long."
