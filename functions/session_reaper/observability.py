@@ -53,7 +53,7 @@ def log_spared(target: TargetReport, decisions: Iterable[Decision], deadline: De
         if deadline.remaining():
             log_decision(target, decision)
         else:
-            rest[_rule_of(decision)].append(decision.pid)
+            rest[_get_rule_name(decision)].append(decision.pid)
     verdict = Verdict.SPARE.name.lower()
     for rule, pids in rest.items():
         _log_together("decisions", target.name, {"verdict": verdict, "rule": rule}, pids)
@@ -131,7 +131,7 @@ def log_remaining(logs: Iterable[OutcomeLog], deadline: Deadline) -> None:
             _log_outcome(target, result)
         else:
             names[id(target)] = target.name
-            key = (id(target), result.outcome, _rule_of(result.decision))
+            key = (id(target), result.outcome, _get_rule_name(result.decision))
             rest[key].append(result.decision.pid)
     for (target_id, outcome, rule), pids in rest.items():
         _log_together("outcomes", names[target_id], {"outcome": outcome, "rule": rule}, pids)
@@ -149,7 +149,7 @@ def _log_together(message: str, target: str, keys: dict[str, str], pids: Iterabl
         logger.info(message, extra=extra)
 
 
-def _rule_of(decision: Decision) -> str:
+def _get_rule_name(decision: Decision) -> str:
     return decision.rule.name if decision.rule else ""
 
 
@@ -169,10 +169,10 @@ def emit_target_metrics(target: TargetReport) -> None:
         for state in State:
             if state is not State.FASTPATH:
                 number = target.states.get(state, 0)
-                metrics.add_metric(f"Sessions{_camel_case(state)}", MetricUnit.Count, number)
+                metrics.add_metric(f"Sessions{_to_camel_case(state)}", MetricUnit.Count, number)
     for outcome in Outcome:
         if number := target.count(outcome):
-            metrics.add_metric(_camel_case(outcome), MetricUnit.Count, number)
+            metrics.add_metric(_to_camel_case(outcome), MetricUnit.Count, number)
     metrics.flush_metrics()
     rules = [each.decision.rule for each in target.results if each.outcome is Outcome.TERMINATED]
     for name, number in Counter(rule.name for rule in rules if rule).items():
@@ -211,6 +211,6 @@ def _compute_used_percent(target: TargetReport) -> float | None:
     return 100 * target.share_used if known else None
 
 
-def _camel_case(words: str) -> str:
+def _to_camel_case(words: str) -> str:
     """Return `would_terminate` as WouldTerminate, in the style of CloudWatch's own metrics."""
     return re.sub(r"[\W_]", "", words.title())

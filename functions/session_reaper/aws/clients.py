@@ -57,7 +57,7 @@ class PendingCall(Generic[T]):
         self._refusal = NoAnswerError("no time is left for the call")
         if deadline.remaining() > 0:
             try:
-                self._future = _threads(service, _endpoint()).submit(self._run)
+                self._future = _make_pool(service, _read_endpoint()).submit(self._run)
             except RuntimeError:  # no thread can be started, but the call is in the queue
                 self._is_awaited = False
                 self._refusal = NoThreadError("no thread for the call")
@@ -135,11 +135,11 @@ def explain_error(error: Exception) -> str:
 
 
 @cache
-def _threads(service: str, _endpoint: str | None) -> ThreadPoolExecutor:
+def _make_pool(service: str, _endpoint: str | None) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_THREADS, thread_name_prefix=f"call-{service}")
 
 
-def _endpoint() -> str | None:
+def _read_endpoint() -> str | None:
     """Return the endpoint of all services, if it is not AWS."""
     return os.environ.get("AWS_ENDPOINT_URL")
 
@@ -150,7 +150,7 @@ def get_client(service: str, *, seconds: float = 3, tries: int = 2) -> Any:  # n
     Each try takes at most `seconds` to connect, and as long again for the answer.
     """
     with _client_lock:  # boto3 sessions are not thread-safe, clients are
-        return _make_client(service, _endpoint(), seconds, tries)
+        return _make_client(service, _read_endpoint(), seconds, tries)
 
 
 @cache
@@ -161,12 +161,13 @@ def _make_client(service: str, _endpoint: str | None, seconds: float, tries: int
         retries={"mode": "standard", "total_max_attempts": tries},
         max_pool_connections=_THREADS,
     )
-    session: Any = _session()  # its stubs accept literal service names only
+    session: Any = get_session()  # its stubs accept literal service names only
     return session.client(service, config=config)
 
 
 @cache
-def _session() -> boto3.Session:
+def get_session() -> boto3.Session:
+    """Return the session of all clients, kept for warm runs."""
     core = botocore.session.get_session()
     core.register_component("data_loader", _Loader())
     return boto3.Session(botocore_session=core)

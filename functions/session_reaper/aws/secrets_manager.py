@@ -144,7 +144,9 @@ class Secrets:
         except ClientError:  # such as a role without secretsmanager:BatchGetSecretValue
             return {}
         except AWS_ERRORS as error:
-            return {each: _unreadable(each, describe_error(error), _OTHER_HINT) for each in ids}
+            return {
+                each: _explain_unreadable(each, describe_error(error), _OTHER_HINT) for each in ids
+            }
 
     def _iterate_errors(
         self, errors: Sequence[Mapping[str, Any]]
@@ -153,7 +155,7 @@ class Secrets:
             secret_id, code = error["SecretId"], error["ErrorCode"]
             # Only GetSecretValue can read secrets of other accounts.
             if not secret_id.startswith("arn:") or f":{self._account}:" in secret_id:
-                yield secret_id, _unreadable(secret_id, code, _HINTS.get(code, _OTHER_HINT))
+                yield secret_id, _explain_unreadable(secret_id, code, _HINTS.get(code, _OTHER_HINT))
 
     def _read_one(self, secret_id: str, deadline: Deadline) -> Secret | SecretError:
         read = partial(self._client.get_secret_value, SecretId=secret_id)
@@ -161,7 +163,7 @@ class Secrets:
             return self._keep(secret_id, call("secretsmanager", read, deadline))
         except AWS_ERRORS as error:
             reason = describe_error(error)
-            return _unreadable(secret_id, reason, _HINTS.get(reason, _OTHER_HINT))
+            return _explain_unreadable(secret_id, reason, _HINTS.get(reason, _OTHER_HINT))
 
     def _keep(self, secret_id: str, value: Mapping[str, Any]) -> Secret | SecretError:
         if "SecretString" not in value:
@@ -172,6 +174,6 @@ class Secrets:
         return secret
 
 
-def _unreadable(secret_id: str, reason: str, hint: str) -> SecretError:
+def _explain_unreadable(secret_id: str, reason: str, hint: str) -> SecretError:
     problem = f"secret {secret_id} cannot be read: {reason}"
     return SecretError(name_of_secret(secret_id), problem, hint)

@@ -82,7 +82,7 @@ def translate_statement_errors(step: str, secret: str) -> Iterator[None]:
     try:
         yield
     except NoMemoryLeftError:  # in the middle of a message: nothing more can be read after it
-        raise _no_memory(step, ConnectionLostError) from None
+        raise _explain_no_memory(step, ConnectionLostError) from None
     except (*_NETWORK_FAILURES, *_PROTOCOL_FAILURES) as error:
         raise _Translator(step, secret, ConnectionLostError, {}).translate(error) from None
 
@@ -93,10 +93,10 @@ def translate_memory_errors(step: str) -> Iterator[None]:
     try:
         yield
     except NoMemoryLeftError:
-        raise _no_memory(step, TargetError) from None
+        raise _explain_no_memory(step, TargetError) from None
 
 
-def _no_memory(step: str, kind: type[TargetError]) -> TargetError:
+def _explain_no_memory(step: str, kind: type[TargetError]) -> TargetError:
     cause = "the answers of other targets take the memory that this one needs"
     return kind("memory", cause, _NO_MEMORY_HINT, step=step)
 
@@ -106,9 +106,9 @@ def translate_server_error(step: str, secret: str, error: DatabaseError) -> Targ
     return _Translator(step, secret, ConnectionLostError, {}).translate(error)
 
 
-def sqlstate(error: DatabaseError) -> str:
+def read_sqlstate(error: DatabaseError) -> str:
     """Return the error's SQLSTATE; XX000 if it is malformed."""
-    code = _fields(error).get("C", "")
+    code = _get_fields(error).get("C", "")
     return code if re.fullmatch(r"[0-9A-Z]{5}", code) else _NO_CODE
 
 
@@ -122,12 +122,12 @@ class _Translator:
     hints: Mapping[str, str]  # by SQLSTATE; they override _HINTS
 
     def translate(self, error: Exception) -> TargetError:
-        causes = list(_causes(error))
+        causes = list(_iterate_causes(error))
         for cause in causes:
             match cause:
                 # pg8000 may raise a failure to close after the server's error, with that as context.
                 case DatabaseError():
-                    return self._server_error(cause)
+                    return self._translate_server_error(cause)
                 case TimeoutError():
                     hint = "Check security groups and routes, and whether the server is overloaded."
                     return self.lost("timeout", "no response in time", hint, step=self.step)
@@ -152,19 +152,19 @@ class _Translator:
         kind = type(cause).__name__
         if isinstance(cause, ScramException):  # its message quotes the server
             return f"{kind}: SCRAM authentication failed"
-        return f"{kind}: {self._printable(str(cause))}" if str(cause) else kind
+        return f"{kind}: {self._hide_secret(str(cause))}" if str(cause) else kind
 
-    def _server_error(self, error: DatabaseError) -> TargetError:
-        code = sqlstate(error)
-        text = self._printable(_fields(error).get("M", "the server sent no message"))
+    def _translate_server_error(self, error: DatabaseError) -> TargetError:
+        code = read_sqlstate(error)
+        text = self._hide_secret(_get_fields(error).get("M", "the server sent no message"))
         if code != _TOO_MANY_CONNECTIONS:
             hint = self.hints.get(code) or _HINTS.get(code, _OTHER_HINT)
             return TargetError(code, text, hint, step=self.step)
-        limit = _LIMITS.get(_fields(error).get("R", ""))
+        limit = _LIMITS.get(_get_fields(error).get("R", ""))
         hint = _LIMIT_HINTS[limit] if limit else _OTHER_HINT
         return FullError(code, text, hint, limit=limit, step=self.step)
 
-    def _printable(self, text: str) -> str:
+    def _hide_secret(self, text: str) -> str:
         """Return the beginning of a text, on one line and without the secret."""
         if self.secret:
             text = text.replace(self.secret, "…")
@@ -172,12 +172,12 @@ class _Translator:
         return truncate(line, _MESSAGE_LENGTH)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def _iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _fields(error: DatabaseError) -> Mapping[str, str]:
+def _get_fields(error: DatabaseError) -> Mapping[str, str]:
     # pg8000 keeps the fields of an ErrorResponse in a dict, by their protocol letters.
     return error.args[0] if error.args and isinstance(error.args[0], dict) else {}

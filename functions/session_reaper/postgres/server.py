@@ -27,7 +27,7 @@ from session_reaper.postgres.budget import (
 )
 from session_reaper.postgres.driver import Connection, Row
 from session_reaper.postgres.errors import (
-    sqlstate,
+    read_sqlstate,
     translate_connect_errors,
     translate_memory_errors,
     translate_server_error,
@@ -142,7 +142,9 @@ class Server:
         """Read facts about the server and our role on it. Raises TargetError."""
         with (
             self._add_missing_grants(deadline),
-            self._run_for_row("reading the server's facts", _sql("server_facts"), deadline) as row,
+            self._run_for_row(
+                "reading the server's facts", _load_sql("server_facts"), deadline
+            ) as row,
         ):
             return read_facts(row, describe_tls(self._connection.socket, self._target))
 
@@ -177,10 +179,10 @@ class Server:
         return snapshot
 
     def _write_select(self, scope: SnapshotScope) -> str:
-        return _sql("snapshot").format(
+        return _load_sql("snapshot").format(
             columns=", ".join(f"s.{column}" for column in SESSION_COLUMNS),
             idle_for=literal(json.dumps(scope.idle_floors)),
-            waits=_sql("waits") if scope.waits else "NULL",
+            waits=_load_sql("waits") if scope.waits else "NULL",
             locks=str(scope.locks).lower(),
             query_id="a.query_id" if self._major >= _QUERY_ID_SINCE else "NULL",
             query_bytes=QUERY_BYTES,
@@ -191,7 +193,7 @@ class Server:
 
         Raises TargetError.
         """
-        statement = _sql("missing_grants").format(
+        statement = _load_sql("missing_grants").format(
             functions=", ".join(map(literal, USED_FUNCTIONS)),
             relations=", ".join(map(literal, USED_RELATIONS)),
         )
@@ -227,16 +229,16 @@ class Server:
         step = f"signalling ({action})"
         with self._expect_answer(step, deadline):
             if action not in self._signal_statements:
-                guarded = _sql("signal").format(function=_SIGNAL_FUNCTIONS[action])
+                guarded = _load_sql("signal").format(function=_SIGNAL_FUNCTIONS[action])
                 self._signal_statements[action] = self._connection.prepare(guarded)
-            executions = map(_parameters_of, identities)
+            executions = map(_to_parameters, identities)
             statement = self._signal_statements[action]
             for answer in self._connection.run_each(
                 statement, executions, deadline, _ANSWER_SECONDS
             ):
                 if not isinstance(answer, DatabaseError):
                     yield _read_signal(answer)
-                elif sqlstate(answer) == INSUFFICIENT_PRIVILEGE:
+                elif read_sqlstate(answer) == INSUFFICIENT_PRIVILEGE:
                     yield Signal.DENIED
                 else:
                     yield translate_server_error(step, self._target.password, answer)
@@ -248,7 +250,7 @@ class Server:
         step = "verifying"
         with self._expect_answer(step, deadline):
             if self._verify_statement is None:
-                self._verify_statement = self._connection.prepare(_sql("verify"))
+                self._verify_statement = self._connection.prepare(_load_sql("verify"))
             rows = self._verify_statement.run(
                 pids=[identity.pid for identity, _ in signalled],
                 starts=[identity.backend_start for identity, _ in signalled],
@@ -287,7 +289,7 @@ class Server:
             yield
 
 
-def _parameters_of(identity: Identity) -> dict[str, object]:
+def _to_parameters(identity: Identity) -> dict[str, object]:
     return {
         "pid": identity.pid,
         "backend_start": identity.backend_start,
@@ -308,6 +310,6 @@ def _read_signal(rows: Sequence[Row]) -> Signal:
 
 
 @cache
-def _sql(name: str) -> str:
+def _load_sql(name: str) -> str:
     text = (files("session_reaper.postgres") / "queries" / f"{name}.sql").read_text("utf-8")
     return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))

@@ -105,7 +105,7 @@ def compare_with_known(  # noqa: PLR0913 -- the report, and everything that deci
         replace(target, known_issues=tuple(current[index]), recovered=tuple(recovered[index]))
         for index, target in enumerate(report.targets)
     )
-    reported = tuple(_reported_issues(zip(keys, targets, strict=True), known, now))
+    reported = tuple(_list_reported(zip(keys, targets, strict=True), known, now))
     update = StateUpdate(reported=reported, ended=tuple(ended))
     return replace(report, targets=targets, undelivered=tuple(undelivered)), update
 
@@ -130,7 +130,7 @@ def _map_owners(keys: Iterable[TargetKey]) -> Mapping[TargetKey, list[int]]:
     return owners
 
 
-def _reported_issues(
+def _list_reported(
     targets: Iterable[tuple[TargetKey, TargetReport]], known: Iterable[KnownIssue], now: float
 ) -> Iterator[KnownIssue]:
     by_key = {(issue.target, issue.key): issue for issue in known}

@@ -202,7 +202,7 @@ class TargetReport:
             keys.append(IssueKey(IssueKind.FALLBACK))
         if self.is_exhausted:
             keys.append(IssueKey(IssueKind.EXHAUSTED))
-        found = (_issue_of(result) for result in self.results)
+        found = (_find_issue(result) for result in self.results)
         return tuple(dict.fromkeys([*keys, *(key for key in found if key is not None)]))
 
     def has_issue(self, key: IssueKey) -> bool:
@@ -235,7 +235,7 @@ _DENIED: Final = IssueKey(IssueKind.DENIED)
 _SPARED: Final = IssueKey(IssueKind.SPARED)
 
 
-def _issue_of(result: SessionResult) -> IssueKey | None:
+def _find_issue(result: SessionResult) -> IssueKey | None:
     """Return the issue that a session causes: one per lingering session, or observed rule and role."""
     decision = result.decision
     match result.outcome:

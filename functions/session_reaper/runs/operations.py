@@ -203,7 +203,7 @@ def _add_advice(
     slots = report.slots
     more = [*advise_on_facts(session.target, facts, slots, report.results)] if slots else []
     if report.count(Outcome.DENIED):
-        more += _advice_on_grants(session)
+        more += _advise_on_grants(session)
     advice = sort_advice([*report.advice, *advise_on_timeouts(missing), *more])
     return replace(report, advice=advice)
 
@@ -226,8 +226,8 @@ def check(session: TargetSession) -> TargetReport:
             *report.advice,
             *advise_on_databases(facts),
             *advise_on_facts(session.target, facts, snapshot.slots, ()),
-            *_advice_on_grants(session),
-            *_advice_on_fallback(session),
+            *_advise_on_grants(session),
+            *_advise_on_fallback(session),
             *advise_on_options(session.target),
         ]
     )
@@ -237,13 +237,13 @@ def check(session: TargetSession) -> TargetReport:
     return record_error(report, BlindError(snapshot.role, snapshot.membership))
 
 
-def _advice_on_grants(session: TargetSession) -> Iterator[Advice]:
+def _advise_on_grants(session: TargetSession) -> Iterator[Advice]:
     with suppress(TargetError):  # a run succeeds without this advice
         grants = session.server.find_missing_grants(session.deadline)
         yield from advise_on_grants(grants, session.target.database)
 
 
-def _advice_on_fallback(session: TargetSession) -> Iterator[Advice]:
+def _advise_on_fallback(session: TargetSession) -> Iterator[Advice]:
     """Advise if the fallback secret would not help on a full server."""
     if session.target.fallback_secret is None:
         return

@@ -91,8 +91,8 @@ _LEAKS: Final = (
 def _explain_lingering(groups: Sequence[Group]) -> Prose:
     cancelled = next((group for group in groups if _is_cancel(group)), None)
     if cancelled:
-        return (*_culprit(cancelled), _CANCEL_WITHOUT_EFFECT)
-    return (*_culprit(groups[0]), _NOT_EXITED)
+        return (*_name_culprit(cancelled), _CANCEL_WITHOUT_EFFECT)
+    return (*_name_culprit(groups[0]), _NOT_EXITED)
 
 
 def _is_cancel(group: Group) -> bool:
@@ -110,8 +110,8 @@ def _explain_leak(group: Group) -> Prose:
         case _:
             problem = " leaves transactions open."
     query = (" Last statement: ", Statement(group.query)) if group.query else ()
-    return ("Find out why ", *_culprit(group), problem, *query)
+    return ("Find out why ", *_name_culprit(group), problem, *query)
 
 
-def _culprit(group: Group) -> Prose:
+def _name_culprit(group: Group) -> Prose:
     return (Name(group.application), " (role ", Name(group.role), ")")

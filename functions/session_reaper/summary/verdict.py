@@ -43,16 +43,16 @@ class RunVerdict:
 def choose_verdict(report: Report) -> RunVerdict:
     """Return the verdict on a run."""
     if report.mode is Mode.OFF:
-        return _verdict(VerdictWord.OFF, "no target was examined, because the mode is off.")
+        return _make_verdict(VerdictWord.OFF, "no target was examined, because the mode is off.")
     results = " ".join(_list_results(report))
     unresolved = chain.from_iterable(("; ", *each) for each in _list_unresolved(report))
     joined = tuple(islice(unresolved, 1, None))
     if joined:
-        return _verdict(VerdictWord.ACTION_NEEDED, *joined, f". {results}".rstrip())
+        return _make_verdict(VerdictWord.ACTION_NEEDED, *joined, f". {results}".rstrip())
     return _choose_for_manual_run(report) or _choose_for_reaping(report, results)
 
 
-def _verdict(word: VerdictWord, *detail: str | Name | Statement) -> RunVerdict:
+def _make_verdict(word: VerdictWord, *detail: str | Name | Statement) -> RunVerdict:
     first, *others = detail
     if isinstance(first, str):
         first = first[:1].upper() + first[1:]
@@ -64,31 +64,31 @@ def _choose_for_manual_run(report: Report) -> RunVerdict | None:
     recorded = sum(target.recorded is not None for target in report.targets)
     if recorded:
         found = f"{_count_with_verb(recorded, 'target', 'targets')} recorded."
-        return _verdict(VerdictWord.RECORDED, f"{found} Nothing was changed.")
+        return _make_verdict(VerdictWord.RECORDED, f"{found} Nothing was changed.")
     if any(target.checked for target in report.targets):
         issues = count_of(sum(len(target.advice) for target in report.targets), "issue")
-        return _verdict(VerdictWord.CHECKED, f"{issues} found. Nothing was changed.")
+        return _make_verdict(VerdictWord.CHECKED, f"{issues} found. Nothing was changed.")
     applied = [target.applied for target in report.targets if target.applied is not None]
     if applied:
         settings = write_settings(chain.from_iterable(applied))
-        return _verdict(VerdictWord.APPLIED, f"{settings}. No session was touched.")
+        return _make_verdict(VerdictWord.APPLIED, f"{settings}. No session was touched.")
     return None
 
 
 def _choose_for_reaping(report: Report, results: str) -> RunVerdict:
     if report.count(Outcome.TERMINATED) or report.count(Outcome.CANCELLED):
-        return _verdict(VerdictWord.RESOLVED, results)
+        return _make_verdict(VerdictWord.RESOLVED, results)
     if report.count(Outcome.SPARED) and report.mode is Mode.ENFORCE:
-        return _verdict(VerdictWord.ACTION_NEEDED, f"no session was terminated. {results}")
+        return _make_verdict(VerdictWord.ACTION_NEEDED, f"no session was terminated. {results}")
     if results:
-        return _verdict(VerdictWord.OBSERVED, results)
+        return _make_verdict(VerdictWord.OBSERVED, results)
     recovered = [target for target in report.targets if target.recovered]
     if recovered:
         ended = write_recoveries(chain.from_iterable(target.recovered for target in recovered))
-        return _verdict(
+        return _make_verdict(
             VerdictWord.RECOVERED, join_names(recovered), f" recovered ({printable(ended)})."
         )
-    return _verdict(VerdictWord.QUIET, "there was nothing to terminate.")
+    return _make_verdict(VerdictWord.QUIET, "there was nothing to terminate.")
 
 
 def _list_results(report: Report) -> Iterator[str]:

@@ -137,7 +137,7 @@ def find_unsupported(given: Mapping[str, object]) -> OptionProblem | None:
         option = OPTIONS.get(name)
         if option is None or option.accepted is None or value in _UNSET:
             continue
-        if _text_of(value) not in option.accepted:
+        if _to_text(value) not in option.accepted:
             return OptionProblem(name=name, hint=option.hint)
     return None
 
@@ -152,7 +152,7 @@ def find_duplicate(names: Iterable[str]) -> str | None:
     return None
 
 
-def _text_of(value: object) -> str:
+def _to_text(value: object) -> str:
     """Write a JSON value as a URI would."""
     if isinstance(value, bool):
         return str(value).lower()
