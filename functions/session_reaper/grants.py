@@ -8,7 +8,7 @@ _INHERIT_OPTION_SINCE: Final = 160000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """What decides whether our role can use the privileges of roles that it is a member of.
+    """The facts that decide whether our role can use the privileges of roles granted to it.
 
     `server_version` is the server's server_version_num, `inherits` our role's rolinherit.
     """

@@ -20,7 +20,7 @@ Choice = TypeVar("Choice", bound=str)
 
 
 class Notify(StrEnum):
-    """When a summary is published."""
+    """The runs after which a summary is published."""
 
     CHANGES = "changes"
     ALWAYS = "always"
@@ -36,7 +36,7 @@ class Tag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionLocation:
-    """Where the function runs, from the variables that Lambda sets; links need it."""
+    """The region, name and log group of the function, for the links of a summary."""
 
     region: str
     function: str

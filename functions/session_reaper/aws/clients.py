@@ -36,7 +36,7 @@ AWS_ERRORS: Final = (
     # that reads the parsed answer.
     *(ResponseParserError, AttributeError, LookupError, TypeError, ValueError),
 )
-"""What a call may raise. Catch it only around the call and the reading of its answer."""
+"""The exceptions of a call. Catch them only around the call and the reading of its answer."""
 
 # Per service. A call that never ends keeps its thread, so this also bounds what a broken service
 # takes of the 1,024 threads that Lambda allows.

@@ -43,7 +43,7 @@ class KnownIssue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateUpdate:
-    """How a summary changes the notification state, once it is published."""
+    """The changes that a published summary makes to the notification state."""
 
     reported: tuple[KnownIssue, ...]
     ended: tuple[KnownIssue, ...]

@@ -30,7 +30,7 @@ class Outcome(StrEnum):
 
 
 class TargetStatus(StrEnum):
-    """How the run went on one target."""
+    """The result of a run on one target."""
 
     OK = "ok"
     FAILED = "failed"
@@ -289,7 +289,7 @@ def record_unfinished(report: TargetReport, bug: Exception | None) -> TargetRepo
 
 
 class RunStatus(StrEnum):
-    """How the run went as a whole."""
+    """The result of a run as a whole."""
 
     OK = "ok"
     PARTIAL = "partial"  # a target was not reached, or its breaker tripped
@@ -297,7 +297,7 @@ class RunStatus(StrEnum):
 
 
 class Severity(StrEnum):
-    """How urgent a summary is; subscribers can filter by it."""
+    """The urgency of a summary; subscribers can filter by it."""
 
     CRITICAL = "critical"  # applications cannot connect
     WARNING = "warning"  # a person has to fix something
@@ -325,7 +325,7 @@ class Report:
 
     @property
     def status(self) -> RunStatus:
-        """How the run went as a whole."""
+        """The result of a run as a whole."""
         if all(target.status is TargetStatus.OK for target in self.targets):
             return RunStatus.OK
         return RunStatus.FAILED if self.failed == len(self.targets) else RunStatus.PARTIAL
@@ -356,7 +356,7 @@ class Report:
 
     @property
     def severity(self) -> Severity:
-        """How urgent the reported issues are."""
+        """The urgency of the reported issues."""
         if self.is_critical:
             return Severity.CRITICAL
         passing = (IssueKind.WOULD_TERMINATE, IssueKind.SPARED)

@@ -22,7 +22,7 @@ _pool = ThreadPoolExecutor(max_workers=MAX_THREADS, thread_name_prefix="job")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult(Generic[T]):
-    """What one job has found.
+    """The result of one job.
 
     It is incomplete if the run's time was over or a bug ended the job.
     """
@@ -44,7 +44,7 @@ class Progress(Generic[T]):
 
     @property
     def result(self) -> JobResult[T]:
-        """What the job has found so far."""
+        """The result of the job so far."""
         return self._result
 
     def update(self, latest: T) -> None:
@@ -83,7 +83,7 @@ class Job(Generic[T]):
 def run_jobs(
     jobs: Sequence[Job[T]], deadline: Deadline, pool: ThreadPoolExecutor = _pool
 ) -> list[JobResult[T]]:
-    """Run all jobs in parallel; return what each has found once all end or the time is over.
+    """Run all jobs in parallel; return their results once all end or the time is over.
 
     A bug is logged with its traceback and ends only its own job.
     """

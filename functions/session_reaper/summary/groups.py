@@ -37,12 +37,12 @@ class Group:
 
     @property
     def headline(self) -> str:
-        """How many sessions met which outcome."""
+        """The number of sessions, and their outcome."""
         return f"{count_of(self.count, 'session')} {OUTCOME_PHRASES[self.outcome]}"
 
     @property
     def age(self) -> str:
-        """How long the oldest session has been in its state."""
+        """The time for which the oldest session has been in its state."""
         return format_duration(self.oldest.session.idle_seconds)
 
     @property
@@ -52,7 +52,7 @@ class Group:
 
     @property
     def reason(self) -> str:
-        """Why the oldest session was condemned."""
+        """The reason why the oldest session was condemned."""
         return printable(self.oldest.reason)
 
 

@@ -1,4 +1,4 @@
-"""The verdict on a run: whether it leaves something to do, and why."""
+"""The verdict on a run: a word, such as RESOLVED or ACTION NEEDED, and the reason."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class VerdictWord(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunVerdict:
-    """Whether a run leaves something to do, and why."""
+    """The first word of a summary, and the reason for it."""
 
     word: VerdictWord
     detail: Prose

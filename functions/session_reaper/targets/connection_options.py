@@ -13,13 +13,14 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """How the reaper treats one parameter of libpq.
+    """The treatment of one parameter of libpq.
 
-    `accepted` holds the values that match what the reaper does anyway; None means any value.
+    `accepted`: the values that match what the reaper does anyway; None means any value. `hint`: what
+    to write instead of a refused value.
     """
 
     accepted: frozenset[str] | None = frozenset()
-    hint: str = ""  # what to write instead of a refused value
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

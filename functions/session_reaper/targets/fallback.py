@@ -16,7 +16,7 @@ from session_reaper.targets.target import Instance, RdsListing, Secret, SslMode,
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a server listens; build it with `of` before comparing."""
+    """The host and the port of a server; only endpoints built with `of` can be compared."""
 
     host: str
     port: int
@@ -42,7 +42,7 @@ class Fallback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FallbackRefusal:
-    """Why the fallback secret may not be used, and what to write instead."""
+    """The reason why the fallback secret may not be used, and how to fix it."""
 
     reason: str
     hint: str
