@@ -26,15 +26,15 @@ BOOTSTRAP = for p in python3.13 python3 python3.14 python3.12 python3.11 /usr/bi
 ENV := default
 STACK = $(or $(shell "$$($(BOOTSTRAP))" -c 'import sys, tomllib; \
 	of = tomllib.load(open("samconfig.toml", "rb")).get(sys.argv[1], {}); \
-	said = [of.get(command, {}).get("parameters", {}).get("stack_name") for command in ("deploy", "global")]; \
-	print(said[0] or said[1] or "")' $(ENV)),$(error samconfig.toml knows no stack of ENV=$(ENV)))
+	names = [of.get(command, {}).get("parameters", {}).get("stack_name") for command in ("deploy", "global")]; \
+	print(names[0] or names[1] or "")' $(ENV)),$(error samconfig.toml has no stack_name for ENV=$(ENV)))
 
 .PHONY: help
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .PHONY: demo
-demo: .venv/installed ## show a full database recover: real PostgreSQL, real handler
+demo: .venv/installed ## show how a full database recovers, with a real PostgreSQL and the real handler
 	@PYTHONPATH=functions:. $(PYTHON) -m infra.local.demo
 
 .PHONY: test
@@ -97,7 +97,7 @@ summaries: .venv/installed ## regenerate tests/summaries and the README's pictur
 	PYTHONPATH=functions:. $(PYTHON) -m tests.summaries
 
 .PHONY: mutants
-mutants: .tools/mutants/installed $(SERVERS)/installed ## run mutation tests: change engine and guard in a thousand ways, and see if the tests fail (needs npm)
+mutants: .tools/mutants/installed $(SERVERS)/installed ## run mutation tests: make one small change at a time to the engine and the guard, and report those that no test notices (needs npm)
 	@rm -rf .tools/mutation && mkdir -p .tools/mutation/functions
 	@cp -r functions/session_reaper infra tests events README.md pyproject.toml .tools/mutation
 	cd .tools/mutation && ../mutants/bin/mutmut run
@@ -105,7 +105,7 @@ mutants: .tools/mutants/installed $(SERVERS)/installed ## run mutation tests: ch
 	PYTHONPATH=functions:. $(PYTHON) -m tests.mutants $(SERVERS)
 
 .PHONY: build
-build: .venv/installed .tools/sam/installed ## build what is deployed, under .aws-sam/build/ (sam build with the right Python)
+build: .venv/installed .tools/sam/installed ## build the artifact in .aws-sam/build/ (sam build with Python 3.13)
 	PATH="$(abspath $(SAM)):$$PATH" $(SAM)/sam build
 
 .PHONY: deploy

@@ -129,13 +129,13 @@ def read_mapping(kind: type[T], value: object, place: str) -> T:
     if not isinstance(value, dict):
         problem = f"must be a mapping of keys to values, not {short_repr(value)}"
         raise ConfigurationError(place or "document", problem)
-    known = _readers(kind)  # type: ignore[arg-type] # a class is hashable; mypy doubts it
+    known = _find_readers(kind)  # type: ignore[arg-type] # a class is hashable; mypy doubts it
     prefix = f"{place}." if place else ""
     for key in value:
         if key not in known:
             problem = f"unknown key; known: {', '.join(known)}"
             raise ConfigurationError(f"{prefix}{key_label(key)}", problem)
-    for name in _required(kind):
+    for name in _list_required(kind):
         if name not in value:
             raise ConfigurationError(f"{prefix}{name}", "is required")
     return kind(**{key: known[key](item, f"{prefix}{key}") for key, item in value.items()})
@@ -147,10 +147,10 @@ def mapping_of(kind: type[T]) -> Read[T]:
 
 
 @cache
-def _readers(kind: type) -> Mapping[str, Read[Any]]:
+def _find_readers(kind: type) -> Mapping[str, Read[Any]]:
     hints = get_type_hints(kind, include_extras=True)
     return {n: hint.__metadata__[0] for n, hint in hints.items() if get_origin(hint) is Annotated}
 
 
-def _required(kind: type) -> Iterator[str]:
+def _list_required(kind: type) -> Iterator[str]:
     return (f.name for f in fields(kind) if f.default is MISSING)

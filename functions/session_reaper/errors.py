@@ -15,9 +15,13 @@ ReaperError
 No message contains a password, a token or a literal of a query.
 """
 
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
+
+from session_reaper.grants import Membership
+
+INSUFFICIENT_PRIVILEGE: Final = "42501"
+"""A SQLSTATE."""
 
 
 class ReaperError(Exception):
@@ -25,7 +29,7 @@ class ReaperError(Exception):
 
 
 class ConfigurationError(ReaperError):
-    """The run cannot begin: `place` (a variable, a key, an index) holds an invalid value."""
+    """The run cannot begin: a variable, a key or an item, named by `place`, has an invalid value."""
 
     def __init__(self, place: str, problem: str) -> None:
         super().__init__(f"{place}: {problem}")
@@ -73,9 +77,9 @@ class FullError(TargetError):
 class BlindError(TargetError):
     """Other roles' sessions are hidden from the role, so finding none proves nothing."""
 
-    def __init__(self, role: str, membership: "Membership") -> None:
+    def __init__(self, role: str, membership: Membership) -> None:
         super().__init__(
-            "42501",
+            INSUFFICIENT_PRIVILEGE,
             f"role {role} cannot see other roles' sessions",
             membership.grant("pg_read_all_stats", role),
         )
@@ -110,36 +114,6 @@ class ServerChangedError(TargetError):
                 " one secret for each instance, with the endpoint of that instance."
             )
         super().__init__("server-changed", message, hint)
-
-
-_INHERIT_OPTION_SINCE: Final = 160000  # server_version_num
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Membership:
-    """What decides whether our role can use the privileges of roles that it is a member of."""
-
-    server_version: int  # server_version_num
-    inherits: bool  # rolinherit
-
-    def grant(self, granted: str, role: str) -> str:
-        """Write the statement that grants a role's privileges so that our role can use them.
-
-        Up to PostgreSQL 15 a NOINHERIT role cannot use the privileges of roles granted to it. From
-        16 on each grant has its own INHERIT option, which a second GRANT changes only if it names it.
-        """
-        if self.server_version >= _INHERIT_OPTION_SINCE:
-            return f"GRANT {granted} TO {quote_identifier(role)} WITH INHERIT TRUE;"
-        grant = f"GRANT {granted} TO {quote_identifier(role)};"
-        return grant if self.inherits else f"ALTER ROLE {quote_identifier(role)} INHERIT; {grant}"
-
-
-UNKNOWN_MEMBERSHIP: Final = Membership(server_version=0, inherits=True)
-
-
-def quote_identifier(identifier: str) -> str:
-    """Quote an identifier for SQL."""
-    return '"{}"'.format(identifier.replace('"', '""'))
 
 
 class NoAnswerError(ReaperError):

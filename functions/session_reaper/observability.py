@@ -32,7 +32,7 @@ _PIDS_PER_LINE: Final = 10_000
 
 
 def start_log(run_id: str, event: object) -> None:
-    """Give every line of this run its id, and the id of the event that EventBridge sent, if any."""
+    """Add the run's id to every line of this run, and the id of EventBridge's event if there is one."""
     event_id = event.get("id") if isinstance(event, dict) and "source" in event else None
     logger.structure_logs(run_id=run_id)  # without the keys of an earlier run
     logger.set_correlation_id(event_id if isinstance(event_id, str) else run_id)
@@ -53,7 +53,7 @@ def log_spared(target: TargetReport, decisions: Iterable[Decision], deadline: De
         if deadline.remaining():
             log_decision(target, decision)
         else:
-            rest[_rule_of(decision)].append(decision.pid)
+            rest[_get_rule_name(decision)].append(decision.pid)
     verdict = Verdict.SPARE.name.lower()
     for rule, pids in rest.items():
         _log_together("decisions", target.name, {"verdict": verdict, "rule": rule}, pids)
@@ -77,8 +77,8 @@ class OutcomeLog:
     def write(self, target: TargetReport, result: SessionResult) -> None:
         """Log a final outcome.
 
-        Raises DeadlineError once the run has completed the log. Whatever the job finds after that is
-        too late for the report, so the job should end.
+        Raises DeadlineError once the run has completed the log: later results are not reported, so
+        the job should end.
         """
         with self._lock:
             if self._report is not None:
@@ -131,7 +131,7 @@ def log_remaining(logs: Iterable[OutcomeLog], deadline: Deadline) -> None:
             _log_outcome(target, result)
         else:
             names[id(target)] = target.name
-            key = (id(target), result.outcome, _rule_of(result.decision))
+            key = (id(target), result.outcome, _get_rule_name(result.decision))
             rest[key].append(result.decision.pid)
     for (target_id, outcome, rule), pids in rest.items():
         _log_together("outcomes", names[target_id], {"outcome": outcome, "rule": rule}, pids)
@@ -149,7 +149,7 @@ def _log_together(message: str, target: str, keys: dict[str, str], pids: Iterabl
         logger.info(message, extra=extra)
 
 
-def _rule_of(decision: Decision) -> str:
+def _get_rule_name(decision: Decision) -> str:
     return decision.rule.name if decision.rule else ""
 
 
@@ -160,7 +160,7 @@ def emit_target_metrics(target: TargetReport) -> None:
     """Write the metrics of one target as lines of CloudWatch's embedded metric format."""
     metrics = _make_metrics(target=target.name)
     metrics.add_metric("FailedTargets", MetricUnit.Count, int(not target.is_reached))
-    used = _used_percent(target)
+    used = _compute_used_percent(target)
     if used is not None:
         metrics.add_metric("SlotsUsed", MetricUnit.Percent, used)
     if target.oldest_idle_in_transaction is not None:
@@ -169,10 +169,10 @@ def emit_target_metrics(target: TargetReport) -> None:
         for state in State:
             if state is not State.FASTPATH:
                 number = target.states.get(state, 0)
-                metrics.add_metric(f"Sessions{_camel_case(state)}", MetricUnit.Count, number)
+                metrics.add_metric(f"Sessions{_to_camel_case(state)}", MetricUnit.Count, number)
     for outcome in Outcome:
         if number := target.count(outcome):
-            metrics.add_metric(_camel_case(outcome), MetricUnit.Count, number)
+            metrics.add_metric(_to_camel_case(outcome), MetricUnit.Count, number)
     metrics.flush_metrics()
     rules = [each.decision.rule for each in target.results if each.outcome is Outcome.TERMINATED]
     for name, number in Counter(rule.name for rule in rules if rule).items():
@@ -189,7 +189,9 @@ def emit_run_metrics(report: Report, seconds: float) -> None:
     metrics.add_metric("SuccessfulRuns", MetricUnit.Count, int(successful))
     metrics.add_metric("FailedTargets", MetricUnit.Count, report.failed)
     metrics.add_metric("Terminated", MetricUnit.Count, report.count(Outcome.TERMINATED))
-    used = [each for target in report.targets if (each := _used_percent(target)) is not None]
+    used = [
+        each for target in report.targets if (each := _compute_used_percent(target)) is not None
+    ]
     if used:
         metrics.add_metric("SlotsUsed", MetricUnit.Percent, max(used))
     metrics.flush_metrics()
@@ -203,12 +205,12 @@ def _make_metrics(**dimensions: str) -> EphemeralMetrics:
     return metrics
 
 
-def _used_percent(target: TargetReport) -> float | None:
+def _compute_used_percent(target: TargetReport) -> float | None:
     """Return the used percentage of the slots for ordinary roles, None if it is not known."""
     known = target.slots is not None and target.used_after is not None and target.slots.usable > 0
     return 100 * target.share_used if known else None
 
 
-def _camel_case(words: str) -> str:
+def _to_camel_case(words: str) -> str:
     """Return `would_terminate` as WouldTerminate, in the style of CloudWatch's own metrics."""
     return re.sub(r"[\W_]", "", words.title())

@@ -16,12 +16,11 @@ from session_reaper.targets.target import is_secret_id
 
 LONGEST_REMINDER = 7 * 86400  # seconds; known issues are kept for longer
 
-
 Choice = TypeVar("Choice", bound=str)
 
 
 class Notify(StrEnum):
-    """When a summary is published."""
+    """The runs after which a summary is published."""
 
     CHANGES = "changes"
     ALWAYS = "always"
@@ -37,7 +36,7 @@ class Tag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionLocation:
-    """Where the function runs, from the variables that Lambda sets; links need it."""
+    """The region, name and log group of the function, for the links of a summary."""
 
     region: str
     function: str
@@ -50,7 +49,7 @@ class Settings:
     """The configuration of the stack.
 
     `whole_clusters`: the secret of a cluster covers each of its instances. `remind_after` is in
-    seconds. `place` is None outside of Lambda.
+    seconds. `location` is None outside of Lambda.
     """
 
     target_secrets: tuple[str, ...]
@@ -64,7 +63,7 @@ class Settings:
     memory_table: str | None
     target_metrics: bool
     critical_topic_arn: str | None
-    place: FunctionLocation | None
+    location: FunctionLocation | None
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -92,7 +91,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         memory_table=given.get("MEMORY_TABLE"),
         target_metrics=_read_choice(given, "TARGET_METRICS", ("yes", "no")) == "yes",
         critical_topic_arn=_read_critical_topic(given.get("CRITICAL_TOPIC_ARN"), topic),
-        place=_read_location(given),
+        location=_read_location(given),
     )
 
 

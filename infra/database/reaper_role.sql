@@ -1,6 +1,6 @@
 -- Creates the role that session-reaper connects as. Run this once per PostgreSQL instance, in any
--- of its databases (roles belong to the instance). PostgreSQL 13 and newer. Running it again changes
--- nothing.
+-- of its databases (roles belong to the instance). It needs PostgreSQL 13 or newer. Running it again
+-- changes nothing.
 --
 -- Run it as a superuser; on RDS and Aurora as the master user; on Aiven as avnadmin. From PostgreSQL
 -- 16 on, only a superuser or the role that ran it first can run it again. The file works for all
@@ -51,8 +51,8 @@ BEGIN
         ALTER ROLE session_reaper RESET idle_session_timeout;
     END IF;
 
-    -- With this search_path the role never calls a function that another role created in its own
-    -- schema to abuse the reaper's privileges.
+    -- With this search_path the role cannot be made to call another role's function, which could abuse
+    -- the reaper's privileges.
     ALTER ROLE session_reaper SET search_path = pg_catalog;
 
     -- See sessions. Without pg_read_all_stats, the state, times and addresses of other roles' sessions
@@ -72,7 +72,7 @@ BEGIN
         END;
     END LOOP;
 
-    -- A role that cannot see sessions is useless, whatever else it may do.
+    -- A role that cannot see sessions is useless, so do not keep it.
     IF NOT pg_catalog.pg_has_role('session_reaper', 'pg_read_all_stats', 'USAGE') THEN
         RAISE EXCEPTION 'session_reaper would see no session, so it was not created: %', refusal
             USING
@@ -125,7 +125,7 @@ BEGIN
             EXECUTE 'GRANT pg_use_reserved_connections TO session_reaper' || inherited;
         EXCEPTION
             WHEN insufficient_privilege THEN
-                RAISE WARNING 'session_reaper does not get into a server that is full: %', SQLERRM
+                RAISE WARNING 'session_reaper cannot connect to a server that is full: %', SQLERRM
                     USING HINT = 'Run it often enough to act before that, or give the target a'
                         ' fallback_secret with a role that has reserved slots.';
         END;

@@ -171,7 +171,7 @@ def record_requests() -> Iterator[list[Request]]:
         )
 
     _forget_clients()  # a client has the hooks that its session had when it was made
-    aws._session().events.register(_HOOK, note)  # noqa: SLF001 -- as above
+    aws.get_session().events.register(_HOOK, note)
     try:
         yield requests
     finally:
@@ -180,4 +180,4 @@ def record_requests() -> Iterator[list[Request]]:
 
 def _forget_clients() -> None:
     aws._make_client.cache_clear()  # noqa: SLF001
-    aws._session.cache_clear()  # noqa: SLF001
+    aws.get_session.cache_clear()

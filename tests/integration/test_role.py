@@ -170,7 +170,7 @@ def test_what_avnadmin_may_not_grant_is_reported_with_an_alternative(own_server:
     assert {signal["S"], slots["S"]} == {"WARNING"}
     assert "terminates only those of roles that it is a member of" in signal["M"]
     assert 'permission denied to grant role "pg_signal_backend"' in signal["M"]
-    assert "does not get into a server that is full" in slots["M"]
+    assert "cannot connect to a server that is full" in slots["M"]
     assert "fallback_secret" in slots["H"]
 
     _app_of(stage, "avnadmin")

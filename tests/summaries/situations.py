@@ -9,7 +9,8 @@ from session_reaper.deadline import Deadline
 from session_reaper.decision.decide import decide
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Verdict
-from session_reaper.errors import BlindError, FullError, Membership, TargetError
+from session_reaper.errors import BlindError, FullError, TargetError
+from session_reaper.grants import Membership
 from session_reaper.policy.enums import Mode
 from session_reaper.report.advice import advise_on_timeouts
 from session_reaper.report.model import (

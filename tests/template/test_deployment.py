@@ -140,7 +140,7 @@ def test_an_unknown_environment_is_an_error_that_names_it(command: str) -> None:
         check=False,
     )
     assert result.returncode != 0
-    assert "samconfig.toml knows no stack of ENV=prd" in result.stderr
+    assert "samconfig.toml has no stack_name for ENV=prd" in result.stderr
 
 
 def test_make_events_shares_every_event_of_the_folder(make: Make) -> None:

@@ -20,7 +20,7 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
     "sns": ("publish", {"TopicArn": "topic", "Message": "hello"}),
     "ssm": ("get_parameter", {"Name": "policy"}),
 }
-OURS, PLAIN = aws._session(), boto3.Session()  # noqa: SLF001 -- the session of `get_client`
+OURS, PLAIN = aws.get_session(), boto3.Session()
 SERVICES = OURS.get_available_services()
 PARTITIONS = botocore.session.get_session().get_component("data_loader").load_data("endpoints")
 REGIONS = [region for each in PARTITIONS["partitions"] for region in each["regions"]]

@@ -10,7 +10,7 @@ from session_reaper.report.known_issues import (
     KnownIssue,
     StateUpdate,
     compare_with_known,
-    remember_undelivered,
+    mark_undelivered,
     to_stable_key,
 )
 from session_reaper.report.model import (
@@ -33,7 +33,9 @@ HOUR = 3600.0
 FUNCTION = "arn:aws:lambda:eu-west-1:123456789012:function:session-reaper"
 SECRETS = "arn:aws:secretsmanager:eu-west-1:123456789012:secret"
 
-compare = partial(compare_with_known, now=NOW, remind_after=HOUR, whole=True, function_arn=FUNCTION)
+compare = partial(
+    compare_with_known, now=NOW, remind_after=HOUR, covers_all=True, function_arn=FUNCTION
+)
 
 
 def key_of(name: str, instance: str = "") -> TargetKey:
@@ -285,7 +287,7 @@ def test_issues_of_a_removed_target_are_forgotten_silently() -> None:
 
 
 def test_an_undelivered_summary_is_reported_by_the_next_run() -> None:
-    lost = remember_undelivered(a_report(healthy(Outcome.TERMINATED)), NOW)
+    lost = mark_undelivered(a_report(healthy(Outcome.TERMINATED)), NOW)
     report, update = after(healthy(), *lost.reported)
     assert report.should_notify
     assert report.undelivered == ("orders: 1 session terminated, slots 40/97 → 39/97",)
@@ -325,7 +327,7 @@ def test_a_clock_that_was_set_back_makes_no_negative_age() -> None:
 
 def test_a_run_on_some_targets_leaves_the_issues_of_others() -> None:
     other = known_issue(FULL, target=key_of("stock"))
-    report, update = compare(a_report(healthy()), [other], whole=False)
+    report, update = compare(a_report(healthy()), [other], covers_all=False)
     assert not report.should_notify
     assert update.ended == ()
 

@@ -35,7 +35,7 @@ def test_minimal_settings_observe_with_the_bundled_policy() -> None:
         memory_table=None,
         target_metrics=True,
         critical_topic_arn=None,
-        place=None,
+        location=None,
     )
 
 
@@ -77,15 +77,15 @@ def test_a_critical_topic_in_another_region_is_refused() -> None:
 
 def test_the_location_comes_from_lambdas_own_variables() -> None:
     function = {"AWS_LAMBDA_FUNCTION_NAME": "reaper", "AWS_REGION": "eu-west-1"}
-    place = FunctionLocation(
+    location = FunctionLocation(
         region="eu-west-1", function="reaper", log_group="/aws/lambda/reaper", dashboard=None
     )
-    assert settings(**function).place == place
+    assert settings(**function).location == location
     named = {"AWS_LAMBDA_LOG_GROUP_NAME": "group", "DASHBOARD": "board"}
-    assert settings(**function, **named).place == replace(
-        place, log_group="group", dashboard="board"
+    assert settings(**function, **named).location == replace(
+        location, log_group="group", dashboard="board"
     )
-    assert settings(AWS_REGION="eu-west-1").place is None
+    assert settings(AWS_REGION="eu-west-1").location is None
 
 
 def test_a_cluster_covers_its_instances_unless_that_is_switched_off() -> None:

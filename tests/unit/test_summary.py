@@ -32,7 +32,7 @@ from session_reaper.summary.digest import digest_report
 from session_reaper.summary.groups import mask_client
 from session_reaper.summary.message import MAX_SUBJECT, Summary, summarize
 from session_reaper.summary.prose import Statement, split_hint
-from session_reaper.summary.verdict import judge_run
+from session_reaper.summary.verdict import choose_verdict
 from session_reaper.targets.providers import reserved_slot_instructions
 
 from tests.builders import (
@@ -72,7 +72,7 @@ def summary_of(*targets: TargetReport, mode: Mode = Mode.ENFORCE) -> Summary:
 
 
 def verdict_on(report: Report) -> str:
-    return str(judge_run(report))
+    return str(choose_verdict(report))
 
 
 def message(summary: Summary) -> str:

@@ -3,7 +3,7 @@
 A client's timeouts bound each read of a socket. They do not bound name resolution, a list of
 addresses, or an answer that arrives byte by byte. Each call therefore runs in a thread of its own,
 and its caller waits until the deadline at most. The call may still finish later, so every call must
-be safe to make twice.
+be safe to repeat.
 """
 
 import os
@@ -37,7 +37,7 @@ AWS_ERRORS: Final = (
     # that reads the parsed answer.
     *(ResponseParserError, AttributeError, LookupError, TypeError, ValueError),
 )
-"""What a call may raise. Catch it only around the call and the reading of its answer."""
+"""The exceptions of a call. Catch them only around the call and the reading of its answer."""
 
 _ERROR_CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,79}")
 _MESSAGE_LENGTH: Final = 1000  # characters; messages about missing permissions contain long ARNs
@@ -59,11 +59,13 @@ class PendingCall(Generic[T]):
         self._began = monotonic()
         self._is_awaited = True
         self._future: Future[T] | None = None
+        self._refusal = NoAnswerError("no time is left for the call")
         if deadline.remaining() > 0:
             try:
-                self._future = _threads(service, _endpoint()).submit(self._run)
+                self._future = _make_pool(service, _read_endpoint()).submit(self._run)
             except RuntimeError:  # no thread can be started, but the call is in the queue
                 self._is_awaited = False
+                self._refusal = NoThreadError("no thread for the call")
 
     def result(self) -> T:
         """Wait for the operation; return what it returned, or raise what it raised.
@@ -71,10 +73,8 @@ class PendingCall(Generic[T]):
         Raises NoAnswerError if it has not ended by the deadline, or had no time to begin;
         NoThreadError if no thread could be started for it.
         """
-        if self._future is None and not self._is_awaited:
-            raise NoThreadError("no thread for the call")
         if self._future is None:
-            raise NoAnswerError("no time is left for the call")
+            raise self._refusal
         wait([self._future], self._deadline.remaining())
         if not self._future.done():
             self._is_awaited = False
@@ -163,11 +163,11 @@ def _is_message_of_aws(message: str) -> bool:
 
 
 @cache
-def _threads(service: str, _endpoint: str | None) -> ThreadPoolExecutor:
+def _make_pool(service: str, _endpoint: str | None) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_THREADS, thread_name_prefix=f"call-{service}")
 
 
-def _endpoint() -> str | None:
+def _read_endpoint() -> str | None:
     """Return the endpoint of all services, if it is not AWS."""
     return os.environ.get("AWS_ENDPOINT_URL")
 
@@ -178,7 +178,7 @@ def get_client(service: str, *, seconds: float = 3, tries: int = 2) -> Any:  # n
     Each try takes at most `seconds` to connect, and as long again for the answer.
     """
     with _client_lock:  # boto3 sessions are not thread-safe, clients are
-        return _make_client(service, _endpoint(), seconds, tries)
+        return _make_client(service, _read_endpoint(), seconds, tries)
 
 
 @cache
@@ -189,12 +189,13 @@ def _make_client(service: str, _endpoint: str | None, seconds: float, tries: int
         retries={"mode": "standard", "total_max_attempts": tries},
         max_pool_connections=_THREADS,
     )
-    session: Any = _session()  # its stubs accept literal service names only
+    session: Any = get_session()  # its stubs accept literal service names only
     return session.client(service, config=config)
 
 
 @cache
-def _session() -> boto3.Session:
+def get_session() -> boto3.Session:
+    """Return the session of all clients, kept for warm runs."""
     core = botocore.session.get_session()
     core.register_component("data_loader", _Loader())
     return boto3.Session(botocore_session=core)

@@ -1,6 +1,7 @@
 """Amazon DynamoDB: the notification state, one item per target and issue that was reported.
 
-Losing an item only repeats a report, so nothing here raises: without the table everything is news.
+Losing an item only repeats a report, so nothing here raises: without the table, every issue
+counts as new.
 """
 
 from functools import partial
@@ -29,16 +30,15 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_dynamodb.type_defs import AttributeValueTypeDef
 
-MEMORY_SECONDS: Final = 3.0
+STATE_SECONDS: Final = 3.0
 """Time limit for reading the table, and for each change of an item."""
 
 UNREADABLE: Final = (
     "The memory table could not be read, so this summary may repeat what was reported before."
 )
 
-_KEPT: Final = (
-    2 * LONGEST_REMINDER
-)  # after that DynamoDB deletes an item that is not reported again
+# DynamoDB deletes an item that is not reported again for so long.
+_EXPIRY_SECONDS: Final = 2 * LONGEST_REMINDER
 _KINDS: Final = frozenset(IssueKind)
 _UNCHANGED: Final = "attribute_not_exists(target) OR told_at = :known"
 
@@ -47,9 +47,11 @@ def load_known_issues(table: str, deadline: Deadline) -> tuple[KnownIssue, ...] 
     """Return all reported issues, or None if the table cannot be read by the deadline."""
 
     def scan() -> tuple[KnownIssue, ...]:
-        found = _dynamodb().get_paginator("scan").paginate(TableName=table, ConsistentRead=True)
+        found = _get_dynamodb().get_paginator("scan").paginate(TableName=table, ConsistentRead=True)
         whole = iterate_pages(found, "LastEvaluatedKey", deadline)
-        return tuple(issue for page in whole for item in page["Items"] for issue in _issues(item))
+        return tuple(
+            issue for page in whole for item in page["Items"] for issue in _read_issues(item)
+        )
 
     try:
         return call("dynamodb", scan, deadline)
@@ -63,19 +65,22 @@ def save_state_update(table: str, update: StateUpdate, deadline: Deadline) -> No
     """Save the issues that a summary has reported, except those that another run has saved since."""
 
     def put(issue: KnownIssue) -> None:
-        _dynamodb().put_item(
+        _get_dynamodb().put_item(
             TableName=table,
-            Item=_item(issue),
+            Item=_to_item(issue),
             ConditionExpression=_UNCHANGED,
-            ExpressionAttributeValues={":known": _number(issue.previously)},
+            ExpressionAttributeValues={":known": _to_number(issue.previously)},
         )
 
     def delete(issue: KnownIssue) -> None:
-        _dynamodb().delete_item(
+        _get_dynamodb().delete_item(
             TableName=table,
-            Key={"target": {"S": _hash_key(issue.target)}, "kind": {"S": _range_key(issue.key)}},
+            Key={
+                "target": {"S": _to_hash_key(issue.target)},
+                "kind": {"S": _to_range_key(issue.key)},
+            },
             ConditionExpression=_UNCHANGED,
-            ExpressionAttributeValues={":known": _number(issue.reported_at)},
+            ExpressionAttributeValues={":known": _to_number(issue.reported_at)},
         )
 
     # Ended issues come first: reporting a recovery twice is worse than repeating an issue.
@@ -85,32 +90,36 @@ def save_state_update(table: str, update: StateUpdate, deadline: Deadline) -> No
     ]
     for change, issue in changes:
         try:
-            call("dynamodb", partial(change, issue), deadline.capped_at(MEMORY_SECONDS))
+            call("dynamodb", partial(change, issue), deadline.capped_at(STATE_SECONDS))
         except AWS_ERRORS as error:
             if describe_error(error) == "ConditionalCheckFailedException":
                 continue  # an overlapping run was faster
-            extra = {"table": table, "item": _range_key(issue.key), "error": explain_error(error)}
+            extra = {
+                "table": table,
+                "item": _to_range_key(issue.key),
+                "error": explain_error(error),
+            }
             logger.warning("cannot write the notification state", extra=extra)
             if not isinstance(error, ClientError):  # DynamoDB does not answer
                 return
 
 
-def _dynamodb() -> "DynamoDBClient":
-    return get_client("dynamodb", seconds=MEMORY_SECONDS / 2, tries=1)  # type: ignore[no-any-return] # by name
+def _get_dynamodb() -> "DynamoDBClient":
+    return get_client("dynamodb", seconds=STATE_SECONDS / 2, tries=1)  # type: ignore[no-any-return] # by name
 
 
-def _hash_key(key: TargetKey) -> str:
+def _to_hash_key(key: TargetKey) -> str:
     """Write a target's key; no name, ARN or identifier in it contains a #."""
     return f"{key.secret}#{key.instance}" if key.instance else key.secret
 
 
-def _range_key(key: IssueKey) -> str:
+def _to_range_key(key: IssueKey) -> str:
     """Write an issue's key as words, with the blanks of its details escaped."""
     details = (each.replace("%", "%25").replace(" ", "%20") for each in key.detail)
     return " ".join([key.kind.value, *details])
 
 
-def _issues(item: "dict[str, AttributeValueTypeDef]") -> "Iterator[KnownIssue]":
+def _read_issues(item: "dict[str, AttributeValueTypeDef]") -> "Iterator[KnownIssue]":
     """Read an item. One that another release has written in another form is left to expire."""
     kind, *details = item["kind"]["S"].split(" ")
     if kind not in _KINDS:
@@ -125,15 +134,15 @@ def _issues(item: "dict[str, AttributeValueTypeDef]") -> "Iterator[KnownIssue]":
     )
 
 
-def _item(issue: KnownIssue) -> "dict[str, AttributeValueTypeDef]":
+def _to_item(issue: KnownIssue) -> "dict[str, AttributeValueTypeDef]":
     return {
-        "target": {"S": _hash_key(issue.target)},
-        "kind": {"S": _range_key(issue.key)},
-        "since": _number(issue.since),
-        "told_at": _number(issue.reported_at),
-        "expires_at": {"N": str(int(issue.reported_at + _KEPT))},
+        "target": {"S": _to_hash_key(issue.target)},
+        "kind": {"S": _to_range_key(issue.key)},
+        "since": _to_number(issue.since),
+        "told_at": _to_number(issue.reported_at),
+        "expires_at": {"N": str(int(issue.reported_at + _EXPIRY_SECONDS))},
     }
 
 
-def _number(seconds: float) -> "AttributeValueTypeDef":
+def _to_number(seconds: float) -> "AttributeValueTypeDef":
     return {"N": f"{seconds:.3f}"}

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
     from mypy_boto3_secretsmanager.type_defs import FilterTypeDef
 
-BATCH: Final = 20  # secrets per call of BatchGetSecretValue, at most
-_REREAD_SECONDS: Final = 10.0  # for one secret, while its target waits
+BATCH: Final = 20
+"""The most secrets per call of BatchGetSecretValue."""
+
 KEEP_SECONDS: Final = 900.0
+_REREAD_SECONDS: Final = 10.0  # for one secret, while its target waits
 
 _HINTS: Final = {
     "ResourceNotFoundException": "Check the name in TARGET_SECRETS and the region.",
@@ -42,7 +44,7 @@ _OTHER_HINT: Final = (
 
 
 class SecretCache:
-    """Secrets that this process has read, for the KEEP_SECONDS that follow. Thread-safe."""
+    """The secrets that this process has read in the last KEEP_SECONDS. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """`clock` is a wall clock: a monotonic one may stand still while Lambda freezes the process."""
@@ -50,7 +52,7 @@ class SecretCache:
         self._kept: dict[tuple[str, str], tuple[float, Secret]] = {}
 
     def find(self, endpoint: str, secret_id: str) -> Secret | None:
-        """Return what was read by this id (a name or an ARN), unless it is too old."""
+        """Return the secret that was read by this name or ARN, unless that was too long ago."""
         read_at, secret = self._kept.get((endpoint, secret_id), (0.0, None))
         return secret if self._clock() - read_at < KEEP_SECONDS else None
 
@@ -116,7 +118,7 @@ class Secrets:
     def read(self, ids: Sequence[str], deadline: Deadline) -> Sequence[Secret | SecretError]:
         """Read up to BATCH secrets by their names or ARNs; return them in the same order."""
         found: dict[str, Secret | SecretError] = {}
-        for each in ids if not self._bypass_cache else ():
+        for each in () if self._bypass_cache else ids:
             secret = self._cache.find(self._client.meta.endpoint_url, each)
             if secret is not None:
                 found[each] = secret
@@ -135,7 +137,7 @@ class Secrets:
     def _read_batch(
         self, ids: Sequence[str], deadline: Deadline
     ) -> Mapping[str, Secret | SecretError]:
-        """Read secrets with one call; those missing from the result have to be read one by one."""
+        """Read secrets with one call; read those that the result lacks one by one."""
         read = partial(self._client.batch_get_secret_value, SecretIdList=ids)
         try:
             answer = call("secretsmanager", read, deadline)
@@ -149,7 +151,9 @@ class Secrets:
         except ClientError:  # such as a role without secretsmanager:BatchGetSecretValue
             return {}
         except AWS_ERRORS as error:
-            return {each: _unreadable(each, describe_error(error), _OTHER_HINT) for each in ids}
+            return {
+                each: _explain_unreadable(each, describe_error(error), _OTHER_HINT) for each in ids
+            }
 
     def _iterate_errors(
         self, errors: Sequence[Mapping[str, Any]]
@@ -158,7 +162,7 @@ class Secrets:
             secret_id, code = error["SecretId"], error["ErrorCode"]
             # Only GetSecretValue can read secrets of other accounts.
             if not secret_id.startswith("arn:") or f":{self._account}:" in secret_id:
-                yield secret_id, _unreadable(secret_id, code, _HINTS.get(code, _OTHER_HINT))
+                yield secret_id, _explain_unreadable(secret_id, code, _HINTS.get(code, _OTHER_HINT))
 
     def _read_one(self, secret_id: str, deadline: Deadline) -> Secret | SecretError:
         read = partial(self._client.get_secret_value, SecretId=secret_id)
@@ -166,7 +170,7 @@ class Secrets:
             return self._keep(secret_id, call("secretsmanager", read, deadline))
         except AWS_ERRORS as error:
             reason = describe_error(error)
-            return _unreadable(secret_id, reason, _HINTS.get(reason, _OTHER_HINT))
+            return _explain_unreadable(secret_id, reason, _HINTS.get(reason, _OTHER_HINT))
 
     def _keep(self, secret_id: str, value: Mapping[str, Any]) -> Secret | SecretError:
         if "SecretString" not in value:
@@ -177,6 +181,6 @@ class Secrets:
         return secret
 
 
-def _unreadable(secret_id: str, reason: str, hint: str) -> SecretError:
+def _explain_unreadable(secret_id: str, reason: str, hint: str) -> SecretError:
     problem = f"secret {secret_id} cannot be read: {reason}"
     return SecretError(name_of_secret(secret_id), problem, hint)

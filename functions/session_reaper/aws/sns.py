@@ -60,10 +60,10 @@ def publish(
 
 
 def _send_without_thread(request: Mapping[str, Any], topic_arn: str, seconds: float) -> None:
-    """Publish in the caller's own thread, within about so many seconds.
+    """Publish in the caller's own thread, within about `seconds`.
 
-    The threads of the process do not end, so waiting for one would be in vain. Here only the
-    client's timeouts end the call. If name resolution hangs or the answer arrives byte by byte,
+    Idle threads of a pool never end, so a free one cannot be waited for. Here only the client's
+    timeouts end the call. If name resolution hangs or the answer arrives byte by byte,
     Lambda ends the function, and the remaining log lines are lost; without this try, the summary
     would be lost in any case.
     """

@@ -62,7 +62,7 @@ class MemoryBudget:
     def decode_in_turn(self, deadline: Deadline) -> Iterator[None]:
         """Decode one large answer at a time, because decoding takes a multiple of its size.
 
-        Threads would not decode any faster at once. Raises NoMemoryLeftError at the deadline.
+        Decoding in parallel would not be faster. Raises NoMemoryLeftError at the deadline.
         """
         if not self._decoding.acquire(timeout=deadline.remaining()):
             raise NoMemoryLeftError

@@ -22,7 +22,7 @@ from session_reaper.deadline import Deadline
 from session_reaper.errors import TargetError
 from session_reaper.postgres.budget import ANSWER_MEMORY, UNCLAIMED_BYTES, MemoryBudget
 from session_reaper.postgres.scram import MAX_ITERATIONS, ScramClient
-from session_reaper.postgres.tls import limit_time
+from session_reaper.postgres.tls import NOT_POSTGRES_HINT, limit_time
 from session_reaper.targets.target import AuthMethod, ChannelBinding, Target
 
 Row = list[bytes | memoryview | None]
@@ -380,7 +380,7 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
             self._refuse(self._method)
         if self._method is AuthMethod.SCRAM_SHA_256 and not self._is_server_proven:
             problem = "the server ended SCRAM without proving that it knows the password"
-            raise TargetError("auth", problem, "Check host and port in the secret.")
+            raise TargetError("auth", problem, NOT_POSTGRES_HINT)
         if self._target.channel_binding is ChannelBinding.REQUIRE and not self._is_channel_bound:
             raise TargetError("auth", _NOT_BOUND, _NOT_BOUND_HINT)
         self._is_authenticated = True
@@ -390,7 +390,7 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
     def handle_messages(self, context: Context) -> None:
         """Handle messages until the server is ready.
 
-        pg8000's own method has each message in memory twice.
+        pg8000's own method keeps two copies of each message in memory.
         """
         kind = b""
         while kind != READY_FOR_QUERY:
@@ -410,7 +410,7 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         """Refuse a server that is ready before the authentication has ended."""
         if not self._is_authenticated:
             problem = "the server is ready without having authenticated the role"
-            raise TargetError("auth", problem, "Check host and port in the secret.")
+            raise TargetError("auth", problem, NOT_POSTGRES_HINT)
         super().handle_READY_FOR_QUERY(data, context)
 
     def handle_ROW_DESCRIPTION(self, data: bytes, context: Context) -> None:  # noqa: ARG002, N802 -- pg8000's name

@@ -11,12 +11,18 @@ from typing import Final
 from pg8000.native import DatabaseError, Error
 from scramp import ScramException
 
-from session_reaper.errors import ConnectionLimit, ConnectionLostError, FullError, TargetError
+from session_reaper.errors import (
+    INSUFFICIENT_PRIVILEGE,
+    ConnectionLimit,
+    ConnectionLostError,
+    FullError,
+    TargetError,
+)
 from session_reaper.postgres.budget import NoMemoryLeftError
 from session_reaper.postgres.driver import AnswerTooLargeError
+from session_reaper.postgres.tls import NOT_POSTGRES_HINT
 from session_reaper.report.text import truncate
 
-INSUFFICIENT_PRIVILEGE: Final = "42501"
 _TOO_MANY_CONNECTIONS: Final = "53300"
 _NO_CODE: Final = "XX000"  # PostgreSQL's code for an internal error
 _MESSAGE_LENGTH: Final = 500  # characters
@@ -43,7 +49,6 @@ _LIMIT_HINTS: Final = {
     ConnectionLimit.DATABASE: "The server has free slots, but the database's CONNECTION LIMIT is reached."
     " Write another dbname into the secret, or raise it with ALTER DATABASE … CONNECTION LIMIT.",
 }
-_NOT_POSTGRES_HINT: Final = "Check host and port in the secret."
 _NO_MEMORY_HINT: Final = (
     "Let the rules match fewer sessions, or give some of the targets a stack of their own."
 )
@@ -63,83 +68,83 @@ _PROTOCOL_FAILURES: Final = (
 
 
 @contextmanager
-def connecting(doing: str, secret: str) -> Iterator[None]:
+def translate_connect_errors(step: str, secret: str) -> Iterator[None]:
     """Raise failures to connect as TargetError, without the secret."""
     try:
         yield
     except (*_NETWORK_FAILURES, *_PROTOCOL_FAILURES) as error:
-        raise _Translator(doing, secret, TargetError, _CONNECT_HINTS).translate(error) from None
+        raise _Translator(step, secret, TargetError, _CONNECT_HINTS).translate(error) from None
 
 
 @contextmanager
-def answering(doing: str, secret: str) -> Iterator[None]:
+def translate_statement_errors(step: str, secret: str) -> Iterator[None]:
     """Raise failures of a statement as TargetError, or ConnectionLostError if the connection ended."""
     try:
         yield
     except NoMemoryLeftError:  # in the middle of a message: nothing more can be read after it
-        raise _no_memory(doing, ConnectionLostError) from None
+        raise _explain_no_memory(step, ConnectionLostError) from None
     except (*_NETWORK_FAILURES, *_PROTOCOL_FAILURES) as error:
-        raise _Translator(doing, secret, ConnectionLostError, {}).translate(error) from None
+        raise _Translator(step, secret, ConnectionLostError, {}).translate(error) from None
 
 
 @contextmanager
-def within_memory(doing: str) -> Iterator[None]:
+def translate_memory_errors(step: str) -> Iterator[None]:
     """Raise TargetError where an answer that has arrived finds no memory to be decoded in."""
     try:
         yield
     except NoMemoryLeftError:
-        raise _no_memory(doing, TargetError) from None
+        raise _explain_no_memory(step, TargetError) from None
 
 
-def _no_memory(doing: str, kind: type[TargetError]) -> TargetError:
+def _explain_no_memory(step: str, kind: type[TargetError]) -> TargetError:
     cause = "the answers of other targets take the memory that this one needs"
-    return kind("memory", cause, _NO_MEMORY_HINT, step=doing)
+    return kind("memory", cause, _NO_MEMORY_HINT, step=step)
 
 
-def statement_error(doing: str, secret: str, error: DatabaseError) -> TargetError:
+def translate_server_error(step: str, secret: str, error: DatabaseError) -> TargetError:
     """Translate the server's error for one statement; the connection stays usable."""
-    return _Translator(doing, secret, ConnectionLostError, {}).translate(error)
+    return _Translator(step, secret, ConnectionLostError, {}).translate(error)
 
 
-def sqlstate(error: DatabaseError) -> str:
+def read_sqlstate(error: DatabaseError) -> str:
     """Return the error's SQLSTATE; XX000 if it is malformed."""
-    code = _fields(error).get("C", "")
+    code = _get_fields(error).get("C", "")
     return code if re.fullmatch(r"[0-9A-Z]{5}", code) else _NO_CODE
 
 
 @dataclass(frozen=True, slots=True)
 class _Translator:
-    """Translates what was raised while `doing` something."""
+    """Translates what was raised in one step."""
 
-    doing: str
+    step: str
     secret: str  # the password, which a server may repeat
     lost: type[TargetError]
     hints: Mapping[str, str]  # by SQLSTATE; they override _HINTS
 
     def translate(self, error: Exception) -> TargetError:
-        causes = list(_causes(error))
+        causes = list(_iterate_causes(error))
         for cause in causes:
             match cause:
                 # pg8000 may raise a failure to close after the server's error, with that as context.
                 case DatabaseError():
-                    return self._server_error(cause)
+                    return self._translate_server_error(cause)
                 case TimeoutError():
                     hint = "Check security groups and routes, and whether the server is overloaded."
-                    return self.lost("timeout", "no response in time", hint, step=self.doing)
+                    return self.lost("timeout", "no response in time", hint, step=self.step)
                 case AnswerTooLargeError() if self.lost is ConnectionLostError:
                     problem = "the response is larger than the limit"
-                    return self.lost("answer", problem, _NOT_POSTGRES_HINT, step=self.doing)
+                    return self.lost("answer", problem, NOT_POSTGRES_HINT, step=self.step)
                 case socket.gaierror() | UnicodeEncodeError():
                     problem = "the host name does not resolve"
-                    return self.lost("dns", problem, "Check host in the secret.", step=self.doing)
+                    return self.lost("dns", problem, "Check host in the secret.", step=self.step)
         if not isinstance(error, _NETWORK_FAILURES):
             problem = "not a PostgreSQL server"
-            return self.lost("protocol", problem, _NOT_POSTGRES_HINT, step=self.doing)
+            return self.lost("protocol", problem, NOT_POSTGRES_HINT, step=self.step)
         return self.lost(
             "connection",
             self._describe(causes[-1]),
             "Check host, port and sslmode in the secret, security groups, and the server's log.",
-            step=self.doing,
+            step=self.step,
         )
 
     def _describe(self, cause: BaseException) -> str:
@@ -147,19 +152,19 @@ class _Translator:
         kind = type(cause).__name__
         if isinstance(cause, ScramException):  # its message quotes the server
             return f"{kind}: SCRAM authentication failed"
-        return f"{kind}: {self._printable(str(cause))}" if str(cause) else kind
+        return f"{kind}: {self._hide_secret(str(cause))}" if str(cause) else kind
 
-    def _server_error(self, error: DatabaseError) -> TargetError:
-        code = sqlstate(error)
-        text = self._printable(_fields(error).get("M", "the server sent no message"))
+    def _translate_server_error(self, error: DatabaseError) -> TargetError:
+        code = read_sqlstate(error)
+        text = self._hide_secret(_get_fields(error).get("M", "the server sent no message"))
         if code != _TOO_MANY_CONNECTIONS:
             hint = self.hints.get(code) or _HINTS.get(code, _OTHER_HINT)
-            return TargetError(code, text, hint, step=self.doing)
-        limit = _LIMITS.get(_fields(error).get("R", ""))
+            return TargetError(code, text, hint, step=self.step)
+        limit = _LIMITS.get(_get_fields(error).get("R", ""))
         hint = _LIMIT_HINTS[limit] if limit else _OTHER_HINT
-        return FullError(code, text, hint, limit=limit, step=self.doing)
+        return FullError(code, text, hint, limit=limit, step=self.step)
 
-    def _printable(self, text: str) -> str:
+    def _hide_secret(self, text: str) -> str:
         """Return the beginning of a text, on one line and without the secret."""
         if self.secret:
             text = text.replace(self.secret, "…")
@@ -167,12 +172,12 @@ class _Translator:
         return truncate(line, _MESSAGE_LENGTH)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def _iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _fields(error: DatabaseError) -> Mapping[str, str]:
+def _get_fields(error: DatabaseError) -> Mapping[str, str]:
     # pg8000 keeps the fields of an ErrorResponse in a dict, by their protocol letters.
     return error.args[0] if error.args and isinstance(error.args[0], dict) else {}

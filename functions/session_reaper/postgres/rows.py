@@ -16,7 +16,8 @@ from itertools import islice
 from sys import getsizeof
 from typing import Any, Final, NoReturn
 
-from session_reaper.errors import Membership, TargetError, quote_identifier
+from session_reaper.errors import TargetError
+from session_reaper.grants import Membership, quote_identifier
 from session_reaper.postgres.driver import Row
 from session_reaper.postgres.signals import Signal
 from session_reaper.sessions.lock_chains import Wait, Waiter, map_waiters_by_root
@@ -369,7 +370,7 @@ def _read_sessions(
     own_roles: Collection[str | None],
 ) -> Iterator[Session]:
     rows = _read_rows(answer, "sessions", len(SESSION_COLUMNS))
-    # By column: to check the values of 5,000 rows one by one would take longer than the whole run.
+    # By column, because checking 5,000 rows value by value takes longer than the rest of the run.
     for name, column in zip(SESSION_COLUMNS, zip(*rows, strict=True), strict=False):
         _check_column(name, column)
     pid = SESSION_COLUMNS.index("pid")
@@ -447,9 +448,8 @@ _COLUMN_CHECKS: Final[Mapping[str, _Check]] = {
     **dict.fromkeys(("role", "database", "application"), _are_names),
     "client": _make_text_check(_NAME_LENGTH, _is_address),
     "query": _make_text_check(QUERY_BYTES),
-    "cut_query": _make_text_check(
-        2 * QUERY_BYTES
-    ),  # base64 takes 4 bytes for 3, and some line breaks
+    # Base64 takes 4 bytes for 3, and adds line breaks.
+    "cut_query": _make_text_check(2 * QUERY_BYTES),
     "query_id": _make_text_check(20, re.compile(r"-?[0-9]+").fullmatch),
     **dict.fromkeys(
         ("idle_seconds", "transaction_seconds", "connected_seconds", "query_seconds"), _are_seconds

@@ -18,7 +18,7 @@ from weakref import finalize
 from pg8000.native import DatabaseError, PreparedStatement, literal
 
 from session_reaper.deadline import Deadline
-from session_reaper.errors import TargetError
+from session_reaper.errors import INSUFFICIENT_PRIVILEGE, TargetError
 from session_reaper.policy.enums import Action
 from session_reaper.postgres.budget import (
     ANSWER_MEMORY,
@@ -28,12 +28,11 @@ from session_reaper.postgres.budget import (
 )
 from session_reaper.postgres.driver import Connection, Row
 from session_reaper.postgres.errors import (
-    INSUFFICIENT_PRIVILEGE,
-    answering,
-    connecting,
-    sqlstate,
-    statement_error,
-    within_memory,
+    read_sqlstate,
+    translate_connect_errors,
+    translate_memory_errors,
+    translate_server_error,
+    translate_statement_errors,
 )
 from session_reaper.postgres.rows import (
     QUERY_BYTES,
@@ -106,13 +105,15 @@ class Server:
         """
         where = f"{target.host}:{target.port}"
         deadline = deadline.capped_at(deadline.remaining_or_raise(CONNECT_SECONDS))
-        with connecting(f"connecting to {where}", target.password):
+        with translate_connect_errors(f"connecting to {where}", target.password):
             sock = open_socket(target.host, target.port, deadline)
         try:
             if target.sslmode is not SslMode.DISABLE:
-                with connecting(f"securing the connection to {where}", target.password):
+                with translate_connect_errors(
+                    f"securing the connection to {where}", target.password
+                ):
                     sock = wrap_tls(sock, target, deadline)
-            with connecting(f"logging in to {where}", target.password):
+            with translate_connect_errors(f"logging in to {where}", target.password):
                 connection = Connection(
                     sock,
                     target,
@@ -133,14 +134,16 @@ class Server:
     def read_facts(self, deadline: Deadline) -> ServerFacts:
         """Read facts about the server and our role on it. Raises TargetError."""
         with (
-            self._naming_missing_grants(deadline),
-            self._answer_to("reading the server's facts", _sql("server_facts"), deadline) as row,
+            self._add_missing_grants(deadline),
+            self._run_for_row(
+                "reading the server's facts", _load_sql("server_facts"), deadline
+            ) as row,
         ):
             return read_facts(row, describe_tls(self._connection.socket, self._target))
 
     def alter(self, statement: str, deadline: Deadline) -> None:
         """Run the one kind of statement that writes: an ALTER. Raises TargetError."""
-        with self._answering("altering", deadline):
+        with self._expect_answer("altering", deadline):
             # Both are one implicit transaction, so the connection is read-only again afterwards.
             self._connection.run(f"SET TRANSACTION READ WRITE; {statement}")
 
@@ -149,10 +152,10 @@ class Server:
 
         The sessions of a large snapshot claim memory until they are deleted.
         """
-        doing = "taking the snapshot"
+        step = "taking the snapshot"
         with (
-            self._naming_missing_grants(deadline),
-            self._answer_to(doing, self._write_select(scope), deadline, _SNAPSHOT_BYTES) as row,
+            self._add_missing_grants(deadline),
+            self._run_for_row(step, self._write_select(scope), deadline, _SNAPSHOT_BYTES) as row,
         ):
             snapshot = read_snapshot(
                 row, own_roles=self._own_roles, backend_pid=self._connection.backend_pid
@@ -169,10 +172,10 @@ class Server:
         return snapshot
 
     def _write_select(self, scope: SnapshotScope) -> str:
-        return _sql("snapshot").format(
+        return _load_sql("snapshot").format(
             columns=", ".join(f"s.{column}" for column in SESSION_COLUMNS),
             idle_for=literal(json.dumps(scope.idle_floors)),
-            waits=_sql("waits") if scope.waits else "NULL",
+            waits=_load_sql("waits") if scope.waits else "NULL",
             locks=str(scope.locks).lower(),
             query_id="a.query_id" if self._major >= _QUERY_ID_SINCE else "NULL",
             query_bytes=QUERY_BYTES,
@@ -183,15 +186,15 @@ class Server:
 
         Raises TargetError.
         """
-        statement = _sql("missing_grants").format(
+        statement = _load_sql("missing_grants").format(
             functions=", ".join(map(literal, USED_FUNCTIONS)),
             relations=", ".join(map(literal, USED_RELATIONS)),
         )
-        with self._answer_to("reading the missing grants", statement, deadline) as row:
+        with self._run_for_row("reading the missing grants", statement, deadline) as row:
             return read_grants(row, self.role)
 
     @contextmanager
-    def _naming_missing_grants(self, deadline: Deadline) -> Iterator[None]:
+    def _add_missing_grants(self, deadline: Deadline) -> Iterator[None]:
         """Add the missing grants to the error if our role lacks a privilege."""
         try:
             yield
@@ -223,13 +226,13 @@ class Server:
         if nothing was sent. Any other TargetError means that it is unknown whether the unanswered
         signals were sent.
         """
-        doing = f"signalling ({action})"
-        with self._answering(doing, deadline):
+        step = f"signalling ({action})"
+        with self._expect_answer(step, deadline):
             if action not in self._signal_statements:
-                guarded = _sql("signal").format(function=_SIGNAL_FUNCTIONS[action])
+                guarded = _load_sql("signal").format(function=_SIGNAL_FUNCTIONS[action])
                 self._signal_statements[action] = self._connection.prepare(guarded)
             executions = (
-                _parameters_of(identity, guards.get(identity.pid, WaitGuard()))
+                _to_parameters(identity, guards.get(identity.pid, WaitGuard()))
                 for identity in identities
             )
             statement = self._signal_statements[action]
@@ -238,19 +241,19 @@ class Server:
             ):
                 if not isinstance(answer, DatabaseError):
                     yield _read_signal(answer)
-                elif sqlstate(answer) == INSUFFICIENT_PRIVILEGE:
+                elif read_sqlstate(answer) == INSUFFICIENT_PRIVILEGE:
                     yield Signal.DENIED
                 else:
-                    yield statement_error(doing, self._target.password, answer)
+                    yield translate_server_error(step, self._target.password, answer)
 
     def verify(
         self, signalled: Collection[tuple[Identity, Action]], deadline: Deadline
     ) -> Verification:
         """Find the sessions that remain, or still run their cancelled query. Raises TargetError."""
-        doing = "verifying"
-        with self._answering(doing, deadline):
+        step = "verifying"
+        with self._expect_answer(step, deadline):
             if self._verify_statement is None:
-                self._verify_statement = self._connection.prepare(_sql("verify"))
+                self._verify_statement = self._connection.prepare(_load_sql("verify"))
             rows = self._verify_statement.run(
                 pids=[identity.pid for identity, _ in signalled],
                 starts=[identity.backend_start for identity, _ in signalled],
@@ -260,35 +263,36 @@ class Server:
                 ],
             )
             (row,) = rows
-        with self._decoding(doing, deadline):
+        with self._decode_answer(step, deadline):
             return read_verification(row)
 
     @contextmanager
-    def _answer_to(
-        self, doing: str, statement: str, deadline: Deadline, answer_bytes: int = _ANSWER_BYTES
+    def _run_for_row(
+        self, step: str, statement: str, deadline: Deadline, answer_bytes: int = _ANSWER_BYTES
     ) -> Iterator[Row]:
         """Run a statement that answers one row, and decode the row in the block."""
-        with self._answering(doing, deadline, answer_bytes):
+        with self._expect_answer(step, deadline, answer_bytes):
             row = self._connection.run_for_row(statement)
-        with self._decoding(doing, deadline):
+        with self._decode_answer(step, deadline):
             yield row
 
     @contextmanager
-    def _decoding(self, doing: str, deadline: Deadline) -> Iterator[None]:
-        with within_memory(doing), self._connection.decode_answer(deadline):
+    def _decode_answer(self, step: str, deadline: Deadline) -> Iterator[None]:
+        with translate_memory_errors(step), self._connection.decode_answer(deadline):
             yield
 
     @contextmanager
-    def _answering(
-        self, doing: str, deadline: Deadline, answer_bytes: int = _ANSWER_BYTES
+    def _expect_answer(
+        self, step: str, deadline: Deadline, answer_bytes: int = _ANSWER_BYTES
     ) -> Iterator[None]:
+        """Bound the time and the size of the answer to the statement in the block."""
         within = deadline.capped_at(deadline.remaining_or_raise(_ANSWER_SECONDS))
         self._connection.allow(within, answer_bytes)
-        with answering(doing, self._target.password):
+        with translate_statement_errors(step, self._target.password):
             yield
 
 
-def _parameters_of(identity: Identity, guard: WaitGuard) -> dict[str, object]:
+def _to_parameters(identity: Identity, guard: WaitGuard) -> dict[str, object]:
     return {
         "pid": identity.pid,
         "backend_start": identity.backend_start,
@@ -305,6 +309,6 @@ def _read_signal(rows: Sequence[Row]) -> Signal:
 
 
 @cache
-def _sql(name: str) -> str:
+def _load_sql(name: str) -> str:
     text = (files("session_reaper.postgres") / "queries" / f"{name}.sql").read_text("utf-8")
     return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))

@@ -16,7 +16,7 @@ from session_reaper.targets.providers import explain_unknown_authority, rds_regi
 from session_reaper.targets.target import SslMode, Target
 
 _SSL_REQUEST: Final = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
-_NOT_POSTGRES_HINT: Final = "Check host and port in the secret."
+NOT_POSTGRES_HINT: Final = "Check host and port in the secret."
 _AWS_CERTIFICATES: Final = Path(__file__).with_name("aws_certificates.pem")
 
 
@@ -87,7 +87,7 @@ def wrap_tls(
     raise TargetError(
         "protocol",
         f"{where} does not respond like a PostgreSQL server",
-        _NOT_POSTGRES_HINT,
+        NOT_POSTGRES_HINT,
     )
 
 

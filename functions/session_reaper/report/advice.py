@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from session_reaper.errors import ConnectionLostError, TargetError, quote_identifier
+from session_reaper.errors import INSUFFICIENT_PRIVILEGE, ConnectionLostError, TargetError
+from session_reaper.grants import quote_identifier
 from session_reaper.policy.builtin import find_protection_by_name, is_provider_role
 from session_reaper.policy.durations import format_duration
 from session_reaper.report.headline import count_of
@@ -409,7 +410,7 @@ def explain_refused_setting(
         hint = "This is a replica. Run the statement on its writer."
     elif isinstance(error, ConnectionLostError):
         hint = f"It is unknown whether the setting was made, so apply it again. {hint}"
-    elif error.code == "42501":
+    elif error.code == INSUFFICIENT_PRIVILEGE:
         needs = "CREATEROLE"
         if found.major >= _ADMIN_OPTION_SINCE:
             needs += f" and ADMIN OPTION on {setting.role}"

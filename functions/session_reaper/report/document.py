@@ -24,7 +24,7 @@ from session_reaper.sessions.redaction import redact_for_matching
 from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.snapshot import Snapshot
 
-_MOST_SESSIONS: Final = 15_000  # as many as Lambda's response has room for, roughly
+_MOST_SESSIONS: Final = 15_000  # roughly as many as fit into Lambda's response
 
 
 def to_document(
@@ -34,10 +34,10 @@ def to_document(
     verdict: str = "",
     steps: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Build the JSON document that a run returns and logs; the digest has the verdict and the steps.
+    """Build the JSON document that a run returns and logs; `verdict` and `steps` are the digest's.
 
-    Leaves out sessions beyond what a response has room for, and those not described by the
-    deadline, from each target alike; `sessions_left_out` is their number.
+    If there are more sessions than a response has room for, or than can be described by the
+    deadline, leaves out the same share of each target's; `sessions_left_out` is their number.
     """
     number = sum(len(target.results) for target in report.targets)
     share = min(1.0, _MOST_SESSIONS / number) if number else 1.0
@@ -45,7 +45,7 @@ def to_document(
     for done, target in enumerate(report.targets):
         seconds = None if deadline is None else deadline.remaining() / (len(report.targets) - done)
         targets.append(
-            _target_document(target, share, None if seconds is None else Deadline(seconds))
+            _describe_target(target, share, None if seconds is None else Deadline(seconds))
         )
     return {
         "run_id": report.run_id,
@@ -66,7 +66,8 @@ def to_document(
 def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
     """Leave out sessions until the document fits into `most` bytes of JSON.
 
-    Leaves them out from each target alike, spared ones first; `sessions_left_out` is their number.
+    Leaves out the same share of each target's, spared ones first; `sessions_left_out` is their
+    number.
     """
     size = len(json.dumps(document))  # ASCII: no encoding of it is longer
     if size <= most or not any(target["sessions"] for target in document["targets"]):
@@ -83,17 +84,17 @@ def _truncate_target(target: dict[str, Any], share: float) -> dict[str, Any]:
     return {**target, "sessions": kept, **({"sessions_left_out": left_out} if left_out else {})}
 
 
-def _target_document(
+def _describe_target(
     target: TargetReport, share: float, deadline: Deadline | None
 ) -> dict[str, Any]:
-    sessions = list(_session_documents(target, int(share * len(target.results)), deadline))
+    sessions = list(_describe_sessions(target, int(share * len(target.results)), deadline))
     left_out = len(target.results) - len(sessions)
-    recovered = [_recovery_document(recovery) for recovery in target.recovered]
+    recovered = [_describe_recovery(recovery) for recovery in target.recovered]
     return {
         "name": target.name,
         "secret": target.secret,
         "status": target.status.value,
-        "error": _failure_document(target.error),
+        "error": _describe_failure(target.error),
         "slots": target.slots
         and {
             "max": target.slots.max,
@@ -102,15 +103,15 @@ def _target_document(
             "used_before": target.slots.used,
             "used_after": target.used_after,
         },
-        # These keys are there only if they say something, the others always.
+        # These keys are left out if they have no value; the others are always present.
         **({"reader": True} if target.reader else {}),
         **({"fallback_secret": target.fallback_secret} if target.fallback_secret else {}),
         **({"pressure": list(target.pressure)} if target.pressure else {}),
-        **({"check": _check_document(target.checked)} if target.checked else {}),
+        **({"check": _describe_check(target.checked)} if target.checked else {}),
         **(
             {}
             if target.applied is None
-            else {"applied": [_setting_document(s) for s in target.applied]}
+            else {"applied": [_describe_setting(s) for s in target.applied]}
         ),
         **({"recovered": recovered} if recovered else {}),
         "sessions": sessions,
@@ -122,29 +123,29 @@ def _target_document(
     }
 
 
-def _failure_document(failure: Failure | None) -> dict[str, str] | None:
+def _describe_failure(failure: Failure | None) -> dict[str, str] | None:
     if failure is None:
         return None
     return {"code": failure.code, "message": failure.message, "hint": failure.hint}
 
 
-def _setting_document(setting: RoleSetting) -> dict[str, Any]:
+def _describe_setting(setting: RoleSetting) -> dict[str, Any]:
     return {
         "code": setting.code,
         "role": setting.role,
         "sql": setting.sql,
         "old": setting.old,
         "done": setting.done,
-        "error": _failure_document(setting.error),
+        "error": _describe_failure(setting.error),
     }
 
 
-def _recovery_document(recovery: Recovery) -> dict[str, Any]:
+def _describe_recovery(recovery: Recovery) -> dict[str, Any]:
     kind, detail = recovery.issue.kind, recovery.issue.detail
     return {"kind": kind.value, "detail": list(detail), "seconds": recovery.seconds}
 
 
-def _check_document(check: Check) -> dict[str, Any]:
+def _describe_check(check: Check) -> dict[str, Any]:
     server, snapshot = check.server, check.snapshot
     return {
         "version": server.version,
@@ -164,7 +165,7 @@ def _check_document(check: Check) -> dict[str, Any]:
     }
 
 
-def _session_documents(
+def _describe_sessions(
     target: TargetReport, most: int, deadline: Deadline | None
 ) -> Iterator[dict[str, Any]]:
     """Describe at most `most` sessions until the deadline, and spared ones only if all fit."""
@@ -191,9 +192,9 @@ def describe_session(decision: Decision, queries: QueryVisibility) -> dict[str, 
         "application": session.application,
         "client": session.client,
         "state": session.state.value,
-        "idle_seconds": _tenths(session.idle_seconds),
-        "transaction_seconds": _tenths(session.transaction_seconds),
-        "connected_seconds": _tenths(session.connected_seconds),
+        "idle_seconds": _round_down(session.idle_seconds),
+        "transaction_seconds": _round_down(session.transaction_seconds),
+        "connected_seconds": _round_down(session.connected_seconds),
         "rule": decision.rule and decision.rule.name,
         "reason": decision.reason,
         "query": printable(session.query, _QUERY_LENGTH, "\n\t")
@@ -203,18 +204,18 @@ def describe_session(decision: Decision, queries: QueryVisibility) -> dict[str, 
     }
 
 
-def _tenths(seconds: float | None) -> float | None:
+def _round_down(seconds: float | None) -> float | None:
     """Round down to a tenth, as reasons do."""
     return None if seconds is None else int(seconds * 10) / 10
 
 
-MAX_RECORDING = 5_000_000  # bytes of JSON: Lambda returns 6 MB with all around it
+MAX_RECORDING = 5_000_000  # bytes of JSON: Lambda's response is limited to 6 MB
 
 
 def to_recordings(report: Report) -> dict[str, Any]:
     """Return the recorded snapshots of a run as JSON, by target, for a replay.
 
-    Raises ConfigurationError if they are larger than an answer of Lambda can be.
+    Raises ConfigurationError if they do not fit into Lambda's response.
     """
     snapshots = {t.name: to_recording(t.recorded) for t in report.targets if t.recorded is not None}
     size = len(json.dumps(snapshots))

@@ -118,7 +118,7 @@ def write_summary_line(report: Report) -> str:
     unreached = [target for target in shown if target.slots is None]
     if len(unreached) == 1:
         headlines.insert(0, write_headline(unreached[0]))
-    elif unreached:  # they have one cause, mostly
+    elif unreached:  # usually for one reason
         names = ", ".join(printable(target.name, 80) for target in unreached[:_MOST_HEADLINES])
         more = ", …" if len(unreached) > _MOST_HEADLINES else ""
         number = f"{len(unreached)} of {len(report.targets)} targets"

@@ -1,4 +1,6 @@
-"""Decide which issues are news: an issue is repeated after a while, and its end is reported once.
+"""Compares a report with the issues that earlier summaries have reported.
+
+An issue is reported when it begins, again after a while if it lasts, and once when it has ended.
 
 A target is identified by its secret and instance, not by its name: a secret may choose a name that
 belongs to another target.
@@ -41,7 +43,7 @@ class KnownIssue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateUpdate:
-    """How a summary changes the notification state, once it is published."""
+    """The changes that a published summary makes to the notification state."""
 
     reported: tuple[KnownIssue, ...]
     ended: tuple[KnownIssue, ...]
@@ -60,19 +62,19 @@ def to_stable_key(key: TargetKey, function_arn: str) -> TargetKey:
     return replace(key, secret=arn)
 
 
-def compare_with_known(  # noqa: PLR0913 -- the report, and everything that decides what is news
+def compare_with_known(  # noqa: PLR0913 -- the report, and everything that decides what is new
     report: Report,
     known: Collection[KnownIssue],
     now: float,
     remind_after: float,
     *,
-    whole: bool,
+    covers_all: bool,
     function_arn: str,
 ) -> tuple[Report, StateUpdate]:
     """Return the report with its known and ended issues, and the update of the notification state.
 
-    An issue is news again after `remind_after` seconds. With `whole` the report covers all targets,
-    so issues of any other target are forgotten. `function_arn` is the reaper's own.
+    An issue counts as new again after `remind_after` seconds. With `covers_all` the report covers all
+    targets, so the issues of any other target are dropped. `function_arn` is the reaper's own.
     """
     keys = [to_stable_key(target.key, function_arn) for target in report.targets]
     owners = _map_owners(keys)
@@ -83,7 +85,8 @@ def compare_with_known(  # noqa: PLR0913 -- the report, and everything that deci
     }
     current: dict[int, list[IssueKey]] = defaultdict(list)
     recovered: dict[int, list[Recovery]] = defaultdict(list)
-    undelivered, ended = [], []
+    undelivered: list[str] = []
+    ended: list[KnownIssue] = []
     for issue in known:
         owned = owners.get(issue.target, ())
         if issue.key.kind is IssueKind.UNDELIVERED:
@@ -93,7 +96,7 @@ def compare_with_known(  # noqa: PLR0913 -- the report, and everything that deci
             seconds = max(0.0, now - issue.since)
             recovered[owned[0]].append(Recovery(issue=issue.key, seconds=seconds))
             ended.append(issue)
-        elif not owned and whole and issue.target.secret not in unread:
+        elif not owned and covers_all and issue.target.secret not in unread:
             ended.append(issue)
         elif 0 <= now - issue.reported_at < remind_after:
             for index in owned:
@@ -102,13 +105,13 @@ def compare_with_known(  # noqa: PLR0913 -- the report, and everything that deci
         replace(target, known_issues=tuple(current[index]), recovered=tuple(recovered[index]))
         for index, target in enumerate(report.targets)
     )
-    reported = tuple(_reported_issues(zip(keys, targets, strict=True), known, now))
+    reported = tuple(_list_reported(zip(keys, targets, strict=True), known, now))
     update = StateUpdate(reported=reported, ended=tuple(ended))
     return replace(report, targets=targets, undelivered=tuple(undelivered)), update
 
 
-def remember_undelivered(report: Report, now: float) -> StateUpdate:
-    """Make the next run report this one, whose summary was not published."""
+def mark_undelivered(report: Report, now: float) -> StateUpdate:
+    """Return the update with which the next run reports that this summary was not published."""
     key = IssueKey(IssueKind.UNDELIVERED, (printable(write_summary_line(report), 200),))
     target = TargetKey(f"run {report.run_id}")
     issue = KnownIssue(target=target, key=key, since=now, reported_at=now)
@@ -127,7 +130,7 @@ def _map_owners(keys: Iterable[TargetKey]) -> Mapping[TargetKey, list[int]]:
     return owners
 
 
-def _reported_issues(
+def _list_reported(
     targets: Iterable[tuple[TargetKey, TargetReport]], known: Iterable[KnownIssue], now: float
 ) -> Iterator[KnownIssue]:
     by_key = {(issue.target, issue.key): issue for issue in known}
@@ -144,7 +147,7 @@ def _reported_issues(
 
 
 def _has_ended(key: IssueKey, target: TargetReport, mode: Mode) -> bool:
-    """Return whether the run saw that the issue has ended; what it could not see has not."""
+    """Return whether the issue has ended; one that the run could not check has not."""
     if target.has_issue(key) or not target.is_reached or key.kind in _PASSING:
         return False
     match key.kind:

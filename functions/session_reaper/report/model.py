@@ -26,11 +26,11 @@ class Outcome(StrEnum):
     ESCAPED = "escaped"  # changed between snapshot and signal, so it was left alone
     DENIED = "denied"  # the role lacks the privilege
     LINGERING = "lingering"  # signalled, but not seen gone
-    SPARED = "spared"  # held back by a limit or the breaker, or the time was over
+    SPARED = "spared"  # held back by a limit, the breaker or lack of time
 
 
 class TargetStatus(StrEnum):
-    """How the run went on one target."""
+    """The result of a run on one target."""
 
     OK = "ok"
     FAILED = "failed"
@@ -39,7 +39,7 @@ class TargetStatus(StrEnum):
     BREAKER = "breaker"  # the policy condemned too many sessions, so none was terminated
 
 
-UNREACHED: Final = (TargetStatus.FAILED, TargetStatus.FULL, TargetStatus.BLIND)
+_UNREACHED: Final = (TargetStatus.FAILED, TargetStatus.FULL, TargetStatus.BLIND)
 _DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
 _CODE_LENGTH: Final = 20  # characters
 _NAME_LENGTH: Final = 63  # characters, all that PostgreSQL keeps of a name
@@ -170,7 +170,7 @@ class TargetReport:
     @property
     def is_reached(self) -> bool:
         """Whether the run could work on the target."""
-        return self.status not in UNREACHED
+        return self.status not in _UNREACHED
 
     @property
     def is_exhausted(self) -> bool:
@@ -202,7 +202,7 @@ class TargetReport:
             keys.append(IssueKey(IssueKind.FALLBACK))
         if self.is_exhausted:
             keys.append(IssueKey(IssueKind.EXHAUSTED))
-        found = (_issue_of(result) for result in self.results)
+        found = (_find_issue(result) for result in self.results)
         return tuple(dict.fromkeys([*keys, *(key for key in found if key is not None)]))
 
     def has_issue(self, key: IssueKey) -> bool:
@@ -221,7 +221,7 @@ class TargetReport:
 
     @property
     def should_notify(self) -> bool:
-        """Whether the target has news. An escaped session is none: it is healthy."""
+        """Whether there is something new to report. Escaped sessions are healthy and do not count."""
         return (
             bool(self.recovered)
             or self.checked is not None  # a check also shows whether the summary arrives
@@ -235,7 +235,7 @@ _DENIED: Final = IssueKey(IssueKind.DENIED)
 _SPARED: Final = IssueKey(IssueKind.SPARED)
 
 
-def _issue_of(result: SessionResult) -> IssueKey | None:
+def _find_issue(result: SessionResult) -> IssueKey | None:
     """Return the issue that a session causes: one per lingering session, or observed rule and role."""
     decision = result.decision
     match result.outcome:
@@ -253,9 +253,9 @@ def _issue_of(result: SessionResult) -> IssueKey | None:
 
 
 def record_error(report: TargetReport, error: TargetError) -> TargetReport:
-    """Return what is known of a target, ended by an error."""
+    """Return the report with an error that ended the work on the target."""
     status = TargetStatus.FAILED
-    # Where only our own role or the database has too few connections, applications still get slots.
+    # At the limit of our own role, applications still get slots.
     if isinstance(error, FullError) and error.limit is not ConnectionLimit.ROLE:
         status = TargetStatus.FULL
     elif isinstance(error, BlindError):
@@ -266,7 +266,7 @@ def record_error(report: TargetReport, error: TargetError) -> TargetReport:
 
 
 def record_breaker(report: TargetReport, cause: str) -> TargetReport:
-    """Return what is known of a target where the breaker stopped all terminations."""
+    """Return the report of a target on which the breaker stopped all terminations."""
     failure = Failure(
         code="breaker",
         cause=cause,
@@ -276,25 +276,20 @@ def record_breaker(report: TargetReport, cause: str) -> TargetReport:
     return replace(report, status=TargetStatus.BREAKER, error=failure)
 
 
-def record_bug(report: TargetReport, error: Exception) -> TargetReport:
-    """Return what is known of a target, ended by a bug of session-reaper."""
-    failure = Failure(
-        code="internal",
-        cause=f"session-reaper has a bug: {type(error).__name__}",
-        hint="Please report it with the traceback in the log.",
-    )
-    return replace(report, status=TargetStatus.FAILED, error=failure)
-
-
 def record_unfinished(report: TargetReport, bug: Exception | None) -> TargetReport:
-    """Return the report of a target whose job did not end: by a bug, or because time ran out."""
+    """Return the report of a target whose job a bug or the end of the run's time has cut off."""
     if bug is not None:
-        return record_bug(report, bug)
+        failure = Failure(
+            code="internal",
+            cause=f"session-reaper has a bug: {type(bug).__name__}",
+            hint="Please report it with the traceback in the log.",
+        )
+        return replace(report, status=TargetStatus.FAILED, error=failure)
     return report if report.error is not None else record_error(report, DeadlineError())
 
 
 class RunStatus(StrEnum):
-    """How the run went as a whole."""
+    """The result of a run as a whole."""
 
     OK = "ok"
     PARTIAL = "partial"  # a target was not reached, or its breaker tripped
@@ -302,7 +297,7 @@ class RunStatus(StrEnum):
 
 
 class Severity(StrEnum):
-    """How urgent a summary is; subscribers can filter by it."""
+    """The urgency of a summary; subscribers can filter by it."""
 
     CRITICAL = "critical"  # applications cannot connect
     WARNING = "warning"  # a person has to fix something
@@ -326,29 +321,29 @@ class Report:
     @property
     def failed(self) -> int:
         """The number of targets that were not reached."""
-        return sum(target.status in UNREACHED for target in self.targets)
+        return sum(not target.is_reached for target in self.targets)
 
     @property
     def status(self) -> RunStatus:
-        """How the run went as a whole."""
+        """The result of a run as a whole."""
         if all(target.status is TargetStatus.OK for target in self.targets):
             return RunStatus.OK
         return RunStatus.FAILED if self.failed == len(self.targets) else RunStatus.PARTIAL
 
     @property
     def should_notify(self) -> bool:
-        """Whether a target has news, or an earlier summary was not published."""
+        """Whether a target has something new to report, or an earlier summary was not published."""
         return bool(self.undelivered) or any(target.should_notify for target in self.targets)
 
     def split_new_and_known(self) -> tuple[Sequence[TargetReport], Sequence[TargetReport]]:
         """Return the targets to report, most urgent first, and those with only known issues.
 
-        Without any news (NOTIFY is always), report the targets with known issues, or else all.
+        If nothing is new (NOTIFY is always), report the targets with known issues, or else all.
         """
         targets = sorted(self.targets, key=urgency_key)
-        news = [target for target in targets if target.should_notify]
+        new = [target for target in targets if target.should_notify]
         known = [target for target in targets if target.issues and not target.should_notify]
-        return (news, known) if news else (known or targets, ())
+        return (new, known) if new else (known or targets, ())
 
     @property
     def is_critical(self) -> bool:
@@ -361,7 +356,7 @@ class Report:
 
     @property
     def severity(self) -> Severity:
-        """How urgent the reported issues are."""
+        """The urgency of the reported issues."""
         if self.is_critical:
             return Severity.CRITICAL
         passing = (IssueKind.WOULD_TERMINATE, IssueKind.SPARED)

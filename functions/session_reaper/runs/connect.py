@@ -2,7 +2,6 @@
 
 import random
 import time
-from itertools import count
 from typing import Final
 
 from session_reaper.aws.rds import with_iam_token
@@ -16,7 +15,7 @@ from session_reaper.targets.target import Auth, Target
 FULL_SECONDS: Final = 8.0  # for retries on a full server, at most
 _FULL_SHARE: Final = 0.25  # of the time left, at most
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5  # seconds between two attempts
-_FIRST_FALLBACK: Final = 2  # the attempt after which the fallback secret is tried, too
+_FIRST_FALLBACK: Final = 2  # the first attempt after which the fallback secret is also tried
 
 _IAM_HINT: Final = (
     "The password was an IAM token (the secret has auth iam, or no password). A token requires"
@@ -28,7 +27,7 @@ _IAM_HINT: Final = (
 def connect_to_target(
     target: Target, discovery: TargetDiscovery, deadline: Deadline
 ) -> tuple[Server, Target]:
-    """Connect; return also the target as connected to: its password or its role may have changed.
+    """Connect; return the server, and the target with the password and the role that were used.
 
     Raises TargetError; FullError, with what to do now, if none of the roles gets a slot.
     """
@@ -36,7 +35,9 @@ def connect_to_target(
     pause = _SHORTEST_PAUSE
     fallback: Target | None = None
     refusal = ""
-    for attempt in count(1):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             return _connect_or_reread(target, discovery, deadline)
         except FullError as error:
@@ -54,10 +55,9 @@ def connect_to_target(
             hint = full.hint if full.limit else reserved_slot_instructions(target.host, target.role)
             cause = full.cause + refusal
             raise FullError(full.code, cause, hint, limit=full.limit, step=full.step)
-        # Other clients that were refused retry, too; the jitter keeps us from retrying in step.
+        # Other clients that were refused also retry; the jitter avoids retrying at the same moments.
         time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 -- not cryptographic
         pause = min(2 * pause, _LONGEST_PAUSE)
-    raise AssertionError  # count() does not end
 
 
 def connect_with_fallback(target: Target, discovery: TargetDiscovery, deadline: Deadline) -> Server:
@@ -75,7 +75,7 @@ def _connect_or_reread(
     except (FullError, DeadlineError):
         raise
     except TargetError as error:
-        # All targets that hang fail at this moment, and rereading would delay the summary.
+        # At the deadline all hanging targets fail at once, and rereading would delay the summary.
         if not deadline.remaining():
             raise
         if target.auth is Auth.IAM:

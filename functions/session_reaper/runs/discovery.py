@@ -160,7 +160,7 @@ def _convert_all(
     report: Callable[[T], TargetReport],
     deadline: Deadline,
 ) -> list[U | TargetReport]:
-    """Convert values at the same time; reports stay, and `report` stands for what cannot be converted."""
+    """Convert values in parallel; keep reports, and build one with `report` where that fails."""
 
     def run(one: T | TargetReport) -> Sequence[U | TargetReport]:
         if isinstance(one, TargetReport):
@@ -179,9 +179,9 @@ def _run_all(
     given: Iterable[tuple[T, Sequence[TargetReport]]],
     deadline: Deadline,
 ) -> list[U | TargetReport]:
-    """Run a job for each value at the same time; return the results of all jobs.
+    """Run a job for each value in parallel; return the results of all jobs.
 
-    The reports beside a value are its results if its job does not end.
+    The reports given with a value are its results if its job does not end.
     """
 
     def to_job(value: T, reports: Sequence[TargetReport]) -> Job[Sequence[U | TargetReport]]:
@@ -201,7 +201,7 @@ def _report_unfinished(result: JobResult[Sequence[T | TargetReport]]) -> Iterato
 
 
 def _deduplicate(found: Sequence[_Found]) -> Sequence[_Found]:
-    """Return each target once, though a secret may be found by name, by ARN and by tag."""
+    """Return each target once: a secret may be found by name, by ARN and by tag."""
     by_key = {each.key if isinstance(each, Target) else id(each): each for each in found}
     return tuple(by_key.values())
 

@@ -10,7 +10,7 @@ from time import time
 from typing import Any, Final
 
 from session_reaper.aws.dynamodb import (
-    MEMORY_SECONDS,
+    STATE_SECONDS,
     UNREADABLE,
     load_known_issues,
     save_state_update,
@@ -20,7 +20,7 @@ from session_reaper.deadline import Deadline
 from session_reaper.errors import PublishError
 from session_reaper.observability import OutcomeLog, emit_target_metrics, log_remaining, logger
 from session_reaper.report.document import to_document, truncate_document
-from session_reaper.report.known_issues import compare_with_known, remember_undelivered
+from session_reaper.report.known_issues import compare_with_known, mark_undelivered
 from session_reaper.report.model import Report
 from session_reaper.runs.request import RunRequest
 from session_reaper.settings import Notify, Settings
@@ -37,7 +37,7 @@ _OUTCOMES_SHARE: Final = 0.5
 _DOCUMENT_SHARE: Final = 0.15  # to describe sessions; encoding them takes longer
 
 
-def notify(  # noqa: PLR0913 -- the report, its logs, and all that decides who is notified
+def notify(  # noqa: PLR0913 -- the report, its logs, and everything that decides on the summary
     report: Report,
     logs: Sequence[OutcomeLog],
     request: RunRequest,
@@ -46,7 +46,7 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and all that decides who i
     function_arn: str,
     end: Deadline,
 ) -> tuple[Report, dict[str, Any]]:
-    """Publish what is new, log the run, and save what was reported.
+    """Publish the summary, log the run, and save what was reported.
 
     Returns the report and its document as they were published. Raises PublishError at the end if a
     topic did not take the summary.
@@ -56,28 +56,27 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and all that decides who i
         # Manual runs with options are always reported and do not update the notification state.
         table = settings.memory_table if request.is_usual and report.targets else None
         known = (
-            load_known_issues(table, _share_of(end, _LOAD_SHARE, MEMORY_SECONDS)) if table else ()
+            load_known_issues(table, _share_of(end, _LOAD_SHARE, STATE_SECONDS)) if table else ()
         )
         if known is None:
             report = replace(report, state_problem=UNREADABLE)
         now = time()
-        report, learned = compare_with_known(
+        report, update = compare_with_known(
             report,
             known or (),
             now,
             settings.remind_after,
-            whole=not request.targets,
+            covers_all=not request.targets,
             function_arn=function_arn,
         )
-        digest = digest_report(report, settings.place)
+        digest = digest_report(report, settings.location)
         failures = _publish(report, digest, settings, now, end)
     finally:
         # Even after a bug above, the log must contain what the run did.
         document = _log_run(report, digest, logs, end, target_metrics=settings.target_metrics)
     if table:
         is_undelivered = settings.topic_arn in failures
-        update = remember_undelivered(report, now) if is_undelivered else learned
-        save_state_update(table, update, end)
+        save_state_update(table, mark_undelivered(report, now) if is_undelivered else update, end)
     for failure in failures.values():
         raise failure
     return report, document
@@ -86,7 +85,7 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and all that decides who i
 def _publish(
     report: Report, digest: Digest, settings: Settings, now: float, end: Deadline
 ) -> Mapping[str, PublishError]:
-    """Publish the summary if there is news; return the error of each topic that failed."""
+    """Publish the summary if there is something new; return the error of each topic that failed."""
     if not report.should_notify and settings.notify is not Notify.ALWAYS:
         return {}
     topics = [settings.topic_arn]

@@ -84,7 +84,7 @@ def create_report(target: Target) -> TargetReport:
 def run_on_target(operation: Operation, discovery: TargetDiscovery, job: TargetJob) -> TargetReport:
     """Connect to one target and run the operation; an error becomes part of the report.
 
-    The report in the job's progress is true at any moment, so a run can be cut off at any moment.
+    The report in the job's progress is always true, so the run can end at any moment.
     """
     target, deadline = job.target, job.deadline
     try:
@@ -125,13 +125,13 @@ def reap(
 ) -> TargetReport:
     """Take a snapshot, decide, and terminate.
 
-    `quota` counts the terminations that the run may still do on all targets.
+    `quota` counts the terminations that the run may still do on all targets together.
     """
     report = _reap(policy, mode, quota, session)
     session.job.progress.complete(report)
     has_leaks = any(result.outcome is not Outcome.ESCAPED for result in report.results)
     if has_leaks and report.is_reached and session.deadline.remaining() > ADVICE_SECONDS:
-        with suppress(TargetError):  # advice is optional
+        with suppress(TargetError):  # a run succeeds without advice
             facts = session.server.read_facts(session.deadline.capped_at(ADVICE_SECONDS))
             missing = find_missing_timeouts(report.results, facts)
             report = _add_advice(session, report, facts, missing)
@@ -160,7 +160,7 @@ def apply(
     """Set the timeouts with these codes for the roles whose sessions leak; terminate nothing."""
     session = replace(session, report=replace(session.report, applied=()))
     report = _reap(policy, Mode.OBSERVE, None, session)
-    if report.status is not TargetStatus.OK:  # which roles leak is unknown or in doubt
+    if report.status is not TargetStatus.OK:  # it is not certain which roles leak
         return report
     session.record(report)
     facts = session.server.read_facts(session.deadline)
@@ -205,7 +205,7 @@ def _add_advice(
     slots = report.slots
     more = [*advise_on_facts(session.target, facts, slots, report.results)] if slots else []
     if report.count(Outcome.DENIED):
-        more += _advice_on_grants(session)
+        more += _advise_on_grants(session)
     advice = sort_advice([*report.advice, *advise_on_timeouts(missing), *more])
     return replace(report, advice=advice)
 
@@ -228,8 +228,8 @@ def check(session: TargetSession) -> TargetReport:
             *report.advice,
             *advise_on_databases(facts),
             *advise_on_facts(session.target, facts, snapshot.slots, ()),
-            *_advice_on_grants(session),
-            *_advice_on_fallback(session),
+            *_advise_on_grants(session),
+            *_advise_on_fallback(session),
             *advise_on_options(session.target),
         ]
     )
@@ -239,13 +239,13 @@ def check(session: TargetSession) -> TargetReport:
     return record_error(report, BlindError(snapshot.role, snapshot.membership))
 
 
-def _advice_on_grants(session: TargetSession) -> Iterator[Advice]:
-    with suppress(TargetError):  # this advice is optional
+def _advise_on_grants(session: TargetSession) -> Iterator[Advice]:
+    with suppress(TargetError):  # a run succeeds without this advice
         grants = session.server.find_missing_grants(session.deadline)
         yield from advise_on_grants(grants, session.target.database)
 
 
-def _advice_on_fallback(session: TargetSession) -> Iterator[Advice]:
+def _advise_on_fallback(session: TargetSession) -> Iterator[Advice]:
     """Advise if the fallback secret would not help on a full server."""
     if session.target.fallback_secret is None:
         return

@@ -12,7 +12,7 @@ from session_reaper.observability import logger
 
 T = TypeVar("T")
 
-# Lambda allows 1,024 threads and as many open files, sockets included; calls to AWS need some, too.
+# Lambda allows 1,024 threads and as many open files, sockets included; calls to AWS need some too.
 # https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
 MAX_THREADS: Final = 900
 _GRACE: Final = 0.25  # seconds after the deadline in which a job may still record its result
@@ -22,9 +22,9 @@ _pool = ThreadPoolExecutor(max_workers=MAX_THREADS, thread_name_prefix="job")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult(Generic[T]):
-    """What one job has found.
+    """The result of one job.
 
-    It is incomplete if the time was over or a bug ended the job.
+    It is incomplete if the run's time was over or a bug ended the job.
     """
 
     latest: T
@@ -44,7 +44,7 @@ class Progress(Generic[T]):
 
     @property
     def result(self) -> JobResult[T]:
-        """Return what the job has found so far."""
+        """The result of the job so far."""
         return self._result
 
     def update(self, latest: T) -> None:
@@ -83,7 +83,7 @@ class Job(Generic[T]):
 def run_jobs(
     jobs: Sequence[Job[T]], deadline: Deadline, pool: ThreadPoolExecutor = _pool
 ) -> list[JobResult[T]]:
-    """Run all jobs in parallel; return what each has found once all end or the time is over.
+    """Run all jobs in parallel; return their results once all end or the time is over.
 
     A bug is logged with its traceback and ends only its own job.
     """
@@ -104,8 +104,7 @@ def _run_job(job: Job[T], progress: Progress[T], deadline: Deadline) -> None:
     try:
         if deadline.remaining():  # the job may have been queued until now
             progress.complete(job.run(progress))
-    # A bug on one target must not stop the work on the others. It is logged and reported.
-    except Exception as bug:  # noqa: BLE001 -- see above
+    except Exception as bug:  # noqa: BLE001 -- a bug on one target must not stop the others' jobs
         # The text of the error may contain a secret, so only its type is logged.
         trace = traceback.format_tb(bug.__traceback__)
         extra = {"target": job.name, "error": type(bug).__name__, "trace": trace}

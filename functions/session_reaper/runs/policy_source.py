@@ -4,16 +4,13 @@ import json
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from session_reaper.aws.clients import AWS_ERRORS, call, explain_error, get_client
+from session_reaper.aws.ssm import read_parameter
 from session_reaper.deadline import Deadline
 from session_reaper.documents import key_label
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.model import Policy, read_policy
-
-if TYPE_CHECKING:
-    from mypy_boto3_ssm import SSMClient
 
 MAX_POLICY_LENGTH = 64 * 1024  # characters; an SSM parameter holds 8 KiB at most
 SSM_PREFIX = "ssm:"
@@ -35,7 +32,7 @@ def _read_text(source: str, deadline: Deadline) -> str:
     if not source:
         return _read_bundled()
     if source.startswith(SSM_PREFIX):
-        return _read_parameter(source.removeprefix(SSM_PREFIX), deadline)
+        return read_parameter(source.removeprefix(SSM_PREFIX), deadline)
     try:
         # A relative path starts at the root of the artifact, not at the working directory.
         return (Path(str(files("session_reaper"))).parent / source).read_text("utf-8")
@@ -47,21 +44,6 @@ def _read_text(source: str, deadline: Deadline) -> str:
 def _read_bundled() -> str:
     # JSON saves the default stack the import of a YAML parser.
     return (files("session_reaper.policy") / "default_policy.json").read_text("utf-8")
-
-
-def _read_parameter(name: str, deadline: Deadline) -> str:
-    def read() -> str:
-        ssm: SSMClient = get_client("ssm")
-        value = ssm.get_parameter(Name=name, WithDecryption=True)["Parameter"]["Value"]
-        if not isinstance(value, str):
-            raise TypeError
-        return value
-
-    try:
-        return call("ssm", read, deadline)
-    except AWS_ERRORS as error:
-        problem = f"cannot be read: {explain_error(error)}"
-        raise ConfigurationError("parameter", problem) from None
 
 
 @cache  # a warm run does not parse an unchanged policy again
@@ -78,7 +60,7 @@ def _parse(text: str) -> Policy:
 def _parse_json(text: str) -> object:
     try:
         return json.loads(text, object_pairs_hook=_refuse_duplicates)
-    except ValueError:  # YAML may begin with a brace, too
+    except ValueError:  # YAML may also begin with a brace
         return _parse_yaml(text)
 
 
@@ -86,8 +68,8 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ConfigurationError(key_label(twice), "duplicate key")
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise ConfigurationError(key_label(duplicate), "duplicate key")
     return document
 
 

@@ -36,7 +36,7 @@ class RunRequest:
 
     @property
     def is_usual(self) -> bool:
-        """Return whether the run does what a scheduled run does, if only on some targets."""
+        """Whether the run does what a scheduled run does, possibly on fewer targets."""
         return replace(self, targets=()) == RunRequest()
 
 

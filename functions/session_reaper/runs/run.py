@@ -21,8 +21,8 @@ def run(
 ) -> tuple[tuple[TargetReport, ...], Sequence[OutcomeLog]]:
     """Run an operation on the targets with these names, or on all of them if there are no names.
 
-    Outcomes that have no log line in time are left to `log_remaining`, which takes the logs that
-    are returned. Raises ConfigurationError.
+    Returns the reports, and the logs whose remaining outcomes `log_remaining` writes. Raises
+    ConfigurationError.
     """
     deadline = run_time.targets
     found = discovery.find(names, deadline)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
-from session_reaper.aws.dynamodb import MEMORY_SECONDS
+from session_reaper.aws.dynamodb import STATE_SECONDS
 from session_reaper.aws.sns import PUBLISH_SECONDS
 from session_reaper.deadline import Deadline
 
@@ -38,12 +38,12 @@ def share_time(seconds: float, clock: Callable[[], float] = monotonic) -> RunTim
     """Divide the seconds that Lambda gives a run."""
     outcomes_seconds = min(_OUTCOMES_SECONDS, _OUTCOMES_SHARE * seconds)
     notify_seconds = min(
-        MEMORY_SECONDS + PUBLISH_SECONDS, _NOTIFY_SHARE * seconds + outcomes_seconds
+        STATE_SECONDS + PUBLISH_SECONDS, _NOTIFY_SHARE * seconds + outcomes_seconds
     )
     return RunTime(
         policy=Deadline(min(_POLICY_SECONDS, _POLICY_SHARE * seconds), clock),
         targets=Deadline(seconds - notify_seconds, clock),
-        # A target whose time is over may report for as long again.
+        # A job may record its result for as long again after its deadline.
         outcomes=Deadline(seconds - notify_seconds + 2 * outcomes_seconds, clock),
         end=Deadline(seconds - min(_MARGIN_SECONDS, _MARGIN_SHARE * seconds), clock),
     )

@@ -13,7 +13,7 @@ from session_reaper.targets.target import Target
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetJob:
-    """The work on one target, and where it is recorded."""
+    """The work on one target, with its deadline and where it records its progress."""
 
     target: Target
     progress: Progress[TargetReport]
@@ -36,12 +36,12 @@ class TargetSession:
 
     @property
     def target(self) -> Target:
-        """Return the target."""
+        """The target of the job."""
         return self.job.target
 
     @property
     def deadline(self) -> Deadline:
-        """Return the deadline of the work on the target."""
+        """The deadline of the work on the target."""
         return self.job.deadline
 
     def record(self, report: TargetReport) -> None:

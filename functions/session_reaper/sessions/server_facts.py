@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from session_reaper.errors import Membership
+from session_reaper.grants import Membership
 from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.providers import Provider
 
@@ -105,7 +105,7 @@ class ServerFacts:
 
     @property
     def membership(self) -> Membership:
-        """How our role uses the privileges of roles that it is a member of."""
+        """The facts that decide whether our role can use the privileges of roles granted to it."""
         return Membership(server_version=10_000 * self.major, inherits=self.inherits)
 
     @property

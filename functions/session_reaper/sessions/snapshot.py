@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from session_reaper.errors import UNKNOWN_MEMBERSHIP, Membership
+from session_reaper.grants import UNKNOWN_MEMBERSHIP, Membership
 from session_reaper.sessions.session import Session, Slots, State
 
 

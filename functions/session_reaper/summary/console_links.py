@@ -27,23 +27,23 @@ _CONSOLES = {
 }
 
 
-def link_to_console(place: FunctionLocation | None, run_id: str) -> Sequence[ConsoleLink]:
+def link_to_console(location: FunctionLocation | None, run_id: str) -> Sequence[ConsoleLink]:
     """Return links to the run's log lines, the dashboard, if there is one, and the function."""
-    if place is None:
+    if location is None:
         return ()
-    partition = next((p for p in _CONSOLES if place.region.startswith(f"{p}-")), "")
+    partition = next((p for p in _CONSOLES if location.region.startswith(f"{p}-")), "")
     domain = _CONSOLES.get(partition, "aws.amazon.com")
-    console = f"https://{place.region}.console.{domain}"
-    watch = f"{console}/cloudwatch/home?region={place.region}#"
+    console = f"https://{location.region}.console.{domain}"
+    watch = f"{console}/cloudwatch/home?region={location.region}#"
     # The console expects the part after # to be encoded twice, with $ instead of %.
-    group = _encode_twice(place.log_group)
+    group = _encode_twice(location.log_group)
     query = _encode_twice(f'"{run_id}"')
     log = f"{watch}logsV2:log-groups/log-group/{group}/log-events$3FfilterPattern$3D{query}"
-    function = f"{console}/lambda/home?region={place.region}#/functions/{place.function}"
-    dashboard = f"{watch}dashboards/dashboard/{place.dashboard}"
+    function = f"{console}/lambda/home?region={location.region}#/functions/{location.function}"
+    dashboard = f"{watch}dashboards/dashboard/{location.dashboard}"
     return (
         ConsoleLink(name="log", url=log),
-        *([ConsoleLink(name="dashboard", url=dashboard)] if place.dashboard else []),
+        *([ConsoleLink(name="dashboard", url=dashboard)] if location.dashboard else []),
         ConsoleLink(name="function", url=function),
     )
 

@@ -11,7 +11,7 @@ from session_reaper.summary.console_links import ConsoleLink, link_to_console
 from session_reaper.summary.groups import FailureGroup, TargetDigest, group_failures, join_names
 from session_reaper.summary.prose import Name, Prose, to_plain
 from session_reaper.summary.steps import list_steps
-from session_reaper.summary.verdict import RunVerdict, judge_run
+from session_reaper.summary.verdict import RunVerdict, choose_verdict
 
 _MOST_STEPS: Final = 5
 
@@ -25,8 +25,8 @@ class Digest:
     severity: Severity
     verdict: RunVerdict
     steps: tuple[Prose, ...]  # what to do, most urgent first
-    shown: tuple[TargetDigest, ...]  # targets with news, most urgent first
-    failures: tuple[FailureGroup, ...]  # of those shown, the ones without a snapshot
+    shown: tuple[TargetDigest, ...]  # targets to report, most urgent first
+    failures: tuple[FailureGroup, ...]  # of the shown targets without a snapshot
     known: Name | None  # targets with known issues only
     quiet: int  # number of other targets
     links: tuple[ConsoleLink, ...]
@@ -42,19 +42,19 @@ class Digest:
         return tuple(t for t in self.shown if t.report.slots is not None or not t.report.error)
 
 
-def digest_report(report: Report, place: FunctionLocation | None) -> Digest:
+def digest_report(report: Report, location: FunctionLocation | None) -> Digest:
     """Digest a run; sessions are grouped only when a renderer asks for them."""
-    news, known = report.split_new_and_known()
-    shown = tuple(TargetDigest(report=target) for target in news)
+    new, known = report.split_new_and_known()
+    shown = tuple(TargetDigest(report=target) for target in new)
     return Digest(
         report=report,
         summary=write_summary_line(report),
         severity=report.severity,
-        verdict=judge_run(report),
+        verdict=choose_verdict(report),
         steps=tuple(islice(list_steps(shown, report), _MOST_STEPS)),
         shown=shown,
-        failures=tuple(group_failures(t for t in news if t.slots is None)),
+        failures=tuple(group_failures(t for t in new if t.slots is None)),
         known=join_names(known) if known else None,
-        quiet=len(report.targets) - len(news) - len(known),
-        links=tuple(link_to_console(place, report.run_id)),
+        quiet=len(report.targets) - len(new) - len(known),
+        links=tuple(link_to_console(location, report.run_id)),
     )

@@ -16,7 +16,7 @@ from session_reaper.summary.prose import Name, Prose, split_hint
 
 _MOST_NAMES: Final = 5
 _NAME_LENGTH: Final = 60
-_NAME_TAIL: Final = 39  # the end of a long name tells it from similar ones
+_NAME_TAIL: Final = 39  # the end of a long name distinguishes it from similar ones
 _QUERY_LENGTH: Final = 200
 _ORDER: Final = [
     *(outcome for outcome in Outcome if outcome is not Outcome.ESCAPED),
@@ -37,12 +37,12 @@ class Group:
 
     @property
     def headline(self) -> str:
-        """How many sessions met which outcome."""
+        """The number of sessions, and their outcome."""
         return f"{count_of(self.count, 'session')} {OUTCOME_PHRASES[self.outcome]}"
 
     @property
     def age(self) -> str:
-        """How long the oldest session has been in its state."""
+        """The time for which the oldest session has been in its state."""
         return format_duration(self.oldest.session.idle_seconds)
 
     @property
@@ -52,7 +52,7 @@ class Group:
 
     @property
     def reason(self) -> str:
-        """Why the oldest session was condemned."""
+        """The reason why the oldest session was condemned."""
         return printable(self.oldest.reason)
 
 
@@ -123,12 +123,12 @@ def mask_client(client: str | None) -> str:
 
 
 def group_failures(targets: Iterable[TargetReport]) -> Iterator[FailureGroup]:
-    """Group targets by failure: half a fleet that fails has one cause, not fifty."""
-    alike: dict[tuple[TargetStatus, str, str], list[TargetReport]] = defaultdict(list)
+    """Group targets by failure: many targets often fail for the same reason."""
+    by_failure: dict[tuple[TargetStatus, str, str], list[TargetReport]] = defaultdict(list)
     for target in targets:
         if target.error:
-            alike[target.status, target.error.code, target.error.hint].append(target)
-    for (status, code, hint), members in alike.items():
+            by_failure[target.status, target.error.code, target.error.hint].append(target)
+    for (status, code, hint), members in by_failure.items():
         message = members[0].error.message if members[0].error else ""
         yield FailureGroup(
             targets=members,

@@ -13,7 +13,7 @@ from session_reaper.summary.email import render_email
 from session_reaper.summary.slack import render_notification, render_webhook_payload
 
 MAX_SUBJECT: Final = 99  # characters: SNS takes less than 100
-_MAX_MESSAGE: Final = 250_000  # bytes of the JSON message: SNS takes 262,144 with everything around
+_MAX_MESSAGE: Final = 250_000  # bytes of the JSON message: SNS takes 262,144 with the attributes
 _MAX_NAMES: Final = 20_000  # bytes of the names to filter by
 
 

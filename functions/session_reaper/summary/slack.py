@@ -32,7 +32,7 @@ _MARKS: Final = {
 def render_notification(digest: Digest, subject: str, day: str) -> str:
     """Render a custom notification of Amazon Q Developer in chat applications, version 1.0, as JSON.
 
-    `day` is part of the thread's name: a day's news of one target is one thread.
+    `day` is part of the thread's name: the messages of one day about one target are one thread.
     """
     report = digest.report
     thread = digest.shown[0].report.name if len(digest.shown) == 1 else "session-reaper"
@@ -99,7 +99,7 @@ def _render_lines(digest: Digest, steps: Iterable[str]) -> Iterator[str]:
 
 def _render_target(target: TargetDigest, *, is_alone: bool) -> Iterator[str]:
     report = target.report
-    if not is_alone:  # else the title says it
+    if not is_alone:  # otherwise the title says it
         yield _code_span(target.headline)
     if report.error:
         yield f"Error: {_code_span(printable(report.error.message))}"

@@ -71,7 +71,7 @@ _DENIED: Final = (
 _WOULD_TERMINATE: Final = (
     "If these sessions are leaks, set the mode to enforce. Otherwise protect them in the policy."
 )
-_CANCELLED_IN_VAIN: Final = (
+_CANCEL_WITHOUT_EFFECT: Final = (
     " still runs its query although it was cancelled. Add escalate_after to the rule, or terminate"
     " the session by hand with pg_terminate_backend."
 )
@@ -91,8 +91,8 @@ _LEAKS: Final = (
 def _explain_lingering(groups: Sequence[Group]) -> Prose:
     cancelled = next((group for group in groups if _is_cancel(group)), None)
     if cancelled:
-        return (*_culprit(cancelled), _CANCELLED_IN_VAIN)
-    return (*_culprit(groups[0]), _NOT_EXITED)
+        return (*_name_culprit(cancelled), _CANCEL_WITHOUT_EFFECT)
+    return (*_name_culprit(groups[0]), _NOT_EXITED)
 
 
 def _is_cancel(group: Group) -> bool:
@@ -101,7 +101,7 @@ def _is_cancel(group: Group) -> bool:
 
 
 def _explain_leak(group: Group) -> Prose:
-    """Say where to look for a leak."""
+    """Recommend to find out why an application leaks sessions."""
     match group.oldest.session.state:
         case State.ACTIVE:
             problem = " runs for so long."
@@ -110,8 +110,8 @@ def _explain_leak(group: Group) -> Prose:
         case _:
             problem = " leaves transactions open."
     query = (" Last statement: ", Statement(group.query)) if group.query else ()
-    return ("Find out why ", *_culprit(group), problem, *query)
+    return ("Find out why ", *_name_culprit(group), problem, *query)
 
 
-def _culprit(group: Group) -> Prose:
+def _name_culprit(group: Group) -> Prose:
     return (Name(group.application), " (role ", Name(group.role), ")")

@@ -1,4 +1,4 @@
-"""The verdict on a run: whether it leaves something to do, and why."""
+"""The verdict on a run: a word, such as RESOLVED or ACTION NEEDED, and the reason."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class VerdictWord(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunVerdict:
-    """Whether a run leaves something to do, and why."""
+    """The first word of a summary, and the reason for it."""
 
     word: VerdictWord
     detail: Prose
@@ -40,55 +40,55 @@ class RunVerdict:
         return f"{self.word}: {to_plain(self.detail)}"
 
 
-def judge_run(report: Report) -> RunVerdict:
-    """Tell whether a run leaves something to do."""
+def choose_verdict(report: Report) -> RunVerdict:
+    """Return the verdict on a run."""
     if report.mode is Mode.OFF:
-        return _verdict(VerdictWord.OFF, "no target was examined, because the mode is off.")
+        return _make_verdict(VerdictWord.OFF, "no target was examined, because the mode is off.")
     results = " ".join(_list_results(report))
-    open_ends = chain.from_iterable(("; ", *each) for each in _list_open_ends(report))
-    joined = tuple(islice(open_ends, 1, None))
+    unresolved = chain.from_iterable(("; ", *each) for each in _list_unresolved(report))
+    joined = tuple(islice(unresolved, 1, None))
     if joined:
-        return _verdict(VerdictWord.ACTION_NEEDED, *joined, f". {results}".rstrip())
-    return _judge_manual_run(report) or _judge_reaping(report, results)
+        return _make_verdict(VerdictWord.ACTION_NEEDED, *joined, f". {results}".rstrip())
+    return _choose_for_manual_run(report) or _choose_for_reaping(report, results)
 
 
-def _verdict(word: VerdictWord, *detail: str | Name | Statement) -> RunVerdict:
+def _make_verdict(word: VerdictWord, *detail: str | Name | Statement) -> RunVerdict:
     first, *others = detail
     if isinstance(first, str):
         first = first[:1].upper() + first[1:]
     return RunVerdict(word=word, detail=(first, *others))
 
 
-def _judge_manual_run(report: Report) -> RunVerdict | None:
-    """Tell what a run found or changed that does not terminate sessions."""
+def _choose_for_manual_run(report: Report) -> RunVerdict | None:
+    """Return the verdict on a `record`, `check` or `apply` run, None for any other."""
     recorded = sum(target.recorded is not None for target in report.targets)
     if recorded:
-        found = f"{_count_were(recorded, 'target', 'targets')} recorded."
-        return _verdict(VerdictWord.RECORDED, f"{found} Nothing was changed.")
+        found = f"{_count_with_verb(recorded, 'target', 'targets')} recorded."
+        return _make_verdict(VerdictWord.RECORDED, f"{found} Nothing was changed.")
     if any(target.checked for target in report.targets):
         issues = count_of(sum(len(target.advice) for target in report.targets), "issue")
-        return _verdict(VerdictWord.CHECKED, f"{issues} found. Nothing was changed.")
+        return _make_verdict(VerdictWord.CHECKED, f"{issues} found. Nothing was changed.")
     applied = [target.applied for target in report.targets if target.applied is not None]
     if applied:
         settings = write_settings(chain.from_iterable(applied))
-        return _verdict(VerdictWord.APPLIED, f"{settings}. No session was touched.")
+        return _make_verdict(VerdictWord.APPLIED, f"{settings}. No session was touched.")
     return None
 
 
-def _judge_reaping(report: Report, results: str) -> RunVerdict:
+def _choose_for_reaping(report: Report, results: str) -> RunVerdict:
     if report.count(Outcome.TERMINATED) or report.count(Outcome.CANCELLED):
-        return _verdict(VerdictWord.RESOLVED, results)
+        return _make_verdict(VerdictWord.RESOLVED, results)
     if report.count(Outcome.SPARED) and report.mode is Mode.ENFORCE:
-        return _verdict(VerdictWord.ACTION_NEEDED, f"no session was terminated. {results}")
+        return _make_verdict(VerdictWord.ACTION_NEEDED, f"no session was terminated. {results}")
     if results:
-        return _verdict(VerdictWord.OBSERVED, results)
+        return _make_verdict(VerdictWord.OBSERVED, results)
     recovered = [target for target in report.targets if target.recovered]
     if recovered:
         ended = write_recoveries(chain.from_iterable(target.recovered for target in recovered))
-        return _verdict(
+        return _make_verdict(
             VerdictWord.RECOVERED, join_names(recovered), f" recovered ({printable(ended)})."
         )
-    return _verdict(VerdictWord.QUIET, "there was nothing to terminate.")
+    return _make_verdict(VerdictWord.QUIET, "there was nothing to terminate.")
 
 
 def _list_results(report: Report) -> Iterator[str]:
@@ -96,9 +96,9 @@ def _list_results(report: Report) -> Iterator[str]:
     if any(target.applied is not None for target in report.targets):
         return
     if number := report.count(Outcome.TERMINATED):
-        yield f"{_count_were(number, 'session', 'sessions')} terminated and verified gone."
+        yield f"{_count_with_verb(number, 'session', 'sessions')} terminated and verified gone."
     if number := report.count(Outcome.CANCELLED):
-        yield f"{_count_were(number, 'query', 'queries')} cancelled."
+        yield f"{_count_with_verb(number, 'query', 'queries')} cancelled."
     if number := report.count(Outcome.WOULD_TERMINATE):
         cause = (
             "In mode enforce" if report.mode is Mode.OBSERVE else "If all rules had mode enforce"
@@ -106,17 +106,17 @@ def _list_results(report: Report) -> Iterator[str]:
         yield f"{cause}, {count_of(number, 'session')} would be terminated."
     number = report.count(Outcome.SPARED)
     if number and report.mode is Mode.ENFORCE:
-        yield f"{_count_were(number, 'session', 'sessions')} spared."
+        yield f"{_count_with_verb(number, 'session', 'sessions')} spared."
     if report.mode is Mode.OBSERVE and any(target.results for target in report.targets):
         yield "Nothing was touched."
 
 
-def _count_were(number: int, singular: str, plural: str) -> str:
+def _count_with_verb(number: int, singular: str, plural: str) -> str:
     return f"1 {singular} was" if number == 1 else f"{number} {plural} were"
 
 
-def _list_open_ends(report: Report) -> Iterator[Prose]:
-    """List everything that the run leaves to do."""
+def _list_unresolved(report: Report) -> Iterator[Prose]:
+    """List everything that the run leaves unresolved."""
     targets_by_problem: dict[str, list[TargetReport]] = defaultdict(list)
     for target in report.targets:
         for problem in _list_problems(target):
@@ -136,7 +136,7 @@ _UNREACHED: Final = "could not be reached:"
 
 
 def _list_problems(target: TargetReport) -> Iterator[str]:
-    """List what is left to do on one target, in words that its name follows."""
+    """List what is unresolved on one target, in words that the target's name follows."""
     if target.status is TargetStatus.BLIND:
         yield "the reaper cannot see other sessions on"
     elif target.status is TargetStatus.FULL:

@@ -13,13 +13,14 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """How the reaper treats one parameter of libpq.
+    """The treatment of one parameter of libpq.
 
-    `accepted` holds the values that match what the reaper does anyway; None means any value.
+    `accepted`: the values that match what the reaper does anyway; None means any value. `hint`: what
+    to write instead of a refused value.
     """
 
     accepted: frozenset[str] | None = frozenset()
-    hint: str = ""  # what to write instead of a refused value
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,26 +71,15 @@ _TLS_VERSION: Final = (
 OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
     {
         # Honoured: server, credentials and TLS.
-        "host": _HONOURED,
-        "port": _HONOURED,
-        "user": _HONOURED,
-        "password": _HONOURED,
-        "dbname": _HONOURED,
-        "sslmode": _HONOURED,
-        "sslrootcert": _HONOURED,
-        "channel_binding": _HONOURED,
-        "require_auth": _HONOURED,
+        **dict.fromkeys(("host", "port", "user", "password", "dbname"), _HONOURED),
+        **dict.fromkeys(("sslmode", "sslrootcert", "channel_binding", "require_auth"), _HONOURED),
         # Accepted: they change neither security nor routing.
-        "application_name": _ACCEPTED,
-        "fallback_application_name": _ACCEPTED,
-        "connect_timeout": _ACCEPTED,
-        "client_encoding": _ACCEPTED,
-        "keepalives": _ACCEPTED,
-        "keepalives_idle": _ACCEPTED,
-        "keepalives_interval": _ACCEPTED,
-        "keepalives_count": _ACCEPTED,
-        "tcp_user_timeout": _ACCEPTED,
+        **dict.fromkeys(("application_name", "fallback_application_name"), _ACCEPTED),
+        **dict.fromkeys(("connect_timeout", "client_encoding", "tcp_user_timeout"), _ACCEPTED),
+        **dict.fromkeys(("keepalives", "keepalives_idle"), _ACCEPTED),
+        **dict.fromkeys(("keepalives_interval", "keepalives_count"), _ACCEPTED),
         "sslcompression": _ACCEPTED,  # the reaper never compresses
+        "max_protocol_version": _ACCEPTED,  # libpq's lowest value is 3.0
         # Routing.
         "hostaddr": _refuse("Write the server's host name or address as host."),
         "target_session_attrs": _accept_only("any", hint=_ONE_SERVER),
@@ -102,9 +92,8 @@ OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
             " Remove it, and write the server itself as host."
         ),
         # TLS.
-        "ssl": _accept_only(
-            "true", hint=_TLS_BY_SSLMODE
-        ),  # JDBC's option; libpq accepts it in a URI
+        # JDBC's option; libpq accepts it in a URI.
+        "ssl": _accept_only("true", hint=_TLS_BY_SSLMODE),
         "requiressl": _refuse(_TLS_BY_SSLMODE),
         "sslnegotiation": _accept_only(
             "postgres", hint="The reaper negotiates TLS after connecting. Remove it."
@@ -114,33 +103,25 @@ OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
             "true",
             hint="The reaper always sends the host name in the TLS handshake. Remove it.",
         ),
-        "sslcert": _refuse(_NO_CLIENT_CERTIFICATE),
-        "sslkey": _refuse(_NO_CLIENT_CERTIFICATE),
-        "sslpassword": _refuse(_NO_CLIENT_CERTIFICATE),
+        **dict.fromkeys(("sslcert", "sslkey", "sslpassword"), _refuse(_NO_CLIENT_CERTIFICATE)),
         "sslcertmode": _accept_only("disable", "allow", hint=_NO_CLIENT_CERTIFICATE),
-        "sslcrl": _refuse(_NO_CRL),
-        "sslcrldir": _refuse(_NO_CRL),
+        **dict.fromkeys(("sslcrl", "sslcrldir"), _refuse(_NO_CRL)),
         "sslkeylogfile": _refuse("The reaper does not log TLS keys. Remove it."),
         "ssl_min_protocol_version": _accept_only("TLSv1", "TLSv1.1", "TLSv1.2", hint=_TLS_VERSION),
         "ssl_max_protocol_version": _accept_only("TLSv1.3", hint=_TLS_VERSION),
         "min_protocol_version": _accept_only(
             "3.0", hint="The reaper uses protocol version 3.0. Remove it."
         ),
-        "max_protocol_version": _ACCEPTED,  # libpq's lowest value is 3.0
         # Authentication.
         "requirepeer": _refuse(
             "It applies to Unix sockets only. Remove it, and write sslmode verify-full."
         ),
         "gssencmode": _accept_only("disable", "prefer", hint=_NO_KERBEROS),
         "gssdelegation": _accept_only("0", "false", hint=_NO_KERBEROS),
-        "gsslib": _refuse(_NO_KERBEROS),
-        "krbsrvname": _refuse(_NO_KERBEROS),
-        "scram_client_key": _refuse(_NO_SCRAM_KEYS),
-        "scram_server_key": _refuse(_NO_SCRAM_KEYS),
-        "oauth_issuer": _refuse(_NO_OAUTH),
-        "oauth_client_id": _refuse(_NO_OAUTH),
-        "oauth_client_secret": _refuse(_NO_OAUTH),
-        "oauth_scope": _refuse(_NO_OAUTH),
+        **dict.fromkeys(("gsslib", "krbsrvname"), _refuse(_NO_KERBEROS)),
+        **dict.fromkeys(("scram_client_key", "scram_server_key"), _refuse(_NO_SCRAM_KEYS)),
+        **dict.fromkeys(("oauth_issuer", "oauth_client_id"), _refuse(_NO_OAUTH)),
+        **dict.fromkeys(("oauth_client_secret", "oauth_scope"), _refuse(_NO_OAUTH)),
     }
 )
 
@@ -157,7 +138,7 @@ def find_unsupported(given: Mapping[str, object]) -> OptionProblem | None:
         option = OPTIONS.get(name)
         if option is None or option.accepted is None or value in _UNSET:
             continue
-        if _text_of(value) not in option.accepted:
+        if _to_text(value) not in option.accepted:
             return OptionProblem(name=name, hint=option.hint)
     return None
 
@@ -172,7 +153,7 @@ def find_duplicate(names: Iterable[str]) -> str | None:
     return None
 
 
-def _text_of(value: object) -> str:
+def _to_text(value: object) -> str:
     """Write a JSON value as a URI would."""
     if isinstance(value, bool):
         return str(value).lower()

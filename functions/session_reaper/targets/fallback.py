@@ -16,7 +16,7 @@ from session_reaper.targets.target import Instance, RdsListing, Secret, SslMode,
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a server listens; build it with `of` before comparing."""
+    """The host and the port of a server; only endpoints built with `of` can be compared."""
 
     host: str
     port: int
@@ -42,7 +42,7 @@ class Fallback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FallbackRefusal:
-    """Why the fallback secret may not be used, and what to write instead."""
+    """The reason why the fallback secret may not be used, and how to fix it."""
 
     reason: str
     hint: str
@@ -111,22 +111,24 @@ def _find_destination(target: Target, fallback: Fallback, listing: RdsListing) -
     named = Endpoint.of(target.host, target.port)
     if fallback.is_managed:
         for instance in listing.instances:
-            if fallback.target.secret_arn in instance.secret_arns and named in _endpoints(instance):
+            if fallback.target.secret_arn in instance.secret_arns and named in _list_endpoints(
+                instance
+            ):
                 return named
     if fallback.endpoint == named:
         return Endpoint(fallback.target.host, fallback.target.port)
     for instance in listing.instances:
         own = Endpoint.of(instance.host, instance.port)
-        if own == named and fallback.endpoint in _cluster_endpoints(instance):
+        if own == named and fallback.endpoint in _list_cluster_endpoints(instance):
             return own
     return None
 
 
-def _endpoints(instance: Instance) -> Collection[Endpoint]:
-    return (Endpoint.of(instance.host, instance.port), *_cluster_endpoints(instance))
+def _list_endpoints(instance: Instance) -> Collection[Endpoint]:
+    return (Endpoint.of(instance.host, instance.port), *_list_cluster_endpoints(instance))
 
 
-def _cluster_endpoints(instance: Instance) -> Collection[Endpoint]:
+def _list_cluster_endpoints(instance: Instance) -> Collection[Endpoint]:
     return tuple(Endpoint.of(host, instance.cluster_port) for host in instance.cluster_hosts)
 
 

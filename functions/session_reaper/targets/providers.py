@@ -4,7 +4,7 @@ import re
 from enum import StrEnum
 from typing import Final
 
-from session_reaper.errors import quote_identifier
+from session_reaper.grants import quote_identifier
 
 
 class Provider(StrEnum):

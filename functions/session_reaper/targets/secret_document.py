@@ -65,7 +65,7 @@ class ParsedSecret:
 
     def error(self, problem: str, hint: str) -> SecretError:
         """Build an error that names the secret."""
-        return _secret_error(self.secret, self.target.name, problem, hint)
+        return _make_error(self.secret, self.target.name, problem, hint)
 
 
 def parse_secret(secret: Secret, *, whole_clusters: bool) -> ParsedSecret:
@@ -150,7 +150,7 @@ _NOT_POSTGRES_HINT: Final = (
 )
 
 
-def _secret_error(secret: Secret, target_name: str, problem: str, hint: str) -> SecretError:
+def _make_error(secret: Secret, target_name: str, problem: str, hint: str) -> SecretError:
     return SecretError(target_name, f"secret {secret.name}: {problem}", hint)
 
 
@@ -269,7 +269,7 @@ class _Reader:
         for name in names:
             if name in _PARTS_OF_URI:
                 raise self.error(f"uri must not have {name} as a parameter", _URI_HINT)
-        others = (_printable_name(name) for name, _ in parameters if name not in OPTIONS)
+        others = (_hide_unsafe_name(name) for name, _ in parameters if name not in OPTIONS)
         self._ignored = tuple(dict.fromkeys(others))
         return {name: value for name, value in given if value}
 
@@ -452,7 +452,7 @@ class _Reader:
 
     def error(self, problem: str, hint: str) -> SecretError:
         """Build an error that names the secret."""
-        return _secret_error(self._secret, self.target_name, problem, hint)
+        return _make_error(self._secret, self.target_name, problem, hint)
 
 
 _PASSWORD_MISSING: Final = ("password is missing", "Add password to the secret.")
@@ -474,7 +474,7 @@ def _parse_parameter(text: str) -> tuple[str, str]:
     return unquote(name, errors="strict"), unquote(value, errors="strict")
 
 
-def _printable_name(name: str) -> str:
+def _hide_unsafe_name(name: str) -> str:
     """Return a parameter's name, unless it may be the rest of a password."""
     return name if _PARAMETER_NAME.fullmatch(name) else "(name not shown)"
 

@@ -7,7 +7,7 @@ from typing import Final
 
 
 class SslMode(StrEnum):
-    """How a connection is secured; libpq's names and meanings."""
+    """The protection of a connection; libpq's names and meanings."""
 
     VERIFY_FULL = "verify-full"  # a trusted certificate for this host
     VERIFY_CA = "verify-ca"  # a trusted certificate for any host
@@ -23,7 +23,7 @@ class Auth(StrEnum):
 
 
 class ChannelBinding(StrEnum):
-    """Whether SCRAM is bound to the TLS channel; libpq's names and meanings."""
+    """The binding of SCRAM to the TLS channel; libpq's names and meanings."""
 
     DISABLE = "disable"
     PREFER = "prefer"
@@ -115,7 +115,7 @@ class Target:
 
     @property
     def is_verified(self) -> bool:
-        """Whether TLS proves that the server is the secret's: a clear-text password may be sent."""
+        """Whether TLS proves the server's identity, so that a clear-text password may be sent."""
         has_own_ca = self.sslmode is SslMode.VERIFY_CA and self.sslrootcert is not None
         return self.sslmode is SslMode.VERIFY_FULL or has_own_ca
 
