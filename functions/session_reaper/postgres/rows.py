@@ -8,6 +8,7 @@ No error message repeats a value, which could be anything.
 import json
 import re
 from base64 import b64decode
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -51,15 +52,25 @@ class _InvalidError(Exception):
     """A value is invalid; the argument is its place in the answer."""
 
 
-def read_snapshot(row: Row, *, own_roles: Collection[str | None], backend_pid: int) -> Snapshot:
+def read_snapshot(
+    row: Row, *, own_roles: Collection[str | None], backend_pid: int, has_waits: bool = True
+) -> Snapshot:
     """Read the answer to snapshot.sql. Raises TargetError.
 
-    `own_roles`: the names of our roles. `backend_pid`: the pid in the server's greeting.
+    `own_roles`: the names of our roles. `backend_pid`: the pid in the server's greeting. `has_waits`:
+    the statement asked for lock waits.
     """
     try:
-        return _read_snapshot(_take_document(row), own_roles, backend_pid)
+        answer = _take_document(row)
+        _check_waits(answer, is_requested=has_waits)
+        return _read_snapshot(answer, own_roles, backend_pid)
     except _InvalidError as error:
         raise _to_target_error("snapshot", error) from None
+
+
+def _check_waits(answer: Mapping[str, Any], *, is_requested: bool) -> None:
+    if not is_requested and answer.get("waits") is not None:
+        raise _InvalidError("waits")
 
 
 def estimate_memory(session: Session) -> int:
@@ -345,22 +356,26 @@ def _read_waits(answer: Mapping[str, Any]) -> Iterator[Wait]:
         )
 
 
-_MOST_STEPS: Final = 5_000_000
+_MOST_STEPS: Final = 1_000_000
 # A thousand waiters behind a thousand readers of one table make a million.
 _MOST_WAITERS: Final = 1_500_000
 _MOST_WORKERS: Final = 1000  # of parallel queries, which wait beside their sessions
 
 
 def _check_cost(waits: Sequence[Wait]) -> None:
-    """Refuse a graph of waits that would take seconds, because no deadline interrupts the search.
+    """Refuse a graph of waits that would take long, because no deadline interrupts the search.
 
-    A thousand sessions in one queue make half a million links to one root.
+    The search starts once for all roots that block the same sessions. A thousand sessions in one
+    queue make half a million links to one root.
     """
-    links = sum(len(wait.blocked_by) for wait in waits)
-    blockers = {pid for wait in waits for pid in wait.blocked_by}
+    waiting_for: dict[int, list[int]] = defaultdict(list)  # by the pid of the direct blocker
+    for wait in waits:
+        for pid in wait.blocked_by:
+            waiting_for[pid].append(wait.waiter.pid)
     pids = {wait.waiter.pid for wait in waits}
-    roots = blockers - pids
-    if links * len(roots) > _MOST_STEPS or len(waits) - len(pids) > _MOST_WORKERS:
+    searches = {tuple(waiters) for pid, waiters in waiting_for.items() if pid not in pids}
+    links = sum(map(len, waiting_for.values()))
+    if links * len(searches) > _MOST_STEPS or len(waits) - len(pids) > _MOST_WORKERS:
         raise _InvalidError("waits")
 
 

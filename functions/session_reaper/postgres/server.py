@@ -158,7 +158,10 @@ class Server:
             self._run_for_row(step, self._write_select(scope), deadline, _SNAPSHOT_BYTES) as row,
         ):
             snapshot = read_snapshot(
-                row, own_roles=self._own_roles, backend_pid=self._connection.backend_pid
+                row,
+                own_roles=self._own_roles,
+                backend_pid=self._connection.backend_pid,
+                has_waits=scope.waits,
             )
             sizes = [*map(estimate_memory, snapshot.sessions)]
             if sum(sizes) > UNCLAIMED_BYTES:

@@ -47,11 +47,15 @@ def map_waiters_by_root(waits: Iterable[Wait]) -> Mapping[int, tuple[Waiter, ...
         for blocker in wait.blocked_by:
             waiting_for[blocker].append(pid)
     waiters_by_root = {}
+    found: dict[tuple[int, ...], tuple[Waiter, ...]] = {}  # by the pids that wait directly
     for root in waiting_for.keys() - by_pid.keys():
-        chain = [by_pid[pid] for pid in _collect_waiters(root, waiting_for)]
-        waiters = [wait.waiter for wait in chain if wait.is_session]
-        if waiters:
-            waiters_by_root[root] = tuple(sorted(waiters, key=_longest_first))
+        direct = tuple(waiting_for[root])
+        if direct not in found:
+            chain = [by_pid[pid] for pid in _collect_waiters(root, waiting_for)]
+            waiters = [wait.waiter for wait in chain if wait.is_session]
+            found[direct] = tuple(sorted(waiters, key=_longest_first))
+        if found[direct]:
+            waiters_by_root[root] = found[direct]
     return waiters_by_root
 
 
