@@ -76,7 +76,7 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and all that decides who i
         document = _log_run(report, digest, logs, end, target_metrics=settings.target_metrics)
     if table:
         is_undelivered = settings.topic_arn in failures
-        update = remember_undelivered(report, now) if is_undelivered else learned
+        update = remember_undelivered(report, known or (), now) if is_undelivered else learned
         save_state_update(table, update, end)
     for failure in failures.values():
         raise failure
