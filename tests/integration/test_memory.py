@@ -353,6 +353,53 @@ def test_an_item_of_another_release_is_ignored(stage: Stage, kind: str) -> None:
 
 
 @pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"since": {"N": "1"}},
+        {"told_at": {"N": "1"}},
+        {"since": {"S": "yesterday"}, "told_at": {"N": "1"}},
+        {"since": {"N": "1"}, "told_at": {"NULL": True}},
+    ],
+)
+def test_an_item_that_cannot_be_read_hides_no_other_item(
+    stage: Stage, caplog: pytest.LogCaptureFixture, attributes: dict[str, Any]
+) -> None:
+    bad = {"target": {"S": f"{SECRETS}:orders"}, "kind": {"S": "full"}, **attributes}
+    boto3.client("dynamodb").put_item(TableName=TABLE, Item=bad)
+    with locked_out(stage):
+        first = stage.run()
+        assert len(first.emails) == 1
+        assert "memory table could not be read" not in first.said
+        assert stage.run().emails == []
+    warnings = [record for record in caplog.records if "skipped" in record.message]
+    assert [record.__dict__["skipped"] for record in warnings] == [1, 1]
+    assert "yesterday" not in caplog.text
+
+
+@pytest.mark.usefixtures("table")
+def test_many_undelivered_summaries_are_published_at_once_when_the_topic_is_back(
+    stage: Stage,
+) -> None:
+    for n in range(1_500):
+        put_item(f"undelivered {'名' * 200}", f"run {n}")
+    topic = os.environ["TOPIC_ARN"]
+    use(stage, policy())
+    stage.session()
+    stage.monkeypatch.setenv("TOPIC_ARN", f"{topic}-gone")
+    with pytest.raises(PublishError):
+        stage.run(seconds=60)
+    assert len(items()) == 5
+    stage.monkeypatch.setenv("TOPIC_ARN", topic)
+    run = stage.run()
+    assert run.email.subject.endswith("; 1501 undelivered from earlier runs")
+    assert "Not delivered by an earlier run: orders: 1 session terminated" in run.said
+    assert items() == []
+    assert stage.run().emails == []
+
+
+@pytest.mark.usefixtures("table")
 def test_an_observed_rule_with_a_blank_in_its_name_hides_no_other_rule(stage: Stage) -> None:
     stage.monkeypatch.setenv("MODE", "observe")
     stage.session(role="b c")

@@ -452,7 +452,7 @@ def _pages_without_end(connection: socket.socket, stop: Event) -> None:
     [
         (hang, "ReadTimeoutError"),  # as in a VPC without an endpoint
         (http("403 Forbidden", b"<!doctype html><title>no"), "ResponseParserError"),  # a proxy
-        (http("403 Forbidden", b"<html><body>no</body></html>"), "ClientError"),
+        (http("403 Forbidden", b"<html><body>no</body></html>"), "the answer is not from AWS"),
         (http("200 OK", b"<html><body>no</body></html>"), "KeyError"),
         (_pages_without_end, "no answer in "),
     ],

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.policy.enums import Mode
 from session_reaper.report.headline import write_summary_line
 from session_reaper.report.known_issues import (
+    MOST_UNDELIVERED,
     KnownIssue,
     StateUpdate,
     compare_with_known,
@@ -27,6 +29,9 @@ from session_reaper.report.model import (
 from session_reaper.targets.target import TargetKey
 
 from tests.builders import a_decision, a_fate, a_report, a_session, a_target_report, some_slots
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 NOW = 1_795_600_000.0
 HOUR = 3600.0
@@ -287,12 +292,65 @@ def test_issues_of_a_removed_target_are_forgotten_silently() -> None:
 
 
 def test_an_undelivered_summary_is_reported_by_the_next_run() -> None:
-    lost = mark_undelivered(a_report(healthy(Outcome.TERMINATED)), NOW)
+    lost = mark_undelivered(a_report(healthy(Outcome.TERMINATED)), (), NOW)
     report, update = after(healthy(), *lost.reported)
     assert report.should_notify
     assert report.undelivered == ("orders: 1 session terminated, slots 40/97 → 39/97",)
     assert write_summary_line(report).endswith("; 1 undelivered from earlier runs")
     assert update.ended == lost.reported
+
+
+def after_failed_publishes(reports: Sequence[Report]) -> set[KnownIssue]:
+    """The state after these runs, none of which could publish its summary."""
+    known: set[KnownIssue] = set()
+    for number, report in enumerate(reports):
+        now = NOW + 300 * number
+        found, _ = compare(replace(report, run_id=f"r{number}"), known, now=now)
+        update = mark_undelivered(found, known, now)
+        known = known.difference(update.ended).union(update.reported)
+    return known
+
+
+def test_however_many_publishes_fail_the_state_keeps_the_newest_few_and_their_number() -> None:
+    number = 2_000
+    lost = [a_report(healthy(Outcome.TERMINATED, name=f"t{n}")) for n in range(number)]
+    known = after_failed_publishes(lost)
+    assert len(known) == MOST_UNDELIVERED
+    report, update = after(healthy(), *known)
+    names = [line.partition(":")[0] for line in report.undelivered]
+    assert names == ["t1999", "t1998", "t1997", "t1996", "t1995"]
+    assert write_summary_line(report).endswith(f"; {number} undelivered from earlier runs")
+    assert set(update.ended) == known
+
+
+def test_items_that_an_earlier_release_left_are_forgotten_once_a_newer_one_counts_them() -> None:
+    left = {
+        known_issue(issue(IssueKind.UNDELIVERED, "orders: …"), ago, target=TargetKey(f"run {ago}"))
+        for ago in range(1, 1_101)
+    }
+    update = mark_undelivered(a_report(healthy(Outcome.TERMINATED)), left, NOW)
+    known = left.difference(update.ended).union(update.reported)
+    assert len(known) == MOST_UNDELIVERED
+    report, _ = after(healthy(), *known)
+    assert write_summary_line(report).endswith("; 1101 undelivered from earlier runs")
+
+
+def test_quiet_runs_that_cannot_publish_do_not_replace_a_termination() -> None:
+    runs = [healthy(Outcome.TERMINATED), *[healthy()] * 20]
+    report, _ = after(healthy(), *after_failed_publishes([a_report(run) for run in runs]))
+    assert report.undelivered == ("orders: 1 session terminated, slots 40/97 → 39/97",)
+    assert report.undelivered_before == 0
+
+
+@pytest.mark.parametrize("detail", [(), ("",), ("a", "b"), ("a", "²"), ("a", "-1")])
+def test_an_undelivered_item_of_another_form_is_reported_and_forgotten(
+    detail: tuple[str, ...],
+) -> None:
+    known = known_issue(issue(IssueKind.UNDELIVERED, *detail))
+    report, update = after(healthy(), known)
+    assert len(report.undelivered) == 1
+    assert update.ended == (known,)
+    assert mark_undelivered(report, [known], NOW).ended == ()
 
 
 def test_an_issue_reported_in_the_future_hides_nothing() -> None:

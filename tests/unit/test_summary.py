@@ -29,11 +29,13 @@ from session_reaper.sessions.session import State
 from session_reaper.settings import FunctionLocation
 from session_reaper.summary.console_links import link_to_console
 from session_reaper.summary.digest import digest_report
+from session_reaper.summary.email import render_email
 from session_reaper.summary.groups import mask_client
 from session_reaper.summary.message import MAX_SUBJECT, Summary, summarize
 from session_reaper.summary.prose import Statement, split_hint
 from session_reaper.summary.verdict import choose_verdict
 from session_reaper.targets.providers import reserved_slot_instructions
+from session_reaper.targets.target import TargetKey
 
 from tests.builders import (
     a_decision,
@@ -83,6 +85,12 @@ def message(summary: Summary) -> str:
         "lambda": summary.webhook,
     }
     return json.dumps(forms, ensure_ascii=False)
+
+
+def size_of(summary: Summary) -> int:
+    """The bytes that SNS counts, without the short attributes."""
+    names = json.dumps(summary.targets, ensure_ascii=False)
+    return len((message(summary) + summary.subject + names).encode())
 
 
 def unreached(name: str, status: TargetStatus = TargetStatus.FAILED) -> TargetReport:
@@ -720,12 +728,41 @@ def test_a_thousand_targets_with_a_thousand_applications_each_fit_into_a_message
         for n in range(targets)
     ]
     summary = summary_of(*worst)
-    names = json.dumps(summary.targets, ensure_ascii=False)
-    size = len(message(summary).encode()) + len(summary.subject.encode()) + len(names.encode())
-    assert SNS_BYTES // 2 < size < SNS_BYTES - 200
+    assert SNS_BYTES // 2 < size_of(summary) < SNS_BYTES - 200
     assert "Run 4f6c, mode enforce." in summary.email.splitlines()[-1]
     jsonschema.validate(json.loads(summary.notification), SCHEMA)
     assert_slack_takes(summary.webhook)
+
+
+@pytest.mark.parametrize("line", ["名" * 1_000, '"' * 1_000, "\\&<` " * 200, "\U0001f418" * 1_000])
+@pytest.mark.parametrize("targets", [1, 300, 7_000])
+def test_a_message_with_thousands_of_undelivered_summaries_fits(line: str, targets: int) -> None:
+    longest = len(line) // 10
+    one = unreached(line[:longest] if targets < 7_000 else "n")
+    advice = (Advice(code="a", message="b", sql="名" * 900),) * 4
+    worst = [replace(one, key=TargetKey(f"s{n}"), advice=advice) for n in range(targets)]
+    summary = summarized(replace(a_report(*worst), undelivered=(line,) * 5_000))
+    assert size_of(summary) < SNS_BYTES - 200
+    assert_slack_takes(summary.webhook)
+    jsonschema.validate(json.loads(summary.notification), SCHEMA)
+    assert len(json.dumps(summary.targets, ensure_ascii=False).encode()) <= 20_000
+    assert summary.email.count("Not delivered by an earlier run") == 5
+    assert "… and 4995 more" in summary.email
+
+
+@pytest.mark.parametrize("most", [150, 400, 1_000, 4_000, 250_000])
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_an_email_is_never_longer_than_the_room_for_it(name: str, most: int) -> None:
+    email = render_email(digest_report(SITUATIONS[name](), PLACE), most)
+    assert len(json.dumps(email, ensure_ascii=False).encode()) <= most
+
+
+def test_slack_has_the_newest_undelivered_summaries_and_the_number_of_the_others() -> None:
+    lines = tuple(f"run {n}" for n in range(7))
+    report = replace(a_report(QUIET), undelivered=lines, undelivered_before=1_000)
+    text = json.loads(summarized(report).webhook)["blocks"][1]["text"]["text"]
+    assert re.findall(r"Not delivered by an earlier run: `(.*)`", text) == list(lines[:5])
+    assert "… and 1002 more" in text
 
 
 # -- the rest ----------------------------------------------------------------------------------------

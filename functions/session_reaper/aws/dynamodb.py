@@ -25,7 +25,7 @@ from session_reaper.settings import LONGEST_REMINDER
 from session_reaper.targets.target import TargetKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_dynamodb.type_defs import AttributeValueTypeDef
@@ -39,26 +39,34 @@ UNREADABLE: Final = (
 
 # DynamoDB deletes an item that is not reported again for so long.
 _EXPIRY_SECONDS: Final = 2 * LONGEST_REMINDER
-_KINDS: Final = frozenset(IssueKind)
 _UNCHANGED: Final = "attribute_not_exists(target) OR told_at = :known"
 
 
 def load_known_issues(table: str, deadline: Deadline) -> tuple[KnownIssue, ...] | None:
-    """Return all reported issues, or None if the table cannot be read by the deadline."""
+    """Return all reported issues, or None if the table cannot be read by the deadline.
 
-    def scan() -> tuple[KnownIssue, ...]:
+    An item that is incomplete or has another form is skipped: it must not hide the others.
+    """
+
+    def scan() -> list[KnownIssue | None]:
         found = _get_dynamodb().get_paginator("scan").paginate(TableName=table, ConsistentRead=True)
         whole = iterate_pages(found, "LastEvaluatedKey", deadline)
-        return tuple(
-            issue for page in whole for item in page["Items"] for issue in _read_issues(item)
-        )
+        return [_read_item(item) for page in whole for item in page["Items"]]
 
     try:
-        return call("dynamodb", scan, deadline)
+        read = call("dynamodb", scan, deadline)
     except AWS_ERRORS as error:
         extra = {"table": table, "error": explain_error(error)}
         logger.warning("cannot read the notification state", extra=extra)
         return None
+    issues = tuple(issue for issue in read if issue is not None)
+    skipped = len(read) - len(issues)
+    if skipped:
+        logger.warning(
+            "skipped unreadable items of the notification state",
+            extra={"table": table, "skipped": skipped},
+        )
+    return issues
 
 
 def save_state_update(table: str, update: StateUpdate, deadline: Deadline) -> None:
@@ -84,9 +92,11 @@ def save_state_update(table: str, update: StateUpdate, deadline: Deadline) -> No
         )
 
     # Ended issues come first: reporting a recovery twice is worse than repeating an issue.
+    # Undelivered summaries come last: there may be too many for the time that is left.
     changes: list[tuple[Callable[[KnownIssue], None], KnownIssue]] = [
-        *((delete, issue) for issue in update.ended),
+        *((delete, issue) for issue in update.ended if not _is_undelivered(issue)),
         *((put, issue) for issue in update.reported),
+        *((delete, issue) for issue in update.ended if _is_undelivered(issue)),
     ]
     for change, issue in changes:
         try:
@@ -119,14 +129,23 @@ def _to_range_key(key: IssueKey) -> str:
     return " ".join([key.kind.value, *details])
 
 
-def _read_issues(item: "dict[str, AttributeValueTypeDef]") -> "Iterator[KnownIssue]":
-    """Read an item. One that another release has written in another form is left to expire."""
+def _is_undelivered(issue: KnownIssue) -> bool:
+    return issue.key.kind is IssueKind.UNDELIVERED
+
+
+def _read_item(item: "dict[str, AttributeValueTypeDef]") -> KnownIssue | None:
+    """Read an item, or return None for one of another form, such as another release's."""
+    try:
+        return _parse_item(item)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _parse_item(item: "dict[str, AttributeValueTypeDef]") -> KnownIssue:
     kind, *details = item["kind"]["S"].split(" ")
-    if kind not in _KINDS:
-        return
     secret, _, instance = item["target"]["S"].partition("#")
     detail = tuple(each.replace("%20", " ").replace("%25", "%") for each in details)
-    yield KnownIssue(
+    return KnownIssue(
         target=TargetKey(secret, instance),
         key=IssueKey(IssueKind(kind), detail),
         since=float(item["since"]["N"]),

@@ -126,7 +126,7 @@ def write_summary_line(report: Report) -> str:
     counts = (
         (len(headlines[_MOST_HEADLINES:]), "more to report"),
         (len(known), "with known issues"),
-        (len(report.undelivered), "undelivered from earlier runs"),
+        (len(report.undelivered) + report.undelivered_before, "undelivered from earlier runs"),
         (len(report.targets) - len(shown) - len(known), "quiet"),
     )
     others = [f"{number} {what}" for number, what in counts if number]

@@ -8,7 +8,7 @@ belongs to another target.
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,6 +24,9 @@ from session_reaper.report.model import (
 )
 from session_reaper.report.text import printable
 from session_reaper.targets.target import TargetKey
+
+MOST_UNDELIVERED: Final = 5
+"""Undelivered summary lines that are kept and shown; older ones are only counted."""
 
 _PASSING: Final = (IssueKind.WOULD_TERMINATE, IssueKind.SPARED, IssueKind.DENIED)
 """Issues that come and go with sessions: their end is not reported, and they expire in the table."""
@@ -85,12 +88,10 @@ def compare_with_known(  # noqa: PLR0913 -- the report, and everything that deci
     }
     current: dict[int, list[IssueKey]] = defaultdict(list)
     recovered: dict[int, list[Recovery]] = defaultdict(list)
-    undelivered: list[str] = []
     ended: list[KnownIssue] = []
     for issue in known:
         owned = owners.get(issue.target, ())
         if issue.key.kind is IssueKind.UNDELIVERED:
-            undelivered.append(" ".join(issue.key.detail))
             ended.append(issue)
         elif owned and all(_has_ended(issue.key, report.targets[i], report.mode) for i in owned):
             seconds = max(0.0, now - issue.since)
@@ -107,15 +108,44 @@ def compare_with_known(  # noqa: PLR0913 -- the report, and everything that deci
     )
     reported = tuple(_list_reported(zip(keys, targets, strict=True), known, now))
     update = StateUpdate(reported=reported, ended=tuple(ended))
-    return replace(report, targets=targets, undelivered=tuple(undelivered)), update
+    lost = _list_undelivered(known)
+    found = replace(
+        report,
+        targets=targets,
+        undelivered=tuple(" ".join(issue.key.detail[:1]) for issue in lost),
+        undelivered_before=_count_undelivered(lost) - len(lost),
+    )
+    return found, update
 
 
-def mark_undelivered(report: Report, now: float) -> StateUpdate:
-    """Return the update with which the next run reports that this summary was not published."""
-    key = IssueKey(IssueKind.UNDELIVERED, (printable(write_summary_line(report), 200),))
+def mark_undelivered(report: Report, known: Iterable[KnownIssue], now: float) -> StateUpdate:
+    """Make the next run report this one, whose summary was not published.
+
+    Only the newest few are kept, so the state does not grow while nothing can be published. A run
+    whose only news was an earlier undelivered summary is not kept, because it would replace one
+    that matters.
+    """
+    lost = _list_undelivered(known)
+    if lost and not any(target.should_notify for target in report.targets):
+        return StateUpdate(reported=(), ended=())
+    line = write_summary_line(replace(report, undelivered=(), undelivered_before=0))
+    detail = (printable(line, 200), str(_count_undelivered(lost)))
+    key = IssueKey(IssueKind.UNDELIVERED, detail)
     target = TargetKey(f"run {report.run_id}")
     issue = KnownIssue(target=target, key=key, since=now, reported_at=now)
-    return StateUpdate(reported=(issue,), ended=())
+    return StateUpdate(reported=(issue,), ended=tuple(lost[MOST_UNDELIVERED - 1 :]))
+
+
+def _list_undelivered(known: Iterable[KnownIssue]) -> Sequence[KnownIssue]:
+    """Return the undelivered summaries, newest first."""
+    lost = (issue for issue in known if issue.key.kind is IssueKind.UNDELIVERED)
+    return sorted(lost, key=lambda issue: issue.reported_at, reverse=True)
+
+
+def _count_undelivered(lost: Sequence[KnownIssue]) -> int:
+    """Count the undelivered summaries, with those that are not kept any more."""
+    before = (issue.key.detail[1] for issue in lost if len(issue.key.detail) > 1)
+    return max([len(lost), *(int(number) + 1 for number in before if number.isdecimal())])
 
 
 def _map_owners(keys: Iterable[TargetKey]) -> Mapping[TargetKey, list[int]]:

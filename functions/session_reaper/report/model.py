@@ -59,7 +59,7 @@ class IssueKind(StrEnum):
     DENIED = "denied"
     WOULD_TERMINATE = "would_terminate"  # detail: rule and role
     SPARED = "spared"
-    UNDELIVERED = "undelivered"  # detail: the summary line of a run that was not published
+    UNDELIVERED = "undelivered"  # detail: the summary line, and how many were lost before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +312,8 @@ class Report:
     mode: Mode
     targets: tuple[TargetReport, ...]
     state_problem: str = ""  # why known issues may be reported again
-    undelivered: tuple[str, ...] = ()  # summary lines of earlier runs that were not published
+    undelivered: tuple[str, ...] = ()  # unpublished summary lines of earlier runs, newest first
+    undelivered_before: int = 0  # number of older ones, whose lines are not kept
 
     def count(self, outcome: Outcome) -> int:
         """Count the sessions of all targets with this outcome."""

@@ -76,7 +76,9 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and everything that decide
         document = _log_run(report, digest, logs, end, target_metrics=settings.target_metrics)
     if table:
         is_undelivered = settings.topic_arn in failures
-        save_state_update(table, mark_undelivered(report, now) if is_undelivered else update, end)
+        if is_undelivered:
+            update = mark_undelivered(report, known or (), now)
+        save_state_update(table, update, end)
     for failure in failures.values():
         raise failure
     return report, document

@@ -5,7 +5,9 @@ from itertools import islice
 from typing import Final
 
 from session_reaper.report.headline import write_summary_line
+from session_reaper.report.known_issues import MOST_UNDELIVERED
 from session_reaper.report.model import Report, Severity
+from session_reaper.report.text import printable
 from session_reaper.settings import FunctionLocation
 from session_reaper.summary.console_links import ConsoleLink, link_to_console
 from session_reaper.summary.groups import FailureGroup, TargetDigest, group_failures, join_names
@@ -14,6 +16,7 @@ from session_reaper.summary.steps import list_steps
 from session_reaper.summary.verdict import RunVerdict, choose_verdict
 
 _MOST_STEPS: Final = 5
+_LINE_LENGTH: Final = 200  # characters of an undelivered summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,8 @@ class Digest:
     failures: tuple[FailureGroup, ...]  # of the shown targets without a snapshot
     known: Name | None  # targets with known issues only
     quiet: int  # number of other targets
+    undelivered: tuple[str, ...]  # summary lines of earlier runs, newest first
+    more_undelivered: int  # number of older ones
     links: tuple[ConsoleLink, ...]
 
     @property
@@ -45,6 +50,7 @@ class Digest:
 def digest_report(report: Report, location: FunctionLocation | None) -> Digest:
     """Digest a run; sessions are grouped only when a renderer asks for them."""
     new, known = report.split_new_and_known()
+    undelivered = report.undelivered[:MOST_UNDELIVERED]
     shown = tuple(TargetDigest(report=target) for target in new)
     return Digest(
         report=report,
@@ -56,5 +62,7 @@ def digest_report(report: Report, location: FunctionLocation | None) -> Digest:
         failures=tuple(group_failures(t for t in new if t.slots is None)),
         known=join_names(known) if known else None,
         quiet=len(report.targets) - len(new) - len(known),
+        undelivered=tuple(printable(line, _LINE_LENGTH) for line in undelivered),
+        more_undelivered=len(report.undelivered) - len(undelivered) + report.undelivered_before,
         links=tuple(link_to_console(location, report.run_id)),
     )

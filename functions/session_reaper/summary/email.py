@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import accumulate, groupby
 from textwrap import wrap
 from typing import Final
 
@@ -19,6 +19,7 @@ _MOST_GROUPS: Final = 12  # of one target
 _MOST_ADVICE: Final = 4  # of one target, unless it was checked
 _LONGEST: Final = 1400  # characters of one paragraph; what to do about a full server takes most
 _CUT: Final = "… and {} more, cut. The log has them."
+_REST_CUT: Final = "… the rest is cut. The log has it."
 
 
 def render_email(digest: Digest, most: int) -> str:
@@ -29,7 +30,7 @@ def render_email(digest: Digest, most: int) -> str:
     happened = _fit_parts(_list_parts(digest), left)
     advised = [partial(_render_advice, t.report) for t in digest.shown if t.report.advice]
     advice = _fit_parts(advised, left - _count_bytes(happened))
-    return "\n".join([*beginning, *happened, *advice, *ending])
+    return "\n".join(_fit_lines([*beginning, *happened, *advice, *ending], most))
 
 
 _Part = Callable[[], Iterable[str]]
@@ -47,6 +48,15 @@ def _fit_parts(parts: Sequence[_Part], most: int) -> Sequence[str]:
             return [*lines, _CUT.format(len(parts) - index), ""]
         lines += added
     return lines
+
+
+def _fit_lines(lines: Sequence[str], most: int) -> Sequence[str]:
+    """Return the lines, or as many whole ones as fit if the beginning and the end are too long."""
+    if _count_bytes(lines) <= most:
+        return lines
+    sizes = accumulate((_count_bytes([line]) for line in lines), initial=_count_bytes([_REST_CUT]))
+    fitting = sum(size <= most for size in sizes) - 1
+    return [*lines[: max(fitting, 0)], _REST_CUT]
 
 
 def _count_bytes(lines: Iterable[str]) -> int:
@@ -151,8 +161,10 @@ def _render_ending(digest: Digest) -> Iterator[str]:
         quiet = " 1 other target is quiet."
     problem = f" {report.state_problem}" if report.state_problem else ""
     yield from _wrap(f"Run {report.run_id}, mode {report.mode}.{quiet}{problem}")
-    for summary in report.undelivered:
+    for summary in digest.undelivered:
         yield from _wrap(f"Not delivered by an earlier run: {summary}", "", "  ")
+    if digest.more_undelivered:
+        yield f"… and {digest.more_undelivered} more. The log has them."
     yield ""
 
 

@@ -59,4 +59,4 @@ def _fit_names(names: Iterable[str], most: int) -> Iterator[str]:
 
 
 def _count_json_bytes(text: str) -> int:
-    return len(json.dumps(text, ensure_ascii=False).encode())
+    return len(json.dumps(text, ensure_ascii=False).encode()) + len(", ")

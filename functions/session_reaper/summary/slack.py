@@ -91,8 +91,10 @@ def _render_lines(digest: Digest, steps: Iterable[str]) -> Iterator[str]:
         yield from _render_target(target, is_alone=len(digest.shown) == 1)
     if digest.known:
         yield f"Reported before and not resolved yet: {_code_span(digest.known.text)}"
-    for summary in digest.report.undelivered:
+    for summary in digest.undelivered:
         yield f"Not delivered by an earlier run: {_code_span(summary)}"
+    if digest.more_undelivered:
+        yield f"… and {digest.more_undelivered} more"
     links = [f"<{link.url}|{link.name}>" for link in digest.links]
     yield " · ".join([*links, f"mode {digest.report.mode}"])
 
