@@ -48,7 +48,10 @@ def _has_contrib(build: Build) -> bool:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test on the newest server, or with the mark `every_major` on all of them."""
+    """Run each test on the newest server, or with the mark `every_major` on all of them.
+
+    Of the bundled servers all are used only with `--thorough`; `make matrix` has all majors.
+    """
     if "build" not in metafunc.fixturenames:
         return
     builds = _builds(metafunc.config)
@@ -62,7 +65,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         builds = {n: build for n, build in builds.items() if (build.bin / "pg_dump").exists()}
     if "postgres_fdw" in marks:
         builds = {n: build for n, build in builds.items() if _has_contrib(build)}
-    chosen = sorted(builds) if "every_major" in marks else sorted(builds)[-1:]
+    config = metafunc.config
+    uses_all = config.getoption("--servers") is not None or config.getoption("--thorough")
+    is_for_all = "every_major" in marks and uses_all
+    chosen = sorted(builds) if is_for_all else sorted(builds)[-1:]
     metafunc.parametrize(
         "build",
         [builds[major] for major in chosen],
