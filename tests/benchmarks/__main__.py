@@ -31,7 +31,7 @@ ROUNDS = 15
 VICTIMS = 100
 PASSWORD = "bench"  # noqa: S105 -- of a server that lives for seconds
 LIMITS = {
-    "deployed": 0.6,
+    "deployed": 0.7,
     "cold": None,
     "warm": 1.2,
     "kill": 1.5,

@@ -211,7 +211,7 @@ def dumper(stage: Stage, build: Build, rows: int) -> None:
 
 @pytest.mark.pg_dump
 def test_a_parallel_dump_is_left_alone(stage: Stage, build: Build, tmp_path: Path) -> None:
-    dumper(stage, build, 1_000)
+    dumper(stage, build, 300_000)
     command = [str(build.bin / "pg_dump"), "-j2", "-Fd", "-f", str(tmp_path / "dump")]
     leader = f"usename = 'dumper' AND application_name = 'pg_dump' AND state = '{LEAK}'"
     with stopped(stage, command, client_program(stage, build, "dumper"), leader):
@@ -230,9 +230,10 @@ def test_a_parallel_dump_under_another_name_is_left_alone(
     command = [str(build.bin / "pg_dump"), "-j2", "-Fd", "-f", str(tmp_path / "dump")]
     environment = client_program(stage, build, "dumper", PGAPPNAME="nightly-backup")
     leak = stage.session(LEAK, "dumper", application_name="nightly-backup")
-    # Idle in transaction: the leak, the leader, and a worker that has no table to copy.
+    # Idle in transaction: the leak, the leader, and a worker that has no table to copy. The last two
+    # hold the snapshot of the dump.
     all_are_there = (
-        "3 = (SELECT count(*) FROM pg_stat_activity"
+        "(3, 2) = (SELECT count(*), count(backend_xmin) FROM pg_stat_activity"
         " WHERE application_name = 'nightly-backup' AND state = 'idle in transaction')"
     )
     with stopped(stage, command, environment, f"{COPYING} AND {all_are_there}"):
