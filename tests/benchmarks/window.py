@@ -50,7 +50,12 @@ _IDENTITY = """
 SELECT pid, backend_start, xact_start, state_change, query_start, state
 FROM pg_stat_activity WHERE usename = 'app' AND pid IN ({pids})
 """
-_NAMES = ("pid", "backend_start", "xact_start", "state_change", "query_start", "state")
+_NAMES = (
+    *("pid", "backend_start", "xact_start", "state_change", "query_start", "state"),
+    *("wait_event_type", "wait_event", "other_than", "waits_for_lock"),
+)
+# As for a rule without conditions on waits: the session must not wait for a lock.
+_WAIT_GUARD = (None, None, None, "f")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +166,9 @@ def _executions(reaper: Frontend, victims: Sequence[Frontend]) -> Sequence[bytes
     """Return the messages that signal each victim in its current state."""
     pids = ", ".join(str(victim.pid) for victim in victims)
     identities = reaper.run(_IDENTITY.format(pids=pids))
-    return [bind_and_execute("window", identity) + sync() for identity in identities]
+    return [
+        bind_and_execute("window", [*identity, *_WAIT_GUARD]) + sync() for identity in identities
+    ]
 
 
 def _signal(reaper: Frontend, executions: Sequence[bytes], *, pipelined: bool) -> list[Window]:
