@@ -13,16 +13,13 @@ import pytest
 from botocore.client import BaseClient
 from session_reaper.errors import PublishError
 
-from tests.integration.notification import TABLE, table, use
-from tests.integration.stage import IDLE, LEAK, REAPER, policy, rule
+from tests.integration.stage import IDLE, LEAK, REAPER, TABLE, policy, rule
 from tests.integration.wire import Impostor, aws_but_for, http, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.integration.stage import Run, Stage
-
-__all__ = ["table"]  # a fixture
 
 SECRETS = "arn:aws:secretsmanager:eu-central-1:123456789012:secret"
 PAGE = b"<html><head><title>403 Forbidden</title></head><body><h1>403 Forbidden</h1></body></html>"
@@ -93,7 +90,7 @@ def test_an_issue_that_returns_is_news(stage: Stage) -> None:
 
 @pytest.mark.usefixtures("table")
 def test_every_termination_is_reported(stage: Stage) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     for _ in range(2):
         stage.session()
         assert stage.run().document["totals"]["terminated"] == 1
@@ -105,7 +102,7 @@ def test_every_termination_is_reported(stage: Stage) -> None:
 
 @pytest.mark.usefixtures("table")
 def test_in_observe_mode_the_same_leak_is_reported_once(stage: Stage) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     stage.monkeypatch.setenv("MODE", "observe")
     stage.session()
     assert stage.run().emails
@@ -116,7 +113,7 @@ def test_in_observe_mode_the_same_leak_is_reported_once(stage: Stage) -> None:
 
 @pytest.mark.usefixtures("table")
 def test_a_known_issue_is_named_beside_the_news(stage: Stage) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     stage.target("closed", port=1, name="closed")
     assert stage.run().emails
     stage.session()
@@ -165,7 +162,7 @@ def test_if_the_table_cannot_be_read_everything_is_reported(stage: Stage, name: 
 @pytest.mark.usefixtures("table")
 def test_a_table_that_does_not_answer_costs_seconds_and_no_summary(stage: Stage) -> None:
     leak = stage.session(IDLE)
-    use(stage, policy(rule(state=[IDLE])))
+    stage.use_policy(policy(rule(state=[IDLE])))
     with aws_but_for(b"DynamoDB_") as silent:
         stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.port}")
         run = stage.run()
@@ -189,7 +186,7 @@ def test_a_termination_whose_summary_was_not_delivered_is_reported_by_the_next_r
     stage: Stage,
 ) -> None:
     topic = os.environ["TOPIC_ARN"]
-    use(stage, policy())
+    stage.use_policy(policy())
     stage.session()
     stage.monkeypatch.setenv("TOPIC_ARN", f"{topic}-gone")
     with pytest.raises(PublishError):
@@ -208,7 +205,7 @@ def test_a_termination_whose_summary_was_not_delivered_is_reported_by_the_next_r
 def test_a_termination_whose_summary_a_proxy_swallows_is_in_the_log_and_the_next_summary(
     stage: Stage, caplog: pytest.LogCaptureFixture, status: str, body: bytes
 ) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     stand_in = os.environ["AWS_ENDPOINT_URL"]
     with aws_but_for(b"/sns/aws4_request", http(status, body)) as proxy:
@@ -227,7 +224,7 @@ def test_a_termination_whose_summary_a_proxy_swallows_is_in_the_log_and_the_next
 def test_if_a_proxy_answers_for_the_table_everything_is_reported(
     stage: Stage, status: str, body: bytes
 ) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     with aws_but_for(b"/dynamodb/aws4_request", http(status, body)) as proxy:
         stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
@@ -240,7 +237,7 @@ def test_if_a_proxy_answers_for_the_table_everything_is_reported(
 def test_a_bug_in_publishing_keeps_no_termination_out_of_the_log(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     leak = stage.session()
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
 
@@ -299,7 +296,7 @@ def test_an_item_has_the_target_the_times_and_its_expiry(stage: Stage) -> None:
 
 @pytest.mark.usefixtures("table")
 def test_a_secret_that_takes_another_target_s_name_hides_nothing(stage: Stage) -> None:
-    use(stage, policy())
+    stage.use_policy(policy())
     fields = b"SFATAL\0VFATAL\0C53300\0Msorry, too many clients already\0\0"
     with Impostor(say(b"E" + struct.pack("!i", 4 + len(fields)) + fields)) as always_full:
         stage.target("thief", port=always_full.port, name="orders")
@@ -385,7 +382,7 @@ def test_many_undelivered_summaries_are_published_at_once_when_the_topic_is_back
     for n in range(150):
         put_item(f"undelivered {'名' * 200}", f"run {n}")
     topic = os.environ["TOPIC_ARN"]
-    use(stage, policy())
+    stage.use_policy(policy())
     stage.session()
     stage.monkeypatch.setenv("TOPIC_ARN", f"{topic}-gone")
     with pytest.raises(PublishError):
@@ -403,14 +400,14 @@ def test_many_undelivered_summaries_are_published_at_once_when_the_topic_is_back
 def test_an_observed_rule_with_a_blank_in_its_name_hides_no_other_rule(stage: Stage) -> None:
     stage.monkeypatch.setenv("MODE", "observe")
     stage.session(role="b c")
-    use(stage, policy(rule("a")))
+    stage.use_policy(policy(rule("a")))
     assert stage.run().emails
     assert stage.run().emails == []
     assert kinds() == {"would_terminate a b%20c"}
     stage.session(role="c")
-    use(stage, policy(rule("a b", role=["c"], state=[LEAK], idle_for="1ms")))
+    stage.use_policy(policy(rule("a b", role=["c"], state=[LEAK], idle_for="1ms")))
     assert stage.run().emails
-    use(stage, policy(rule("a%20b", role=["c"], state=[LEAK], idle_for="1ms")))
+    stage.use_policy(policy(rule("a%20b", role=["c"], state=[LEAK], idle_for="1ms")))
     assert stage.run().emails
     assert stage.run().emails == []
     assert kinds() == {

@@ -15,8 +15,7 @@ import pytest
 from session_reaper.errors import ConfigurationError, PublishError
 from session_reaper.handler import lambda_handler
 
-from tests.integration.notification import TABLE
-from tests.integration.stage import PATIENCE, Context, policy
+from tests.integration.stage import PATIENCE, TABLE, Context, policy
 from tests.integration.wire import (
     Impostor,
     aws_but_for,

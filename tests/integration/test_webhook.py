@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import ssl
 import time
 import traceback
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Thread
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -19,94 +15,19 @@ from session_reaper.errors import ConfigurationError, ReaperError
 from session_reaper.webhook import lambda_handler
 
 from infra.local.certificates import make_tls
+from tests.integration.slack import PATH, Reply, Slack, run_slack
 from tests.integration.stage import PATIENCE, Context
-from tests.integration.wire import ENDLESS_SECONDS, aws_but_for, drip_body, hang, http
+from tests.integration.wire import aws_but_for, drip_body, hang, http
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+    from threading import Event
 
     from infra.local.aws import Aws
     from infra.local.postgres import Tls
 
-PATH = "/services/T0CANARY/B0CANARY/canary"
 OURS = {"text": "orders: 3 sessions terminated", "blocks": [{"type": "divider"}]}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """How Slack answers one request; by default with success.
-
-    If it `drips`, it announces a length and then sends single bytes.
-    """
-
-    status: int = 200
-    said: str = "ok"
-    headers: Mapping[str, str] = field(default_factory=dict)
-    hangs: bool = False
-    drips: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slack:
-    """A server, and what it received."""
-
-    url: str
-    paths: list[str]
-    posts: list[object]
-
-
-class _Server(ThreadingHTTPServer):
-    def handle_error(self, *_: object) -> None:
-        """Log nothing: a client that does not trust the server closes the connection."""
-
-
-@contextmanager
-def running(tls: Tls, replies: tuple[Reply, ...]) -> Iterator[Slack]:
-    """Start a Slack that answers with these replies in turn, and then always with the last."""
-    paths: list[str] = []
-    posts: list[object] = []
-    over = Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            assert self.headers["Content-Type"] == "application/json"
-            paths.append(self.path)
-            posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            reply = replies[min(len(posts), len(replies)) - 1]
-            if reply.hangs:
-                over.wait(ENDLESS_SECONDS)
-                return
-            self.send_response(reply.status)
-            if reply.drips:
-                self.send_header("Content-Length", "1000000")
-                self.end_headers()
-                end = time.monotonic() + ENDLESS_SECONDS
-                while not over.wait(0.1) and time.monotonic() < end:
-                    self.wfile.write(b" ")
-                return
-            for name, value in reply.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(reply.said.encode())))
-            self.end_headers()
-            self.wfile.write(reply.said.encode())
-
-        def log_message(self, *_: object) -> None:
-            """Log nothing: the path must not be shown."""
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tls.certificate, tls.key)
-    server = _Server(("127.0.0.1", 0), Handler)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield Slack(url=f"https://localhost:{server.server_port}{PATH}", paths=paths, posts=posts)
-    finally:
-        over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture
@@ -132,7 +53,7 @@ def slack(tls: Tls, store: Callable[[object], None]) -> Iterator[Callable[..., S
     with ExitStack() as stack:
 
         def start(*replies: Reply) -> Slack:
-            started = stack.enter_context(running(tls, replies or (Reply(),)))
+            started = stack.enter_context(run_slack(tls, replies or (Reply(),)))
             store(started.url)
             return started
 
@@ -180,7 +101,7 @@ def test_a_summary_is_posted_unchanged(slack: Callable[..., Slack]) -> None:
 def test_the_secret_contains_the_url_as_text_or_as_json(
     tls: Tls, store: Callable[[object], None], secret: str
 ) -> None:
-    with running(tls, (Reply(),)) as here:
+    with run_slack(tls, (Reply(),)) as here:
         store(secret.format(url=here.url))
         deliver()
     assert here.posts == [OURS]
@@ -310,14 +231,14 @@ def test_a_new_webhook_is_used_from_the_next_invocation_on(
 ) -> None:
     slack(Reply(status=404, said="no_service"))
     assert "no_service" in error_of_delivery()
-    with running(tls, (Reply(),)) as new:
+    with run_slack(tls, (Reply(),)) as new:
         cloud.secrets.put_secret_value(SecretId="webhook", SecretString=new.url)
         deliver()
     assert new.posts == [OURS]
 
 
 def test_a_redirect_is_not_followed(slack: Callable[..., Slack], tls: Tls) -> None:
-    with running(tls, (Reply(),)) as elsewhere:
+    with run_slack(tls, (Reply(),)) as elsewhere:
         slack(Reply(status=307, headers={"Location": elsewhere.url}))
         assert "307, ok" in error_of_delivery()
     assert elsewhere.posts == []
