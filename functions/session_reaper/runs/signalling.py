@@ -163,7 +163,7 @@ class Signaller:
         self._results.set(decision, Outcome.ESCAPED, note)
 
     def _await(self, decision: Decision, action: Action, *, may_escalate: bool = True) -> None:
-        """Look for a session that was signalled from now on."""
+        """Add a signalled session to those that the next verifications look for."""
         pause = decision.rule.escalate_after if decision.rule else None
         escalates = may_escalate and action is Action.CANCEL and pause is not None
         seconds = pause if escalates and pause is not None else VERIFY_SECONDS
