@@ -4,7 +4,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import batched
 from threading import Lock
 from typing import Final
 
@@ -144,8 +143,10 @@ def _log_outcome(target: TargetReport, result: SessionResult) -> None:
 
 
 def _log_together(message: str, target: str, keys: dict[str, str], pids: Iterable[int]) -> None:
-    for batch in batched(pids, _PIDS_PER_LINE, strict=False):
-        extra = {"target": target, **keys, "count": len(batch), "pids": list(batch)}
+    rest = list(pids)
+    while rest:
+        batch, rest = rest[:_PIDS_PER_LINE], rest[_PIDS_PER_LINE:]
+        extra = {"target": target, **keys, "count": len(batch), "pids": batch}
         logger.info(message, extra=extra)
 
 

@@ -51,7 +51,7 @@ from session_reaper.postgres.tls import describe_tls, open_socket, wrap_tls
 from session_reaper.sessions.server_facts import ServerFacts
 from session_reaper.sessions.session import OWN_APPLICATION_NAME, Identity, WaitGuard
 from session_reaper.sessions.snapshot import Snapshot, SnapshotScope, Verification
-from session_reaper.targets.target import SslMode, Target
+from session_reaper.targets.target import Target
 
 APPLICATION_NAME: Final = OWN_APPLICATION_NAME
 CONNECT_SECONDS: Final = 10.0  # for DNS, TCP, TLS and login together
@@ -108,7 +108,7 @@ class Server:
         with translate_connect_errors(f"connecting to {where}", target.password):
             sock = open_socket(target.host, target.port, deadline)
         try:
-            if target.sslmode is not SslMode.DISABLE:
+            if target.is_encrypted:
                 with translate_connect_errors(
                     f"securing the connection to {where}", target.password
                 ):

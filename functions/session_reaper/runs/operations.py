@@ -66,7 +66,7 @@ def choose_operation(request: RunRequest, policy: Policy, mode: Mode) -> Operati
     if request.apply:
         return partial(apply, policy, mode, request.apply)
     limit = policy.limits.max_per_run
-    quota = None if limit is None else Semaphore(limit)
+    quota = None if limit is None else limit_by_quota(Semaphore(limit), policy)
     return partial(reap, policy, mode, quota)
 
 
@@ -120,13 +120,12 @@ def run_on_target(operation: Operation, discovery: TargetDiscovery, job: TargetJ
         return record_error(job.progress.result.latest, error)
 
 
-def reap(
-    policy: Policy, mode: Mode, quota: Semaphore | None, session: TargetSession
-) -> TargetReport:
-    """Take a snapshot, decide, and terminate.
+Quota = Callable[[Decision], str | None]
+"""Returns why a condemned session is spared, None if the run may terminate it."""
 
-    `quota` counts the terminations that the run may still do on all targets together.
-    """
+
+def reap(policy: Policy, mode: Mode, quota: Quota | None, session: TargetSession) -> TargetReport:
+    """Take a snapshot, decide, and terminate what `quota` does not hold back."""
     report = _reap(policy, mode, quota, session)
     session.job.progress.complete(report)
     has_leaks = any(result.outcome is not Outcome.ESCAPED for result in report.results)
@@ -138,14 +137,14 @@ def reap(
     return report
 
 
-def _reap(
-    policy: Policy, mode: Mode, quota: Semaphore | None, session: TargetSession
-) -> TargetReport:
-    snapshot = take_visible_snapshot(session.server, policy.scope(), session.deadline)
+def _reap(policy: Policy, mode: Mode, quota: Quota | None, session: TargetSession) -> TargetReport:
+    snapshot = take_visible_snapshot(
+        session.server, policy.scope(), session.deadline, may_be_partial=session.may_be_partial
+    )
     report = replace(_add_snapshot(session.report, snapshot), queries=policy.queries)
     decisions = decide(snapshot.sessions, snapshot.slots, policy)
     if quota is not None:
-        decisions = decisions.hold_back(_limit_by_quota(quota, policy))
+        decisions = decisions.hold_back(quota)
     report = _add_decisions(report, decisions)
     session.record(report)
     logging_deadline = session.deadline.capped_at(_SPARED_SHARE * session.deadline.remaining())
@@ -271,7 +270,8 @@ def _add_snapshot(report: TargetReport, snapshot: Snapshot) -> TargetReport:
     )
 
 
-def _limit_by_quota(quota: Semaphore, policy: Policy) -> Callable[[Decision], str | None]:
+def limit_by_quota(quota: Semaphore, policy: Policy) -> Quota:
+    """Count the terminations that the run may still do on all targets together."""
     reason = f"limits.max_per_run of {policy.limits.max_per_run} was reached"
 
     def limit(decision: Decision) -> str | None:

@@ -204,7 +204,7 @@ class Signaller:
             self._results.settle(decision, Outcome.ESCAPED)
         self._missing.clear()
         self._results.used_after = found.used
-        if found.used is None:
+        if found.used is None and not self._session.may_be_partial:
             self._fail_as_blind()
         self._sort_pending(found.remaining)
 

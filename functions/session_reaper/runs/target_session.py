@@ -26,6 +26,7 @@ class TargetSession:
     """An open connection to one target, and its report so far.
 
     `connect` replaces a lost connection. `connect_by_fallback` uses the fallback secret.
+    `may_be_partial`: the operation works without the sessions that are hidden from our role.
     """
 
     job: TargetJob
@@ -33,6 +34,7 @@ class TargetSession:
     connect: Callable[[], Server]
     connect_by_fallback: Callable[[], Server]
     report: TargetReport
+    may_be_partial: bool = False
 
     @property
     def target(self) -> Target:

@@ -25,10 +25,15 @@ from session_reaper.runs.target_session import TargetSession
 from session_reaper.sessions.snapshot import Snapshot, SnapshotScope
 
 
-def take_visible_snapshot(server: Server, scope: SnapshotScope, deadline: Deadline) -> Snapshot:
-    """Take a snapshot of a server. Raises TargetError; BlindError if sessions are hidden."""
+def take_visible_snapshot(
+    server: Server, scope: SnapshotScope, deadline: Deadline, *, may_be_partial: bool = False
+) -> Snapshot:
+    """Take a snapshot of a server. Raises TargetError; BlindError if sessions are hidden.
+
+    `may_be_partial`: the sessions of our own role are enough, which our role always sees.
+    """
     snapshot = server.take_snapshot(scope, deadline)
-    if not snapshot.can_see:
+    if not snapshot.can_see and not may_be_partial:
         raise BlindError(snapshot.role, snapshot.membership)
     return snapshot
 
@@ -57,6 +62,7 @@ class Termination:
         self._policy = policy
         self._mode = mode
         self._deadline = session.deadline
+        self._may_be_partial = session.may_be_partial
         self._results = TargetResults(session, report)
         self._signaller = Signaller(session, snapshot, self._results)
         self._batches: list[_Batch] = []
@@ -131,7 +137,9 @@ class Termination:
         """Return what a second snapshot condemns again: the same transaction, by the same rule."""
         scope, server = self._policy.scope(), self._signaller.server
         try:
-            snapshot = take_visible_snapshot(server, scope, self._deadline)
+            snapshot = take_visible_snapshot(
+                server, scope, self._deadline, may_be_partial=self._may_be_partial
+            )
             if snapshot.server is not None:
                 self._signaller.check_server(snapshot.server)
         except TargetError as error:

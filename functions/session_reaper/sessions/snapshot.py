@@ -67,7 +67,8 @@ class Verification:
 class Snapshot:
     """The state of one server at one moment.
 
-    `can_see`: our role sees the sessions of other roles. `can_signal`: it may signal all roles except
+    `can_see`: our role sees the sessions of other roles; `hidden` is the number of those that it does
+    not see. `can_signal`: it may signal all roles except
     superusers. `untracked`: client backends whose state is `disabled`. `reader`: the server is a
     replica. `behind_pooler`: the server shows the sessions of a pooler. `taken_at`: microseconds
     since 1970 by the server's clock. `states`, and `oldest_idle_in_transaction` (seconds, with
@@ -82,6 +83,7 @@ class Snapshot:
     reader: bool
     behind_pooler: bool
     # Older recordings lack the values that have a default.
+    hidden: int = 0
     server: ServerIdentity | None = None
     taken_at: int = 0
     membership: Membership = UNKNOWN_MEMBERSHIP

@@ -34,6 +34,7 @@ class Group:
     role: str
     count: int
     oldest: Decision  # on the session that is longest in its state
+    pids: tuple[int, ...]
 
     @property
     def headline(self) -> str:
@@ -100,6 +101,7 @@ def group_sessions(results: Iterable[SessionResult]) -> Sequence[Group]:
             role=printable(role, 63),
             count=len(decisions),
             oldest=max(decisions, key=lambda decision: decision.session.idle_seconds),
+            pids=tuple(decision.pid for decision in decisions),
         )
         for (outcome, rule, application, role), decisions in members.items()
     ]
