@@ -21,6 +21,7 @@ from session_reaper.report.advice import (
     sort_advice,
 )
 from session_reaper.report.model import Advice, Outcome, RoleSetting, SessionResult
+from session_reaper.report.text import MOST_NAMED
 from session_reaper.sessions.server_facts import (
     IdleSessions,
     PreparedTransaction,
@@ -345,3 +346,41 @@ def test_every_code_has_a_place_in_the_order_and_is_documented() -> None:
     for code in codes:
         assert sort_advice([Advice(code=code, message="", sql=None)])
         assert f"| `{code}` |" in document, code
+
+
+# -- many objects on a server ------------------------------------------------------------------------
+
+MANY = 120
+
+
+def lines_of(statement: str | None) -> list[str]:
+    return (statement or "").splitlines()
+
+
+def test_the_advice_on_thousands_of_roles_or_databases_names_the_first_and_counts_the_rest() -> (
+    None
+):
+    names = tuple(f"name-{n:03}" for n in range(MANY))
+    off = a_server(a_timeout("0"), databases=names)
+    leaks = [a_fate(pid=n + 1, role=name) for n, name in enumerate(names)]
+    (on_roles,) = advise_on_timeouts(find_missing_timeouts(leaks, off))
+    (on_databases,) = advise_on_databases(off)
+    for each in (on_roles, on_databases):
+        assert "name-000, name-001" in each.message
+        assert f"name-{MOST_NAMED - 1:03} and {MANY - MOST_NAMED} more" in each.message
+        assert len(lines_of(each.sql)) == MOST_NAMED
+
+
+def test_the_advice_on_thousands_of_pools_slots_and_transactions_is_short() -> None:
+    slots = tuple(
+        ReplicationSlot(name=f"slot_{n}", active=False, held=HELD_BY_INACTIVE) for n in range(MANY)
+    )
+    prepared = tuple(
+        PreparedTransaction(database=f"db-{n:03}", seconds=OLD_PREPARED) for n in range(MANY)
+    )
+    idle = tuple(IdleSessions(application=f"app-{n}", role="app", number=25) for n in range(MANY))
+    found = advised(a_server(replication_slots=slots, prepared=prepared, idle=idle))
+    assert len(found) == 3
+    for each in found.values():
+        assert f" and {MANY - MOST_NAMED} more" in each.message
+        assert len(lines_of(each.sql)) <= MOST_NAMED

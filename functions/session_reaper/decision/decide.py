@@ -16,23 +16,30 @@ from session_reaper.sessions.redaction import redact_for_matching
 from session_reaper.sessions.session import Session, Slots
 
 
-def decide(
+def decide(  # noqa: PLR0913 -- everything that a decision depends on
     sessions: Iterable[Session],
     slots: Slots,
     policy: Policy,
     *,
     freed: int = 0,
     redact_query: Callable[[str], str] = redact_for_matching,
+    check_time: Callable[[], None] = lambda: None,
 ) -> Decisions:
     """Decide on every session by the rules, then by the limits.
 
     `freed` is the number of slots that this run has freed; `when` still counts them as used.
-    `redact_query` is `str` for a recorded snapshot, whose queries are already redacted.
+    `redact_query` is `str` for a recorded snapshot, whose queries are already redacted. `check_time`
+    is called after each session, and may raise an exception to stop.
     """
     in_order = sorted(sessions, key=_ORDERS[policy.limits.order])
     used_before = replace(slots, used=slots.used + freed)
     rules = tuple(rule for rule in policy.rules if _is_in_force(rule, used_before))
-    matched = match_sessions(in_order, used_before, replace(policy, rules=rules), redact_query)
+    matched = []
+    for decision in match_sessions(
+        in_order, used_before, replace(policy, rules=rules), redact_query
+    ):
+        matched.append(decision)
+        check_time()
     decisions = Decisions(decisions=tuple(matched), slots=slots, rules_in_force=rules)
     if policy.limits.has_breaker:
         needed = apply_limits(decisions, None)

@@ -12,6 +12,7 @@ from session_reaper.policy.builtin import find_protection_by_name, is_provider_r
 from session_reaper.policy.durations import format_duration
 from session_reaper.report.headline import count_of
 from session_reaper.report.model import Advice, Failure, Outcome, RoleSetting, SessionResult
+from session_reaper.report.text import MOST_NAMED, join_first
 from session_reaper.sessions.server_facts import RESERVED_CONNECTIONS_SINCE, ServerFacts, Timeout
 from session_reaper.sessions.session import Names, Session, Slots, State
 from session_reaper.sessions.snapshot import Snapshot
@@ -176,11 +177,11 @@ def advise_on_databases(found: ServerFacts) -> Iterator[Advice]:
     if off:
         yield Advice(
             code=_IDLE_TIMEOUT_CODE,
-            message=f"{_IDLE_TIMEOUT} is off for these databases: {', '.join(off)}. With it,"
+            message=f"{_IDLE_TIMEOUT} is off for these databases: {join_first(off)}. With it,"
             " PostgreSQL itself ends leaked transactions, even while this function does not run.",
             sql="\n".join(
                 f"ALTER DATABASE {quote_identifier(name)} SET {_IDLE_TIMEOUT} = '10min';"
-                for name in off
+                for name in off[:MOST_NAMED]
             ),
         )
 
@@ -263,7 +264,7 @@ def _advise_pooler(
     if many:
         yield Advice(
             code="use-pooler",
-            message=f"{', '.join(many)} idle sessions, of {slots.usable} slots in all. Put a pooler"
+            message=f"{join_first(many)} idle sessions, of {slots.usable} slots in all. Put a pooler"
             " (PgBouncer, RDS Proxy) in front of the server, or make the application's pools"
             " smaller.",
             sql=None,
@@ -275,7 +276,7 @@ def _advise_prepared_transactions(found: ServerFacts) -> Iterator[Advice]:
     old = [prepared for prepared in found.prepared if prepared.seconds >= OLD_PREPARED]
     if old:
         oldest = format_duration(max(prepared.seconds for prepared in old))
-        databases = ", ".join(sorted({prepared.database for prepared in old}))
+        databases = join_first(sorted({prepared.database for prepared in old}))
         yield Advice(
             code="end-prepared-transactions",
             message=f"Prepared transactions older than an hour: {len(old)}, the oldest {oldest}, in"
@@ -293,12 +294,18 @@ def _advise_replication_slots(found: ServerFacts) -> Iterator[Advice]:
         if slot.held >= (HELD_BY_ACTIVE if slot.active else HELD_BY_INACTIVE)
     ]
     if holding:
-        slots = ", ".join(
-            f"{slot.name} ({'active' if slot.active else 'inactive'}) by {slot.held:,} transactions"
-            for slot in holding
+        slots = join_first(
+            [
+                f"{slot.name} ({'active' if slot.active else 'inactive'}) by {slot.held:,} transactions"
+                for slot in holding
+            ]
         )
         # The name of a slot consists of a-z, 0-9 and _, so it needs no quoting.
-        drops = [f"SELECT pg_drop_replication_slot('{s.name}');" for s in holding if not s.active]
+        drops = [
+            f"SELECT pg_drop_replication_slot('{s.name}');"
+            for s in holding[:MOST_NAMED]
+            if not s.active
+        ]
         yield Advice(
             code="drop-replication-slot",
             message=f"Replication slots hold back vacuum: {slots}. Drop an inactive slot if it is not"
@@ -391,13 +398,13 @@ def advise_on_timeouts(missing: Collection[RoleSetting]) -> Iterator[Advice]:
     for code, remedy in _REMEDIES.items():
         settings = [setting for setting in missing if setting.code == code]
         if settings:
-            roles = ", ".join(dict.fromkeys(setting.role for setting in settings))
+            roles = join_first([*dict.fromkeys(setting.role for setting in settings)])
             yield Advice(
                 code=code,
                 message=f"These roles leak sessions {remedy.description}, and their"
                 f" {remedy.setting} is off: {roles}. With this timeout PostgreSQL itself ends such"
                 f" sessions. It applies to new sessions only.{remedy.warning}",
-                sql="\n".join(setting.sql for setting in settings),
+                sql="\n".join(setting.sql for setting in settings[:MOST_NAMED]),
             )
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from threading import Semaphore
 from typing import Final
 
-from session_reaper.decision.decide import decide
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Decision, Decisions, Verdict
 from session_reaper.errors import BlindError, TargetError
@@ -40,6 +39,7 @@ from session_reaper.report.model import (
     record_error,
 )
 from session_reaper.runs.connect import connect_to_target, connect_with_fallback
+from session_reaper.runs.deciding import decide_in_time
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.request import RunRequest
 from session_reaper.runs.target_session import TargetJob, TargetSession
@@ -143,7 +143,8 @@ def _reap(
 ) -> TargetReport:
     snapshot = take_visible_snapshot(session.server, policy.scope(), session.deadline)
     report = replace(_add_snapshot(session.report, snapshot), queries=policy.queries)
-    decisions = decide(snapshot.sessions, snapshot.slots, policy)
+    session.record(report)
+    decisions = decide_in_time(snapshot.sessions, snapshot.slots, policy, session.deadline)
     if quota is not None:
         decisions = decisions.hold_back(_limit_by_quota(quota, policy))
     report = _add_decisions(report, decisions)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 MAX_LENGTH = 200  # characters of a redacted query
 MATCHED_LENGTH = 500  # characters of a redacted query that query globs are compared with
@@ -54,8 +55,13 @@ def redact(query: str, most: int = MAX_LENGTH) -> str:
     >>> redact("SELECT * FROM t WHERE a = 'x''y' AND b > 1.5e3 -- why")
     'SELECT * FROM t WHERE a = ? AND b > ?'
     """
-    text = " ".join("".join(_redact_token(query[:_MAX_READ])).split())
-    text = _VALUES.sub(lambda found: found[1] or f"{found[2] or found[3]} ?", text)
+    tokens = _redact_token(query[:_MAX_READ])
+    read = text = ""
+    # Not all at once, because reading tokens takes longer than everything else.
+    while len(text) <= most and (more := "".join(islice(tokens, most // 2 + 1))):
+        read += more
+        text = " ".join(read.split())
+        text = _VALUES.sub(lambda found: found[1] or f"{found[2] or found[3]} ?", text)
     if len(query) > _MAX_READ and not text.endswith("…"):
         text += "…"
     return text if len(text) <= most else text[: most - 1] + "…"

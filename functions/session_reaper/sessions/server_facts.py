@@ -1,6 +1,8 @@
 """The facts about one server that advice is based on, and the result of a check."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from session_reaper.grants import Membership
 from session_reaper.sessions.snapshot import Snapshot
@@ -66,7 +68,7 @@ class ReplicationSlot:
     held: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: a cached_property needs __dict__
 class ServerFacts:
     """One server, and the rights of our role on it.
 
@@ -99,9 +101,15 @@ class ServerFacts:
 
         `role`: None for a role without a setting of its own.
         """
-        by_place = {(t.role, t.database): t for t in self.timeouts if t.name == name}
+        by_place = self._timeouts_by_place
         places = ((role, database), (role, None), (None, database), (None, None))
-        return next((by_place[place] for place in places if place in by_place), None)
+        found = (by_place.get((name, *place)) for place in places)
+        return next((timeout for timeout in found if timeout), None)
+
+    @cached_property
+    def _timeouts_by_place(self) -> Mapping[tuple[str, str | None, str | None], Timeout]:
+        """The timeouts by name, role and database: a server may have thousands."""
+        return {(t.name, t.role, t.database): t for t in self.timeouts}
 
     @property
     def membership(self) -> Membership:
