@@ -168,8 +168,8 @@ class Termination:
         # terminated since then must not change that.
         policy = replace(self._policy, limits=self._policy.limits.without_breaker())
         freed = self._results.count(Outcome.TERMINATED)
-        decisions = decide(same, snapshot.slots, policy, freed=freed).decisions
-        return {decision.pid: decision for decision in decisions}
+        decisions = decide(same, snapshot.slots, policy, freed=freed, among=snapshot.sessions)
+        return {decision.pid: decision for decision in decisions.decisions}
 
 
 def _observed_outcome(decision: Decision) -> Outcome:
