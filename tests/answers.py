@@ -23,7 +23,7 @@ IDLE_ROW: Final = [
     *(1, None, 1, None),
     *(False, None, None, None),
     *(False, False, False, True),
-    *(None, None),
+    *(None, None, None),
 ]
 """An idle session, in the order of the snapshot's columns."""
 
@@ -33,7 +33,7 @@ _BLOCKER_ROW: Final = [
     *(0.285663, 0.286429, 0.301472, None),
     *(False, None, None, None),
     *(False, False, False, True),
-    *("Client", "ClientRead"),
+    *("Client", "ClientRead", "eA=="),
 ]
 
 SNAPSHOT: Final[Mapping[str, Any]] = {
@@ -127,11 +127,11 @@ _TEXTS: Final = (
 _ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
     "snapshot": {
         "null": r"checkpointer|checkpointer_started|sessions|states|states/\d+|lock_waiters|waits|waits/0/(2|3)"
-        r"|sessions/0/(2|3|4|6|7|8|9|10|11|12|14|16|17|18|19|20|21|22|23|24|25|26)",
+        r"|sessions/0/(2|3|4|6|7|8|9|10|11|12|14|16|17|18|19|20|21|22|23|24|25|26|27)",
         "true": r"can_see|can_signal|reader|inherits|sessions/0/(17|21|22|23|24)|waits/0/1",
         "text": rf"{_NAMES}|states/\d+",
         "age as text": _NAMES,
-        "empty text": rf"{_NAMES}|sessions/0/11",
+        "empty text": rf"{_NAMES}|sessions/0/(11|27)",
         "negative": r"sessions/0/(18|19)",
         "fraction": r"oldest_idle_in_transaction|sessions/0/(13|14|15|16)|waits/0/4",
         "list": r"sessions|states|lock_waiters|waits|waits/0/5",

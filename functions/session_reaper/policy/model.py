@@ -383,6 +383,11 @@ class Policy:
         one_of(QueryVisibility),
         "in the log and the return value, full shows queries with their literals; emails never do",
     ] = QueryVisibility.REDACTED
+    comment_tags: Annotated[
+        tuple[str, ...],
+        one_or_many(non_empty_text),
+        "reports show these tags of a query's sqlcommenter comment, such as route",
+    ] = ()
     # The roles whose built-in protections the rules can lift; None: those that the rules name.
     liftable_roles: frozenset[str] | None = field(default=None, compare=False)
 
@@ -410,6 +415,7 @@ class Policy:
             idle_floors=floors,
             waits=by_harm or any(m.blocks or m.blocks_for is not None for m in matches),
             locks=by_harm or any(HeldResource.LOCKS in m.holds for m in matches),
+            query_ends=bool(self.comment_tags),
         )
 
 

@@ -36,7 +36,10 @@ from session_reaper.sessions.snapshot import ServerIdentity, Snapshot, Verificat
 from session_reaper.targets.providers import Provider
 
 QUERY_BYTES: Final = 2000
-"""The most bytes of a query that leave the server."""
+"""The most bytes of the beginning of a query that leave the server."""
+
+QUERY_END_BYTES: Final = 500
+"""The most bytes of the end of a cut query that leave the server."""
 
 _INT32: Final = 2**31 - 1
 _INT53: Final = 2**53  # JSON numbers are exact up to here
@@ -75,7 +78,8 @@ def _check_waits(answer: Mapping[str, Any], *, is_requested: bool) -> None:
 
 def estimate_memory(session: Session) -> int:
     """Estimate the bytes that a session takes."""
-    return _SESSION_BYTES + getsizeof(session.query) + _WAITER_BYTES * len(session.waiters)
+    texts = getsizeof(session.query) + getsizeof(session.query_end)
+    return _SESSION_BYTES + texts + _WAITER_BYTES * len(session.waiters)
 
 
 _SESSION_BYTES: Final = 1500
@@ -474,6 +478,7 @@ _COLUMN_CHECKS: Final[Mapping[str, _Check]] = {
     "locks": _make_number_check(0, _INT32, int),
     **dict.fromkeys(("superuser", "replication", "own_role", "signalable"), _are_flags),
     **dict.fromkeys(("wait_event_type", "wait_event"), _are_names),
+    "query_end": _make_text_check(2 * QUERY_END_BYTES),
 }
 _REQUIRED: Final = {"pid", "backend_start", "state", "idle_seconds", "connected_seconds"}
 SESSION_COLUMNS: Final = tuple(_COLUMN_CHECKS)
@@ -484,10 +489,14 @@ def _decode_query(text: str | None, cut: str | None) -> str:
     """Return the part of the query that left the server; a cut query ends in `…`."""
     if cut is None:
         return text or ""
+    return _decode_base64(cut, "cut_query") + "…"
+
+
+def _decode_base64(text: str, column: str) -> str:
     try:
-        return b64decode(cut).decode("utf-8", errors="replace").replace("\0", "\ufffd") + "…"
+        return b64decode(text).decode("utf-8", errors="replace").replace("\0", "\ufffd")
     except ValueError:
-        raise _InvalidError("sessions: cut_query") from None
+        raise _InvalidError(f"sessions: {column}") from None
 
 
 def _is_plain_vacuum(query: str) -> bool:
@@ -525,6 +534,7 @@ def _read_session(
         application=row["application"] or "",
         client=row["client"],
         query=query,
+        query_end=_decode_base64(row["query_end"] or "", "query_end"),
         query_id=row["query_id"],
         idle_seconds=idle_seconds,
         transaction_seconds=row["transaction_seconds"],

@@ -36,6 +36,7 @@ from session_reaper.postgres.errors import (
 )
 from session_reaper.postgres.rows import (
     QUERY_BYTES,
+    QUERY_END_BYTES,
     SESSION_COLUMNS,
     USED_FUNCTIONS,
     USED_RELATIONS,
@@ -59,6 +60,7 @@ STATEMENT_SECONDS: Final = 10.0  # enforced by the server
 _ANSWER_SECONDS: Final = STATEMENT_SECONDS + 2  # longer, so that the server's own error arrives
 # 5,000 sessions whose queries all have QUERY_BYTES take 16 MB.
 _SNAPSHOT_BYTES: Final = 16 * 1024 * 1024
+_QUERY_ENDS_BYTES: Final = 4 * 1024 * 1024  # more, with the ends of these queries
 _ANSWER_BYTES: Final = 1024 * 1024
 
 _STARTUP: Final = {
@@ -153,9 +155,10 @@ class Server:
         The sessions of a large snapshot claim memory until they are deleted.
         """
         step = "taking the snapshot"
+        most = _SNAPSHOT_BYTES + (_QUERY_ENDS_BYTES if scope.query_ends else 0)
         with (
             self._add_missing_grants(deadline),
-            self._run_for_row(step, self._write_select(scope), deadline, _SNAPSHOT_BYTES) as row,
+            self._run_for_row(step, self._write_select(scope), deadline, most) as row,
         ):
             snapshot = read_snapshot(
                 row,
@@ -182,6 +185,8 @@ class Server:
             locks=str(scope.locks).lower(),
             query_id="a.query_id" if self._major >= _QUERY_ID_SINCE else "NULL",
             query_bytes=QUERY_BYTES,
+            query_ends=str(scope.query_ends).lower(),
+            query_end_bytes=QUERY_END_BYTES,
         )
 
     def find_missing_grants(self, deadline: Deadline) -> tuple[str, ...]:

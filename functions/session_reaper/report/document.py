@@ -210,15 +210,19 @@ def _describe_sessions(
     for result in results:
         if deadline is not None and deadline.remaining() == 0:
             return
-        yield {**describe_session(result.decision, target.queries), "outcome": result.outcome.value}
+        session = describe_session(result.decision, target.queries, target.comment_tags)
+        yield {**session, "outcome": result.outcome.value}
 
 
 _QUERY_LENGTH: Final = 2000  # characters of a query shown in full; a server may keep a megabyte
 
 
-def describe_session(decision: Decision, queries: QueryVisibility) -> dict[str, Any]:
+def describe_session(
+    decision: Decision, queries: QueryVisibility, comment_tags: Sequence[str] = ()
+) -> dict[str, Any]:
     """Build the JSON object of a session and the decision on it."""
     session = decision.session
+    tags = session.tags(comment_tags)
     is_full = queries is QueryVisibility.FULL
     return {
         "pid": session.identity.pid,
@@ -235,6 +239,7 @@ def describe_session(decision: Decision, queries: QueryVisibility) -> dict[str, 
         "query": printable(session.query, _QUERY_LENGTH, "\n\t")
         if is_full
         else session.redacted_query,
+        **({"tags": tags} if tags else {}),
         **({"query_id": session.query_id} if session.query_id else {}),
     }
 
@@ -261,8 +266,9 @@ def to_recordings(report: Report) -> dict[str, Any]:
 
 
 def to_recording(snapshot: Snapshot) -> dict[str, Any]:
-    """Return a snapshot as JSON with its queries redacted."""
+    """Return a snapshot as JSON with its queries redacted and without their ends."""
     document = asdict(snapshot)
     for session in document["sessions"]:
         session["query"] = redact_for_matching(session["query"])
+        del session["query_end"]
     return document

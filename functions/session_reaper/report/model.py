@@ -145,6 +145,7 @@ class TargetReport:
     states: Mapping[State, int] = field(default_factory=dict)  # before; empty without a snapshot
     oldest_idle_in_transaction: float | None = None  # seconds, before
     queries: QueryVisibility = QueryVisibility.REDACTED  # how the document shows them
+    comment_tags: tuple[str, ...] = ()  # the tags of queries to show
     pressure: tuple[str, ...] = ()  # one sentence for each rule that `when` put in force
     results: tuple[SessionResult, ...] = ()
     advice: tuple[Advice, ...] = ()

@@ -142,7 +142,11 @@ def _reap(
     policy: Policy, mode: Mode, quota: Semaphore | None, session: TargetSession
 ) -> TargetReport:
     snapshot = take_visible_snapshot(session.server, policy.scope(), session.deadline)
-    report = replace(_add_snapshot(session.report, snapshot), queries=policy.queries)
+    report = replace(
+        _add_snapshot(session.report, snapshot),
+        queries=policy.queries,
+        comment_tags=policy.comment_tags,
+    )
     session.record(report)
     decisions = decide_in_time(snapshot.sessions, snapshot.slots, policy, session.deadline)
     if quota is not None:

@@ -12,12 +12,14 @@ class SnapshotScope:
     """The parts of a snapshot that the rules need; the rest stays on the server.
 
     `idle_floors`: the sessions that have been in a state for at least so many seconds. To read
-    `waits` or `locks`, the server stops its lock manager for a moment.
+    `waits` or `locks`, the server stops its lock manager for a moment. `query_ends`: the ends of
+    queries that are too long, for their comment tags.
     """
 
     idle_floors: Mapping[State, float]
     waits: bool
     locks: bool
+    query_ends: bool = False
 
 
 NO_SESSIONS = SnapshotScope(idle_floors={}, waits=False, locks=False)

@@ -111,6 +111,8 @@ def _render_group(group: Group) -> Iterator[str]:
     head = f"{group.headline}: {group.application} (role {group.role}), oldest {group.age}"
     yield from _wrap(head, "  ", "    ")
     yield from _wrap(f"{group.rule}: {group.reason}", "    ", "      ")
+    if group.tags:
+        yield from _wrap(f"Tags: {group.tags}", "    ", "      ")
     if group.query:
         yield "    Last statement:"
         yield f"      {group.query}"

@@ -116,10 +116,11 @@ def _render_target(target: TargetDigest, *, is_alone: bool) -> Iterator[str]:
 
 def _render_group(group: Group) -> str:
     reason = _code_span(truncate(group.reason, _REASON_LENGTH))
+    tags = f". Tags: {_code_span(group.tags)}" if group.tags else ""
     query = f". Last statement: {_code_span(group.query)}" if group.query else ""
     return (
-        f"• *{group.headline}*: {_code_span(group.application)} (role"
-        f" {_code_span(group.role)}), oldest {group.age}. Rule {_code_span(group.rule)}: {reason}{query}"
+        f"• *{group.headline}*: {_code_span(group.application)} (role {_code_span(group.role)}),"
+        f" oldest {group.age}. Rule {_code_span(group.rule)}: {reason}{tags}{query}"
     )
 
 

@@ -114,4 +114,5 @@ def _explain_leak(group: Group) -> Prose:
 
 
 def _name_culprit(group: Group) -> Prose:
-    return (Name(group.application), " (role ", Name(group.role), ")")
+    tags = (", ", Name(group.tags)) if group.tags else ()
+    return (Name(group.application), " (role ", Name(group.role), *tags, ")")

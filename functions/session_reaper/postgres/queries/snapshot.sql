@@ -15,6 +15,9 @@
 -- {query_bytes}  the most bytes of a query that leave the server, which may keep a megabyte of each.
 --                A longer query is cut by bytes, in any encoding, and leaves as base64, because half a
 --                character is invalid text.
+-- {query_ends}   true or false: send the end of a query that was cut, for the tags of its last comment,
+--                if the server accepted it and keeps all of it. So it ends with a token, not within one.
+-- {query_end_bytes}  the most bytes of it
 SELECT json_build_object(
     'role', session_user,
     'pid', pg_backend_pid(),
@@ -131,6 +134,18 @@ CROSS JOIN LATERAL (
         r.rolname = session_user AS own_role,
         m.can_signal OR coalesce(pg_has_role(r.oid, 'USAGE'), false) AS signalable,
         a.wait_event_type AS wait_event_type,
-        a.wait_event AS wait_event
+        a.wait_event AS wait_event,
+        CASE WHEN {query_ends} AND octet_length(a.query) > {query_bytes}
+                AND a.state = 'idle in transaction'
+                -- The server cuts before a character, which has at most 4 bytes. Before 15 it does not
+                -- read its own unit B.
+                AND octet_length(a.query) < pg_size_bytes(regexp_replace(
+                    current_setting('track_activity_query_size'), '(?<=[0-9])B$', ''
+                )) - 4
+             THEN encode(
+                 substring(textsend(a.query) FROM octet_length(a.query) - {query_end_bytes} + 1),
+                 'base64'
+             )
+        END AS query_end
 ) AS s
 WHERE a.pid <> pg_backend_pid()
