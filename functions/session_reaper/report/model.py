@@ -110,6 +110,7 @@ class RoleSetting:
     role: str
     sql: str
     old: str | None  # the role's own setting before
+    excess: str | None = None  # the timeout in effect if it is longer than the rule's time
     done: bool = False
     error: Failure | None = None
 
@@ -119,6 +120,18 @@ class RoleSetting:
         if self.done:
             return "applied (new sessions only)"
         return "not applied" if self.error else "would be applied"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnchangedRole:
+    """The reason why an `apply` run has no setting for a role.
+
+    `role`: None for all roles. `code`: None for all requested codes.
+    """
+
+    role: str | None
+    code: str | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +164,7 @@ class TargetReport:
     recorded: Snapshot | None = None  # of a `record` run
     checked: Check | None = None  # of a `check` run
     applied: tuple[RoleSetting, ...] | None = None  # of an `apply` run
+    unchanged: tuple[UnchangedRole, ...] = ()  # of an `apply` run
     known_issues: tuple[IssueKey, ...] = ()  # reported less than REMIND_AFTER ago
     recovered: tuple[Recovery, ...] = ()  # since the previous run
 
