@@ -53,6 +53,7 @@ _MOST_USEFUL_FIRST: Final = (
     "verify-certificate",
     "renew-certificate",
     "list-cluster-instances",
+    "allow-pause-check",
     "track-activities",
     "remove-ignored-options",
 )
@@ -79,6 +80,16 @@ def advise_on_connection(target: Target) -> Iterator[Advice]:
             code="list-cluster-instances",
             message=f"Only {target.host} of the cluster was examined: {target.unlisted} If that is"
             " intended, set CLUSTER_TARGETS to endpoint.",
+            sql=None,
+        )
+    if target.pause_unknown:
+        yield Advice(
+            code="allow-pause-check",
+            message="The reaper connected without knowing whether this server belongs to a paused"
+            f" Aurora cluster, which the connection wakes: {target.pause_unknown}. Allow the"
+            " function's role rds:DescribeDBClusters, rds:DescribeDBInstances and"
+            " cloudwatch:GetMetricData, and check that the function can reach both APIs (in a VPC:"
+            " through endpoints or a NAT). If no cluster may pause, set PAUSED_CLUSTERS to connect.",
             sql=None,
         )
 

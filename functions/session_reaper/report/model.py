@@ -37,8 +37,10 @@ class TargetStatus(StrEnum):
     FULL = "full"  # the server has no slot for the reaper either
     BLIND = "blind"  # connected, but other roles' sessions are hidden
     BREAKER = "breaker"  # the policy condemned too many sessions, so none was terminated
+    PAUSED = "paused"  # an Aurora cluster without connections, which was not woken
 
 
+_FINE: Final = (TargetStatus.OK, TargetStatus.PAUSED)
 _UNREACHED: Final = (TargetStatus.FAILED, TargetStatus.FULL, TargetStatus.BLIND)
 _DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
 _CODE_LENGTH: Final = 20  # characters
@@ -187,6 +189,11 @@ class TargetReport:
         return self.status not in _UNREACHED
 
     @property
+    def is_fine(self) -> bool:
+        """Whether the run had no problem with the target."""
+        return self.status in _FINE
+
+    @property
     def is_exhausted(self) -> bool:
         """Whether every slot is in use after the run."""
         return self.share_used >= 1
@@ -210,7 +217,7 @@ class TargetReport:
         if self.status is TargetStatus.FAILED and self.error is not None:
             code = printable(self.error.code, _CODE_LENGTH)
             keys.append(IssueKey(IssueKind.FAILED, (code,)))
-        elif self.status is not TargetStatus.OK:
+        elif not self.is_fine:
             keys.append(IssueKey(IssueKind(self.status.value)))
         if self.fallback_secret is not None:
             keys.append(IssueKey(IssueKind.FALLBACK))
@@ -341,7 +348,7 @@ class Report:
     @property
     def status(self) -> RunStatus:
         """The result of a run as a whole."""
-        if all(target.status is TargetStatus.OK for target in self.targets):
+        if all(target.is_fine for target in self.targets):
             return RunStatus.OK
         return RunStatus.FAILED if self.failed == len(self.targets) else RunStatus.PARTIAL
 
@@ -381,4 +388,4 @@ class Report:
 
 def urgency_key(target: TargetReport) -> tuple[bool, bool, int]:
     """Sort first the targets where applications cannot connect, then other issues, then by size."""
-    return (not target.is_critical, target.status is TargetStatus.OK, -len(target.results))
+    return (not target.is_critical, target.is_fine, -len(target.results))
