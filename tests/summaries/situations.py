@@ -12,7 +12,6 @@ from session_reaper.decision.model import Verdict
 from session_reaper.errors import BlindError, FullError, TargetError
 from session_reaper.grants import Membership
 from session_reaper.policy.enums import Mode
-from session_reaper.report.advice import advise_on_timeouts
 from session_reaper.report.model import (
     IssueKey,
     IssueKind,
@@ -25,6 +24,7 @@ from session_reaper.report.model import (
     record_breaker,
     record_error,
 )
+from session_reaper.report.timeouts import advise_on_timeouts
 from session_reaper.runs.policy_source import load_policy
 from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.session import Session, Slots, State

@@ -14,6 +14,7 @@ from session_reaper.aws import clients as aws
 from session_reaper.aws.clients import describe_error, explain_error
 
 CALLS: dict[str, tuple[str, dict[str, str]]] = {
+    "cloudwatch": ("describe_alarms", {}),
     "dynamodb": ("describe_table", {"TableName": "memory"}),
     "rds": ("describe_db_instances", {}),
     "secretsmanager": ("get_secret_value", {"SecretId": "orders"}),

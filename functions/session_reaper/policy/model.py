@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, Decimal
+from math import inf
 from typing import Annotated
 
 from session_reaper.documents import (
@@ -396,6 +397,13 @@ class Policy:
         """Return the roles that the rules name literally and whose protections they lift."""
         roles = {role for rule in self.rules if rule.may_condemn for role in rule.literal_roles}
         return frozenset(roles if self.liftable_roles is None else roles & self.liftable_roles)
+
+    @property
+    def shortest_clock(self) -> float:
+        """Return the age in seconds below which no rule matches a session."""
+        rules = (r for r in self.rules if r.mode is not Mode.OFF and r.action is not Action.KEEP)
+        clocks = (getattr(rule.match, clock) for rule in rules for clock in CLOCKS)
+        return min((seconds for seconds in clocks if seconds is not None), default=inf)
 
     def scope(self) -> SnapshotScope:
         """Return what a snapshot must contain for these rules.

@@ -148,6 +148,7 @@ def _describe_target(
             if target.applied is None
             else {"applied": [_describe_setting(s) for s in target.applied]}
         ),
+        **({"unchanged": [asdict(each) for each in target.unchanged]} if target.unchanged else {}),
         **({"recovered": recovered} if recovered else {}),
         "sessions": sessions,
         **({"sessions_left_out": left_out} if left_out else {}),

@@ -37,8 +37,10 @@ class TargetStatus(StrEnum):
     FULL = "full"  # the server has no slot for the reaper either
     BLIND = "blind"  # connected, but other roles' sessions are hidden
     BREAKER = "breaker"  # the policy condemned too many sessions, so none was terminated
+    PAUSED = "paused"  # an Aurora cluster without connections, which was not woken
 
 
+_FINE: Final = (TargetStatus.OK, TargetStatus.PAUSED)
 _UNREACHED: Final = (TargetStatus.FAILED, TargetStatus.FULL, TargetStatus.BLIND)
 _DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
 _CODE_LENGTH: Final = 20  # characters
@@ -110,6 +112,7 @@ class RoleSetting:
     role: str
     sql: str
     old: str | None  # the role's own setting before
+    excess: str | None = None  # the timeout in effect if it is longer than the rule's time
     done: bool = False
     error: Failure | None = None
 
@@ -119,6 +122,18 @@ class RoleSetting:
         if self.done:
             return "applied (new sessions only)"
         return "not applied" if self.error else "would be applied"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnchangedRole:
+    """The reason why an `apply` run has no setting for a role.
+
+    `role`: None for all roles. `code`: None for all requested codes.
+    """
+
+    role: str | None
+    code: str | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +167,7 @@ class TargetReport:
     recorded: Snapshot | None = None  # of a `record` run
     checked: Check | None = None  # of a `check` run
     applied: tuple[RoleSetting, ...] | None = None  # of an `apply` run
+    unchanged: tuple[UnchangedRole, ...] = ()  # of an `apply` run
     known_issues: tuple[IssueKey, ...] = ()  # reported less than REMIND_AFTER ago
     recovered: tuple[Recovery, ...] = ()  # since the previous run
 
@@ -172,6 +188,11 @@ class TargetReport:
     def is_reached(self) -> bool:
         """Whether the run could work on the target."""
         return self.status not in _UNREACHED
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether the run had no problem with the target."""
+        return self.status in _FINE
 
     @property
     def is_exhausted(self) -> bool:
@@ -197,7 +218,7 @@ class TargetReport:
         if self.status is TargetStatus.FAILED and self.error is not None:
             code = printable(self.error.code, _CODE_LENGTH)
             keys.append(IssueKey(IssueKind.FAILED, (code,)))
-        elif self.status is not TargetStatus.OK:
+        elif not self.is_fine:
             keys.append(IssueKey(IssueKind(self.status.value)))
         if self.fallback_secret is not None:
             keys.append(IssueKey(IssueKind.FALLBACK))
@@ -328,7 +349,7 @@ class Report:
     @property
     def status(self) -> RunStatus:
         """The result of a run as a whole."""
-        if all(target.status is TargetStatus.OK for target in self.targets):
+        if all(target.is_fine for target in self.targets):
             return RunStatus.OK
         return RunStatus.FAILED if self.failed == len(self.targets) else RunStatus.PARTIAL
 
@@ -368,4 +389,4 @@ class Report:
 
 def urgency_key(target: TargetReport) -> tuple[bool, bool, int]:
     """Sort first the targets where applications cannot connect, then other issues, then by size."""
-    return (not target.is_critical, target.status is TargetStatus.OK, -len(target.results))
+    return (not target.is_critical, target.is_fine, -len(target.results))

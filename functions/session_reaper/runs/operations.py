@@ -16,16 +16,12 @@ from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
 from session_reaper.report.advice import (
     advise_on_connection,
-    advise_on_databases,
     advise_on_facts,
     advise_on_fallback,
     advise_on_fallback_used,
     advise_on_grants,
     advise_on_options,
     advise_on_snapshot,
-    advise_on_timeouts,
-    explain_refused_setting,
-    find_missing_timeouts,
     sort_advice,
 )
 from session_reaper.report.model import (
@@ -37,6 +33,13 @@ from session_reaper.report.model import (
     TargetStatus,
     record_breaker,
     record_error,
+)
+from session_reaper.report.timeouts import (
+    advise_on_databases,
+    advise_on_timeouts,
+    explain_refused_setting,
+    explain_unchanged,
+    find_missing_timeouts,
 )
 from session_reaper.runs.connect import connect_to_target, connect_with_fallback
 from session_reaper.runs.deciding import decide_in_time
@@ -62,7 +65,7 @@ def choose_operation(request: RunRequest, policy: Policy, mode: Mode) -> Operati
     if request.record:
         return record
     if request.check:
-        return check
+        return partial(check, policy)
     if request.apply:
         return partial(apply, policy, mode, request.apply)
     limit = policy.limits.max_per_run
@@ -173,6 +176,7 @@ def apply(
     leaks = [result for result in report.results if result.decision.verdict is not Verdict.OBSERVE]
     missing = find_missing_timeouts(leaks, facts)
     requested = [setting for setting in missing if setting.code in codes]
+    report = replace(report, unchanged=explain_unchanged(leaks, facts, codes))
     applied: tuple[RoleSetting, ...] = ()
     for setting in requested:
         if mode is Mode.ENFORCE:
@@ -221,7 +225,7 @@ def record(session: TargetSession) -> TargetReport:
     return replace(_add_snapshot(session.report, snapshot), recorded=snapshot)
 
 
-def check(session: TargetSession) -> TargetReport:
+def check(policy: Policy, session: TargetSession) -> TargetReport:
     """Report the server's facts and what to fix, and signal no session."""
     facts = session.server.read_facts(session.deadline)
     snapshot = session.server.take_snapshot(NO_SESSIONS, session.deadline)
@@ -231,7 +235,7 @@ def check(session: TargetSession) -> TargetReport:
     advice = sort_advice(
         [
             *report.advice,
-            *advise_on_databases(facts),
+            *advise_on_databases(facts, policy),
             *advise_on_facts(session.target, facts, snapshot.slots, ()),
             *_advise_on_grants(session),
             *_advise_on_fallback(session),

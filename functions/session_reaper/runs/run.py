@@ -1,13 +1,15 @@
 """Runs one operation on all targets in parallel; an error of one target does not affect the others."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from session_reaper.deadline import Deadline
 from session_reaper.observability import OutcomeLog
-from session_reaper.report.model import TargetReport, record_unfinished
+from session_reaper.report.model import TargetReport, TargetStatus, record_unfinished
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.operations import Operation, create_report, run_on_target
 from session_reaper.runs.parallel import Job, JobResult, run_jobs
+from session_reaper.runs.pausing import split_paused
 from session_reaper.runs.run_time import RunTime
 from session_reaper.runs.target_session import TargetJob
 from session_reaper.targets.target import Target
@@ -18,8 +20,12 @@ def run(
     discovery: TargetDiscovery,
     names: Sequence[str],
     run_time: RunTime,
+    *,
+    shortest_clock: float | None = None,
 ) -> tuple[tuple[TargetReport, ...], Sequence[OutcomeLog]]:
     """Run an operation on the targets with these names, or on all of them if there are no names.
+
+    With `shortest_clock`, in seconds, the run does not wake clusters without a session of that age.
 
     Returns the reports, and the logs whose remaining outcomes `log_remaining` writes. Raises
     ConfigurationError.
@@ -28,6 +34,10 @@ def run(
     found = discovery.find(names, deadline)
     unreadable = [each for each in found if isinstance(each, TargetReport)]
     targets = [each for each in found if isinstance(each, Target)]
+    paused: tuple[Target, ...] = ()
+    if shortest_clock is not None:
+        check = split_paused(targets, discovery, shortest_clock, deadline)
+        targets, paused = [*check.awake], check.paused
     logs = [OutcomeLog() for _ in targets]
     jobs = [
         _make_job(operation, discovery, target, log, deadline)
@@ -38,7 +48,8 @@ def run(
         log.complete(_report_of(result), run_time.outcomes)
         for log, result in zip(logs, results, strict=True)
     ]
-    return (*unreadable, *reports), logs
+    skipped = [replace(create_report(each), status=TargetStatus.PAUSED) for each in paused]
+    return (*unreadable, *skipped, *reports), logs
 
 
 def _make_job(

@@ -97,6 +97,9 @@ def _render_target(target: TargetDigest) -> Iterator[str]:
         yield from _wrap(_describe_check(report.checked), "  ", "    ")
     for setting in report.applied or ():
         yield from _render_setting(setting)
+    for unchanged in report.unchanged:
+        subject = "Nothing to set" + (f" for role {unchanged.role}" if unchanged.role else "")
+        yield from _wrap(f"{subject}: {printable(unchanged.reason)}.", "  ", "    ")
     for sentence in report.pressure:
         yield from _wrap(sentence, "  ", "    ")
     for group in target.groups[:_MOST_GROUPS]:

@@ -16,6 +16,15 @@ class Provider(StrEnum):
     AIVEN = "Aiven"
 
 
+MASTERS: Final = {
+    Provider.VANILLA: "a superuser",
+    Provider.RDS: "the master user",
+    Provider.AURORA: "the master user",
+    Provider.AIVEN: "avnadmin",
+}
+"""The role with the most privileges that a customer has."""
+
+
 def rds_region(host: str) -> str | None:
     """Return the region of an endpoint of RDS, Aurora or RDS Proxy; None for any other host."""
     found = re.search(r"\.([a-z]{2}[a-z-]*-\d+)\.rds\.amazonaws\.com(\.cn)?\.?$", host.lower())
