@@ -55,7 +55,9 @@ def lambda_handler(
     # A manual run often follows a change of a secret.
     discovery = TargetDiscovery(settings, bypass_cache=not is_scheduled(event))
     targets, logs = (
-        ((), ()) if mode is Mode.OFF else run(operation, discovery, request.targets, run_time)
+        ((), ())
+        if mode is Mode.OFF
+        else run(operation, discovery, request.targets, run_time, policy)
     )
     report = Report(run_id=run_id, mode=mode, targets=targets)
     # Outside of Lambda there may be no ARN; the topic's has the same account and region.

@@ -63,7 +63,11 @@ def a_target_session(
     connect: Callable[[], Any] | None = None,
 ) -> TargetSession:
     job = TargetJob(
-        target=cast("Any", None), progress=progress, outcomes=outcomes, deadline=Deadline(60)
+        target=cast("Any", None),
+        policy=a_policy(),
+        progress=progress,
+        outcomes=outcomes,
+        deadline=Deadline(60),
     )
     return TargetSession(
         job=job,

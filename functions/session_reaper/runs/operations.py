@@ -92,14 +92,14 @@ def run_on_target(operation: Operation, discovery: TargetDiscovery, job: TargetJ
 
             def connect() -> Server:
                 return stack.enter_context(
-                    closing(connect_to_target(target, discovery, deadline)[0])
+                    closing(connect_to_target(target, discovery, deadline, job.policy)[0])
                 )
 
             def connect_by_fallback() -> Server:
                 server = connect_with_fallback(target, discovery, deadline)
                 return stack.enter_context(closing(server))
 
-            server, connected = connect_to_target(target, discovery, deadline)
+            server, connected = connect_to_target(target, discovery, deadline, job.policy)
             stack.enter_context(closing(server))
             report = create_report(target)
             report = replace(
@@ -142,7 +142,8 @@ def _reap(
     policy: Policy, mode: Mode, quota: Semaphore | None, session: TargetSession
 ) -> TargetReport:
     snapshot = take_visible_snapshot(session.server, policy.scope(), session.deadline)
-    report = replace(_add_snapshot(session.report, snapshot), queries=policy.queries)
+    report = _add_snapshot(session.report, snapshot)
+    report = replace(report, queries=policy.queries, policy=policy)
     decisions = decide(snapshot.sessions, snapshot.slots, policy)
     if quota is not None:
         decisions = decisions.hold_back(_limit_by_quota(quota, policy))
@@ -263,8 +264,10 @@ def _add_snapshot(report: TargetReport, snapshot: Snapshot) -> TargetReport:
     return replace(
         report,
         reader=report.reader or snapshot.reader,
+        role=snapshot.role,
         slots=snapshot.slots,
         used_after=snapshot.slots.used,
+        holders=snapshot.holders,
         states=snapshot.states,
         oldest_idle_in_transaction=snapshot.oldest_idle_in_transaction,
         advice=tuple(dict.fromkeys([*report.advice, *advise_on_snapshot(snapshot)])),

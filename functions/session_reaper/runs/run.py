@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from session_reaper.deadline import Deadline
 from session_reaper.observability import OutcomeLog
+from session_reaper.policy.model import Policy
 from session_reaper.report.model import TargetReport, record_unfinished
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.operations import Operation, create_report, run_on_target
@@ -18,8 +19,11 @@ def run(
     discovery: TargetDiscovery,
     names: Sequence[str],
     run_time: RunTime,
+    policy: Policy,
 ) -> tuple[tuple[TargetReport, ...], Sequence[OutcomeLog]]:
     """Run an operation on the targets with these names, or on all of them if there are no names.
+
+    `policy` says what a person who helps a full server by hand should spare.
 
     Returns the reports, and the logs whose remaining outcomes `log_remaining` writes. Raises
     ConfigurationError.
@@ -30,7 +34,7 @@ def run(
     targets = [each for each in found if isinstance(each, Target)]
     logs = [OutcomeLog() for _ in targets]
     jobs = [
-        _make_job(operation, discovery, target, log, deadline)
+        _make_job(operation, discovery, target, log, deadline, policy)
         for target, log in zip(targets, logs, strict=True)
     ]
     results = run_jobs(jobs, deadline)
@@ -41,12 +45,13 @@ def run(
     return (*unreadable, *reports), logs
 
 
-def _make_job(
+def _make_job(  # noqa: PLR0913, PLR0917 -- everything that the work on one target takes
     operation: Operation,
     discovery: TargetDiscovery,
     target: Target,
     log: OutcomeLog,
     deadline: Deadline,
+    policy: Policy,
 ) -> Job[TargetReport]:
     return Job(
         name=target.name,
@@ -54,7 +59,9 @@ def _make_job(
         run=lambda progress: run_on_target(
             operation,
             discovery,
-            TargetJob(target=target, progress=progress, outcomes=log, deadline=deadline),
+            TargetJob(
+                target=target, policy=policy, progress=progress, outcomes=log, deadline=deadline
+            ),
         ),
     )
 
