@@ -60,7 +60,7 @@ def lambda_handler(
     targets, logs = (
         ((), ())
         if mode is Mode.OFF
-        else run(operation, discovery, request.targets, run_time, shortest_clock=clock)
+        else run(operation, discovery, request.targets, run_time, policy, shortest_clock=clock)
     )
     report = Report(run_id=run_id, mode=mode, targets=targets)
     # Outside of Lambda there may be no ARN; the topic's has the same account and region.

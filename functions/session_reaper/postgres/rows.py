@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from itertools import islice
 from sys import getsizeof
 from typing import Any, Final, NoReturn
@@ -32,7 +32,7 @@ from session_reaper.sessions.server_facts import (
     Tls,
 )
 from session_reaper.sessions.session import Identity, Session, Slots, State
-from session_reaper.sessions.snapshot import ServerIdentity, Snapshot, Verification
+from session_reaper.sessions.snapshot import Holder, ServerIdentity, Snapshot, Verification
 from session_reaper.targets.providers import Provider
 
 QUERY_BYTES: Final = 2000
@@ -307,6 +307,7 @@ def _read_snapshot(
         oldest_idle_in_transaction=_check_seconds(
             _get(answer, "oldest_idle_in_transaction"), "oldest_idle_in_transaction"
         ),
+        holders=_read_holders(answer, slots),
         sessions=tuple(_read_sessions(answer, waiters, own_roles)),
     )
 
@@ -341,6 +342,42 @@ def _read_states(answer: Mapping[str, Any]) -> Mapping[State, int]:
 
 
 _is_state: Final = re.compile(r"[a-z ()]{1,40}").fullmatch
+
+
+_MOST_HOLDERS: Final = 10
+
+
+def _read_holders(answer: Mapping[str, Any], slots: Slots) -> tuple[Holder, ...]:
+    """Read the groups of sessions, which together are no more than the sessions counted."""
+    rows = _read_rows(answer, "holders", 6)
+    holders = tuple(
+        Holder(
+            application=_check_optional_name(application, "holders"),
+            role=None if role is None else _check_name(role, "holders"),
+            client=None if client is None else _check_network(client),
+            state=_check_text(state, "holders", _MOMENT_LENGTH),
+            count=_check_int(count, "holders", 1, _INT32),
+            oldest_seconds=_check_seconds(oldest, "holders"),
+        )
+        for application, role, client, state, count, oldest in rows[:_MOST_HOLDERS]
+    )
+    if len(rows) > _MOST_HOLDERS or sum(holder.count for holder in holders) > slots.used:
+        raise _InvalidError("holders")
+    if not all(_is_state(holder.state) for holder in holders):
+        raise _InvalidError("holders")
+    return holders
+
+
+def _check_network(value: object) -> str:
+    """Return a network as `mask_client` writes it."""
+    text = _check_name(value, "holders")
+    try:
+        network = ip_network(text)
+    except ValueError:
+        raise _InvalidError("holders") from None
+    if "%" in text or network.prefixlen != (24 if network.version == 4 else 64):  # noqa: PLR2004 -- IP's two versions
+        raise _InvalidError("holders")
+    return str(network)
 
 
 def _read_waits(answer: Mapping[str, Any]) -> Iterator[Wait]:
@@ -614,6 +651,7 @@ USED_FUNCTIONS: Final = (
     *("pg_terminate_backend", "pg_cancel_backend", "pg_postmaster_start_time", "pg_backend_pid"),
     *("pg_is_in_recovery", "pg_prepared_xact", "pg_get_replication_slots", "current_setting"),
     *("set_config", "clock_timestamp", "age", "encode", "octet_length"),
+    *("network", "set_masklen", "family"),
 )
 USED_RELATIONS: Final = (
     *("pg_database", "pg_roles", "pg_settings", "pg_proc", "pg_stat_activity"),

@@ -51,7 +51,12 @@ from session_reaper.postgres.signals import Signal
 from session_reaper.postgres.tls import describe_tls, open_socket, wrap_tls
 from session_reaper.sessions.server_facts import ServerFacts
 from session_reaper.sessions.session import OWN_APPLICATION_NAME, Identity, WaitGuard
-from session_reaper.sessions.snapshot import Snapshot, SnapshotScope, Verification
+from session_reaper.sessions.snapshot import (
+    HOLDERS_FROM,
+    Snapshot,
+    SnapshotScope,
+    Verification,
+)
 from session_reaper.targets.target import SslMode, Target
 
 APPLICATION_NAME: Final = OWN_APPLICATION_NAME
@@ -182,6 +187,8 @@ class Server:
             columns=", ".join(f"s.{column}" for column in SESSION_COLUMNS),
             idle_for=literal(json.dumps(scope.idle_floors)),
             waits=_load_sql("waits") if scope.waits else "NULL",
+            holders=_load_sql("holders"),
+            holders_from=HOLDERS_FROM,
             locks=str(scope.locks).lower(),
             query_id="a.query_id" if self._major >= _QUERY_ID_SINCE else "NULL",
             query_bytes=QUERY_BYTES,

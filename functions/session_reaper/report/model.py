@@ -10,10 +10,11 @@ from typing import Final
 from session_reaper.decision.model import Decision
 from session_reaper.errors import BlindError, ConnectionLimit, DeadlineError, FullError, TargetError
 from session_reaper.policy.enums import Mode, QueryVisibility
+from session_reaper.policy.model import Policy
 from session_reaper.report.text import printable
 from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.session import Slots, State
-from session_reaper.sessions.snapshot import Snapshot
+from session_reaper.sessions.snapshot import HOLDERS_FROM, Holder, Snapshot
 from session_reaper.targets.target import TargetKey
 
 
@@ -157,10 +158,13 @@ class TargetReport:
     fallback_secret: str | None = None  # the secret whose role had to connect instead
     slots: Slots | None = None  # before; None without a snapshot
     used_after: int | None = None  # None if it could not be counted
+    holders: tuple[Holder, ...] = ()  # before; empty unless many slots are used
     states: Mapping[State, int] = field(default_factory=dict)  # before; empty without a snapshot
     oldest_idle_in_transaction: float | None = None  # seconds, before
     queries: QueryVisibility = QueryVisibility.REDACTED  # how the document shows them
     comment_tags: tuple[str, ...] = ()  # the tags of queries to show
+    policy: Policy | None = None  # the one that decided
+    role: str = ""  # the reaper's own
     pressure: tuple[str, ...] = ()  # one sentence for each rule that `when` put in force
     results: tuple[SessionResult, ...] = ()
     advice: tuple[Advice, ...] = ()
@@ -198,6 +202,11 @@ class TargetReport:
     def is_exhausted(self) -> bool:
         """Whether every slot is in use after the run."""
         return self.share_used >= 1
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether so many slots are used, after the run as far as it is known, that it names the holders."""
+        return bool(self.holders) and (self.used_after is None or self.share_used >= HOLDERS_FROM)
 
     @property
     def is_critical(self) -> bool:

@@ -95,14 +95,14 @@ def run_on_target(operation: Operation, discovery: TargetDiscovery, job: TargetJ
 
             def connect() -> Server:
                 return stack.enter_context(
-                    closing(connect_to_target(target, discovery, deadline)[0])
+                    closing(connect_to_target(target, discovery, deadline, job.policy)[0])
                 )
 
             def connect_by_fallback() -> Server:
                 server = connect_with_fallback(target, discovery, deadline)
                 return stack.enter_context(closing(server))
 
-            server, connected = connect_to_target(target, discovery, deadline)
+            server, connected = connect_to_target(target, discovery, deadline, job.policy)
             stack.enter_context(closing(server))
             report = create_report(target)
             report = replace(
@@ -149,6 +149,7 @@ def _reap(
         _add_snapshot(session.report, snapshot),
         queries=policy.queries,
         comment_tags=policy.comment_tags,
+        policy=policy,
     )
     session.record(report)
     decisions = decide_in_time(snapshot.sessions, snapshot.slots, policy, session.deadline)
@@ -272,8 +273,10 @@ def _add_snapshot(report: TargetReport, snapshot: Snapshot) -> TargetReport:
     return replace(
         report,
         reader=report.reader or snapshot.reader,
+        role=snapshot.role,
         slots=snapshot.slots,
         used_after=snapshot.slots.used,
+        holders=snapshot.holders,
         states=snapshot.states,
         oldest_idle_in_transaction=snapshot.oldest_idle_in_transaction,
         advice=tuple(dict.fromkeys([*report.advice, *advise_on_snapshot(snapshot)])),

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from session_reaper.deadline import Deadline
 from session_reaper.observability import OutcomeLog
+from session_reaper.policy.model import Policy
 from session_reaper.report.model import TargetReport, TargetStatus, record_unfinished
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.operations import Operation, create_report, run_on_target
@@ -15,17 +16,19 @@ from session_reaper.runs.target_session import TargetJob
 from session_reaper.targets.target import Target
 
 
-def run(
+def run(  # noqa: PLR0913 -- everything that the run takes
     operation: Operation,
     discovery: TargetDiscovery,
     names: Sequence[str],
     run_time: RunTime,
+    policy: Policy,
     *,
     shortest_clock: float | None = None,
 ) -> tuple[tuple[TargetReport, ...], Sequence[OutcomeLog]]:
     """Run an operation on the targets with these names, or on all of them if there are no names.
 
-    With `shortest_clock`, in seconds, the run does not wake clusters without a session of that age.
+    `policy` says what a person who helps a full server by hand should spare. With `shortest_clock`,
+    in seconds, the run does not wake clusters without a session of that age.
 
     Returns the reports, and the logs whose remaining outcomes `log_remaining` writes. Raises
     ConfigurationError.
@@ -40,7 +43,7 @@ def run(
         targets, paused = [*check.awake], check.paused
     logs = [OutcomeLog() for _ in targets]
     jobs = [
-        _make_job(operation, discovery, target, log, deadline)
+        _make_job(operation, discovery, target, log, deadline, policy)
         for target, log in zip(targets, logs, strict=True)
     ]
     results = run_jobs(jobs, deadline)
@@ -52,12 +55,13 @@ def run(
     return (*unreadable, *skipped, *reports), logs
 
 
-def _make_job(
+def _make_job(  # noqa: PLR0913, PLR0917 -- everything that the work on one target takes
     operation: Operation,
     discovery: TargetDiscovery,
     target: Target,
     log: OutcomeLog,
     deadline: Deadline,
+    policy: Policy,
 ) -> Job[TargetReport]:
     return Job(
         name=target.name,
@@ -65,7 +69,9 @@ def _make_job(
         run=lambda progress: run_on_target(
             operation,
             discovery,
-            TargetJob(target=target, progress=progress, outcomes=log, deadline=deadline),
+            TargetJob(
+                target=target, policy=policy, progress=progress, outcomes=log, deadline=deadline
+            ),
         ),
     )
 
