@@ -1,6 +1,7 @@
 """The commands `check` and `record`."""
 
 from contextlib import closing
+from functools import partial
 
 from rich.console import Console
 from session_reaper.policy.enums import Mode
@@ -8,8 +9,8 @@ from session_reaper.report.document import to_recordings
 from session_reaper.runs.operations import Operation, check, record
 from session_reaper.targets.target import Target
 
-from session_reaper_cli.connections.login import Say, log_in
-from session_reaper_cli.local_run import LocalRun, run_operation
+from session_reaper_cli.connections.login import LoginOptions, Say, log_in
+from session_reaper_cli.local_run import LocalRun, OpenTarget, run_operation
 from session_reaper_cli.results import (
     ExitStatus,
     choose_status,
@@ -21,10 +22,10 @@ from session_reaper_cli.results import (
 
 
 def run_check(
-    target: Target, wait: float, output: Console, say: Say, *, as_json: bool
+    target: Target, options: LoginOptions, output: Console, say: Say, *, as_json: bool
 ) -> ExitStatus:
     """Show what the Lambda's check says of the server. Raises TargetError."""
-    run = _run(check, target, wait, say)
+    run = _run(partial(check, options.policy), target, options, say)
     report = make_report(run.report, Mode.OBSERVE)
     if as_json:
         print_json(to_return_value(report), output)
@@ -33,9 +34,9 @@ def run_check(
     return ExitStatus.INTERRUPTED if run.is_interrupted else choose_status(run.report)
 
 
-def run_record(target: Target, wait: float, output: Console, say: Say) -> ExitStatus:
+def run_record(target: Target, options: LoginOptions, output: Console, say: Say) -> ExitStatus:
     """Print a recording of the server, which `replay` reads. Raises TargetError."""
-    run = _run(record, target, wait, say)
+    run = _run(record, target, options, say)
     report = make_report(run.report, Mode.OBSERVE)
     if run.report.recorded is None:
         show_summary(report, output)
@@ -44,7 +45,8 @@ def run_record(target: Target, wait: float, output: Console, say: Say) -> ExitSt
     return ExitStatus.DONE
 
 
-def _run(operation: Operation, target: Target, wait: float, say: Say) -> LocalRun:
-    server, target = log_in(target, wait, say)
+def _run(operation: Operation, target: Target, options: LoginOptions, say: Say) -> LocalRun:
+    server, target = log_in(target, options, say)
     with closing(server):
-        return run_operation(operation, server, target, say)
+        opened = OpenTarget(server=server, target=target, policy=options.policy)
+        return run_operation(operation, opened, say)

@@ -18,6 +18,7 @@ from typing import Final
 from session_reaper.deadline import Deadline
 from session_reaper.errors import TargetError
 from session_reaper.observability import SERVICE, OutcomeLog
+from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
 from session_reaper.report.model import TargetReport, record_error, record_unfinished
 from session_reaper.runs.operations import Operation, create_report
@@ -58,21 +59,36 @@ class HurryingClock:
         self._skipped += max(0.0, seconds)
 
 
-def run_operation(
-    operation: Operation, server: Server, target: Target, say: Say, *, may_be_partial: bool = False
-) -> LocalRun:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenTarget:
+    """A connected server. `may_be_partial`: the sessions of our own role are enough."""
+
+    server: Server
+    target: Target
+    policy: Policy
+    may_be_partial: bool = False
+
+
+def run_operation(operation: Operation, opened: OpenTarget, say: Say) -> LocalRun:
     """Run an operation on a connected server; an error becomes part of the report."""
+    target = opened.target
     clock = HurryingClock()
     deadline = Deadline(RUN_SECONDS, clock)
     progress, log = Progress(create_report(target)), OutcomeLog()
-    job = TargetJob(target=target, progress=progress, outcomes=log, deadline=deadline)
+    job = TargetJob(
+        target=target,
+        policy=opened.policy,
+        progress=progress,
+        outcomes=log,
+        deadline=deadline,
+    )
     session = TargetSession(
         job=job,
-        server=server,
+        server=opened.server,
         connect=partial(connect, target),
         connect_by_fallback=partial(_connect_by_fallback, target, deadline),
         report=create_report(target),
-        may_be_partial=may_be_partial,
+        may_be_partial=opened.may_be_partial,
     )
     thread = threading.Thread(target=_work, args=(operation, session, progress), daemon=True)
     thread.start()
@@ -81,6 +97,7 @@ def run_operation(
         progress.wait(deadline.remaining() + _GRACE)
     except KeyboardInterrupt:
         is_interrupted = True
+        session.stop.set()
         say(
             "Stopping: no further session is signalled. Ctrl-C again does not wait for the outcomes."
         )

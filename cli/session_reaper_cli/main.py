@@ -139,10 +139,11 @@ class _Duration(click.ParamType[float]):
     ) -> float:
         from session_reaper.policy.durations import parse_duration
 
-        seconds = parse_duration(f"{value}s") or parse_duration(str(value))
-        if seconds is None and str(value) not in ("0", "0s"):
+        text = str(value)
+        seconds = parse_duration(f"{text}s" if text.isdecimal() else text)
+        if seconds is None:
             self.fail(f"{value!r} is not a duration; write 30s or 2m", param, ctx)
-        return seconds or 0.0
+        return seconds
 
 
 def _connects(command: Callable[..., int]) -> Callable[..., int]:
@@ -222,13 +223,13 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="JSON, for p
 @_json_option
 def top(target: "Target", wait: float, policy: str, watch: float | None, *, as_json: bool) -> int:
     """Show who holds the connection slots, and who blocks whom."""
+    from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import load
     from session_reaper_cli.terminal import make_output, say
     from session_reaper_cli.top.command import TopOptions, show_top
 
-    options = TopOptions(
-        target=target, policy=load(policy), wait=wait, watch=watch, as_json=as_json
-    )
+    login = LoginOptions(wait=wait, policy=load(policy))
+    options = TopOptions(target=target, login=login, watch=watch, as_json=as_json)
     return show_top(options, make_output(), say)
 
 
@@ -238,9 +239,12 @@ def top(target: "Target", wait: float, policy: str, watch: float | None, *, as_j
 def check(target: "Target", wait: float, *, as_json: bool) -> int:
     """Show what is missing on the server, with the SQL that fixes it."""
     from session_reaper_cli.check import run_check
+    from session_reaper_cli.connections.login import LoginOptions
+    from session_reaper_cli.policies import DEFAULT_POLICY, load
     from session_reaper_cli.terminal import make_output, say
 
-    return run_check(target, wait, make_output(), say, as_json=as_json)
+    options = LoginOptions(wait=wait, policy=load(DEFAULT_POLICY))
+    return run_check(target, options, make_output(), say, as_json=as_json)
 
 
 @app.command(
@@ -263,6 +267,7 @@ def reap(  # noqa: PLR0913 -- click passes each option
     as_json: bool,
 ) -> int:
     """Say which sessions the policy would terminate; with --enforce, terminate them."""
+    from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import load, restrict_to_role
     from session_reaper_cli.reap import ReapOptions, run_reap
     from session_reaper_cli.terminal import make_messages, make_output, say
@@ -270,9 +275,8 @@ def reap(  # noqa: PLR0913 -- click passes each option
     rules = load(policy)
     options = ReapOptions(
         target=target,
-        policy=restrict_to_role(rules, role) if role else rules,
+        login=LoginOptions(wait=wait, policy=restrict_to_role(rules, role) if role else rules),
         role=role,
-        wait=wait,
         enforce=enforce,
         unasked=unasked,
         as_json=as_json,
@@ -285,9 +289,12 @@ def reap(  # noqa: PLR0913 -- click passes each option
 def record(target: "Target", wait: float) -> int:
     """Print a recording of all sessions, for `replay`. Queries are redacted."""
     from session_reaper_cli.check import run_record
+    from session_reaper_cli.connections.login import LoginOptions
+    from session_reaper_cli.policies import DEFAULT_POLICY, load
     from session_reaper_cli.terminal import make_output, say
 
-    return run_record(target, wait, make_output(), say)
+    options = LoginOptions(wait=wait, policy=load(DEFAULT_POLICY))
+    return run_record(target, options, make_output(), say)
 
 
 @app.command(epilog="\b\nsession-reaper replay recording.json --policy new.yaml --against old.yaml")

@@ -1,10 +1,10 @@
 """The command `reap`: observes, or shows the victims, asks, and terminates them."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from threading import Semaphore
 from typing import Final
 
 import click
@@ -18,16 +18,16 @@ from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
 from session_reaper.report.headline import count_of
-from session_reaper.report.model import Outcome, SessionResult
-from session_reaper.runs.operations import Quota, reap
+from session_reaper.report.model import Outcome, SessionResult, TargetStatus
+from session_reaper.runs.operations import Quota, limit_by_quota, reap
 from session_reaper.runs.request import lowest_mode
 from session_reaper.sessions.session import Identity
 from session_reaper.sessions.snapshot import NO_SESSIONS
 from session_reaper.summary.groups import group_sessions
 from session_reaper.targets.target import Target
 
-from session_reaper_cli.connections.login import Say, log_in
-from session_reaper_cli.local_run import LocalRun, run_operation
+from session_reaper_cli.connections.login import LoginOptions, Say, log_in
+from session_reaper_cli.local_run import LocalRun, OpenTarget, run_operation
 from session_reaper_cli.results import (
     ExitStatus,
     choose_status,
@@ -46,9 +46,8 @@ class ReapOptions:
     """The options of `reap`. `role`: work on the sessions of this role only; "" means all."""
 
     target: Target
-    policy: Policy
+    login: LoginOptions
     role: str
-    wait: float
     enforce: bool
     unasked: bool
     as_json: bool
@@ -57,34 +56,32 @@ class ReapOptions:
 def run_reap(options: ReapOptions, output: Console, messages: Console, say: Say) -> ExitStatus:
     """Reap one server. Raises ConfigurationError, TargetError."""
     mode = Mode.ENFORCE if options.enforce else Mode.OBSERVE
-    mode = lowest_mode(mode, options.policy.mode)
+    mode = lowest_mode(mode, options.login.policy.mode)
     if mode is Mode.ENFORCE and not options.unasked and not is_interactive():
         problem = "it asks before it terminates, which needs a terminal; write --yes in scripts"
         raise ConfigurationError("--enforce", problem)
     with ExitStack() as stack:
-        server, target = log_in(options.target, options.wait, say)
+        server, target = log_in(options.target, options.login, say)
         stack.enter_context(closing(server))
-        job = _Job(
-            options=options, target=target, say=say, may_be_partial=options.role == target.role
-        )
+        job = _Job(options=options, target=target, say=say)
         if mode is not Mode.ENFORCE or options.unasked:
-            return _finish(job.reap(server, mode, None), mode, options, output)
+            return _finish(job.reap(server, mode, None), mode, options, output, say)
         shown = job.reap(server, Mode.OBSERVE, None)
         victims = [result for result in shown.report.results if _is_victim(result)]
         if shown.is_interrupted or shown.report.error is not None or not victims:
-            return _finish(shown, mode, options, output)
+            return _finish(shown, mode, options, output, say)
         _show_victims(victims, messages)
-        if not _ask(f"Terminate {count_of(len(victims), 'session')}?"):
+        if not click.confirm(f"Terminate {count_of(len(victims), 'session')}?", err=True):
             say("Nothing was signalled.")
             return ExitStatus.ATTENTION
-        server = _replace_if_lost(server, target, options.wait, say)
+        server = _replace_if_lost(server, target, options.login, say)
         stack.enter_context(closing(server))
         identities = {each.decision.pid: each.decision.session.identity for each in victims}
         done = job.reap(server, mode, _limit_to(identities))
     missing = identities.keys() - {each.decision.pid for each in done.report.results}
     if missing:
         say(f"{count_of(len(missing), 'session')} of those shown changed or ended: left alone.")
-    return _finish(done, mode, options, output)
+    return _finish(done, mode, options, output, say)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +91,33 @@ class _Job:
     options: ReapOptions
     target: Target
     say: Say
-    may_be_partial: bool
 
     def reap(self, server: Server, mode: Mode, quota: Quota | None) -> LocalRun:
         """Reap the server once."""
-        operation = partial(reap, self.options.policy, mode, quota)
-        return run_operation(
-            operation, server, self.target, self.say, may_be_partial=self.may_be_partial
+        policy = self.options.login.policy
+        opened = OpenTarget(
+            server=server,
+            target=self.target,
+            policy=policy,
+            may_be_partial=self.options.role == self.target.role,
         )
+        limits = [limit for limit in (_limit_run(policy), quota) if limit is not None]
+        operation = partial(reap, policy, mode, partial(_find_limit, limits))
+        return run_operation(operation, opened, self.say)
+
+
+def _limit_run(policy: Policy) -> Quota | None:
+    most = policy.limits.max_per_run
+    return None if most is None else limit_by_quota(Semaphore(most), policy)
+
+
+def _find_limit(limits: Sequence[Quota], decision: Decision) -> str | None:
+    """Return the reason of the last limit that holds a session back; only then the first counts it."""
+    for limit in reversed(limits):
+        reason = limit(decision)
+        if reason is not None:
+            return reason
+    return None
 
 
 def _is_victim(result: SessionResult) -> bool:
@@ -119,15 +135,6 @@ def _show_victims(victims: Sequence[SessionResult], messages: Console) -> None:
         messages.print(Padding(Text(f"pid {pids}"), (0, 0, 0, 2)))
 
 
-def _ask(question: str) -> bool:
-    """Ask, and take Ctrl-C for no."""
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort:
-        print(file=sys.stderr)
-        return False
-
-
 def _limit_to(shown: Mapping[int, Identity]) -> Quota:
     """Spare every session other than those that the user has seen, as they were."""
 
@@ -139,20 +146,24 @@ def _limit_to(shown: Mapping[int, Identity]) -> Quota:
     return limit
 
 
-def _replace_if_lost(server: Server, target: Target, wait: float, say: Say) -> Server:
+def _replace_if_lost(server: Server, target: Target, options: LoginOptions, say: Say) -> Server:
     """Return the server, or a new connection if this one was lost while the user thought."""
     try:
         server.take_snapshot(NO_SESSIONS, Deadline(_PROBE_SECONDS))
     except ConnectionLostError:
         server.close()
-        return log_in(target, wait, say)[0]
+        return log_in(target, options, say)[0]
     return server
 
 
-def _finish(run: LocalRun, mode: Mode, options: ReapOptions, output: Console) -> ExitStatus:
+def _finish(
+    run: LocalRun, mode: Mode, options: ReapOptions, output: Console, say: Say
+) -> ExitStatus:
     report = make_report(run.report, mode)
     if options.as_json:
         print_json(to_return_value(report), output)
     else:
         show_summary(report, output)
+    if run.report.status is TargetStatus.BLIND:
+        say(f"--role {options.target.role} works on the sessions of this role alone.")
     return ExitStatus.INTERRUPTED if run.is_interrupted else choose_status(run.report)

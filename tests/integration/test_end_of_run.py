@@ -72,7 +72,7 @@ def outcomes_of(records: Collection[object]) -> dict[str, dict[int, str]]:
         (3000, "SELECT 1", BREAKER, "enforce", 6),
         (3000, "SELECT 1", UNLIMITED, "observe", 6),
         (500, "SELECT a FROM t WHERE b = 'c' " * 60, UNLIMITED, "enforce", 6),
-        (5000, "SELECT 1", UNLIMITED, "enforce", 10),
+        pytest.param(5000, "SELECT 1", UNLIMITED, "enforce", 10, marks=pytest.mark.thorough),
     ],
     ids=["limits", "no limits", "breaker", "observe", "long queries", "10 seconds"],
 )
@@ -136,3 +136,26 @@ def test_servers_that_also_hang_when_the_reaper_reconnects_keep_no_summary_back(
         lingering = {pid for pid, outcome in outcomes.items() if outcome == "lingering"}
         assert lingering == sent
         assert set(outcomes.values()) == {"lingering", "spared"}
+
+
+def test_query_globs_on_thousands_of_long_queries_keep_no_summary_back(
+    stage: Stage, *, is_alone: bool
+) -> None:
+    """A server whose sessions take too long to decide on fails, and its sessions are not touched."""
+    leak = stage.session(LEAK)
+    stage.monkeypatch.setenv("NOTIFY", "always")
+    sessions = 1500 if is_alone else 150
+    change = snapshot_with(sessions, "SELECT a FROM t WHERE b = 'c' AND " * 54)
+    rules = rule("q", idle_for="0s", query=["delete *"]), rule("old", idle_for="1h")
+    with ExitStack() as stack:
+        stage.target("healthy")
+        for number in range(SERVERS):
+            proxy = Proxy(stage.server.port, says=RewriteRows(change))
+            stage.target(f"many-{number}", port=stack.enter_context(proxy).port)
+        run = stage.reap(*rules, seconds=6)
+    assert run.seconds < 6
+    assert len(run.emails) == 1
+    assert leak.is_there
+    for target in run.document["targets"]:
+        assert target["sessions"] == []
+        assert target["status"] == "ok" or target["error"]["code"] == "deadline", target["error"]

@@ -4,15 +4,18 @@ import getpass
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError, FullError, PasswordNeededError, TargetError
+from session_reaper.policy.durations import format_duration
+from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import CONNECT_SECONDS, Server
-from session_reaper.targets.providers import reserved_slot_instructions
+from session_reaper.report.emergency import instruct_on_full_server
 from session_reaper.targets.target import Auth, Target
 
+from session_reaper_cli.policies import restrict_to_role
 from session_reaper_cli.terminal import is_interactive
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5  # seconds between two attempts
@@ -22,24 +25,32 @@ Say = Callable[[str], None]
 """Tells the user what the command is doing."""
 
 
-def log_in(target: Target, wait: float, say: Say) -> tuple[Server, Target]:
-    """Connect, retrying for `wait` seconds while the server is full; ask for a missing password.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginOptions:
+    """For how many seconds to wait for a slot, and what to do on a full server must spare."""
+
+    wait: float
+    policy: Policy
+
+
+def log_in(target: Target, options: LoginOptions, say: Say) -> tuple[Server, Target]:
+    """Connect, retrying while the server is full; ask for a missing password.
 
     Returns the target with the password and the role that were used. Raises ConfigurationError, and
     TargetError: FullError says what to do now.
     """
     try:
-        return _wait_for_slot(target, wait, say)
+        return _wait_for_slot(target, options, say)
     except PasswordNeededError:
         if not is_interactive():
             raise
     # It is read from the terminal itself, without echo, and is no argument of any process.
     password = getpass.getpass(f"Password of {target.role} on {target.name}: ")
-    return _wait_for_slot(replace(target, password=password), wait, say)
+    return _wait_for_slot(replace(target, password=password), options, say)
 
 
-def _wait_for_slot(target: Target, wait: float, say: Say) -> tuple[Server, Target]:
-    deadline, pause, attempt, refusal = Deadline(wait), _SHORTEST_PAUSE, 0, ""
+def _wait_for_slot(target: Target, options: LoginOptions, say: Say) -> tuple[Server, Target]:
+    deadline, pause, attempt, refusal = Deadline(options.wait), _SHORTEST_PAUSE, 0, ""
     while True:
         attempt += 1
         try:
@@ -55,13 +66,15 @@ def _wait_for_slot(target: Target, wait: float, say: Say) -> tuple[Server, Targe
             except (ConfigurationError, TargetError) as error:
                 refusal = f" (fallback_secret {target.fallback_secret}: {error})"
         if deadline.remaining() < pause:
-            hint = full.hint if full.limit else reserved_slot_instructions(target.host, target.role)
+            hint = full.hint
+            if full.limit is None:
+                hint = _instruct(target, options.policy)
             cause = full.cause + refusal
             raise FullError(full.code, cause, hint, limit=full.limit, step=full.step)
         if attempt == 1:
             say(
                 f"{target.name} has no free slot ({full.cause})."
-                f" Trying again for {wait:.0f} s; Ctrl-C stops."
+                f" Trying again for {format_duration(options.wait)}; Ctrl-C stops."
             )
         # Other clients that were refused also retry; the jitter avoids retrying at the same moments.
         time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 -- not cryptographic
@@ -75,6 +88,15 @@ def connect(target: Target) -> Server:
 
         target = with_iam_token(target)
     return Server.connect(target, Deadline(CONNECT_SECONDS))
+
+
+def _instruct(target: Target, policy: Policy) -> str:
+    """Write what to do about a full server; the statement covers the sessions of our own role.
+
+    It belongs to an application, as a rule, and not to a reaper.
+    """
+    of_role = restrict_to_role(policy, target.role)
+    return instruct_on_full_server(target.host, target.role, of_role)
 
 
 def _find_fallback(target: Target) -> Target:

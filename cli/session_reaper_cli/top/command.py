@@ -10,11 +10,10 @@ from rich.console import Console
 from rich.live import Live
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConnectionLostError
-from session_reaper.policy.model import Policy
 from session_reaper.sessions.snapshot import ALL_SESSIONS
 from session_reaper.targets.target import Target
 
-from session_reaper_cli.connections.login import Say, log_in
+from session_reaper_cli.connections.login import LoginOptions, Say, log_in
 from session_reaper_cli.results import ExitStatus, print_json
 from session_reaper_cli.top.overview import Overview, make_overview, to_json
 from session_reaper_cli.top.screen import draw
@@ -27,8 +26,7 @@ class TopOptions:
     """The options of `top`; `watch`: seconds between two refreshes, None for a single look."""
 
     target: Target
-    policy: Policy
-    wait: float
+    login: LoginOptions
     watch: float | None
     as_json: bool
 
@@ -57,12 +55,12 @@ def _look(options: TopOptions, say: Say) -> Generator[Overview]:
     """Yield overviews over one connection, which is replaced once it is lost."""
     target = options.target
     while True:
-        server, target = log_in(target, options.wait, say)
+        server, target = log_in(target, options.login, say)
         with closing(server):
             try:
                 while True:
                     snapshot = server.take_snapshot(ALL_SESSIONS, Deadline(_SECONDS))
-                    yield make_overview(target.name, snapshot, options.policy)
+                    yield make_overview(target.name, snapshot, options.login.policy)
             except ConnectionLostError as error:
                 say(f"{error.message}; connecting again")
 

@@ -4,18 +4,18 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from session_reaper.policy.durations import format_duration
 from session_reaper.report.headline import count_of
-from session_reaper.report.text import printable
+from session_reaper.report.text import printable, truncate
 
 from session_reaper_cli.top.overview import LockChain, Overview, SessionGroup
 
 _MOST_GROUPS: Final = 15
 _MOST_CHAINS: Final = 5
 _MOST_WAITERS: Final = 3
+_GAP: Final = 2  # columns between two cells
 _WIDE: Final = 90  # columns from which the client network is shown
 _WARNING, _CRITICAL = 0.85, 1.0  # shares of the usable slots
 _SHORT: Final = {
@@ -78,33 +78,46 @@ def _draw_slots(overview: Overview, width: int) -> Iterator[Text]:
 
 
 def _draw_groups(groups: Sequence[SessionGroup], width: int) -> Table:
-    is_wide = width >= _WIDE
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=False)
-    table.add_column("count", justify="right", no_wrap=True)
-    table.add_column("application", overflow="ellipsis", no_wrap=True, ratio=3)
-    table.add_column("role", overflow="ellipsis", no_wrap=True, ratio=2)
-    if is_wide:
-        table.add_column("client", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("oldest", justify="right", no_wrap=True)
-    table.add_column("holds", overflow="ellipsis", no_wrap=True, ratio=3)
-    for group in groups[:_MOST_GROUPS]:
-        cells = [
-            str(group.count),
-            printable(group.application, 63) or "(no name)",
-            printable(group.role, 63),
-            *([group.client] if is_wide else []),
-            _SHORT.get(group.state, group.state),
-            format_duration(group.oldest_seconds),
-            ", ".join(_list_held(group)),
+    headers = ["count", "application", "role", "client", "state", "oldest", "holds"]
+    rows = [headers, *(_list_cells(group) for group in groups[:_MOST_GROUPS])]
+    if width < _WIDE:
+        rows = [
+            [cell for cell, header in zip(row, headers, strict=True) if header != "client"]
+            for row in rows
         ]
+    widths = _fit_widths(rows, width)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+    for header in rows[0]:
+        table.add_column(header, justify="right" if header in ("count", "oldest") else "left")
+    for row in rows[1:]:
         # A cell is text, not markup: names come from outside.
-        table.add_row(*map(Text, cells))
+        cells = (truncate(cell, most) for cell, most in zip(row, widths, strict=True))
+        table.add_row(*(Text(cell, no_wrap=True) for cell in cells))
     if len(groups) > _MOST_GROUPS:
         rest = groups[_MOST_GROUPS:]
         number = sum(group.count for group in rest)
-        table.add_row(Text(str(number)), Text(f"in {len(rest)} more groups"))
+        table.add_row(Text(str(number)), Text(f"in {len(rest)} more", no_wrap=True))
     return table
+
+
+def _list_cells(group: SessionGroup) -> list[str]:
+    return [
+        str(group.count),
+        printable(group.application, 63) or "(no name)",
+        printable(group.role, 63),
+        group.client,
+        _SHORT.get(group.state, group.state),
+        format_duration(group.oldest_seconds),
+        ", ".join(_list_held(group)),
+    ]
+
+
+def _fit_widths(rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Return the widths of columns that fit: the widest one loses a character at a time."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    while sum(widths) + _GAP * len(widths) > width:
+        widths[widths.index(max(widths))] -= 1
+    return widths
 
 
 def _list_held(group: SessionGroup) -> Iterator[str]:
@@ -127,11 +140,10 @@ def _draw_chain(chain: LockChain) -> Iterator[RenderableType]:
     yield Text(head)
     for waiter in chain.waiters[:_MOST_WAITERS]:
         waiting = printable(waiter.application, 40) or "(no name)"
-        line = f"└ pid {waiter.pid} {waiting}, waits for {format_duration(waiter.seconds)}"
-        yield Padding(Text(line), (0, 0, 0, 4))
+        yield Text(f"    └ pid {waiter.pid} {waiting}, waits for {format_duration(waiter.seconds)}")
     more = len(chain.waiters) - _MOST_WAITERS
     if more > 0:
-        yield Padding(Text(f"└ and {more} more"), (0, 0, 0, 4))
+        yield Text(f"    └ and {more} more")
 
 
 def _draw_plans(overview: Overview) -> Iterator[Text]:

@@ -157,7 +157,8 @@ class _Translator:
     def _translate_server_error(self, error: DatabaseError) -> TargetError:
         code = read_sqlstate(error)
         text = self._hide_secret(_get_fields(error).get("M", "the server sent no message"))
-        if code != _TOO_MANY_CONNECTIONS:
+        is_connected = self.lost is ConnectionLostError  # so our role has a slot
+        if code != _TOO_MANY_CONNECTIONS or is_connected:
             hint = self.hints.get(code) or _HINTS.get(code, _OTHER_HINT)
             return TargetError(code, text, hint, step=self.step)
         limit = _LIMITS.get(_get_fields(error).get("R", ""))

@@ -1,7 +1,7 @@
 """The report as JSON: the return value, the log line, recordings."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from session_reaper.report.model import (
     RoleSetting,
     SessionResult,
     TargetReport,
+    TargetStatus,
 )
 from session_reaper.report.text import printable
 from session_reaper.sessions.redaction import redact_for_matching
@@ -64,24 +65,58 @@ def to_document(
 
 
 def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
-    """Leave out sessions until the document fits into `most` bytes of JSON.
+    """Leave out parts of the document until it fits into `most` bytes of JSON.
 
-    Leaves out the same share of each target's, spared ones first; `sessions_left_out` is their
-    number.
+    First sessions, the same share of each target's and spared ones first; then the end of every other
+    list of a target; then whole targets, those that are ok first. `sessions_left_out`,
+    `advice_left_out`, `targets_left_out` and so on count them.
     """
     size = len(json.dumps(document))  # ASCII: no encoding of it is longer
-    if size <= most or not any(target["sessions"] for target in document["targets"]):
+    if size <= most:
         return document
     share = 0.95 * most / size
-    targets = [_truncate_target(target, share) for target in document["targets"]]
-    return truncate_document({**document, "targets": targets}, most)
+    targets = document["targets"]
+    if any(target["sessions"] for target in targets):
+        shorter = {**document, "targets": [_cut_sessions(each, share) for each in targets]}
+    elif any(map(_has_lists, targets)):
+        shorter = {**document, "targets": [_cut_lists(each, share) for each in targets]}
+    elif targets:
+        urgent = sorted(targets, key=lambda target: target["status"] == TargetStatus.OK.value)
+        shorter = _cut_list({**document, "targets": urgent}, "targets", share)
+    else:
+        return document
+    return truncate_document(shorter, most)
 
 
-def _truncate_target(target: dict[str, Any], share: float) -> dict[str, Any]:
+def _cut_sessions(target: dict[str, Any], share: float) -> dict[str, Any]:
     sessions = sorted(target["sessions"], key=lambda s: s["outcome"] == Outcome.SPARED.value)
-    kept = sessions[: int(share * len(sessions))]
-    left_out = target.get("sessions_left_out", 0) + len(sessions) - len(kept)
-    return {**target, "sessions": kept, **({"sessions_left_out": left_out} if left_out else {})}
+    return _cut_list({**target, "sessions": sessions}, "sessions", share)
+
+
+def _has_lists(value: object) -> bool:
+    return bool(value) if isinstance(value, list) else any(map(_has_lists, _values_of(value)))
+
+
+def _values_of(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else ()
+
+
+def _cut_lists(document: dict[str, Any], share: float) -> dict[str, Any]:
+    """Leave out the end of each list in an object and in the objects that it contains."""
+    for key, value in list(document.items()):
+        if isinstance(value, list):
+            document = _cut_list(document, key, share)
+        elif isinstance(value, dict):
+            document = {**document, key: _cut_lists(value, share)}
+    return document
+
+
+def _cut_list(document: dict[str, Any], key: str, share: float) -> dict[str, Any]:
+    """Leave out the end of one list, and count it."""
+    whole = document[key]
+    kept = whole[: int(share * len(whole))]
+    left_out = document.get(f"{key}_left_out", 0) + len(whole) - len(kept)
+    return {**document, key: kept, **({f"{key}_left_out": left_out} if left_out else {})}
 
 
 def _describe_target(
@@ -104,6 +139,7 @@ def _describe_target(
             "used_after": target.used_after,
         },
         # These keys are left out if they have no value; the others are always present.
+        **({"holders": [asdict(holder) for holder in target.holders]} if target.holders else {}),
         **({"reader": True} if target.reader else {}),
         **({"fallback_secret": target.fallback_secret} if target.fallback_secret else {}),
         **({"pressure": list(target.pressure)} if target.pressure else {}),
@@ -113,6 +149,7 @@ def _describe_target(
             if target.applied is None
             else {"applied": [_describe_setting(s) for s in target.applied]}
         ),
+        **({"unchanged": [asdict(each) for each in target.unchanged]} if target.unchanged else {}),
         **({"recovered": recovered} if recovered else {}),
         "sessions": sessions,
         **({"sessions_left_out": left_out} if left_out else {}),
@@ -175,15 +212,19 @@ def _describe_sessions(
     for result in results:
         if deadline is not None and deadline.remaining() == 0:
             return
-        yield {**describe_session(result.decision, target.queries), "outcome": result.outcome.value}
+        session = describe_session(result.decision, target.queries, target.comment_tags)
+        yield {**session, "outcome": result.outcome.value}
 
 
 _QUERY_LENGTH: Final = 2000  # characters of a query shown in full; a server may keep a megabyte
 
 
-def describe_session(decision: Decision, queries: QueryVisibility) -> dict[str, Any]:
+def describe_session(
+    decision: Decision, queries: QueryVisibility, comment_tags: Sequence[str] = ()
+) -> dict[str, Any]:
     """Build the JSON object of a session and the decision on it."""
     session = decision.session
+    tags = session.tags(comment_tags)
     is_full = queries is QueryVisibility.FULL
     return {
         "pid": session.identity.pid,
@@ -200,6 +241,7 @@ def describe_session(decision: Decision, queries: QueryVisibility) -> dict[str, 
         "query": printable(session.query, _QUERY_LENGTH, "\n\t")
         if is_full
         else session.redacted_query,
+        **({"tags": tags} if tags else {}),
         **({"query_id": session.query_id} if session.query_id else {}),
     }
 
@@ -226,8 +268,9 @@ def to_recordings(report: Report) -> dict[str, Any]:
 
 
 def to_recording(snapshot: Snapshot) -> dict[str, Any]:
-    """Return a snapshot as JSON with its queries redacted."""
+    """Return a snapshot as JSON with its queries redacted and without their ends."""
     document = asdict(snapshot)
     for session in document["sessions"]:
         session["query"] = redact_for_matching(session["query"])
+        del session["query_end"]
     return document

@@ -88,7 +88,7 @@ class Signaller:
         unsent = deque(decisions)
 
         def send() -> Iterator[Identity]:
-            while unsent and sending.remaining():
+            while unsent and sending.remaining() and not self._session.stop.is_set():
                 decision = unsent.popleft()
                 log_decision(results.report, decision)
                 unanswered.append(decision)

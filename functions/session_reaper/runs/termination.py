@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from session_reaper.deadline import Deadline
-from session_reaper.decision.decide import decide
 from session_reaper.decision.model import Decision, Verdict
 from session_reaper.errors import BlindError, TargetError
 from session_reaper.observability import log_decision
@@ -19,6 +18,7 @@ from session_reaper.policy.enums import Action, Mode
 from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
 from session_reaper.report.model import Outcome, TargetReport
+from session_reaper.runs.deciding import decide_in_time
 from session_reaper.runs.signalling import Signaller, action_of
 from session_reaper.runs.target_results import TOO_LATE, TargetResults
 from session_reaper.runs.target_session import TargetSession
@@ -87,7 +87,9 @@ class Termination:
     def _group(self, condemned: Iterable[Decision]) -> Iterator[_Batch]:
         """Group decisions by the pause that their rules ask for, the shortest first."""
         for pause, decisions in groupby(sorted(condemned, key=_pause_of), key=_pause_of):
-            batch = _Batch(pause=pause, due=Deadline(pause), decisions=tuple(decisions))
+            batch = _Batch(
+                pause=pause, due=self._deadline.capped_at(pause), decisions=tuple(decisions)
+            )
             in_time = pause == 0 or pause < self._deadline.remaining()
             no_time = f"the run has no time for confirm_after: {format_duration(pause)}"
             for decision in batch.decisions:
@@ -146,7 +148,12 @@ class Termination:
             self._signaller.reconnect(error)
             self._results.spare(batch.decisions)
             return ()
-        second = self._decide_again(batch, snapshot)
+        try:
+            second = self._decide_again(batch, snapshot)
+        except TargetError as error:
+            self._results.fail(error)
+            self._results.spare(batch.decisions)
+            return ()
         later = f"left alone: {format_duration(batch.pause)} later"
         confirmed = []
         for before in batch.decisions:
@@ -176,8 +183,15 @@ class Termination:
         # terminated since then must not change that.
         policy = replace(self._policy, limits=self._policy.limits.without_breaker())
         freed = self._results.count(Outcome.TERMINATED)
-        decisions = decide(same, snapshot.slots, policy, freed=freed).decisions
-        return {decision.pid: decision for decision in decisions}
+        decided = decide_in_time(
+            same,
+            snapshot.slots,
+            policy,
+            self._deadline,
+            freed=freed,
+            among=snapshot.sessions,
+        )
+        return {decision.pid: decision for decision in decided.decisions}
 
 
 def _observed_outcome(decision: Decision) -> Outcome:
