@@ -22,6 +22,7 @@ from session_reaper.report.advice import (
     advise_on_grants,
     advise_on_options,
     advise_on_snapshot,
+    advise_on_version,
     sort_advice,
 )
 from session_reaper.report.model import (
@@ -241,6 +242,7 @@ def check(policy: Policy, session: TargetSession) -> TargetReport:
             *_advise_on_grants(session),
             *_advise_on_fallback(session),
             *advise_on_options(session.target),
+            *advise_on_version(facts),
         ]
     )
     report = replace(report, advice=advice, checked=Check(server=facts, snapshot=snapshot))

@@ -53,8 +53,10 @@ def read_request(event: object) -> RunRequest:
 
 
 def is_scheduled(event: object) -> bool:
-    """Return whether the event is an envelope of EventBridge or EventBridge Scheduler."""
-    return isinstance(event, dict) and "source" in event and "detail-type" in event
+    """Return whether the event is an envelope of EventBridge, Scheduler or an alarm's Lambda action."""
+    if not isinstance(event, dict) or "source" not in event:
+        return False
+    return "detail-type" in event or "alarmData" in event
 
 
 def lowest_mode(*modes: Mode | None) -> Mode:
