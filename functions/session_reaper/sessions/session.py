@@ -119,6 +119,14 @@ class Session:
         """The query without literals and comments."""
         return redact(self.query)
 
+    def seconds_waited(self, waiter: Waiter) -> float:
+        """Return for how long a waiter can have waited for this session.
+
+        Not for longer than the session has been in its state: in a queue, the lock passes from one
+        healthy transaction to the next.
+        """
+        return min(waiter.seconds, self.idle_seconds)
+
     @property
     def role_label(self) -> str:
         """The role as people read it."""
