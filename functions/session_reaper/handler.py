@@ -53,9 +53,14 @@ def lambda_handler(
     logger.append_keys(mode=str(mode))
     operation = choose_operation(request, policy, mode)
     # A manual run often follows a change of a secret.
-    discovery = TargetDiscovery(settings, bypass_cache=not is_scheduled(event))
+    is_manual = not is_scheduled(event)
+    discovery = TargetDiscovery(settings, bypass_cache=is_manual)
+    may_skip = settings.skip_paused and not is_manual
+    clock = policy.shortest_clock if may_skip else None
     targets, logs = (
-        ((), ()) if mode is Mode.OFF else run(operation, discovery, request.targets, run_time)
+        ((), ())
+        if mode is Mode.OFF
+        else run(operation, discovery, request.targets, run_time, policy, shortest_clock=clock)
     )
     report = Report(run_id=run_id, mode=mode, targets=targets)
     # Outside of Lambda there may be no ARN; the topic's has the same account and region.

@@ -48,7 +48,7 @@ def log_bug(message: str, bug: Exception, **extra: str) -> None:
 def log_decision(target: TargetReport, decision: Decision) -> None:
     """Log the decision on a session, before the session is signalled."""
     verdict = decision.verdict.name.lower()
-    session = describe_session(decision, target.queries)
+    session = describe_session(decision, target.queries, target.comment_tags)
     extra = {"target": target.name, "verdict": verdict, "session": session}
     logger.info("decision", extra=extra)
 
@@ -145,7 +145,7 @@ def log_remaining(logs: Iterable[OutcomeLog], deadline: Deadline) -> None:
 
 
 def _log_outcome(target: TargetReport, result: SessionResult) -> None:
-    session = describe_session(result.decision, target.queries)
+    session = describe_session(result.decision, target.queries, target.comment_tags)
     extra = {"target": target.name, "outcome": result.outcome, "session": session}
     logger.info("outcome", extra=extra)
 

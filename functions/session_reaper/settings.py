@@ -48,8 +48,8 @@ class FunctionLocation:
 class Settings:
     """The configuration of the stack.
 
-    `whole_clusters`: the secret of a cluster covers each of its instances. `remind_after` is in
-    seconds. `location` is None outside of Lambda.
+    `whole_clusters`: the secret of a cluster covers each of its instances. `skip_paused`: scheduled
+    runs do not wake Aurora clusters without connections. `remind_after` is in seconds. `location` is None outside of Lambda.
     """
 
     target_secrets: tuple[str, ...]
@@ -63,6 +63,7 @@ class Settings:
     memory_table: str | None
     target_metrics: bool
     critical_topic_arn: str | None
+    skip_paused: bool
     location: FunctionLocation | None
 
 
@@ -91,6 +92,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         memory_table=given.get("MEMORY_TABLE"),
         target_metrics=_read_choice(given, "TARGET_METRICS", ("yes", "no")) == "yes",
         critical_topic_arn=_read_critical_topic(given.get("CRITICAL_TOPIC_ARN"), topic),
+        skip_paused=_read_choice(given, "PAUSED_CLUSTERS", ("skip", "connect")) == "skip",
         location=_read_location(given),
     )
 
@@ -112,7 +114,7 @@ _NOT_AN_ID = (
 # The values of these may appear in errors, log lines and summaries.
 _SHOWN = (
     *("TARGET_SECRET_TAG", "CLUSTER_TARGETS", "TOPIC_ARN", "CRITICAL_TOPIC_ARN", "MODE", "POLICY"),
-    *("NOTIFY", "REMIND_AFTER", "MEMORY_TABLE", "TARGET_METRICS", "DASHBOARD"),
+    *("NOTIFY", "REMIND_AFTER", "MEMORY_TABLE", "TARGET_METRICS", "DASHBOARD", "PAUSED_CLUSTERS"),
 )
 
 

@@ -162,11 +162,13 @@ def record_requests() -> Iterator[list[Request]]:
 
     def note(**signing: Any) -> None:  # noqa: ANN401 -- botocore's own
         data = signing["request"].data
+        # CloudWatch signs under another name, and its client may send CBOR.
+        service = _SERVICES.get(signing["signing_name"], signing["signing_name"])
         requests.append(
             Request(
-                operation=f"{signing['signing_name']}:{signing['operation_name']}",
+                operation=f"{service}:{signing['operation_name']}",
                 host=urlsplit(signing["request"].url).hostname or "",
-                arguments=data if isinstance(data, dict) else json.loads(data),
+                arguments={} if service in _SERVICES.values() else _read(data),
             )
         )
 
@@ -176,6 +178,13 @@ def record_requests() -> Iterator[list[Request]]:
         yield requests
     finally:
         _forget_clients()
+
+
+_SERVICES: Final = {"monitoring": "cloudwatch"}
+
+
+def _read(data: Any) -> dict[str, Any]:  # noqa: ANN401 -- botocore's own
+    return data if isinstance(data, dict) else json.loads(data)
 
 
 def _forget_clients() -> None:

@@ -59,6 +59,10 @@ class Lie:
         return replace_at(answer, self._place, self._text)
 
 
+PLACES = [place for place in list_places(SNAPSHOT) if place[0] != "holders" or len(place) == 1]
+"""Of a server with free slots, which lists no holders."""
+
+
 @pytest.fixture
 def liars(stage: Stage) -> Iterator[Liars]:
     """A leak that another session waits for; one target that tells of it as it is."""
@@ -102,7 +106,7 @@ def test_the_answers_of_this_server_have_the_places_that_the_unit_tests_try(
     verification = liars.add("verification", Lie("verification"))
     liars.observe()
     stage.run({"policy": policy(), "targets": ["verification"]})
-    assert [*list_places(snapshot.last)] == [*list_places(SNAPSHOT)]
+    assert [*list_places(snapshot.last)] == PLACES
     assert {*list_places(facts.last)} <= {*list_places(FACTS)} | {
         ("timeouts", 0, column) for column in range(4)
     }
@@ -114,8 +118,8 @@ def test_the_answers_of_this_server_have_the_places_that_the_unit_tests_try(
 def test_a_target_with_an_invalid_snapshot_fails_alone(
     liars: Liars, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    allowed = [place for place in list_places(SNAPSHOT) if is_allowed("snapshot", place, name)]
-    refused = [place for place in list_places(SNAPSHOT) if place not in allowed]
+    allowed = [place for place in PLACES if is_allowed("snapshot", place, name)]
+    refused = [place for place in PLACES if place not in allowed]
     lies = {
         path_of(place): liars.add(path_of(place), Lie("snapshot", place, BAD_VALUES[name]))
         for place in allowed + refused[[*BAD_VALUES].index(name) % EVERY_NTH :: EVERY_NTH]

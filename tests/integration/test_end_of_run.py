@@ -72,7 +72,7 @@ def outcomes_of(records: Collection[object]) -> dict[str, dict[int, str]]:
         (3000, "SELECT 1", BREAKER, "enforce", 6),
         (3000, "SELECT 1", UNLIMITED, "observe", 6),
         (500, "SELECT a FROM t WHERE b = 'c' " * 60, UNLIMITED, "enforce", 6),
-        (5000, "SELECT 1", UNLIMITED, "enforce", 10),
+        pytest.param(5000, "SELECT 1", UNLIMITED, "enforce", 10, marks=pytest.mark.thorough),
     ],
     ids=["limits", "no limits", "breaker", "observe", "long queries", "10 seconds"],
 )

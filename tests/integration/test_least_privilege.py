@@ -205,6 +205,8 @@ def _asked(request: Request, cloud: Aws) -> Iterator[Call]:
             yield call(request.operation, "*")
             for each in arguments.get("SecretIdList", ()):
                 yield _read(each, cloud)
+        case "cloudwatch:GetMetricData":
+            yield call(request.operation, "*")
         case "rds:DescribeDBClusters" | "rds:DescribeDBInstances":
             kind = "cluster" if request.operation.endswith("Clusters") else "db"
             yield call(request.operation, arn("rds", f"{kind}:*"))
@@ -299,7 +301,7 @@ def _parameters(stage: Stage, webhook: str) -> dict[str, str]:
     rescuer = stage.role("rescuer", "SUPERUSER")
     secret("orders", stage.secret(fallback_secret=RESCUE))
     secret("prod/billing", stage.secret())
-    endpoint = f"events.abc.{REGION}.rds.amazonaws.com"
+    endpoint = _that_may_pause("events")
     by_token = {"auth": "iam", "password": None, "sslmode": None}
     secret("events", stage.secret(host=endpoint, port=unused_port(), **by_token), reap="prod")
     cloud.ssm.put_parameter(
@@ -326,6 +328,25 @@ def _parameters(stage: Stage, webhook: str) -> dict[str, str]:
     }
 
 
+def _that_may_pause(name: str) -> str:
+    """The endpoint of the only instance of a cluster of Aurora Serverless with a minimum of 0."""
+    rds = boto3.client("rds")
+    rds.create_db_cluster(
+        DBClusterIdentifier=f"{name}-cluster",
+        Engine="aurora-postgresql",
+        MasterUsername="root",
+        MasterUserPassword="never-used",
+        ServerlessV2ScalingConfiguration={"MinCapacity": 0, "MaxCapacity": 1},
+    )
+    made = rds.create_db_instance(
+        DBInstanceIdentifier=name,
+        DBClusterIdentifier=f"{name}-cluster",
+        Engine="aurora-postgresql",
+        DBInstanceClass="db.serverless",
+    )["DBInstance"]
+    return made["Endpoint"]["Address"]
+
+
 def _managed(stage: Stage) -> str:
     """The managed secret of an RDS instance, without host and port."""
     made = boto3.client("rds").create_db_instance(
@@ -344,7 +365,7 @@ def _managed(stage: Stage) -> str:
 
 
 def _whole_job(stage: Stage) -> None:
-    """A run on a full server (a critical issue), a run that succeeds, and a check."""
+    """A run on a full server (a critical issue), two runs that succeed, one on schedule, and a check."""
     leak = stage.session()
     stage.root.run("ALTER DATABASE postgres CONNECTION LIMIT 0")
     stage.cleanup(stage.root.run, "ALTER DATABASE postgres CONNECTION LIMIT -1")
@@ -353,7 +374,11 @@ def _whole_job(stage: Stage) -> None:
     assert run.outcomes() == {leak.pid: "terminated"}
     assert run.error("prod/billing")["code"] == "53300"
     stage.root.run("ALTER DATABASE postgres CONNECTION LIMIT -1")
-    for event in ({}, {"check": True}):
+    for event in (
+        {},
+        {"check": True},
+        {"source": "aws.scheduler", "detail-type": "Scheduled Event"},
+    ):
         run = stage.run(event)
         reached = {one["name"] for one in run.document["targets"] if one["error"] is None}
         assert reached == {"orders", "prod/billing", "ledger"}
@@ -370,6 +395,7 @@ def said(things: Iterable[object]) -> set[str]:
 
 def test_the_recorder_sees_every_kind_of_call(recording: Recording) -> None:
     assert {one.action for one in recording.reaper} == {
+        "cloudwatch:GetMetricData",
         "dynamodb:DeleteItem",
         "dynamodb:PutItem",
         "dynamodb:Scan",
@@ -476,7 +502,7 @@ def test_the_endpoint_policies_allow_exactly_the_calls_that_are_made(recording: 
         "SecurityGroupIds": "",
         "VpcId": "vpc-0a",
         "DatabaseSecurityGroupIds": "sg-0b",
-        "Endpoints": "yes",
+        "Endpoints": "all",
         "RouteTableIds": "rtb-0a",
     }
     made = deployed({**recording.deployment.parameters, **network}).stack

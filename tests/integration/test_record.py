@@ -58,7 +58,9 @@ def test_a_recording_has_what_no_rule_of_the_policy_asks_for(stage: Stage, tmp_p
     run = stage.run({"record": True})
     by_pid = {s.identity.pid: s for s in snapshots_of(run, tmp_path)["orders"].sessions}
     assert [waiting.pid for waiting in by_pid[root.pid].waiters] == [waiter.pid]
-    assert by_pid[root.pid].xid_age == 2  # its own, and the waiter's
+    xid_age = by_pid[root.pid].xid_age
+    assert xid_age is not None
+    assert xid_age >= 2  # its own and the waiter's, besides any of the server itself
     assert by_pid[root.pid].locks == 1
     assert by_pid[wedged.pid].waiting_for_client
     assert not by_pid[waiter.pid].waiting_for_client

@@ -100,7 +100,10 @@ def logged(caplog: pytest.LogCaptureFixture, message: str) -> int:
 
 
 @pytest.mark.usefixtures("table")
-@pytest.mark.parametrize(("kind", "seconds"), [("silent", 3), ("drips", 3), ("drips", 10)])
+@pytest.mark.parametrize(
+    ("kind", "seconds"),
+    [("silent", 3), ("drips", 3), pytest.param("drips", 10, marks=pytest.mark.thorough)],
+)
 def test_a_slow_topic_at_the_end_of_the_time_keeps_no_outcome_out_of_the_log(
     stage: Stage, caplog: pytest.LogCaptureFixture, kind: str, seconds: float
 ) -> None:
@@ -118,7 +121,14 @@ def test_a_slow_topic_at_the_end_of_the_time_keeps_no_outcome_out_of_the_log(
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(
-    ("kind", "seconds"), [("silent", 3), ("drips", 3), ("endless", 3), ("page", 3), ("endless", 10)]
+    ("kind", "seconds"),
+    [
+        ("silent", 3),
+        ("drips", 3),
+        ("endless", 3),
+        ("page", 3),
+        pytest.param("endless", 10, marks=pytest.mark.thorough),
+    ],
 )
 def test_a_slow_table_at_the_end_of_the_time_does_not_prevent_the_summary(
     stage: Stage, caplog: pytest.LogCaptureFixture, kind: str, seconds: float
@@ -150,7 +160,12 @@ def test_a_hanging_topic_does_not_delay_the_other(stage: Stage, kind: str, which
 
 
 @pytest.mark.parametrize(
-    ("kind", "seconds"), [*((kind, 3) for kind in ANSWERS), ("drips", 10), ("silent", 60)]
+    ("kind", "seconds"),
+    [
+        *((kind, 3) for kind in ANSWERS),
+        ("drips", 10),
+        pytest.param("silent", 60, marks=pytest.mark.thorough),
+    ],
 )
 def test_a_policy_that_ssm_does_not_return_is_an_error_in_time(
     stage: Stage, kind: str, seconds: float
@@ -242,7 +257,10 @@ def full_backlog() -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.usefixtures("table")
-@pytest.mark.parametrize(("trouble", "seconds"), [("name", 3), ("addresses", 3), ("addresses", 10)])
+@pytest.mark.parametrize(
+    ("trouble", "seconds"),
+    [("name", 3), ("addresses", 3), pytest.param("addresses", 10, marks=pytest.mark.thorough)],
+)
 def test_a_hanging_name_server_or_network_does_not_outlast_the_function(
     stage: Stage,
     caplog: pytest.LogCaptureFixture,
@@ -291,7 +309,7 @@ def no_thread_for_calls(stage: Stage) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("table")
-@pytest.mark.parametrize("seconds", [3, 60])
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.thorough)])
 def test_the_summary_is_published_without_a_new_thread(
     stage: Stage, caplog: pytest.LogCaptureFixture, seconds: float
 ) -> None:
@@ -306,7 +324,7 @@ def test_the_summary_is_published_without_a_new_thread(
 
 
 @pytest.mark.usefixtures("table")
-@pytest.mark.parametrize("seconds", [3, 10])
+@pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=pytest.mark.thorough)])
 def test_without_a_new_thread_a_silent_topic_does_not_outlast_the_function(
     stage: Stage, caplog: pytest.LogCaptureFixture, seconds: float
 ) -> None:
@@ -323,6 +341,7 @@ def test_without_a_new_thread_a_silent_topic_does_not_outlast_the_function(
     assert (logged(caplog, "outcome"), logged(caplog, "run")) == (1, 1)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("table")
 def test_dripping_services_at_the_end_of_a_minute_get_their_share_of_time_only(
     stage: Stage, caplog: pytest.LogCaptureFixture

@@ -170,7 +170,7 @@ def test_a_slack_that_hangs_is_an_error_before_lambda_ends_the_invocation(
     assert time.monotonic() - began < 4 + PATIENCE
 
 
-@pytest.mark.parametrize("seconds", [3, 10])
+@pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=pytest.mark.thorough)])
 def test_a_slack_that_answers_byte_by_byte_is_an_error_before_lambda_ends_the_invocation(
     slack: Callable[..., Slack], seconds: float
 ) -> None:
@@ -180,7 +180,7 @@ def test_a_slack_that_answers_byte_by_byte_is_an_error_before_lambda_ends_the_in
     assert time.monotonic() - began < seconds + PATIENCE
 
 
-@pytest.mark.parametrize("seconds", [3, 10])
+@pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     "answer", [hang, drip_body(), http("200 OK", b"<html>no</html>")], ids="abc"
 )

@@ -12,7 +12,7 @@ from session_reaper.decision.model import Verdict
 from session_reaper.errors import BlindError, FullError, TargetError
 from session_reaper.grants import Membership
 from session_reaper.policy.enums import Mode
-from session_reaper.report.advice import advise_on_timeouts
+from session_reaper.report.emergency import instruct_on_full_server
 from session_reaper.report.model import (
     IssueKey,
     IssueKind,
@@ -25,11 +25,12 @@ from session_reaper.report.model import (
     record_breaker,
     record_error,
 )
+from session_reaper.report.timeouts import advise_on_timeouts
 from session_reaper.runs.policy_source import load_policy
 from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.session import Session, Slots, State
+from session_reaper.sessions.snapshot import Holder
 from session_reaper.settings import FunctionLocation
-from session_reaper.targets.providers import reserved_slot_instructions
 
 from tests.builders import a_policy, a_rule, a_session, an_identity
 
@@ -148,11 +149,40 @@ def full() -> Report:
     error = FullError(
         "53300",
         "remaining connection slots are reserved for roles with the SUPERUSER attribute",
-        reserved_slot_instructions(HOST, "session_reaper"),
+        instruct_on_full_server(HOST, "session_reaper", load_policy("", Deadline(10))),
         limit=None,
         step=f"logging in to {HOST}:5432",
     )
     return _report(record_error(TargetReport(name="orders"), error), *_quiet(1))
+
+
+def full_of_idle() -> Report:
+    """Every slot is used, and the policy condemns no session."""
+    api = Holder(
+        application="api",
+        role="shop",
+        client="10.0.7.0/24",
+        state="idle",
+        count=71,
+        oldest_seconds=7203.0,
+    )
+    holders = (
+        api,
+        replace(api, application="worker", client="10.0.9.0/24", count=20, oldest_seconds=61.0),
+        replace(api, application="", role="batch", client=None, state="active", count=4),
+    )
+    slots = Slots(max=100, reserved=3, used=97)
+    return _report(
+        TargetReport(
+            name="orders",
+            slots=slots,
+            used_after=97,
+            holders=holders,
+            policy=load_policy("", Deadline(10)),
+            role="session_reaper",
+        ),
+        *_quiet(1),
+    )
 
 
 def blind() -> Report:
@@ -240,6 +270,7 @@ SITUATIONS = {
         a_storm_of_300,
         observe_mode,
         full,
+        full_of_idle,
         blind,
         breaker,
         half_the_fleet_unreachable,

@@ -16,6 +16,7 @@ ALL: Final = {
     "Mode": "enforce",
     "TargetSecretArns": f"{_SECRET}shared-AbCdEf",
     "ClusterTargets": "endpoint",
+    "PausedClusters": "connect",
     "FallbackSecretArns": f"{_SECRET}master-AbCdEf",
     "IamDatabaseUser": "session_reaper",
     "DecryptionKeyArns": "arn:aws:kms:eu-west-1:123456789012:key/5e1c7a30-0000-4000-8000-000000000002",
@@ -38,7 +39,7 @@ ALL: Final = {
     "SecurityGroupIds": "",
     "VpcId": "vpc-0a",
     "DatabaseSecurityGroupIds": "sg-0a,sg-0b,sg-0c,sg-0d",
-    "Endpoints": "yes",
+    "Endpoints": "all",
     "RouteTableIds": "rtb-0a,rtb-0b",
 }
 

@@ -392,7 +392,7 @@ def test_endpoints_serve_this_function_only() -> None:
     assert gateway["RouteTableIds"] == ["rtb-0a", "rtb-0b"]
     # A route table takes one gateway endpoint, of any stack: a VPC that has one needs no second.
     assert _network("by endpoints", "AWS::EC2::VPCEndpoint").keys() == (
-        endpoints.keys() - {"ParameterStoreEndpoint"}
+        endpoints.keys() - {"ParameterStoreEndpoint", "Monitoring"}
     )
     assert "PolicyDocument" not in gateway
     for endpoint in endpoints.values():
@@ -421,7 +421,7 @@ def test_the_sdk_uses_these_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", PSEUDO["AWS::Region"])
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    services = ("secretsmanager", "sns", "rds", "ssm")
+    services = ("secretsmanager", "sns", "rds", "ssm", "cloudwatch")
     gone_to = {get_session().create_client(one).meta.endpoint_url for one in services}
     assert gone_to == set(given.values())
 
@@ -433,7 +433,7 @@ def test_the_endpoint_policies_match_the_role() -> None:
         for one in _statements(stack.one("Role")["Policies"])
         for action in _listed(one["Action"])
     }
-    services = {"secretsmanager", "sns", "rds", "ssm"}
+    services = {"secretsmanager", "sns", "rds", "ssm", "cloudwatch"}
     passing = {
         action
         for endpoint in _network("all", "AWS::EC2::VPCEndpoint").values()

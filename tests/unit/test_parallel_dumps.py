@@ -140,6 +140,13 @@ def test_no_rule_matches_a_parallel_dump() -> None:
     assert reasons[1] == reasons[2] == "protected: a parallel dump (built in)"
 
 
+def test_a_dump_is_recognised_by_sessions_that_are_not_decided() -> None:
+    policy = a_policy(a_rule(state=list(State), connected_for="1s"))
+    for among, verdict in (([leader()], Verdict.CONDEMN), ([leader(), worker()], Verdict.LEAVE)):
+        (decision,) = decide([leader()], some_slots(), policy, among=among).decisions
+        assert decision.verdict is verdict
+
+
 def test_a_dump_of_a_dropped_role_is_recognised() -> None:
     assert find_parallel_dumps([leader(role=None), worker(role=None)]) == {1, 2}
     assert find_parallel_dumps([leader(role=None), worker()]) == frozenset()

@@ -19,7 +19,7 @@ from session_reaper.runs.run import run as run_operation
 from session_reaper.runs.run_time import share_time
 from session_reaper.settings import read_settings
 
-from tests.builders import a_secret, a_target_report
+from tests.builders import a_policy, a_secret, a_target_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -93,7 +93,7 @@ def run_with_cache(
         cache=cache,
         client=client,
     )
-    reports, _ = run_operation(record, discovery, names, share_time(10))
+    reports, _ = run_operation(record, discovery, names, share_time(10), a_policy())
     return reports
 
 

@@ -35,6 +35,7 @@ def test_minimal_settings_observe_with_the_bundled_policy() -> None:
         memory_table=None,
         target_metrics=True,
         critical_topic_arn=None,
+        skip_paused=True,
         location=None,
     )
 
@@ -86,6 +87,16 @@ def test_the_location_comes_from_lambdas_own_variables() -> None:
         location, log_group="group", dashboard="board"
     )
     assert settings(AWS_REGION="eu-west-1").location is None
+
+
+def test_scheduled_runs_skip_paused_clusters_unless_that_is_switched_off() -> None:
+    assert settings(PAUSED_CLUSTERS="skip").skip_paused
+    assert not settings(PAUSED_CLUSTERS="connect").skip_paused
+    with pytest.raises(
+        ConfigurationError,
+        match=r"^PAUSED_CLUSTERS: invalid value 'no'; valid: skip, connect",
+    ):
+        settings(PAUSED_CLUSTERS="no")
 
 
 def test_a_cluster_covers_its_instances_unless_that_is_switched_off() -> None:
@@ -196,6 +207,7 @@ URIS = [
 ECHOING = [
     "TARGET_SECRET_TAG",
     "CLUSTER_TARGETS",
+    "PAUSED_CLUSTERS",
     "TOPIC_ARN",
     "CRITICAL_TOPIC_ARN",
     "MODE",

@@ -76,6 +76,7 @@ def a_target_session(
 ) -> TargetSession:
     job = TargetJob(
         target=cast("Any", None),
+        policy=a_policy(),
         progress=progress,
         outcomes=outcomes,
         deadline=deadline or Deadline(60),

@@ -206,7 +206,7 @@ class _Loader(Loader):
 
     def list_available_services(self, type_name: str) -> list[str]:  # noqa: ARG002 -- botocore's signature
         """Return our services. botocore searches the folders of all its 400 services, twice."""
-        return ["dynamodb", "rds", "secretsmanager", "sns", "ssm"]
+        return ["cloudwatch", "dynamodb", "rds", "secretsmanager", "sns", "ssm"]
 
     def load_data_with_path(self, name: str) -> tuple[Any, str]:
         """Load a file of botocore's data, except the 1.2 MB of endpoints.

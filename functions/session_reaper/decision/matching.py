@@ -1,14 +1,13 @@
 """Matches sessions against protections and rules."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from operator import attrgetter
 from typing import Final, NamedTuple
 
 from session_reaper.decision.model import Decision, Verdict
-from session_reaper.decision.parallel_dumps import find_parallel_dumps
 from session_reaper.policy.builtin import (
     find_protection,
     find_protection_by_name,
@@ -34,14 +33,13 @@ def match_sessions(
     slots: Slots,
     policy: Policy,
     redact_query: Callable[[str], str],
+    dumping: Container[int],
 ) -> Iterator[Decision]:
     """Decide on each session: the first rule that matches and is not observe-only decides.
 
-    Every rule of the policy must be in force.
+    Every rule of the policy must be in force. `dumping` are the pids of parallel dumps.
     """
-    sessions = tuple(sessions)
     compiled = [_compile_rule(rule, policy.liftable_roles) for rule in policy.rules]
-    dumping = find_parallel_dumps(sessions)
 
     @cache  # many sessions have the same names
     def check_names(state: State, names: Names) -> _NameCheck:

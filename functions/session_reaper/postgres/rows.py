@@ -11,7 +11,7 @@ from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from itertools import islice
 from sys import getsizeof
 from typing import Any, Final, NoReturn
@@ -31,11 +31,14 @@ from session_reaper.sessions.server_facts import (
     Tls,
 )
 from session_reaper.sessions.session import Identity, Session, Slots, State
-from session_reaper.sessions.snapshot import ServerIdentity, Snapshot, Verification
+from session_reaper.sessions.snapshot import Holder, ServerIdentity, Snapshot, Verification
 from session_reaper.targets.providers import Provider
 
 QUERY_BYTES: Final = 2000
-"""The most bytes of a query that leave the server."""
+"""The most bytes of the beginning of a query that leave the server."""
+
+QUERY_END_BYTES: Final = 500
+"""The most bytes of the end of a cut query that leave the server."""
 
 _INT32: Final = 2**31 - 1
 _INT53: Final = 2**53  # JSON numbers are exact up to here
@@ -74,7 +77,8 @@ def _check_waits(answer: Mapping[str, Any], *, is_requested: bool) -> None:
 
 def estimate_memory(session: Session) -> int:
     """Estimate the bytes that a session takes."""
-    return _SESSION_BYTES + getsizeof(session.query) + _WAITER_BYTES * len(session.waiters)
+    texts = getsizeof(session.query) + getsizeof(session.query_end)
+    return _SESSION_BYTES + texts + _WAITER_BYTES * len(session.waiters)
 
 
 _SESSION_BYTES: Final = 1500
@@ -302,6 +306,7 @@ def _read_snapshot(
         oldest_idle_in_transaction=_check_seconds(
             _get(answer, "oldest_idle_in_transaction"), "oldest_idle_in_transaction"
         ),
+        holders=_read_holders(answer, slots),
         sessions=tuple(_read_sessions(answer, waiters, own_roles)),
     )
 
@@ -336,6 +341,42 @@ def _read_states(answer: Mapping[str, Any]) -> Mapping[State, int]:
 
 
 _is_state: Final = re.compile(r"[a-z ()]{1,40}").fullmatch
+
+
+_MOST_HOLDERS: Final = 10
+
+
+def _read_holders(answer: Mapping[str, Any], slots: Slots) -> tuple[Holder, ...]:
+    """Read the groups of sessions, which together are no more than the sessions counted."""
+    rows = _read_rows(answer, "holders", 6)
+    holders = tuple(
+        Holder(
+            application=_check_optional_name(application, "holders"),
+            role=None if role is None else _check_name(role, "holders"),
+            client=None if client is None else _check_network(client),
+            state=_check_text(state, "holders", _MOMENT_LENGTH),
+            count=_check_int(count, "holders", 1, _INT32),
+            oldest_seconds=_check_seconds(oldest, "holders"),
+        )
+        for application, role, client, state, count, oldest in rows[:_MOST_HOLDERS]
+    )
+    if len(rows) > _MOST_HOLDERS or sum(holder.count for holder in holders) > slots.used:
+        raise _InvalidError("holders")
+    if not all(_is_state(holder.state) for holder in holders):
+        raise _InvalidError("holders")
+    return holders
+
+
+def _check_network(value: object) -> str:
+    """Return a network as `mask_client` writes it."""
+    text = _check_name(value, "holders")
+    try:
+        network = ip_network(text)
+    except ValueError:
+        raise _InvalidError("holders") from None
+    if "%" in text or network.prefixlen != (24 if network.version == 4 else 64):  # noqa: PLR2004 -- IP's two versions
+        raise _InvalidError("holders")
+    return str(network)
 
 
 def _read_waits(answer: Mapping[str, Any]) -> Iterator[Wait]:
@@ -473,6 +514,7 @@ _COLUMN_CHECKS: Final[Mapping[str, _Check]] = {
     "locks": _make_number_check(0, _INT32, int),
     **dict.fromkeys(("superuser", "replication", "own_role", "signalable"), _are_flags),
     **dict.fromkeys(("wait_event_type", "wait_event"), _are_names),
+    "query_end": _make_text_check(2 * QUERY_END_BYTES),
 }
 _REQUIRED: Final = {"pid", "backend_start", "state", "idle_seconds", "connected_seconds"}
 SESSION_COLUMNS: Final = tuple(_COLUMN_CHECKS)
@@ -483,10 +525,14 @@ def _decode_query(text: str | None, cut: str | None) -> str:
     """Return the part of the query that left the server; a cut query ends in `…`."""
     if cut is None:
         return text or ""
+    return _decode_base64(cut, "cut_query") + "…"
+
+
+def _decode_base64(text: str, column: str) -> str:
     try:
-        return b64decode(cut).decode("utf-8", errors="replace").replace("\0", "\ufffd") + "…"
+        return b64decode(text).decode("utf-8", errors="replace").replace("\0", "\ufffd")
     except ValueError:
-        raise _InvalidError("sessions: cut_query") from None
+        raise _InvalidError(f"sessions: {column}") from None
 
 
 def _is_plain_vacuum(query: str) -> bool:
@@ -523,6 +569,7 @@ def _read_session(
         application=row["application"] or "",
         client=row["client"],
         query=query,
+        query_end=_decode_base64(row["query_end"] or "", "query_end"),
         query_id=row["query_id"],
         idle_seconds=row["idle_seconds"],
         transaction_seconds=row["transaction_seconds"],
@@ -597,6 +644,7 @@ USED_FUNCTIONS: Final = (
     *("pg_terminate_backend", "pg_cancel_backend", "pg_postmaster_start_time", "pg_backend_pid"),
     *("pg_is_in_recovery", "pg_prepared_xact", "pg_get_replication_slots", "current_setting"),
     *("set_config", "clock_timestamp", "age", "encode", "octet_length"),
+    *("network", "set_masklen", "family"),
 )
 USED_RELATIONS: Final = (
     *("pg_database", "pg_roles", "pg_settings", "pg_proc", "pg_stat_activity"),

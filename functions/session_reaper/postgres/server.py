@@ -36,6 +36,7 @@ from session_reaper.postgres.errors import (
 )
 from session_reaper.postgres.rows import (
     QUERY_BYTES,
+    QUERY_END_BYTES,
     SESSION_COLUMNS,
     USED_FUNCTIONS,
     USED_RELATIONS,
@@ -50,7 +51,12 @@ from session_reaper.postgres.signals import Signal
 from session_reaper.postgres.tls import describe_tls, open_socket, wrap_tls
 from session_reaper.sessions.server_facts import ServerFacts
 from session_reaper.sessions.session import OWN_APPLICATION_NAME, Identity, WaitGuard
-from session_reaper.sessions.snapshot import Snapshot, SnapshotScope, Verification
+from session_reaper.sessions.snapshot import (
+    HOLDERS_FROM,
+    Snapshot,
+    SnapshotScope,
+    Verification,
+)
 from session_reaper.targets.target import SslMode, Target
 
 APPLICATION_NAME: Final = OWN_APPLICATION_NAME
@@ -59,6 +65,7 @@ STATEMENT_SECONDS: Final = 10.0  # enforced by the server
 _ANSWER_SECONDS: Final = STATEMENT_SECONDS + 2  # longer, so that the server's own error arrives
 # 5,000 sessions whose queries all have QUERY_BYTES take 16 MB.
 _SNAPSHOT_BYTES: Final = 16 * 1024 * 1024
+_QUERY_ENDS_BYTES: Final = 4 * 1024 * 1024  # more, with the ends of these queries
 _ANSWER_BYTES: Final = 1024 * 1024
 
 _STARTUP: Final = {
@@ -153,9 +160,10 @@ class Server:
         The sessions of a large snapshot claim memory until they are deleted.
         """
         step = "taking the snapshot"
+        most = _SNAPSHOT_BYTES + (_QUERY_ENDS_BYTES if scope.query_ends else 0)
         with (
             self._add_missing_grants(deadline),
-            self._run_for_row(step, self._write_select(scope), deadline, _SNAPSHOT_BYTES) as row,
+            self._run_for_row(step, self._write_select(scope), deadline, most) as row,
         ):
             snapshot = read_snapshot(
                 row,
@@ -179,9 +187,13 @@ class Server:
             columns=", ".join(f"s.{column}" for column in SESSION_COLUMNS),
             idle_for=literal(json.dumps(scope.idle_floors)),
             waits=_load_sql("waits") if scope.waits else "NULL",
+            holders=_load_sql("holders"),
+            holders_from=HOLDERS_FROM,
             locks=str(scope.locks).lower(),
             query_id="a.query_id" if self._major >= _QUERY_ID_SINCE else "NULL",
             query_bytes=QUERY_BYTES,
+            query_ends=str(scope.query_ends).lower(),
+            query_end_bytes=QUERY_END_BYTES,
         )
 
     def find_missing_grants(self, deadline: Deadline) -> tuple[str, ...]:

@@ -1,22 +1,20 @@
 """Recommendations that stop leaks or prepare for the next run, as pure functions of evidence."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
-from session_reaper.errors import INSUFFICIENT_PRIVILEGE, ConnectionLostError, TargetError
 from session_reaper.grants import quote_identifier
 from session_reaper.policy.builtin import find_protection_by_name, is_provider_role
 from session_reaper.policy.durations import format_duration
 from session_reaper.report.headline import count_of
-from session_reaper.report.model import Advice, Failure, Outcome, RoleSetting, SessionResult
+from session_reaper.report.model import Advice, Outcome, SessionResult
 from session_reaper.report.text import MOST_NAMED, join_first
-from session_reaper.sessions.server_facts import RESERVED_CONNECTIONS_SINCE, ServerFacts, Timeout
-from session_reaper.sessions.session import Names, Session, Slots, State
+from session_reaper.report.timeouts import IDLE_TIMEOUT_CODE
+from session_reaper.sessions.server_facts import RESERVED_CONNECTIONS_SINCE, ServerFacts
+from session_reaper.sessions.session import Names, Slots, State
 from session_reaper.sessions.snapshot import Snapshot
-from session_reaper.targets.providers import Provider, is_proxy, reserved_slot_instructions
+from session_reaper.targets.providers import MASTERS, Provider, is_proxy, reserved_slot_instructions
 from session_reaper.targets.target import SslMode, Target
 
 MANY_IDLE: Final = 10  # idle sessions of one application and role
@@ -24,13 +22,6 @@ MANY_IDLE_SHARE: Final = 0.25  # of the slots that ordinary roles can use
 OLD_PREPARED: Final = 3600.0  # seconds
 HELD_BY_INACTIVE: Final = 10_000  # transactions
 HELD_BY_ACTIVE: Final = 10_000_000  # transactions
-_ADMIN_OPTION_SINCE: Final = 16  # the major version
-_MASTERS: Final = {
-    Provider.VANILLA: "a superuser",
-    Provider.RDS: "the master user",
-    Provider.AURORA: "the master user",
-    Provider.AIVEN: "avnadmin",
-}
 
 _BYPASS_POOLER = Advice(
     code="bypass-pooler",
@@ -39,8 +30,6 @@ _BYPASS_POOLER = Advice(
     " into the secret.",
     sql=None,
 )
-_IDLE_TIMEOUT: Final = "idle_in_transaction_session_timeout"
-_IDLE_TIMEOUT_CODE: Final = "set-idle-in-transaction-timeout"
 
 _MOST_USEFUL_FIRST: Final = (
     # Let session-reaper do its work.
@@ -49,7 +38,7 @@ _MOST_USEFUL_FIRST: Final = (
     "grant-functions",
     "mend-fallback-secret",
     # Stop the leaks.
-    _IDLE_TIMEOUT_CODE,
+    IDLE_TIMEOUT_CODE,
     "set-idle-session-timeout",
     "set-transaction-timeout",
     "use-pooler",
@@ -65,6 +54,7 @@ _MOST_USEFUL_FIRST: Final = (
     "verify-certificate",
     "renew-certificate",
     "list-cluster-instances",
+    "allow-pause-check",
     "track-activities",
     "remove-ignored-options",
 )
@@ -91,6 +81,16 @@ def advise_on_connection(target: Target) -> Iterator[Advice]:
             code="list-cluster-instances",
             message=f"Only {target.host} of the cluster was examined: {target.unlisted} If that is"
             " intended, set CLUSTER_TARGETS to endpoint.",
+            sql=None,
+        )
+    if target.pause_unknown:
+        yield Advice(
+            code="allow-pause-check",
+            message="The reaper connected without knowing whether this server belongs to a paused"
+            f" Aurora cluster, which the connection wakes: {target.pause_unknown}. Allow the"
+            " function's role rds:DescribeDBClusters, rds:DescribeDBInstances and"
+            " cloudwatch:GetMetricData, and check that the function can reach both APIs (in a VPC:"
+            " through endpoints or a NAT). If no cluster may pause, set PAUSED_CLUSTERS to connect.",
             sql=None,
         )
 
@@ -170,22 +170,6 @@ def advise_on_grants(grants: Collection[str], database: str) -> Iterator[Advice]
         )
 
 
-def advise_on_databases(found: ServerFacts) -> Iterator[Advice]:
-    """Advise on databases where PostgreSQL itself does not end idle transactions."""
-    now = {name: found.find_timeout(_IDLE_TIMEOUT, None, name) for name in found.databases}
-    off = [name for name, timeout in now.items() if timeout is not None and timeout.is_off]
-    if off:
-        yield Advice(
-            code=_IDLE_TIMEOUT_CODE,
-            message=f"{_IDLE_TIMEOUT} is off for these databases: {join_first(off)}. With it,"
-            " PostgreSQL itself ends leaked transactions, even while this function does not run.",
-            sql="\n".join(
-                f"ALTER DATABASE {quote_identifier(name)} SET {_IDLE_TIMEOUT} = '10min';"
-                for name in off[:MOST_NAMED]
-            ),
-        )
-
-
 def advise_on_fallback(secret: str, problem: str) -> Advice:
     """Advise that the fallback secret would not help, because of `problem`."""
     message = f"The fallback_secret {secret} could not connect when the server is full: {problem}"
@@ -199,7 +183,7 @@ def _advise_reserved_slot(found: ServerFacts) -> Advice:
             code="add-fallback-secret",
             message=f"Role {found.role} cannot connect when every slot is in use, and before"
             " PostgreSQL 16 no slots can be reserved for it. In this target's secret, add the key"
-            f" fallback_secret with the name of the secret of {_MASTERS[found.provider]} on this"
+            f" fallback_secret with the name of the secret of {MASTERS[found.provider]} on this"
             " server. It is used only when the server is full.",
             sql=None,
         )
@@ -312,117 +296,3 @@ def _advise_replication_slots(found: ServerFacts) -> Iterator[Advice]:
             " needed any more. If a slot is active, check why its consumer lags behind.",
             sql="\n".join(drops) or None,
         )
-
-
-# -- the timeouts of roles --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Remedy:
-    """A timeout by which PostgreSQL itself ends sessions in a state."""
-
-    setting: str
-    value: str
-    helps: Callable[[Session], bool]
-    description: str  # of the sessions
-    warning: str
-
-
-_REMEDIES: Final[Mapping[str, _Remedy]] = MappingProxyType(
-    {
-        _IDLE_TIMEOUT_CODE: _Remedy(
-            setting=_IDLE_TIMEOUT,
-            value="10min",
-            helps=lambda session: (
-                session.state in (State.IDLE_IN_TRANSACTION, State.IDLE_IN_TRANSACTION_ABORTED)
-            ),
-            description="idle in a transaction",
-            warning="",
-        ),
-        "set-idle-session-timeout": _Remedy(
-            setting="idle_session_timeout",
-            value="1h",
-            helps=lambda session: session.state is State.IDLE,
-            description="idle",
-            warning=" The application's pool must reconnect when one of its sessions is ended.",
-        ),
-        "set-transaction-timeout": _Remedy(
-            setting="transaction_timeout",
-            value="1h",
-            helps=lambda session: (
-                session.state is State.ACTIVE and session.transaction_seconds is not None
-            ),
-            description="in a long transaction",
-            warning=" Choose a value above the longest healthy transaction.",
-        ),
-    }
-)
-
-APPLICABLE: Final[Collection[str]] = _REMEDIES.keys()
-"""The codes that the event `apply` accepts."""
-
-
-def find_missing_timeouts(
-    results: Iterable[SessionResult], found: ServerFacts
-) -> tuple[RoleSetting, ...]:
-    """Find the timeouts known to be off for roles that leak sessions, largest leak first."""
-    missing: Counter[RoleSetting] = Counter()
-    for result in results:
-        session = result.decision.session
-        if session.role is None:  # there is no role to set a timeout for
-            continue
-        for code, remedy in _REMEDIES.items():
-            if result.outcome is not Outcome.ESCAPED and remedy.helps(session):
-                now = found.find_timeout(remedy.setting, session.role, session.database)
-                if now is not None and now.is_off:
-                    missing[_create_setting(code, session.role, now)] += 1
-    return tuple(setting for setting, _ in missing.most_common())
-
-
-def _create_setting(code: str, role: str, now: Timeout) -> RoleSetting:
-    """Set the timeout for the role, or for the role in this database if it is off there."""
-    remedy = _REMEDIES[code]
-    place = quote_identifier(role)
-    if now.role and now.database:
-        place += f" IN DATABASE {quote_identifier(now.database)}"
-    return RoleSetting(
-        code=code,
-        role=role,
-        sql=f"ALTER ROLE {place} SET {remedy.setting} = '{remedy.value}';",
-        old=now.value if now.role else None,
-    )
-
-
-def advise_on_timeouts(missing: Collection[RoleSetting]) -> Iterator[Advice]:
-    """Advise the statements that set the missing timeouts, one advice for each timeout."""
-    for code, remedy in _REMEDIES.items():
-        settings = [setting for setting in missing if setting.code == code]
-        if settings:
-            roles = join_first([*dict.fromkeys(setting.role for setting in settings)])
-            yield Advice(
-                code=code,
-                message=f"These roles leak sessions {remedy.description}, and their"
-                f" {remedy.setting} is off: {roles}. With this timeout PostgreSQL itself ends such"
-                f" sessions. It applies to new sessions only.{remedy.warning}",
-                sql="\n".join(setting.sql for setting in settings[:MOST_NAMED]),
-            )
-
-
-def explain_refused_setting(
-    error: TargetError, setting: RoleSetting, found: ServerFacts, *, reader: bool
-) -> Failure:
-    """Describe why a setting was not made, and who can make it."""
-    hint = error.hint
-    if reader:
-        hint = "This is a replica. Run the statement on its writer."
-    elif isinstance(error, ConnectionLostError):
-        hint = f"It is unknown whether the setting was made, so apply it again. {hint}"
-    elif error.code == INSUFFICIENT_PRIVILEGE:
-        needs = "CREATEROLE"
-        if found.major >= _ADMIN_OPTION_SINCE:
-            needs += f" and ADMIN OPTION on {setting.role}"
-        hint = (
-            f"Run it as {_MASTERS[found.provider]}: {setting.sql} (Role {found.role} would need"
-            f" {needs} to run it, and these privileges allow much more.)"
-        )
-    return Failure(code=error.code, cause=error.cause, hint=hint, step=error.step)

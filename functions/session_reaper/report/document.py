@@ -139,6 +139,7 @@ def _describe_target(
             "used_after": target.used_after,
         },
         # These keys are left out if they have no value; the others are always present.
+        **({"holders": [asdict(holder) for holder in target.holders]} if target.holders else {}),
         **({"reader": True} if target.reader else {}),
         **({"fallback_secret": target.fallback_secret} if target.fallback_secret else {}),
         **({"pressure": list(target.pressure)} if target.pressure else {}),
@@ -148,6 +149,7 @@ def _describe_target(
             if target.applied is None
             else {"applied": [_describe_setting(s) for s in target.applied]}
         ),
+        **({"unchanged": [asdict(each) for each in target.unchanged]} if target.unchanged else {}),
         **({"recovered": recovered} if recovered else {}),
         "sessions": sessions,
         **({"sessions_left_out": left_out} if left_out else {}),
@@ -210,15 +212,19 @@ def _describe_sessions(
     for result in results:
         if deadline is not None and deadline.remaining() == 0:
             return
-        yield {**describe_session(result.decision, target.queries), "outcome": result.outcome.value}
+        session = describe_session(result.decision, target.queries, target.comment_tags)
+        yield {**session, "outcome": result.outcome.value}
 
 
 _QUERY_LENGTH: Final = 2000  # characters of a query shown in full; a server may keep a megabyte
 
 
-def describe_session(decision: Decision, queries: QueryVisibility) -> dict[str, Any]:
+def describe_session(
+    decision: Decision, queries: QueryVisibility, comment_tags: Sequence[str] = ()
+) -> dict[str, Any]:
     """Build the JSON object of a session and the decision on it."""
     session = decision.session
+    tags = session.tags(comment_tags)
     is_full = queries is QueryVisibility.FULL
     return {
         "pid": session.identity.pid,
@@ -235,6 +241,7 @@ def describe_session(decision: Decision, queries: QueryVisibility) -> dict[str, 
         "query": printable(session.query, _QUERY_LENGTH, "\n\t")
         if is_full
         else session.redacted_query,
+        **({"tags": tags} if tags else {}),
         **({"query_id": session.query_id} if session.query_id else {}),
     }
 
@@ -261,8 +268,9 @@ def to_recordings(report: Report) -> dict[str, Any]:
 
 
 def to_recording(snapshot: Snapshot) -> dict[str, Any]:
-    """Return a snapshot as JSON with its queries redacted."""
+    """Return a snapshot as JSON with its queries redacted and without their ends."""
     document = asdict(snapshot)
     for session in document["sessions"]:
         session["query"] = redact_for_matching(session["query"])
+        del session["query_end"]
     return document

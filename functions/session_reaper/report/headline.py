@@ -43,6 +43,8 @@ _ISSUES: Final = {
 def write_headline(target: TargetReport) -> str:
     """Write what happened on one target."""
     name = f"{target.name} (reader)" if target.reader else target.name
+    if target.status is TargetStatus.PAUSED:
+        return printable(f"{name}: paused, not woken")
     if target.slots is None:
         problem = target.error.cause if target.error else "no further information"
         return printable(f"{name}: {target.status}, {problem}")

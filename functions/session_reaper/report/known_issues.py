@@ -180,6 +180,8 @@ def _has_ended(key: IssueKey, target: TargetReport, mode: Mode) -> bool:
     """Return whether the issue has ended; one that the run could not check has not."""
     if target.has_issue(key) or not target.is_reached or key.kind in _PASSING:
         return False
+    if target.status is TargetStatus.PAUSED:
+        return False
     match key.kind:
         case IssueKind.EXHAUSTED:  # a server that stays almost full is not reported in every run
             return target.share_used < _ROOM

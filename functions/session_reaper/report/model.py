@@ -10,10 +10,11 @@ from typing import Final
 from session_reaper.decision.model import Decision
 from session_reaper.errors import BlindError, ConnectionLimit, DeadlineError, FullError, TargetError
 from session_reaper.policy.enums import Mode, QueryVisibility
+from session_reaper.policy.model import Policy
 from session_reaper.report.text import printable
 from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.session import Slots, State
-from session_reaper.sessions.snapshot import Snapshot
+from session_reaper.sessions.snapshot import HOLDERS_FROM, Holder, Snapshot
 from session_reaper.targets.target import TargetKey
 
 
@@ -37,8 +38,10 @@ class TargetStatus(StrEnum):
     FULL = "full"  # the server has no slot for the reaper either
     BLIND = "blind"  # connected, but other roles' sessions are hidden
     BREAKER = "breaker"  # the policy condemned too many sessions, so none was terminated
+    PAUSED = "paused"  # an Aurora cluster without connections, which was not woken
 
 
+_FINE: Final = (TargetStatus.OK, TargetStatus.PAUSED)
 _UNREACHED: Final = (TargetStatus.FAILED, TargetStatus.FULL, TargetStatus.BLIND)
 _DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
 _CODE_LENGTH: Final = 20  # characters
@@ -110,6 +113,7 @@ class RoleSetting:
     role: str
     sql: str
     old: str | None  # the role's own setting before
+    excess: str | None = None  # the timeout in effect if it is longer than the rule's time
     done: bool = False
     error: Failure | None = None
 
@@ -119,6 +123,18 @@ class RoleSetting:
         if self.done:
             return "applied (new sessions only)"
         return "not applied" if self.error else "would be applied"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnchangedRole:
+    """The reason why an `apply` run has no setting for a role.
+
+    `role`: None for all roles. `code`: None for all requested codes.
+    """
+
+    role: str | None
+    code: str | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,15 +158,20 @@ class TargetReport:
     fallback_secret: str | None = None  # the secret whose role had to connect instead
     slots: Slots | None = None  # before; None without a snapshot
     used_after: int | None = None  # None if it could not be counted
+    holders: tuple[Holder, ...] = ()  # before; empty unless many slots are used
     states: Mapping[State, int] = field(default_factory=dict)  # before; empty without a snapshot
     oldest_idle_in_transaction: float | None = None  # seconds, before
     queries: QueryVisibility = QueryVisibility.REDACTED  # how the document shows them
+    comment_tags: tuple[str, ...] = ()  # the tags of queries to show
+    policy: Policy | None = None  # the one that decided
+    role: str = ""  # the reaper's own
     pressure: tuple[str, ...] = ()  # one sentence for each rule that `when` put in force
     results: tuple[SessionResult, ...] = ()
     advice: tuple[Advice, ...] = ()
     recorded: Snapshot | None = None  # of a `record` run
     checked: Check | None = None  # of a `check` run
     applied: tuple[RoleSetting, ...] | None = None  # of an `apply` run
+    unchanged: tuple[UnchangedRole, ...] = ()  # of an `apply` run
     known_issues: tuple[IssueKey, ...] = ()  # reported less than REMIND_AFTER ago
     recovered: tuple[Recovery, ...] = ()  # since the previous run
 
@@ -173,9 +194,19 @@ class TargetReport:
         return self.status not in _UNREACHED
 
     @property
+    def is_fine(self) -> bool:
+        """Whether the run had no problem with the target."""
+        return self.status in _FINE
+
+    @property
     def is_exhausted(self) -> bool:
         """Whether every slot is in use after the run."""
         return self.share_used >= 1
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether so many slots are used, after the run as far as it is known, that it names the holders."""
+        return bool(self.holders) and (self.used_after is None or self.share_used >= HOLDERS_FROM)
 
     @property
     def is_critical(self) -> bool:
@@ -196,7 +227,7 @@ class TargetReport:
         if self.status is TargetStatus.FAILED and self.error is not None:
             code = printable(self.error.code, _CODE_LENGTH)
             keys.append(IssueKey(IssueKind.FAILED, (code,)))
-        elif self.status is not TargetStatus.OK:
+        elif not self.is_fine:
             keys.append(IssueKey(IssueKind(self.status.value)))
         if self.fallback_secret is not None:
             keys.append(IssueKey(IssueKind.FALLBACK))
@@ -327,7 +358,7 @@ class Report:
     @property
     def status(self) -> RunStatus:
         """The result of a run as a whole."""
-        if all(target.status is TargetStatus.OK for target in self.targets):
+        if all(target.is_fine for target in self.targets):
             return RunStatus.OK
         return RunStatus.FAILED if self.failed == len(self.targets) else RunStatus.PARTIAL
 
@@ -367,4 +398,4 @@ class Report:
 
 def urgency_key(target: TargetReport) -> tuple[bool, bool, int]:
     """Sort first the targets where applications cannot connect, then other issues, then by size."""
-    return (not target.is_critical, target.status is TargetStatus.OK, -len(target.results))
+    return (not target.is_critical, target.is_fine, -len(target.results))

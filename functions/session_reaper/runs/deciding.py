@@ -17,17 +17,25 @@ _HINT: Final = (
 )
 
 
-def decide_in_time(
-    sessions: Sequence[Session], slots: Slots, policy: Policy, deadline: Deadline, *, freed: int = 0
+def decide_in_time(  # noqa: PLR0913 -- what `decide` takes, and a deadline
+    sessions: Sequence[Session],
+    slots: Slots,
+    policy: Policy,
+    deadline: Deadline,
+    *,
+    freed: int = 0,
+    among: Sequence[Session] | None = None,
 ) -> Decisions:
     """Decide on every session within a share of the time left. Raises TargetError if it takes longer.
+
+    The arguments are those of `decide`.
 
     All targets decide at the same time and share one interpreter, so many sessions of other targets
     delay this one too.
     """
     within = deadline.capped_at(_DECIDING_SHARE * deadline.remaining())
     try:
-        return decide(sessions, slots, policy, freed=freed, check_time=within.check)
+        return decide(sessions, slots, policy, freed=freed, among=among, check_time=within.check)
     except DeadlineError:
         cause = f"deciding on {len(sessions):,} sessions took longer than the run has time for"
         raise TargetError("deadline", cause, _HINT) from None

@@ -75,17 +75,18 @@ class TargetDiscovery:
     def reread(self, target: Target, deadline: Deadline) -> Target:
         """Return the target as its secret describes it now. Raises TargetError."""
         parsed = self._parse(self._secrets.reread(target.secret_arn, deadline))
-        listing = self._list_instances(deadline) if parsed.needs_rds else RdsListing()
+        listing = self.list_instances(deadline) if parsed.needs_rds else RdsListing()
         for each in resolve_targets(parsed, listing):
             if each.key == target.key:
-                return replace(each, name=target.name)  # which `find` made unique
+                # Not in the secret: the name that `find` made unique, and what the run found out.
+                return replace(each, name=target.name, pause_unknown=target.pause_unknown)
         return target
 
     def resolve_fallback(self, target: Target, deadline: Deadline) -> Target:
         """Return the target with its fallback secret's credentials. Raises TargetError."""
         fallback = read_fallback(self._secrets.reread(target.fallback_secret or "", deadline))
         is_listed = needs_rds(target, fallback)
-        listing = self._list_instances(deadline) if is_listed else RdsListing()
+        listing = self.list_instances(deadline) if is_listed else RdsListing()
         decision = decide_fallback(target, fallback, listing)
         if isinstance(decision, FallbackRefusal):
             raise decision.as_error()
@@ -122,11 +123,11 @@ class TargetDiscovery:
 
     def _list_in_job(self, deadline: Deadline) -> RdsListing:
         """List RDS's instances; a bug affects only the secrets that need them."""
-        job = Job(name="RDS", initial=UNLISTED, run=lambda _: self._list_instances(deadline))
+        job = Job(name="RDS", initial=UNLISTED, run=lambda _: self.list_instances(deadline))
         (result,) = run_jobs([job], deadline)
         return result.latest
 
-    def _list_instances(self, deadline: Deadline) -> RdsListing:
+    def list_instances(self, deadline: Deadline) -> RdsListing:
         """List RDS's instances once per run, even if that fails."""
         with self._listing_lock:
             if self._listing is None:

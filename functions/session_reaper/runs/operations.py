@@ -16,16 +16,12 @@ from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
 from session_reaper.report.advice import (
     advise_on_connection,
-    advise_on_databases,
     advise_on_facts,
     advise_on_fallback,
     advise_on_fallback_used,
     advise_on_grants,
     advise_on_options,
     advise_on_snapshot,
-    advise_on_timeouts,
-    explain_refused_setting,
-    find_missing_timeouts,
     sort_advice,
 )
 from session_reaper.report.model import (
@@ -37,6 +33,13 @@ from session_reaper.report.model import (
     TargetStatus,
     record_breaker,
     record_error,
+)
+from session_reaper.report.timeouts import (
+    advise_on_databases,
+    advise_on_timeouts,
+    explain_refused_setting,
+    explain_unchanged,
+    find_missing_timeouts,
 )
 from session_reaper.runs.connect import connect_to_target, connect_with_fallback
 from session_reaper.runs.deciding import decide_in_time
@@ -62,7 +65,7 @@ def choose_operation(request: RunRequest, policy: Policy, mode: Mode) -> Operati
     if request.record:
         return record
     if request.check:
-        return check
+        return partial(check, policy)
     if request.apply:
         return partial(apply, policy, mode, request.apply)
     limit = policy.limits.max_per_run
@@ -92,14 +95,14 @@ def run_on_target(operation: Operation, discovery: TargetDiscovery, job: TargetJ
 
             def connect() -> Server:
                 return stack.enter_context(
-                    closing(connect_to_target(target, discovery, deadline)[0])
+                    closing(connect_to_target(target, discovery, deadline, job.policy)[0])
                 )
 
             def connect_by_fallback() -> Server:
                 server = connect_with_fallback(target, discovery, deadline)
                 return stack.enter_context(closing(server))
 
-            server, connected = connect_to_target(target, discovery, deadline)
+            server, connected = connect_to_target(target, discovery, deadline, job.policy)
             stack.enter_context(closing(server))
             report = create_report(target)
             report = replace(
@@ -142,7 +145,12 @@ def _reap(
     policy: Policy, mode: Mode, quota: Semaphore | None, session: TargetSession
 ) -> TargetReport:
     snapshot = take_visible_snapshot(session.server, policy.scope(), session.deadline)
-    report = replace(_add_snapshot(session.report, snapshot), queries=policy.queries)
+    report = replace(
+        _add_snapshot(session.report, snapshot),
+        queries=policy.queries,
+        comment_tags=policy.comment_tags,
+        policy=policy,
+    )
     session.record(report)
     decisions = decide_in_time(snapshot.sessions, snapshot.slots, policy, session.deadline)
     if quota is not None:
@@ -169,6 +177,7 @@ def apply(
     leaks = [result for result in report.results if result.decision.verdict is not Verdict.OBSERVE]
     missing = find_missing_timeouts(leaks, facts)
     requested = [setting for setting in missing if setting.code in codes]
+    report = replace(report, unchanged=explain_unchanged(leaks, facts, codes))
     applied: tuple[RoleSetting, ...] = ()
     for setting in requested:
         if mode is Mode.ENFORCE:
@@ -217,7 +226,7 @@ def record(session: TargetSession) -> TargetReport:
     return replace(_add_snapshot(session.report, snapshot), recorded=snapshot)
 
 
-def check(session: TargetSession) -> TargetReport:
+def check(policy: Policy, session: TargetSession) -> TargetReport:
     """Report the server's facts and what to fix, and signal no session."""
     facts = session.server.read_facts(session.deadline)
     snapshot = session.server.take_snapshot(NO_SESSIONS, session.deadline)
@@ -227,7 +236,7 @@ def check(session: TargetSession) -> TargetReport:
     advice = sort_advice(
         [
             *report.advice,
-            *advise_on_databases(facts),
+            *advise_on_databases(facts, policy),
             *advise_on_facts(session.target, facts, snapshot.slots, ()),
             *_advise_on_grants(session),
             *_advise_on_fallback(session),
@@ -264,8 +273,10 @@ def _add_snapshot(report: TargetReport, snapshot: Snapshot) -> TargetReport:
     return replace(
         report,
         reader=report.reader or snapshot.reader,
+        role=snapshot.role,
         slots=snapshot.slots,
         used_after=snapshot.slots.used,
+        holders=snapshot.holders,
         states=snapshot.states,
         oldest_idle_in_transaction=snapshot.oldest_idle_in_transaction,
         advice=tuple(dict.fromkeys([*report.advice, *advise_on_snapshot(snapshot)])),

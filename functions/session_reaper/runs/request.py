@@ -15,7 +15,7 @@ from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import Action, Mode, QueryVisibility
 from session_reaper.policy.model import Policy, Rule, read_policy
 from session_reaper.policy.values import read_mode
-from session_reaper.report.advice import APPLICABLE
+from session_reaper.report.timeouts import APPLICABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

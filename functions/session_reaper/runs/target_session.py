@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from session_reaper.deadline import Deadline
 from session_reaper.observability import OutcomeLog
+from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
 from session_reaper.report.model import TargetReport
 from session_reaper.runs.parallel import Progress
@@ -16,6 +17,7 @@ class TargetJob:
     """The work on one target, with its deadline and where it records its progress."""
 
     target: Target
+    policy: Policy
     progress: Progress[TargetReport]
     outcomes: OutcomeLog
     deadline: Deadline

@@ -173,7 +173,14 @@ class Termination:
         # terminated since then must not change that.
         policy = replace(self._policy, limits=self._policy.limits.without_breaker())
         freed = self._results.count(Outcome.TERMINATED)
-        decided = decide_in_time(same, snapshot.slots, policy, self._deadline, freed=freed)
+        decided = decide_in_time(
+            same,
+            snapshot.slots,
+            policy,
+            self._deadline,
+            freed=freed,
+            among=snapshot.sessions,
+        )
         return {decision.pid: decision for decision in decided.decisions}
 
 

@@ -1,14 +1,18 @@
 """The facts about one server that advice is based on, and the result of a check."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 from session_reaper.grants import Membership
 from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.providers import Provider
 
 RESERVED_CONNECTIONS_SINCE = 16
+_TIMEOUT_FORM: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(us|ms|s|min|h|d)?\s*")
+_SECONDS_PER_UNIT: Final = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86_400}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +41,19 @@ class Timeout:
     value: str | None
 
     @property
+    def seconds(self) -> float | None:
+        """The value in seconds; None if it is unknown or has an unusual form, such as hexadecimal."""
+        found = _TIMEOUT_FORM.fullmatch(self.value or "")
+        return float(found[1]) * _SECONDS_PER_UNIT[found[2] or "ms"] if found else None
+
+    @property
     def is_off(self) -> bool:
         """Whether the value is known to be 0, in any unit."""
-        return self.value is not None and not self.value.strip(" 0.dhimnsu")
+        return self.seconds == 0
+
+    def exceeds(self, seconds: float) -> bool:
+        """Return whether the timeout is known to be off or longer than this."""
+        return self.seconds is not None and (self.is_off or self.seconds > seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,16 +12,38 @@ class SnapshotScope:
     """The parts of a snapshot that the rules need; the rest stays on the server.
 
     `idle_floors`: the sessions that have been in a state for at least so many seconds. To read
-    `waits` or `locks`, the server stops its lock manager for a moment.
+    `waits` or `locks`, the server stops its lock manager for a moment. `query_ends`: the ends of
+    queries that are too long, for their comment tags.
     """
 
     idle_floors: Mapping[State, float]
     waits: bool
     locks: bool
+    query_ends: bool = False
 
 
 NO_SESSIONS = SnapshotScope(idle_floors={}, waits=False, locks=False)
 ALL_SESSIONS = SnapshotScope(idle_floors=dict.fromkeys(State, 0.0), waits=True, locks=True)
+
+
+HOLDERS_FROM = 0.7
+"""The share of the used slots from which a snapshot names the groups that hold them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A group of sessions that hold slots: the same application, role, client network and state.
+
+    `client`: a /24 or, for IPv6, a /64 network; None for a Unix socket. `role`: None if it was
+    dropped. `state` may be one that no rule can name. `oldest_seconds`: the longest time in the state.
+    """
+
+    application: str
+    role: str | None
+    client: str | None
+    state: str
+    count: int
+    oldest_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +92,7 @@ class Snapshot:
     `can_see`: our role sees the sessions of other roles. `can_signal`: it may signal all roles except
     superusers. `untracked`: client backends whose state is `disabled`. `reader`: the server is a
     replica. `behind_pooler`: the server shows the sessions of a pooler. `taken_at`: microseconds
-    since 1970 by the server's clock. `states`, and `oldest_idle_in_transaction` (seconds, with
+    since 1970 by the server's clock. `holders`: the largest groups, if many slots are used. `states`, and `oldest_idle_in_transaction` (seconds, with
     aborted ones), cover all client backends except our own; `sessions` only those in the scope.
     """
 
@@ -87,4 +109,5 @@ class Snapshot:
     membership: Membership = UNKNOWN_MEMBERSHIP
     states: Mapping[State, int] = field(default_factory=dict)
     oldest_idle_in_transaction: float = 0.0
+    holders: tuple[Holder, ...] = ()
     sessions: tuple[Session, ...]

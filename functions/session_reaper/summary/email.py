@@ -12,10 +12,12 @@ from session_reaper.report.text import printable
 from session_reaper.sessions.server_facts import Check
 from session_reaper.summary.digest import Digest
 from session_reaper.summary.groups import FailureGroup, Group, TargetDigest
+from session_reaper.summary.holders import describe_holder, find_remaining_holders
 from session_reaper.summary.prose import Prose, Statement, to_plain, to_statement
 
 WIDTH: Final = 72  # columns; SQL, a link or a long name may be wider
 _MOST_GROUPS: Final = 12  # of one target
+_MOST_HOLDERS: Final = 5  # of one target
 _MOST_ADVICE: Final = 4  # of one target, unless it was checked
 _LONGEST: Final = 1400  # characters of one paragraph; what to do about a full server takes most
 _CUT: Final = "… and {} more, cut. The log has them."
@@ -97,6 +99,10 @@ def _render_target(target: TargetDigest) -> Iterator[str]:
         yield from _wrap(_describe_check(report.checked), "  ", "    ")
     for setting in report.applied or ():
         yield from _render_setting(setting)
+    for unchanged in report.unchanged:
+        subject = "Nothing to set" + (f" for role {unchanged.role}" if unchanged.role else "")
+        yield from _wrap(f"{subject}: {printable(unchanged.reason)}.", "  ", "    ")
+    yield from _render_holders(report)
     for sentence in report.pressure:
         yield from _wrap(sentence, "  ", "    ")
     for group in target.groups[:_MOST_GROUPS]:
@@ -107,10 +113,23 @@ def _render_target(target: TargetDigest) -> Iterator[str]:
         yield f"  … and {len(rest)} more groups with {sessions} sessions. The log has them."
 
 
+def _render_holders(report: TargetReport) -> Iterator[str]:
+    holders = find_remaining_holders(report)
+    if holders:
+        used = (
+            report.slots.used if report.used_after is None and report.slots else report.used_after
+        )
+        yield f"  Largest groups of the {used} sessions that hold slots:"
+    for holder in holders[:_MOST_HOLDERS]:
+        yield from _wrap(to_plain(describe_holder(holder)), "    ", "      ")
+
+
 def _render_group(group: Group) -> Iterator[str]:
     head = f"{group.headline}: {group.application} (role {group.role}), oldest {group.age}"
     yield from _wrap(head, "  ", "    ")
     yield from _wrap(f"{group.rule}: {group.reason}", "    ", "      ")
+    if group.tags:
+        yield from _wrap(f"Tags: {group.tags}", "    ", "      ")
     if group.query:
         yield "    Last statement:"
         yield f"      {group.query}"

@@ -1,6 +1,6 @@
 """Groups of condemned sessions and of failed targets, so that a summary has one entry per cause."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -18,6 +18,7 @@ _MOST_NAMES: Final = 5
 _NAME_LENGTH: Final = 60
 _NAME_TAIL: Final = 39  # the end of a long name distinguishes it from similar ones
 _QUERY_LENGTH: Final = 200
+_MOST_COUNTED: Final = 500  # sessions of a group whose comment tags are read
 _ORDER: Final = [
     *(outcome for outcome in Outcome if outcome is not Outcome.ESCAPED),
     Outcome.ESCAPED,
@@ -34,6 +35,7 @@ class Group:
     role: str
     count: int
     oldest: Decision  # on the session that is longest in its state
+    tags: str = ""  # the most frequent value of each comment tag
 
     @property
     def headline(self) -> str:
@@ -81,10 +83,12 @@ class TargetDigest:
     @cached_property
     def groups(self) -> Sequence[Group]:
         """The condemned sessions by outcome, the largest group of each first."""
-        return group_sessions(self.report.results)
+        return group_sessions(self.report.results, self.report.comment_tags)
 
 
-def group_sessions(results: Iterable[SessionResult]) -> Sequence[Group]:
+def group_sessions(
+    results: Iterable[SessionResult], comment_tags: Sequence[str] = ()
+) -> Sequence[Group]:
     """Group sessions by outcome, rule, application, client network and role, largest first."""
     members: dict[tuple[Outcome, str, str, str], list[Decision]] = defaultdict(list)
     for result in results:
@@ -100,10 +104,22 @@ def group_sessions(results: Iterable[SessionResult]) -> Sequence[Group]:
             role=printable(role, 63),
             count=len(decisions),
             oldest=max(decisions, key=lambda decision: decision.session.idle_seconds),
+            tags=", ".join(_list_frequent_tags(decisions, comment_tags)) if comment_tags else "",
         )
         for (outcome, rule, application, role), decisions in members.items()
     ]
     return sorted(groups, key=lambda group: (_ORDER.index(group.outcome), -group.count))
+
+
+def _list_frequent_tags(decisions: Sequence[Decision], keys: Sequence[str]) -> Iterator[str]:
+    """Yield the most frequent value of each tag, with its number unless all sessions have it."""
+    counted = decisions[:_MOST_COUNTED]
+    tags = [decision.session.tags(keys) for decision in counted]
+    for key in keys:
+        values = Counter(each[key] for each in tags if key in each).most_common(1)
+        for value, number in values:
+            share = f" ({number} of {len(counted)})" if number < len(counted) else ""
+            yield f"{printable(key, _NAME_LENGTH)} {value}{share}"
 
 
 @lru_cache(maxsize=1024)

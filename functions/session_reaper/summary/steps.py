@@ -5,17 +5,19 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from session_reaper.policy.enums import Action, Mode
-from session_reaper.report.model import Outcome, Report, TargetStatus
+from session_reaper.report.emergency import LIST_HOLDERS, write_holder_sql
+from session_reaper.report.model import Outcome, Report, TargetReport, TargetStatus
 from session_reaper.sessions.session import State
 from session_reaper.summary.groups import Group, TargetDigest, group_failures, join_names
+from session_reaper.summary.holders import describe_holder, find_remaining_holders
 from session_reaper.summary.prose import Name, Prose, Statement
 
 
 def list_steps(shown: Sequence[TargetDigest], report: Report) -> Iterator[Prose]:
     """List what the reader should do, most urgent first."""
-    unexplained = [t.report for t in shown if t.report.is_exhausted and not t.report.results]
-    if unexplained:
-        yield (join_names(unexplained), ": ", *_FREE_SLOTS)
+    for target in shown:
+        if target.report.is_exhausted and not target.report.results:
+            yield (join_names([target.report]), ": ", *_explain_holders(target.report))
     for failure in group_failures(target.report for target in shown):
         yield (join_names(failure.targets), ": ", *_begin_with_words(failure.hint))
     for target in shown:
@@ -23,13 +25,21 @@ def list_steps(shown: Sequence[TargetDigest], report: Report) -> Iterator[Prose]
             yield (join_names([target.report]), ": ", *step)
 
 
-_FREE_SLOTS: Final[Prose] = (
-    "Applications cannot connect. List who holds the slots: ",
-    Statement(
-        "SELECT usename, application_name, state, count(*) FROM pg_stat_activity GROUP BY 1, 2, 3;"
-    ),
-    " Then limit the pools of these applications, or add a rule for such sessions to the policy.",
-)
+def _explain_holders(report: TargetReport) -> Prose:
+    """Name the largest group that holds slots, and recommend how to free them now and for good."""
+    problem = "Applications cannot connect. " if report.is_exhausted else ""
+    holders = find_remaining_holders(report)
+    if not holders:
+        return (f"{problem}List the holders of the slots: ", Statement(LIST_HOLDERS))
+    sql = report.policy and write_holder_sql(holders[0], report.policy, report.role)
+    now: Prose = (" To free slots now, run: ", Statement(sql.statement)) if sql else ()
+    return (
+        f"{problem}The largest group of sessions is ",
+        *describe_holder(holders[0]),
+        ". Restart it or limit its pool.",
+        *now,
+        _ADD_RULE,
+    )
 
 
 def _begin_with_words(hint: Prose) -> Prose:
@@ -57,13 +67,17 @@ def _list_target_steps(target: TargetDigest, report: Report) -> Iterator[Prose]:
         yield _explain_leak(max(leaks, key=lambda group: group.count))
     if groups[Outcome.WOULD_TERMINATE]:
         yield (_WOULD_TERMINATE,)
-    if target.report.is_exhausted and target.report.results:
-        yield _FREE_SLOTS
+    if target.report.results if target.report.is_exhausted else target.report.is_crowded:
+        yield _explain_holders(target.report)
     is_going_on = target.report.status is TargetStatus.OK and report.mode is Mode.ENFORCE
     if groups[Outcome.SPARED] and is_going_on:
         yield ("No action is needed for the spared sessions: the next run continues with them.",)
 
 
+_ADD_RULE: Final = (
+    ' To let the reaper end such sessions, add a rule for them to the policy; {"explain": true} shows'
+    " what spares each one now."
+)
 _DENIED: Final = (
     "The reaper's role may not terminate some of these sessions. The recommendations say what to"
     " grant."
@@ -114,4 +128,5 @@ def _explain_leak(group: Group) -> Prose:
 
 
 def _name_culprit(group: Group) -> Prose:
-    return (Name(group.application), " (role ", Name(group.role), ")")
+    tags = (", ", Name(group.tags)) if group.tags else ()
+    return (Name(group.application), " (role ", Name(group.role), *tags, ")")

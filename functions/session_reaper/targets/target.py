@@ -72,6 +72,8 @@ class Instance:
     secret_arns: tuple[str, ...]  # the managed master secrets of the instance and its cluster
     cluster_hosts: tuple[str, ...] = ()  # the cluster's writer, reader and custom endpoints
     cluster_port: int = 0
+    may_pause: bool = False  # Aurora Serverless with a minimum capacity of 0
+    pauses_with_writer: bool = False  # the writer, or a reader of failover tier 0 or 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,7 @@ class Target:
     allowed_auth: frozenset[AuthMethod] = ANY_AUTH
     instance: str = ""  # RDS's identifier if the secret covers the instances of a cluster
     ignored_options: tuple[str, ...] = ()  # names of URI parameters that libpq does not have
+    pause_unknown: str = ""  # why a scheduled run does not know whether the cluster is paused
 
     @property
     def key(self) -> TargetKey:
