@@ -39,6 +39,7 @@ _LOG_BYTES: Final = 1_000_000
 
 # Each is a share of the time that is left when its step begins.
 _LOAD_SHARE: Final = 0.2
+_TAGS_SHARE: Final = 0.15
 _PUBLISH_SHARE: Final = 0.8
 _OUTCOMES_SHARE: Final = 0.5
 _DOCUMENT_SHARE: Final = 0.15  # to describe sessions; encoding them takes longer
@@ -77,7 +78,8 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and everything that decide
             function_arn=function_arn,
         )
         is_due = report.should_notify or settings.notify is Notify.ALWAYS
-        rendered = _render(report, settings, now, is_due=is_due)
+        tags = _share_of(end, _TAGS_SHARE)
+        rendered = _render(report, settings, now, tags, is_due=is_due)
         failures = _publish(report, rendered.summary, settings, end)
     finally:
         # Even after a bug above, the log must contain what the run did.
@@ -105,10 +107,13 @@ class _Rendered:
     bug: InternalError | None = None
 
 
-def _render(report: Report, settings: Settings, now: float, *, is_due: bool) -> _Rendered:
+def _render(
+    report: Report, settings: Settings, now: float, tags: Deadline, *, is_due: bool
+) -> _Rendered:
+    """Write the summary if it is due; `tags` is the deadline for reading comment tags."""
     digest: Digest | None = None
     try:
-        digest = digest_report(report, settings.location)
+        digest = digest_report(report, settings.location, tags)
         return _Rendered(digest=digest, summary=summarize(digest, now) if is_due else None)
     except Exception as error:  # noqa: BLE001 -- a bug must not keep the terminations from being told
         log_bug("a bug in the summary", error)
