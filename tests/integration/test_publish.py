@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import jsonschema
 import pytest
-from session_reaper.errors import PublishError
+from session_reaper.deadline import Deadline
+from session_reaper.errors import InternalError, PublishError
+from session_reaper.report.model import Failure, Outcome, TargetStatus
+from session_reaper.runs.notify import notify
+from session_reaper.runs.request import read_request
+from session_reaper.settings import read_settings
+
+from tests.builders import a_report, a_target_report, some_fates
 
 if TYPE_CHECKING:
     from tests.integration.stage import Stage
@@ -98,3 +105,40 @@ def test_a_missing_second_topic_does_not_hinder_the_first(stage: Stage) -> None:
         stage.run(seconds=12)
     (email,) = stage.aws.delivered()
     assert email.subject.startswith("CRITICAL: orders: full")
+
+
+# Values that no validated report has, and with which its parts cannot be written.
+BREAKING: dict[str, dict[str, object]] = {
+    "email": {"pressure": (None,)},
+    "steps": {"status": TargetStatus.FAILED, "error": Failure(code="x", cause="y", hint=None)},  # type: ignore[arg-type] # on purpose
+}
+
+
+@pytest.mark.parametrize("part", BREAKING)
+def test_a_bug_in_writing_the_summary_publishes_the_numbers_and_ends_the_run_with_an_error(
+    stage: Stage, caplog: pytest.LogCaptureFixture, part: str
+) -> None:
+    stage.target()
+    ended = some_fates(3, Outcome.TERMINATED), some_fates(2, Outcome.LINGERING)
+    odd = a_target_report(*ended[1], name="odd<!channel>", used_after=40, **BREAKING[part])
+    report = a_report(a_target_report(*ended[0], used_after=40), odd)
+    with pytest.raises(InternalError, match="session-reaper has a bug: TypeError"):
+        notify(
+            report,
+            (),
+            read_request({}),
+            read_settings(),
+            function_arn=stage.aws.topic_arn,
+            end=Deadline(60),
+        )
+    (email,) = stage.aws.delivered()
+    assert email.subject == "session-reaper has a bug: 3 terminated, 2 lingering"
+    assert "orders: ok, 3 terminated" in email.body
+    assert f"odd??channel?: {odd.status}, 2 lingering" in email.body
+    assert "The log has the outcome of each session" in email.body
+    notification = json.loads(email.chat)
+    jsonschema.validate(notification, SCHEMA)
+    for text in (notification["content"]["description"], json.loads(email.webhook)["blocks"]):
+        assert "odd??channel?" in str(text)
+    messages = [record.message for record in caplog.records]
+    assert (messages.count("a bug in the summary"), messages.count("run")) == (1, 1)

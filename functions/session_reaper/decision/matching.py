@@ -141,7 +141,9 @@ def _matches_names(match: Match, state: State, names: Names) -> bool:
 
 def _seconds_waited(number: int, session: Session) -> float | None:
     """Return for how long at least `number` sessions have waited for this one."""
-    return session.waiters[number - 1].seconds if len(session.waiters) >= number else None
+    if len(session.waiters) < number:
+        return None
+    return session.seconds_waited(session.waiters[number - 1])
 
 
 class _NumericCondition(NamedTuple):
@@ -288,7 +290,7 @@ _MAX_WAITERS_NAMED = 3
 
 def _describe_waiters(session: Session) -> str:
     named = [
-        f"{w.application or 'pid ' + str(w.pid)} as {w.role} for {format_duration(w.seconds)}"
+        f"{w.application or 'pid ' + str(w.pid)} as {w.role} for {format_duration(session.seconds_waited(w))}"
         for w in session.waiters[:_MAX_WAITERS_NAMED]
     ]
     more = len(session.waiters) - len(named)

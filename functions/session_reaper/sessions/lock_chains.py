@@ -7,10 +7,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiter:
-    """A session that waits for a lock, directly or behind other waiters, for `seconds`.
-
-    As a blocker's waiter, at most for as long as the blocker has been in its state.
-    """
+    """A session that waits for a lock, directly or behind other waiters, for `seconds`."""
 
     pid: int
     role: str
