@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from session_reaper.deadline import Deadline
 from session_reaper.decision.model import Decision
+from session_reaper.decision.out_of_reach import UnreachableBlocker
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import QueryVisibility
 from session_reaper.report.headline import write_summary_line
@@ -19,10 +20,11 @@ from session_reaper.report.model import (
     SessionResult,
     TargetReport,
 )
+from session_reaper.report.protected import ProtectedGroup, group_protected
 from session_reaper.report.text import printable
 from session_reaper.sessions.redaction import redact_for_matching
 from session_reaper.sessions.server_facts import Check
-from session_reaper.sessions.snapshot import Snapshot
+from session_reaper.sessions.snapshot import Holder, Snapshot
 
 _MOST_SESSIONS: Final = 15_000  # roughly as many as fit into Lambda's response
 
@@ -57,7 +59,8 @@ def to_document(
         "totals": {
             "targets": len(report.targets),
             "failed": report.failed,
-            **{o.value: report.count(o) for o in Outcome if o is not Outcome.SPARED},
+            **{outcome.value: report.count(outcome) for outcome in Outcome},
+            "protected": sum(len(target.protected) for target in report.targets),
         },
         "targets": targets,
     }
@@ -104,7 +107,11 @@ def _describe_target(
             "used_after": target.used_after,
         },
         # These keys are left out if they have no value; the others are always present.
-        **({"holders": [asdict(holder) for holder in target.holders]} if target.holders else {}),
+        **(
+            {"holders": [_describe_holder(holder) for holder in target.holders]}
+            if target.holders
+            else {}
+        ),
         **({"reader": True} if target.reader else {}),
         **({"fallback_secret": target.fallback_secret} if target.fallback_secret else {}),
         **({"pressure": list(target.pressure)} if target.pressure else {}),
@@ -117,10 +124,48 @@ def _describe_target(
         **({"recovered": recovered} if recovered else {}),
         "sessions": sessions,
         **({"sessions_left_out": left_out} if left_out else {}),
+        "protected": [
+            _describe_protected(group)
+            for group in group_protected(target.protected)[:_MOST_PROTECTED]
+        ],
+        **(
+            {"blockers_out_of_reach": [_describe_blocker(each) for each in target.blockers]}
+            if target.blockers
+            else {}
+        ),
         "advice": [
             {"code": advice.code, "message": advice.message, "sql": advice.sql}
             for advice in target.advice
         ],
+    }
+
+
+def _describe_holder(holder: Holder) -> dict[str, Any]:
+    return {**asdict(holder), "oldest_seconds": _round_down(holder.oldest_seconds)}
+
+
+_MOST_PROTECTED: Final = 50  # groups of one target
+
+
+def _describe_protected(group: ProtectedGroup) -> dict[str, Any]:
+    return {
+        "rule": group.rule,
+        "by": group.protection.by,
+        "role": group.role,
+        "application": group.application,
+        "count": group.count,
+        "oldest_seconds": _round_down(group.oldest_seconds),
+    }
+
+
+def _describe_blocker(blocker: UnreachableBlocker) -> dict[str, Any]:
+    longest = blocker.waiters[0].seconds if blocker.waiters else None
+    return {
+        "rule": blocker.rule.name,
+        "by": blocker.by,
+        "pid": blocker.decision and blocker.decision.pid,
+        "waiting": len(blocker.waiters),
+        "longest_seconds": _round_down(longest),
     }
 
 

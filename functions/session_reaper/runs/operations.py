@@ -10,6 +10,7 @@ from typing import Final
 from session_reaper.decision.decide import decide
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Decision, Decisions, Verdict
+from session_reaper.decision.out_of_reach import find_unreachable_blockers
 from session_reaper.errors import BlindError, TargetError
 from session_reaper.observability import log_spared
 from session_reaper.policy.enums import Mode
@@ -129,6 +130,7 @@ def reap(
     """
     report = _reap(policy, mode, quota, session)
     session.job.progress.complete(report)
+    report = _find_waiters_of_protected(session, policy, report)
     has_leaks = any(result.outcome is not Outcome.ESCAPED for result in report.results)
     if has_leaks and report.is_reached and session.deadline.remaining() > ADVICE_SECONDS:
         with suppress(TargetError):  # a run succeeds without advice
@@ -148,11 +150,34 @@ def _reap(
     if quota is not None:
         decisions = decisions.hold_back(_limit_by_quota(quota, policy))
     report = _add_decisions(report, decisions)
+    blockers = tuple(find_unreachable_blockers(decisions, snapshot.prepared_waiters))
+    report = replace(report, protected=decisions.protected, blockers=blockers)
     session.record(report)
     logging_deadline = session.deadline.capped_at(_SPARED_SHARE * session.deadline.remaining())
     log_spared(report, decisions.having(Verdict.SPARE), logging_deadline)
     termination = Termination(session, report, snapshot, policy, mode)
     return termination.run([*decisions.having(Verdict.CONDEMN), *decisions.having(Verdict.OBSERVE)])
+
+
+def _find_waiters_of_protected(
+    session: TargetSession, policy: Policy, report: TargetReport
+) -> TargetReport:
+    """Find out who waits for protected sessions, if the snapshot had to do without lock waits."""
+    scope = policy.scope()
+    is_asked = report.protected and report.lock_waiters and not scope.waits
+    if not is_asked or not report.is_reached or session.deadline.remaining() < ADVICE_SECONDS:
+        return report
+    try:
+        deadline = session.deadline.capped_at(ADVICE_SECONDS)
+        later = session.server.take_snapshot(replace(scope, waits=True), deadline)
+    except TargetError:  # a run succeeds without
+        return report
+    waiters = {s.identity: s.waiters for s in later.sessions}
+    protected = tuple(
+        replace(d, session=replace(d.session, waiters=waiters.get(d.session.identity, ())))
+        for d in report.protected
+    )
+    return replace(report, protected=protected)
 
 
 def apply(
@@ -268,6 +293,7 @@ def _add_snapshot(report: TargetReport, snapshot: Snapshot) -> TargetReport:
         slots=snapshot.slots,
         used_after=snapshot.slots.used,
         holders=snapshot.holders,
+        lock_waiters=snapshot.lock_waiters,
         states=snapshot.states,
         oldest_idle_in_transaction=snapshot.oldest_idle_in_transaction,
         advice=tuple(dict.fromkeys([*report.advice, *advise_on_snapshot(snapshot)])),

@@ -149,5 +149,9 @@ def _list_problems(target: TargetReport) -> Iterator[str]:
         yield "settings were refused on" if target.applied else "the run was not completed on"
     if target.is_exhausted:
         yield "every slot is still in use on"
+    if target.blockers:
+        yield "sessions wait for a blocker that the reaper cannot end on"
+    if target.protected_to_report:
+        yield "a protection spares sessions that a rule matches on"
     if target.fallback_secret is not None:
         yield "the reaper could connect only with the fallback secret on"
