@@ -1,11 +1,12 @@
 """The report as JSON: the return value, the log line, recordings."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 from session_reaper.deadline import Deadline
+from session_reaper.decision.explain import ExplainedOutcome, Explanation
 from session_reaper.decision.model import Decision
 from session_reaper.decision.out_of_reach import UnreachableBlocker
 from session_reaper.errors import ConfigurationError
@@ -41,7 +42,7 @@ def to_document(
     If there are more sessions than a response has room for, or than can be described by the
     deadline, leaves out the same share of each target's; `sessions_left_out` is their number.
     """
-    number = sum(len(target.results) for target in report.targets)
+    number = sum(map(_count_sessions, report.targets))
     share = min(1.0, _MOST_SESSIONS / number) if number else 1.0
     targets = []
     for done, target in enumerate(report.targets):
@@ -60,17 +61,29 @@ def to_document(
             "targets": len(report.targets),
             "failed": report.failed,
             **{outcome.value: report.count(outcome) for outcome in Outcome},
+            "spared": sum(map(_count_spared, report.targets)),
             "protected": sum(len(target.protected) for target in report.targets),
         },
         "targets": targets,
     }
 
 
+def _count_sessions(target: TargetReport) -> int:
+    return len(target.results if target.explained is None else target.explained)
+
+
+def _count_spared(target: TargetReport) -> int:
+    explained = target.explained or ()
+    return target.count(Outcome.SPARED) + sum(
+        each.outcome is ExplainedOutcome.SPARED for each in explained
+    )
+
+
 def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
     """Leave out sessions until the document fits into `most` bytes of JSON.
 
-    Leaves out the same share of each target's, spared ones first; `sessions_left_out` is their
-    number.
+    Leaves out the same share of each target's, the least important first; `sessions_left_out` is
+    their number.
     """
     size = len(json.dumps(document))  # ASCII: no encoding of it is longer
     if size <= most or not any(target["sessions"] for target in document["targets"]):
@@ -80,8 +93,15 @@ def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
     return truncate_document({**document, "targets": targets}, most)
 
 
+_LEFT_OUT_FIRST: Final[Mapping[str, int]] = {
+    ExplainedOutcome.LEFT: 3,
+    ExplainedOutcome.PROTECTED: 2,
+    Outcome.SPARED: 1,
+}
+
+
 def _truncate_target(target: dict[str, Any], share: float) -> dict[str, Any]:
-    sessions = sorted(target["sessions"], key=lambda s: s["outcome"] == Outcome.SPARED.value)
+    sessions = sorted(target["sessions"], key=lambda s: _LEFT_OUT_FIRST.get(s["outcome"], 0))
     kept = sessions[: int(share * len(sessions))]
     left_out = target.get("sessions_left_out", 0) + len(sessions) - len(kept)
     return {**target, "sessions": kept, **({"sessions_left_out": left_out} if left_out else {})}
@@ -90,8 +110,9 @@ def _truncate_target(target: dict[str, Any], share: float) -> dict[str, Any]:
 def _describe_target(
     target: TargetReport, share: float, deadline: Deadline | None
 ) -> dict[str, Any]:
-    sessions = list(_describe_sessions(target, int(share * len(target.results)), deadline))
-    left_out = len(target.results) - len(sessions)
+    number = _count_sessions(target)
+    sessions = list(_describe_sessions(target, int(share * number), deadline))
+    left_out = number - len(sessions)
     recovered = [_describe_recovery(recovery) for recovery in target.recovered]
     return {
         "name": target.name,
@@ -214,14 +235,17 @@ def _describe_check(check: Check) -> dict[str, Any]:
 def _describe_sessions(
     target: TargetReport, most: int, deadline: Deadline | None
 ) -> Iterator[dict[str, Any]]:
-    """Describe at most `most` sessions until the deadline, and spared ones only if all fit."""
-    results: Sequence[SessionResult] = target.results
+    """Describe at most `most` sessions until the deadline, the least important only if all fit."""
+    results: Sequence[SessionResult | Explanation] = target.explained or target.results
     if most < len(results):
-        results = sorted(results, key=lambda result: result.outcome is Outcome.SPARED)[:most]
+        results = sorted(results, key=lambda each: _LEFT_OUT_FIRST.get(each.outcome, 0))[:most]
     for result in results:
         if deadline is not None and deadline.remaining() == 0:
             return
-        yield {**describe_session(result.decision, target.queries), "outcome": result.outcome.value}
+        session = describe_session(result.decision, target.queries)
+        if isinstance(result, Explanation):
+            session |= {"rule": result.rule and result.rule.name, "reason": result.reason}
+        yield {**session, "outcome": result.outcome.value}
 
 
 _QUERY_LENGTH: Final = 2000  # characters of a query shown in full; a server may keep a megabyte

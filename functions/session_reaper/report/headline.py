@@ -69,6 +69,8 @@ def _write_results(target: TargetReport) -> Iterator[str]:
         yield from (f"{number} {phrase}" for number, phrase in found[1:])
     elif target.recorded is not None:
         yield "recorded"
+    elif target.explained is not None:
+        yield f"{count_of(len(target.explained), 'session')} explained"
     elif target.blockers:
         waiting = sum(len(blocker.waiters) for blocker in target.blockers)
         yield f"{waiting} waiting for a blocker out of reach"

@@ -7,6 +7,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Final
 
+from session_reaper.decision.explain import Explanation
 from session_reaper.decision.model import Decision
 from session_reaper.decision.out_of_reach import UnreachableBlocker
 from session_reaper.errors import BlindError, ConnectionLimit, DeadlineError, FullError, TargetError
@@ -161,6 +162,7 @@ class TargetReport:
     blockers: tuple[UnreachableBlocker, ...] = ()  # that a rule would have ended
     advice: tuple[Advice, ...] = ()
     recorded: Snapshot | None = None  # of a `record` run
+    explained: tuple[Explanation, ...] | None = None  # of an `explain` run
     checked: Check | None = None  # of a `check` run
     applied: tuple[RoleSetting, ...] | None = None  # of an `apply` run
     known_issues: tuple[IssueKey, ...] = ()  # reported less than REMIND_AFTER ago
@@ -259,6 +261,8 @@ class TargetReport:
     @property
     def should_notify(self) -> bool:
         """Whether there is something new to report. Escaped sessions are healthy and do not count."""
+        if self.explained is not None:  # the caller gets the answer
+            return False
         return (
             bool(self.recovered)
             or self.checked is not None  # a check also shows whether the summary arrives

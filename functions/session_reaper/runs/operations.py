@@ -1,4 +1,4 @@
-"""The operations that a run can do on one target: reap, apply, record and check."""
+"""The operations that a run can do on one target: reap, apply, record, explain and check."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, suppress
@@ -8,6 +8,7 @@ from threading import Semaphore
 from typing import Final
 
 from session_reaper.decision.decide import decide
+from session_reaper.decision.explain import explain
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Decision, Decisions, Verdict
 from session_reaper.decision.out_of_reach import find_unreachable_blockers
@@ -68,6 +69,8 @@ def choose_operation(request: RunRequest, policy: Policy, mode: Mode) -> Operati
         return partial(apply, policy, mode, request.apply)
     limit = policy.limits.max_per_run
     quota = None if limit is None else Semaphore(limit)
+    if request.explain:
+        return partial(explain_target, policy, quota)
     return partial(reap, policy, mode, quota)
 
 
@@ -145,13 +148,11 @@ def _reap(
 ) -> TargetReport:
     snapshot = take_visible_snapshot(session.server, policy.scope(), session.deadline)
     report = _add_snapshot(session.report, snapshot)
-    report = replace(report, queries=policy.queries, policy=policy)
     decisions = decide(snapshot.sessions, snapshot.slots, policy)
     if quota is not None:
         decisions = decisions.hold_back(_limit_by_quota(quota, policy))
     report = _add_decisions(report, decisions)
-    blockers = tuple(find_unreachable_blockers(decisions, snapshot.prepared_waiters))
-    report = replace(report, protected=decisions.protected, blockers=blockers)
+    report = _add_unreachable(report, decisions, snapshot, policy)
     session.record(report)
     logging_deadline = session.deadline.capped_at(_SPARED_SHARE * session.deadline.remaining())
     log_spared(report, decisions.having(Verdict.SPARE), logging_deadline)
@@ -242,6 +243,20 @@ def record(session: TargetSession) -> TargetReport:
     return replace(_add_snapshot(session.report, snapshot), recorded=snapshot)
 
 
+def explain_target(policy: Policy, quota: Semaphore | None, session: TargetSession) -> TargetReport:
+    """Report every session and the decision on it, and signal none."""
+    snapshot = take_visible_snapshot(session.server, ALL_SESSIONS, session.deadline)
+    report = _add_snapshot(session.report, snapshot)
+    decisions = decide(snapshot.sessions, snapshot.slots, policy)
+    if quota is not None:
+        decisions = decisions.hold_back(_limit_by_quota(quota, policy))
+    return replace(
+        _add_unreachable(report, decisions, snapshot, policy),
+        pressure=describe_pressure(decisions),
+        explained=tuple(explain(decisions, policy)),
+    )
+
+
 def check(session: TargetSession) -> TargetReport:
     """Report the server's facts and what to fix, and signal no session."""
     facts = session.server.read_facts(session.deadline)
@@ -297,6 +312,20 @@ def _add_snapshot(report: TargetReport, snapshot: Snapshot) -> TargetReport:
         states=snapshot.states,
         oldest_idle_in_transaction=snapshot.oldest_idle_in_transaction,
         advice=tuple(dict.fromkeys([*report.advice, *advise_on_snapshot(snapshot)])),
+    )
+
+
+def _add_unreachable(
+    report: TargetReport, decisions: Decisions, snapshot: Snapshot, policy: Policy
+) -> TargetReport:
+    """Add the policy that decided, and the sessions that it would end but for a protection."""
+    blockers = tuple(find_unreachable_blockers(decisions, snapshot.prepared_waiters))
+    return replace(
+        report,
+        policy=policy,
+        queries=policy.queries,
+        protected=decisions.protected,
+        blockers=blockers,
     )
 
 
