@@ -10,11 +10,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from session_reaper.decision.decide import decide
+from session_reaper.decision.explain import explain
+from session_reaper.decision.matching import list_misses
 from session_reaper.decision.model import Decisions, Verdict
 from session_reaper.policy.enums import Action, Mode
 from session_reaper.policy.model import Policy, Protect, Rule, read_policy
 from session_reaper.runs.request import RunRequest, merge_policy
 from session_reaper.sessions.lock_chains import Waiter
+from session_reaper.sessions.redaction import redact_for_matching, strip_for_matching
 from session_reaper.sessions.session import Session, Slots, State
 
 from tests.builders import a_policy, a_rule, a_session
@@ -485,3 +488,41 @@ def test_a_rule_whose_until_is_reached_condemns_no_session(
     for decision in decide(sessions, slots, policy).having(Verdict.CONDEMN):
         if decision.rule and decision.rule.until:
             assert decision.rule.until.excess(slots) > 0
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_explain_calls_condemned_what_a_run_condemns_and_explains_every_session(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    decided = decide(sessions, slots, policy)
+    explained = list(explain(decided, policy))
+    assert [each.decision for each in explained] == list(decided.decisions)
+    for each in explained:
+        assert each.reason
+        verdict, is_protected = each.decision.verdict, each.decision.protection is not None
+        assert (each.outcome == "condemned") == (verdict is Verdict.CONDEMN)
+        assert (each.outcome == "spared") == (verdict is Verdict.SPARE)
+        assert (each.outcome == "kept") == (verdict is Verdict.KEEP)
+        if each.outcome in ("protected", "left"):
+            assert (each.outcome == "protected") == is_protected
+
+
+def query_text(query: str) -> str:
+    return strip_for_matching(redact_for_matching(query))
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_a_rule_misses_a_session_if_and_only_if_it_does_not_match(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    """A miss is found by other code than a match, so both must agree on every condition."""
+    for rule in policy.rules:
+        alone = replace(
+            unlimited(policy),
+            rules=(replace(rule, when=None, until=None, mode=None),),
+            protect=Protect(),
+        )
+        for decision in decide(sessions, slots, alone).decisions:
+            if decision.protection is None:
+                misses = list_misses(alone.rules[0], decision.session, query_text)
+                assert (decision.rule is None) == bool(misses)

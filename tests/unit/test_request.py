@@ -42,6 +42,7 @@ def test_every_event_in_the_folder_is_valid(path: Path) -> None:
         ("scheduler.json", RunRequest()),
         ("manual_everything.json", RunRequest()),
         ("manual_check.json", RunRequest(check=True)),
+        ("manual_explain.json", RunRequest(explain=True)),
         ("manual_observe.json", RunRequest(mode=OBSERVE)),
         ("manual_one_target.json", RunRequest(targets=("orders",))),
     ],

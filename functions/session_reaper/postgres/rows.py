@@ -20,7 +20,12 @@ from session_reaper.errors import TargetError
 from session_reaper.grants import Membership, quote_identifier
 from session_reaper.postgres.driver import Row
 from session_reaper.postgres.signals import Signal
-from session_reaper.sessions.lock_chains import Wait, Waiter, map_waiters_by_root
+from session_reaper.sessions.lock_chains import (
+    PREPARED,
+    Wait,
+    Waiter,
+    map_waiters_by_root,
+)
 from session_reaper.sessions.redaction import redact
 from session_reaper.sessions.server_facts import (
     IdleSessions,
@@ -306,6 +311,8 @@ def _read_snapshot(
         oldest_idle_in_transaction=_check_seconds(
             _get(answer, "oldest_idle_in_transaction"), "oldest_idle_in_transaction"
         ),
+        lock_waiters=len(_read_list(answer, "lock_waiters")),
+        prepared_waiters=waiters.get(PREPARED, ())[:_MOST_PREPARED_WAITERS],
         holders=_read_holders(answer, slots),
         sessions=tuple(_read_sessions(answer, waiters, own_roles)),
     )
@@ -344,6 +351,8 @@ _is_state: Final = re.compile(r"[a-z ()]{1,40}").fullmatch
 
 
 _MOST_HOLDERS: Final = 10
+# They belong to no session, so no claim on memory covers them.
+_MOST_PREPARED_WAITERS: Final = 200
 
 
 def _read_holders(answer: Mapping[str, Any], slots: Slots) -> tuple[Holder, ...]:

@@ -35,6 +35,8 @@ def summarize_minimally(report: Report, bug: str) -> Summary:
         severity=severity.value,
         status=report.status.value,
         targets=(),
+        applications=(),
+        roles=(),
     )
 
 
