@@ -233,6 +233,36 @@ def top(target: "Target", wait: float, policy: str, watch: float | None, *, as_j
     return show_top(options, make_output(), say)
 
 
+@app.command(
+    epilog="\b\nsession-reaper explain postgres://app@db.example/orders --application 'api*'"
+)
+@_connects
+@_policy_option
+@click.option("--application", default="*", metavar="GLOB", help="Only these applications.")
+@click.option("--role", default="*", metavar="GLOB", help="Only sessions of these roles.")
+@click.option("--state", default="*", metavar="GLOB", help="Only sessions in these states.")
+@_json_option
+def explain(  # noqa: PLR0913 -- click passes each option
+    target: "Target",
+    wait: float,
+    *,
+    policy: str,
+    application: str,
+    role: str,
+    state: str,
+    as_json: bool,
+) -> int:
+    """Show the decision on every session, why, and the rule that misses it by least."""
+    from session_reaper_cli.connections.login import LoginOptions
+    from session_reaper_cli.explain import Filters, run_explain
+    from session_reaper_cli.policies import load
+    from session_reaper_cli.terminal import make_output, say
+
+    options = LoginOptions(wait=wait, policy=load(policy))
+    filters = Filters(application=application, role=role, state=state)
+    return run_explain(target, options, filters, make_output(), say, as_json=as_json)
+
+
 @app.command()
 @_connects
 @_json_option

@@ -16,6 +16,7 @@ from session_reaper.decision.model import Decision, Verdict
 from session_reaper.errors import ConfigurationError, ConnectionLostError
 from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import Policy
+from session_reaper.policy.protections import ProtectedBy
 from session_reaper.postgres.server import Server
 from session_reaper.report.headline import count_of
 from session_reaper.report.model import Outcome, SessionResult, TargetStatus
@@ -120,6 +121,11 @@ def _find_limit(limits: Sequence[Quota], decision: Decision) -> str | None:
     return None
 
 
+def _is_own(decision: Decision) -> bool:
+    protection = decision.protection
+    return protection is not None and protection.kind is ProtectedBy.OWN_ROLE
+
+
 def _is_victim(result: SessionResult) -> bool:
     is_condemned = result.decision.verdict is Verdict.CONDEMN
     return is_condemned and result.outcome is Outcome.WOULD_TERMINATE
@@ -164,6 +170,13 @@ def _finish(
         print_json(to_return_value(report), output)
     else:
         show_summary(report, output)
+    role = options.target.role
     if run.report.status is TargetStatus.BLIND:
-        say(f"--role {options.target.role} works on the sessions of this role alone.")
+        say(f"--role {role} works on the sessions of this role alone.")
+    own = sum(_is_own(decision) for decision in run.report.protected)
+    if own:
+        say(
+            f"{count_of(own, 'session')} that a rule matches: protected, because {role} is the role"
+            f" of this command. --role {role} works on them."
+        )
     return ExitStatus.INTERRUPTED if run.is_interrupted else choose_status(run.report)

@@ -21,6 +21,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from session_reaper.decision.decide import decide
+from session_reaper.decision.explain import ExplainedOutcome, Explanation, explain
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Decision, Decisions, Verdict
 from session_reaper.documents import short_repr
@@ -63,8 +64,8 @@ def describe_verdicts(name: str, snapshot: Snapshot, policy: Policy) -> Iterator
     """Yield the head line of a target and a line for each of its sessions."""
     decided = decide_again(snapshot, policy)
     yield "; ".join(_describe_target(name, snapshot, decided))
-    for columns, decision in _by_columns(decided).items():
-        yield f"{columns}  {_describe_verdict(decision)}"
+    for columns, explanation in _by_columns(decided, policy).items():
+        yield f"{columns}  {_describe_verdict(explanation)}"
 
 
 def describe_differences(
@@ -73,8 +74,8 @@ def describe_differences(
     """Yield the sessions on which two policies differ, and a last line that counts them."""
     differing = 0
     for name, snapshot in snapshots.items():
-        first = _by_columns(decide_again(snapshot, before))
-        second = _by_columns(decide_again(snapshot, after))
+        first = _by_columns(decide_again(snapshot, before), before)
+        second = _by_columns(decide_again(snapshot, after), after)
         changed = [
             each
             for each in first
@@ -101,27 +102,31 @@ _VERDICTS: Mapping[Verdict, str] = {
 
 def _describe_target(name: str, snapshot: Snapshot, decided: Decisions) -> Iterator[str]:
     counts = {verdict: len(decided.having(verdict)) for verdict in _VERDICTS}
-    shown = ", ".join(
+    left = decided.having(Verdict.LEAVE)
+    protected = sum(decision.protection is not None for decision in left)
+    counts[Verdict.LEAVE] -= protected
+    words = [
         f"{counts[verdict]} {word}"
         for verdict, word in _VERDICTS.items()
         if counts[verdict] or verdict not in (Verdict.OBSERVE, Verdict.KEEP)
-    )
+    ]
+    shown = ", ".join([*words, f"{protected} protected"] if protected else words)
     yield f"{name}: {snapshot.slots}, {shown}"
     if decided.breaker:
         yield f"breaker: {decided.breaker}"
     yield from describe_pressure(decided)
 
 
-def _by_columns(decided: Decisions) -> dict[str, Decision]:
-    """Map the columns that describe a session, padded to equal widths, to its decision."""
-    decisions = sorted(decided.decisions, key=lambda decision: decision.pid)
-    rows = [tuple(_cells(decision)) for decision in decisions]
+def _by_columns(decided: Decisions, policy: Policy) -> dict[str, Explanation]:
+    """Map the columns that describe a session, padded to equal widths, to what explains it."""
+    explained = sorted(explain(decided, policy, str), key=lambda each: each.decision.pid)
+    rows = [tuple(_cells(each.decision)) for each in explained]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         for row in rows
     ]
-    return dict(zip(padded, decisions, strict=True))
+    return dict(zip(padded, explained, strict=True))
 
 
 def _cells(decision: Decision) -> Iterator[str]:
@@ -133,20 +138,22 @@ def _cells(decision: Decision) -> Iterator[str]:
     yield session.state
 
 
-def _describe_verdict(decision: Decision) -> str:
-    if decision.rule is None:
-        return f"left alone: {decision.reason}"
-    if decision.verdict is Verdict.KEEP:
-        return decision.reason
-    if decision.verdict is Verdict.OBSERVE:
-        return f"only observed by {decision.rule.name}: {decision.reason}"
-    if decision.verdict is Verdict.SPARE:
-        return f"spared, {decision.rule.name}: {decision.reason}"
-    return f"condemned by {decision.rule.name}: {decision.reason}"
+def _describe_verdict(explained: Explanation) -> str:
+    rule = explained.decision.rule
+    if explained.outcome in (ExplainedOutcome.KEPT, ExplainedOutcome.PROTECTED):
+        return explained.reason
+    if rule is None:
+        return f"left alone: {explained.reason}"
+    if explained.outcome is ExplainedOutcome.LEFT:
+        return f"only observed by {rule.name}: {explained.reason}"
+    if explained.outcome is ExplainedOutcome.SPARED:
+        return f"spared, {rule.name}: {explained.reason}"
+    return f"condemned by {rule.name}: {explained.reason}"
 
 
-def _verdict_and_rule(decision: Decision) -> object:
+def _verdict_and_rule(explained: Explanation) -> object:
     """Return what two decisions are compared by; reasons also quote the thresholds of a policy."""
+    decision = explained.decision
     rule = decision.rule and (decision.rule.name, decision.rule.action)
     return decision.verdict, rule
 

@@ -6,19 +6,15 @@ from typing import Any, Final
 from uuid import uuid4
 
 from rich.console import Console
+from session_reaper.decision.explain import ExplainedOutcome
 from session_reaper.policy.enums import Mode
 from session_reaper.report.document import to_document
-from session_reaper.report.model import Outcome, Report, TargetReport, TargetStatus
+from session_reaper.report.model import Report, TargetReport
 from session_reaper.summary.digest import Digest, digest_report
 from session_reaper.summary.email import render_email
 
 _MOST_BYTES: Final = 1_000_000  # of a summary
-_NEEDS_ATTENTION: Final = (
-    Outcome.WOULD_TERMINATE,
-    Outcome.LINGERING,
-    Outcome.DENIED,
-    Outcome.SPARED,
-)
+_CONDEMNED: Final = (ExplainedOutcome.CONDEMNED, ExplainedOutcome.SPARED)
 
 
 class ExitStatus(IntEnum):
@@ -34,11 +30,11 @@ def choose_status(target: TargetReport) -> ExitStatus:
     """Return the exit status for what a run left of a target."""
     if target.slots is None:
         return ExitStatus.ERROR
-    is_unresolved = target.status is not TargetStatus.OK or target.is_exhausted
-    if is_unresolved or any(target.count(outcome) for outcome in _NEEDS_ATTENTION):
-        return ExitStatus.ATTENTION
     is_checked = target.checked is not None and target.advice
-    return ExitStatus.ATTENTION if is_checked else ExitStatus.DONE
+    is_condemned = any(each.outcome in _CONDEMNED for each in target.explained or ())
+    if target.issues or is_checked or is_condemned:
+        return ExitStatus.ATTENTION
+    return ExitStatus.DONE
 
 
 def make_report(target: TargetReport, mode: Mode) -> Report:

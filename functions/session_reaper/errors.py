@@ -12,7 +12,8 @@ ReaperError
 │   └── DeadlineError        the run ran out of time
 ├── NoAnswerError            a call to AWS or Slack did not end in time
 │   └── NoThreadError        the process may not start another thread for the call
-└── PublishError             the summary was not published; ends the run
+├── PublishError             the summary was not published; ends the run
+└── InternalError            a bug kept the full summary from being written; ends the run
 
 No message contains a password, a token or a literal of a query.
 """
@@ -138,3 +139,11 @@ class NoThreadError(NoAnswerError):
 
 class PublishError(ReaperError):
     """The summary could not be published."""
+
+
+class InternalError(ReaperError):
+    """A bug, of which only the exception's type is told: its text may contain a secret."""
+
+    def __init__(self, bug: Exception) -> None:
+        self.kind = type(bug).__name__
+        super().__init__(f"session-reaper has a bug: {self.kind}; the log has its traceback")

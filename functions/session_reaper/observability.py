@@ -1,6 +1,7 @@
 """The log and the metrics of a run, written by Powertools."""
 
 import re
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -35,6 +36,12 @@ def start_log(run_id: str, event: object) -> None:
     event_id = event.get("id") if isinstance(event, dict) and "source" in event else None
     logger.structure_logs(run_id=run_id)  # without the keys of an earlier run
     logger.set_correlation_id(event_id if isinstance(event_id, str) else run_id)
+
+
+def log_bug(message: str, bug: Exception, **extra: str) -> None:
+    """Log a bug with its traceback, but without its text, which may contain a secret."""
+    trace = traceback.format_tb(bug.__traceback__)
+    logger.error(message, extra={**extra, "error": type(bug).__name__, "trace": trace})
 
 
 def log_decision(target: TargetReport, decision: Decision) -> None:

@@ -208,6 +208,39 @@ def test_limits_of_a_run_and_of_a_target_hold(stage: Stage, home: Path) -> None:
     assert len(stage.survivors(leaks)) == 3
 
 
+def test_reap_says_which_protection_rests_on_its_own_role(
+    stage: Stage, home: Path, rules: str
+) -> None:
+    own = stage.sessions(2, LEAK, role=REAPER)
+    done = reap(home, uri(stage), "--policy", rules, "--enforce", "--yes")
+    assert done.out.startswith("QUIET")
+    assert f"--role {REAPER} works on them" in done.err
+    assert len(stage.survivors(own)) == 2
+    done = reap(home, uri(stage), "--policy", rules, "--role", REAPER, "--enforce", "--yes")
+    assert done.status == 0, done
+    assert stage.survivors(own) == []
+
+
+# -- explain ---------------------------------------------------------------------------------------
+
+
+def test_explain_shows_every_session_and_the_nearest_miss(
+    stage: Stage, home: Path, rules: str
+) -> None:
+    leak, idle = stage.session(LEAK), stage.session(IDLE, application_name="web")
+    done = run(home, "explain", uri(stage), "--policy", rules)
+    assert done.status == 1, done.err
+    assert f"condemned  pid {leak.pid}" in done.out
+    assert f"left  pid {idle.pid}  web@local" in done.out
+    assert "nearest: leak" in done.out
+    only = run(home, "explain", uri(stage), "--policy", rules, "--application", "w*")
+    assert (only.status, f"pid {leak.pid}" in only.out) == (0, False)
+    assert run(home, "explain", uri(stage), "--role", "nobody").out == ""
+    names = ("--application", "web", "--state", IDLE)
+    found = run(home, "explain", uri(stage), "--policy", rules, *names, "--json")
+    assert outcomes(found) == {idle.pid: "left"}
+
+
 # -- the application's own login --------------------------------------------------------------------
 
 

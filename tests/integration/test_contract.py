@@ -292,6 +292,7 @@ def test_the_return_value_is_the_documented_one(stage: Stage) -> None:
         "error",
         "slots",
         "sessions",
+        "protected",
         "advice",
     }
 

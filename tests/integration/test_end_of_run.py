@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from session_reaper.postgres.rows import SESSION_COLUMNS
 
 from tests.integration.stage import LEAK, REAPER, policy, rule
 from tests.integration.wire import Action, Detour, Fault, Impostor, Moment, Proxy, RewriteRows
@@ -159,3 +160,31 @@ def test_query_globs_on_thousands_of_long_queries_keep_no_summary_back(
     for target in run.document["targets"]:
         assert target["sessions"] == []
         assert target["status"] == "ok" or target["error"]["code"] == "deadline", target["error"]
+
+
+def test_comment_tags_of_thousands_of_long_queries_keep_no_summary_back(
+    stage: Stage, *, is_alone: bool
+) -> None:
+    stage.session(LEAK)
+    sessions = 2000 if is_alone else 200
+    base = snapshot_with(sessions, "SELECT a FROM t WHERE b = 'c' AND " * 50)
+
+    def change(value: bytes) -> bytes:
+        """Make many groups, each with a tag in every query."""
+        document = json.loads(base(value)) if b'"sessions"' in value else {}
+        if not document:
+            return value
+        application, query = (SESSION_COLUMNS.index(name) for name in ("application", "query"))
+        for number, session in enumerate(document["sessions"]):
+            session[application] = f"api-{number % 50}"
+            session[query] += f" /*route='r{number}'*/"
+        return json.dumps(document).encode()
+
+    with ExitStack() as stack:
+        for number in range(SERVERS):
+            proxy = Proxy(stage.server.port, says=RewriteRows(change))
+            stage.target(f"many-{number}", port=stack.enter_context(proxy).port)
+        document = policy(rule(idle_for="0s"), limits=UNLIMITED, comment_tags=["route"])
+        run = stage.run({"policy": document, "mode": "observe"}, seconds=6)
+    assert run.seconds < 6
+    assert len(run.emails) == 1

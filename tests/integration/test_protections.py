@@ -275,6 +275,18 @@ def test_a_parallel_dump_whose_worker_begins_before_the_second_snapshot_is_left_
 
 
 @pytest.mark.pg_dump
+def test_a_serial_dump_under_another_name_whose_output_is_not_read_is_left_alone(
+    stage: Stage, build: Build, tmp_path: Path
+) -> None:
+    dumper(stage, build, 300_000)
+    command = [str(build.bin / "pg_dump"), "-Fc", "-Z0", "-f", str(tmp_path / "archive")]
+    environment = client_program(stage, build, "dumper", PGAPPNAME="nightly-backup")
+    wedged = rule("wedged", state=ACTIVE, waiting_for_client=True, query_for="1ms")
+    with stopped(stage, command, environment, f"{COPYING} AND wait_event = 'ClientWrite'"):
+        assert stage.reap(rule(), wedged).outcomes() == {}
+
+
+@pytest.mark.pg_dump
 def test_a_backup_and_a_restore_are_left_alone(stage: Stage, build: Build, tmp_path: Path) -> None:
     dumper(stage, build, 300_000)
     environment = client_program(stage, build, "dumper")

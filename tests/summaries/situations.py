@@ -1,4 +1,4 @@
-"""Ten situations that are reported. The decisions are real, the sessions are made here."""
+"""Situations that are reported. The decisions are real, the sessions are made here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from session_reaper.deadline import Deadline
 from session_reaper.decision.decide import decide
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Verdict
+from session_reaper.decision.out_of_reach import find_unreachable_blockers
 from session_reaper.errors import BlindError, FullError, TargetError
 from session_reaper.grants import Membership
 from session_reaper.policy.enums import Mode
@@ -262,6 +263,38 @@ def a_blocker_with_its_waiters() -> Report:
     return _report(_decided([blocker], Slots(max=100, reserved=3, used=44), policy=policy))
 
 
+def protected_under_pressure() -> Report:
+    """Leaks of a role that the provider's replication uses, while slots are short."""
+    leaks = _leaks(14, role="avnadmin", replication=True)
+    slots = Slots(max=100, reserved=3, used=84)
+    decided = decide(leaks, slots, load_policy("", Deadline(10)))
+    target = TargetReport(name="orders", slots=slots, used_after=84, protected=decided.protected)
+    return _report(target, *_quiet(3))
+
+
+def an_unreachable_blocker() -> Report:
+    waiters = tuple(
+        Waiter(pid=900 + n, role="shop", application="api", seconds=754.0 - n) for n in range(7)
+    )
+    rule = a_rule("blockers", state=["idle in transaction"], blocks=1, blocks_for="30s")
+    slots = Slots(max=100, reserved=3, used=44)
+    decided = decide([], slots, a_policy(rule))
+    blockers = tuple(find_unreachable_blockers(decided, waiters))
+    return _report(TargetReport(name="orders", slots=slots, used_after=44, blockers=blockers))
+
+
+def several_groups() -> Report:
+    """Several applications leak, and one policy ends some and spares others."""
+    sessions = [
+        *_leaks(9, application="api"),
+        *_leaks(5, first=5000, application="worker", role="batch", client="10.0.9.17"),
+        *_leaks(3, first=6000, application="report-export", role="reporting", client=None),
+    ]
+    policy = a_policy(limits={"max_terminations": 12})
+    target = _decided(sessions, Slots(max=100, reserved=3, used=62), policy=policy)
+    return _report(target, *_quiet(2))
+
+
 SITUATIONS = {
     make.__name__.replace("_", "-"): make
     for make in (
@@ -276,5 +309,8 @@ SITUATIONS = {
         half_the_fleet_unreachable,
         a_wedged_session,
         a_blocker_with_its_waiters,
+        protected_under_pressure,
+        an_unreachable_blocker,
+        several_groups,
     )
 }

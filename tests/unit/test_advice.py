@@ -14,6 +14,7 @@ from session_reaper.report.advice import (
     HELD_BY_INACTIVE,
     OLD_PREPARED,
     advise_on_facts,
+    advise_on_version,
     sort_advice,
 )
 from session_reaper.report.model import (
@@ -350,6 +351,17 @@ def test_another_error_keeps_its_own_hint_except_on_a_replica() -> None:
     error = TargetError("57014", "slow", "wait")
     assert explain_refused_setting(error, a_setting(), a_server(), reader=False).hint == "wait"
     assert "writer" in explain_refused_setting(error, a_setting(), a_server(), reader=True).hint
+
+
+@pytest.mark.parametrize(
+    ("major", "expected"),
+    [(12, "Upgrade the server."), (13, ""), (18, ""), (19, "It is treated as 18.")],
+)
+def test_a_major_version_without_tests_is_told(major: int, expected: str) -> None:
+    given = list(advise_on_version(a_server(major=major, version=f"{major}.1")))
+    assert [each.code for each in given] == (["untested-version"] if expected else [])
+    assert all(expected in each.message for each in given)
+    assert all("tested with PostgreSQL 13 to 18" in each.message for each in given)
 
 
 # -- a pooler ----------------------------------------------------------------------------------------

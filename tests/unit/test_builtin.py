@@ -52,6 +52,9 @@ NAMES = [
     ("Liquibase", "Liquibase"),
     ("wal-g", "WAL-G"),
     ("greenmask", "greenmask"),
+    ("fivetran", "Fivetran"),
+    ("Airbyte Debezium Streaming", "Airbyte"),
+    ("airbyte", "Airbyte"),
     ("AWS DMS 3.5", "AWS DMS"),
 ]
 
@@ -62,7 +65,7 @@ NOT_BUILT_IN = [
     "api",
     "pgAdmin 4 - CONN:4711042",
     "pgAdmin 4 - LLM - llm_4711042",
-    "PostgreSQL JDBC Driver",  # pgjdbc, so Liquibase too
+    "PostgreSQL JDBC Driver",  # pgjdbc, so Liquibase and Airbyte too
     "bin/rails",  # ruby-pg
     "postgres.js",
     "nightly-backup",

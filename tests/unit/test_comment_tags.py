@@ -7,6 +7,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from session_reaper.deadline import Deadline
 from session_reaper.policy.enums import QueryVisibility
 from session_reaper.report.document import describe_session, to_recording
 from session_reaper.report.model import Outcome
@@ -179,3 +180,9 @@ def test_a_group_names_its_most_frequent_tags() -> None:
     (group,) = group_sessions(fates, ("route", "app", "other"))
     assert group.tags == "route /checkout (2 of 3), app shop"
     assert group_sessions(fates)[0].tags == ""
+
+
+def test_without_time_left_a_group_has_no_tags() -> None:
+    fates = [a_fate(query="SELECT 1 /*route='a'*/")] * 3
+    assert group_sessions(fates, ("route",), Deadline(60))[0].tags == "route a"
+    assert group_sessions(fates, ("route",), Deadline(0))[0].tags == ""

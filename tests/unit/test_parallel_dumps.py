@@ -167,3 +167,21 @@ def test_a_protection_by_name_is_named_first() -> None:
     policy = a_policy(protect={"roles": ["app"]})
     decided = decide([leader(), worker()], some_slots(), policy)
     assert {each.reason for each in decided.decisions} == {"protected: role app"}
+
+
+class CountedSeconds(float):
+    """Counts how often it is compared."""
+
+    comparisons = 0
+
+    def __lt__(self, other: float) -> bool:
+        CountedSeconds.comparisons += 1
+        return float(self) < other
+
+
+def test_thousands_of_sessions_with_one_snapshot_are_compared_once_each() -> None:
+    number = 500
+    workers = [worker(pid=n, connected_seconds=CountedSeconds(2000.0)) for n in range(number)]
+    idle = [leader(pid=number + n) for n in range(number)]
+    assert find_parallel_dumps([*workers, *idle]) == frozenset()
+    assert CountedSeconds.comparisons <= 4 * number

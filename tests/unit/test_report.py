@@ -267,6 +267,8 @@ def test_the_document_has_exactly_the_keys_of_the_contract() -> None:
             "escaped": 0,
             "denied": 0,
             "lingering": 0,
+            "spared": 0,
+            "protected": 0,
         },
         "targets": [
             {
@@ -298,6 +300,7 @@ def test_the_document_has_exactly_the_keys_of_the_contract() -> None:
                         "query": "select * from orders where id = ?",
                     }
                 ],
+                "protected": [],
                 "advice": [{"code": "set-timeout", "message": "am", "sql": "ALTER ROLE …"}],
             }
         ],

@@ -197,6 +197,8 @@ def test_missing_parts_of_a_uri_have_postgresqls_defaults(
         "postgres://",
         "postgres:///d?host=h&user=u&password=CANARY",
         "postgres://u:CANARY@h o s t/d",
+        *(f"postgres://u:CANARY@h{gap}.example/d" for gap in "\t\r\n"),
+        "postgres://u:CANARY\nCANARY@h/d",
     ],
 )
 def test_the_error_of_a_malformed_uri_does_not_show_the_password(uri: str) -> None:

@@ -89,8 +89,9 @@ def message(summary: Summary) -> str:
 
 def size_of(summary: Summary) -> int:
     """The bytes that SNS counts, without the short attributes."""
-    names = json.dumps(summary.targets, ensure_ascii=False)
-    return len((message(summary) + summary.subject + names).encode())
+    lists = (summary.targets, summary.applications, summary.roles)
+    names = [json.dumps(each, ensure_ascii=False) for each in lists]
+    return len((message(summary) + summary.subject + "".join(names)).encode())
 
 
 def unreached(name: str, status: TargetStatus = TargetStatus.FAILED) -> TargetReport:

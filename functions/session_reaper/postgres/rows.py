@@ -10,7 +10,6 @@ import re
 from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from itertools import islice
@@ -21,7 +20,12 @@ from session_reaper.errors import TargetError
 from session_reaper.grants import Membership, quote_identifier
 from session_reaper.postgres.driver import Row
 from session_reaper.postgres.signals import Signal
-from session_reaper.sessions.lock_chains import Wait, Waiter, map_waiters_by_root
+from session_reaper.sessions.lock_chains import (
+    PREPARED,
+    Wait,
+    Waiter,
+    map_waiters_by_root,
+)
 from session_reaper.sessions.redaction import redact
 from session_reaper.sessions.server_facts import (
     IdleSessions,
@@ -83,7 +87,7 @@ def estimate_memory(session: Session) -> int:
 
 
 _SESSION_BYTES: Final = 1500
-_WAITER_BYTES: Final = 80
+_WAITER_BYTES: Final = 8  # a reference: the blockers of one queue share its waiters
 
 
 def read_verification(row: Row) -> Verification:
@@ -309,6 +313,8 @@ def _read_snapshot(
         oldest_idle_in_transaction=_check_seconds(
             _get(answer, "oldest_idle_in_transaction"), "oldest_idle_in_transaction"
         ),
+        lock_waiters=len(_read_list(answer, "lock_waiters")),
+        prepared_waiters=waiters.get(PREPARED, ())[:_MOST_PREPARED_WAITERS],
         holders=_read_holders(answer, slots),
         sessions=tuple(_read_sessions(answer, waiters, own_roles)),
     )
@@ -347,6 +353,8 @@ _is_state: Final = re.compile(r"[a-z ()]{1,40}").fullmatch
 
 
 _MOST_HOLDERS: Final = 10
+# They belong to no session, so no claim on memory covers them.
+_MOST_PREPARED_WAITERS: Final = 200
 
 
 def _read_holders(answer: Mapping[str, Any], slots: Slots) -> tuple[Holder, ...]:
@@ -556,7 +564,6 @@ def _read_session(
     *,
     waits_for_lock: bool,
 ) -> Session:
-    idle_seconds = row["idle_seconds"]
     query = _decode_query(row["query"], row["cut_query"])
     holds_xmin = row["xmin_age"] is not None and not _is_plain_vacuum(query)
     return Session(
@@ -575,7 +582,7 @@ def _read_session(
         query=query,
         query_end=_decode_base64(row["query_end"] or "", "query_end"),
         query_id=row["query_id"],
-        idle_seconds=idle_seconds,
+        idle_seconds=row["idle_seconds"],
         transaction_seconds=row["transaction_seconds"],
         connected_seconds=row["connected_seconds"],
         query_seconds=row["query_seconds"],
@@ -586,12 +593,7 @@ def _read_session(
         xid_age=row["xid_age"],
         xmin_age=row["xmin_age"] if holds_xmin else None,
         locks=row["locks"],
-        # A waiter cannot have waited for this session for longer than it has been in its state: in
-        # a queue, the lock passes from one healthy transaction to the next.
-        waiters=tuple(
-            waiter if waiter.seconds <= idle_seconds else replace(waiter, seconds=idle_seconds)
-            for waiter in waiters
-        ),
+        waiters=waiters,
         # NULL if the role was dropped under its session.
         superuser=bool(row["superuser"]),
         replication=bool(row["replication"]),

@@ -11,7 +11,12 @@ from session_reaper.report.headline import count_of
 from session_reaper.report.model import Advice, Outcome, SessionResult
 from session_reaper.report.text import MOST_NAMED, join_first
 from session_reaper.report.timeouts import IDLE_TIMEOUT_CODE
-from session_reaper.sessions.server_facts import RESERVED_CONNECTIONS_SINCE, ServerFacts
+from session_reaper.sessions.server_facts import (
+    NEWEST_TESTED,
+    RESERVED_CONNECTIONS_SINCE,
+    TESTED_VERSIONS,
+    ServerFacts,
+)
 from session_reaper.sessions.session import Names, Slots, State
 from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.providers import MASTERS, Provider, is_proxy, reserved_slot_instructions
@@ -57,6 +62,7 @@ _MOST_USEFUL_FIRST: Final = (
     "allow-pause-check",
     "track-activities",
     "remove-ignored-options",
+    "untested-version",
 )
 
 
@@ -91,6 +97,24 @@ def advise_on_connection(target: Target) -> Iterator[Advice]:
             " function's role rds:DescribeDBClusters, rds:DescribeDBInstances and"
             " cloudwatch:GetMetricData, and check that the function can reach both APIs (in a VPC:"
             " through endpoints or a NAT). If no cluster may pause, set PAUSED_CLUSTERS to connect.",
+            sql=None,
+        )
+
+
+def advise_on_version(found: ServerFacts) -> Iterator[Advice]:
+    """Tell that the server's version is unknown to this release."""
+    if not found.is_tested:
+        newer = found.major > NEWEST_TESTED
+        yield Advice(
+            code="untested-version",
+            message=f"This release was tested with {TESTED_VERSIONS}, and the server is PostgreSQL"
+            f" {found.version}."
+            + (
+                f" It is treated as {NEWEST_TESTED}. Look for a newer release, and leave the mode at"
+                " observe until the summaries name the right sessions."
+                if newer
+                else " Upgrade the server."
+            ),
             sql=None,
         )
 

@@ -1,12 +1,14 @@
 """The report as JSON: the return value, the log line, recordings."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 from session_reaper.deadline import Deadline
+from session_reaper.decision.explain import ExplainedOutcome, Explanation
 from session_reaper.decision.model import Decision
+from session_reaper.decision.out_of_reach import UnreachableBlocker
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import QueryVisibility
 from session_reaper.report.headline import write_summary_line
@@ -20,10 +22,11 @@ from session_reaper.report.model import (
     TargetReport,
     TargetStatus,
 )
+from session_reaper.report.protected import ProtectedGroup, group_protected
 from session_reaper.report.text import printable
 from session_reaper.sessions.redaction import redact_for_matching
 from session_reaper.sessions.server_facts import Check
-from session_reaper.sessions.snapshot import Snapshot
+from session_reaper.sessions.snapshot import Holder, Snapshot
 
 _MOST_SESSIONS: Final = 15_000  # roughly as many as fit into Lambda's response
 
@@ -40,7 +43,7 @@ def to_document(
     If there are more sessions than a response has room for, or than can be described by the
     deadline, leaves out the same share of each target's; `sessions_left_out` is their number.
     """
-    number = sum(len(target.results) for target in report.targets)
+    number = sum(map(_count_sessions, report.targets))
     share = min(1.0, _MOST_SESSIONS / number) if number else 1.0
     targets = []
     for done, target in enumerate(report.targets):
@@ -58,16 +61,29 @@ def to_document(
         "totals": {
             "targets": len(report.targets),
             "failed": report.failed,
-            **{o.value: report.count(o) for o in Outcome if o is not Outcome.SPARED},
+            **{outcome.value: report.count(outcome) for outcome in Outcome},
+            "spared": sum(map(_count_spared, report.targets)),
+            "protected": sum(len(target.protected) for target in report.targets),
         },
         "targets": targets,
     }
 
 
+def _count_sessions(target: TargetReport) -> int:
+    return len(target.results if target.explained is None else target.explained)
+
+
+def _count_spared(target: TargetReport) -> int:
+    explained = target.explained or ()
+    return target.count(Outcome.SPARED) + sum(
+        each.outcome is ExplainedOutcome.SPARED for each in explained
+    )
+
+
 def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
     """Leave out parts of the document until it fits into `most` bytes of JSON.
 
-    First sessions, the same share of each target's and spared ones first; then the end of every other
+    First sessions, the same share of each target's and the least important first; then the end of every other
     list of a target; then whole targets, those that are ok first. `sessions_left_out`,
     `advice_left_out`, `targets_left_out` and so on count them.
     """
@@ -88,8 +104,15 @@ def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
     return truncate_document(shorter, most)
 
 
+_LEFT_OUT_FIRST: Final[Mapping[str, int]] = {
+    ExplainedOutcome.LEFT: 3,
+    ExplainedOutcome.PROTECTED: 2,
+    Outcome.SPARED: 1,
+}
+
+
 def _cut_sessions(target: dict[str, Any], share: float) -> dict[str, Any]:
-    sessions = sorted(target["sessions"], key=lambda s: s["outcome"] == Outcome.SPARED.value)
+    sessions = sorted(target["sessions"], key=lambda s: _LEFT_OUT_FIRST.get(s["outcome"], 0))
     return _cut_list({**target, "sessions": sessions}, "sessions", share)
 
 
@@ -122,8 +145,9 @@ def _cut_list(document: dict[str, Any], key: str, share: float) -> dict[str, Any
 def _describe_target(
     target: TargetReport, share: float, deadline: Deadline | None
 ) -> dict[str, Any]:
-    sessions = list(_describe_sessions(target, int(share * len(target.results)), deadline))
-    left_out = len(target.results) - len(sessions)
+    number = _count_sessions(target)
+    sessions = list(_describe_sessions(target, int(share * number), deadline))
+    left_out = number - len(sessions)
     recovered = [_describe_recovery(recovery) for recovery in target.recovered]
     return {
         "name": target.name,
@@ -139,7 +163,11 @@ def _describe_target(
             "used_after": target.used_after,
         },
         # These keys are left out if they have no value; the others are always present.
-        **({"holders": [asdict(holder) for holder in target.holders]} if target.holders else {}),
+        **(
+            {"holders": [_describe_holder(holder) for holder in target.holders]}
+            if target.holders
+            else {}
+        ),
         **({"reader": True} if target.reader else {}),
         **({"fallback_secret": target.fallback_secret} if target.fallback_secret else {}),
         **({"pressure": list(target.pressure)} if target.pressure else {}),
@@ -153,10 +181,48 @@ def _describe_target(
         **({"recovered": recovered} if recovered else {}),
         "sessions": sessions,
         **({"sessions_left_out": left_out} if left_out else {}),
+        "protected": [
+            _describe_protected(group)
+            for group in group_protected(target.protected)[:_MOST_PROTECTED]
+        ],
+        **(
+            {"blockers_out_of_reach": [_describe_blocker(each) for each in target.blockers]}
+            if target.blockers
+            else {}
+        ),
         "advice": [
             {"code": advice.code, "message": advice.message, "sql": advice.sql}
             for advice in target.advice
         ],
+    }
+
+
+def _describe_holder(holder: Holder) -> dict[str, Any]:
+    return {**asdict(holder), "oldest_seconds": _round_down(holder.oldest_seconds)}
+
+
+_MOST_PROTECTED: Final = 50  # groups of one target
+
+
+def _describe_protected(group: ProtectedGroup) -> dict[str, Any]:
+    return {
+        "rule": group.rule,
+        "by": group.protection.by,
+        "role": group.role,
+        "application": group.application,
+        "count": group.count,
+        "oldest_seconds": _round_down(group.oldest_seconds),
+    }
+
+
+def _describe_blocker(blocker: UnreachableBlocker) -> dict[str, Any]:
+    longest = blocker.waiters[0].seconds if blocker.waiters else None
+    return {
+        "rule": blocker.rule.name,
+        "by": blocker.by,
+        "pid": blocker.decision and blocker.decision.pid,
+        "waiting": len(blocker.waiters),
+        "longest_seconds": _round_down(longest),
     }
 
 
@@ -205,14 +271,16 @@ def _describe_check(check: Check) -> dict[str, Any]:
 def _describe_sessions(
     target: TargetReport, most: int, deadline: Deadline | None
 ) -> Iterator[dict[str, Any]]:
-    """Describe at most `most` sessions until the deadline, and spared ones only if all fit."""
-    results: Sequence[SessionResult] = target.results
+    """Describe at most `most` sessions until the deadline, the least important only if all fit."""
+    results: Sequence[SessionResult | Explanation] = target.explained or target.results
     if most < len(results):
-        results = sorted(results, key=lambda result: result.outcome is Outcome.SPARED)[:most]
+        results = sorted(results, key=lambda each: _LEFT_OUT_FIRST.get(each.outcome, 0))[:most]
     for result in results:
         if deadline is not None and deadline.remaining() == 0:
             return
         session = describe_session(result.decision, target.queries, target.comment_tags)
+        if isinstance(result, Explanation):
+            session |= {"rule": result.rule and result.rule.name, "reason": result.reason}
         yield {**session, "outcome": result.outcome.value}
 
 

@@ -37,6 +37,7 @@ _ISSUES: Final = {
     IssueKind.FALLBACK: "only the fallback secret worked",
     IssueKind.EXHAUSTED: "every slot in use",
     IssueKind.LINGERING: "session {} lingering",
+    IssueKind.BLOCKER: "blocker out of reach ({})",
 }
 
 
@@ -70,6 +71,13 @@ def _write_results(target: TargetReport) -> Iterator[str]:
         yield from (f"{number} {phrase}" for number, phrase in found[1:])
     elif target.recorded is not None:
         yield "recorded"
+    elif target.explained is not None:
+        yield f"{count_of(len(target.explained), 'session')} explained"
+    elif target.blockers:
+        waiting = sum(len(blocker.waiters) for blocker in target.blockers)
+        yield f"{waiting} waiting for a blocker out of reach"
+    elif target.protected_to_report:
+        yield f"{sum(group.count for group in target.protected_to_report)} protected from a rule"
     elif target.checked is not None:
         yield _write_check(target.checked, len(target.advice))
     elif target.status is TargetStatus.OK and not target.recovered and target.applied is None:
@@ -84,7 +92,7 @@ def write_recoveries(recoveries: Iterable[Recovery]) -> str:
 
 
 def _write_issue(key: IssueKey) -> str:
-    return _ISSUES.get(key.kind, key.kind.value).format(" ".join(key.detail))
+    return _ISSUES.get(key.kind, key.kind.value).format(", ".join(key.detail))
 
 
 def write_settings(settings: Iterable[RoleSetting]) -> str:

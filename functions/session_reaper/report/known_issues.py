@@ -28,7 +28,12 @@ from session_reaper.targets.target import TargetKey
 MOST_UNDELIVERED: Final = 5
 """Undelivered summary lines that are kept and shown; older ones are only counted."""
 
-_PASSING: Final = (IssueKind.WOULD_TERMINATE, IssueKind.SPARED, IssueKind.DENIED)
+_PASSING: Final = (
+    IssueKind.WOULD_TERMINATE,
+    IssueKind.SPARED,
+    IssueKind.DENIED,
+    IssueKind.PROTECTED,
+)
 """Issues that come and go with sessions: their end is not reported, and they expire in the table."""
 _ROOM: Final = 0.9  # share of the slots below which a server is no longer exhausted
 

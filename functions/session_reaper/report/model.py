@@ -7,10 +7,13 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Final
 
+from session_reaper.decision.explain import Explanation
 from session_reaper.decision.model import Decision
+from session_reaper.decision.out_of_reach import UnreachableBlocker
 from session_reaper.errors import BlindError, ConnectionLimit, DeadlineError, FullError, TargetError
 from session_reaper.policy.enums import Mode, QueryVisibility
 from session_reaper.policy.model import Policy
+from session_reaper.report.protected import ProtectedGroup, group_protected
 from session_reaper.report.text import printable
 from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.session import Slots, State
@@ -44,6 +47,7 @@ class TargetStatus(StrEnum):
 _FINE: Final = (TargetStatus.OK, TargetStatus.PAUSED)
 _UNREACHED: Final = (TargetStatus.FAILED, TargetStatus.FULL, TargetStatus.BLIND)
 _DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
+_SHORT_OF_SLOTS: Final = 0.8  # share of the used slots from which protected sessions are reported
 _CODE_LENGTH: Final = 20  # characters
 _NAME_LENGTH: Final = 63  # characters, all that PostgreSQL keeps of a name
 _NO_KEY: Final = TargetKey("")
@@ -62,6 +66,8 @@ class IssueKind(StrEnum):
     DENIED = "denied"
     WOULD_TERMINATE = "would_terminate"  # detail: rule and role
     SPARED = "spared"
+    PROTECTED = "protected"  # detail: rule and protection, where slots are short or sessions wait
+    BLOCKER = "blocker"  # a blocker out of reach; detail: rule, and what puts it out of reach
     UNDELIVERED = "undelivered"  # detail: the summary line, and how many were lost before it
 
 
@@ -158,6 +164,7 @@ class TargetReport:
     fallback_secret: str | None = None  # the secret whose role had to connect instead
     slots: Slots | None = None  # before; None without a snapshot
     used_after: int | None = None  # None if it could not be counted
+    lock_waiters: int = 0  # processes that waited for a lock, before
     holders: tuple[Holder, ...] = ()  # before; empty unless many slots are used
     states: Mapping[State, int] = field(default_factory=dict)  # before; empty without a snapshot
     oldest_idle_in_transaction: float | None = None  # seconds, before
@@ -167,8 +174,11 @@ class TargetReport:
     role: str = ""  # the reaper's own
     pressure: tuple[str, ...] = ()  # one sentence for each rule that `when` put in force
     results: tuple[SessionResult, ...] = ()
+    protected: tuple[Decision, ...] = ()  # that a rule would have condemned, and none did
+    blockers: tuple[UnreachableBlocker, ...] = ()  # that a rule would have ended
     advice: tuple[Advice, ...] = ()
     recorded: Snapshot | None = None  # of a `record` run
+    explained: tuple[Explanation, ...] | None = None  # of an `explain` run
     checked: Check | None = None  # of a `check` run
     applied: tuple[RoleSetting, ...] | None = None  # of an `apply` run
     unchanged: tuple[UnchangedRole, ...] = ()  # of an `apply` run
@@ -233,8 +243,28 @@ class TargetReport:
             keys.append(IssueKey(IssueKind.FALLBACK))
         if self.is_exhausted:
             keys.append(IssueKey(IssueKind.EXHAUSTED))
+        keys += [_make_issue(IssueKind.BLOCKER, b.rule.name, b.by) for b in self.blockers]
+        keys += [
+            _make_issue(IssueKind.PROTECTED, group.rule, group.protection.by)
+            for group in self.protected_to_report
+        ]
         found = (_find_issue(result) for result in self.results)
         return tuple(dict.fromkeys([*keys, *(key for key in found if key is not None)]))
+
+    @cached_property
+    def protected_to_report(self) -> Sequence[ProtectedGroup]:
+        """The protected groups that matter: slots are short, or other sessions wait for them.
+
+        The blockers among them are reported as such.
+        """
+        blockers = {id(each.decision) for each in self.blockers}
+        decisions = [
+            each
+            for each in self.protected
+            if id(each) not in blockers
+            and (self.share_used >= _SHORT_OF_SLOTS or each.session.waiters)
+        ]
+        return group_protected(decisions)
 
     def has_issue(self, key: IssueKey) -> bool:
         """Return whether this is one of the target's issues, of which there may be thousands."""
@@ -253,6 +283,8 @@ class TargetReport:
     @property
     def should_notify(self) -> bool:
         """Whether there is something new to report. Escaped sessions are healthy and do not count."""
+        if self.explained is not None:  # the caller gets the answer
+            return False
         return (
             bool(self.recovered)
             or self.checked is not None  # a check also shows whether the summary arrives
@@ -266,6 +298,10 @@ _DENIED: Final = IssueKey(IssueKind.DENIED)
 _SPARED: Final = IssueKey(IssueKind.SPARED)
 
 
+def _make_issue(kind: IssueKind, *names: str) -> IssueKey:
+    return IssueKey(kind, tuple(printable(name, _NAME_LENGTH) for name in names))
+
+
 def _find_issue(result: SessionResult) -> IssueKey | None:
     """Return the issue that a session causes: one per lingering session, or observed rule and role."""
     decision = result.decision
@@ -273,9 +309,8 @@ def _find_issue(result: SessionResult) -> IssueKey | None:
         case Outcome.LINGERING:
             return IssueKey(IssueKind.LINGERING, (str(decision.pid),))
         case Outcome.WOULD_TERMINATE:
-            names = (decision.rule.name if decision.rule else "", decision.session.role_label)
-            detail = tuple(printable(name, _NAME_LENGTH) for name in names)
-            return IssueKey(IssueKind.WOULD_TERMINATE, detail)
+            rule = decision.rule.name if decision.rule else ""
+            return _make_issue(IssueKind.WOULD_TERMINATE, rule, decision.session.role_label)
         case Outcome.DENIED:
             return _DENIED
         case Outcome.SPARED:

@@ -1,4 +1,4 @@
-"""The operations that a run can do on one target: reap, apply, record and check."""
+"""The operations that a run can do on one target: reap, apply, record, explain and check."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, suppress
@@ -7,8 +7,10 @@ from functools import partial
 from threading import Semaphore
 from typing import Final
 
+from session_reaper.decision.explain import explain
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Decision, Decisions, Verdict
+from session_reaper.decision.out_of_reach import find_unreachable_blockers
 from session_reaper.errors import BlindError, TargetError
 from session_reaper.observability import log_spared
 from session_reaper.policy.enums import Mode
@@ -22,6 +24,7 @@ from session_reaper.report.advice import (
     advise_on_grants,
     advise_on_options,
     advise_on_snapshot,
+    advise_on_version,
     sort_advice,
 )
 from session_reaper.report.model import (
@@ -70,6 +73,8 @@ def choose_operation(request: RunRequest, policy: Policy, mode: Mode) -> Operati
         return partial(apply, policy, mode, request.apply)
     limit = policy.limits.max_per_run
     quota = None if limit is None else limit_by_quota(Semaphore(limit), policy)
+    if request.explain:
+        return partial(explain_target, policy, quota)
     return partial(reap, policy, mode, quota)
 
 
@@ -131,6 +136,7 @@ def reap(policy: Policy, mode: Mode, quota: Quota | None, session: TargetSession
     """Take a snapshot, decide, and terminate what `quota` does not hold back."""
     report = _reap(policy, mode, quota, session)
     session.job.progress.complete(report)
+    report = _find_waiters_of_protected(session, policy, report)
     has_leaks = any(result.outcome is not Outcome.ESCAPED for result in report.results)
     if has_leaks and report.is_reached and session.deadline.remaining() > ADVICE_SECONDS:
         with suppress(TargetError):  # a run succeeds without advice
@@ -144,22 +150,39 @@ def _reap(policy: Policy, mode: Mode, quota: Quota | None, session: TargetSessio
     snapshot = take_visible_snapshot(
         session.server, policy.scope(), session.deadline, may_be_partial=session.may_be_partial
     )
-    report = replace(
-        _add_snapshot(session.report, snapshot),
-        queries=policy.queries,
-        comment_tags=policy.comment_tags,
-        policy=policy,
-    )
+    report = _add_policy(_add_snapshot(session.report, snapshot), policy)
     session.record(report)
     decisions = decide_in_time(snapshot.sessions, snapshot.slots, policy, session.deadline)
     if quota is not None:
         decisions = decisions.hold_back(quota)
     report = _add_decisions(report, decisions)
+    report = _add_unreachable(report, decisions, snapshot)
     session.record(report)
     logging_deadline = session.deadline.capped_at(_SPARED_SHARE * session.deadline.remaining())
     log_spared(report, decisions.having(Verdict.SPARE), logging_deadline)
     termination = Termination(session, report, snapshot, policy, mode)
     return termination.run([*decisions.having(Verdict.CONDEMN), *decisions.having(Verdict.OBSERVE)])
+
+
+def _find_waiters_of_protected(
+    session: TargetSession, policy: Policy, report: TargetReport
+) -> TargetReport:
+    """Find out who waits for protected sessions, if the snapshot had to do without lock waits."""
+    scope = policy.scope()
+    is_asked = report.protected and report.lock_waiters and not scope.waits
+    if not is_asked or not report.is_reached or session.deadline.remaining() < ADVICE_SECONDS:
+        return report
+    try:
+        deadline = session.deadline.capped_at(ADVICE_SECONDS)
+        later = session.server.take_snapshot(replace(scope, waits=True), deadline)
+    except TargetError:  # a run succeeds without
+        return report
+    waiters = {s.identity: s.waiters for s in later.sessions}
+    protected = tuple(
+        replace(d, session=replace(d.session, waiters=waiters.get(d.session.identity, ())))
+        for d in report.protected
+    )
+    return replace(report, protected=protected)
 
 
 def apply(
@@ -225,6 +248,23 @@ def record(session: TargetSession) -> TargetReport:
     return replace(_add_snapshot(session.report, snapshot), recorded=snapshot)
 
 
+def explain_target(policy: Policy, quota: Quota | None, session: TargetSession) -> TargetReport:
+    """Report every session and the decision on it, and signal none."""
+    snapshot = take_visible_snapshot(
+        session.server, ALL_SESSIONS, session.deadline, may_be_partial=session.may_be_partial
+    )
+    report = _add_policy(_add_snapshot(session.report, snapshot), policy)
+    session.record(report)
+    decisions = decide_in_time(snapshot.sessions, snapshot.slots, policy, session.deadline)
+    if quota is not None:
+        decisions = decisions.hold_back(quota)
+    return replace(
+        _add_unreachable(report, decisions, snapshot),
+        pressure=describe_pressure(decisions),
+        explained=tuple(explain(decisions, policy)),
+    )
+
+
 def check(policy: Policy, session: TargetSession) -> TargetReport:
     """Report the server's facts and what to fix, and signal no session."""
     facts = session.server.read_facts(session.deadline)
@@ -240,6 +280,7 @@ def check(policy: Policy, session: TargetSession) -> TargetReport:
             *_advise_on_grants(session),
             *_advise_on_fallback(session),
             *advise_on_options(session.target),
+            *advise_on_version(facts),
         ]
     )
     report = replace(report, advice=advice, checked=Check(server=facts, snapshot=snapshot))
@@ -276,10 +317,23 @@ def _add_snapshot(report: TargetReport, snapshot: Snapshot) -> TargetReport:
         slots=snapshot.slots,
         used_after=snapshot.slots.used,
         holders=snapshot.holders,
+        lock_waiters=snapshot.lock_waiters,
         states=snapshot.states,
         oldest_idle_in_transaction=snapshot.oldest_idle_in_transaction,
         advice=tuple(dict.fromkeys([*report.advice, *advise_on_snapshot(snapshot)])),
     )
+
+
+def _add_policy(report: TargetReport, policy: Policy) -> TargetReport:
+    return replace(report, policy=policy, queries=policy.queries, comment_tags=policy.comment_tags)
+
+
+def _add_unreachable(
+    report: TargetReport, decisions: Decisions, snapshot: Snapshot
+) -> TargetReport:
+    """Add the sessions that the policy would end but for a protection."""
+    blockers = tuple(find_unreachable_blockers(decisions, snapshot.prepared_waiters))
+    return replace(report, protected=decisions.protected, blockers=blockers)
 
 
 def limit_by_quota(quota: Semaphore, policy: Policy) -> Quota:

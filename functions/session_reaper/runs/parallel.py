@@ -1,6 +1,5 @@
 """Runs jobs in parallel, so that none of them can delay or hide another."""
 
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from threading import Event
 from typing import Final, Generic, TypeVar
 
 from session_reaper.deadline import Deadline
-from session_reaper.observability import logger
+from session_reaper.observability import log_bug, logger
 
 T = TypeVar("T")
 
@@ -105,10 +104,7 @@ def _run_job(job: Job[T], progress: Progress[T], deadline: Deadline) -> None:
         if deadline.remaining():  # the job may have been queued until now
             progress.complete(job.run(progress))
     except Exception as bug:  # noqa: BLE001 -- a bug on one target must not stop the others' jobs
-        # The text of the error may contain a secret, so only its type is logged.
-        trace = traceback.format_tb(bug.__traceback__)
-        extra = {"target": job.name, "error": type(bug).__name__, "trace": trace}
-        logger.error("a bug ended a job", extra=extra)
+        log_bug("a bug ended a job", bug, target=job.name)
         progress.fail(bug)
     finally:
         progress.end()

@@ -247,15 +247,18 @@ class Signaller:
         self._results.fail(error)
         if not self.is_pending:
             return
-        if self._has_reconnected:
-            self._give_up(error)
-            return
-        self._has_reconnected = True
-        self.server.close()  # its slot may be the only one that our role may use
         try:
-            self.server = self._session.connect()
+            self.replace_connection(error)
         except TargetError as refusal:
             self._give_up(refusal)
+
+    def replace_connection(self, error: TargetError) -> None:
+        """Connect again, once. Raises TargetError: `error` the second time, else the refusal."""
+        if self._has_reconnected:
+            raise error
+        self._has_reconnected = True
+        self.server.close()  # its slot may be the only one that our role may use
+        self.server = self._session.connect()
 
     def _give_up(self, error: TargetError) -> None:
         """Leave the outcomes as they are known: nothing more can be verified."""

@@ -11,7 +11,7 @@ from itertools import groupby
 
 from session_reaper.deadline import Deadline
 from session_reaper.decision.model import Decision, Verdict
-from session_reaper.errors import BlindError, TargetError
+from session_reaper.errors import BlindError, ConnectionLostError, TargetError
 from session_reaper.observability import log_decision
 from session_reaper.policy.durations import format_duration
 from session_reaper.policy.enums import Action, Mode
@@ -137,13 +137,8 @@ class Termination:
 
     def _confirm(self, batch: _Batch) -> Sequence[Decision]:
         """Return what a second snapshot condemns again: the same transaction, by the same rule."""
-        scope, server = self._policy.scope(), self._signaller.server
         try:
-            snapshot = take_visible_snapshot(
-                server, scope, self._deadline, may_be_partial=self._may_be_partial
-            )
-            if snapshot.server is not None:
-                self._signaller.check_server(snapshot.server)
+            snapshot = self._take_second_snapshot()
         except TargetError as error:
             self._signaller.reconnect(error)
             self._results.spare(batch.decisions)
@@ -169,6 +164,28 @@ class Termination:
             else:
                 confirmed.append(now)
         return confirmed
+
+    def _take_second_snapshot(self) -> Snapshot:
+        """Take a snapshot of the same server; on a second connection if the first is lost.
+
+        Raises TargetError.
+        """
+        try:
+            snapshot = self._take_snapshot()
+        except ConnectionLostError as lost:
+            self._signaller.replace_connection(lost)
+            snapshot = self._take_snapshot()
+            if snapshot.server is None:  # nothing proves that it is the same server
+                raise lost from None
+        if snapshot.server is not None:
+            self._signaller.check_server(snapshot.server)
+        return snapshot
+
+    def _take_snapshot(self) -> Snapshot:
+        server, scope = self._signaller.server, self._policy.scope()
+        return take_visible_snapshot(
+            server, scope, self._deadline, may_be_partial=self._may_be_partial
+        )
 
     def _decide_again(self, batch: _Batch, snapshot: Snapshot) -> dict[int, Decision]:
         """Decide on the sessions of a batch that are still in the same transaction, by pid."""

@@ -29,12 +29,17 @@ _CONSTRUCTOR_ERRORS = (ArithmeticError, AttributeError, LookupError, ValueError)
 
 
 def parse_yaml(text: str) -> object:
-    """Parse a YAML document. Raises ConfigurationError with line and column."""
+    """Parse a YAML document.
+
+    Raises ConfigurationError with line and column, but without the line, which may be a password.
+    """
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a stricter SafeLoader
     except (*_CONSTRUCTOR_ERRORS, yaml.YAMLError) as error:
         problem = " ".join(str(error).split())
-        if may_hold_credential(problem):  # the message quotes the line
-            mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-            problem = f"see line {mark.line + 1}" if mark else "(not shown)"
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            mark = error.problem_mark
+            problem = f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+        if may_hold_credential(problem):
+            problem = "(not shown)"
         raise ConfigurationError("document", f"is not valid YAML: {problem}") from None

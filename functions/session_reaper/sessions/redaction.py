@@ -89,6 +89,8 @@ def find_comments(query: str) -> Iterator[str]:
     >>> list(find_comments("SELECT '/* a */' /* b /* c */ */ -- /* d */"))
     [' b /* c */ ']
     """
+    if "/*" not in query[:_MAX_READ]:
+        return
     comments: list[str] = []
     places: list[int] = []  # in the redacted text
     text = ""

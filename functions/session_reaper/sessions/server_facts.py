@@ -11,6 +11,8 @@ from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.providers import Provider
 
 RESERVED_CONNECTIONS_SINCE = 16
+OLDEST_TESTED, NEWEST_TESTED = 13, 18
+TESTED_VERSIONS: Final = f"PostgreSQL {OLDEST_TESTED} to {NEWEST_TESTED}"
 _TIMEOUT_FORM: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(us|ms|s|min|h|d)?\s*")
 _SECONDS_PER_UNIT: Final = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86_400}
 
@@ -129,6 +131,11 @@ class ServerFacts:
     def membership(self) -> Membership:
         """The facts that decide whether our role can use the privileges of roles granted to it."""
         return Membership(server_version=10_000 * self.major, inherits=self.inherits)
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether the tests of this release run on the server's major version."""
+        return OLDEST_TESTED <= self.major <= NEWEST_TESTED
 
     @property
     def has_reserved_slot(self) -> bool:

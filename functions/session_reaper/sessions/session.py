@@ -122,6 +122,14 @@ class Session:
         """The query without literals and comments."""
         return redact(self.query)
 
+    def seconds_waited(self, waiter: Waiter) -> float:
+        """Return for how long a waiter can have waited for this session.
+
+        Not for longer than the session has been in its state: in a queue, the lock passes from one
+        healthy transaction to the next.
+        """
+        return min(waiter.seconds, self.idle_seconds)
+
     def tags(self, keys: Iterable[str]) -> dict[str, str]:
         """Return those of the query's comment tags that have one of the keys, in this order."""
         return {key: self._tags[key] for key in keys if key in self._tags}

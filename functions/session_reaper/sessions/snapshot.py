@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from session_reaper.grants import UNKNOWN_MEMBERSHIP, Membership
+from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.session import Session, Slots, State
 
 
@@ -93,7 +94,9 @@ class Snapshot:
     not see. `can_signal`: it may signal all roles except superusers. `untracked`: client backends
     whose state is `disabled`. `reader`: the server is a replica. `behind_pooler`: the server shows the
     sessions of a pooler. `taken_at`: microseconds since 1970 by the server's clock. `holders`: the
-    largest groups, if many slots are used. `states`, and `oldest_idle_in_transaction` (seconds, with
+    largest groups, if many slots are used. `lock_waiters`: the number of processes that wait for a
+    lock; `prepared_waiters`: sessions that wait for a prepared transaction, if the scope has waits, at
+    most a few hundred. `states`, and `oldest_idle_in_transaction` (seconds, with
     aborted ones), cover all client backends except our own; `sessions` only those in the scope.
     """
 
@@ -111,5 +114,7 @@ class Snapshot:
     membership: Membership = UNKNOWN_MEMBERSHIP
     states: Mapping[State, int] = field(default_factory=dict)
     oldest_idle_in_transaction: float = 0.0
+    lock_waiters: int = 0
+    prepared_waiters: tuple[Waiter, ...] = ()
     holders: tuple[Holder, ...] = ()
     sessions: tuple[Session, ...]

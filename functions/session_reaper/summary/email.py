@@ -7,18 +7,24 @@ from itertools import accumulate, groupby
 from textwrap import wrap
 from typing import Final
 
-from session_reaper.report.model import RoleSetting, TargetReport
+from session_reaper.report.model import Outcome, RoleSetting, TargetReport
 from session_reaper.report.text import printable
 from session_reaper.sessions.server_facts import Check
 from session_reaper.summary.digest import Digest
 from session_reaper.summary.groups import FailureGroup, Group, TargetDigest
 from session_reaper.summary.holders import describe_holder, find_remaining_holders
+from session_reaper.summary.out_of_reach import describe_protected
 from session_reaper.summary.prose import Prose, Statement, to_plain, to_statement
 
 WIDTH: Final = 72  # columns; SQL, a link or a long name may be wider
 _MOST_GROUPS: Final = 12  # of one target
 _MOST_HOLDERS: Final = 5  # of one target
+_MOST_PROTECTED: Final = 5  # groups of one target
 _MOST_ADVICE: Final = 4  # of one target, unless it was checked
+_CLIENTS_SAW: Final = (
+    "Clients of terminated sessions got error 57P01 (admin_shutdown). Their transactions were rolled"
+    " back, so they may connect and try again."
+)
 _LONGEST: Final = 1400  # characters of one paragraph; what to do about a full server takes most
 _CUT: Final = "… and {} more, cut. The log has them."
 _REST_CUT: Final = "… the rest is cut. The log has it."
@@ -105,6 +111,8 @@ def _render_target(target: TargetDigest) -> Iterator[str]:
     yield from _render_holders(report)
     for sentence in report.pressure:
         yield from _wrap(sentence, "  ", "    ")
+    for protected in report.protected_to_report[:_MOST_PROTECTED]:
+        yield from _wrap(to_plain(describe_protected(protected)), "  ", "    ")
     for group in target.groups[:_MOST_GROUPS]:
         yield from _render_group(group)
     rest = target.groups[_MOST_GROUPS:]
@@ -179,6 +187,9 @@ def _render_ending(digest: Digest) -> Iterator[str]:
     if digest.quiet == 1:
         quiet = " 1 other target is quiet."
     problem = f" {report.state_problem}" if report.state_problem else ""
+    if report.count(Outcome.TERMINATED):
+        yield from _wrap(_CLIENTS_SAW)
+        yield ""
     yield from _wrap(f"Run {report.run_id}, mode {report.mode}.{quiet}{problem}")
     for summary in digest.undelivered:
         yield from _wrap(f"Not delivered by an earlier run: {summary}", "", "  ")

@@ -16,6 +16,7 @@ from session_reaper.report.text import printable, truncate
 from session_reaper.summary.digest import Digest
 from session_reaper.summary.groups import Group, TargetDigest
 from session_reaper.summary.holders import describe_holder, find_remaining_holders
+from session_reaper.summary.out_of_reach import describe_protected
 from session_reaper.summary.prose import Prose, Statement
 
 # Limits of Amazon Q on a custom notification, and of Slack on a block, in characters.
@@ -110,6 +111,8 @@ def _render_target(target: TargetDigest, *, is_alone: bool) -> Iterator[str]:
         yield f"Error: {_code_span(printable(report.error.message))}"
     for holder in find_remaining_holders(report)[:_MOST_HOLDERS]:
         yield f"• Holds slots: {_render_prose(describe_holder(holder))}"
+    for protected in report.protected_to_report[:_MOST_HOLDERS]:
+        yield f"• {_render_prose(describe_protected(protected))}"
     yield from map(_render_group, target.groups[:_MOST_GROUPS])
     rest = target.groups[_MOST_GROUPS:]
     if rest:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import Final
 
 from session_reaper.policy.enums import Action, Mode
@@ -10,6 +11,7 @@ from session_reaper.report.model import Outcome, Report, TargetReport, TargetSta
 from session_reaper.sessions.session import State
 from session_reaper.summary.groups import Group, TargetDigest, group_failures, join_names
 from session_reaper.summary.holders import describe_holder, find_remaining_holders
+from session_reaper.summary.out_of_reach import list_blocker_steps, list_protected_steps
 from session_reaper.summary.prose import Name, Prose, Statement
 
 
@@ -21,6 +23,8 @@ def list_steps(shown: Sequence[TargetDigest], report: Report) -> Iterator[Prose]
     for failure in group_failures(target.report for target in shown):
         yield (join_names(failure.targets), ": ", *_begin_with_words(failure.hint))
     for target in shown:
+        for step in (*list_blocker_steps(target.report), *list_protected_steps(target.report)):
+            yield (join_names([target.report]), ": ", *step)
         for step in _list_target_steps(target, report):
             yield (join_names([target.report]), ": ", *step)
 
@@ -64,7 +68,7 @@ def _list_target_steps(target: TargetDigest, report: Report) -> Iterator[Prose]:
         yield (_DENIED,)
     leaks = [each for outcome in _LEAKS for each in groups[outcome]] or groups[Outcome.SPARED]
     if leaks:
-        yield _explain_leak(max(leaks, key=lambda group: group.count))
+        yield _explain_leaks(sorted(leaks, key=lambda group: -group.count))
     if groups[Outcome.WOULD_TERMINATE]:
         yield (_WOULD_TERMINATE,)
     if target.report.results if target.report.is_exhausted else target.report.is_crowded:
@@ -102,6 +106,9 @@ _LEAKS: Final = (
 )
 
 
+_MOST_CULPRITS: Final = 3
+
+
 def _explain_lingering(groups: Sequence[Group]) -> Prose:
     cancelled = next((group for group in groups if _is_cancel(group)), None)
     if cancelled:
@@ -114,17 +121,25 @@ def _is_cancel(group: Group) -> bool:
     return rule is not None and rule.action is Action.CANCEL and rule.escalate_after is None
 
 
-def _explain_leak(group: Group) -> Prose:
-    """Recommend to find out why an application leaks sessions."""
-    match group.oldest.session.state:
+def _explain_leaks(groups: Sequence[Group]) -> Prose:
+    """Recommend to find out why applications leak sessions; the largest group comes first."""
+    culprits = {(group.application, group.role): group for group in reversed(groups)}
+    first, *others = reversed(culprits.values())
+    if others:
+        named = [first, *others][:_MOST_CULPRITS]
+        names = chain.from_iterable((", ", *_name_culprit(group)) for group in named)
+        more = len(culprits) - len(named)
+        rest = f" and {more} more groups" if more else ""
+        return ("Find out why these leak sessions: ", *islice(names, 1, None), f"{rest}.")
+    match first.oldest.session.state:
         case State.ACTIVE:
             problem = " runs for so long."
         case State.IDLE:
             problem = " keeps idle sessions, and limit the size of its pool."
         case _:
             problem = " leaves transactions open."
-    query = (" Last statement: ", Statement(group.query)) if group.query else ()
-    return ("Find out why ", *_name_culprit(group), problem, *query)
+    query = (" Last statement: ", Statement(first.query)) if first.query else ()
+    return ("Find out why ", *_name_culprit(first), problem, *query)
 
 
 def _name_culprit(group: Group) -> Prose:

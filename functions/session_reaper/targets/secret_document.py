@@ -247,7 +247,10 @@ class _Reader:
     def _parse_uri(self, uri: str) -> dict[str, Any]:
         """Split postgres://user:password@host:port/dbname?sslmode=…, and decode its parts."""
         try:
-            parts = urlsplit(uri.strip())
+            uri = uri.strip()
+            if re.search(r"[\t\r\n]", uri):  # urlsplit would remove them, also from the host
+                raise ValueError  # noqa: TRY301
+            parts = urlsplit(uri)
             # An @ here follows a password that contains an unencoded delimiter.
             if "@" in parts.path + parts.query + parts.fragment:
                 raise ValueError  # noqa: TRY301
