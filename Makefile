@@ -96,6 +96,10 @@ recordings: .venv/installed $(SERVERS)/installed ## record tests/recordings agai
 summaries: .venv/installed ## regenerate tests/summaries and the README's pictures
 	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.summaries
 
+.PHONY: picture
+picture: .venv/installed ## run `session-reaper top` on a full server, and make the README's picture of it
+	PYTHONPATH=cli:functions:. $(PYTHON) -m infra.local.picture
+
 .PHONY: mutants
 mutants: .tools/mutants/installed $(SERVERS)/installed ## run mutation tests: make one small change at a time to the engine and the guard, and report those that no test notices (needs npm)
 	@rm -rf .tools/mutation && mkdir -p .tools/mutation/functions
@@ -137,9 +141,9 @@ artifact: build ## test the built artifact under the real Lambda runtime client
 	$(PYTHON) -m pytest tests/artifact
 
 .PHONY: bench
-bench: build $(SERVERS)/installed ## compare this function with a simple script, then run the two below (needs npm)
+bench: build $(SERVERS)/installed ## compare this function with a simple script, then run the three below (needs npm)
 	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks $(SERVERS)
-	$(MAKE) bench-kills bench-window
+	$(MAKE) bench-kills bench-window bench-startup
 
 .PHONY: bench-kills
 bench-kills: .venv/installed $(SERVERS)/installed ## measure terminating 10, 100 and 1,000 sessions at round trips of 0, 1 and 10 ms (needs npm)
@@ -148,6 +152,10 @@ bench-kills: .venv/installed $(SERVERS)/installed ## measure terminating 10, 100
 .PHONY: bench-window
 bench-window: .venv/installed $(SERVERS)/installed ## measure the time between the guard's check and its signal (needs npm)
 	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks.window $(SERVERS)
+
+.PHONY: bench-startup
+bench-startup: .venv/installed .tools/pg-activity/installed ## measure the start of `session-reaper top` beside psql and pg_activity
+	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks.startup .tools/pg-activity
 
 .PHONY: sizes
 sizes: build $(SERVERS)/installed ## measure run time and cost for each memory size of Lambda (needs npm, and root for control groups)
@@ -165,6 +173,8 @@ lock: $(UV) ## resolve pyproject.toml into the hashed requirement files
 		--group sam -o requirements/sam.txt
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \
 		--group checkov -o requirements/checkov.txt
+	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \
+		--group pg-activity -o requirements/pg-activity.txt
 
 .PHONY: clean
 clean: ## remove everything that was installed or built here
@@ -196,6 +206,9 @@ endef
 
 .tools/sam/installed: $(UV) requirements/sam.txt
 	$(call environment,.tools/sam,requirements/sam.txt)
+
+.tools/pg-activity/installed: $(UV) requirements/pg-activity.txt
+	$(call environment,.tools/pg-activity,requirements/pg-activity.txt)
 
 .tools/checkov/installed: $(UV) requirements/checkov.txt
 	$(call environment,.tools/checkov,requirements/checkov.txt)

@@ -15,6 +15,7 @@ from session_reaper_cli.top.overview import LockChain, Overview, SessionGroup
 _MOST_GROUPS: Final = 15
 _MOST_CHAINS: Final = 5
 _MOST_WAITERS: Final = 3
+_LONGEST_REASON: Final = 120  # characters
 _GAP: Final = 2  # columns between two cells
 _WIDE: Final = 90  # columns from which the client network is shown
 _WARNING, _CRITICAL = 0.85, 1.0  # shares of the usable slots
@@ -154,7 +155,7 @@ def _draw_plans(overview: Overview) -> Iterator[Text]:
         yield Text.assemble(
             "The policy would ",
             (f"{plan.action} {count_of(plan.count, 'session')}", "bold"),
-            f"{held} by rule {plan.rule}: {printable(plan.example)}.",
+            f"{held} by rule {plan.rule}: {printable(plan.example, _LONGEST_REASON)}",
         )
     if not overview.plans:
         yield Text("The policy would terminate none of these sessions.")
