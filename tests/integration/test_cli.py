@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from infra.local.certificates import make_tls
 from tests.integration.cli import Done, run, uri
 from tests.integration.stage import IDLE, LEAK, PASSWORD, REAPER, Stage, policy, rule, until
 
@@ -83,6 +84,23 @@ def test_errors_take_one_line_and_say_what_to_do(stage: Stage, home: Path) -> No
         assert "Traceback" not in done.err
         assert PASSWORD not in done.err
         assert "wrong-word" not in done.err
+
+
+@pytest.mark.tls
+def test_a_certificate_is_verified_by_the_authority_that_the_user_names(
+    own_server: Callable[..., Stage], home: Path
+) -> None:
+    tls = make_tls(home)
+    stage = own_server(tls=tls)
+    plain = uri(stage).replace("?sslmode=disable", "")
+    done = run(home, "top", plain)
+    assert (done.status, "sslrootcert=FILE" in done.err) == (2, True), done.err
+    top(home, f"{plain}?sslrootcert={tls.authority}")
+    top(home, plain, PGSSLROOTCERT=str(tls.authority))
+    top(home, plain, PGSSLMODE="require")
+    (home / ".postgresql").mkdir()
+    (home / ".postgresql" / "root.crt").write_text(tls.authority.read_text())
+    top(home, plain)
 
 
 # -- top -------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from session_reaper.errors import ConfigurationError, FullError, PasswordNeededE
 from session_reaper.policy.durations import format_duration
 from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import CONNECT_SECONDS, Server
-from session_reaper.report.emergency import instruct_on_full_server
+from session_reaper.report.emergency import write_emergency_sql
+from session_reaper.targets.providers import emergency_instructions
 from session_reaper.targets.target import Auth, Target
 
 from session_reaper_cli.policies import restrict_to_role
@@ -91,12 +92,13 @@ def connect(target: Target) -> Server:
 
 
 def _instruct(target: Target, policy: Policy) -> str:
-    """Write what to do about a full server; the statement covers the sessions of our own role.
+    """Write what to do about a full server.
 
-    It belongs to an application, as a rule, and not to a reaper.
+    Our own role is an application's as a rule, so the statement does not spare its sessions.
     """
-    of_role = restrict_to_role(policy, target.role)
-    return instruct_on_full_server(target.host, target.role, of_role)
+    sql = write_emergency_sql(restrict_to_role(policy, target.role), target.role)
+    now = emergency_instructions(target.host, str(sql))
+    return f"{now} This command works with that login, too, and shows who holds the slots."
 
 
 def _find_fallback(target: Target) -> Target:
