@@ -34,6 +34,7 @@ _ISSUES: Final = {
     IssueKind.FAILED: "error {}",
     IssueKind.FULL: "server full",
     IssueKind.BREAKER: "breaker tripped",
+    IssueKind.SECRET: "secret {}",
     IssueKind.FALLBACK: "only the fallback secret worked",
     IssueKind.EXHAUSTED: "every slot in use",
     IssueKind.LINGERING: "session {} lingering",
@@ -53,6 +54,7 @@ def write_headline(target: TargetReport) -> str:
         parts.append(f"recovered ({write_recoveries(target.recovered)})")
     if target.status is not TargetStatus.OK:
         parts.insert(0, str(target.status))
+    parts += [f"secret {each.name} failed" for each in target.failed_secrets[:1]]
     if target.fallback_secret is not None:
         parts.append("connected with the fallback secret")
     parts.append(_write_slots(target.slots, target.used_after))

@@ -53,6 +53,7 @@ class IssueKind(StrEnum):
     FULL = "full"
     BLIND = "blind"
     BREAKER = "breaker"
+    SECRET = "secret"  # noqa: S105 -- a secret that failed where another worked; detail: it, and the code
     FALLBACK = "fallback"  # only the fallback secret's role could connect
     EXHAUSTED = "exhausted"  # every slot is in use after the run, although the reaper connected
     LINGERING = "lingering"  # detail: the pid
@@ -83,6 +84,14 @@ class Failure:
     def message(self) -> str:
         """The step and the cause in one sentence."""
         return f"{self.step}: {self.cause}" if self.step else self.cause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedSecret:
+    """A secret that did not work, so that another secret of the server was used."""
+
+    name: str
+    failure: Failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +145,9 @@ class TargetReport:
     name: str
     secret: str = ""  # the secret's name, which stands for the target while it cannot be read
     key: TargetKey = _NO_KEY  # identifies the target across runs
+    also: tuple[str, ...] = ()  # names of the other secrets of the same server
+    also_keys: tuple[TargetKey, ...] = ()  # the keys of their targets
+    failed_secrets: tuple[FailedSecret, ...] = ()  # although another one worked
     status: TargetStatus = TargetStatus.OK
     error: Failure | None = None
     reader: bool = False  # a replica
@@ -198,6 +210,9 @@ class TargetReport:
             keys.append(IssueKey(IssueKind.FAILED, (code,)))
         elif self.status is not TargetStatus.OK:
             keys.append(IssueKey(IssueKind(self.status.value)))
+        for secret in self.failed_secrets:
+            code = printable(secret.failure.code, _CODE_LENGTH)
+            keys.append(IssueKey(IssueKind.SECRET, (secret.name, code)))
         if self.fallback_secret is not None:
             keys.append(IssueKey(IssueKind.FALLBACK))
         if self.is_exhausted:

@@ -8,6 +8,7 @@ from session_reaper.observability import OutcomeLog
 from session_reaper.postgres.server import Server
 from session_reaper.report.model import TargetReport
 from session_reaper.runs.parallel import Progress
+from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.target import Target
 
 
@@ -25,7 +26,8 @@ class TargetJob:
 class TargetSession:
     """An open connection to one target, and its report so far.
 
-    `connect` replaces a lost connection. `connect_by_fallback` uses the fallback secret.
+    `connect` replaces a lost connection. `connect_by_fallback` uses the fallback secret. `admit`
+    names the server in the report, or raises if another secret's operation is to run on it.
     """
 
     job: TargetJob
@@ -33,6 +35,7 @@ class TargetSession:
     connect: Callable[[], Server]
     connect_by_fallback: Callable[[], Server]
     report: TargetReport
+    admit: Callable[[TargetReport, Snapshot], TargetReport] = lambda report, _: report
 
     @property
     def target(self) -> Target:

@@ -91,6 +91,9 @@ def _render_failure(failure: FailureGroup) -> Iterator[str]:
 def _render_target(target: TargetDigest) -> Iterator[str]:
     report = target.report
     yield from _wrap(target.headline)
+    if report.also:
+        names = ", ".join(printable(name, 80) for name in report.also)
+        yield from _wrap(f"Secret {report.secret}; also the server of {names}", "  ", "    ")
     if report.error:
         yield from _wrap(f"Error: {report.error.message}", "  ", "    ")
     if report.checked is not None:

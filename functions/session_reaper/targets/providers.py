@@ -41,6 +41,11 @@ def is_proxy(host: str) -> bool:
     return rds_region(host) is not None and re.search(r"\.proxy-\w+\.", host.lower()) is not None
 
 
+def is_instance_of_rds(host: str) -> bool:
+    """Return whether a host is the endpoint of one instance of RDS or Aurora."""
+    return provider_of(host) is Provider.RDS and not is_proxy(host)
+
+
 _TERMINATE_LEAKS: Final = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE state LIKE 'idle in transaction%' AND state_change < now() - interval '5 minutes'"
