@@ -369,7 +369,6 @@ def test_one_server_at_two_addresses_is_one_target(stage: Stage, first: str) -> 
     assert run.target(first)["also"] == [second]
     assert run.document["totals"]["terminated"] == 1
     assert len(stage.survivors(leaks)) == 2
-    assert run.target(first)["slots"]["used_after"] == 3
 
 
 def identity_of(stage: Stage) -> dict[str, int]:
