@@ -60,6 +60,7 @@ class IssueKind(StrEnum):
     DENIED = "denied"
     WOULD_TERMINATE = "would_terminate"  # detail: rule and role
     SPARED = "spared"
+    CONFIGURATION = "configuration"  # of the stack; detail: a digest of the error
     UNDELIVERED = "undelivered"  # detail: the summary line, and how many were lost before it
 
 
@@ -326,9 +327,15 @@ class Report:
     run_id: str
     mode: Mode
     targets: tuple[TargetReport, ...]
+    configuration_error: str = ""  # why the run could not begin
     state_problem: str = ""  # why known issues may be reported again
     undelivered: tuple[str, ...] = ()  # unpublished summary lines of earlier runs, newest first
     undelivered_before: int = 0  # number of older ones, whose lines are not kept
+
+    @property
+    def mode_label(self) -> str:
+        """The mode in words."""
+        return "unknown" if self.configuration_error else str(self.mode)
 
     def count(self, outcome: Outcome) -> int:
         """Count the sessions of all targets with this outcome."""
@@ -342,6 +349,8 @@ class Report:
     @property
     def status(self) -> RunStatus:
         """The result of a run as a whole."""
+        if self.configuration_error:
+            return RunStatus.FAILED
         if all(target.status is TargetStatus.OK for target in self.targets):
             return RunStatus.OK
         return RunStatus.FAILED if self.failed == len(self.targets) else RunStatus.PARTIAL
@@ -373,6 +382,8 @@ class Report:
     @property
     def severity(self) -> Severity:
         """The urgency of the reported issues."""
+        if self.configuration_error:
+            return Severity.WARNING
         if self.is_critical:
             return Severity.CRITICAL
         passing = (IssueKind.WOULD_TERMINATE, IssueKind.SPARED)

@@ -163,7 +163,7 @@ def _render_ending(digest: Digest) -> Iterator[str]:
     if digest.quiet == 1:
         quiet = " 1 other target is quiet."
     problem = f" {report.state_problem}" if report.state_problem else ""
-    yield from _wrap(f"Run {report.run_id}, mode {report.mode}.{quiet}{problem}")
+    yield from _wrap(f"Run {report.run_id}, mode {report.mode_label}.{quiet}{problem}")
     for summary in digest.undelivered:
         yield from _wrap(f"Not delivered by an earlier run: {summary}", "", "  ")
     if digest.more_undelivered:

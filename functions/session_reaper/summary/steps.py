@@ -13,6 +13,9 @@ from session_reaper.summary.prose import Name, Prose, Statement
 
 def list_steps(shown: Sequence[TargetDigest], report: Report) -> Iterator[Prose]:
     """List what the reader should do, most urgent first."""
+    if report.configuration_error:
+        yield ("Fix ", Name(report.configuration_error))
+        yield (_TRY_AGAIN,)
     unexplained = [t.report for t in shown if t.report.is_exhausted and not t.report.results]
     if unexplained:
         yield (join_names(unexplained), ": ", *_FREE_SLOTS)
@@ -23,6 +26,10 @@ def list_steps(shown: Sequence[TargetDigest], report: Report) -> Iterator[Prose]
             yield (join_names([target.report]), ": ", *step)
 
 
+_TRY_AGAIN: Final = (
+    'Invoke the function with {"check": true}: it shows the next error, or that the configuration is'
+    " valid. The next scheduled run then works again."
+)
 _FREE_SLOTS: Final[Prose] = (
     "Applications cannot connect. List who holds the slots: ",
     Statement(

@@ -42,6 +42,8 @@ class RunVerdict:
 
 def choose_verdict(report: Report) -> RunVerdict:
     """Return the verdict on a run."""
+    if report.configuration_error:
+        return _make_verdict(VerdictWord.ACTION_NEEDED, _CONFIGURATION)
     if report.mode is Mode.OFF:
         return _make_verdict(VerdictWord.OFF, "no target was examined, because the mode is off.")
     results = " ".join(_list_results(report))
@@ -50,6 +52,11 @@ def choose_verdict(report: Report) -> RunVerdict:
     if joined:
         return _make_verdict(VerdictWord.ACTION_NEEDED, *joined, f". {results}".rstrip())
     return _choose_for_manual_run(report) or _choose_for_reaping(report, results)
+
+
+_CONFIGURATION: Final = (
+    "the configuration is invalid. Nothing is examined and nothing is terminated until it is fixed."
+)
 
 
 def _make_verdict(word: VerdictWord, *detail: str | Name | Statement) -> RunVerdict:
