@@ -42,7 +42,9 @@ def test_a_policy_that_does_not_load_is_published_once_and_a_different_error_at_
 ) -> None:
     use_typo(stage, "first")
     (email,) = fail(stage, "first")
-    assert email.subject.startswith("the configuration is invalid: POLICY ssm:policy: rules[0].")
+    assert email.subject.startswith(
+        "nothing is terminated, the configuration is invalid: POLICY ssm:policy: rules[0]."
+    )
     assert email.body.startswith("ACTION NEEDED: The configuration is invalid.")
     assert "nothing is terminated until it is fixed" in " ".join(email.body.split())
     assert "1. Fix POLICY ssm:policy: rules[0].first: unknown key; known:" in email.body
@@ -109,7 +111,7 @@ def test_the_published_error_names_the_variable_and_shows_no_secret(
     stage.target()
     stage.monkeypatch.setenv(name, value)
     (email,) = fail(stage, name)
-    assert name in email.subject
+    assert name in email.body
     written = email.subject + email.body + email.chat + email.webhook + output.readouterr().out
     assert SECRET not in written
     assert "db.example" not in written
@@ -128,7 +130,7 @@ def test_the_critical_topic_gets_the_error_if_the_other_topic_is_broken(
     variable = "NOTIFY" if topic == "gone" else "TOPIC_ARN"
     assert fail(stage, variable) == []
     (subject,) = stage.read_subjects(queue)
-    assert subject.startswith(f"the configuration is invalid: {variable}: ")
+    assert subject.startswith(f"nothing is terminated, the configuration is invalid: {variable}: ")
 
 
 def test_if_no_topic_is_valid_the_error_is_raised(stage: Stage) -> None:
@@ -139,7 +141,7 @@ def test_if_no_topic_is_valid_the_error_is_raised(stage: Stage) -> None:
 def test_a_tag_that_no_secret_has_is_published(stage: Stage) -> None:
     stage.monkeypatch.setenv("TARGET_SECRET_TAG", "team=nobody")
     (email,) = fail(stage, "TARGET_SECRET_TAG")
-    assert "no secret has this tag" in email.subject
+    assert "no secret has this tag" in email.body
 
 
 @pytest.mark.parametrize("event", [{}, {"check": True}, {"cheque": True}, {"targets": ["nowhere"]}])

@@ -1,4 +1,4 @@
-"""Ten situations that are reported. The decisions are real, the sessions are made here."""
+"""Twelve situations that are reported. The decisions are real, the sessions are made here."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from session_reaper.deadline import Deadline
 from session_reaper.decision.decide import decide
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Verdict
-from session_reaper.errors import BlindError, FullError, TargetError
+from session_reaper.errors import BlindError, ConfigurationError, FullError, TargetError
 from session_reaper.grants import Membership
 from session_reaper.policy.enums import Mode
 from session_reaper.report.advice import advise_on_timeouts
 from session_reaper.report.model import (
+    FailedSecret,
+    Failure,
     IssueKey,
     IssueKind,
     Outcome,
@@ -232,6 +234,28 @@ def a_blocker_with_its_waiters() -> Report:
     return _report(_decided([blocker], Slots(max=100, reserved=3, used=44), policy=policy))
 
 
+def a_broken_policy() -> Report:
+    error = ConfigurationError(
+        "POLICY ssm:/reaper/policy", "rules[1].match.idle_for: 300 has no unit; write 300s or 5m"
+    )
+    return Report(run_id=RUN_ID, mode=Mode.OFF, targets=(), configuration_error=str(error))
+
+
+def one_server_under_three_secrets() -> Report:
+    target = _decided(_leaks(3), Slots(max=100, reserved=3, used=44), used_after=41)
+    failure = Failure(
+        code="28P01",
+        cause='password authentication failed for user "session_reaper"',
+        hint="Secret prod/orders: Check username and password in the secret (it was just reread); after a rotation both"
+        " must be new.",
+        step=f"secret prod/orders, logging in to {HOST}:5432",
+    )
+    failed = FailedSecret(name="prod/orders", failure=failure)
+    also = ("prod/billing", "prod/stock")
+    target = replace(target, secret=failed.name, also=also)
+    return _report(replace(target, failed_secrets=(failed,), error=failure), *_quiet(2))
+
+
 SITUATIONS = {
     make.__name__.replace("_", "-"): make
     for make in (
@@ -245,5 +269,7 @@ SITUATIONS = {
         half_the_fleet_unreachable,
         a_wedged_session,
         a_blocker_with_its_waiters,
+        a_broken_policy,
+        one_server_under_three_secrets,
     )
 }

@@ -111,7 +111,9 @@ def _write_slots(slots: Slots, used_after: int | None) -> str:
 def write_summary_line(report: Report) -> str:
     """Write what happened where: issues first, then by the number of sessions."""
     if report.configuration_error:
-        return printable(f"the configuration is invalid: {report.configuration_error}")
+        return printable(
+            f"nothing is terminated, the configuration is invalid: {report.configuration_error}"
+        )
     if report.mode is Mode.OFF:
         return "mode is off: no target was examined"
     if not report.targets:

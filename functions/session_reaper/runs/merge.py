@@ -99,4 +99,5 @@ def _add_failures(error: Failure, failed: Sequence[FailedSecret]) -> Failure:
 
 def _explain(secret: FailedSecret) -> Failure:
     step = f"secret {secret.name}" + (f", {secret.failure.step}" if secret.failure.step else "")
-    return replace(secret.failure, step=step)
+    hint = f"Secret {secret.name}: {secret.failure.hint}"
+    return replace(secret.failure, step=step, hint=hint)

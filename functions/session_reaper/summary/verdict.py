@@ -156,7 +156,7 @@ def _list_problems(target: TargetReport) -> Iterator[str]:
         yield "settings were refused on" if target.applied else "the run was not completed on"
     if target.is_exhausted:
         yield "every slot is still in use on"
-    if target.failed_secrets:
-        yield "a secret does not work, and another one was used on"
+    for secret in target.failed_secrets:
+        yield f"secret {printable(secret.name)} failed, and another one was used on"
     if target.fallback_secret is not None:
         yield "the reaper could connect only with the fallback secret on"
