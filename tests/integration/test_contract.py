@@ -288,6 +288,7 @@ def test_the_return_value_is_the_documented_one(stage: Stage) -> None:
     assert set(document["targets"][0]) == {
         "name",
         "secret",
+        "also",
         "status",
         "error",
         "slots",

@@ -85,7 +85,10 @@ def compare_with_known(  # noqa: PLR0913 -- the report, and everything that deci
     targets, so the issues of any other target are dropped. `function_arn` is the reaper's own.
     """
     keys = [to_stable_key(target.key, function_arn) for target in report.targets]
-    owners = _map_owners(keys)
+    also = [
+        [to_stable_key(key, function_arn) for key in target.also_keys] for target in report.targets
+    ]
+    owners = _map_owners([key, *more] for key, more in zip(keys, also, strict=True))
     unread = {
         key.secret
         for key, target in zip(keys, report.targets, strict=True)
@@ -153,14 +156,14 @@ def _count_undelivered(lost: Sequence[KnownIssue]) -> int:
     return max([len(lost), *(int(number) + 1 for number in before if number.isdecimal())])
 
 
-def _map_owners(keys: Iterable[TargetKey]) -> Mapping[TargetKey, list[int]]:
-    """Map each key to the indexes of its targets.
+def _map_owners(keys: Iterable[Iterable[TargetKey]]) -> Mapping[TargetKey, list[int]]:
+    """Map each key to the indexes of its targets, which may have several keys.
 
     The key of a whole secret, which is used while the secret cannot be read, has all its instances.
     """
     owners: dict[TargetKey, list[int]] = defaultdict(list)
-    for index, key in enumerate(keys):
-        for each in {key, TargetKey(key.secret)}:
+    for index, own in enumerate(keys):
+        for each in dict.fromkeys(k for key in own for k in (key, TargetKey(key.secret))):
             owners[each].append(index)
     return owners
 
