@@ -112,7 +112,9 @@ def test_the_end_of_a_cut_query_has_tags_only_in_an_encoded_comment_that_is_its_
         ("alice%2540example.com", "?"),
         ("a b=alice@example.com,c", "a b=?,c"),
         ("a\nb\u202ec%00%1b[31m", "a?b?c??[?m"),
+        ("x" * MAX_LENGTH, "x" * MAX_LENGTH),
         ("x" * 3 * MAX_LENGTH, "x" * (MAX_LENGTH - 1) + "…"),
+        ("a\\\nb", "a?b"),
     ],
 )
 def test_a_value_is_redacted_printable_and_short(value: str, shown: str) -> None:

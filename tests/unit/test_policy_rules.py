@@ -407,6 +407,18 @@ def test_a_keep_rule_and_a_rule_that_is_off_add_no_sessions_to_the_scope() -> No
     assert not a_policy(elsewhere, a_rule("last")).scope().waits
 
 
+def test_the_ends_of_queries_are_in_scope_only_if_the_policy_shows_comment_tags() -> None:
+    assert a_policy().scope().query_ends is False
+    assert a_policy(comment_tags="route").scope().query_ends is True
+
+
+def test_a_cancel_may_name_every_running_state() -> None:
+    rule = the_rule(
+        {"state": ["active", "fastpath function call"], "query_for": "1m"}, action="cancel"
+    )
+    assert rule.match.state == (State.ACTIVE, State.FASTPATH)
+
+
 def test_an_observe_only_rule_has_its_sessions_in_the_scope() -> None:
     warning = a_rule_with({"state": "idle in transaction", "idle_for": "10s"}, mode="observe")
     assert a_policy(warning, a_rule("last")).scope().idle_floors == {State.IDLE_IN_TRANSACTION: 10}
