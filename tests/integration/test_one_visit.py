@@ -138,7 +138,7 @@ def test_a_secret_that_fails_is_reported_once_and_its_recovery_once(stage: Stage
     (item,) = boto3.client("dynamodb").scan(TableName=TABLE)["Items"]
     assert item["kind"] == {"S": "secret orders 28P01"}
     secrets.put_secret_value(SecretId="orders", SecretString=json.dumps(stage.secret()))
-    assert "recovered (secret orders 28P01 for" in stage.run().email.subject
+    assert "recovered (secret orders, 28P01 for" in stage.run().email.subject
     assert stage.run().emails == []
 
 

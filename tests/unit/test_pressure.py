@@ -276,7 +276,10 @@ def test_a_session_not_needed_by_until_does_not_count_against_a_limit() -> None:
 @pytest.mark.parametrize(
     ("limits", "described"),
     [
-        ({"max_terminations": 3}, "3 condemned, 37 spared; 27 more must end to reach slots_used: 70%"),
+        (
+            {"max_terminations": 3},
+            "3 condemned, 37 spared; 27 more must end to reach slots_used: 70%",
+        ),
         ({"max_share": "1%"}, "0 condemned, 40 spared; 30 more must end to reach slots_used: 70%"),
     ],
 )
@@ -446,7 +449,9 @@ def test_denied_sessions_do_not_count_as_enough() -> None:
     sessions = [a_session(pid=n, idle_seconds=9000, signalable=False) for n in range(1, 31)]
     policy = a_policy(a_pressure_rule(until={"slots_free": 20}))
     (described,) = describe_pressure(decide(sessions, some_slots(used=97), policy))
-    assert described.endswith(": 30 condemned, no more match; 20 more must end to reach slots_free: 20")
+    assert described.endswith(
+        ": 30 condemned, no more match; 20 more must end to reach slots_free: 20"
+    )
 
 
 def test_reads_when_and_until() -> None:
