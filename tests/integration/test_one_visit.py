@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SECRETS = "arn:aws:secretsmanager:eu-central-1:123456789012:secret"
 WRONG = "not the password"
+SCHEDULED = {"source": "aws.scheduler", "detail-type": "Scheduled Event"}
 
 
 def names(run: Run) -> list[str]:
@@ -422,3 +423,20 @@ def test_a_secret_that_hangs_leaves_time_for_the_next_of_its_server(stage: Stage
         run = stage.reap(seconds=20)
     assert run.outcomes() == {leak.pid: "terminated"}
     assert run.error()["code"] == "timeout"
+
+
+def test_a_secret_that_leads_elsewhere_when_reread_stops_no_visit(
+    stage: Stage, another: Another
+) -> None:
+    """Its login to the other secret's host failed, and the visit that follows is to another server."""
+    stage.use_policy(policy())
+    stage.target("evil", password=WRONG)
+    stage.target("orders")
+    stage.run(SCHEDULED)
+    moved = json.dumps(stage.secret(port=another.server.port))
+    stage.aws.secrets.put_secret_value(SecretId="evil", SecretString=moved)
+    here, there = stage.session(), another.leak()
+    run = stage.run(SCHEDULED)  # with the secrets that the first run read
+    assert names(run) == ["evil", "orders"]
+    assert run.outcomes() == {here.pid: "terminated"}
+    assert run.outcomes("evil") == {there.pid: "terminated"}

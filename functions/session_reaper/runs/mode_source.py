@@ -11,8 +11,9 @@ from session_reaper.settings import SSM_PREFIX, ParameterName
 def load_mode(source: Mode | ParameterName, deadline: Deadline) -> Mode:
     """Return the mode of the stack; read it anew if it is in a parameter.
 
-    Raises ConfigurationError that names the parameter. There is no default, because the parameter
-    may have been set to stop the reaper.
+    Raises ConfigurationError that names the parameter, without its value: it may be the wrong
+    parameter, and hold a secret. There is no default, because the parameter may have been set to stop
+    the reaper.
     """
     if isinstance(source, Mode):
         return source
@@ -22,4 +23,8 @@ def load_mode(source: Mode | ParameterName, deadline: Deadline) -> Mode:
     except ConfigurationError as error:
         problem = f"{error}. Write off, observe or enforce into this parameter"
         raise ConfigurationError(place, problem) from None
-    return read_mode(text.strip(), place)
+    try:
+        return read_mode(text.strip(), place)
+    except ConfigurationError:
+        problem = f"holds another value (not shown: it may hold a credential); valid: {', '.join(map(str, Mode))}"
+        raise ConfigurationError(place, problem) from None

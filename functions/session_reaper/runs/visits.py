@@ -123,15 +123,16 @@ class Visits:
         Raises VisitedError if another target's operation does, and PostponeError if a secret that was
         not tried yet may have a role with more rights.
         """
+        # Not the target: its secret may have changed since, also the host.
         place = Place(
-            target=target,
+            target=connected,
             address=server.address,
             is_verified=connected.is_verified,
             is_pooled=snapshot.behind_pooler or is_proxy(target.host),
         )
         group = self.list_group(target)
         requested = [each for each in group if not each.is_alternate]
-        if not any(map(place.leads_to_server_of, requested)):
+        if target.is_alternate and not any(map(place.leads_to_server_of, requested)):
             raise VisitedError
         rights = snapshot.can_see + (snapshot.can_see and snapshot.can_signal)
         if rights < _ALL_RIGHTS and self._should_postpone(place, rights):
@@ -150,7 +151,7 @@ class Visits:
                     self._visits[target.key] = replace(visit, owner=rival.owner)
                 raise VisitedError
             refuted.append(rival)
-        return next(filter(place.leads_to_server_of, group))
+        return next(filter(place.leads_to_server_of, group), target)
 
     def _should_postpone(self, place: Place, rights: int) -> bool:
         """Return whether a target should wait for others of its server, which may have more rights."""
