@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.errors import ConfigurationError
+from session_reaper_cli.main import run as run_command
+from session_reaper_cli.replay import read_recording
 
-from infra.replay import main, read_recording
 from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, policy, rule
 from tests.integration.wire import Proxy, RewriteRows, as_another_server
 from tests.recordings.scene import CANARY, send_unfinished
@@ -126,7 +127,7 @@ def test_a_run_does_to_each_session_what_its_replay_said(
     rules.write_text(json.dumps(limited))
     capsys.readouterr()
 
-    assert main([str(recording), str(rules)]) == 0
+    assert run_command(["replay", str(recording), "--policy", str(rules)]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     said = {int(line.split()[0]): line for line in lines}
     outcomes = stage.run({"policy": limited}).outcomes()

@@ -15,13 +15,15 @@ from session_reaper.policy.builtin import PROVIDER_DATABASES, PROVIDER_ROLES, TO
 from session_reaper.policy.model import Policy, read_policy
 from session_reaper.runs.policy_source import load_policy
 from session_reaper.runs.yaml import parse_yaml
+from session_reaper_cli.policy_schema import policy_schema as make_schema
+from session_reaper_cli.policy_schema import value_schema
 
 from infra import policy_schema
 from tests.builders import a_document, a_rule, a_session, some_slots
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "infra" / "policies").glob("*.yaml"))
-MADE = policy_schema.policy_schema()
+MADE = make_schema()
 SCHEMA = Draft202012Validator(MADE)
 
 IDLE: dict[str, Any] = {"state": "idle", "idle_for": "5m"}
@@ -92,7 +94,7 @@ def test_the_schema_contains_the_defaults() -> None:
 
 def test_a_reader_without_a_schema_is_an_error() -> None:
     with pytest.raises(LookupError, match="add it to _LEAVES"):
-        policy_schema.value_schema(one_or_many(lambda value, _: str(value)), tuple[str, ...])
+        value_schema(one_or_many(lambda value, _: str(value)), tuple[str, ...])
 
 
 # -- the examples -----------------------------------------------------------------------------------

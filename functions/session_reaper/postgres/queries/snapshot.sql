@@ -37,6 +37,10 @@ SELECT json_build_object(
     -- A row that is hidden from us has a NULL backend_type, so no other count includes it.
     'can_see', pg_has_role('pg_read_all_stats', 'USAGE')
         AND count(*) FILTER (WHERE a.backend_type IS NULL AND a.usesysid IS NOT NULL) = 0,
+    -- Their other columns are hidden, too. Background processes have no role or no database.
+    'hidden', count(*) FILTER (
+        WHERE a.backend_type IS NULL AND a.usesysid IS NOT NULL AND a.datid IS NOT NULL
+    ),
     'can_signal', pg_has_role('pg_signal_backend', 'USAGE'),
     'untracked', count(*) FILTER (WHERE a.backend_type = 'client backend' AND a.state = 'disabled'),
     'states', json_agg(a.state) FILTER (WHERE a.backend_type = 'client backend'),
