@@ -16,7 +16,14 @@ from session_reaper.decision.model import Decision, Verdict
 from session_reaper.errors import DeadlineError
 from session_reaper.log_levels import make_own_logger
 from session_reaper.report.document import describe_session
-from session_reaper.report.model import Outcome, Report, RunStatus, SessionResult, TargetReport
+from session_reaper.report.model import (
+    Outcome,
+    Report,
+    RunStatus,
+    SessionResult,
+    TargetReport,
+    TargetStatus,
+)
 from session_reaper.sessions.session import State
 
 NAMESPACE: Final = "SessionReaper"
@@ -181,6 +188,10 @@ def emit_target_metrics(target: TargetReport) -> None:
     for outcome in Outcome:
         if number := target.count(outcome):
             metrics.add_metric(_to_camel_case(outcome), MetricUnit.Count, number)
+    if number := _count_protected(target):
+        metrics.add_metric("Protected", MetricUnit.Count, number)
+    if target.status is TargetStatus.BREAKER:
+        metrics.add_metric("BreakerTripped", MetricUnit.Count, 1)
     metrics.flush_metrics()
     rules = [each.decision.rule for each in target.results if each.outcome is Outcome.TERMINATED]
     for name, number in Counter(rule.name for rule in rules if rule).items():
@@ -197,12 +208,31 @@ def emit_run_metrics(report: Report, seconds: float) -> None:
     metrics.add_metric("SuccessfulRuns", MetricUnit.Count, int(successful))
     metrics.add_metric("FailedTargets", MetricUnit.Count, report.failed)
     metrics.add_metric("Terminated", MetricUnit.Count, report.count(Outcome.TERMINATED))
+    tripped = sum(target.status is TargetStatus.BREAKER for target in report.targets)
+    for name, number in (
+        ("Protected", sum(map(_count_protected, report.targets))),
+        ("BreakerTripped", tripped),
+    ):
+        if number:
+            metrics.add_metric(name, MetricUnit.Count, number)
     used = [
         each for target in report.targets if (each := _compute_used_percent(target)) is not None
     ]
     if used:
         metrics.add_metric("SlotsUsed", MetricUnit.Percent, max(used))
     metrics.flush_metrics()
+
+
+def emit_configuration_error() -> None:
+    """Write the metric of a scheduled run that could not begin."""
+    metrics = _make_metrics()
+    metrics.add_metric("ConfigurationErrors", MetricUnit.Count, 1)
+    metrics.flush_metrics()
+
+
+def _count_protected(target: TargetReport) -> int:
+    """Count the sessions that a rule would have condemned without a protection."""
+    return len(getattr(target, "protected", ()))
 
 
 def _make_metrics(**dimensions: str) -> EphemeralMetrics:

@@ -10,11 +10,13 @@ from session_reaper.decision.decide import decide
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Verdict
 from session_reaper.decision.out_of_reach import find_unreachable_blockers
-from session_reaper.errors import BlindError, FullError, TargetError
+from session_reaper.errors import BlindError, ConfigurationError, FullError, TargetError
 from session_reaper.grants import Membership
 from session_reaper.policy.enums import Mode
 from session_reaper.report.emergency import instruct_on_full_server
 from session_reaper.report.model import (
+    FailedSecret,
+    Failure,
     IssueKey,
     IssueKind,
     Outcome,
@@ -295,6 +297,28 @@ def several_groups() -> Report:
     return _report(target, *_quiet(2))
 
 
+def a_broken_policy() -> Report:
+    error = ConfigurationError(
+        "POLICY ssm:/reaper/policy", "rules[1].match.idle_for: 300 has no unit; write 300s or 5m"
+    )
+    return Report(run_id=RUN_ID, mode=Mode.OFF, targets=(), configuration_error=str(error))
+
+
+def one_server_under_three_secrets() -> Report:
+    target = _decided(_leaks(3), Slots(max=100, reserved=3, used=44), used_after=41)
+    failure = Failure(
+        code="28P01",
+        cause='password authentication failed for user "session_reaper"',
+        hint="Secret prod/orders: Check username and password in the secret (it was just reread); after a rotation both"
+        " must be new.",
+        step=f"secret prod/orders, logging in to {HOST}:5432",
+    )
+    failed = FailedSecret(name="prod/orders", failure=failure)
+    also = ("prod/billing", "prod/stock")
+    target = replace(target, secret=failed.name, also=also)
+    return _report(replace(target, failed_secrets=(failed,), error=failure), *_quiet(2))
+
+
 SITUATIONS = {
     make.__name__.replace("_", "-"): make
     for make in (
@@ -312,5 +336,7 @@ SITUATIONS = {
         protected_under_pressure,
         an_unreachable_blocker,
         several_groups,
+        a_broken_policy,
+        one_server_under_three_secrets,
     )
 }

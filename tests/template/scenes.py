@@ -47,6 +47,7 @@ SCENES: Final = {
     "bare": BARE,
     "all": ALL,
     "all without a key": ALL | {"KmsKeyArn": ""},
+    "with the mode in a parameter": BARE | {"Mode": "ssm:/reaper/mode:2"},
     "by tag": {"TargetSecretTag": "session-reaper=prod"},
     "by ARN": {"TargetSecretArns": f"{_SECRET}shared-AbCdEf"},
     "with alarms": BARE | {"Monitoring": "yes"},

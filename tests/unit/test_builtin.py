@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 from session_reaper.decision.decide import decide
 from session_reaper.decision.model import Verdict
-from session_reaper.policy.builtin import TOOLS, find_protection_by_name
+from session_reaper.policy.builtin import (
+    TOOLS,
+    find_protection_by_name,
+    find_protection_by_role,
+)
 from session_reaper.policy.patterns import matches_any
 from session_reaper.sessions.session import Names, State
 
@@ -96,6 +100,20 @@ def test_no_rule_matches_a_tool(application: str) -> None:
         (decision,) = decide([session], some_slots(), policy).decisions
         assert (decision.verdict, decision.rule) == (Verdict.LEAVE, None)
         assert decision.reason == f"protected: application {application} (built in)"
+
+
+@pytest.mark.parametrize(
+    ("session", "detail"),
+    [
+        ({"own_role": True, "replication": True}, "our own role"),
+        ({"replication": True}, "a replication role"),
+        ({"role": "rdsproxyadmin"}, "role rdsproxyadmin (built in)"),
+    ],
+)
+def test_a_protection_by_role_says_why(session: dict[str, object], detail: str) -> None:
+    protection = find_protection_by_role(a_session(**session))
+    assert protection is not None
+    assert (protection.detail, protection.can_be_lifted) == (detail, True)
 
 
 def test_every_pattern_has_an_example() -> None:

@@ -245,6 +245,7 @@ def test_the_document_has_exactly_the_keys_of_the_contract() -> None:
     target = a_target_report(
         a_fate(Outcome.TERMINATED, query="select * from orders where id = 42"),
         secret="prod/orders",  # noqa: S106 -- its name
+        also=("prod/billing",),
         used_after=85,
         status=FAILED,
         error=Failure(code="53300", cause="m", hint="h", step="s"),
@@ -274,6 +275,7 @@ def test_the_document_has_exactly_the_keys_of_the_contract() -> None:
             {
                 "name": "orders",
                 "secret": "prod/orders",
+                "also": ["prod/billing"],
                 "status": "failed",
                 "error": {"code": "53300", "message": "s: m", "hint": "h"},
                 "slots": {

@@ -8,6 +8,7 @@ from session_reaper.policy.enums import Mode
 from session_reaper.settings import (
     FunctionLocation,
     Notify,
+    ParameterName,
     Settings,
     Tag,
     read_settings,
@@ -182,6 +183,22 @@ def test_reads_the_topics_of_every_partition(arn: str) -> None:
 def test_an_error_names_the_missing_or_invalid_variable(name: str, value: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^{name}: "):
         settings(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["mode", "/reaper/mode", "/reaper/mode:3"])
+def test_the_mode_may_be_in_a_parameter(name: str) -> None:
+    assert settings(MODE=f"ssm:{name}").mode == ParameterName(name=name)
+
+
+@pytest.mark.parametrize("value", ["ssm:", "ssm: mode", "ssm:mode,enforce", "SSM:mode"])
+def test_the_name_of_the_modes_parameter_must_be_valid(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^MODE: "):
+        settings(MODE=value)
+
+
+def test_the_topic_is_read_before_the_other_variables() -> None:
+    with pytest.raises(ConfigurationError, match=r"^TOPIC_ARN: "):
+        read_settings({"TARGET_SECRETS": "", "MODE": "kill"})
 
 
 def test_the_environment_is_read_on_each_call(

@@ -94,6 +94,7 @@ class Server:
 
     def __init__(self, target: Target, connection: Connection) -> None:
         self.role = target.role
+        self.address = str(connection.socket.getpeername()[0])  # IP
         self._target = target
         self._own_roles = (target.role, target.instead_of)
         version = re.match(r"\d{1,3}", connection.server_version)
@@ -104,7 +105,12 @@ class Server:
 
     @classmethod
     def connect(
-        cls, target: Target, deadline: Deadline, memory: MemoryBudget = ANSWER_MEMORY
+        cls,
+        target: Target,
+        deadline: Deadline,
+        memory: MemoryBudget = ANSWER_MEMORY,
+        *,
+        application_name: str = APPLICATION_NAME,
     ) -> "Server":
         """Connect and log in. Raises TargetError; FullError if no slot is free.
 
@@ -124,19 +130,31 @@ class Server:
                 connection = Connection(
                     sock,
                     target,
-                    application_name=APPLICATION_NAME,
+                    application_name=application_name,
                     startup_params=_STARTUP,
                     deadline=deadline,
                     memory=memory,
                 )
+                return cls(target, connection)
         except BaseException:
             sock.close()
             raise
-        return cls(target, connection)
 
     def close(self) -> None:
         """Log out, if the connection still allows it, and close the connection."""
         self._connection.close()
+
+    def find_application(self, wanted: str, *, own_name: str, deadline: Deadline) -> bool:
+        """Rename our own session; return whether the server shows another one by its name.
+
+        Only a session from our own address counts. Raises TargetError.
+        """
+        step = "comparing servers"
+        with self._expect_answer(step, deadline):
+            statement = _load_sql("find_application")
+            names = {"own_name": literal(own_name), "wanted": literal(wanted)}
+            rows = self._connection.run(statement.format(**names))
+        return bool(rows == [[b"t"]])
 
     def read_facts(self, deadline: Deadline) -> ServerFacts:
         """Read facts about the server and our role on it. Raises TargetError."""

@@ -28,6 +28,15 @@ def limit_time(sock: socket.socket, deadline: Deadline) -> None:
     sock.settimeout(seconds)
 
 
+def resolve_host(host: str, port: int) -> tuple[str, ...]:
+    """Return the IP addresses of a host; none if the name does not resolve."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return ()
+    return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
 def open_socket(host: str, port: int, deadline: Deadline) -> socket.socket:
     """Connect to the first address of a host that accepts; all addresses share the deadline.
 

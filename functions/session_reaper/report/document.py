@@ -152,6 +152,7 @@ def _describe_target(
     return {
         "name": target.name,
         "secret": target.secret,
+        "also": list(target.also),
         "status": target.status.value,
         "error": _describe_failure(target.error),
         "slots": target.slots

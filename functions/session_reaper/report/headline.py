@@ -34,6 +34,8 @@ _ISSUES: Final = {
     IssueKind.FAILED: "error {}",
     IssueKind.FULL: "server full",
     IssueKind.BREAKER: "breaker tripped",
+    IssueKind.CONFIGURATION: "invalid configuration",
+    IssueKind.SECRET: "secret {}",
     IssueKind.FALLBACK: "only the fallback secret worked",
     IssueKind.EXHAUSTED: "every slot in use",
     IssueKind.LINGERING: "session {} lingering",
@@ -56,6 +58,7 @@ def write_headline(target: TargetReport) -> str:
         parts.append(f"recovered ({write_recoveries(target.recovered)})")
     if target.status is not TargetStatus.OK:
         parts.insert(0, str(target.status))
+    parts += [f"secret {each.name} failed" for each in target.failed_secrets[:1]]
     if target.fallback_secret is not None:
         parts.append("connected with the fallback secret")
     parts.append(_write_slots(target.slots, target.used_after))
@@ -117,6 +120,10 @@ def _write_slots(slots: Slots, used_after: int | None) -> str:
 
 def write_summary_line(report: Report) -> str:
     """Write what happened where: issues first, then by the number of sessions."""
+    if report.configuration_error:
+        return printable(
+            f"nothing is terminated, the configuration is invalid: {report.configuration_error}"
+        )
     if report.mode is Mode.OFF:
         return "mode is off: no target was examined"
     if not report.targets:

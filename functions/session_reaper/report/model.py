@@ -60,6 +60,7 @@ class IssueKind(StrEnum):
     FULL = "full"
     BLIND = "blind"
     BREAKER = "breaker"
+    SECRET = "secret"  # noqa: S105 -- a secret that failed where another worked; detail: it, and the code
     FALLBACK = "fallback"  # only the fallback secret's role could connect
     EXHAUSTED = "exhausted"  # every slot is in use after the run, although the reaper connected
     LINGERING = "lingering"  # detail: the pid
@@ -68,6 +69,7 @@ class IssueKind(StrEnum):
     SPARED = "spared"
     PROTECTED = "protected"  # detail: rule and protection, where slots are short or sessions wait
     BLOCKER = "blocker"  # a blocker out of reach; detail: rule, and what puts it out of reach
+    CONFIGURATION = "configuration"  # of the stack; detail: a digest of the error
     UNDELIVERED = "undelivered"  # detail: the summary line, and how many were lost before it
 
 
@@ -92,6 +94,14 @@ class Failure:
     def message(self) -> str:
         """The step and the cause in one sentence."""
         return f"{self.step}: {self.cause}" if self.step else self.cause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedSecret:
+    """A secret that did not work, so that another secret of the server was used."""
+
+    name: str
+    failure: Failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +168,9 @@ class TargetReport:
     name: str
     secret: str = ""  # the secret's name, which stands for the target while it cannot be read
     key: TargetKey = _NO_KEY  # identifies the target across runs
+    also: tuple[str, ...] = ()  # names of the other secrets of the same server
+    also_keys: tuple[TargetKey, ...] = ()  # the keys of their targets
+    failed_secrets: tuple[FailedSecret, ...] = ()  # although another one worked
     status: TargetStatus = TargetStatus.OK
     error: Failure | None = None
     reader: bool = False  # a replica
@@ -239,6 +252,9 @@ class TargetReport:
             keys.append(IssueKey(IssueKind.FAILED, (code,)))
         elif not self.is_fine:
             keys.append(IssueKey(IssueKind(self.status.value)))
+        for secret in self.failed_secrets:
+            code = printable(secret.failure.code, _CODE_LENGTH)
+            keys.append(IssueKey(IssueKind.SECRET, (secret.name, code)))
         if self.fallback_secret is not None:
             keys.append(IssueKey(IssueKind.FALLBACK))
         if self.is_exhausted:
@@ -377,9 +393,15 @@ class Report:
     run_id: str
     mode: Mode
     targets: tuple[TargetReport, ...]
+    configuration_error: str = ""  # why the run could not begin
     state_problem: str = ""  # why known issues may be reported again
     undelivered: tuple[str, ...] = ()  # unpublished summary lines of earlier runs, newest first
     undelivered_before: int = 0  # number of older ones, whose lines are not kept
+
+    @property
+    def mode_label(self) -> str:
+        """The mode in words."""
+        return "unknown" if self.configuration_error else str(self.mode)
 
     def count(self, outcome: Outcome) -> int:
         """Count the sessions of all targets with this outcome."""
@@ -393,6 +415,8 @@ class Report:
     @property
     def status(self) -> RunStatus:
         """The result of a run as a whole."""
+        if self.configuration_error:
+            return RunStatus.FAILED
         if all(target.is_fine for target in self.targets):
             return RunStatus.OK
         return RunStatus.FAILED if self.failed == len(self.targets) else RunStatus.PARTIAL
@@ -424,6 +448,8 @@ class Report:
     @property
     def severity(self) -> Severity:
         """The urgency of the reported issues."""
+        if self.configuration_error:
+            return Severity.WARNING
         if self.is_critical:
             return Severity.CRITICAL
         passing = (IssueKind.WOULD_TERMINATE, IssueKind.SPARED)

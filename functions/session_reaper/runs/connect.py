@@ -27,14 +27,21 @@ _IAM_HINT: Final = (
 
 
 def connect_to_target(
-    target: Target, discovery: TargetDiscovery, deadline: Deadline, policy: Policy
+    target: Target,
+    discovery: TargetDiscovery,
+    deadline: Deadline,
+    policy: Policy,
+    *,
+    may_wait: bool = True,
 ) -> tuple[Server, Target]:
     """Connect; return the server, and the target with the password and the role that were used.
 
-    Raises TargetError; FullError, with what to do now, if none of the roles gets a slot. The policy
-    says what that must spare.
+    `policy`: what the instructions for a full server must spare. `may_wait`: retry for some seconds
+    while the server is full. Raises TargetError; FullError, with what to do now, if none of the roles
+    gets a slot.
     """
-    retries = deadline.capped_at(min(FULL_SECONDS, _FULL_SHARE * deadline.remaining()))
+    seconds = min(FULL_SECONDS, _FULL_SHARE * deadline.remaining()) if may_wait else 0
+    retries = deadline.capped_at(seconds)
     pause = _SHORTEST_PAUSE
     fallback: Target | None = None
     refusal = ""
@@ -45,7 +52,7 @@ def connect_to_target(
             return _connect_or_reread(target, discovery, deadline)
         except FullError as error:
             full = error
-        may_fall_back = full.limit or attempt >= _FIRST_FALLBACK
+        may_fall_back = full.limit or attempt >= _FIRST_FALLBACK or not may_wait
         if target.fallback_secret and may_fall_back and not refusal:
             try:
                 fallback = fallback or discovery.resolve_fallback(target, deadline)

@@ -11,7 +11,7 @@ from session_reaper.decision.explain import explain
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Decision, Decisions, Verdict
 from session_reaper.decision.out_of_reach import find_unreachable_blockers
-from session_reaper.errors import BlindError, TargetError
+from session_reaper.errors import BlindError, FullError, TargetError
 from session_reaper.observability import log_spared
 from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import Policy
@@ -50,6 +50,7 @@ from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.request import RunRequest
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.runs.termination import Termination, take_visible_snapshot
+from session_reaper.runs.visits import VisitedError, Visits
 from session_reaper.sessions.server_facts import Check, ServerFacts
 from session_reaper.sessions.snapshot import ALL_SESSIONS, NO_SESSIONS, Snapshot
 from session_reaper.targets.providers import is_proxy
@@ -89,13 +90,17 @@ def create_report(target: Target) -> TargetReport:
     )
 
 
-def run_on_target(operation: Operation, discovery: TargetDiscovery, job: TargetJob) -> TargetReport:
+def run_on_target(
+    operation: Operation, discovery: TargetDiscovery, job: TargetJob, visits: Visits
+) -> TargetReport:
     """Connect to one target and run the operation; an error becomes part of the report.
 
-    The report in the job's progress is always true, so the run can end at any moment.
+    The report in the job's progress is always true, so the run can end at any moment. Raises
+    PostponeError.
     """
     target, deadline = job.target, job.deadline
     try:
+        turn = visits.begin(target, deadline)
         with ExitStack() as stack:
 
             def connect() -> Server:
@@ -107,7 +112,9 @@ def run_on_target(operation: Operation, discovery: TargetDiscovery, job: TargetJ
                 server = connect_with_fallback(target, discovery, deadline)
                 return stack.enter_context(closing(server))
 
-            server, connected = connect_to_target(target, discovery, deadline, job.policy)
+            server, connected = connect_to_target(
+                target, discovery, turn, job.policy, may_wait=not visits.is_full(target)
+            )
             stack.enter_context(closing(server))
             report = create_report(target)
             report = replace(
@@ -115,16 +122,26 @@ def run_on_target(operation: Operation, discovery: TargetDiscovery, job: TargetJ
                 advice=(*report.advice, *advise_on_fallback_used(target, connected)),
                 fallback_secret=target.fallback_secret if connected.instead_of else None,
             )
+
+            def admit(report: TargetReport, snapshot: Snapshot) -> TargetReport:
+                named = visits.admit(target, connected, server, snapshot, deadline)
+                return replace(report, name=named.name, secret=named.secret_name, key=named.key)
+
             session = TargetSession(
                 job=job,
                 server=server,
                 connect=connect,
                 connect_by_fallback=connect_by_fallback,
                 report=report,
+                admit=admit,
             )
             session.record(report)
             return operation(session)
+    except VisitedError:
+        return create_report(target)
     except TargetError as error:
+        if isinstance(error, FullError) and error.limit is None:
+            visits.record_full(target)
         return record_error(job.progress.result.latest, error)
 
 
@@ -150,7 +167,7 @@ def _reap(policy: Policy, mode: Mode, quota: Quota | None, session: TargetSessio
     snapshot = take_visible_snapshot(
         session.server, policy.scope(), session.deadline, may_be_partial=session.may_be_partial
     )
-    report = _add_policy(_add_snapshot(session.report, snapshot), policy)
+    report = _add_policy(_begin_report(session, snapshot), policy)
     session.record(report)
     decisions = decide_in_time(snapshot.sessions, snapshot.slots, policy, session.deadline)
     if quota is not None:
@@ -245,7 +262,7 @@ def _add_advice(
 def record(session: TargetSession) -> TargetReport:
     """Record a snapshot of all sessions, and signal none."""
     snapshot = take_visible_snapshot(session.server, ALL_SESSIONS, session.deadline)
-    return replace(_add_snapshot(session.report, snapshot), recorded=snapshot)
+    return replace(_begin_report(session, snapshot), recorded=snapshot)
 
 
 def explain_target(policy: Policy, quota: Quota | None, session: TargetSession) -> TargetReport:
@@ -253,7 +270,7 @@ def explain_target(policy: Policy, quota: Quota | None, session: TargetSession) 
     snapshot = take_visible_snapshot(
         session.server, ALL_SESSIONS, session.deadline, may_be_partial=session.may_be_partial
     )
-    report = _add_policy(_add_snapshot(session.report, snapshot), policy)
+    report = _add_policy(_begin_report(session, snapshot), policy)
     session.record(report)
     decisions = decide_in_time(snapshot.sessions, snapshot.slots, policy, session.deadline)
     if quota is not None:
@@ -271,7 +288,7 @@ def check(policy: Policy, session: TargetSession) -> TargetReport:
     snapshot = session.server.take_snapshot(NO_SESSIONS, session.deadline)
     behind_pooler = snapshot.behind_pooler or is_proxy(session.target.host)
     snapshot = replace(snapshot, behind_pooler=behind_pooler)
-    report = _add_snapshot(session.report, snapshot)
+    report = _begin_report(session, snapshot)
     advice = sort_advice(
         [
             *report.advice,
@@ -309,7 +326,9 @@ def _advise_on_fallback(session: TargetSession) -> Iterator[Advice]:
             yield advise_on_fallback(session.target.fallback_secret, problem)
 
 
-def _add_snapshot(report: TargetReport, snapshot: Snapshot) -> TargetReport:
+def _begin_report(session: TargetSession, snapshot: Snapshot) -> TargetReport:
+    """Build the report of an operation that may run on this server; see `TargetSession.admit`."""
+    report = session.admit(session.report, snapshot)
     return replace(
         report,
         reader=report.reader or snapshot.reader,

@@ -11,9 +11,9 @@ from session_reaper.deadline import Deadline
 from session_reaper.documents import key_label
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.model import Policy, read_policy
+from session_reaper.settings import SSM_PREFIX
 
 MAX_POLICY_LENGTH = 64 * 1024  # characters; an SSM parameter holds 8 KiB at most
-SSM_PREFIX = "ssm:"
 
 
 def load_policy(source: str, deadline: Deadline) -> Policy:

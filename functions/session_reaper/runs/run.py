@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
-from session_reaper.deadline import Deadline
 from session_reaper.observability import OutcomeLog
 from session_reaper.policy.model import Policy
 from session_reaper.report.model import TargetReport, TargetStatus, record_unfinished
 from session_reaper.runs.discovery import TargetDiscovery
+from session_reaper.runs.merge import SecretResult, merge_results
 from session_reaper.runs.operations import Operation, create_report, run_on_target
-from session_reaper.runs.parallel import Job, JobResult, run_jobs
+from session_reaper.runs.parallel import Chain, Job, JobResult, Progress, run_chains
 from session_reaper.runs.pausing import split_paused
 from session_reaper.runs.run_time import RunTime
 from session_reaper.runs.target_session import TargetJob
+from session_reaper.runs.visits import Visits
+from session_reaper.targets.servers import group_by_server, sort_by_trust
 from session_reaper.targets.target import Target
 
 
@@ -41,39 +44,40 @@ def run(  # noqa: PLR0913 -- everything that the run takes
     if shortest_clock is not None:
         check = split_paused(targets, discovery, shortest_clock, deadline)
         targets, paused = [*check.awake], check.paused
-    logs = [OutcomeLog() for _ in targets]
-    jobs = [
-        _make_job(operation, discovery, target, log, deadline, policy)
-        for target, log in zip(targets, logs, strict=True)
+    logs = {target.key: OutcomeLog() for target in targets}
+    groups = group_by_server(targets)
+    visits = Visits(groups)
+
+    def make_job(target: Target) -> Job[TargetReport]:
+        def run_job(progress: Progress[TargetReport]) -> TargetReport:
+            log = logs[target.key]
+            job = TargetJob(
+                target=target, policy=policy, progress=progress, outcomes=log, deadline=deadline
+            )
+            return run_on_target(operation, discovery, job, visits)
+
+        return Job(name=target.name, initial=create_report(target), run=run_job)
+
+    orders = [sort_by_trust(group) for group in groups]
+    chains = [
+        Chain(jobs=[*map(make_job, order)], may_split=partial(visits.has_any_of, order))
+        for order in orders
     ]
-    results = run_jobs(jobs, deadline)
-    reports = [
-        log.complete(_report_of(result), run_time.outcomes)
-        for log, result in zip(logs, results, strict=True)
+    results = {
+        target.key: result
+        for order, chain in zip(orders, run_chains(chains, deadline), strict=True)
+        for target, result in zip(order, chain, strict=True)
+    }
+    completed = [
+        SecretResult(
+            target=target,
+            report=logs[target.key].complete(_report_of(results[target.key]), run_time.outcomes),
+            has_ended=results[target.key].is_complete,
+        )
+        for target in targets
     ]
     skipped = [replace(create_report(each), status=TargetStatus.PAUSED) for each in paused]
-    return (*unreadable, *skipped, *reports), logs
-
-
-def _make_job(  # noqa: PLR0913, PLR0917 -- everything that the work on one target takes
-    operation: Operation,
-    discovery: TargetDiscovery,
-    target: Target,
-    log: OutcomeLog,
-    deadline: Deadline,
-    policy: Policy,
-) -> Job[TargetReport]:
-    return Job(
-        name=target.name,
-        initial=create_report(target),
-        run=lambda progress: run_on_target(
-            operation,
-            discovery,
-            TargetJob(
-                target=target, policy=policy, progress=progress, outcomes=log, deadline=deadline
-            ),
-        ),
-    )
+    return (*unreadable, *skipped, *merge_results(completed, visits)), [*logs.values()]
 
 
 def _report_of(result: JobResult[TargetReport]) -> TargetReport:

@@ -99,6 +99,9 @@ def _render_failure(failure: FailureGroup) -> Iterator[str]:
 def _render_target(target: TargetDigest) -> Iterator[str]:
     report = target.report
     yield from _wrap(target.headline)
+    if report.also:
+        names = ", ".join(printable(name, 80) for name in report.also)
+        yield from _wrap(f"Secret {report.secret}; also the server of {names}", "  ", "    ")
     if report.error:
         yield from _wrap(f"Error: {report.error.message}", "  ", "    ")
     if report.checked is not None:
@@ -190,7 +193,7 @@ def _render_ending(digest: Digest) -> Iterator[str]:
     if report.count(Outcome.TERMINATED):
         yield from _wrap(_CLIENTS_SAW)
         yield ""
-    yield from _wrap(f"Run {report.run_id}, mode {report.mode}.{quiet}{problem}")
+    yield from _wrap(f"Run {report.run_id}, mode {report.mode_label}.{quiet}{problem}")
     for summary in digest.undelivered:
         yield from _wrap(f"Not delivered by an earlier run: {summary}", "", "  ")
     if digest.more_undelivered:

@@ -59,7 +59,7 @@ def render_notification(digest: Digest, subject: str, day: str) -> str:
             "metadata": {
                 "threadId": f"{_replace_markup(printable(thread, 200))} {day}",
                 "summary": _code_span(subject, _TITLE),
-                "additionalContext": {"run_id": report.run_id, "mode": str(report.mode)},
+                "additionalContext": {"run_id": report.run_id, "mode": report.mode_label},
                 "enableCustomActions": False,
             },
         },
@@ -100,7 +100,7 @@ def _render_lines(digest: Digest, steps: Iterable[str]) -> Iterator[str]:
     if digest.more_undelivered:
         yield f"… and {digest.more_undelivered} more"
     links = [f"<{link.url}|{link.name}>" for link in digest.links]
-    yield " · ".join([*links, f"mode {digest.report.mode}"])
+    yield " · ".join([*links, f"mode {digest.report.mode_label}"])
 
 
 def _render_target(target: TargetDigest, *, is_alone: bool) -> Iterator[str]:

@@ -17,6 +17,9 @@ from session_reaper.summary.prose import Name, Prose, Statement
 
 def list_steps(shown: Sequence[TargetDigest], report: Report) -> Iterator[Prose]:
     """List what the reader should do, most urgent first."""
+    if report.configuration_error:
+        yield ("Fix ", Name(report.configuration_error))
+        yield (_TRY_AGAIN,)
     for target in shown:
         if target.report.is_exhausted and not target.report.results:
             yield (join_names([target.report]), ": ", *_explain_holders(target.report))
@@ -44,6 +47,12 @@ def _explain_holders(report: TargetReport) -> Prose:
         *now,
         _ADD_RULE,
     )
+
+
+_TRY_AGAIN: Final = (
+    'Invoke the function with {"check": true}: it shows the next error, or that the configuration is'
+    " valid. The next scheduled run then works again."
+)
 
 
 def _begin_with_words(hint: Prose) -> Prose:

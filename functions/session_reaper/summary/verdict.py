@@ -44,6 +44,8 @@ class RunVerdict:
 
 def choose_verdict(report: Report) -> RunVerdict:
     """Return the verdict on a run."""
+    if report.configuration_error:
+        return _make_verdict(VerdictWord.ACTION_NEEDED, _CONFIGURATION)
     if report.mode is Mode.OFF:
         return _make_verdict(VerdictWord.OFF, "no target was examined, because the mode is off.")
     # The sessions are the answer, also where applications cannot connect.
@@ -55,6 +57,11 @@ def choose_verdict(report: Report) -> RunVerdict:
     if joined:
         return _make_verdict(VerdictWord.ACTION_NEEDED, *joined, f". {results}".rstrip())
     return _choose_for_manual_run(report) or _choose_for_reaping(report, results)
+
+
+_CONFIGURATION: Final = (
+    "the configuration is invalid. Nothing is examined and nothing is terminated until it is fixed."
+)
 
 
 def _make_verdict(word: VerdictWord, *detail: str | Name | Statement) -> RunVerdict:
@@ -150,21 +157,27 @@ _UNREACHED: Final = "could not be reached:"
 
 def _list_problems(target: TargetReport) -> Iterator[str]:
     """List what is unresolved on one target, in words that the target's name follows."""
-    if target.status is TargetStatus.BLIND:
-        yield "the reaper cannot see other sessions on"
-    elif target.status is TargetStatus.FULL:
-        yield "no connection slot is left on"
-    elif target.status is TargetStatus.BREAKER:
-        yield "the breaker stopped all terminations on"
-    elif not target.is_reached and target.slots is None:
-        yield _UNREACHED
-    elif not target.is_reached:
-        yield "settings were refused on" if target.applied else "the run was not completed on"
+    if not target.is_fine:
+        yield _describe_status(target)
     if target.is_exhausted:
         yield "every slot is still in use on"
     if target.blockers:
         yield "sessions wait for a blocker that the reaper cannot end on"
     if target.protected_to_report:
         yield "a protection spares sessions that a rule matches on"
+    for secret in target.failed_secrets:
+        yield f"secret {printable(secret.name)} failed, and another one was used on"
     if target.fallback_secret is not None:
         yield "the reaper could connect only with the fallback secret on"
+
+
+def _describe_status(target: TargetReport) -> str:
+    if target.status is TargetStatus.BLIND:
+        return "the reaper cannot see other sessions on"
+    if target.status is TargetStatus.FULL:
+        return "no connection slot is left on"
+    if target.status is TargetStatus.BREAKER:
+        return "the breaker stopped all terminations on"
+    if target.slots is None:
+        return _UNREACHED
+    return "settings were refused on" if target.applied else "the run was not completed on"

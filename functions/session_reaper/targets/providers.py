@@ -50,6 +50,11 @@ def is_proxy(host: str) -> bool:
     return rds_region(host) is not None and re.search(r"\.proxy-\w+\.", host.lower()) is not None
 
 
+def is_instance_of_rds(host: str) -> bool:
+    """Return whether a host is the endpoint of one instance of RDS or Aurora."""
+    return provider_of(host) is Provider.RDS and not is_proxy(host)
+
+
 _NOW: Final = {
     Provider.VANILLA: "connect as a superuser, which has reserved slots, and run {sql}",
     Provider.RDS: "connect as the master user, which has reserved slots as a member of"

@@ -85,9 +85,26 @@ class RdsListing:
     hint: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The host and the port of a server; only endpoints built with `of` can be compared."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, host: str, port: int) -> "Endpoint":
+        """Build an endpoint whose host is in lower case and without a final dot."""
+        return cls(host.lower().removesuffix("."), port)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One PostgreSQL instance, and how to connect to it."""
+    """One PostgreSQL instance, and how to connect to it.
+
+    `addresses`: the IP addresses of the host when the run began; empty if they are not known.
+    `is_alternate`: the run is not about this target, but about another one of the same server.
+    """
 
     name: str
     group: str  # shared by the instances of a cluster
@@ -110,6 +127,13 @@ class Target:
     instance: str = ""  # RDS's identifier if the secret covers the instances of a cluster
     ignored_options: tuple[str, ...] = ()  # names of URI parameters that libpq does not have
     pause_unknown: str = ""  # why a scheduled run does not know whether the cluster is paused
+    addresses: tuple[str, ...] = field(default=(), compare=False)
+    is_alternate: bool = field(default=False, compare=False)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Host and port, for comparison."""
+        return Endpoint.of(self.host, self.port)
 
     @property
     def key(self) -> TargetKey:
