@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from threading import Event
 from typing import TYPE_CHECKING
 
 import boto3
@@ -12,12 +13,21 @@ import pytest
 from tests.integration.endpoints import reset_rds, resolve_here
 from tests.integration.stage import IDLE, REAPER, TABLE, Stage, policy
 from tests.integration.standby import run_another
-from tests.integration.wire import Impostor, Moment, Proxy, RewriteRows, hang, relay, unused_port
+from tests.integration.wire import (
+    Action,
+    Fault,
+    Impostor,
+    Moment,
+    Proxy,
+    RewriteRows,
+    hang,
+    relay,
+    unused_port,
+)
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
-    from threading import Event
 
     from infra.local.postgres import Build
     from tests.integration.stage import Run
@@ -404,6 +414,31 @@ def test_a_server_that_claims_to_be_another_stops_no_visit(
     assert run.outcomes() == {leak.pid: "terminated"}
     assert run.target()["also"] == []
     assert sorted(names(run)) == ["evil", "orders"]
+
+
+def test_a_server_that_does_not_show_our_session_stops_no_visit(stage: Stage) -> None:
+    """It passes logins on to the other server, but fails when it has to show a session."""
+    stage.session()
+    faults = iter([(), (Fault(action=Action.RESET, moment=Moment.SNAPSHOT),)])
+    is_admitted = Event()
+
+    def notice(moment: Moment) -> None:
+        if moment is Moment.PREPARE_TERMINATE:
+            is_admitted.set()
+
+    def follow(moment: Moment) -> None:
+        if moment is Moment.SNAPSHOT:
+            is_admitted.wait(20)
+
+    def answer(client: socket.socket, stop: Event) -> None:
+        with Proxy(stage.server.port, *next(faults), before=notice) as proxy:
+            relay(client, client.recv(65536), proxy.port, stop)
+
+    with Impostor(answer) as evil, Proxy(stage.server.port, before=follow) as proxy:
+        stage.target("evil", port=evil.port)
+        stage.target("orders", port=proxy.port)
+        run = stage.reap()
+    assert names(run) == ["evil", "orders"]
 
 
 def test_a_secret_that_hangs_leaves_time_for_the_next_of_its_server(stage: Stage) -> None:

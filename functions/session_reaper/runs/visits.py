@@ -201,10 +201,10 @@ def _prove_same_server(server: Server, other: Target, deadline: Deadline) -> boo
     with suppress(TargetError):
         connected = Server.connect(with_iam_token(other), deadline, application_name=there)
         with closing(connected):
-            is_same = server.find_application(there, own_name=here, deadline=deadline)
-            is_same = is_same and connected.find_application(
-                here, own_name=there, deadline=deadline
-            )
+            # One expression: an error of the second server proves nothing.
+            is_same = server.find_application(
+                there, own_name=here, deadline=deadline
+            ) and connected.find_application(here, own_name=there, deadline=deadline)
     if not is_same:
         server.find_application("", own_name=APPLICATION_NAME, deadline=deadline)
     return is_same
