@@ -416,10 +416,14 @@ def test_a_server_that_claims_to_be_another_stops_no_visit(
     assert sorted(names(run)) == ["evil", "orders"]
 
 
-def test_a_server_that_does_not_show_our_session_stops_no_visit(stage: Stage) -> None:
-    """It passes logins on to the other server, but fails when it has to show a session."""
+@pytest.mark.parametrize("action", [Action.RESET, Action.HANG])
+@pytest.mark.parametrize("moment", [Moment.STARTUP, Moment.SNAPSHOT])
+def test_a_server_that_does_not_show_our_session_stops_no_visit(
+    stage: Stage, action: Action, moment: Moment
+) -> None:
+    """It passes logins on to the other server, but not every statement."""
     stage.session()
-    faults = iter([(), (Fault(action=Action.RESET, moment=Moment.SNAPSHOT),)])
+    faults = iter([(), (Fault(action=action, moment=moment),)])
     is_admitted = Event()
 
     def notice(moment: Moment) -> None:
@@ -439,6 +443,7 @@ def test_a_server_that_does_not_show_our_session_stops_no_visit(stage: Stage) ->
         stage.target("orders", port=proxy.port)
         run = stage.reap()
     assert names(run) == ["evil", "orders"]
+    assert run.target()["error"] is None
 
 
 def test_a_secret_that_hangs_leaves_time_for_the_next_of_its_server(stage: Stage) -> None:
