@@ -37,12 +37,14 @@ class VisitedError(Exception):
 class _Visit:
     """A login of a target, and what the server says about itself.
 
-    `connected`: the target with the role and the password that were used. `owner`: the key of the
+    `connected`: the target with the role and the password that were used. `certificate`: the server's,
+    in DER; None in plaintext. `owner`: the key of the
     target whose operation runs on the server.
     """
 
     place: Place
     connected: Target
+    certificate: bytes | None
     claim: ServerIdentity | None
     rights: int  # 2: to see and to signal other roles' sessions, 1: to see them, 0: neither
     owner: TargetKey
@@ -129,6 +131,7 @@ class Visits:
         visit = _Visit(
             place=place,
             connected=connected,
+            certificate=server.certificate,
             claim=snapshot.server,
             rights=rights,
             owner=target.key,
@@ -190,6 +193,10 @@ def _is_same_server(visit: _Visit, rival: _Visit, server: Server, deadline: Dead
         return False
     if rival.place.has_endpoint_of(replace(target, addresses=(visit.place.address,))):
         return True
+    # Where many clients share one address (behind a NAT or a pooler), a server that passes our login on
+    # could prove that it is the other one. But it does not have the key of the other's certificate.
+    if visit.certificate != rival.certificate:
+        return False
     return _prove_same_server(server, rival.connected, deadline)
 
 
