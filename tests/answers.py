@@ -50,6 +50,7 @@ SNAPSHOT: Final[Mapping[str, Any]] = {
     "reserved": 3,
     "used": 5,
     "can_see": True,
+    "hidden": 0,
     "can_signal": True,
     "untracked": 0,
     "states": ["idle", "idle in transaction", "active"],

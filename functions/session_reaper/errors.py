@@ -4,6 +4,8 @@ ReaperError
 ├── ConfigurationError       invalid settings, event or policy; ends the run
 ├── TargetError              ends the work on one target, and is reported
 │   ├── FullError            SQLSTATE 53300: the server has no slot for the reaper
+│   ├── PasswordNeededError  the server requests a password, and none was given
+│   ├── NoTlsError           the server does not offer TLS
 │   ├── BlindError           the role may not see other roles' sessions
 │   ├── ConnectionLostError  the connection ended during a statement
 │   ├── ServerChangedError   another server answers now, or the server has restarted
@@ -34,6 +36,8 @@ class ConfigurationError(ReaperError):
 
     def __init__(self, place: str, problem: str) -> None:
         super().__init__(f"{place}: {problem}")
+        self.place = place
+        self.problem = problem
 
 
 class TargetError(ReaperError):
@@ -73,6 +77,14 @@ class FullError(TargetError):
     ) -> None:
         super().__init__(code, cause, hint, step=step)
         self.limit = limit
+
+
+class PasswordNeededError(TargetError):
+    """The server requests a password, and the target has none."""
+
+
+class NoTlsError(TargetError):
+    """The server does not offer TLS, and the target does not allow plaintext."""
 
 
 class BlindError(TargetError):

@@ -5,7 +5,6 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import batched
 from threading import Lock
 from typing import Final
 
@@ -158,8 +157,10 @@ def _log_outcome(target: TargetReport, result: SessionResult) -> None:
 
 
 def _log_together(message: str, target: str, keys: dict[str, str], pids: Iterable[int]) -> None:
-    for batch in batched(pids, _PIDS_PER_LINE, strict=False):
-        extra = {"target": target, **keys, "count": len(batch), "pids": list(batch)}
+    rest = list(pids)
+    while rest:
+        batch, rest = rest[:_PIDS_PER_LINE], rest[_PIDS_PER_LINE:]
+        extra = {"target": target, **keys, "count": len(batch), "pids": batch}
         logger.info(message, extra=extra)
 
 

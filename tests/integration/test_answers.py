@@ -24,7 +24,7 @@ from tests.answers import (
     replace_at,
 )
 from tests.integration.stage import ACTIVE, LEAK, REAPER, policy, rule
-from tests.integration.wire import Proxy, RewriteRows
+from tests.integration.wire import Proxy, RewriteRows, as_another_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,9 +82,12 @@ class Liars:
     def __init__(self, stage: Stage, stack: ExitStack) -> None:
         self._stage = stage
         self._stack = stack
+        self._number = 0
 
     def add(self, name: str, lie: Lie) -> Lie:
-        proxy = self._stack.enter_context(Proxy(self._stage.server.port, says=RewriteRows(lie)))
+        self._number += 1
+        says = RewriteRows(as_another_server(self._number, lie))
+        proxy = self._stack.enter_context(Proxy(self._stage.server.port, says=says))
         self._stage.target(name, port=proxy.port)
         return lie
 

@@ -10,7 +10,16 @@ import pytest
 from session_reaper.postgres.rows import SESSION_COLUMNS
 
 from tests.integration.stage import LEAK, REAPER, policy, rule
-from tests.integration.wire import Action, Detour, Fault, Impostor, Moment, Proxy, RewriteRows
+from tests.integration.wire import (
+    Action,
+    Detour,
+    Fault,
+    Impostor,
+    Moment,
+    Proxy,
+    RewriteRows,
+    as_another_server,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -25,7 +34,7 @@ HANGS_AT_SIGNAL = Fault(action=Action.HANG, moment=Moment.TERMINATE)
 
 @pytest.fixture(autouse=True)
 def _unlimited_connections(stage: Stage) -> None:
-    """All targets are one server, where the reaper's role may connect a few times only."""
+    """All targets lead to one server, where the reaper's role may connect a few times only."""
     stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT -1")
     stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
 
@@ -93,7 +102,8 @@ def test_thousands_of_condemned_sessions_on_servers_that_hang_keep_no_summary_ba
     change = snapshot_with(sessions, query)
     with ExitStack() as stack:
         for number in range(SERVERS):
-            proxy = Proxy(stage.server.port, HANGS_AT_SIGNAL, says=RewriteRows(change))
+            says = RewriteRows(as_another_server(number, change))
+            proxy = Proxy(stage.server.port, HANGS_AT_SIGNAL, says=says)
             stage.target(f"many-{number}", port=stack.enter_context(proxy).port)
         event = {"policy": policy(rule(idle_for="0s"), limits=limits), "mode": mode}
         run = stage.run(event, seconds=seconds)
@@ -118,9 +128,8 @@ def test_servers_that_also_hang_when_the_reaper_reconnects_keep_no_summary_back(
     with ExitStack() as stack:
         silent = Detour(port=stack.enter_context(Impostor()).port)
         for number in range(SERVERS):
-            proxy = Proxy(
-                stage.server.port, HANGS_AT_SIGNAL, says=RewriteRows(change), detour=silent
-            )
+            says = RewriteRows(as_another_server(number, change))
+            proxy = Proxy(stage.server.port, HANGS_AT_SIGNAL, says=says, detour=silent)
             stage.target(f"many-{number}", port=stack.enter_context(proxy).port)
         run = stage.reap(rule(idle_for="0s"), seconds=6, limits=UNLIMITED)
     assert run.seconds < 6

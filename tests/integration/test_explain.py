@@ -6,8 +6,8 @@ import json
 import re
 
 import pytest
+from session_reaper_cli.main import run as run_command
 
-from infra.replay import main as replay
 from tests.integration.stage import ACTIVE, IDLE, LEAK, Stage, Victim, policy, rule, until
 
 pytestmark = pytest.mark.every_major
@@ -146,7 +146,8 @@ def test_a_replay_explains_as_the_event_does(stage: Stage, tmp_path, capsys) -> 
     (tmp_path / "run.json").write_text(json.dumps(recorded))
     reason = explained(stage, idle, policy=document)[2]
     capsys.readouterr()
-    assert replay([str(tmp_path / "run.json"), str(tmp_path / "policy.json")]) == 0
+    arguments = [str(tmp_path / "run.json"), "--policy", str(tmp_path / "policy.json")]
+    assert run_command(["replay", *arguments]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines[str(idle.pid)].endswith(f"left alone: {reason}")
     assert "condemned by leak" in lines[str(leak.pid)]

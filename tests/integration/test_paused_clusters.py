@@ -16,7 +16,7 @@ from infra.local.aws import REGION
 from tests.integration.endpoints import reset_rds, resolve_here
 from tests.integration.grants import record_requests
 from tests.integration.stage import policy, rule
-from tests.integration.wire import Proxy, aws_but_for, hang, http
+from tests.integration.wire import Proxy, RewriteRows, as_another_server, aws_but_for, hang, http
 
 if TYPE_CHECKING:
     import socket
@@ -84,7 +84,7 @@ class Cluster:
 
 @pytest.fixture
 def proxy(stage: Stage) -> Iterator[Proxy]:
-    with Proxy(stage.server.port) as made:
+    with Proxy(stage.server.port, says=RewriteRows(as_another_server(1))) as made:
         yield made
 
 

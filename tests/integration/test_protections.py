@@ -274,6 +274,26 @@ def test_a_parallel_dump_whose_worker_begins_before_the_second_snapshot_is_left_
     assert leader.is_there
 
 
+@pytest.mark.parametrize("leaks", [[], [rule("leak", idle_for="1h")]], ids=["none", "1h"])
+@pytest.mark.parametrize("action", [{}, {"action": "cancel"}], ids=["terminate", "cancel"])
+def test_a_worker_of_a_dump_whose_leader_no_rule_matches_is_left_alone(
+    stage: Stage, leaks: Sequence[Mapping[str, object]], action: Mapping[str, object]
+) -> None:
+    leader = stage.session(IDLE, application_name="nightly-backup")
+    leader.connection.run("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    ((exported,),) = leader.connection.run("SELECT pg_export_snapshot()")
+    worker = stage.session(IDLE, application_name="nightly-backup")
+    worker.connection.run("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    worker.connection.run(f"SET TRANSACTION SNAPSHOT '{exported}'")
+    worker.start("COPY (SELECT pg_sleep(60)) TO STDOUT")
+    runaway = rule("runaway", state=[ACTIVE], query_for="1ms")
+    run = stage.reap(*leaks, {**runaway, **action})
+    assert run.outcomes() == {}
+    (group,) = run.target()["protected"]
+    assert (group["rule"], group["by"], group["count"]) == ("runaway", "built in: pg_dump", 1)
+    assert worker.state == ACTIVE
+
+
 @pytest.mark.pg_dump
 def test_a_serial_dump_under_another_name_whose_output_is_not_read_is_left_alone(
     stage: Stage, build: Build, tmp_path: Path

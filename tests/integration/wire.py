@@ -497,6 +497,17 @@ class RewriteRows:
         return b"D" + struct.pack("!iHi", 10 + len(value), 1, len(value)) + value
 
 
+def as_another_server(
+    number: int, change: Callable[[bytes], bytes] = bytes
+) -> Callable[[bytes], bytes]:
+    """Change a server's identity too, so that several proxies of one server are several servers."""
+
+    def add(found: re.Match[bytes]) -> bytes:
+        return found[1] + str(int(found[2]) + number).encode()
+
+    return lambda value: re.sub(rb'("started" ?: ?)(\d+)', add, change(value), count=1)
+
+
 def single_value(message: bytes) -> bytes | None:
     """Return the value of a row that has one; None for any other message."""
     if message[:1] != b"D" or struct.unpack_from("!H", message, 5) != (1,):

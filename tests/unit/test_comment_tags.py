@@ -28,6 +28,8 @@ from tests.unit.test_redaction_properties import HOSTILE, NAMES, queries
         ("SELECT 1 /* action='pay' , route='x' */;", {"action": "pay", "route": "x"}),
         ("SELECT 1 /*a%20b='1%2B1%3Dc'*/", {"a b": "?+?=c"}),
         (r"SELECT 1 /*name='DROP TABLE it\'s\\'*/", {"name": "DROP TABLE it's\\"}),
+        # google-cloud-sqlcommenter in Django, in a query without parameters
+        ("SELECT 1 /*route='%%5Eorders/%%28.%%2A%%29'*/", {"route": "^orders/(.*)"}),
         (
             "/*route='first'*/ SELECT 1 /*route='second',action='pay'*/",
             {"route": "first", "action": "pay"},
@@ -110,6 +112,8 @@ def test_the_end_of_a_cut_query_has_tags_only_in_an_encoded_comment_that_is_its_
         ("alice@example.com", "?"),
         ("/users/alice%40example.com/edit", "/users/?/edit"),
         ("alice%2540example.com", "?"),
+        ("alice%%2540example.com", "?"),
+        ("alice%%40example.com", "?"),
         ("a b=alice@example.com,c", "a b=?,c"),
         ("a\nb\u202ec%00%1b[31m", "a?b?c??[?m"),
         ("x" * MAX_LENGTH, "x" * MAX_LENGTH),

@@ -107,7 +107,7 @@ def seen(sessions: Sequence[Session], policy: Policy) -> list[Session]:
     """Return what a snapshot for this policy has of the sessions, as snapshot.sql chooses it."""
     scope = policy.scope()
     never = float("inf")
-    leaks_matter = State.IDLE_IN_TRANSACTION in scope.idle_floors
+    dumps_matter = not STATES_OF_A_DUMP.isdisjoint(scope.idle_floors)
     return [
         replace(
             session,
@@ -116,15 +116,21 @@ def seen(sessions: Sequence[Session], policy: Policy) -> list[Session]:
         )
         for session in sessions
         if session.idle_seconds >= scope.idle_floors.get(session.state, never)
-        or (leaks_matter and may_work_for_a_dump(session))
+        or (dumps_matter and may_belong_to_a_dump(session))
     ]
 
 
-def may_work_for_a_dump(session: Session) -> bool:
+STATES_OF_A_DUMP = {State.IDLE_IN_TRANSACTION, State.ACTIVE, State.FASTPATH}
+
+
+def may_belong_to_a_dump(session: Session) -> bool:
     return (
         session.xmin_age is not None
         and session.xid_age is None
-        and (session.query.startswith("COPY ") or session.state is State.FASTPATH)
+        and (
+            session.query.startswith("COPY ")
+            or session.state in (State.IDLE_IN_TRANSACTION, State.FASTPATH)
+        )
     )
 
 

@@ -194,7 +194,7 @@ EXACTLY_ONE = "must have exactly one of slots_used, slots_free"
     [
         (
             a_rule_with({"state": "active", "waiting_for_client": True}),
-            f"rules[0].match: has no clock; add at least one of {CLOCKS}",
+            f"rules[0].match: needs at least one of {CLOCKS}",
         ),
         (
             a_rule_with({"state": "idle", "query_for": "5m"}),

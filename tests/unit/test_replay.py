@@ -15,14 +15,15 @@ from session_reaper.policy.model import read_policy
 from session_reaper.report.document import to_recording
 from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.session import State
+from session_reaper_cli.main import run
+from session_reaper_cli.replay import decide_again, describe_verdicts, read_recording
 
-from infra.replay import decide_again, describe_verdicts, main, read_recording
 from tests.builders import a_document, a_policy, a_rule, a_session, a_snapshot
 from tests.recordings import POLICIES, RECORDINGS, verdicts_on
 from tests.recordings.scene import CANARY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from session_reaper.sessions.snapshot import Snapshot
 
@@ -129,7 +130,8 @@ def test_a_snapshot_is_recorded_without_the_literals_of_its_queries() -> None:
 def test_reading_and_recording_again_changes_nothing(recording: Path) -> None:
     (snapshot,) = read_recording(recording).values()
     again = recorded(snapshot)
-    for key in ("holders", "lock_waiters", "prepared_waiters"):  # recorded before there were these
+    # Recorded before there were these.
+    for key in ("hidden", "holders", "lock_waiters", "prepared_waiters"):
         del again[key]
     for session in again["sessions"]:
         assert [session.pop(key) for key in WAIT_KEYS] == [None, None, False]
@@ -252,6 +254,13 @@ def test_a_glob_matches_a_recorded_query_if_it_matches_the_live_query(
 # -- what is printed -------------------------------------------------------------------------------
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Run the command on a recording, a policy if there is one, and options."""
+    recording, *rest = arguments
+    has_policy = rest and not rest[0].startswith("--")
+    return run(["replay", recording, *(["--policy"] if has_policy else []), *rest])
+
+
 def replay(capture: Capture, *arguments: str) -> list[str]:
     assert main(arguments) == 0
     printed = capture.readouterr()
@@ -264,9 +273,9 @@ def refusal_of(capture: Capture, *arguments: str) -> str:
     assert main(arguments) == 2
     printed = capture.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("replay: ")
+    assert printed.err.startswith("session-reaper: ")
     assert printed.err.count("\n") == 1
-    return printed.err.removeprefix("replay: ").rstrip()
+    return printed.err.removeprefix("session-reaper: ").rstrip()
 
 
 def returned(**snapshots: Snapshot) -> dict[str, Any]:
@@ -649,7 +658,7 @@ def test_a_missing_file_or_target_is_an_error_that_names_it(
     assert refusal_of(capsys, missing) == f"{missing}: cannot be read: No such file or directory"
     assert "Is a directory" in refusal_of(capsys, str(tmp_path))
     for arguments in ((missing,), ("", "--against", missing)):
-        assert f"POLICY {missing}: file: cannot be read" in refusal_of(capsys, path, *arguments)
+        assert f"{missing}: file: cannot be read" in refusal_of(capsys, path, *arguments)
     assert refusal_of(capsys, path, "--target", "shop") == (
         "--target: unknown target 'shop'; known: orders, billing"
     )

@@ -40,19 +40,17 @@ def _find_members(group: Sequence[Session]) -> Iterator[int]:
         return
     connected = [session.connected_seconds for session in group if _is_working(session)]
     newest = min(connected, default=math.inf)
-    began = [
-        session.transaction_seconds
+    began = {
+        session.identity.pid: session.transaction_seconds
         for session in group
         if session.state is State.IDLE_IN_TRANSACTION
         and session.transaction_seconds is not None
         and newest < session.transaction_seconds
-    ]
-    if not began:
-        return
-    # The leader began first, and the workers connected after that.
-    first = max(began)
+    }
+    # Each of these may be the leader, and the workers connected after it began.
+    first = max(began.values(), default=-math.inf)
     for session in group:
-        if session.transaction_seconds == first or session.connected_seconds < first:
+        if session.identity.pid in began or session.connected_seconds < first:
             yield session.identity.pid
 
 

@@ -221,7 +221,7 @@ def _read_rule(value: object, place: str) -> Rule:
     if rule.action is Action.KEEP:
         _check_keep(rule, place)
     elif all(getattr(rule.match, clock) is None for clock in CLOCKS):
-        problem = f"has no clock; add at least one of {', '.join(CLOCKS)}"
+        problem = f"needs at least one of {', '.join(CLOCKS)}"
         raise ConfigurationError(f"{place}.match", problem)
     elif rule.action is Action.CANCEL:
         _check_cancel(rule, place)

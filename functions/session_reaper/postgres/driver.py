@@ -19,7 +19,7 @@ from pg8000.core import DATA_ROW, EXECUTE_MSG, NULL_BYTE, READY_FOR_QUERY, SYNC_
 from pg8000.native import DatabaseError, Error, InterfaceError, PreparedStatement
 
 from session_reaper.deadline import Deadline
-from session_reaper.errors import TargetError
+from session_reaper.errors import PasswordNeededError, TargetError
 from session_reaper.postgres.budget import ANSWER_MEMORY, UNCLAIMED_BYTES, MemoryBudget
 from session_reaper.postgres.scram import MAX_ITERATIONS, ScramClient
 from session_reaper.postgres.tls import NOT_POSTGRES_HINT, limit_time
@@ -345,6 +345,8 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
             raise ValueError
         if method not in self._target.allowed_auth:
             self._refuse(method)
+        if not self._target.password:
+            raise PasswordNeededError("auth", "the server requests a password", _ADD_IT)
         if (
             self._target.channel_binding is ChannelBinding.REQUIRE
             and method is not AuthMethod.SCRAM_SHA_256
@@ -461,6 +463,7 @@ _CLEAR_TEXT: Final = (
     "the server requests the password in clear text, but the connection is not verified"
 )
 _CLEAR_TEXT_HINT: Final = "Set sslmode to verify-full in the secret, or write scram-sha-256 into the server's pg_hba.conf."
+_ADD_IT: Final = "Add password to the secret."
 _METHODS_HINT: Final = (
     "Set the role's password again with password_encryption = scram-sha-256 and write scram-sha-256"
     " into pg_hba.conf, or change require_auth in the secret."

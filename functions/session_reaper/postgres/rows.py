@@ -287,16 +287,18 @@ def _read_snapshot(
     waiters = map_waiters_by_root(waits)
     if sum(map(len, waiters.values())) > _MOST_WAITERS:
         raise _InvalidError("waits")
+    hidden = _read_int(answer, "hidden")
     slots = Slots(
         max=_read_int(answer, "max"),
         reserved=_read_int(answer, "reserved"),
-        used=_read_int(answer, "used"),
+        used=_read_int(answer, "used") + hidden,
     )
     _check_counts(answer, slots)
     return Snapshot(
         role=_check_name(_get(answer, "role"), "role"),
         slots=slots,
         can_see=_read_flag(answer, "can_see"),
+        hidden=hidden,
         can_signal=_read_flag(answer, "can_signal"),
         untracked=_read_int(answer, "untracked"),
         reader=_read_flag(answer, "reader"),

@@ -57,7 +57,7 @@ from session_reaper.sessions.snapshot import (
     SnapshotScope,
     Verification,
 )
-from session_reaper.targets.target import SslMode, Target
+from session_reaper.targets.target import Target
 
 APPLICATION_NAME: Final = OWN_APPLICATION_NAME
 CONNECT_SECONDS: Final = 10.0  # for DNS, TCP, TLS and login together
@@ -122,7 +122,7 @@ class Server:
         with translate_connect_errors(f"connecting to {where}", target.password):
             sock = open_socket(target.host, target.port, deadline)
         try:
-            if target.sslmode is not SslMode.DISABLE:
+            if target.is_encrypted:
                 with translate_connect_errors(
                     f"securing the connection to {where}", target.password
                 ):

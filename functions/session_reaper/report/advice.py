@@ -20,7 +20,7 @@ from session_reaper.sessions.server_facts import (
 from session_reaper.sessions.session import Names, Slots, State
 from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.providers import MASTERS, Provider, is_proxy, reserved_slot_instructions
-from session_reaper.targets.target import SslMode, Target
+from session_reaper.targets.target import SslMode, Target, is_socket_folder
 
 MANY_IDLE: Final = 10  # idle sessions of one application and role
 MANY_IDLE_SHARE: Final = 0.25  # of the slots that ordinary roles can use
@@ -72,12 +72,12 @@ def sort_advice(advice: Iterable[Advice]) -> tuple[Advice, ...]:
 
 
 def advise_on_connection(target: Target) -> Iterator[Advice]:
-    """Advise on how the secret says to connect."""
-    if target.sslmode is SslMode.DISABLE:
+    """Advise on how the target says to connect."""
+    if target.sslmode is SslMode.DISABLE and not is_socket_folder(target.host):
         yield Advice(
             code="encrypt-connection",
-            message="The connection is in plaintext, because the secret says sslmode disable. Turn on"
-            " TLS at the server, and set sslmode to verify-full in the secret.",
+            message="The connection is in plaintext, because of sslmode disable. Turn on TLS at the"
+            " server, and set sslmode to verify-full.",
             sql=None,
         )
     if is_proxy(target.host):
@@ -124,7 +124,7 @@ def advise_on_options(target: Target) -> Iterator[Advice]:
     if target.ignored_options:
         yield Advice(
             code="remove-ignored-options",
-            message="These parameters of the secret's URI have no effect, because libpq does not know"
+            message="These parameters of the URI have no effect, because libpq does not know"
             f" them: {', '.join(target.ignored_options)}.",
             sql=None,
         )

@@ -95,15 +95,16 @@ def compare_with_known(  # noqa: PLR0913 -- the report, and everything that deci
         if not key.instance and not target.is_reached
     }
     current: dict[int, list[IssueKey]] = defaultdict(list)
-    recovered: dict[int, list[Recovery]] = defaultdict(list)
+    recovered: dict[int, dict[IssueKey, float]] = defaultdict(dict)
     ended: list[KnownIssue] = []
     for issue in known:
         owned = owners.get(issue.target, ())
         if issue.key.kind is IssueKind.UNDELIVERED:
             ended.append(issue)
         elif owned and all(_has_ended(issue.key, report.targets[i], report.mode) for i in owned):
-            seconds = max(0.0, now - issue.since)
-            recovered[owned[0]].append(Recovery(issue=issue.key, seconds=seconds))
+            # Two secrets that are one target by now may have had the same issue.
+            since_known = recovered[owned[0]].get(issue.key, 0.0)
+            recovered[owned[0]][issue.key] = max(since_known, now - issue.since)
             ended.append(issue)
         elif not owned and covers_all and issue.target.secret not in unread:
             ended.append(issue)
@@ -111,7 +112,11 @@ def compare_with_known(  # noqa: PLR0913 -- the report, and everything that deci
             for index in owned:
                 current[index].append(issue.key)
     targets = tuple(
-        replace(target, known_issues=tuple(current[index]), recovered=tuple(recovered[index]))
+        replace(
+            target,
+            known_issues=tuple(current[index]),
+            recovered=tuple(Recovery(issue=i, seconds=s) for i, s in recovered[index].items()),
+        )
         for index, target in enumerate(report.targets)
     )
     reported = tuple(_list_reported(zip(keys, targets, strict=True), known, now))

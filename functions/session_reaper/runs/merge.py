@@ -25,14 +25,15 @@ class SecretResult:
 def merge_results(results: Sequence[SecretResult], visits: Visits) -> list[TargetReport]:
     """Return one report for each server; results and reports are in configured order."""
     by_owner: dict[TargetKey, list[SecretResult]] = defaultdict(list)
-    failed: list[SecretResult] = []
+    failed: dict[TargetKey, list[Target]] = defaultdict(list)  # by the first target of their group
     for result in results:
         owner = visits.find_owner(result.target)
         if owner is None:
             # No secret of this server got in, so only their hosts and addresses can be compared.
-            failed.append(result)
-            same = (each.target for each in failed if are_one_server(each.target, result.target))
-            owner = next(same).key
+            target = result.target
+            alike = failed[visits.list_group(target)[0].key]
+            alike.append(target)
+            owner = next(each.key for each in alike if are_one_server(each, target))
         by_owner[owner].append(result)
     return [
         _merge(owner, members)

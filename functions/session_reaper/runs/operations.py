@@ -73,7 +73,7 @@ def choose_operation(request: RunRequest, policy: Policy, mode: Mode) -> Operati
     if request.apply:
         return partial(apply, policy, mode, request.apply)
     limit = policy.limits.max_per_run
-    quota = None if limit is None else Semaphore(limit)
+    quota = None if limit is None else limit_by_quota(Semaphore(limit), policy)
     if request.explain:
         return partial(explain_target, policy, quota)
     return partial(reap, policy, mode, quota)
@@ -145,13 +145,12 @@ def run_on_target(
         return record_error(job.progress.result.latest, error)
 
 
-def reap(
-    policy: Policy, mode: Mode, quota: Semaphore | None, session: TargetSession
-) -> TargetReport:
-    """Take a snapshot, decide, and terminate.
+Quota = Callable[[Decision], str | None]
+"""Returns why a condemned session is spared, None if the run may terminate it."""
 
-    `quota` counts the terminations that the run may still do on all targets together.
-    """
+
+def reap(policy: Policy, mode: Mode, quota: Quota | None, session: TargetSession) -> TargetReport:
+    """Take a snapshot, decide, and terminate what `quota` does not hold back."""
     report = _reap(policy, mode, quota, session)
     session.job.progress.complete(report)
     report = _find_waiters_of_protected(session, policy, report)
@@ -164,15 +163,15 @@ def reap(
     return report
 
 
-def _reap(
-    policy: Policy, mode: Mode, quota: Semaphore | None, session: TargetSession
-) -> TargetReport:
-    snapshot = take_visible_snapshot(session.server, policy.scope(), session.deadline)
+def _reap(policy: Policy, mode: Mode, quota: Quota | None, session: TargetSession) -> TargetReport:
+    snapshot = take_visible_snapshot(
+        session.server, policy.scope(), session.deadline, may_be_partial=session.may_be_partial
+    )
     report = _add_policy(_begin_report(session, snapshot), policy)
     session.record(report)
     decisions = decide_in_time(snapshot.sessions, snapshot.slots, policy, session.deadline)
     if quota is not None:
-        decisions = decisions.hold_back(_limit_by_quota(quota, policy))
+        decisions = decisions.hold_back(quota)
     report = _add_decisions(report, decisions)
     report = _add_unreachable(report, decisions, snapshot)
     session.record(report)
@@ -266,14 +265,16 @@ def record(session: TargetSession) -> TargetReport:
     return replace(_begin_report(session, snapshot), recorded=snapshot)
 
 
-def explain_target(policy: Policy, quota: Semaphore | None, session: TargetSession) -> TargetReport:
+def explain_target(policy: Policy, quota: Quota | None, session: TargetSession) -> TargetReport:
     """Report every session and the decision on it, and signal none."""
-    snapshot = take_visible_snapshot(session.server, ALL_SESSIONS, session.deadline)
+    snapshot = take_visible_snapshot(
+        session.server, ALL_SESSIONS, session.deadline, may_be_partial=session.may_be_partial
+    )
     report = _add_policy(_begin_report(session, snapshot), policy)
     session.record(report)
     decisions = decide_in_time(snapshot.sessions, snapshot.slots, policy, session.deadline)
     if quota is not None:
-        decisions = decisions.hold_back(_limit_by_quota(quota, policy))
+        decisions = decisions.hold_back(quota)
     return replace(
         _add_unreachable(report, decisions, snapshot),
         pressure=describe_pressure(decisions),
@@ -354,7 +355,8 @@ def _add_unreachable(
     return replace(report, protected=decisions.protected, blockers=blockers)
 
 
-def _limit_by_quota(quota: Semaphore, policy: Policy) -> Callable[[Decision], str | None]:
+def limit_by_quota(quota: Semaphore, policy: Policy) -> Quota:
+    """Count the terminations that the run may still do on all targets together."""
     reason = f"limits.max_per_run of {policy.limits.max_per_run} was reached"
 
     def limit(decision: Decision) -> str | None:

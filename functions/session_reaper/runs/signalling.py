@@ -88,7 +88,7 @@ class Signaller:
         unsent = deque(decisions)
 
         def send() -> Iterator[Identity]:
-            while unsent and sending.remaining():
+            while unsent and sending.remaining() and not self._session.stop.is_set():
                 decision = unsent.popleft()
                 log_decision(results.report, decision)
                 unanswered.append(decision)
@@ -204,7 +204,7 @@ class Signaller:
             self._results.settle(decision, Outcome.ESCAPED)
         self._missing.clear()
         self._results.used_after = found.used
-        if found.used is None:
+        if found.used is None and not self._session.may_be_partial:
             self._fail_as_blind()
         self._sort_pending(found.remaining)
 

@@ -1,7 +1,8 @@
 """The connection of a job to its target, and where the job records its progress."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Event
 
 from session_reaper.deadline import Deadline
 from session_reaper.observability import OutcomeLog
@@ -30,6 +31,8 @@ class TargetSession:
 
     `connect` replaces a lost connection. `connect_by_fallback` uses the fallback secret. `admit`
     names the server in the report, or raises if another secret's operation is to run on it.
+    `may_be_partial`: the operation works without the sessions that are hidden from our role. Once
+    `stop` is set, no further session is signalled.
     """
 
     job: TargetJob
@@ -38,6 +41,8 @@ class TargetSession:
     connect_by_fallback: Callable[[], Server]
     report: TargetReport
     admit: Callable[[TargetReport, Snapshot], TargetReport] = lambda report, _: report
+    may_be_partial: bool = False
+    stop: Event = field(default_factory=Event)
 
     @property
     def target(self) -> Target:

@@ -25,10 +25,15 @@ from session_reaper.runs.target_session import TargetSession
 from session_reaper.sessions.snapshot import Snapshot, SnapshotScope
 
 
-def take_visible_snapshot(server: Server, scope: SnapshotScope, deadline: Deadline) -> Snapshot:
-    """Take a snapshot of a server. Raises TargetError; BlindError if sessions are hidden."""
+def take_visible_snapshot(
+    server: Server, scope: SnapshotScope, deadline: Deadline, *, may_be_partial: bool = False
+) -> Snapshot:
+    """Take a snapshot of a server. Raises TargetError; BlindError if sessions are hidden.
+
+    `may_be_partial`: the sessions of our own role are enough, which our role always sees.
+    """
     snapshot = server.take_snapshot(scope, deadline)
-    if not snapshot.can_see:
+    if not snapshot.can_see and not may_be_partial:
         raise BlindError(snapshot.role, snapshot.membership)
     return snapshot
 
@@ -57,6 +62,7 @@ class Termination:
         self._policy = policy
         self._mode = mode
         self._deadline = session.deadline
+        self._may_be_partial = session.may_be_partial
         self._results = TargetResults(session, report)
         self._signaller = Signaller(session, snapshot, self._results)
         self._batches: list[_Batch] = []
@@ -81,7 +87,9 @@ class Termination:
     def _group(self, condemned: Iterable[Decision]) -> Iterator[_Batch]:
         """Group decisions by the pause that their rules ask for, the shortest first."""
         for pause, decisions in groupby(sorted(condemned, key=_pause_of), key=_pause_of):
-            batch = _Batch(pause=pause, due=Deadline(pause), decisions=tuple(decisions))
+            batch = _Batch(
+                pause=pause, due=self._deadline.capped_at(pause), decisions=tuple(decisions)
+            )
             in_time = pause == 0 or pause < self._deadline.remaining()
             no_time = f"the run has no time for confirm_after: {format_duration(pause)}"
             for decision in batch.decisions:
@@ -174,7 +182,10 @@ class Termination:
         return snapshot
 
     def _take_snapshot(self) -> Snapshot:
-        return take_visible_snapshot(self._signaller.server, self._policy.scope(), self._deadline)
+        server, scope = self._signaller.server, self._policy.scope()
+        return take_visible_snapshot(
+            server, scope, self._deadline, may_be_partial=self._may_be_partial
+        )
 
     def _decide_again(self, batch: _Batch, snapshot: Snapshot) -> dict[int, Decision]:
         """Decide on the sessions of a batch that are still in the same transaction, by pid."""

@@ -7,6 +7,7 @@ connections to one endpoint; elsewhere each server must show the session that th
 """
 
 import secrets
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -56,7 +57,8 @@ class Visits:
     def __init__(self, groups: Iterable[Sequence[Target]] = ()) -> None:
         """`groups`: targets that may be one server."""
         self._lock = Lock()
-        self._visits: list[_Visit] = []
+        self._visits: dict[TargetKey, _Visit] = {}
+        self._visits_by_claim: dict[ServerIdentity | None, list[_Visit]] = defaultdict(list)
         self._groups = {target.key: group for group in groups for target in group}
         self._tried: set[TargetKey] = set()
         self._postponed: dict[TargetKey, int] = {}  # the rights of these targets
@@ -72,20 +74,29 @@ class Visits:
         with self._lock:
             return any(
                 other.key in self._full and other.endpoint == target.endpoint
-                for other in self._list_group(target)
+                for other in self.list_group(target)
             )
 
     def has_any_of(self, group: Iterable[Target]) -> bool:
         """Return whether one of these targets has got in."""
         with self._lock:
-            return self._has_any_of(group)
+            return bool(self._list_visits(group))
 
     def find_owner(self, target: Target) -> TargetKey | None:
         """Return the key of the target whose operation runs on a target's server, if there is one."""
         with self._lock:
-            own = [visit for visit in self._visits if visit.place.target.key == target.key]
-            found = own or [v for v in self._visits if v.place.leads_to_server_of(target)]
-            return found[0].owner if found else None
+            if target.key in self._visits:
+                return self._visits[target.key].owner
+            found = (
+                visit.owner
+                for visit in self._list_visits(self.list_group(target))
+                if visit.place.leads_to_server_of(target)
+            )
+            return next(found, None)
+
+    def list_group(self, target: Target) -> Sequence[Target]:
+        """Return the targets that may be one server with this one, and itself, in configured order."""
+        return self._groups.get(target.key, (target,))
 
     def begin(self, target: Target, deadline: Deadline) -> Deadline:
         """Record that a target is tried, and return the deadline for connecting.
@@ -95,9 +106,10 @@ class Visits:
         """
         with self._lock:
             self._tried.add(target.key)
-            if any(visit.place.covers(target) for visit in self._visits):
+            visits = self._list_visits(self.list_group(target))
+            if any(visit.place.covers(target) for visit in visits):
                 raise VisitedError
-            if target.is_alternate and self._has_any_of(self._list_group(target)):
+            if target.is_alternate and visits:
                 raise VisitedError
             return deadline.capped_at(deadline.remaining() / (1 + len(self._list_untried(target))))
 
@@ -121,7 +133,7 @@ class Visits:
             is_verified=connected.is_verified,
             is_pooled=snapshot.behind_pooler or is_proxy(target.host),
         )
-        group = self._list_group(target)
+        group = self.list_group(target)
         requested = [each for each in group if not each.is_alternate]
         if target.is_alternate and not any(map(place.leads_to_server_of, requested)):
             raise VisitedError
@@ -141,7 +153,7 @@ class Visits:
         while (rival := self._add_unless_visited(visit, refuted)) is not None:
             if _is_same_server(visit, rival, server, proofs):
                 with self._lock:
-                    self._visits.append(replace(visit, owner=rival.owner))
+                    self._visits[target.key] = replace(visit, owner=rival.owner)
                 raise VisitedError
             refuted.append(rival)
         if refuted:
@@ -156,7 +168,7 @@ class Visits:
                 return False
             others = [
                 other
-                for other in self._list_group(target)
+                for other in self.list_group(target)
                 if other.key not in self._tried or self._postponed.get(other.key, 0) > rights
             ]
             if not any(map(place.covers, others)):
@@ -165,24 +177,21 @@ class Visits:
             return True
 
     def _list_untried(self, target: Target) -> list[Target]:
-        return [each for each in self._list_group(target) if each.key not in self._tried]
+        return [each for each in self.list_group(target) if each.key not in self._tried]
 
-    def _list_group(self, target: Target) -> Sequence[Target]:
-        return self._groups.get(target.key, (target,))
-
-    def _has_any_of(self, group: Iterable[Target]) -> bool:
-        keys = {target.key for target in group}
-        return any(visit.place.target.key in keys for visit in self._visits)
+    def _list_visits(self, group: Iterable[Target]) -> list[_Visit]:
+        return [self._visits[target.key] for target in group if target.key in self._visits]
 
     def _add_unless_visited(self, visit: _Visit, refuted: Sequence[_Visit]) -> _Visit | None:
         """Add a visit, or return an earlier one that may be to the same server."""
         with self._lock:
-            for earlier in self._visits if len(refuted) < _MOST_PROOFS else ():
-                is_claimed = visit.claim is not None and earlier.claim == visit.claim
-                is_enough = earlier.rights >= visit.rights
-                if is_claimed and is_enough and earlier not in refuted:
-                    return earlier
-            self._visits.append(visit)
+            rivals = self._visits_by_claim[visit.claim]
+            if visit.claim is not None and len(refuted) < _MOST_PROOFS:
+                for earlier in rivals:
+                    if earlier.rights >= visit.rights and earlier not in refuted:
+                        return earlier
+            self._visits[visit.place.target.key] = visit
+            rivals.append(visit)
         return None
 
 

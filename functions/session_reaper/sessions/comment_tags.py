@@ -48,7 +48,10 @@ def _find_tagged(query: str, end: str) -> Iterator[str]:
 
 
 def _decode(text: str) -> str:
-    return unquote(re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL))
+    # Python's libraries double each % for the driver, which leaves it so in a query without parameters.
+    # An encoder itself writes %25.
+    unescaped = re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+    return unquote(unescaped.replace("%%", "%"))
 
 
 def _redact(value: str) -> str:

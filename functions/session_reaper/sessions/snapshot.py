@@ -90,12 +90,13 @@ class Verification:
 class Snapshot:
     """The state of one server at one moment.
 
-    `can_see`: our role sees the sessions of other roles. `can_signal`: it may signal all roles except
-    superusers. `untracked`: client backends whose state is `disabled`. `reader`: the server is a
-    replica. `behind_pooler`: the server shows the sessions of a pooler. `taken_at`: microseconds
-    since 1970 by the server's clock. `holders`: the largest groups, if many slots are used.
-    `lock_waiters`: the number of processes that wait for a lock; `prepared_waiters`: sessions that wait
-    for a prepared transaction, if the scope has waits, at most a few hundred. `states`, and `oldest_idle_in_transaction` (seconds, with
+    `can_see`: our role sees the sessions of other roles; `hidden` is the number of those that it does
+    not see. `can_signal`: it may signal all roles except superusers. `untracked`: client backends
+    whose state is `disabled`. `reader`: the server is a replica. `behind_pooler`: the server shows the
+    sessions of a pooler. `taken_at`: microseconds since 1970 by the server's clock. `holders`: the
+    largest groups, if many slots are used. `lock_waiters`: the number of processes that wait for a
+    lock; `prepared_waiters`: sessions that wait for a prepared transaction, if the scope has waits, at
+    most a few hundred. `states`, and `oldest_idle_in_transaction` (seconds, with
     aborted ones), cover all client backends except our own; `sessions` only those in the scope.
     """
 
@@ -107,6 +108,7 @@ class Snapshot:
     reader: bool
     behind_pooler: bool
     # Older recordings lack the values that have a default.
+    hidden: int = 0
     server: ServerIdentity | None = None
     taken_at: int = 0
     membership: Membership = UNKNOWN_MEMBERSHIP

@@ -37,6 +37,7 @@ class Group:
     role: str
     count: int
     oldest: Decision  # on the session that is longest in its state
+    pids: tuple[int, ...]
     first: Sequence[Decision] = ()  # on the sessions whose comment tags are read
     comment_tags: Sequence[str] = ()
     deadline: Deadline | None = None  # for reading comment tags, which takes up to 2 ms each
@@ -119,6 +120,7 @@ def group_sessions(
             role=printable(role, 63),
             count=len(decisions),
             oldest=max(decisions, key=lambda decision: decision.session.idle_seconds),
+            pids=tuple(decision.pid for decision in decisions),
             first=decisions[:_MOST_COUNTED],
             comment_tags=comment_tags,
             deadline=deadline,

@@ -10,11 +10,15 @@ from urllib.parse import unquote, urlsplit
 
 from session_reaper.documents import UNSENDABLE
 from session_reaper.errors import TargetError
-from session_reaper.targets.connection_options import OPTIONS, find_duplicate, find_unsupported
+from session_reaper.targets.connection_options import (
+    OPTIONS,
+    find_duplicate,
+    find_unsupported,
+    parse_require_auth,
+)
 from session_reaper.targets.foreign_keys import find_foreign_key
 from session_reaper.targets.providers import rds_region
 from session_reaper.targets.target import (
-    ANY_AUTH,
     Auth,
     AuthMethod,
     ChannelBinding,
@@ -432,18 +436,12 @@ class _Reader:
         return value or None
 
     def _allowed_auth(self) -> frozenset[AuthMethod]:
-        """Read require_auth: methods to allow, or methods to refuse, each with ! before it."""
-        written = self.optional("require_auth")
-        if not written:
-            return ANY_AUTH
-        methods = [method.strip() for method in written.split(",")]
-        refused = [method.startswith("!") for method in methods]
-        names = {method.removeprefix("!") for method in methods}
-        if any(refused) != all(refused) or names - _AUTH_METHODS:
+        """Read require_auth."""
+        allowed = parse_require_auth(self.optional("require_auth"))
+        if allowed is None:
             problem = "require_auth must be a list of authentication methods"
             hint = f"Write a comma-separated list of {', '.join(AuthMethod)}; or a list of methods"
             raise self.error(problem, f"{hint} to refuse, each with ! before it.")
-        allowed = frozenset(each for each in AuthMethod if (each in names) != all(refused))
         if not allowed:
             problem = "require_auth allows no method that the reaper supports"
             raise self.error(problem, f"Allow one of {', '.join(AuthMethod)}.")
@@ -476,7 +474,6 @@ class _Reader:
 
 _PASSWORD_MISSING: Final = ("password is missing", "Add password to the secret.")
 _URI_HINT: Final = "Write postgres://user:password@host:port/dbname."
-_AUTH_METHODS: Final = frozenset({*AuthMethod, "gss", "sspi", "oauth"})  # all of libpq's
 _PARTS_OF_URI: Final = ("host", "port", "user", "password", "dbname")
 _LONG_PASSWORD: Final = 8  # characters; a shorter password may occur in a name by chance
 _SCHEME: Final = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")

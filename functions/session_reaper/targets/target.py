@@ -141,15 +141,25 @@ class Target:
         return TargetKey(self.secret_arn, self.instance)
 
     @property
+    def is_encrypted(self) -> bool:
+        """Whether connections use TLS; as in libpq, those over a Unix socket never do."""
+        return self.sslmode is not SslMode.DISABLE and not is_socket_folder(self.host)
+
+    @property
     def is_verified(self) -> bool:
         """Whether TLS proves the server's identity, so that a clear-text password may be sent."""
         has_own_ca = self.sslmode is SslMode.VERIFY_CA and self.sslrootcert is not None
-        return self.sslmode is SslMode.VERIFY_FULL or has_own_ca
+        return self.is_encrypted and (self.sslmode is SslMode.VERIFY_FULL or has_own_ca)
 
     @property
     def secret_name(self) -> str:
         """Name of the target's secret."""
         return name_of_secret(self.secret_arn)
+
+
+def is_socket_folder(host: str) -> bool:
+    """Return whether a host is the folder of a Unix socket; only the command accepts one."""
+    return host.startswith("/")
 
 
 # An AWS service that manages a secret names it SERVICE!NAME.

@@ -8,7 +8,7 @@
 --
 -- {columns}      the columns of a session, in the order in which rows.py reads them
 -- {idle_for}     a JSON object, state -> seconds: sessions in other states, or in their state for less
---                time, match no rule and stay on the server, except possible workers of a dump
+--                time, match no rule and stay on the server, except those that a dump may have
 -- {waits}        waits.sql, or NULL if no rule needs it: planning it takes a fifth of the whole
 -- {holders}      holders.sql, which runs only where many of the slots are used
 -- {holders_from} from this share of the slots on
@@ -37,6 +37,10 @@ SELECT json_build_object(
     -- A row that is hidden from us has a NULL backend_type, so no other count includes it.
     'can_see', pg_has_role('pg_read_all_stats', 'USAGE')
         AND count(*) FILTER (WHERE a.backend_type IS NULL AND a.usesysid IS NOT NULL) = 0,
+    -- Their other columns are hidden, too. Background processes have no role or no database.
+    'hidden', count(*) FILTER (
+        WHERE a.backend_type IS NULL AND a.usesysid IS NOT NULL AND a.datid IS NOT NULL
+    ),
     'can_signal', pg_has_role('pg_signal_backend', 'USAGE'),
     'untracked', count(*) FILTER (WHERE a.backend_type = 'client backend' AND a.state = 'disabled'),
     'states', json_agg(a.state) FILTER (WHERE a.backend_type = 'client backend'),
@@ -51,13 +55,18 @@ SELECT json_build_object(
         AND (
             extract(epoch FROM m.now - a.state_change)
                 >= (CAST({idle_for} AS json) ->> a.state)::double precision
-            -- The workers of a parallel dump show that its leader, idle in transaction, is no leak.
+            -- A parallel dump is recognised by its leader, idle in transaction, and its workers together,
+            -- so all of them are needed if a rule may match one of them.
             -- LIKE with a prefix compares bytes, so any encoding will do.
-            OR CAST({idle_for} AS json) ->> 'idle in transaction' IS NOT NULL
+            OR coalesce(
+                    CAST({idle_for} AS json) ->> 'idle in transaction',
+                    CAST({idle_for} AS json) ->> 'active',
+                    CAST({idle_for} AS json) ->> 'fastpath function call'
+                ) IS NOT NULL
                 AND a.backend_xmin IS NOT NULL AND a.backend_xid IS NULL
                 AND (
                     a.query LIKE 'COPY %' OR a.query LIKE 'LOCK TABLE %'
-                    OR a.state = 'fastpath function call'
+                    OR a.state IN ('idle in transaction', 'fastpath function call')
                 )
         )
     ), '[]'),

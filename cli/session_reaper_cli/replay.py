@@ -1,10 +1,8 @@
-"""`make replay`: decide offline, with the deployed engine, on a recorded snapshot.
+"""Decides offline, with the engine of the Lambda, on a recorded snapshot.
 
-    python -m infra.replay RECORDING [POLICY] [--target NAME] [--against OTHER_POLICY]
-
-RECORDING is what the event {"record": true} returned, or one snapshot from it. The output has a head
-line per target and a line per session, ordered by pid, so that `diff` can compare two replays. With
---against, it has only the sessions on which the two policies differ, in the form of a diff.
+A recording is what `record` or the event {"record": true} returned, or one snapshot from it. The output
+has a head line per target and a line per session, ordered by pid, so that `diff` can compare two
+replays. `--against` shows only the sessions on which two policies differ, in the form of a diff.
 
 A replay differs from a run where a recording does not tell enough:
 - Queries are recorded as `query` globs match them, without literals and comments, so
@@ -13,11 +11,8 @@ A replay differs from a run where a recording does not tell enough:
 - Sessions that would escape the guard are not known.
 """
 
-import argparse
 import json
-import signal
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from ipaddress import ip_address
@@ -25,7 +20,6 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from session_reaper.deadline import Deadline
 from session_reaper.decision.decide import decide
 from session_reaper.decision.explain import ExplainedOutcome, Explanation, explain
 from session_reaper.decision.limits import describe_pressure
@@ -34,62 +28,28 @@ from session_reaper.documents import short_repr
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.model import Policy
 from session_reaper.report.text import printable
-from session_reaper.runs.policy_source import load_policy
 from session_reaper.sessions.session import State
 from session_reaper.sessions.snapshot import Snapshot
 
-_MAX_NAME, _MAX_LINE = 64, 2000  # characters: PostgreSQL's names have 63 bytes
+from session_reaper_cli.policies import load
+
+_MAX_NAME = 64  # characters: PostgreSQL's names have 63 bytes
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the verdicts and return the exit status: 2 if an input cannot be read."""
-    options = _parser().parse_args(arguments)
-    try:
-        snapshots = read_recording(options.recording, options.target)
-        policy = _load_policy(options.policy)
-        if options.against is None:
-            lines = [
-                line
-                for name, snapshot in snapshots.items()
-                for line in describe_verdicts(name, snapshot, policy)
-            ]
-        else:
-            old = _load_policy(options.against)
-            names = [path or "the bundled policy" for path in (options.against, options.policy)]
-            differences = describe_differences(snapshots, old, policy)
-            lines = [f"--- {names[0]}", f"+++ {names[1]}", *differences]
-    except ConfigurationError as error:
-        print(printable(f"replay: {error}", _MAX_LINE), file=sys.stderr)
-        return 2
-    for line in lines:
-        print(printable(line, _MAX_LINE))
-    return 0
+def replay(recording: Path, policy: str, against: str | None, target: str | None) -> Iterator[str]:
+    """Yield the lines of a replay; a policy of "" is the bundled one.
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("recording", type=Path, metavar="RECORDING", help="a JSON file")
-    parser.add_argument(
-        "policy",
-        nargs="?",
-        default="",
-        metavar="POLICY",
-        help="a YAML or JSON file (default: the bundled policy)",
-    )
-    parser.add_argument("--target", metavar="NAME", help="only this target of the recording")
-    parser.add_argument(
-        "--against",
-        metavar="OTHER_POLICY",
-        help='the policy to compare with; "" is the bundled policy',
-    )
-    return parser
-
-
-def _load_policy(path: str) -> Policy:
-    source = str(Path(path).resolve()) if path else ""
-    return load_policy(source, Deadline(10))
+    Raises ConfigurationError if an input cannot be read.
+    """
+    snapshots = read_recording(recording, target)
+    new = load(policy)
+    if against is None:
+        for name, snapshot in snapshots.items():
+            yield from describe_verdicts(name, snapshot, new)
+        return
+    names = [path or "the bundled policy" for path in (against, policy)]
+    yield from (f"--- {names[0]}", f"+++ {names[1]}")
+    yield from describe_differences(snapshots, load(against), new)
 
 
 # -- verdicts -------------------------------------------------------------------------------------
@@ -313,8 +273,3 @@ def _read_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401 -- as
         return State(value)
     expected = _EXPECTED.get(get_origin(kind) or kind, "an object")
     raise ConfigurationError(place or "snapshot", f"must be {expected}, not {short_repr(value)}")
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without an error
-    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Runs an operation of the engine on one server, and ends it truthfully at Ctrl-C.
+
+The operation runs in a thread. At the first Ctrl-C its time is cut short: no further session is
+signalled, and the signalled ones are verified once more. The report is what the thread has recorded by
+then, as at the end of a Lambda's time.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from session_reaper.deadline import Deadline
+from session_reaper.errors import TargetError
+from session_reaper.observability import SERVICE, OutcomeLog
+from session_reaper.policy.model import Policy
+from session_reaper.postgres.server import Server
+from session_reaper.report.model import TargetReport, record_error, record_unfinished
+from session_reaper.runs.operations import Operation, create_report
+from session_reaper.runs.parallel import JobResult, Progress
+from session_reaper.runs.target_session import TargetJob, TargetSession
+from session_reaper.targets.target import Target
+
+from session_reaper_cli.connections.login import Say, connect
+from session_reaper_cli.terminal import show_traceback
+
+RUN_SECONDS: Final = 60.0
+_LAST_SECONDS: Final = 3.0  # after Ctrl-C
+_POLL_SECONDS: Final = 0.1
+_GRACE: Final = 0.5  # seconds after the deadline in which the thread may still record its result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRun:
+    """The report of an operation, and whether Ctrl-C ended it."""
+
+    report: TargetReport
+    is_interrupted: bool
+
+
+class Interrupts:
+    """Counts Ctrl-C, which raises no exception meanwhile: nothing may hide what was signalled."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, *_: object) -> None:
+        """Count one more; this is the handler of the signal."""
+        self.count += 1
+
+
+@contextmanager
+def count_interrupts() -> Iterator[Interrupts]:
+    """Count Ctrl-C in the block. For the main thread."""
+    interrupts = Interrupts()
+    before = signal.signal(signal.SIGINT, interrupts.add)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class HurryingClock:
+    """A monotonic clock that can be moved forward, so that every deadline comes sooner."""
+
+    def __init__(self) -> None:
+        self._skipped = 0.0
+
+    def __call__(self) -> float:
+        """Return the seconds on the clock."""
+        return time.monotonic() + self._skipped
+
+    def skip(self, seconds: float) -> None:
+        """Move the clock forward."""
+        self._skipped += max(0.0, seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenTarget:
+    """A connected server. `may_be_partial`: the sessions of our own role are enough."""
+
+    server: Server
+    target: Target
+    policy: Policy
+    may_be_partial: bool = False
+
+
+def run_operation(
+    operation: Operation, opened: OpenTarget, interrupts: Interrupts, say: Say
+) -> LocalRun:
+    """Run an operation on a connected server; an error becomes part of the report."""
+    target = opened.target
+    clock = HurryingClock()
+    deadline = Deadline(RUN_SECONDS, clock)
+    progress, log = Progress(create_report(target)), OutcomeLog()
+    job = TargetJob(
+        target=target,
+        policy=opened.policy,
+        progress=progress,
+        outcomes=log,
+        deadline=deadline,
+    )
+    session = TargetSession(
+        job=job,
+        server=opened.server,
+        connect=partial(connect, target),
+        connect_by_fallback=partial(_connect_by_fallback, target, deadline),
+        report=create_report(target),
+        may_be_partial=opened.may_be_partial,
+    )
+    thread = threading.Thread(target=_work, args=(operation, session, progress), daemon=True)
+    logging.getLogger(SERVICE).setLevel(logging.CRITICAL + 1)  # the engine's log is for CloudWatch
+    thread.start()
+    end = deadline.extended_by(_GRACE)
+    while thread.is_alive() and end.remaining() and interrupts.count <= 1:
+        progress.wait(_POLL_SECONDS)
+        if not interrupts.count or session.stop.is_set():
+            continue
+        session.stop.set()
+        say(
+            "Stopping: no further session is signalled. Ctrl-C again does not wait for the outcomes."
+        )
+        clock.skip(deadline.remaining() - _LAST_SECONDS)
+    session.stop.set()  # before the result is read: a thread that goes on signals nothing
+    report = log.complete(_report_of(progress.result), Deadline(0))
+    return LocalRun(report=report, is_interrupted=interrupts.count > 0)
+
+
+def _work(operation: Operation, session: TargetSession, progress: Progress[TargetReport]) -> None:
+    try:
+        progress.complete(operation(session))
+    except TargetError as error:
+        progress.complete(record_error(progress.result.latest, error))
+    except Exception as bug:  # noqa: BLE001 -- what was done until then must be reported
+        progress.fail(bug)
+        show_traceback(bug)
+    finally:
+        progress.end()
+
+
+def _report_of(result: JobResult[TargetReport]) -> TargetReport:
+    return result.latest if result.is_complete else record_unfinished(result.latest, result.bug)
+
+
+def _connect_by_fallback(target: Target, deadline: Deadline) -> Server:
+    from session_reaper_cli.connections.secret import find_fallback_target  # noqa: PLC0415 -- boto3 takes 150 ms
+
+    return connect(find_fallback_target(target, deadline))
