@@ -198,7 +198,9 @@ class Visits:
 def _is_same_server(visit: _Visit, rival: _Visit, server: Server, deadline: Deadline) -> bool:
     """Return whether two visits that claim to be to the same server are."""
     target = visit.place.target
-    if not rival.place.is_as_secure_as(target) or are_instances_of_rds(rival.connected, target):
+    has_same_key = visit.certificate is not None and visit.certificate == rival.certificate
+    is_secure = has_same_key or rival.place.is_as_secure_as(target)
+    if not is_secure or are_instances_of_rds(rival.connected, target):
         return False
     if rival.place.has_endpoint_of(replace(target, addresses=(visit.place.address,))):
         return True
