@@ -21,7 +21,7 @@ from session_reaper.postgres.server import APPLICATION_NAME, Server
 from session_reaper.runs.parallel import PostponeError
 from session_reaper.sessions.snapshot import ServerIdentity, Snapshot
 from session_reaper.targets.providers import is_proxy
-from session_reaper.targets.servers import Place, are_instances_of_rds
+from session_reaper.targets.servers import Place, are_instances_of_rds, are_one_server
 from session_reaper.targets.target import Target, TargetKey
 
 _PROOF_SECONDS: Final = 3.0  # for all proofs of one target; a hostile server may take all of it
@@ -97,6 +97,11 @@ class Visits:
     def list_group(self, target: Target) -> Sequence[Target]:
         """Return the targets that may be one server with this one, and itself, in configured order."""
         return self._groups.get(target.key, (target,))
+
+    def list_others(self, target: Target) -> Sequence[Target]:
+        """Return the other targets of a target's server, as far as hosts and addresses tell."""
+        others = (each for each in self.list_group(target) if each.key != target.key)
+        return tuple(each for each in others if are_one_server(target, each))
 
     def begin(self, target: Target, deadline: Deadline) -> Deadline:
         """Record that a target is tried, and return the deadline for connecting.
