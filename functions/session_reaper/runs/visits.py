@@ -24,6 +24,8 @@ from session_reaper.targets.providers import is_proxy
 from session_reaper.targets.servers import Place, are_instances_of_rds, are_one_server
 from session_reaper.targets.target import Target, TargetKey
 
+_LOGIN_SECONDS: Final = 3.0
+_LOGIN_SHARE: Final = 0.25  # of the time left, at most
 _PROOF_SECONDS: Final = 3.0  # for all proofs of one target; a hostile server may take all of it
 _PROOF_SHARE: Final = 0.2  # of the time left, at most
 _ALL_RIGHTS: Final = 2
@@ -39,8 +41,7 @@ class _Visit:
     """A login of a target, and what the server says about itself.
 
     `connected`: the target with the role and the password that were used. `certificate`: the server's,
-    in DER; None in plaintext. `owner`: the key of the
-    target whose operation runs on the server.
+    in DER; None in plaintext. `owner`: the key of the target whose operation runs on the server.
     """
 
     place: Place
@@ -106,8 +107,8 @@ class Visits:
     def begin(self, target: Target, deadline: Deadline) -> Deadline:
         """Record that a target is tried, and return the deadline for connecting.
 
-        It leaves time for the other targets of the group. Raises VisitedError if the target need not
-        connect.
+        It leaves time for the other targets of the group, but any number of them leaves this one
+        enough for a login. Raises VisitedError if the target need not connect.
         """
         with self._lock:
             self._tried.add(target.key)
@@ -116,7 +117,9 @@ class Visits:
                 raise VisitedError
             if target.is_alternate and visits:
                 raise VisitedError
-            return deadline.capped_at(deadline.remaining() / (1 + len(self._list_untried(target))))
+            share = deadline.remaining() / (1 + len(self._list_untried(target)))
+            least = min(_LOGIN_SECONDS, _LOGIN_SHARE * deadline.remaining())
+            return deadline.capped_at(max(share, least))
 
     def admit(
         self,
