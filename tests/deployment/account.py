@@ -102,6 +102,11 @@ class Account:
         document: dict[str, Any] = json.loads(answer["Payload"].read())
         return document
 
+    def denials(self, begin: int) -> set[str]:
+        """Return the calls that IAM denied since the log had this length, with their resources."""
+        lines = self.log.read_text()[begin:].splitlines()
+        return {one.removeprefix("DENIED ") for one in lines if one.startswith("DENIED ")}
+
 
 @contextmanager
 def run_account(folder: Path, tls: Tls) -> Iterator[Account]:

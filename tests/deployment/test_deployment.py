@@ -51,7 +51,7 @@ def leaked_session(database: Server) -> Iterator[int]:
         yield pid
 
 
-def await_summary(deployed: Deployed, text: str) -> dict[str, Any]:
+def await_message(deployed: Deployed, text: str) -> dict[str, Any]:
     """Return the first new message of the topic that contains the text."""
     found: list[dict[str, Any]] = []
 
@@ -108,7 +108,7 @@ def test_the_schedule_terminates_a_leak_and_the_summary_arrives(
 ) -> None:
     with leaked_session(database) as pid:
         until(lambda: not is_connected(database, pid), "the leak is terminated", FIRE_SECONDS)
-    summary = await_summary(deployed, "1 session terminated")
+    summary = await_message(deployed, "1 session terminated")
     assert summary["TopicArn"] == deployed.outputs["TopicArn"]
     assert summary["MessageAttributes"]["severity"]["Value"] == "info"
 
@@ -127,6 +127,46 @@ def test_the_log_group_receives_the_log(deployed: Deployed) -> None:
     logs = deployed.account.client("logs")
     found = logs.filter_log_events(logGroupName=deployed.outputs["LogGroupName"])["events"]
     assert any('"message":"run"' in one["message"] for one in found)
+
+
+def test_a_secret_without_the_tag_is_not_readable(deployed: Deployed) -> None:
+    secrets = deployed.account.client("secretsmanager")
+    orders = json.loads(secrets.get_secret_value(SecretId="orders")["SecretString"])
+    secrets.create_secret(Name="rescue", SecretString=json.dumps(orders))
+    fallback = json.dumps(orders | {"fallback_secret": "rescue"})
+    secrets.put_secret_value(SecretId="orders", SecretString=fallback)
+    begin = len(deployed.account.log.read_text())
+    answer = deployed.invoke({"check": True})
+    assert answer["totals"]["failed"] == 0
+    [denied] = deployed.account.denials(begin)
+    assert denied.startswith("secretsmanager:GetSecretValue")
+    assert ":secret:rescue-" in denied
+
+
+def test_a_run_that_fails_is_kept_in_the_dead_letter_queue(deployed: Deployed) -> None:
+    deployed.account.client("lambda").invoke(
+        FunctionName=deployed.outputs["FunctionName"],
+        InvocationType="Event",
+        Payload=b'{"unknown": 1}',
+    )
+    sqs = deployed.account.client("sqs")
+    messages: list[dict[str, Any]] = []
+
+    def is_here() -> bool:
+        answer = sqs.receive_message(QueueUrl=deployed.outputs["DeadLettersUrl"])
+        messages.extend(answer.get("Messages", []))
+        return bool(messages)
+
+    until(is_here, "a dead letter", 60)
+    assert "event.unknown" in messages[0]["Body"]
+
+
+def test_an_alarm_of_the_stack_reaches_the_topic(deployed: Deployed) -> None:
+    deployed.account.client("cloudwatch").set_alarm_state(
+        AlarmName=f"{STACK}-NoSuccessfulRun", StateValue="ALARM", StateReason="test"
+    )
+    alarm = json.loads(await_message(deployed, "NoSuccessfulRun")["Message"])
+    assert "Invoke the function" in alarm["AlarmDescription"]
 
 
 # -- switch it off ---------------------------------------------------------------------------------
@@ -188,15 +228,16 @@ def updated(deployed: Deployed, database: Server) -> Deployed:
     """The stack with other parameters: more secrets, a second topic, no alarms."""
     secrets = deployed.account.client("secretsmanager")
     orders = json.loads(secrets.get_secret_value(SecretId="orders")["SecretString"])
+    orders.pop("fallback_secret", None)
 
     def secret(name: str, **changes: str) -> str:
         value = json.dumps(orders | changes)
         arn: str = secrets.create_secret(Name=name, SecretString=value)["ARN"]
         return arn
 
-    master = secret("rescue", username="postgres", password=database.password)
+    master = secret("master", username="postgres", password=database.password)
     secrets.put_secret_value(
-        SecretId="orders", SecretString=json.dumps(orders | {"fallback_secret": "rescue"})
+        SecretId="orders", SecretString=json.dumps(orders | {"fallback_secret": "master"})
     )
     pager = deployed.account.client("sns").create_topic(Name="pager")["TopicArn"]
     with full_server(database):
@@ -306,8 +347,7 @@ class Role:
         with full_server(self.database):
             self.deployed.invoke({})
         self.deployed.invoke({})
-        lines = account.log.read_text()[begin:].splitlines()
-        return {one.removeprefix("DENIED ") for one in lines if one.startswith("DENIED ")}
+        return account.denials(begin)
 
 
 def _listed(value: str | list[str]) -> list[str]:
@@ -373,6 +413,16 @@ def test_the_webhook_posts_summaries_to_slack(updated: Deployed, slack: Slack) -
     updated.invoke({"check": True})
     until(lambda: slack.posts, "a post", 60)
     assert "CHECKED" in json.dumps(slack.posts[0])
+
+
+def test_a_check_reports_a_secret_that_was_created_again(updated: Deployed) -> None:
+    secrets = updated.account.client("secretsmanager")
+    value = secrets.get_secret_value(SecretId="ledger")["SecretString"]
+    secrets.delete_secret(SecretId="ledger", ForceDeleteWithoutRecovery=True)
+    secrets.create_secret(Name="ledger", SecretString=value)
+    targets = updated.invoke({"check": True})["targets"]
+    [error] = [one["error"] for one in targets if one["error"]]
+    assert "created again has a new ARN" in error["hint"]
 
 
 # -- deletion --------------------------------------------------------------------------------------
