@@ -37,7 +37,7 @@ help: ## list the targets
 
 .PHONY: demo
 demo: .venv/installed ## show how a full database recovers, with a real PostgreSQL and the real handler
-	@PYTHONPATH=functions:. $(PYTHON) -m infra.local.demo
+	@PYTHONPATH=cli:functions:. $(PYTHON) -m infra.local.demo
 
 .PHONY: test
 test: .venv/installed ## [ARGS=--thorough]: run the unit, template and integration tests, with an embedded PostgreSQL
@@ -53,7 +53,7 @@ faults: .venv/installed ## run the heavy tests: terminate a thousand sessions, r
 
 .PHONY: storm
 storm: .venv/installed $(SERVERS)/installed ## [ARGS="--majors 16 --hair-trigger"]: run 200,000 healthy transactions per major while two reapers terminate leaks (needs npm)
-	PYTHONPATH=functions:. $(PYTHON) -m tests.storm $(SERVERS) $(ARGS)
+	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.storm $(SERVERS) $(ARGS)
 
 .PHONY: storm-short
 storm-short: .venv/installed $(SERVERS)/installed ## run the storm with 10,000 transactions on the oldest and the newest major (needs npm)
@@ -64,8 +64,8 @@ check: .venv/installed .tools/sam/installed .tools/checkov/installed ## check fo
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	PYTHONPATH=functions:. $(PYTHON) -m infra.policy_schema --check
-	PYTHONPATH=functions:. $(PYTHON) -m infra.trust_store --check
+	PYTHONPATH=cli:functions:. $(PYTHON) -m infra.policy_schema --check
+	PYTHONPATH=cli:functions:. $(PYTHON) -m infra.trust_store --check
 	$(SAM)/cfn-lint --append-rules infra/cfn_rules --regions $(REGIONS) \
 		-t $(filter-out infra/slack.yaml,$(TEMPLATES))
 	$(SAM)/cfn-lint --append-rules infra/cfn_rules -t infra/slack.yaml
@@ -80,25 +80,29 @@ format: .venv/installed ## format the code and fix what ruff can fix
 
 .PHONY: schema
 schema: .venv/installed ## regenerate the policy's JSON Schema from its types
-	PYTHONPATH=functions:. $(PYTHON) -m infra.policy_schema --write
+	PYTHONPATH=cli:functions:. $(PYTHON) -m infra.policy_schema --write
 
 .PHONY: certs
 certs: .venv/installed ## [FROM="file-or-URL ..." ORIGIN="text"]: update AWS's certificate authorities
-	PYTHONPATH=functions:. $(PYTHON) -m infra.trust_store --write \
+	PYTHONPATH=cli:functions:. $(PYTHON) -m infra.trust_store --write \
 		$(if $(FROM),--from $(FROM)) $(if $(ORIGIN),--origin "$(ORIGIN)")
 
 .PHONY: replay
 replay: .venv/installed ## SNAPSHOT=recording.json [POLICY=file] [AGAINST=file]: decide on recorded snapshots, offline
-	@PYTHONPATH=functions:. $(PYTHON) -m infra.replay $(SNAPSHOT) "$(POLICY)" \
+	@PYTHONPATH=cli:functions:. $(PYTHON) -m session_reaper_cli replay $(SNAPSHOT) --policy "$(POLICY)" \
 		$(if $(AGAINST),--against "$(AGAINST)")
 
 .PHONY: recordings
 recordings: .venv/installed $(SERVERS)/installed ## record tests/recordings again on PostgreSQL 13 to 18 (needs npm)
-	PYTHONPATH=functions:. $(PYTHON) -m tests.recordings $(SERVERS)
+	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.recordings $(SERVERS)
 
 .PHONY: summaries
 summaries: .venv/installed ## regenerate tests/summaries and the README's pictures
-	PYTHONPATH=functions:. $(PYTHON) -m tests.summaries
+	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.summaries
+
+.PHONY: picture
+picture: .venv/installed ## run `session-reaper top` on a full server, and make the README's picture of it
+	PYTHONPATH=cli:functions:. $(PYTHON) -m infra.local.picture
 
 .PHONY: mutants
 mutants: .tools/mutants/installed $(SERVERS)/installed ## run mutation tests: make one small change at a time to the engine and the guard, and report those that no test notices (needs npm)
@@ -106,7 +110,7 @@ mutants: .tools/mutants/installed $(SERVERS)/installed ## run mutation tests: ma
 	@cp -r functions/session_reaper infra tests events README.md pyproject.toml .tools/mutation
 	cd .tools/mutation && ../mutants/bin/mutmut run
 	cd .tools/mutation && ../mutants/bin/mutmut results
-	PYTHONPATH=functions:. $(PYTHON) -m tests.mutants $(SERVERS)
+	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.mutants $(SERVERS)
 
 .PHONY: build
 build: .venv/installed .tools/sam/installed ## build the artifacts in .aws-sam/ (sam build with Python 3.13)
@@ -161,28 +165,32 @@ deployment: build .tools/deployment/installed ## deploy everything into an emula
 	$(PYTHON) -m pytest tests/deployment
 
 .PHONY: bench
-bench: build $(SERVERS)/installed ## compare this function with a simple script, then run the two below (needs npm)
-	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks $(SERVERS)
-	$(MAKE) bench-kills bench-window
+bench: build $(SERVERS)/installed ## compare this function with a simple script, then run the three below (needs npm)
+	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks $(SERVERS)
+	$(MAKE) bench-kills bench-window bench-startup
 
 .PHONY: bench-kills
 bench-kills: .venv/installed $(SERVERS)/installed ## measure terminating 10, 100 and 1,000 sessions at round trips of 0, 1 and 10 ms (needs npm)
-	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks.kills $(SERVERS)
+	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks.kills $(SERVERS)
 
 .PHONY: bench-window
 bench-window: .venv/installed $(SERVERS)/installed ## measure the time between the guard's check and its signal (needs npm)
-	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks.window $(SERVERS)
+	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks.window $(SERVERS)
+
+.PHONY: bench-startup
+bench-startup: .venv/installed .tools/pg-activity/installed ## measure the start of `session-reaper top` beside psql and pg_activity
+	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks.startup .tools/pg-activity
 
 .PHONY: sizes
 sizes: build $(SERVERS)/installed ## measure run time and cost for each memory size of Lambda (needs npm, and root for control groups)
-	PYTHONPATH=functions:. $(PYTHON) -m tests.benchmarks.sizes $(SERVERS)
+	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks.sizes $(SERVERS)
 
 .PHONY: lock
 lock: $(UV) ## resolve pyproject.toml into the hashed requirement files
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \
 		--group dev pyproject.toml -o requirements/dev.txt
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 \
-		-c requirements/dev.txt pyproject.toml -o functions/requirements.txt
+		-c requirements/dev.txt --group lambda -o functions/requirements.txt
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 \
 		-c requirements/dev.txt --group mutants pyproject.toml -o requirements/mutants.txt
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \
@@ -191,6 +199,8 @@ lock: $(UV) ## resolve pyproject.toml into the hashed requirement files
 		--group checkov -o requirements/checkov.txt
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \
 		--group deployment -o requirements/deployment.txt
+	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \
+		--group pg-activity -o requirements/pg-activity.txt
 
 .PHONY: clean
 clean: ## remove everything that was installed or built here
@@ -225,6 +235,9 @@ endef
 
 .tools/deployment/installed: $(UV) requirements/deployment.txt
 	$(call environment,.tools/deployment,requirements/deployment.txt)
+
+.tools/pg-activity/installed: $(UV) requirements/pg-activity.txt
+	$(call environment,.tools/pg-activity,requirements/pg-activity.txt)
 
 .tools/checkov/installed: $(UV) requirements/checkov.txt
 	$(call environment,.tools/checkov,requirements/checkov.txt)

@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 PASSWORD = "p@ss/w0rd:%'\"?#CANARY"  # noqa: S105 -- of nothing
 
 
+class SlowClock:
+    """Stands in for time.monotonic: each reading is a second later, as if everything took long."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        self._now += 1
+        return self._now
+
+
 def an_identity(**overrides: object) -> Identity:
     """An identity."""
     values = {

@@ -164,6 +164,7 @@ def policy_documents(draw: st.DrawFn) -> Document:
         "protect": _PROTECT,
         "limits": _LIMITS,
         "queries": st.sampled_from([*map(str, QueryVisibility)]),
+        "comment_tags": _one_or_many(st.sampled_from(["route", "action"])),
     }
     optional = draw(_some_of(keys))
     return {"version": 1, "rules": [draw(_rules(name)) for name in names]} | optional

@@ -17,6 +17,11 @@ class Deadline:
         """Return the seconds left, 0 once the deadline has passed."""
         return max(0.0, self._at - self._clock())
 
+    def check(self) -> None:
+        """Raise DeadlineError once the deadline has passed."""
+        if self.remaining() == 0:
+            raise DeadlineError
+
     def remaining_or_raise(self, at_most: float) -> float:
         """Return the seconds left, capped at `at_most` and always above 0.
 

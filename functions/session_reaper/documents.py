@@ -127,7 +127,9 @@ def read_mapping(kind: type[T], value: object, place: str) -> T:
     that is not `Annotated` is no key of the document.
     """
     if not isinstance(value, dict):
-        problem = f"must be a mapping of keys to values, not {short_repr(value)}"
+        # A whole document that is no mapping may be a password: of the wrong parameter or file.
+        found = short_repr(value) if place else f"one value of type {type(value).__name__}"
+        problem = f"must be a mapping of keys to values, not {found}"
         raise ConfigurationError(place or "document", problem)
     known = _find_readers(kind)  # type: ignore[arg-type] # a class is hashable; mypy doubts it
     prefix = f"{place}." if place else ""

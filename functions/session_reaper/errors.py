@@ -4,13 +4,16 @@ ReaperError
 ├── ConfigurationError       invalid settings, event or policy; ends the run
 ├── TargetError              ends the work on one target, and is reported
 │   ├── FullError            SQLSTATE 53300: the server has no slot for the reaper
+│   ├── PasswordNeededError  the server requests a password, and none was given
+│   ├── NoTlsError           the server does not offer TLS
 │   ├── BlindError           the role may not see other roles' sessions
 │   ├── ConnectionLostError  the connection ended during a statement
 │   ├── ServerChangedError   another server answers now, or the server has restarted
 │   └── DeadlineError        the run ran out of time
 ├── NoAnswerError            a call to AWS or Slack did not end in time
 │   └── NoThreadError        the process may not start another thread for the call
-└── PublishError             the summary was not published; ends the run
+├── PublishError             the summary was not published; ends the run
+└── InternalError            a bug kept the full summary from being written; ends the run
 
 No message contains a password, a token or a literal of a query.
 """
@@ -33,6 +36,8 @@ class ConfigurationError(ReaperError):
 
     def __init__(self, place: str, problem: str) -> None:
         super().__init__(f"{place}: {problem}")
+        self.place = place
+        self.problem = problem
 
 
 class TargetError(ReaperError):
@@ -72,6 +77,14 @@ class FullError(TargetError):
     ) -> None:
         super().__init__(code, cause, hint, step=step)
         self.limit = limit
+
+
+class PasswordNeededError(TargetError):
+    """The server requests a password, and the target has none."""
+
+
+class NoTlsError(TargetError):
+    """The server does not offer TLS, and the target does not allow plaintext."""
 
 
 class BlindError(TargetError):
@@ -126,3 +139,11 @@ class NoThreadError(NoAnswerError):
 
 class PublishError(ReaperError):
     """The summary could not be published."""
+
+
+class InternalError(ReaperError):
+    """A bug, of which only the exception's type is told: its text may contain a secret."""
+
+    def __init__(self, bug: Exception) -> None:
+        self.kind = type(bug).__name__
+        super().__init__(f"session-reaper has a bug: {self.kind}; the log has its traceback")

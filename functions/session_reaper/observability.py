@@ -1,10 +1,10 @@
 """The log and the metrics of a run, written by Powertools."""
 
 import re
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import batched
 from threading import Lock
 from typing import Final
 
@@ -16,7 +16,14 @@ from session_reaper.decision.model import Decision, Verdict
 from session_reaper.errors import DeadlineError
 from session_reaper.log_levels import make_own_logger
 from session_reaper.report.document import describe_session
-from session_reaper.report.model import Outcome, Report, RunStatus, SessionResult, TargetReport
+from session_reaper.report.model import (
+    Outcome,
+    Report,
+    RunStatus,
+    SessionResult,
+    TargetReport,
+    TargetStatus,
+)
 from session_reaper.sessions.session import State
 
 NAMESPACE: Final = "SessionReaper"
@@ -38,10 +45,16 @@ def start_log(run_id: str, event: object) -> None:
     logger.set_correlation_id(event_id if isinstance(event_id, str) else run_id)
 
 
+def log_bug(message: str, bug: Exception, **extra: str) -> None:
+    """Log a bug with its traceback, but without its text, which may contain a secret."""
+    trace = traceback.format_tb(bug.__traceback__)
+    logger.error(message, extra={**extra, "error": type(bug).__name__, "trace": trace})
+
+
 def log_decision(target: TargetReport, decision: Decision) -> None:
     """Log the decision on a session, before the session is signalled."""
     verdict = decision.verdict.name.lower()
-    session = describe_session(decision, target.queries)
+    session = describe_session(decision, target.queries, target.comment_tags)
     extra = {"target": target.name, "verdict": verdict, "session": session}
     logger.info("decision", extra=extra)
 
@@ -138,14 +151,16 @@ def log_remaining(logs: Iterable[OutcomeLog], deadline: Deadline) -> None:
 
 
 def _log_outcome(target: TargetReport, result: SessionResult) -> None:
-    session = describe_session(result.decision, target.queries)
+    session = describe_session(result.decision, target.queries, target.comment_tags)
     extra = {"target": target.name, "outcome": result.outcome, "session": session}
     logger.info("outcome", extra=extra)
 
 
 def _log_together(message: str, target: str, keys: dict[str, str], pids: Iterable[int]) -> None:
-    for batch in batched(pids, _PIDS_PER_LINE, strict=False):
-        extra = {"target": target, **keys, "count": len(batch), "pids": list(batch)}
+    rest = list(pids)
+    while rest:
+        batch, rest = rest[:_PIDS_PER_LINE], rest[_PIDS_PER_LINE:]
+        extra = {"target": target, **keys, "count": len(batch), "pids": batch}
         logger.info(message, extra=extra)
 
 
@@ -173,6 +188,10 @@ def emit_target_metrics(target: TargetReport) -> None:
     for outcome in Outcome:
         if number := target.count(outcome):
             metrics.add_metric(_to_camel_case(outcome), MetricUnit.Count, number)
+    if number := _count_protected(target):
+        metrics.add_metric("Protected", MetricUnit.Count, number)
+    if target.status is TargetStatus.BREAKER:
+        metrics.add_metric("BreakerTripped", MetricUnit.Count, 1)
     metrics.flush_metrics()
     rules = [each.decision.rule for each in target.results if each.outcome is Outcome.TERMINATED]
     for name, number in Counter(rule.name for rule in rules if rule).items():
@@ -189,12 +208,31 @@ def emit_run_metrics(report: Report, seconds: float) -> None:
     metrics.add_metric("SuccessfulRuns", MetricUnit.Count, int(successful))
     metrics.add_metric("FailedTargets", MetricUnit.Count, report.failed)
     metrics.add_metric("Terminated", MetricUnit.Count, report.count(Outcome.TERMINATED))
+    tripped = sum(target.status is TargetStatus.BREAKER for target in report.targets)
+    for name, number in (
+        ("Protected", sum(map(_count_protected, report.targets))),
+        ("BreakerTripped", tripped),
+    ):
+        if number:
+            metrics.add_metric(name, MetricUnit.Count, number)
     used = [
         each for target in report.targets if (each := _compute_used_percent(target)) is not None
     ]
     if used:
         metrics.add_metric("SlotsUsed", MetricUnit.Percent, max(used))
     metrics.flush_metrics()
+
+
+def emit_configuration_error() -> None:
+    """Write the metric of a scheduled run that could not begin."""
+    metrics = _make_metrics()
+    metrics.add_metric("ConfigurationErrors", MetricUnit.Count, 1)
+    metrics.flush_metrics()
+
+
+def _count_protected(target: TargetReport) -> int:
+    """Count the sessions that a rule would have condemned without a protection."""
+    return len(getattr(target, "protected", ()))
 
 
 def _make_metrics(**dimensions: str) -> EphemeralMetrics:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -15,6 +16,8 @@ from session_reaper.policy.values import read_mode
 from session_reaper.targets.target import is_secret_id
 
 LONGEST_REMINDER = 7 * 86400  # seconds; known issues are kept for longer
+_DEFAULT_REMINDER = 3600.0  # seconds
+SSM_PREFIX = "ssm:"
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -35,6 +38,13 @@ class Tag:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterName:
+    """The name of an SSM parameter that holds a setting."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionLocation:
     """The region, name and log group of the function, for the links of a summary."""
 
@@ -48,21 +58,23 @@ class FunctionLocation:
 class Settings:
     """The configuration of the stack.
 
-    `whole_clusters`: the secret of a cluster covers each of its instances. `remind_after` is in
-    seconds. `location` is None outside of Lambda.
+    `mode`: if it is in a parameter, each run reads it. `whole_clusters`: the secret of a cluster
+    covers each of its instances. `skip_paused`: scheduled runs do not wake Aurora clusters without
+    connections. `remind_after` is in seconds. `location` is None outside of Lambda.
     """
 
     target_secrets: tuple[str, ...]
     target_secret_tag: Tag | None
     whole_clusters: bool
     topic_arn: str
-    mode: Mode
+    mode: Mode | ParameterName
     policy: str
     notify: Notify
     remind_after: float
     memory_table: str | None
     target_metrics: bool
     critical_topic_arn: str | None
+    skip_paused: bool
     location: FunctionLocation | None
 
 
@@ -73,9 +85,9 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """
     given = {name: value.strip() for name, value in environ.items() if value.strip()}
     _refuse_credentials(given)
+    topic = _read_topic("TOPIC_ARN", given.get("TOPIC_ARN"))
     secrets = _read_secrets(given.get("TARGET_SECRETS", ""))
     tag = _read_tag(given.get("TARGET_SECRET_TAG"))
-    topic = _read_topic("TOPIC_ARN", given.get("TOPIC_ARN"))
     if not secrets and not tag:
         raise ConfigurationError("TARGET_SECRETS", "set this or TARGET_SECRET_TAG; both are empty")
     return Settings(
@@ -84,13 +96,47 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         whole_clusters=_read_choice(given, "CLUSTER_TARGETS", ("instances", "endpoint"))
         == "instances",
         topic_arn=topic,
-        mode=read_mode(given.get("MODE", "observe"), "MODE"),
+        mode=_read_mode(given.get("MODE", "observe")),
         policy=given.get("POLICY", ""),
         notify=_read_choice(given, "NOTIFY", tuple(Notify)),
         remind_after=_read_remind_after(given.get("REMIND_AFTER", "1h")),
         memory_table=given.get("MEMORY_TABLE"),
         target_metrics=_read_choice(given, "TARGET_METRICS", ("yes", "no")) == "yes",
         critical_topic_arn=_read_critical_topic(given.get("CRITICAL_TOPIC_ARN"), topic),
+        skip_paused=_read_choice(given, "PAUSED_CLUSTERS", ("skip", "connect")) == "skip",
+        location=_read_location(given),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorSettings:
+    """The settings for reporting a broken configuration, as far as they are valid.
+
+    `topic_arns`: the topics to try, in this order.
+    """
+
+    topic_arns: tuple[str, ...]
+    memory_table: str | None
+    remind_after: float
+    location: FunctionLocation | None
+
+
+def read_error_settings(environ: Mapping[str, str] = os.environ) -> ErrorSettings:
+    """Read each of these settings by itself; an invalid one counts as unset."""
+    given = {
+        name: value.strip()
+        for name, value in environ.items()
+        if value.strip() and not (name in _SHOWN and may_hold_credential(value))
+    }
+    topics = []
+    for name in ("TOPIC_ARN", "CRITICAL_TOPIC_ARN"):
+        with suppress(ConfigurationError):
+            topics.append(_read_topic(name, given.get(name)))
+    remind_after = parse_duration(given.get("REMIND_AFTER", "")) or _DEFAULT_REMINDER
+    return ErrorSettings(
+        topic_arns=tuple(topics),
+        memory_table=given.get("MEMORY_TABLE"),
+        remind_after=min(remind_after, LONGEST_REMINDER),
         location=_read_location(given),
     )
 
@@ -112,7 +158,7 @@ _NOT_AN_ID = (
 # The values of these may appear in errors, log lines and summaries.
 _SHOWN = (
     *("TARGET_SECRET_TAG", "CLUSTER_TARGETS", "TOPIC_ARN", "CRITICAL_TOPIC_ARN", "MODE", "POLICY"),
-    *("NOTIFY", "REMIND_AFTER", "MEMORY_TABLE", "TARGET_METRICS", "DASHBOARD"),
+    *("NOTIFY", "REMIND_AFTER", "MEMORY_TABLE", "TARGET_METRICS", "DASHBOARD", "PAUSED_CLUSTERS"),
 )
 
 
@@ -156,6 +202,16 @@ def _read_tag(value: str | None) -> Tag | None:
     if not key or not equals:
         raise ConfigurationError("TARGET_SECRET_TAG", f"{value} must be key=value")
     return Tag(key=key, value=rest)
+
+
+def _read_mode(value: str) -> Mode | ParameterName:
+    if not value.startswith(SSM_PREFIX):
+        return read_mode(value, "MODE")
+    name = value.removeprefix(SSM_PREFIX)
+    if not re.fullmatch(r"[\w./:-]{1,2048}", name):
+        problem = "must be ssm:NAME with the name of an SSM parameter, or a mode"
+        raise ConfigurationError("MODE", problem)
+    return ParameterName(name=name)
 
 
 def _read_topic(name: str, value: str | None) -> str:

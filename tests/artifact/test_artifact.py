@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import socket
 import time
@@ -244,14 +245,23 @@ def test_a_hanging_target_leaves_time_to_report_it_and_the_others(
     assert email.subject == document["summary"]
 
 
+@contextlib.contextmanager
+def _many_open_files() -> Iterator[None]:
+    """Let this process have more open files than the usual limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4_096)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_more_silent_targets_than_threads_are_all_reported(
     function: Callable[..., Runtime], cloud: Aws
 ) -> None:
     cloud.delivered()
     names = [f"silent-{number}" for number in range(1_100)]
-    with socket.create_server(("127.0.0.1", 0), backlog=2_000) as silent:
-        host, port = silent.getsockname()
-        for name in names:
+    with _many_open_files(), contextlib.ExitStack() as silent:
+        for name in names:  # secrets of one server would be one target
+            host, port = silent.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()
             cloud.put_secret(
                 name, {"host": host, "port": port, "username": "u", "password": "p", "name": name}
             )

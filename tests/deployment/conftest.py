@@ -25,7 +25,7 @@ MODE: Final = "/session-reaper/mode"
 PARAMETERS: Final = {
     "TargetSecretTag": "session-reaper=prod",
     "Email": "team@example.com",
-    "Mode": "enforce",
+    "Mode": f"ssm:{MODE}",
     "PolicyParameterName": POLICY,
     "ScheduleExpression": "rate(1 minute)",
     "LogRetentionInDays": "7",
@@ -106,7 +106,8 @@ def deployed(account: Account, database: Server) -> Deployed:
         "version": 1,
         "rules": [{"name": "leak", "match": {"state": "idle in transaction", "idle_for": "500ms"}}],
     }
-    account.client("ssm").put_parameter(Name=POLICY, Value=json.dumps(policy), Type="String")
+    for name, value in ((POLICY, json.dumps(policy)), (MODE, "enforce")):
+        account.client("ssm").put_parameter(Name=name, Value=value, Type="String")
     account.deploy(STACK, PARAMETERS)
     outputs = account.outputs(STACK)
     inbox = _subscribe_queue(account, outputs["TopicArn"])

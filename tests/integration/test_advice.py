@@ -105,6 +105,9 @@ def test_the_statement_works_for_any_role_name(stage: Stage, name: str) -> None:
         (["ALTER DATABASE template1 SET idle_in_transaction_session_timeout = '1min'"], True),
         (["ALTER ROLE ALL SET idle_in_transaction_session_timeout = '1min'"], False),
         (["ALTER ROLE session_reaper SET idle_in_transaction_session_timeout = '1min'"], False),
+        (["ALTER ROLE ALL SET idle_in_transaction_session_timeout = 86400000"], True),
+        (["ALTER DATABASE shop SET idle_in_transaction_session_timeout = '1d'"], True),
+        (["ALTER ROLE app SET idle_in_transaction_session_timeout = '24h'"], True),
         (
             [
                 "ALTER ROLE session_reaper SET idle_in_transaction_session_timeout = '1min'",
@@ -121,7 +124,7 @@ def test_the_statement_works_for_any_role_name(stage: Stage, name: str) -> None:
         ),
     ],
 )
-def test_a_timeout_is_advised_only_where_it_is_known_to_be_off(
+def test_a_timeout_is_advised_only_where_it_is_known_to_be_off_or_too_long(
     own_server: Callable[..., Stage], statements: list[str], *, advised: bool
 ) -> None:
     stage = own_server()

@@ -177,6 +177,8 @@ def test_only_the_requested_codes_are_applied(stage: Stage, may_alter: May) -> N
     assert applied(run) == []
     assert settings(stage) == []
     assert "nothing to apply" in run.email.subject
+    reason = f"its condemned sessions are idle in a transaction: request {CODE}"
+    assert run.target()["unchanged"] == [{"role": "app", "code": None, "reason": reason}]
     assert CODE in sql_by_code(run)
 
 
@@ -263,6 +265,31 @@ def test_on_a_server_without_leaks_there_is_nothing_to_apply(stage: Stage) -> No
     assert run.document["status"] == "ok"
     assert applied(run) == []
     assert "orders: nothing to apply, slots" in run.email.subject
+    (unchanged,) = run.target()["unchanged"]
+    assert (unchanged["role"], unchanged["code"]) == (None, None)
+    assert unchanged["reason"].startswith("the policy condemns no session")
+
+
+@pytest.mark.parametrize("place", ["ROLE ALL", "DATABASE shop", "ROLE app"])
+def test_a_timeout_of_a_day_is_replaced_and_one_below_the_rules_time_is_explained(
+    stage: Stage, may_alter: May, place: str
+) -> None:
+    """A day is Aurora's default: it ends no leak in time."""
+    stage.role("app")
+    stage.database("shop")
+    stage.cleanup(stage.root.run, "ALTER ROLE ALL RESET ALL")
+    stage.root.run(f"ALTER {place} SET {SETTING} = 86400000")
+    stage.session(LEAK, database="shop")
+    may_alter("app")
+    (setting,) = applied(apply(stage))
+    assert setting["sql"] == f"ALTER ROLE \"app\" SET {SETTING} = '10min';"
+    assert setting["done"] is True
+    again = apply(stage)
+    assert applied(again) == []
+    (unchanged,) = again.target()["unchanged"]
+    assert (unchanged["role"], unchanged["code"]) == ("app", CODE)
+    assert unchanged["reason"].startswith(f"its {SETTING} is already 10min, at most 10m;")
+    assert f"Nothing to set for role app: its {SETTING}" in " ".join(again.email.body.split())
 
 
 def test_only_an_apply_run_reports_applied_settings(stage: Stage) -> None:

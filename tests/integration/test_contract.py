@@ -45,6 +45,9 @@ def test_every_event_of_the_repository_is_valid(stage: Stage, path: Path) -> Non
     if path.stem == "manual_check":
         assert run.target()["check"]["version"]
         assert leak.is_there
+    elif path.stem == "manual_explain":
+        assert run.outcomes()[leak.pid] == "condemned"
+        assert leak.is_there
     else:
         outcome = "would_terminate" if "observe" in path.stem else "terminated"
         assert run.outcomes() == {leak.pid: outcome}
@@ -288,10 +291,12 @@ def test_the_return_value_is_the_documented_one(stage: Stage) -> None:
     assert set(document["targets"][0]) == {
         "name",
         "secret",
+        "also",
         "status",
         "error",
         "slots",
         "sessions",
+        "protected",
         "advice",
     }
 

@@ -122,7 +122,7 @@ def test_after_a_rotation_the_secret_is_read_once_and_cached(
         stored(stage, name, password=NEW)
     run, number = scheduled(stage, fetches)
     assert run.document["status"] == "ok", run.document
-    assert number == 2, "one for each target"
+    assert number == 1, "one for the server"
     run, number = scheduled(stage, fetches)
     assert run.document["status"] == "ok"
     assert number == 0, "the new password was not cached: each run is refused once"

@@ -14,7 +14,7 @@ import pg8000
 import pytest
 from pg8000.core import EXECUTE_MSG, SYNC_MSG
 from session_reaper.deadline import Deadline
-from session_reaper.errors import TargetError
+from session_reaper.errors import DeadlineError, TargetError
 from session_reaper.policy.enums import Action
 from session_reaper.postgres import driver
 from session_reaper.postgres.budget import MemoryBudget
@@ -313,6 +313,20 @@ def test_a_large_answer_waits_for_memory_and_fails_at_the_deadline(target: Targe
             server.take_snapshot(NO_SESSIONS, Deadline(5))
         server.close()
     assert raised.value.code == "answer"  # it arrived, and is invalid JSON
+    assert memory.available == 400_000
+
+
+@pytest.mark.parametrize("size", [10_000, 140_000])
+def test_an_answer_waits_for_its_turn_to_be_decoded_until_the_deadline(
+    target: Target, size: int
+) -> None:
+    memory = MemoryBudget(400_000)
+    answer = _answering(COLUMN + row(b"x" * size) + message(b"C", b"SELECT 1\0") + READY)
+    with Impostor(answer) as impostor:
+        server = Server.connect(replace(target, port=impostor.port), Deadline(5), memory)
+        with memory.decode_in_turn(size, Deadline(0)), pytest.raises(DeadlineError):
+            server.take_snapshot(NO_SESSIONS, Deadline(0.3))
+        server.close()
     assert memory.available == 400_000
 
 

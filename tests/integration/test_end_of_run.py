@@ -7,9 +7,19 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from session_reaper.postgres.rows import SESSION_COLUMNS
 
 from tests.integration.stage import LEAK, REAPER, policy, rule
-from tests.integration.wire import Action, Detour, Fault, Impostor, Moment, Proxy, RewriteRows
+from tests.integration.wire import (
+    Action,
+    Detour,
+    Fault,
+    Impostor,
+    Moment,
+    Proxy,
+    RewriteRows,
+    as_another_server,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -24,7 +34,7 @@ HANGS_AT_SIGNAL = Fault(action=Action.HANG, moment=Moment.TERMINATE)
 
 @pytest.fixture(autouse=True)
 def _unlimited_connections(stage: Stage) -> None:
-    """All targets are one server, where the reaper's role may connect a few times only."""
+    """All targets lead to one server, where the reaper's role may connect a few times only."""
     stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT -1")
     stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
 
@@ -92,7 +102,8 @@ def test_thousands_of_condemned_sessions_on_servers_that_hang_keep_no_summary_ba
     change = snapshot_with(sessions, query)
     with ExitStack() as stack:
         for number in range(SERVERS):
-            proxy = Proxy(stage.server.port, HANGS_AT_SIGNAL, says=RewriteRows(change))
+            says = RewriteRows(as_another_server(number, change))
+            proxy = Proxy(stage.server.port, HANGS_AT_SIGNAL, says=says)
             stage.target(f"many-{number}", port=stack.enter_context(proxy).port)
         event = {"policy": policy(rule(idle_for="0s"), limits=limits), "mode": mode}
         run = stage.run(event, seconds=seconds)
@@ -117,9 +128,8 @@ def test_servers_that_also_hang_when_the_reaper_reconnects_keep_no_summary_back(
     with ExitStack() as stack:
         silent = Detour(port=stack.enter_context(Impostor()).port)
         for number in range(SERVERS):
-            proxy = Proxy(
-                stage.server.port, HANGS_AT_SIGNAL, says=RewriteRows(change), detour=silent
-            )
+            says = RewriteRows(as_another_server(number, change))
+            proxy = Proxy(stage.server.port, HANGS_AT_SIGNAL, says=says, detour=silent)
             stage.target(f"many-{number}", port=stack.enter_context(proxy).port)
         run = stage.reap(rule(idle_for="0s"), seconds=6, limits=UNLIMITED)
     assert run.seconds < 6
@@ -136,3 +146,54 @@ def test_servers_that_also_hang_when_the_reaper_reconnects_keep_no_summary_back(
         lingering = {pid for pid, outcome in outcomes.items() if outcome == "lingering"}
         assert lingering == sent
         assert set(outcomes.values()) == {"lingering", "spared"}
+
+
+def test_query_globs_on_thousands_of_long_queries_keep_no_summary_back(
+    stage: Stage, *, is_alone: bool
+) -> None:
+    """A server whose sessions take too long to decide on fails, and its sessions are not touched."""
+    leak = stage.session(LEAK)
+    stage.monkeypatch.setenv("NOTIFY", "always")
+    sessions = 1500 if is_alone else 150
+    change = snapshot_with(sessions, "SELECT a FROM t WHERE b = 'c' AND " * 54)
+    rules = rule("q", idle_for="0s", query=["delete *"]), rule("old", idle_for="1h")
+    with ExitStack() as stack:
+        stage.target("healthy")
+        for number in range(SERVERS):
+            proxy = Proxy(stage.server.port, says=RewriteRows(change))
+            stage.target(f"many-{number}", port=stack.enter_context(proxy).port)
+        run = stage.reap(*rules, seconds=6)
+    assert run.seconds < 6
+    assert len(run.emails) == 1
+    assert leak.is_there
+    for target in run.document["targets"]:
+        assert target["sessions"] == []
+        assert target["status"] == "ok" or target["error"]["code"] == "deadline", target["error"]
+
+
+def test_comment_tags_of_thousands_of_long_queries_keep_no_summary_back(
+    stage: Stage, *, is_alone: bool
+) -> None:
+    stage.session(LEAK)
+    sessions = 2000 if is_alone else 200
+    base = snapshot_with(sessions, "SELECT a FROM t WHERE b = 'c' AND " * 50)
+
+    def change(value: bytes) -> bytes:
+        """Make many groups, each with a tag in every query."""
+        document = json.loads(base(value)) if b'"sessions"' in value else {}
+        if not document:
+            return value
+        application, query = (SESSION_COLUMNS.index(name) for name in ("application", "query"))
+        for number, session in enumerate(document["sessions"]):
+            session[application] = f"api-{number % 50}"
+            session[query] += f" /*route='r{number}'*/"
+        return json.dumps(document).encode()
+
+    with ExitStack() as stack:
+        for number in range(SERVERS):
+            proxy = Proxy(stage.server.port, says=RewriteRows(change))
+            stage.target(f"many-{number}", port=stack.enter_context(proxy).port)
+        document = policy(rule(idle_for="0s"), limits=UNLIMITED, comment_tags=["route"])
+        run = stage.run({"policy": document, "mode": "observe"}, seconds=6)
+    assert run.seconds < 6
+    assert len(run.emails) == 1

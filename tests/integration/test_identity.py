@@ -31,16 +31,16 @@ def test_targets_of_equal_names_get_the_name_of_their_secret_added(stage: Stage)
 
 
 def test_a_name_that_equals_the_name_of_another_secret_is_made_distinct(stage: Stage) -> None:
-    stage.target("orders")
+    stage.target("orders", port=unused_port())
     stage.target("evil", name="orders")
-    stage.target("other")
+    stage.target("other", port=unused_port())
     expected = ["orders (secret evil)", "orders (secret orders)", "other"]
     assert sorted(names(stage.run({"policy": policy()}))) == expected
 
 
 def test_a_name_that_imitates_a_distinct_name_is_made_distinct_too(stage: Stage) -> None:
-    stage.target("prod/a", name="orders")
-    stage.target("prod/b", name="orders")
+    stage.target("prod/a", name="orders", port=unused_port())
+    stage.target("prod/b", name="orders", port=unused_port())
     stage.target("evil", name="orders (secret prod/a)")
     found = names(stage.run({"policy": policy()}))
     assert len(set(found)) == 3
@@ -59,8 +59,8 @@ def test_an_unreadable_secret_gets_a_distinct_name_too(stage: Stage) -> None:
 
 
 def test_an_event_finds_targets_by_their_name_in_the_secret_and_in_the_report(stage: Stage) -> None:
-    stage.target("prod/a", name="orders")
-    stage.target("prod/b", name="orders")
+    stage.target("prod/a", name="orders", port=unused_port())
+    stage.target("prod/b", name="orders", port=unused_port())
     stage.target("other")
 
     def find(name: str) -> list[str]:

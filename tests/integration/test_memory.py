@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import time
@@ -265,7 +266,7 @@ def test_one_item_that_cannot_be_saved_does_not_affect_the_others(stage: Stage) 
 
     stage.monkeypatch.setattr(BaseClient, "_make_api_call", stretch)
     stage.target("a", port=1)
-    stage.target("z", port=1)
+    stage.target("z", port=2)
     assert stage.run().emails
     assert [item["target"]["S"] for item in items()] == [f"{SECRETS}:z"]
 
@@ -311,8 +312,10 @@ def test_a_secret_that_takes_another_target_s_name_hides_nothing(stage: Stage) -
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("known_by", ["name", "ARN"])
 def test_a_secret_that_can_be_read_again_has_recovered(stage: Stage, known_by: str) -> None:
-    stage.aws.put_secret("stock", stage.secret())
     secrets = stage.aws.secrets
+    secrets.put_secret_value(SecretId="orders", SecretString=json.dumps(stage.secret(port=1)))
+    assert stage.run().emails
+    stage.aws.put_secret("stock", stage.secret())
     arn = secrets.describe_secret(SecretId="stock")["ARN"]
     stage.listed("stock" if known_by == "name" else arn)
     secrets.delete_secret(SecretId="stock", RecoveryWindowInDays=7)
@@ -320,7 +323,7 @@ def test_a_secret_that_can_be_read_again_has_recovered(stage: Stage, known_by: s
     assert stage.run().emails == []
     secrets.restore_secret(SecretId="stock")
     assert "stock: recovered (error secret" in stage.run().email.subject
-    assert items() == []
+    assert kinds() == {"failed connection"}
 
 
 @pytest.mark.usefixtures("table")

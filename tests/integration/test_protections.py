@@ -15,6 +15,7 @@ import pg8000.native
 import pytest
 
 from tests.integration.stage import ACTIVE, IDLE, LEAK, REAPER, Victim, policy, rule, until
+from tests.integration.wire import Moment, Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -240,6 +241,69 @@ def test_a_parallel_dump_under_another_name_is_left_alone(
         run = stage.reap(rule(), mode="observe")
         assert run.outcomes() == {leak.pid: "would_terminate"}
         assert stage.reap(EVERYBODY).outcomes() == {leak.pid: "terminated"}
+
+
+@pytest.mark.every_major
+def test_a_parallel_dump_whose_worker_begins_before_the_second_snapshot_is_left_alone(
+    stage: Stage,
+) -> None:
+    stage.root.run("CREATE TABLE big (note text); GRANT SELECT ON big TO public")
+    stage.cleanup(stage.root.run, "DROP TABLE big")
+    leader = stage.session(LEAK, application_name="nightly-backup")
+    leader.connection.run("COMMIT")
+    leader.connection.run("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    ((exported,),) = leader.connection.run("SELECT pg_export_snapshot()")
+    leak = stage.session(LEAK, application_name="nightly-backup")
+    snapshots = 0
+
+    def before(now: Moment) -> None:
+        nonlocal snapshots
+        snapshots += now is Moment.SNAPSHOT
+        if now is Moment.SNAPSHOT and snapshots == 2:
+            worker = stage.session(LEAK, application_name="nightly-backup", query="SELECT 1")
+            worker.connection.run("COMMIT")
+            worker.connection.run("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            worker.connection.run(f"SET TRANSACTION SNAPSHOT '{exported}'")
+            worker.start("COPY (SELECT pg_sleep(60), note FROM big, pg_sleep(60)) TO STDOUT")
+
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap({**rule(), "confirm_after": "50ms"})
+    assert run.outcomes() == {leak.pid: "terminated", leader.pid: "escaped"}
+    assert run.session(leader)["reason"].endswith("protected: a parallel dump (built in)")
+    assert leader.is_there
+
+
+@pytest.mark.parametrize("leaks", [[], [rule("leak", idle_for="1h")]], ids=["none", "1h"])
+@pytest.mark.parametrize("action", [{}, {"action": "cancel"}], ids=["terminate", "cancel"])
+def test_a_worker_of_a_dump_whose_leader_no_rule_matches_is_left_alone(
+    stage: Stage, leaks: Sequence[Mapping[str, object]], action: Mapping[str, object]
+) -> None:
+    leader = stage.session(IDLE, application_name="nightly-backup")
+    leader.connection.run("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    ((exported,),) = leader.connection.run("SELECT pg_export_snapshot()")
+    worker = stage.session(IDLE, application_name="nightly-backup")
+    worker.connection.run("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    worker.connection.run(f"SET TRANSACTION SNAPSHOT '{exported}'")
+    worker.start("COPY (SELECT pg_sleep(60)) TO STDOUT")
+    runaway = rule("runaway", state=[ACTIVE], query_for="1ms")
+    run = stage.reap(*leaks, {**runaway, **action})
+    assert run.outcomes() == {}
+    (group,) = run.target()["protected"]
+    assert (group["rule"], group["by"], group["count"]) == ("runaway", "built in: pg_dump", 1)
+    assert worker.state == ACTIVE
+
+
+@pytest.mark.pg_dump
+def test_a_serial_dump_under_another_name_whose_output_is_not_read_is_left_alone(
+    stage: Stage, build: Build, tmp_path: Path
+) -> None:
+    dumper(stage, build, 300_000)
+    command = [str(build.bin / "pg_dump"), "-Fc", "-Z0", "-f", str(tmp_path / "archive")]
+    environment = client_program(stage, build, "dumper", PGAPPNAME="nightly-backup")
+    wedged = rule("wedged", state=ACTIVE, waiting_for_client=True, query_for="1ms")
+    with stopped(stage, command, environment, f"{COPYING} AND wait_event = 'ClientWrite'"):
+        assert stage.reap(rule(), wedged).outcomes() == {}
 
 
 @pytest.mark.pg_dump

@@ -122,7 +122,7 @@ def test_a_wrong_clock_of_the_function_changes_no_decision(
         quota = None
         rules = read_policy(policy(rule(idle_for="1900ms", role=["app", "old"])))
         reaping = partial(reap, rules, Mode.OBSERVE, quota)
-        (report,), _ = run(reaping, directory, [], share_time(60))
+        (report,), _ = run(reaping, directory, [], share_time(60), rules)
         monkeypatch.undo()
         assert [fate.decision.pid for fate in report.results] == [old.pid]
         leak.connection.run("SELECT 1")

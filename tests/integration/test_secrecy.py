@@ -98,7 +98,7 @@ def test_no_password_of_a_failed_target_is_in_any_output(stage: Stage, output: O
         stage.target("nul", password=SECRET + "\0")
         stage.target("list", password=[SECRET])
         run = stage.reap(seconds=1.5)
-    assert run.document["totals"]["failed"] == 10
+    assert run.document["totals"]["failed"] == len(run.document["targets"])
     assert_kept(output, run)
 
 

@@ -122,11 +122,11 @@ def test_a_secret_configured_twice_is_one_target(stage: Stage, way: str) -> None
 
 
 def test_the_targets_name_is_the_name_then_the_identifier_then_the_secrets(stage: Stage) -> None:
-    stage.target("a", name="A", dbInstanceIdentifier="B", dbClusterIdentifier="C")
-    stage.target("b", dbInstanceIdentifier="B", dbClusterIdentifier="C")
-    stage.target("c", dbClusterIdentifier="C")
-    stage.target("d")
-    stage.listed(_arn(stage, stage.target("e")))
+    stage.target("a", name="A", dbInstanceIdentifier="B", dbClusterIdentifier="C", port=1)
+    stage.target("b", dbInstanceIdentifier="B", dbClusterIdentifier="C", port=2)
+    stage.target("c", dbClusterIdentifier="C", port=3)
+    stage.target("d", port=4)
+    stage.listed(_arn(stage, stage.target("e", port=5)))
     run = stage.run({"policy": policy()})
     assert sorted(target["name"] for target in run.document["targets"]) == ["A", "B", "C", "d", "e"]
 

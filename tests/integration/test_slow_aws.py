@@ -18,6 +18,7 @@ from session_reaper.handler import lambda_handler
 from tests.integration.stage import PATIENCE, TABLE, Context, policy
 from tests.integration.wire import (
     Impostor,
+    Proxy,
     aws_but_for,
     drip,
     drip_body,
@@ -224,10 +225,11 @@ def test_a_secret_that_drips_when_reread_keeps_the_first_error_of_its_target(
 ) -> None:
     stage.use_policy(policy())
     stage.target()
-    stage.target("wrong", password="wrong")  # noqa: S106 -- it is
     leak = stage.session()
-    with slow(stage, "secretsmanager.GetSecretValue", drip_body()):
-        end = invoke(stage, 3)
+    with Proxy(stage.server.port) as elsewhere:
+        stage.target("wrong", password="wrong", port=elsewhere.port)  # noqa: S106 -- it is
+        with slow(stage, "secretsmanager.GetSecretValue", drip_body()):
+            end = invoke(stage, 3)
     assert not leak.is_there
     assert len(end.emails) == 1
     orders, wrong = end.document["targets"]

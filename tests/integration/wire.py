@@ -130,6 +130,27 @@ def drip(text: bytes, seconds: float = 0.1) -> Callable[[socket.socket, Event], 
     return answer
 
 
+def relay(
+    client: socket.socket,
+    request: bytes,
+    port: int,
+    stop: Event,
+    says: Callable[[bytes], bytes] = bytes,
+) -> None:
+    """Send a request to a real server, and forward until one side disconnects."""
+    with socket.create_connection((HOST, port)) as server:
+        server.sendall(request)
+        while not stop.is_set():
+            for ready in select([client, server], [], [], _TICK)[0]:
+                data = ready.recv(65536)
+                if not data:
+                    return
+                if ready is server:
+                    client.sendall(says(data))
+                else:
+                    server.sendall(data)
+
+
 def say(text: bytes) -> Callable[[socket.socket, Event], None]:
     """Send the text and close."""
 
@@ -460,6 +481,17 @@ class RewriteRows:
             return message
         value = self._change(value)
         return b"D" + struct.pack("!iHi", 10 + len(value), 1, len(value)) + value
+
+
+def as_another_server(
+    number: int, change: Callable[[bytes], bytes] = bytes
+) -> Callable[[bytes], bytes]:
+    """Change a server's identity too, so that several proxies of one server are several servers."""
+
+    def add(found: re.Match[bytes]) -> bytes:
+        return found[1] + str(int(found[2]) + number).encode()
+
+    return lambda value: re.sub(rb'("started" ?: ?)(\d+)', add, change(value), count=1)
 
 
 def single_value(message: bytes) -> bytes | None:

@@ -1,7 +1,7 @@
 """Recorded snapshots of real servers, and the verdicts of some policies on them.
 
 `postgresql-<major>.json` is a snapshot of the scene in `scene.py`, as the event {"record": true}
-returns it; `postgresql-<major>.txt` has the verdicts of POLICIES on it, as `infra.replay` prints them.
+returns it; `postgresql-<major>.txt` has the verdicts of POLICIES on it, as `replay` prints them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from session_reaper.policy.model import read_policy
-
-from infra.replay import describe_verdicts, read_recording
+from session_reaper_cli.replay import describe_verdicts, read_recording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

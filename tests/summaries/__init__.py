@@ -1,4 +1,4 @@
-"""What people read, as it looks: ten situations, each in every form, kept as files to be reviewed.
+"""What people read, as it looks: situations, each in every form, kept as files to be reviewed.
 
 `python -m tests.summaries` writes them and the pictures of the README anew (`make summaries`).
 """

@@ -1,4 +1,4 @@
-"""Ten situations that are reported. The decisions are real, the sessions are made here."""
+"""Situations that are reported. The decisions are real, the sessions are made here."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from session_reaper.deadline import Deadline
 from session_reaper.decision.decide import decide
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Verdict
-from session_reaper.errors import BlindError, FullError, TargetError
+from session_reaper.decision.out_of_reach import find_unreachable_blockers
+from session_reaper.errors import BlindError, ConfigurationError, FullError, TargetError
 from session_reaper.grants import Membership
 from session_reaper.policy.enums import Mode
-from session_reaper.report.advice import advise_on_timeouts
+from session_reaper.report.emergency import instruct_on_full_server
 from session_reaper.report.model import (
+    FailedSecret,
+    Failure,
     IssueKey,
     IssueKind,
     Outcome,
@@ -25,11 +28,12 @@ from session_reaper.report.model import (
     record_breaker,
     record_error,
 )
+from session_reaper.report.timeouts import advise_on_timeouts
 from session_reaper.runs.policy_source import load_policy
 from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.session import Session, Slots, State
+from session_reaper.sessions.snapshot import Holder
 from session_reaper.settings import FunctionLocation
-from session_reaper.targets.providers import reserved_slot_instructions
 
 from tests.builders import a_policy, a_rule, a_session, an_identity
 
@@ -148,11 +152,40 @@ def full() -> Report:
     error = FullError(
         "53300",
         "remaining connection slots are reserved for roles with the SUPERUSER attribute",
-        reserved_slot_instructions(HOST, "session_reaper"),
+        instruct_on_full_server(HOST, "session_reaper", load_policy("", Deadline(10))),
         limit=None,
         step=f"logging in to {HOST}:5432",
     )
     return _report(record_error(TargetReport(name="orders"), error), *_quiet(1))
+
+
+def full_of_idle() -> Report:
+    """Every slot is used, and the policy condemns no session."""
+    api = Holder(
+        application="api",
+        role="shop",
+        client="10.0.7.0/24",
+        state="idle",
+        count=71,
+        oldest_seconds=7203.0,
+    )
+    holders = (
+        api,
+        replace(api, application="worker", client="10.0.9.0/24", count=20, oldest_seconds=61.0),
+        replace(api, application="", role="batch", client=None, state="active", count=4),
+    )
+    slots = Slots(max=100, reserved=3, used=97)
+    return _report(
+        TargetReport(
+            name="orders",
+            slots=slots,
+            used_after=97,
+            holders=holders,
+            policy=load_policy("", Deadline(10)),
+            role="session_reaper",
+        ),
+        *_quiet(1),
+    )
 
 
 def blind() -> Report:
@@ -232,6 +265,60 @@ def a_blocker_with_its_waiters() -> Report:
     return _report(_decided([blocker], Slots(max=100, reserved=3, used=44), policy=policy))
 
 
+def protected_under_pressure() -> Report:
+    """Leaks of a role that the provider's replication uses, while slots are short."""
+    leaks = _leaks(14, role="avnadmin", replication=True)
+    slots = Slots(max=100, reserved=3, used=84)
+    decided = decide(leaks, slots, load_policy("", Deadline(10)))
+    target = TargetReport(name="orders", slots=slots, used_after=84, protected=decided.protected)
+    return _report(target, *_quiet(3))
+
+
+def an_unreachable_blocker() -> Report:
+    waiters = tuple(
+        Waiter(pid=900 + n, role="shop", application="api", seconds=754.0 - n) for n in range(7)
+    )
+    rule = a_rule("blockers", state=["idle in transaction"], blocks=1, blocks_for="30s")
+    slots = Slots(max=100, reserved=3, used=44)
+    decided = decide([], slots, a_policy(rule))
+    blockers = tuple(find_unreachable_blockers(decided, waiters))
+    return _report(TargetReport(name="orders", slots=slots, used_after=44, blockers=blockers))
+
+
+def several_groups() -> Report:
+    """Several applications leak, and one policy ends some and spares others."""
+    sessions = [
+        *_leaks(9, application="api"),
+        *_leaks(5, first=5000, application="worker", role="batch", client="10.0.9.17"),
+        *_leaks(3, first=6000, application="report-export", role="reporting", client=None),
+    ]
+    policy = a_policy(limits={"max_terminations": 12})
+    target = _decided(sessions, Slots(max=100, reserved=3, used=62), policy=policy)
+    return _report(target, *_quiet(2))
+
+
+def a_broken_policy() -> Report:
+    error = ConfigurationError(
+        "POLICY ssm:/reaper/policy", "rules[1].match.idle_for: 300 has no unit; write 300s or 5m"
+    )
+    return Report(run_id=RUN_ID, mode=Mode.OFF, targets=(), configuration_error=str(error))
+
+
+def one_server_under_three_secrets() -> Report:
+    target = _decided(_leaks(3), Slots(max=100, reserved=3, used=44), used_after=41)
+    failure = Failure(
+        code="28P01",
+        cause='password authentication failed for user "session_reaper"',
+        hint="Secret prod/orders: Check username and password in the secret (it was just reread); after a rotation both"
+        " must be new.",
+        step=f"secret prod/orders, logging in to {HOST}:5432",
+    )
+    failed = FailedSecret(name="prod/orders", failure=failure)
+    also = ("prod/billing", "prod/stock")
+    target = replace(target, secret=failed.name, also=also)
+    return _report(replace(target, failed_secrets=(failed,), error=failure), *_quiet(2))
+
+
 SITUATIONS = {
     make.__name__.replace("_", "-"): make
     for make in (
@@ -240,10 +327,16 @@ SITUATIONS = {
         a_storm_of_300,
         observe_mode,
         full,
+        full_of_idle,
         blind,
         breaker,
         half_the_fleet_unreachable,
         a_wedged_session,
         a_blocker_with_its_waiters,
+        protected_under_pressure,
+        an_unreachable_blocker,
+        several_groups,
+        a_broken_policy,
+        one_server_under_three_secrets,
     )
 }

@@ -13,14 +13,25 @@ from session_reaper.report.advice import (
     HELD_BY_ACTIVE,
     HELD_BY_INACTIVE,
     OLD_PREPARED,
-    advise_on_databases,
     advise_on_facts,
-    advise_on_timeouts,
-    explain_refused_setting,
-    find_missing_timeouts,
+    advise_on_version,
     sort_advice,
 )
-from session_reaper.report.model import Advice, Outcome, RoleSetting, SessionResult
+from session_reaper.report.model import (
+    Advice,
+    Outcome,
+    RoleSetting,
+    SessionResult,
+    UnchangedRole,
+)
+from session_reaper.report.text import MOST_NAMED
+from session_reaper.report.timeouts import (
+    advise_on_databases,
+    advise_on_timeouts,
+    explain_refused_setting,
+    explain_unchanged,
+    find_missing_timeouts,
+)
 from session_reaper.sessions.server_facts import (
     IdleSessions,
     PreparedTransaction,
@@ -32,7 +43,16 @@ from session_reaper.sessions.session import State
 from session_reaper.targets.providers import Provider
 from session_reaper.targets.target import Secret, SslMode, Target
 
-from tests.builders import a_fate, a_secret, a_server, read_target, some_fates, some_slots
+from tests.builders import (
+    a_fate,
+    a_policy,
+    a_rule,
+    a_secret,
+    a_server,
+    read_target,
+    some_fates,
+    some_slots,
+)
 
 IN_TRANSACTION = "idle_in_transaction_session_timeout"
 REMEDIES = {
@@ -100,18 +120,18 @@ def test_a_timeout_that_the_server_does_not_have_is_not_advised(state: State) ->
         ((a_timeout(None),), None, None),
         ((a_timeout(None), a_timeout(database="orders")), 'ALTER ROLE "app"', None),
         ((a_timeout(None), a_timeout(database="other")), None, None),
-        ((a_timeout(), a_timeout("1h", database="orders")), None, None),
-        ((a_timeout(), a_timeout("1h", database="other")), 'ALTER ROLE "app"', None),
-        ((a_timeout(), a_timeout("1h", role="app")), None, None),
-        ((a_timeout(), a_timeout("1h", role="other")), 'ALTER ROLE "app"', None),
-        ((a_timeout("1h"), a_timeout("0min", role="app")), 'ALTER ROLE "app"', "0min"),
+        ((a_timeout(), a_timeout("10min", database="orders")), None, None),
+        ((a_timeout(), a_timeout("10min", database="other")), 'ALTER ROLE "app"', None),
+        ((a_timeout(), a_timeout("10min", role="app")), None, None),
+        ((a_timeout(), a_timeout("10min", role="other")), 'ALTER ROLE "app"', None),
+        ((a_timeout("10min"), a_timeout("0min", role="app")), 'ALTER ROLE "app"', "0min"),
         (
-            (a_timeout(role="app"), a_timeout("1h", role="app", database="orders")),
+            (a_timeout(role="app"), a_timeout("10min", role="app", database="orders")),
             None,
             None,
         ),
         (
-            (a_timeout("1h", role="app"), a_timeout("00", role="app", database="orders")),
+            (a_timeout("10min", role="app"), a_timeout("00", role="app", database="orders")),
             'ALTER ROLE "app" IN DATABASE "orders"',
             "00",
         ),
@@ -172,8 +192,134 @@ def test_only_databases_whose_timeout_is_known_to_be_off_are_named() -> None:
         a_timeout("1h", role="app", database="orders"),
         databases=("a", 'b"c', "orders"),
     )
-    (given,) = advise_on_databases(found)
+    (given,) = advise_on_databases(found, a_policy())
     assert given.sql == f'ALTER DATABASE "b""c" SET {IN_TRANSACTION} = \'10min\';'
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("86400000ms", 86_400),
+        ("86400000", 86_400),
+        ("1d", 86_400),
+        (" 1.5 min ", 90),
+        (".5h", 1800),
+        ("500us", 0.0005),
+        ("0x10", None),
+        ("1 day", None),
+        ("10MIN", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_timeout_is_read_in_each_of_postgresqls_units(
+    value: str | None, seconds: float | None
+) -> None:
+    assert a_timeout(value).seconds == (None if seconds is None else pytest.approx(seconds))
+
+
+def a_leak(idle_for: str | None = None, **clocks: str) -> SessionResult:
+    """A condemned session of role app, by a rule with these times."""
+    times = clocks if idle_for is None else {"idle_for": idle_for, **clocks}
+    (condemning,) = a_policy(a_rule("r", state=["idle in transaction"], **times)).rules
+    fate = a_fate()
+    return replace(fate, decision=replace(fate.decision, rule=condemning))
+
+
+@pytest.mark.parametrize(
+    ("value", "idle_for", "expected"),
+    [
+        ("86400000ms", "15m", "15min"),  # Aurora's default
+        ("86400000ms", "5m", "10min"),
+        ("601s", "5m", "10min"),
+        ("10min", "5m", None),
+        ("7min", "5m", None),
+        ("1h", "1h", None),
+        ("3601s", "1h", "1h"),
+        ("0", "1h", "1h"),  # the policy lets this role idle for an hour
+        ("0", "12m30s", "750s"),
+        ("1d", "40d", None),
+        ("0", "40d", "576h"),  # PostgreSQL's largest value is a little more
+        ("0x10", "5m", None),
+    ],
+)
+def test_a_timeout_longer_than_the_rules_time_is_as_good_as_none(
+    value: str, idle_for: str, expected: str | None
+) -> None:
+    missing = find_missing_timeouts([a_leak(idle_for)], a_server(a_timeout(value)))
+    sql = f"ALTER ROLE \"app\" SET {IN_TRANSACTION} = '{expected}';"
+    assert [setting.sql for setting in missing] == ([sql] if expected else [])
+
+
+def test_the_longest_time_of_a_role_s_rules_is_its_time() -> None:
+    fates = [a_leak("5m"), a_leak("1h"), a_leak("20m")]
+    (setting,) = find_missing_timeouts(fates, a_server(a_timeout("1d")))
+    assert setting.sql.endswith("= '1h';")
+
+
+def test_a_rule_without_the_timeouts_own_clock_is_compared_by_its_longest_one() -> None:
+    by_age = a_leak(connected_for="2h", transaction_for="30m")
+    (setting,) = find_missing_timeouts([by_age], a_server(a_timeout("1d")))
+    assert setting.sql.endswith("= '2h';")
+    assert find_missing_timeouts([by_age], a_server(a_timeout("2h"))) == ()
+
+
+def test_advice_names_the_timeouts_that_are_too_long_with_their_values() -> None:
+    found = a_server(a_timeout("86400000ms"), a_timeout("0", role="b"))
+    missing = find_missing_timeouts([a_fate(role="a"), a_fate(role="b")], found)
+    (given,) = advise_on_timeouts(missing)
+    assert "is off: b; longer than the rule's time: a (86400000ms)." in given.message
+
+
+@pytest.mark.parametrize(
+    ("timeout", "reason"),
+    [
+        (a_timeout("5min"), "is already 5min, at most 10m; sessions that began before"),
+        (a_timeout(None), 'ALTER ROLE "reaper" RESET idle_in_transaction_session_timeout'),
+        (None, f"does not have {IN_TRANSACTION}"),
+    ],
+)
+def test_a_role_that_needs_no_setting_is_named_with_the_reason(
+    timeout: Timeout | None, reason: str
+) -> None:
+    found = a_server(*([timeout] if timeout else []))
+    (unchanged,) = explain_unchanged([a_fate()], found, ["set-idle-in-transaction-timeout"])
+    assert (unchanged.role, unchanged.code) == ("app", "set-idle-in-transaction-timeout")
+    assert reason in unchanged.reason
+
+
+def test_a_role_that_leaks_in_another_state_is_told_the_code_for_it() -> None:
+    found = a_server(a_timeout())
+    (unchanged,) = explain_unchanged([a_fate()], found, ["set-idle-session-timeout"])
+    reason = (
+        "its condemned sessions are idle in a transaction: request set-idle-in-transaction-timeout"
+    )
+    assert unchanged == UnchangedRole(role="app", code=None, reason=reason)
+
+
+def test_only_a_role_without_a_setting_is_explained() -> None:
+    found = a_server(a_timeout("5min"), a_timeout("0", role="b"))
+    fates = [a_fate(role="a"), a_fate(role="b")]
+    explained = explain_unchanged(fates, found, ["set-idle-in-transaction-timeout"])
+    assert [each.role for each in explained] == ["a"]
+
+
+def test_a_check_compares_the_databases_with_the_policys_longest_time() -> None:
+    found = a_server(
+        a_timeout("86400000ms"),
+        a_timeout("30min", database="a"),
+        a_timeout("0", database="b"),
+        databases=("a", "b", "c"),
+    )
+    patient = a_rule("patient", state=["idle in transaction"], idle_for="30m")
+    (given,) = advise_on_databases(found, a_policy(patient, a_rule()))
+    assert "off for these databases: b; longer than 30m for these databases: c (86400000ms)" in (
+        given.message
+    )
+    assert given.sql == (
+        f"ALTER DATABASE \"b\" SET {IN_TRANSACTION} = '30min';"
+        f"\nALTER DATABASE \"c\" SET {IN_TRANSACTION} = '30min';"
+    )
 
 
 def a_setting() -> RoleSetting:
@@ -205,6 +351,17 @@ def test_another_error_keeps_its_own_hint_except_on_a_replica() -> None:
     error = TargetError("57014", "slow", "wait")
     assert explain_refused_setting(error, a_setting(), a_server(), reader=False).hint == "wait"
     assert "writer" in explain_refused_setting(error, a_setting(), a_server(), reader=True).hint
+
+
+@pytest.mark.parametrize(
+    ("major", "expected"),
+    [(12, "Upgrade the server."), (13, ""), (18, ""), (19, "It is treated as 18.")],
+)
+def test_a_major_version_without_tests_is_told(major: int, expected: str) -> None:
+    given = list(advise_on_version(a_server(major=major, version=f"{major}.1")))
+    assert [each.code for each in given] == (["untested-version"] if expected else [])
+    assert all(expected in each.message for each in given)
+    assert all("tested with PostgreSQL 13 to 18" in each.message for each in given)
 
 
 # -- a pooler ----------------------------------------------------------------------------------------
@@ -345,3 +502,41 @@ def test_every_code_has_a_place_in_the_order_and_is_documented() -> None:
     for code in codes:
         assert sort_advice([Advice(code=code, message="", sql=None)])
         assert f"| `{code}` |" in document, code
+
+
+# -- many objects on a server ------------------------------------------------------------------------
+
+MANY = 120
+
+
+def lines_of(statement: str | None) -> list[str]:
+    return (statement or "").splitlines()
+
+
+def test_the_advice_on_thousands_of_roles_or_databases_names_the_first_and_counts_the_rest() -> (
+    None
+):
+    names = tuple(f"name-{n:03}" for n in range(MANY))
+    off = a_server(a_timeout("0"), databases=names)
+    leaks = [a_fate(pid=n + 1, role=name) for n, name in enumerate(names)]
+    (on_roles,) = advise_on_timeouts(find_missing_timeouts(leaks, off))
+    (on_databases,) = advise_on_databases(off, a_policy())
+    for each in (on_roles, on_databases):
+        assert "name-000, name-001" in each.message
+        assert f"name-{MOST_NAMED - 1:03} and {MANY - MOST_NAMED} more" in each.message
+        assert len(lines_of(each.sql)) == MOST_NAMED
+
+
+def test_the_advice_on_thousands_of_pools_slots_and_transactions_is_short() -> None:
+    slots = tuple(
+        ReplicationSlot(name=f"slot_{n}", active=False, held=HELD_BY_INACTIVE) for n in range(MANY)
+    )
+    prepared = tuple(
+        PreparedTransaction(database=f"db-{n:03}", seconds=OLD_PREPARED) for n in range(MANY)
+    )
+    idle = tuple(IdleSessions(application=f"app-{n}", role="app", number=25) for n in range(MANY))
+    found = advised(a_server(replication_slots=slots, prepared=prepared, idle=idle))
+    assert len(found) == 3
+    for each in found.values():
+        assert f" and {MANY - MOST_NAMED} more" in each.message
+        assert len(lines_of(each.sql)) <= MOST_NAMED

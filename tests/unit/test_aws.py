@@ -13,12 +13,21 @@ from botocore.parsers import ResponseParserError
 from session_reaper.aws import clients as aws
 from session_reaper.aws.clients import describe_error, explain_error
 
-CALLS: dict[str, tuple[str, dict[str, str]]] = {
+CALLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cloudwatch": ("describe_alarms", {}),
     "dynamodb": ("describe_table", {"TableName": "memory"}),
     "rds": ("describe_db_instances", {}),
     "secretsmanager": ("get_secret_value", {"SecretId": "orders"}),
     "sns": ("publish", {"TopicArn": "topic", "Message": "hello"}),
     "ssm": ("get_parameter", {"Name": "policy"}),
+    # From which a profile on a laptop gets its credentials.
+    "signin": (
+        "create_o_auth2_token",
+        {"tokenInput": {"clientId": "x", "grantType": "refresh_token", "refreshToken": "x"}},
+    ),
+    "sso": ("get_role_credentials", {"roleName": "r", "accountId": "1", "accessToken": "x"}),
+    "sso-oidc": ("create_token", {"clientId": "x", "clientSecret": "x", "grantType": "x"}),
+    "sts": ("get_caller_identity", {}),
 }
 OURS, PLAIN = aws.get_session(), boto3.Session()
 SERVICES = OURS.get_available_services()
@@ -34,7 +43,9 @@ class Sent(Exception):  # noqa: N818 -- not an error: it ends a call before anyt
 
 
 def stop(request: Any, **_: object) -> None:  # noqa: ANN401 -- botocore's type
-    signed = re.search(rb"Credential=key/\d+/([^,]+)", request.headers["Authorization"])
+    # The calls that get credentials are not signed.
+    authorization = request.headers.get("Authorization", b"")
+    signed = re.search(rb"Credential=key/\d+/([^,]+)", authorization)
     raise Sent(request.url, signed and signed[1])
 
 

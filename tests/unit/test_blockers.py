@@ -154,3 +154,15 @@ def test_a_waiter_without_application_name_is_named_by_its_pid() -> None:
 
 def test_the_reasons_of_other_rules_name_known_waiters_too() -> None:
     assert "waiting: api-100 as app for 5s" in reason_of(a_blocker(5), idle_for="1m")
+
+
+@pytest.mark.parametrize(("idle_seconds", "verdict"), [(29.0, LEAVE), (30.0, CONDEMN)])
+def test_a_session_is_not_blamed_for_waits_from_before_its_state(
+    idle_seconds: float, verdict: Verdict
+) -> None:
+    """In a queue, the lock passes from one healthy transaction to the next."""
+    blocker = a_blocker(3600, idle_seconds=idle_seconds)
+    assert verdict_on(blocker, blocks_for="30s") is verdict
+    assert "api-100 as app for 29s" in reason_of(
+        a_blocker(3600, idle_seconds=29.0), blocks=1, idle_for="1s"
+    )

@@ -6,7 +6,8 @@ from threading import Thread
 
 import pytest
 from session_reaper.deadline import Deadline
-from session_reaper.postgres.budget import MemoryBudget, NoMemoryLeftError
+from session_reaper.errors import DeadlineError
+from session_reaper.postgres.budget import UNCLAIMED_BYTES, MemoryBudget, NoMemoryLeftError
 
 
 def test_released_memory_is_available_again() -> None:
@@ -50,13 +51,27 @@ def test_a_claim_grows_only_into_available_memory() -> None:
     assert budget.available == 70
 
 
-def test_answers_are_decoded_one_at_a_time() -> None:
+SMALL, LARGE = 5_000, UNCLAIMED_BYTES + 1
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_answers_are_decoded_one_at_a_time(size: int) -> None:
     budget = MemoryBudget(100)
     with (
-        budget.decode_in_turn(Deadline(1)),
-        pytest.raises(NoMemoryLeftError),
-        budget.decode_in_turn(Deadline(0)),
+        budget.decode_in_turn(size, Deadline(1)),
+        pytest.raises(DeadlineError),
+        budget.decode_in_turn(size, Deadline(0)),
     ):
         pass
-    with budget.decode_in_turn(Deadline(0)):
+    with budget.decode_in_turn(size, Deadline(0)):
+        pass
+
+
+def test_a_small_answer_does_not_wait_for_a_large_one_nor_a_tiny_one_for_any() -> None:
+    budget = MemoryBudget(100)
+    with (
+        budget.decode_in_turn(LARGE, Deadline(1)),
+        budget.decode_in_turn(SMALL, Deadline(0)),
+        budget.decode_in_turn(1_000, Deadline(0)),
+    ):
         pass

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 from session_reaper.decision.decide import decide
 from session_reaper.decision.model import Verdict
-from session_reaper.policy.builtin import TOOLS, find_protection_by_name
+from session_reaper.policy.builtin import (
+    TOOLS,
+    find_protection_by_name,
+    find_protection_by_role,
+)
 from session_reaper.policy.patterns import matches_any
 from session_reaper.sessions.session import Names, State
 
@@ -52,6 +56,9 @@ NAMES = [
     ("Liquibase", "Liquibase"),
     ("wal-g", "WAL-G"),
     ("greenmask", "greenmask"),
+    ("fivetran", "Fivetran"),
+    ("Airbyte Debezium Streaming", "Airbyte"),
+    ("airbyte", "Airbyte"),
     ("AWS DMS 3.5", "AWS DMS"),
 ]
 
@@ -62,7 +69,7 @@ NOT_BUILT_IN = [
     "api",
     "pgAdmin 4 - CONN:4711042",
     "pgAdmin 4 - LLM - llm_4711042",
-    "PostgreSQL JDBC Driver",  # pgjdbc, so Liquibase too
+    "PostgreSQL JDBC Driver",  # pgjdbc, so Liquibase and Airbyte too
     "bin/rails",  # ruby-pg
     "postgres.js",
     "nightly-backup",
@@ -93,6 +100,20 @@ def test_no_rule_matches_a_tool(application: str) -> None:
         (decision,) = decide([session], some_slots(), policy).decisions
         assert (decision.verdict, decision.rule) == (Verdict.LEAVE, None)
         assert decision.reason == f"protected: application {application} (built in)"
+
+
+@pytest.mark.parametrize(
+    ("session", "detail"),
+    [
+        ({"own_role": True, "replication": True}, "our own role"),
+        ({"replication": True}, "a replication role"),
+        ({"role": "rdsproxyadmin"}, "role rdsproxyadmin (built in)"),
+    ],
+)
+def test_a_protection_by_role_says_why(session: dict[str, object], detail: str) -> None:
+    protection = find_protection_by_role(a_session(**session))
+    assert protection is not None
+    assert (protection.detail, protection.can_be_lifted) == (detail, True)
 
 
 def test_every_pattern_has_an_example() -> None:

@@ -767,3 +767,21 @@ def test_a_query_is_redacted_once_and_only_if_all_other_conditions_hold() -> Non
     decided = decide(sessions, some_slots(), policy, redact_query=redact_query)
     assert {d.pid: rule_of(d) for d in decided.having(CONDEMN)} == {1: "old", 2: "old"}
     assert redacted == ["select a", "update b"]
+
+
+def test_a_decision_ends_between_two_sessions_if_its_time_is_over() -> None:
+    decided: list[str] = []
+
+    def redact_query(query: str) -> str:
+        decided.append(query)
+        return query
+
+    def check_time() -> None:
+        if len(decided) == 2:
+            raise TimeoutError
+
+    policy = a_policy(a_rule(state="idle", idle_for="1s", query="select *"))
+    sessions = [a_session(pid=pid, state="idle", query=f"select {pid}") for pid in (1, 2, 3)]
+    with pytest.raises(TimeoutError):
+        decide(sessions, some_slots(), policy, redact_query=redact_query, check_time=check_time)
+    assert len(decided) == 2

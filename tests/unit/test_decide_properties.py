@@ -10,11 +10,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from session_reaper.decision.decide import decide
+from session_reaper.decision.explain import explain
+from session_reaper.decision.matching import list_misses
 from session_reaper.decision.model import Decisions, Verdict
 from session_reaper.policy.enums import Action, Mode
 from session_reaper.policy.model import Policy, Protect, Rule, read_policy
 from session_reaper.runs.request import RunRequest, merge_policy
 from session_reaper.sessions.lock_chains import Waiter
+from session_reaper.sessions.redaction import redact_for_matching, strip_for_matching
 from session_reaper.sessions.session import Session, Slots, State
 
 from tests.builders import a_policy, a_rule, a_session
@@ -98,6 +101,37 @@ def matched(decided: Decisions) -> set[int]:
 
 def victims(decided: Decisions) -> set[int]:
     return {d.pid for d in decided.having(Verdict.CONDEMN)}
+
+
+def seen(sessions: Sequence[Session], policy: Policy) -> list[Session]:
+    """Return what a snapshot for this policy has of the sessions, as snapshot.sql chooses it."""
+    scope = policy.scope()
+    never = float("inf")
+    dumps_matter = not STATES_OF_A_DUMP.isdisjoint(scope.idle_floors)
+    return [
+        replace(
+            session,
+            waiters=session.waiters if scope.waits else (),
+            locks=session.locks if scope.locks else None,
+        )
+        for session in sessions
+        if session.idle_seconds >= scope.idle_floors.get(session.state, never)
+        or (dumps_matter and may_belong_to_a_dump(session))
+    ]
+
+
+STATES_OF_A_DUMP = {State.IDLE_IN_TRANSACTION, State.ACTIVE, State.FASTPATH}
+
+
+def may_belong_to_a_dump(session: Session) -> bool:
+    return (
+        session.xmin_age is not None
+        and session.xid_age is None
+        and (
+            session.query.startswith("COPY ")
+            or session.state in (State.IDLE_IN_TRANSACTION, State.FASTPATH)
+        )
+    )
 
 
 def unlimited(policy: Policy) -> Policy:
@@ -211,6 +245,18 @@ def test_a_condemned_session_is_in_a_state_that_its_rule_names(
             assert decision.rule.when is None or decision.rule.when.is_reached(slots)
 
 
+def assert_condemns_no_other_session(
+    sessions: Sequence[Session], slots: Slots, before: Policy, after: Policy
+) -> None:
+    """A place under a limit, `until` or the breaker may go to another session that was condemned."""
+    decided = [decide(seen(sessions, each), slots, each) for each in (before, after)]
+    assert matched(decided[1]) <= matched(decided[0])
+    if decided[0].breaker is None and matched(decided[0]) == victims(decided[0]):
+        assert victims(decided[1]) <= victims(decided[0])
+    free = [decide(seen(sessions, each), slots, unlimited(each)) for each in (before, after)]
+    assert victims(free[1]) <= victims(free[0])
+
+
 PROTECTIONS: dict[str, st.SearchStrategy[list[str]]] = {
     "roles": st.lists(ROLES.filter(bool).filter(lambda n: "[" not in n), min_size=1),
     "applications": st.lists(st.sampled_from(["app*", "*", "worker"]), min_size=1),
@@ -226,10 +272,7 @@ def test_an_added_protection_never_condemns_more_sessions(key: str, data: st.Dat
     policy = data.draw(POLICIES)
     more = a_policy(protect={key: data.draw(PROTECTIONS[key])}).protect
     careful = replace(policy, protect=policy.protect.merge(more))
-    assert matched(decide(sessions, slots, careful)) <= matched(decide(sessions, slots, policy))
-    # Under a limit another session may take the place of the protected one.
-    without, with_it = unlimited(policy), unlimited(careful)
-    assert victims(decide(sessions, slots, with_it)) <= victims(decide(sessions, slots, without))
+    assert_condemns_no_other_session(sessions, slots, policy, careful)
 
 
 def a_keep_rule(rule: Rule) -> Rule:
@@ -253,10 +296,7 @@ def test_an_added_rule_that_keeps_or_observes_never_condemns_a_session(
     index = data.draw(st.integers(0, len(policy.rules)))
     rule = addition(data.draw(st.sampled_from(policy.rules + other.rules)))
     more = replace(policy, rules=(*policy.rules[:index], rule, *policy.rules[index:]))
-    # Under a limit another condemned session may take a place that has become free.
-    assert matched(decide(sessions, slots, more)) <= matched(decide(sessions, slots, policy))
-    without, with_it = unlimited(policy), unlimited(more)
-    assert victims(decide(sessions, slots, with_it)) <= victims(decide(sessions, slots, without))
+    assert_condemns_no_other_session(sessions, slots, policy, more)
     if rule.is_observe_only:
         before, after = (decide(sessions, slots, each).decisions for each in (policy, more))
         assert [d for d in after if d.rule is not rule] == [
@@ -274,6 +314,19 @@ def test_keep_and_observe_only_rules_count_in_no_limit_until_or_breaker(
     alone = decide(rest, slots, policy)
     assert alone.breaker == decided.breaker
     assert alone.decisions == tuple(d for d in decided.decisions if d.pid not in left)
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_what_the_snapshot_leaves_out_changes_no_decision(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    whole, part = (decide(each, slots, policy) for each in (sessions, seen(sessions, policy)))
+    assert matched(part) == matched(whole)
+    assert victims(part) == victims(whole)
+    assert part.breaker == whole.breaker
+    assert {d.pid for d in part.having(Verdict.OBSERVE)} == {
+        d.pid for d in whole.having(Verdict.OBSERVE)
+    }
 
 
 @given(POLICIES)
@@ -441,3 +494,41 @@ def test_a_rule_whose_until_is_reached_condemns_no_session(
     for decision in decide(sessions, slots, policy).having(Verdict.CONDEMN):
         if decision.rule and decision.rule.until:
             assert decision.rule.until.excess(slots) > 0
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_explain_calls_condemned_what_a_run_condemns_and_explains_every_session(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    decided = decide(sessions, slots, policy)
+    explained = list(explain(decided, policy))
+    assert [each.decision for each in explained] == list(decided.decisions)
+    for each in explained:
+        assert each.reason
+        verdict, is_protected = each.decision.verdict, each.decision.protection is not None
+        assert (each.outcome == "condemned") == (verdict is Verdict.CONDEMN)
+        assert (each.outcome == "spared") == (verdict is Verdict.SPARE)
+        assert (each.outcome == "kept") == (verdict is Verdict.KEEP)
+        if each.outcome in ("protected", "left"):
+            assert (each.outcome == "protected") == is_protected
+
+
+def query_text(query: str) -> str:
+    return strip_for_matching(redact_for_matching(query))
+
+
+@given(several_sessions(), SLOTS, POLICIES)
+def test_a_rule_misses_a_session_if_and_only_if_it_does_not_match(
+    sessions: list[Session], slots: Slots, policy: Policy
+) -> None:
+    """A miss is found by other code than a match, so both must agree on every condition."""
+    for rule in policy.rules:
+        alone = replace(
+            unlimited(policy),
+            rules=(replace(rule, when=None, until=None, mode=None),),
+            protect=Protect(),
+        )
+        for decision in decide(sessions, slots, alone).decisions:
+            if decision.protection is None:
+                misses = list_misses(alone.rules[0], decision.session, query_text)
+                assert (decision.rule is None) == bool(misses)

@@ -9,7 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from session_reaper.observability import emit_run_metrics, emit_target_metrics
+from session_reaper.observability import (
+    emit_configuration_error,
+    emit_run_metrics,
+    emit_target_metrics,
+)
 from session_reaper.policy.enums import Mode
 from session_reaper.report.model import Outcome, SessionResult, TargetReport, TargetStatus
 from session_reaper.sessions.session import State
@@ -135,7 +139,7 @@ def test_an_outcome_is_published_only_if_it_happened(
 
 @pytest.mark.parametrize("status", TargetStatus)
 def test_a_target_that_was_not_reached_is_counted(capsys: Capture, status: TargetStatus) -> None:
-    reached = status in {TargetStatus.OK, TargetStatus.BREAKER}
+    reached = status in {TargetStatus.OK, TargetStatus.BREAKER, TargetStatus.PAUSED}
     assert of_target(capsys, status=status).metrics["FailedTargets"] == (not reached)
 
 
@@ -264,3 +268,22 @@ logger.info("run")
     )
     services = [json.loads(line)["service"] for line in answer.stdout.splitlines()]
     assert services == [name or "session-reaper"] * 2
+
+
+def test_a_tripped_breaker_is_counted_for_its_target_and_the_run(capsys: Capture) -> None:
+    tripped = a_target_report(status=TargetStatus.BREAKER)
+    emit_target_metrics(tripped)
+    emit_run_metrics(a_report(tripped, a_target_report(status=TargetStatus.BREAKER)), 0.1)
+    of_target, of_run = written(capsys)
+    assert of_target.metrics["BreakerTripped"] == 1
+    assert of_run.metrics["BreakerTripped"] == 2
+    emit_run_metrics(a_report(a_target_report()), 0.1)
+    assert "BreakerTripped" not in written(capsys)[0].metrics
+
+
+def test_an_invalid_configuration_is_counted_for_the_stack(capsys: Capture) -> None:
+    emit_configuration_error()
+    (line,) = written(capsys)
+    assert line.metrics == {"ConfigurationErrors": 1}
+    assert line.units == {"ConfigurationErrors": "Count"}
+    assert set(line.dimensions) == {"service"}

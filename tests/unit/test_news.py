@@ -471,3 +471,14 @@ def test_a_secret_is_the_same_by_its_name_and_by_its_arn(one: str, other: str) -
 )
 def test_secrets_of_other_accounts_regions_and_names_are_different(other: str) -> None:
     assert to_stable_key(TargetKey("orders"), FUNCTION) != to_stable_key(TargetKey(other), FUNCTION)
+
+
+def test_an_issue_that_two_secrets_of_one_server_had_recovers_once() -> None:
+    both = [
+        KnownIssue(target=target, key=issue(IssueKind.FULL), since=NOW - age, reported_at=NOW - age)
+        for target, age in ((ORDERS, 60.0), (key_of("billing"), 90.0))
+    ]
+    merged = healthy(also=("billing",), also_keys=(key_of("billing"),))
+    report, update = compare(a_report(merged), both)
+    assert report.targets[0].recovered == (Recovery(issue=issue(IssueKind.FULL), seconds=90.0),)
+    assert update.ended == tuple(both)

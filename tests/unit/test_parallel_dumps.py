@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from session_reaper.decision.decide import decide
 from session_reaper.decision.model import Verdict
 from session_reaper.decision.parallel_dumps import find_parallel_dumps
 from session_reaper.sessions.session import State
 
 from tests.builders import a_policy, a_rule, a_session, some_slots
+from tests.unit.test_decide_properties import matched, seen
 
 if TYPE_CHECKING:
+    from session_reaper.policy.model import Policy, Rule
     from session_reaper.sessions.session import Session
 
 COPY = "COPY public.orders (id, note) TO stdout;"
@@ -124,6 +129,15 @@ def test_a_leak_of_an_older_connection_in_the_same_snapshot_is_not_recognised() 
     assert find_parallel_dumps([leader(), worker(), leak]) == {1, 2}
 
 
+def test_an_older_leak_in_the_same_snapshot_does_not_hide_the_leader() -> None:
+    """The leader's connection is one that a pooler had opened before."""
+    pooled = leader(connected_seconds=4000.0, transaction_seconds=300.0)
+    its_worker = worker(connected_seconds=298.0, transaction_seconds=297.0)
+    leak = leader(pid=9, connected_seconds=5000.0, transaction_seconds=905.0)
+    assert find_parallel_dumps([pooled, its_worker]) == {1, 2}
+    assert find_parallel_dumps([pooled, its_worker, leak]) == {1, 2, 9}
+
+
 def test_a_dump_without_a_worker_is_not_recognised() -> None:
     assert find_parallel_dumps([leader()]) == frozenset()
     assert find_parallel_dumps([worker()]) == frozenset()
@@ -138,6 +152,13 @@ def test_no_rule_matches_a_parallel_dump() -> None:
     assert verdicts == {1: Verdict.LEAVE, 2: Verdict.LEAVE, 9: Verdict.CONDEMN}
     reasons = {decision.pid: decision.reason for decision in decided.decisions}
     assert reasons[1] == reasons[2] == "protected: a parallel dump (built in)"
+
+
+def test_a_dump_is_recognised_by_sessions_that_are_not_decided() -> None:
+    policy = a_policy(a_rule(state=list(State), connected_for="1s"))
+    for among, verdict in (([leader()], Verdict.CONDEMN), ([leader(), worker()], Verdict.LEAVE)):
+        (decision,) = decide([leader()], some_slots(), policy, among=among).decisions
+        assert decision.verdict is verdict
 
 
 def test_a_dump_of_a_dropped_role_is_recognised() -> None:
@@ -160,3 +181,77 @@ def test_a_protection_by_name_is_named_first() -> None:
     policy = a_policy(protect={"roles": ["app"]})
     decided = decide([leader(), worker()], some_slots(), policy)
     assert {each.reason for each in decided.decisions} == {"protected: role app"}
+
+
+# -- properties ------------------------------------------------------------------------------------
+
+AGES = st.sampled_from([1.0, 100.0, 200.0, 300.0, 400.0])
+
+
+@st.composite
+def sessions_of_one_snapshot(draw: st.DrawFn) -> list[Session]:
+    """Sessions that differ only in what tells a dump from leaks."""
+    return [
+        leader(
+            pid=pid,
+            state=draw(st.sampled_from(["active", "idle in transaction"])),
+            query=draw(st.sampled_from([COPY, "SELECT 1"])),
+            idle_seconds=draw(AGES),
+            query_seconds=draw(AGES),
+            transaction_seconds=draw(AGES),
+            connected_seconds=draw(AGES),
+        )
+        for pid in range(1, draw(st.integers(2, 5)) + 1)
+    ]
+
+
+@st.composite
+def rules_on_time(draw: st.DrawFn) -> Rule:
+    state = draw(st.sampled_from(["active", "idle in transaction", "idle"]))
+    clock = draw(st.sampled_from(["idle_for", "query_for"])) if state == "active" else "idle_for"
+    document = {"name": "r", "match": {"state": [state], clock: f"{draw(AGES):g}s"}}
+    return a_policy(document).rules[0]
+
+
+POLICIES = st.lists(rules_on_time(), min_size=1, max_size=3).map(
+    lambda rules: replace(
+        a_policy(), rules=tuple(replace(rule, name=f"r{n}") for n, rule in enumerate(rules))
+    )
+)
+MANY = settings(max_examples=20 * settings().max_examples)
+
+
+@MANY
+@given(sessions_of_one_snapshot(), st.data())
+def test_more_sessions_never_end_the_protection_of_a_dump(
+    sessions: list[Session], data: st.DataObject
+) -> None:
+    some = data.draw(st.lists(st.sampled_from(sessions), unique_by=id))
+    assert find_parallel_dumps(some) <= find_parallel_dumps(sessions)
+
+
+@MANY
+@given(sessions_of_one_snapshot(), POLICIES)
+def test_the_snapshot_has_all_that_shows_a_dump(sessions: list[Session], policy: Policy) -> None:
+    whole, part = (
+        decide(each, some_slots(), policy) for each in (sessions, seen(sessions, policy))
+    )
+    assert matched(part) == matched(whole)
+
+
+class CountedSeconds(float):
+    """Counts how often it is compared."""
+
+    comparisons = 0
+
+    def __lt__(self, other: float) -> bool:
+        CountedSeconds.comparisons += 1
+        return float(self) < other
+
+
+def test_thousands_of_sessions_with_one_snapshot_are_compared_once_each() -> None:
+    number = 500
+    workers = [worker(pid=n, connected_seconds=CountedSeconds(2000.0)) for n in range(number)]
+    idle = [leader(pid=number + n) for n in range(number)]
+    assert find_parallel_dumps([*workers, *idle]) == frozenset()
+    assert CountedSeconds.comparisons <= 4 * number

@@ -303,6 +303,7 @@ def test_a_non_ascii_character_in_an_application_is_refused(glob: str) -> None:
         a_document(a_rule(**IDLE, application=["a", glob])), "rules[0].match.application[1]"
     )
     assert "PostgreSQL replaces non-ASCII characters" in problem
+    assert repr(glob) in problem
     fails(a_document(protect={"applications": [glob]}), "protect.applications[0]")
     a_policy(a_rule(**IDLE, role=glob, database=glob), protect={"roles": glob, "databases": glob})
 

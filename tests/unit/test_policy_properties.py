@@ -9,8 +9,8 @@ from jsonschema import Draft202012Validator
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.model import read_policy
 from session_reaper.runs.yaml import parse_yaml
+from session_reaper_cli.policy_schema import policy_schema
 
-from infra.policy_schema import policy_schema
 from tests.builders import a_document, a_rule
 from tests.documents import KEYS, Document, json_values, mistaken_documents, policy_documents
 

@@ -194,7 +194,7 @@ EXACTLY_ONE = "must have exactly one of slots_used, slots_free"
     [
         (
             a_rule_with({"state": "active", "waiting_for_client": True}),
-            f"rules[0].match: has no clock; add at least one of {CLOCKS}",
+            f"rules[0].match: needs at least one of {CLOCKS}",
         ),
         (
             a_rule_with({"state": "idle", "query_for": "5m"}),
@@ -405,6 +405,18 @@ def test_a_keep_rule_and_a_rule_that_is_off_add_no_sessions_to_the_scope() -> No
     assert a_policy(blockers, a_rule("last")).scope().waits
     elsewhere = a_rule_with({"state": "active", "blocks": 1}, action="keep")
     assert not a_policy(elsewhere, a_rule("last")).scope().waits
+
+
+def test_the_ends_of_queries_are_in_scope_only_if_the_policy_shows_comment_tags() -> None:
+    assert a_policy().scope().query_ends is False
+    assert a_policy(comment_tags="route").scope().query_ends is True
+
+
+def test_a_cancel_may_name_every_running_state() -> None:
+    rule = the_rule(
+        {"state": ["active", "fastpath function call"], "query_for": "1m"}, action="cancel"
+    )
+    assert rule.match.state == (State.ACTIVE, State.FASTPATH)
 
 
 def test_an_observe_only_rule_has_its_sessions_in_the_scope() -> None:

@@ -8,19 +8,22 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from session_reaper.deadline import Deadline
+from session_reaper.decision.decide import decide
 from session_reaper.documents import one_or_many
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.builtin import PROVIDER_DATABASES, PROVIDER_ROLES, TOOLS
 from session_reaper.policy.model import Policy, read_policy
 from session_reaper.runs.policy_source import load_policy
 from session_reaper.runs.yaml import parse_yaml
+from session_reaper_cli.policy_schema import policy_schema as make_schema
+from session_reaper_cli.policy_schema import value_schema
 
 from infra import policy_schema
-from tests.builders import a_document, a_rule
+from tests.builders import a_document, a_rule, a_session, some_slots
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "infra" / "policies").glob("*.yaml"))
-MADE = policy_schema.policy_schema()
+MADE = make_schema()
 SCHEMA = Draft202012Validator(MADE)
 
 IDLE: dict[str, Any] = {"state": "idle", "idle_for": "5m"}
@@ -91,7 +94,7 @@ def test_the_schema_contains_the_defaults() -> None:
 
 def test_a_reader_without_a_schema_is_an_error() -> None:
     with pytest.raises(LookupError, match="add it to _LEAVES"):
-        policy_schema.value_schema(one_or_many(lambda value, _: str(value)), tuple[str, ...])
+        value_schema(one_or_many(lambda value, _: str(value)), tuple[str, ...])
 
 
 # -- the examples -----------------------------------------------------------------------------------
@@ -138,14 +141,50 @@ def test_the_policies_in_the_readme_are_valid() -> None:
         SCHEMA.validate(document)
 
 
+RECIPES = re.findall(
+    r"```yaml\n(rules:\n.*?)```", (ROOT / "docs" / "policy.md").read_text("utf-8"), re.DOTALL
+)
+
+
 def test_the_recipes_in_the_documentation_are_valid() -> None:
-    text = (ROOT / "docs" / "policy.md").read_text("utf-8")
-    recipes = re.findall(r"```yaml\n(rules:\n.*?)```", text, re.DOTALL)
-    assert len(recipes) == 2
-    for recipe in recipes:
-        document = parse_yaml(f"version: 1\n{recipe}")
-        read_policy(document)
-        SCHEMA.validate(document)
+    assert len(RECIPES) == 2
+    for recipe in RECIPES:
+        SCHEMA.validate(parse_yaml(f"version: 1\n{recipe}"))
+
+
+UNREAD = {"state": "active", "wait_event_type": "Client", "wait_event": "ClientWrite"}
+WAITS = {"waits_for_lock": True, "wait_event_type": "Lock", "wait_event": "relation"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "session", "decided"),
+    [
+        (0, {"role": "batch_7", "idle_seconds": 3600.0}, "condemn by batch"),
+        (0, {"role": "batch_7", "idle_seconds": 3599.0}, "keep by keep-batch"),
+        (0, {"role": "batch"}, "condemn by everything-else"),
+        (0, {"idle_seconds": 299.0}, "leave"),
+        (1, {"idle_seconds": 60.0}, "observe by warn"),
+        (1, {"idle_seconds": 59.0}, "leave"),
+        (1, {"state": "idle", "query": 'LISTEN "jobs"'}, "keep by keep-listeners"),
+        (1, {"state": "idle", "query": "SELECT 1 -- LISTEN jobs"}, "leave"),
+        (1, {"application": "billing"}, "keep by keep-billing"),
+        (1, {**UNREAD, "application": "billing", "query_seconds": 9e9}, "keep by keep-billing"),
+        (1, {"role": "migrator", "application": ""}, "keep by keep-unnamed-migrations"),
+        (1, {"role": "migrator"}, "observe by warn"),
+        (1, {**UNREAD, "query_seconds": 1800.0}, "condemn by unread"),
+        (1, {**UNREAD, "query_seconds": 1799.0}, "leave"),
+        (1, {**UNREAD, "query_seconds": 1800.0, "wait_event": "ClientRead"}, "leave"),
+        (1, {**UNREAD, "query_seconds": 1800.0, **WAITS}, "leave"),
+        (1, {**WAITS, "role": "migrator", "application": ""}, "keep by keep-unnamed-migrations"),
+    ],
+)
+def test_the_recipes_in_the_documentation_do_what_they_say(
+    recipe: int, session: dict[str, Any], decided: str
+) -> None:
+    policy = read_policy(parse_yaml(f"version: 1\n{RECIPES[recipe]}"))
+    (decision,) = decide([a_session(**session)], some_slots(), policy).decisions
+    by = f" by {decision.rule.name}" if decision.rule else ""
+    assert f"{decision.verdict.name.lower()}{by}" == decided
 
 
 # -- valid and invalid policies ---------------------------------------------------------------

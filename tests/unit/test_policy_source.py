@@ -245,6 +245,9 @@ def test_a_bare_yaml_word_that_is_not_text_is_refused(folder: Path, line: str, p
         '{"host": "db.example", "password": "hunter2"}',
         '{"host": "db.example", "password": "hunter2"',
         "host=db.example password=hunter2",
+        *("hunter2", "[hunter2]", "a: b: hunter2", "*hunter2", "'hunter2", "\thunter2"),
+        *("!hunter2", "!!hunter2 x", "!<hunter2> x", "!hunter2!x", "!it'shunter2"),
+        *("!!int hunter2", "!!float hunter2", "!!bool hunter2"),
     ],
 )
 def test_a_possible_credential_is_not_shown(folder: Path, text: str) -> None:

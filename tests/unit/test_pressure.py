@@ -276,8 +276,11 @@ def test_a_session_not_needed_by_until_does_not_count_against_a_limit() -> None:
 @pytest.mark.parametrize(
     ("limits", "described"),
     [
-        ({"max_terminations": 3}, "3 condemned, 37 spared; 30 needed to reach slots_used: 70%"),
-        ({"max_share": "1%"}, "0 condemned, 40 spared; 30 needed to reach slots_used: 70%"),
+        (
+            {"max_terminations": 3},
+            "3 condemned, 37 spared; 27 more must end to reach slots_used: 70%",
+        ),
+        ({"max_share": "1%"}, "0 condemned, 40 spared; 30 more must end to reach slots_used: 70%"),
     ],
 )
 def test_the_report_does_not_say_enough_if_a_limit_or_the_breaker_stopped_a_rule(
@@ -293,7 +296,7 @@ def test_the_report_does_not_say_enough_if_max_per_run_stopped_a_rule() -> None:
     decided = decide(leaks(40), some_slots(used=97), a_policy(tier))
     held = decided.hold_back(lambda decision: "run" if decision.pid < 20 else None)
     assert describe_pressure(held)[0].endswith(
-        ": 21 condemned, 19 spared; 30 needed to reach slots_used: 70%"
+        ": 21 condemned, 19 spared; 9 more must end to reach slots_used: 70%"
     )
 
 
@@ -330,7 +333,7 @@ def test_slots_freed_by_this_run_still_count_as_used_for_when_but_not_for_until(
             97,
             (
                 "rule tier in force at slots 97/97 (when slots_used: 85%):"
-                " 12 condemned, no more match; 30 needed to reach slots_used: 70%"
+                " 12 condemned, no more match; 18 more must end to reach slots_used: 70%"
             ),
         ),
         (
@@ -398,11 +401,11 @@ def test_the_report_subtracts_slots_freed_by_other_rules() -> None:
     assert describe_pressure(decided) == (
         (
             "rule second in force at slots 97/97:"
-            " 3 condemned, no more match; 35 needed to reach slots_free: 40"
+            " 3 condemned, no more match; 32 more must end to reach slots_free: 40"
         ),
         (
             "rule tier in force at slots 97/97:"
-            " 12 condemned, no more match; 22 needed to reach slots_free: 30"
+            " 12 condemned, no more match; 10 more must end to reach slots_free: 30"
         ),
     )
 
@@ -446,7 +449,9 @@ def test_denied_sessions_do_not_count_as_enough() -> None:
     sessions = [a_session(pid=n, idle_seconds=9000, signalable=False) for n in range(1, 31)]
     policy = a_policy(a_pressure_rule(until={"slots_free": 20}))
     (described,) = describe_pressure(decide(sessions, some_slots(used=97), policy))
-    assert described.endswith(": 30 condemned, no more match; 20 needed to reach slots_free: 20")
+    assert described.endswith(
+        ": 30 condemned, no more match; 20 more must end to reach slots_free: 20"
+    )
 
 
 def test_reads_when_and_until() -> None:

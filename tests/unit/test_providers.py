@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from session_reaper.targets.providers import (
     Provider,
+    emergency_instructions,
     explain_unknown_authority,
     is_proxy,
     provider_of,
@@ -64,10 +65,10 @@ def test_rds_proxy_is_recognised_by_its_name() -> None:
 def test_instructions_for_a_full_server_depend_on_the_provider(
     host: str, now: str, later: str
 ) -> None:
-    instructions = reserved_slot_instructions(host, 'odd "role"')
-    first, second = instructions.split(" For the next time: ")
+    first = emergency_instructions(host, "SELECT 1;")
+    second = reserved_slot_instructions(host, 'odd "role"')
     assert now in first
-    assert "pg_terminate_backend" in first
+    assert "SELECT 1;" in first
     assert later in second
     assert 'TO "odd ""role"""' in second
 

@@ -149,6 +149,14 @@ SOUP = st.lists(
 )
 
 
+@given(SOUP.map("".join), st.integers(1, 50))
+def test_a_shorter_result_is_the_beginning_of_a_longer_one(query: str, most: int) -> None:
+    """Although fewer tokens are read for it."""
+    whole = redact(query, len(query) + 2)
+    shorter = whole if len(whole) <= most else whole[: most - 1] + "…"
+    assert redact(query, most) == shorter
+
+
 PRINTABLE = st.text(st.characters(categories=["L", "N", "P", "S"], include_characters=" \n\t"))
 
 

@@ -15,14 +15,15 @@ from session_reaper.policy.model import read_policy
 from session_reaper.report.document import to_recording
 from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.session import State
+from session_reaper_cli.main import run
+from session_reaper_cli.replay import decide_again, describe_verdicts, read_recording
 
-from infra.replay import decide_again, describe_verdicts, main, read_recording
 from tests.builders import a_document, a_policy, a_rule, a_session, a_snapshot
 from tests.recordings import POLICIES, RECORDINGS, verdicts_on
 from tests.recordings.scene import CANARY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from session_reaper.sessions.snapshot import Snapshot
 
@@ -129,7 +130,10 @@ def test_a_snapshot_is_recorded_without_the_literals_of_its_queries() -> None:
 def test_reading_and_recording_again_changes_nothing(recording: Path) -> None:
     (snapshot,) = read_recording(recording).values()
     again = recorded(snapshot)
-    for session in again["sessions"]:  # recorded before there were these keys
+    # Recorded before there were these.
+    for key in ("hidden", "holders", "lock_waiters", "prepared_waiters"):
+        del again[key]
+    for session in again["sessions"]:
         assert [session.pop(key) for key in WAIT_KEYS] == [None, None, False]
     assert again == json.loads(recording.read_text("utf-8"))
 
@@ -140,7 +144,13 @@ WAIT_KEYS = ("wait_event_type", "wait_event", "waits_for_lock")
 def test_a_recording_of_an_older_release_can_be_read(tmp_path: Path) -> None:
     snapshot = a_snapshot(a_session(query="select now()"))
     document = recorded(snapshot)
-    for key in ("states", "oldest_idle_in_transaction"):
+    for key in (
+        "states",
+        "oldest_idle_in_transaction",
+        "holders",
+        "lock_waiters",
+        "prepared_waiters",
+    ):
         del document[key]
     for key in ("query_id", *WAIT_KEYS):
         del document["sessions"][0][key]
@@ -244,6 +254,13 @@ def test_a_glob_matches_a_recorded_query_if_it_matches_the_live_query(
 # -- what is printed -------------------------------------------------------------------------------
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Run the command on a recording, a policy if there is one, and options."""
+    recording, *rest = arguments
+    has_policy = rest and not rest[0].startswith("--")
+    return run(["replay", recording, *(["--policy"] if has_policy else []), *rest])
+
+
 def replay(capture: Capture, *arguments: str) -> list[str]:
     assert main(arguments) == 0
     printed = capture.readouterr()
@@ -256,9 +273,9 @@ def refusal_of(capture: Capture, *arguments: str) -> str:
     assert main(arguments) == 2
     printed = capture.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("replay: ")
+    assert printed.err.startswith("session-reaper: ")
     assert printed.err.count("\n") == 1
-    return printed.err.removeprefix("replay: ").rstrip()
+    return printed.err.removeprefix("session-reaper: ").rstrip()
 
 
 def returned(**snapshots: Snapshot) -> dict[str, Any]:
@@ -277,13 +294,14 @@ def test_each_target_gets_a_head_line_and_a_line_for_each_session(
         tmp_path / "run.json", returned(orders=a_snapshot(old, young), billing=a_snapshot(young))
     )
     policy = write(tmp_path / "policy.json", a_document())
+    young_misses = "nearest: idle-in-transaction: idle in transaction for 1s of 5m"
     billing = [
         "billing: slots 97/97, 0 condemned, 0 spared, 1 left alone",
-        "3  app  orders  -  [local]  idle in transaction  left alone: no rule matches",
+        f"3  app  orders  -  [local]  idle in transaction  left alone: no rule matches; {young_misses}",
     ]
     assert replay(capsys, path, policy) == [
         "orders: slots 97/97, 1 condemned, 0 spared, 1 left alone",
-        "3   app  orders  -    [local]   idle in transaction  left alone: no rule matches",
+        f"3   app  orders  -    [local]   idle in transaction  left alone: no rule matches; {young_misses}",
         (
             "12  app  orders  api  10.0.0.7  idle in transaction  condemned by idle-in-transaction:"
             " idle in transaction for 15m 1s (idle_for: 5m)"
@@ -380,7 +398,10 @@ def test_against_shows_only_the_sessions_that_differ(tmp_path: Path, capsys: Cap
         f"--- {old}",
         f"+++ {new}",
         "orders:",
-        "- 2  app  orders  api     10.0.0.7  idle in transaction  left alone: no rule matches",
+        (
+            "- 2  app  orders  api     10.0.0.7  idle in transaction  left alone: no rule matches;"
+            " nearest: leaks: idle in transaction for 2m of 5m"
+        ),
         (
             "+ 2  app  orders  api     10.0.0.7  idle in transaction  condemned by leaks:"
             " idle in transaction for 2m (idle_for: 1m)"
@@ -389,7 +410,10 @@ def test_against_shows_only_the_sessions_that_differ(tmp_path: Path, capsys: Cap
             "- 4  etl  orders  api     10.0.0.7  idle in transaction  condemned by leaks:"
             " idle in transaction for 8m 20s (idle_for: 5m)"
         ),
-        "+ 4  etl  orders  api     10.0.0.7  idle in transaction  left alone: protected: role etl",
+        (
+            "+ 4  etl  orders  api     10.0.0.7  idle in transaction  protected (protect.roles):"
+            " role etl; otherwise rule leaks would condemn it"
+        ),
         (
             "- 5  app  orders  report  10.0.0.7  idle in transaction  condemned by leaks:"
             " idle in transaction for 6m 40s (idle_for: 5m)"
@@ -433,7 +457,7 @@ def test_an_empty_name_compares_with_the_bundled_policy(tmp_path: Path, capsys: 
     new = write(tmp_path / "new.json", a_document(protect={"roles": ["app"]}))
     lines = replay(capsys, path, new, "--against", "")
     assert lines[0] == "--- the bundled policy"
-    assert "left alone: protected: role app" in lines[-2]
+    assert "  protected (protect.roles): role app" in lines[-2]
 
 
 # -- what cannot be replayed -----------------------------------------------------------------------
@@ -634,7 +658,7 @@ def test_a_missing_file_or_target_is_an_error_that_names_it(
     assert refusal_of(capsys, missing) == f"{missing}: cannot be read: No such file or directory"
     assert "Is a directory" in refusal_of(capsys, str(tmp_path))
     for arguments in ((missing,), ("", "--against", missing)):
-        assert f"POLICY {missing}: file: cannot be read" in refusal_of(capsys, path, *arguments)
+        assert f"{missing}: file: cannot be read" in refusal_of(capsys, path, *arguments)
     assert refusal_of(capsys, path, "--target", "shop") == (
         "--target: unknown target 'shop'; known: orders, billing"
     )

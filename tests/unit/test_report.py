@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 from session_reaper.deadline import Deadline
@@ -21,11 +22,13 @@ from session_reaper.report.model import (
     TargetReport,
     TargetStatus,
 )
+from session_reaper.sessions.server_facts import Check, Timeout
 
 from tests.builders import (
     a_decision,
     a_fate,
     a_report,
+    a_server,
     a_session,
     a_snapshot,
     a_target_report,
@@ -242,6 +245,7 @@ def test_the_document_has_exactly_the_keys_of_the_contract() -> None:
     target = a_target_report(
         a_fate(Outcome.TERMINATED, query="select * from orders where id = 42"),
         secret="prod/orders",  # noqa: S106 -- its name
+        also=("prod/billing",),
         used_after=85,
         status=FAILED,
         error=Failure(code="53300", cause="m", hint="h", step="s"),
@@ -264,11 +268,14 @@ def test_the_document_has_exactly_the_keys_of_the_contract() -> None:
             "escaped": 0,
             "denied": 0,
             "lingering": 0,
+            "spared": 0,
+            "protected": 0,
         },
         "targets": [
             {
                 "name": "orders",
                 "secret": "prod/orders",
+                "also": ["prod/billing"],
                 "status": "failed",
                 "error": {"code": "53300", "message": "s: m", "hint": "h"},
                 "slots": {
@@ -295,6 +302,7 @@ def test_the_document_has_exactly_the_keys_of_the_contract() -> None:
                         "query": "select * from orders where id = ?",
                     }
                 ],
+                "protected": [],
                 "advice": [{"code": "set-timeout", "message": "am", "sql": "ALTER ROLE …"}],
             }
         ],
@@ -446,9 +454,47 @@ def test_a_document_that_is_too_long_leaves_out_spared_sessions_first_and_counts
         assert "spared" not in kept or kept.count("terminated") == 100
 
 
-def test_a_document_without_sessions_is_never_truncated() -> None:
-    document = to_document(a_report(*[unreached(f"target-{n}") for n in range(50)]))
-    assert truncate_document(document, 100) is document
+def some_advice(number: int) -> tuple[Advice, ...]:
+    return tuple(Advice(code="use-pooler", message="x" * 100, sql=None) for _ in range(number))
+
+
+@pytest.mark.parametrize("most", [50_000, 2_000])
+def test_a_document_that_is_too_long_without_sessions_leaves_out_entries_of_lists(
+    most: int,
+) -> None:
+    timeouts = tuple(
+        Timeout(role=f"r{n}", database=None, name="idle_session_timeout", value="0")
+        for n in range(400)
+    )
+    checked = Check(server=a_server(*timeouts), snapshot=a_snapshot())
+    ended = some_fates(10, Outcome.TERMINATED)
+    report = a_report(a_target_report(*ended, advice=some_advice(500), checked=checked))
+    short = truncate_document(to_document(report), most)
+    assert len(json.dumps(short)) <= most
+    (target,) = short["targets"]
+    assert (target["sessions"], target["sessions_left_out"]) == ([], 10)
+    assert len(target["advice"]) + target["advice_left_out"] == 500
+    check = target["check"]
+    assert len(check["timeouts"]) + check["timeouts_left_out"] == 400
+    assert check["timeouts"] == [asdict(timeout) for timeout in timeouts[: len(check["timeouts"])]]
+
+
+def test_a_document_of_too_many_targets_leaves_out_those_that_are_ok_first() -> None:
+    reached = [a_target_report(name=f"ok-{n}", advice=some_advice(2)) for n in range(400)]
+    failed = [unreached(f"failed-{n}") for n in range(10)]
+    document = to_document(a_report(*reached, *failed))
+    short = truncate_document(document, 30_000)
+    assert len(json.dumps(short)) <= 30_000
+    assert [target["name"] for target in short["targets"]][:10] == [each.name for each in failed]
+    assert 10 < len(short["targets"]) == 410 - short["targets_left_out"]
+    assert short["totals"] == document["totals"]
+
+
+@pytest.mark.parametrize("most", [1, 100])
+def test_what_cannot_be_left_out_stays(most: int) -> None:
+    report = a_report(*[unreached(f"target-{n}") for n in range(50)])
+    short = truncate_document(to_document(report), most)
+    assert (short["targets"], short["targets_left_out"]) == ([], 50)
 
 
 def test_a_document_has_at_most_15000_sessions_and_leaves_out_spared_ones_first() -> None:

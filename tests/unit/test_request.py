@@ -42,6 +42,7 @@ def test_every_event_in_the_folder_is_valid(path: Path) -> None:
         ("scheduler.json", RunRequest()),
         ("manual_everything.json", RunRequest()),
         ("manual_check.json", RunRequest(check=True)),
+        ("manual_explain.json", RunRequest(explain=True)),
         ("manual_observe.json", RunRequest(mode=OBSERVE)),
         ("manual_one_target.json", RunRequest(targets=("orders",))),
     ],
@@ -277,11 +278,23 @@ def test_an_invalid_apply_is_an_error(event: dict[str, Any], problem: str) -> No
         read_request(event)
 
 
-def test_only_envelopes_of_eventbridge_are_scheduled() -> None:
+def test_only_envelopes_of_eventbridge_and_of_alarms_are_scheduled() -> None:
     for path in EVENTS.glob("*.json"):
         scheduled = path.stem.startswith("schedule")
         assert is_scheduled(json.loads(path.read_text())) is scheduled
     assert not is_scheduled("detail-type source")
+    assert not is_scheduled({"source": "aws.cloudwatch"})
+
+
+def test_an_alarms_lambda_action_asks_for_a_scheduled_run() -> None:
+    event = json.loads((EVENTS / "scheduled_by_alarm_action.json").read_text())
+    assert read_request(event) == RunRequest()
+
+
+def test_an_alarm_wrapped_by_sns_is_refused() -> None:
+    event = {"Records": [{"EventSource": "aws:sns", "Sns": {"Message": "{}"}}]}
+    with pytest.raises(ConfigurationError, match=r"^event\.Records: unknown key"):
+        read_request(event)
 
 
 URI = "postgres://app:hunter2@db.example/orders"

@@ -233,6 +233,20 @@ def test_more_waiters_than_fit_into_memory_are_refused() -> None:
     read(waits=waits[:1400])
 
 
+def test_the_blockers_of_one_queue_share_its_waiters() -> None:
+    """A thousand sessions that block a thousand others would else take a million objects."""
+    rows = [session_row(pid=pid, idle_seconds=1.0) for pid in range(1, 5)]
+    waits = [[5, True, "app", "api", 9.5, [1, 2, 3, 4]], [6, True, "app", "api", 9.5, [5]]]
+    snapshot = read_snapshot(
+        [json.dumps({**EMPTY_SNAPSHOT, "sessions": rows, "waits": waits}).encode()],
+        own_roles=(),
+        backend_pid=1,
+    )
+    first, *others = (session.waiters for session in snapshot.sessions)
+    assert [waiter.pid for waiter in first] == [5, 6]
+    assert all(waiters is first for waiters in others)
+
+
 def test_the_memory_estimate_counts_queries_and_waiters() -> None:
     rows = [session_row(pid=pid, query="x" * 2000) for pid in range(1, 5)]
     waits = [[pid, True, "app", "api", 0.5, [1]] for pid in range(5, 105)]

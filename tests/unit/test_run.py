@@ -14,12 +14,20 @@ from session_reaper.errors import ConfigurationError
 from session_reaper.report.model import Failure, TargetReport, TargetStatus, record_unfinished
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.operations import record
-from session_reaper.runs.parallel import Job, JobResult, Progress, run_jobs
+from session_reaper.runs.parallel import (
+    Chain,
+    Job,
+    JobResult,
+    PostponeError,
+    Progress,
+    run_chains,
+    run_jobs,
+)
 from session_reaper.runs.run import run as run_operation
 from session_reaper.runs.run_time import share_time
 from session_reaper.settings import read_settings
 
-from tests.builders import a_secret, a_target_report
+from tests.builders import a_policy, a_secret, a_target_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -93,7 +101,7 @@ def run_with_cache(
         cache=cache,
         client=client,
     )
-    reports, _ = run_operation(record, discovery, names, share_time(10))
+    reports, _ = run_operation(record, discovery, names, share_time(10), a_policy())
     return reports
 
 
@@ -396,3 +404,55 @@ def test_a_report_cut_off_by_the_time_keeps_the_error_that_came_first() -> None:
     cut = record_unfinished(a_target_report(), None)
     assert cut.error is not None
     assert cut.error.code == "deadline"
+
+
+# -- chains ----------------------------------------------------------------------------------------
+
+
+def test_jobs_of_a_chain_run_in_order_and_a_postponed_one_last() -> None:
+    began: list[str] = []
+
+    def record_name(name: str) -> Callable[[Progress[str]], str]:
+        def run(progress: Progress[str]) -> str:
+            progress.update("half done")
+            began.append(name)
+            if began == ["a"]:
+                raise PostponeError
+            return name
+
+        return run
+
+    jobs = [a_job(name, record_name(name)) for name in "abc"]
+    chain = Chain(jobs=jobs, may_split=lambda: False)
+    ((*found,),) = run_chains([chain], Deadline(30), ThreadPoolExecutor(5))
+    assert began == ["a", "b", "c", "a"]
+    assert [result.latest for result in found] == ["a", "b", "c"]
+    assert all(result.is_complete for result in found)
+
+
+def test_a_bug_in_one_job_of_a_chain_ends_only_that_job() -> None:
+    def fail(_: Progress[str]) -> str:
+        raise ZeroDivisionError
+
+    jobs = [a_job("a", fail), a_job("b", lambda _: "done")]
+    ((first, second),) = run_chains([Chain(jobs=jobs, may_split=lambda: False)], Deadline(30))
+    assert isinstance(first.bug, ZeroDivisionError)
+    assert second.latest == "done"
+
+
+def test_the_rest_of_a_chain_runs_in_parallel_once_it_may_split() -> None:
+    barrier = Barrier(2, timeout=20)
+
+    def meet(_: Progress[str]) -> str:
+        barrier.wait()
+        return "met"
+
+    began = Event()
+
+    def begin(_: Progress[str]) -> str:
+        began.set()
+        return "began"
+
+    jobs = [a_job("a", begin), a_job("b", meet), a_job("c", meet)]
+    (found,) = run_chains([Chain(jobs=jobs, may_split=began.is_set)], Deadline(30))
+    assert [result.latest for result in found] == ["began", "met", "met"]

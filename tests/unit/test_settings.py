@@ -8,6 +8,7 @@ from session_reaper.policy.enums import Mode
 from session_reaper.settings import (
     FunctionLocation,
     Notify,
+    ParameterName,
     Settings,
     Tag,
     read_settings,
@@ -35,6 +36,7 @@ def test_minimal_settings_observe_with_the_bundled_policy() -> None:
         memory_table=None,
         target_metrics=True,
         critical_topic_arn=None,
+        skip_paused=True,
         location=None,
     )
 
@@ -86,6 +88,16 @@ def test_the_location_comes_from_lambdas_own_variables() -> None:
         location, log_group="group", dashboard="board"
     )
     assert settings(AWS_REGION="eu-west-1").location is None
+
+
+def test_scheduled_runs_skip_paused_clusters_unless_that_is_switched_off() -> None:
+    assert settings(PAUSED_CLUSTERS="skip").skip_paused
+    assert not settings(PAUSED_CLUSTERS="connect").skip_paused
+    with pytest.raises(
+        ConfigurationError,
+        match=r"^PAUSED_CLUSTERS: invalid value 'no'; valid: skip, connect",
+    ):
+        settings(PAUSED_CLUSTERS="no")
 
 
 def test_a_cluster_covers_its_instances_unless_that_is_switched_off() -> None:
@@ -173,6 +185,22 @@ def test_an_error_names_the_missing_or_invalid_variable(name: str, value: str) -
         settings(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["mode", "/reaper/mode", "/reaper/mode:3"])
+def test_the_mode_may_be_in_a_parameter(name: str) -> None:
+    assert settings(MODE=f"ssm:{name}").mode == ParameterName(name=name)
+
+
+@pytest.mark.parametrize("value", ["ssm:", "ssm: mode", "ssm:mode,enforce", "SSM:mode"])
+def test_the_name_of_the_modes_parameter_must_be_valid(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^MODE: "):
+        settings(MODE=value)
+
+
+def test_the_topic_is_read_before_the_other_variables() -> None:
+    with pytest.raises(ConfigurationError, match=r"^TOPIC_ARN: "):
+        read_settings({"TARGET_SECRETS": "", "MODE": "kill"})
+
+
 def test_the_environment_is_read_on_each_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -196,6 +224,7 @@ URIS = [
 ECHOING = [
     "TARGET_SECRET_TAG",
     "CLUSTER_TARGETS",
+    "PAUSED_CLUSTERS",
     "TOPIC_ARN",
     "CRITICAL_TOPIC_ARN",
     "MODE",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import pytest
 from session_reaper.policy.enums import Mode
+from session_reaper.report.emergency import instruct_on_full_server
 from session_reaper.report.headline import write_summary_line
 from session_reaper.report.model import (
     Advice,
@@ -34,7 +35,6 @@ from session_reaper.summary.groups import mask_client
 from session_reaper.summary.message import MAX_SUBJECT, Summary, summarize
 from session_reaper.summary.prose import Statement, split_hint
 from session_reaper.summary.verdict import choose_verdict
-from session_reaper.targets.providers import reserved_slot_instructions
 from session_reaper.targets.target import TargetKey
 
 from tests.builders import (
@@ -89,8 +89,9 @@ def message(summary: Summary) -> str:
 
 def size_of(summary: Summary) -> int:
     """The bytes that SNS counts, without the short attributes."""
-    names = json.dumps(summary.targets, ensure_ascii=False)
-    return len((message(summary) + summary.subject + names).encode())
+    lists = (summary.targets, summary.applications, summary.roles)
+    names = [json.dumps(each, ensure_ascii=False) for each in lists]
+    return len((message(summary) + summary.subject + "".join(names)).encode())
 
 
 def unreached(name: str, status: TargetStatus = TargetStatus.FAILED) -> TargetReport:
@@ -482,14 +483,13 @@ def test_an_escape_is_never_truncated() -> None:
 @pytest.mark.parametrize("number", [1, 3, 5, 9])
 @pytest.mark.parametrize("host", ["db", "db.aivencloud.com", "db.x.eu-west-1.rds.amazonaws.com"])
 def test_a_statement_is_whole_or_left_out(host: str, number: int, length: int) -> None:
-    error = Failure(code="53300", cause="full", hint=reserved_slot_instructions(host, "reaper"))
+    hint = instruct_on_full_server(host, "reaper", a_policy())
+    error = Failure(code="53300", cause="full", hint=hint)
     names = [str(n) * length for n in range(number)]
     summary = summary_of(
         *(TargetReport(name=name, status=TargetStatus.FULL, error=error) for name in names)
     )
-    whole = re.search(
-        r"SELECT pg_terminate_backend.*?;", reserved_slot_instructions(host, "reaper")
-    )
+    whole = re.search(r"SELECT pg_terminate_backend.*?;", hint)
     assert whole
     for text in (*texts(summary), " ".join(summary.email.split())):
         shown = text.replace("&lt;", "<")

@@ -111,7 +111,8 @@ def test_the_default_sslmode_is_verify_full(nothing: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("port", "read"), [(1, 1), (5432, 5432), (65_535, 65_535), ("6543", 6543), (None, 5432)]
+    ("port", "read"),
+    [(1, 1), (5432, 5432), (65_535, 65_535), ("6543", 6543), (None, 5432), ("", 5432)],
 )
 def test_a_port_is_a_number_or_text(port: object, read: int) -> None:
     assert target(port=port).port == read
@@ -175,7 +176,7 @@ def test_unknown_keys_are_ignored() -> None:
         ({"dbname": "a\0b"}, "dbname"),
         *(
             ({"port": port}, "port")
-            for port in (0, -1, 65_536, 5432.5, True, "", " 5432", "5432 ", "0x10", "٥٤٣٢", [5432])
+            for port in (0, -1, 65_536, 5432.5, True, " 5432", "5432 ", "0x10", "٥٤٣٢", [5432])
         ),
         ({"port": "9" * 5000}, "port"),
         ({"port": PASSWORD}, "port"),

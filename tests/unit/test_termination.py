@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -16,7 +17,16 @@ from session_reaper.runs.parallel import Progress
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.runs.termination import Termination
 
-from tests.builders import a_decision, a_fate, a_policy, a_session, a_snapshot, a_target_report
+from tests.builders import (
+    SlowClock,
+    a_decision,
+    a_fate,
+    a_policy,
+    a_rule,
+    a_session,
+    a_snapshot,
+    a_target_report,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +34,7 @@ if TYPE_CHECKING:
     from session_reaper.decision.model import Decision
     from session_reaper.report.model import TargetReport
     from session_reaper.sessions.session import Identity, WaitGuard
+    from session_reaper.sessions.snapshot import Snapshot, SnapshotScope
 
 PIDS = range(1, 7)
 LOST = ConnectionLostError("lost", "the connection was lost", "Wait for the next run.")
@@ -61,9 +72,14 @@ def a_target_session(
     *,
     server: object = None,
     connect: Callable[[], Any] | None = None,
+    deadline: Deadline | None = None,
 ) -> TargetSession:
     job = TargetJob(
-        target=cast("Any", None), progress=progress, outcomes=outcomes, deadline=Deadline(60)
+        target=cast("Any", None),
+        policy=a_policy(),
+        progress=progress,
+        outcomes=outcomes,
+        deadline=deadline or Deadline(60),
     )
     return TargetSession(
         job=job,
@@ -142,3 +158,28 @@ def test_slots_are_unknown_after_signals_that_could_not_be_verified() -> None:
     progress = Progress(a_report_of_decisions())
     session = a_target_session(progress, OutcomeLog(), server=server, connect=connect)
     assert terminate(session, Mode.ENFORCE, decisions()).used_after is None
+
+
+class UnchangedServer:
+    """A server on which nothing changes between two snapshots."""
+
+    role = "session_reaper"
+
+    def take_snapshot(self, _scope: SnapshotScope, _deadline: Deadline) -> Snapshot:
+        return a_snapshot(*(a_session(pid=pid) for pid in PIDS))
+
+
+def test_sessions_are_spared_if_deciding_on_the_second_snapshot_takes_too_long() -> None:
+    progress = Progress(a_report_of_decisions())
+    # Each session takes a second, and six are more than half of what is left.
+    session = a_target_session(
+        progress, OutcomeLog(), server=UnchangedServer(), deadline=Deadline(12, SlowClock())
+    )
+    policy = a_policy({**a_rule(), "confirm_after": "1ms"})
+    condemned = [replace(each, rule=policy.rules[0]) for each in decisions()]
+    termination = Termination(session, session.report, a_snapshot(), policy, Mode.ENFORCE)
+    report = termination.run(condemned)
+    assert outcomes_of(report) == dict.fromkeys(PIDS, Outcome.SPARED)
+    assert report.error is not None
+    assert report.error.message.startswith("deciding on 6 sessions took longer")
+    assert all(report.error.message in result.decision.reason for result in report.results)

@@ -205,8 +205,12 @@ class _Loader(Loader):
     """Skips data that the first client of a process would read; docs/decisions.md has the figures."""
 
     def list_available_services(self, type_name: str) -> list[str]:  # noqa: ARG002 -- botocore's signature
-        """Return our services. botocore searches the folders of all its 400 services, twice."""
-        return ["dynamodb", "rds", "secretsmanager", "sns", "ssm"]
+        """Return our services, and those from which a profile on a laptop gets its credentials.
+
+        botocore searches the folders of all its 400 services, twice.
+        """
+        ours = ["cloudwatch", "dynamodb", "rds", "secretsmanager", "sns", "ssm"]
+        return [*ours, "signin", "sso", "sso-oidc", "sts"]
 
     def load_data_with_path(self, name: str) -> tuple[Any, str]:
         """Load a file of botocore's data, except the 1.2 MB of endpoints.

@@ -60,6 +60,9 @@ def with_iam_token(target: Target) -> Target:
     return replace(target, password=token)
 
 
+_TIERS_OF_WRITER: Final = (0, 1)  # readers in these failover tiers pause and wake with the writer
+
+
 def _iterate_instances(deadline: Deadline) -> Iterator[Instance]:
     rds: RDSClient = get_client("rds")
     pages = iterate_pages(rds.get_paginator("describe_db_clusters").paginate(), "Marker", deadline)
@@ -75,8 +78,10 @@ def _iterate_instances(deadline: Deadline) -> Iterator[Instance]:
 
 def _to_instance(instance: Any, cluster: Any) -> Instance:  # noqa: ANN401 -- botocore's
     identifier = instance["DBInstanceIdentifier"]
-    members = cluster.get("DBClusterMembers", [])
-    is_writer = {member["DBInstanceIdentifier"]: member["IsClusterWriter"] for member in members}
+    members = {each["DBInstanceIdentifier"]: each for each in cluster.get("DBClusterMembers", [])}
+    is_writer = members.get(identifier, {}).get("IsClusterWriter", True)
+    is_serverless = instance.get("DBInstanceClass") == "db.serverless"
+    scaling = cluster.get("ServerlessV2ScalingConfiguration", {})
     secrets = (owner.get("MasterUserSecret", {}).get("SecretArn") for owner in (instance, cluster))
     own = (cluster.get("Endpoint"), cluster.get("ReaderEndpoint"))
     hosts = (*own, *cluster.get("CustomEndpoints", []))
@@ -86,8 +91,11 @@ def _to_instance(instance: Any, cluster: Any) -> Instance:  # noqa: ANN401 -- bo
         engine=instance["Engine"],
         host=instance["Endpoint"]["Address"],
         port=instance["Endpoint"]["Port"],
-        is_reader=not is_writer.get(identifier, True),
+        is_reader=not is_writer,
         secret_arns=tuple(arn for arn in secrets if arn),
-        cluster_hosts=tuple(host for host in hosts if host) if identifier in is_writer else (),
+        cluster_hosts=tuple(host for host in hosts if host) if identifier in members else (),
         cluster_port=cluster.get("Port", 0),
+        may_pause=is_serverless and scaling.get("MinCapacity") == 0,
+        pauses_with_writer=is_writer
+        or members[identifier].get("PromotionTier") in _TIERS_OF_WRITER,
     )

@@ -30,7 +30,11 @@ def publish(
         "https": summary.notification,
         "lambda": summary.webhook,
     }
-    names = json.dumps(summary.targets, ensure_ascii=False)
+    lists = {
+        "targets": summary.targets,
+        "applications": summary.applications,
+        "roles": summary.roles,
+    }
     request = {
         "Subject": summary.subject,
         "MessageStructure": "json",
@@ -38,7 +42,14 @@ def publish(
         "MessageAttributes": {
             "severity": {"DataType": "String", "StringValue": summary.severity},
             "status": {"DataType": "String", "StringValue": summary.status},
-            "targets": {"DataType": "String.Array", "StringValue": names},
+            **{
+                name: {
+                    "DataType": "String.Array",
+                    "StringValue": json.dumps(values, ensure_ascii=False),
+                }
+                for name, values in lists.items()
+                if values
+            },
         },
     }
     is_hurried = deadline.remaining() < PUBLISH_SECONDS

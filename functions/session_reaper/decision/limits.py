@@ -106,12 +106,13 @@ def _describe_stop(rule: Rule, needed: int | None, matched: Sequence[Decision]) 
     condemned = sum(d.verdict is Verdict.CONDEMN for d in matched)
     if needed is not None and needed <= 0:
         return f"none needed to reach {rule.until}"
-    if needed is not None and sum(map(frees_slot, matched)) >= needed:
+    freed = sum(map(frees_slot, matched))
+    if needed is not None and freed >= needed:
         return f"{condemned} condemned, enough to reach {rule.until}"
     spared = len(matched) - condemned
     why = f"{spared} spared" if spared else "no more match"
-    target = f"; {needed} needed to reach {rule.until}" if needed is not None else ""
-    return f"{condemned} condemned, {why}{target}"
+    missing = "" if needed is None else f"; {needed - freed} more must end to reach {rule.until}"
+    return f"{condemned} condemned, {why}{missing}"
 
 
 def check_breaker(decisions: Decisions, limits: Limits) -> str | None:

@@ -1,14 +1,13 @@
 """Matches sessions against protections and rules."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from operator import attrgetter
 from typing import Final, NamedTuple
 
 from session_reaper.decision.model import Decision, Verdict
-from session_reaper.decision.parallel_dumps import find_parallel_dumps
 from session_reaper.policy.builtin import (
     find_protection,
     find_protection_by_name,
@@ -34,14 +33,13 @@ def match_sessions(
     slots: Slots,
     policy: Policy,
     redact_query: Callable[[str], str],
+    dumping: Container[int],
 ) -> Iterator[Decision]:
     """Decide on each session: the first rule that matches and is not observe-only decides.
 
-    Every rule of the policy must be in force.
+    Every rule of the policy must be in force. `dumping` are the pids of parallel dumps.
     """
-    sessions = tuple(sessions)
     compiled = [_compile_rule(rule, policy.liftable_roles) for rule in policy.rules]
-    dumping = find_parallel_dumps(sessions)
 
     @cache  # many sessions have the same names
     def check_names(state: State, names: Names) -> _NameCheck:
@@ -143,7 +141,9 @@ def _matches_names(match: Match, state: State, names: Names) -> bool:
 
 def _seconds_waited(number: int, session: Session) -> float | None:
     """Return for how long at least `number` sessions have waited for this one."""
-    return session.waiters[number - 1].seconds if len(session.waiters) >= number else None
+    if len(session.waiters) < number:
+        return None
+    return session.seconds_waited(session.waiters[number - 1])
 
 
 class _NumericCondition(NamedTuple):
@@ -290,8 +290,75 @@ _MAX_WAITERS_NAMED = 3
 
 def _describe_waiters(session: Session) -> str:
     named = [
-        f"{w.application or 'pid ' + str(w.pid)} as {w.role} for {format_duration(w.seconds)}"
+        f"{w.application or 'pid ' + str(w.pid)} as {w.role} for {format_duration(session.seconds_waited(w))}"
         for w in session.waiters[:_MAX_WAITERS_NAMED]
     ]
     more = len(session.waiters) - len(named)
     return "; ".join([*named, f"{more} more"] if more else named)
+
+
+# -- misses ---------------------------------------------------------------------------------------
+
+
+class Miss(NamedTuple):
+    """A condition that does not hold; of a clock, the share of its time that has passed."""
+
+    text: str
+    progress: float | None = None
+
+
+def list_misses(rule: Rule, session: Session, query_text: Callable[[str], str]) -> list[Miss]:
+    """List the conditions of a rule that a session does not meet; none if it matches.
+
+    Leaves out the query of a session that misses more, because redacting it takes long.
+    """
+    compiled, match = _compile_rule(rule, None), rule.match
+    misses = [*_list_name_misses(match, session), *_list_other_misses(match, session)]
+    if session.waits_for_lock and not compiled.matches_lock_waits:
+        misses.append(Miss("waits for a lock, and the rule has no wait_event_type"))
+    if not misses and match.query and not matches_query(match.query, query_text(session.query)):
+        misses.append(Miss("its query does not match"))
+    for name, condition, least in compiled.conditions:
+        value = condition.get_value(session)
+        if value is None:
+            if not misses:  # usually the others say why
+                misses.append(Miss(f"{_ABSENT[name]} ({name}: {condition.format(least)})"))
+        elif value < least:
+            phrase = condition.phrase.format(condition.format(value), state=session.state)
+            progress = value / least if name.endswith("_for") else None
+            misses.append(Miss(f"{phrase} of {condition.format(least)}", progress))
+    return misses
+
+
+_ABSENT: Final = {
+    "transaction_for": "no transaction is open",
+    "query_for": "no query is running",
+    "blocks_for": "too few sessions wait for it",
+}
+
+
+def _list_name_misses(match: Match, session: Session) -> Iterator[Miss]:
+    if session.state not in match.state:
+        yield Miss(f"is {session.state}, not {' or '.join(match.state)}")
+    for name, globs in (
+        ("role", match.role),
+        ("database", match.database),
+        ("application", match.application),
+    ):
+        value = getattr(session, name)
+        if globs and (value is None or not matches_any(globs, value)):
+            yield Miss(f"{name} {'(dropped)' if value is None else repr(value)} does not match")
+
+
+def _list_other_misses(match: Match, session: Session) -> Iterator[Miss]:
+    if match.client and not is_within(match.client, session.client):
+        yield Miss(f"client {session.client or '(local)'} does not match")
+    if match.waiting_for_client not in (None, _is_waiting_for_client(session)):
+        waits = "does not wait" if match.waiting_for_client else "waits"
+        yield Miss(f"{waits} for its client")
+    if match.wait_event_type and not _matches_wait_type(match.wait_event_type, session):
+        yield Miss(f"wait_event_type {session.wait_event_type} does not match")
+    if match.wait_event and not _matches_optional(match.wait_event, session.wait_event):
+        yield Miss(f"wait_event {session.wait_event} does not match")
+    if match.holds and _held_resources(session).isdisjoint(match.holds):
+        yield Miss(f"holds no {' or '.join(match.holds)}")

@@ -100,6 +100,11 @@ class Decisions:
         """Return the decisions with this verdict, in order."""
         return tuple(d for d in self.decisions if d.verdict is verdict)
 
+    @property
+    def protected(self) -> tuple[Decision, ...]:
+        """The decisions on the sessions that a rule would have condemned but for a protection."""
+        return tuple(d for d in self.decisions if d.protected_from is not None)
+
     def hold_back(self, limit: Callable[[Decision], str | None]) -> "Decisions":
         """Spare each condemned session for which `limit`, called in order, returns a reason."""
         return replace(self, decisions=tuple(_spare_if_limited(d, limit) for d in self.decisions))

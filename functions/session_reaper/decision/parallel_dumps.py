@@ -1,5 +1,6 @@
 """Recognises a parallel dump by its shared snapshot, whatever its application name."""
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,20 +38,19 @@ def _find_members(group: Sequence[Session]) -> Iterator[int]:
     """Yield the pids of a dump's leader and workers among sessions with the same snapshot."""
     if len(group) == 1:
         return
-    working = [session for session in group if _is_working(session)]
-    began = [
-        session.transaction_seconds
+    connected = [session.connected_seconds for session in group if _is_working(session)]
+    newest = min(connected, default=math.inf)
+    began = {
+        session.identity.pid: session.transaction_seconds
         for session in group
         if session.state is State.IDLE_IN_TRANSACTION
         and session.transaction_seconds is not None
-        and any(each.connected_seconds < session.transaction_seconds for each in working)
-    ]
-    if not began:
-        return
-    # The leader began first, and the workers connected after that.
-    first = max(began)
+        and newest < session.transaction_seconds
+    }
+    # Each of these may be the leader, and the workers connected after it began.
+    first = max(began.values(), default=-math.inf)
     for session in group:
-        if session.transaction_seconds == first or session.connected_seconds < first:
+        if session.identity.pid in began or session.connected_seconds < first:
             yield session.identity.pid
 
 

@@ -59,6 +59,11 @@ TOOLS: Final = (
     Tool("pgroll", ("pgroll", "pgroll-*")),
     # shayonj/pg-osc sets no name; ruby-pg (ged/ruby-pg: lib/pg/connection.rb) sets the program's path.
     Tool("pg-osc", ("*pg-online-schema-change",)),
+    # MaterializeInc/materialize#5188: a server's log, in which Fivetran writes to it.
+    Tool("Fivetran", ("fivetran*",)),
+    # airbytehq/airbyte: source-postgres/…/cdc/PostgresReplicationConnection.java. Its other sessions
+    # have pgjdbc's default name, and are idle in transaction during a sync (airbytehq/airbyte#10452).
+    Tool("Airbyte", ("Airbyte*", "airbyte*")),
     # These set no name of their own. The patterns are for those who name them after the tool.
     Tool("Liquibase", ("Liquibase*", "liquibase*")),
     Tool("WAL-G", ("wal-g*",)),

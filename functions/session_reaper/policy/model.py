@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, Decimal
+from math import inf
 from typing import Annotated
 
 from session_reaper.documents import (
@@ -220,7 +221,7 @@ def _read_rule(value: object, place: str) -> Rule:
     if rule.action is Action.KEEP:
         _check_keep(rule, place)
     elif all(getattr(rule.match, clock) is None for clock in CLOCKS):
-        problem = f"has no clock; add at least one of {', '.join(CLOCKS)}"
+        problem = f"needs at least one of {', '.join(CLOCKS)}"
         raise ConfigurationError(f"{place}.match", problem)
     elif rule.action is Action.CANCEL:
         _check_cancel(rule, place)
@@ -383,6 +384,11 @@ class Policy:
         one_of(QueryVisibility),
         "in the log and the return value, full shows queries with their literals; emails never do",
     ] = QueryVisibility.REDACTED
+    comment_tags: Annotated[
+        tuple[str, ...],
+        one_or_many(non_empty_text),
+        "reports show these tags of a query's sqlcommenter comment, such as route",
+    ] = ()
     # The roles whose built-in protections the rules can lift; None: those that the rules name.
     liftable_roles: frozenset[str] | None = field(default=None, compare=False)
 
@@ -391,6 +397,13 @@ class Policy:
         """Return the roles that the rules name literally and whose protections they lift."""
         roles = {role for rule in self.rules if rule.may_condemn for role in rule.literal_roles}
         return frozenset(roles if self.liftable_roles is None else roles & self.liftable_roles)
+
+    @property
+    def shortest_clock(self) -> float:
+        """Return the age in seconds below which no rule matches a session."""
+        rules = (r for r in self.rules if r.mode is not Mode.OFF and r.action is not Action.KEEP)
+        clocks = (getattr(rule.match, clock) for rule in rules for clock in CLOCKS)
+        return min((seconds for seconds in clocks if seconds is not None), default=inf)
 
     def scope(self) -> SnapshotScope:
         """Return what a snapshot must contain for these rules.
@@ -410,6 +423,7 @@ class Policy:
             idle_floors=floors,
             waits=by_harm or any(m.blocks or m.blocks_for is not None for m in matches),
             locks=by_harm or any(HeldResource.LOCKS in m.holds for m in matches),
+            query_ends=bool(self.comment_tags),
         )
 
 

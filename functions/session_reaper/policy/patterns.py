@@ -139,6 +139,11 @@ def _find_hidden(glob: str) -> str | None:
     return literal and glob[literal.start() : literal.end()]
 
 
+def widen_classes(glob: str) -> str:
+    """Return the glob with each character class replaced by `?`, so that it matches more."""
+    return _CLASS.sub("?", glob)
+
+
 def is_literal(glob: str) -> bool:
     """Return whether the glob is a plain name."""
     return not set(glob) & set("*?[")

@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from struct import Struct
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from pg8000.core import DATA_ROW, EXECUTE_MSG, NULL_BYTE, READY_FOR_QUERY, SYNC_
 from pg8000.native import DatabaseError, Error, InterfaceError, PreparedStatement
 
 from session_reaper.deadline import Deadline
-from session_reaper.errors import TargetError
+from session_reaper.errors import PasswordNeededError, TargetError
 from session_reaper.postgres.budget import ANSWER_MEMORY, UNCLAIMED_BYTES, MemoryBudget
 from session_reaper.postgres.scram import MAX_ITERATIONS, ScramClient
 from session_reaper.postgres.tls import NOT_POSTGRES_HINT, limit_time
@@ -83,7 +83,7 @@ class _Wire:
         self._receiver = _Receiver(sock)
         self._reader = io.BufferedReader(self._receiver, _READ_AHEAD)
         self._unsent = bytearray()
-        self._budget = 0
+        self._expected = self._budget = 0
 
     def allow(self, deadline: Deadline) -> None:
         """Set the deadline of everything that follows."""
@@ -91,8 +91,13 @@ class _Wire:
 
     def expect(self, answer_bytes: int) -> None:
         """Set the byte budget of the next answer, and end the claim of the last one."""
-        self._budget = answer_bytes
+        self._expected = self._budget = answer_bytes
         self.release_claim()
+
+    @property
+    def answer_bytes(self) -> int:
+        """The bytes of the answer that have been read."""
+        return self._expected - self._budget
 
     def release_claim(self) -> None:
         """Return the memory that the answer claimed."""
@@ -217,13 +222,12 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
 
     @contextmanager
     def decode_answer(self, deadline: Deadline) -> Iterator[None]:
-        """Decode the last answer in the block, a large one in its turn, and then end its claim.
+        """Decode the last answer in the block, in its turn, and then end its claim.
 
-        Raises NoMemoryLeftError if the turn does not come before the deadline.
+        Raises DeadlineError if the turn does not come before the deadline.
         """
-        is_large = self._wire.claimed_bytes > 0
         try:
-            with self._memory.decode_in_turn(deadline) if is_large else nullcontext():
+            with self._memory.decode_in_turn(self._wire.answer_bytes, deadline):
                 yield
         finally:
             self._wire.release_claim()
@@ -341,6 +345,8 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
             raise ValueError
         if method not in self._target.allowed_auth:
             self._refuse(method)
+        if not self._target.password:
+            raise PasswordNeededError("auth", "the server requests a password", _ADD_IT)
         if (
             self._target.channel_binding is ChannelBinding.REQUIRE
             and method is not AuthMethod.SCRAM_SHA_256
@@ -457,6 +463,7 @@ _CLEAR_TEXT: Final = (
     "the server requests the password in clear text, but the connection is not verified"
 )
 _CLEAR_TEXT_HINT: Final = "Set sslmode to verify-full in the secret, or write scram-sha-256 into the server's pg_hba.conf."
+_ADD_IT: Final = "Add password to the secret."
 _METHODS_HINT: Final = (
     "Set the role's password again with password_encryption = scram-sha-256 and write scram-sha-256"
     " into pg_hba.conf, or change require_auth in the secret."

@@ -22,10 +22,16 @@ from session_reaper.postgres.budget import NoMemoryLeftError
 from session_reaper.postgres.driver import AnswerTooLargeError
 from session_reaper.postgres.tls import NOT_POSTGRES_HINT
 from session_reaper.report.text import truncate
+from session_reaper.sessions.server_facts import TESTED_VERSIONS
 
 _TOO_MANY_CONNECTIONS: Final = "53300"
 _NO_CODE: Final = "XX000"  # PostgreSQL's code for an internal error
 _MESSAGE_LENGTH: Final = 500  # characters
+# An unknown column, function, table or setting.
+_OTHER_VERSION_HINT: Final = (
+    f"The server's version may be newer or older than {TESTED_VERSIONS}, which this release was tested"
+    " with. Run a check, and look for a newer release."
+)
 _HINTS: Final = {
     "28P01": "Check username and password in the secret (it was just reread); after a rotation both"
     " must be new.",
@@ -34,6 +40,7 @@ _HINTS: Final = {
     "08P01": "This looks like a pooler such as PgBouncer, which hides the clients' sessions. Write the server's own host and port into the secret.",
     "3D000": "Check dbname in the secret.",
     "55000": "The database accepts no connections: write another dbname into the secret.",
+    **dict.fromkeys(("42703", "42883", "42P01", "42704"), _OTHER_VERSION_HINT),
     "57P03": "The server is starting or stopping; the next run tries again.",
     "57014": "The server is too busy to answer in time; the next run tries again.",
 }
@@ -157,7 +164,8 @@ class _Translator:
     def _translate_server_error(self, error: DatabaseError) -> TargetError:
         code = read_sqlstate(error)
         text = self._hide_secret(_get_fields(error).get("M", "the server sent no message"))
-        if code != _TOO_MANY_CONNECTIONS:
+        is_connected = self.lost is ConnectionLostError  # so our role has a slot
+        if code != _TOO_MANY_CONNECTIONS or is_connected:
             hint = self.hints.get(code) or _HINTS.get(code, _OTHER_HINT)
             return TargetError(code, text, hint, step=self.step)
         limit = _LIMITS.get(_get_fields(error).get("R", ""))

@@ -10,9 +10,8 @@ import re
 from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from itertools import islice
 from sys import getsizeof
 from typing import Any, Final, NoReturn
@@ -21,7 +20,12 @@ from session_reaper.errors import TargetError
 from session_reaper.grants import Membership, quote_identifier
 from session_reaper.postgres.driver import Row
 from session_reaper.postgres.signals import Signal
-from session_reaper.sessions.lock_chains import Wait, Waiter, map_waiters_by_root
+from session_reaper.sessions.lock_chains import (
+    PREPARED,
+    Wait,
+    Waiter,
+    map_waiters_by_root,
+)
 from session_reaper.sessions.redaction import redact
 from session_reaper.sessions.server_facts import (
     IdleSessions,
@@ -32,11 +36,14 @@ from session_reaper.sessions.server_facts import (
     Tls,
 )
 from session_reaper.sessions.session import Identity, Session, Slots, State
-from session_reaper.sessions.snapshot import ServerIdentity, Snapshot, Verification
+from session_reaper.sessions.snapshot import Holder, ServerIdentity, Snapshot, Verification
 from session_reaper.targets.providers import Provider
 
 QUERY_BYTES: Final = 2000
-"""The most bytes of a query that leave the server."""
+"""The most bytes of the beginning of a query that leave the server."""
+
+QUERY_END_BYTES: Final = 500
+"""The most bytes of the end of a cut query that leave the server."""
 
 _INT32: Final = 2**31 - 1
 _INT53: Final = 2**53  # JSON numbers are exact up to here
@@ -75,11 +82,12 @@ def _check_waits(answer: Mapping[str, Any], *, is_requested: bool) -> None:
 
 def estimate_memory(session: Session) -> int:
     """Estimate the bytes that a session takes."""
-    return _SESSION_BYTES + getsizeof(session.query) + _WAITER_BYTES * len(session.waiters)
+    texts = getsizeof(session.query) + getsizeof(session.query_end)
+    return _SESSION_BYTES + texts + _WAITER_BYTES * len(session.waiters)
 
 
 _SESSION_BYTES: Final = 1500
-_WAITER_BYTES: Final = 80
+_WAITER_BYTES: Final = 8  # a reference: the blockers of one queue share its waiters
 
 
 def read_verification(row: Row) -> Verification:
@@ -279,16 +287,18 @@ def _read_snapshot(
     waiters = map_waiters_by_root(waits)
     if sum(map(len, waiters.values())) > _MOST_WAITERS:
         raise _InvalidError("waits")
+    hidden = _read_int(answer, "hidden")
     slots = Slots(
         max=_read_int(answer, "max"),
         reserved=_read_int(answer, "reserved"),
-        used=_read_int(answer, "used"),
+        used=_read_int(answer, "used") + hidden,
     )
     _check_counts(answer, slots)
     return Snapshot(
         role=_check_name(_get(answer, "role"), "role"),
         slots=slots,
         can_see=_read_flag(answer, "can_see"),
+        hidden=hidden,
         can_signal=_read_flag(answer, "can_signal"),
         untracked=_read_int(answer, "untracked"),
         reader=_read_flag(answer, "reader"),
@@ -303,6 +313,9 @@ def _read_snapshot(
         oldest_idle_in_transaction=_check_seconds(
             _get(answer, "oldest_idle_in_transaction"), "oldest_idle_in_transaction"
         ),
+        lock_waiters=len(_read_list(answer, "lock_waiters")),
+        prepared_waiters=waiters.get(PREPARED, ())[:_MOST_PREPARED_WAITERS],
+        holders=_read_holders(answer, slots),
         sessions=tuple(_read_sessions(answer, waiters, own_roles)),
     )
 
@@ -337,6 +350,44 @@ def _read_states(answer: Mapping[str, Any]) -> Mapping[State, int]:
 
 
 _is_state: Final = re.compile(r"[a-z ()]{1,40}").fullmatch
+
+
+_MOST_HOLDERS: Final = 10
+# They belong to no session, so no claim on memory covers them.
+_MOST_PREPARED_WAITERS: Final = 200
+
+
+def _read_holders(answer: Mapping[str, Any], slots: Slots) -> tuple[Holder, ...]:
+    """Read the groups of sessions, which together are no more than the sessions counted."""
+    rows = _read_rows(answer, "holders", 6)
+    holders = tuple(
+        Holder(
+            application=_check_optional_name(application, "holders"),
+            role=None if role is None else _check_name(role, "holders"),
+            client=None if client is None else _check_network(client),
+            state=_check_text(state, "holders", _MOMENT_LENGTH),
+            count=_check_int(count, "holders", 1, _INT32),
+            oldest_seconds=_check_seconds(oldest, "holders"),
+        )
+        for application, role, client, state, count, oldest in rows[:_MOST_HOLDERS]
+    )
+    if len(rows) > _MOST_HOLDERS or sum(holder.count for holder in holders) > slots.used:
+        raise _InvalidError("holders")
+    if not all(_is_state(holder.state) for holder in holders):
+        raise _InvalidError("holders")
+    return holders
+
+
+def _check_network(value: object) -> str:
+    """Return a network as `mask_client` writes it."""
+    text = _check_name(value, "holders")
+    try:
+        network = ip_network(text)
+    except ValueError:
+        raise _InvalidError("holders") from None
+    if "%" in text or network.prefixlen != (24 if network.version == 4 else 64):  # noqa: PLR2004 -- IP's two versions
+        raise _InvalidError("holders")
+    return str(network)
 
 
 def _read_waits(answer: Mapping[str, Any]) -> Iterator[Wait]:
@@ -474,6 +525,7 @@ _COLUMN_CHECKS: Final[Mapping[str, _Check]] = {
     "locks": _make_number_check(0, _INT32, int),
     **dict.fromkeys(("superuser", "replication", "own_role", "signalable"), _are_flags),
     **dict.fromkeys(("wait_event_type", "wait_event"), _are_names),
+    "query_end": _make_text_check(2 * QUERY_END_BYTES),
 }
 _REQUIRED: Final = {"pid", "backend_start", "state", "idle_seconds", "connected_seconds"}
 SESSION_COLUMNS: Final = tuple(_COLUMN_CHECKS)
@@ -484,10 +536,14 @@ def _decode_query(text: str | None, cut: str | None) -> str:
     """Return the part of the query that left the server; a cut query ends in `…`."""
     if cut is None:
         return text or ""
+    return _decode_base64(cut, "cut_query") + "…"
+
+
+def _decode_base64(text: str, column: str) -> str:
     try:
-        return b64decode(cut).decode("utf-8", errors="replace").replace("\0", "\ufffd") + "…"
+        return b64decode(text).decode("utf-8", errors="replace").replace("\0", "\ufffd")
     except ValueError:
-        raise _InvalidError("sessions: cut_query") from None
+        raise _InvalidError(f"sessions: {column}") from None
 
 
 def _is_plain_vacuum(query: str) -> bool:
@@ -508,7 +564,6 @@ def _read_session(
     *,
     waits_for_lock: bool,
 ) -> Session:
-    idle_seconds = row["idle_seconds"]
     query = _decode_query(row["query"], row["cut_query"])
     holds_xmin = row["xmin_age"] is not None and not _is_plain_vacuum(query)
     return Session(
@@ -525,8 +580,9 @@ def _read_session(
         application=row["application"] or "",
         client=row["client"],
         query=query,
+        query_end=_decode_base64(row["query_end"] or "", "query_end"),
         query_id=row["query_id"],
-        idle_seconds=idle_seconds,
+        idle_seconds=row["idle_seconds"],
         transaction_seconds=row["transaction_seconds"],
         connected_seconds=row["connected_seconds"],
         query_seconds=row["query_seconds"],
@@ -537,12 +593,7 @@ def _read_session(
         xid_age=row["xid_age"],
         xmin_age=row["xmin_age"] if holds_xmin else None,
         locks=row["locks"],
-        # A waiter cannot have waited for this session for longer than it has been in its state: in
-        # a queue, the lock passes from one healthy transaction to the next.
-        waiters=tuple(
-            waiter if waiter.seconds <= idle_seconds else replace(waiter, seconds=idle_seconds)
-            for waiter in waiters
-        ),
+        waiters=waiters,
         # NULL if the role was dropped under its session.
         superuser=bool(row["superuser"]),
         replication=bool(row["replication"]),
@@ -604,6 +655,7 @@ USED_FUNCTIONS: Final = (
     *("pg_terminate_backend", "pg_cancel_backend", "pg_postmaster_start_time", "pg_backend_pid"),
     *("pg_is_in_recovery", "pg_prepared_xact", "pg_get_replication_slots", "current_setting"),
     *("set_config", "clock_timestamp", "age", "encode", "octet_length"),
+    *("network", "set_masklen", "family"),
 )
 USED_RELATIONS: Final = (
     *("pg_database", "pg_roles", "pg_settings", "pg_proc", "pg_stat_activity"),

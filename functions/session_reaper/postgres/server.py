@@ -36,6 +36,7 @@ from session_reaper.postgres.errors import (
 )
 from session_reaper.postgres.rows import (
     QUERY_BYTES,
+    QUERY_END_BYTES,
     SESSION_COLUMNS,
     USED_FUNCTIONS,
     USED_RELATIONS,
@@ -50,8 +51,13 @@ from session_reaper.postgres.signals import Signal
 from session_reaper.postgres.tls import describe_tls, open_socket, wrap_tls
 from session_reaper.sessions.server_facts import ServerFacts
 from session_reaper.sessions.session import OWN_APPLICATION_NAME, Identity, WaitGuard
-from session_reaper.sessions.snapshot import Snapshot, SnapshotScope, Verification
-from session_reaper.targets.target import SslMode, Target
+from session_reaper.sessions.snapshot import (
+    HOLDERS_FROM,
+    Snapshot,
+    SnapshotScope,
+    Verification,
+)
+from session_reaper.targets.target import Target
 
 APPLICATION_NAME: Final = OWN_APPLICATION_NAME
 CONNECT_SECONDS: Final = 10.0  # for DNS, TCP, TLS and login together
@@ -59,6 +65,7 @@ STATEMENT_SECONDS: Final = 10.0  # enforced by the server
 _ANSWER_SECONDS: Final = STATEMENT_SECONDS + 2  # longer, so that the server's own error arrives
 # 5,000 sessions whose queries all have QUERY_BYTES take 16 MB.
 _SNAPSHOT_BYTES: Final = 16 * 1024 * 1024
+_QUERY_ENDS_BYTES: Final = 4 * 1024 * 1024  # more, with the ends of these queries
 _ANSWER_BYTES: Final = 1024 * 1024
 
 _STARTUP: Final = {
@@ -87,6 +94,7 @@ class Server:
 
     def __init__(self, target: Target, connection: Connection) -> None:
         self.role = target.role
+        self.address = str(connection.socket.getpeername()[0])  # IP
         self._target = target
         self._own_roles = (target.role, target.instead_of)
         version = re.match(r"\d{1,3}", connection.server_version)
@@ -97,7 +105,12 @@ class Server:
 
     @classmethod
     def connect(
-        cls, target: Target, deadline: Deadline, memory: MemoryBudget = ANSWER_MEMORY
+        cls,
+        target: Target,
+        deadline: Deadline,
+        memory: MemoryBudget = ANSWER_MEMORY,
+        *,
+        application_name: str = APPLICATION_NAME,
     ) -> "Server":
         """Connect and log in. Raises TargetError; FullError if no slot is free.
 
@@ -108,7 +121,7 @@ class Server:
         with translate_connect_errors(f"connecting to {where}", target.password):
             sock = open_socket(target.host, target.port, deadline)
         try:
-            if target.sslmode is not SslMode.DISABLE:
+            if target.is_encrypted:
                 with translate_connect_errors(
                     f"securing the connection to {where}", target.password
                 ):
@@ -117,19 +130,31 @@ class Server:
                 connection = Connection(
                     sock,
                     target,
-                    application_name=APPLICATION_NAME,
+                    application_name=application_name,
                     startup_params=_STARTUP,
                     deadline=deadline,
                     memory=memory,
                 )
+                return cls(target, connection)
         except BaseException:
             sock.close()
             raise
-        return cls(target, connection)
 
     def close(self) -> None:
         """Log out, if the connection still allows it, and close the connection."""
         self._connection.close()
+
+    def find_application(self, wanted: str, *, own_name: str, deadline: Deadline) -> bool:
+        """Rename our own session; return whether the server shows another one by its name.
+
+        Only a session from our own address counts. Raises TargetError.
+        """
+        step = "comparing servers"
+        with self._expect_answer(step, deadline):
+            statement = _load_sql("find_application")
+            names = {"own_name": literal(own_name), "wanted": literal(wanted)}
+            rows = self._connection.run(statement.format(**names))
+        return bool(rows == [[b"t"]])
 
     def read_facts(self, deadline: Deadline) -> ServerFacts:
         """Read facts about the server and our role on it. Raises TargetError."""
@@ -153,9 +178,10 @@ class Server:
         The sessions of a large snapshot claim memory until they are deleted.
         """
         step = "taking the snapshot"
+        most = _SNAPSHOT_BYTES + (_QUERY_ENDS_BYTES if scope.query_ends else 0)
         with (
             self._add_missing_grants(deadline),
-            self._run_for_row(step, self._write_select(scope), deadline, _SNAPSHOT_BYTES) as row,
+            self._run_for_row(step, self._write_select(scope), deadline, most) as row,
         ):
             snapshot = read_snapshot(
                 row,
@@ -179,9 +205,13 @@ class Server:
             columns=", ".join(f"s.{column}" for column in SESSION_COLUMNS),
             idle_for=literal(json.dumps(scope.idle_floors)),
             waits=_load_sql("waits") if scope.waits else "NULL",
+            holders=_load_sql("holders"),
+            holders_from=HOLDERS_FROM,
             locks=str(scope.locks).lower(),
             query_id="a.query_id" if self._major >= _QUERY_ID_SINCE else "NULL",
             query_bytes=QUERY_BYTES,
+            query_ends=str(scope.query_ends).lower(),
+            query_end_bytes=QUERY_END_BYTES,
         )
 
     def find_missing_grants(self, deadline: Deadline) -> tuple[str, ...]:

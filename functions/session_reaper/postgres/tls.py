@@ -10,10 +10,10 @@ from typing import Final
 from asn1crypto.x509 import Certificate
 
 from session_reaper.deadline import Deadline
-from session_reaper.errors import TargetError
+from session_reaper.errors import NoTlsError, TargetError
 from session_reaper.sessions.server_facts import Tls
 from session_reaper.targets.providers import explain_unknown_authority, rds_region
-from session_reaper.targets.target import SslMode, Target
+from session_reaper.targets.target import SslMode, Target, is_socket_folder
 
 _SSL_REQUEST: Final = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 NOT_POSTGRES_HINT: Final = "Check host and port in the secret."
@@ -28,11 +28,22 @@ def limit_time(sock: socket.socket, deadline: Deadline) -> None:
     sock.settimeout(seconds)
 
 
+def resolve_host(host: str, port: int) -> tuple[str, ...]:
+    """Return the IP addresses of a host; none if the name does not resolve."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return ()
+    return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
 def open_socket(host: str, port: int, deadline: Deadline) -> socket.socket:
     """Connect to the first address of a host that accepts; all addresses share the deadline.
 
-    Raises OSError.
+    A host that begins with a slash is the folder of a Unix socket. Raises OSError.
     """
+    if is_socket_folder(host):
+        return _open_unix_socket(f"{host}/.s.PGSQL.{port}", deadline)
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for index, (family, kind, protocol, _, address) in enumerate(addresses):
         sock = socket.socket(family, kind, protocol)
@@ -50,6 +61,17 @@ def open_socket(host: str, port: int, deadline: Deadline) -> socket.socket:
         else:
             return sock
     raise OSError  # not reached: getaddrinfo returns at least one address, or raises
+
+
+def _open_unix_socket(path: str, deadline: Deadline) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        limit_time(sock, deadline)
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def wrap_tls(
@@ -78,7 +100,7 @@ def wrap_tls(
         except ssl.SSLCertVerificationError as error:
             raise _explain_untrusted(error, target) from None
     if answer == b"N":
-        raise TargetError(
+        raise NoTlsError(
             "tls",
             f"{where} does not offer TLS",
             "Enable TLS on the server. The reaper connects in plaintext only if the secret has sslmode"

@@ -1,35 +1,32 @@
 """Recommendations that stop leaks or prepare for the next run, as pure functions of evidence."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
-from session_reaper.errors import INSUFFICIENT_PRIVILEGE, ConnectionLostError, TargetError
 from session_reaper.grants import quote_identifier
 from session_reaper.policy.builtin import find_protection_by_name, is_provider_role
 from session_reaper.policy.durations import format_duration
 from session_reaper.report.headline import count_of
-from session_reaper.report.model import Advice, Failure, Outcome, RoleSetting, SessionResult
-from session_reaper.sessions.server_facts import RESERVED_CONNECTIONS_SINCE, ServerFacts, Timeout
-from session_reaper.sessions.session import Names, Session, Slots, State
+from session_reaper.report.model import Advice, Outcome, SessionResult
+from session_reaper.report.text import MOST_NAMED, join_first
+from session_reaper.report.timeouts import IDLE_TIMEOUT_CODE
+from session_reaper.sessions.server_facts import (
+    NEWEST_TESTED,
+    RESERVED_CONNECTIONS_SINCE,
+    TESTED_VERSIONS,
+    ServerFacts,
+)
+from session_reaper.sessions.session import Names, Slots, State
 from session_reaper.sessions.snapshot import Snapshot
-from session_reaper.targets.providers import Provider, is_proxy, reserved_slot_instructions
-from session_reaper.targets.target import SslMode, Target
+from session_reaper.targets.providers import MASTERS, Provider, is_proxy, reserved_slot_instructions
+from session_reaper.targets.target import SslMode, Target, is_socket_folder
 
 MANY_IDLE: Final = 10  # idle sessions of one application and role
 MANY_IDLE_SHARE: Final = 0.25  # of the slots that ordinary roles can use
 OLD_PREPARED: Final = 3600.0  # seconds
 HELD_BY_INACTIVE: Final = 10_000  # transactions
 HELD_BY_ACTIVE: Final = 10_000_000  # transactions
-_ADMIN_OPTION_SINCE: Final = 16  # the major version
-_MASTERS: Final = {
-    Provider.VANILLA: "a superuser",
-    Provider.RDS: "the master user",
-    Provider.AURORA: "the master user",
-    Provider.AIVEN: "avnadmin",
-}
 
 _BYPASS_POOLER = Advice(
     code="bypass-pooler",
@@ -38,8 +35,6 @@ _BYPASS_POOLER = Advice(
     " into the secret.",
     sql=None,
 )
-_IDLE_TIMEOUT: Final = "idle_in_transaction_session_timeout"
-_IDLE_TIMEOUT_CODE: Final = "set-idle-in-transaction-timeout"
 
 _MOST_USEFUL_FIRST: Final = (
     # Let session-reaper do its work.
@@ -48,7 +43,7 @@ _MOST_USEFUL_FIRST: Final = (
     "grant-functions",
     "mend-fallback-secret",
     # Stop the leaks.
-    _IDLE_TIMEOUT_CODE,
+    IDLE_TIMEOUT_CODE,
     "set-idle-session-timeout",
     "set-transaction-timeout",
     "use-pooler",
@@ -64,8 +59,10 @@ _MOST_USEFUL_FIRST: Final = (
     "verify-certificate",
     "renew-certificate",
     "list-cluster-instances",
+    "allow-pause-check",
     "track-activities",
     "remove-ignored-options",
+    "untested-version",
 )
 
 
@@ -75,12 +72,12 @@ def sort_advice(advice: Iterable[Advice]) -> tuple[Advice, ...]:
 
 
 def advise_on_connection(target: Target) -> Iterator[Advice]:
-    """Advise on how the secret says to connect."""
-    if target.sslmode is SslMode.DISABLE:
+    """Advise on how the target says to connect."""
+    if target.sslmode is SslMode.DISABLE and not is_socket_folder(target.host):
         yield Advice(
             code="encrypt-connection",
-            message="The connection is in plaintext, because the secret says sslmode disable. Turn on"
-            " TLS at the server, and set sslmode to verify-full in the secret.",
+            message="The connection is in plaintext, because of sslmode disable. Turn on TLS at the"
+            " server, and set sslmode to verify-full.",
             sql=None,
         )
     if is_proxy(target.host):
@@ -92,6 +89,34 @@ def advise_on_connection(target: Target) -> Iterator[Advice]:
             " intended, set CLUSTER_TARGETS to endpoint.",
             sql=None,
         )
+    if target.pause_unknown:
+        yield Advice(
+            code="allow-pause-check",
+            message="The reaper connected without knowing whether this server belongs to a paused"
+            f" Aurora cluster, which the connection wakes: {target.pause_unknown}. Allow the"
+            " function's role rds:DescribeDBClusters, rds:DescribeDBInstances and"
+            " cloudwatch:GetMetricData, and check that the function can reach both APIs (in a VPC:"
+            " through endpoints or a NAT). If no cluster may pause, set PAUSED_CLUSTERS to connect.",
+            sql=None,
+        )
+
+
+def advise_on_version(found: ServerFacts) -> Iterator[Advice]:
+    """Tell that the server's version is unknown to this release."""
+    if not found.is_tested:
+        newer = found.major > NEWEST_TESTED
+        yield Advice(
+            code="untested-version",
+            message=f"This release was tested with {TESTED_VERSIONS}, and the server is PostgreSQL"
+            f" {found.version}."
+            + (
+                f" It is treated as {NEWEST_TESTED}. Look for a newer release, and leave the mode at"
+                " observe until the summaries name the right sessions."
+                if newer
+                else " Upgrade the server."
+            ),
+            sql=None,
+        )
 
 
 def advise_on_options(target: Target) -> Iterator[Advice]:
@@ -99,7 +124,7 @@ def advise_on_options(target: Target) -> Iterator[Advice]:
     if target.ignored_options:
         yield Advice(
             code="remove-ignored-options",
-            message="These parameters of the secret's URI have no effect, because libpq does not know"
+            message="These parameters of the URI have no effect, because libpq does not know"
             f" them: {', '.join(target.ignored_options)}.",
             sql=None,
         )
@@ -169,22 +194,6 @@ def advise_on_grants(grants: Collection[str], database: str) -> Iterator[Advice]
         )
 
 
-def advise_on_databases(found: ServerFacts) -> Iterator[Advice]:
-    """Advise on databases where PostgreSQL itself does not end idle transactions."""
-    now = {name: found.find_timeout(_IDLE_TIMEOUT, None, name) for name in found.databases}
-    off = [name for name, timeout in now.items() if timeout is not None and timeout.is_off]
-    if off:
-        yield Advice(
-            code=_IDLE_TIMEOUT_CODE,
-            message=f"{_IDLE_TIMEOUT} is off for these databases: {', '.join(off)}. With it,"
-            " PostgreSQL itself ends leaked transactions, even while this function does not run.",
-            sql="\n".join(
-                f"ALTER DATABASE {quote_identifier(name)} SET {_IDLE_TIMEOUT} = '10min';"
-                for name in off
-            ),
-        )
-
-
 def advise_on_fallback(secret: str, problem: str) -> Advice:
     """Advise that the fallback secret would not help, because of `problem`."""
     message = f"The fallback_secret {secret} could not connect when the server is full: {problem}"
@@ -198,7 +207,7 @@ def _advise_reserved_slot(found: ServerFacts) -> Advice:
             code="add-fallback-secret",
             message=f"Role {found.role} cannot connect when every slot is in use, and before"
             " PostgreSQL 16 no slots can be reserved for it. In this target's secret, add the key"
-            f" fallback_secret with the name of the secret of {_MASTERS[found.provider]} on this"
+            f" fallback_secret with the name of the secret of {MASTERS[found.provider]} on this"
             " server. It is used only when the server is full.",
             sql=None,
         )
@@ -263,7 +272,7 @@ def _advise_pooler(
     if many:
         yield Advice(
             code="use-pooler",
-            message=f"{', '.join(many)} idle sessions, of {slots.usable} slots in all. Put a pooler"
+            message=f"{join_first(many)} idle sessions, of {slots.usable} slots in all. Put a pooler"
             " (PgBouncer, RDS Proxy) in front of the server, or make the application's pools"
             " smaller.",
             sql=None,
@@ -275,7 +284,7 @@ def _advise_prepared_transactions(found: ServerFacts) -> Iterator[Advice]:
     old = [prepared for prepared in found.prepared if prepared.seconds >= OLD_PREPARED]
     if old:
         oldest = format_duration(max(prepared.seconds for prepared in old))
-        databases = ", ".join(sorted({prepared.database for prepared in old}))
+        databases = join_first(sorted({prepared.database for prepared in old}))
         yield Advice(
             code="end-prepared-transactions",
             message=f"Prepared transactions older than an hour: {len(old)}, the oldest {oldest}, in"
@@ -293,129 +302,21 @@ def _advise_replication_slots(found: ServerFacts) -> Iterator[Advice]:
         if slot.held >= (HELD_BY_ACTIVE if slot.active else HELD_BY_INACTIVE)
     ]
     if holding:
-        slots = ", ".join(
-            f"{slot.name} ({'active' if slot.active else 'inactive'}) by {slot.held:,} transactions"
-            for slot in holding
+        slots = join_first(
+            [
+                f"{slot.name} ({'active' if slot.active else 'inactive'}) by {slot.held:,} transactions"
+                for slot in holding
+            ]
         )
         # The name of a slot consists of a-z, 0-9 and _, so it needs no quoting.
-        drops = [f"SELECT pg_drop_replication_slot('{s.name}');" for s in holding if not s.active]
+        drops = [
+            f"SELECT pg_drop_replication_slot('{s.name}');"
+            for s in holding[:MOST_NAMED]
+            if not s.active
+        ]
         yield Advice(
             code="drop-replication-slot",
             message=f"Replication slots hold back vacuum: {slots}. Drop an inactive slot if it is not"
             " needed any more. If a slot is active, check why its consumer lags behind.",
             sql="\n".join(drops) or None,
         )
-
-
-# -- the timeouts of roles --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Remedy:
-    """A timeout by which PostgreSQL itself ends sessions in a state."""
-
-    setting: str
-    value: str
-    helps: Callable[[Session], bool]
-    description: str  # of the sessions
-    warning: str
-
-
-_REMEDIES: Final[Mapping[str, _Remedy]] = MappingProxyType(
-    {
-        _IDLE_TIMEOUT_CODE: _Remedy(
-            setting=_IDLE_TIMEOUT,
-            value="10min",
-            helps=lambda session: (
-                session.state in (State.IDLE_IN_TRANSACTION, State.IDLE_IN_TRANSACTION_ABORTED)
-            ),
-            description="idle in a transaction",
-            warning="",
-        ),
-        "set-idle-session-timeout": _Remedy(
-            setting="idle_session_timeout",
-            value="1h",
-            helps=lambda session: session.state is State.IDLE,
-            description="idle",
-            warning=" The application's pool must reconnect when one of its sessions is ended.",
-        ),
-        "set-transaction-timeout": _Remedy(
-            setting="transaction_timeout",
-            value="1h",
-            helps=lambda session: (
-                session.state is State.ACTIVE and session.transaction_seconds is not None
-            ),
-            description="in a long transaction",
-            warning=" Choose a value above the longest healthy transaction.",
-        ),
-    }
-)
-
-APPLICABLE: Final[Collection[str]] = _REMEDIES.keys()
-"""The codes that the event `apply` accepts."""
-
-
-def find_missing_timeouts(
-    results: Iterable[SessionResult], found: ServerFacts
-) -> tuple[RoleSetting, ...]:
-    """Find the timeouts known to be off for roles that leak sessions, largest leak first."""
-    missing: Counter[RoleSetting] = Counter()
-    for result in results:
-        session = result.decision.session
-        if session.role is None:  # there is no role to set a timeout for
-            continue
-        for code, remedy in _REMEDIES.items():
-            if result.outcome is not Outcome.ESCAPED and remedy.helps(session):
-                now = found.find_timeout(remedy.setting, session.role, session.database)
-                if now is not None and now.is_off:
-                    missing[_create_setting(code, session.role, now)] += 1
-    return tuple(setting for setting, _ in missing.most_common())
-
-
-def _create_setting(code: str, role: str, now: Timeout) -> RoleSetting:
-    """Set the timeout for the role, or for the role in this database if it is off there."""
-    remedy = _REMEDIES[code]
-    place = quote_identifier(role)
-    if now.role and now.database:
-        place += f" IN DATABASE {quote_identifier(now.database)}"
-    return RoleSetting(
-        code=code,
-        role=role,
-        sql=f"ALTER ROLE {place} SET {remedy.setting} = '{remedy.value}';",
-        old=now.value if now.role else None,
-    )
-
-
-def advise_on_timeouts(missing: Collection[RoleSetting]) -> Iterator[Advice]:
-    """Advise the statements that set the missing timeouts, one advice for each timeout."""
-    for code, remedy in _REMEDIES.items():
-        settings = [setting for setting in missing if setting.code == code]
-        if settings:
-            roles = ", ".join(dict.fromkeys(setting.role for setting in settings))
-            yield Advice(
-                code=code,
-                message=f"These roles leak sessions {remedy.description}, and their"
-                f" {remedy.setting} is off: {roles}. With this timeout PostgreSQL itself ends such"
-                f" sessions. It applies to new sessions only.{remedy.warning}",
-                sql="\n".join(setting.sql for setting in settings),
-            )
-
-
-def explain_refused_setting(
-    error: TargetError, setting: RoleSetting, found: ServerFacts, *, reader: bool
-) -> Failure:
-    """Describe why a setting was not made, and who can make it."""
-    hint = error.hint
-    if reader:
-        hint = "This is a replica. Run the statement on its writer."
-    elif isinstance(error, ConnectionLostError):
-        hint = f"It is unknown whether the setting was made, so apply it again. {hint}"
-    elif error.code == INSUFFICIENT_PRIVILEGE:
-        needs = "CREATEROLE"
-        if found.major >= _ADMIN_OPTION_SINCE:
-            needs += f" and ADMIN OPTION on {setting.role}"
-        hint = (
-            f"Run it as {_MASTERS[found.provider]}: {setting.sql} (Role {found.role} would need"
-            f" {needs} to run it, and these privileges allow much more.)"
-        )
-    return Failure(code=error.code, cause=error.cause, hint=hint, step=error.step)

@@ -1,12 +1,14 @@
 """The report as JSON: the return value, the log line, recordings."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 from session_reaper.deadline import Deadline
+from session_reaper.decision.explain import ExplainedOutcome, Explanation
 from session_reaper.decision.model import Decision
+from session_reaper.decision.out_of_reach import UnreachableBlocker
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import QueryVisibility
 from session_reaper.report.headline import write_summary_line
@@ -18,11 +20,13 @@ from session_reaper.report.model import (
     RoleSetting,
     SessionResult,
     TargetReport,
+    TargetStatus,
 )
+from session_reaper.report.protected import ProtectedGroup, group_protected
 from session_reaper.report.text import printable
 from session_reaper.sessions.redaction import redact_for_matching
 from session_reaper.sessions.server_facts import Check
-from session_reaper.sessions.snapshot import Snapshot
+from session_reaper.sessions.snapshot import Holder, Snapshot
 
 _MOST_SESSIONS: Final = 15_000  # roughly as many as fit into Lambda's response
 
@@ -39,7 +43,7 @@ def to_document(
     If there are more sessions than a response has room for, or than can be described by the
     deadline, leaves out the same share of each target's; `sessions_left_out` is their number.
     """
-    number = sum(len(target.results) for target in report.targets)
+    number = sum(map(_count_sessions, report.targets))
     share = min(1.0, _MOST_SESSIONS / number) if number else 1.0
     targets = []
     for done, target in enumerate(report.targets):
@@ -57,42 +61,98 @@ def to_document(
         "totals": {
             "targets": len(report.targets),
             "failed": report.failed,
-            **{o.value: report.count(o) for o in Outcome if o is not Outcome.SPARED},
+            **{outcome.value: report.count(outcome) for outcome in Outcome},
+            "spared": sum(map(_count_spared, report.targets)),
+            "protected": sum(len(target.protected) for target in report.targets),
         },
         "targets": targets,
     }
 
 
-def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
-    """Leave out sessions until the document fits into `most` bytes of JSON.
+def _count_sessions(target: TargetReport) -> int:
+    return len(target.results if target.explained is None else target.explained)
 
-    Leaves out the same share of each target's, spared ones first; `sessions_left_out` is their
-    number.
+
+def _count_spared(target: TargetReport) -> int:
+    explained = target.explained or ()
+    return target.count(Outcome.SPARED) + sum(
+        each.outcome is ExplainedOutcome.SPARED for each in explained
+    )
+
+
+def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
+    """Leave out parts of the document until it fits into `most` bytes of JSON.
+
+    First sessions, the same share of each target's and the least important first; then the end of every other
+    list of a target; then whole targets, those that are ok first. `sessions_left_out`,
+    `advice_left_out`, `targets_left_out` and so on count them.
     """
     size = len(json.dumps(document))  # ASCII: no encoding of it is longer
-    if size <= most or not any(target["sessions"] for target in document["targets"]):
+    if size <= most:
         return document
     share = 0.95 * most / size
-    targets = [_truncate_target(target, share) for target in document["targets"]]
-    return truncate_document({**document, "targets": targets}, most)
+    targets = document["targets"]
+    if any(target["sessions"] for target in targets):
+        shorter = {**document, "targets": [_cut_sessions(each, share) for each in targets]}
+    elif any(map(_has_lists, targets)):
+        shorter = {**document, "targets": [_cut_lists(each, share) for each in targets]}
+    elif targets:
+        urgent = sorted(targets, key=lambda target: target["status"] == TargetStatus.OK.value)
+        shorter = _cut_list({**document, "targets": urgent}, "targets", share)
+    else:
+        return document
+    return truncate_document(shorter, most)
 
 
-def _truncate_target(target: dict[str, Any], share: float) -> dict[str, Any]:
-    sessions = sorted(target["sessions"], key=lambda s: s["outcome"] == Outcome.SPARED.value)
-    kept = sessions[: int(share * len(sessions))]
-    left_out = target.get("sessions_left_out", 0) + len(sessions) - len(kept)
-    return {**target, "sessions": kept, **({"sessions_left_out": left_out} if left_out else {})}
+_LEFT_OUT_FIRST: Final[Mapping[str, int]] = {
+    ExplainedOutcome.LEFT: 3,
+    ExplainedOutcome.PROTECTED: 2,
+    Outcome.SPARED: 1,
+}
+
+
+def _cut_sessions(target: dict[str, Any], share: float) -> dict[str, Any]:
+    sessions = sorted(target["sessions"], key=lambda s: _LEFT_OUT_FIRST.get(s["outcome"], 0))
+    return _cut_list({**target, "sessions": sessions}, "sessions", share)
+
+
+def _has_lists(value: object) -> bool:
+    return bool(value) if isinstance(value, list) else any(map(_has_lists, _values_of(value)))
+
+
+def _values_of(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else ()
+
+
+def _cut_lists(document: dict[str, Any], share: float) -> dict[str, Any]:
+    """Leave out the end of each list in an object and in the objects that it contains."""
+    for key, value in list(document.items()):
+        if isinstance(value, list):
+            document = _cut_list(document, key, share)
+        elif isinstance(value, dict):
+            document = {**document, key: _cut_lists(value, share)}
+    return document
+
+
+def _cut_list(document: dict[str, Any], key: str, share: float) -> dict[str, Any]:
+    """Leave out the end of one list, and count it."""
+    whole = document[key]
+    kept = whole[: int(share * len(whole))]
+    left_out = document.get(f"{key}_left_out", 0) + len(whole) - len(kept)
+    return {**document, key: kept, **({f"{key}_left_out": left_out} if left_out else {})}
 
 
 def _describe_target(
     target: TargetReport, share: float, deadline: Deadline | None
 ) -> dict[str, Any]:
-    sessions = list(_describe_sessions(target, int(share * len(target.results)), deadline))
-    left_out = len(target.results) - len(sessions)
+    number = _count_sessions(target)
+    sessions = list(_describe_sessions(target, int(share * number), deadline))
+    left_out = number - len(sessions)
     recovered = [_describe_recovery(recovery) for recovery in target.recovered]
     return {
         "name": target.name,
         "secret": target.secret,
+        "also": list(target.also),
         "status": target.status.value,
         "error": _describe_failure(target.error),
         "slots": target.slots
@@ -104,6 +164,11 @@ def _describe_target(
             "used_after": target.used_after,
         },
         # These keys are left out if they have no value; the others are always present.
+        **(
+            {"holders": [_describe_holder(holder) for holder in target.holders]}
+            if target.holders
+            else {}
+        ),
         **({"reader": True} if target.reader else {}),
         **({"fallback_secret": target.fallback_secret} if target.fallback_secret else {}),
         **({"pressure": list(target.pressure)} if target.pressure else {}),
@@ -113,13 +178,52 @@ def _describe_target(
             if target.applied is None
             else {"applied": [_describe_setting(s) for s in target.applied]}
         ),
+        **({"unchanged": [asdict(each) for each in target.unchanged]} if target.unchanged else {}),
         **({"recovered": recovered} if recovered else {}),
         "sessions": sessions,
         **({"sessions_left_out": left_out} if left_out else {}),
+        "protected": [
+            _describe_protected(group)
+            for group in group_protected(target.protected)[:_MOST_PROTECTED]
+        ],
+        **(
+            {"blockers_out_of_reach": [_describe_blocker(each) for each in target.blockers]}
+            if target.blockers
+            else {}
+        ),
         "advice": [
             {"code": advice.code, "message": advice.message, "sql": advice.sql}
             for advice in target.advice
         ],
+    }
+
+
+def _describe_holder(holder: Holder) -> dict[str, Any]:
+    return {**asdict(holder), "oldest_seconds": _round_down(holder.oldest_seconds)}
+
+
+_MOST_PROTECTED: Final = 50  # groups of one target
+
+
+def _describe_protected(group: ProtectedGroup) -> dict[str, Any]:
+    return {
+        "rule": group.rule,
+        "by": group.protection.by,
+        "role": group.role,
+        "application": group.application,
+        "count": group.count,
+        "oldest_seconds": _round_down(group.oldest_seconds),
+    }
+
+
+def _describe_blocker(blocker: UnreachableBlocker) -> dict[str, Any]:
+    longest = blocker.waiters[0].seconds if blocker.waiters else None
+    return {
+        "rule": blocker.rule.name,
+        "by": blocker.by,
+        "pid": blocker.decision and blocker.decision.pid,
+        "waiting": len(blocker.waiters),
+        "longest_seconds": _round_down(longest),
     }
 
 
@@ -168,22 +272,28 @@ def _describe_check(check: Check) -> dict[str, Any]:
 def _describe_sessions(
     target: TargetReport, most: int, deadline: Deadline | None
 ) -> Iterator[dict[str, Any]]:
-    """Describe at most `most` sessions until the deadline, and spared ones only if all fit."""
-    results: Sequence[SessionResult] = target.results
+    """Describe at most `most` sessions until the deadline, the least important only if all fit."""
+    results: Sequence[SessionResult | Explanation] = target.explained or target.results
     if most < len(results):
-        results = sorted(results, key=lambda result: result.outcome is Outcome.SPARED)[:most]
+        results = sorted(results, key=lambda each: _LEFT_OUT_FIRST.get(each.outcome, 0))[:most]
     for result in results:
         if deadline is not None and deadline.remaining() == 0:
             return
-        yield {**describe_session(result.decision, target.queries), "outcome": result.outcome.value}
+        session = describe_session(result.decision, target.queries, target.comment_tags)
+        if isinstance(result, Explanation):
+            session |= {"rule": result.rule and result.rule.name, "reason": result.reason}
+        yield {**session, "outcome": result.outcome.value}
 
 
 _QUERY_LENGTH: Final = 2000  # characters of a query shown in full; a server may keep a megabyte
 
 
-def describe_session(decision: Decision, queries: QueryVisibility) -> dict[str, Any]:
+def describe_session(
+    decision: Decision, queries: QueryVisibility, comment_tags: Sequence[str] = ()
+) -> dict[str, Any]:
     """Build the JSON object of a session and the decision on it."""
     session = decision.session
+    tags = session.tags(comment_tags)
     is_full = queries is QueryVisibility.FULL
     return {
         "pid": session.identity.pid,
@@ -200,6 +310,7 @@ def describe_session(decision: Decision, queries: QueryVisibility) -> dict[str, 
         "query": printable(session.query, _QUERY_LENGTH, "\n\t")
         if is_full
         else session.redacted_query,
+        **({"tags": tags} if tags else {}),
         **({"query_id": session.query_id} if session.query_id else {}),
     }
 
@@ -226,8 +337,9 @@ def to_recordings(report: Report) -> dict[str, Any]:
 
 
 def to_recording(snapshot: Snapshot) -> dict[str, Any]:
-    """Return a snapshot as JSON with its queries redacted."""
+    """Return a snapshot as JSON with its queries redacted and without their ends."""
     document = asdict(snapshot)
     for session in document["sessions"]:
         session["query"] = redact_for_matching(session["query"])
+        del session["query_end"]
     return document

@@ -34,15 +34,20 @@ _ISSUES: Final = {
     IssueKind.FAILED: "error {}",
     IssueKind.FULL: "server full",
     IssueKind.BREAKER: "breaker tripped",
+    IssueKind.CONFIGURATION: "invalid configuration",
+    IssueKind.SECRET: "secret {}",
     IssueKind.FALLBACK: "only the fallback secret worked",
     IssueKind.EXHAUSTED: "every slot in use",
     IssueKind.LINGERING: "session {} lingering",
+    IssueKind.BLOCKER: "blocker out of reach ({})",
 }
 
 
 def write_headline(target: TargetReport) -> str:
     """Write what happened on one target."""
     name = f"{target.name} (reader)" if target.reader else target.name
+    if target.status is TargetStatus.PAUSED:
+        return printable(f"{name}: paused, not woken")
     if target.slots is None:
         problem = target.error.cause if target.error else "no further information"
         return printable(f"{name}: {target.status}, {problem}")
@@ -53,6 +58,7 @@ def write_headline(target: TargetReport) -> str:
         parts.append(f"recovered ({write_recoveries(target.recovered)})")
     if target.status is not TargetStatus.OK:
         parts.insert(0, str(target.status))
+    parts += [f"secret {each.name} failed" for each in target.failed_secrets[:1]]
     if target.fallback_secret is not None:
         parts.append("connected with the fallback secret")
     parts.append(_write_slots(target.slots, target.used_after))
@@ -68,6 +74,13 @@ def _write_results(target: TargetReport) -> Iterator[str]:
         yield from (f"{number} {phrase}" for number, phrase in found[1:])
     elif target.recorded is not None:
         yield "recorded"
+    elif target.explained is not None:
+        yield f"{count_of(len(target.explained), 'session')} explained"
+    elif target.blockers:
+        waiting = sum(len(blocker.waiters) for blocker in target.blockers)
+        yield f"{waiting} waiting for a blocker out of reach"
+    elif target.protected_to_report:
+        yield f"{sum(group.count for group in target.protected_to_report)} protected from a rule"
     elif target.checked is not None:
         yield _write_check(target.checked, len(target.advice))
     elif target.status is TargetStatus.OK and not target.recovered and target.applied is None:
@@ -82,7 +95,7 @@ def write_recoveries(recoveries: Iterable[Recovery]) -> str:
 
 
 def _write_issue(key: IssueKey) -> str:
-    return _ISSUES.get(key.kind, key.kind.value).format(" ".join(key.detail))
+    return _ISSUES.get(key.kind, key.kind.value).format(", ".join(key.detail))
 
 
 def write_settings(settings: Iterable[RoleSetting]) -> str:
@@ -107,6 +120,10 @@ def _write_slots(slots: Slots, used_after: int | None) -> str:
 
 def write_summary_line(report: Report) -> str:
     """Write what happened where: issues first, then by the number of sessions."""
+    if report.configuration_error:
+        return printable(
+            f"nothing is terminated, the configuration is invalid: {report.configuration_error}"
+        )
     if report.mode is Mode.OFF:
         return "mode is off: no target was examined"
     if not report.targets:

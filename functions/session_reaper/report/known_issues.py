@@ -28,7 +28,12 @@ from session_reaper.targets.target import TargetKey
 MOST_UNDELIVERED: Final = 5
 """Undelivered summary lines that are kept and shown; older ones are only counted."""
 
-_PASSING: Final = (IssueKind.WOULD_TERMINATE, IssueKind.SPARED, IssueKind.DENIED)
+_PASSING: Final = (
+    IssueKind.WOULD_TERMINATE,
+    IssueKind.SPARED,
+    IssueKind.DENIED,
+    IssueKind.PROTECTED,
+)
 """Issues that come and go with sessions: their end is not reported, and they expire in the table."""
 _ROOM: Final = 0.9  # share of the slots below which a server is no longer exhausted
 
@@ -80,22 +85,26 @@ def compare_with_known(  # noqa: PLR0913 -- the report, and everything that deci
     targets, so the issues of any other target are dropped. `function_arn` is the reaper's own.
     """
     keys = [to_stable_key(target.key, function_arn) for target in report.targets]
-    owners = _map_owners(keys)
+    also = [
+        [to_stable_key(key, function_arn) for key in target.also_keys] for target in report.targets
+    ]
+    owners = _map_owners([key, *more] for key, more in zip(keys, also, strict=True))
     unread = {
         key.secret
         for key, target in zip(keys, report.targets, strict=True)
         if not key.instance and not target.is_reached
     }
     current: dict[int, list[IssueKey]] = defaultdict(list)
-    recovered: dict[int, list[Recovery]] = defaultdict(list)
+    recovered: dict[int, dict[IssueKey, float]] = defaultdict(dict)
     ended: list[KnownIssue] = []
     for issue in known:
         owned = owners.get(issue.target, ())
         if issue.key.kind is IssueKind.UNDELIVERED:
             ended.append(issue)
         elif owned and all(_has_ended(issue.key, report.targets[i], report.mode) for i in owned):
-            seconds = max(0.0, now - issue.since)
-            recovered[owned[0]].append(Recovery(issue=issue.key, seconds=seconds))
+            # Two secrets that are one target by now may have had the same issue.
+            since_known = recovered[owned[0]].get(issue.key, 0.0)
+            recovered[owned[0]][issue.key] = max(since_known, now - issue.since)
             ended.append(issue)
         elif not owned and covers_all and issue.target.secret not in unread:
             ended.append(issue)
@@ -103,7 +112,11 @@ def compare_with_known(  # noqa: PLR0913 -- the report, and everything that deci
             for index in owned:
                 current[index].append(issue.key)
     targets = tuple(
-        replace(target, known_issues=tuple(current[index]), recovered=tuple(recovered[index]))
+        replace(
+            target,
+            known_issues=tuple(current[index]),
+            recovered=tuple(Recovery(issue=i, seconds=s) for i, s in recovered[index].items()),
+        )
         for index, target in enumerate(report.targets)
     )
     reported = tuple(_list_reported(zip(keys, targets, strict=True), known, now))
@@ -148,14 +161,14 @@ def _count_undelivered(lost: Sequence[KnownIssue]) -> int:
     return max([len(lost), *(int(number) + 1 for number in before if number.isdecimal())])
 
 
-def _map_owners(keys: Iterable[TargetKey]) -> Mapping[TargetKey, list[int]]:
-    """Map each key to the indexes of its targets.
+def _map_owners(keys: Iterable[Iterable[TargetKey]]) -> Mapping[TargetKey, list[int]]:
+    """Map each key to the indexes of its targets, which may have several keys.
 
     The key of a whole secret, which is used while the secret cannot be read, has all its instances.
     """
     owners: dict[TargetKey, list[int]] = defaultdict(list)
-    for index, key in enumerate(keys):
-        for each in {key, TargetKey(key.secret)}:
+    for index, own in enumerate(keys):
+        for each in dict.fromkeys(k for key in own for k in (key, TargetKey(key.secret))):
             owners[each].append(index)
     return owners
 
@@ -179,6 +192,8 @@ def _list_reported(
 def _has_ended(key: IssueKey, target: TargetReport, mode: Mode) -> bool:
     """Return whether the issue has ended; one that the run could not check has not."""
     if target.has_issue(key) or not target.is_reached or key.kind in _PASSING:
+        return False
+    if target.status is TargetStatus.PAUSED:
         return False
     match key.kind:
         case IssueKind.EXHAUSTED:  # a server that stays almost full is not reported in every run

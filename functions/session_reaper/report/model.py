@@ -7,13 +7,17 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Final
 
+from session_reaper.decision.explain import Explanation
 from session_reaper.decision.model import Decision
+from session_reaper.decision.out_of_reach import UnreachableBlocker
 from session_reaper.errors import BlindError, ConnectionLimit, DeadlineError, FullError, TargetError
 from session_reaper.policy.enums import Mode, QueryVisibility
+from session_reaper.policy.model import Policy
+from session_reaper.report.protected import ProtectedGroup, group_protected
 from session_reaper.report.text import printable
 from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.session import Slots, State
-from session_reaper.sessions.snapshot import Snapshot
+from session_reaper.sessions.snapshot import HOLDERS_FROM, Holder, Snapshot
 from session_reaper.targets.target import TargetKey
 
 
@@ -37,10 +41,13 @@ class TargetStatus(StrEnum):
     FULL = "full"  # the server has no slot for the reaper either
     BLIND = "blind"  # connected, but other roles' sessions are hidden
     BREAKER = "breaker"  # the policy condemned too many sessions, so none was terminated
+    PAUSED = "paused"  # an Aurora cluster without connections, which was not woken
 
 
+_FINE: Final = (TargetStatus.OK, TargetStatus.PAUSED)
 _UNREACHED: Final = (TargetStatus.FAILED, TargetStatus.FULL, TargetStatus.BLIND)
 _DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
+_SHORT_OF_SLOTS: Final = 0.8  # share of the used slots from which protected sessions are reported
 _CODE_LENGTH: Final = 20  # characters
 _NAME_LENGTH: Final = 63  # characters, all that PostgreSQL keeps of a name
 _NO_KEY: Final = TargetKey("")
@@ -53,12 +60,16 @@ class IssueKind(StrEnum):
     FULL = "full"
     BLIND = "blind"
     BREAKER = "breaker"
+    SECRET = "secret"  # noqa: S105 -- a secret that failed where another worked; detail: it, and the code
     FALLBACK = "fallback"  # only the fallback secret's role could connect
     EXHAUSTED = "exhausted"  # every slot is in use after the run, although the reaper connected
     LINGERING = "lingering"  # detail: the pid
     DENIED = "denied"
     WOULD_TERMINATE = "would_terminate"  # detail: rule and role
     SPARED = "spared"
+    PROTECTED = "protected"  # detail: rule and protection, where slots are short or sessions wait
+    BLOCKER = "blocker"  # a blocker out of reach; detail: rule, and what puts it out of reach
+    CONFIGURATION = "configuration"  # of the stack; detail: a digest of the error
     UNDELIVERED = "undelivered"  # detail: the summary line, and how many were lost before it
 
 
@@ -86,6 +97,14 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailedSecret:
+    """A secret that did not work, so that another secret of the server was used."""
+
+    name: str
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionResult:
     """One condemned session and what happened to it."""
 
@@ -110,6 +129,7 @@ class RoleSetting:
     role: str
     sql: str
     old: str | None  # the role's own setting before
+    excess: str | None = None  # the timeout in effect if it is longer than the rule's time
     done: bool = False
     error: Failure | None = None
 
@@ -119,6 +139,18 @@ class RoleSetting:
         if self.done:
             return "applied (new sessions only)"
         return "not applied" if self.error else "would be applied"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnchangedRole:
+    """The reason why an `apply` run has no setting for a role.
+
+    `role`: None for all roles. `code`: None for all requested codes.
+    """
+
+    role: str | None
+    code: str | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,21 +168,33 @@ class TargetReport:
     name: str
     secret: str = ""  # the secret's name, which stands for the target while it cannot be read
     key: TargetKey = _NO_KEY  # identifies the target across runs
+    also: tuple[str, ...] = ()  # names of the other secrets of the same server
+    also_keys: tuple[TargetKey, ...] = ()  # the keys of their targets
+    failed_secrets: tuple[FailedSecret, ...] = ()  # although another one worked
     status: TargetStatus = TargetStatus.OK
     error: Failure | None = None
     reader: bool = False  # a replica
     fallback_secret: str | None = None  # the secret whose role had to connect instead
     slots: Slots | None = None  # before; None without a snapshot
     used_after: int | None = None  # None if it could not be counted
+    lock_waiters: int = 0  # processes that waited for a lock, before
+    holders: tuple[Holder, ...] = ()  # before; empty unless many slots are used
     states: Mapping[State, int] = field(default_factory=dict)  # before; empty without a snapshot
     oldest_idle_in_transaction: float | None = None  # seconds, before
     queries: QueryVisibility = QueryVisibility.REDACTED  # how the document shows them
+    comment_tags: tuple[str, ...] = ()  # the tags of queries to show
+    policy: Policy | None = None  # the one that decided
+    role: str = ""  # the reaper's own
     pressure: tuple[str, ...] = ()  # one sentence for each rule that `when` put in force
     results: tuple[SessionResult, ...] = ()
+    protected: tuple[Decision, ...] = ()  # that a rule would have condemned, and none did
+    blockers: tuple[UnreachableBlocker, ...] = ()  # that a rule would have ended
     advice: tuple[Advice, ...] = ()
     recorded: Snapshot | None = None  # of a `record` run
+    explained: tuple[Explanation, ...] | None = None  # of an `explain` run
     checked: Check | None = None  # of a `check` run
     applied: tuple[RoleSetting, ...] | None = None  # of an `apply` run
+    unchanged: tuple[UnchangedRole, ...] = ()  # of an `apply` run
     known_issues: tuple[IssueKey, ...] = ()  # reported less than REMIND_AFTER ago
     recovered: tuple[Recovery, ...] = ()  # since the previous run
 
@@ -173,9 +217,19 @@ class TargetReport:
         return self.status not in _UNREACHED
 
     @property
+    def is_fine(self) -> bool:
+        """Whether the run had no problem with the target."""
+        return self.status in _FINE
+
+    @property
     def is_exhausted(self) -> bool:
         """Whether every slot is in use after the run."""
         return self.share_used >= 1
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether so many slots are used, after the run as far as it is known, that it names the holders."""
+        return bool(self.holders) and (self.used_after is None or self.share_used >= HOLDERS_FROM)
 
     @property
     def is_critical(self) -> bool:
@@ -196,14 +250,37 @@ class TargetReport:
         if self.status is TargetStatus.FAILED and self.error is not None:
             code = printable(self.error.code, _CODE_LENGTH)
             keys.append(IssueKey(IssueKind.FAILED, (code,)))
-        elif self.status is not TargetStatus.OK:
+        elif not self.is_fine:
             keys.append(IssueKey(IssueKind(self.status.value)))
+        for secret in self.failed_secrets:
+            code = printable(secret.failure.code, _CODE_LENGTH)
+            keys.append(IssueKey(IssueKind.SECRET, (secret.name, code)))
         if self.fallback_secret is not None:
             keys.append(IssueKey(IssueKind.FALLBACK))
         if self.is_exhausted:
             keys.append(IssueKey(IssueKind.EXHAUSTED))
+        keys += [_make_issue(IssueKind.BLOCKER, b.rule.name, b.by) for b in self.blockers]
+        keys += [
+            _make_issue(IssueKind.PROTECTED, group.rule, group.protection.by)
+            for group in self.protected_to_report
+        ]
         found = (_find_issue(result) for result in self.results)
         return tuple(dict.fromkeys([*keys, *(key for key in found if key is not None)]))
+
+    @cached_property
+    def protected_to_report(self) -> Sequence[ProtectedGroup]:
+        """The protected groups that matter: slots are short, or other sessions wait for them.
+
+        The blockers among them are reported as such.
+        """
+        blockers = {id(each.decision) for each in self.blockers}
+        decisions = [
+            each
+            for each in self.protected
+            if id(each) not in blockers
+            and (self.share_used >= _SHORT_OF_SLOTS or each.session.waiters)
+        ]
+        return group_protected(decisions)
 
     def has_issue(self, key: IssueKey) -> bool:
         """Return whether this is one of the target's issues, of which there may be thousands."""
@@ -222,6 +299,8 @@ class TargetReport:
     @property
     def should_notify(self) -> bool:
         """Whether there is something new to report. Escaped sessions are healthy and do not count."""
+        if self.explained is not None:  # the caller gets the answer
+            return False
         return (
             bool(self.recovered)
             or self.checked is not None  # a check also shows whether the summary arrives
@@ -235,6 +314,10 @@ _DENIED: Final = IssueKey(IssueKind.DENIED)
 _SPARED: Final = IssueKey(IssueKind.SPARED)
 
 
+def _make_issue(kind: IssueKind, *names: str) -> IssueKey:
+    return IssueKey(kind, tuple(printable(name, _NAME_LENGTH) for name in names))
+
+
 def _find_issue(result: SessionResult) -> IssueKey | None:
     """Return the issue that a session causes: one per lingering session, or observed rule and role."""
     decision = result.decision
@@ -242,9 +325,8 @@ def _find_issue(result: SessionResult) -> IssueKey | None:
         case Outcome.LINGERING:
             return IssueKey(IssueKind.LINGERING, (str(decision.pid),))
         case Outcome.WOULD_TERMINATE:
-            names = (decision.rule.name if decision.rule else "", decision.session.role_label)
-            detail = tuple(printable(name, _NAME_LENGTH) for name in names)
-            return IssueKey(IssueKind.WOULD_TERMINATE, detail)
+            rule = decision.rule.name if decision.rule else ""
+            return _make_issue(IssueKind.WOULD_TERMINATE, rule, decision.session.role_label)
         case Outcome.DENIED:
             return _DENIED
         case Outcome.SPARED:
@@ -311,9 +393,15 @@ class Report:
     run_id: str
     mode: Mode
     targets: tuple[TargetReport, ...]
+    configuration_error: str = ""  # why the run could not begin
     state_problem: str = ""  # why known issues may be reported again
     undelivered: tuple[str, ...] = ()  # unpublished summary lines of earlier runs, newest first
     undelivered_before: int = 0  # number of older ones, whose lines are not kept
+
+    @property
+    def mode_label(self) -> str:
+        """The mode in words."""
+        return "unknown" if self.configuration_error else str(self.mode)
 
     def count(self, outcome: Outcome) -> int:
         """Count the sessions of all targets with this outcome."""
@@ -327,7 +415,9 @@ class Report:
     @property
     def status(self) -> RunStatus:
         """The result of a run as a whole."""
-        if all(target.status is TargetStatus.OK for target in self.targets):
+        if self.configuration_error:
+            return RunStatus.FAILED
+        if all(target.is_fine for target in self.targets):
             return RunStatus.OK
         return RunStatus.FAILED if self.failed == len(self.targets) else RunStatus.PARTIAL
 
@@ -358,6 +448,8 @@ class Report:
     @property
     def severity(self) -> Severity:
         """The urgency of the reported issues."""
+        if self.configuration_error:
+            return Severity.WARNING
         if self.is_critical:
             return Severity.CRITICAL
         passing = (IssueKind.WOULD_TERMINATE, IssueKind.SPARED)
@@ -367,4 +459,4 @@ class Report:
 
 def urgency_key(target: TargetReport) -> tuple[bool, bool, int]:
     """Sort first the targets where applications cannot connect, then other issues, then by size."""
-    return (not target.is_critical, target.status is TargetStatus.OK, -len(target.results))
+    return (not target.is_critical, target.is_fine, -len(target.results))

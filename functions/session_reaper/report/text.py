@@ -1,5 +1,7 @@
 """Text from outside (names, messages, statements), made safe to show."""
 
+from collections.abc import Sequence
+
 
 def printable(text: str, most: int = 400, keep: str = "") -> str:
     """Return one line of at most `most` characters; unprintable ones not in `keep` become "?"."""
@@ -14,3 +16,13 @@ def truncate(text: str, most: int, *, tail: int = 0) -> str:
     if len(text) <= most:
         return text
     return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+MOST_NAMED = 50
+"""The most names of other people's objects in one text: a server may have thousands."""
+
+
+def join_first(names: Sequence[str]) -> str:
+    """Join the first names, and count those that are left out."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")

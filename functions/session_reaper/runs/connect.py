@@ -7,9 +7,11 @@ from typing import Final
 from session_reaper.aws.rds import with_iam_token
 from session_reaper.deadline import Deadline
 from session_reaper.errors import DeadlineError, FullError, TargetError
+from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
+from session_reaper.report.emergency import instruct_on_full_server
 from session_reaper.runs.discovery import TargetDiscovery
-from session_reaper.targets.providers import Provider, provider_of, reserved_slot_instructions
+from session_reaper.targets.providers import Provider, provider_of
 from session_reaper.targets.target import Auth, Target
 
 FULL_SECONDS: Final = 8.0  # for retries on a full server, at most
@@ -25,13 +27,21 @@ _IAM_HINT: Final = (
 
 
 def connect_to_target(
-    target: Target, discovery: TargetDiscovery, deadline: Deadline
+    target: Target,
+    discovery: TargetDiscovery,
+    deadline: Deadline,
+    policy: Policy,
+    *,
+    may_wait: bool = True,
 ) -> tuple[Server, Target]:
     """Connect; return the server, and the target with the password and the role that were used.
 
-    Raises TargetError; FullError, with what to do now, if none of the roles gets a slot.
+    `policy`: what the instructions for a full server must spare. `may_wait`: retry for some seconds
+    while the server is full. Raises TargetError; FullError, with what to do now, if none of the roles
+    gets a slot.
     """
-    retries = deadline.capped_at(min(FULL_SECONDS, _FULL_SHARE * deadline.remaining()))
+    seconds = min(FULL_SECONDS, _FULL_SHARE * deadline.remaining()) if may_wait else 0
+    retries = deadline.capped_at(seconds)
     pause = _SHORTEST_PAUSE
     fallback: Target | None = None
     refusal = ""
@@ -42,7 +52,7 @@ def connect_to_target(
             return _connect_or_reread(target, discovery, deadline)
         except FullError as error:
             full = error
-        may_fall_back = full.limit or attempt >= _FIRST_FALLBACK
+        may_fall_back = full.limit or attempt >= _FIRST_FALLBACK or not may_wait
         if target.fallback_secret and may_fall_back and not refusal:
             try:
                 fallback = fallback or discovery.resolve_fallback(target, deadline)
@@ -52,7 +62,9 @@ def connect_to_target(
             except TargetError as error:
                 refusal = f" (fallback_secret {target.fallback_secret}: {error.message})"
         if full.limit or retries.remaining() < pause:
-            hint = full.hint if full.limit else reserved_slot_instructions(target.host, target.role)
+            hint = full.hint
+            if full.limit is None:
+                hint = instruct_on_full_server(target.host, target.role, policy)
             cause = full.cause + refusal
             raise FullError(full.code, cause, hint, limit=full.limit, step=full.step)
         # Other clients that were refused also retry; the jitter avoids retrying at the same moments.

@@ -12,6 +12,7 @@ from session_reaper.aws.secrets_manager import BATCH, PROCESS_CACHE, SecretCache
 from session_reaper.deadline import Deadline
 from session_reaper.documents import key_label
 from session_reaper.errors import ConfigurationError
+from session_reaper.postgres.tls import resolve_host
 from session_reaper.report.model import TargetReport, record_error, record_unfinished
 from session_reaper.runs.parallel import Job, JobResult, run_jobs
 from session_reaper.settings import Settings, Tag
@@ -27,7 +28,15 @@ from session_reaper.targets.secret_document import (
     parse_secret,
     resolve_targets,
 )
-from session_reaper.targets.target import RdsListing, Secret, Target, TargetKey, name_of_secret
+from session_reaper.targets.servers import are_one_server, group_by_server
+from session_reaper.targets.target import (
+    Endpoint,
+    RdsListing,
+    Secret,
+    Target,
+    TargetKey,
+    name_of_secret,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
@@ -65,27 +74,28 @@ class TargetDiscovery:
         list_tagged = partial(self._secrets.list_tagged, deadline=deadline)
         listed = _convert_all(list_tagged, tags, _report_unlisted_tag, deadline)
         unlisted = [each for each in listed if isinstance(each, TargetReport)]
-        tagged = [each for each in listed if isinstance(each, str)]
+        tagged = sorted(each for each in listed if isinstance(each, str))
         ids = [*dict.fromkeys([*self._settings.target_secrets, *tagged])]
         if not ids and not unlisted:
             raise ConfigurationError("TARGET_SECRET_TAG", "no secret has this tag")
-        found = self._resolve_all(self._read_all(ids, deadline), deadline)
-        return [*unlisted, *_select_by_name(_deduplicate(found), names)]
+        found = _deduplicate(self._resolve_all(self._read_all(ids, deadline), deadline))
+        return [*unlisted, *_select_by_name(_add_addresses(found, deadline), names)]
 
     def reread(self, target: Target, deadline: Deadline) -> Target:
         """Return the target as its secret describes it now. Raises TargetError."""
         parsed = self._parse(self._secrets.reread(target.secret_arn, deadline))
-        listing = self._list_instances(deadline) if parsed.needs_rds else RdsListing()
+        listing = self.list_instances(deadline) if parsed.needs_rds else RdsListing()
         for each in resolve_targets(parsed, listing):
             if each.key == target.key:
-                return replace(each, name=target.name)  # which `find` made unique
+                # Not in the secret: the name that `find` made unique, and what the run found out.
+                return replace(each, name=target.name, pause_unknown=target.pause_unknown)
         return target
 
     def resolve_fallback(self, target: Target, deadline: Deadline) -> Target:
         """Return the target with its fallback secret's credentials. Raises TargetError."""
         fallback = read_fallback(self._secrets.reread(target.fallback_secret or "", deadline))
         is_listed = needs_rds(target, fallback)
-        listing = self._list_instances(deadline) if is_listed else RdsListing()
+        listing = self.list_instances(deadline) if is_listed else RdsListing()
         decision = decide_fallback(target, fallback, listing)
         if isinstance(decision, FallbackRefusal):
             raise decision.as_error()
@@ -122,11 +132,11 @@ class TargetDiscovery:
 
     def _list_in_job(self, deadline: Deadline) -> RdsListing:
         """List RDS's instances; a bug affects only the secrets that need them."""
-        job = Job(name="RDS", initial=UNLISTED, run=lambda _: self._list_instances(deadline))
+        job = Job(name="RDS", initial=UNLISTED, run=lambda _: self.list_instances(deadline))
         (result,) = run_jobs([job], deadline)
         return result.latest
 
-    def _list_instances(self, deadline: Deadline) -> RdsListing:
+    def list_instances(self, deadline: Deadline) -> RdsListing:
         """List RDS's instances once per run, even if that fails."""
         with self._listing_lock:
             if self._listing is None:
@@ -206,14 +216,41 @@ def _deduplicate(found: Sequence[_Found]) -> Sequence[_Found]:
     return tuple(by_key.values())
 
 
+def _add_addresses(found: Sequence[_Found], deadline: Deadline) -> Sequence[_Found]:
+    """Add the addresses of their hosts to targets, where more than one host has to be compared."""
+    places = list(dict.fromkeys(t.endpoint for t in found if isinstance(t, Target)))
+    if len(places) < 2:  # noqa: PLR2004 -- two to compare
+        return found
+
+    def make_job(place: Endpoint) -> Job[tuple[str, ...]]:
+        return Job(name=place.host, initial=(), run=lambda _: resolve_host(place.host, place.port))
+
+    # A name that does not resolve in this time only costs the comparison.
+    resolved = run_jobs([*map(make_job, places)], deadline.capped_at(_RESOLVE_SECONDS))
+    addresses = dict(zip(places, (result.latest for result in resolved), strict=True))
+    return [
+        replace(each, addresses=addresses[each.endpoint]) if isinstance(each, Target) else each
+        for each in found
+    ]
+
+
+_RESOLVE_SECONDS: Final = 2.0
+
+
 def _select_by_name(found: Sequence[_Found], names: Sequence[str]) -> Sequence[_Found]:
     """Return the targets with these names, or all; make the names of the result unique.
 
-    A target has three names: the one in its secret, its group's, and the unique one. Raises
-    ConfigurationError if a name is unknown.
+    A target has three names: the one in its secret, its group's, and the unique one. The other targets
+    of its server are selected as its alternates. Raises ConfigurationError if a name is unknown.
     """
+    servers = group_by_server([each for each in found if isinstance(each, Target)])
+    server_of = {target.key: n for n, server in enumerate(servers) for target in server}
+    numbers = [
+        server_of[each.key] if isinstance(each, Target) else -1 - index
+        for index, each in enumerate(found)
+    ]
     by_name: dict[str, list[_Found]] = defaultdict(list)
-    original, found = found, _make_names_unique(found)
+    original, found = found, _make_names_unique(found, numbers)
     for before, each in zip(original, found, strict=True):
         group = each.group if isinstance(each, Target) else each.name
         for name in {before.name, each.name, group}:
@@ -222,19 +259,35 @@ def _select_by_name(found: Sequence[_Found], names: Sequence[str]) -> Sequence[_
         if name not in by_name:
             problem = f"unknown target {key_label(name)}; known: {', '.join(sorted(by_name))}"
             raise ConfigurationError(f"event.targets[{index}]", problem)
-    wanted = {id(each) for name in names for each in by_name[name]}
-    return [each for each in found if not names or id(each) in wanted]
+    if not names:
+        return found
+    wanted = {id(each): each for name in names for each in by_name[name]}
+    targets = [each for each in wanted.values() if isinstance(each, Target)]
+    selected: list[_Found] = []
+    for each in found:
+        if id(each) in wanted:
+            selected.append(each)
+        elif isinstance(each, Target) and any(are_one_server(one, each) for one in targets):
+            selected.append(replace(each, is_alternate=True))
+    return selected
 
 
-def _make_names_unique(found: Sequence[_Found]) -> Sequence[_Found]:
-    """Add the secret to equal names and, if they are still equal, the ARN and the instance."""
+def _make_names_unique(found: Sequence[_Found], servers: Sequence[int]) -> Sequence[_Found]:
+    """Add the secret to equal names and, if they are still equal, the ARN and the instance.
+
+    `servers`: a number for each, equal where they may be one server. The first one of a server keeps
+    its name if only others of that server have it.
+    """
     levels = [0] * len(found)
     while True:
         names = [_name_at(level, each) for level, each in zip(levels, found, strict=True)]
         indices: dict[str, list[int]] = defaultdict(list)
         for index, name in enumerate(names):
             indices[name].append(index)
-        equal = [index for several in indices.values() if len(several) > 1 for index in several]
+        equal = []
+        for several in indices.values():
+            is_one_server = len({servers[index] for index in several}) == 1
+            equal += several[1:] if is_one_server else several
         raised = [index for index in equal if levels[index] < _MOST_PRECISE]
         if not raised:
             return [replace(each, name=n) for each, n in zip(found, names, strict=True)]

@@ -5,7 +5,7 @@ every termination from being lost; docs/decisions.md explains it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import time
 from typing import Any, Final
 
@@ -17,21 +17,29 @@ from session_reaper.aws.dynamodb import (
 )
 from session_reaper.aws.sns import PUBLISH_SECONDS, publish
 from session_reaper.deadline import Deadline
-from session_reaper.errors import PublishError
-from session_reaper.observability import OutcomeLog, emit_target_metrics, log_remaining, logger
+from session_reaper.errors import InternalError, PublishError
+from session_reaper.observability import (
+    OutcomeLog,
+    emit_target_metrics,
+    log_bug,
+    log_remaining,
+    logger,
+)
 from session_reaper.report.document import to_document, truncate_document
 from session_reaper.report.known_issues import compare_with_known, mark_undelivered
 from session_reaper.report.model import Report
 from session_reaper.runs.request import RunRequest
 from session_reaper.settings import Notify, Settings
 from session_reaper.summary.digest import Digest, digest_report
-from session_reaper.summary.message import summarize
+from session_reaper.summary.message import Summary, summarize
+from session_reaper.summary.minimal import summarize_minimally
 
 # CloudWatch cuts lines of more than 1 MB, which would make the JSON invalid.
 _LOG_BYTES: Final = 1_000_000
 
 # Each is a share of the time that is left when its step begins.
 _LOAD_SHARE: Final = 0.2
+_TAGS_SHARE: Final = 0.15
 _PUBLISH_SHARE: Final = 0.8
 _OUTCOMES_SHARE: Final = 0.5
 _DOCUMENT_SHARE: Final = 0.15  # to describe sessions; encoding them takes longer
@@ -49,9 +57,9 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and everything that decide
     """Publish the summary, log the run, and save what was reported.
 
     Returns the report and its document as they were published. Raises PublishError at the end if a
-    topic did not take the summary.
+    topic did not take the summary, and InternalError if a bug made it a minimal one.
     """
-    digest: Digest | None = None
+    rendered = _Rendered()
     try:
         # Manual runs with options are always reported and do not update the notification state.
         table = settings.memory_table if request.is_usual and report.targets else None
@@ -69,11 +77,15 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and everything that decide
             covers_all=not request.targets,
             function_arn=function_arn,
         )
-        digest = digest_report(report, settings.location)
-        failures = _publish(report, digest, settings, now, end)
+        is_due = report.should_notify or settings.notify is Notify.ALWAYS
+        tags = _share_of(end, _TAGS_SHARE)
+        rendered = _render(report, settings, now, tags, is_due=is_due)
+        failures = _publish(report, rendered.summary, settings, end)
     finally:
         # Even after a bug above, the log must contain what the run did.
-        document = _log_run(report, digest, logs, end, target_metrics=settings.target_metrics)
+        document = _log_run(
+            report, rendered.digest, logs, end, target_metrics=settings.target_metrics
+        )
     if table:
         is_undelivered = settings.topic_arn in failures
         if is_undelivered:
@@ -81,19 +93,44 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and everything that decide
         save_state_update(table, update, end)
     for failure in failures.values():
         raise failure
+    if rendered.bug is not None:
+        raise rendered.bug
     return report, document
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rendered:
+    """The digest of a run and, if it is due, its summary; after a bug, a minimal one."""
+
+    digest: Digest | None = None
+    summary: Summary | None = None
+    bug: InternalError | None = None
+
+
+def _render(
+    report: Report, settings: Settings, now: float, tags: Deadline, *, is_due: bool
+) -> _Rendered:
+    """Write the summary if it is due; `tags` is the deadline for reading comment tags."""
+    digest: Digest | None = None
+    try:
+        digest = digest_report(report, settings.location, tags)
+        return _Rendered(digest=digest, summary=summarize(digest, now) if is_due else None)
+    except Exception as error:  # noqa: BLE001 -- a bug must not keep the terminations from being told
+        log_bug("a bug in the summary", error)
+        bug = InternalError(error)
+        minimal = summarize_minimally(report, bug.kind) if is_due else None
+        return _Rendered(digest=digest, summary=minimal, bug=bug)
+
+
 def _publish(
-    report: Report, digest: Digest, settings: Settings, now: float, end: Deadline
+    report: Report, summary: Summary | None, settings: Settings, end: Deadline
 ) -> Mapping[str, PublishError]:
-    """Publish the summary if there is something new; return the error of each topic that failed."""
-    if not report.should_notify and settings.notify is not Notify.ALWAYS:
+    """Publish the summary, if there is one; return the error of each topic that failed."""
+    if summary is None:
         return {}
     topics = [settings.topic_arn]
     if report.is_critical and settings.critical_topic_arn:
         topics.append(settings.critical_topic_arn)
-    summary = summarize(digest, now)
     return publish(summary, topics, _share_of(end, _PUBLISH_SHARE, PUBLISH_SECONDS))
 
 

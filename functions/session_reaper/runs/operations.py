@@ -1,4 +1,4 @@
-"""The operations that a run can do on one target: reap, apply, record and check."""
+"""The operations that a run can do on one target: reap, apply, record, explain and check."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, suppress
@@ -7,26 +7,24 @@ from functools import partial
 from threading import Semaphore
 from typing import Final
 
-from session_reaper.decision.decide import decide
+from session_reaper.decision.explain import explain
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Decision, Decisions, Verdict
-from session_reaper.errors import BlindError, TargetError
+from session_reaper.decision.out_of_reach import find_unreachable_blockers
+from session_reaper.errors import BlindError, FullError, TargetError
 from session_reaper.observability import log_spared
 from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
 from session_reaper.report.advice import (
     advise_on_connection,
-    advise_on_databases,
     advise_on_facts,
     advise_on_fallback,
     advise_on_fallback_used,
     advise_on_grants,
     advise_on_options,
     advise_on_snapshot,
-    advise_on_timeouts,
-    explain_refused_setting,
-    find_missing_timeouts,
+    advise_on_version,
     sort_advice,
 )
 from session_reaper.report.model import (
@@ -39,11 +37,20 @@ from session_reaper.report.model import (
     record_breaker,
     record_error,
 )
+from session_reaper.report.timeouts import (
+    advise_on_databases,
+    advise_on_timeouts,
+    explain_refused_setting,
+    explain_unchanged,
+    find_missing_timeouts,
+)
 from session_reaper.runs.connect import connect_to_target, connect_with_fallback
+from session_reaper.runs.deciding import decide_in_time
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.request import RunRequest
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.runs.termination import Termination, take_visible_snapshot
+from session_reaper.runs.visits import VisitedError, Visits
 from session_reaper.sessions.server_facts import Check, ServerFacts
 from session_reaper.sessions.snapshot import ALL_SESSIONS, NO_SESSIONS, Snapshot
 from session_reaper.targets.providers import is_proxy
@@ -62,11 +69,13 @@ def choose_operation(request: RunRequest, policy: Policy, mode: Mode) -> Operati
     if request.record:
         return record
     if request.check:
-        return check
+        return partial(check, policy)
     if request.apply:
         return partial(apply, policy, mode, request.apply)
     limit = policy.limits.max_per_run
-    quota = None if limit is None else Semaphore(limit)
+    quota = None if limit is None else limit_by_quota(Semaphore(limit), policy)
+    if request.explain:
+        return partial(explain_target, policy, quota)
     return partial(reap, policy, mode, quota)
 
 
@@ -81,25 +90,31 @@ def create_report(target: Target) -> TargetReport:
     )
 
 
-def run_on_target(operation: Operation, discovery: TargetDiscovery, job: TargetJob) -> TargetReport:
+def run_on_target(
+    operation: Operation, discovery: TargetDiscovery, job: TargetJob, visits: Visits
+) -> TargetReport:
     """Connect to one target and run the operation; an error becomes part of the report.
 
-    The report in the job's progress is always true, so the run can end at any moment.
+    The report in the job's progress is always true, so the run can end at any moment. Raises
+    PostponeError.
     """
     target, deadline = job.target, job.deadline
     try:
+        turn = visits.begin(target, deadline)
         with ExitStack() as stack:
 
             def connect() -> Server:
                 return stack.enter_context(
-                    closing(connect_to_target(target, discovery, deadline)[0])
+                    closing(connect_to_target(target, discovery, deadline, job.policy)[0])
                 )
 
             def connect_by_fallback() -> Server:
                 server = connect_with_fallback(target, discovery, deadline)
                 return stack.enter_context(closing(server))
 
-            server, connected = connect_to_target(target, discovery, deadline)
+            server, connected = connect_to_target(
+                target, discovery, turn, job.policy, may_wait=not visits.is_full(target)
+            )
             stack.enter_context(closing(server))
             report = create_report(target)
             report = replace(
@@ -107,28 +122,38 @@ def run_on_target(operation: Operation, discovery: TargetDiscovery, job: TargetJ
                 advice=(*report.advice, *advise_on_fallback_used(target, connected)),
                 fallback_secret=target.fallback_secret if connected.instead_of else None,
             )
+
+            def admit(report: TargetReport, snapshot: Snapshot) -> TargetReport:
+                named = visits.admit(target, connected, server, snapshot, deadline)
+                return replace(report, name=named.name, secret=named.secret_name, key=named.key)
+
             session = TargetSession(
                 job=job,
                 server=server,
                 connect=connect,
                 connect_by_fallback=connect_by_fallback,
                 report=report,
+                admit=admit,
             )
             session.record(report)
             return operation(session)
+    except VisitedError:
+        return create_report(target)
     except TargetError as error:
+        if isinstance(error, FullError) and error.limit is None:
+            visits.record_full(target)
         return record_error(job.progress.result.latest, error)
 
 
-def reap(
-    policy: Policy, mode: Mode, quota: Semaphore | None, session: TargetSession
-) -> TargetReport:
-    """Take a snapshot, decide, and terminate.
+Quota = Callable[[Decision], str | None]
+"""Returns why a condemned session is spared, None if the run may terminate it."""
 
-    `quota` counts the terminations that the run may still do on all targets together.
-    """
+
+def reap(policy: Policy, mode: Mode, quota: Quota | None, session: TargetSession) -> TargetReport:
+    """Take a snapshot, decide, and terminate what `quota` does not hold back."""
     report = _reap(policy, mode, quota, session)
     session.job.progress.complete(report)
+    report = _find_waiters_of_protected(session, policy, report)
     has_leaks = any(result.outcome is not Outcome.ESCAPED for result in report.results)
     if has_leaks and report.is_reached and session.deadline.remaining() > ADVICE_SECONDS:
         with suppress(TargetError):  # a run succeeds without advice
@@ -138,20 +163,43 @@ def reap(
     return report
 
 
-def _reap(
-    policy: Policy, mode: Mode, quota: Semaphore | None, session: TargetSession
-) -> TargetReport:
-    snapshot = take_visible_snapshot(session.server, policy.scope(), session.deadline)
-    report = replace(_add_snapshot(session.report, snapshot), queries=policy.queries)
-    decisions = decide(snapshot.sessions, snapshot.slots, policy)
+def _reap(policy: Policy, mode: Mode, quota: Quota | None, session: TargetSession) -> TargetReport:
+    snapshot = take_visible_snapshot(
+        session.server, policy.scope(), session.deadline, may_be_partial=session.may_be_partial
+    )
+    report = _add_policy(_begin_report(session, snapshot), policy)
+    session.record(report)
+    decisions = decide_in_time(snapshot.sessions, snapshot.slots, policy, session.deadline)
     if quota is not None:
-        decisions = decisions.hold_back(_limit_by_quota(quota, policy))
+        decisions = decisions.hold_back(quota)
     report = _add_decisions(report, decisions)
+    report = _add_unreachable(report, decisions, snapshot)
     session.record(report)
     logging_deadline = session.deadline.capped_at(_SPARED_SHARE * session.deadline.remaining())
     log_spared(report, decisions.having(Verdict.SPARE), logging_deadline)
     termination = Termination(session, report, snapshot, policy, mode)
     return termination.run([*decisions.having(Verdict.CONDEMN), *decisions.having(Verdict.OBSERVE)])
+
+
+def _find_waiters_of_protected(
+    session: TargetSession, policy: Policy, report: TargetReport
+) -> TargetReport:
+    """Find out who waits for protected sessions, if the snapshot had to do without lock waits."""
+    scope = policy.scope()
+    is_asked = report.protected and report.lock_waiters and not scope.waits
+    if not is_asked or not report.is_reached or session.deadline.remaining() < ADVICE_SECONDS:
+        return report
+    try:
+        deadline = session.deadline.capped_at(ADVICE_SECONDS)
+        later = session.server.take_snapshot(replace(scope, waits=True), deadline)
+    except TargetError:  # a run succeeds without
+        return report
+    waiters = {s.identity: s.waiters for s in later.sessions}
+    protected = tuple(
+        replace(d, session=replace(d.session, waiters=waiters.get(d.session.identity, ())))
+        for d in report.protected
+    )
+    return replace(report, protected=protected)
 
 
 def apply(
@@ -168,6 +216,7 @@ def apply(
     leaks = [result for result in report.results if result.decision.verdict is not Verdict.OBSERVE]
     missing = find_missing_timeouts(leaks, facts)
     requested = [setting for setting in missing if setting.code in codes]
+    report = replace(report, unchanged=explain_unchanged(leaks, facts, codes))
     applied: tuple[RoleSetting, ...] = ()
     for setting in requested:
         if mode is Mode.ENFORCE:
@@ -213,24 +262,42 @@ def _add_advice(
 def record(session: TargetSession) -> TargetReport:
     """Record a snapshot of all sessions, and signal none."""
     snapshot = take_visible_snapshot(session.server, ALL_SESSIONS, session.deadline)
-    return replace(_add_snapshot(session.report, snapshot), recorded=snapshot)
+    return replace(_begin_report(session, snapshot), recorded=snapshot)
 
 
-def check(session: TargetSession) -> TargetReport:
+def explain_target(policy: Policy, quota: Quota | None, session: TargetSession) -> TargetReport:
+    """Report every session and the decision on it, and signal none."""
+    snapshot = take_visible_snapshot(
+        session.server, ALL_SESSIONS, session.deadline, may_be_partial=session.may_be_partial
+    )
+    report = _add_policy(_begin_report(session, snapshot), policy)
+    session.record(report)
+    decisions = decide_in_time(snapshot.sessions, snapshot.slots, policy, session.deadline)
+    if quota is not None:
+        decisions = decisions.hold_back(quota)
+    return replace(
+        _add_unreachable(report, decisions, snapshot),
+        pressure=describe_pressure(decisions),
+        explained=tuple(explain(decisions, policy)),
+    )
+
+
+def check(policy: Policy, session: TargetSession) -> TargetReport:
     """Report the server's facts and what to fix, and signal no session."""
     facts = session.server.read_facts(session.deadline)
     snapshot = session.server.take_snapshot(NO_SESSIONS, session.deadline)
     behind_pooler = snapshot.behind_pooler or is_proxy(session.target.host)
     snapshot = replace(snapshot, behind_pooler=behind_pooler)
-    report = _add_snapshot(session.report, snapshot)
+    report = _begin_report(session, snapshot)
     advice = sort_advice(
         [
             *report.advice,
-            *advise_on_databases(facts),
+            *advise_on_databases(facts, policy),
             *advise_on_facts(session.target, facts, snapshot.slots, ()),
             *_advise_on_grants(session),
             *_advise_on_fallback(session),
             *advise_on_options(session.target),
+            *advise_on_version(facts),
         ]
     )
     report = replace(report, advice=advice, checked=Check(server=facts, snapshot=snapshot))
@@ -259,19 +326,37 @@ def _advise_on_fallback(session: TargetSession) -> Iterator[Advice]:
             yield advise_on_fallback(session.target.fallback_secret, problem)
 
 
-def _add_snapshot(report: TargetReport, snapshot: Snapshot) -> TargetReport:
+def _begin_report(session: TargetSession, snapshot: Snapshot) -> TargetReport:
+    """Build the report of an operation that may run on this server; see `TargetSession.admit`."""
+    report = session.admit(session.report, snapshot)
     return replace(
         report,
         reader=report.reader or snapshot.reader,
+        role=snapshot.role,
         slots=snapshot.slots,
         used_after=snapshot.slots.used,
+        holders=snapshot.holders,
+        lock_waiters=snapshot.lock_waiters,
         states=snapshot.states,
         oldest_idle_in_transaction=snapshot.oldest_idle_in_transaction,
         advice=tuple(dict.fromkeys([*report.advice, *advise_on_snapshot(snapshot)])),
     )
 
 
-def _limit_by_quota(quota: Semaphore, policy: Policy) -> Callable[[Decision], str | None]:
+def _add_policy(report: TargetReport, policy: Policy) -> TargetReport:
+    return replace(report, policy=policy, queries=policy.queries, comment_tags=policy.comment_tags)
+
+
+def _add_unreachable(
+    report: TargetReport, decisions: Decisions, snapshot: Snapshot
+) -> TargetReport:
+    """Add the sessions that the policy would end but for a protection."""
+    blockers = tuple(find_unreachable_blockers(decisions, snapshot.prepared_waiters))
+    return replace(report, protected=decisions.protected, blockers=blockers)
+
+
+def limit_by_quota(quota: Semaphore, policy: Policy) -> Quota:
+    """Count the terminations that the run may still do on all targets together."""
     reason = f"limits.max_per_run of {policy.limits.max_per_run} was reached"
 
     def limit(decision: Decision) -> str | None:

@@ -1,14 +1,14 @@
 """Runs jobs in parallel, so that none of them can delay or hide another."""
 
-import traceback
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import Event
 from typing import Final, Generic, TypeVar
 
 from session_reaper.deadline import Deadline
-from session_reaper.observability import logger
+from session_reaper.observability import log_bug, logger
 
 T = TypeVar("T")
 
@@ -80,6 +80,21 @@ class Job(Generic[T]):
     run: Callable[[Progress[T]], T]
 
 
+class PostponeError(Exception):
+    """Raised by a job that should run again after the other jobs of its chain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain(Generic[T]):
+    """Jobs that run one after another.
+
+    Once `may_split` returns true, those that have not begun run in parallel.
+    """
+
+    jobs: Sequence[Job[T]]
+    may_split: Callable[[], bool] = lambda: True
+
+
 def run_jobs(
     jobs: Sequence[Job[T]], deadline: Deadline, pool: ThreadPoolExecutor = _pool
 ) -> list[JobResult[T]]:
@@ -87,28 +102,73 @@ def run_jobs(
 
     A bug is logged with its traceback and ends only its own job.
     """
-    started = [(job, Progress(job.initial)) for job in jobs]
-    for job, progress in started:
-        try:
-            pool.submit(_run_job, job, progress, deadline)
-        except RuntimeError:
-            # "can't start new thread". The job is queued, and another thread will run it.
-            logger.warning("no thread for a job yet", extra={"job": job.name})
+    chains = [Chain(jobs=(job,)) for job in jobs]
+    return [result for (result,) in run_chains(chains, deadline, pool)]
+
+
+def run_chains(
+    chains: Iterable[Chain[T]], deadline: Deadline, pool: ThreadPoolExecutor = _pool
+) -> list[list[JobResult[T]]]:
+    """Run all chains in parallel; return the results of their jobs, as `run_jobs` does."""
+    started = [
+        (chain, [_StartedJob(job, Progress(job.initial)) for job in chain.jobs]) for chain in chains
+    ]
+    for chain, jobs in started:
+        _submit(jobs, chain.may_split, deadline, pool)
     grace = deadline.extended_by(_GRACE)
-    for _, progress in started:
-        progress.wait(grace.remaining())
-    return [progress.result for _, progress in started]
+    for _, jobs in started:
+        for started_job in jobs:
+            started_job.progress.wait(grace.remaining())
+    return [[each.progress.result for each in jobs] for _, jobs in started]
+
+
+@dataclass(frozen=True, slots=True)
+class _StartedJob(Generic[T]):
+    job: Job[T]
+    progress: Progress[T]
+
+
+def _submit(
+    jobs: Sequence[_StartedJob[T]],
+    may_split: Callable[[], bool],
+    deadline: Deadline,
+    pool: ThreadPoolExecutor,
+) -> None:
+    try:
+        pool.submit(_run_chain, deque(jobs), may_split, deadline, pool)
+    except RuntimeError:
+        # "can't start new thread". The chain is queued, and another thread will run it.
+        logger.warning("no thread for a job yet", extra={"job": jobs[0].job.name})
+
+
+def _run_chain(
+    jobs: deque[_StartedJob[T]],
+    may_split: Callable[[], bool],
+    deadline: Deadline,
+    pool: ThreadPoolExecutor,
+) -> None:
+    while jobs:
+        started = jobs.popleft()
+        try:
+            _run_job(started.job, started.progress, deadline)
+        except PostponeError:
+            started.progress.update(started.job.initial)
+            jobs.append(started)
+            continue
+        if may_split():
+            for each in jobs:
+                _submit([each], may_split, deadline, pool)
+            return
 
 
 def _run_job(job: Job[T], progress: Progress[T], deadline: Deadline) -> None:
+    """Run a job. Raises PostponeError if it should run again."""
     try:
         if deadline.remaining():  # the job may have been queued until now
             progress.complete(job.run(progress))
+    except PostponeError:
+        raise
     except Exception as bug:  # noqa: BLE001 -- a bug on one target must not stop the others' jobs
-        # The text of the error may contain a secret, so only its type is logged.
-        trace = traceback.format_tb(bug.__traceback__)
-        extra = {"target": job.name, "error": type(bug).__name__, "trace": trace}
-        logger.error("a bug ended a job", extra=extra)
+        log_bug("a bug ended a job", bug, target=job.name)
         progress.fail(bug)
-    finally:
-        progress.end()
+    progress.end()

@@ -11,9 +11,9 @@ from session_reaper.deadline import Deadline
 from session_reaper.documents import key_label
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.model import Policy, read_policy
+from session_reaper.settings import SSM_PREFIX
 
 MAX_POLICY_LENGTH = 64 * 1024  # characters; an SSM parameter holds 8 KiB at most
-SSM_PREFIX = "ssm:"
 
 
 def load_policy(source: str, deadline: Deadline) -> Policy:
@@ -30,7 +30,7 @@ def load_policy(source: str, deadline: Deadline) -> Policy:
 
 def _read_text(source: str, deadline: Deadline) -> str:
     if not source:
-        return _read_bundled()
+        return read_bundled()
     if source.startswith(SSM_PREFIX):
         return read_parameter(source.removeprefix(SSM_PREFIX), deadline)
     try:
@@ -41,20 +41,25 @@ def _read_text(source: str, deadline: Deadline) -> str:
 
 
 @cache
-def _read_bundled() -> str:
+def read_bundled() -> str:
+    """Return the text of the default policy."""
     # JSON saves the default stack the import of a YAML parser.
     return (files("session_reaper.policy") / "default_policy.json").read_text("utf-8")
 
 
 @cache  # a warm run does not parse an unchanged policy again
 def _parse(text: str) -> Policy:
+    return read_policy(parse_document(text))
+
+
+def parse_document(text: str) -> object:
+    """Parse a policy in JSON or YAML, without reading it. Raises ConfigurationError."""
     if len(text) > MAX_POLICY_LENGTH:
         raise ConfigurationError("document", f"is longer than {MAX_POLICY_LENGTH:,} characters")
     try:
-        document = _parse_json(text) if text.lstrip().startswith("{") else _parse_yaml(text)
+        return _parse_json(text) if text.lstrip().startswith("{") else _parse_yaml(text)
     except RecursionError:
         raise ConfigurationError("document", "is nested too deeply") from None
-    return read_policy(document)
 
 
 def _parse_json(text: str) -> object:

@@ -15,7 +15,7 @@ from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import Action, Mode, QueryVisibility
 from session_reaper.policy.model import Policy, Rule, read_policy
 from session_reaper.policy.values import read_mode
-from session_reaper.report.advice import APPLICABLE
+from session_reaper.report.timeouts import APPLICABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,8 @@ class RunRequest:
     """The options of a manual event; a scheduled run has none.
 
     Empty `targets` and `rules` mean all. `check` reports what to fix, `record` returns snapshots,
-    and `apply` gives the roles that leak these timeouts; none of the three signals a session.
+    `explain` returns every session with the decision on it, and `apply` gives the roles that leak
+    these timeouts; none of the four signals a session.
     """
 
     mode: Annotated[Mode | None, read_mode] = None
@@ -32,6 +33,7 @@ class RunRequest:
     policy: Annotated[Policy | None, read_policy] = None
     check: Annotated[bool, boolean] = False
     record: Annotated[bool, boolean] = False
+    explain: Annotated[bool, boolean] = False
     apply: Annotated[tuple[str, ...], one_or_many(one_of(APPLICABLE))] = ()
 
     @property
@@ -45,7 +47,7 @@ def read_request(event: object) -> RunRequest:
     if is_scheduled(event):
         return RunRequest()
     request: RunRequest = mapping_of(RunRequest)(event, "event")
-    given = [key for key in ("check", "record", "apply") if getattr(request, key)]
+    given = [key for key in ("check", "record", "explain", "apply") if getattr(request, key)]
     if given[1:]:
         problem = f"cannot be combined with {given[0]}"
         raise ConfigurationError(f"event.{given[1]}", problem)
@@ -53,8 +55,10 @@ def read_request(event: object) -> RunRequest:
 
 
 def is_scheduled(event: object) -> bool:
-    """Return whether the event is an envelope of EventBridge or EventBridge Scheduler."""
-    return isinstance(event, dict) and "source" in event and "detail-type" in event
+    """Return whether the event is an envelope of EventBridge, Scheduler or an alarm's Lambda action."""
+    if not isinstance(event, dict) or "source" not in event:
+        return False
+    return "detail-type" in event or "alarmData" in event
 
 
 def lowest_mode(*modes: Mode | None) -> Mode:

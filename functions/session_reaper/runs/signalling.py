@@ -88,7 +88,7 @@ class Signaller:
         unsent = deque(decisions)
 
         def send() -> Iterator[Identity]:
-            while unsent and sending.remaining():
+            while unsent and sending.remaining() and not self._session.stop.is_set():
                 decision = unsent.popleft()
                 log_decision(results.report, decision)
                 unanswered.append(decision)
@@ -204,7 +204,7 @@ class Signaller:
             self._results.settle(decision, Outcome.ESCAPED)
         self._missing.clear()
         self._results.used_after = found.used
-        if found.used is None:
+        if found.used is None and not self._session.may_be_partial:
             self._fail_as_blind()
         self._sort_pending(found.remaining)
 
@@ -247,15 +247,18 @@ class Signaller:
         self._results.fail(error)
         if not self.is_pending:
             return
-        if self._has_reconnected:
-            self._give_up(error)
-            return
-        self._has_reconnected = True
-        self.server.close()  # its slot may be the only one that our role may use
         try:
-            self.server = self._session.connect()
+            self.replace_connection(error)
         except TargetError as refusal:
             self._give_up(refusal)
+
+    def replace_connection(self, error: TargetError) -> None:
+        """Connect again, once. Raises TargetError: `error` the second time, else the refusal."""
+        if self._has_reconnected:
+            raise error
+        self._has_reconnected = True
+        self.server.close()  # its slot may be the only one that our role may use
+        self.server = self._session.connect()
 
     def _give_up(self, error: TargetError) -> None:
         """Leave the outcomes as they are known: nothing more can be verified."""

@@ -1,13 +1,16 @@
 """The connection of a job to its target, and where the job records its progress."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Event
 
 from session_reaper.deadline import Deadline
 from session_reaper.observability import OutcomeLog
+from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
 from session_reaper.report.model import TargetReport
 from session_reaper.runs.parallel import Progress
+from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.target import Target
 
 
@@ -16,6 +19,7 @@ class TargetJob:
     """The work on one target, with its deadline and where it records its progress."""
 
     target: Target
+    policy: Policy
     progress: Progress[TargetReport]
     outcomes: OutcomeLog
     deadline: Deadline
@@ -25,7 +29,10 @@ class TargetJob:
 class TargetSession:
     """An open connection to one target, and its report so far.
 
-    `connect` replaces a lost connection. `connect_by_fallback` uses the fallback secret.
+    `connect` replaces a lost connection. `connect_by_fallback` uses the fallback secret. `admit`
+    names the server in the report, or raises if another secret's operation is to run on it.
+    `may_be_partial`: the operation works without the sessions that are hidden from our role. Once
+    `stop` is set, no further session is signalled.
     """
 
     job: TargetJob
@@ -33,6 +40,9 @@ class TargetSession:
     connect: Callable[[], Server]
     connect_by_fallback: Callable[[], Server]
     report: TargetReport
+    admit: Callable[[TargetReport, Snapshot], TargetReport] = lambda report, _: report
+    may_be_partial: bool = False
+    stop: Event = field(default_factory=Event)
 
     @property
     def target(self) -> Target:

@@ -10,25 +10,30 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from session_reaper.deadline import Deadline
-from session_reaper.decision.decide import decide
 from session_reaper.decision.model import Decision, Verdict
-from session_reaper.errors import BlindError, TargetError
+from session_reaper.errors import BlindError, ConnectionLostError, TargetError
 from session_reaper.observability import log_decision
 from session_reaper.policy.durations import format_duration
 from session_reaper.policy.enums import Action, Mode
 from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
 from session_reaper.report.model import Outcome, TargetReport
+from session_reaper.runs.deciding import decide_in_time
 from session_reaper.runs.signalling import Signaller, action_of
 from session_reaper.runs.target_results import TOO_LATE, TargetResults
 from session_reaper.runs.target_session import TargetSession
 from session_reaper.sessions.snapshot import Snapshot, SnapshotScope
 
 
-def take_visible_snapshot(server: Server, scope: SnapshotScope, deadline: Deadline) -> Snapshot:
-    """Take a snapshot of a server. Raises TargetError; BlindError if sessions are hidden."""
+def take_visible_snapshot(
+    server: Server, scope: SnapshotScope, deadline: Deadline, *, may_be_partial: bool = False
+) -> Snapshot:
+    """Take a snapshot of a server. Raises TargetError; BlindError if sessions are hidden.
+
+    `may_be_partial`: the sessions of our own role are enough, which our role always sees.
+    """
     snapshot = server.take_snapshot(scope, deadline)
-    if not snapshot.can_see:
+    if not snapshot.can_see and not may_be_partial:
         raise BlindError(snapshot.role, snapshot.membership)
     return snapshot
 
@@ -57,6 +62,7 @@ class Termination:
         self._policy = policy
         self._mode = mode
         self._deadline = session.deadline
+        self._may_be_partial = session.may_be_partial
         self._results = TargetResults(session, report)
         self._signaller = Signaller(session, snapshot, self._results)
         self._batches: list[_Batch] = []
@@ -81,7 +87,9 @@ class Termination:
     def _group(self, condemned: Iterable[Decision]) -> Iterator[_Batch]:
         """Group decisions by the pause that their rules ask for, the shortest first."""
         for pause, decisions in groupby(sorted(condemned, key=_pause_of), key=_pause_of):
-            batch = _Batch(pause=pause, due=Deadline(pause), decisions=tuple(decisions))
+            batch = _Batch(
+                pause=pause, due=self._deadline.capped_at(pause), decisions=tuple(decisions)
+            )
             in_time = pause == 0 or pause < self._deadline.remaining()
             no_time = f"the run has no time for confirm_after: {format_duration(pause)}"
             for decision in batch.decisions:
@@ -129,16 +137,18 @@ class Termination:
 
     def _confirm(self, batch: _Batch) -> Sequence[Decision]:
         """Return what a second snapshot condemns again: the same transaction, by the same rule."""
-        scope, server = self._policy.scope(), self._signaller.server
         try:
-            snapshot = take_visible_snapshot(server, scope, self._deadline)
-            if snapshot.server is not None:
-                self._signaller.check_server(snapshot.server)
+            snapshot = self._take_second_snapshot()
         except TargetError as error:
             self._signaller.reconnect(error)
             self._results.spare(batch.decisions)
             return ()
-        second = self._decide_again(batch, snapshot)
+        try:
+            second = self._decide_again(batch, snapshot)
+        except TargetError as error:
+            self._results.fail(error)
+            self._results.spare(batch.decisions)
+            return ()
         later = f"left alone: {format_duration(batch.pause)} later"
         confirmed = []
         for before in batch.decisions:
@@ -155,6 +165,28 @@ class Termination:
                 confirmed.append(now)
         return confirmed
 
+    def _take_second_snapshot(self) -> Snapshot:
+        """Take a snapshot of the same server; on a second connection if the first is lost.
+
+        Raises TargetError.
+        """
+        try:
+            snapshot = self._take_snapshot()
+        except ConnectionLostError as lost:
+            self._signaller.replace_connection(lost)
+            snapshot = self._take_snapshot()
+            if snapshot.server is None:  # nothing proves that it is the same server
+                raise lost from None
+        if snapshot.server is not None:
+            self._signaller.check_server(snapshot.server)
+        return snapshot
+
+    def _take_snapshot(self) -> Snapshot:
+        server, scope = self._signaller.server, self._policy.scope()
+        return take_visible_snapshot(
+            server, scope, self._deadline, may_be_partial=self._may_be_partial
+        )
+
     def _decide_again(self, batch: _Batch, snapshot: Snapshot) -> dict[int, Decision]:
         """Decide on the sessions of a batch that are still in the same transaction, by pid."""
         before = {decision.pid: decision.session.identity for decision in batch.decisions}
@@ -168,8 +200,15 @@ class Termination:
         # terminated since then must not change that.
         policy = replace(self._policy, limits=self._policy.limits.without_breaker())
         freed = self._results.count(Outcome.TERMINATED)
-        decisions = decide(same, snapshot.slots, policy, freed=freed).decisions
-        return {decision.pid: decision for decision in decisions}
+        decided = decide_in_time(
+            same,
+            snapshot.slots,
+            policy,
+            self._deadline,
+            freed=freed,
+            among=snapshot.sessions,
+        )
+        return {decision.pid: decision for decision in decided.decisions}
 
 
 def _observed_outcome(decision: Decision) -> Outcome:

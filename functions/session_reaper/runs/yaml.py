@@ -1,6 +1,7 @@
 """Strict YAML: duplicate keys and aliases are errors (a few lines of aliases can mean gigabytes)."""
 
-from typing import Any
+import re
+from typing import Any, Final
 
 import yaml
 
@@ -24,17 +25,29 @@ class _StrictLoader(yaml.SafeLoader):
         return mapping
 
 
+_QUOTED_TAG: Final = re.compile(r"the tag .*|tag handle .*", re.DOTALL)
+
 # PyYAML's constructors raise these for an invalid date, `!!bool x` or `!!int ''`.
 _CONSTRUCTOR_ERRORS = (ArithmeticError, AttributeError, LookupError, ValueError)
 
 
 def parse_yaml(text: str) -> object:
-    """Parse a YAML document. Raises ConfigurationError with line and column."""
+    """Parse a YAML document.
+
+    Raises ConfigurationError with line and column, but without any text of the document, which may be
+    a password.
+    """
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a stricter SafeLoader
-    except (*_CONSTRUCTOR_ERRORS, yaml.YAMLError) as error:
+    except _CONSTRUCTOR_ERRORS:  # their text quotes the value
+        problem = "a value does not have the form of its type"
+    except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
-        if may_hold_credential(problem):  # the message quotes the line
-            mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-            problem = f"see line {mark.line + 1}" if mark else "(not shown)"
-        raise ConfigurationError("document", f"is not valid YAML: {problem}") from None
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            mark = error.problem_mark
+            # A password that begins with an exclamation mark is read as a tag.
+            cause = _QUOTED_TAG.sub("a tag", str(error.problem))
+            problem = f"{cause} (line {mark.line + 1}, column {mark.column + 1})"
+    if may_hold_credential(problem):
+        problem = "(not shown)"
+    raise ConfigurationError("document", f"is not valid YAML: {problem}")

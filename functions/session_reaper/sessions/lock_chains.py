@@ -3,14 +3,15 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
+
+PREPARED: Final = 0
+"""Stands for all prepared transactions among the pids of blockers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiter:
-    """A session that waits for a lock, directly or behind other waiters, for `seconds`.
-
-    As a blocker's waiter, at most for as long as the blocker has been in its state.
-    """
+    """A session that waits for a lock, directly or behind other waiters, for `seconds`."""
 
     pid: int
     role: str
@@ -22,7 +23,7 @@ class Waiter:
 class Wait:
     """A process that waits for a lock. Any process links a chain; only sessions count as waiters.
 
-    `blocked_by`: pids; 0 stands for a prepared transaction.
+    `blocked_by`: pids, or PREPARED.
     """
 
     waiter: Waiter

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 MAX_LENGTH = 200  # characters of a redacted query
 MATCHED_LENGTH = 500  # characters of a redacted query that query globs are compared with
@@ -46,6 +47,7 @@ _VALUES = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+_ROWS = re.compile(r"\bfrom\s+stdin\b[^;]*;", re.IGNORECASE)  # the rows of a dump follow
 
 
 def redact(query: str, most: int = MAX_LENGTH) -> str:
@@ -54,8 +56,13 @@ def redact(query: str, most: int = MAX_LENGTH) -> str:
     >>> redact("SELECT * FROM t WHERE a = 'x''y' AND b > 1.5e3 -- why")
     'SELECT * FROM t WHERE a = ? AND b > ?'
     """
-    text = " ".join("".join(_redact_token(query[:_MAX_READ])).split())
-    text = _VALUES.sub(lambda found: found[1] or f"{found[2] or found[3]} ?", text)
+    tokens = _redact_token(query[:_MAX_READ])
+    read = text = ""
+    # Not all at once, because reading tokens takes longer than everything else.
+    while len(text) <= most and (more := "".join(islice(tokens, most // 2 + 1))):
+        read += more
+        text = " ".join(read.split())
+        text = _VALUES.sub(lambda found: found[1] or f"{found[2] or found[3]} ?", text)
     if len(query) > _MAX_READ and not text.endswith("…"):
         text += "…"
     return text if len(text) <= most else text[: most - 1] + "…"
@@ -76,11 +83,31 @@ def find_literal(text: str) -> re.Match[str] | None:
     return next((t for t in _TOKEN.finditer(text) if _is_hidden(t)), None)
 
 
+def find_comments(query: str) -> Iterator[str]:
+    """Yield the text of each complete block comment, up to where `redact` shows nothing more.
+
+    >>> list(find_comments("SELECT '/* a */' /* b /* c */ */ -- /* d */"))
+    [' b /* c */ ']
+    """
+    if "/*" not in query[:_MAX_READ]:
+        return
+    comments: list[str] = []
+    places: list[int] = []  # in the redacted text
+    text = ""
+    for token in _redact_token(query[:_MAX_READ], comments):
+        text += token
+        places += [len(text)] * (len(comments) - len(places))
+    rows = _ROWS.search(text)
+    end = len(text) if rows is None else rows.end()
+    yield from (text for text, place in zip(comments, places, strict=True) if place <= end)
+
+
 def _is_hidden(token: re.Match[str]) -> bool:
     return token.lastgroup in _LITERALS or token.group().startswith("--")
 
 
-def _redact_token(query: str) -> Iterator[str]:
+def _redact_token(query: str, comments: list[str] | None = None) -> Iterator[str]:
+    """Yield the redacted tokens, and add the text of each complete block comment to `comments`."""
     position = 0
     while position < len(query):
         token = _TOKEN.match(query, position)
@@ -93,9 +120,11 @@ def _redact_token(query: str) -> Iterator[str]:
                 text = "".join(c if c.isprintable() else " " for c in text)
             yield text
         elif kind == "comment":
-            yield " "
             if token.group() == "/*":
-                position = _skip_block_comment(query, position)
+                start, position = position, _skip_block_comment(query, position)
+                if comments is not None and position <= len(query):
+                    comments.append(query[start : position - 2])
+            yield " "
         else:
             yield "?"
             if _DOUBTS.get(kind, "\0") in token.group() or _GLUED.match(query, position):
@@ -104,10 +133,13 @@ def _redact_token(query: str) -> Iterator[str]:
 
 
 def _skip_block_comment(query: str, position: int) -> int:
-    """Return where the comment that was opened before `position` ends; comments nest."""
+    """Return where the comment that was opened before `position` ends; comments nest.
+
+    The result is beyond the text if the comment has no end.
+    """
     depth = 1
     for mark in re.compile(r"/\*|\*/").finditer(query, position):
         depth += 1 if mark.group() == "/*" else -1
         if depth == 0:
             return mark.end()
-    return len(query)
+    return len(query) + 1

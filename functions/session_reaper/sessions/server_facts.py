@@ -1,12 +1,20 @@
 """The facts about one server that advice is based on, and the result of a check."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
 
 from session_reaper.grants import Membership
 from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.providers import Provider
 
 RESERVED_CONNECTIONS_SINCE = 16
+OLDEST_TESTED, NEWEST_TESTED = 13, 18
+TESTED_VERSIONS: Final = f"PostgreSQL {OLDEST_TESTED} to {NEWEST_TESTED}"
+_TIMEOUT_FORM: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(us|ms|s|min|h|d)?\s*")
+_SECONDS_PER_UNIT: Final = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86_400}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +43,19 @@ class Timeout:
     value: str | None
 
     @property
+    def seconds(self) -> float | None:
+        """The value in seconds; None if it is unknown or has an unusual form, such as hexadecimal."""
+        found = _TIMEOUT_FORM.fullmatch(self.value or "")
+        return float(found[1]) * _SECONDS_PER_UNIT[found[2] or "ms"] if found else None
+
+    @property
     def is_off(self) -> bool:
         """Whether the value is known to be 0, in any unit."""
-        return self.value is not None and not self.value.strip(" 0.dhimnsu")
+        return self.seconds == 0
+
+    def exceeds(self, seconds: float) -> bool:
+        """Return whether the timeout is known to be off or longer than this."""
+        return self.seconds is not None and (self.is_off or self.seconds > seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +84,7 @@ class ReplicationSlot:
     held: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: a cached_property needs __dict__
 class ServerFacts:
     """One server, and the rights of our role on it.
 
@@ -99,14 +117,25 @@ class ServerFacts:
 
         `role`: None for a role without a setting of its own.
         """
-        by_place = {(t.role, t.database): t for t in self.timeouts if t.name == name}
+        by_place = self._timeouts_by_place
         places = ((role, database), (role, None), (None, database), (None, None))
-        return next((by_place[place] for place in places if place in by_place), None)
+        found = (by_place.get((name, *place)) for place in places)
+        return next((timeout for timeout in found if timeout), None)
+
+    @cached_property
+    def _timeouts_by_place(self) -> Mapping[tuple[str, str | None, str | None], Timeout]:
+        """The timeouts by name, role and database: a server may have thousands."""
+        return {(t.name, t.role, t.database): t for t in self.timeouts}
 
     @property
     def membership(self) -> Membership:
         """The facts that decide whether our role can use the privileges of roles granted to it."""
         return Membership(server_version=10_000 * self.major, inherits=self.inherits)
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether the tests of this release run on the server's major version."""
+        return OLDEST_TESTED <= self.major <= NEWEST_TESTED
 
     @property
     def has_reserved_slot(self) -> bool:

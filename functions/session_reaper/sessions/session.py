@@ -1,10 +1,12 @@
 """The client sessions and slots of one server, as a snapshot contains them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import Final, NamedTuple
 
+from session_reaper.sessions.comment_tags import read_tags
 from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.redaction import redact
 
@@ -91,6 +93,7 @@ class Session:
     application: str
     client: str | None
     query: str = field(repr=False)  # with literals: redact it before showing it
+    query_end: str = field(default="", repr=False)  # of a cut query; never shown, only for tags
     query_id: str | None = None
     idle_seconds: float  # since state_change
     transaction_seconds: float | None
@@ -118,6 +121,22 @@ class Session:
     def redacted_query(self) -> str:
         """The query without literals and comments."""
         return redact(self.query)
+
+    def seconds_waited(self, waiter: Waiter) -> float:
+        """Return for how long a waiter can have waited for this session.
+
+        Not for longer than the session has been in its state: in a queue, the lock passes from one
+        healthy transaction to the next.
+        """
+        return min(waiter.seconds, self.idle_seconds)
+
+    def tags(self, keys: Iterable[str]) -> dict[str, str]:
+        """Return those of the query's comment tags that have one of the keys, in this order."""
+        return {key: self._tags[key] for key in keys if key in self._tags}
+
+    @cached_property
+    def _tags(self) -> dict[str, str]:
+        return read_tags(self.query, self.query_end)
 
     @property
     def role_label(self) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from session_reaper.grants import UNKNOWN_MEMBERSHIP, Membership
+from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.session import Session, Slots, State
 
 
@@ -12,16 +13,38 @@ class SnapshotScope:
     """The parts of a snapshot that the rules need; the rest stays on the server.
 
     `idle_floors`: the sessions that have been in a state for at least so many seconds. To read
-    `waits` or `locks`, the server stops its lock manager for a moment.
+    `waits` or `locks`, the server stops its lock manager for a moment. `query_ends`: the ends of
+    queries that are too long, for their comment tags.
     """
 
     idle_floors: Mapping[State, float]
     waits: bool
     locks: bool
+    query_ends: bool = False
 
 
 NO_SESSIONS = SnapshotScope(idle_floors={}, waits=False, locks=False)
 ALL_SESSIONS = SnapshotScope(idle_floors=dict.fromkeys(State, 0.0), waits=True, locks=True)
+
+
+HOLDERS_FROM = 0.7
+"""The share of the used slots from which a snapshot names the groups that hold them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A group of sessions that hold slots: the same application, role, client network and state.
+
+    `client`: a /24 or, for IPv6, a /64 network; None for a Unix socket. `role`: None if it was
+    dropped. `state` may be one that no rule can name. `oldest_seconds`: the longest time in the state.
+    """
+
+    application: str
+    role: str | None
+    client: str | None
+    state: str
+    count: int
+    oldest_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +90,13 @@ class Verification:
 class Snapshot:
     """The state of one server at one moment.
 
-    `can_see`: our role sees the sessions of other roles. `can_signal`: it may signal all roles except
-    superusers. `untracked`: client backends whose state is `disabled`. `reader`: the server is a
-    replica. `behind_pooler`: the server shows the sessions of a pooler. `taken_at`: microseconds
-    since 1970 by the server's clock. `states`, and `oldest_idle_in_transaction` (seconds, with
+    `can_see`: our role sees the sessions of other roles; `hidden` is the number of those that it does
+    not see. `can_signal`: it may signal all roles except superusers. `untracked`: client backends
+    whose state is `disabled`. `reader`: the server is a replica. `behind_pooler`: the server shows the
+    sessions of a pooler. `taken_at`: microseconds since 1970 by the server's clock. `holders`: the
+    largest groups, if many slots are used. `lock_waiters`: the number of processes that wait for a
+    lock; `prepared_waiters`: sessions that wait for a prepared transaction, if the scope has waits, at
+    most a few hundred. `states`, and `oldest_idle_in_transaction` (seconds, with
     aborted ones), cover all client backends except our own; `sessions` only those in the scope.
     """
 
@@ -82,9 +108,13 @@ class Snapshot:
     reader: bool
     behind_pooler: bool
     # Older recordings lack the values that have a default.
+    hidden: int = 0
     server: ServerIdentity | None = None
     taken_at: int = 0
     membership: Membership = UNKNOWN_MEMBERSHIP
     states: Mapping[State, int] = field(default_factory=dict)
     oldest_idle_in_transaction: float = 0.0
+    lock_waiters: int = 0
+    prepared_waiters: tuple[Waiter, ...] = ()
+    holders: tuple[Holder, ...] = ()
     sessions: tuple[Session, ...]

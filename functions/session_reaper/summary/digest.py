@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
+from session_reaper.deadline import Deadline
 from session_reaper.report.headline import write_summary_line
 from session_reaper.report.known_issues import MOST_UNDELIVERED
 from session_reaper.report.model import Report, Severity
@@ -47,11 +48,16 @@ class Digest:
         return tuple(t for t in self.shown if t.report.slots is not None or not t.report.error)
 
 
-def digest_report(report: Report, location: FunctionLocation | None) -> Digest:
-    """Digest a run; sessions are grouped only when a renderer asks for them."""
+def digest_report(
+    report: Report, location: FunctionLocation | None, deadline: Deadline | None = None
+) -> Digest:
+    """Digest a run; sessions are grouped only when a renderer asks for them.
+
+    Their comment tags are read until the deadline.
+    """
     new, known = report.split_new_and_known()
     undelivered = report.undelivered[:MOST_UNDELIVERED]
-    shown = tuple(TargetDigest(report=target) for target in new)
+    shown = tuple(TargetDigest(report=target, deadline=deadline) for target in new)
     return Digest(
         report=report,
         summary=write_summary_line(report),

@@ -7,16 +7,24 @@ from itertools import accumulate, groupby
 from textwrap import wrap
 from typing import Final
 
-from session_reaper.report.model import RoleSetting, TargetReport
+from session_reaper.report.model import Outcome, RoleSetting, TargetReport
 from session_reaper.report.text import printable
 from session_reaper.sessions.server_facts import Check
 from session_reaper.summary.digest import Digest
 from session_reaper.summary.groups import FailureGroup, Group, TargetDigest
+from session_reaper.summary.holders import describe_holder, find_remaining_holders
+from session_reaper.summary.out_of_reach import describe_protected
 from session_reaper.summary.prose import Prose, Statement, to_plain, to_statement
 
 WIDTH: Final = 72  # columns; SQL, a link or a long name may be wider
 _MOST_GROUPS: Final = 12  # of one target
+_MOST_HOLDERS: Final = 5  # of one target
+_MOST_PROTECTED: Final = 5  # groups of one target
 _MOST_ADVICE: Final = 4  # of one target, unless it was checked
+_CLIENTS_SAW: Final = (
+    "Clients of terminated sessions got error 57P01 (admin_shutdown). Their transactions were rolled"
+    " back, so they may connect and try again."
+)
 _LONGEST: Final = 1400  # characters of one paragraph; what to do about a full server takes most
 _CUT: Final = "… and {} more, cut. The log has them."
 _REST_CUT: Final = "… the rest is cut. The log has it."
@@ -91,14 +99,23 @@ def _render_failure(failure: FailureGroup) -> Iterator[str]:
 def _render_target(target: TargetDigest) -> Iterator[str]:
     report = target.report
     yield from _wrap(target.headline)
+    if report.also:
+        names = ", ".join(printable(name, 80) for name in report.also)
+        yield from _wrap(f"Secret {report.secret}; also the server of {names}", "  ", "    ")
     if report.error:
         yield from _wrap(f"Error: {report.error.message}", "  ", "    ")
     if report.checked is not None:
         yield from _wrap(_describe_check(report.checked), "  ", "    ")
     for setting in report.applied or ():
         yield from _render_setting(setting)
+    for unchanged in report.unchanged:
+        subject = "Nothing to set" + (f" for role {unchanged.role}" if unchanged.role else "")
+        yield from _wrap(f"{subject}: {printable(unchanged.reason)}.", "  ", "    ")
+    yield from _render_holders(report)
     for sentence in report.pressure:
         yield from _wrap(sentence, "  ", "    ")
+    for protected in report.protected_to_report[:_MOST_PROTECTED]:
+        yield from _wrap(to_plain(describe_protected(protected)), "  ", "    ")
     for group in target.groups[:_MOST_GROUPS]:
         yield from _render_group(group)
     rest = target.groups[_MOST_GROUPS:]
@@ -107,10 +124,23 @@ def _render_target(target: TargetDigest) -> Iterator[str]:
         yield f"  … and {len(rest)} more groups with {sessions} sessions. The log has them."
 
 
+def _render_holders(report: TargetReport) -> Iterator[str]:
+    holders = find_remaining_holders(report)
+    if holders:
+        used = (
+            report.slots.used if report.used_after is None and report.slots else report.used_after
+        )
+        yield f"  Largest groups of the {used} sessions that hold slots:"
+    for holder in holders[:_MOST_HOLDERS]:
+        yield from _wrap(to_plain(describe_holder(holder)), "    ", "      ")
+
+
 def _render_group(group: Group) -> Iterator[str]:
     head = f"{group.headline}: {group.application} (role {group.role}), oldest {group.age}"
     yield from _wrap(head, "  ", "    ")
     yield from _wrap(f"{group.rule}: {group.reason}", "    ", "      ")
+    if group.tags:
+        yield from _wrap(f"Tags: {group.tags}", "    ", "      ")
     if group.query:
         yield "    Last statement:"
         yield f"      {group.query}"
@@ -160,7 +190,10 @@ def _render_ending(digest: Digest) -> Iterator[str]:
     if digest.quiet == 1:
         quiet = " 1 other target is quiet."
     problem = f" {report.state_problem}" if report.state_problem else ""
-    yield from _wrap(f"Run {report.run_id}, mode {report.mode}.{quiet}{problem}")
+    if report.count(Outcome.TERMINATED):
+        yield from _wrap(_CLIENTS_SAW)
+        yield ""
+    yield from _wrap(f"Run {report.run_id}, mode {report.mode_label}.{quiet}{problem}")
     for summary in digest.undelivered:
         yield from _wrap(f"Not delivered by an earlier run: {summary}", "", "  ")
     if digest.more_undelivered:

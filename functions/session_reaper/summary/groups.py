@@ -1,12 +1,14 @@
 """Groups of condemned sessions and of failed targets, so that a summary has one entry per cause."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from ipaddress import ip_address, ip_network
+from itertools import takewhile
 from typing import Final
 
+from session_reaper.deadline import Deadline
 from session_reaper.decision.model import Decision
 from session_reaper.policy.durations import format_duration
 from session_reaper.report.headline import OUTCOME_PHRASES, count_of, write_headline
@@ -18,13 +20,14 @@ _MOST_NAMES: Final = 5
 _NAME_LENGTH: Final = 60
 _NAME_TAIL: Final = 39  # the end of a long name distinguishes it from similar ones
 _QUERY_LENGTH: Final = 200
+_MOST_COUNTED: Final = 50  # sessions of a group whose comment tags are read
 _ORDER: Final = [
     *(outcome for outcome in Outcome if outcome is not Outcome.ESCAPED),
     Outcome.ESCAPED,
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached_property
 class Group:
     """Sessions of one application, client network and role with the same outcome and rule."""
 
@@ -34,6 +37,15 @@ class Group:
     role: str
     count: int
     oldest: Decision  # on the session that is longest in its state
+    pids: tuple[int, ...]
+    first: Sequence[Decision] = ()  # on the sessions whose comment tags are read
+    comment_tags: Sequence[str] = ()
+    deadline: Deadline | None = None  # for reading comment tags, which takes up to 2 ms each
+
+    @cached_property
+    def tags(self) -> str:
+        """The most frequent value of each comment tag."""
+        return ", ".join(_list_frequent_tags(self.first, self.comment_tags, self.deadline))
 
     @property
     def headline(self) -> str:
@@ -72,6 +84,7 @@ class TargetDigest:
     """One target that the summary reports."""
 
     report: TargetReport
+    deadline: Deadline | None = None  # for reading comment tags
 
     @cached_property
     def headline(self) -> str:
@@ -81,11 +94,18 @@ class TargetDigest:
     @cached_property
     def groups(self) -> Sequence[Group]:
         """The condemned sessions by outcome, the largest group of each first."""
-        return group_sessions(self.report.results)
+        return group_sessions(self.report.results, self.report.comment_tags, self.deadline)
 
 
-def group_sessions(results: Iterable[SessionResult]) -> Sequence[Group]:
-    """Group sessions by outcome, rule, application, client network and role, largest first."""
+def group_sessions(
+    results: Iterable[SessionResult],
+    comment_tags: Sequence[str] = (),
+    deadline: Deadline | None = None,
+) -> Sequence[Group]:
+    """Group sessions by outcome, rule, application, client network and role, largest first.
+
+    Comment tags are read until the deadline.
+    """
     members: dict[tuple[Outcome, str, str, str], list[Decision]] = defaultdict(list)
     for result in results:
         session, rule = result.decision.session, result.decision.rule
@@ -100,10 +120,27 @@ def group_sessions(results: Iterable[SessionResult]) -> Sequence[Group]:
             role=printable(role, 63),
             count=len(decisions),
             oldest=max(decisions, key=lambda decision: decision.session.idle_seconds),
+            pids=tuple(decision.pid for decision in decisions),
+            first=decisions[:_MOST_COUNTED],
+            comment_tags=comment_tags,
+            deadline=deadline,
         )
         for (outcome, rule, application, role), decisions in members.items()
     ]
     return sorted(groups, key=lambda group: (_ORDER.index(group.outcome), -group.count))
+
+
+def _list_frequent_tags(
+    decisions: Sequence[Decision], keys: Sequence[str], deadline: Deadline | None
+) -> Iterator[str]:
+    """Yield the most frequent value of each tag, with its number unless all sessions have it."""
+    in_time = takewhile(lambda _: deadline is None or deadline.remaining(), decisions)
+    tags = [decision.session.tags(keys) for decision in in_time] if keys else []
+    for key in keys:
+        values = Counter(each[key] for each in tags if key in each).most_common(1)
+        for value, number in values:
+            share = f" ({number} of {len(tags)})" if number < len(tags) else ""
+            yield f"{printable(key, _NAME_LENGTH)} {value}{share}"
 
 
 @lru_cache(maxsize=1024)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from time import gmtime, strftime
 from typing import Final
 
-from session_reaper.report.model import Severity
+from session_reaper.report.model import Outcome, Severity
 from session_reaper.report.text import printable
 from session_reaper.summary.digest import Digest
 from session_reaper.summary.email import render_email
+from session_reaper.summary.groups import TargetDigest
+from session_reaper.summary.holders import find_remaining_holders
 from session_reaper.summary.slack import render_notification, render_webhook_payload
 
 MAX_SUBJECT: Final = 99  # characters: SNS takes less than 100
@@ -25,9 +27,11 @@ class Summary:
     email: str
     notification: str  # JSON for Amazon Q Developer
     webhook: str  # JSON for an incoming webhook
-    severity: str  # subscribers can filter by this and the next two
+    severity: str  # subscribers can filter by this and everything below
     status: str
     targets: tuple[str, ...]
+    applications: tuple[str, ...]  # of the sessions that the summary is about
+    roles: tuple[str, ...]
 
 
 def summarize(digest: Digest, now: float) -> Summary:
@@ -36,9 +40,12 @@ def summarize(digest: Digest, now: float) -> Summary:
     subject = printable(critical + digest.summary, MAX_SUBJECT)
     notification = render_notification(digest, subject, strftime("%Y-%m-%d", gmtime(now)))
     webhook = render_webhook_payload(digest, subject)
-    shown = (printable(target.report.name, 100) for target in digest.shown)
-    names = tuple(_fit_names(shown, _MAX_NAMES))
-    taken = sum(map(_count_json_bytes, (notification, webhook, *names)))
+    targets = tuple(_fit_names((t.report.name for t in digest.shown), _MAX_NAMES))
+    names = [*_list_names(digest.shown)]
+    applications = tuple(_fit_names((application for application, _ in names), _MAX_NAMES // 2))
+    roles = tuple(_fit_names((role for _, role in names), _MAX_NAMES // 2))
+    attributes = (*targets, *applications, *roles)
+    taken = sum(map(_count_json_bytes, (notification, webhook, *attributes)))
     return Summary(
         subject=subject,
         email=render_email(digest, _MAX_MESSAGE - taken),
@@ -46,12 +53,31 @@ def summarize(digest: Digest, now: float) -> Summary:
         webhook=webhook,
         severity=digest.severity.value,
         status=digest.report.status.value,
-        targets=names,
+        targets=targets,
+        applications=applications,
+        roles=roles,
     )
 
 
+def _list_names(targets: Iterable[TargetDigest]) -> Iterator[tuple[str, str]]:
+    """List application and role of the sessions that a summary is about, empty where there is none."""
+    for target in targets:
+        report = target.report
+        for result in report.results:
+            if result.outcome is not Outcome.ESCAPED:
+                session = result.decision.session
+                yield session.application, session.role or ""
+        for holder in find_remaining_holders(report):
+            yield holder.application, holder.role or ""
+        for group in report.protected_to_report:
+            yield group.application, group.role or ""
+        for blocker in report.blockers:
+            yield from ((waiter.application, waiter.role) for waiter in blocker.waiters)
+
+
 def _fit_names(names: Iterable[str], most: int) -> Iterator[str]:
-    for name in names:
+    """Yield each name once, as long as they fit into so many bytes."""
+    for name in dict.fromkeys(printable(name, 100) for name in names if name):
         most -= _count_json_bytes(name)
         if most < 0:
             return

@@ -7,7 +7,7 @@ from typing import Final
 
 from session_reaper.report.text import printable, truncate
 
-_HINT_LENGTH: Final = 1200  # characters; what to do about a full server takes most of them
+_HINT_LENGTH: Final = 3500  # characters; what to do about a full server takes most of them
 _STATEMENT_LENGTH: Final = 1400  # characters
 _HIDDEN: Final = "(This statement cannot be shown here in full. The run's report has it.)"
 # A statement in a hint: from its keyword to its semicolon, but not over the end of a sentence. A

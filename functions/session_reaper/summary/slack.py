@@ -8,18 +8,22 @@ the characters that begin a link, a mention or an emoji are replaced by similar 
 import json
 import re
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any, Final
 
 from session_reaper.report.model import Severity
 from session_reaper.report.text import printable, truncate
 from session_reaper.summary.digest import Digest
 from session_reaper.summary.groups import Group, TargetDigest
-from session_reaper.summary.prose import Prose
+from session_reaper.summary.holders import describe_holder, find_remaining_holders
+from session_reaper.summary.out_of_reach import describe_protected
+from session_reaper.summary.prose import Prose, Statement
 
 # Limits of Amazon Q on a custom notification, and of Slack on a block, in characters.
 _TITLE, _DESCRIPTION, _STEP = 250, 8_000, 350
 _HEADER, _SECTION = 150, 3_000
 _MOST_GROUPS: Final = 6
+_MOST_HOLDERS: Final = 3
 _REASON_LENGTH: Final = 200
 _CUT: Final = "… the rest is in the log."
 _MARKS: Final = {
@@ -36,7 +40,7 @@ def render_notification(digest: Digest, subject: str, day: str) -> str:
     """
     report = digest.report
     thread = digest.shown[0].report.name if len(digest.shown) == 1 else "session-reaper"
-    steps = list(map(_render_prose, digest.steps))
+    steps = list(map(_render_step, digest.steps))
     short = [step for step in steps if len(step) <= _STEP]
     # A step that is too long is never cut: half a statement would end other sessions.
     long = [f"*To do*: {step}" for step in steps if len(step) > _STEP]
@@ -55,7 +59,7 @@ def render_notification(digest: Digest, subject: str, day: str) -> str:
             "metadata": {
                 "threadId": f"{_replace_markup(printable(thread, 200))} {day}",
                 "summary": _code_span(subject, _TITLE),
-                "additionalContext": {"run_id": report.run_id, "mode": str(report.mode)},
+                "additionalContext": {"run_id": report.run_id, "mode": report.mode_label},
                 "enableCustomActions": False,
             },
         },
@@ -65,7 +69,7 @@ def render_notification(digest: Digest, subject: str, day: str) -> str:
 
 def render_webhook_payload(digest: Digest, subject: str) -> str:
     """Render the JSON for an incoming webhook of Slack."""
-    steps = [f"{n}. {_render_prose(step)}" for n, step in enumerate(digest.steps, start=1)]
+    steps = [f"{n}. {_render_step(step)}" for n, step in enumerate(digest.steps, start=1)]
     header = truncate(f"{_MARKS[digest.severity]} {_replace_markup(subject)}", _HEADER)
     sections = [_fit_lines(_render_lines(digest, ()), _SECTION)]
     if steps:
@@ -96,7 +100,7 @@ def _render_lines(digest: Digest, steps: Iterable[str]) -> Iterator[str]:
     if digest.more_undelivered:
         yield f"… and {digest.more_undelivered} more"
     links = [f"<{link.url}|{link.name}>" for link in digest.links]
-    yield " · ".join([*links, f"mode {digest.report.mode}"])
+    yield " · ".join([*links, f"mode {digest.report.mode_label}"])
 
 
 def _render_target(target: TargetDigest, *, is_alone: bool) -> Iterator[str]:
@@ -105,6 +109,10 @@ def _render_target(target: TargetDigest, *, is_alone: bool) -> Iterator[str]:
         yield _code_span(target.headline)
     if report.error:
         yield f"Error: {_code_span(printable(report.error.message))}"
+    for holder in find_remaining_holders(report)[:_MOST_HOLDERS]:
+        yield f"• Holds slots: {_render_prose(describe_holder(holder))}"
+    for protected in report.protected_to_report[:_MOST_HOLDERS]:
+        yield f"• {_render_prose(describe_protected(protected))}"
     yield from map(_render_group, target.groups[:_MOST_GROUPS])
     rest = target.groups[_MOST_GROUPS:]
     if rest:
@@ -116,10 +124,11 @@ def _render_target(target: TargetDigest, *, is_alone: bool) -> Iterator[str]:
 
 def _render_group(group: Group) -> str:
     reason = _code_span(truncate(group.reason, _REASON_LENGTH))
+    tags = f". Tags: {_code_span(group.tags)}" if group.tags else ""
     query = f". Last statement: {_code_span(group.query)}" if group.query else ""
     return (
-        f"• *{group.headline}*: {_code_span(group.application)} (role"
-        f" {_code_span(group.role)}), oldest {group.age}. Rule {_code_span(group.rule)}: {reason}{query}"
+        f"• *{group.headline}*: {_code_span(group.application)} (role {_code_span(group.role)}),"
+        f" oldest {group.age}. Rule {_code_span(group.rule)}: {reason}{tags}{query}"
     )
 
 
@@ -140,6 +149,15 @@ def _render_prose(prose: Prose) -> str:
     return "".join(
         _replace_markup(part) if isinstance(part, str) else _code_span(part.text) for part in prose
     )
+
+
+def _render_step(step: Prose) -> str:
+    """Render a step; in a long one each statement has a line of its own, to be copied."""
+    rendered = _render_prose(step)
+    if len(rendered) <= _STEP:
+        return rendered
+    parts = groupby(step, key=lambda part: part if isinstance(part, Statement) else None)
+    return "\n".join(_render_prose(tuple(part)).strip() for _, part in parts)
 
 
 def _code_span(text: str, most: int = _SECTION) -> str:

@@ -2,33 +2,56 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import Final
 
 from session_reaper.policy.enums import Action, Mode
-from session_reaper.report.model import Outcome, Report, TargetStatus
+from session_reaper.report.emergency import LIST_HOLDERS, write_holder_sql
+from session_reaper.report.model import Outcome, Report, TargetReport, TargetStatus
 from session_reaper.sessions.session import State
 from session_reaper.summary.groups import Group, TargetDigest, group_failures, join_names
+from session_reaper.summary.holders import describe_holder, find_remaining_holders
+from session_reaper.summary.out_of_reach import list_blocker_steps, list_protected_steps
 from session_reaper.summary.prose import Name, Prose, Statement
 
 
 def list_steps(shown: Sequence[TargetDigest], report: Report) -> Iterator[Prose]:
     """List what the reader should do, most urgent first."""
-    unexplained = [t.report for t in shown if t.report.is_exhausted and not t.report.results]
-    if unexplained:
-        yield (join_names(unexplained), ": ", *_FREE_SLOTS)
+    if report.configuration_error:
+        yield ("Fix ", Name(report.configuration_error))
+        yield (_TRY_AGAIN,)
+    for target in shown:
+        if target.report.is_exhausted and not target.report.results:
+            yield (join_names([target.report]), ": ", *_explain_holders(target.report))
     for failure in group_failures(target.report for target in shown):
         yield (join_names(failure.targets), ": ", *_begin_with_words(failure.hint))
     for target in shown:
+        for step in (*list_blocker_steps(target.report), *list_protected_steps(target.report)):
+            yield (join_names([target.report]), ": ", *step)
         for step in _list_target_steps(target, report):
             yield (join_names([target.report]), ": ", *step)
 
 
-_FREE_SLOTS: Final[Prose] = (
-    "Applications cannot connect. List who holds the slots: ",
-    Statement(
-        "SELECT usename, application_name, state, count(*) FROM pg_stat_activity GROUP BY 1, 2, 3;"
-    ),
-    " Then limit the pools of these applications, or add a rule for such sessions to the policy.",
+def _explain_holders(report: TargetReport) -> Prose:
+    """Name the largest group that holds slots, and recommend how to free them now and for good."""
+    problem = "Applications cannot connect. " if report.is_exhausted else ""
+    holders = find_remaining_holders(report)
+    if not holders:
+        return (f"{problem}List the holders of the slots: ", Statement(LIST_HOLDERS))
+    sql = report.policy and write_holder_sql(holders[0], report.policy, report.role)
+    now: Prose = (" To free slots now, run: ", Statement(sql.statement)) if sql else ()
+    return (
+        f"{problem}The largest group of sessions is ",
+        *describe_holder(holders[0]),
+        ". Restart it or limit its pool.",
+        *now,
+        _ADD_RULE,
+    )
+
+
+_TRY_AGAIN: Final = (
+    'Invoke the function with {"check": true}: it shows the next error, or that the configuration is'
+    " valid. The next scheduled run then works again."
 )
 
 
@@ -54,16 +77,20 @@ def _list_target_steps(target: TargetDigest, report: Report) -> Iterator[Prose]:
         yield (_DENIED,)
     leaks = [each for outcome in _LEAKS for each in groups[outcome]] or groups[Outcome.SPARED]
     if leaks:
-        yield _explain_leak(max(leaks, key=lambda group: group.count))
+        yield _explain_leaks(sorted(leaks, key=lambda group: -group.count))
     if groups[Outcome.WOULD_TERMINATE]:
         yield (_WOULD_TERMINATE,)
-    if target.report.is_exhausted and target.report.results:
-        yield _FREE_SLOTS
+    if target.report.results if target.report.is_exhausted else target.report.is_crowded:
+        yield _explain_holders(target.report)
     is_going_on = target.report.status is TargetStatus.OK and report.mode is Mode.ENFORCE
     if groups[Outcome.SPARED] and is_going_on:
         yield ("No action is needed for the spared sessions: the next run continues with them.",)
 
 
+_ADD_RULE: Final = (
+    ' To let the reaper end such sessions, add a rule for them to the policy; {"explain": true} shows'
+    " what spares each one now."
+)
 _DENIED: Final = (
     "The reaper's role may not terminate some of these sessions. The recommendations say what to"
     " grant."
@@ -88,6 +115,9 @@ _LEAKS: Final = (
 )
 
 
+_MOST_CULPRITS: Final = 3
+
+
 def _explain_lingering(groups: Sequence[Group]) -> Prose:
     cancelled = next((group for group in groups if _is_cancel(group)), None)
     if cancelled:
@@ -100,18 +130,27 @@ def _is_cancel(group: Group) -> bool:
     return rule is not None and rule.action is Action.CANCEL and rule.escalate_after is None
 
 
-def _explain_leak(group: Group) -> Prose:
-    """Recommend to find out why an application leaks sessions."""
-    match group.oldest.session.state:
+def _explain_leaks(groups: Sequence[Group]) -> Prose:
+    """Recommend to find out why applications leak sessions; the largest group comes first."""
+    culprits = {(group.application, group.role): group for group in reversed(groups)}
+    first, *others = reversed(culprits.values())
+    if others:
+        named = [first, *others][:_MOST_CULPRITS]
+        names = chain.from_iterable((", ", *_name_culprit(group)) for group in named)
+        more = len(culprits) - len(named)
+        rest = f" and {more} more groups" if more else ""
+        return ("Find out why these leak sessions: ", *islice(names, 1, None), f"{rest}.")
+    match first.oldest.session.state:
         case State.ACTIVE:
             problem = " runs for so long."
         case State.IDLE:
             problem = " keeps idle sessions, and limit the size of its pool."
         case _:
             problem = " leaves transactions open."
-    query = (" Last statement: ", Statement(group.query)) if group.query else ()
-    return ("Find out why ", *_name_culprit(group), problem, *query)
+    query = (" Last statement: ", Statement(first.query)) if first.query else ()
+    return ("Find out why ", *_name_culprit(first), problem, *query)
 
 
 def _name_culprit(group: Group) -> Prose:
-    return (Name(group.application), " (role ", Name(group.role), ")")
+    tags = (", ", Name(group.tags)) if group.tags else ()
+    return (Name(group.application), " (role ", Name(group.role), *tags, ")")

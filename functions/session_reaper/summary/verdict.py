@@ -1,12 +1,13 @@
 """The verdict on a run: a word, such as RESOLVED or ACTION NEEDED, and the reason."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain, islice
 from typing import Final
 
+from session_reaper.decision.explain import ExplainedOutcome
 from session_reaper.policy.enums import Mode
 from session_reaper.report.headline import count_of, write_recoveries, write_settings
 from session_reaper.report.model import Outcome, Report, TargetReport, TargetStatus
@@ -24,6 +25,7 @@ class VerdictWord(StrEnum):
     OBSERVED = "OBSERVED"
     QUIET = "QUIET"
     CHECKED = "CHECKED"
+    EXPLAINED = "EXPLAINED"
     RECORDED = "RECORDED"
     APPLIED = "APPLIED"
     OFF = "OFF"
@@ -42,14 +44,24 @@ class RunVerdict:
 
 def choose_verdict(report: Report) -> RunVerdict:
     """Return the verdict on a run."""
+    if report.configuration_error:
+        return _make_verdict(VerdictWord.ACTION_NEEDED, _CONFIGURATION)
     if report.mode is Mode.OFF:
         return _make_verdict(VerdictWord.OFF, "no target was examined, because the mode is off.")
+    # The sessions are the answer, also where applications cannot connect.
+    if any(target.explained is not None for target in report.targets) and not report.failed:
+        return _make_verdict(VerdictWord.EXPLAINED, _count_explained(report))
     results = " ".join(_list_results(report))
     unresolved = chain.from_iterable(("; ", *each) for each in _list_unresolved(report))
     joined = tuple(islice(unresolved, 1, None))
     if joined:
         return _make_verdict(VerdictWord.ACTION_NEEDED, *joined, f". {results}".rstrip())
     return _choose_for_manual_run(report) or _choose_for_reaping(report, results)
+
+
+_CONFIGURATION: Final = (
+    "the configuration is invalid. Nothing is examined and nothing is terminated until it is fixed."
+)
 
 
 def _make_verdict(word: VerdictWord, *detail: str | Name | Statement) -> RunVerdict:
@@ -59,8 +71,16 @@ def _make_verdict(word: VerdictWord, *detail: str | Name | Statement) -> RunVerd
     return RunVerdict(word=word, detail=(first, *others))
 
 
+def _count_explained(report: Report) -> str:
+    explained = [each for target in report.targets for each in target.explained or ()]
+    counts = Counter(each.outcome for each in explained)
+    parts = [f"{counts[outcome]} {outcome}" for outcome in ExplainedOutcome if counts[outcome]]
+    found = f"{count_of(len(explained), 'session')}: {', '.join(parts)}" if parts else "no sessions"
+    return f"{found}. Nothing was touched."
+
+
 def _choose_for_manual_run(report: Report) -> RunVerdict | None:
-    """Return the verdict on a `record`, `check` or `apply` run, None for any other."""
+    """Return the verdict on a `record`, `check` or `apply` run; None for any other."""
     recorded = sum(target.recorded is not None for target in report.targets)
     if recorded:
         found = f"{_count_with_verb(recorded, 'target', 'targets')} recorded."
@@ -137,17 +157,27 @@ _UNREACHED: Final = "could not be reached:"
 
 def _list_problems(target: TargetReport) -> Iterator[str]:
     """List what is unresolved on one target, in words that the target's name follows."""
-    if target.status is TargetStatus.BLIND:
-        yield "the reaper cannot see other sessions on"
-    elif target.status is TargetStatus.FULL:
-        yield "no connection slot is left on"
-    elif target.status is TargetStatus.BREAKER:
-        yield "the breaker stopped all terminations on"
-    elif not target.is_reached and target.slots is None:
-        yield _UNREACHED
-    elif not target.is_reached:
-        yield "settings were refused on" if target.applied else "the run was not completed on"
+    if not target.is_fine:
+        yield _describe_status(target)
     if target.is_exhausted:
         yield "every slot is still in use on"
+    if target.blockers:
+        yield "sessions wait for a blocker that the reaper cannot end on"
+    if target.protected_to_report:
+        yield "a protection spares sessions that a rule matches on"
+    for secret in target.failed_secrets:
+        yield f"secret {printable(secret.name)} failed, and another one was used on"
     if target.fallback_secret is not None:
         yield "the reaper could connect only with the fallback secret on"
+
+
+def _describe_status(target: TargetReport) -> str:
+    if target.status is TargetStatus.BLIND:
+        return "the reaper cannot see other sessions on"
+    if target.status is TargetStatus.FULL:
+        return "no connection slot is left on"
+    if target.status is TargetStatus.BREAKER:
+        return "the breaker stopped all terminations on"
+    if target.slots is None:
+        return _UNREACHED
+    return "settings were refused on" if target.applied else "the run was not completed on"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from session_reaper.targets.target import ANY_AUTH, AuthMethod
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
@@ -151,6 +153,24 @@ def find_duplicate(names: Iterable[str]) -> str | None:
             return name
         seen.add(name)
     return None
+
+
+_AUTH_METHODS: Final = frozenset({*AuthMethod, "gss", "sspi", "oauth"})  # all of libpq's
+
+
+def parse_require_auth(written: str) -> frozenset[AuthMethod] | None:
+    """Read require_auth: methods to allow, or methods to refuse, each with ! before it.
+
+    Returns the methods that it allows, of those that the reaper supports; None if it is invalid.
+    """
+    if not written:
+        return ANY_AUTH
+    methods = [method.strip() for method in written.split(",")]
+    refused = [method.startswith("!") for method in methods]
+    names = {method.removeprefix("!") for method in methods}
+    if any(refused) != all(refused) or names - _AUTH_METHODS:
+        return None
+    return frozenset(each for each in AuthMethod if (each in names) != all(refused))
 
 
 def _to_text(value: object) -> str:

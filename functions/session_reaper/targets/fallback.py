@@ -11,20 +11,7 @@ from session_reaper.targets.secret_document import (
     read_own_endpoint,
     require_verified_for_iam,
 )
-from session_reaper.targets.target import Instance, RdsListing, Secret, SslMode, Target
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """The host and the port of a server; only endpoints built with `of` can be compared."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def of(cls, host: str, port: int) -> "Endpoint":
-        """Build an endpoint whose host is in lower case and without a final dot."""
-        return cls(host.lower().removesuffix("."), port)
+from session_reaper.targets.target import Endpoint, Instance, RdsListing, Secret, SslMode, Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +24,7 @@ class Fallback:
     @property
     def endpoint(self) -> Endpoint | None:
         """Endpoint that the secret itself names."""
-        return Endpoint.of(self.target.host, self.target.port) if self.target.host else None
+        return self.target.endpoint if self.target.host else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +55,7 @@ def read_fallback(secret: Secret) -> Fallback:
 
 def needs_rds(target: Target, fallback: Fallback) -> bool:
     """Return whether only RDS can confirm that the fallback secret is for the target's server."""
-    return fallback.is_managed or fallback.endpoint != Endpoint.of(target.host, target.port)
+    return fallback.is_managed or fallback.endpoint != target.endpoint
 
 
 def decide_fallback(
@@ -108,7 +95,7 @@ def decide_fallback(
 
 def _find_destination(target: Target, fallback: Fallback, listing: RdsListing) -> Endpoint | None:
     """Return where the fallback secret connects; None if it is not for the target's server."""
-    named = Endpoint.of(target.host, target.port)
+    named = target.endpoint
     if fallback.is_managed:
         for instance in listing.instances:
             if fallback.target.secret_arn in instance.secret_arns and named in _list_endpoints(

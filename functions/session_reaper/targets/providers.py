@@ -16,6 +16,15 @@ class Provider(StrEnum):
     AIVEN = "Aiven"
 
 
+MASTERS: Final = {
+    Provider.VANILLA: "a superuser",
+    Provider.RDS: "the master user",
+    Provider.AURORA: "the master user",
+    Provider.AIVEN: "avnadmin",
+}
+"""The role with the most privileges that a customer has."""
+
+
 def rds_region(host: str) -> str | None:
     """Return the region of an endpoint of RDS, Aurora or RDS Proxy; None for any other host."""
     found = re.search(r"\.([a-z]{2}[a-z-]*-\d+)\.rds\.amazonaws\.com(\.cn)?\.?$", host.lower())
@@ -41,19 +50,17 @@ def is_proxy(host: str) -> bool:
     return rds_region(host) is not None and re.search(r"\.proxy-\w+\.", host.lower()) is not None
 
 
-_TERMINATE_LEAKS: Final = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-    " WHERE state LIKE 'idle in transaction%' AND state_change < now() - interval '5 minutes'"
-    " AND application_name !~* '^(pg|barman|wal-g)'; (This spares backups, but does not apply your"
-    " policy's protections.)"
-)
+def is_instance_of_rds(host: str) -> bool:
+    """Return whether a host is the endpoint of one instance of RDS or Aurora."""
+    return provider_of(host) is Provider.RDS and not is_proxy(host)
+
 
 _NOW: Final = {
-    Provider.VANILLA: f"connect as a superuser, which has reserved slots, and run {_TERMINATE_LEAKS}",
+    Provider.VANILLA: "connect as a superuser, which has reserved slots, and run {sql}",
     Provider.RDS: "connect as the master user, which has reserved slots as a member of"
-    f" rds_superuser, and run {_TERMINATE_LEAKS} If that login is refused too, reboot the instance.",
+    " rds_superuser, and run {sql} If that login is refused too, reboot the instance.",
     Provider.AIVEN: "in the Aiven console, open the service's Current queries and terminate the"
-    f" sessions idle in transaction, or connect as avnadmin and run {_TERMINATE_LEAKS}",
+    " sessions idle in transaction, or connect as avnadmin and run {sql}",
 }
 
 _NEXT_TIME: Final = {
@@ -69,13 +76,20 @@ _NEXT_TIME: Final = {
 }
 
 
+def emergency_instructions(host: str, sql: str) -> str:
+    """Write how to free slots of a full server now; `sql` is the statements for that."""
+    return f"Now: {_NOW[_get_operator(host)].format(sql=sql)}"
+
+
 def reserved_slot_instructions(host: str, role: str) -> str:
-    """Write what to do now about a full server, and how to reserve slots for the next time."""
+    """Write how to reserve slots for the next time that the server is full."""
+    instructions = _NEXT_TIME[_get_operator(host)].format(role=quote_identifier(role))
+    return f"For the next time: {instructions}"
+
+
+def _get_operator(host: str) -> Provider:
     provider = provider_of(host)
-    key = Provider.RDS if provider is Provider.AURORA else provider
-    return f"Now: {_NOW[key]} For the next time: " + _NEXT_TIME[key].format(
-        role=quote_identifier(role)
-    )
+    return Provider.RDS if provider is Provider.AURORA else provider
 
 
 def explain_unknown_authority(host: str) -> str:

@@ -10,10 +10,15 @@ from urllib.parse import unquote, urlsplit
 
 from session_reaper.documents import UNSENDABLE
 from session_reaper.errors import TargetError
-from session_reaper.targets.connection_options import OPTIONS, find_duplicate, find_unsupported
+from session_reaper.targets.connection_options import (
+    OPTIONS,
+    find_duplicate,
+    find_unsupported,
+    parse_require_auth,
+)
+from session_reaper.targets.foreign_keys import find_foreign_key
 from session_reaper.targets.providers import rds_region
 from session_reaper.targets.target import (
-    ANY_AUTH,
     Auth,
     AuthMethod,
     ChannelBinding,
@@ -86,7 +91,7 @@ def parse_secret(secret: Secret, *, whole_clusters: bool) -> ParsedSecret:
     covers_cluster = whole_clusters and not instance and not lacks_host
     return ParsedSecret(
         secret=secret,
-        target=read.target_at("" if lacks_host else read.host(), read.port()),
+        target=read.target_at(*read.endpoint(is_host_required=not lacks_host)),
         given_name=given_name,
         lacks_host=lacks_host,
         cluster=cluster if covers_cluster else "",
@@ -121,7 +126,7 @@ def read_own_endpoint(secret: Secret) -> Target:
     """
     read = _Reader(secret)
     read.check_engine()
-    return read.target_at(read.host() if read.optional("host") else "", read.port())
+    return read.target_at(*read.endpoint(is_host_required=False))
 
 
 def is_managed_by_rds(secret: Secret) -> bool:
@@ -192,7 +197,7 @@ def _place(parsed: ParsedSecret, instance: Instance) -> Target:
 
 
 def _is_postgres(engine: str) -> bool:
-    return not engine or "postgres" in engine.lower()
+    return not engine or re.search("postgres|pgsql|postgis", engine.lower()) is not None
 
 
 class _Reader:
@@ -202,7 +207,7 @@ class _Reader:
         self._secret = secret
         self.target_name = secret.name
         self._ignored: tuple[str, ...] = ()
-        self._document = self._parse(secret.text)
+        self._document = self._parse(secret.text.removeprefix(_BYTE_ORDER_MARK))
         problem = find_unsupported(self._document)
         if problem is not None:
             raise self.error(problem.message, problem.hint)
@@ -229,20 +234,23 @@ class _Reader:
             inner = given.get(key)
             inner = inner[0] if isinstance(inner, list) and inner else inner
             if isinstance(inner, dict):
-                given = _rename_keys(inner) | _without_empty(given)
+                given = _rename_keys(inner) | given
         for key in ("uri", "service_uri"):
             if key in given:
                 uri = given[key]
                 if not isinstance(uri, str) or not _is_uri(uri):
                     problem = f"{key} must be a URI that begins with postgres://"
                     raise self.error(problem, _URI_HINT)
-                given = self._parse_uri(uri) | _without_empty(given)
+                given = self._parse_uri(uri) | given
         return given
 
     def _parse_uri(self, uri: str) -> dict[str, Any]:
         """Split postgres://user:password@host:port/dbname?sslmode=…, and decode its parts."""
         try:
-            parts = urlsplit(uri.strip())
+            uri = uri.strip()
+            if re.search(r"[\t\r\n]", uri):  # urlsplit would remove them, also from the host
+                raise ValueError  # noqa: TRY301
+            parts = urlsplit(uri)
             # An @ here follows a password that contains an unencoded delimiter.
             if "@" in parts.path + parts.query + parts.fragment:
                 raise ValueError  # noqa: TRY301
@@ -284,7 +292,9 @@ class _Reader:
         """Read a text that is not empty."""
         value = self.optional(key)
         if not value:
-            raise self.error(f"{key} is missing", f"Add {key} to the secret.")
+            foreign = find_foreign_key(self._document, key)
+            hint = f"Write the value of {foreign.name} as {foreign.ours}." if foreign else ""
+            raise self.error(f"{key} is missing", hint or f"Add {key} to the secret.")
         return value
 
     def label(self, key: str) -> str:
@@ -316,22 +326,29 @@ class _Reader:
             return False
         return value == password or (len(password) >= _LONG_PASSWORD and password in value)
 
-    def host(self) -> str:
-        """Read a host name or an IP address."""
-        value = self.required("host")
-        if not re.fullmatch(r"[\w.:%-]+", value, re.ASCII):  # a URI would contain the password
-            problem = "host must be a host name or an IP address"
-            raise self.error(problem, "Write only the name or the address.")
-        return value
+    def endpoint(self, *, is_host_required: bool) -> tuple[str, int]:
+        """Read the host, "" if it is absent, and the port, which Terraform's endpoint also holds."""
+        written = self.required("host") if is_host_required else self.optional("host")
+        host, own_port = _split_port(written)
+        if written and (not _HOST.fullmatch(host) or host.count(":") == 1):
+            problem = "host must be a host name or an IP address"  # a URI would hold the password
+            raise self.error(problem, "Write only the name or the address, or one with :port.")
+        port = self._port("host", own_port) if own_port else 0
+        if "port" not in self._document:
+            return host, port or _DEFAULT_PORT
+        given = self._port("port", self._document["port"])
+        if port and port != given:
+            problem = "the port in host is not the one in port"
+            raise self.error(problem, "Write the host without a port, or the same port in both.")
+        return host, given
 
-    def port(self) -> int:
-        """Read a port number, by default PostgreSQL's."""
-        value = self._document.get("port", _DEFAULT_PORT)
+    def _port(self, key: str, value: object) -> int:
         if isinstance(value, int | str) and re.fullmatch(r"[0-9]{1,5}", text := str(value)):
             port = int(text)
             if 0 < port <= _HIGHEST_PORT:
                 return port
-        raise self.error("port must be a port number", f"Write 1 to {_HIGHEST_PORT}.")
+        subject = "port" if key == "port" else f"the port in {key}"
+        raise self.error(f"{subject} must be a port number", f"Write 1 to {_HIGHEST_PORT}.")
 
     def check_engine(self) -> None:
         """Refuse an engine other than PostgreSQL; an absent one counts as PostgreSQL."""
@@ -362,7 +379,7 @@ class _Reader:
             auth=auth,
             is_auth_given=is_auth_given,
             password=self.required("password") if auth is Auth.PASSWORD else "",
-            database=self.text_but_uri("dbname") or "postgres",
+            database=self._database(),
             sslmode=sslmode,
             sslrootcert=self._sslrootcert(),
             fallback_secret=self._fallback_secret(),
@@ -372,6 +389,11 @@ class _Reader:
         )
         self._check_authentication(target)
         return target
+
+    def _database(self) -> str:
+        """Read dbname; * is any database, as in the secrets of CloudNativePG and in .pgpass."""
+        name = self.text_but_uri("dbname")
+        return "postgres" if name in ("", "*") else name
 
     def _check_authentication(self, target: Target) -> None:
         """Refuse options that contradict each other, with which no login can succeed."""
@@ -414,26 +436,21 @@ class _Reader:
         return value or None
 
     def _allowed_auth(self) -> frozenset[AuthMethod]:
-        """Read require_auth: methods to allow, or methods to refuse, each with ! before it."""
-        written = self.optional("require_auth")
-        if not written:
-            return ANY_AUTH
-        methods = [method.strip() for method in written.split(",")]
-        refused = [method.startswith("!") for method in methods]
-        names = {method.removeprefix("!") for method in methods}
-        if any(refused) != all(refused) or names - _AUTH_METHODS:
+        """Read require_auth."""
+        allowed = parse_require_auth(self.optional("require_auth"))
+        if allowed is None:
             problem = "require_auth must be a list of authentication methods"
             hint = f"Write a comma-separated list of {', '.join(AuthMethod)}; or a list of methods"
             raise self.error(problem, f"{hint} to refuse, each with ! before it.")
-        allowed = frozenset(each for each in AuthMethod if (each in names) != all(refused))
         if not allowed:
             problem = "require_auth allows no method that the reaper supports"
             raise self.error(problem, f"Allow one of {', '.join(AuthMethod)}.")
         return allowed
 
     def _auth(self) -> Auth:
-        """Read auth; the default is IAM if the secret has no password."""
-        return self._choice("auth", Auth, Auth.PASSWORD if self.optional("password") else Auth.IAM)
+        """Read auth; the default is IAM if the secret has no password, under any name."""
+        has_password = self.optional("password") or find_foreign_key(self._document, "password")
+        return self._choice("auth", Auth, Auth.PASSWORD if has_password else Auth.IAM)
 
     def _sslmode(self) -> SslMode:
         """Read sslmode; the default is the strictest."""
@@ -457,13 +474,14 @@ class _Reader:
 
 _PASSWORD_MISSING: Final = ("password is missing", "Add password to the secret.")
 _URI_HINT: Final = "Write postgres://user:password@host:port/dbname."
-_AUTH_METHODS: Final = frozenset({*AuthMethod, "gss", "sspi", "oauth"})  # all of libpq's
 _PARTS_OF_URI: Final = ("host", "port", "user", "password", "dbname")
 _LONG_PASSWORD: Final = 8  # characters; a shorter password may occur in a name by chance
 _SCHEME: Final = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 _CREDENTIALS: Final = re.compile(
     r"://|:[^@\s]+@|\b(?:password|passwd|pwd|token|secret)\s*[=:]", re.IGNORECASE
 )
+_HOST: Final = re.compile(r"[\w.:%-]+", re.ASCII)
+_BYTE_ORDER_MARK: Final = "\ufeff"
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 _PARAMETER_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
 
@@ -480,15 +498,19 @@ def _hide_unsafe_name(name: str) -> str:
 
 
 def _is_uri(text: str) -> bool:
-    return re.match(r"\s*postgres(ql)?://", text) is not None
+    """Return whether the text is a service URI; SQLAlchemy's may name a driver (postgresql+asyncpg)."""
+    return re.match(r"\s*postgres(ql)?(\+\w+)?://", text) is not None
+
+
+def _split_port(host: str) -> tuple[str, str]:
+    """Split a name, an IPv4 address or a bracketed IPv6 address from its port, "" if it has none."""
+    found = re.fullmatch(r"\[([^][]*:[^][]*)](?::([0-9]+))?", host)
+    found = found or re.fullmatch(r"([^][:]+):([0-9]+)", host)
+    return (found[1], found[2] or "") if found else (host, "")
 
 
 def _rename_keys(document: dict[str, Any]) -> dict[str, Any]:
-    """Use RDS's names for Aiven's keys, and drop nulls."""
-    given = {key: value for key, value in document.items() if value is not None}
+    """Use RDS's names for Aiven's keys, and drop nulls and empty texts."""
+    given = {key: value for key, value in document.items() if value not in (None, "")}
     names = {"user": "username", "database": "dbname"}
     return {ours: given[theirs] for theirs, ours in names.items() if theirs in given} | given
-
-
-def _without_empty(document: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if value != ""}

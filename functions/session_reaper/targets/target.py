@@ -72,6 +72,8 @@ class Instance:
     secret_arns: tuple[str, ...]  # the managed master secrets of the instance and its cluster
     cluster_hosts: tuple[str, ...] = ()  # the cluster's writer, reader and custom endpoints
     cluster_port: int = 0
+    may_pause: bool = False  # Aurora Serverless with a minimum capacity of 0
+    pauses_with_writer: bool = False  # the writer, or a reader of failover tier 0 or 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +85,26 @@ class RdsListing:
     hint: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The host and the port of a server; only endpoints built with `of` can be compared."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, host: str, port: int) -> "Endpoint":
+        """Build an endpoint whose host is in lower case and without a final dot."""
+        return cls(host.lower().removesuffix("."), port)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One PostgreSQL instance, and how to connect to it."""
+    """One PostgreSQL instance, and how to connect to it.
+
+    `addresses`: the IP addresses of the host when the run began; empty if they are not known.
+    `is_alternate`: the run is not about this target, but about another one of the same server.
+    """
 
     name: str
     group: str  # shared by the instances of a cluster
@@ -107,6 +126,14 @@ class Target:
     allowed_auth: frozenset[AuthMethod] = ANY_AUTH
     instance: str = ""  # RDS's identifier if the secret covers the instances of a cluster
     ignored_options: tuple[str, ...] = ()  # names of URI parameters that libpq does not have
+    pause_unknown: str = ""  # why a scheduled run does not know whether the cluster is paused
+    addresses: tuple[str, ...] = field(default=(), compare=False)
+    is_alternate: bool = field(default=False, compare=False)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Host and port, for comparison."""
+        return Endpoint.of(self.host, self.port)
 
     @property
     def key(self) -> TargetKey:
@@ -114,15 +141,25 @@ class Target:
         return TargetKey(self.secret_arn, self.instance)
 
     @property
+    def is_encrypted(self) -> bool:
+        """Whether connections use TLS; as in libpq, those over a Unix socket never do."""
+        return self.sslmode is not SslMode.DISABLE and not is_socket_folder(self.host)
+
+    @property
     def is_verified(self) -> bool:
         """Whether TLS proves the server's identity, so that a clear-text password may be sent."""
         has_own_ca = self.sslmode is SslMode.VERIFY_CA and self.sslrootcert is not None
-        return self.sslmode is SslMode.VERIFY_FULL or has_own_ca
+        return self.is_encrypted and (self.sslmode is SslMode.VERIFY_FULL or has_own_ca)
 
     @property
     def secret_name(self) -> str:
         """Name of the target's secret."""
         return name_of_secret(self.secret_arn)
+
+
+def is_socket_folder(host: str) -> bool:
+    """Return whether a host is the folder of a Unix socket; only the command accepts one."""
+    return host.startswith("/")
 
 
 # An AWS service that manages a secret names it SERVICE!NAME.

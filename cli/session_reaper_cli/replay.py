@@ -1,10 +1,8 @@
-"""`make replay`: decide offline, with the deployed engine, on a recorded snapshot.
+"""Decides offline, with the engine of the Lambda, on a recorded snapshot.
 
-    python -m infra.replay RECORDING [POLICY] [--target NAME] [--against OTHER_POLICY]
-
-RECORDING is what the event {"record": true} returned, or one snapshot from it. The output has a head
-line per target and a line per session, ordered by pid, so that `diff` can compare two replays. With
---against, it has only the sessions on which the two policies differ, in the form of a diff.
+A recording is what `record` or the event {"record": true} returned, or one snapshot from it. The output
+has a head line per target and a line per session, ordered by pid, so that `diff` can compare two
+replays. `--against` shows only the sessions on which two policies differ, in the form of a diff.
 
 A replay differs from a run where a recording does not tell enough:
 - Queries are recorded as `query` globs match them, without literals and comments, so
@@ -13,11 +11,8 @@ A replay differs from a run where a recording does not tell enough:
 - Sessions that would escape the guard are not known.
 """
 
-import argparse
 import json
-import signal
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from ipaddress import ip_address
@@ -25,70 +20,36 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from session_reaper.deadline import Deadline
 from session_reaper.decision.decide import decide
+from session_reaper.decision.explain import ExplainedOutcome, Explanation, explain
 from session_reaper.decision.limits import describe_pressure
 from session_reaper.decision.model import Decision, Decisions, Verdict
 from session_reaper.documents import short_repr
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.model import Policy
 from session_reaper.report.text import printable
-from session_reaper.runs.policy_source import load_policy
 from session_reaper.sessions.session import State
 from session_reaper.sessions.snapshot import Snapshot
 
-_MAX_NAME, _MAX_LINE = 64, 2000  # characters: PostgreSQL's names have 63 bytes
+from session_reaper_cli.policies import load
+
+_MAX_NAME = 64  # characters: PostgreSQL's names have 63 bytes
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the verdicts and return the exit status: 2 if an input cannot be read."""
-    options = _parser().parse_args(arguments)
-    try:
-        snapshots = read_recording(options.recording, options.target)
-        policy = _load_policy(options.policy)
-        if options.against is None:
-            lines = [
-                line
-                for name, snapshot in snapshots.items()
-                for line in describe_verdicts(name, snapshot, policy)
-            ]
-        else:
-            old = _load_policy(options.against)
-            names = [path or "the bundled policy" for path in (options.against, options.policy)]
-            differences = describe_differences(snapshots, old, policy)
-            lines = [f"--- {names[0]}", f"+++ {names[1]}", *differences]
-    except ConfigurationError as error:
-        print(printable(f"replay: {error}", _MAX_LINE), file=sys.stderr)
-        return 2
-    for line in lines:
-        print(printable(line, _MAX_LINE))
-    return 0
+def replay(recording: Path, policy: str, against: str | None, target: str | None) -> Iterator[str]:
+    """Yield the lines of a replay; a policy of "" is the bundled one.
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("recording", type=Path, metavar="RECORDING", help="a JSON file")
-    parser.add_argument(
-        "policy",
-        nargs="?",
-        default="",
-        metavar="POLICY",
-        help="a YAML or JSON file (default: the bundled policy)",
-    )
-    parser.add_argument("--target", metavar="NAME", help="only this target of the recording")
-    parser.add_argument(
-        "--against",
-        metavar="OTHER_POLICY",
-        help='the policy to compare with; "" is the bundled policy',
-    )
-    return parser
-
-
-def _load_policy(path: str) -> Policy:
-    source = str(Path(path).resolve()) if path else ""
-    return load_policy(source, Deadline(10))
+    Raises ConfigurationError if an input cannot be read.
+    """
+    snapshots = read_recording(recording, target)
+    new = load(policy)
+    if against is None:
+        for name, snapshot in snapshots.items():
+            yield from describe_verdicts(name, snapshot, new)
+        return
+    names = [path or "the bundled policy" for path in (against, policy)]
+    yield from (f"--- {names[0]}", f"+++ {names[1]}")
+    yield from describe_differences(snapshots, load(against), new)
 
 
 # -- verdicts -------------------------------------------------------------------------------------
@@ -103,8 +64,8 @@ def describe_verdicts(name: str, snapshot: Snapshot, policy: Policy) -> Iterator
     """Yield the head line of a target and a line for each of its sessions."""
     decided = decide_again(snapshot, policy)
     yield "; ".join(_describe_target(name, snapshot, decided))
-    for columns, decision in _by_columns(decided).items():
-        yield f"{columns}  {_describe_verdict(decision)}"
+    for columns, explanation in _by_columns(decided, policy).items():
+        yield f"{columns}  {_describe_verdict(explanation)}"
 
 
 def describe_differences(
@@ -113,8 +74,8 @@ def describe_differences(
     """Yield the sessions on which two policies differ, and a last line that counts them."""
     differing = 0
     for name, snapshot in snapshots.items():
-        first = _by_columns(decide_again(snapshot, before))
-        second = _by_columns(decide_again(snapshot, after))
+        first = _by_columns(decide_again(snapshot, before), before)
+        second = _by_columns(decide_again(snapshot, after), after)
         changed = [
             each
             for each in first
@@ -141,27 +102,31 @@ _VERDICTS: Mapping[Verdict, str] = {
 
 def _describe_target(name: str, snapshot: Snapshot, decided: Decisions) -> Iterator[str]:
     counts = {verdict: len(decided.having(verdict)) for verdict in _VERDICTS}
-    shown = ", ".join(
+    left = decided.having(Verdict.LEAVE)
+    protected = sum(decision.protection is not None for decision in left)
+    counts[Verdict.LEAVE] -= protected
+    words = [
         f"{counts[verdict]} {word}"
         for verdict, word in _VERDICTS.items()
         if counts[verdict] or verdict not in (Verdict.OBSERVE, Verdict.KEEP)
-    )
+    ]
+    shown = ", ".join([*words, f"{protected} protected"] if protected else words)
     yield f"{name}: {snapshot.slots}, {shown}"
     if decided.breaker:
         yield f"breaker: {decided.breaker}"
     yield from describe_pressure(decided)
 
 
-def _by_columns(decided: Decisions) -> dict[str, Decision]:
-    """Map the columns that describe a session, padded to equal widths, to its decision."""
-    decisions = sorted(decided.decisions, key=lambda decision: decision.pid)
-    rows = [tuple(_cells(decision)) for decision in decisions]
+def _by_columns(decided: Decisions, policy: Policy) -> dict[str, Explanation]:
+    """Map the columns that describe a session, padded to equal widths, to what explains it."""
+    explained = sorted(explain(decided, policy, str), key=lambda each: each.decision.pid)
+    rows = [tuple(_cells(each.decision)) for each in explained]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         for row in rows
     ]
-    return dict(zip(padded, decisions, strict=True))
+    return dict(zip(padded, explained, strict=True))
 
 
 def _cells(decision: Decision) -> Iterator[str]:
@@ -173,20 +138,22 @@ def _cells(decision: Decision) -> Iterator[str]:
     yield session.state
 
 
-def _describe_verdict(decision: Decision) -> str:
-    if decision.rule is None:
-        return f"left alone: {decision.reason}"
-    if decision.verdict is Verdict.KEEP:
-        return decision.reason
-    if decision.verdict is Verdict.OBSERVE:
-        return f"only observed by {decision.rule.name}: {decision.reason}"
-    if decision.verdict is Verdict.SPARE:
-        return f"spared, {decision.rule.name}: {decision.reason}"
-    return f"condemned by {decision.rule.name}: {decision.reason}"
+def _describe_verdict(explained: Explanation) -> str:
+    rule = explained.decision.rule
+    if explained.outcome in (ExplainedOutcome.KEPT, ExplainedOutcome.PROTECTED):
+        return explained.reason
+    if rule is None:
+        return f"left alone: {explained.reason}"
+    if explained.outcome is ExplainedOutcome.LEFT:
+        return f"only observed by {rule.name}: {explained.reason}"
+    if explained.outcome is ExplainedOutcome.SPARED:
+        return f"spared, {rule.name}: {explained.reason}"
+    return f"condemned by {rule.name}: {explained.reason}"
 
 
-def _verdict_and_rule(decision: Decision) -> object:
+def _verdict_and_rule(explained: Explanation) -> object:
     """Return what two decisions are compared by; reasons also quote the thresholds of a policy."""
+    decision = explained.decision
     rule = decision.rule and (decision.rule.name, decision.rule.action)
     return decision.verdict, rule
 
@@ -306,8 +273,3 @@ def _read_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401 -- as
         return State(value)
     expected = _EXPECTED.get(get_origin(kind) or kind, "an object")
     raise ConfigurationError(place or "snapshot", f"must be {expected}, not {short_repr(value)}")
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without an error
-    sys.exit(main())

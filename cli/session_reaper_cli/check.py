@@ -1,0 +1,52 @@
+"""The commands `check` and `record`."""
+
+from contextlib import closing
+from functools import partial
+
+from rich.console import Console
+from session_reaper.policy.enums import Mode
+from session_reaper.report.document import to_recordings
+from session_reaper.runs.operations import Operation, check, record
+from session_reaper.targets.target import Target
+
+from session_reaper_cli.connections.login import LoginOptions, Say, log_in
+from session_reaper_cli.local_run import LocalRun, OpenTarget, run_operation
+from session_reaper_cli.results import (
+    ExitStatus,
+    choose_status,
+    make_report,
+    print_json,
+    show_summary,
+    to_return_value,
+)
+
+
+def run_check(
+    target: Target, options: LoginOptions, output: Console, say: Say, *, as_json: bool
+) -> ExitStatus:
+    """Show what the Lambda's check says of the server. Raises TargetError."""
+    run = _run(partial(check, options.policy), target, options, say)
+    report = make_report(run.report, Mode.OBSERVE)
+    if as_json:
+        print_json(to_return_value(report), output)
+    else:
+        show_summary(report, output)
+    return ExitStatus.INTERRUPTED if run.is_interrupted else choose_status(run.report)
+
+
+def run_record(target: Target, options: LoginOptions, output: Console, say: Say) -> ExitStatus:
+    """Print a recording of the server, which `replay` reads. Raises TargetError."""
+    run = _run(record, target, options, say)
+    report = make_report(run.report, Mode.OBSERVE)
+    if run.report.recorded is None:
+        show_summary(report, output)
+        return ExitStatus.INTERRUPTED if run.is_interrupted else ExitStatus.ERROR
+    print_json({**to_return_value(report), "snapshots": to_recordings(report)}, output)
+    return ExitStatus.DONE
+
+
+def _run(operation: Operation, target: Target, options: LoginOptions, say: Say) -> LocalRun:
+    server, target = log_in(target, options, say)
+    with closing(server):
+        opened = OpenTarget(server=server, target=target, policy=options.policy)
+        return run_operation(operation, opened, say)

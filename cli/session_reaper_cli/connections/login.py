@@ -1,0 +1,107 @@
+"""Connects to a server: asks for the password, and waits for a slot while the server is full."""
+
+import getpass
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from session_reaper.deadline import Deadline
+from session_reaper.errors import ConfigurationError, FullError, PasswordNeededError, TargetError
+from session_reaper.policy.durations import format_duration
+from session_reaper.policy.model import Policy
+from session_reaper.postgres.server import CONNECT_SECONDS, Server
+from session_reaper.report.emergency import write_emergency_sql
+from session_reaper.targets.providers import emergency_instructions
+from session_reaper.targets.target import Auth, Target
+
+from session_reaper_cli.policies import restrict_to_role
+from session_reaper_cli.terminal import is_interactive
+
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5  # seconds between two attempts
+_FIRST_FALLBACK: Final = 2  # the first attempt after which the fallback secret is also tried
+
+Say = Callable[[str], None]
+"""Tells the user what the command is doing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginOptions:
+    """For how many seconds to wait for a slot, and what to do on a full server must spare."""
+
+    wait: float
+    policy: Policy
+
+
+def log_in(target: Target, options: LoginOptions, say: Say) -> tuple[Server, Target]:
+    """Connect, retrying while the server is full; ask for a missing password.
+
+    Returns the target with the password and the role that were used. Raises ConfigurationError, and
+    TargetError: FullError says what to do now.
+    """
+    try:
+        return _wait_for_slot(target, options, say)
+    except PasswordNeededError:
+        if not is_interactive():
+            raise
+    # It is read from the terminal itself, without echo, and is no argument of any process.
+    password = getpass.getpass(f"Password of {target.role} on {target.name}: ")
+    return _wait_for_slot(replace(target, password=password), options, say)
+
+
+def _wait_for_slot(target: Target, options: LoginOptions, say: Say) -> tuple[Server, Target]:
+    deadline, pause, attempt, refusal = Deadline(options.wait), _SHORTEST_PAUSE, 0, ""
+    while True:
+        attempt += 1
+        try:
+            return connect(target), target
+        except FullError as error:
+            full = error
+        if target.fallback_secret and attempt >= _FIRST_FALLBACK and not refusal:
+            try:
+                fallback = _find_fallback(target)
+                return connect(fallback), fallback
+            except FullError:
+                pass
+            except (ConfigurationError, TargetError) as error:
+                refusal = f" (fallback_secret {target.fallback_secret}: {error})"
+        if deadline.remaining() < pause:
+            hint = full.hint
+            if full.limit is None:
+                hint = _instruct(target, options.policy)
+            cause = full.cause + refusal
+            raise FullError(full.code, cause, hint, limit=full.limit, step=full.step)
+        if attempt == 1:
+            say(
+                f"{target.name} has no free slot ({full.cause})."
+                f" Trying again for {format_duration(options.wait)}; Ctrl-C stops."
+            )
+        # Other clients that were refused also retry; the jitter avoids retrying at the same moments.
+        time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 -- not cryptographic
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def connect(target: Target) -> Server:
+    """Connect once. Raises TargetError."""
+    if target.auth is Auth.IAM:
+        from session_reaper.aws.rds import with_iam_token  # noqa: PLC0415 -- boto3 takes 150 ms
+
+        target = with_iam_token(target)
+    return Server.connect(target, Deadline(CONNECT_SECONDS))
+
+
+def _instruct(target: Target, policy: Policy) -> str:
+    """Write what to do about a full server.
+
+    Our own role is an application's as a rule, so the statement does not spare its sessions.
+    """
+    sql = write_emergency_sql(restrict_to_role(policy, target.role), target.role)
+    now = emergency_instructions(target.host, str(sql))
+    return f"{now} This command works with that login, too, and shows who holds the slots."
+
+
+def _find_fallback(target: Target) -> Target:
+    from session_reaper_cli.connections.secret import find_fallback_target  # noqa: PLC0415 -- as above
+
+    return find_fallback_target(target, Deadline(CONNECT_SECONDS))

@@ -1,0 +1,117 @@
+"""libpq's parameters, as a URI and the environment give them.
+
+Reference: https://www.postgresql.org/docs/current/libpq-connect.html and libpq-envars.html. Values
+are not validated here; `target.py` does that. No error shows a part of a URI, which may be a password.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Final
+from urllib.parse import unquote
+
+from session_reaper.errors import ConfigurationError
+from session_reaper.targets.connection_options import OPTIONS, find_duplicate
+
+Parameters = Mapping[str, str]
+"""libpq's parameters by their names; an empty value counts as unset."""
+
+ENVIRONMENT: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "PGHOST": "host",
+        "PGHOSTADDR": "hostaddr",
+        "PGPORT": "port",
+        "PGUSER": "user",
+        "PGPASSWORD": "password",
+        "PGDATABASE": "dbname",
+        "PGSERVICE": "service",
+        "PGPASSFILE": "passfile",
+        "PGOPTIONS": "options",
+        "PGTARGETSESSIONATTRS": "target_session_attrs",
+        "PGLOADBALANCEHOSTS": "load_balance_hosts",
+        "PGSSLMODE": "sslmode",
+        "PGSSLROOTCERT": "sslrootcert",
+        "PGSSLNEGOTIATION": "sslnegotiation",
+        "PGSSLSNI": "sslsni",
+        "PGSSLCERT": "sslcert",
+        "PGSSLKEY": "sslkey",
+        "PGSSLCERTMODE": "sslcertmode",
+        "PGSSLCRL": "sslcrl",
+        "PGSSLCRLDIR": "sslcrldir",
+        "PGSSLMINPROTOCOLVERSION": "ssl_min_protocol_version",
+        "PGSSLMAXPROTOCOLVERSION": "ssl_max_protocol_version",
+        "PGCHANNELBINDING": "channel_binding",
+        "PGREQUIREAUTH": "require_auth",
+        "PGREQUIREPEER": "requirepeer",
+        "PGREQUIRESSL": "requiressl",
+        "PGGSSENCMODE": "gssencmode",
+        "PGGSSDELEGATION": "gssdelegation",
+        "PGGSSLIB": "gsslib",
+        "PGKRBSRVNAME": "krbsrvname",
+        "PGMINPROTOCOLVERSION": "min_protocol_version",
+    }
+)
+"""libpq's variables that choose the server, the credentials or the security of a connection."""
+
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+
+_URI: Final = re.compile(
+    r"postgres(?:ql)?://(?P<authority>[^/?#]*)(?:/(?P<dbname>[^?#]*))?(?:\?(?P<query>[^#]*))?"
+)
+_HOST: Final = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>[^:]*))?")
+_URI_HINT: Final = (
+    "write postgres://user@host:port/dbname, with : / ? # [ ] @ % in the user and the password as"
+    " %3A %2F %3F %23 %5B %5D %40 %25"
+)
+
+
+def is_uri(text: str) -> bool:
+    """Return whether a text begins like a URI of PostgreSQL."""
+    return text.startswith(("postgres://", "postgresql://"))
+
+
+def parse_uri(uri: str, place: str) -> tuple[Parameters, tuple[str, ...]]:
+    """Split a URI; return libpq's parameters, and the names of others, which belong to a driver.
+
+    As in libpq, a parameter after `?` overrides the part before it. Raises ConfigurationError.
+    """
+    found = _URI.fullmatch(uri.strip())
+    if found is None or "@" in f"{found['dbname'] or ''}{found['query'] or ''}":
+        raise ConfigurationError(place, f"invalid URI (not shown); {_URI_HINT}")
+    credentials, _, server = found["authority"].rpartition("@")
+    user, _, password = credentials.partition(":")
+    place_of_server = _HOST.fullmatch(server)
+    if place_of_server is None or "," in server:
+        raise ConfigurationError(place, f"invalid host or port (not shown); {_URI_HINT}, one host")
+    try:
+        parts = {
+            "host": unquote(place_of_server["host"].strip("[]"), errors="strict"),
+            "port": place_of_server["port"] or "",
+            "user": unquote(user, errors="strict"),
+            "password": unquote(password, errors="strict"),
+            "dbname": unquote(found["dbname"] or "", errors="strict"),
+        }
+        options = list(_parse_options(found["query"] or ""))
+    except UnicodeDecodeError:
+        raise ConfigurationError(place, f"invalid URI (not shown); {_URI_HINT}") from None
+    duplicate = find_duplicate(name for name, _ in options)
+    if duplicate is not None:
+        raise ConfigurationError(f"{place}: {duplicate}", "is given twice; write it once")
+    known = {name: value for name, value in options if name in OPTIONS and value}
+    ignored = dict.fromkeys(name for name, _ in options if name not in OPTIONS)
+    return {name: value for name, value in parts.items() if value} | known, tuple(ignored)
+
+
+def _parse_options(query: str) -> Iterator[tuple[str, str]]:
+    """Split and decode the parameters of a URI, in which + is literal."""
+    for text in query.split("&"):
+        name, _, value = text.partition("=")
+        if text:
+            yield unquote(name, errors="strict"), unquote(value, errors="strict")
+
+
+def read_environment(environ: Mapping[str, str]) -> Parameters:
+    """Return the parameters that libpq's environment variables give."""
+    return {
+        name: environ[variable] for variable, name in ENVIRONMENT.items() if environ.get(variable)
+    }

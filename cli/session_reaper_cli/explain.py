@@ -1,0 +1,106 @@
+"""The command `explain`: the decision on every session."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Final
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+from session_reaper.decision.explain import ExplainedOutcome, Explanation
+from session_reaper.policy.durations import format_duration
+from session_reaper.policy.enums import Mode
+from session_reaper.report.model import TargetReport
+from session_reaper.report.text import printable
+from session_reaper.runs.operations import explain_target
+from session_reaper.summary.groups import mask_client
+from session_reaper.targets.target import Target
+
+from session_reaper_cli.connections.login import LoginOptions, Say, log_in
+from session_reaper_cli.local_run import OpenTarget, run_operation
+from session_reaper_cli.results import (
+    ExitStatus,
+    choose_status,
+    make_report,
+    print_json,
+    to_return_value,
+)
+
+_STYLES: Final = {
+    ExplainedOutcome.CONDEMNED: "red",
+    ExplainedOutcome.SPARED: "yellow",
+    ExplainedOutcome.KEPT: "green",
+    ExplainedOutcome.PROTECTED: "cyan",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Globs over the sessions to show."""
+
+    application: str
+    role: str
+    state: str
+
+    def match(self, explanation: Explanation) -> bool:
+        """Return whether to show a session."""
+        session = explanation.decision.session
+        return (
+            fnmatchcase(session.application, self.application)
+            and fnmatchcase(session.role or "", self.role)
+            and fnmatchcase(session.state, self.state)
+        )
+
+
+def run_explain(  # noqa: PLR0913 -- where, what, and how to show it
+    target: Target,
+    options: LoginOptions,
+    filters: Filters,
+    output: Console,
+    say: Say,
+    *,
+    as_json: bool,
+) -> ExitStatus:
+    """Show the decision on every session. Raises TargetError."""
+    server, target = log_in(target, options, say)
+    with closing(server):
+        opened = OpenTarget(
+            server=server,
+            target=target,
+            policy=options.policy,
+            may_be_partial=filters.role == target.role,
+        )
+        run = run_operation(partial(explain_target, options.policy, None), opened, say)
+    shown = tuple(filter(filters.match, run.report.explained or ()))
+    report = replace(run.report, explained=shown if run.report.explained is not None else None)
+    if as_json:
+        print_json(to_return_value(make_report(report, Mode.OBSERVE)), output)
+    else:
+        for line in _describe(report):
+            output.print(line)
+    return ExitStatus.INTERRUPTED if run.is_interrupted else choose_status(report)
+
+
+def _describe(report: TargetReport) -> Iterator[Text | Padding]:
+    if report.error is not None:
+        yield Text(f"Error: {report.error.message}. {report.error.hint}")
+    for sentence in report.pressure:
+        yield Text(sentence)
+    for each in report.explained or ():
+        yield from _describe_session(each)
+
+
+def _describe_session(explanation: Explanation) -> Iterator[Text | Padding]:
+    session = explanation.decision.session
+    application = printable(session.application, 63) or "(no name)"
+    yield Text.assemble(
+        (f"{explanation.outcome}", _STYLES.get(explanation.outcome, "")),
+        f"  pid {session.identity.pid}  {application}@{mask_client(session.client)}"
+        f" (role {printable(session.role_label, 63)}), {session.state} for"
+        f" {format_duration(session.idle_seconds)}",
+    )
+    rule = f"{explanation.rule.name}: " if explanation.rule else ""
+    yield Padding(Text(f"{rule}{printable(explanation.reason, 600)}"), (0, 0, 0, 4))

@@ -1,0 +1,132 @@
+"""Runs an operation of the engine on one server, and ends it truthfully at Ctrl-C.
+
+The operation runs in a thread. At the first Ctrl-C its time is cut short: no further session is
+signalled, and the signalled ones are verified once more. The report is what the thread has recorded by
+then, as at the end of a Lambda's time.
+"""
+
+import logging
+import os
+import threading
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from session_reaper.deadline import Deadline
+from session_reaper.errors import TargetError
+from session_reaper.observability import SERVICE, OutcomeLog
+from session_reaper.policy.model import Policy
+from session_reaper.postgres.server import Server
+from session_reaper.report.model import TargetReport, record_error, record_unfinished
+from session_reaper.runs.operations import Operation, create_report
+from session_reaper.runs.parallel import JobResult, Progress
+from session_reaper.runs.target_session import TargetJob, TargetSession
+from session_reaper.targets.target import Target
+
+from session_reaper_cli.connections.login import Say, connect
+
+RUN_SECONDS: Final = 60.0
+_LAST_SECONDS: Final = 3.0  # after Ctrl-C
+_GRACE: Final = 0.5  # seconds after the deadline in which the thread may still record its result
+
+# The engine's log is for CloudWatch.
+logging.getLogger(SERVICE).setLevel(logging.CRITICAL + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRun:
+    """The report of an operation, and whether Ctrl-C ended it."""
+
+    report: TargetReport
+    is_interrupted: bool
+
+
+class HurryingClock:
+    """A monotonic clock that can be moved forward, so that every deadline comes sooner."""
+
+    def __init__(self) -> None:
+        self._skipped = 0.0
+
+    def __call__(self) -> float:
+        """Return the seconds on the clock."""
+        return time.monotonic() + self._skipped
+
+    def skip(self, seconds: float) -> None:
+        """Move the clock forward."""
+        self._skipped += max(0.0, seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenTarget:
+    """A connected server. `may_be_partial`: the sessions of our own role are enough."""
+
+    server: Server
+    target: Target
+    policy: Policy
+    may_be_partial: bool = False
+
+
+def run_operation(operation: Operation, opened: OpenTarget, say: Say) -> LocalRun:
+    """Run an operation on a connected server; an error becomes part of the report."""
+    target = opened.target
+    clock = HurryingClock()
+    deadline = Deadline(RUN_SECONDS, clock)
+    progress, log = Progress(create_report(target)), OutcomeLog()
+    job = TargetJob(
+        target=target,
+        policy=opened.policy,
+        progress=progress,
+        outcomes=log,
+        deadline=deadline,
+    )
+    session = TargetSession(
+        job=job,
+        server=opened.server,
+        connect=partial(connect, target),
+        connect_by_fallback=partial(_connect_by_fallback, target, deadline),
+        report=create_report(target),
+        may_be_partial=opened.may_be_partial,
+    )
+    thread = threading.Thread(target=_work, args=(operation, session, progress), daemon=True)
+    thread.start()
+    is_interrupted = False
+    try:
+        progress.wait(deadline.remaining() + _GRACE)
+    except KeyboardInterrupt:
+        is_interrupted = True
+        session.stop.set()
+        say(
+            "Stopping: no further session is signalled. Ctrl-C again does not wait for the outcomes."
+        )
+        clock.skip(deadline.remaining() - _LAST_SECONDS)
+        with suppress(KeyboardInterrupt):
+            progress.wait(_LAST_SECONDS + _GRACE)
+    result = progress.result
+    report = log.complete(_report_of(result), Deadline(0))
+    return LocalRun(report=report, is_interrupted=is_interrupted)
+
+
+def _work(operation: Operation, session: TargetSession, progress: Progress[TargetReport]) -> None:
+    try:
+        progress.complete(operation(session))
+    except TargetError as error:
+        progress.complete(record_error(progress.result.latest, error))
+    except Exception as bug:  # noqa: BLE001 -- what was done until then must be reported
+        progress.fail(bug)
+        if os.environ.get("SESSION_REAPER_TRACEBACK"):
+            traceback.print_exc()
+    finally:
+        progress.end()
+
+
+def _report_of(result: JobResult[TargetReport]) -> TargetReport:
+    return result.latest if result.is_complete else record_unfinished(result.latest, result.bug)
+
+
+def _connect_by_fallback(target: Target, deadline: Deadline) -> Server:
+    from session_reaper_cli.connections.secret import find_fallback_target  # noqa: PLC0415 -- boto3 takes 150 ms
+
+    return connect(find_fallback_target(target, deadline))

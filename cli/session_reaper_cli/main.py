@@ -1,0 +1,385 @@
+"""The command `session-reaper`: reads the command line and starts the commands.
+
+Each command imports its modules when it runs, so that help and errors of usage come at once.
+"""
+
+# ruff: noqa: PLC0415 -- as above
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+if TYPE_CHECKING:
+    from session_reaper.errors import TargetError
+    from session_reaper.targets.target import Target
+
+_ERROR, _INTERRUPTED = 2, 130  # exit statuses; results.py has all
+_HELP: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def main() -> None:
+    """Run the command of this process's arguments, and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit status; an error takes one line, and its remedy another."""
+    try:
+        status = app.main(list(arguments), prog_name="session-reaper", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("\nStopped. Nothing was signalled.", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 -- no tracebacks for the person on call
+        return _explain(error)
+    return int(status or 0)
+
+
+def _explain(error: Exception) -> int:
+    from session_reaper.errors import ReaperError
+
+    from session_reaper_cli.terminal import say
+
+    if os.environ.get("SESSION_REAPER_TRACEBACK"):
+        traceback.print_exc()
+    if isinstance(error, ReaperError):
+        say(f"session-reaper: {error}")
+    else:  # its text may hold anything
+        say(f"session-reaper: a bug: {type(error).__name__}")
+        say("Please report it. SESSION_REAPER_TRACEBACK=1 shows where it happened.")
+    return _ERROR
+
+
+def _print_version(context: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 -- click's signature
+    if value and not context.resilient_parsing:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"session-reaper {version('session-reaper')}")
+        except PackageNotFoundError:
+            print("session-reaper (not installed)")
+        context.exit()
+
+
+_EXAMPLES: Final = """\b
+Examples:
+  session-reaper top postgres://app@db.example/orders
+  PGSERVICE=orders session-reaper reap
+  session-reaper reap --secret prod/orders --enforce
+
+The server: a URI, or DATABASE_URL, or libpq's environment (PGHOST, PGSERVICE, ...) and ~/.pgpass, or
+--secret. Other users of this machine can see a password in a URI argument; without one the command
+asks. TLS is verified (sslmode=verify-full) unless you say otherwise.
+
+\b
+Exit status: 0 nothing to do, or all done; 1 something needs attention; 2 an error of usage, policy
+or connection.
+"""
+
+
+@click.group(context_settings=_HELP, epilog=_EXAMPLES)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version.",
+)
+def app() -> None:
+    """See who holds the connection slots of a PostgreSQL server, and free them safely."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """Where to connect, and for how many seconds to wait for a slot."""
+
+    uri: str
+    secret: str
+    wait: float
+
+    def find_target(self) -> "Target":
+        """Return the target. Raises ConfigurationError, TargetError."""
+        if self.secret:
+            from session_reaper.deadline import Deadline
+
+            from session_reaper_cli.connections.secret import find_secret_target
+
+            if self.uri:
+                raise click.UsageError("write either a URI or --secret")
+            return find_secret_target(self.secret, Deadline(20))
+        from session_reaper_cli.connections.target import Given, find_target
+        from session_reaper_cli.terminal import say
+
+        found = find_target(Given(uri=self.uri, environ=os.environ, home=Path.home()))
+        if found.warning:
+            say(f"WARNING: {found.warning}")
+        return found.target
+
+
+class _Duration(click.ParamType[float]):
+    """A duration such as 30s or 5m; a plain number means seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        from session_reaper.policy.durations import parse_duration
+
+        text = str(value)
+        seconds = parse_duration(f"{text}s" if text.isdecimal() else text)
+        if seconds is None:
+            self.fail(f"{value!r} is not a duration; write 30s or 2m", param, ctx)
+        return seconds
+
+
+def _connects(command: Callable[..., int]) -> Callable[..., int]:
+    """Add the options of a connection to a command, and explain the errors of the server."""
+
+    @click.argument("uri", default="", metavar="[URI]")
+    @click.option("--secret", default="", metavar="NAME", help="A secret in AWS Secrets Manager.")
+    @click.option(
+        "--wait",
+        type=_Duration(),
+        default="30s",
+        show_default=True,
+        help="How long to try again while the server has no free slot.",
+    )
+    @wraps(command)
+    def wrapped(uri: str, secret: str, wait: float, **options: Any) -> int:  # noqa: ANN401 -- each command's own
+        from session_reaper.errors import ConfigurationError, TargetError
+
+        connection = Connection(uri=uri, secret=secret, wait=wait)
+        try:
+            target = connection.find_target()
+        except TargetError as error:  # of the secret
+            raise ConfigurationError("--secret", f"{error.message}. {error.hint}") from None
+        try:
+            return command(target, wait, **options)
+        except TargetError as error:
+            return _fail(error, target, as_json=bool(options.get("as_json")))
+
+    return wrapped
+
+
+def _fail(error: "TargetError", target: "Target", *, as_json: bool) -> int:
+    """Say why the server could not be worked on, and what to do."""
+    from session_reaper.summary.prose import Statement, split_hint
+
+    from session_reaper_cli.remedies import write_remedy
+    from session_reaper_cli.terminal import say
+
+    if as_json:
+        _print_failure(error, target)
+    say(f"session-reaper: {target.name}: {error.message} ({error.code})")
+    for part in split_hint(write_remedy(error, target)):
+        # A statement stands alone, to be copied.
+        say(f"    {part.text}" if isinstance(part, Statement) else str(part).strip())
+    return _ERROR
+
+
+def _print_failure(error: "TargetError", target: "Target") -> None:
+    from session_reaper.policy.enums import Mode
+    from session_reaper.report.model import record_error
+    from session_reaper.runs.operations import create_report
+
+    from session_reaper_cli.results import make_report, print_json, to_return_value
+    from session_reaper_cli.terminal import make_output
+
+    report = make_report(record_error(create_report(target), error), Mode.OBSERVE)
+    print_json(to_return_value(report), make_output())
+
+
+_policy_option = click.option(
+    "--policy", default="", metavar="FILE", help="YAML or JSON; without it the default policy."
+)
+_role_option = click.option(
+    "--role",
+    default="",
+    metavar="ROLE",
+    help="Only sessions of this role. Naming your own role makes it work without"
+    " pg_read_all_stats, and lifts the protection of your own role.",
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="JSON, for programs.")
+
+
+@app.command(epilog="\b\nsession-reaper top postgres://app@db.example/orders --watch 2")
+@_connects
+@_policy_option
+@click.option("--watch", type=_Duration(), metavar="SECONDS", help="Refresh until Ctrl-C.")
+@_json_option
+def top(target: "Target", wait: float, policy: str, watch: float | None, *, as_json: bool) -> int:
+    """Show who holds the connection slots, and who blocks whom."""
+    from session_reaper_cli.connections.login import LoginOptions
+    from session_reaper_cli.policies import load
+    from session_reaper_cli.terminal import make_output, say
+    from session_reaper_cli.top.command import TopOptions, show_top
+
+    login = LoginOptions(wait=wait, policy=load(policy))
+    options = TopOptions(target=target, login=login, watch=watch, as_json=as_json)
+    return show_top(options, make_output(), say)
+
+
+@app.command(
+    epilog="\b\nsession-reaper explain postgres://app@db.example/orders --application 'api*'"
+)
+@_connects
+@_policy_option
+@click.option("--application", default="*", metavar="GLOB", help="Only these applications.")
+@click.option("--role", default="*", metavar="GLOB", help="Only sessions of these roles.")
+@click.option("--state", default="*", metavar="GLOB", help="Only sessions in these states.")
+@_json_option
+def explain(  # noqa: PLR0913 -- click passes each option
+    target: "Target",
+    wait: float,
+    *,
+    policy: str,
+    application: str,
+    role: str,
+    state: str,
+    as_json: bool,
+) -> int:
+    """Show the decision on every session, why, and the rule that misses it by least."""
+    from session_reaper_cli.connections.login import LoginOptions
+    from session_reaper_cli.explain import Filters, run_explain
+    from session_reaper_cli.policies import load
+    from session_reaper_cli.terminal import make_output, say
+
+    options = LoginOptions(wait=wait, policy=load(policy))
+    filters = Filters(application=application, role=role, state=state)
+    return run_explain(target, options, filters, make_output(), say, as_json=as_json)
+
+
+@app.command()
+@_connects
+@_json_option
+def check(target: "Target", wait: float, *, as_json: bool) -> int:
+    """Show what is missing on the server, with the SQL that fixes it."""
+    from session_reaper_cli.check import run_check
+    from session_reaper_cli.connections.login import LoginOptions
+    from session_reaper_cli.policies import DEFAULT_POLICY, load
+    from session_reaper_cli.terminal import make_output, say
+
+    options = LoginOptions(wait=wait, policy=load(DEFAULT_POLICY))
+    return run_check(target, options, make_output(), say, as_json=as_json)
+
+
+@app.command(
+    epilog="\b\nsession-reaper reap postgres://app@db.example/orders\nsession-reaper reap postgres://app@db.example/orders --role app --enforce"
+)
+@_connects
+@_policy_option
+@_role_option
+@click.option("--enforce", is_flag=True, help="Terminate; asks first.")
+@click.option("--yes", "unasked", is_flag=True, help="Do not ask.")
+@_json_option
+def reap(  # noqa: PLR0913 -- click passes each option
+    target: "Target",
+    wait: float,
+    policy: str,
+    role: str,
+    *,
+    enforce: bool,
+    unasked: bool,
+    as_json: bool,
+) -> int:
+    """Say which sessions the policy would terminate; with --enforce, terminate them."""
+    from session_reaper_cli.connections.login import LoginOptions
+    from session_reaper_cli.policies import load, restrict_to_role
+    from session_reaper_cli.reap import ReapOptions, run_reap
+    from session_reaper_cli.terminal import make_messages, make_output, say
+
+    rules = load(policy)
+    options = ReapOptions(
+        target=target,
+        login=LoginOptions(wait=wait, policy=restrict_to_role(rules, role) if role else rules),
+        role=role,
+        enforce=enforce,
+        unasked=unasked,
+        as_json=as_json,
+    )
+    return run_reap(options, make_output(), make_messages(), say)
+
+
+@app.command(epilog="\b\nsession-reaper record postgres://app@db.example/orders > recording.json")
+@_connects
+def record(target: "Target", wait: float) -> int:
+    """Print a recording of all sessions, for `replay`. Queries are redacted."""
+    from session_reaper_cli.check import run_record
+    from session_reaper_cli.connections.login import LoginOptions
+    from session_reaper_cli.policies import DEFAULT_POLICY, load
+    from session_reaper_cli.terminal import make_output, say
+
+    options = LoginOptions(wait=wait, policy=load(DEFAULT_POLICY))
+    return run_record(target, options, make_output(), say)
+
+
+@app.command(epilog="\b\nsession-reaper replay recording.json --policy new.yaml --against old.yaml")
+@click.argument("recording", metavar="FILE", type=click.Path(path_type=Path))
+@_policy_option
+@click.option("--against", metavar="FILE", help='Show what differs under this one; "": default.')
+@click.option("--target", metavar="NAME", help="Only this target of the recording.")
+def replay(recording: Path, policy: str, against: str | None, target: str | None) -> None:
+    """Show what a policy decides on a recording, offline."""
+    from session_reaper.report.text import printable
+
+    from session_reaper_cli import replay as replays
+
+    for line in list(replays.replay(recording, policy, against, target)):
+        print(printable(line, 2000))
+
+
+@app.group()
+def policy() -> None:
+    """Validate a policy file, or print the schema or the default policy."""
+
+
+@policy.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def validate(file: Path) -> int:
+    """Show the place of each error, and what means something else since 0.1."""
+    from session_reaper.policy.model import read_policy
+    from session_reaper.report.text import printable
+
+    from session_reaper_cli.policy_validation import find_errors, list_changes, read_document
+
+    document = read_document(file)
+    errors = find_errors(document)
+    for error in errors:
+        print(printable(f"{file}: {error}", 2000))
+    if errors:
+        return _ERROR
+    print(printable(f"{file}: valid", 2000))
+    for change in list_changes(read_policy(document)):
+        print(printable(f"since 0.1: {change}", 2000))
+    return 0
+
+
+@policy.command()
+def schema() -> None:
+    """Print the JSON Schema of a policy, for editors."""
+    from session_reaper_cli.policy_schema import write_schema
+
+    print(write_schema(), end="")
+
+
+@policy.command("show-default")
+def show_default() -> None:
+    """Print the default policy, to be copied."""
+    import yaml
+    from session_reaper.runs.policy_source import parse_document, read_bundled
+
+    print(yaml.safe_dump(parse_document(read_bundled()), sort_keys=False, width=100), end="")

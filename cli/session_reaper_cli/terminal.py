@@ -1,0 +1,42 @@
+"""The terminal: what goes to people and what to programs.
+
+Results go to the standard output; progress, questions and errors go to the standard error. Colours are
+for terminals only, and NO_COLOR switches them off (rich's own rules).
+"""
+
+import sys
+from typing import Final
+
+from rich.console import Console
+from session_reaper.report.text import printable
+
+NARROWEST: Final = 60  # columns
+PLAIN_WIDTH: Final = 100  # columns where the output is no terminal
+_LONGEST: Final = 2000  # characters of a line
+
+
+def make_output() -> Console:
+    """Return the console for results."""
+    return _make_console(Console(highlight=False))
+
+
+def make_messages() -> Console:
+    """Return the console for progress, questions and errors."""
+    return _make_console(Console(stderr=True, highlight=False))
+
+
+def _make_console(console: Console) -> Console:
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    console.width = max(NARROWEST, console.width)
+    return console
+
+
+def is_interactive() -> bool:
+    """Return whether a person can read a question and answer it."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def say(line: str) -> None:
+    """Write a line of progress or a warning."""
+    print(printable(line, _LONGEST), file=sys.stderr, flush=True)

@@ -1,0 +1,180 @@
+"""What `top` shows of a server: slots, groups of sessions, lock chains, and what a policy would do."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from session_reaper.decision.decide import decide
+from session_reaper.decision.model import Decision, Verdict
+from session_reaper.policy.enums import Action
+from session_reaper.policy.model import Policy
+from session_reaper.policy.protections import ProtectedBy
+from session_reaper.sessions.lock_chains import Waiter
+from session_reaper.sessions.session import Session, Slots, State
+from session_reaper.sessions.snapshot import Snapshot
+from session_reaper.summary.groups import mask_client
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionGroup:
+    """Sessions of one application, role, client network and state.
+
+    `oldest_seconds`: the longest time in the state. `locks`: on objects, of all together. `pins`: the
+    transactions by which the worst holds vacuum back. `blocks`: the sessions that wait for one of them.
+    """
+
+    application: str
+    role: str
+    client: str
+    state: State
+    count: int
+    oldest_seconds: float
+    locks: int
+    pins: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockChain:
+    """A session that others wait for, and that waits for no lock itself."""
+
+    root: Session
+    waiters: Sequence[Waiter]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RulePlan:
+    """What one rule would do now."""
+
+    rule: str
+    action: Action
+    count: int
+    held_back: int  # by a limit, `until` or the breaker
+    example: str  # the reason for the oldest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """One look at a server.
+
+    `hidden`: sessions that our role may not see. `protected`: the sessions that a rule would terminate
+    without a protection, by protection. `own_role`: those of them that our own role protects.
+    """
+
+    target: str
+    role: str
+    database_is_replica: bool
+    slots: Slots
+    hidden: int
+    groups: Sequence[SessionGroup]
+    chains: Sequence[LockChain]
+    plans: Sequence[RulePlan]
+    protected: Sequence[tuple[str, int]]
+    own_role: int
+    breaker: str
+
+
+def make_overview(name: str, snapshot: Snapshot, policy: Policy) -> Overview:
+    """Describe a snapshot of all sessions."""
+    decided = decide(snapshot.sessions, snapshot.slots, policy)
+    protected = [d for d in decided.decisions if d.protection and d.protected_from]
+    by_protection = Counter(d.protection.by for d in protected if d.protection)
+    return Overview(
+        target=name,
+        role=snapshot.role,
+        database_is_replica=snapshot.reader,
+        slots=snapshot.slots,
+        hidden=snapshot.hidden,
+        groups=tuple(_group(snapshot.sessions)),
+        chains=tuple(_list_chains(snapshot.sessions)),
+        plans=tuple(_plan(decided.decisions)),
+        protected=tuple(by_protection.most_common()),
+        own_role=by_protection[ProtectedBy.OWN_ROLE.value],
+        breaker=decided.breaker or "",
+    )
+
+
+def to_json(overview: Overview) -> dict[str, Any]:
+    """Return an overview as JSON; groups have the keys of `holders` in a run's report."""
+    slots = overview.slots
+    return {
+        "target": overview.target,
+        "role": overview.role,
+        "reader": overview.database_is_replica,
+        "slots": {
+            "max": slots.max,
+            "reserved": slots.reserved,
+            "usable": slots.usable,
+            "used": slots.used,
+        },
+        "hidden": overview.hidden,
+        "groups": [asdict(group) for group in overview.groups],
+        "lock_chains": [
+            {
+                "pid": chain.root.identity.pid,
+                "application": chain.root.application,
+                "role": chain.root.role,
+                "state": chain.root.state.value,
+                "idle_seconds": chain.root.idle_seconds,
+                "query": chain.root.redacted_query,
+                "waiters": [asdict(waiter) for waiter in chain.waiters],
+            }
+            for chain in overview.chains
+        ],
+        "policy": [asdict(plan) for plan in overview.plans],
+        "protected": [{"by": by, "count": count} for by, count in overview.protected],
+        **({"breaker": overview.breaker} if overview.breaker else {}),
+    }
+
+
+def _group(sessions: Iterable[Session]) -> Iterator[SessionGroup]:
+    """Group sessions, the largest group first."""
+    members: dict[tuple[str, str, str, State], list[Session]] = defaultdict(list)
+    for each in sessions:
+        key = (each.application, each.role_label, mask_client(each.client), each.state)
+        members[key].append(each)
+    for (application, role, client, state), group in sorted(members.items(), key=_largest_first):
+        yield SessionGroup(
+            application=application,
+            role=role,
+            client=client,
+            state=state,
+            count=len(group),
+            oldest_seconds=max(each.idle_seconds for each in group),
+            locks=sum(each.locks or 0 for each in group),
+            pins=max(each.pinned for each in group),
+            blocks=sum(len(each.waiters) for each in group),
+        )
+
+
+def _largest_first(item: tuple[object, Sequence[Session]]) -> tuple[float, ...]:
+    sessions = item[1]
+    return (-len(sessions), -max(each.idle_seconds for each in sessions))
+
+
+def _list_chains(sessions: Iterable[Session]) -> Iterator[LockChain]:
+    blockers = [each for each in sessions if each.waiters]
+    for each in sorted(blockers, key=lambda session: -len(session.waiters)):
+        yield LockChain(root=each, waiters=each.waiters)
+
+
+_COUNTED: Final = (Verdict.CONDEMN, Verdict.SPARE)
+
+
+def _plan(decisions: Iterable[Decision]) -> Iterator[RulePlan]:
+    """Say what each rule would do, in the order of their sessions."""
+    by_rule: dict[str, list[Decision]] = defaultdict(list)
+    for decision in decisions:
+        if decision.verdict in _COUNTED and decision.rule is not None:
+            by_rule[decision.rule.name].append(decision)
+    for name, group in by_rule.items():
+        condemned = [each for each in group if each.verdict is Verdict.CONDEMN]
+        oldest = max(condemned or group, key=lambda each: each.session.idle_seconds)
+        yield RulePlan(
+            rule=name,
+            action=oldest.rule.action if oldest.rule else Action.TERMINATE,
+            count=len(condemned),
+            held_back=len(group) - len(condemned),
+            example=oldest.reason,
+        )

@@ -1,0 +1,143 @@
+"""The SQL that a person runs when the server is full and the reaper cannot help.
+
+It must work as printed for any role, so it leaves out the sessions that the role may not signal: one
+of them would abort the whole statement. It is one SELECT with one semicolon, at its end, and has no
+quotes but its own: every character of a pattern that could end a literal becomes a wildcard, so that
+a pattern in it protects more, never less.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from session_reaper.policy.builtin import (
+    PROVIDER_DATABASES,
+    PROVIDER_ROLES,
+    TOOLS,
+    find_protection_by_name,
+)
+from session_reaper.policy.model import Policy
+from session_reaper.policy.patterns import widen_classes
+from session_reaper.sessions.session import Names, State
+from session_reaper.sessions.snapshot import Holder
+from session_reaper.targets.providers import emergency_instructions, reserved_slot_instructions
+
+_MAX_STATEMENT: Final = 1400  # characters; a summary does not show a longer one
+_TERMINATE: Final = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE "
+_LITERAL: Final = re.compile(r"[\w /@-]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmergencySql:
+    """A statement, and whether it also spares what the policy protects."""
+
+    statement: str
+    spares_policy: bool
+
+    def __str__(self) -> str:
+        """The statement, and what it spares."""
+        if self.spares_policy:
+            return (
+                f"{self.statement} (It spares what the policy protects, but knows no keep rules.)"
+            )
+        return f"{self.statement} (It spares backups and other tools, but not what the policy protects.)"
+
+
+def write_emergency_sql(policy: Policy, own_role: str) -> EmergencySql:
+    """Write the statement that terminates the sessions idle in transaction for five minutes."""
+    tools = [glob for tool in TOOLS for glob in tool.applications]
+    return _write_if_short(("state LIKE 'idle in transaction%'",), tools, policy, own_role)
+
+
+LIST_HOLDERS: Final = (
+    "SELECT count(*), state, usename, application_name, max(now() - state_change) AS oldest"
+    " FROM pg_stat_activity WHERE backend_type = 'client backend' GROUP BY 2, 3, 4 ORDER BY 1 DESC;"
+)
+"""The statement that shows who holds the slots."""
+
+
+def write_holder_sql(holder: Holder, policy: Policy, own_role: str) -> EmergencySql | None:
+    """Write the statement that terminates the sessions of a group that are idle for five minutes.
+
+    None if the group is in another state, is protected, or has a name that needs quoting.
+    """
+    role, application = holder.role, holder.application
+    if holder.state != State.IDLE or role is None or not _is_plain(role + application):
+        return None
+    names = Names(role, "", application)
+    if find_protection_by_name(names) or policy.protect.find(names):
+        return None
+    conditions = (f"state = 'idle' AND usename = '{role}' AND application_name = '{application}'",)
+    return _write_if_short(conditions, (), policy, own_role)
+
+
+def instruct_on_full_server(host: str, role: str, policy: Policy) -> str:
+    """Write what to do about a server that has no slot for the reaper; `role` is the reaper's."""
+    now = emergency_instructions(host, str(write_emergency_sql(policy, role)))
+    later = reserved_slot_instructions(host, role)
+    return f"{now} To see who holds the slots, run {LIST_HOLDERS} {later}"
+
+
+def _is_plain(name: str) -> bool:
+    return _LITERAL.fullmatch(name) is not None
+
+
+def _write_if_short(
+    conditions: Sequence[str], tools: Sequence[str], policy: Policy, own_role: str
+) -> EmergencySql:
+    statement = _write(conditions, tools, policy, own_role)
+    if len(statement) <= _MAX_STATEMENT:
+        return EmergencySql(statement=statement, spares_policy=True)
+    statement = _write(conditions, tools, None, own_role)
+    return EmergencySql(statement=statement, spares_policy=False)
+
+
+def _write(
+    conditions: Sequence[str], tools: Sequence[str], policy: Policy | None, own_role: str
+) -> str:
+    applications, databases, clients = [*tools], [*PROVIDER_DATABASES], ""
+    if policy is not None:
+        applications += policy.protect.applications
+        databases += policy.protect.databases
+        clients = ",".join(map(str, policy.protect.clients))
+    parts = [
+        *conditions,
+        "state_change < now() - interval '5 minutes'",
+        "backend_type = 'client backend'",
+        "(pg_has_role(usesysid, 'USAGE') OR pg_has_role('pg_signal_backend', 'USAGE'))",
+        _spare_roles(policy, own_role),
+        f"datname !~ '{_to_regex(databases)}'",
+        *([f"application_name !~ '{_to_regex(applications)}'"] if applications else []),
+        *([f"(client_addr <<= ANY ('{{{clients}}}'::inet[])) IS NOT TRUE"] if clients else []),
+    ]
+    return _TERMINATE + " AND ".join(parts) + ";"
+
+
+def _spare_roles(policy: Policy | None, own_role: str) -> str:
+    """Write the condition that spares protected roles; a role that was dropped has no row."""
+    by_role = f"rolreplication OR rolname ~ '{_to_regex([*PROVIDER_ROLES, own_role])}'"
+    lifted = sorted(filter(_is_plain, policy.lifted_roles)) if policy else []
+    if lifted:
+        by_role = f"({by_role}) AND rolname !~ '{_to_regex(lifted)}'"
+    protected = f"rolsuper OR {by_role}"
+    if policy is None or not policy.protect.roles:
+        return f"NOT EXISTS (SELECT FROM pg_roles WHERE oid = usesysid AND ({protected}))"
+    protected += f" OR rolname ~ '{_to_regex(policy.protect.roles)}'"
+    return f"EXISTS (SELECT FROM pg_roles WHERE oid = usesysid AND NOT ({protected}))"
+
+
+def _to_regex(globs: Iterable[str]) -> str:
+    """Return a regular expression of PostgreSQL that matches what any of the globs matches, or more."""
+    return f"^({'|'.join(dict.fromkeys(''.join(_convert_glob(glob)) for glob in globs))})"
+
+
+def _convert_glob(glob: str) -> Iterator[str]:
+    """Replace wildcards, and the characters that need quoting, which match any character."""
+    for character in widen_classes(glob).removesuffix("*"):
+        if character == "*":
+            yield ".*"
+        else:
+            yield character if _is_plain(character) else "."
+    if not glob.endswith("*"):
+        yield "$"

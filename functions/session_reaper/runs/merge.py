@@ -1,0 +1,104 @@
+"""Merges the results of secrets that lead to one server into one report."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from session_reaper.report.model import FailedSecret, Failure, TargetReport, TargetStatus
+from session_reaper.runs.visits import Visits
+from session_reaper.targets.servers import are_one_server
+from session_reaper.targets.target import Target, TargetKey
+
+_MOST_TELLING: Final = (TargetStatus.FULL, TargetStatus.BLIND, TargetStatus.FAILED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretResult:
+    """The result of one target. `has_ended`: its turn came and ended before the run's time did."""
+
+    target: Target
+    report: TargetReport
+    has_ended: bool
+
+
+def merge_results(results: Sequence[SecretResult], visits: Visits) -> list[TargetReport]:
+    """Return one report for each server; results and reports are in configured order."""
+    by_owner: dict[TargetKey, list[SecretResult]] = defaultdict(list)
+    failed: dict[TargetKey, list[Target]] = defaultdict(list)  # by the first target of their group
+    for result in results:
+        owner = visits.find_owner(result.target)
+        if owner is None:
+            # No secret of this server got in, so only their hosts and addresses can be compared.
+            target = result.target
+            alike = failed[visits.list_group(target)[0].key]
+            alike.append(target)
+            owner = next(each.key for each in alike if are_one_server(each, target))
+        by_owner[owner].append(result)
+    return [
+        _merge(owner, members)
+        for owner, members in by_owner.items()
+        if not all(member.target.is_alternate for member in members)
+    ]
+
+
+def _merge(owner: TargetKey, members: Sequence[SecretResult]) -> TargetReport:
+    """Merge the results of one server's secrets; the first one names it."""
+    by_key = {member.target.key: member for member in members}
+    chosen = by_key[owner].report
+    if chosen.slots is None:
+        chosen = min(members, key=_rank).report
+    first, *others = (member.target for member in members)
+    failed = tuple(_list_failures(members, chosen))
+    error = chosen.error
+    if failed and error is None:
+        error = _explain(failed[0])
+    elif failed and error is not None and chosen.slots is None:
+        error = _add_failures(error, failed)
+        failed = ()
+    also = dict.fromkeys(target.secret_name for target in others)
+    also.pop(first.secret_name, None)
+    return replace(
+        chosen,
+        name=first.name,
+        secret=first.secret_name,
+        key=first.key,
+        also=tuple(also),
+        also_keys=tuple(target.key for target in others),
+        failed_secrets=failed,
+        error=error,
+    )
+
+
+def _rank(member: SecretResult) -> int:
+    is_known = member.has_ended and member.report.error is not None
+    known = [status for status in _MOST_TELLING if is_known and status is member.report.status]
+    return _MOST_TELLING.index(known[0]) if known else len(_MOST_TELLING)
+
+
+def _list_failures(members: Iterable[SecretResult], chosen: TargetReport) -> Iterable[FailedSecret]:
+    """List the failures that the chosen report does not show.
+
+    A role that sees too little is no failure while another secret's role sees everything.
+    """
+    for member in members:
+        report, error = member.report, member.report.error
+        is_failure = report.status in (TargetStatus.FAILED, TargetStatus.FULL)
+        if error is None or not is_failure or not member.has_ended or report is chosen:
+            continue
+        if chosen.error is None or chosen.error.code != error.code:
+            yield FailedSecret(name=member.target.secret_name, failure=error)
+
+
+def _add_failures(error: Failure, failed: Sequence[FailedSecret]) -> Failure:
+    """Add to the error of a server where no secret works the errors of its other secrets."""
+    others = "; ".join(
+        f"secret {each.name}: {each.failure.code}, {each.failure.cause}" for each in failed
+    )
+    return replace(error, cause=f"{error.cause} ({others})")
+
+
+def _explain(secret: FailedSecret) -> Failure:
+    step = f"secret {secret.name}" + (f", {secret.failure.step}" if secret.failure.step else "")
+    hint = f"Secret {secret.name}: {secret.failure.hint}"
+    return replace(secret.failure, step=step, hint=hint)

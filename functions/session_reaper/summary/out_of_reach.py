@@ -1,0 +1,133 @@
+"""Sentences on sessions that a rule would have ended, and that the run could not end."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from session_reaper.decision.model import Decision
+from session_reaper.policy.durations import format_duration
+from session_reaper.policy.protections import ProtectedBy, Protection
+from session_reaper.report.headline import count_of
+from session_reaper.report.model import TargetReport
+from session_reaper.report.protected import ProtectedGroup
+from session_reaper.report.text import printable
+from session_reaper.sessions.lock_chains import Waiter
+from session_reaper.summary.prose import Name, Prose, Statement
+
+_MOST_NAMED: Final = 3
+_REMEDIES: Final = {
+    ProtectedBy.SUPERUSER: "only a superuser can end them, with pg_terminate_backend",
+    ProtectedBy.OWN_ROLE: "give the reaper a role of its own",
+    ProtectedBy.ROLE_DROPPED: "without protect.roles in the policy, sessions of dropped roles are not"
+    " protected",
+    ProtectedBy.BUILT_IN: "if these are leaks, let the application connect under another name",
+}
+_PREPARED: Final = (
+    "a prepared transaction, which the reaper cannot end. Run what this prints, in the transaction's"
+    " own database, as its owner or a superuser: "
+)
+# The statement is made by the server, because a gid may contain data of the application.
+_ROLLBACK: Final = Statement(
+    "SELECT format('ROLLBACK PREPARED %L', gid) AS run, database, owner, prepared"
+    " FROM pg_prepared_xacts ORDER BY prepared;"
+)
+
+
+def list_protected_steps(report: TargetReport) -> Iterator[Prose]:
+    """Say for each rule and protection which sessions it spares, and how to include them."""
+    by_reason: dict[tuple[str, str], list[ProtectedGroup]] = defaultdict(list)
+    for group in report.protected_to_report:
+        by_reason[group.rule, group.protection.by].append(group)
+    for (rule, by), groups in by_reason.items():
+        number = sum(group.count for group in groups)
+        match = "matches" if number == 1 else "match"
+        are = "is" if number == 1 else "are"
+        yield (
+            f"{count_of(number, 'session')} {match} rule ",
+            Name(printable(rule, 63)),
+            f" but {are} protected (",
+            Name(printable(by, 90)),
+            f"): {_advise_on_protection(groups[0].protection)} (",
+            *_name_roles(groups),
+            ").",
+        )
+
+
+def _advise_on_protection(protection: Protection) -> str:
+    if protection.can_be_lifted:
+        return "name the role in the rule to include them"
+    return _REMEDIES.get(
+        protection.kind, f"if these are leaks, change {protection.kind} in the policy"
+    )
+
+
+def _name_roles(groups: Sequence[ProtectedGroup]) -> Prose:
+    labels = ["(role dropped)" if group.role is None else group.role for group in groups]
+    names = list(dict.fromkeys(labels))
+    more = len(names) - _MOST_NAMED
+    shown = ", ".join(printable(name, 63) for name in names[:_MOST_NAMED])
+    return ("role ", Name(shown), f" and {more} more" if more > 0 else "")
+
+
+def list_blocker_steps(report: TargetReport) -> Iterator[Prose]:
+    """Say for each blocker out of reach who waits for it, and how to end it by hand."""
+    for blocker in report.blockers:
+        waiting = (*_count_waiters(blocker.waiters), " waiting for ")
+        if blocker.decision is None:
+            yield (*waiting, _PREPARED, _ROLLBACK)
+        else:
+            yield (*waiting, *_explain_protected_blocker(blocker.decision, blocker.by))
+
+
+def _explain_protected_blocker(decision: Decision, by: str) -> Prose:
+    session, protection = decision.session, decision.protection
+    identity = session.identity
+    as_superuser = " as a superuser" if session.superuser else ""
+    lift = ""
+    if protection is not None and not session.superuser:
+        lift = f" To let the reaper do it: {_advise_on_protection(protection)}."
+    return (
+        Name(f"{printable(session.application, 63) or '(no name)'}, pid {identity.pid}"),
+        " (role ",
+        Name(printable(session.role_label, 63)),
+        f"), {session.state} for {format_duration(session.idle_seconds)}, which is protected (",
+        Name(printable(by, 90)),
+        f"). If it may be ended, run{as_superuser}: ",
+        Statement(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"  # noqa: S608 -- validated
+            f" WHERE pid = {identity.pid} AND backend_start = '{identity.backend_start}'"
+            f" AND state = '{session.state}';"
+        ),
+        lift,
+    )
+
+
+def _count_waiters(waiters: Sequence[Waiter]) -> Prose:
+    if not waiters:
+        return ("Sessions are",)
+    names = dict.fromkeys(f"{w.application or '(no name)'} as {w.role}" for w in waiters)
+    shown = ", ".join(printable(name, 90) for name in list(names)[:_MOST_NAMED])
+    more = ", …" if len(names) > _MOST_NAMED else ""
+    are = "is" if len(waiters) == 1 else "are"
+    longest = format_duration(waiters[0].seconds)
+    number = count_of(len(waiters), "session")
+    return (f"{number} (", Name(shown + more), f"; the longest for {longest}) {are}")
+
+
+def describe_protected(group: ProtectedGroup) -> Prose:
+    """Write one line on a group of protected sessions."""
+    are = "is" if group.count == 1 else "are"
+    waiters = group.waiters
+    waiting = f"; {len(waiters)} waiting" if waiters else ""
+    role = "(role dropped)" if group.role is None else group.role
+    return (
+        f"{count_of(group.count, 'session')} {are} protected (",
+        Name(printable(group.protection.by, 90)),
+        "): ",
+        Name(printable(group.application, 90) or "(no name)"),
+        " (role ",
+        Name(printable(role, 63)),
+        f"), oldest {format_duration(group.oldest_seconds)}, rule ",
+        Name(printable(group.rule, 63)),
+        waiting,
+    )

@@ -1,0 +1,101 @@
+"""Finds the secrets that lead to one server, so that a run visits each server once.
+
+A host and an address are facts; the name of a target is what its secret claims. A secret can name any
+address, so the rules here must never let one secret keep another one's server from being visited.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+from session_reaper.targets.providers import is_instance_of_rds, is_proxy, rds_region
+from session_reaper.targets.target import SslMode, Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """The server that a connection has reached.
+
+    `target`: the one that was to be visited. `address`: the IP address of the server. `is_verified`:
+    TLS has proven the server's identity. `is_pooled`: a pooler answers, which may lead each database
+    and role to another server.
+    """
+
+    target: Target
+    address: str
+    is_verified: bool
+    is_pooled: bool
+
+    def has_endpoint_of(self, other: Target) -> bool:
+        """Return whether another target's host and port lead to the same place.
+
+        Equal addresses suffice without TLS and for endpoints of RDS. With TLS, a router may choose
+        the server by the host name that the client sends.
+        """
+        if self.target.endpoint == other.endpoint:
+            return True
+        if are_instances_of_rds(self.target, other):
+            return False
+        is_address = other.addresses == (self.address,) and self.target.port == other.port
+        return is_address and _is_address_enough(self.target, other)
+
+    def leads_to_server_of(self, other: Target) -> bool:
+        """Return whether the place is the server of another target, as far as connecting tells."""
+        is_same_route = (self.target.database, self.target.role) == (other.database, other.role)
+        return self.has_endpoint_of(other) and (is_same_route or not self.is_pooled)
+
+    def is_as_secure_as(self, other: Target) -> bool:
+        """Return whether another target's own connection would prove no more than this one."""
+        return self.is_verified or not other.is_verified
+
+    def covers(self, other: Target) -> bool:
+        """Return whether a visit here does all that a visit by another target would do."""
+        return self.leads_to_server_of(other) and self.is_as_secure_as(other)
+
+
+def _is_address_enough(one: Target, other: Target) -> bool:
+    is_plain = one.sslmode is SslMode.DISABLE and other.sslmode is SslMode.DISABLE
+    return is_plain or all(
+        rds_region(each.host) and not is_proxy(each.host) for each in (one, other)
+    )
+
+
+def are_instances_of_rds(one: Target, other: Target) -> bool:
+    """Return whether two targets are different instances of RDS, by the names of their hosts."""
+    are_named = all(is_instance_of_rds(each.host) for each in (one, other))
+    return are_named and one.endpoint.host != other.endpoint.host
+
+
+def are_one_server(one: Target, other: Target) -> bool:
+    """Return whether two targets lead to one server, as far as hosts and addresses tell."""
+    (address,) = one.addresses if len(one.addresses) == 1 else ("",)
+    place = Place(target=one, address=address, is_verified=False, is_pooled=False)
+    return place.has_endpoint_of(other)
+
+
+def group_by_server(targets: Sequence[Target]) -> list[tuple[Target, ...]]:
+    """Group the targets that may be one server: those with an equal host or address, and port.
+
+    Groups, and the targets in each, keep the order of the targets.
+    """
+    parents = list(range(len(targets)))  # of each index, the index of a target in the same group
+
+    def find_first(index: int) -> int:
+        while parents[index] != index:
+            index = parents[index]
+        return index
+
+    first_by_place: dict[Hashable, int] = {}
+    for index, target in enumerate(targets):
+        for place in (target.endpoint, *((each, target.port) for each in target.addresses)):
+            one, other = map(find_first, (index, first_by_place.setdefault(place, index)))
+            parents[max(one, other)] = min(one, other)
+    groups: dict[int, list[Target]] = defaultdict(list)
+    for index, target in enumerate(targets):
+        groups[find_first(index)].append(target)
+    return [tuple(group) for group in groups.values()]
+
+
+def sort_by_trust(targets: Iterable[Target]) -> list[Target]:
+    """Sort verified targets first: an unverified visit must not take the place of a verified one."""
+    return sorted(targets, key=lambda target: not target.is_verified)

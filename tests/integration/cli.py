@@ -1,0 +1,76 @@
+"""Runs the command as people do: a process of its own, with the environment of a test only."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pexpect
+
+from tests.integration.stage import PASSWORD, REAPER, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "session_reaper_cli")
+SECONDS = 60  # for anything that a busy machine may delay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What a command has printed, and its exit status."""
+
+    out: str
+    err: str
+    status: int
+
+
+def environment(home: Path, given: Mapping[str, str]) -> dict[str, str]:
+    paths = os.pathsep.join(str(ROOT / folder) for folder in ("cli", "functions"))
+    base = {"PATH": os.defpath, "HOME": str(home), "PYTHONPATH": paths, "LANG": "C.UTF-8"}
+    aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    return base | aws | dict(given)
+
+
+def run(home: Path, *arguments: str, **environ: str) -> Done:
+    """Run the command without a terminal."""
+    done = subprocess.run(  # noqa: S603 -- our own command
+        [*COMMAND, *arguments],
+        env=environment(home, environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * SECONDS,
+        check=False,
+    )
+    return Done(out=done.stdout, err=done.stderr, status=done.returncode)
+
+
+def on_terminal(
+    home: Path, *arguments: str, columns: int = 100, **environ: str
+) -> pexpect.spawn[str]:
+    """Start the command on a terminal of its own."""
+    return pexpect.spawn(
+        COMMAND[0],
+        [*COMMAND[1:], *arguments],
+        env=environment(home, {"TERM": "xterm-256color"} | environ),
+        dimensions=(40, columns),
+        timeout=SECONDS,
+        encoding="utf-8",
+        codec_errors="replace",
+    )
+
+
+def uri(stage: Stage, role: str = REAPER, password: str = PASSWORD, **options: str) -> str:
+    """Return the URI of the server; the embedded one has no TLS."""
+    where = f"{stage.server.host}:{stage.server.port}/postgres"
+    query = "&".join(
+        f"{k}={quote(v, safe='')}" for k, v in ({"sslmode": "disable"} | options).items()
+    )
+    return f"postgres://{role}:{password}@{where}?{query}"

@@ -1,0 +1,125 @@
+"""The groups of sessions that hold the slots, where many slots are used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.answers import SNAPSHOT, list_places
+from tests.integration.stage import IDLE, LEAK, REAPER, Client, rule
+from tests.integration.test_full import superuser
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.integration.stage import Stage, Victim
+
+pytestmark = pytest.mark.every_major
+USABLE = 16
+
+
+@pytest.fixture
+def small(own_server: Callable[..., Stage], build: object) -> Stage:
+    """A server with few slots for ordinary roles, and more for the reaper."""
+    settings = {"max_connections": "20", "superuser_reserved_connections": "4"}
+    if getattr(build, "major", 0) >= 16:
+        settings |= {"superuser_reserved_connections": "2", "reserved_connections": "2"}
+    stage = own_server(settings)
+    stage.target(fallback_secret=superuser(stage))
+    return stage
+
+
+def crowd(stage: Stage, leaks: int = 0, idle: int = 0) -> list[Victim]:
+    """Open sessions of two applications, one of them over TCP."""
+    api = stage.sessions(idle, IDLE, application_name="api", tcp=True)
+    return api + stage.sessions(leaks, LEAK, role="batch", application_name="import")
+
+
+def test_a_full_server_s_holders_are_named_everywhere(small: Stage) -> None:
+    crowd(small, idle=9)
+    small.sessions(4, IDLE, role="batch", application_name="")
+    small.fill("other")
+    run = small.reap(rule(idle_for="1h"))
+    slots, holders = run.target()["slots"], run.target()["holders"]
+    assert slots["usable"] == USABLE
+    assert slots["used_before"] >= USABLE
+    first = holders[0]
+    assert first.pop("oldest_seconds") >= 0
+    assert first == {
+        "application": "api",
+        "role": "app",
+        "client": "127.0.0.0/24",
+        "state": IDLE,
+        "count": 9,
+    }
+    assert holders[1].items() >= {"role": "batch", "client": None, "count": 4}.items()
+    assert sum(holder["count"] for holder in holders) == slots["used_before"]
+    assert run.email.subject.startswith("CRITICAL: ")
+    assert "9 idle: api@127.0.0.0/24 (role app)" in run.document["steps"][0]
+    assert run.said.count("9 idle: api@127.0.0.0/24 (role app)") == 2  # step, and what happened
+    assert "4 idle: (no name)@local (role batch)" in run.said
+
+
+def test_a_nearly_full_server_s_holders_are_those_that_remain(small: Stage) -> None:
+    crowd(small, leaks=2, idle=13)
+    run = small.reap()
+    assert run.document["totals"]["terminated"] == 2
+    holders = {holder["application"]: holder["count"] for holder in run.target()["holders"]}
+    assert holders == {"api": 13, "import": 2, "": 1}  # as `used_before`, with the test's superuser
+    assert "13 idle: api@127.0.0.0/24" in run.said
+    assert "2 idle in transaction: import@" not in run.said
+    assert any("13 idle: api" in step for step in run.document["steps"])
+
+
+def test_a_server_with_free_slots_names_no_holders(small: Stage) -> None:
+    crowd(small, leaks=1, idle=9)
+    run = small.reap()
+    assert "holders" not in run.target()
+    assert "hold slots" not in run.said
+
+
+def test_holders_are_not_named_once_there_is_room_again(small: Stage) -> None:
+    crowd(small, leaks=8, idle=5)
+    run = small.reap()
+    assert len(run.target()["holders"]) == 3
+    assert "hold slots" not in run.said
+
+
+def test_sessions_of_a_dropped_role_are_holders_too(small: Stage) -> None:
+    crowd(small, idle=4)
+    small.root.run("CREATE ROLE vault_1 LOGIN")
+    for _ in range(9):
+        small.cleanup(
+            Client("vault_1", database="postgres", unix_sock=small.server.unix_sock).close
+        )
+    small.root.run("DROP ROLE vault_1")
+    run = small.run({"mode": "observe"})
+    assert run.target()["holders"][0].items() >= {"role": None, "count": 9}.items()
+
+
+def test_no_more_than_ten_groups_leave_the_server(small: Stage) -> None:
+    for number in range(12):
+        small.session(IDLE, application_name=f"app-{number}")
+    run = small.reap(rule(idle_for="1h"))
+    assert len(run.target()["holders"]) == 10
+
+
+def test_the_holders_have_the_places_that_the_unit_tests_try(small: Stage) -> None:
+    crowd(small, idle=12)
+    holder = small.reap(rule(idle_for="1h")).target()["holders"][0]
+    assert len(holder) == len([p for p in list_places(SNAPSHOT) if p[:2] == ("holders", 0)]) - 1
+
+
+@pytest.mark.parametrize(
+    "function", ["network(inet)", "set_masklen(inet, integer)", "family(inet)"]
+)
+def test_the_hint_fixes_a_revoked_network_function(stage: Stage, function: str) -> None:
+    stage.root.run(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC")
+    stage.cleanup(stage.root.run, f"GRANT EXECUTE ON FUNCTION {function} TO PUBLIC")
+    run = stage.run({"mode": "observe"})
+    assert (run.target()["status"], run.error()["code"]) == ("failed", "42501")
+    for grant in run.error()["hint"].split(": ", 1)[1].split("; "):
+        assert REAPER in grant
+        stage.root.run(grant)
+    assert stage.run({"mode": "observe"}).target()["status"] == "ok"

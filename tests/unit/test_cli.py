@@ -1,0 +1,175 @@
+"""Parts of the command that need no server."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+from session_reaper.errors import NoTlsError, TargetError
+from session_reaper.policy.model import read_policy
+from session_reaper.report.model import TargetReport
+from session_reaper_cli.connections.target import Given, find_target
+from session_reaper_cli.local_run import HurryingClock
+from session_reaper_cli.main import run
+from session_reaper_cli.policies import restrict_to_role
+from session_reaper_cli.policy_validation import find_errors, list_changes
+from session_reaper_cli.remedies import write_remedy
+from session_reaper_cli.results import ExitStatus, choose_status
+from session_reaper_cli.top.overview import make_overview
+from session_reaper_cli.top.screen import draw
+
+from tests.builders import a_document, a_policy, a_rule, a_session, a_snapshot
+
+if TYPE_CHECKING:
+    from session_reaper.targets.target import Target
+
+Capture = pytest.CaptureFixture[str]
+LEAK = ["idle in transaction"]
+
+
+# -- policies --------------------------------------------------------------------------------------
+
+
+def test_every_error_of_a_policy_is_shown_with_its_place(tmp_path: Path, capsys: Capture) -> None:
+    document = {
+        "version": 2,
+        "rules": [
+            a_rule(),
+            a_rule("two", state=LEAK, idle_for=300),
+            a_rule("three", stat=LEAK, idle_for="5m"),
+        ],
+        "limits": {"max_terminations": 0},
+        "protect": {"roles": []},
+        "unknown": 1,
+    }
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(document))
+    assert run(["policy", "validate", str(path)]) == 2
+    printed = capsys.readouterr().out.splitlines()
+    places = [line.removeprefix(f"{path}: ").split(": ")[0] for line in printed]
+    assert places == [
+        "version",
+        "rules[1].match.idle_for",
+        "rules[2].match.stat",
+        "limits.max_terminations",
+        "protect.roles",
+        "unknown",
+    ]
+
+
+def test_an_error_of_the_whole_policy_is_shown() -> None:
+    (error,) = find_errors(a_document(a_rule("same"), a_rule("same")))
+    assert "same" in error
+    assert find_errors({}) == ("version: is required", "rules: is required")
+    assert find_errors([]) != ()
+    assert find_errors(a_document()) == ()
+
+
+def test_what_means_something_else_since_0_1_is_listed() -> None:
+    rules = [
+        {**a_rule("warn"), "mode": "observe"},
+        a_rule("runaway", state=["active"], query_for="1h"),
+        a_rule("query", state=LEAK, idle_for="1h", query="select *"),
+        a_rule("named", state=LEAK, idle_for="1h", role=["admin"]),
+    ]
+    changes = "\n".join(list_changes(read_policy(a_document(*rules))))
+    for words in (
+        "rules[0] (warn): mode: observe",
+        "rules[1] (runaway): no longer matches a session that waits for a lock",
+        "rules[2] (query): query is a glob",
+        "rules[3] (named): role admin is named literally",
+        "sessions of dropped roles",
+    ):
+        assert words in changes
+    assert list(list_changes(a_policy(a_rule(state=LEAK, idle_for="1h", role=["app_*"])))) == []
+
+
+def test_a_policy_of_one_role_keeps_the_rules_that_may_match_it() -> None:
+    policy = a_policy(
+        a_rule("all", state=LEAK, idle_for="1h"),
+        a_rule("apps", state=LEAK, idle_for="1h", role=["app_*"]),
+        a_rule("others", state=LEAK, idle_for="1h", role=["batch"]),
+    )
+    rules = restrict_to_role(policy, "app_7").rules
+    assert [(rule.name, rule.match.role) for rule in rules] == [
+        ("all", ("app_7",)),
+        ("apps", ("app_7",)),
+    ]
+    assert restrict_to_role(policy, "a[b]").rules[0].match.role == ("a[[]b]",)
+
+
+def find(host: str) -> Target:
+    """Return the target that a URI leads to."""
+    given = Given(uri=f"postgres://u:p@{host}", environ={}, home=Path("/nonexistent"))
+    return find_target(given).target
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+def test_a_remedy_speaks_of_the_command_line_unless_a_secret_was_given() -> None:
+    error = TargetError("28P01", "wrong", "Check the secret.")
+    target = find("db")
+    assert "~/.pgpass" in write_remedy(error, target)
+    of_secret = replace(target, secret_arn="arn:orders")  # noqa: S106 -- a name
+    assert write_remedy(error, of_secret) == "Check the secret."
+
+
+@pytest.mark.parametrize(
+    ("host", "words"), [("localhost", "Add sslmode=disable"), ("db", "Enable TLS")]
+)
+def test_plaintext_is_offered_for_a_local_server_only(host: str, words: str) -> None:
+    error = NoTlsError("tls", "no TLS", "")
+    assert write_remedy(error, find(host)).startswith(words)
+
+
+def test_a_bug_shows_no_traceback_and_no_text(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SESSION_REAPER_TRACEBACK", raising=False)
+    assert run(["replay", "\0"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_target_that_was_never_reached_is_an_error_and_a_quiet_one_a_success() -> None:
+    assert choose_status(TargetReport(name="orders")) is ExitStatus.ERROR
+    slots = a_snapshot().slots
+    assert choose_status(TargetReport(name="orders", slots=slots)) is ExitStatus.DONE
+    full = TargetReport(name="orders", slots=slots, used_after=slots.usable)
+    assert choose_status(full) is ExitStatus.ATTENTION
+
+
+# -- top -------------------------------------------------------------------------------------------
+
+
+def test_hostile_names_are_shown_as_text() -> None:
+    session = a_session(application="[red]x\x1b[31m\n", role="[/]")
+    overview = make_overview("db", a_snapshot(session), a_policy())
+    console = Console(width=100, force_terminal=False)
+    with console.capture() as captured:
+        console.print(draw(overview, 100))
+    assert "[red]x" in captured.get()
+    assert "\x1b" not in captured.get()
+
+
+def test_sessions_that_our_own_role_protects_are_counted() -> None:
+    own = a_session(own_role=True, role="app")
+    overview = make_overview("db", a_snapshot(own, role="app"), a_policy())
+    assert (overview.own_role, list(overview.plans)) == (1, [])
+    assert list(overview.protected) == [("our own role", 1)]
+
+
+# -- Ctrl-C ----------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_hurries_never_goes_back() -> None:
+    clock = HurryingClock()
+    clock.skip(-5)
+    before = clock()
+    clock.skip(100)
+    assert before + 100 <= clock() <= time.monotonic() + 100

@@ -1,0 +1,329 @@
+"""Secrets as tools and manuals publish them: each is read, or its error says what to write."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from session_reaper.targets.secret_document import SecretError
+from session_reaper.targets.target import Auth, Secret, SslMode, Target
+
+from tests.builders import read_target
+
+NAME = "prod/orders"
+ARN = f"arn:aws:secretsmanager:eu-west-1:123456789012:secret:{NAME}-X1y2Z3"
+RDS = "orders.abc.eu-west-1.rds.amazonaws.com"
+CLUSTER = "orders.cluster-abc.eu-west-1.rds.amazonaws.com"
+WORD = "Zq8-CANARY_word"
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a shape is read as."""
+
+    host: str = RDS
+    port: int = 5432
+    role: str = "reaper"
+    database: str = "orders"
+    sslmode: SslMode = SslMode.VERIFY_FULL
+
+
+LOGIN = {"username": "reaper", "password": WORD}
+USER = {"user": "reaper", "password": WORD}
+SHORT, LONG = "orders-rw", "orders-rw.shop.svc.cluster.local"
+
+READ: dict[str, tuple[str | dict[str, Any], Read]] = {
+    "AWS: rotation template, single user": (
+        {"engine": "postgres", "host": RDS, "dbname": "orders", "port": 5432, **LOGIN},
+        Read(),
+    ),
+    "AWS: rotation template, alternating users, without port and database": (
+        {"engine": "postgres", "host": RDS, "masterarn": ARN, **LOGIN},
+        Read(database="postgres"),
+    ),
+    "AWS console: credentials for an RDS database": (
+        {
+            **LOGIN,
+            "engine": "postgres",
+            "host": RDS,
+            "port": 5432,
+            "dbInstanceIdentifier": "orders",
+        },
+        Read(database="postgres"),
+    ),
+    "CloudFormation and CDK: SecretTargetAttachment of a cluster": (
+        {
+            "dbClusterIdentifier": "orders",
+            "engine": "aurora-postgresql",
+            "port": 5432,
+            "dbname": "orders",
+            "host": CLUSTER,
+            **LOGIN,
+        },
+        Read(host=CLUSTER),
+    ),
+    "Terraform: aws_db_instance.endpoint as host": (
+        {**LOGIN, "engine": "postgres", "host": f"{RDS}:5432", "dbname": "orders"},
+        Read(),
+    ),
+    "Terraform: aws_db_instance.endpoint as host, and its port": (
+        {**LOGIN, "engine": "postgres", "host": f"{RDS}:6432", "port": 6432, "dbname": "orders"},
+        Read(port=6432),
+    ),
+    "Terraform: interpolated into text, every value a string": (
+        {**LOGIN, "engine": "postgres", "host": RDS, "port": "5432", "dbname": "orders"},
+        Read(),
+    ),
+    "Terraform: optional variables that default to an empty string": (
+        {**LOGIN, "engine": "", "host": RDS, "port": "", "dbname": "", "dbInstanceIdentifier": ""},
+        Read(database="postgres"),
+    ),
+    "Terraform: the parts, and a JDBC URL beside them": (
+        {**LOGIN, "host": RDS, "dbname": "orders", "url": f"jdbc:postgresql://{RDS}:5432/orders"},
+        Read(),
+    ),
+    "a file that Windows wrote, with a byte order mark": (
+        "\ufeff" + json.dumps({**LOGIN, "host": RDS, "dbname": "orders"}),
+        Read(),
+    ),
+    "a URI with a byte order mark and a line end": (
+        f"\ufeffpostgres://reaper:{WORD}@{RDS}/orders\r\n",
+        Read(),
+    ),
+    "CloudNativePG: the application's secret": (
+        {
+            **LOGIN,
+            "user": "reaper",
+            "host": SHORT,
+            "port": "5432",
+            "dbname": "orders",
+            "uri": f"postgresql://reaper:{WORD}@{SHORT}.shop:5432/orders",
+            "jdbc-uri": f"jdbc:postgresql://{SHORT}.shop:5432/orders?password={WORD}&user=reaper",
+            "pgpass": f"{SHORT}:5432:orders:reaper:{WORD}\n",
+        },
+        Read(host=SHORT),
+    ),
+    "CloudNativePG: the superuser's secret": (
+        {
+            **LOGIN,
+            "host": SHORT,
+            "port": "5432",
+            "dbname": "*",
+            "uri": f"postgresql://reaper:{WORD}@{SHORT}.shop:5432/*",
+        },
+        Read(host=SHORT, database="postgres"),
+    ),
+    "Crunchy Data's operator": (
+        {
+            **USER,
+            "dbname": "orders",
+            "host": LONG,
+            "port": "5432",
+            "uri": f"postgresql://reaper:{WORD}@{LONG}:5432/orders",
+            "jdbc-uri": f"jdbc:postgresql://{LONG}:5432/orders?password={WORD}&user=reaper",
+            "pgbouncer-host": "orders-pgbouncer.shop.svc",
+            "verifier": "SCRAM-SHA-256$4096:c2FsdA==$a2V5:a2V5",
+        },
+        Read(host=LONG),
+    ),
+    "Service Binding for Kubernetes": (
+        {"type": "postgresql", "provider": "x", "host": LONG, **LOGIN, "database": "orders"},
+        Read(host=LONG),
+    ),
+    "DigitalOcean's API": (
+        {
+            "protocol": "postgresql",
+            "uri": f"postgresql://reaper:{WORD}@db.example:25060/orders?sslmode=require",
+            "host": "db.example",
+            "port": 25060,
+            **USER,
+            "database": "orders",
+            "ssl": True,
+        },
+        Read(host="db.example", port=25060, sslmode=SslMode.REQUIRE),
+    ),
+    "Cloud Foundry's service key": (
+        {
+            "host": "db.example",
+            "port": 5432,
+            "name": "cf_63f24e83",
+            **LOGIN,
+            "jdbcUrl": "jdbc:postgresql://db.example:5432/orders",
+            "uri": f"postgresql://reaper:{WORD}@db.example:5432/orders",
+        },
+        Read(host="db.example"),
+    ),
+    "Laravel: driver pgsql": (
+        {**LOGIN, "engine": "pgsql", "host": RDS, "port": "5432", "database": "orders"},
+        Read(),
+    ),
+    "Django: the engine's dotted name": (
+        {**USER, "engine": "django.contrib.gis.db.backends.postgis", "host": RDS, "port": ""},
+        Read(database="postgres"),
+    ),
+    "Knex and node-postgres": ({**USER, "host": RDS, "port": 5432, "database": "orders"}, Read()),
+    "Prisma: a URI with an ORM's parameters": (
+        f"postgresql://reaper:{WORD}@{RDS}:5432/orders?schema=public&connection_limit=5",
+        Read(),
+    ),
+    "SQLAlchemy: a URI that names the driver": (
+        {"uri": f"postgresql+psycopg2://reaper:{WORD}@{RDS}:5432/orders"},
+        Read(),
+    ),
+    "Neon: a URI that asks for channel binding": (
+        f"postgres://reaper:{WORD}@ep-x.neon.tech/orders?sslmode=require&channel_binding=require",
+        Read(host="ep-x.neon.tech", sslmode=SslMode.REQUIRE),
+    ),
+    "an IPv6 address in brackets": (
+        {**LOGIN, "host": "[fd00::7]", "dbname": "orders"},
+        Read("fd00::7"),
+    ),
+    "an IPv6 address in brackets, with a port": (
+        {**LOGIN, "host": "[fd00::7]:6543", "dbname": "orders"},
+        Read("fd00::7", 6543),
+    ),
+}
+
+_HOST_HINT = "Write the value of {} as host."
+REFUSED: dict[str, tuple[str | dict[str, Any], str, str]] = {
+    "CDK: generated credentials before they are attached": (
+        LOGIN,
+        "host is missing",
+        "Add host to the secret.",
+    ),
+    "Zalando's operator: a login without a server": (
+        {**LOGIN},
+        "host is missing",
+        "Add host to the secret.",
+    ),
+    "Terraform: an application's environment": (
+        {"DB_HOST": RDS, "DB_PORT": "5432", "DB_USERNAME": "reaper", "DB_PASSWORD": WORD},
+        "host is missing",
+        _HOST_HINT.format("DB_HOST"),
+    ),
+    "libpq's environment": (
+        {"PGHOST": RDS, "PGUSER": "reaper", "PGPASSWORD": WORD, "PGDATABASE": "orders"},
+        "host is missing",
+        _HOST_HINT.format("PGHOST"),
+    ),
+    "Crossplane: endpoint": (
+        {**LOGIN, "endpoint": RDS, "port": "5432"},
+        "host is missing",
+        _HOST_HINT.format("endpoint"),
+    ),
+    "ECS, Heroku, Rails: DATABASE_URL": (
+        {"DATABASE_URL": f"postgres://reaper:{WORD}@{RDS}:5432/orders"},
+        "host is missing",
+        "Write the value of DATABASE_URL as uri.",
+    ),
+    "Spring Boot's properties": (
+        {
+            "spring.datasource.url": f"jdbc:postgresql://{RDS}:5432/orders",
+            "spring.datasource.username": "reaper",
+            "spring.datasource.password": WORD,
+        },
+        "host is missing",
+        "Add host to the secret.",
+    ),
+    "Docker's environment": (
+        {"host": RDS, "POSTGRES_USER": "reaper", "POSTGRES_PASSWORD": WORD},
+        "username is missing",
+        "Write the value of POSTGRES_USER as username.",
+    ),
+    "a password under another name, which must not become a login with IAM": (
+        {"host": RDS, "username": "reaper", "pass": WORD},
+        "password is missing",
+        "Write the value of pass as password.",
+    ),
+    "Terraform: endpoint as host, and another port": (
+        {**LOGIN, "host": f"{RDS}:6432", "port": 5432},
+        "the port in host is not the one in port",
+        "Write the host without a port, or the same port in both.",
+    ),
+    "several servers in host": (
+        {**LOGIN, "host": f"{RDS}:5432,{CLUSTER}:5432"},
+        "host must be a host name or an IP address",
+        "Write only the name or the address, or one with :port.",
+    ),
+    "JDBC": (
+        f"jdbc:postgresql://{RDS}:5432/orders?user=reaper&password={WORD}",
+        "the text must be JSON or a URI that begins with postgres://",
+        'Store an object such as {"host": …, "username": …, "password": …}.',
+    ),
+    "libpq: keywords and values": (
+        f"host={RDS} port=5432 user=reaper password={WORD} dbname=orders",
+        "the text must be JSON or a URI that begins with postgres://",
+        'Store an object such as {"host": …, "username": …, "password": …}.',
+    ),
+    "Npgsql": (
+        f"Host={RDS};Port=5432;Username=reaper;Password={WORD};Database=orders",
+        "the text must be JSON or a URI that begins with postgres://",
+        'Store an object such as {"host": …, "username": …, "password": …}.',
+    ),
+    "asyncpg: ssl in a URI": (
+        f"postgresql+asyncpg://reaper:{WORD}@{RDS}/orders?ssl=require",
+        "connection option ssl holds an unsupported value",
+        "Remove it, and write sslmode (verify-full, verify-ca, require or disable).",
+    ),
+    "node-postgres: ssl as an object": (
+        {**USER, "host": RDS, "ssl": {"rejectUnauthorized": False}},
+        "connection option ssl holds an unsupported value",
+        "Remove it, and write sslmode (verify-full, verify-ca, require or disable).",
+    ),
+    "a password that JSON keeps as a number": (
+        {"host": RDS, "username": "reaper", "password": 31_337},
+        "password must be text",
+        "Write password as a JSON string.",
+    ),
+}
+
+
+def read(shape: str | dict[str, Any]) -> Target:
+    text = shape if isinstance(shape, str) else json.dumps(shape)
+    return read_target(Secret(name=NAME, arn=ARN, text=text))
+
+
+@pytest.mark.parametrize(("shape", "expected"), READ.values(), ids=READ)
+def test_a_published_shape_is_read(shape: str | dict[str, Any], expected: Read) -> None:
+    found = read(shape)
+    read_as = Read(found.host, found.port, found.role, found.database, found.sslmode)
+    assert (read_as, found.password, found.auth) == (expected, WORD, Auth.PASSWORD)
+
+
+@pytest.mark.parametrize(("shape", "problem", "hint"), REFUSED.values(), ids=REFUSED)
+def test_the_error_of_a_published_shape_says_what_to_write(
+    shape: str | dict[str, Any], problem: str, hint: str
+) -> None:
+    with pytest.raises(SecretError) as caught:
+        read(shape)
+    assert caught.value.message == f"secret {NAME}: {problem}"
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "h:",
+        ":5432",
+        "h:port",
+        "h:0",
+        "h:65536",
+        "h:5432:1x]",
+        "[]",
+        "[h]",
+        "[h]:1",
+        "[::1]:x",
+        "[::1",
+    ],
+)
+def test_a_host_with_an_invalid_port_is_refused(host: str) -> None:
+    with pytest.raises(SecretError, match="host"):
+        read({**LOGIN, "host": host})
+
+
+def test_a_key_that_may_be_a_credential_is_not_named() -> None:
+    with pytest.raises(SecretError) as caught:
+        read({f"postgres://u:{WORD}@h/d": f"postgres://u:{WORD}@h/d"})
+    assert WORD not in caught.value.message + caught.value.hint
