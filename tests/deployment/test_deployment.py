@@ -100,6 +100,29 @@ def test_incomplete_or_invalid_parameters_are_refused(
     assert problem in str(raised.value)
 
 
+def test_the_network_has_the_endpoints_that_are_asked_for(account: Account) -> None:
+    ec2 = account.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.0.1.0/24")["Subnet"]["SubnetId"]
+    account.attach(
+        "network",
+        STACK,
+        VpcId=vpc,
+        VpcCidr="10.0.0.0/16",
+        SubnetIds=subnet,
+        Endpoints="sns,secretsmanager",
+    )
+    endpoints = ec2.describe_vpc_endpoints()["VpcEndpoints"]
+    assert {one["ServiceName"] for one in endpoints} == {
+        f"com.amazonaws.{REGION}.sns",
+        f"com.amazonaws.{REGION}.secretsmanager",
+    }
+    groups = ec2.describe_security_groups()["SecurityGroups"]
+    group = account.outputs(f"{STACK}-network")["SecurityGroupIds"]
+    [function] = [one for one in groups if one["GroupId"] == group]
+    assert {one["FromPort"] for one in function["IpPermissionsEgress"]} >= {443, 5432}
+
+
 # -- first deployment ------------------------------------------------------------------------------
 
 
@@ -458,6 +481,10 @@ def everything(account: Account) -> dict[str, list[str]]:
         ],
         "log groups": [
             one["logGroupName"] for one in account.client("logs").describe_log_groups()["logGroups"]
+        ],
+        "endpoints": [
+            one["VpcEndpointId"]
+            for one in account.client("ec2").describe_vpc_endpoints()["VpcEndpoints"]
         ],
         "queues": account.client("sqs").list_queues().get("QueueUrls", []),
         "roles": [one["RoleName"] for one in account.client("iam").list_roles()["Roles"]],
