@@ -86,6 +86,18 @@ def test_a_secret_marked_for_deletion_is_reported_with_the_remedy(stage: Stage) 
     assert "restore" in run.error("leaving")["hint"]
 
 
+def test_the_arn_of_a_secret_that_was_created_again_is_reported_with_the_reason(
+    stage: Stage,
+) -> None:
+    stage.target("ledger")
+    old = _arn(stage, "ledger")
+    stage.aws.secrets.delete_secret(SecretId="ledger", ForceDeleteWithoutRecovery=True)
+    stage.target("ledger")
+    assert _arn(stage, "ledger") != old
+    stage.monkeypatch.setenv("TARGET_SECRETS", old)
+    assert "created again has a new ARN" in stage.run({"check": True}).error("ledger")["hint"]
+
+
 def _arn(stage: Stage, name: str) -> str:
     return str(stage.aws.secrets.describe_secret(SecretId=name)["ARN"])
 
