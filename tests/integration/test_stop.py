@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.integration.stage import Stage
 
 
-def unused() -> Server:
+def unused(*_: object) -> Server:
     raise AssertionError("no second connection is needed")
 
 
