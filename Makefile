@@ -107,7 +107,7 @@ picture: .venv/installed ## run `session-reaper top` on a full server, and make 
 .PHONY: mutants
 mutants: .tools/mutants/installed $(SERVERS)/installed ## run mutation tests: make one small change at a time to the engine and the guard, and report those that no test notices (needs npm)
 	@rm -rf .tools/mutation && mkdir -p .tools/mutation/functions
-	@cp -r functions/session_reaper infra tests events README.md pyproject.toml .tools/mutation
+	@cp -r functions/session_reaper cli infra tests events README.md pyproject.toml .tools/mutation
 	cd .tools/mutation && ../mutants/bin/mutmut run
 	cd .tools/mutation && ../mutants/bin/mutmut results
 	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.mutants $(SERVERS)

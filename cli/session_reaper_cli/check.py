@@ -10,7 +10,12 @@ from session_reaper.runs.operations import Operation, check, record
 from session_reaper.targets.target import Target
 
 from session_reaper_cli.connections.login import LoginOptions, Say, log_in
-from session_reaper_cli.local_run import LocalRun, OpenTarget, run_operation
+from session_reaper_cli.local_run import (
+    LocalRun,
+    OpenTarget,
+    count_interrupts,
+    run_operation,
+)
 from session_reaper_cli.results import (
     ExitStatus,
     choose_status,
@@ -49,4 +54,5 @@ def _run(operation: Operation, target: Target, options: LoginOptions, say: Say) 
     server, target = log_in(target, options, say)
     with closing(server):
         opened = OpenTarget(server=server, target=target, policy=options.policy)
-        return run_operation(operation, opened, say)
+        with count_interrupts() as interrupts:
+            return run_operation(operation, opened, interrupts, say)

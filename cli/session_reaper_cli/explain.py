@@ -20,7 +20,7 @@ from session_reaper.summary.groups import mask_client
 from session_reaper.targets.target import Target
 
 from session_reaper_cli.connections.login import LoginOptions, Say, log_in
-from session_reaper_cli.local_run import OpenTarget, run_operation
+from session_reaper_cli.local_run import OpenTarget, count_interrupts, run_operation
 from session_reaper_cli.results import (
     ExitStatus,
     choose_status,
@@ -73,7 +73,9 @@ def run_explain(  # noqa: PLR0913 -- where, what, and how to show it
             policy=options.policy,
             may_be_partial=filters.role == target.role,
         )
-        run = run_operation(partial(explain_target, options.policy, None), opened, say)
+        operation = partial(explain_target, options.policy, None)
+        with count_interrupts() as interrupts:
+            run = run_operation(operation, opened, interrupts, say)
     shown = tuple(filter(filters.match, run.report.explained or ()))
     report = replace(run.report, explained=shown if run.report.explained is not None else None)
     if as_json:

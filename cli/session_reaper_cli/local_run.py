@@ -6,11 +6,11 @@ then, as at the end of a Lambda's time.
 """
 
 import logging
-import os
+import signal
 import threading
 import time
-import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -27,13 +27,12 @@ from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.targets.target import Target
 
 from session_reaper_cli.connections.login import Say, connect
+from session_reaper_cli.terminal import show_traceback
 
 RUN_SECONDS: Final = 60.0
 _LAST_SECONDS: Final = 3.0  # after Ctrl-C
+_POLL_SECONDS: Final = 0.1
 _GRACE: Final = 0.5  # seconds after the deadline in which the thread may still record its result
-
-# The engine's log is for CloudWatch.
-logging.getLogger(SERVICE).setLevel(logging.CRITICAL + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +41,28 @@ class LocalRun:
 
     report: TargetReport
     is_interrupted: bool
+
+
+class Interrupts:
+    """Counts Ctrl-C, which raises no exception meanwhile: nothing may hide what was signalled."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, *_: object) -> None:
+        """Count one more; this is the handler of the signal."""
+        self.count += 1
+
+
+@contextmanager
+def count_interrupts() -> Iterator[Interrupts]:
+    """Count Ctrl-C in the block. For the main thread."""
+    interrupts = Interrupts()
+    before = signal.signal(signal.SIGINT, interrupts.add)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class HurryingClock:
@@ -69,7 +90,9 @@ class OpenTarget:
     may_be_partial: bool = False
 
 
-def run_operation(operation: Operation, opened: OpenTarget, say: Say) -> LocalRun:
+def run_operation(
+    operation: Operation, opened: OpenTarget, interrupts: Interrupts, say: Say
+) -> LocalRun:
     """Run an operation on a connected server; an error becomes part of the report."""
     target = opened.target
     clock = HurryingClock()
@@ -86,27 +109,26 @@ def run_operation(operation: Operation, opened: OpenTarget, say: Say) -> LocalRu
         job=job,
         server=opened.server,
         connect=partial(connect, target),
-        connect_by_fallback=partial(_connect_by_fallback, target, deadline),
+        connect_by_fallback=partial(_connect_by_fallback, deadline),
         report=create_report(target),
         may_be_partial=opened.may_be_partial,
     )
     thread = threading.Thread(target=_work, args=(operation, session, progress), daemon=True)
+    logging.getLogger(SERVICE).setLevel(logging.CRITICAL + 1)  # the engine's log is for CloudWatch
     thread.start()
-    is_interrupted = False
-    try:
-        progress.wait(deadline.remaining() + _GRACE)
-    except KeyboardInterrupt:
-        is_interrupted = True
+    end = deadline.extended_by(_GRACE)
+    while thread.is_alive() and end.remaining() and interrupts.count <= 1:
+        progress.wait(_POLL_SECONDS)
+        if not interrupts.count or session.stop.is_set():
+            continue
         session.stop.set()
         say(
             "Stopping: no further session is signalled. Ctrl-C again does not wait for the outcomes."
         )
         clock.skip(deadline.remaining() - _LAST_SECONDS)
-        with suppress(KeyboardInterrupt):
-            progress.wait(_LAST_SECONDS + _GRACE)
-    result = progress.result
-    report = log.complete(_report_of(result), Deadline(0))
-    return LocalRun(report=report, is_interrupted=is_interrupted)
+    session.stop.set()  # before the result is read: a thread that goes on signals nothing
+    report = log.complete(_report_of(progress.result), Deadline(0))
+    return LocalRun(report=report, is_interrupted=interrupts.count > 0)
 
 
 def _work(operation: Operation, session: TargetSession, progress: Progress[TargetReport]) -> None:
@@ -116,8 +138,7 @@ def _work(operation: Operation, session: TargetSession, progress: Progress[Targe
         progress.complete(record_error(progress.result.latest, error))
     except Exception as bug:  # noqa: BLE001 -- what was done until then must be reported
         progress.fail(bug)
-        if os.environ.get("SESSION_REAPER_TRACEBACK"):
-            traceback.print_exc()
+        show_traceback(bug)
     finally:
         progress.end()
 
@@ -126,7 +147,7 @@ def _report_of(result: JobResult[TargetReport]) -> TargetReport:
     return result.latest if result.is_complete else record_unfinished(result.latest, result.bug)
 
 
-def _connect_by_fallback(target: Target, deadline: Deadline) -> Server:
+def _connect_by_fallback(deadline: Deadline, target: Target) -> Server:
     from session_reaper_cli.connections.secret import find_fallback_target  # noqa: PLC0415 -- boto3 takes 150 ms
 
     return connect(find_fallback_target(target, deadline))

@@ -6,7 +6,6 @@ Each command imports its modules when it runs, so that help and errors of usage 
 # ruff: noqa: PLC0415 -- as above
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -50,10 +49,9 @@ def run(arguments: Sequence[str]) -> int:
 def _explain(error: Exception) -> int:
     from session_reaper.errors import ReaperError
 
-    from session_reaper_cli.terminal import say
+    from session_reaper_cli.terminal import say, show_traceback
 
-    if os.environ.get("SESSION_REAPER_TRACEBACK"):
-        traceback.print_exc()
+    show_traceback(error)
     if isinstance(error, ReaperError):
         say(f"session-reaper: {error}")
     else:  # its text may hold anything

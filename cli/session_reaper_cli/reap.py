@@ -28,7 +28,13 @@ from session_reaper.summary.groups import group_sessions
 from session_reaper.targets.target import Target
 
 from session_reaper_cli.connections.login import LoginOptions, Say, log_in
-from session_reaper_cli.local_run import LocalRun, OpenTarget, run_operation
+from session_reaper_cli.local_run import (
+    Interrupts,
+    LocalRun,
+    OpenTarget,
+    count_interrupts,
+    run_operation,
+)
 from session_reaper_cli.results import (
     ExitStatus,
     choose_status,
@@ -66,8 +72,11 @@ def run_reap(options: ReapOptions, output: Console, messages: Console, say: Say)
         stack.enter_context(closing(server))
         job = _Job(options=options, target=target, say=say)
         if mode is not Mode.ENFORCE or options.unasked:
-            return _finish(job.reap(server, mode, None), mode, options, output, say)
-        shown = job.reap(server, Mode.OBSERVE, None)
+            with count_interrupts() as interrupts:
+                done = job.reap(server, mode, None, interrupts)
+                return _finish(done, mode, options, output, say)
+        with count_interrupts() as interrupts:
+            shown = job.reap(server, Mode.OBSERVE, None, interrupts)
         victims = [result for result in shown.report.results if _is_victim(result)]
         if shown.is_interrupted or shown.report.error is not None or not victims:
             return _finish(shown, mode, options, output, say)
@@ -78,11 +87,13 @@ def run_reap(options: ReapOptions, output: Console, messages: Console, say: Say)
         server = _replace_if_lost(server, target, options.login, say)
         stack.enter_context(closing(server))
         identities = {each.decision.pid: each.decision.session.identity for each in victims}
-        done = job.reap(server, mode, _limit_to(identities))
-    missing = identities.keys() - {each.decision.pid for each in done.report.results}
-    if missing:
-        say(f"{count_of(len(missing), 'session')} of those shown changed or ended: left alone.")
-    return _finish(done, mode, options, output, say)
+        with count_interrupts() as interrupts:
+            done = job.reap(server, mode, _limit_to(identities), interrupts)
+            missing = identities.keys() - {each.decision.pid for each in done.report.results}
+            if missing:
+                number = count_of(len(missing), "session")
+                say(f"{number} of those shown changed or ended: left alone.")
+            return _finish(done, mode, options, output, say)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +104,9 @@ class _Job:
     target: Target
     say: Say
 
-    def reap(self, server: Server, mode: Mode, quota: Quota | None) -> LocalRun:
+    def reap(
+        self, server: Server, mode: Mode, quota: Quota | None, interrupts: Interrupts
+    ) -> LocalRun:
         """Reap the server once."""
         policy = self.options.login.policy
         opened = OpenTarget(
@@ -104,7 +117,7 @@ class _Job:
         )
         limits = [limit for limit in (_limit_run(policy), quota) if limit is not None]
         operation = partial(reap, policy, mode, partial(_find_limit, limits))
-        return run_operation(operation, opened, self.say)
+        return run_operation(operation, opened, interrupts, self.say)
 
 
 def _limit_run(policy: Policy) -> Quota | None:

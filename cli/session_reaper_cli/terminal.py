@@ -4,7 +4,9 @@ Results go to the standard output; progress, questions and errors go to the stan
 for terminals only, and NO_COLOR switches them off (rich's own rules).
 """
 
+import os
 import sys
+import traceback
 from typing import Final
 
 from rich.console import Console
@@ -35,6 +37,12 @@ def _make_console(console: Console) -> Console:
 def is_interactive() -> bool:
     """Return whether a person can read a question and answer it."""
     return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def show_traceback(bug: Exception) -> None:
+    """Show where a bug happened, if the user wants to know; its text may hold anything."""
+    if os.environ.get("SESSION_REAPER_TRACEBACK"):
+        print("".join(traceback.format_tb(bug.__traceback__)), file=sys.stderr)
 
 
 def say(line: str) -> None:

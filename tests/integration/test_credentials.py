@@ -8,7 +8,6 @@ import ssl
 import struct
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from select import select
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,7 +19,7 @@ from infra.local.certificates import make_tls
 from infra.local.postgres import HOST
 from tests.integration.endpoints import error_response, resolve_here
 from tests.integration.stage import LEAK, PASSWORD, REAPER, policy
-from tests.integration.wire import Impostor, Proxy, hang, unused_port
+from tests.integration.wire import Impostor, Proxy, hang, pump, unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -333,7 +332,7 @@ class Rds:
         with socket.socket(socket.AF_UNIX) as behind:
             behind.connect(self.unix_sock)
             behind.sendall(startup)
-            _pump(connection, behind, stop)
+            pump(connection, behind, stop)
 
 
 def _message(connection: socket.socket, *, typed: bool) -> bytes:
@@ -351,18 +350,6 @@ def _exactly(connection: socket.socket, number: int) -> bytes:
             raise ConnectionResetError
         data += more
     return data
-
-
-def _pump(client: socket.socket, behind: socket.socket, stop: Event) -> None:
-    while not stop.is_set():
-        pending = isinstance(client, ssl.SSLSocket) and client.pending()
-        ready = [client] if pending else select([client, behind], [], [], 0.02)[0]
-        for source, sink in ((client, behind), (behind, client)):
-            if source in ready:
-                data = source.recv(65536)
-                if not data:
-                    return
-                sink.sendall(data)
 
 
 @pytest.fixture

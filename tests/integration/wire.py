@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import ssl
 import struct
 import time
 from contextlib import ExitStack, suppress
@@ -149,6 +150,19 @@ def relay(
                     client.sendall(says(data))
                 else:
                     server.sendall(data)
+
+
+def pump(client: socket.socket, behind: socket.socket, stop: Event) -> None:
+    """Forward between two connections, of which the first may have TLS, until one side disconnects."""
+    while not stop.is_set():
+        pending = isinstance(client, ssl.SSLSocket) and client.pending()
+        ready = [client] if pending else select([client, behind], [], [], 0.02)[0]
+        for source, sink in ((client, behind), (behind, client)):
+            if source in ready:
+                data = source.recv(65536)
+                if not data:
+                    return
+                sink.sendall(data)
 
 
 def say(text: bytes) -> Callable[[socket.socket, Event], None]:

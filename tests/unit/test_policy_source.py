@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 from session_reaper.deadline import Deadline
 from session_reaper.decision.decide import decide
 from session_reaper.decision.model import Verdict
@@ -252,6 +253,15 @@ def test_a_bare_yaml_word_that_is_not_text_is_refused(folder: Path, line: str, p
 )
 def test_a_possible_credential_is_not_shown(folder: Path, text: str) -> None:
     assert "hunter2" not in problem_of(folder, text)
+
+
+def test_a_tag_that_another_library_adds_to_yaml_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        yaml.SafeLoader.yaml_multi_constructors, "!", lambda _, tag, __: {tag: "any"}
+    )
+    assert "is not valid YAML: could not determine a constructor" in problem_of(folder, "!Ref x")
 
 
 def test_flow_yaml_that_begins_like_json_is_read_as_yaml(folder: Path) -> None:

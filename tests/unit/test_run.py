@@ -456,3 +456,15 @@ def test_the_rest_of_a_chain_runs_in_parallel_once_it_may_split() -> None:
     jobs = [a_job("a", begin), a_job("b", meet), a_job("c", meet)]
     (found,) = run_chains([Chain(jobs=jobs, may_split=began.is_set)], Deadline(30))
     assert [result.latest for result in found] == ["began", "met", "met"]
+
+
+def test_a_job_that_takes_long_does_not_take_the_time_of_the_rest_of_its_chain() -> None:
+    others = Barrier(3, timeout=20)
+
+    def wait_for_others(_: Progress[str]) -> str:
+        others.wait()
+        return "met"
+
+    jobs = [a_job(name, wait_for_others) for name in "abc"]
+    (found,) = run_chains([Chain(jobs=jobs, may_split=lambda: False)], Deadline(2))
+    assert [result.latest for result in found] == ["met", "met", "met"]

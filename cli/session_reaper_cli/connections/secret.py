@@ -5,6 +5,7 @@ from session_reaper.aws.rds import list_instances
 from session_reaper.aws.secrets_manager import SecretCache, Secrets
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
+from session_reaper.log_levels import silence_libraries
 from session_reaper.targets.fallback import (
     FallbackRefusal,
     decide_fallback,
@@ -13,6 +14,8 @@ from session_reaper.targets.fallback import (
 )
 from session_reaper.targets.secret_document import SecretError, parse_secret, resolve_targets
 from session_reaper.targets.target import RdsListing, Secret, Target, is_secret_id
+
+silence_libraries()  # botocore would log the secrets that it reads
 
 _CREDENTIALS = (
     "check the name, AWS_PROFILE and AWS_REGION; `aws sts get-caller-identity` shows the identity"

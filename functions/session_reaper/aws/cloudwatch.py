@@ -2,13 +2,16 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import batched
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from session_reaper.aws.clients import AWS_ERRORS, call, describe_error, get_client, iterate_pages
 from session_reaper.deadline import Deadline
 from session_reaper.errors import NoAnswerError
 from session_reaper.targets.pausing import IdleMoments
+
+if TYPE_CHECKING:
+    from mypy_boto3_cloudwatch import CloudWatchClient
+    from mypy_boto3_cloudwatch.type_defs import MetricDataQueryTypeDef
 
 # A minimum of 0 of either: there was no connection, or the instance was paused.
 _METRICS: Final = ("DatabaseConnections", "ServerlessDatabaseCapacity")
@@ -28,7 +31,8 @@ def read_idle_moments(
 
     def read() -> dict[str, float]:
         latest: dict[str, float] = {}
-        for batch in batched(ids, _INSTANCES_PER_CALL, strict=False):
+        for start in range(0, len(ids), _INSTANCES_PER_CALL):
+            batch = ids[start : start + _INSTANCES_PER_CALL]
             for identifier, moment in _iterate_idle(batch, now, window, deadline):
                 latest[identifier] = max(moment, latest.get(identifier, 0.0))
         return latest
@@ -43,7 +47,7 @@ def _iterate_idle(
     identifiers: Sequence[str], now: float, window: float, deadline: Deadline
 ) -> Iterator[tuple[str, float]]:
     asked = [(identifier, metric) for identifier in identifiers for metric in _METRICS]
-    queries: Any = [
+    queries: list[MetricDataQueryTypeDef] = [
         {
             "Id": f"m{number}",
             "MetricStat": {
@@ -58,8 +62,8 @@ def _iterate_idle(
         }
         for number, (identifier, metric) in enumerate(asked)
     ]
-    paginator = get_client("cloudwatch").get_paginator("get_metric_data")
-    pages = paginator.paginate(
+    cloudwatch: CloudWatchClient = get_client("cloudwatch")
+    pages = cloudwatch.get_paginator("get_metric_data").paginate(
         MetricDataQueries=queries,
         StartTime=datetime.fromtimestamp(now - window, UTC),
         EndTime=datetime.fromtimestamp(now, UTC),

@@ -52,6 +52,9 @@ TOOLS: Final = (
     Tool("pgactive", ("pgactive*",)),
     # debezium/debezium: debezium-connector-postgres/…/connection/PostgresConnection.java
     Tool("Debezium", ("Debezium*", "debezium*")),
+    # PeerDB-io/peerdb: flow/connectors/postgres/postgres.go (GetPGConnectionString), "peerdb_mirror".
+    # One session exports the snapshot of an initial load, and is idle in transaction for all of it.
+    Tool("PeerDB", ("peerdb*",)),
     # flyway/flyway: flyway-core/…/database/base/BaseDatabaseType.java, "Flyway by Redgate". Its lock
     # session is idle in transaction for the whole migration.
     Tool("Flyway", ("Flyway*", "flyway*")),

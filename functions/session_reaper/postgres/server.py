@@ -48,7 +48,7 @@ from session_reaper.postgres.rows import (
     read_verification,
 )
 from session_reaper.postgres.signals import Signal
-from session_reaper.postgres.tls import describe_tls, open_socket, wrap_tls
+from session_reaper.postgres.tls import describe_tls, open_socket, read_certificate, wrap_tls
 from session_reaper.sessions.server_facts import ServerFacts
 from session_reaper.sessions.session import OWN_APPLICATION_NAME, Identity, WaitGuard
 from session_reaper.sessions.snapshot import (
@@ -95,6 +95,7 @@ class Server:
     def __init__(self, target: Target, connection: Connection) -> None:
         self.role = target.role
         self.address = str(connection.socket.getpeername()[0])  # IP
+        self.certificate = read_certificate(connection.socket)  # in DER; None in plaintext
         self._target = target
         self._own_roles = (target.role, target.instead_of)
         version = re.match(r"\d{1,3}", connection.server_version)

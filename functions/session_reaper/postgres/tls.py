@@ -137,6 +137,11 @@ def _create_context(sslmode: SslMode, authorities: str | None) -> ssl.SSLContext
     return context
 
 
+def read_certificate(sock: socket.socket) -> bytes | None:
+    """Return the server's certificate in DER; None if the connection is in plaintext."""
+    return sock.getpeercert(binary_form=True) if isinstance(sock, ssl.SSLSocket) else None
+
+
 def describe_tls(sock: socket.socket, target: Target) -> Tls | None:
     """Describe the TLS of a connection; None if it is in plaintext."""
     if not isinstance(sock, ssl.SSLSocket):
@@ -145,7 +150,7 @@ def describe_tls(sock: socket.socket, target: Target) -> Tls | None:
     return Tls(
         version=sock.version() or "",
         cipher=cipher[0] if cipher else "",
-        certificate_until=_read_end_of_validity(sock.getpeercert(binary_form=True)),
+        certificate_until=_read_end_of_validity(read_certificate(sock)),
         verified=target.is_verified,
     )
 

@@ -16,6 +16,7 @@ T = TypeVar("T")
 # https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
 MAX_THREADS: Final = 900
 _GRACE: Final = 0.25  # seconds after the deadline in which a job may still record its result
+_CHAINED_SHARE: Final = 0.5  # of the time; after it, no job waits for another of its chain
 
 _pool = ThreadPoolExecutor(max_workers=MAX_THREADS, thread_name_prefix="job")
 
@@ -88,7 +89,8 @@ class PostponeError(Exception):
 class Chain(Generic[T]):
     """Jobs that run one after another.
 
-    Once `may_split` returns true, those that have not begun run in parallel.
+    Once a job has ended and `may_split` returns true, or half of the time is over, those that have
+    not begun run in parallel: a job that takes long must not take the time of the others.
     """
 
     jobs: Sequence[Job[T]]
@@ -113,8 +115,14 @@ def run_chains(
     started = [
         (chain, [_StartedJob(job, Progress(job.initial)) for job in chain.jobs]) for chain in chains
     ]
-    for chain, jobs in started:
-        _submit(jobs, chain.may_split, deadline, pool)
+    queues = [deque(jobs) for _, jobs in started]
+    for (chain, _), queue in zip(started, queues, strict=True):
+        _submit(queue, chain.may_split, deadline, pool)
+    chained = deadline.capped_at(_CHAINED_SHARE * deadline.remaining())
+    for (chain, jobs), queue in zip(started, queues, strict=True):
+        for each in jobs if len(jobs) > 1 else ():
+            each.progress.wait(chained.remaining())
+        _split(queue, chain.may_split, deadline, pool)
     grace = deadline.extended_by(_GRACE)
     for _, jobs in started:
         for started_job in jobs:
@@ -129,16 +137,36 @@ class _StartedJob(Generic[T]):
 
 
 def _submit(
-    jobs: Sequence[_StartedJob[T]],
+    jobs: deque[_StartedJob[T]],
     may_split: Callable[[], bool],
     deadline: Deadline,
     pool: ThreadPoolExecutor,
 ) -> None:
+    name = jobs[0].job.name
     try:
-        pool.submit(_run_chain, deque(jobs), may_split, deadline, pool)
+        pool.submit(_run_chain, jobs, may_split, deadline, pool)
     except RuntimeError:
         # "can't start new thread". The chain is queued, and another thread will run it.
-        logger.warning("no thread for a job yet", extra={"job": jobs[0].job.name})
+        logger.warning("no thread for a job yet", extra={"job": name})
+
+
+def _split(
+    jobs: deque[_StartedJob[T]],
+    may_split: Callable[[], bool],
+    deadline: Deadline,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """Let the jobs that have not begun run in parallel."""
+    while (started := _take_first(jobs)) is not None:
+        _submit(deque([started]), may_split, deadline, pool)
+
+
+def _take_first(jobs: deque[_StartedJob[T]]) -> _StartedJob[T] | None:
+    """Take the first job, None if there is none; the chain and the run take from one queue."""
+    try:
+        return jobs.popleft()
+    except IndexError:
+        return None
 
 
 def _run_chain(
@@ -147,8 +175,7 @@ def _run_chain(
     deadline: Deadline,
     pool: ThreadPoolExecutor,
 ) -> None:
-    while jobs:
-        started = jobs.popleft()
+    while (started := _take_first(jobs)) is not None:
         try:
             _run_job(started.job, started.progress, deadline)
         except PostponeError:
@@ -156,9 +183,7 @@ def _run_chain(
             jobs.append(started)
             continue
         if may_split():
-            for each in jobs:
-                _submit([each], may_split, deadline, pool)
-            return
+            _split(jobs, may_split, deadline, pool)
 
 
 def _run_job(job: Job[T], progress: Progress[T], deadline: Deadline) -> None:

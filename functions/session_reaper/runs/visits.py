@@ -21,10 +21,13 @@ from session_reaper.postgres.server import APPLICATION_NAME, Server
 from session_reaper.runs.parallel import PostponeError
 from session_reaper.sessions.snapshot import ServerIdentity, Snapshot
 from session_reaper.targets.providers import is_proxy
-from session_reaper.targets.servers import Place, are_instances_of_rds
+from session_reaper.targets.servers import Place, are_instances_of_rds, are_one_server
 from session_reaper.targets.target import Target, TargetKey
 
-_PROOF_SECONDS: Final = 3.0
+_LOGIN_SECONDS: Final = 3.0
+_LOGIN_SHARE: Final = 0.25  # of the time left, at most
+_PROOF_SECONDS: Final = 3.0  # for all proofs of one target; a hostile server may take all of it
+_PROOF_SHARE: Final = 0.2  # of the time left, at most
 _ALL_RIGHTS: Final = 2
 _MOST_PROOFS: Final = 3  # for one target: hostile servers may make any number of claims
 
@@ -37,12 +40,13 @@ class VisitedError(Exception):
 class _Visit:
     """A login of a target, and what the server says about itself.
 
-    `connected`: the target with the role and the password that were used. `owner`: the key of the
-    target whose operation runs on the server.
+    `connected`: the target with the role and the password that were used. `certificate`: the server's,
+    in DER; None in plaintext. `owner`: the key of the target whose operation runs on the server.
     """
 
     place: Place
     connected: Target
+    certificate: bytes | None
     claim: ServerIdentity | None
     rights: int  # 2: to see and to signal other roles' sessions, 1: to see them, 0: neither
     owner: TargetKey
@@ -95,11 +99,16 @@ class Visits:
         """Return the targets that may be one server with this one, and itself, in configured order."""
         return self._groups.get(target.key, (target,))
 
+    def list_others(self, target: Target) -> Sequence[Target]:
+        """Return the other targets of a target's server, as far as hosts and addresses tell."""
+        others = (each for each in self.list_group(target) if each.key != target.key)
+        return tuple(each for each in others if are_one_server(target, each))
+
     def begin(self, target: Target, deadline: Deadline) -> Deadline:
         """Record that a target is tried, and return the deadline for connecting.
 
-        It leaves time for the other targets of the group. Raises VisitedError if the target need not
-        connect.
+        It leaves time for the other targets of the group, but any number of them leaves this one
+        enough for a login. Raises VisitedError if the target need not connect.
         """
         with self._lock:
             self._tried.add(target.key)
@@ -108,7 +117,9 @@ class Visits:
                 raise VisitedError
             if target.is_alternate and visits:
                 raise VisitedError
-            return deadline.capped_at(deadline.remaining() / (1 + len(self._list_untried(target))))
+            share = deadline.remaining() / (1 + len(self._list_untried(target)))
+            least = min(_LOGIN_SECONDS, _LOGIN_SHARE * deadline.remaining())
+            return deadline.capped_at(max(share, least))
 
     def admit(
         self,
@@ -140,17 +151,21 @@ class Visits:
         visit = _Visit(
             place=place,
             connected=connected,
+            certificate=server.certificate,
             claim=snapshot.server,
             rights=rights,
             owner=target.key,
         )
         refuted: list[_Visit] = []
+        proofs = deadline.capped_at(min(_PROOF_SECONDS, _PROOF_SHARE * deadline.remaining()))
         while (rival := self._add_unless_visited(visit, refuted)) is not None:
-            if _is_same_server(visit, rival, server, deadline):
+            if _is_same_server(visit, rival, server, proofs):
                 with self._lock:
                     self._visits[target.key] = replace(visit, owner=rival.owner)
                 raise VisitedError
             refuted.append(rival)
+        if refuted:
+            server.find_application("", own_name=APPLICATION_NAME, deadline=deadline)
         return next(filter(place.leads_to_server_of, group), target)
 
     def _should_postpone(self, place: Place, rights: int) -> bool:
@@ -191,29 +206,32 @@ class Visits:
 def _is_same_server(visit: _Visit, rival: _Visit, server: Server, deadline: Deadline) -> bool:
     """Return whether two visits that claim to be to the same server are."""
     target = visit.place.target
-    if not rival.place.is_as_secure_as(target) or are_instances_of_rds(rival.connected, target):
+    has_same_key = visit.certificate is not None and visit.certificate == rival.certificate
+    is_secure = has_same_key or rival.place.is_as_secure_as(target)
+    if not is_secure or are_instances_of_rds(rival.connected, target):
         return False
     if rival.place.has_endpoint_of(replace(target, addresses=(visit.place.address,))):
         return True
+    # Where many clients share one address (behind a NAT or a pooler), a server that passes our login on
+    # could prove that it is the other one. But it does not have the key of the other's certificate.
+    if visit.certificate != rival.certificate:
+        return False
     return _prove_same_server(server, rival.connected, deadline)
 
 
 def _prove_same_server(server: Server, other: Target, deadline: Deadline) -> bool:
     """Return whether another target's server shows our session on a server, and the reverse.
 
-    Neither server can know the name of the session on the other. A server that passes a login on to
-    another one could, but there the session does not come from our own address.
+    Renames our session. Neither server can know the name of the session on the other. A server that
+    passes a login on to another one could, but there the session does not come from our own address.
     """
-    deadline = deadline.capped_at(_PROOF_SECONDS)
     here, there = (f"{APPLICATION_NAME} {secrets.token_hex(8)}" for _ in range(2))
     is_same = False
     with suppress(TargetError):
         connected = Server.connect(with_iam_token(other), deadline, application_name=there)
         with closing(connected):
-            is_same = server.find_application(there, own_name=here, deadline=deadline)
-            is_same = is_same and connected.find_application(
-                here, own_name=there, deadline=deadline
-            )
-    if not is_same:
-        server.find_application("", own_name=APPLICATION_NAME, deadline=deadline)
+            # One expression: an error of the second server proves nothing.
+            is_same = server.find_application(
+                there, own_name=here, deadline=deadline
+            ) and connected.find_application(here, own_name=there, deadline=deadline)
     return is_same

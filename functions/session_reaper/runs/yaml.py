@@ -1,7 +1,7 @@
 """Strict YAML: duplicate keys and aliases are errors (a few lines of aliases can mean gigabytes)."""
 
 import re
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import yaml
 
@@ -11,6 +11,9 @@ from session_reaper.errors import ConfigurationError
 
 class _StrictLoader(yaml.SafeLoader):
     """A safe loader that also refuses aliases and duplicate keys, of which PyYAML keeps the last."""
+
+    # Other libraries add constructors of tags to SafeLoader itself.
+    yaml_multi_constructors: ClassVar[dict[str | None, Any]] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
