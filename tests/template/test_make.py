@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
 from typing import TYPE_CHECKING, Any
@@ -152,3 +153,32 @@ def test_make_events_shares_every_event_of_the_folder(make: Make) -> None:
             *("--config-env", "default", "--stack-name", _stack("default")),
             *("--name", name, "--file", file, "--force"),
         ]
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        ("Darwin arm64", "not for Darwin arm64"),
+        ("Linux aarch64", "not for Linux aarch64"),
+        ("Linux x86_64", "needs npm"),
+    ],
+)
+def test_a_machine_without_the_servers_of_npm_is_told_what_is_needed(
+    tmp_path: Path, machine: str, expected: str
+) -> None:
+    (tmp_path / "uname").write_text(f'#!/bin/sh\necho "{machine}"\n')
+    (tmp_path / "uname").chmod(0o755)
+    for needed in ("bash", "make", "sh", "python3"):  # but no npm
+        (tmp_path / needed).symlink_to(shutil.which(needed) or needed)
+    installed = tmp_path / "servers" / "installed"
+    result = subprocess.run(  # noqa: S603 -- our own Makefile
+        ["make", f"SERVERS={installed.parent}", str(installed)],  # noqa: S607 -- as people do
+        cwd=ROOT,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert expected in result.stderr
+    assert not installed.parent.exists()
