@@ -129,6 +129,11 @@ def test_the_root_template_has_the_metadata_of_an_application(release: Path) -> 
         assert (release / file).is_file()
 
 
+def test_cloudformation_takes_the_root_template_as_text(release: Path) -> None:
+    """Terraform passes it so; above this size it would have to be in a bucket."""
+    assert (release / "template.yaml").stat().st_size < 51_200
+
+
 def test_a_template_without_a_metadata_section_is_refused() -> None:
     with pytest.raises(ValueError, match="has no Metadata section"):
         add_application("Resources: {}\n", VERSION)
