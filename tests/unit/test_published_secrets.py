@@ -468,7 +468,8 @@ def test_a_host_with_an_invalid_port_is_refused(host: str) -> None:
         read({**LOGIN, "host": host})
 
 
-def test_a_key_that_may_be_a_credential_is_not_named() -> None:
+@pytest.mark.parametrize("key", [f"postgres://u:{WORD}@h/d", WORD, f"{WORD}1password"])
+def test_a_key_that_may_be_a_credential_is_not_named(key: str) -> None:
     with pytest.raises(SecretError) as caught:
-        read({f"postgres://u:{WORD}@h/d": f"postgres://u:{WORD}@h/d"})
+        read({key: f"mysql://u:{WORD}@h/d", "host": RDS})
     assert WORD not in caught.value.message + caught.value.hint

@@ -21,7 +21,7 @@ _FORMS: Final[Mapping[str, re.Pattern[str]]] = MappingProxyType(
     {
         "host": re.compile("host|hostname|endpoint|address|server|fullyqualifieddomainname"),
         "username": re.compile("user|username|userid|login"),
-        "password": re.compile("pass|.*(?:password|passwd|pwd)"),
+        "password": re.compile("pass|[a-z]*(?:password|passwd|pwd)"),
     }
 )
 _PREFIX: Final = re.compile(
