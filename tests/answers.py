@@ -1,4 +1,4 @@
-"""What a server answers to each statement, and values that are invalid at most of its places."""
+"""The answers of a server to each statement, and values that are invalid at most of their places."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ FACTS: Final[Mapping[str, Any]] = {
     "prepared": [["shop", 12.5]],
     "replication_slots": [["orphan", False, 10_000]],
 }
-"""What the server says of itself, with one row in each of its lists."""
+"""The server's facts, with one row in each of its lists."""
 
 # Each JSON type, and what a wrong reader may let pass; as they stand in an answer's text.
 BAD_VALUES: Final[Mapping[str, str]] = {
