@@ -706,9 +706,9 @@ def _read_timeout(row: Sequence[Any]) -> Timeout:
 
 
 def _check_timeout_value(value: object) -> str:
-    """Return a timeout in any of the formats that people write: 600000, 10min, 0.5 h."""
-    text = _check_name(value, "timeouts")
-    if not re.fullmatch(r"-?[0-9][0-9.e+]* ?[a-z]{0,3}", text, re.ASCII):
+    """Return a timeout in any format of PostgreSQL, such as 600000, 10min, .5 h or 0x927C0."""
+    text = " ".join(_check_name(value, "timeouts").split())
+    if not re.fullmatch(r"[-+.]?[0-9][0-9A-Za-z.+ -]{0,39}", text):
         raise _InvalidError("timeouts")
     return text
 
