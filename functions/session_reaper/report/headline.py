@@ -85,7 +85,7 @@ def _write_results(target: TargetReport) -> Iterator[str]:
     elif target.checked is not None:
         yield _write_check(target.checked, len(target.advice))
     elif target.status is TargetStatus.OK and not target.recovered and target.applied is None:
-        yield "nothing to terminate"
+        yield f"{'every slot in use, ' if target.is_exhausted else ''}nothing to terminate"
 
 
 def write_recoveries(recoveries: Iterable[Recovery]) -> str:
