@@ -15,6 +15,8 @@ CHECKOV := .tools/checkov/bin
 SERVERS := .tools/servers
 
 TEMPLATES := template.yaml $(wildcard infra/*.yaml)
+# Amazon Q, which infra/slack.yaml configures, exists only in the first partition.
+REGIONS := us-east-1 cn-north-1 cn-northwest-1 us-gov-east-1 us-gov-west-1
 
 # The first working Python that is new enough to install uv.
 BOOTSTRAP = for p in python3.13 python3 python3.14 python3.12 python3.11 /usr/bin/python3; do \
@@ -64,7 +66,9 @@ check: .venv/installed .tools/sam/installed .tools/checkov/installed ## check fo
 	.venv/bin/mypy
 	PYTHONPATH=cli:functions:. $(PYTHON) -m infra.policy_schema --check
 	PYTHONPATH=cli:functions:. $(PYTHON) -m infra.trust_store --check
-	$(SAM)/cfn-lint --append-rules infra/cfn_rules -t $(TEMPLATES)
+	$(SAM)/cfn-lint --append-rules infra/cfn_rules --regions $(REGIONS) \
+		-t $(filter-out infra/slack.yaml,$(TEMPLATES))
+	$(SAM)/cfn-lint --append-rules infra/cfn_rules -t infra/slack.yaml
 	$(SAM)/sam validate --lint
 	$(CHECKOV)/checkov --skip-download --framework cloudformation --compact --quiet \
 		$(addprefix --file ,$(TEMPLATES))
@@ -109,12 +113,28 @@ mutants: .tools/mutants/installed $(SERVERS)/installed ## run mutation tests: ma
 	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.mutants $(SERVERS)
 
 .PHONY: build
-build: .venv/installed .tools/sam/installed ## build the artifact in .aws-sam/build/ (sam build with Python 3.13)
+build: .venv/installed .tools/sam/installed ## build the artifacts in .aws-sam/ (sam build with Python 3.13)
 	PATH="$(abspath $(SAM)):$$PATH" $(SAM)/sam build
+	PATH="$(abspath $(SAM)):$$PATH" $(SAM)/sam build --template infra/webhook.yaml --build-dir .aws-sam/webhook
 
 .PHONY: deploy
 deploy: build ## [ENV=staging|prod] [GUIDED=yes] [ARGS=…]: show the changes and deploy
 	$(SAM)/sam deploy --config-env $(ENV) $(if $(GUIDED),--guided,--stack-name $(STACK)) $(ARGS)
+
+# The stacks beside session-reaper's take its outputs as parameters of the same name; sam ignores the
+# other outputs. infra/network.yaml comes before it, without any.
+OUTPUTS = import json, sys; print(*(one["OutputKey"] + "=" + one["OutputValue"] \
+	for one in json.load(sys.stdin) if " " not in one["OutputValue"]))
+
+.PHONY: attach
+attach: .tools/sam/installed ## ADD=network|monitoring|slack|webhook|alarm_trigger [ENV=…] [PARAMETERS="Name=value …"]: deploy a stack beside session-reaper's
+	PATH="$(abspath $(SAM)):$$PATH" $(SAM)/sam build --template infra/$(ADD).yaml --build-dir .aws-sam/$(ADD)
+	@# Beside a template of another folder, sam would not find samconfig.toml.
+	outputs=$(if $(filter network,$(ADD)),,$$($(SAM)/sam list stack-outputs --config-env $(ENV) \
+		--stack-name $(STACK) --output json | $(SAM)/python -c '$(OUTPUTS)')); \
+	$(SAM)/sam deploy --config-file $(abspath samconfig.toml) --config-env $(ENV) \
+		--template-file .aws-sam/$(ADD)/template.yaml --stack-name $(STACK)-$(subst _,-,$(ADD)) \
+		--parameter-overrides Service=$(STACK) $$outputs $(PARAMETERS) $(ARGS)
 
 .PHONY: check-remote
 check-remote: .tools/sam/installed ## [ENV=…]: run {"check": true} in AWS: check every database and report what is missing
@@ -139,6 +159,10 @@ events: .tools/sam/installed ## [ENV=…]: put events/ into the Lambda console a
 .PHONY: artifact
 artifact: build ## test the built artifact under the real Lambda runtime client
 	$(PYTHON) -m pytest tests/artifact
+
+.PHONY: deployment
+deployment: build .tools/deployment/installed ## deploy everything into an emulator of AWS, and test it there
+	$(PYTHON) -m pytest tests/deployment
 
 .PHONY: bench
 bench: build $(SERVERS)/installed ## compare this function with a simple script, then run the three below (needs npm)
@@ -174,6 +198,8 @@ lock: $(UV) ## resolve pyproject.toml into the hashed requirement files
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \
 		--group checkov -o requirements/checkov.txt
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \
+		--group deployment -o requirements/deployment.txt
+	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --upgrade \
 		--group pg-activity -o requirements/pg-activity.txt
 
 .PHONY: clean
@@ -206,6 +232,9 @@ endef
 
 .tools/sam/installed: $(UV) requirements/sam.txt
 	$(call environment,.tools/sam,requirements/sam.txt)
+
+.tools/deployment/installed: $(UV) requirements/deployment.txt
+	$(call environment,.tools/deployment,requirements/deployment.txt)
 
 .tools/pg-activity/installed: $(UV) requirements/pg-activity.txt
 	$(call environment,.tools/pg-activity,requirements/pg-activity.txt)

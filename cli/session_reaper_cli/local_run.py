@@ -109,7 +109,7 @@ def run_operation(
         job=job,
         server=opened.server,
         connect=partial(connect, target),
-        connect_by_fallback=partial(_connect_by_fallback, target, deadline),
+        connect_by_fallback=partial(_connect_by_fallback, deadline),
         report=create_report(target),
         may_be_partial=opened.may_be_partial,
     )
@@ -147,7 +147,7 @@ def _report_of(result: JobResult[TargetReport]) -> TargetReport:
     return result.latest if result.is_complete else record_unfinished(result.latest, result.bug)
 
 
-def _connect_by_fallback(target: Target, deadline: Deadline) -> Server:
+def _connect_by_fallback(deadline: Deadline, target: Target) -> Server:
     from session_reaper_cli.connections.secret import find_fallback_target  # noqa: PLC0415 -- boto3 takes 150 ms
 
     return connect(find_fallback_target(target, deadline))

@@ -102,7 +102,7 @@ def app() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """Where to connect, and for how many seconds to wait for a slot."""
+    """The server to connect to, and the seconds to wait for a slot."""
 
     uri: str
     secret: str

@@ -98,7 +98,7 @@ def run_reap(options: ReapOptions, output: Console, messages: Console, say: Say)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """What stays the same while the command runs."""
+    """The values that stay the same while the command runs."""
 
     options: ReapOptions
     target: Target

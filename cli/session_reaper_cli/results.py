@@ -18,7 +18,7 @@ _CONDEMNED: Final = (ExplainedOutcome.CONDEMNED, ExplainedOutcome.SPARED)
 
 
 class ExitStatus(IntEnum):
-    """What the exit status says to scripts."""
+    """The exit status of a command."""
 
     DONE = 0  # nothing to do, or all is done
     ATTENTION = 1  # something is left that needs a person

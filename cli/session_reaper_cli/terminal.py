@@ -13,7 +13,7 @@ from rich.console import Console
 from session_reaper.report.text import printable
 
 NARROWEST: Final = 60  # columns
-PLAIN_WIDTH: Final = 100  # columns where the output is no terminal
+PLAIN_WIDTH: Final = 100  # columns if the output is not a terminal
 _LONGEST: Final = 2000  # characters of a line
 
 

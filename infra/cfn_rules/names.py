@@ -1,4 +1,4 @@
-"""E9103: two stacks never want the same name."""
+"""E9103: no two stacks need the same name."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from cfnlint.rules import CloudFormationLintRule, RuleMatch
 
 
 class NamesAreGenerated(CloudFormationLintRule):
-    """A resource has the name that CloudFormation gives it, or one made of the stack's name.
+    """A resource has a name that CloudFormation generates, or one that contains the stack's name.
 
-    A nested stack does not know the stack's name: there a parameter will do.
+    An attached stack may take the root stack's name from a parameter.
     """
 
     id = "E9103"

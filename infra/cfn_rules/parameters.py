@@ -1,4 +1,4 @@
-"""E9104: whoever deploys by hand is not left alone with a bare name."""
+"""E9104: every parameter explains itself to people who deploy by hand."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -9,14 +9,14 @@ _INTERFACE: Final = "AWS::CloudFormation::Interface"
 
 
 class ParametersAreExplained(CloudFormationLintRule):
-    """A parameter has a description; in a template that people deploy also a label and a group.
+    """A parameter has a description; in a template with an Interface also a default and a group.
 
-    Such a template has an Interface. What the console shows in groups, `sam deploy --guided` asks
-    for in the order of the parameters: both are the same.
+    The console shows the groups, `sam deploy --guided` asks in the order of the parameters: both
+    must be the same.
     """
 
     id = "E9104"
-    shortdesc = "Parameters have a description, a label, a group and a default"
+    shortdesc = "Parameters have a description, a group and a default"
     description = "The console and sam deploy --guided show them in the same order"
     tags = ("house", "parameters")
 
@@ -42,8 +42,6 @@ def _of_each(parameters: dict[str, Any], interface: Any) -> Iterator[tuple[str, 
     for name, parameter in parameters.items():
         if not parameter.get("Description"):
             yield name, f"{name} has no description"
-        if interface and name not in interface.get("ParameterLabels", {}):
-            yield name, f"{name} has no label"
         if interface and "Default" not in parameter:
             yield name, f"{name} has no default"
 

@@ -8,11 +8,16 @@ from cfnlint.rules import CloudFormationLintRule, RuleMatch
 
 Path = list[str | int]
 
-# IAM knows no resource for these: they are given for "*", with a condition, and do no harm.
-_KNOWS_NO_RESOURCE: Final = {
+# These support no narrower resource and only read metrics, from whatever region.
+_READS_METRICS: Final = {
     "cloudwatch:GetMetricData",
     "cloudwatch:GetMetricStatistics",
+    "cloudwatch:GetMetricWidgetImage",
     "cloudwatch:ListMetrics",
+}
+# These support no narrower resource, so they need a condition.
+_KNOWS_NO_RESOURCE: Final = {
+    *_READS_METRICS,
     # It takes GetSecretValue of each secret, too.
     "secretsmanager:BatchGetSecretValue",
     "secretsmanager:ListSecrets",
@@ -66,7 +71,7 @@ def _text(sub: Any) -> str:  # noqa: ANN401
 
 
 def _problems(statement: dict[str, Any], kind: str) -> Iterator[str]:
-    if statement["Effect"] != "Allow" or _is_owner(statement, kind):
+    if statement["Effect"] != "Allow" or _admits_the_account(statement, kind):
         return
     actions = _listed(statement.get("Action", "*"))
     for action in actions:
@@ -82,7 +87,7 @@ def _problems(statement: dict[str, Any], kind: str) -> Iterator[str]:
 def _problems_of_any_resource(
     statement: dict[str, Any], actions: list[str], kind: str
 ) -> Iterator[str]:
-    if "Condition" not in statement:
+    if "Condition" not in statement and not set(actions) <= _READS_METRICS:
         yield "Resource * needs a condition"
     # In the policy of a key or of an endpoint, * is what passes there.
     of_itself = kind in ("AWS::KMS::Key", "AWS::EC2::VPCEndpoint")
@@ -90,8 +95,10 @@ def _problems_of_any_resource(
         yield f"{', '.join(wide)}: name the resource"
 
 
-def _is_owner(statement: dict[str, Any], kind: str) -> bool:
-    """A key's own account: AWS's wording, without which a key cannot be managed by anybody."""
+def _admits_the_account(statement: dict[str, Any], kind: str) -> bool:
+    """Whether a key or an endpoint admits its own account, whose roles say what each may do."""
+    if kind == "AWS::EC2::VPCEndpoint":
+        return "aws:PrincipalAccount" in statement.get("Condition", {}).get("StringEquals", {})
     return kind == "AWS::KMS::Key" and ":root" in str(statement.get("Principal"))
 
 

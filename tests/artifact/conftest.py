@@ -7,7 +7,7 @@ import pytest
 
 from tests.artifact.runtime import runtime_library
 
-BUILT = Path(__file__).parents[2] / ".aws-sam" / "build"
+BUILT = Path(__file__).parents[2] / ".aws-sam"
 
 
 @pytest.fixture(scope="session")
@@ -23,13 +23,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def artifact() -> Path:
     """The artifact of the reaper's function."""
-    return _built("SessionReaper")
+    return _built("build/SessionReaper")
 
 
 @pytest.fixture(scope="session")
 def webhook_artifact() -> Path:
     """The artifact of the webhook's function."""
-    return _built("Webhook")
+    return _built("webhook/Webhook")
 
 
 def _built(function: str) -> Path:

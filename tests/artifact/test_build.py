@@ -103,10 +103,12 @@ def test_every_import_of_the_artifact_resolves(artifact: Path) -> None:
     assert missing == LEFT_OUT
 
 
-@pytest.mark.parametrize("function", ["SessionReaper", "Webhook"])
-def test_a_build_in_another_folder_gives_the_same_files(tmp_path: Path, function: str) -> None:
-    built = ROOT / ".aws-sam" / "build" / function
-    again = _build(tmp_path, function)
+@pytest.mark.parametrize("function", ["artifact", "webhook_artifact"])
+def test_a_build_in_another_folder_gives_the_same_files(
+    tmp_path: Path, function: str, request: pytest.FixtureRequest
+) -> None:
+    built = request.getfixturevalue(function)
+    again = _build(tmp_path, built.name)
     assert again.returncode == 0, again.stderr
     assert _files(tmp_path / "built") == _files(built)
 

@@ -200,6 +200,17 @@ def test_a_useless_fallback_secret_is_reported_before_it_is_needed(
     assert expected in message(check(stage), "mend-fallback-secret")
 
 
+def test_the_fallback_secret_of_another_secret_of_the_server_is_checked_too(stage: Stage) -> None:
+    """A run uses it where the first secret has none."""
+    elsewhere = stage.secret(username="rescuer", port=1)
+    stage.aws.put_secret(RESCUE, elsewhere)
+    stage.target()
+    stage.target("billing", fallback_secret=RESCUE)
+    told = message(check(stage), "mend-fallback-secret")
+    assert "it is for another server" in told
+    assert RESCUE in told
+
+
 def test_a_check_lists_ignored_parameters_without_their_values(
     stage: Stage, output: Output
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import struct
+from contextlib import suppress
 from threading import Event
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import boto3
 import pytest
 
 from infra.local.certificates import make_tls
+from infra.local.postgres import HOST
 from tests.integration.endpoints import reset_rds, resolve_here
 from tests.integration.stage import IDLE, REAPER, TABLE, Stage, policy
 from tests.integration.standby import run_another
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from infra.local.postgres import Build
+    from infra.local.postgres import Build, Tls
     from tests.integration.stage import Run
     from tests.integration.standby import Another
 
@@ -457,23 +459,29 @@ def test_a_server_that_does_not_show_our_session_stops_no_visit(
     assert run.target()["error"] is None
 
 
+def behind_tls(client: socket.socket, port: int, tls: Tls, stop: Event) -> None:
+    """End TLS with that certificate, and pass everything on to a port here."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tls.certificate, tls.key)
+    client.recv(8)
+    client.sendall(b"S")
+    with (
+        suppress(ssl.SSLError),
+        context.wrap_socket(client, server_side=True) as secure,
+        socket.create_connection((HOST, port)) as behind,
+    ):
+        pump(secure, behind, stop)
+
+
 def test_a_server_with_another_certificate_stops_no_visit(stage: Stage, tmp_path: Path) -> None:
     """It passes everything on to the other server; behind a NAT, that comes from our own address."""
     stage.session()
     order = Order()
     tls = make_tls(tmp_path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tls.certificate, tls.key)
 
     def answer(client: socket.socket, stop: Event) -> None:
-        client.recv(8)
-        client.sendall(b"S")
-        with (
-            context.wrap_socket(client, server_side=True) as secure,
-            Proxy(stage.server.port, before=order.lead) as proxy,
-            socket.create_connection((stage.server.host, proxy.port)) as behind,
-        ):
-            pump(secure, behind, stop)
+        with Proxy(stage.server.port, before=order.lead) as proxy:
+            behind_tls(client, proxy.port, tls, stop)
 
     with Impostor(answer) as evil, Proxy(stage.server.port, before=order.follow) as proxy:
         authority = tls.authority.read_text()
@@ -481,6 +489,30 @@ def test_a_server_with_another_certificate_stops_no_visit(stage: Stage, tmp_path
         stage.target("orders", port=proxy.port)
         run = stage.reap()
     assert names(run) == ["evil", "orders"]
+
+
+@pytest.mark.parametrize("is_in_the_middle", [True, False])
+def test_a_visit_that_trusted_another_authority_does_not_stop_one(
+    stage: Stage, tmp_path: Path, *, is_in_the_middle: bool
+) -> None:
+    """A host that reroutes packets has a certificate of the authority that a hostile secret names."""
+    real, evil = tmp_path / "real", tmp_path / "evil"
+    for folder in (real, evil):
+        folder.mkdir()
+    tls, evil_tls = make_tls(real), make_tls(evil)
+    authority = tls.authority.read_text()
+    certificates = iter([evil_tls if is_in_the_middle else tls, tls])
+
+    def answer(client: socket.socket, stop: Event) -> None:
+        behind_tls(client, stage.server.port, next(certificates), stop)
+
+    with Impostor(answer) as host:
+        keys = {"port": host.port, "sslmode": "verify-full"}
+        both = evil_tls.authority.read_text() + authority
+        stage.target("evil", sslrootcert=both, **keys)
+        stage.target("orders", sslrootcert=authority, **keys)
+        run = stage.reap()
+    assert names(run) == (["evil", "orders"] if is_in_the_middle else ["evil"])
 
 
 def test_a_secret_that_hangs_leaves_time_for_the_next_of_its_server(stage: Stage) -> None:

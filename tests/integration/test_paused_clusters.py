@@ -14,7 +14,7 @@ from moto.core.models import DEFAULT_ACCOUNT_ID
 
 from infra.local.aws import REGION
 from tests.integration.endpoints import reset_rds, resolve_here
-from tests.integration.grants import record_requests
+from tests.integration.recorder import record_calls
 from tests.integration.stage import policy, rule
 from tests.integration.wire import Proxy, RewriteRows, as_another_server, aws_but_for, hang, http
 
@@ -160,9 +160,9 @@ def test_a_cluster_that_cannot_pause_costs_no_call_to_cloudwatch(
 ) -> None:
     cluster.make(1, minimum=minimum, kind=kind)
     cluster.measured("shop-1", 0)
-    with record_requests() as requests:
+    with record_calls() as calls:
         assert statuses(cluster.run()) == {"shop-1": "ok"}
-    made = Counter(each.operation for each in requests if each.operation.startswith(("rds", "cl")))
+    made = Counter(each for each in calls if each.startswith(("rds", "cl")))
     assert made == {"rds:DescribeDBClusters": 1, "rds:DescribeDBInstances": 1}
 
 
@@ -187,9 +187,9 @@ def test_several_secrets_of_a_paused_server_are_one_target(cluster: Cluster, pro
 
 def test_without_an_endpoint_of_rds_nothing_is_looked_up(stage: Stage) -> None:
     stage.target()
-    with record_requests() as requests:
+    with record_calls() as calls:
         assert statuses(stage.run(SCHEDULED)) == {"orders": "ok"}
-    assert not {each.operation for each in requests if each.operation.startswith(("rds", "cl"))}
+    assert not {each for each in calls if each.startswith(("rds", "cl"))}
 
 
 DENIED = http("403 Forbidden", b'{"__type": "AccessDenied", "message": "not authorized"}')

@@ -1,4 +1,4 @@
-"""Which secrets become targets, and what is reported about invalid ones."""
+"""Secrets that become targets, and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -84,6 +84,18 @@ def test_a_secret_marked_for_deletion_is_reported_with_the_remedy(stage: Stage) 
     stage.aws.secrets.delete_secret(SecretId="leaving", RecoveryWindowInDays=7)
     run = stage.reap()
     assert "restore" in run.error("leaving")["hint"]
+
+
+def test_the_arn_of_a_secret_that_was_created_again_is_reported_with_the_reason(
+    stage: Stage,
+) -> None:
+    stage.target("ledger")
+    old = _arn(stage, "ledger")
+    stage.aws.secrets.delete_secret(SecretId="ledger", ForceDeleteWithoutRecovery=True)
+    stage.target("ledger")
+    assert _arn(stage, "ledger") != old
+    stage.monkeypatch.setenv("TARGET_SECRETS", old)
+    assert "created again has a new ARN" in stage.run({"check": True}).error("ledger")["hint"]
 
 
 def _arn(stage: Stage, name: str) -> str:

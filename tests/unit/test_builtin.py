@@ -45,6 +45,8 @@ NAMES = [
     ("Debezium Streaming", "Debezium"),
     ("Debezium Slot Info", "Debezium"),
     ("Debezium General", "Debezium"),
+    ("peerdb", "PeerDB"),
+    ("peerdb_orders_mirror", "PeerDB"),
     ("Flyway by Redgate", "Flyway"),
     ("flyway", "Flyway"),
     ("pgroll", "pgroll"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -129,3 +130,50 @@ def test_the_guard_checks_the_wait_conditions_that_the_rule_relies_on(
     decision = verdict_on(a_policy(a_rule(**ACTIVE, **match)), **session)
     assert decision.verdict is Verdict.CONDEMN
     assert decision.wait_guard == guard
+
+
+# -- every combination -----------------------------------------------------------------------------
+
+WAITS: list[dict[str, Any]] = [
+    {},
+    LOCK,
+    WORKERS,
+    WRITES,
+    {"wait_event_type": "IPC", "wait_event": "ExecuteGather"},
+    {"wait_event_type": "Client", "wait_event": "ClientRead", "waiting_for_client": True},
+    {"wait_event_type": "Lock", "wait_event": "tuple", "waits_for_lock": True},
+    WRITES | {"waits_for_lock": True},
+]
+CONDITIONS: dict[str, list[Any]] = {
+    "wait_event_type": [None, "Lock", "Client", "IPC", "*", "[!L]*", ["IPC", "Lock"]],
+    "wait_event": [None, "Client*", "ClientWrite", "relation", "*"],
+    "waiting_for_client": [None, True, False],
+}
+
+
+def passes(guard: WaitGuard, session: dict[str, Any]) -> bool:
+    """Decide as signal.sql does."""
+    kind, event = session.get("wait_event_type"), session.get("wait_event")
+    return (
+        guard.wait_event_type in (None, kind)
+        and guard.wait_event in (None, event)
+        and (guard.other_than is None or guard.other_than != event)
+        and guard.waits_for_lock in (None, session.get("waits_for_lock", False))
+    )
+
+
+@pytest.mark.parametrize("before", WAITS, ids=str)
+def test_a_session_that_passes_the_guard_still_meets_the_conditions_of_its_rule(
+    before: dict[str, Any],
+) -> None:
+    for values in product(*CONDITIONS.values()):
+        match: dict[str, Any] = {
+            key: value for key, value in zip(CONDITIONS, values, strict=True) if value is not None
+        }
+        policy = a_policy(a_rule(**ACTIVE, **match))
+        decision = verdict_on(policy, **before)
+        if decision.verdict is Verdict.CONDEMN:
+            guard = decision.wait_guard
+            assert passes(guard, before)
+            for now in WAITS:
+                assert not passes(guard, now) or verdict_on(policy, **now).rule == decision.rule

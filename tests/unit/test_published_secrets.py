@@ -24,7 +24,7 @@ WORD = "Zq8-CANARY_word"
 
 @dataclass(frozen=True)
 class Read:
-    """What a shape is read as."""
+    """The target that a shape is read as."""
 
     host: str = RDS
     port: int = 5432

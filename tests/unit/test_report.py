@@ -104,7 +104,7 @@ def a_quiet_target(*fates: SessionResult, **overrides: object) -> TargetReport:
                 " slots 97/97 → 91/97"
             ),
         ),
-        (a_target_report(), "orders: nothing to terminate, slots 97/97"),
+        (a_target_report(), "orders: every slot in use, nothing to terminate, slots 97/97"),
         (
             a_target_report(slots=some_slots(used=0), used_after=0),
             "orders: nothing to terminate, slots 0/97",

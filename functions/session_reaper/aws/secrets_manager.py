@@ -38,6 +38,9 @@ _HINTS: Final = {
     "InvalidRequestException": "The secret is marked for deletion: restore it, or remove it from the"
     " targets.",
 }
+_STALE_ARN_HINT: Final = (
+    "Check the ARN in TARGET_SECRETS. A secret that was deleted and created again has a new ARN."
+)
 _OTHER_HINT: Final = (
     "Check that the function can reach Secrets Manager (in a VPC: through an endpoint or a NAT)."
 )
@@ -71,6 +74,18 @@ class SecretCache:
 
 PROCESS_CACHE: Final = SecretCache()
 """The cache that warm runs share."""
+
+
+def read_text(secret_id: str, deadline: Deadline) -> str:
+    """Read a secret as text, "" if it is binary. Raises one of AWS_ERRORS."""
+
+    def read() -> str:
+        client: SecretsManagerClient = get_client("secretsmanager")
+        answer = client.get_secret_value(SecretId=secret_id)
+        _ = answer["ARN"]  # an answer without it is not from Secrets Manager
+        return answer.get("SecretString", "")
+
+    return call("secretsmanager", read, deadline)
 
 
 class Secrets:
@@ -151,9 +166,7 @@ class Secrets:
         except ClientError:  # such as a role without secretsmanager:BatchGetSecretValue
             return {}
         except AWS_ERRORS as error:
-            return {
-                each: _explain_unreadable(each, describe_error(error), _OTHER_HINT) for each in ids
-            }
+            return {each: _explain_unreadable(each, describe_error(error)) for each in ids}
 
     def _iterate_errors(
         self, errors: Sequence[Mapping[str, Any]]
@@ -162,15 +175,14 @@ class Secrets:
             secret_id, code = error["SecretId"], error["ErrorCode"]
             # Only GetSecretValue can read secrets of other accounts.
             if not secret_id.startswith("arn:") or f":{self._account}:" in secret_id:
-                yield secret_id, _explain_unreadable(secret_id, code, _HINTS.get(code, _OTHER_HINT))
+                yield secret_id, _explain_unreadable(secret_id, code)
 
     def _read_one(self, secret_id: str, deadline: Deadline) -> Secret | SecretError:
         read = partial(self._client.get_secret_value, SecretId=secret_id)
         try:
             return self._keep(secret_id, call("secretsmanager", read, deadline))
         except AWS_ERRORS as error:
-            reason = describe_error(error)
-            return _explain_unreadable(secret_id, reason, _HINTS.get(reason, _OTHER_HINT))
+            return _explain_unreadable(secret_id, describe_error(error))
 
     def _keep(self, secret_id: str, value: Mapping[str, Any]) -> Secret | SecretError:
         if "SecretString" not in value:
@@ -181,6 +193,9 @@ class Secrets:
         return secret
 
 
-def _explain_unreadable(secret_id: str, reason: str, hint: str) -> SecretError:
+def _explain_unreadable(secret_id: str, reason: str) -> SecretError:
+    hint = _HINTS.get(reason, _OTHER_HINT)
+    if reason == "ResourceNotFoundException" and secret_id.startswith("arn:"):
+        hint = _STALE_ARN_HINT
     problem = f"secret {secret_id} cannot be read: {reason}"
     return SecretError(name_of_secret(secret_id), problem, hint)

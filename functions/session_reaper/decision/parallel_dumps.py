@@ -10,7 +10,7 @@ from session_reaper.sessions.session import Names, Session, State
 
 
 class _Origin(NamedTuple):
-    """What all sessions of one dump have in common."""
+    """The properties that all sessions of one dump share."""
 
     names: Names
     client: str | None
@@ -47,8 +47,10 @@ def _find_members(group: Sequence[Session]) -> Iterator[int]:
         and session.transaction_seconds is not None
         and newest < session.transaction_seconds
     }
+    if not began:
+        return
     # Each of these may be the leader, and the workers connected after it began.
-    first = max(began.values(), default=-math.inf)
+    first = max(began.values())
     for session in group:
         if session.identity.pid in began or session.connected_seconds < first:
             yield session.identity.pid

@@ -219,6 +219,10 @@ def _check_bool(value: object, place: str) -> bool:
     return value
 
 
+def _check_optional_bool(value: object, place: str) -> bool:
+    return value is not None and _check_bool(value, place)
+
+
 def _read_flag(answer: Mapping[str, Any], key: str) -> bool:
     return _check_bool(_get(answer, key), key)
 
@@ -359,7 +363,7 @@ _MOST_PREPARED_WAITERS: Final = 200
 
 def _read_holders(answer: Mapping[str, Any], slots: Slots) -> tuple[Holder, ...]:
     """Read the groups of sessions, which together are no more than the sessions counted."""
-    rows = _read_rows(answer, "holders", 6)
+    rows = _read_rows(answer, "holders", 9)
     holders = tuple(
         Holder(
             application=_check_optional_name(application, "holders"),
@@ -368,8 +372,11 @@ def _read_holders(answer: Mapping[str, Any], slots: Slots) -> tuple[Holder, ...]
             state=_check_text(state, "holders", _MOMENT_LENGTH),
             count=_check_int(count, "holders", 1, _INT32),
             oldest_seconds=_check_seconds(oldest, "holders"),
+            superuser=_check_optional_bool(flags[0], "holders"),
+            replication=_check_optional_bool(flags[1], "holders"),
+            own_role=_check_optional_bool(flags[2], "holders"),
         )
-        for application, role, client, state, count, oldest in rows[:_MOST_HOLDERS]
+        for application, role, client, state, count, oldest, *flags in rows[:_MOST_HOLDERS]
     )
     if len(rows) > _MOST_HOLDERS or sum(holder.count for holder in holders) > slots.used:
         raise _InvalidError("holders")

@@ -80,11 +80,12 @@ def _write_results(target: TargetReport) -> Iterator[str]:
         waiting = sum(len(blocker.waiters) for blocker in target.blockers)
         yield f"{waiting} waiting for a blocker out of reach"
     elif target.protected_to_report:
-        yield f"{sum(group.count for group in target.protected_to_report)} protected from a rule"
+        number = sum(group.count for group in target.protected_to_report)
+        yield f"{count_of(number, 'session')} matched but protected"
     elif target.checked is not None:
         yield _write_check(target.checked, len(target.advice))
     elif target.status is TargetStatus.OK and not target.recovered and target.applied is None:
-        yield "nothing to terminate"
+        yield f"{'every slot in use, ' if target.is_exhausted else ''}nothing to terminate"
 
 
 def write_recoveries(recoveries: Iterable[Recovery]) -> str:

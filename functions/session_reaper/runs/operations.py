@@ -54,7 +54,7 @@ from session_reaper.runs.visits import VisitedError, Visits
 from session_reaper.sessions.server_facts import Check, ServerFacts
 from session_reaper.sessions.snapshot import ALL_SESSIONS, NO_SESSIONS, Snapshot
 from session_reaper.targets.providers import is_proxy
-from session_reaper.targets.target import Target
+from session_reaper.targets.target import Endpoint, Target
 
 _SPARED_SHARE: Final = 0.1  # of the time left, for logging spared sessions; the rest is for signals
 ADVICE_SECONDS: Final = 3.0  # for the statement that finds out why sessions leak
@@ -108,7 +108,7 @@ def run_on_target(
                     closing(connect_to_target(target, discovery, deadline, job.policy)[0])
                 )
 
-            def connect_by_fallback() -> Server:
+            def connect_by_fallback(target: Target) -> Server:
                 server = connect_with_fallback(target, discovery, deadline)
                 return stack.enter_context(closing(server))
 
@@ -132,6 +132,7 @@ def run_on_target(
                 server=server,
                 connect=connect,
                 connect_by_fallback=connect_by_fallback,
+                others=visits.list_others(target),
                 report=report,
                 admit=admit,
             )
@@ -295,7 +296,7 @@ def check(policy: Policy, session: TargetSession) -> TargetReport:
             *advise_on_databases(facts, policy),
             *advise_on_facts(session.target, facts, snapshot.slots, ()),
             *_advise_on_grants(session),
-            *_advise_on_fallback(session),
+            *_advise_on_fallbacks(session),
             *advise_on_options(session.target),
             *advise_on_version(facts),
         ]
@@ -312,18 +313,25 @@ def _advise_on_grants(session: TargetSession) -> Iterator[Advice]:
         yield from advise_on_grants(grants, session.target.database)
 
 
-def _advise_on_fallback(session: TargetSession) -> Iterator[Advice]:
-    """Advise if the fallback secret would not help on a full server."""
-    if session.target.fallback_secret is None:
-        return
-    try:
-        facts = session.connect_by_fallback().read_facts(session.deadline)
-    except TargetError as error:
-        yield advise_on_fallback(session.target.fallback_secret, f"{error.message}. {error.hint}")
-    else:
-        if not facts.has_reserved_slot:
-            problem = f"role {facts.role} has no reserved slot either."
-            yield advise_on_fallback(session.target.fallback_secret, problem)
+def _advise_on_fallbacks(session: TargetSession) -> Iterator[Advice]:
+    """Advise if a fallback secret would not help on a full server.
+
+    Each secret of the server may have one, which is used if that secret's turn comes.
+    """
+    checked: set[tuple[str, Endpoint]] = set()
+    for target in (session.target, *session.others):
+        fallback = target.fallback_secret
+        if fallback is None or (fallback, target.endpoint) in checked:
+            continue
+        checked.add((fallback, target.endpoint))
+        try:
+            facts = session.connect_by_fallback(target).read_facts(session.deadline)
+        except TargetError as error:
+            yield advise_on_fallback(fallback, f"{error.message}. {error.hint}")
+        else:
+            if not facts.has_reserved_slot:
+                problem = f"role {facts.role} has no reserved slot either."
+                yield advise_on_fallback(fallback, problem)
 
 
 def _begin_report(session: TargetSession, snapshot: Snapshot) -> TargetReport:

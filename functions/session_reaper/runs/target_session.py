@@ -1,6 +1,6 @@
 """The connection of a job to its target, and where the job records its progress."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Event
 
@@ -29,7 +29,8 @@ class TargetJob:
 class TargetSession:
     """An open connection to one target, and its report so far.
 
-    `connect` replaces a lost connection. `connect_by_fallback` uses the fallback secret. `admit`
+    `connect` replaces a lost connection. `connect_by_fallback` uses a target's fallback secret.
+    `others`: the targets that lead to the same server, as far as hosts and addresses tell. `admit`
     names the server in the report, or raises if another secret's operation is to run on it.
     `may_be_partial`: the operation works without the sessions that are hidden from our role. Once
     `stop` is set, no further session is signalled.
@@ -38,9 +39,10 @@ class TargetSession:
     job: TargetJob
     server: Server
     connect: Callable[[], Server]
-    connect_by_fallback: Callable[[], Server]
+    connect_by_fallback: Callable[[Target], Server]
     report: TargetReport
     admit: Callable[[TargetReport, Snapshot], TargetReport] = lambda report, _: report
+    others: Sequence[Target] = ()
     may_be_partial: bool = False
     stop: Event = field(default_factory=Event)
 

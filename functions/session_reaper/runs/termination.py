@@ -11,7 +11,7 @@ from itertools import groupby
 
 from session_reaper.deadline import Deadline
 from session_reaper.decision.model import Decision, Verdict
-from session_reaper.errors import BlindError, ConnectionLostError, TargetError
+from session_reaper.errors import BlindError, ConnectionLostError, DeadlineError, TargetError
 from session_reaper.observability import log_decision
 from session_reaper.policy.durations import format_duration
 from session_reaper.policy.enums import Action, Mode
@@ -63,6 +63,7 @@ class Termination:
         self._mode = mode
         self._deadline = session.deadline
         self._may_be_partial = session.may_be_partial
+        self._stop = session.stop
         self._results = TargetResults(session, report)
         self._signaller = Signaller(session, snapshot, self._results)
         self._batches: list[_Batch] = []
@@ -76,6 +77,8 @@ class Termination:
                 self._process(self._batches.pop(0))
             elif self._signaller.is_pending:
                 self._signaller.verify()
+            if self._batches and self._stop.is_set():
+                self._results.fail(DeadlineError())
             if self._results.error is not None:
                 for batch in self._batches:
                     self._results.spare(batch.decisions)
@@ -86,7 +89,7 @@ class Termination:
 
     def _group(self, condemned: Iterable[Decision]) -> Iterator[_Batch]:
         """Group decisions by the pause that their rules ask for, the shortest first."""
-        for pause, decisions in groupby(sorted(condemned, key=_pause_of), key=_pause_of):
+        for pause, decisions in groupby(sorted(condemned, key=_get_pause), key=_get_pause):
             batch = _Batch(
                 pause=pause, due=self._deadline.capped_at(pause), decisions=tuple(decisions)
             )
@@ -101,9 +104,12 @@ class Termination:
         """Wait until a batch is due or a signal may have taken effect."""
         seconds = [self._deadline.remaining(), *(batch.due.remaining() for batch in self._batches)]
         if self._signaller.is_pending:
-            seconds.append(self._signaller.next_pause())
+            seconds.append(self._signaller.take_next_pause())
         if self._signaller.is_pending or self._batches:
-            time.sleep(min(seconds))
+            if self._stop.is_set():
+                time.sleep(min(seconds))
+            else:
+                self._stop.wait(min(seconds))
 
     def _process(self, batch: _Batch) -> None:
         decisions = self._confirm(batch) if batch.pause else batch.decisions
@@ -217,5 +223,5 @@ def _observed_outcome(decision: Decision) -> Outcome:
     return Outcome.DENIED if is_denied else Outcome.WOULD_TERMINATE
 
 
-def _pause_of(decision: Decision) -> float:
+def _get_pause(decision: Decision) -> float:
     return (decision.rule and decision.rule.confirm_after) or 0.0

@@ -21,9 +21,11 @@ from session_reaper.postgres.server import APPLICATION_NAME, Server
 from session_reaper.runs.parallel import PostponeError
 from session_reaper.sessions.snapshot import ServerIdentity, Snapshot
 from session_reaper.targets.providers import is_proxy
-from session_reaper.targets.servers import Place, are_instances_of_rds
+from session_reaper.targets.servers import Place, are_instances_of_rds, are_one_server
 from session_reaper.targets.target import Target, TargetKey
 
+_LOGIN_SECONDS: Final = 3.0
+_LOGIN_SHARE: Final = 0.25  # of the time left, at most
 _PROOF_SECONDS: Final = 3.0  # for all proofs of one target; a hostile server may take all of it
 _PROOF_SHARE: Final = 0.2  # of the time left, at most
 _ALL_RIGHTS: Final = 2
@@ -39,8 +41,7 @@ class _Visit:
     """A login of a target, and what the server says about itself.
 
     `connected`: the target with the role and the password that were used. `certificate`: the server's,
-    in DER; None in plaintext. `owner`: the key of the
-    target whose operation runs on the server.
+    in DER; None in plaintext. `owner`: the key of the target whose operation runs on the server.
     """
 
     place: Place
@@ -98,11 +99,16 @@ class Visits:
         """Return the targets that may be one server with this one, and itself, in configured order."""
         return self._groups.get(target.key, (target,))
 
+    def list_others(self, target: Target) -> Sequence[Target]:
+        """Return the other targets of a target's server, as far as hosts and addresses tell."""
+        others = (each for each in self.list_group(target) if each.key != target.key)
+        return tuple(each for each in others if are_one_server(target, each))
+
     def begin(self, target: Target, deadline: Deadline) -> Deadline:
         """Record that a target is tried, and return the deadline for connecting.
 
-        It leaves time for the other targets of the group. Raises VisitedError if the target need not
-        connect.
+        It leaves time for the other targets of the group, but any number of them leaves this one
+        enough for a login. Raises VisitedError if the target need not connect.
         """
         with self._lock:
             self._tried.add(target.key)
@@ -111,7 +117,9 @@ class Visits:
                 raise VisitedError
             if target.is_alternate and visits:
                 raise VisitedError
-            return deadline.capped_at(deadline.remaining() / (1 + len(self._list_untried(target))))
+            share = deadline.remaining() / (1 + len(self._list_untried(target)))
+            least = min(_LOGIN_SECONDS, _LOGIN_SHARE * deadline.remaining())
+            return deadline.capped_at(max(share, least))
 
     def admit(
         self,
@@ -198,7 +206,9 @@ class Visits:
 def _is_same_server(visit: _Visit, rival: _Visit, server: Server, deadline: Deadline) -> bool:
     """Return whether two visits that claim to be to the same server are."""
     target = visit.place.target
-    if not rival.place.is_as_secure_as(target) or are_instances_of_rds(rival.connected, target):
+    has_same_key = visit.certificate is not None and visit.certificate == rival.certificate
+    is_secure = has_same_key or rival.place.is_as_secure_as(target)
+    if not is_secure or are_instances_of_rds(rival.connected, target):
         return False
     if rival.place.has_endpoint_of(replace(target, addresses=(visit.place.address,))):
         return True

@@ -15,7 +15,7 @@ class ConsoleLink:
     url: str
 
 
-# The console's domain by the prefix of a partition's regions. template.yaml has it by partition.
+# The console's domain by the prefix of a partition's regions.
 _CONSOLES = {
     "cn": "amazonaws.cn",
     "eusc": "amazonaws-eusc.eu",

@@ -45,8 +45,13 @@ class Place:
         return self.has_endpoint_of(other) and (is_same_route or not self.is_pooled)
 
     def is_as_secure_as(self, other: Target) -> bool:
-        """Return whether another target's own connection would prove no more than this one."""
-        return self.is_verified or not other.is_verified
+        """Return whether another target's own connection would prove no more than this one.
+
+        A secret chooses its CA, so its connection proves nothing to a secret with another CA.
+        """
+        if not other.is_verified:
+            return True
+        return self.is_verified and self.target.sslrootcert in (None, other.sslrootcert)
 
     def covers(self, other: Target) -> bool:
         """Return whether a visit here does all that a visit by another target would do."""
@@ -97,5 +102,5 @@ def group_by_server(targets: Sequence[Target]) -> list[tuple[Target, ...]]:
 
 
 def sort_by_trust(targets: Iterable[Target]) -> list[Target]:
-    """Sort verified targets first: an unverified visit must not take the place of a verified one."""
-    return sorted(targets, key=lambda target: not target.is_verified)
+    """Sort by what a visit proves to other targets, most first, so that it covers most of them."""
+    return sorted(targets, key=lambda each: (not each.is_verified, each.sslrootcert is not None))

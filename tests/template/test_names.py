@@ -7,58 +7,39 @@ import io
 import json
 import logging
 import re
+import tomllib
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
 from session_reaper import observability
 from session_reaper.deadline import Deadline
 from session_reaper.report.model import Outcome
 
 from tests.builders import a_decision, a_fate, a_report, a_target_report
+from tests.template.sources import ROOT, TEMPLATES, read_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "functions" / "session_reaper"
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML with CloudFormation's short forms: `!Ref X` is {"Ref": X}."""
+RESOURCES = [
+    (name, resource)
+    for path in TEMPLATES
+    for name, resource in read_template(path)["Resources"].items()
+]
+STACK = read_template("template.yaml")["Resources"]
+MONITORING = read_template("infra/monitoring.yaml")["Resources"]
 
 
-def _short_form(loader: yaml.Loader, name: str, node: yaml.Node) -> dict[str, Any]:
-    if isinstance(node, yaml.ScalarNode):
-        return {name: loader.construct_scalar(node)}
-    if isinstance(node, yaml.SequenceNode):
-        return {name: loader.construct_sequence(node, deep=True)}
-    assert isinstance(node, yaml.MappingNode)
-    return {name: loader.construct_mapping(node, deep=True)}
+def _properties(kind: str) -> dict[str, dict[str, Any]]:
+    return {name: one["Properties"] for name, one in RESOURCES if one["Type"] == kind}
 
 
-_Loader.add_multi_constructor("!", _short_form)
-
-
-def _template(path: str) -> dict[str, Any]:
-    document: dict[str, Any] = yaml.load((ROOT / path).read_text(), _Loader)  # noqa: S506 -- a SafeLoader
-    return document
-
-
-STACK = _template("template.yaml")["Resources"]
-MONITORING = _template("infra/monitoring.yaml")["Resources"]
-FUNCTIONS = {
-    name: resource["Properties"]
-    for name, resource in STACK.items()
-    if resource["Type"] == "AWS::Serverless::Function"
-}
-ALARMS = {
-    name: resource["Properties"]
-    for name, resource in MONITORING.items()
-    if resource["Type"] == "AWS::CloudWatch::Alarm"
-}
+FUNCTIONS = _properties("AWS::Serverless::Function")
+ALARMS = _properties("AWS::CloudWatch::Alarm")
 # With Sub's escapes undone: ${!PROP('…')} is text for CloudWatch.
 _BODY = MONITORING["Dashboard"]["Properties"]["DashboardBody"]["Sub"].replace("${!", "${")
 WIDGETS = json.loads(_BODY)["widgets"]
@@ -67,6 +48,17 @@ WIDGETS = json.loads(_BODY)["widgets"]
 def _variables(function: str) -> dict[str, Any]:
     variables: dict[str, Any] = FUNCTIONS[function]["Environment"]["Variables"]
     return variables
+
+
+# -- size ------------------------------------------------------------------------------------------
+
+
+def test_the_template_stays_small_enough_to_read() -> None:
+    template = read_template("template.yaml")
+    assert len(template["Parameters"]) <= 18
+    assert len(template["Conditions"]) <= 10
+    assert len((ROOT / "template.yaml").read_text().splitlines()) <= 750
+    assert "AWS::CloudFormation::Stack" not in {one["Type"] for one in STACK.values()}
 
 
 # -- functions -------------------------------------------------------------------------------------
@@ -82,8 +74,10 @@ def test_the_template_sets_the_variables_that_are_read_and_no_others() -> None:
     named = {text for text in _constants("settings.py") if re.fullmatch(r"[A-Z][A-Z_]+", text)}
     read = {name for name in named if not name.startswith("AWS_")}  # Lambda sets those
     given = {name for function in FUNCTIONS for name in _variables(function)}
-    # Powertools and botocore read the others.
-    assert read == {name for name in given if not name.startswith(("POWERTOOLS_", "AWS_"))}
+    # Powertools reads the others. FLEET_TOPIC_ARN is set before the function reads it.
+    assert read == {name for name in given if not name.startswith("POWERTOOLS_")} - {
+        "FLEET_TOPIC_ARN"
+    }
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -95,9 +89,9 @@ def test_every_handler_of_the_template_exists(function: str) -> None:
 def test_every_function_has_a_make_target_that_builds_it() -> None:
     makefile = (ROOT / "infra" / "artifact" / "Makefile").read_text()
     assert set(re.findall(r"(?m)^build-(\w+):", makefile)) == set(FUNCTIONS)
-    for name, properties in FUNCTIONS.items():
-        assert STACK[name]["Metadata"]["BuildMethod"] == "makefile"
-        assert properties["CodeUri"] == "functions/"
+    for name, resource in RESOURCES:
+        if name in FUNCTIONS:
+            assert resource["Metadata"]["BuildMethod"] == "makefile"
 
 
 def test_the_table_has_the_key_attributes_that_are_written() -> None:
@@ -108,11 +102,18 @@ def test_the_table_has_the_key_attributes_that_are_written() -> None:
     )
 
 
-def test_the_dashboard_has_the_name_that_the_function_links_to() -> None:
-    condition, name, none = _variables("SessionReaper")["DASHBOARD"]["If"]
-    nested = STACK["MonitoringStack"]
-    assert (condition, none) == (nested["Condition"], "")
-    assert name == nested["Properties"]["Parameters"]["DashboardName"]
+def test_the_versions_of_the_functions_are_the_projects() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for properties in FUNCTIONS.values():
+        assert properties["Tags"]["version"] == project["version"]
+
+
+def test_the_stacks_beside_it_take_its_outputs_as_parameters_of_the_same_name() -> None:
+    outputs = read_template("template.yaml")["Outputs"]
+    for path in TEMPLATES[1:]:
+        for name, parameter in read_template(path)["Parameters"].items():
+            text = " ".join(parameter["Description"].split())
+            assert (f"Output {name} of session-reaper's stack" in text) == (name in outputs), name
 
 
 # -- metrics ---------------------------------------------------------------------------------------
@@ -165,15 +166,17 @@ def test_alarms_and_dashboard_use_published_metrics_only(
 
 
 @pytest.mark.parametrize("alarm", ALARMS)
-def test_every_alarm_describes_itself_and_notifies_the_topic(alarm: str) -> None:
+def test_every_alarm_has_the_name_that_the_dashboard_shows_and_notifies_the_topic(
+    alarm: str,
+) -> None:
     properties = ALARMS[alarm]
     assert 100 < len(properties["AlarmDescription"]["Sub"]) < 900  # CloudWatch keeps 1024
-    assert properties["AlarmActions"] == [{"Ref": "TopicArn"}]
-
-
-def test_the_dashboard_shows_every_alarm() -> None:
+    [topic] = properties["AlarmActions"]
+    assert topic["Ref"] in ("Topic", "TopicArn")
+    assert properties["AlarmName"]["Sub"].endswith(f"}}-{alarm}")
     shown = next(widget for widget in WIDGETS if widget["type"] == "alarm")
-    assert set(shown["properties"]["alarms"]) == {f"${{{alarm}.Arn}}" for alarm in ALARMS}
+    text = " ".join(shown["properties"]["alarms"])
+    assert f"${{{alarm}.Arn}}" in text or f":${{Service}}-{alarm}" in text
 
 
 # -- queries in the log ----------------------------------------------------------------------------

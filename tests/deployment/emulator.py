@@ -1,0 +1,106 @@
+"""Runs ministack, an emulator of AWS, with those gaps filled that session-reaper's stacks meet.
+
+Run it with the Python of `.tools/deployment`; the environment configures it, as ministack documents.
+`main` lists the gaps, each with a function of its own. IAM's denials are printed.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ministack.app
+from ministack.core import iam_evaluator
+from ministack.core.responses import get_account_id
+from ministack.services import cloudwatch, eventbridge
+from ministack.services.cloudformation import changesets, engine, handlers, provisioners, stacks
+
+
+def main() -> None:
+    """Fill the gaps, then serve until a signal ends the process."""
+    for module in (changesets, engine, handlers, stacks):
+        module._evaluate_conditions = evaluate_conditions
+    provisioners._RESOURCE_HANDLERS["AWS::Logs::QueryDefinition"] = QUERY_DEFINITION
+    cloudwatch._dispatch_alarm_actions = with_state_change(cloudwatch._dispatch_alarm_actions)
+    iam_evaluator.enforce = with_denials_printed(iam_evaluator.enforce)
+    ministack.app._port_is_bindable = lambda *_: False  # otherwise it also serves on port 443
+    ministack.app.main()
+
+
+def evaluate_conditions(
+    template: Mapping[str, Any], parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Evaluate a template's conditions with every function: ministack knows no Split, Sub or Join."""
+    conditions = template.get("Conditions", {})
+
+    def evaluate(node: Any) -> Any:  # noqa: ANN401 -- any value of a template
+        value = node
+        if isinstance(node, dict):
+            [(function, argument)] = node.items()
+            match function:
+                case "Condition":
+                    value = evaluate(conditions[argument])
+                case "Fn::Equals":
+                    value = len({str(evaluate(one)) for one in argument}) == 1
+                case "Fn::Not":
+                    value = not evaluate(argument[0])
+                case "Fn::And":
+                    value = all(map(evaluate, argument))
+                case "Fn::Or":
+                    value = any(map(evaluate, argument))
+                case _:
+                    value = engine._resolve_refs(node, {}, parameters, {}, {}, "", "")
+        return value
+
+    return {name: evaluate(one) for name, one in conditions.items()}
+
+
+# Accepts a saved query, and keeps nothing of it.
+QUERY_DEFINITION = {
+    "create": lambda logical_id, _properties, stack: (f"{stack}-{logical_id}", {}),
+    "delete": lambda _physical_id, _properties: None,
+}
+
+
+def with_state_change(dispatch: Callable[..., None]) -> Callable[..., None]:
+    """Send an alarm's state change to EventBridge, too: ministack's alarms only publish to SNS."""
+
+    def dispatch_and_send(alarm: Mapping[str, Any], old: str, new: str, reason: str) -> None:
+        dispatch(alarm, old, new, reason)
+        detail = {
+            "alarmName": alarm["AlarmName"],
+            "previousState": {"value": old},
+            "state": {"value": new, "reason": reason},
+        }
+        entry = {
+            "Source": "aws.cloudwatch",
+            "DetailType": "CloudWatch Alarm State Change",
+            "Detail": json.dumps(detail),
+        }
+        eventbridge._put_events({"Entries": [entry]}, allow_aws_source=True)
+
+    return dispatch_and_send
+
+
+# What AWS checks where a list names no single resource; ministack checks "*".
+LISTED = {"rds:DescribeDBClusters": "cluster:*", "rds:DescribeDBInstances": "db:*"}
+
+
+def with_denials_printed(enforce: Callable[..., Any]) -> Callable[..., Any]:
+    """Print each request that IAM denies, because a program may handle a denial silently."""
+
+    def enforce_and_print(
+        key: str, action: str, service: str, region: str, resource_arn: str = "*", **facts: object
+    ) -> object:
+        if resource_arn == "*" and action in LISTED:
+            account = get_account_id()
+            resource_arn = f"arn:aws:rds:{region}:{account}:{LISTED[action]}"
+        denied = enforce(key, action, service, region, resource_arn, **facts)
+        if denied:
+            print(f"DENIED {action} {resource_arn}", flush=True)
+        return denied
+
+    return enforce_and_print
+
+
+if __name__ == "__main__":
+    main()
