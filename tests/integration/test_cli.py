@@ -278,6 +278,9 @@ def test_an_application_ends_the_sessions_of_its_own_role_only(
     arguments = ("--policy", rules, "--role", "app", "--enforce", "--yes", "--json")
     done = reap(home, uri(stage, "app"), *arguments)
     assert (done.status, outcomes(done)) == (0, {each.pid: "terminated" for each in own})
+    (target,) = json.loads(done.out)["targets"]
+    slots = target["slots"]
+    assert slots["used_after"] == slots["used_before"] - 2  # both count the hidden ones, too
     assert stage.survivors(own) == []
     assert other.is_there
 
