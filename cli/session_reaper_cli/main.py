@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from session_reaper.targets.target import Target
 
 _ERROR, _INTERRUPTED = 2, 130  # exit statuses; results.py has all
+_SHORTEST_PAUSE: Final = 0.1  # seconds between two refreshes
 _HELP: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -38,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         print("\nStopped. Nothing was signalled.", file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:  # `| head` has read enough
+    except (BrokenPipeError, SystemExit):  # `| head` has read enough; rich makes it a SystemExit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 -- no tracebacks for the person on call
@@ -54,6 +55,8 @@ def _explain(error: Exception) -> int:
     show_traceback(error)
     if isinstance(error, ReaperError):
         say(f"session-reaper: {error}")
+    elif isinstance(error, OSError):
+        say(f"session-reaper: the output cannot be written: {error.strerror}")
     else:  # its text may hold anything
         say(f"session-reaper: a bug: {type(error).__name__}")
         say("Please report it. SESSION_REAPER_TRACEBACK=1 shows where it happened.")
@@ -138,10 +141,16 @@ class _Duration(click.ParamType[float]):
         from session_reaper.policy.durations import parse_duration
 
         text = str(value)
-        seconds = parse_duration(f"{text}s" if text.isdecimal() else text)
+        seconds = parse_duration(f"{text}s" if text.replace(".", "", 1).isdecimal() else text)
         if seconds is None:
             self.fail(f"{value!r} is not a duration; write 30s or 2m", param, ctx)
         return seconds
+
+
+def _check_pause(_: click.Context, __: click.Parameter, seconds: float | None) -> float | None:
+    if seconds is not None and seconds < _SHORTEST_PAUSE:
+        raise click.BadParameter(f"write {_SHORTEST_PAUSE} or more: each refresh costs the server")
+    return seconds
 
 
 def _connects(command: Callable[..., int]) -> Callable[..., int]:
@@ -217,7 +226,13 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="JSON, for p
 @app.command(epilog="\b\nsession-reaper top postgres://app@db.example/orders --watch 2")
 @_connects
 @_policy_option
-@click.option("--watch", type=_Duration(), metavar="SECONDS", help="Refresh until Ctrl-C.")
+@click.option(
+    "--watch",
+    type=_Duration(),
+    callback=_check_pause,
+    metavar="SECONDS",
+    help="Refresh until Ctrl-C.",
+)
 @_json_option
 def top(target: "Target", wait: float, policy: str, watch: float | None, *, as_json: bool) -> int:
     """Show who holds the connection slots, and who blocks whom."""
@@ -352,7 +367,8 @@ def validate(file: Path) -> int:
     from session_reaper.policy.model import read_policy
     from session_reaper.report.text import printable
 
-    from session_reaper_cli.policy_validation import find_errors, list_changes, read_document
+    from session_reaper_cli.policies import read_document
+    from session_reaper_cli.policy_validation import find_errors, list_changes
 
     document = read_document(file)
     errors = find_errors(document)

@@ -1,24 +1,14 @@
 """Validates a policy file: the place of each error, and what means something else since 0.1."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import Action
 from session_reaper.policy.model import Policy, Rule, read_policy
-from session_reaper.runs.policy_source import parse_document
 from session_reaper.sessions.session import State
 
 _SOUND_RULE: Final = {"name": "sound", "match": {"state": ["idle"], "idle_for": "1h"}}
-
-
-def read_document(path: Path) -> object:
-    """Parse a policy file. Raises ConfigurationError."""
-    try:
-        return parse_document(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(str(path), f"cannot be read: {type(error).__name__}") from None
 
 
 def find_errors(document: object) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +26,14 @@ from session_reaper_cli.top.overview import make_overview
 from session_reaper_cli.top.screen import draw
 
 from tests.builders import a_document, a_policy, a_rule, a_session, a_snapshot
+from tests.integration.cli import COMMAND, environment
 
 if TYPE_CHECKING:
     from session_reaper.targets.target import Target
 
 Capture = pytest.CaptureFixture[str]
 LEAK = ["idle in transaction"]
+RECORDING = Path(__file__).parents[1] / "recordings" / "postgresql-18.json"
 
 
 # -- policies --------------------------------------------------------------------------------------
@@ -142,6 +146,34 @@ def test_a_target_that_was_never_reached_is_an_error_and_a_quiet_one_a_success()
     assert choose_status(TargetReport(name="orders", slots=slots)) is ExitStatus.DONE
     full = TargetReport(name="orders", slots=slots, used_after=slots.usable)
     assert choose_status(full) is ExitStatus.ATTENTION
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_an_output_that_cannot_be_written_is_no_bug() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [*COMMAND, "policy", "schema"]
+        done = subprocess.run(  # noqa: S603 -- our own command
+            command,
+            env=environment(Path(), {}),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert "cannot be written: No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("policy", "validate"), ("replay",), ("replay", str(RECORDING), "--policy")]
+)
+def test_a_file_that_cannot_be_read_is_an_error_in_plain_words(
+    arguments: tuple[str, ...], tmp_path: Path, capsys: Capture
+) -> None:
+    for file, problem in [("absent", "No such file or directory"), (".", "Is a directory")]:
+        path = str(tmp_path / file)
+        assert run([*arguments, path]) == 2
+        assert capsys.readouterr().err == f"session-reaper: {path}: cannot be read: {problem}\n"
 
 
 # -- top -------------------------------------------------------------------------------------------
