@@ -39,12 +39,19 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         print("\nStopped. Nothing was signalled.", file=sys.stderr)
         return _INTERRUPTED
-    except (BrokenPipeError, SystemExit):  # `| head` has read enough; rich makes it a SystemExit
+    except (BrokenPipeError, SystemExit) as error:
+        if not _is_broken_pipe(error):
+            raise  # the end of a completion
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 -- no tracebacks for the person on call
         return _explain(error)
     return int(status or 0)
+
+
+def _is_broken_pipe(error: BaseException) -> bool:
+    """Return whether `| head` has read enough, of which click and rich make a SystemExit."""
+    return any(isinstance(each, BrokenPipeError) for each in (error, error.__context__))
 
 
 def _explain(error: Exception) -> int:
@@ -210,8 +217,17 @@ def _print_failure(error: "TargetError", target: "Target") -> None:
     print_json(to_return_value(report), make_output())
 
 
+def _show_examples(*arguments: str) -> str:
+    """Write the end of a command's help."""
+    return "\b\nExamples:\n" + "\n".join(f"  session-reaper {each}" for each in arguments)
+
+
 _policy_option = click.option(
-    "--policy", default="", metavar="FILE", help="YAML or JSON; without it the default policy."
+    "--policy",
+    type=click.Path(),
+    default="",
+    metavar="FILE",
+    help="YAML or JSON; without it the default policy.",
 )
 _role_option = click.option(
     "--role",
@@ -223,7 +239,7 @@ _role_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="JSON, for programs.")
 
 
-@app.command(epilog="\b\nsession-reaper top postgres://app@db.example/orders --watch 2")
+@app.command(epilog=_show_examples("top postgres://app@db.example/orders --watch 2"))
 @_connects
 @_policy_option
 @click.option(
@@ -246,9 +262,7 @@ def top(target: "Target", wait: float, policy: str, watch: float | None, *, as_j
     return show_top(options, make_output(), say)
 
 
-@app.command(
-    epilog="\b\nsession-reaper explain postgres://app@db.example/orders --application 'api*'"
-)
+@app.command(epilog=_show_examples("explain postgres://app@db.example/orders --application 'api*'"))
 @_connects
 @_policy_option
 @click.option("--application", default="*", metavar="GLOB", help="Only these applications.")
@@ -265,7 +279,10 @@ def explain(  # noqa: PLR0913 -- click passes each option
     state: str,
     as_json: bool,
 ) -> int:
-    """Show the decision on every session, why, and the rule that misses it by least."""
+    """Show the decision on every session, and why.
+
+    For a session that no rule matches, it names the rule that misses it by least.
+    """
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.explain import Filters, run_explain
     from session_reaper_cli.policies import load
@@ -276,11 +293,11 @@ def explain(  # noqa: PLR0913 -- click passes each option
     return run_explain(target, options, filters, make_output(), say, as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=_show_examples("check postgres://app@db.example/orders"))
 @_connects
 @_json_option
 def check(target: "Target", wait: float, *, as_json: bool) -> int:
-    """Show what is missing on the server, with the SQL that fixes it."""
+    """Show what the server lacks, with the SQL that fixes it."""
     from session_reaper_cli.check import run_check
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import DEFAULT_POLICY, load
@@ -291,7 +308,10 @@ def check(target: "Target", wait: float, *, as_json: bool) -> int:
 
 
 @app.command(
-    epilog="\b\nsession-reaper reap postgres://app@db.example/orders\nsession-reaper reap postgres://app@db.example/orders --role app --enforce"
+    epilog=_show_examples(
+        "reap postgres://app@db.example/orders",
+        "reap postgres://app@db.example/orders --role app --enforce",
+    )
 )
 @_connects
 @_policy_option
@@ -309,7 +329,10 @@ def reap(  # noqa: PLR0913 -- click passes each option
     unasked: bool,
     as_json: bool,
 ) -> int:
-    """Say which sessions the policy would terminate; with --enforce, terminate them."""
+    """Say which sessions would be terminated, or do it.
+
+    Without --enforce it only observes. With it, it shows the sessions and asks.
+    """
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import load, restrict_to_role
     from session_reaper_cli.reap import ReapOptions, run_reap
@@ -327,10 +350,13 @@ def reap(  # noqa: PLR0913 -- click passes each option
     return run_reap(options, make_output(), make_messages(), say)
 
 
-@app.command(epilog="\b\nsession-reaper record postgres://app@db.example/orders > recording.json")
+@app.command(epilog=_show_examples("record postgres://app@db.example/orders > recording.json"))
 @_connects
 def record(target: "Target", wait: float) -> int:
-    """Print a recording of all sessions, for `replay`. Queries are redacted."""
+    """Print a recording of all sessions, for `replay`.
+
+    Queries are redacted.
+    """
     from session_reaper_cli.check import run_record
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import DEFAULT_POLICY, load
@@ -340,10 +366,15 @@ def record(target: "Target", wait: float) -> int:
     return run_record(target, options, make_output(), say)
 
 
-@app.command(epilog="\b\nsession-reaper replay recording.json --policy new.yaml --against old.yaml")
+@app.command(epilog=_show_examples("replay recording.json --policy new.yaml --against old.yaml"))
 @click.argument("recording", metavar="FILE", type=click.Path(path_type=Path))
 @_policy_option
-@click.option("--against", metavar="FILE", help='Show what differs under this one; "": default.')
+@click.option(
+    "--against",
+    type=click.Path(),
+    metavar="FILE",
+    help='Show what differs under this one; "": default.',
+)
 @click.option("--target", metavar="NAME", help="Only this target of the recording.")
 def replay(recording: Path, policy: str, against: str | None, target: str | None) -> None:
     """Show what a policy decides on a recording, offline."""
@@ -357,13 +388,17 @@ def replay(recording: Path, policy: str, against: str | None, target: str | None
 
 @app.group()
 def policy() -> None:
-    """Validate a policy file, or print the schema or the default policy."""
+    """Validate a policy, print its schema or the default."""
 
 
-@policy.command()
+@policy.command(epilog=_show_examples("policy validate policy.yaml"))
 @click.argument("file", type=click.Path(path_type=Path))
 def validate(file: Path) -> int:
-    """Show the place of each error, and what means something else since 0.1."""
+    """Show each error, and what has changed its meaning.
+
+    Each error with its place; of one rule or key only the first. A valid policy: what means
+    something else since 0.1.
+    """
     from session_reaper.policy.model import read_policy
     from session_reaper.report.text import printable
 
@@ -382,7 +417,7 @@ def validate(file: Path) -> int:
     return 0
 
 
-@policy.command()
+@policy.command(epilog=_show_examples("policy schema > policy.schema.json"))
 def schema() -> None:
     """Print the JSON Schema of a policy, for editors."""
     from session_reaper_cli.policy_schema import write_schema
@@ -390,7 +425,7 @@ def schema() -> None:
     print(write_schema(), end="")
 
 
-@policy.command("show-default")
+@policy.command("show-default", epilog=_show_examples("policy show-default > policy.yaml"))
 def show_default() -> None:
     """Print the default policy, to be copied."""
     import yaml

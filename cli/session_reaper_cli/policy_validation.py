@@ -53,7 +53,9 @@ def list_changes(policy: Policy) -> Iterator[str]:
 def _list_rule_changes(rule: Rule) -> Iterator[str]:
     if rule.is_observe_only:
         yield "mode: observe decides nothing any more; a later rule may terminate the session"
-    if State.ACTIVE in rule.match.state and not rule.match.wait_event_type:
+    # A session that waits for its client waits for no lock.
+    may_wait_for_lock = not (rule.match.wait_event_type or rule.match.waiting_for_client)
+    if State.ACTIVE in rule.match.state and may_wait_for_lock:
         yield (
             (
                 "no longer matches a session that waits for a lock; add wait_event_type: Lock to match"
