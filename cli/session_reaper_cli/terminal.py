@@ -39,6 +39,15 @@ def is_interactive() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
+def ask(question: str) -> bool:
+    """Ask a question; anything but yes, such as the end of the input, means no."""
+    print(f"{question} [y/N]: ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        print(file=sys.stderr)
+    return answer.strip().lower() in ("y", "yes")
+
+
 def show_traceback(bug: Exception) -> None:
     """Show where a bug happened, if the user wants to know; its text may hold anything."""
     if os.environ.get("SESSION_REAPER_TRACEBACK"):

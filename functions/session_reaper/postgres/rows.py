@@ -98,7 +98,8 @@ def read_verification(row: Row) -> Verification:
         return Verification(
             server=_read_server(answer),
             remaining=frozenset(_check_int(pid, "remaining", 1, _INT32) for pid in remaining),
-            used=_read_optional_int(answer, "used"),
+            can_see=_read_flag(answer, "can_see"),
+            used=_read_int(answer, "used"),
         )
     except _InvalidError as error:
         raise _to_target_error("verification", error) from None

@@ -195,7 +195,7 @@ class Signaller:
             self.reconnect(error)
             return
         try:
-            self.check_server(found.server, hidden=found.used is None)
+            self.check_server(found.server, hidden=not found.can_see)
         except ServerChangedError as error:
             self._give_up(error)
             return
@@ -203,8 +203,9 @@ class Signaller:
         for decision in self._missing:
             self._results.settle(decision, Outcome.ESCAPED)
         self._missing.clear()
-        self._results.used_after = found.used
-        if found.used is None and not self._session.may_be_partial:
+        is_blind = not found.can_see and not self._session.may_be_partial
+        self._results.used_after = None if is_blind else found.used
+        if is_blind:
             self._fail_as_blind()
         self._sort_pending(found.remaining)
 

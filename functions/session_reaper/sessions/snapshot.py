@@ -81,13 +81,14 @@ class ServerIdentity:
 class Verification:
     """The signalled sessions that remain on a server, and the slots used at the same moment.
 
-    `remaining`: the pids of sessions that exist, or still run their cancelled query. `used`: None if
-    sessions are hidden from us.
+    `remaining`: the pids of sessions that exist, or still run their cancelled query. `can_see`: no
+    session is hidden from us; `used` counts hidden ones, too.
     """
 
     server: ServerIdentity
     remaining: frozenset[int]
-    used: int | None
+    can_see: bool
+    used: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
