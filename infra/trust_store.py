@@ -189,7 +189,7 @@ def choose(
 
 
 def _objections(authority: Authority, now: datetime) -> Iterator[str]:
-    """Why it is not to be trusted, what tells most first; nothing if it is."""
+    """List the reasons not to trust it, the most telling first."""
     certificate = authority.certificate
     if authority.until < now:
         yield "has expired"
@@ -223,7 +223,7 @@ def _signs_itself(certificate: x509.Certificate) -> bool:
 
 
 def _missing(authorities: Sequence[Authority]) -> Iterator[str]:
-    """What the whole of a store lacks, or has in two versions."""
+    """List what a store lacks or has in two versions."""
     regions = _regions(authorities)
     if len(regions) < _FEWEST_REGIONS:
         yield f"only {len(regions)} regions of RDS are there (cut off?)"
@@ -303,7 +303,7 @@ def check(now: datetime) -> None:
 
 
 def complaints(text: str, now: datetime) -> Iterator[str]:
-    """What is wrong with a store's text; nothing if it may be deployed."""
+    """List what is wrong with a store's text; nothing if it may be deployed."""
     try:
         authorities = _authorities(text, "it")
     except TrustStoreError as error:

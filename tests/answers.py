@@ -1,4 +1,4 @@
-"""What a server answers to each statement, and values that are invalid at most of its places."""
+"""The answers of a server to each statement, and values that are invalid at most of their places."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SNAPSHOT: Final[Mapping[str, Any]] = {
     "sessions": [_BLOCKER_ROW],
     "lock_waiters": [17118],
     "waits": [[17118, True, "app", "", 0.270048, [17113]]],
-    "holders": [["api", "app", "10.0.0.0/24", "idle", 3, 7200.5]],
+    "holders": [["api", "app", "10.0.0.0/24", "idle", 3, 7200.5, False, False, False]],
 }
 """A session that another one waits for; `pid` is that of our own connection."""
 
@@ -77,6 +77,7 @@ VERIFICATION: Final[Mapping[str, Any]] = {
     "checkpointer": 2,
     "checkpointer_started": 1796024812578688,
     "remaining": [],
+    "can_see": True,
     "used": 2,
 }
 """All signalled sessions are gone."""
@@ -98,7 +99,7 @@ FACTS: Final[Mapping[str, Any]] = {
     "prepared": [["shop", 12.5]],
     "replication_slots": [["orphan", False, 10_000]],
 }
-"""What the server says of itself, with one row in each of its lists."""
+"""The server's facts, with one row in each of its lists."""
 
 # Each JSON type, and what a wrong reader may let pass; as they stand in an answer's text.
 BAD_VALUES: Final[Mapping[str, str]] = {
@@ -131,8 +132,8 @@ _ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
     "snapshot": {
         "null": r"checkpointer|checkpointer_started|sessions|states|states/\d+|lock_waiters|waits|waits/0/(2|3)"
         r"|sessions/0/(2|3|4|6|7|8|9|10|11|12|14|16|17|18|19|20|21|22|23|24|25|26|27)"
-        r"|holders|holders/0/(0|1|2)",
-        "true": r"can_see|can_signal|reader|inherits|sessions/0/(17|21|22|23|24)|waits/0/1",
+        r"|holders|holders/0/(0|1|2|6|7|8)",
+        "true": r"can_see|can_signal|reader|inherits|sessions/0/(17|21|22|23|24)|waits/0/1|holders/0/(6|7|8)",
         "text": rf"{_NAMES}|states/\d+|holders/0/3",
         "age as text": _NAMES,
         "empty text": rf"{_NAMES}|sessions/0/(11|27)",
@@ -141,7 +142,8 @@ _ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
         "list": r"sessions|states|lock_waiters|waits|waits/0/5|holders",
     },
     "verification": {
-        "null": r"checkpointer|checkpointer_started|remaining|used",
+        "null": r"checkpointer|checkpointer_started|remaining",
+        "true": r"can_see",
         "list": r"remaining",
     },
     "facts": {

@@ -26,6 +26,7 @@ from session_reaper_cli.results import (
     choose_status,
     make_report,
     print_json,
+    suggest_role,
     to_return_value,
 )
 
@@ -83,6 +84,7 @@ def run_explain(  # noqa: PLR0913 -- where, what, and how to show it
     else:
         for line in _describe(report):
             output.print(line)
+    suggest_role(report, target, say)
     return ExitStatus.INTERRUPTED if run.is_interrupted else choose_status(report)
 
 

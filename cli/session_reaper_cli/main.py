@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from session_reaper.targets.target import Target
 
 _ERROR, _INTERRUPTED = 2, 130  # exit statuses; results.py has all
+_SHORTEST_PAUSE: Final = 0.1  # seconds between two refreshes
 _HELP: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -38,12 +39,19 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         print("\nStopped. Nothing was signalled.", file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:  # `| head` has read enough
+    except (BrokenPipeError, SystemExit) as error:
+        if not _is_broken_pipe(error):
+            raise  # the end of a completion
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 -- no tracebacks for the person on call
         return _explain(error)
     return int(status or 0)
+
+
+def _is_broken_pipe(error: BaseException) -> bool:
+    """Return whether `| head` has read enough, of which click and rich make a SystemExit."""
+    return any(isinstance(each, BrokenPipeError) for each in (error, error.__context__))
 
 
 def _explain(error: Exception) -> int:
@@ -54,6 +62,8 @@ def _explain(error: Exception) -> int:
     show_traceback(error)
     if isinstance(error, ReaperError):
         say(f"session-reaper: {error}")
+    elif isinstance(error, OSError):
+        say(f"session-reaper: the output cannot be written: {error.strerror}")
     else:  # its text may hold anything
         say(f"session-reaper: a bug: {type(error).__name__}")
         say("Please report it. SESSION_REAPER_TRACEBACK=1 shows where it happened.")
@@ -102,7 +112,7 @@ def app() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """Where to connect, and for how many seconds to wait for a slot."""
+    """The server to connect to, and the seconds to wait for a slot."""
 
     uri: str
     secret: str
@@ -138,10 +148,16 @@ class _Duration(click.ParamType[float]):
         from session_reaper.policy.durations import parse_duration
 
         text = str(value)
-        seconds = parse_duration(f"{text}s" if text.isdecimal() else text)
+        seconds = parse_duration(f"{text}s" if text.replace(".", "", 1).isdecimal() else text)
         if seconds is None:
             self.fail(f"{value!r} is not a duration; write 30s or 2m", param, ctx)
         return seconds
+
+
+def _check_pause(_: click.Context, __: click.Parameter, seconds: float | None) -> float | None:
+    if seconds is not None and seconds < _SHORTEST_PAUSE:
+        raise click.BadParameter(f"write {_SHORTEST_PAUSE} or more: each refresh costs the server")
+    return seconds
 
 
 def _connects(command: Callable[..., int]) -> Callable[..., int]:
@@ -201,8 +217,17 @@ def _print_failure(error: "TargetError", target: "Target") -> None:
     print_json(to_return_value(report), make_output())
 
 
+def _show_examples(*arguments: str) -> str:
+    """Write the end of a command's help."""
+    return "\b\nExamples:\n" + "\n".join(f"  session-reaper {each}" for each in arguments)
+
+
 _policy_option = click.option(
-    "--policy", default="", metavar="FILE", help="YAML or JSON; without it the default policy."
+    "--policy",
+    type=click.Path(),
+    default="",
+    metavar="FILE",
+    help="YAML or JSON; without it the default policy.",
 )
 _role_option = click.option(
     "--role",
@@ -214,10 +239,16 @@ _role_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="JSON, for programs.")
 
 
-@app.command(epilog="\b\nsession-reaper top postgres://app@db.example/orders --watch 2")
+@app.command(epilog=_show_examples("top postgres://app@db.example/orders --watch 2"))
 @_connects
 @_policy_option
-@click.option("--watch", type=_Duration(), metavar="SECONDS", help="Refresh until Ctrl-C.")
+@click.option(
+    "--watch",
+    type=_Duration(),
+    callback=_check_pause,
+    metavar="SECONDS",
+    help="Refresh until Ctrl-C.",
+)
 @_json_option
 def top(target: "Target", wait: float, policy: str, watch: float | None, *, as_json: bool) -> int:
     """Show who holds the connection slots, and who blocks whom."""
@@ -231,9 +262,7 @@ def top(target: "Target", wait: float, policy: str, watch: float | None, *, as_j
     return show_top(options, make_output(), say)
 
 
-@app.command(
-    epilog="\b\nsession-reaper explain postgres://app@db.example/orders --application 'api*'"
-)
+@app.command(epilog=_show_examples("explain postgres://app@db.example/orders --application 'api*'"))
 @_connects
 @_policy_option
 @click.option("--application", default="*", metavar="GLOB", help="Only these applications.")
@@ -250,7 +279,10 @@ def explain(  # noqa: PLR0913 -- click passes each option
     state: str,
     as_json: bool,
 ) -> int:
-    """Show the decision on every session, why, and the rule that misses it by least."""
+    """Show the decision on every session, and why.
+
+    For a session that no rule matches, it names the rule that misses it by least.
+    """
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.explain import Filters, run_explain
     from session_reaper_cli.policies import load
@@ -261,11 +293,11 @@ def explain(  # noqa: PLR0913 -- click passes each option
     return run_explain(target, options, filters, make_output(), say, as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=_show_examples("check postgres://app@db.example/orders"))
 @_connects
 @_json_option
 def check(target: "Target", wait: float, *, as_json: bool) -> int:
-    """Show what is missing on the server, with the SQL that fixes it."""
+    """Show what the server lacks, with the SQL that fixes it."""
     from session_reaper_cli.check import run_check
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import DEFAULT_POLICY, load
@@ -276,7 +308,10 @@ def check(target: "Target", wait: float, *, as_json: bool) -> int:
 
 
 @app.command(
-    epilog="\b\nsession-reaper reap postgres://app@db.example/orders\nsession-reaper reap postgres://app@db.example/orders --role app --enforce"
+    epilog=_show_examples(
+        "reap postgres://app@db.example/orders",
+        "reap postgres://app@db.example/orders --role app --enforce",
+    )
 )
 @_connects
 @_policy_option
@@ -294,7 +329,10 @@ def reap(  # noqa: PLR0913 -- click passes each option
     unasked: bool,
     as_json: bool,
 ) -> int:
-    """Say which sessions the policy would terminate; with --enforce, terminate them."""
+    """Say which sessions would be terminated, or do it.
+
+    Without --enforce it only observes. With it, it shows the sessions and asks.
+    """
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import load, restrict_to_role
     from session_reaper_cli.reap import ReapOptions, run_reap
@@ -312,10 +350,13 @@ def reap(  # noqa: PLR0913 -- click passes each option
     return run_reap(options, make_output(), make_messages(), say)
 
 
-@app.command(epilog="\b\nsession-reaper record postgres://app@db.example/orders > recording.json")
+@app.command(epilog=_show_examples("record postgres://app@db.example/orders > recording.json"))
 @_connects
 def record(target: "Target", wait: float) -> int:
-    """Print a recording of all sessions, for `replay`. Queries are redacted."""
+    """Print a recording of all sessions, for `replay`.
+
+    Queries are redacted.
+    """
     from session_reaper_cli.check import run_record
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import DEFAULT_POLICY, load
@@ -325,10 +366,15 @@ def record(target: "Target", wait: float) -> int:
     return run_record(target, options, make_output(), say)
 
 
-@app.command(epilog="\b\nsession-reaper replay recording.json --policy new.yaml --against old.yaml")
+@app.command(epilog=_show_examples("replay recording.json --policy new.yaml --against old.yaml"))
 @click.argument("recording", metavar="FILE", type=click.Path(path_type=Path))
 @_policy_option
-@click.option("--against", metavar="FILE", help='Show what differs under this one; "": default.')
+@click.option(
+    "--against",
+    type=click.Path(),
+    metavar="FILE",
+    help='Show what differs under this one; "": default.',
+)
 @click.option("--target", metavar="NAME", help="Only this target of the recording.")
 def replay(recording: Path, policy: str, against: str | None, target: str | None) -> None:
     """Show what a policy decides on a recording, offline."""
@@ -342,17 +388,22 @@ def replay(recording: Path, policy: str, against: str | None, target: str | None
 
 @app.group()
 def policy() -> None:
-    """Validate a policy file, or print the schema or the default policy."""
+    """Validate a policy, print its schema or the default."""
 
 
-@policy.command()
+@policy.command(epilog=_show_examples("policy validate policy.yaml"))
 @click.argument("file", type=click.Path(path_type=Path))
 def validate(file: Path) -> int:
-    """Show the place of each error, and what means something else since 0.1."""
+    """Show each error, and what has changed its meaning.
+
+    Each error with its place; of one rule or key only the first. A valid policy: what means
+    something else since 0.1.
+    """
     from session_reaper.policy.model import read_policy
     from session_reaper.report.text import printable
 
-    from session_reaper_cli.policy_validation import find_errors, list_changes, read_document
+    from session_reaper_cli.policies import read_document
+    from session_reaper_cli.policy_validation import find_errors, list_changes
 
     document = read_document(file)
     errors = find_errors(document)
@@ -366,7 +417,7 @@ def validate(file: Path) -> int:
     return 0
 
 
-@policy.command()
+@policy.command(epilog=_show_examples("policy schema > policy.schema.json"))
 def schema() -> None:
     """Print the JSON Schema of a policy, for editors."""
     from session_reaper_cli.policy_schema import write_schema
@@ -374,7 +425,7 @@ def schema() -> None:
     print(write_schema(), end="")
 
 
-@policy.command("show-default")
+@policy.command("show-default", epilog=_show_examples("policy show-default > policy.yaml"))
 def show_default() -> None:
     """Print the default policy, to be copied."""
     import yaml

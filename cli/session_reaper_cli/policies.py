@@ -4,22 +4,36 @@ from dataclasses import replace
 from glob import escape
 from pathlib import Path
 
-from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy.model import Policy, Rule
+from session_reaper.policy.model import Policy, Rule, read_policy
 from session_reaper.policy.patterns import matches_any
-from session_reaper.runs.policy_source import load_policy
+from session_reaper.runs.policy_source import parse_document, read_bundled
 
 DEFAULT_POLICY = ""
-_SECONDS = 10.0
 
 
 def load(path: str) -> Policy:
     """Load a policy from a file; "" is the bundled one. Raises ConfigurationError."""
+    if not path:
+        return read_policy(parse_document(read_bundled()))
+    document = read_document(Path(path))
     try:
-        return load_policy(str(Path(path).resolve()) if path else "", Deadline(_SECONDS))
+        return read_policy(document)
     except ConfigurationError as error:
-        raise ConfigurationError(path or "default policy", error.problem) from None
+        raise ConfigurationError(path, str(error)) from None
+
+
+def read_document(path: Path) -> object:
+    """Parse a policy file. Raises ConfigurationError."""
+    try:
+        return parse_document(path.read_text("utf-8"))
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        problem = "must be a text file in UTF-8"
+    except ConfigurationError as error:
+        problem = str(error)
+    raise ConfigurationError(str(path), problem)
 
 
 def restrict_to_role(policy: Policy, role: str) -> Policy:

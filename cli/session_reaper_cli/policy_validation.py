@@ -1,24 +1,14 @@
 """Validates a policy file: the place of each error, and what means something else since 0.1."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import Action
 from session_reaper.policy.model import Policy, Rule, read_policy
-from session_reaper.runs.policy_source import parse_document
 from session_reaper.sessions.session import State
 
 _SOUND_RULE: Final = {"name": "sound", "match": {"state": ["idle"], "idle_for": "1h"}}
-
-
-def read_document(path: Path) -> object:
-    """Parse a policy file. Raises ConfigurationError."""
-    try:
-        return parse_document(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(str(path), f"cannot be read: {type(error).__name__}") from None
 
 
 def find_errors(document: object) -> tuple[str, ...]:
@@ -63,7 +53,9 @@ def list_changes(policy: Policy) -> Iterator[str]:
 def _list_rule_changes(rule: Rule) -> Iterator[str]:
     if rule.is_observe_only:
         yield "mode: observe decides nothing any more; a later rule may terminate the session"
-    if State.ACTIVE in rule.match.state and not rule.match.wait_event_type:
+    # A session that waits for its client waits for no lock.
+    may_wait_for_lock = not (rule.match.wait_event_type or rule.match.waiting_for_client)
+    if State.ACTIVE in rule.match.state and may_wait_for_lock:
         yield (
             (
                 "no longer matches a session that waits for a lock; add wait_event_type: Lock to match"

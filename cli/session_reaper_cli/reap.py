@@ -7,7 +7,6 @@ from functools import partial
 from threading import Semaphore
 from typing import Final
 
-import click
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
@@ -19,7 +18,7 @@ from session_reaper.policy.model import Policy
 from session_reaper.policy.protections import ProtectedBy
 from session_reaper.postgres.server import Server
 from session_reaper.report.headline import count_of
-from session_reaper.report.model import Outcome, SessionResult, TargetStatus
+from session_reaper.report.model import Outcome, SessionResult
 from session_reaper.runs.operations import Quota, limit_by_quota, reap
 from session_reaper.runs.request import lowest_mode
 from session_reaper.sessions.session import Identity
@@ -41,9 +40,10 @@ from session_reaper_cli.results import (
     make_report,
     print_json,
     show_summary,
+    suggest_role,
     to_return_value,
 )
-from session_reaper_cli.terminal import is_interactive
+from session_reaper_cli.terminal import ask, is_interactive
 
 _PROBE_SECONDS: Final = 5.0
 
@@ -81,7 +81,7 @@ def run_reap(options: ReapOptions, output: Console, messages: Console, say: Say)
         if shown.is_interrupted or shown.report.error is not None or not victims:
             return _finish(shown, mode, options, output, say)
         _show_victims(victims, messages)
-        if not click.confirm(f"Terminate {count_of(len(victims), 'session')}?", err=True):
+        if not ask(f"Terminate {count_of(len(victims), 'session')}?"):
             say("Nothing was signalled.")
             return ExitStatus.ATTENTION
         server = _replace_if_lost(server, target, options.login, say)
@@ -98,7 +98,7 @@ def run_reap(options: ReapOptions, output: Console, messages: Console, say: Say)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """What stays the same while the command runs."""
+    """The values that stay the same while the command runs."""
 
     options: ReapOptions
     target: Target
@@ -184,8 +184,9 @@ def _finish(
     else:
         show_summary(report, output)
     role = options.target.role
-    if run.report.status is TargetStatus.BLIND:
-        say(f"--role {role} works on the sessions of this role alone.")
+    suggest_role(run.report, options.target, say)
+    if any(map(_is_victim, run.report.results)) and not options.enforce:
+        say("To terminate them, add --enforce: it asks first.")
     own = sum(_is_own(decision) for decision in run.report.protected)
     if own:
         say(

@@ -9,16 +9,19 @@ from rich.console import Console
 from session_reaper.decision.explain import ExplainedOutcome
 from session_reaper.policy.enums import Mode
 from session_reaper.report.document import to_document
-from session_reaper.report.model import Report, TargetReport
+from session_reaper.report.model import Report, TargetReport, TargetStatus
 from session_reaper.summary.digest import Digest, digest_report
 from session_reaper.summary.email import render_email
+from session_reaper.targets.target import Target
+
+from session_reaper_cli.connections.login import Say
 
 _MOST_BYTES: Final = 1_000_000  # of a summary
 _CONDEMNED: Final = (ExplainedOutcome.CONDEMNED, ExplainedOutcome.SPARED)
 
 
 class ExitStatus(IntEnum):
-    """What the exit status says to scripts."""
+    """The exit status of a command."""
 
     DONE = 0  # nothing to do, or all is done
     ATTENTION = 1  # something is left that needs a person
@@ -46,6 +49,12 @@ def show_summary(report: Report, output: Console) -> None:
     """Print the summary as the email has it."""
     # Its lines are at most 72 columns wide, and SQL or names must not be wrapped.
     output.out(render_email(_digest(report), _MOST_BYTES).rstrip(), highlight=False)
+
+
+def suggest_role(report: TargetReport, target: Target, say: Say) -> None:
+    """Say what works for a role that cannot see the sessions of others."""
+    if report.status is TargetStatus.BLIND:
+        say(f"--role {target.role} works on the sessions of this role alone.")
 
 
 def to_return_value(report: Report) -> dict[str, Any]:

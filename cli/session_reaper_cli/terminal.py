@@ -13,7 +13,7 @@ from rich.console import Console
 from session_reaper.report.text import printable
 
 NARROWEST: Final = 60  # columns
-PLAIN_WIDTH: Final = 100  # columns where the output is no terminal
+PLAIN_WIDTH: Final = 100  # columns if the output is not a terminal
 _LONGEST: Final = 2000  # characters of a line
 
 
@@ -37,6 +37,15 @@ def _make_console(console: Console) -> Console:
 def is_interactive() -> bool:
     """Return whether a person can read a question and answer it."""
     return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def ask(question: str) -> bool:
+    """Ask a question; anything but yes, such as the end of the input, means no."""
+    print(f"{question} [y/N]: ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        print(file=sys.stderr)
+    return answer.strip().lower() in ("y", "yes")
 
 
 def show_traceback(bug: Exception) -> None:

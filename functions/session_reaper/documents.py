@@ -124,10 +124,10 @@ def read_mapping(kind: type[T], value: object, place: str) -> T:
     """Read a mapping with the keys of a dataclass.
 
     Each field is `Annotated[type, reader, "description"]`; one without a default is required. A field
-    that is not `Annotated` is no key of the document.
+    that is not `Annotated` is not a key of the document.
     """
     if not isinstance(value, dict):
-        # A whole document that is no mapping may be a password: of the wrong parameter or file.
+        # A document other than a mapping may be a password, from the wrong parameter or file.
         found = short_repr(value) if place else f"one value of type {type(value).__name__}"
         problem = f"must be a mapping of keys to values, not {found}"
         raise ConfigurationError(place or "document", problem)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import urllib3
 
-from session_reaper.aws.clients import AWS_ERRORS, call, explain_error, get_client
+from session_reaper.aws.clients import AWS_ERRORS, call, explain_error
+from session_reaper.aws.secrets_manager import read_text
 from session_reaper.deadline import Deadline
 from session_reaper.errors import NoAnswerError, PublishError
 from session_reaper.log_levels import silence_libraries
@@ -59,13 +60,8 @@ def lambda_handler(event: Mapping[str, Any], context: "LambdaContext") -> None:
 
 
 def _read_url(secret: str, deadline: Deadline) -> str:
-    def read() -> str:
-        answer = get_client("secretsmanager").get_secret_value(SecretId=secret)
-        _ = answer["ARN"]  # an answer without it is not from Secrets Manager
-        return str(answer.get("SecretString", "")).strip()
-
     try:
-        text = call("secretsmanager", read, deadline)
+        text = read_text(secret, deadline).strip()
     except AWS_ERRORS as error:
         hint = "Check WEBHOOK_SECRET, and that the webhook's role may read and decrypt the secret."
         problem = f"secret {secret} cannot be read: {explain_error(error)}"

@@ -25,7 +25,7 @@ REGION = "eu-central-1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Email:
-    """What the subscribers get of one summary."""
+    """One summary as its subscribers get it."""
 
     subject: str
     body: str
@@ -54,7 +54,7 @@ class Aws:
             self.secrets.create_secret(Name=name, SecretString=text)
 
     def delivered(self) -> list[Email]:
-        """What was delivered since the last call."""
+        """Return the messages delivered since the last call."""
         emails: list[Email] = []
         while True:
             answer = self.sqs.receive_message(QueueUrl=self.inbox_url, MaxNumberOfMessages=10)

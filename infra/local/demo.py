@@ -44,7 +44,7 @@ console = Console(width=100)
 
 @dataclass
 class Context:
-    """What the handler wants of Lambda's context."""
+    """The part of Lambda's context that the handler uses."""
 
     aws_request_id: str
     memory_limit_in_mb: int = 512
@@ -79,7 +79,7 @@ class Worker(Thread):
 
 @dataclass
 class Checks:
-    """What the demo claims, each with whether it was so."""
+    """The claims of the demo, each with whether it held."""
 
     failed: int = 0
 

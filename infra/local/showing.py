@@ -30,7 +30,7 @@ def as_email(subject: str, body: str) -> RenderableType:
 
 
 def as_slack(notification: str) -> RenderableType:
-    """What Amazon Q Developer makes of its notification in a Slack channel."""
+    """The message that Amazon Q Developer makes of its notification in a Slack channel."""
     document = json.loads(notification)
     content = document["content"]
     title = content["title"]

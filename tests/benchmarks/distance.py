@@ -101,7 +101,7 @@ def _echo_time(connection: socket.socket, size: int) -> float:
 
 @dataclass(slots=True)
 class _Connection:
-    """What is known of one connection; `established` on the loop's clock."""
+    """The facts about one connection; `established` on the loop's clock."""
 
     established: float
     round_trips: int = 1  # TCP's own

@@ -24,7 +24,7 @@ SECONDS = 60  # for anything that a busy machine may delay
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """What a command has printed, and its exit status."""
+    """The output of a command, and its exit status."""
 
     out: str
     err: str

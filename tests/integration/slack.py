@@ -23,7 +23,7 @@ PATH = "/services/T0CANARY/B0CANARY/canary"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What Slack answers to one request; by default that all is well."""
+    """Slack's answer to one request; by default a success."""
 
     status: int = 200
     said: str = "ok"

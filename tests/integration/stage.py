@@ -1,4 +1,4 @@
-"""What a test needs: a server with sessions, the AWS stand-in, and the real handler."""
+"""The stage of a test: a server with sessions, the AWS stand-in, and the real handler."""
 
 from __future__ import annotations
 

@@ -292,6 +292,35 @@ def test_a_timeout_of_a_day_is_replaced_and_one_below_the_rules_time_is_explaine
     assert f"Nothing to set for role app: its {SETTING}" in " ".join(again.email.body.split())
 
 
+@pytest.mark.parametrize(
+    ("written", "is_late"),
+    [
+        (" 0.5  h ", True),
+        ("+1e3s", True),
+        ("500us", True),  # rounded to 0, which is off
+        ("0.1 h", False),
+        ("0x5265C00", None),
+        ("01130", None),
+    ],
+)
+def test_a_timeout_in_an_unusual_form_is_read_or_named(
+    stage: Stage, may_alter: May, written: str, *, is_late: bool | None
+) -> None:
+    stage.role("app")
+    stage.root.run(f"ALTER ROLE app SET {SETTING} = '{written}'")
+    stage.session(LEAK)
+    may_alter("app")
+    run = apply(stage)
+    assert run.document["status"] == "ok"
+    assert [each["done"] for each in applied(run)] == ([True] if is_late else [])
+    reasons = [each["reason"] for each in run.target().get("unchanged", [])]
+    problem = {
+        False: "is already 0.1 h, at most 10m",
+        None: f"is {written}, which the reaper cannot",
+    }
+    assert is_late or problem[is_late] in reasons[0]
+
+
 def test_only_an_apply_run_reports_applied_settings(stage: Stage) -> None:
     stage.session(LEAK)
     assert "applied" not in stage.reap().target()

@@ -228,4 +228,5 @@ def test_a_mode_parameter_that_is_missing_or_invalid_terminates_nothing(
     said = " ".join(email.body.split())
     assert "MODE ssm:/reaper/mode: " in said
     assert "off, observe" in said
+    assert ".." not in said
     assert SECRET not in said + email.subject + email.chat + email.webhook + output.readouterr().out

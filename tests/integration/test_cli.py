@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from infra.local.certificates import make_tls
-from tests.integration.cli import Done, run, uri
+from tests.integration.cli import COMMAND, SECONDS, Done, environment, run, uri
 from tests.integration.stage import IDLE, LEAK, PASSWORD, REAPER, Stage, policy, rule, until
 
 if TYPE_CHECKING:
@@ -161,6 +162,26 @@ def test_top_says_what_is_hidden_from_the_applications_role(stage: Stage, home: 
     assert found["slots"]["used"] == 6
 
 
+def test_watch_without_a_pause_is_refused_and_seconds_may_have_a_fraction(
+    stage: Stage, home: Path
+) -> None:
+    done = run(home, "top", uri(stage), "--watch", "0")
+    assert (done.status, "write 0.1 or more" in done.err) == (2, True)
+    assert run(home, "top", uri(stage), "--wait", "0.5").status == 0
+
+
+def test_watch_ends_quietly_once_its_reader_has_read_enough(stage: Stage, home: Path) -> None:
+    command = subprocess.Popen(  # noqa: S603 -- our own command
+        [*COMMAND, "top", uri(stage), "--watch", "100ms"],
+        env=environment(home, {}),
+        stdout=subprocess.PIPE,
+    )
+    assert command.stdout is not None
+    command.stdout.readline()
+    command.stdout.close()
+    assert command.wait(SECONDS) == 0
+
+
 # -- reap ------------------------------------------------------------------------------------------
 
 
@@ -184,6 +205,7 @@ def test_reap_observes_unless_told_otherwise(stage: Stage, home: Path, rules: st
     done = reap(home, uri(stage), "--policy", rules)
     assert done.status == 1
     assert done.out.startswith("OBSERVED: In mode enforce, 1 session would be terminated.")
+    assert "add --enforce" in done.err
     done = reap(home, uri(stage), "--policy", rules, "--json")
     assert (done.status, outcomes(done)) == (1, {leak.pid: "would_terminate"})
     assert leak.is_there
@@ -274,10 +296,15 @@ def test_an_application_ends_the_sessions_of_its_own_role_only(
     blind = reap(home, uri(stage, "app"), "--policy", rules, "--enforce", "--yes")
     assert blind.status == 2
     assert "--role app" in blind.err + blind.out
+    explained = run(home, "explain", uri(stage, "app"))
+    assert (explained.status, "--role app" in explained.err) == (2, True)
     assert len(stage.survivors(own)) == 2
     arguments = ("--policy", rules, "--role", "app", "--enforce", "--yes", "--json")
     done = reap(home, uri(stage, "app"), *arguments)
     assert (done.status, outcomes(done)) == (0, {each.pid: "terminated" for each in own})
+    (target,) = json.loads(done.out)["targets"]
+    slots = target["slots"]
+    assert slots["used_after"] == slots["used_before"] - 2  # both count the hidden ones, too
     assert stage.survivors(own) == []
     assert other.is_there
 
@@ -363,4 +390,4 @@ def test_the_command_leaves_no_session_behind(stage: Stage, home: Path, rules: s
     top(home, uri(stage))
     reap(home, uri(stage), "--policy", rules)
     run(home, "check", uri(stage))
-    until(lambda: stage.clients == before, "every session of the command has ended")
+    until(lambda: stage.clients <= before, "every session of the command has ended")

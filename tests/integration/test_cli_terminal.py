@@ -74,6 +74,15 @@ def test_no_is_the_default_answer(stage: Stage, home: Path) -> None:
     assert (status, leak.is_there) == (1, True)
 
 
+def test_the_end_of_the_input_means_no(stage: Stage, home: Path) -> None:
+    leak = stage.session(LEAK)
+    terminal = ask(stage, home, "--policy", write_rules(home))
+    terminal.sendeof()
+    printed, status = finish(terminal)
+    assert "Nothing was signalled." in printed
+    assert (status, leak.is_there) == (1, True)
+
+
 def test_only_the_sessions_that_were_shown_are_terminated(stage: Stage, home: Path) -> None:
     shown, changed = stage.session(LEAK), stage.session(LEAK)
     terminal = ask(stage, home, "--policy", write_rules(home))
@@ -225,6 +234,19 @@ def test_watch_connects_again_after_its_connection_was_lost(stage: Stage, home: 
     )
     stage.session(IDLE, application_name="newcomer")
     terminal.expect_exact("newcomer")
+    terminal.sendintr()
+    assert finish(terminal)[1] == 0
+
+
+def test_watch_asks_for_the_password_before_it_clears_the_screen(stage: Stage, home: Path) -> None:
+    without = uri(stage).replace(f":{PASSWORD}@", "@")
+    terminal = on_terminal(home, "top", without, "--watch", "100ms")
+    terminal.expect_exact("Password of ")
+    assert "\x1b[?1049h" not in (terminal.before or "")
+    terminal.expect_exact(": ")
+    terminal.sendline(PASSWORD)
+    terminal.expect_exact("\x1b[?1049h")
+    terminal.expect_exact("slots")
     terminal.sendintr()
     assert finish(terminal)[1] == 0
 

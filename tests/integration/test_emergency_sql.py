@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tests.integration.stage import Client, Run, Stage, Victim
 
 pytestmark = pytest.mark.every_major
+LONGEST_LINE = 998  # characters of a line of mail (RFC 5322)
 AGE = "interval '5 minutes'"
 PROTECT = {
     "roles": ["deploy", "etl_*"],
@@ -38,15 +39,18 @@ def crowded(own_server: Callable[..., Stage]) -> Stage:
 def full_mail(stage: Stage, **keys: object) -> Run:
     stage.target()
     stage.fill("app")
-    run = stage.reap(rule(), seconds=4, **keys)
+    run = stage.reap(rule(), seconds=10, **keys)
     assert run.target()["status"] == "full"
     return run
 
 
 def printed(run: Run) -> str:
-    """Return the statement as it stands in the email, alone on its line."""
-    (line,) = (x for x in run.email.body.splitlines() if "pg_terminate_backend" in x)
-    statement = line.strip()
+    """Return the statement as it stands in the email, alone on its lines."""
+    lines = run.email.body.splitlines()
+    assert max(map(len, lines)) < LONGEST_LINE
+    (first,) = (n for n, line in enumerate(lines) if "pg_terminate_backend" in line)
+    last = next(n for n in range(first, len(lines)) if lines[n].endswith(";"))
+    statement = "\n".join(lines[first : last + 1]).strip()
     assert statement.startswith("SELECT ")
     assert statement.count(";") == 1
     assert statement.endswith(";")
@@ -92,6 +96,23 @@ def test_it_ends_the_leaks_and_spares_what_is_protected(crowded: Stage) -> None:
     assert any(statement in step for step in run.document["steps"])
     run_as(helper, statement)
     until(lambda: crowded.survivors(leaks) == [], "the leaks are gone")
+    assert crowded.survivors(spared) == spared
+
+
+def test_a_long_statement_is_printed_in_lines_that_mail_servers_do_not_cut(crowded: Stage) -> None:
+    names = [f"it's AND a; name {n} *" for n in range(12)]
+    crowded.role("helper", "IN ROLE pg_signal_backend, pg_read_all_stats")
+    helper = crowded.connect("helper")
+    crowded.cleanup(helper.close)
+    spared = [crowded.session(LEAK, application_name=names[11]), crowded.session(LEAK, "service_7")]
+    leak = crowded.session(LEAK)
+    protect = {"applications": names, "roles": [f"service_{n}" for n in range(12)]}
+    run = full_mail(crowded, protect=protect)
+    statement = printed(run)
+    assert "\n" in statement
+    assert " ".join(statement.split()) in " ".join(run.error()["hint"].split())
+    run_as(helper, statement)
+    until(lambda: not leak.is_there, "the leak is gone")
     assert crowded.survivors(spared) == spared
 
 

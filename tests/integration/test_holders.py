@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.answers import SNAPSHOT, list_places
-from tests.integration.stage import IDLE, LEAK, REAPER, Client, rule
+from tests.integration.stage import IDLE, LEAK, REAPER, Client, policy, rule
 from tests.integration.test_full import superuser
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def test_no_more_than_ten_groups_leave_the_server(small: Stage) -> None:
 
 def test_the_holders_have_the_places_that_the_unit_tests_try(small: Stage) -> None:
     crowd(small, idle=12)
-    holder = small.reap(rule(idle_for="1h")).target()["holders"][0]
+    (snapshot,) = small.run({"record": True}).document["snapshots"].values()
+    holder = snapshot["holders"][0]
     assert len(holder) == len([p for p in list_places(SNAPSHOT) if p[:2] == ("holders", 0)]) - 1
 
 
@@ -123,3 +124,28 @@ def test_the_hint_fixes_a_revoked_network_function(stage: Stage, function: str) 
         assert REAPER in grant
         stage.root.run(grant)
     assert stage.run({"mode": "observe"}).target()["status"] == "ok"
+
+
+def test_holders_that_are_protected_are_not_said_to_need_only_a_rule(small: Stage) -> None:
+    small.role("avnadmin", "REPLICATION")
+    small.sessions(14, IDLE, role="avnadmin", application_name="api")
+    small.fill("other")
+    run = small.reap(rule(idle_for="1h"))
+    step = run.document["steps"][0]
+    assert "14 idle: api@local (role avnadmin)" in step
+    assert "They are protected (replication role). To let the reaper end such sessions" in step
+    assert step.endswith("add a rule for them to the policy that names the role.")
+    assert "pg_terminate_backend" not in step  # it would spare them
+
+
+def test_a_full_server_in_observe_mode_names_its_holders_first(small: Stage) -> None:
+    crowd(small, leaks=9)
+    small.fill("other")
+    run = small.run({"mode": "observe", "policy": policy()})
+    holders, *_, mode, why = run.document["steps"]
+    assert holders.startswith("orders: Applications cannot connect. The largest group")
+    assert "9 idle in transaction: import@local (role batch)" in holders
+    assert "state = 'idle in transaction' AND usename = 'batch'" in holders
+    assert "add a rule" not in holders  # one condemns them already
+    assert "set the mode to enforce" in mode
+    assert why.startswith("orders: Find out why")

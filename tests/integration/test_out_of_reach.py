@@ -110,6 +110,26 @@ def test_a_protected_session_that_another_one_waits_for_is_in_the_mail(stage: St
     until(lambda: stage.run().emails, "it is reported again")
 
 
+def test_many_protections_leave_room_for_the_holders_among_the_steps(
+    own_server: Callable[..., Stage],
+) -> None:
+    stage = own_server({"max_connections": "24", "superuser_reserved_connections": "4"})
+    stage.target()
+    replicated(stage, leaks=2)
+    for name in ("rdsproxyadmin", "deploy", "etl"):
+        stage.session(LEAK, name)
+    for application in ("pg_dump", "barman", "keep"):
+        stage.session(LEAK, application_name=application)
+    stage.sessions(9, IDLE, application_name="web")
+    protect = {"roles": ["deploy", "etl"], "applications": ["keep"]}
+    run = stage.run({"policy": policy(protect=protect)})
+    assert run.document["totals"]["protected"] == 8
+    assert any("9 idle: web@local" in step for step in run.document["steps"])
+    assert any(
+        "5 more sessions that rules match, also protected: " in x for x in run.document["steps"]
+    )
+
+
 # -- blockers --------------------------------------------------------------------------------------
 
 

@@ -174,6 +174,17 @@ def test_the_host_of_an_instance_in_a_secret_is_looked_up(cluster: Cluster, prox
     assert proxy.connections == 0
 
 
+def test_several_secrets_of_a_paused_server_are_one_target(cluster: Cluster, proxy: Proxy) -> None:
+    host = cluster.make(1)
+    cluster.measured("shop-1", 0)
+    cluster.stage.target("billing", host=host, port=proxy.port)
+    run = cluster.run()
+    assert statuses(run) == {"shop-1": "paused"}
+    assert run.target("shop-1")["also"] == ["billing"]
+    assert run.document["totals"]["targets"] == 1
+    assert statuses(cluster.run({})) == {"shop-1": "ok"}
+
+
 def test_without_an_endpoint_of_rds_nothing_is_looked_up(stage: Stage) -> None:
     stage.target()
     with record_calls() as calls:

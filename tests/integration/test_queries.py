@@ -1,4 +1,4 @@
-"""How much of a query is shown, to whom, and by whose leave."""
+"""The text of queries in log, return value and summary, by policy."""
 
 from __future__ import annotations
 

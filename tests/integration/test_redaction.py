@@ -1,4 +1,4 @@
-"""Where a literal ends is for the server to say: our lexer beside PostgreSQL's."""
+"""Compares our lexer with PostgreSQL's: the server decides where a literal ends."""
 
 from __future__ import annotations
 

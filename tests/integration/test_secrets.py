@@ -1,4 +1,4 @@
-"""Which secrets become targets, and what is reported about invalid ones."""
+"""Secrets that become targets, and the errors of invalid ones."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _TICK = 0.02  # seconds between two checks whether the test is over
 ENDLESS_SECONDS: Final = 90.0
-"""How long a server hangs or drips: it ends, but later than any deadline of a test."""
+"""The time that a server hangs or drips: it ends, but later than any deadline of a test."""
 _UNTYPED, _TYPED = 4, 5  # bytes before a message's body
 _ENDS_REQUEST = b"QSpX"
 
@@ -47,7 +47,7 @@ class Moment(Enum):
 
 
 class Action(Enum):
-    """What a server does instead of answering."""
+    """The behaviour of a server that does not answer."""
 
     HANG = auto()
     RESET = auto()

@@ -40,7 +40,7 @@ class Break:
 
 @dataclass(slots=True, kw_only=True)
 class HealthyResult:
-    """What the clients of one process saw."""
+    """The results of the clients of one process."""
 
     transactions: int = 0
     seconds: float = 0.0

@@ -22,7 +22,7 @@ _RUN_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionOutcome:
-    """What a run reported about one session."""
+    """The report of a run on one session."""
 
     pid: int
     outcome: str

@@ -99,7 +99,7 @@ class Death:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StormResult:
-    """What the three witnesses say."""
+    """The evidence of the three witnesses."""
 
     major: int
     healthy: HealthyResult
@@ -181,7 +181,7 @@ class StormResult:
 
     @property
     def complaints(self) -> Sequence[str]:
-        """What the storm shows that must not be."""
+        """List the faults that the storm found."""
         found = [
             *(f"broken: {each}" for each in self.broken),
             *(f"wrong count: {each}" for each in self.wrong_counts),
@@ -200,7 +200,7 @@ class StormResult:
 
     @property
     def condemned_per_killing_run(self) -> Sequence[int]:
-        """How many sessions each run condemned, of the runs that condemned any, in order."""
+        """Return the number of sessions that each run condemned, of the runs that condemned any, in order."""
         return sorted(len(run.sessions) for run in self.runs if run.sessions) or [0]
 
     def _runs_by_pid(self, *outcomes: str) -> Mapping[int, Sequence[tuple[ReaperRun, bool]]]:

@@ -78,7 +78,8 @@ def _decided(
     **overrides: object,
 ) -> TargetReport:
     """Return the report of a target where each condemned session met this outcome."""
-    decided = decide(sessions, slots, policy or load_policy("", Deadline(10)))
+    policy = policy or load_policy("", Deadline(10))
+    decided = decide(sessions, slots, policy)
     results = tuple(
         SessionResult(
             decision=decision,
@@ -94,6 +95,8 @@ def _decided(
         "used_after": slots.used - gone,
         "pressure": describe_pressure(decided),
         "results": results,
+        "policy": policy,
+        "role": "session_reaper",
     }
     if decided.breaker:
         return record_breaker(TargetReport(**values), decided.breaker)  # type: ignore[arg-type] # a table
@@ -141,9 +144,29 @@ def a_storm_of_300() -> Report:
     return _report(storm, *_quiet(11))
 
 
+def _holder(**overrides: object) -> Holder:
+    values: dict[str, object] = {
+        "application": "api",
+        "role": "shop",
+        "client": "10.0.7.0/24",
+        "state": "idle",
+        "count": 71,
+        "oldest_seconds": 7203.0,
+    }
+    return Holder(**values | overrides)  # type: ignore[arg-type] # a table
+
+
 def observe_mode() -> Report:
     target = _decided(
-        _leaks(12), Slots(max=100, reserved=3, used=97), Outcome.WOULD_TERMINATE, used_after=97
+        _leaks(32),
+        Slots(max=100, reserved=3, used=97),
+        Outcome.WOULD_TERMINATE,
+        used_after=97,
+        holders=(
+            _holder(state="idle in transaction", count=32, oldest_seconds=901.2),
+            _holder(count=28, oldest_seconds=61.0),
+            _holder(application="worker", client="10.0.9.0/24", count=20, oldest_seconds=40.0),
+        ),
     )
     return _report(target, mode=Mode.OBSERVE)
 
@@ -161,18 +184,10 @@ def full() -> Report:
 
 def full_of_idle() -> Report:
     """Every slot is used, and the policy condemns no session."""
-    api = Holder(
-        application="api",
-        role="shop",
-        client="10.0.7.0/24",
-        state="idle",
-        count=71,
-        oldest_seconds=7203.0,
-    )
     holders = (
-        api,
-        replace(api, application="worker", client="10.0.9.0/24", count=20, oldest_seconds=61.0),
-        replace(api, application="", role="batch", client=None, state="active", count=4),
+        _holder(),
+        _holder(application="worker", client="10.0.9.0/24", count=20, oldest_seconds=61.0),
+        _holder(application="", role="batch", client=None, state="active", count=4),
     )
     slots = Slots(max=100, reserved=3, used=97)
     return _report(
@@ -270,7 +285,18 @@ def protected_under_pressure() -> Report:
     leaks = _leaks(14, role="avnadmin", replication=True)
     slots = Slots(max=100, reserved=3, used=84)
     decided = decide(leaks, slots, load_policy("", Deadline(10)))
-    target = TargetReport(name="orders", slots=slots, used_after=84, protected=decided.protected)
+    target = TargetReport(
+        name="orders",
+        slots=slots,
+        used_after=84,
+        holders=(
+            _holder(count=58, oldest_seconds=61.0),
+            _holder(role="avnadmin", state="idle in transaction", count=14, oldest_seconds=901.2),
+        ),
+        policy=load_policy("", Deadline(10)),
+        role="session_reaper",
+        protected=decided.protected,
+    )
     return _report(target, *_quiet(3))
 
 

@@ -26,6 +26,7 @@ from session_reaper.report.model import (
 )
 from session_reaper.report.text import MOST_NAMED
 from session_reaper.report.timeouts import (
+    APPLICABLE,
     advise_on_databases,
     advise_on_timeouts,
     explain_refused_setting,
@@ -204,8 +205,14 @@ def test_only_databases_whose_timeout_is_known_to_be_off_are_named() -> None:
         ("1d", 86_400),
         (" 1.5 min ", 90),
         (".5h", 1800),
-        ("500us", 0.0005),
+        ("2500us", 0.002),
+        ("500us", 0),  # PostgreSQL rounds it to whole milliseconds
+        ("0.4", 0),
+        ("+5min", 300),
+        ("1e3s", 1000),
+        ("1E-1h", 360),
         ("0x10", None),
+        ("010", None),  # octal
         ("1 day", None),
         ("10MIN", None),
         ("", None),
@@ -302,6 +309,12 @@ def test_only_a_role_without_a_setting_is_explained() -> None:
     fates = [a_fate(role="a"), a_fate(role="b")]
     explained = explain_unchanged(fates, found, ["set-idle-in-transaction-timeout"])
     assert [each.role for each in explained] == ["a"]
+
+
+def test_leaks_that_no_timeout_of_a_role_would_end_are_explained() -> None:
+    (unchanged,) = explain_unchanged([a_fate(role=None)], a_server(a_timeout()), [*APPLICABLE])
+    assert (unchanged.role, unchanged.code) == (None, None)
+    assert "dropped" in unchanged.reason
 
 
 def test_a_check_compares_the_databases_with_the_policys_longest_time() -> None:

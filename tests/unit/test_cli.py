@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,12 +27,14 @@ from session_reaper_cli.top.overview import make_overview
 from session_reaper_cli.top.screen import draw
 
 from tests.builders import a_document, a_policy, a_rule, a_session, a_snapshot
+from tests.integration.cli import COMMAND, environment
 
 if TYPE_CHECKING:
     from session_reaper.targets.target import Target
 
 Capture = pytest.CaptureFixture[str]
 LEAK = ["idle in transaction"]
+RECORDING = Path(__file__).parents[1] / "recordings" / "postgresql-18.json"
 
 
 # -- policies --------------------------------------------------------------------------------------
@@ -89,6 +94,11 @@ def test_what_means_something_else_since_0_1_is_listed() -> None:
     assert list(list_changes(a_policy(a_rule(state=LEAK, idle_for="1h", role=["app_*"])))) == []
 
 
+def test_lock_waits_are_not_mentioned_where_a_rule_waits_for_the_client() -> None:
+    keys = {"state": ["active"], "waiting_for_client": True, "query_for": "15m", "role": ["app_*"]}
+    assert list(list_changes(a_policy(a_rule("wedged", **keys)))) == []
+
+
 def test_a_policy_of_one_role_keeps_the_rules_that_may_match_it() -> None:
     policy = a_policy(
         a_rule("all", state=LEAK, idle_for="1h"),
@@ -142,6 +152,63 @@ def test_a_target_that_was_never_reached_is_an_error_and_a_quiet_one_a_success()
     assert choose_status(TargetReport(name="orders", slots=slots)) is ExitStatus.DONE
     full = TargetReport(name="orders", slots=slots, used_after=slots.usable)
     assert choose_status(full) is ExitStatus.ATTENTION
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["top", "explain", "check", "reap", "record", "replay", "policy validate", "policy schema"],
+)
+def test_the_help_of_every_command_has_an_example(command: str, capsys: Capture) -> None:
+    assert run([*command.split(), "--help"]) == 0
+    assert f"Examples:\n    session-reaper {command} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("group", [(), ("policy",)])
+def test_the_help_of_a_group_has_whole_sentences(group: tuple[str, ...], capsys: Capture) -> None:
+    assert run([*group, "--help"]) == 0
+    commands = capsys.readouterr().out.partition("Commands:")[2].partition("Examples:")[0]
+    assert commands
+    assert "..." not in commands
+
+
+@pytest.mark.parametrize("option", ["--policy", "--against"])
+def test_a_shell_completes_files(
+    option: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_SESSION_REAPER_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", f"session-reaper replay {option} pol")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    with suppress(SystemExit):
+        run([])
+    assert capsys.readouterr().out == "file,pol\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_an_output_that_cannot_be_written_is_no_bug() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [*COMMAND, "policy", "schema"]
+        done = subprocess.run(  # noqa: S603 -- our own command
+            command,
+            env=environment(Path(), {}),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert "cannot be written: No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("policy", "validate"), ("replay",), ("replay", str(RECORDING), "--policy")]
+)
+def test_a_file_that_cannot_be_read_is_an_error_in_plain_words(
+    arguments: tuple[str, ...], tmp_path: Path, capsys: Capture
+) -> None:
+    for file, problem in [("absent", "No such file or directory"), (".", "Is a directory")]:
+        path = str(tmp_path / file)
+        assert run([*arguments, path]) == 2
+        assert capsys.readouterr().err == f"session-reaper: {path}: cannot be read: {problem}\n"
 
 
 # -- top -------------------------------------------------------------------------------------------

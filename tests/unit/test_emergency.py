@@ -4,7 +4,7 @@ import pytest
 from session_reaper.report.emergency import write_emergency_sql, write_holder_sql
 from session_reaper.sessions.snapshot import Holder
 
-from tests.builders import a_policy
+from tests.builders import a_policy, a_rule
 
 
 def a_holder(**overrides: object) -> Holder:
@@ -41,6 +41,10 @@ def test_a_policy_with_too_many_patterns_is_not_part_of_the_statement() -> None:
     ("change", "protect"),
     [
         ({"state": "active"}, {}),
+        ({"superuser": True}, {}),
+        ({"replication": True}, {}),
+        ({"own_role": True}, {}),
+        ({"role": "rdsproxyadmin"}, {}),
         ({"role": None}, {}),
         ({"application": "it's"}, {}),
         ({"application": "pg_dump"}, {}),
@@ -54,3 +58,17 @@ def test_no_statement_ends_a_group_that_is_protected_or_at_work(
     policy = a_policy(protect=protect)
     assert write_holder_sql(a_holder(), a_policy(), "session_reaper")
     assert write_holder_sql(a_holder(**change), policy, "session_reaper") is None
+
+
+@pytest.mark.parametrize("state", ["idle in transaction", "idle in transaction (aborted)"])
+def test_a_group_that_is_idle_in_transaction_has_a_statement_too(state: str) -> None:
+    sql = write_holder_sql(a_holder(state=state), a_policy(), "session_reaper")
+    assert sql is not None
+    assert f"state = '{state}'" in sql.statement
+
+
+def test_a_group_whose_protection_a_rule_lifts_has_a_statement() -> None:
+    policy = a_policy(a_rule("named", state=["idle"], idle_for="1h", role=["app"]))
+    sql = write_holder_sql(a_holder(replication=True), policy, "session_reaper")
+    assert sql is not None
+    assert write_holder_sql(a_holder(superuser=True), policy, "session_reaper") is None

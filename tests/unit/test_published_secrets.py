@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import traceback
+from base64 import b64encode
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from session_reaper.targets.connection_options import OPTIONS
 from session_reaper.targets.secret_document import SecretError
 from session_reaper.targets.target import Auth, Secret, SslMode, Target
 
@@ -21,7 +24,7 @@ WORD = "Zq8-CANARY_word"
 
 @dataclass(frozen=True)
 class Read:
-    """What a shape is read as."""
+    """The target that a shape is read as."""
 
     host: str = RDS
     port: int = 5432
@@ -176,6 +179,54 @@ READ: dict[str, tuple[str | dict[str, Any], Read]] = {
         f"postgres://reaper:{WORD}@ep-x.neon.tech/orders?sslmode=require&channel_binding=require",
         Read(host="ep-x.neon.tech", sslmode=SslMode.REQUIRE),
     ),
+    "DigitalOcean's API: engine pg": (
+        {**LOGIN, "engine": "pg", "host": RDS, "database": "orders"},
+        Read(),
+    ),
+    "Rails: database.yml as JSON": (
+        {
+            "adapter": "postgresql",
+            "encoding": "unicode",
+            "pool": 5,
+            **LOGIN,
+            "host": RDS,
+            "database": "orders",
+            "prepared_statements": False,
+        },
+        Read(),
+    ),
+    "Sequelize": (
+        {**LOGIN, "dialect": "postgres", "host": RDS, "database": "orders", "dialectOptions": {}},
+        Read(),
+    ),
+    "RDS Proxy's endpoint": (
+        {**LOGIN, "engine": "POSTGRESQL", "host": f"p.proxy-{RDS}", "dbname": "orders"},
+        Read(host=f"p.proxy-{RDS}"),
+    ),
+    "Supabase's pooler": (
+        f"postgresql://reaper.abcd:{WORD}@x.pooler.supabase.com:6543/orders?pgbouncer=true",
+        Read(host="x.pooler.supabase.com", port=6543, role="reaper.abcd"),
+    ),
+    "pgx: a URI with a pool's parameters": (
+        f"postgres://reaper:{WORD}@{RDS}/orders?sslmode=verify-ca&pool_max_conns=10",
+        Read(sslmode=SslMode.VERIFY_CA),
+    ),
+    "SQLAlchemy: asyncpg": (
+        f"postgresql+asyncpg://reaper:{WORD}@{RDS}/orders?prepared_statement_cache_size=0",
+        Read(),
+    ),
+    "Aiven: connection_info of its API": (
+        {
+            "pg": [f"postgres://reaper:{WORD}@{RDS}:5432/orders?sslmode=require"],
+            "pg_params": [{**USER, "host": RDS, "dbname": "orders", "sslmode": "require"}],
+        },
+        Read(sslmode=SslMode.REQUIRE),
+    ),
+    "truths as text": ({**LOGIN, "host": RDS, "dbname": "orders", "ssl": "true"}, Read()),
+    "an editor of Windows: JSON with CRLF": (
+        json.dumps({**LOGIN, "host": RDS, "dbname": "orders"}, indent=1).replace("\n", "\r\n"),
+        Read(),
+    ),
     "an IPv6 address in brackets": (
         {**LOGIN, "host": "[fd00::7]", "dbname": "orders"},
         Read("fd00::7"),
@@ -187,6 +238,7 @@ READ: dict[str, tuple[str | dict[str, Any], Read]] = {
 }
 
 _HOST_HINT = "Write the value of {} as host."
+_INNER_HINT = "Store the content of {} as the secret itself."
 REFUSED: dict[str, tuple[str | dict[str, Any], str, str]] = {
     "CDK: generated credentials before they are attached": (
         LOGIN,
@@ -225,7 +277,99 @@ REFUSED: dict[str, tuple[str | dict[str, Any], str, str]] = {
             "spring.datasource.password": WORD,
         },
         "host is missing",
-        "Add host to the secret.",
+        "Write the host of spring.datasource.url, a JDBC URL, as host.",
+    ),
+    "AWS Glue": (
+        {
+            "USERNAME": "reaper",
+            "PASSWORD": WORD,
+            "JDBC_CONNECTION_URL": f"jdbc:postgresql://{RDS}/o",
+        },
+        "host is missing",
+        "Write the host of JDBC_CONNECTION_URL, a JDBC URL, as host.",
+    ),
+    "Terraform: the module rds-aurora's outputs": (
+        {"cluster_endpoint": RDS, "cluster_master_password": WORD},
+        "host is missing",
+        _HOST_HINT.format("cluster_endpoint"),
+    ),
+    "Terraform: output -json": (
+        {"db_host": {"value": RDS}, "db_password": {"value": WORD, "sensitive": True}},
+        "host is missing",
+        _HOST_HINT.format("db_host"),
+    ),
+    "Azure": (
+        {"fullyQualifiedDomainName": "db.example", "administratorLogin": "reaper"},
+        "host is missing",
+        _HOST_HINT.format("fullyQualifiedDomainName"),
+    ),
+    "Django: DATABASES": (
+        {"default": {"ENGINE": "django.db.backends.postgresql", "HOST": RDS, "PASSWORD": WORD}},
+        "host is missing",
+        _INNER_HINT.format("default"),
+    ),
+    "Rails: an environment of database.yml": (
+        {"production": {"adapter": "postgresql", "url": f"postgres://reaper:{WORD}@{RDS}/orders"}},
+        "host is missing",
+        _INNER_HINT.format("production"),
+    ),
+    "Kubernetes: a manifest": (
+        {"kind": "Secret", "stringData": {**LOGIN, "host": RDS}},
+        "host is missing",
+        _INNER_HINT.format("stringData"),
+    ),
+    "AWS CLI: the answer of get-secret-value": (
+        {"Name": NAME, "SecretString": json.dumps({**LOGIN, "host": RDS})},
+        "host is missing",
+        _INNER_HINT.format("SecretString"),
+    ),
+    "Aiven: service get": (
+        {"connection_info": {"pg": [f"postgres://reaper:{WORD}@{RDS}/orders"]}},
+        "host is missing",
+        _INNER_HINT.format("connection_info"),
+    ),
+    "Aiven: a list of URIs": (
+        {"pg": [f"postgres://reaper:{WORD}@{RDS}/orders"]},
+        "host is missing",
+        "Write the value of pg as uri.",
+    ),
+    **{
+        f"a password as {name}, which must not become a login with IAM": (
+            {"host": RDS, "username": "reaper", name: value},
+            "password is missing",
+            f"Write the value of {name} as password.",
+        )
+        for name, value in {
+            "user_password": WORD,
+            "masterUserPassword": WORD,
+            "administrator_login_password": WORD,
+            "DB_PASSWORD": 31_337,
+        }.items()
+    },
+    "Supabase: a placeholder": (
+        f"postgresql://postgres:[{WORD}]@db.abcd.supabase.co:5432/postgres",
+        "uri is invalid",
+        "Write : / ? # [ ] @ % in user and password as %3A %2F %3F %23 %5B %5D %40 %25; write one host.",
+    ),
+    "Neon: the endpoint as an option": (
+        f"postgres://reaper:{WORD}@ep.neon.tech/d?options=endpoint%3Dep-x",
+        "connection option options holds an unsupported value",
+        OPTIONS["options"].hint,
+    ),
+    "R2DBC": (
+        {"uri": f"r2dbc:postgresql://reaper:{WORD}@{RDS}/orders"},
+        "uri must be a URI that begins with postgres://",
+        "Write postgres://user:password@host:port/dbname.",
+    ),
+    "a shell: a value that ends with a line end": (
+        {**LOGIN, "host": f"{RDS}\n"},
+        "host must be a host name or an IP address",
+        "Write only the name or the address, or one with :port.",
+    ),
+    "base64": (
+        b64encode(json.dumps({**LOGIN, "host": RDS}).encode()).decode(),
+        "the text must be JSON or a URI that begins with postgres://",
+        'Store an object such as {"host": …, "username": …, "password": …}.',
     ),
     "Docker's environment": (
         {"host": RDS, "POSTGRES_USER": "reaper", "POSTGRES_PASSWORD": WORD},
@@ -300,6 +444,7 @@ def test_the_error_of_a_published_shape_says_what_to_write(
         read(shape)
     assert caught.value.message == f"secret {NAME}: {problem}"
     assert caught.value.hint == hint
+    assert WORD not in "".join(traceback.format_exception(caught.value)) + repr(caught.value) + hint
 
 
 @pytest.mark.parametrize(
@@ -323,7 +468,8 @@ def test_a_host_with_an_invalid_port_is_refused(host: str) -> None:
         read({**LOGIN, "host": host})
 
 
-def test_a_key_that_may_be_a_credential_is_not_named() -> None:
+@pytest.mark.parametrize("key", [f"postgres://u:{WORD}@h/d", WORD, f"{WORD}1password"])
+def test_a_key_that_may_be_a_credential_is_not_named(key: str) -> None:
     with pytest.raises(SecretError) as caught:
-        read({f"postgres://u:{WORD}@h/d": f"postgres://u:{WORD}@h/d"})
+        read({key: f"mysql://u:{WORD}@h/d", "host": RDS})
     assert WORD not in caught.value.message + caught.value.hint

@@ -658,7 +658,7 @@ def test_a_missing_file_or_target_is_an_error_that_names_it(
     assert refusal_of(capsys, missing) == f"{missing}: cannot be read: No such file or directory"
     assert "Is a directory" in refusal_of(capsys, str(tmp_path))
     for arguments in ((missing,), ("", "--against", missing)):
-        assert f"{missing}: file: cannot be read" in refusal_of(capsys, path, *arguments)
+        assert f"{missing}: cannot be read" in refusal_of(capsys, path, *arguments)
     assert refusal_of(capsys, path, "--target", "shop") == (
         "--target: unknown target 'shop'; known: orders, billing"
     )

@@ -104,7 +104,7 @@ def a_quiet_target(*fates: SessionResult, **overrides: object) -> TargetReport:
                 " slots 97/97 → 91/97"
             ),
         ),
-        (a_target_report(), "orders: nothing to terminate, slots 97/97"),
+        (a_target_report(), "orders: every slot in use, nothing to terminate, slots 97/97"),
         (
             a_target_report(slots=some_slots(used=0), used_after=0),
             "orders: nothing to terminate, slots 0/97",
@@ -191,6 +191,10 @@ def named(name: str, number: int = 0) -> TargetReport:
     return a_target_report(*fates, name=name, used_after=97 - number)
 
 
+def paused(name: str) -> TargetReport:
+    return a_target_report(name=name, status=TargetStatus.PAUSED, slots=None, used_after=None)
+
+
 @pytest.mark.parametrize(
     ("report", "summary"),
     [
@@ -199,6 +203,11 @@ def named(name: str, number: int = 0) -> TargetReport:
             "orders: 12 sessions terminated, slots 97/97 → 85/97",
         ),
         (a_report(named("a"), named("b")), "a: nothing to terminate, slots 40/97; 1 quiet"),
+        (
+            a_report(named("a"), paused("b"), paused("c"), named("d")),
+            "a: nothing to terminate, slots 40/97; 2 paused; 1 quiet",
+        ),
+        (a_report(paused("a"), paused("b")), "a: paused, not woken; 1 paused"),
         (
             a_report(named("a"), named("b", 1), named("c")),
             "b: 1 session terminated, slots 97/97 → 96/97; 2 quiet",

@@ -1,4 +1,4 @@
-"""Which targets may be one server, and when a visit of one covers another."""
+"""Targets that may be one server, and visits that cover other targets."""
 
 from __future__ import annotations
 

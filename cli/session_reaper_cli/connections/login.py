@@ -45,7 +45,7 @@ def log_in(target: Target, options: LoginOptions, say: Say) -> tuple[Server, Tar
     except PasswordNeededError:
         if not is_interactive():
             raise
-    # It is read from the terminal itself, without echo, and is no argument of any process.
+    # It is read from the terminal itself, without echo, and never becomes an argument of a process.
     password = getpass.getpass(f"Password of {target.role} on {target.name}: ")
     return _wait_for_slot(replace(target, password=password), options, say)
 

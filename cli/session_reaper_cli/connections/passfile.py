@@ -13,7 +13,7 @@ _SOCKET_FOLDERS: Final = ("/tmp", "/var/run/postgresql", "/run/postgresql")  # n
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """What a line of the password file is for."""
+    """The connections that a line of the password file is for."""
 
     host: str
     port: str

@@ -44,7 +44,7 @@ _WAYS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What the user gave: a URI or "", the environment, and the home folder."""
+    """The user's input: a URI or "", the environment, and the home folder."""
 
     uri: str
     environ: Mapping[str, str]

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from rich.console import Console
@@ -33,21 +34,19 @@ class TopOptions:
 
 def show_top(options: TopOptions, output: Console, say: Say) -> ExitStatus:
     """Show the server once, or until Ctrl-C. Raises TargetError."""
-    looks = _look(options, say)
-    if options.watch is None:
-        _show(next(looks), options, output)
-        return ExitStatus.DONE
-    try:
-        if output.is_terminal and not options.as_json:
-            _refresh_in_place(looks, options.watch, output)
-        else:
-            for overview in looks:
-                _show(overview, options, output)
-                time.sleep(options.watch)
-    except KeyboardInterrupt:
-        pass  # the way to end it
-    finally:
-        looks.close()
+    with closing(_look(options, say)) as looks:
+        first = next(looks)  # before the screen is cleared: it may ask for the password
+        if options.watch is None:
+            _show(first, options, output)
+            return ExitStatus.DONE
+        overviews = chain([first], looks)
+        with suppress(KeyboardInterrupt):  # the way to end it
+            if output.is_terminal and not options.as_json:
+                _refresh_in_place(overviews, options.watch, output)
+            else:
+                for overview in overviews:
+                    _show(overview, options, output)
+                    time.sleep(options.watch)
     return ExitStatus.DONE
 
 

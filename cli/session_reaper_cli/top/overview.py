@@ -1,4 +1,4 @@
-"""What `top` shows of a server: slots, groups of sessions, lock chains, and what a policy would do."""
+"""The content of `top`: slots, groups of sessions, lock chains, and the decisions of a policy."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,7 +45,7 @@ class LockChain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RulePlan:
-    """What one rule would do now."""
+    """The sessions that one rule would end now."""
 
     rule: str
     action: Action

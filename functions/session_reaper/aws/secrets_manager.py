@@ -76,6 +76,18 @@ PROCESS_CACHE: Final = SecretCache()
 """The cache that warm runs share."""
 
 
+def read_text(secret_id: str, deadline: Deadline) -> str:
+    """Read a secret as text, "" if it is binary. Raises one of AWS_ERRORS."""
+
+    def read() -> str:
+        client: SecretsManagerClient = get_client("secretsmanager")
+        answer = client.get_secret_value(SecretId=secret_id)
+        _ = answer["ARN"]  # an answer without it is not from Secrets Manager
+        return answer.get("SecretString", "")
+
+    return call("secretsmanager", read, deadline)
+
+
 class Secrets:
     """Reads the secrets of one run. Thread-safe."""
 

@@ -14,7 +14,7 @@ from session_reaper.sessions.session import Session, Slots
 
 
 class ExplainedOutcome(StrEnum):
-    """What would happen to a session."""
+    """The outcome that a session would have."""
 
     CONDEMNED = "condemned"
     SPARED = "spared"

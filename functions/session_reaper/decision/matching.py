@@ -67,7 +67,7 @@ def match_sessions(
 
 
 class _NameCheck(NamedTuple):
-    """What the names of a session decide: a protection, and the rules whose names match."""
+    """The results that depend on a session's names only: a protection, and the rules that may match."""
 
     protection: Protection | None
     rules: tuple["_CompiledRule", ...]

@@ -15,7 +15,7 @@ CLIENT_READ: Final = "ClientRead"
 
 
 class Verdict(Enum):
-    """What a run should do with a session."""
+    """The treatment that a session gets from a run."""
 
     LEAVE = auto()  # no rule matches
     KEEP = auto()  # a `keep` rule decided
@@ -31,7 +31,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What the policy says about one session, and why.
+    """The decision of a policy on one session, with its reasons.
 
     `rule` is None if no rule matches; for an observed session it is the first observe-only rule that
     does. `held_by` names what spared it: `until`, a limit or the breaker. `protection` is that of a

@@ -10,7 +10,7 @@ from session_reaper.sessions.session import Names, Session, State
 
 
 class _Origin(NamedTuple):
-    """What all sessions of one dump have in common."""
+    """The properties that all sessions of one dump share."""
 
     names: Names
     client: str | None

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 from session_reaper.policy.patterns import Globs, matches_any
 from session_reaper.policy.protections import ProtectedBy, Protection
 from session_reaper.sessions.session import OWN_APPLICATION_NAME, Names, Session
+from session_reaper.sessions.snapshot import Holder
 
 
 class Tool(NamedTuple):
@@ -79,7 +80,7 @@ PROVIDER_ROLES: Final = ("rds*", "aiven*", "_aiven*", "metrics_user_*")
 PROVIDER_DATABASES: Final = ("rdsadmin", "_aiven")
 
 
-def find_protection(session: Session) -> Protection | None:
+def find_protection(session: Session | Holder) -> Protection | None:
     """Return the built-in protection by a property of this session other than its names."""
     if session.own_role and session.application == OWN_APPLICATION_NAME:
         return Protection(kind=ProtectedBy.OWN_ROLE, detail="our own role")
@@ -109,12 +110,12 @@ def find_protection_by_name(names: Names) -> Protection | None:
     return None
 
 
-def find_protection_by_role(session: Session) -> Protection | None:
+def find_protection_by_role(session: Session | Holder) -> Protection | None:
     """Return the protection that rests on the role; a rule that names the role literally lifts it."""
     return next(_protections_by_role(session), None)
 
 
-def _protections_by_role(session: Session) -> Iterator[Protection]:
+def _protections_by_role(session: Session | Holder) -> Iterator[Protection]:
     if session.own_role:
         yield Protection(kind=ProtectedBy.OWN_ROLE, detail="our own role", can_be_lifted=True)
     if session.replication:

@@ -4,7 +4,7 @@ from enum import IntEnum, StrEnum
 
 
 class Mode(IntEnum):
-    """How much a run may do. Of several modes the lowest applies."""
+    """The limit of a run: of several modes the lowest applies."""
 
     OFF = 0
     OBSERVE = 1
@@ -15,7 +15,7 @@ class Mode(IntEnum):
 
 
 class Action(StrEnum):
-    """What a rule does to a session: end it, end only its query, or leave it alone."""
+    """The action of a rule: end the session, end only its query, or leave it alone."""
 
     TERMINATE = "terminate"
     CANCEL = "cancel"
@@ -23,7 +23,7 @@ class Action(StrEnum):
 
 
 class HeldResource(StrEnum):
-    """What a session may hold to the harm of others.
+    """A resource that a session holds to the harm of others.
 
     `xid`: it has written, so its rows are locked. `xmin`: it has a snapshot. Either keeps vacuum
     from removing newer rows. `locks`: granted on relations, tuples or advisory keys, also those of
@@ -36,7 +36,7 @@ class HeldResource(StrEnum):
 
 
 class Order(StrEnum):
-    """Which sessions a limit lets through first.
+    """The order in which a limit lets sessions through.
 
     `longest` and `newest` compare the time in the state. `most_harmful` compares the number of
     waiters, then the age of xid or xmin, then the number of locks.
@@ -48,7 +48,7 @@ class Order(StrEnum):
 
 
 class QueryVisibility(StrEnum):
-    """How the return value and the log show queries. Email and Slack always show them redacted."""
+    """The form of queries in the return value and the log. Email and Slack always redact them."""
 
     REDACTED = "redacted"
     FULL = "full"

@@ -326,7 +326,7 @@ class Protect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How many sessions a run may signal, whether to terminate or to cancel."""
+    """The most sessions that a run may signal, whether to terminate or to cancel."""
 
     max_terminations: Annotated[int, positive_int, "most sessions per target and run"] = 100
     max_per_application: Annotated[

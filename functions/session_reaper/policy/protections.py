@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class ProtectedBy(StrEnum):
-    """What a protection rests on."""
+    """The ground of a protection."""
 
     SUPERUSER = "superuser"
     OWN_ROLE = "our own role"
@@ -21,7 +21,7 @@ class ProtectedBy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protection:
-    """Why no rule matches a session.
+    """A reason for which no rule matches a session.
 
     `detail` is for the reason of a decision. `tool` is what a built-in protection is for.
     `can_be_lifted`: a rule of the stack's policy that names the role literally lifts it.

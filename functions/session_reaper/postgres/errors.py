@@ -62,7 +62,7 @@ _NO_MEMORY_HINT: Final = (
 _OTHER_HINT: Final = "The message is the server's; the server's log has more context."
 
 _NETWORK_FAILURES: Final = (Error, OSError, ScramException)
-# What pg8000 raises when the peer does not use PostgreSQL's protocol.
+# pg8000 raises these when the peer does not use PostgreSQL's protocol.
 _PROTOCOL_FAILURES: Final = (
     AnswerTooLargeError,
     AssertionError,

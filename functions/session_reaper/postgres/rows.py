@@ -98,7 +98,8 @@ def read_verification(row: Row) -> Verification:
         return Verification(
             server=_read_server(answer),
             remaining=frozenset(_check_int(pid, "remaining", 1, _INT32) for pid in remaining),
-            used=_read_optional_int(answer, "used"),
+            can_see=_read_flag(answer, "can_see"),
+            used=_read_int(answer, "used"),
         )
     except _InvalidError as error:
         raise _to_target_error("verification", error) from None
@@ -217,6 +218,10 @@ def _check_bool(value: object, place: str) -> bool:
     if type(value) is not bool:
         raise _InvalidError(place)
     return value
+
+
+def _check_optional_bool(value: object, place: str) -> bool:
+    return value is not None and _check_bool(value, place)
 
 
 def _read_flag(answer: Mapping[str, Any], key: str) -> bool:
@@ -359,7 +364,7 @@ _MOST_PREPARED_WAITERS: Final = 200
 
 def _read_holders(answer: Mapping[str, Any], slots: Slots) -> tuple[Holder, ...]:
     """Read the groups of sessions, which together are no more than the sessions counted."""
-    rows = _read_rows(answer, "holders", 6)
+    rows = _read_rows(answer, "holders", 9)
     holders = tuple(
         Holder(
             application=_check_optional_name(application, "holders"),
@@ -368,8 +373,11 @@ def _read_holders(answer: Mapping[str, Any], slots: Slots) -> tuple[Holder, ...]
             state=_check_text(state, "holders", _MOMENT_LENGTH),
             count=_check_int(count, "holders", 1, _INT32),
             oldest_seconds=_check_seconds(oldest, "holders"),
+            superuser=_check_optional_bool(flags[0], "holders"),
+            replication=_check_optional_bool(flags[1], "holders"),
+            own_role=_check_optional_bool(flags[2], "holders"),
         )
-        for application, role, client, state, count, oldest in rows[:_MOST_HOLDERS]
+        for application, role, client, state, count, oldest, *flags in rows[:_MOST_HOLDERS]
     )
     if len(rows) > _MOST_HOLDERS or sum(holder.count for holder in holders) > slots.used:
         raise _InvalidError("holders")
@@ -699,9 +707,9 @@ def _read_timeout(row: Sequence[Any]) -> Timeout:
 
 
 def _check_timeout_value(value: object) -> str:
-    """Return a timeout in any of the formats that people write: 600000, 10min, 0.5 h."""
-    text = _check_name(value, "timeouts")
-    if not re.fullmatch(r"-?[0-9][0-9.e+]* ?[a-z]{0,3}", text, re.ASCII):
+    """Return a timeout in any format of PostgreSQL, such as 600000, 10min, .5 h or 0x927C0."""
+    text = " ".join(_check_name(value, "timeouts").split())
+    if not re.fullmatch(r"[-+.]?[0-9][0-9A-Za-z.+ -]{0,39}", text):
         raise _InvalidError("timeouts")
     return text
 

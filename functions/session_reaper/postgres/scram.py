@@ -10,7 +10,7 @@ from scramp.core import ClientStage
 from scramp.utils import b64enc, saslprep, xor
 
 MAX_ITERATIONS: Final = 200_000
-"""What scram_iterations may be: deriving the key takes 0.1 s then, which no deadline interrupts.
+"""The most that scram_iterations may be: deriving the key takes 0.1 s then, which no deadline interrupts.
 
 PostgreSQL's default is 4,096.
 """

@@ -1,4 +1,4 @@
-"""What became of one guarded signal."""
+"""The result of one guarded signal."""
 
 from enum import Enum, auto
 

@@ -199,7 +199,14 @@ def _describe_target(
 
 
 def _describe_holder(holder: Holder) -> dict[str, Any]:
-    return {**asdict(holder), "oldest_seconds": _round_down(holder.oldest_seconds)}
+    return {
+        "application": holder.application,
+        "role": holder.role,
+        "client": holder.client,
+        "state": holder.state,
+        "count": holder.count,
+        "oldest_seconds": _round_down(holder.oldest_seconds),
+    }
 
 
 _MOST_PROTECTED: Final = 50  # groups of one target

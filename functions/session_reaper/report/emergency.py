@@ -15,15 +15,19 @@ from session_reaper.policy.builtin import (
     PROVIDER_DATABASES,
     PROVIDER_ROLES,
     TOOLS,
+    find_protection,
     find_protection_by_name,
+    find_protection_by_role,
 )
 from session_reaper.policy.model import Policy
 from session_reaper.policy.patterns import widen_classes
+from session_reaper.policy.protections import Protection
 from session_reaper.sessions.session import Names, State
 from session_reaper.sessions.snapshot import Holder
 from session_reaper.targets.providers import emergency_instructions, reserved_slot_instructions
 
 _MAX_STATEMENT: Final = 1400  # characters; a summary does not show a longer one
+_WAITING: Final = (State.IDLE, State.IDLE_IN_TRANSACTION, State.IDLE_IN_TRANSACTION_ABORTED)
 _TERMINATE: Final = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE "
 _LITERAL: Final = re.compile(r"[\w /@-]*", re.ASCII)
 
@@ -57,18 +61,32 @@ LIST_HOLDERS: Final = (
 """The statement that shows who holds the slots."""
 
 
-def write_holder_sql(holder: Holder, policy: Policy, own_role: str) -> EmergencySql | None:
-    """Write the statement that terminates the sessions of a group that are idle for five minutes.
+def find_holder_protection(holder: Holder, policy: Policy) -> Protection | None:
+    """Return what protects every session of a group, as far as its names and its role tell."""
+    names = Names(holder.role, "", holder.application)
+    protection = (
+        find_protection(holder)
+        or find_protection_by_name(names)
+        or policy.protect.find(names)
+        or find_protection_by_role(holder)
+    )
+    is_lifted = protection and protection.can_be_lifted and holder.role in policy.lifted_roles
+    return None if is_lifted else protection
 
-    None if the group is in another state, is protected, or has a name that needs quoting.
+
+def write_holder_sql(holder: Holder, policy: Policy, own_role: str) -> EmergencySql | None:
+    """Write the statement that terminates the sessions of a group that wait for five minutes.
+
+    None if the group does not wait for its clients, is protected, or has a name that needs quoting.
     """
     role, application = holder.role, holder.application
-    if holder.state != State.IDLE or role is None or not _is_plain(role + application):
+    if holder.state not in _WAITING or role is None or not _is_plain(role + application):
         return None
-    names = Names(role, "", application)
-    if find_protection_by_name(names) or policy.protect.find(names):
+    if find_holder_protection(holder, policy):
         return None
-    conditions = (f"state = 'idle' AND usename = '{role}' AND application_name = '{application}'",)
+    conditions = (
+        f"state = '{holder.state}' AND usename = '{role}' AND application_name = '{application}'",
+    )
     return _write_if_short(conditions, (), policy, own_role)
 
 

@@ -80,11 +80,12 @@ def _write_results(target: TargetReport) -> Iterator[str]:
         waiting = sum(len(blocker.waiters) for blocker in target.blockers)
         yield f"{waiting} waiting for a blocker out of reach"
     elif target.protected_to_report:
-        yield f"{sum(group.count for group in target.protected_to_report)} protected from a rule"
+        number = sum(group.count for group in target.protected_to_report)
+        yield f"{count_of(number, 'session')} matched but protected"
     elif target.checked is not None:
         yield _write_check(target.checked, len(target.advice))
     elif target.status is TargetStatus.OK and not target.recovered and target.applied is None:
-        yield "nothing to terminate"
+        yield f"{'every slot in use, ' if target.is_exhausted else ''}nothing to terminate"
 
 
 def write_recoveries(recoveries: Iterable[Recovery]) -> str:
@@ -140,14 +141,18 @@ def write_summary_line(report: Report) -> str:
         more = ", …" if len(unreached) > _MOST_HEADLINES else ""
         number = f"{len(unreached)} of {len(report.targets)} targets"
         headlines.insert(0, f"{number} not reached ({names}{more})")
+    listed = {id(target) for target in (*shown, *known)}
+    others = [target for target in report.targets if id(target) not in listed]
+    paused = sum(target.status is TargetStatus.PAUSED for target in others)
     counts = (
         (len(headlines[_MOST_HEADLINES:]), "more to report"),
         (len(known), "with known issues"),
         (len(report.undelivered) + report.undelivered_before, "undelivered from earlier runs"),
-        (len(report.targets) - len(shown) - len(known), "quiet"),
+        (paused, "paused"),
+        (len(others) - paused, "quiet"),
     )
-    others = [f"{number} {what}" for number, what in counts if number]
-    return "; ".join([*headlines[:_MOST_HEADLINES], *others])
+    numbers = [f"{number} {what}" for number, what in counts if number]
+    return "; ".join([*headlines[:_MOST_HEADLINES], *numbers])
 
 
 def count_of(number: int, noun: str) -> str:

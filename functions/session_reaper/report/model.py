@@ -352,7 +352,7 @@ def record_breaker(report: TargetReport, cause: str) -> TargetReport:
     failure = Failure(
         code="breaker",
         cause=cause,
-        hint="If these sessions are leaks, run by hand with a policy whose max_share and max_condemned"
+        hint="If the spared sessions are leaks, run by hand with a policy whose max_share and max_condemned"
         " allow it, or terminate them yourself. If they are not, correct the rule that condemns them.",
     )
     return replace(report, status=TargetStatus.BREAKER, error=failure)

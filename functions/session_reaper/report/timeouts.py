@@ -123,8 +123,10 @@ def explain_unchanged(
             remedy = _REMEDIES[leak.code]
             reason = f"its condemned sessions are {remedy.description}: request {leak.code}"
             reasons.append(UnchangedRole(role=leak.role, code=None, reason=reason))
-    if not results:
+    if not leaks:
         reason = "the policy condemns no session, so no role is known to leak"
+        if results:
+            reason = "the roles of the condemned sessions were dropped, or no timeout ends them"
         reasons.append(UnchangedRole(role=None, code=None, reason=reason))
     return tuple(dict.fromkeys(reasons))
 
@@ -258,6 +260,11 @@ def _explain(leak: _Leak, found: ServerFacts) -> str:
             f" such as with ALTER ROLE {quote_identifier(found.role)} RESET {setting}"
         )
     shown = ", ".join(str(value) for value in values)
+    if any(timeout and timeout.seconds is None for timeout in leak.timeouts):
+        return (
+            f"its {setting} is {shown}, which the reaper cannot read; write a decimal number with a"
+            f" unit, such as {_write_timeout(leak.allowed)}"
+        )
     return (
         f"its {setting} is already {shown}, at most {format_duration(leak.allowed)};"
         " sessions that began before that keep their old value"

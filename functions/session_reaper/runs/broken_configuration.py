@@ -23,7 +23,7 @@ _STACK: Final = TargetKey("configuration")
 _LOAD_SHARE: Final = 0.2  # of the time left
 _PUBLISH_SHARE: Final = 0.4  # of the time left, for each topic
 
-# What this process has published, for stacks without a table.
+# The error that this process has published, for stacks without a table.
 _published: list[KnownIssue] = []
 
 

@@ -79,7 +79,7 @@ def _rank(member: SecretResult) -> int:
 def _list_failures(members: Iterable[SecretResult], chosen: TargetReport) -> Iterable[FailedSecret]:
     """List the failures that the chosen report does not show.
 
-    A role that sees too little is no failure while another secret's role sees everything.
+    A role that sees too little does not count as a failure while another secret's role sees everything.
     """
     for member in members:
         report, error = member.report, member.report.error

@@ -21,7 +21,7 @@ def load_mode(source: Mode | ParameterName, deadline: Deadline) -> Mode:
     try:
         text = read_parameter(source.name, deadline)
     except ConfigurationError as error:
-        problem = f"{error}. Write off, observe or enforce into this parameter"
+        problem = f"{str(error).rstrip('.')}; set this parameter to one of off, observe, enforce"
         raise ConfigurationError(place, problem) from None
     try:
         return read_mode(text.strip(), place)

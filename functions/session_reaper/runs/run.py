@@ -76,9 +76,22 @@ def run(  # noqa: PLR0913 -- everything that the run takes
         )
         for target in targets
     ]
-    skipped = [replace(create_report(each), status=TargetStatus.PAUSED) for each in paused]
-    return (*unreadable, *skipped, *merge_results(completed, visits)), [*logs.values()]
+    reports = (*unreadable, *_report_paused(paused), *merge_results(completed, visits))
+    return reports, [*logs.values()]
 
 
 def _report_of(result: JobResult[TargetReport]) -> TargetReport:
     return result.latest if result.is_complete else record_unfinished(result.latest, result.bug)
+
+
+def _report_paused(targets: Sequence[Target]) -> list[TargetReport]:
+    """Report each server that was not woken once, whatever number of secrets lead to it."""
+    skipped = [
+        SecretResult(
+            target=target,
+            report=replace(create_report(target), status=TargetStatus.PAUSED),
+            has_ended=True,
+        )
+        for target in targets
+    ]
+    return merge_results(skipped, Visits(group_by_server(targets)))

@@ -1,6 +1,6 @@
-"""Signals sessions of one target, and verifies what became of them.
+"""Signals sessions of one target, and verifies each outcome.
 
-Every signal passes the guard. A signalled session is looked for until it is gone or its time is over.
+Every signal passes the guard. Each signalled session is verified until it is gone or its time is over.
 A query that outlives its cancel may be followed by a terminate. Only the server of the snapshot can
 prove that a session is gone.
 """
@@ -37,7 +37,7 @@ _SENDING_SHARE, _ANSWERS_SHARE = 0.5, 0.75
 class _PendingSignal:
     """A session that was signalled and may still exist, or still run its query.
 
-    It is looked for until `expiry`, and then terminated if `escalates`.
+    It is verified until `expiry`, and then terminated if `escalates`.
     """
 
     decision: Decision
@@ -69,8 +69,8 @@ class Signaller:
         """Return whether there are sessions to verify."""
         return bool(self._pending or self._missing)
 
-    def next_pause(self) -> float:
-        """Return the seconds to wait before the next verification; they double each time."""
+    def take_next_pause(self) -> float:
+        """Return the seconds to wait before the next verification, and double them for the one after."""
         pause, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
         return pause
 
@@ -195,7 +195,7 @@ class Signaller:
             self.reconnect(error)
             return
         try:
-            self.check_server(found.server, hidden=found.used is None)
+            self.check_server(found.server, hidden=not found.can_see)
         except ServerChangedError as error:
             self._give_up(error)
             return
@@ -203,8 +203,9 @@ class Signaller:
         for decision in self._missing:
             self._results.settle(decision, Outcome.ESCAPED)
         self._missing.clear()
-        self._results.used_after = found.used
-        if found.used is None and not self._session.may_be_partial:
+        is_blind = not found.can_see and not self._session.may_be_partial
+        self._results.used_after = None if is_blind else found.used
+        if is_blind:
             self._fail_as_blind()
         self._sort_pending(found.remaining)
 

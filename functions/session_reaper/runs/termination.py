@@ -89,7 +89,7 @@ class Termination:
 
     def _group(self, condemned: Iterable[Decision]) -> Iterator[_Batch]:
         """Group decisions by the pause that their rules ask for, the shortest first."""
-        for pause, decisions in groupby(sorted(condemned, key=_pause_of), key=_pause_of):
+        for pause, decisions in groupby(sorted(condemned, key=_get_pause), key=_get_pause):
             batch = _Batch(
                 pause=pause, due=self._deadline.capped_at(pause), decisions=tuple(decisions)
             )
@@ -104,7 +104,7 @@ class Termination:
         """Wait until a batch is due or a signal may have taken effect."""
         seconds = [self._deadline.remaining(), *(batch.due.remaining() for batch in self._batches)]
         if self._signaller.is_pending:
-            seconds.append(self._signaller.next_pause())
+            seconds.append(self._signaller.take_next_pause())
         if self._signaller.is_pending or self._batches:
             if self._stop.is_set():
                 time.sleep(min(seconds))
@@ -223,5 +223,5 @@ def _observed_outcome(decision: Decision) -> Outcome:
     return Outcome.DENIED if is_denied else Outcome.WOULD_TERMINATE
 
 
-def _pause_of(decision: Decision) -> float:
+def _get_pause(decision: Decision) -> float:
     return (decision.rule and decision.rule.confirm_after) or 0.0

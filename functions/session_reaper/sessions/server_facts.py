@@ -13,7 +13,10 @@ from session_reaper.targets.providers import Provider
 RESERVED_CONNECTIONS_SINCE = 16
 OLDEST_TESTED, NEWEST_TESTED = 13, 18
 TESTED_VERSIONS: Final = f"PostgreSQL {OLDEST_TESTED} to {NEWEST_TESTED}"
-_TIMEOUT_FORM: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(us|ms|s|min|h|d)?\s*")
+_TIMEOUT_FORM: Final = re.compile(
+    r"\s*\+?(?!0+[1-9])((?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?)"
+    r"\s*(us|ms|s|min|h|d)?\s*"
+)
 _SECONDS_PER_UNIT: Final = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86_400}
 
 
@@ -44,9 +47,14 @@ class Timeout:
 
     @property
     def seconds(self) -> float | None:
-        """The value in seconds; None if it is unknown or has an unusual form, such as hexadecimal."""
+        """The value in seconds; None if it is unknown or has an unusual form, such as hexadecimal.
+
+        PostgreSQL rounds it to milliseconds, so half of one is off.
+        """
         found = _TIMEOUT_FORM.fullmatch(self.value or "")
-        return float(found[1]) * _SECONDS_PER_UNIT[found[2] or "ms"] if found else None
+        if found is None:
+            return None
+        return round(float(found[1]) * _SECONDS_PER_UNIT[found[2] or "ms"] * 1000) / 1000
 
     @property
     def is_off(self) -> bool:

@@ -63,7 +63,7 @@ class Names(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitGuard:
-    """What must hold of a session's wait when it is signalled; None: anything.
+    """The conditions on a session's wait when it is signalled; None: any.
 
     A session that begins to wait keeps its identity, so the wait is checked too.
     """

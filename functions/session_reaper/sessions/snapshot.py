@@ -37,6 +37,7 @@ class Holder:
 
     `client`: a /24 or, for IPv6, a /64 network; None for a Unix socket. `role`: None if it was
     dropped. `state` may be one that no rule can name. `oldest_seconds`: the longest time in the state.
+    `superuser`, `replication`: attributes of the role. `own_role`: it is the reaper's.
     """
 
     application: str
@@ -45,6 +46,9 @@ class Holder:
     state: str
     count: int
     oldest_seconds: float
+    superuser: bool = False
+    replication: bool = False
+    own_role: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +81,14 @@ class ServerIdentity:
 class Verification:
     """The signalled sessions that remain on a server, and the slots used at the same moment.
 
-    `remaining`: the pids of sessions that exist, or still run their cancelled query. `used`: None if
-    sessions are hidden from us.
+    `remaining`: the pids of sessions that exist, or still run their cancelled query. `can_see`: no
+    session is hidden from us; `used` counts hidden ones, too.
     """
 
     server: ServerIdentity
     remaining: frozenset[int]
-    used: int | None
+    can_see: bool
+    used: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The summary as an email: plain text in 72 columns."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, groupby
@@ -25,6 +26,7 @@ _CLIENTS_SAW: Final = (
     "Clients of terminated sessions got error 57P01 (admin_shutdown). Their transactions were rolled"
     " back, so they may connect and try again."
 )
+_LONGEST_LINE: Final = 990  # bytes of a line of SQL: RFC 5322 allows 998 characters
 _LONGEST: Final = 1400  # characters of one paragraph; what to do about a full server takes most
 _CUT: Final = "… and {} more, cut. The log has them."
 _REST_CUT: Final = "… the rest is cut. The log has it."
@@ -202,14 +204,35 @@ def _render_ending(digest: Digest) -> Iterator[str]:
 
 
 def _render_prose(prose: Prose, first: str, later: str) -> Iterator[str]:
-    """Wrap sentences, and give each statement an unwrapped line of its own, to be copied."""
+    """Wrap sentences, and give each statement lines of its own, usually one, to be copied."""
     indent = first
     for is_sql, parts in groupby(prose, key=lambda part: isinstance(part, Statement)):
         if is_sql:
-            yield from (f"{later}  {to_plain((statement,))}" for statement in parts)
+            for statement in parts:
+                yield from _break_statement(to_plain((statement,)), f"{later}  ")
         else:
             yield from _wrap(to_plain(tuple(parts)).strip(), indent, later)
         indent = later
+
+
+# Blanks outside of quotes do not matter to SQL.
+_WORD_OF_SQL: Final = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")
+
+
+def _break_statement(sql: str, indent: str) -> Iterator[str]:
+    """Yield a statement as one line, or as several where mail servers would cut the line."""
+    line = indent + sql
+    if len(line.encode()) <= _LONGEST_LINE:
+        yield line
+        return
+    line = indent
+    for word in _WORD_OF_SQL.findall(sql):
+        longer = line + word if line == indent else f"{line} {word}"
+        if len(longer.encode()) > _LONGEST_LINE and line != indent:
+            yield line
+            longer = indent + word
+        line = longer
+    yield line
 
 
 def _wrap(

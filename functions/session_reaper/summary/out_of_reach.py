@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 from session_reaper.decision.model import Decision
@@ -15,8 +16,9 @@ from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.summary.prose import Name, Prose, Statement
 
 _MOST_NAMED: Final = 3
+_MOST_REASONS: Final = 2  # steps on protections; more would leave no room for others
 _REMEDIES: Final = {
-    ProtectedBy.SUPERUSER: "only a superuser can end them, with pg_terminate_backend",
+    ProtectedBy.SUPERUSER: "only a superuser can end such sessions, with pg_terminate_backend",
     ProtectedBy.OWN_ROLE: "give the reaper a role of its own",
     ProtectedBy.ROLE_DROPPED: "without protect.roles in the policy, sessions of dropped roles are not"
     " protected",
@@ -38,7 +40,7 @@ def list_protected_steps(report: TargetReport) -> Iterator[Prose]:
     by_reason: dict[tuple[str, str], list[ProtectedGroup]] = defaultdict(list)
     for group in report.protected_to_report:
         by_reason[group.rule, group.protection.by].append(group)
-    for (rule, by), groups in by_reason.items():
+    for (rule, by), groups in islice(by_reason.items(), _MOST_REASONS):
         number = sum(group.count for group in groups)
         match = "matches" if number == 1 else "match"
         are = "is" if number == 1 else "are"
@@ -47,13 +49,19 @@ def list_protected_steps(report: TargetReport) -> Iterator[Prose]:
             Name(printable(rule, 63)),
             f" but {are} protected (",
             Name(printable(by, 90)),
-            f"): {_advise_on_protection(groups[0].protection)} (",
+            f"): {advise_on_protection(groups[0].protection)} (",
             *_name_roles(groups),
             ").",
         )
+    rest = [group for groups in list(by_reason.values())[_MOST_REASONS:] for group in groups]
+    if rest:
+        more = count_of(sum(group.count for group in rest), "more session")
+        others = ", ".join(printable(by, 90) for by in dict.fromkeys(g.protection.by for g in rest))
+        yield (f"{more} that rules match, also protected: ", Name(others), ".")
 
 
-def _advise_on_protection(protection: Protection) -> str:
+def advise_on_protection(protection: Protection) -> str:
+    """Say how to include sessions with this protection, without the end of the sentence."""
     if protection.can_be_lifted:
         return "name the role in the rule to include them"
     return _REMEDIES.get(
@@ -85,7 +93,7 @@ def _explain_protected_blocker(decision: Decision, by: str) -> Prose:
     as_superuser = " as a superuser" if session.superuser else ""
     lift = ""
     if protection is not None and not session.superuser:
-        lift = f" To let the reaper do it: {_advise_on_protection(protection)}."
+        lift = f" To let the reaper do it: {advise_on_protection(protection)}."
     return (
         Name(f"{printable(session.application, 63) or '(no name)'}, pid {identity.pid}"),
         " (role ",

@@ -6,12 +6,18 @@ from itertools import chain, islice
 from typing import Final
 
 from session_reaper.policy.enums import Action, Mode
-from session_reaper.report.emergency import LIST_HOLDERS, write_holder_sql
+from session_reaper.report.emergency import LIST_HOLDERS, find_holder_protection, write_holder_sql
 from session_reaper.report.model import Outcome, Report, TargetReport, TargetStatus
+from session_reaper.report.text import printable
 from session_reaper.sessions.session import State
+from session_reaper.sessions.snapshot import Holder
 from session_reaper.summary.groups import Group, TargetDigest, group_failures, join_names
 from session_reaper.summary.holders import describe_holder, find_remaining_holders
-from session_reaper.summary.out_of_reach import list_blocker_steps, list_protected_steps
+from session_reaper.summary.out_of_reach import (
+    advise_on_protection,
+    list_blocker_steps,
+    list_protected_steps,
+)
 from session_reaper.summary.prose import Name, Prose, Statement
 
 
@@ -21,7 +27,7 @@ def list_steps(shown: Sequence[TargetDigest], report: Report) -> Iterator[Prose]
         yield ("Fix ", Name(report.configuration_error))
         yield (_TRY_AGAIN,)
     for target in shown:
-        if target.report.is_exhausted and not target.report.results:
+        if target.report.is_exhausted:
             yield (join_names([target.report]), ": ", *_explain_holders(target.report))
     for failure in group_failures(target.report for target in shown):
         yield (join_names(failure.targets), ": ", *_begin_with_words(failure.hint))
@@ -38,15 +44,38 @@ def _explain_holders(report: TargetReport) -> Prose:
     holders = find_remaining_holders(report)
     if not holders:
         return (f"{problem}List the holders of the slots: ", Statement(LIST_HOLDERS))
-    sql = report.policy and write_holder_sql(holders[0], report.policy, report.role)
-    now: Prose = (" To free slots now, run: ", Statement(sql.statement)) if sql else ()
+    largest = holders[0]
+    sql = report.policy and write_holder_sql(largest, report.policy, report.role)
+    now: Prose = (
+        (" To free slots now, end those older than 5 minutes: ", Statement(sql.statement))
+        if sql
+        else ()
+    )
     return (
         f"{problem}The largest group of sessions is ",
-        *describe_holder(holders[0]),
+        *describe_holder(largest),
         ". Restart it or limit its pool.",
         *now,
-        _ADD_RULE,
+        *(() if _has_result(largest, report) else _advise_on_holder(largest, report)),
     )
+
+
+def _advise_on_holder(holder: Holder, report: TargetReport) -> Prose:
+    """Say how the reaper can end the sessions of a group that no rule condemns."""
+    protection = find_holder_protection(holder, report.policy) if report.policy else None
+    if protection is None:
+        return (_ADD_RULE,)
+    by = Name(printable(protection.by, 90))
+    if protection.can_be_lifted:
+        return (" They are protected (", by, "). ", _NAME_ROLE)
+    return (" They are protected (", by, f"): {advise_on_protection(protection)}.")
+
+
+def _has_result(holder: Holder, report: TargetReport) -> bool:
+    """Return whether a rule condemns sessions of this group already."""
+    group = (holder.application, holder.role, holder.state)
+    sessions = (result.decision.session for result in report.results)
+    return any((s.application, s.role, s.state.value) == group for s in sessions)
 
 
 _TRY_AGAIN: Final = (
@@ -76,11 +105,11 @@ def _list_target_steps(target: TargetDigest, report: Report) -> Iterator[Prose]:
     if groups[Outcome.DENIED]:
         yield (_DENIED,)
     leaks = [each for outcome in _LEAKS for each in groups[outcome]] or groups[Outcome.SPARED]
+    if groups[Outcome.WOULD_TERMINATE]:
+        yield (_explain_would_terminate(report.mode),)
     if leaks:
         yield _explain_leaks(sorted(leaks, key=lambda group: -group.count))
-    if groups[Outcome.WOULD_TERMINATE]:
-        yield (_WOULD_TERMINATE,)
-    if target.report.results if target.report.is_exhausted else target.report.is_crowded:
+    if target.report.is_crowded and not target.report.is_exhausted:
         yield _explain_holders(target.report)
     is_going_on = target.report.status is TargetStatus.OK and report.mode is Mode.ENFORCE
     if groups[Outcome.SPARED] and is_going_on:
@@ -91,12 +120,12 @@ _ADD_RULE: Final = (
     ' To let the reaper end such sessions, add a rule for them to the policy; {"explain": true} shows'
     " what spares each one now."
 )
+_NAME_ROLE: Final = (
+    "To let the reaper end such sessions, add a rule for them to the policy that names the role."
+)
 _DENIED: Final = (
     "The reaper's role may not terminate some of these sessions. The recommendations say what to"
     " grant."
-)
-_WOULD_TERMINATE: Final = (
-    "If these sessions are leaks, set the mode to enforce. Otherwise protect them in the policy."
 )
 _CANCEL_WITHOUT_EFFECT: Final = (
     " still runs its query although it was cancelled. Add escalate_after to the rule, or terminate"
@@ -116,6 +145,14 @@ _LEAKS: Final = (
 
 
 _MOST_CULPRITS: Final = 3
+
+
+def _explain_would_terminate(mode: Mode) -> str:
+    whose = "the mode" if mode is Mode.OBSERVE else "the mode of their rule"
+    return (
+        f"If the sessions that would be terminated are leaks, set {whose} to enforce. Otherwise protect"
+        " them in the policy."
+    )
 
 
 def _explain_lingering(groups: Sequence[Group]) -> Prose:

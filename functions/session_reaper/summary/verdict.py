@@ -164,7 +164,7 @@ def _list_problems(target: TargetReport) -> Iterator[str]:
     if target.blockers:
         yield "sessions wait for a blocker that the reaper cannot end on"
     if target.protected_to_report:
-        yield "a protection spares sessions that a rule matches on"
+        yield "protected sessions, which a rule matches, hold slots or block others on"
     for secret in target.failed_secrets:
         yield f"secret {printable(secret.name)} failed, and another one was used on"
     if target.fallback_secret is not None:

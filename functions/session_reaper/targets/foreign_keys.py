@@ -1,5 +1,6 @@
 """Finds the value that a secret holds under another program's key, so that an error can name it."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,42 +10,69 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignKey:
-    """A key of the secret, and the key that the reaper reads instead."""
+    """A key of the secret that seems to hold a value, and what to write instead."""
 
     name: str
-    ours: str
+    hint: str
 
 
 # Without a prefix (DB_HOST, PGHOST, spring.datasource.username), in lower case, without separators.
-_SYNONYMS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+_FORMS: Final[Mapping[str, re.Pattern[str]]] = MappingProxyType(
     {
-        "host": frozenset({"host", "hostname", "endpoint", "address", "server"}),
-        "username": frozenset({"user", "username", "userid", "login"}),
-        "password": frozenset({"password", "passwd", "pass", "pwd"}),
+        "host": re.compile("host|hostname|endpoint|address|server|fullyqualifieddomainname"),
+        "username": re.compile("user|username|userid|login"),
+        "password": re.compile("pass|[a-z]*(?:password|passwd|pwd)"),
     }
 )
 _PREFIX: Final = re.compile(
-    r"(?:(?:spring)?datasource|database|postgresql|postgres|master|rds|pg|db)*"
+    r"(?:(?:spring)?datasource|administrator|database|postgresql|postgres|cluster|master|admin|proxy"
+    r"|rds|pg|db)*"
 )
 _SHOWABLE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
 _URI: Final = re.compile(r"\s*postgres(ql)?(\+\w+)?://")
+_JDBC: Final = re.compile(r"\s*jdbc:postgresql://")
 
 
 def find_foreign_key(document: Mapping[str, object], key: str) -> ForeignKey | None:
     """Return the key of the document that seems to hold what the reaper reads as `key`, or None.
 
-    A service URI under any key holds everything.
+    A service URI under any key holds everything, and so may an inner document.
     """
-    given = [name for name, value in document.items() if value and isinstance(value, str)]
-    for name in filter(_SHOWABLE.fullmatch, given):
-        if _strip_prefix(name) in _SYNONYMS.get(key, ()):
-            return ForeignKey(name=name, ours=key)
-    for name in filter(_SHOWABLE.fullmatch, given):
-        if _URI.match(str(document[name])):
-            return ForeignKey(name=name, ours="uri")
+    given = {n: _unwrap(v) for n, v in document.items() if _SHOWABLE.fullmatch(n)}
+    for name, value in given.items():
+        if value and value is not True and _is_form_of(key, name):
+            return ForeignKey(name=name, hint=f"Write the value of {name} as {key}.")
+    for name, value in given.items():
+        if _is_match(_URI, value):
+            return ForeignKey(name=name, hint=f"Write the value of {name} as uri.")
+        if key == "host" and _is_match(_JDBC, value):
+            return ForeignKey(name=name, hint=f"Write the host of {name}, a JDBC URL, as host.")
+    for name, value in given.items():
+        inner = value if isinstance(value, dict) else {}
+        has_key = any(each == key or _is_form_of(key, each) for each in inner)
+        if has_key or any(_is_match(_URI, _unwrap(each)) for each in inner.values()):
+            return ForeignKey(name=name, hint=f"Store the content of {name} as the secret itself.")
     return None
 
 
-def _strip_prefix(name: str) -> str:
+def _is_form_of(key: str, name: str) -> bool:
+    """Return whether a name is another program's form of a key."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    return plain[len(_PREFIX.match(plain)[0]) :]  # type: ignore[index] # it matches "", too
+    form = _FORMS.get(key)
+    return form is not None and form.fullmatch(_PREFIX.sub("", plain, count=1)) is not None
+
+
+def _is_match(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and pattern.match(value) is not None
+
+
+def _unwrap(value: object) -> object:
+    """Return the first of a list, and the object that a text holds as JSON; else the value itself."""
+    if isinstance(value, list) and value:
+        value = value[0]
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):  # ordinary text
+        return value

@@ -197,7 +197,7 @@ def _place(parsed: ParsedSecret, instance: Instance) -> Target:
 
 
 def _is_postgres(engine: str) -> bool:
-    return not engine or re.search("postgres|pgsql|postgis", engine.lower()) is not None
+    return not engine or re.search(r"postgres|pgsql|postgis|\bpg\b", engine.lower()) is not None
 
 
 class _Reader:
@@ -293,8 +293,8 @@ class _Reader:
         value = self.optional(key)
         if not value:
             foreign = find_foreign_key(self._document, key)
-            hint = f"Write the value of {foreign.name} as {foreign.ours}." if foreign else ""
-            raise self.error(f"{key} is missing", hint or f"Add {key} to the secret.")
+            hint = foreign.hint if foreign else f"Add {key} to the secret."
+            raise self.error(f"{key} is missing", hint)
         return value
 
     def label(self, key: str) -> str:

@@ -2,7 +2,10 @@
 -- come and go, so they are grouped by network. The list of processes is the same as the snapshot's:
 -- the server reads it once per transaction.
 SELECT json_agg(
-    json_build_array(h.application, r.rolname, h.client, h.state, h.number, h.oldest)
+    json_build_array(
+        h.application, r.rolname, h.client, h.state, h.number, h.oldest,
+        r.rolsuper, r.rolreplication, r.rolname = session_user
+    )
     ORDER BY h.number DESC, h.oldest DESC
 )
 FROM (

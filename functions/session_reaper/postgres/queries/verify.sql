@@ -10,11 +10,15 @@ SELECT json_build_object(
     'checkpointer_started', round(extract(epoch FROM
         max(a.backend_start) FILTER (WHERE a.backend_type = 'checkpointer')) * 1000000)::bigint,
     'remaining', coalesce(json_agg(a.pid) FILTER (WHERE v.pid IS NOT NULL), '[]'),
-    -- NULL if sessions are hidden from us now: the count would not include them.
-    'used', CASE
-        WHEN count(*) FILTER (WHERE a.backend_type IS NULL AND a.usesysid IS NOT NULL) = 0
-        THEN count(*) FILTER (WHERE a.backend_type = 'client backend' AND a.pid <> pg_backend_pid())
-    END
+    -- Rows that are hidden from us, and those of sessions among them, are told as in snapshot.sql.
+    'can_see', count(*) FILTER (WHERE a.backend_type IS NULL AND a.usesysid IS NOT NULL) = 0,
+    'used', count(*) FILTER (
+        WHERE (
+            a.backend_type = 'client backend'
+            OR a.backend_type IS NULL AND a.usesysid IS NOT NULL AND a.datid IS NOT NULL
+        )
+        AND a.pid <> pg_backend_pid()
+    )
 )::text AS verification
 FROM pg_stat_get_activity(NULL) AS a
 LEFT JOIN unnest(
