@@ -108,7 +108,8 @@ class Runtime:
     The process starts with the first invocation, or with ``start()``, and serves one after the
     other; after a time-out or a crash the next invocation starts a new one, as in Lambda.
     ``environment`` is added to what Lambda itself sets. ``read_only`` ends the process that tries to
-    write to the artifact. ``launcher`` is a command that becomes the one behind it. Not thread-safe.
+    write to the artifact. ``launcher`` is a command that becomes the one behind it. ``preamble`` is code that runs first.
+    Not thread-safe.
     """
 
     def __init__(  # noqa: PLR0913 -- three say what runs, three how
@@ -120,13 +121,14 @@ class Runtime:
         environment: Mapping[str, str] | None = None,
         read_only: bool = False,
         launcher: Sequence[str] = (),
+        preamble: str = "",
     ) -> None:
         self._artifact = artifact.resolve(strict=True)
         self._handler = handler
         self._library = library.resolve(strict=True)
         self._environment = dict(environment or {})
         self._launcher = launcher
-        self._program = _READ_ONLY + _START if read_only else _START
+        self._program = (_READ_ONLY if read_only else "") + preamble + _START
         self._process: subprocess.Popen[bytes] | None = None
         self._stack = ExitStack()
 

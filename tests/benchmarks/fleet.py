@@ -5,14 +5,13 @@ server would be one target. What that server and the proxy do for 60 targets tak
 that an earlier run has read: how long they take to read is a matter of the stand-in, and only in the
 runs by hand.
 
-Run as a program it is the process that is measured: it answers each line, a run that is wanted, with
-how long that took.
+`serve` is the process that is measured: it answers each line, a run that is wanted, with how long that
+took.
 """
 
 import importlib
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,18 +20,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from infra.local.aws import Aws
 from infra.local.postgres import Server
 from tests.benchmarks.distance import distance
+from tests.benchmarks.prepared import RESOLVE_HERE, as_instance
 from tests.benchmarks.probe import Context
 
 TARGETS = 60
 ROUNDS = 15
 # TCP handshake, TLS request, TLS 1.3 handshake, three for SCRAM, the snapshot.
 ROUND_TRIPS = 7
-_ENDING = ".bench.eu-central-1.rds.amazonaws.com"
 _LEAVING = 0.5  # seconds until the last backends have ended
 _SCHEDULED = Path("events/scheduled.json")
 
@@ -79,11 +77,7 @@ def measured(database: Server, cloud: Aws, secret: Mapping[str, object]) -> Flee
     proxy, connections = 0.0, 0
     with distance(database.port) as way, _process() as process:
         for name in names:
-            # The certificate is not for this name.
-            host = f"{name}{_ENDING}"
-            cloud.put_secret(
-                name, {**secret, "host": host, "port": way.port, "sslmode": "verify-ca"}
-            )
+            cloud.put_secret(name, as_instance(secret, name, way.port))
 
         def run(targets: list[str], event: object) -> tuple[float, float]:
             nonlocal proxy, connections
@@ -134,21 +128,16 @@ class _Process:
 
 @contextmanager
 def _process() -> Iterator[_Process]:
-    command = [sys.executable, "-m", "tests.benchmarks.fleet"]
+    program = f"{RESOLVE_HERE}from tests.benchmarks.fleet import serve\nserve()"
+    command = [sys.executable, "-c", program]
     with subprocess.Popen(  # noqa: S603 -- this file
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         yield _Process(process)
 
 
-def _serve() -> None:
+def serve() -> None:
     """Do the runs that are wanted; what the handler logs goes to /dev/null."""
-    resolve = socket.getaddrinfo
-
-    def resolve_here(host: object, *arguments: Any) -> Any:  # noqa: ANN401 -- socket's own
-        return resolve("127.0.0.1" if str(host).endswith(_ENDING) else host, *arguments)  # type: ignore[arg-type] # as given
-
-    socket.getaddrinfo = resolve_here  # type: ignore[assignment] # as far as it is used
     os.environ["PAUSED_CLUSTERS"] = "connect"  # the stand-in has no such instances
     handler = importlib.import_module("session_reaper.handler").lambda_handler
     out = os.fdopen(os.dup(1), "w")
@@ -161,7 +150,3 @@ def _serve() -> None:
         took = time.perf_counter() - started, time.process_time() - processor
         ok = sum(target["status"] == "ok" for target in answer["targets"])
         print(json.dumps([*took, ok]), file=out, flush=True)
-
-
-if __name__ == "__main__":
-    _serve()

@@ -1,8 +1,24 @@
 """The preparation of a server for the benchmarks."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from infra.local.postgres import Server
+
+ENDING = ".bench.eu-central-1.rds.amazonaws.com"
+RESOLVE_HERE = f"""\
+import socket
+def _resolve_here(host, *arguments, _resolve=socket.getaddrinfo, **named):
+    return _resolve("127.0.0.1" if str(host).endswith("{ENDING}") else host, *arguments, **named)
+socket.getaddrinfo = _resolve_here
+"""
+"""Code for the process that is measured: instances of RDS by these names are on this machine."""
+
+
+def as_instance(secret: Mapping[str, object], name: str, port: int) -> dict[str, object]:
+    """Return a secret that names an instance of RDS: secrets of one server would be one target."""
+    # The certificate is not for this name.
+    return {**secret, "host": f"{name}{ENDING}", "port": port, "sslmode": "verify-ca"}
 
 
 def reaper_secret(database: Server, password: str) -> dict[str, object]:

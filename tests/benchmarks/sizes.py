@@ -29,7 +29,7 @@ from infra.local.postgres import Server, npm_builds, server
 from tests.artifact.runtime import Runtime
 from tests.benchmarks import deployed
 from tests.benchmarks.distance import distance
-from tests.benchmarks.prepared import reaper_secret
+from tests.benchmarks.prepared import RESOLVE_HERE, as_instance, reaper_secret
 
 SIZES = (256, 512, 1024, 1769)  # MB
 WHOLE = 1769  # MB that come with one processor
@@ -63,13 +63,13 @@ def main() -> None:
         )
         cloud = stack.enter_context(aws())
         way = stack.enter_context(distance(database.port))
-        secret = reaper_secret(database, "bench") | {"port": way.port}
+        secret = reaper_secret(database, "bench")
         admin = database.connect()
         admin.run(f"ALTER ROLE session_reaper CONNECTION LIMIT {max(TARGETS) + 10}")
         admin.close()
         names = [f"target-{number}" for number in range(max(TARGETS))]
         for name in names:
-            cloud.put_secret(name, secret)
+            cloud.put_secret(name, as_instance(secret, name, way.port))
         os.environ |= {"TOPIC_ARN": cloud.topic_arn, "MODE": "enforce"}
         ours, _ = deployed.deployed(folder)
         measured: dict[int, dict[str, list[float]]] = {size: {} for size in SIZES}
@@ -90,11 +90,15 @@ def _measured(
 ) -> Iterator[tuple[str, float]]:
     """Seconds of each kind of run, and the most MB that each number of targets took."""
     for count in TARGETS:
-        environment = deployed.lambda_environment() | {
-            "TARGET_SECRET_TAG": "",
-            "TARGET_SECRETS": ",".join(names[:count]),
-            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(size),
-        }
+        environment = (
+            deployed.lambda_environment()
+            | {
+                "TARGET_SECRET_TAG": "",
+                "PAUSED_CLUSTERS": "connect",  # the stand-in has no such instances
+                "TARGET_SECRETS": ",".join(names[:count]),
+                "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(size),
+            }
+        )
         with (
             _share(size) as launcher,
             Runtime(
@@ -103,6 +107,7 @@ def _measured(
                 ours.library,
                 environment=environment,
                 launcher=launcher,
+                preamble=RESOLVE_HERE,
             ) as runtime,
         ):
             seconds = runtime.start()
