@@ -41,33 +41,52 @@ def top(home: Path, *arguments: str, **environ: str) -> dict[str, Any]:
 # -- connections -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["top", "explain", "check", "reap", "record"])
-def test_every_command_takes_every_way_to_name_a_server(
-    stage: Stage, home: Path, command: str
-) -> None:
+COMMANDS = ("top", "explain", "check", "reap", "record")
+WAYS = ("URI", "DATABASE_URL", "environment", "service", "secret", "socket", "socket in a URI")
+
+
+def write_way(stage: Stage, home: Path, way: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the arguments and the environment that name the server; write the files they need."""
     server = stage.server
     login = {"PGUSER": REAPER, "PGPASSWORD": PASSWORD, "PGSSLMODE": "disable"}
-    tcp = {"PGHOST": server.host, "PGPORT": str(server.port)}
+    port = {"PGPORT": str(server.port)}
     service = f"[orders]\nhost={server.host}\nport={server.port}\nuser={REAPER}\nsslmode=disable\n"
     (home / ".pg_service.conf").write_text(service)
     (home / ".pgpass").write_text(f"{server.host}:{server.port}:*:{REAPER}:{PASSWORD}\n")
     (home / ".pgpass").chmod(0o600)
     stage.target("prod/orders")
-    socket = {"PGHOST": str(server.socket_dir), "PGPORT": str(server.port)}
-    ways: list[tuple[tuple[str, ...], dict[str, str]]] = [
-        ((uri(stage),), {}),
-        ((), {"DATABASE_URL": uri(stage)}),
-        ((), tcp | login),
-        ((), {"PGSERVICE": "orders"}),
-        (("--secret", "prod/orders"), {}),
-        # The server trusts everyone on its socket: no password, and no TLS.
-        ((), socket | {"PGUSER": REAPER}),
-        ((f"postgres://{REAPER}@/postgres?host={server.socket_dir}&port={server.port}",), {}),
-    ]
-    for arguments, environ in ways:
-        done = run(home, command, *arguments, **environ)
-        assert done.status == (1 if command == "check" else 0), done
-        assert done.out
+    # The server trusts everyone on its socket: no password, and no TLS.
+    socket = f"postgres://{REAPER}@/postgres?host={server.socket_dir}&port={server.port}"
+    ways: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+        "URI": ((uri(stage),), {}),
+        "DATABASE_URL": ((), {"DATABASE_URL": uri(stage)}),
+        "environment": ((), {"PGHOST": server.host} | port | login),
+        "service": ((), {"PGSERVICE": "orders"}),
+        "secret": (("--secret", "prod/orders"), {}),
+        "socket": ((), {"PGHOST": str(server.socket_dir), "PGUSER": REAPER} | port),
+        "socket in a URI": ((socket,), {}),
+    }
+    return ways[way]
+
+
+@pytest.mark.parametrize(
+    ("command", "way"),
+    [
+        pytest.param(
+            *(command, way),
+            marks=[] if command == "top" or way == "URI" else pytest.mark.thorough,
+        )
+        for command in COMMANDS
+        for way in WAYS
+    ],
+)
+def test_every_command_takes_every_way_to_name_a_server(
+    stage: Stage, home: Path, command: str, way: str
+) -> None:
+    arguments, environ = write_way(stage, home, way)
+    done = run(home, command, *arguments, **environ)
+    assert done.status == (1 if command == "check" else 0), done
+    assert done.out
 
 
 def test_errors_take_one_line_and_say_what_to_do(stage: Stage, home: Path) -> None:
