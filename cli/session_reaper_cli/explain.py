@@ -84,6 +84,8 @@ def run_explain(  # noqa: PLR0913 -- where, what, and how to show it
     else:
         for line in _describe(report):
             output.print(line)
+        if report.explained == ():
+            say("No session to explain." if not run.report.explained else "No session matches.")
     suggest_role(report, target, say)
     return ExitStatus.INTERRUPTED if run.is_interrupted else choose_status(report)
 

@@ -8,11 +8,11 @@ from typing import Final
 
 from session_reaper.errors import (
     BlindError,
-    DeadlineError,
     FullError,
     NoTlsError,
     PasswordNeededError,
     TargetError,
+    UntrustedError,
 )
 from session_reaper.targets.target import Target
 
@@ -28,6 +28,10 @@ _PLAINTEXT: Final = (
 _ENABLE_TLS: Final = (
     "Enable TLS on the server. sslmode=disable would send everything in plaintext over the network."
 )
+_NAME_AUTHORITY: Final = (
+    "Name the server's CA: sslrootcert=FILE, or PGSSLROOTCERT (the CAs of RDS and Aurora are built"
+    " in)."
+)
 _BY_CODE: Final[Mapping[str, str]] = {
     "28P01": "Check the user and the password: in the URI, PGPASSWORD or ~/.pgpass.",
     "3D000": "Write an existing database: postgres://…/dbname, or PGDATABASE.",
@@ -39,12 +43,11 @@ _BY_CODE: Final[Mapping[str, str]] = {
     "answer": "Check the host and the port.",
     "auth": "Check require_auth, channel_binding and sslmode, or write scram-sha-256 into the"
     " server's pg_hba.conf.",
+    "deadline": "The server is too slow: try again.",
     "connection": "Check the host, the port and sslmode, and whether the server runs there.",
     "dns": "Check the host name.",
     "protocol": "Check the host and the port.",
     "timeout": "Check firewalls, VPN and security groups, and whether the server is overloaded.",
-    "tls": "Name the server's CA: sslrootcert=FILE, or PGSSLROOTCERT (the CAs of RDS and Aurora are"
-    " built in). sslmode=verify-ca ignores the name in the certificate.",
 }
 
 
@@ -57,8 +60,8 @@ def write_remedy(error: TargetError, target: Target) -> str:
             return _WHERE_TO_WRITE_IT
         case NoTlsError():
             return _PLAINTEXT if target.host in LOOPBACK else _ENABLE_TLS
-        case DeadlineError():
-            return "The server is too slow: try again."
+        case UntrustedError() if not target.secret_arn:
+            return _NAME_AUTHORITY
         case BlindError():
             return (
                 f"{error.hint} Or write --role {target.role} to work on the sessions of this role"

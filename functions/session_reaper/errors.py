@@ -6,6 +6,7 @@ ReaperError
 │   ├── FullError            SQLSTATE 53300: the server has no slot for the reaper
 │   ├── PasswordNeededError  the server requests a password, and none was given
 │   ├── NoTlsError           the server does not offer TLS
+│   ├── UntrustedError       a CA that is not trusted issued the server's certificate
 │   ├── BlindError           the role may not see other roles' sessions
 │   ├── ConnectionLostError  the connection ended during a statement
 │   ├── ServerChangedError   another server answers now, or the server has restarted
@@ -85,6 +86,10 @@ class PasswordNeededError(TargetError):
 
 class NoTlsError(TargetError):
     """The server does not offer TLS, and the target does not allow plaintext."""
+
+
+class UntrustedError(TargetError):
+    """A CA that is not trusted issued the server's certificate."""
 
 
 class BlindError(TargetError):

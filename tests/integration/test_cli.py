@@ -299,7 +299,8 @@ def test_explain_shows_every_session_and_the_nearest_miss(
     assert "nearest: leak" in done.out
     only = run(home, "explain", uri(stage), "--policy", rules, "--application", "w*")
     assert (only.status, f"pid {leak.pid}" in only.out) == (0, False)
-    assert run(home, "explain", uri(stage), "--role", "nobody").out == ""
+    none = run(home, "explain", uri(stage), "--role", "nobody")
+    assert (none.out, none.err) == ("", "No session matches.\n")
     names = ("--application", "web", "--state", IDLE)
     found = run(home, "explain", uri(stage), "--policy", rules, *names, "--json")
     assert outcomes(found) == {idle.pid: "left"}

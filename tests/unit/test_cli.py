@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
-from session_reaper.errors import NoTlsError, TargetError
+from session_reaper.errors import NoTlsError, TargetError, UntrustedError
 from session_reaper.policy.model import read_policy
 from session_reaper.report.model import TargetReport
 from session_reaper_cli.connections.target import Given, find_target
@@ -136,6 +136,12 @@ def test_a_remedy_speaks_of_the_command_line_unless_a_secret_was_given() -> None
 def test_plaintext_is_offered_for_a_local_server_only(host: str, words: str) -> None:
     error = NoTlsError("tls", "no TLS", "")
     assert write_remedy(error, find(host)).startswith(words)
+
+
+def test_only_an_unknown_authority_is_remedied_by_naming_it() -> None:
+    renew = "Renew it on the server."
+    assert write_remedy(TargetError("tls", "expired", renew), find("db")) == renew
+    assert "sslrootcert=FILE" in write_remedy(UntrustedError("tls", "unknown CA", ""), find("db"))
 
 
 def test_a_bug_shows_no_traceback_and_no_text(

@@ -23,9 +23,11 @@ def read_service(name: str, environ: Mapping[str, str], home: Path) -> Parameter
             text = path.read_text("utf-8")
         except FileNotFoundError:
             continue
-        except (OSError, UnicodeDecodeError) as error:
-            problem = f"cannot be read: {type(error).__name__}"
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}"
             raise ConfigurationError(str(path), problem) from None
+        except UnicodeDecodeError:
+            raise ConfigurationError(str(path), "must be a text file in UTF-8") from None
         found = find_service(text, name, str(path))
         if found is not None:
             return found

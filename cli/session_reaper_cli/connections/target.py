@@ -191,9 +191,11 @@ def _read_authorities(
     path = Path(given).expanduser() if given else default
     try:
         text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"{path} cannot be read: {type(error).__name__}"
+    except OSError as error:
+        problem = f"{path} cannot be read: {error.strerror}"
         raise ConfigurationError(f"{place}: sslrootcert", problem) from None
+    except UnicodeDecodeError:
+        text = ""
     if "-----BEGIN " not in text:
         raise ConfigurationError(f"{place}: sslrootcert", f"{path} must be a PEM file of CAs")
     return text

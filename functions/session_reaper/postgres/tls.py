@@ -10,7 +10,7 @@ from typing import Final
 from asn1crypto.x509 import Certificate
 
 from session_reaper.deadline import Deadline
-from session_reaper.errors import NoTlsError, TargetError
+from session_reaper.errors import NoTlsError, TargetError, UntrustedError
 from session_reaper.sessions.server_facts import Tls
 from session_reaper.targets.providers import explain_unknown_authority, rds_region
 from session_reaper.targets.target import SslMode, Target, is_socket_folder
@@ -207,4 +207,5 @@ def _explain_untrusted(error: ssl.SSLCertVerificationError, target: Target) -> T
         case _:
             problem = f"the certificate of {where} was issued by a CA that is not trusted"
             hint = explain_unknown_authority(target.host)
+            return UntrustedError("tls", f"{problem}: {error.verify_message}", hint)
     return TargetError("tls", f"{problem}: {error.verify_message}", hint)
