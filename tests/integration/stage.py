@@ -360,6 +360,14 @@ class Stage:
         self.aws.put_secret(secret_name, self.secret(**keys))
         return self.listed(secret_name)
 
+    def only_target(self, **keys: object) -> None:
+        """Make this secret the stack's only target, in place of an earlier one."""
+        if not self._targets:
+            self.target("orders", **keys)
+            return
+        text = json.dumps(self.secret(**keys))
+        self.aws.secrets.put_secret_value(SecretId="orders", SecretString=text)
+
     def listed(self, secret_name: str) -> str:
         self._targets.append(secret_name)
         self.monkeypatch.setenv("TARGET_SECRETS", ",".join(self._targets))
