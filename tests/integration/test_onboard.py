@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import socket
 from contextlib import suppress
+from select import select
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
 from pg8000.native import Connection, DatabaseError
+from session_reaper.deadline import Deadline
+from session_reaper.errors import TargetError
+from session_reaper.postgres.server import Server
+from session_reaper_cli.connections.secret import find_secret_target
 
 from infra.local.certificates import make_tls
 from tests.integration.aws_faults import Fault, Proxy, aws_proxy
 from tests.integration.cli import Done, run, uri
 from tests.integration.stage import LEAK, PASSWORD, REAPER, ROLE_FILE, Stage, until
+from tests.integration.wire import Impostor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+    from threading import Event
 
-pytestmark = pytest.mark.every_major
 TAG = "session-reaper=prod"
 OWNER = "owner"
 
@@ -86,10 +93,12 @@ def logs_in(stage: Stage, password: str, role: str = REAPER) -> bool:
 
 
 def works(stage: Stage) -> bool:
-    """Whether the function can work with the secret, by its tag."""
-    stage.monkeypatch.setenv("TARGET_SECRET_TAG", TAG)
-    document = stage.run({"check": True}).document
-    return [target["status"] for target in document["targets"]] == ["ok"]
+    """Whether the secret has the tag, and its login works as the function reads it."""
+    try:
+        Server.connect(find_secret_target("orders", Deadline(60)), Deadline(60)).close()
+    except TargetError:
+        return False
+    return tags(stage) == {"session-reaper": "prod"}
 
 
 def end_owners_session(stage: Stage) -> None:
@@ -101,6 +110,7 @@ def end_owners_session(stage: Stage) -> None:
 # -- the first run ---------------------------------------------------------------------------------
 
 
+@pytest.mark.every_major
 def test_one_command_creates_what_the_function_needs(bare: Stage, home: Path) -> None:
     done = succeed(bare, home)
     assert f"role {REAPER} is created" in done.err
@@ -114,6 +124,7 @@ def test_one_command_creates_what_the_function_needs(bare: Stage, home: Path) ->
     assert bare.reap().outcomes() == {leak.pid: "terminated"}
 
 
+@pytest.mark.every_major
 def test_the_password_is_in_no_output_and_in_no_log_of_the_server(bare: Stage, home: Path) -> None:
     done = succeed(bare, home)
     rotated = succeed(bare, home, "--rotate")
@@ -127,6 +138,7 @@ def test_the_password_is_in_no_output_and_in_no_log_of_the_server(bare: Stage, h
     assert PASSWORD not in done.out + done.err
 
 
+@pytest.mark.every_major
 def test_a_second_run_changes_nothing(bare: Stage, home: Path) -> None:
     succeed(bare, home)
     versions = bare.aws.secrets.describe_secret(SecretId="orders")["VersionIdsToStages"]
@@ -152,6 +164,7 @@ def test_a_dry_run_shows_sql_and_calls_and_changes_nothing(bare: Stage, home: Pa
     assert not has_secret(bare)
 
 
+@pytest.mark.every_major
 def test_another_role_gets_the_rights_of_the_role_file(bare: Stage, home: Path) -> None:
     succeed(bare, home, "--role", "reaper_two")
     assert not has_role(bare)
@@ -183,7 +196,7 @@ def test_secrets_and_roles_of_others_are_left_alone(bare: Stage, home: Path) -> 
     cases = [
         (("--name", "of-app"), "is for the role app"),
         (("--name", "elsewhere"), "is for other.example:"),
-        (("--name", "text"), "no JSON object"),
+        (("--name", "text"), "must be a JSON object"),
         (("--role", OWNER), "connect as the owner"),
         (("--role", "app"), "something else may use it"),
         (("--role", "postgres"), "is a superuser"),
@@ -225,6 +238,7 @@ def test_an_existing_role_gets_a_password_and_a_warning(bare: Stage, home: Path)
     assert works(bare)
 
 
+@pytest.mark.every_major
 @pytest.mark.majors(16, 99)
 def test_a_warning_of_the_role_file_is_shown(bare: Stage, home: Path) -> None:
     """Aiven's admin may not pass on every right."""
@@ -240,6 +254,7 @@ def test_a_warning_of_the_role_file_is_shown(bare: Stage, home: Path) -> None:
 # -- TLS and IAM -----------------------------------------------------------------------------------
 
 
+@pytest.mark.every_major
 @pytest.mark.tls
 def test_the_secret_gets_the_tls_settings_of_the_uri_and_keeps_the_stricter_ones(
     own_server: Callable[..., Stage], home: Path
@@ -257,6 +272,7 @@ def test_the_secret_gets_the_tls_settings_of_the_uri_and_keeps_the_stricter_ones
     assert works(stage)
 
 
+@pytest.mark.every_major
 @pytest.mark.tls
 def test_with_iam_the_secret_has_no_password_and_without_it_one_again(
     own_server: Callable[..., Stage], home: Path
@@ -284,6 +300,7 @@ def test_with_iam_the_secret_has_no_password_and_without_it_one_again(
 # -- rotation --------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_major
 def test_a_rotation_replaces_the_password(bare: Stage, home: Path) -> None:
     succeed(bare, home)
     old = secret(bare)["password"]
@@ -351,6 +368,7 @@ def test_a_rotation_that_aws_refuses_leaves_a_working_secret(
     assert works(bare)
 
 
+@pytest.mark.every_major
 def test_a_rotation_that_the_server_interrupts_leaves_a_working_secret(
     bare: Stage, home: Path, proxy: Proxy
 ) -> None:
@@ -380,9 +398,71 @@ def test_the_next_run_repairs_a_rotation_that_could_not_be_undone(
     assert works(bare)
 
 
+def test_a_commit_whose_answer_is_lost_is_found_out(bare: Stage, home: Path) -> None:
+    with Impostor(lose_answer_to_commit(bare.server.port)) as lossy:
+        where = uri(bare, OWNER).replace(f":{bare.server.port}/", f":{lossy.port}/")
+        for arguments in ((), ("--rotate",)):
+            done = run(home, "onboard", where, "--name", "orders", "--tag", TAG, *arguments)
+            assert done.status == 1, done.err
+            assert logs_in(bare, secret(bare)["password"])
+        done = run(home, "onboard", where, "--name", "orders", "--remove")
+        assert done.status == 0, done.err
+    assert not has_role(bare)
+    assert not has_secret(bare)
+
+
+def lose_answer_to_commit(port: int) -> Callable[[socket.socket, Event], None]:
+    def answer(client: socket.socket, stop: Event) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as server:
+            while not stop.is_set():
+                for ready in select([client, server], [], [], 0.05)[0]:
+                    data = ready.recv(65536)
+                    if not data:
+                        return
+                    (client if ready is server else server).sendall(data)
+                    if ready is client and b"COMMIT" in data:
+                        server.recv(65536)
+                        return
+
+    return answer
+
+
+def test_a_secret_is_not_tagged_before_its_login_works(bare: Stage, home: Path) -> None:
+    hba = bare.server.socket_dir / "data" / "pg_hba.conf"
+    allowed = hba.read_text()
+    hba.write_text(f"host all {REAPER} 127.0.0.1/32 reject\n{allowed}")
+    bare.root.run("SELECT pg_reload_conf()")
+    until(lambda: refusal(bare) == "28000", "the role is rejected")
+    done = onboard(bare, home)
+    assert done.status == 2
+    assert f"role {REAPER}: cannot connect" in done.err
+    assert "does not have the tag" in done.err
+    assert has_role(bare)
+    assert not tags(bare)
+    hba.write_text(allowed)
+    bare.root.run("SELECT pg_reload_conf()")
+    until(lambda: refusal(bare) == "28P01", "the role is not rejected")
+    succeed(bare, home)
+    assert works(bare)
+
+
+def refusal(stage: Stage) -> str:
+    with pytest.raises(DatabaseError) as refused:
+        Connection(
+            REAPER,
+            password="wrong",  # noqa: S106 -- it must be refused
+            database="postgres",
+            host=stage.server.host,
+            port=stage.server.port,
+            ssl_context=False,
+        )
+    return str(refused.value.args[0]["C"])
+
+
 # -- removal ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_major
 def test_removal_takes_role_and_secret_away_and_a_later_run_brings_them_back(
     bare: Stage, home: Path
 ) -> None:
@@ -414,6 +494,7 @@ def test_a_removal_that_aws_refuses_leaves_both(
     assert not has_role(bare)
 
 
+@pytest.mark.every_major
 def test_a_role_that_other_objects_depend_on_is_not_removed(bare: Stage, home: Path) -> None:
     succeed(bare, home)
     bare.root.run(f"GRANT CONNECT ON DATABASE postgres TO {REAPER}")

@@ -48,7 +48,7 @@ def log_in(target: Target, options: LoginOptions, say: Say) -> tuple[Server, Tar
 def log_in_with(
     connect: Callable[[Target], _Connected], target: Target, options: LoginOptions, say: Say
 ) -> tuple[_Connected, Target]:
-    """Do the same with another function that connects once."""
+    """Connect like `log_in`, with another function that connects once."""
     try:
         return _wait_for_slot(connect, target, options, say)
     except PasswordNeededError:

@@ -1,4 +1,4 @@
-"""What the command tells of its plan, and of what it has done."""
+"""Describes the plan and the changes for people."""
 
 import json
 from collections.abc import Iterator

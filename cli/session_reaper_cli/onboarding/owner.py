@@ -23,7 +23,7 @@ _FOLDER: Final = files("session_reaper_cli.onboarding")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleFacts:
-    """What the server says about the role. `version`: its server_version_num."""
+    """Facts about the role and the server. `version`: its server_version_num."""
 
     version: int
     is_own: bool  # the owner's own role

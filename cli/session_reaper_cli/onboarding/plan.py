@@ -1,4 +1,4 @@
-"""Plans what onboarding changes on the server and in the secret, from what is there."""
+"""Plans the changes of onboarding on the server and in the secret."""
 
 import json
 import secrets
@@ -24,7 +24,7 @@ _VERIFIER_SHOWN: Final = "SCRAM-SHA-256$… (computed here; the password never r
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What the owner asks for."""
+    """The owner's choices."""
 
     name: str  # of the secret
     role: str

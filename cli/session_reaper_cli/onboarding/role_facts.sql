@@ -1,4 +1,4 @@
--- Reads what is known about a role before it is created, changed or dropped. {role}: its name, as a
+-- Reads the facts about a role before it is created, changed or dropped. {role}: its name, as a
 -- literal. A role of the role's file has the setting search_path = pg_catalog.
 SELECT
     pg_catalog.current_setting('server_version_num'),

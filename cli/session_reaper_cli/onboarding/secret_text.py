@@ -42,7 +42,7 @@ def parse_text(secret: Secret) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        problem = "exists, and is no JSON object, so onboard cannot change it; write another --name"
+        problem = "exists, and must be a JSON object for onboard to change it; write another --name"
         raise ConfigurationError(f"secret {secret.name}", problem)
     return document
 

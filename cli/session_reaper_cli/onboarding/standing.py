@@ -1,4 +1,4 @@
-"""Keeps account of what stands on the server and in Secrets Manager, for the case of a failure."""
+"""Records which changes stand on the server and in Secrets Manager, in case of a failure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Standing:
     is_tagged: bool
 
     def describe(self, say: Say) -> None:
-        """Say what stands and what does not."""
+        """Say for each thing whether it stands."""
         say("Stopped before the end. Now:")
         say(f"- the role {self.role_name} {self.role}")
         say(f"- the secret {self.secret_name} {self.secret}")

@@ -50,9 +50,9 @@ class ScramClient(scramp.ScramClient):  # type: ignore[misc] # scramp ships no t
 
 
 def make_verifier(password: str) -> str:
-    """Make what the server keeps in place of a password, as psql does.
+    """Make the SCRAM verifier of a password, which the server stores instead of it.
 
-    With it, the password itself is in no statement, and so in no log of the server.
+    A statement that sets a verifier keeps the password out of the server's log.
     """
     salt = secrets.token_bytes(_SALT_BYTES)
     salted = _salt_password(_prepare_password(password), salt, _ITERATIONS)
