@@ -427,6 +427,24 @@ def onboard(  # noqa: PLR0913 -- click passes each option
     return run_onboard(options, make_output(), say)
 
 
+@app.command(epilog="\b\nsession-reaper init\nsession-reaper init --env staging --yes")
+@click.option("--env", default="default", show_default=True, help="Environment of the file.")
+@click.option(
+    "--file", default="samconfig.toml", show_default=True, type=click.Path(path_type=Path)
+)
+@click.option("--no-aws", "is_blind", is_flag=True, help="Do not look at the AWS account.")
+@click.option("--yes", "accepts_all", is_flag=True, help="Take what is found; do not ask.")
+def init(env: str, file: Path, *, is_blind: bool, accepts_all: bool) -> None:
+    """Prepare a deployment: look at the AWS account, ask, and write samconfig.toml."""
+    from session_reaper_cli.setup.init import InitOptions, run_init
+    from session_reaper_cli.terminal import say
+
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", env):
+        raise click.BadParameter("write lower case letters, digits and -", param_hint="--env")
+    options = InitOptions(environment=env, path=file, looks=not is_blind, accepts_all=accepts_all)
+    run_init(options, say)
+
+
 @app.group()
 def policy() -> None:
     """Validate a policy file, or print the schema or the default policy."""
