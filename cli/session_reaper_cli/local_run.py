@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from session_reaper.deadline import Deadline
-from session_reaper.errors import TargetError
+from session_reaper.errors import ConfigurationError, TargetError
 from session_reaper.observability import SERVICE, OutcomeLog
 from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
@@ -150,4 +150,7 @@ def _report_of(result: JobResult[TargetReport]) -> TargetReport:
 def _connect_by_fallback(deadline: Deadline, target: Target) -> Server:
     from session_reaper_cli.connections.secret import find_fallback_target  # noqa: PLC0415 -- boto3 takes 150 ms
 
-    return connect(find_fallback_target(target, deadline))
+    try:
+        return connect(find_fallback_target(target, deadline))
+    except ConfigurationError as error:  # the operation reports it as the target's
+        raise TargetError("fallback", error.problem, "Check the secret's name.") from None

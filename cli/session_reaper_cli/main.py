@@ -5,6 +5,7 @@ Each command imports its modules when it runs, so that help and errors of usage 
 
 # ruff: noqa: PLC0415 -- as above
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import click
 
 if TYPE_CHECKING:
     from session_reaper.errors import TargetError
+    from session_reaper.settings import Tag
     from session_reaper.targets.target import Target
 
 _ERROR, _INTERRUPTED = 2, 130  # exit statuses; results.py has all
@@ -384,6 +386,109 @@ def replay(recording: Path, policy: str, against: str | None, target: str | None
 
     for line in list(replays.replay(recording, policy, against, target)):
         print(printable(line, 2000))
+
+
+class _Tag(click.ParamType["Tag"]):
+    """A tag of AWS as key=value."""
+
+    name = "tag"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> "Tag":
+        from session_reaper.settings import Tag
+
+        key, equals, rest = str(value).partition("=")
+        if not key or not equals:
+            self.fail(f"{value!r} is not a tag; write key=value", param, ctx)
+        return Tag(key=key, value=rest)
+
+
+def _read_name(_: click.Context, param: click.Parameter, value: str) -> str:
+    """Read the name of a secret, which must not be an ARN or another service's."""
+    from session_reaper.targets.target import is_secret_id
+
+    if not is_secret_id(value) or ":" in value or "!" in value:
+        problem = "must be the name of a secret: letters, digits and /_+=.@- (not shown)"
+        raise click.BadParameter(problem, param=param)
+    return value
+
+
+def _read_role(_: click.Context, param: click.Parameter, value: str) -> str:
+    """Read the name of a role that needs no quotes in SQL."""
+    if not re.fullmatch(r"(?!pg_|rds)[a-z_][a-z0-9_]{0,62}", value):
+        problem = f"{value!r}: write lower case letters, digits and _; not pg_… or rds…"
+        raise click.BadParameter(problem, param=param)
+    return value
+
+
+_ONBOARD_EXAMPLES: Final = """\b
+session-reaper onboard postgres://postgres@db.example/orders --name orders --tag session-reaper=prod
+session-reaper onboard --secret 'rds!db-1234' --name orders --tag session-reaper=prod
+session-reaper onboard postgres://postgres@db.example/orders --name orders --rotate
+"""
+
+
+@app.command(epilog=_ONBOARD_EXAMPLES)
+@_connects
+@click.option(
+    "--name", required=True, callback=_read_name, help="Name of the secret for the function."
+)
+@click.option("--tag", type=_Tag(), metavar="KEY=VALUE", help="Tag by which the stack finds it.")
+@click.option(
+    "--role", default="session_reaper", show_default=True, callback=_read_role, help="The role."
+)
+@click.option("--iam", is_flag=True, help="IAM authentication instead of a password.")
+@click.option("--rotate", is_flag=True, help="Give the role a new password.")
+@click.option("--remove", is_flag=True, help="Drop the role and delete the secret.")
+@click.option("--dry-run", "is_dry", is_flag=True, help="Only show the SQL and the calls to AWS.")
+def onboard(  # noqa: PLR0913 -- click passes each option
+    target: "Target",
+    wait: float,
+    name: str,
+    tag: "Tag | None",
+    role: str,
+    *,
+    iam: bool,
+    rotate: bool,
+    remove: bool,
+    is_dry: bool,
+) -> int:
+    """Create the reaper's role and its secret; connect as the owner of the database."""
+    from session_reaper_cli.connections.login import LoginOptions
+    from session_reaper_cli.onboarding.onboard import OnboardOptions, run_onboard
+    from session_reaper_cli.onboarding.plan import Wish
+    from session_reaper_cli.policies import DEFAULT_POLICY, load
+    from session_reaper_cli.terminal import make_output, say
+
+    if rotate and (iam or remove):
+        raise click.UsageError("--rotate goes with neither --iam nor --remove")
+    options = OnboardOptions(
+        target=target,
+        login=LoginOptions(wait=wait, policy=load(DEFAULT_POLICY)),
+        wish=Wish(name=name, role=role, tag=tag, iam=iam, rotate=rotate),
+        is_removal=remove,
+        is_dry=is_dry,
+    )
+    return run_onboard(options, make_output(), say)
+
+
+@app.command(epilog="\b\nsession-reaper init\nsession-reaper init --env staging --yes")
+@click.option("--env", default="default", show_default=True, help="Environment of the file.")
+@click.option(
+    "--file", default="samconfig.toml", show_default=True, type=click.Path(path_type=Path)
+)
+@click.option("--no-aws", "is_blind", is_flag=True, help="Do not look at the AWS account.")
+@click.option("--yes", "accepts_all", is_flag=True, help="Take what is found; do not ask.")
+def init(env: str, file: Path, *, is_blind: bool, accepts_all: bool) -> None:
+    """Prepare a deployment: look at the AWS account, ask, and write samconfig.toml."""
+    from session_reaper_cli.setup.init import InitOptions, run_init
+    from session_reaper_cli.terminal import say
+
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", env):
+        raise click.BadParameter("write lower case letters, digits and -", param_hint="--env")
+    options = InitOptions(environment=env, path=file, looks=not is_blind, accepts_all=accepts_all)
+    run_init(options, say)
 
 
 @app.group()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from base64 import b64decode
+
 import pytest
 import scramp
-from session_reaper.postgres.scram import ScramClient
+from session_reaper.postgres.scram import ScramClient, make_verifier
 
 PLAIN, PLUS = "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"
 BINDING = ("tls-server-end-point", b"the hash of a certificate")
@@ -43,3 +46,24 @@ def test_another_channel_is_refused() -> None:
     client = ScramClient([PLUS], "pencil", BINDING)
     with pytest.raises(scramp.ScramException, match="channel-bindings-dont-match"):
         log_in(PLUS, client, (BINDING[0], b"another certificate"), "pencil")
+
+
+@pytest.mark.parametrize("password", ["pencil", "naïve\u00a0名", "\u200b"])
+def test_a_verifier_is_for_its_password_only(password: str) -> None:
+    iterations, salt, stored_key, server_key = re.fullmatch(
+        r"SCRAM-SHA-256\$(\d+):([^$:]+)\$([^$:]+):([^$:]+)", make_verifier(password)
+    ).groups()  # type: ignore[union-attr] # a mismatch fails the test
+
+    def authenticate(given: str) -> None:
+        mechanism = scramp.ScramMechanism(PLAIN)
+        info = (b64decode(salt), b64decode(stored_key), b64decode(server_key), int(iterations))
+        server = mechanism.make_server(lambda _: info)
+        client = ScramClient([PLAIN], given, None)
+        server.set_client_first(client.get_client_first())
+        client.set_server_first(server.get_server_first())
+        server.set_client_final(client.get_client_final())
+        client.set_server_final(server.get_server_final())
+
+    authenticate(password)
+    with pytest.raises(scramp.ScramException):
+        authenticate(password + "x")

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError, FullError, PasswordNeededError, TargetError
@@ -25,6 +25,8 @@ _FIRST_FALLBACK: Final = 2  # the first attempt after which the fallback secret 
 Say = Callable[[str], None]
 """Tells the user what the command is doing."""
 
+_Connected = TypeVar("_Connected", bound=Server)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoginOptions:
@@ -40,17 +42,26 @@ def log_in(target: Target, options: LoginOptions, say: Say) -> tuple[Server, Tar
     Returns the target with the password and the role that were used. Raises ConfigurationError, and
     TargetError: FullError says what to do now.
     """
+    return log_in_with(connect, target, options, say)
+
+
+def log_in_with(
+    connect: Callable[[Target], _Connected], target: Target, options: LoginOptions, say: Say
+) -> tuple[_Connected, Target]:
+    """Connect like `log_in`, with another function that connects once."""
     try:
-        return _wait_for_slot(target, options, say)
+        return _wait_for_slot(connect, target, options, say)
     except PasswordNeededError:
         if not is_interactive():
             raise
     # It is read from the terminal itself, without echo, and never becomes an argument of a process.
     password = getpass.getpass(f"Password of {target.role} on {target.name}: ")
-    return _wait_for_slot(replace(target, password=password), options, say)
+    return _wait_for_slot(connect, replace(target, password=password), options, say)
 
 
-def _wait_for_slot(target: Target, options: LoginOptions, say: Say) -> tuple[Server, Target]:
+def _wait_for_slot(
+    connect: Callable[[Target], _Connected], target: Target, options: LoginOptions, say: Say
+) -> tuple[_Connected, Target]:
     deadline, pause, attempt, refusal = Deadline(options.wait), _SHORTEST_PAUSE, 0, ""
     while True:
         attempt += 1
@@ -84,11 +95,16 @@ def _wait_for_slot(target: Target, options: LoginOptions, say: Say) -> tuple[Ser
 
 def connect(target: Target) -> Server:
     """Connect once. Raises TargetError."""
-    if target.auth is Auth.IAM:
-        from session_reaper.aws.rds import with_iam_token  # noqa: PLC0415 -- boto3 takes 150 ms
+    return Server.connect(with_token(target), Deadline(CONNECT_SECONDS))
 
-        target = with_iam_token(target)
-    return Server.connect(target, Deadline(CONNECT_SECONDS))
+
+def with_token(target: Target) -> Target:
+    """Return the target with an IAM token as its password, if it has to use one."""
+    if target.auth is not Auth.IAM:
+        return target
+    from session_reaper.aws.rds import with_iam_token  # noqa: PLC0415 -- boto3 takes 150 ms
+
+    return with_iam_token(target)
 
 
 def _instruct(target: Target, policy: Policy) -> str:

@@ -156,6 +156,8 @@ class _Wire:
 class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver ships no types
     """A connection that returns undecoded values, for rows.py to validate and decode."""
 
+    keeps_notices = False
+
     def __init__(  # noqa: PLR0913 -- a login needs all of them
         self,
         sock: socket.socket,
@@ -447,7 +449,9 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         """Ignore the number of rows."""
 
     def handle_NOTICE_RESPONSE(self, data: bytes, context: Context) -> None:  # noqa: N802 -- pg8000's name
-        """Ignore a notice."""
+        """Ignore a notice, unless it is wanted."""
+        if self.keeps_notices:
+            super().handle_NOTICE_RESPONSE(data, context)
 
     def handle_NOTIFICATION_RESPONSE(self, data: bytes, context: Context) -> None:  # noqa: N802 -- pg8000's name
         """Ignore a notification."""

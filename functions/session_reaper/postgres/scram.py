@@ -2,6 +2,8 @@
 
 import hashlib
 import hmac
+import secrets
+from base64 import b64encode
 from functools import lru_cache
 from typing import Final
 
@@ -14,6 +16,10 @@ MAX_ITERATIONS: Final = 200_000
 
 PostgreSQL's default is 4,096.
 """
+
+# PostgreSQL's own, for the verifiers that we make.
+_ITERATIONS: Final = 4096
+_SALT_BYTES: Final = 16
 
 # PostgreSQL uses the role of the startup message instead; scramp does not accept an empty name.
 _IGNORED_USERNAME: Final = "*"
@@ -41,6 +47,18 @@ class ScramClient(scramp.ScramClient):  # type: ignore[misc] # scramp ships no t
         signed = f"{self.client_first_bare},{self.server_first},{message}"
         self.server_signature = _sign(_sign(salted, "Server Key"), signed)
         return f"{message},p={b64enc(xor(client_key, _sign(stored_key, signed)))}"
+
+
+def make_verifier(password: str) -> str:
+    """Make the SCRAM verifier of a password, which the server stores instead of it.
+
+    A statement that sets a verifier keeps the password out of the server's log.
+    """
+    salt = secrets.token_bytes(_SALT_BYTES)
+    salted = _salt_password(_prepare_password(password), salt, _ITERATIONS)
+    stored_key = hashlib.sha256(_sign(salted, "Client Key")).digest()
+    keys = ":".join(b64encode(key).decode() for key in (stored_key, _sign(salted, "Server Key")))
+    return f"SCRAM-SHA-256${_ITERATIONS}:{b64encode(salt).decode()}${keys}"
 
 
 def _prepare_password(password: str) -> bytes:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Self
 from weakref import finalize
 
 from pg8000.native import DatabaseError, PreparedStatement, literal
@@ -112,7 +112,7 @@ class Server:
         memory: MemoryBudget = ANSWER_MEMORY,
         *,
         application_name: str = APPLICATION_NAME,
-    ) -> "Server":
+    ) -> Self:
         """Connect and log in. Raises TargetError; FullError if no slot is free.
 
         `memory`: the budget that the answers of all servers share.

@@ -1,0 +1,309 @@
+"""Onboards a database: creates the reaper's role, and stores its secret."""
+
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from typing import Final
+
+from rich.console import Console
+from session_reaper.deadline import Deadline
+from session_reaper.errors import ConfigurationError, ConnectionLostError, ReaperError, TargetError
+from session_reaper.grants import quote_identifier
+from session_reaper.targets.secret_document import (
+    SecretError,
+    parse_secret,
+    require_verified_for_iam,
+)
+from session_reaper.targets.target import Auth, Secret, Target, is_socket_folder
+
+from session_reaper_cli.check import run_check
+from session_reaper_cli.connections.login import LoginOptions, Say, connect, log_in_with
+from session_reaper_cli.connections.parameters import LOOPBACK
+from session_reaper_cli.connections.secret import find_secret_target
+from session_reaper_cli.onboarding.messages import Story
+from session_reaper_cli.onboarding.owner import Owner, RoleFacts, connect_owner
+from session_reaper_cli.onboarding.plan import (
+    Plan,
+    Wish,
+    Write,
+    make_plan,
+    plan_removal,
+    refuse_role,
+)
+from session_reaper_cli.onboarding.secret_text import (
+    require_same_login,
+    warn_about_tls,
+)
+from session_reaper_cli.onboarding.standing import Standing, State
+from session_reaper_cli.onboarding.vault import StoredSecret, Vault, read_tagged
+from session_reaper_cli.results import ExitStatus
+
+_SECONDS: Final = 20.0  # to read the secret again
+_WRONG_PASSWORD: Final = "28P01"  # noqa: S105 -- a SQLSTATE
+_DEPENDENT_OBJECTS: Final = "2BP01"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Onboarding:
+    """One run: what is wished, the owner's connection and options, and the secret."""
+
+    wish: Wish
+    target: Target  # the owner's
+    login: LoginOptions
+    owner: Owner
+    vault: Vault
+    stored: StoredSecret | None
+    facts: RoleFacts
+    output: Console
+    say: Say
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnboardOptions:
+    """The command's options."""
+
+    target: Target
+    login: LoginOptions
+    wish: Wish
+    is_removal: bool
+    is_dry: bool
+
+
+def run_onboard(options: OnboardOptions, output: Console, say: Say) -> ExitStatus:
+    """Create or update the role and the secret, and check them; or remove both.
+
+    Raises ReaperError, after it has said what stands.
+    """
+    wish, target = options.wish, options.target
+    _refuse_target(wish, target)
+    vault = Vault(wish.name)
+    stored = vault.find()
+    if stored is not None and not stored.is_deleted:
+        require_same_login(stored.secret, target, wish.role)
+    owner, target = log_in_with(connect_owner, target, options.login, say)
+    with closing(owner):
+        facts = owner.read_role(wish.role)
+        refuse_role(wish.role, facts)
+        run = Onboarding(
+            wish=wish,
+            target=target,
+            login=options.login,
+            owner=owner,
+            vault=vault,
+            stored=stored,
+            facts=facts,
+            output=output,
+            say=say,
+        )
+        plan = _make_plan(run, is_removal=options.is_removal)
+        story = Story(plan=plan, wish=wish, facts=facts, stored=stored)
+        if options.is_dry:
+            for line in story.describe_plan(target):
+                output.out(line, highlight=False)
+            return ExitStatus.DONE
+        standing = Standing(
+            role_name=wish.role,
+            secret_name=wish.name,
+            role=State.KEPT if facts.exists else State.ABSENT,
+            secret=State.KEPT if stored else State.ABSENT,
+            is_tagged=plan.tag is None,
+        )
+        try:
+            _change(run, plan, standing)
+            return _finish(run, story)
+        except BaseException:
+            standing.describe(say)
+            raise
+
+
+def _make_plan(run: Onboarding, *, is_removal: bool) -> Plan:
+    if is_removal:
+        return plan_removal(run.wish, run.facts, run.stored)
+    _refuse_second_secret(run)
+    for warning in _warn(run):
+        run.say(f"WARNING: {warning}")
+    is_working = run.facts.exists and _is_stored_login_working(run.stored)
+    return make_plan(run.wish, run.target, run.facts, run.stored, is_working=is_working)
+
+
+def _refuse_target(wish: Wish, target: Target) -> None:
+    if is_socket_folder(target.host):
+        problem = "the function cannot use a Unix socket; write the host that it connects to"
+        raise ConfigurationError("server", problem)
+    iam = replace(target, auth=Auth.IAM)
+    if wish.iam and require_verified_for_iam(iam) is None:
+        problem = "needs sslmode=verify-full: the server receives the token as clear text"
+        raise ConfigurationError("--iam", problem)
+
+
+def _refuse_second_secret(run: Onboarding) -> None:
+    """Raise ConfigurationError if another secret of the stack has the password of the role."""
+    if not run.facts.exists or run.stored is not None or run.wish.tag is None:
+        return
+    with suppress(SecretError):  # without the right to list secrets, a warning has to do
+        for secret in read_tagged(run.wish.tag):
+            with suppress(TargetError):
+                found = parse_secret(secret, whole_clusters=False).target
+                if (found.role, found.endpoint) != (run.wish.role, run.target.endpoint):
+                    continue
+                problem = f"the secret {secret.name} is for this role on this server already"
+                raise ConfigurationError("--name", f"{problem}; write --name {secret.name}")
+
+
+def _warn(run: Onboarding) -> Iterator[str]:
+    tls = warn_about_tls(run.target)
+    if tls:
+        yield tls
+    if run.target.host in LOOPBACK:
+        yield f"the function cannot reach {run.target.host}; write the server's own host"
+    if run.facts.exists and run.stored is None and not run.wish.iam:
+        yield (
+            f"the role {run.wish.role} exists, and gets a new password: any other secret with its"
+            " password no longer works"
+        )
+
+
+def _is_stored_login_working(stored: StoredSecret | None) -> bool:
+    """Return whether the login in the secret works; it counts as working unless it is refused."""
+    if stored is None or stored.is_deleted:
+        return False
+    try:
+        found = parse_secret(stored.secret, whole_clusters=False).target
+        if found.auth is Auth.IAM:
+            return False
+        connect(found).close()
+    except TargetError as error:
+        return error.code != _WRONG_PASSWORD
+    return True
+
+
+# -- the changes -----------------------------------------------------------------------------------
+
+
+def _change(run: Onboarding, plan: Plan, standing: Standing) -> None:
+    """Change the role and the secret together.
+
+    The secret is written while the role's change is not committed: if one of them fails, both are as
+    before, and only the time of one COMMIT lies between them.
+    """
+    with run.owner.transaction():
+        _change_role(run, plan)
+        try:
+            _write(run, plan, standing)
+            _commit(run, plan, standing)
+        except BaseException:
+            _take_back(run, plan, standing)
+            raise
+    for notice in run.owner.take_notices():
+        run.say(f"The server says: {notice}")
+
+
+def _change_role(run: Onboarding, plan: Plan) -> None:
+    try:
+        for statement in plan.statements:
+            run.owner.run("changing the role", statement.text)
+    except TargetError as error:
+        if error.code != _DEPENDENT_OBJECTS:
+            raise
+        hint = (
+            "Revoke what was granted to the role, or run this in each database:"
+            f" DROP OWNED BY {quote_identifier(run.wish.role)};"
+        )
+        raise TargetError(error.code, error.cause, hint, step=error.step) from None
+
+
+def _write(run: Onboarding, plan: Plan, standing: Standing) -> None:
+    """Write the secret, without its tag: the function does not see a new one before it works."""
+    if not plan.restores and plan.write is Write.NOTHING:
+        return
+    standing.secret = State.UNKNOWN
+    if plan.restores:
+        run.vault.restore()
+    match plan.write:
+        case Write.CREATE:
+            run.vault.create(plan.text)
+        case Write.PUT:
+            run.vault.put(plan.text)
+        case Write.DELETE:
+            run.vault.delete()
+    standing.secret = State.REMOVED if plan.write is Write.DELETE else State.CHANGED
+
+
+def _commit(run: Onboarding, plan: Plan, standing: Standing) -> None:
+    if not plan.statements:
+        return
+    before = standing.role
+    standing.role = State.UNKNOWN
+    try:
+        run.owner.commit()
+    except TargetError as error:
+        if not isinstance(error, ConnectionLostError) or not _is_committed(run, plan):
+            standing.role = before
+            raise
+    standing.role = State.REMOVED if plan.is_removal else State.CHANGED
+
+
+def _is_committed(run: Onboarding, plan: Plan) -> bool:
+    """Return whether a commit without an answer took effect, as far as a login can tell."""
+    try:
+        if plan.is_removal:
+            with closing(connect_owner(run.target)) as owner:
+                return not owner.read_role(run.wish.role).exists
+        secret = Secret(name=run.wish.name, arn="", text=plan.text)
+        connect(parse_secret(secret, whole_clusters=False).target).close()
+    except TargetError:
+        return False
+    return True
+
+
+def _take_back(run: Onboarding, plan: Plan, standing: Standing) -> None:
+    """Undo what was written into an existing secret; a new one stays, and the next run uses it."""
+    if standing.secret in (State.ABSENT, State.KEPT):
+        return
+    standing.secret = State.UNKNOWN
+    with suppress(ReaperError):  # the first error is raised, and the state stays unknown
+        found = run.vault.find()
+        if found is None or run.stored is None:
+            standing.secret = State.ABSENT if found is None else State.CHANGED
+            return
+        if plan.restores and not found.is_deleted:
+            run.vault.delete()
+        elif plan.write is Write.DELETE and found.is_deleted:
+            run.vault.restore()
+        elif plan.write is Write.PUT and found.version != run.stored.version:
+            run.vault.put(run.stored.secret.text)
+        standing.secret = State.KEPT
+
+
+# -- after the changes -----------------------------------------------------------------------------
+
+
+def _finish(run: Onboarding, story: Story) -> ExitStatus:
+    """Tell what was done, check the new login, and tag the secret once it works."""
+    for line in story.describe_changes():
+        run.say(line)
+    if story.plan.is_removal:
+        return ExitStatus.DONE
+    found = find_secret_target(run.wish.name, Deadline(_SECONDS))
+    status = _check(run, found)
+    if status not in (ExitStatus.DONE, ExitStatus.ATTENTION):
+        return status
+    tag = story.plan.tag
+    if tag:
+        run.vault.tag(tag)
+        run.say(f"The secret has the tag {tag.key}={tag.value}.")
+    for need in story.describe_needs(found.secret_arn):
+        run.say(need)
+    return status
+
+
+def _check(run: Onboarding, found: Target) -> ExitStatus:
+    """Check the server as the function does: with what the secret says."""
+    try:
+        return run_check(found, run.login, run.output, run.say, as_json=False)
+    except TargetError as error:
+        if run.wish.iam:
+            run.say(f"Not checked, because your own token does not log in: {error.message}")
+            return ExitStatus.ATTENTION
+        problem = f"cannot connect: {error.message}. {error.hint}"
+        raise ConfigurationError(f"role {run.wish.role}", problem) from None

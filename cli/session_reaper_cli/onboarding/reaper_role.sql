@@ -1,0 +1,1 @@
+../../../infra/database/reaper_role.sql

@@ -1,0 +1,37 @@
+"""Records which changes stand on the server and in Secrets Manager, in case of a failure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+Say = Callable[[str], None]
+
+
+class State(StrEnum):
+    """The state of one thing."""
+
+    ABSENT = "does not exist"
+    KEPT = "is as before"
+    CHANGED = "is new or changed, and stands"
+    REMOVED = "is removed"
+    UNKNOWN = "is changed or as before: the answer was lost"
+
+
+@dataclass(slots=True, kw_only=True)
+class Standing:
+    """The role and the secret, with their states; these change while the command works."""
+
+    role_name: str
+    secret_name: str
+    role: State
+    secret: State
+    is_tagged: bool
+
+    def describe(self, say: Say) -> None:
+        """Say for each thing whether it stands."""
+        say("Stopped before the end. Now:")
+        say(f"- the role {self.role_name} {self.role}")
+        say(f"- the secret {self.secret_name} {self.secret}")
+        if self.secret in (State.KEPT, State.CHANGED) and not self.is_tagged:
+            say("- the secret does not have the tag, so the function does not read it by the tag")
+        say("Run the same command again: it goes on from there.")

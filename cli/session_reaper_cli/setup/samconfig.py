@@ -1,0 +1,89 @@
+"""Writes the answers into samconfig.toml, and leaves its comments and other tables as they are."""
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from session_reaper.errors import ConfigurationError
+
+_PLACE: Final = "samconfig.toml"
+_NEW: Final[dict[str, Any]] = {
+    "resolve_s3": True,
+    "capabilities": "CAPABILITY_IAM",
+    "fail_on_empty_changeset": False,
+}
+
+
+def write_answers(text: str, environment: str, region: str, answers: Mapping[str, str]) -> str:
+    """Return the file's text with the answers for an environment. An empty answer removes a key.
+
+    Parameters without an answer stay. The changes are no longer confirmed. Raises ConfigurationError.
+    """
+    document = _parse(text)
+    tables = document.get(environment, {})
+    parameters = tables.get("deploy", {}).get("parameters", {})
+    stack = "session-reaper" if environment == "default" else f"session-reaper-{environment}"
+    general = {
+        "stack_name": tables.get("global", {}).get("parameters", {}).get("stack_name", stack)
+    }
+    if region:
+        general["region"] = region
+    overrides = _read_overrides(parameters.get("parameter_overrides", []))
+    merged = {key: value for key, value in {**overrides, **answers}.items() if value}
+    deploy = {
+        **(_NEW | {"s3_prefix": stack} if not parameters else {}),
+        "confirm_changeset": False,
+        "parameter_overrides": [f"{key}={value}" for key, value in merged.items()],
+    }
+    for table, values in (("global", general), ("deploy", deploy)):
+        for key, value in values.items():
+            text = _set_key(text, f"{environment}.{table}.parameters", key, value)
+    written = _parse(text)[environment]["deploy"]["parameters"]
+    if written["parameter_overrides"] != deploy["parameter_overrides"]:
+        problem = (
+            f"has a form that cannot be edited; write {deploy['parameter_overrides']} yourself"
+        )
+        raise ConfigurationError(_PLACE, problem)
+    return text
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(_PLACE, f"cannot be read: {error}") from None
+
+
+def _read_overrides(given: Any) -> dict[str, str]:  # noqa: ANN401 -- a list, or sam's own text
+    items = given if isinstance(given, list) else re.findall(r'[\w-]+="[^"]*"|\S+', str(given))
+    pairs = (str(item).partition("=") for item in items)
+    return {key: value.strip('"') for key, _, value in pairs}
+
+
+def _set_key(text: str, table: str, key: str, value: object) -> str:
+    """Set a key of a table, which is added at the end if it is missing."""
+    if isinstance(value, list):
+        lines = "".join(f"  {json.dumps(each)},\n" for each in value)
+        line = f"{key} = [\n{lines}]" if value else f"{key} = []"
+    else:
+        line = f"{key} = {json.dumps(value)}"
+    header = re.search(rf"^\[{re.escape(table)}\][^\n]*\n?", text, re.MULTILINE)
+    if header is None:
+        beginning = f"{text.rstrip()}\n\n" if text.strip() else "version = 0.1\n\n"
+        return f"{beginning}[{table}]\n{line}\n"
+    after = re.search(r"^\[", text[header.end() :], re.MULTILINE)
+    end = header.end() + after.start() if after else len(text)
+    body = text[header.end() : end]
+    pattern = rf"^{key} *= *(?:\[[^\]]*\]|[^\n]*)"
+    if re.search(pattern, body, re.MULTILINE):
+        body = re.sub(pattern, lambda _: line, body, count=1, flags=re.MULTILINE)
+    else:
+        kept = body.rstrip()
+        body = (
+            f"{kept}\n{line}\n{body[len(kept) :].removeprefix(chr(10))}"
+            if kept
+            else f"{line}\n{body}"
+        )
+    return text[: header.end()] + body + text[end:]

@@ -1,0 +1,87 @@
+"""A proxy in front of the AWS stand-in, which fails the calls that a test names."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+REFUSAL = json.dumps({"__type": "AccessDeniedException", "Message": "not allowed here"}).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What happens at a call: it is performed or not, refused or not, and `then` runs."""
+
+    is_performed: bool = False
+    is_refused: bool = True
+    then: Callable[[], object] | None = None
+
+
+_NO_FAULT = Fault(is_performed=True, is_refused=False)
+
+
+@dataclass(slots=True, kw_only=True)
+class Proxy:
+    """The proxy's address, and the faults of the next calls by their name."""
+
+    url: str = ""
+    faults: dict[str, list[Fault]] = field(default_factory=dict)
+
+
+@contextmanager
+def aws_proxy() -> Iterator[Proxy]:
+    proxy = Proxy()
+    real = os.environ["AWS_ENDPOINT_URL"]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            call = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            planned = proxy.faults.get(call)
+            fault = planned.pop(0) if planned else _NO_FAULT
+            status, answer = 400, REFUSAL
+            if fault.is_performed:
+                done = _forward(real + self.path, body, dict(self.headers.items()))
+                if not fault.is_refused:
+                    status, answer = done
+            if fault.then:
+                fault.then()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/x-amz-json-1.1")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            """Write no log."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    proxy.url = f"http://127.0.0.1:{server.server_port}"
+    thread = Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _forward(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+    request = urllib.request.Request(url, data=body, headers=headers, method="POST")  # noqa: S310 -- the stand-in's
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 -- as above
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
