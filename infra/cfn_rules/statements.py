@@ -46,6 +46,10 @@ class StatementsAreScoped(CloudFormationLintRule):
             for name, resource in cfn.get_resources().items()
             for path, statement in _statements(resource, [name])
             for problem in _problems(statement, resource["Type"])
+        ] + [
+            RuleMatch(["Resources", name], f"{name} admits everybody: give it a PolicyDocument")
+            for name, endpoint in cfn.get_resources("AWS::EC2::VPCEndpoint").items()
+            if not any(_statements(endpoint, []))
         ]
 
 
