@@ -454,7 +454,7 @@ def onboard(  # noqa: PLR0913 -- click passes each option
     remove: bool,
     is_dry: bool,
 ) -> int:
-    """Create the reaper's role and its secret; connect as the owner of the database."""
+    """Create the reaper's role and secret, as the database's owner."""
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.onboarding.onboard import OnboardOptions, run_onboard
     from session_reaper_cli.onboarding.plan import Wish
@@ -481,7 +481,7 @@ def onboard(  # noqa: PLR0913 -- click passes each option
 @click.option("--no-aws", "is_blind", is_flag=True, help="Do not look at the AWS account.")
 @click.option("--yes", "accepts_all", is_flag=True, help="Take what is found; do not ask.")
 def init(env: str, file: Path, *, is_blind: bool, accepts_all: bool) -> None:
-    """Prepare a deployment: look at the AWS account, ask, and write samconfig.toml."""
+    """Prepare a deployment: ask, and write samconfig.toml."""
     from session_reaper_cli.setup.init import InitOptions, run_init
     from session_reaper_cli.terminal import say
 

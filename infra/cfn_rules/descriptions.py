@@ -1,4 +1,4 @@
-"""E9105: EC2 refuses a description with an apostrophe, when everything else is made already."""
+"""E9105: EC2 refuses an apostrophe in a description, late in a deployment."""
 
 import re
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ _ALLOWED = re.compile(r"[a-zA-Z0-9. _\-:/()#,@\[\]+=&;{}!$*]{0,255}")  # EC2's A
 
 
 class GroupsAreDescribed(CloudFormationLintRule):
-    """The descriptions of security groups and their rules are of the characters that EC2 takes."""
+    """Checks that EC2 accepts the descriptions of security groups and of their rules."""
 
     id = "E9105"
-    shortdesc = "Descriptions of security groups that EC2 takes"
-    description = "Others fail at deployment only, and take the whole stack with them"
+    shortdesc = "EC2 accepts the descriptions of security groups"
+    description = "Otherwise the deployment fails and rolls back the whole stack"
     tags = ("house", "descriptions")
 
     def match(self, cfn: Any) -> list[RuleMatch]:  # noqa: ANN401 -- cfn-lint ships no types
-        """What EC2 would refuse."""
+        """Return the descriptions that EC2 refuses."""
         return [
             RuleMatch(["Resources", name, "Properties"], f"EC2 refuses this description: {text}")
             for name, resource in cfn.get_resources().items()

@@ -1,4 +1,4 @@
-"""E9102: no log group without an end."""
+"""E9102: every log group has a retention."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,15 +7,15 @@ from cfnlint.rules import CloudFormationLintRule, RuleMatch
 
 
 class LogsEnd(CloudFormationLintRule):
-    """A log group keeps its lines for a given time, and says what becomes of it with its stack."""
+    """Checks that log groups have a retention and deletion policies, and that functions name theirs."""
 
     id = "E9102"
     shortdesc = "Log groups have a retention and a deletion policy, functions a log group"
-    description = "Lambda's own log group is kept for ever, and stays when the stack goes"
+    description = "Lambda's default log group has no retention and outlives the stack"
     tags = ("house", "logs")
 
     def match(self, cfn: Any) -> list[RuleMatch]:  # noqa: ANN401 -- cfn-lint ships no types
-        """What is missing."""
+        """Return what is missing."""
         return [RuleMatch(["Resources", name], problem) for name, problem in _problems(cfn)]
 
 

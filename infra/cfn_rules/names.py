@@ -1,4 +1,4 @@
-"""E9103: no two stacks need the same name."""
+"""E9103: the names of two stacks in one account and region cannot collide."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ from cfnlint.rules import CloudFormationLintRule, RuleMatch
 
 
 class NamesAreGenerated(CloudFormationLintRule):
-    """A resource has a name that CloudFormation generates, or one that contains the stack's name.
+    """Checks that CloudFormation generates each name, or that it contains the stack's name.
 
     An attached stack may take the root stack's name from a parameter.
     """
 
     id = "E9103"
-    shortdesc = "No hand-kept names"
+    shortdesc = "No fixed names"
     description = "Two stacks in one account and region must not collide"
     tags = ("house", "names")
 
     def match(self, cfn: Any) -> list[RuleMatch]:  # noqa: ANN401 -- cfn-lint ships no types
-        """Names that are the same in every stack."""
+        """Return the names that are the same in every stack."""
         unique = {"AWS::StackName", "AWS::StackId", *cfn.template.get("Parameters", {})}
         return [
             RuleMatch(
@@ -30,10 +30,10 @@ class NamesAreGenerated(CloudFormationLintRule):
 
 
 def _name_keys(kind: str) -> set[str]:
-    """What the name may be called: FunctionName of a Function; and some exceptions."""
+    """Return the properties that may hold the name, such as FunctionName of a Function."""
     *_, service, last = kind.split("::")
-    # These say whose permission, subscription or configuration it is, not what it is called; and a
-    # policy of a role's own is called something in that role only.
+    # In the first two, FunctionName names another resource. An inline policy's name is only used within
+    # its role.
     if last in ("Permission", "EventInvokeConfig") or kind == "AWS::IAM::Policy":
         return set()
     return {"Name", f"{last}Name", f"{service}Name", "ConfigurationName", "AliasName", "GroupName"}

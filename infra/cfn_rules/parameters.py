@@ -1,4 +1,4 @@
-"""E9104: every parameter explains itself to people who deploy by hand."""
+"""E9104: every parameter is explained to people who deploy by hand."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -9,7 +9,7 @@ _INTERFACE: Final = "AWS::CloudFormation::Interface"
 
 
 class ParametersAreExplained(CloudFormationLintRule):
-    """A parameter has a description; in a template with an Interface also a default and a group.
+    """Checks that parameters have a description and, beside an Interface, a default and a group.
 
     The console shows the groups, `sam deploy --guided` asks in the order of the parameters: both
     must be the same.
@@ -21,7 +21,7 @@ class ParametersAreExplained(CloudFormationLintRule):
     tags = ("house", "parameters")
 
     def match(self, cfn: Any) -> list[RuleMatch]:  # noqa: ANN401 -- cfn-lint ships no types
-        """What is missing, and where the order differs."""
+        """Return what is missing, and where the order differs."""
         interface = cfn.template.get("Metadata", {}).get(_INTERFACE)
         parameters = cfn.template.get("Parameters", {})
         problems = _of_each(parameters, interface)

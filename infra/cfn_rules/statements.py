@@ -1,4 +1,4 @@
-"""E9101: a policy gives what is named, and no more."""
+"""E9101: policies name their actions and resources."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _READS_METRICS: Final = {
 # These support no narrower resource, so they need a condition.
 _KNOWS_NO_RESOURCE: Final = {
     *_READS_METRICS,
-    # It takes GetSecretValue of each secret, too.
+    # Each secret also needs GetSecretValue.
     "secretsmanager:BatchGetSecretValue",
     "secretsmanager:ListSecrets",
     # What Lambda needs to attach a function to a VPC; denied to the function's code.
@@ -32,7 +32,7 @@ _KNOWS_NO_RESOURCE: Final = {
 
 
 class StatementsAreScoped(CloudFormationLintRule):
-    """Every statement that allows something says what, and on which resource or condition."""
+    """Checks that each Allow names its actions, and a resource or a condition."""
 
     id = "E9101"
     shortdesc = "Policy statements are scoped"
@@ -40,12 +40,16 @@ class StatementsAreScoped(CloudFormationLintRule):
     tags = ("house", "iam")
 
     def match(self, cfn: Any) -> list[RuleMatch]:  # noqa: ANN401 -- cfn-lint ships no types
-        """What is too wide."""
+        """Return the statements that are too wide."""
         return [
             RuleMatch(["Resources", *path], problem)
             for name, resource in cfn.get_resources().items()
             for path, statement in _statements(resource, [name])
             for problem in _problems(statement, resource["Type"])
+        ] + [
+            RuleMatch(["Resources", name], f"{name} admits everybody: give it a PolicyDocument")
+            for name, endpoint in cfn.get_resources("AWS::EC2::VPCEndpoint").items()
+            if not any(_statements(endpoint, []))
         ]
 
 
@@ -56,7 +60,7 @@ def _statements(value: Any, path: Path) -> Iterator[tuple[Path, dict[str, Any]]]
             return
         for key, inner in value.items():
             if key == "Fn::Sub" and (text := _text(inner)).lstrip().startswith("{"):
-                # A document as text: where it is wrong inside, cfn-lint cannot point.
+                # cfn-lint cannot name a position inside of a text.
                 yield from ((path, found) for _, found in _statements(json.loads(text), []))
             else:
                 yield from _statements(inner, [*path, key])
@@ -79,7 +83,7 @@ def _problems(statement: dict[str, Any], kind: str) -> Iterator[str]:
             yield f"{action} is more than one action: name each"
     if statement.get("Principal") in ("*", {"AWS": "*"}) and "Condition" not in statement:
         yield "An Allow for everybody needs a condition"
-    # A role's trust has no resource: it is the role.
+    # The trust policy of a role has no Resource.
     if actions != ["sts:AssumeRole"] and "*" in _listed(statement.get("Resource", "*")):
         yield from _problems_of_any_resource(statement, actions, kind)
 
@@ -89,14 +93,14 @@ def _problems_of_any_resource(
 ) -> Iterator[str]:
     if "Condition" not in statement and not set(actions) <= _READS_METRICS:
         yield "Resource * needs a condition"
-    # In the policy of a key or of an endpoint, * is what passes there.
+    # In the policy of a key, * means the key; in that of an endpoint, all requests through it.
     of_itself = kind in ("AWS::KMS::Key", "AWS::EC2::VPCEndpoint")
     if not of_itself and (wide := [one for one in actions if one not in _KNOWS_NO_RESOURCE]):
         yield f"{', '.join(wide)}: name the resource"
 
 
 def _admits_the_account(statement: dict[str, Any], kind: str) -> bool:
-    """Whether a key or an endpoint admits its own account, whose roles say what each may do."""
+    """Tell whether the policy of a key or an endpoint leaves the decision to its own account's IAM."""
     if kind == "AWS::EC2::VPCEndpoint":
         return "aws:PrincipalAccount" in statement.get("Condition", {}).get("StringEquals", {})
     return kind == "AWS::KMS::Key" and ":root" in str(statement.get("Principal"))

@@ -104,6 +104,7 @@ def test_the_network_has_the_endpoints_that_are_asked_for(account: Account) -> N
     ec2 = account.client("ec2")
     vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
     subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.0.1.0/24")["Subnet"]["SubnetId"]
+    routes = ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"]
     account.attach(
         "network",
         STACK,
@@ -111,11 +112,13 @@ def test_the_network_has_the_endpoints_that_are_asked_for(account: Account) -> N
         VpcCidr="10.0.0.0/16",
         SubnetIds=subnet,
         Endpoints="sns,secretsmanager",
+        RouteTableIds=routes,
     )
     endpoints = ec2.describe_vpc_endpoints()["VpcEndpoints"]
     assert {one["ServiceName"] for one in endpoints} == {
         f"com.amazonaws.{REGION}.sns",
         f"com.amazonaws.{REGION}.secretsmanager",
+        f"com.amazonaws.{REGION}.dynamodb",
     }
     groups = ec2.describe_security_groups()["SecurityGroups"]
     group = account.outputs(f"{STACK}-network")["SecurityGroupIds"]

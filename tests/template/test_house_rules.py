@@ -122,6 +122,12 @@ def test_an_endpoint_may_admit_everything_of_one_account_only() -> None:
     assert _found(StatementsAreScoped, _role(every | account))
 
 
+def test_an_endpoint_without_a_policy_is_found() -> None:
+    endpoint = {"Type": "AWS::EC2::VPCEndpoint", "Properties": {}}
+    [problem] = _found(StatementsAreScoped, {"Resources": {"DynamoDb": endpoint}})
+    assert problem == "DynamoDb admits everybody: give it a PolicyDocument"
+
+
 # -- logs ------------------------------------------------------------------------------------------
 
 
