@@ -302,6 +302,35 @@ def test_an_update_keeps_the_notification_state_and_every_name(updated: Deployed
     assert updated.account.client("cloudwatch").describe_alarms()["MetricAlarms"] == []
 
 
+def test_a_private_stack_grants_only_what_its_parameters_need(account: Account) -> None:
+    secret = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:ledger-AbCdEf"
+    key = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/mine"
+    stack = f"{STACK}-private"
+    account.deploy(
+        stack,
+        {
+            "TargetSecretArns": f"{secret},{secret[:-1]}g",
+            "SubnetIds": "subnet-0a,subnet-0b",
+            "SecurityGroupIds": account.outputs(f"{STACK}-network")["SecurityGroupIds"],
+            "KmsKeyArns": key,
+            "Alarms": "no",
+        },
+    )
+    outputs = account.outputs(stack)
+    iam = account.client("iam")
+    name = outputs["RoleArn"].rpartition("/")[2]
+    assert set(iam.list_role_policies(RoleName=name)["PolicyNames"]) == {
+        "session-reaper",
+        "attach-to-vpc",
+    }
+    policy = iam.get_role_policy(RoleName=name, PolicyName="session-reaper")["PolicyDocument"]
+    statements = {one["Sid"]: one for one in policy["Statement"]}
+    assert statements["ReadTargetSecrets"]["Resource"] == [secret, f"{secret[:-1]}g"]
+    assert statements["UseKeys"]["Resource"] == [key]
+    assert not statements.keys() & {"ReadFallbackSecrets", "ReadPolicy"}
+    account.delete(stack)
+
+
 # -- permissions -----------------------------------------------------------------------------------
 
 UNPROVEN: Final = {
