@@ -157,6 +157,36 @@ def read_error_settings(environ: Mapping[str, str] = os.environ) -> ErrorSetting
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubSettings:
+    """The configuration of a fleet's hub; `remind_after` is in seconds."""
+
+    queue_url: str
+    topic_arn: str
+    memory_table: str
+    remind_after: float
+    location: FunctionLocation | None
+
+
+def read_hub_settings(environ: Mapping[str, str] = os.environ) -> HubSettings:
+    """Read the settings of the hub. Raises ConfigurationError that names the variable."""
+    given = {name: value.strip() for name, value in environ.items() if value.strip()}
+    _refuse_credentials(given)
+    queue = given.get("FLEET_QUEUE_URL", "")
+    if not re.fullmatch(r"https?://[\w.:-]+/\d{12}/[\w-]{1,80}", queue):
+        problem = "is required; write the URL of an SQS queue (the value is not shown)"
+        raise ConfigurationError("FLEET_QUEUE_URL", problem)
+    if "MEMORY_TABLE" not in given:
+        raise ConfigurationError("MEMORY_TABLE", "is required; write the name of a DynamoDB table")
+    return HubSettings(
+        queue_url=queue,
+        topic_arn=_read_topic("TOPIC_ARN", given.get("TOPIC_ARN")),
+        memory_table=given["MEMORY_TABLE"],
+        remind_after=_read_remind_after(given.get("REMIND_AFTER", "1h")),
+        location=_read_location(given),
+    )
+
+
 def read_webhook_secret(environ: Mapping[str, str] = os.environ) -> str:
     """Read the name of the secret with the webhook's URL. Raises ConfigurationError."""
     secret = environ.get("WEBHOOK_SECRET", "").strip()
