@@ -13,12 +13,13 @@ from session_reaper.report.model import Failure, Outcome, TargetReport, TargetSt
 
 from tests.builders import a_target_report, some_fates
 from tests.fleet import Hub, a_message, an_origin
-from tests.integration.stage import TABLE
+from tests.integration.stage import TABLE, policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from infra.local.aws import Aws, Email
+    from tests.integration.stage import Stage
 
 
 @pytest.fixture
@@ -213,3 +214,49 @@ def test_each_setting_is_required(hub: Hub, monkeypatch: pytest.MonkeyPatch, nam
     monkeypatch.setenv(name, "")
     with pytest.raises(ConfigurationError, match=f"^{name}"):
         hub.run()
+
+
+def test_many_waiting_messages_are_merged_into_one_digest(hub: Hub) -> None:
+    now = time.time()
+    for account in range(1, 16):
+        hub.send(
+            *(
+                a_message(
+                    an_origin(account, sent_at=now - 300 * age),
+                    failed() if age else leaking(1),
+                    run=f"{account}-{age}",
+                )
+                for age in range(10)
+            )
+        )
+    answer, (email,) = hub.run()
+    assert (answer["messages"], answer["complete"]) == (150, True)
+    assert answer["verdict"] == "RESOLVED: 15 sessions were terminated and verified gone."
+    assert "15 stacks in 15 accounts, 15 targets" in text(email)
+    assert hub.waiting() == 0
+
+
+def test_what_a_real_stack_reports_is_in_the_digest(hub: Hub, stage: Stage) -> None:
+    topic = hub.aws.sns.create_topic(Name="spokes")["TopicArn"]
+    queue = hub.aws.sqs.get_queue_attributes(QueueUrl=hub.queue_url, AttributeNames=["QueueArn"])
+    hub.aws.sns.subscribe(
+        TopicArn=topic,
+        Protocol="sqs",
+        Endpoint=queue["Attributes"]["QueueArn"],
+        Attributes={"RawMessageDelivery": "true"},
+    )
+    stage.cleanup(lambda: hub.aws.sns.delete_topic(TopicArn=topic))
+    stage.monkeypatch.delenv("MEMORY_TABLE")
+    stage.monkeypatch.setenv("FLEET_TOPIC_ARN", topic)
+    stage.use_policy(policy())
+    stage.target()
+    stage.target("closed", port=1, name="closed")
+    stage.sessions(2, application_name="api")
+    stage.run()
+    stage.monkeypatch.setenv("MEMORY_TABLE", TABLE)
+    answer, (email,) = hub.run()
+    assert answer["refused"] == 0
+    said = text(email)
+    assert "1 of 2 targets could not be reached: 123456789012/eu-central-1/closed" in said
+    assert "2 sessions were terminated and verified gone" in said
+    assert "Most leaked sessions: api (2 on 1 target)" in said

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from session_reaper.report.fleet_document import MAX_BYTES, RunOrigin, write_fleet_document
 from session_reaper.report.model import Failure, Outcome, TargetReport, TargetStatus
+from session_reaper.targets.target import TargetKey
 
 from tests.builders import a_report, a_target_report, some_fates
 
@@ -18,6 +19,7 @@ ORIGIN = RunOrigin(
     sent_at=1_800_000_000.0,
     next_by=1_800_000_300.0,
     is_usual=True,
+    function_arn="arn:aws:lambda:eu-west-1:123456789012:function:session-reaper",
 )
 
 
@@ -71,3 +73,11 @@ def test_a_large_report_fits_and_counts_what_it_leaves_out(name: str) -> None:
     assert document["targets"][0]["name"].endswith("-ill")
     assert document["targets"][0]["left_out"]["groups"] == 60
     assert document["targets_left_out"] + len(document["targets"]) == 5001
+
+
+def test_a_target_keeps_its_key_while_its_secret_cannot_be_read() -> None:
+    arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:orders"
+    keys = [TargetKey("orders"), TargetKey(f"{arn}-a1B2c3")]
+    for key in keys:
+        (target,) = written(a_target_report(key=key))["targets"]
+        assert target["key"] == [arn, ""]

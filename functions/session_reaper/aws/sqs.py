@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from session_reaper.aws.clients import (
     AWS_ERRORS,
     PendingCall,
+    call,
     describe_error,
     explain_error,
     get_client,
@@ -34,21 +35,25 @@ class QueueMessage:
     is_first_time: bool  # it was not received before
 
 
-def receive_rounds(
-    queue_url: str, hidden_seconds: int, deadline: Deadline
-) -> Iterator[Sequence[QueueMessage]]:
-    """Yield the waiting messages, until one round has none or the deadline has passed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """The messages of parallel calls. `is_last`: the queue has no further message."""
 
-    Nobody else receives these messages for `hidden_seconds`. Raises QueueError if the first round
-    fails; a later failure ends the rounds as the deadline does.
+    messages: Sequence[QueueMessage]
+    is_last: bool = False
+
+
+def receive_rounds(queue_url: str, hidden_seconds: int, deadline: Deadline) -> Iterator[Round]:
+    """Yield the waiting messages, until the queue is empty or the deadline has passed.
+
+    Each message is hidden from other runs for `hidden_seconds`. Raises QueueError if the first
+    round fails; a later failure ends the rounds as the deadline does.
     """
     calls = 1
     is_first = True
     while deadline.remaining() > 0:
-        pending = [
-            PendingCall("sqs", _make_receiver(queue_url, hidden_seconds), deadline)
-            for _ in range(calls)
-        ]
+        receive = _make_receiver(queue_url, hidden_seconds)
+        pending = [PendingCall("sqs", receive, deadline) for _ in range(calls)]
         messages: list[QueueMessage] = []
         error: Exception | None = None
         for each in pending:
@@ -58,17 +63,32 @@ def receive_rounds(
                 error = caught
         if error is not None:
             if is_first and not messages:
-                raise QueueError(
-                    f"queue {queue_url} cannot be read: {explain_error(error)}"
-                ) from None
+                problem = f"queue {queue_url} cannot be read: {explain_error(error)}"
+                raise QueueError(problem) from None
             logger.warning("cannot read the queue", extra={"error": describe_error(error)})
-            yield messages
+            yield Round(messages=messages)
             return
-        yield messages
-        if not messages:
+        is_last = not messages and _is_empty(queue_url, deadline)
+        yield Round(messages=messages, is_last=is_last)
+        if is_last:
             return
         is_first = False
         calls = _PARALLEL if len(messages) >= _BATCH else 1
+
+
+def _is_empty(queue_url: str, deadline: Deadline) -> bool:
+    """Return whether no message is waiting; a receive call may find none of many."""
+
+    def count() -> int:
+        name: Final = "ApproximateNumberOfMessages"
+        answer = _get_sqs().get_queue_attributes(QueueUrl=queue_url, AttributeNames=[name])
+        return int(answer["Attributes"][name])
+
+    try:
+        return call("sqs", count, deadline) == 0
+    except AWS_ERRORS as error:
+        logger.warning("cannot count the messages", extra={"error": explain_error(error)})
+        return False
 
 
 def _make_receiver(queue_url: str, hidden_seconds: int) -> Callable[[], list[QueueMessage]]:

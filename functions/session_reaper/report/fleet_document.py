@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from session_reaper.report.known_issues import to_stable_key
 from session_reaper.report.model import (
     IssueKey,
     Outcome,
@@ -33,6 +34,7 @@ class RunOrigin:
 
     Moments are seconds since 1970 by the function's clock. `next_by` is the latest moment of the
     stack's next report. `is_usual`: the run did what a scheduled run does, on all targets.
+    `function_arn`: of the function, or of a topic in its account and region.
     """
 
     account: str
@@ -41,6 +43,7 @@ class RunOrigin:
     sent_at: float
     next_by: float
     is_usual: bool
+    function_arn: str
 
 
 def write_fleet_document(report: Report, origin: RunOrigin, verdict: str) -> str:
@@ -51,7 +54,7 @@ def write_fleet_document(report: Report, origin: RunOrigin, verdict: str) -> str
     """
     targets = sorted(report.targets, key=_order)
     beginning = _describe_run(report, origin, verdict)
-    whole = [_describe_target(target) for target in targets]
+    whole = [_describe_target(target, origin.function_arn) for target in targets]
     for most in _ENTRIES:
         described = [_cut(target, most) for target in whole]
         text = _encode({**beginning, "targets": described})
@@ -99,12 +102,13 @@ def _describe_run(report: Report, origin: RunOrigin, verdict: str) -> dict[str, 
     }
 
 
-def _describe_target(target: TargetReport) -> dict[str, Any]:
+def _describe_target(target: TargetReport, function_arn: str) -> dict[str, Any]:
+    key = to_stable_key(target.key, function_arn)
     slots = target.slots
     error = target.error
     return {
         "name": printable(target.name, _TEXT_LENGTH),
-        "key": [target.key.secret, target.key.instance],
+        "key": [key.secret, key.instance],
         "status": target.status.value,
         "error": error
         and {

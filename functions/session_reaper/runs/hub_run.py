@@ -89,10 +89,10 @@ def _receive(settings: HubSettings, states: Mapping[Spoke, SpokeState], end: Dea
     inbox = _Inbox(news={spoke: SpokeNews(state=state) for spoke, state in states.items()})
     within = end.capped_at(_RECEIVE_SHARE * end.remaining())
     hidden = int(end.remaining() + _HIDDEN_SECONDS)
-    for messages in receive_rounds(settings.queue_url, hidden, within):
-        inbox.received += len(messages)
-        inbox.is_complete = not messages
-        for message in messages:
+    for found in receive_rounds(settings.queue_url, hidden, within):
+        inbox.received += len(found.messages)
+        inbox.is_complete = found.is_last
+        for message in found.messages:
             _add(inbox, message)
         if inbox.received >= _MOST_MESSAGES:
             break
