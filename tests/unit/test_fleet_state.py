@@ -39,11 +39,12 @@ def test_the_next_message_is_due_by_the_clock_of_the_queue(ahead: float) -> None
     assert some_news(a_message(origin), now).state.expected_by == pytest.approx(now + 300)
 
 
-def test_a_run_on_some_targets_postpones_nothing() -> None:
+def test_a_run_on_some_targets_announces_no_next_one() -> None:
     now = time.time()
     news = some_news(a_message(an_origin(is_usual=False), a_target_report()), now)
     assert news.latest is None
     assert news.state.expected_by == 0
+    assert conclude(news, now, 3600, is_complete=True).targets == ()
 
 
 @pytest.mark.parametrize("place", ["account", "targets", "totals"])

@@ -103,7 +103,8 @@ def conclude(news: SpokeNews, now: float, remind_after: float, *, is_complete: b
     latest = news.latest
     targets = _merge_ended(latest.targets if latest else (), news.others)
     problem = latest.problem if latest else None
-    is_silent = is_complete and now > state.expected_by + SILENT_AFTER
+    is_awaited = state.expected_by > 0  # by hand, a stack may have made no usual run yet
+    is_silent = is_complete and is_awaited and now > state.expected_by + SILENT_AFTER
     if is_silent:
         problem = _make_silent(state, now)
     stack_issues = [issue for issue in state.known if issue.target == STACK_KEY]

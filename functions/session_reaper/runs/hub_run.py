@@ -11,7 +11,7 @@ from session_reaper.aws.sqs import QueueMessage, delete_messages, receive_rounds
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
 from session_reaper.fleet.digest import make_invalid_message_report, write_fleet_notes
-from session_reaper.fleet.message import Spoke, read_spoke_report
+from session_reaper.fleet.message import Spoke, SpokeReport, read_spoke_report
 from session_reaper.fleet.state import (
     SpokeNews,
     SpokeResult,
@@ -19,18 +19,20 @@ from session_reaper.fleet.state import (
     add_message,
     conclude,
 )
-from session_reaper.observability import logger
+from session_reaper.observability import log_bug, logger
 from session_reaper.policy.enums import Mode
 from session_reaper.report.model import Report, TargetReport
 from session_reaper.report.text import printable
 from session_reaper.settings import HubSettings
 from session_reaper.summary.digest import digest_report
 from session_reaper.summary.message import summarize
+from session_reaper.summary.minimal import summarize_minimally
 from session_reaper.summary.prose import Prose
 
 _LOAD_SECONDS: Final = 10.0
 _RECEIVE_SHARE: Final = 0.5  # of the time; the rest is for the digest, the table and the deletions
 _MOST_MESSAGES: Final = 12_000  # of one run
+_MOST_STACKS: Final = 3_000  # an account could invent any number
 _HIDDEN_SECONDS: Final = 60.0  # beyond the end of the run
 
 
@@ -102,7 +104,7 @@ def _receive(settings: HubSettings, states: Mapping[Spoke, SpokeState], end: Dea
 def _add(inbox: _Inbox, message: QueueMessage) -> None:
     """Add one message; an invalid one stays in the queue, which moves it to the dead letters."""
     try:
-        report = read_spoke_report(message.body)
+        report = _read(inbox, message.body)
     except ConfigurationError as error:
         if message.is_first_time:
             inbox.new_problems.append(printable(str(error)))
@@ -110,6 +112,13 @@ def _add(inbox: _Inbox, message: QueueMessage) -> None:
         return
     news = inbox.news.setdefault(report.spoke, SpokeNews(state=SpokeState(spoke=report.spoke)))
     add_message(news, report, message.sent_at, message.handle)
+
+
+def _read(inbox: _Inbox, body: str) -> SpokeReport:
+    report = read_spoke_report(body)
+    if report.spoke not in inbox.news and len(inbox.news) >= _MOST_STACKS:
+        raise ConfigurationError("stack", f"the hub knows {_MOST_STACKS:,} others already")
+    return report
 
 
 def _build_report(run_id: str, inbox: _Inbox, results: Mapping[Spoke, SpokeResult]) -> Report:
@@ -129,9 +138,16 @@ def _publish(
     report: Report, notes: tuple[Prose, ...], settings: HubSettings, now: float, end: Deadline
 ) -> str:
     """Publish the digest if there is news; return its verdict. Raises PublishError."""
-    digest = digest_report(report, settings.location, notes=notes)
+    verdict = ""
+    try:
+        digest = digest_report(report, settings.location, notes=notes)
+        verdict = str(digest.verdict)
+        summary = summarize(digest, now)
+    except Exception as error:  # noqa: BLE001 -- a bug that one report causes must not hide the others
+        log_bug("a bug in the digest", error)
+        summary = summarize_minimally(report, type(error).__name__)
     if report.should_notify:
         within = end.capped_at(min(PUBLISH_SECONDS, 0.5 * end.remaining()))
-        for failure in publish(summarize(digest, now), [settings.topic_arn], within).values():
+        for failure in publish(summary, [settings.topic_arn], within).values():
             raise failure
-    return str(digest.verdict)
+    return verdict
