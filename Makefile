@@ -15,7 +15,7 @@ SAM := .tools/sam/bin
 CHECKOV := .tools/checkov/bin
 SERVERS := .tools/servers
 
-TEMPLATES := template.yaml $(wildcard infra/*.yaml)
+TEMPLATES := template.yaml $(wildcard infra/*.yaml infra/fleet/*.yaml)
 # Amazon Q, which infra/slack.yaml configures, exists only in the first partition.
 REGIONS := us-east-1 cn-north-1 cn-northwest-1 us-gov-east-1 us-gov-west-1
 
@@ -117,6 +117,7 @@ mutants: .tools/mutants/installed $(SERVERS)/installed ## run mutation tests: ma
 build: .venv/installed .tools/sam/installed ## build the artifacts in .aws-sam/ (sam build with Python 3.13)
 	PATH="$(abspath $(SAM)):$$PATH" $(SAM)/sam build
 	PATH="$(abspath $(SAM)):$$PATH" $(SAM)/sam build --template infra/webhook.yaml --build-dir .aws-sam/webhook
+	PATH="$(abspath $(SAM)):$$PATH" $(SAM)/sam build --template infra/fleet/hub.yaml --build-dir .aws-sam/hub
 
 .PHONY: package
 package: build ## build the release in dist/: the zip, the templates that use it, and their checksums

@@ -14,6 +14,7 @@ ReaperError
 ├── NoAnswerError            a call to AWS or Slack did not end in time
 │   └── NoThreadError        the process may not start another thread for the call
 ├── PublishError             the summary was not published; ends the run
+├── QueueError               the queue or the state of a fleet's hub cannot be read; ends the run
 └── InternalError            a bug kept the full summary from being written; ends the run
 
 No message contains a password, a token or a literal of a query.
@@ -144,6 +145,10 @@ class NoThreadError(NoAnswerError):
 
 class PublishError(ReaperError):
     """The summary could not be published."""
+
+
+class QueueError(ReaperError):
+    """The hub cannot read its queue, or what it knows of the stacks."""
 
 
 class InternalError(ReaperError):

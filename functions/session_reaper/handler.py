@@ -64,7 +64,8 @@ def lambda_handler(
     except ConfigurationError as error:
         # The caller of a manual run gets the error.
         if is_scheduled(event):
-            report_configuration_error(error, run_id, run_time.end)
+            own_arn = getattr(context, "invoked_function_arn", None)
+            report_configuration_error(error, run_id, run_time.end, own_arn)
         raise
     # Outside of Lambda there may be no ARN; the topic's has the same account and region.
     function_arn = getattr(context, "invoked_function_arn", settings.topic_arn)

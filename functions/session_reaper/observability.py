@@ -230,6 +230,13 @@ def emit_configuration_error() -> None:
     metrics.flush_metrics()
 
 
+def emit_fleet_report_error() -> None:
+    """Write the metric of a run whose compact report did not reach the hub's topic."""
+    metrics = _make_metrics()
+    metrics.add_metric("FleetReportErrors", MetricUnit.Count, 1)
+    metrics.flush_metrics()
+
+
 def _count_protected(target: TargetReport) -> int:
     """Count the sessions that a rule would have condemned without a protection."""
     return len(getattr(target, "protected", ()))

@@ -17,6 +17,7 @@ from session_reaper.targets.target import is_secret_id
 
 LONGEST_REMINDER = 7 * 86400  # seconds; known issues are kept for longer
 _DEFAULT_REMINDER = 3600.0  # seconds
+_DEFAULT_RUN_INTERVAL = 900.0  # seconds: the alarms expect a run within this time
 SSM_PREFIX = "ssm:"
 
 Choice = TypeVar("Choice", bound=str)
@@ -60,7 +61,8 @@ class Settings:
 
     `mode`: if it is in a parameter, each run reads it. `whole_clusters`: the secret of a cluster
     covers each of its instances. `skip_paused`: scheduled runs do not wake Aurora clusters without
-    connections. `remind_after` is in seconds. `location` is None outside of Lambda.
+    connections. `remind_after` and `run_interval` are in seconds. `location` is None outside of
+    Lambda. `run_interval`: the longest time between two scheduled runs.
     """
 
     target_secrets: tuple[str, ...]
@@ -74,6 +76,8 @@ class Settings:
     memory_table: str | None
     target_metrics: bool
     critical_topic_arn: str | None
+    fleet_topic_arn: str | None
+    run_interval: float
     skip_paused: bool
     location: FunctionLocation | None
 
@@ -102,7 +106,9 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         remind_after=_read_remind_after(given.get("REMIND_AFTER", "1h")),
         memory_table=given.get("MEMORY_TABLE"),
         target_metrics=_read_choice(given, "TARGET_METRICS", ("yes", "no")) == "yes",
-        critical_topic_arn=_read_critical_topic(given.get("CRITICAL_TOPIC_ARN"), topic),
+        critical_topic_arn=_read_other_topic(given, "CRITICAL_TOPIC_ARN", topic),
+        fleet_topic_arn=_read_other_topic(given, "FLEET_TOPIC_ARN", topic),
+        run_interval=_read_run_interval(given.get("RUN_INTERVAL", "")),
         skip_paused=_read_choice(given, "PAUSED_CLUSTERS", ("skip", "connect")) == "skip",
         location=_read_location(given),
     )
@@ -116,6 +122,8 @@ class ErrorSettings:
     """
 
     topic_arns: tuple[str, ...]
+    fleet_topic_arn: str | None
+    run_interval: float
     memory_table: str | None
     remind_after: float
     location: FunctionLocation | None
@@ -132,11 +140,49 @@ def read_error_settings(environ: Mapping[str, str] = os.environ) -> ErrorSetting
     for name in ("TOPIC_ARN", "CRITICAL_TOPIC_ARN"):
         with suppress(ConfigurationError):
             topics.append(_read_topic(name, given.get(name)))
+    fleet_topic, run_interval = None, _DEFAULT_RUN_INTERVAL
+    with suppress(ConfigurationError):
+        name = "FLEET_TOPIC_ARN"
+        fleet_topic = _read_topic(name, given[name]) if name in given else None
+    with suppress(ConfigurationError):
+        run_interval = _read_run_interval(given.get("RUN_INTERVAL", ""))
     remind_after = parse_duration(given.get("REMIND_AFTER", "")) or _DEFAULT_REMINDER
     return ErrorSettings(
         topic_arns=tuple(topics),
+        fleet_topic_arn=fleet_topic,
+        run_interval=run_interval,
         memory_table=given.get("MEMORY_TABLE"),
         remind_after=min(remind_after, LONGEST_REMINDER),
+        location=_read_location(given),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubSettings:
+    """The configuration of a fleet's hub; `remind_after` is in seconds."""
+
+    queue_url: str
+    topic_arn: str
+    memory_table: str
+    remind_after: float
+    location: FunctionLocation | None
+
+
+def read_hub_settings(environ: Mapping[str, str] = os.environ) -> HubSettings:
+    """Read the settings of the hub. Raises ConfigurationError that names the variable."""
+    given = {name: value.strip() for name, value in environ.items() if value.strip()}
+    _refuse_credentials(given)
+    queue = given.get("FLEET_QUEUE_URL", "")
+    if not re.fullmatch(r"https?://[\w.:-]+/\d{12}/[\w-]{1,80}", queue):
+        problem = "is required; write the URL of an SQS queue (the value is not shown)"
+        raise ConfigurationError("FLEET_QUEUE_URL", problem)
+    if "MEMORY_TABLE" not in given:
+        raise ConfigurationError("MEMORY_TABLE", "is required; write the name of a DynamoDB table")
+    return HubSettings(
+        queue_url=queue,
+        topic_arn=_read_topic("TOPIC_ARN", given.get("TOPIC_ARN")),
+        memory_table=given["MEMORY_TABLE"],
+        remind_after=_read_remind_after(given.get("REMIND_AFTER", "1h")),
         location=_read_location(given),
     )
 
@@ -159,6 +205,7 @@ _NOT_AN_ID = (
 _SHOWN = (
     *("TARGET_SECRET_TAG", "CLUSTER_TARGETS", "TOPIC_ARN", "CRITICAL_TOPIC_ARN", "MODE", "POLICY"),
     *("NOTIFY", "REMIND_AFTER", "MEMORY_TABLE", "TARGET_METRICS", "DASHBOARD", "PAUSED_CLUSTERS"),
+    *("FLEET_TOPIC_ARN", "RUN_INTERVAL"),
 )
 
 
@@ -222,15 +269,27 @@ def _read_topic(name: str, value: str | None) -> str:
     return value
 
 
-def _read_critical_topic(value: str | None, topic: str) -> str | None:
-    if value is None:
+def _read_other_topic(given: Mapping[str, str], name: str, topic: str) -> str | None:
+    if name not in given:
         return None
     region = topic.split(":")[3]
     # A client of SNS publishes to topics of its own region only.
-    if _read_topic("CRITICAL_TOPIC_ARN", value).split(":")[3] != region:
-        problem = f"{value} must be in the region of TOPIC_ARN, {region}"
-        raise ConfigurationError("CRITICAL_TOPIC_ARN", problem)
-    return value
+    if _read_topic(name, given[name]).split(":")[3] != region:
+        problem = f"{given[name]} must be in the region of TOPIC_ARN, {region}"
+        raise ConfigurationError(name, problem)
+    return given[name]
+
+
+def _read_run_interval(value: str) -> float:
+    """Read a duration, or a schedule; a cron expression counts as the default."""
+    if not value or value.startswith("cron("):
+        return _DEFAULT_RUN_INTERVAL
+    rate = re.fullmatch(r"rate\((\d{1,6}) (minute|hour|day)s?\)", value)
+    seconds = parse_duration(f"{rate[1]}{rate[2][0]}" if rate else value)
+    if not seconds:
+        problem = f"invalid interval {value}; write 5m, or a schedule such as rate(5 minutes)"
+        raise ConfigurationError("RUN_INTERVAL", problem)
+    return seconds
 
 
 def _read_remind_after(value: str) -> float:

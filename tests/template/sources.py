@@ -12,6 +12,7 @@ ROOT: Final = Path(__file__).parents[2]
 TEMPLATES: Final = (
     "template.yaml",
     *sorted(f"infra/{path.name}" for path in (ROOT / "infra").glob("*.yaml")),
+    *sorted(f"infra/fleet/{path.name}" for path in (ROOT / "infra" / "fleet").glob("*.yaml")),
 )
 
 

@@ -74,10 +74,8 @@ def test_the_template_sets_the_variables_that_are_read_and_no_others() -> None:
     named = {text for text in _constants("settings.py") if re.fullmatch(r"[A-Z][A-Z_]+", text)}
     read = {name for name in named if not name.startswith("AWS_")}  # Lambda sets those
     given = {name for function in FUNCTIONS for name in _variables(function)}
-    # Powertools reads the others. FLEET_TOPIC_ARN is set before the function reads it.
-    assert read == {name for name in given if not name.startswith("POWERTOOLS_")} - {
-        "FLEET_TOPIC_ARN"
-    }
+    # Powertools reads the others.
+    assert read == {name for name in given if not name.startswith("POWERTOOLS_")}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

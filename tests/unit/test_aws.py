@@ -19,6 +19,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "rds": ("describe_db_instances", {}),
     "secretsmanager": ("get_secret_value", {"SecretId": "orders"}),
     "sns": ("publish", {"TopicArn": "topic", "Message": "hello"}),
+    "sqs": ("receive_message", {"QueueUrl": "https://sqs.example/1/queue"}),
     "ssm": ("get_parameter", {"Name": "policy"}),
     # From which a profile on a laptop gets its credentials.
     "signin": (

@@ -36,6 +36,8 @@ def test_minimal_settings_observe_with_the_bundled_policy() -> None:
         memory_table=None,
         target_metrics=True,
         critical_topic_arn=None,
+        fleet_topic_arn=None,
+        run_interval=900,
         skip_paused=True,
         location=None,
     )
@@ -67,6 +69,32 @@ def test_the_critical_topic_must_be_an_sns_topic() -> None:
     assert settings(CRITICAL_TOPIC_ARN=TOPIC).critical_topic_arn == TOPIC
     with pytest.raises(ConfigurationError, match=r"^CRITICAL_TOPIC_ARN: pager must be the ARN"):
         settings(CRITICAL_TOPIC_ARN="pager")
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("5m", 300),
+        ("rate(1 minute)", 60),
+        ("rate(2 hours)", 7200),
+        ("rate(1 day)", 86400),
+        ("cron(0/5 * * * ? *)", 900),
+    ],
+)
+def test_the_run_interval_is_a_duration_or_a_schedule(value: str, seconds: float) -> None:
+    assert settings(RUN_INTERVAL=value).run_interval == seconds
+
+
+@pytest.mark.parametrize("value", ["5", "rate(5)", "rate(0 minutes)", "0s", "soon"])
+def test_an_invalid_run_interval_is_refused(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^RUN_INTERVAL: invalid interval"):
+        settings(RUN_INTERVAL=value)
+
+
+def test_the_fleets_topic_must_be_in_the_region_of_the_other_topic() -> None:
+    assert settings(FLEET_TOPIC_ARN=TOPIC).fleet_topic_arn == TOPIC
+    with pytest.raises(ConfigurationError, match=r"^FLEET_TOPIC_ARN: .* region of TOPIC_ARN"):
+        settings(FLEET_TOPIC_ARN=TOPIC.replace("eu-west-1", "us-east-1"))
 
 
 def test_a_critical_topic_in_another_region_is_refused() -> None:
@@ -231,6 +259,7 @@ ECHOING = [
     "POLICY",
 ]
 ECHOING += ["NOTIFY", "REMIND_AFTER", "MEMORY_TABLE", "TARGET_METRICS", "DASHBOARD"]
+ECHOING += ["FLEET_TOPIC_ARN", "RUN_INTERVAL"]
 
 
 @pytest.mark.parametrize("value", URIS)

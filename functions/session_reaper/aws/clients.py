@@ -209,7 +209,7 @@ class _Loader(Loader):
 
         botocore searches the folders of all its 400 services, twice.
         """
-        ours = ["cloudwatch", "dynamodb", "rds", "secretsmanager", "sns", "ssm"]
+        ours = ["cloudwatch", "dynamodb", "rds", "secretsmanager", "sns", "sqs", "ssm"]
         return [*ours, "signin", "sso", "sso-oidc", "sts"]
 
     def load_data_with_path(self, name: str) -> tuple[Any, str]:

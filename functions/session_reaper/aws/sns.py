@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from session_reaper.aws.clients import AWS_ERRORS, PendingCall, explain_error, get_client
+from session_reaper.aws.clients import AWS_ERRORS, PendingCall, call, explain_error, get_client
 from session_reaper.deadline import Deadline
 from session_reaper.errors import NoThreadError, PublishError
 from session_reaper.summary.message import Summary
@@ -68,6 +68,16 @@ def publish(
             problem = f"the summary did not reach {topic_arn}: {explain_error(error)}"
             failures[topic_arn] = PublishError(problem)
     return failures
+
+
+def publish_document(document: str, topic_arn: str, deadline: Deadline) -> None:
+    """Publish a compact report to a hub's topic, in one try. Raises PublishError."""
+    send = partial(_send, {"Message": document}, topic_arn, seconds=3.0, tries=1)
+    try:
+        call("sns", send, deadline)
+    except AWS_ERRORS as error:
+        problem = f"the report did not reach {topic_arn}: {explain_error(error)}"
+        raise PublishError(problem) from error
 
 
 def _send_without_thread(request: Mapping[str, Any], topic_arn: str, seconds: float) -> None:

@@ -40,6 +40,7 @@ _ISSUES: Final = {
     IssueKind.EXHAUSTED: "every slot in use",
     IssueKind.LINGERING: "session {} lingering",
     IssueKind.BLOCKER: "blocker out of reach ({})",
+    IssueKind.PROTECTED: "sessions protected from a rule ({})",
 }
 
 
@@ -50,6 +51,8 @@ def write_headline(target: TargetReport) -> str:
         return printable(f"{name}: paused, not woken")
     if target.slots is None:
         problem = target.error.cause if target.error else "no further information"
+        if target.recovered:
+            problem = f"recovered ({write_recoveries(target.recovered)})"
         return printable(f"{name}: {target.status}, {problem}")
     parts = list(_write_results(target))
     if target.applied is not None:
@@ -59,6 +62,7 @@ def write_headline(target: TargetReport) -> str:
     if target.status is not TargetStatus.OK:
         parts.insert(0, str(target.status))
     parts += [f"secret {each.name} failed" for each in target.failed_secrets[:1]]
+    parts += [_write_issue(key) for key in target.reported_issues]
     if target.fallback_secret is not None:
         parts.append("connected with the fallback secret")
     parts.append(_write_slots(target.slots, target.used_after))
@@ -139,8 +143,10 @@ def write_summary_line(report: Report) -> str:
     elif unreached:  # usually for one reason
         names = ", ".join(printable(target.name, 80) for target in unreached[:_MOST_HEADLINES])
         more = ", …" if len(unreached) > _MOST_HEADLINES else ""
-        number = f"{len(unreached)} of {len(report.targets)} targets"
-        headlines.insert(0, f"{number} not reached ({names}{more})")
+        number = f"{len(unreached)} of {report.number_of_targets} targets not reached"
+        if any(target.stack_problem is not None for target in unreached):
+            number = f"{len(unreached)} stacks or targets with issues"
+        headlines.insert(0, f"{number} ({names}{more})")
     listed = {id(target) for target in (*shown, *known)}
     others = [target for target in report.targets if id(target) not in listed]
     paused = sum(target.status is TargetStatus.PAUSED for target in others)

@@ -57,12 +57,14 @@ class StateUpdate:
     ended: tuple[KnownIssue, ...]
 
 
-def to_stable_key(key: TargetKey, function_arn: str) -> TargetKey:
+def to_stable_key(key: TargetKey, function_arn: str | None) -> TargetKey:
     """Return the key with the ARN of its secret, without the six characters that AWS appends.
 
     A secret that cannot be read is known as it was configured: by its name, which belongs to the
-    function's own account and region, or by its ARN.
+    function's own account and region, or by its ARN. Without a function, the key is stable already.
     """
+    if function_arn is None:
+        return key
     if key.secret.startswith("arn:"):
         return replace(key, secret=re.sub(r"-[A-Za-z0-9]{6}$", "", key.secret))
     _, partition, _, region, account, *_ = function_arn.split(":")
@@ -77,7 +79,7 @@ def compare_with_known(  # noqa: PLR0913 -- the report, and everything that deci
     remind_after: float,
     *,
     covers_all: bool,
-    function_arn: str,
+    function_arn: str | None,
 ) -> tuple[Report, StateUpdate]:
     """Return the report with its known and ended issues, and the update of the notification state.
 

@@ -73,6 +73,15 @@ class IssueKind(StrEnum):
     UNDELIVERED = "undelivered"  # detail: the summary line, and how many were lost before it
 
 
+class StackProblem(StrEnum):
+    """A problem of a whole stack, which a fleet's hub reports beside the targets."""
+
+    SILENT = "silent"  # no report arrived in time
+    CONFIGURATION = "configuration"  # its runs cannot begin
+    INVALID_MESSAGE = "invalid-message"  # the hub could not read a report
+    ENDED = "ended"  # there was one
+
+
 @dataclass(frozen=True, slots=True)
 class IssueKey:
     """Identifies an issue of one target across runs."""
@@ -195,6 +204,8 @@ class TargetReport:
     checked: Check | None = None  # of a `check` run
     applied: tuple[RoleSetting, ...] | None = None  # of an `apply` run
     unchanged: tuple[UnchangedRole, ...] = ()  # of an `apply` run
+    stack_problem: StackProblem | None = None  # if the hub reports on a stack instead of a target
+    reported_issues: tuple[IssueKey, ...] = ()  # at the hub: that a stack reports without details
     known_issues: tuple[IssueKey, ...] = ()  # reported less than REMIND_AFTER ago
     recovered: tuple[Recovery, ...] = ()  # since the previous run
 
@@ -264,6 +275,7 @@ class TargetReport:
             _make_issue(IssueKind.PROTECTED, group.rule, group.protection.by)
             for group in self.protected_to_report
         ]
+        keys += self.reported_issues
         found = (_find_issue(result) for result in self.results)
         return tuple(dict.fromkeys([*keys, *(key for key in found if key is not None)]))
 
@@ -406,6 +418,11 @@ class Report:
     def count(self, outcome: Outcome) -> int:
         """Count the sessions of all targets with this outcome."""
         return sum(target.count(outcome) for target in self.targets)
+
+    @property
+    def number_of_targets(self) -> int:
+        """The number of targets, without what a hub reports on whole stacks."""
+        return sum(target.stack_problem is None for target in self.targets)
 
     @property
     def failed(self) -> int:

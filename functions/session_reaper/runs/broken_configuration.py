@@ -14,8 +14,9 @@ from session_reaper.policy.enums import Mode
 from session_reaper.report.known_issues import KnownIssue, StateUpdate
 from session_reaper.report.model import IssueKey, IssueKind, Report
 from session_reaper.report.text import printable
+from session_reaper.runs.fleet import publish_to_hub
 from session_reaper.settings import ErrorSettings, read_error_settings
-from session_reaper.summary.digest import digest_report
+from session_reaper.summary.digest import Digest, digest_report
 from session_reaper.summary.message import Summary, summarize
 from session_reaper.targets.target import TargetKey
 
@@ -32,13 +33,30 @@ def forget_configuration_error() -> None:
     _published.clear()
 
 
-def report_configuration_error(error: ConfigurationError, run_id: str, end: Deadline) -> None:
+def report_configuration_error(
+    error: ConfigurationError, run_id: str, end: Deadline, function_arn: str | None
+) -> None:
     """Publish an error, unless it was published less than REMIND_AFTER ago. Raises no PublishError.
 
     An invalid TOPIC_ARN, or one that takes no message, is replaced by CRITICAL_TOPIC_ARN.
     """
     emit_configuration_error()
     settings = read_error_settings()
+    report = Report(
+        run_id=run_id, mode=Mode.OFF, targets=(), configuration_error=printable(str(error))
+    )
+    digest = digest_report(report, settings.location)
+    _publish_once(error, digest, settings, end)
+    # Outside of Lambda there may be no ARN; a topic's has the same account and region.
+    arn = function_arn or next(iter(settings.topic_arns), settings.fleet_topic_arn) or ""
+    publish_to_hub(
+        report, settings, end, verdict=str(digest.verdict), is_usual=True, function_arn=arn
+    )
+
+
+def _publish_once(
+    error: ConfigurationError, digest: Digest, settings: ErrorSettings, end: Deadline
+) -> None:
     now = time()
     key = IssueKey(IssueKind.CONFIGURATION, (_digest(error),))
     table = settings.memory_table
@@ -50,10 +68,7 @@ def report_configuration_error(error: ConfigurationError, run_id: str, end: Dead
     if earlier is not None and 0 <= now - earlier.reported_at < settings.remind_after:
         logger.error("invalid configuration", extra={"error": str(error), "published": False})
         return
-    report = Report(
-        run_id=run_id, mode=Mode.OFF, targets=(), configuration_error=printable(str(error))
-    )
-    is_published = _publish(summarize(digest_report(report, settings.location), now), settings, end)
+    is_published = _publish(summarize(digest, now), settings, end)
     logger.error("invalid configuration", extra={"error": str(error), "published": is_published})
     if not is_published:
         return

@@ -28,6 +28,7 @@ from session_reaper.observability import (
 from session_reaper.report.document import to_document, truncate_document
 from session_reaper.report.known_issues import compare_with_known, mark_undelivered
 from session_reaper.report.model import Report
+from session_reaper.runs.fleet import publish_to_hub
 from session_reaper.runs.request import RunRequest
 from session_reaper.settings import Notify, Settings
 from session_reaper.summary.digest import Digest, digest_report
@@ -91,6 +92,14 @@ def notify(  # noqa: PLR0913 -- the report, its logs, and everything that decide
         if is_undelivered:
             update = mark_undelivered(report, known or (), now)
         save_state_update(table, update, end)
+    publish_to_hub(
+        report,
+        settings,
+        end,
+        verdict=document["verdict"],
+        is_usual=request.is_usual and not request.targets,
+        function_arn=function_arn,
+    )
     for failure in failures.values():
         raise failure
     if rendered.bug is not None:

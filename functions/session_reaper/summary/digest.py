@@ -36,6 +36,7 @@ class Digest:
     undelivered: tuple[str, ...]  # summary lines of earlier runs, newest first
     more_undelivered: int  # number of older ones
     links: tuple[ConsoleLink, ...]
+    notes: tuple[Prose, ...]  # on a whole fleet
 
     @property
     def steps_as_text(self) -> tuple[str, ...]:
@@ -49,7 +50,10 @@ class Digest:
 
 
 def digest_report(
-    report: Report, location: FunctionLocation | None, deadline: Deadline | None = None
+    report: Report,
+    location: FunctionLocation | None,
+    deadline: Deadline | None = None,
+    notes: tuple[Prose, ...] = (),
 ) -> Digest:
     """Digest a run; sessions are grouped only when a renderer asks for them.
 
@@ -71,4 +75,5 @@ def digest_report(
         undelivered=tuple(printable(line, _LINE_LENGTH) for line in undelivered),
         more_undelivered=len(report.undelivered) - len(undelivered) + report.undelivered_before,
         links=tuple(link_to_console(location, report.run_id)),
+        notes=notes,
     )

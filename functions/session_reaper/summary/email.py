@@ -35,6 +35,8 @@ _REST_CUT: Final = "… the rest is cut. The log has it."
 def render_email(digest: Digest, most: int) -> str:
     """Render the whole body in at most `most` bytes of JSON; the least urgent parts are cut."""
     beginning = [*_wrap(str(digest.verdict)), "", *_render_steps(digest.steps)]
+    for note in digest.notes:
+        beginning += [*_wrap(to_plain(note)), ""]
     ending = list(_render_ending(digest))
     left = most - _count_bytes([*beginning, *ending])
     happened = _fit_parts(_list_parts(digest), left)

@@ -87,6 +87,7 @@ def _render_lines(digest: Digest, steps: Iterable[str]) -> Iterator[str]:
     whole = f"*{verdict.word}*: {_render_prose(verdict.detail)}"
     yield whole if len(whole) < _SECTION / 2 else f"*{verdict.word}*"
     yield from steps
+    yield from map(_render_prose, digest.notes)
     for failure in digest.failures:
         names = ", ".join(printable(target.name, 60) for target in failure.targets[:5])
         error = f"{failure.status} ({_code_span(failure.code)})"

@@ -10,7 +10,13 @@ from typing import Final
 from session_reaper.decision.explain import ExplainedOutcome
 from session_reaper.policy.enums import Mode
 from session_reaper.report.headline import count_of, write_recoveries, write_settings
-from session_reaper.report.model import Outcome, Report, TargetReport, TargetStatus
+from session_reaper.report.model import (
+    Outcome,
+    Report,
+    StackProblem,
+    TargetReport,
+    TargetStatus,
+)
 from session_reaper.report.text import printable
 from session_reaper.summary.groups import join_names
 from session_reaper.summary.prose import Name, Prose, Statement, to_plain
@@ -142,7 +148,7 @@ def _list_unresolved(report: Report) -> Iterator[Prose]:
         for problem in _list_problems(target):
             targets_by_problem[problem].append(target)
     for problem, targets in targets_by_problem.items():
-        of_all = f"{len(targets)} of {count_of(len(report.targets), 'target')} "
+        of_all = f"{len(targets)} of {count_of(report.number_of_targets, 'target')} "
         yield (f"{of_all if problem == _UNREACHED else ''}{problem} ", join_names(targets))
     if report.mode is Mode.ENFORCE:
         if number := report.count(Outcome.LINGERING):
@@ -165,13 +171,24 @@ def _list_problems(target: TargetReport) -> Iterator[str]:
         yield "sessions wait for a blocker that the reaper cannot end on"
     if target.protected_to_report:
         yield "protected sessions, which a rule matches, hold slots or block others on"
+    if target.reported_issues:
+        yield "the stack reports issues of its own on"
     for secret in target.failed_secrets:
         yield f"secret {printable(secret.name)} failed, and another one was used on"
     if target.fallback_secret is not None:
         yield "the reaper could connect only with the fallback secret on"
 
 
+_STACK_PROBLEMS: Final = {
+    StackProblem.SILENT: "no report arrives from",
+    StackProblem.CONFIGURATION: "the configuration is invalid in",
+    StackProblem.INVALID_MESSAGE: "a report cannot be read in",
+}
+
+
 def _describe_status(target: TargetReport) -> str:
+    if target.stack_problem is not None:
+        return _STACK_PROBLEMS[target.stack_problem]
     if target.status is TargetStatus.BLIND:
         return "the reaper cannot see other sessions on"
     if target.status is TargetStatus.FULL:

@@ -1,0 +1,137 @@
+"""Amazon DynamoDB: what a fleet's hub knows of each stack, one item per stack, read by one key."""
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from session_reaper.aws.clients import (
+    AWS_ERRORS,
+    call,
+    describe_error,
+    explain_error,
+    get_client,
+    iterate_pages,
+)
+from session_reaper.deadline import Deadline
+from session_reaper.errors import QueueError
+from session_reaper.fleet.message import Spoke
+from session_reaper.fleet.state import SpokeState
+from session_reaper.observability import logger
+from session_reaper.report.known_issues import KnownIssue
+from session_reaper.report.model import IssueKey, IssueKind
+from session_reaper.targets.target import TargetKey
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+_SECONDS: Final = 3.0  # for writing an item
+_HASH_KEY: Final = "fleet"
+_KEPT_SECONDS: Final = 14 * 86400  # a stack that is silent for so long is forgotten
+_MAX_ISSUES: Final = 1500  # of one stack: an item has 400 KB at most
+
+
+def load_spoke_states(table: str, deadline: Deadline) -> dict[Spoke, SpokeState]:
+    """Return the state of every stack. Raises QueueError if the table cannot be read."""
+
+    def query() -> list[SpokeState | None]:
+        pages = (
+            _get_dynamodb()
+            .get_paginator("query")
+            .paginate(
+                TableName=table,
+                ConsistentRead=True,
+                KeyConditionExpression="#target = :fleet",
+                ExpressionAttributeNames={"#target": "target"},
+                ExpressionAttributeValues={":fleet": {"S": _HASH_KEY}},
+            )
+        )
+        whole = iterate_pages(pages, "LastEvaluatedKey", deadline)
+        return [_read_item(item) for page in whole for item in page["Items"]]
+
+    try:
+        read = call("dynamodb", query, deadline)
+    except AWS_ERRORS as error:
+        raise QueueError(f"table {table} cannot be read: {explain_error(error)}") from None
+    return {state.spoke: state for state in read if state is not None}
+
+
+def save_spoke_state(table: str, state: SpokeState, deadline: Deadline) -> bool:
+    """Save a state; return whether it is saved. Another run may have changed it meanwhile."""
+
+    def put() -> None:
+        _get_dynamodb().put_item(
+            TableName=table,
+            Item=_to_item(state),
+            ConditionExpression="attribute_not_exists(target) OR revision = :known",
+            ExpressionAttributeValues={":known": {"N": str(state.revision)}},
+        )
+
+    try:
+        call("dynamodb", put, deadline.capped_at(_SECONDS))
+    except AWS_ERRORS as error:
+        extra = {"stack": state.spoke.label, "error": describe_error(error)}
+        logger.warning("cannot write the state of a stack", extra=extra)
+        return False
+    return True
+
+
+def _get_dynamodb() -> "DynamoDBClient":
+    return get_client("dynamodb", seconds=_SECONDS / 2, tries=1)  # type: ignore[no-any-return] # by name
+
+
+def _to_item(state: SpokeState) -> dict[str, Any]:
+    spoke = state.spoke
+    known = [
+        [
+            i.target.secret,
+            i.target.instance,
+            i.since,
+            i.reported_at,
+            i.key.kind.value,
+            *i.key.detail,
+        ]
+        for i in state.known[-_MAX_ISSUES:]
+    ]
+    return {
+        "target": {"S": _HASH_KEY},
+        "kind": {"S": json.dumps([spoke.account, spoke.region, spoke.stack])},
+        "sent_at": {"N": f"{state.sent_at:.3f}"},
+        "expected_by": {"N": f"{state.expected_by:.3f}"},
+        "runs": {"S": " ".join(state.runs)},
+        "targets": {"N": str(state.targets)},
+        "known": {"S": json.dumps(known, ensure_ascii=False)},
+        "revision": {"N": str(state.revision + 1)},
+        "expires_at": {"N": str(int(state.expected_by + _KEPT_SECONDS))},
+    }
+
+
+def _read_item(item: dict[str, Any]) -> SpokeState | None:
+    """Read an item, or return None for one of another form, which the next message replaces."""
+    try:
+        return _parse_item(item)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        logger.warning("skipped an unreadable item of the fleet's state")
+        return None
+
+
+def _parse_item(item: dict[str, Any]) -> SpokeState:
+    account, region, stack = json.loads(item["kind"]["S"])
+    return SpokeState(
+        spoke=Spoke(account, region, stack),
+        sent_at=float(item["sent_at"]["N"]),
+        expected_by=float(item["expected_by"]["N"]),
+        runs=tuple(item["runs"]["S"].split()),
+        targets=int(item["targets"]["N"]),
+        known=tuple(
+            KnownIssue(
+                target=TargetKey(secret, instance),
+                key=IssueKey(IssueKind(kind), tuple(detail)),
+                since=since,
+                reported_at=reported_at,
+                previously=reported_at,
+            )
+            for secret, instance, since, reported_at, kind, *detail in json.loads(
+                item["known"]["S"]
+            )
+        ),
+        revision=int(item["revision"]["N"]),
+    )

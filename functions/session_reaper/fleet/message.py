@@ -1,0 +1,373 @@
+"""Reads the compact report of a stack's run, which may come from a hostile account.
+
+Numbers are bounded, texts are cut and made printable, and nothing in a message is shown as SQL or as
+an instruction: the steps of a digest are the hub's own.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Final
+
+from session_reaper.decision.model import Decision, Verdict
+from session_reaper.documents import (
+    boolean,
+    mapping_of,
+    non_negative_int,
+    one_of,
+    positive_int,
+    short_repr,
+)
+from session_reaper.errors import ConfigurationError
+from session_reaper.policy.durations import format_duration
+from session_reaper.policy.enums import Mode
+from session_reaper.policy.model import Match, Rule
+from session_reaper.report.fleet_document import VERSION
+from session_reaper.report.model import (
+    Failure,
+    IssueKey,
+    IssueKind,
+    Outcome,
+    SessionResult,
+    StackProblem,
+    TargetReport,
+    TargetStatus,
+)
+from session_reaper.report.text import printable
+from session_reaper.sessions.session import Identity, Session, Slots, State
+from session_reaper.targets.target import TargetKey
+
+_MAX_BODY: Final = 600_000  # characters: a document within the envelope of SNS
+_MAX_SESSIONS: Final = 300_000  # of one message
+_MAX_SECONDS: Final = 1e11
+_MAX_COUNT: Final = 1_000_000
+_MAX_TARGETS: Final = 10_000
+_MAX_ENTRIES: Final = 1_000  # of one list of a target
+_LONGEST_INTERVAL: Final = 7 * 86400.0  # seconds
+_SHORTEST_INTERVAL: Final = 60.0
+_SEE_STACK: Final = "Follow the steps in the summary that the stack of this account has published."
+# Issues that cannot be told from the status, the slots or the groups of a target.
+_EXTRA_ISSUES: Final = (
+    IssueKind.BLOCKER,
+    IssueKind.PROTECTED,
+    IssueKind.SECRET,
+    IssueKind.FALLBACK,
+)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Spoke:
+    """Identifies a stack of the fleet, by its own account of it."""
+
+    account: str
+    region: str
+    stack: str
+
+    @property
+    def label(self) -> str:
+        """The stack as a digest names it."""
+        return f"{self.account}/{self.region}/{self.stack}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpokeReport:
+    """One message of a stack. `sent_at` is by the stack's clock, `interval` in seconds."""
+
+    spoke: Spoke
+    run: str
+    sent_at: float
+    interval: float  # until its next message at the latest
+    is_usual: bool
+    mode: Mode | None
+    problem: TargetReport | None  # an invalid configuration
+    targets: tuple[TargetReport, ...]
+    number_of_targets: int
+    advice: tuple[str, ...]  # codes, once for each target
+
+
+def read_spoke_report(body: str) -> SpokeReport:
+    """Read the body of a queue's message: a document, or SNS's envelope around one.
+
+    Raises ConfigurationError with the path of the offending key.
+    """
+    document = _parse(body)
+    if isinstance(document, dict) and document.get("Type") == "Notification":
+        document = _parse(document.get("Message"))
+    if not isinstance(document, dict) or document.get("version") != VERSION:
+        raise ConfigurationError("version", f"must be {VERSION}; update the hub before the stacks")
+    message: _Message = _read_message(document, "")
+    sessions = sum(group.count for target in message.targets for group in target.groups)
+    if sessions > _MAX_SESSIONS:
+        raise ConfigurationError("targets", f"have more than {_MAX_SESSIONS:,} sessions")
+    spoke = Spoke(message.account, message.region, message.stack)
+    return SpokeReport(
+        spoke=spoke,
+        run=message.run,
+        sent_at=message.sent_at,
+        interval=min(max(message.next_by - message.sent_at, _SHORTEST_INTERVAL), _LONGEST_INTERVAL),
+        is_usual=message.usual,
+        mode=None if message.configuration_error else _read_mode(message.mode),
+        problem=_make_problem(spoke, message.configuration_error),
+        targets=tuple(_make_target(spoke, target) for target in message.targets),
+        number_of_targets=message.totals.targets,
+        advice=tuple(code for target in message.targets for code in set(target.advice)),
+    )
+
+
+def make_stack_report(
+    spoke: Spoke, problem: StackProblem, cause: str, hint: str = _SEE_STACK
+) -> TargetReport:
+    """Build the report of a problem of the stack itself, beside those of its targets."""
+    return TargetReport(
+        name=spoke.label,
+        key=STACK_KEY,
+        status=TargetStatus.FAILED,
+        stack_problem=problem,
+        error=Failure(code=problem.value, cause=cause, hint=hint),
+    )
+
+
+STACK_KEY: Final = TargetKey("stack")
+"""The key of a stack's own issues."""
+
+
+def _parse(text: object) -> Any:  # noqa: ANN401 -- any JSON, which the readers check
+    if not isinstance(text, str) or len(text) > _MAX_BODY:
+        raise ConfigurationError("message", f"must be at most {_MAX_BODY:,} characters of JSON")
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise ConfigurationError("message", "must be JSON") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(name)  # NaN and Infinity
+
+
+def _read_text(most: int, value: object, place: str) -> str:
+    if not isinstance(value, str):
+        raise ConfigurationError(place, f"must be text, not {short_repr(value)}")
+    return printable(value, most)
+
+
+def _read_name(value: object, place: str) -> str:
+    """Read an account, a region, a stack or a run."""
+    text = _read_text(140, value, place)
+    if not text or not all(c.isalnum() or c in "-_.:/" for c in text):
+        raise ConfigurationError(place, f"invalid name {short_repr(text)}")
+    return text
+
+
+def _read_role(value: object, place: str) -> str | None:
+    return None if value is None else _read_text(63, value, place)
+
+
+def _read_count(value: object, place: str) -> int:
+    if positive_int(value, place) > _MAX_COUNT:
+        raise ConfigurationError(place, f"must be at most {_MAX_COUNT:,}")
+    return int(str(value))
+
+
+def _read_slot_count(value: object, place: str) -> int:
+    return 0 if value == 0 and non_negative_int(value, place) == 0 else _read_count(value, place)
+
+
+def _read_number(value: object, place: str) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # False for NaN and infinity, too.
+    if not is_number or not 0 <= value < _MAX_SECONDS:  # type: ignore[operator] # checked
+        raise ConfigurationError(place, f"must be a number of seconds, not {short_repr(value)}")
+    return float(value)  # type: ignore[arg-type] # checked
+
+
+def _read_items(read: Any, most: int, value: object, place: str) -> tuple[Any, ...]:  # noqa: ANN401 -- a reader of any type
+    if not isinstance(value, list) or len(value) > most:
+        raise ConfigurationError(place, f"must be a list of at most {most:,}")
+    return tuple(read(item, f"{place}[{index}]") for index, item in enumerate(value))
+
+
+def _read_mode(text: str) -> Mode | None:
+    return next((mode for mode in Mode if str(mode) == text), None)
+
+
+_TEXT = partial(_read_text, 200)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Error:
+    code: Annotated[str, partial(_read_text, 20)]
+    message: Annotated[str, _TEXT]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Slots:
+    max: Annotated[int, _read_slot_count]
+    reserved: Annotated[int, _read_slot_count]
+    used_before: Annotated[int, _read_slot_count]
+    used_after: Annotated[
+        int | None, lambda value, place: value if value is None else _read_slot_count(value, place)
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    outcome: Annotated[Outcome, one_of(Outcome)]
+    rule: Annotated[str, _TEXT]
+    application: Annotated[str, _TEXT]
+    role: Annotated[str | None, _read_role]
+    state: Annotated[State, one_of(State)]
+    count: Annotated[int, _read_count]
+    oldest_seconds: Annotated[float, _read_number]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Protected:
+    rule: Annotated[str, _TEXT]
+    by: Annotated[str, _TEXT]
+    role: Annotated[str | None, _read_role]
+    application: Annotated[str, _TEXT]
+    count: Annotated[int, _read_count]
+    oldest_seconds: Annotated[float, _read_number]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LeftOut:
+    groups: Annotated[int, non_negative_int] = 0
+    protected: Annotated[int, non_negative_int] = 0
+    issues: Annotated[int, non_negative_int] = 0
+    advice: Annotated[int, non_negative_int] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Target:
+    name: Annotated[str, _TEXT]
+    key: Annotated[tuple[str, ...], partial(_read_items, partial(_read_text, 600), 2)]
+    status: Annotated[TargetStatus, one_of(TargetStatus)]
+    error: Annotated[_Error | None, mapping_of(_Error)] = None
+    slots: Annotated[_Slots | None, mapping_of(_Slots)] = None
+    groups: Annotated[
+        tuple[_Group, ...], partial(_read_items, mapping_of(_Group), _MAX_ENTRIES)
+    ] = ()
+    protected: Annotated[
+        tuple[_Protected, ...], partial(_read_items, mapping_of(_Protected), _MAX_ENTRIES)
+    ] = ()
+    issues: Annotated[
+        tuple[tuple[str, ...], ...],
+        partial(_read_items, partial(_read_items, _TEXT, 5), _MAX_ENTRIES),
+    ] = ()
+    advice: Annotated[tuple[str, ...], partial(_read_items, _read_name, _MAX_ENTRIES)] = ()
+    left_out: Annotated[_LeftOut, mapping_of(_LeftOut)] = _LeftOut()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Totals:
+    targets: Annotated[int, non_negative_int]
+    failed: Annotated[int, non_negative_int]
+    terminated: Annotated[int, non_negative_int]
+    cancelled: Annotated[int, non_negative_int]
+    would_terminate: Annotated[int, non_negative_int]
+    escaped: Annotated[int, non_negative_int]
+    denied: Annotated[int, non_negative_int]
+    lingering: Annotated[int, non_negative_int]
+    spared: Annotated[int, non_negative_int]
+    protected: Annotated[int, non_negative_int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Message:
+    version: Annotated[int, positive_int]
+    account: Annotated[str, _read_name]
+    region: Annotated[str, _read_name]
+    stack: Annotated[str, _read_name]
+    run: Annotated[str, _read_name]
+    sent_at: Annotated[float, _read_number]
+    next_by: Annotated[float, _read_number]
+    usual: Annotated[bool, boolean]
+    mode: Annotated[str, _TEXT]
+    status: Annotated[str, _TEXT]
+    verdict: Annotated[str, _TEXT]
+    configuration_error: Annotated[str, _TEXT]
+    totals: Annotated[_Totals, mapping_of(_Totals)]
+    targets: Annotated[tuple[_Target, ...], partial(_read_items, mapping_of(_Target), _MAX_TARGETS)]
+    targets_left_out: Annotated[int, non_negative_int] = 0
+
+
+_read_message = mapping_of(_Message)
+
+
+def _make_problem(spoke: Spoke, configuration_error: str) -> TargetReport | None:
+    if not configuration_error:
+        return None
+    return make_stack_report(spoke, StackProblem.CONFIGURATION, configuration_error)
+
+
+def _make_target(spoke: Spoke, target: _Target) -> TargetReport:
+    slots = target.slots
+    secret, instance = (*target.key, "", "")[:2]
+    error = target.error
+    if error is None and target.status not in (TargetStatus.OK, TargetStatus.PAUSED):
+        error = _Error(code=target.status.value, message=str(target.status))
+    return TargetReport(
+        name=f"{spoke.account}/{spoke.region}/{target.name}",
+        key=TargetKey(secret, instance),
+        status=target.status,
+        error=Failure(code=error.code, cause=error.message, hint=_SEE_STACK) if error else None,
+        slots=Slots(max=slots.max, reserved=slots.reserved, used=slots.used_before)
+        if slots
+        else None,
+        used_after=slots.used_after if slots else None,
+        results=tuple(
+            result for group in target.groups for result in _make_results(group, spoke.account)
+        ),
+        reported_issues=tuple(_list_extra_issues(target.issues)),
+    )
+
+
+def _list_extra_issues(issues: Iterable[Sequence[str]]) -> Iterable[IssueKey]:
+    for kind, *detail in filter(None, issues):
+        if kind in _EXTRA_ISSUES:
+            yield IssueKey(IssueKind(kind), tuple(detail))
+
+
+def _make_results(group: _Group, account: str) -> Sequence[SessionResult]:
+    """Build the results of a group; all of them are one object, because only their number is known.
+
+    The account stands for the network of the clients, which a message does not contain.
+    """
+    identity = Identity(
+        pid=0,
+        backend_start="",
+        xact_start=None,
+        state_change=None,
+        query_start=None,
+        state=group.state,
+    )
+    session = Session(
+        identity=identity,
+        role=group.role,
+        database="",
+        application=group.application,
+        client=account,
+        query="",
+        idle_seconds=group.oldest_seconds,
+        transaction_seconds=None,
+        connected_seconds=group.oldest_seconds,
+        query_seconds=None,
+        waiting_for_client=False,
+        xid_age=None,
+        xmin_age=None,
+        locks=None,
+        waiters=(),
+        superuser=False,
+        replication=False,
+        own_role=False,
+        signalable=True,
+    )
+    decision = Decision(
+        session=session,
+        verdict=Verdict.CONDEMN,
+        rule=Rule(name=group.rule, match=Match(state=(group.state,))),
+        reasons=(f"{group.state} for {format_duration(group.oldest_seconds)}",),
+    )
+    return (SessionResult(decision=decision, outcome=group.outcome),) * group.count

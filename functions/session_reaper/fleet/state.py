@@ -1,0 +1,161 @@
+"""What a fleet's hub knows of each stack, and how messages change it.
+
+SQS may deliver a message twice, late, and after a later one. The latest run of a stack decides which
+issues it has. Of any other run only the ended sessions count, once.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Final
+
+from session_reaper.fleet.message import STACK_KEY, Spoke, SpokeReport, make_stack_report
+from session_reaper.policy.durations import format_duration
+from session_reaper.policy.enums import Mode
+from session_reaper.report.known_issues import KnownIssue, StateUpdate, compare_with_known
+from session_reaper.report.model import Outcome, Report, StackProblem, TargetReport
+
+SILENT_AFTER: Final = 600.0
+"""Seconds after the announced moment of a stack's next message."""
+
+_RUNS: Final = 100  # of one stack, to recognize messages that arrive twice
+_DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpokeState:
+    """What is known of a stack. Moments are seconds since 1970.
+
+    `sent_at` is by the stack's clock, and never later than the arrival by the clock of SQS.
+    `expected_by` is by the clock of SQS. `revision` counts the changes in the table.
+    """
+
+    spoke: Spoke
+    sent_at: float = 0.0  # of the latest usual run
+    expected_by: float = 0.0
+    runs: tuple[str, ...] = ()  # digests of their ids, newest last
+    targets: int = 0
+    known: tuple[KnownIssue, ...] = ()
+    revision: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class SpokeNews:
+    """What the messages of one stack add to its state."""
+
+    state: SpokeState
+    latest: SpokeReport | None = None  # the newest usual run
+    others: list[TargetReport] = field(default_factory=list)  # with ended sessions only
+    handles: list[str] = field(default_factory=list)  # of the messages to delete
+    advice: tuple[str, ...] = ()
+    mode: Mode = Mode.OFF  # the highest
+
+
+def add_message(news: SpokeNews, report: SpokeReport, arrived_at: float, handle: str) -> None:
+    """Add a message, which may be a copy of one that was added before."""
+    news.handles.append(handle)
+    state = news.state
+    run = sha256(report.run.encode()).hexdigest()[:12]
+    if run in state.runs:
+        return
+    sent_at = min(report.sent_at, arrived_at)
+    news.mode = max(news.mode, report.mode or Mode.OFF)
+    state = replace(state, runs=(*state.runs, run)[-_RUNS:])
+    if not report.is_usual or sent_at <= state.sent_at:
+        news.others += _keep_ended(report.targets)
+        news.state = state
+        return
+    if news.latest is not None:
+        news.others += _keep_ended(news.latest.targets)
+    news.latest = report
+    news.advice = report.advice
+    news.state = replace(
+        state,
+        sent_at=sent_at,
+        expected_by=arrived_at + report.interval,
+        targets=state.targets if report.problem else report.number_of_targets,
+    )
+
+
+def _keep_ended(targets: Iterable[TargetReport]) -> Sequence[TargetReport]:
+    """Keep what an older run ended, and none of its issues."""
+    return [
+        TargetReport(name=t.name, key=t.key, slots=t.slots, results=ended)
+        for t in targets
+        if (ended := tuple(result for result in t.results if result.outcome in _DONE))
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpokeResult:
+    """The targets of a stack for the digest, and its state after the digest."""
+
+    targets: tuple[TargetReport, ...]
+    state: SpokeState
+
+
+def conclude(news: SpokeNews, now: float, remind_after: float, *, is_complete: bool) -> SpokeResult:
+    """Compare the news of a stack with what was reported.
+
+    `is_complete`: no message is waiting, so a missing one means that the stack is silent.
+    """
+    state = news.state
+    latest = news.latest
+    targets = _merge_ended(latest.targets if latest else (), news.others)
+    problem = latest.problem if latest else None
+    is_awaited = state.expected_by > 0  # by hand, a stack may have made no usual run yet
+    is_silent = is_complete and is_awaited and now > state.expected_by + SILENT_AFTER
+    if is_silent:
+        problem = _make_silent(state, now)
+    stack_issues = [issue for issue in state.known if issue.target == STACK_KEY]
+    if problem is not None:
+        targets = (*targets, problem)
+    elif stack_issues and latest is not None:
+        name = state.spoke.label
+        ended = TargetReport(name=name, key=STACK_KEY, stack_problem=StackProblem.ENDED)
+        targets = (*targets, ended)
+    report = Report(run_id="", mode=Mode.ENFORCE, targets=targets)
+    # A stack's silence is reported once, however long it lasts.
+    known = [
+        replace(issue, reported_at=now)
+        if is_silent and issue.target == STACK_KEY and StackProblem.SILENT in issue.key.detail
+        else issue
+        for issue in state.known
+    ]
+    covers_all = latest is not None and bool(latest.targets)
+    report, update = compare_with_known(
+        report, known, now, remind_after, covers_all=covers_all, function_arn=None
+    )
+    return SpokeResult(targets=report.targets, state=_apply(state, update, now))
+
+
+def _make_silent(state: SpokeState, now: float) -> TargetReport:
+    late = format_duration(now - state.expected_by)
+    hint = "Check that the stack's schedule is enabled, its function runs, and its topic admits it."
+    cause = f"no report has arrived, and one was due {late} ago"
+    return make_stack_report(state.spoke, StackProblem.SILENT, cause, hint)
+
+
+def _merge_ended(
+    targets: Sequence[TargetReport], others: Iterable[TargetReport]
+) -> tuple[TargetReport, ...]:
+    """Add what older runs ended to the targets of the latest one."""
+    by_key = {target.key: target for target in targets}
+    for other in others:
+        target = by_key.get(other.key)
+        results = (*target.results, *other.results) if target else other.results
+        by_key[other.key] = replace(target or other, results=results)
+    return tuple(by_key.values())
+
+
+_EXPIRY_SECONDS: Final = 14 * 86400.0
+
+
+def _apply(state: SpokeState, update: StateUpdate, now: float) -> SpokeState:
+    changed = {(issue.target, issue.key) for issue in (*update.ended, *update.reported)}
+    kept = [
+        issue
+        for issue in state.known
+        if (issue.target, issue.key) not in changed and now - issue.reported_at < _EXPIRY_SECONDS
+    ]
+    return replace(state, known=(*kept, *update.reported))

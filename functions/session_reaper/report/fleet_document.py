@@ -1,0 +1,176 @@
+"""The compact report of a run for a fleet's hub: counts and codes, no session and no query."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from session_reaper.report.known_issues import to_stable_key
+from session_reaper.report.model import (
+    IssueKey,
+    Outcome,
+    Report,
+    SessionResult,
+    TargetReport,
+    urgency_key,
+)
+from session_reaper.report.protected import group_protected
+from session_reaper.report.text import printable
+
+VERSION: Final = 1
+MAX_BYTES: Final = 200_000
+_LISTS: Final = ("groups", "protected", "issues", "advice")
+# Entries of each list of a target; the first number that lets the report fit is used.
+_ENTRIES: Final = (50, 10, 3, 1, 0)
+_NAME_LENGTH: Final = 63  # characters, all that PostgreSQL keeps of a name
+_TEXT_LENGTH: Final = 200
+_VERDICT_LENGTH: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOrigin:
+    """Identifies the stack of a run within a fleet, and says when its reports are sent.
+
+    Moments are seconds since 1970 by the function's clock. `next_by` is the latest moment of the
+    stack's next report. `is_usual`: the run did what a scheduled run does, on all targets.
+    `function_arn`: of the function, or of a topic in its account and region.
+    """
+
+    account: str
+    region: str
+    stack: str
+    sent_at: float
+    next_by: float
+    is_usual: bool
+    function_arn: str
+
+
+def write_fleet_document(report: Report, origin: RunOrigin, verdict: str) -> str:
+    """Write the report as ASCII JSON of at most MAX_BYTES.
+
+    Leaves out the ends of the targets' lists first, then whole targets, the least urgent first; `left_out`
+    of a target and `targets_left_out` count them.
+    """
+    targets = sorted(report.targets, key=_order)
+    beginning = _describe_run(report, origin, verdict)
+    whole = [_describe_target(target, origin.function_arn) for target in targets]
+    for most in _ENTRIES:
+        described = [_cut(target, most) for target in whole]
+        text = _encode({**beginning, "targets": described})
+        if len(text) <= MAX_BYTES:
+            return text
+    room = MAX_BYTES - len(_encode(beginning)) - len(',"targets_left_out":1000000,"targets":[]')
+    kept = []
+    for target in described:
+        room -= len(_encode(target)) + 1
+        if room < 0:
+            break
+        kept.append(target)
+    left_out = len(targets) - len(kept)
+    return _encode({**beginning, "targets_left_out": left_out, "targets": kept})
+
+
+def _order(target: TargetReport) -> tuple[object, ...]:
+    return (not target.is_critical, not target.issues, *urgency_key(target))
+
+
+def _encode(document: object) -> str:
+    return json.dumps(document, separators=(",", ":"))
+
+
+def _describe_run(report: Report, origin: RunOrigin, verdict: str) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "account": origin.account,
+        "region": origin.region,
+        "stack": origin.stack,
+        "run": report.run_id,
+        "sent_at": round(origin.sent_at, 3),
+        "next_by": round(origin.next_by, 3),
+        "usual": origin.is_usual,
+        "mode": report.mode_label,
+        "status": report.status.value,
+        "verdict": printable(verdict, _VERDICT_LENGTH),
+        "configuration_error": printable(report.configuration_error, _TEXT_LENGTH),
+        "totals": {
+            "targets": len(report.targets),
+            "failed": report.failed,
+            **{outcome.value: report.count(outcome) for outcome in Outcome},
+            "protected": sum(len(target.protected) for target in report.targets),
+        },
+    }
+
+
+def _describe_target(target: TargetReport, function_arn: str) -> dict[str, Any]:
+    key = to_stable_key(target.key, function_arn)
+    slots = target.slots
+    error = target.error
+    return {
+        "name": printable(target.name, _TEXT_LENGTH),
+        "key": [key.secret, key.instance],
+        "status": target.status.value,
+        "error": error
+        and {
+            "code": printable(error.code, _NAME_LENGTH),
+            "message": printable(error.message, _TEXT_LENGTH),
+        },
+        "slots": slots
+        and {
+            "max": slots.max,
+            "reserved": slots.reserved,
+            "used_before": slots.used,
+            "used_after": target.used_after,
+        },
+        "groups": _group_results(target.results),
+        "protected": [
+            {
+                "rule": printable(group.rule, _NAME_LENGTH),
+                "by": printable(group.protection.by, _NAME_LENGTH),
+                "role": group.role and printable(group.role, _NAME_LENGTH),
+                "application": printable(group.application, _NAME_LENGTH),
+                "count": group.count,
+                "oldest_seconds": int(group.oldest_seconds),
+            }
+            for group in group_protected(target.protected)
+        ],
+        "issues": [_describe_issue(issue) for issue in target.issues],
+        "advice": list(dict.fromkeys(advice.code for advice in target.advice)),
+    }
+
+
+def _describe_issue(issue: IssueKey) -> list[str]:
+    return [issue.kind.value, *(printable(each, _TEXT_LENGTH) for each in issue.detail)]
+
+
+def _group_results(results: Iterable[SessionResult]) -> Sequence[dict[str, Any]]:
+    """Group sessions by outcome, rule, application, role and state, the largest group first."""
+    ages: dict[tuple[str, str, str, str | None, str], list[float]] = defaultdict(list)
+    for result in results:
+        session, rule = result.decision.session, result.decision.rule
+        name = rule.name if rule else ""
+        key = (result.outcome.value, name, session.application, session.role, session.state.value)
+        ages[key].append(session.idle_seconds)
+    return [
+        {
+            "outcome": outcome,
+            "rule": printable(rule, _NAME_LENGTH),
+            "application": printable(application, _NAME_LENGTH),
+            "role": role and printable(role, _NAME_LENGTH),
+            "state": state,
+            "count": len(seconds),
+            "oldest_seconds": int(max(seconds)),
+        }
+        for (outcome, rule, application, role, state), seconds in sorted(
+            ages.items(), key=lambda item: -len(item[1])
+        )
+    ]
+
+
+def _cut(target: dict[str, Any], most: int) -> dict[str, Any]:
+    """Leave out empty values and the end of each list; `left_out` counts the entries by list."""
+    shown = {key: value for key, value in target.items() if value not in (None, [])}
+    left_out = {key: len(target[key]) - most for key in _LISTS if len(target[key]) > most}
+    for key in left_out:
+        shown[key] = target[key][:most]
+    return shown | ({"left_out": left_out} if left_out else {})

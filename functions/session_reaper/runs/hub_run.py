@@ -1,0 +1,153 @@
+"""A run of a fleet's hub: receive, merge, publish, save, and only then delete the messages."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Final
+
+from session_reaper.aws.fleet_table import load_spoke_states, save_spoke_state
+from session_reaper.aws.sns import PUBLISH_SECONDS, publish
+from session_reaper.aws.sqs import QueueMessage, delete_messages, receive_rounds
+from session_reaper.deadline import Deadline
+from session_reaper.errors import ConfigurationError
+from session_reaper.fleet.digest import make_invalid_message_report, write_fleet_notes
+from session_reaper.fleet.message import Spoke, SpokeReport, read_spoke_report
+from session_reaper.fleet.state import (
+    SpokeNews,
+    SpokeResult,
+    SpokeState,
+    add_message,
+    conclude,
+)
+from session_reaper.observability import log_bug, logger
+from session_reaper.policy.enums import Mode
+from session_reaper.report.model import Report, TargetReport
+from session_reaper.report.text import printable
+from session_reaper.settings import HubSettings
+from session_reaper.summary.digest import digest_report
+from session_reaper.summary.message import summarize
+from session_reaper.summary.minimal import summarize_minimally
+from session_reaper.summary.prose import Prose
+
+_LOAD_SECONDS: Final = 10.0
+_RECEIVE_SHARE: Final = 0.5  # of the time; the rest is for the digest, the table and the deletions
+_MOST_MESSAGES: Final = 12_000  # of one run
+_MOST_STACKS: Final = 3_000  # an account could invent any number
+_HIDDEN_SECONDS: Final = 60.0  # beyond the end of the run
+
+
+@dataclass(slots=True, kw_only=True)
+class _Inbox:
+    """The messages of one run, merged by stack."""
+
+    news: dict[Spoke, SpokeNews]
+    received: int = 0
+    is_complete: bool = False  # no message is left in the queue
+    new_problems: list[str] = field(default_factory=list)  # of messages, each at its first arrival
+
+
+def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> dict[str, Any]:
+    """Run once; return the numbers of messages and stacks, and the verdict of the digest.
+
+    Raises QueueError if the table or the queue cannot be read, and PublishError if the digest was not
+    published; nothing is deleted then.
+    """
+    states = load_spoke_states(settings.memory_table, end.capped_at(_LOAD_SECONDS))
+    inbox = _receive(settings, states, end)
+    results = {
+        spoke: conclude(news, now, settings.remind_after, is_complete=inbox.is_complete)
+        for spoke, news in sorted(inbox.news.items())
+    }
+    report = _build_report(run_id, inbox, results)
+    notes = write_fleet_notes(
+        (result.state for result in results.values()),
+        report.targets,
+        chain.from_iterable(news.advice for news in inbox.news.values()),
+    )
+    verdict = _publish(report, notes, settings, now, end)
+    saved = [
+        spoke
+        for spoke, result in results.items()
+        if result.state == states.get(spoke)
+        or save_spoke_state(settings.memory_table, result.state, end)
+    ]
+    handles = [handle for spoke in saved for handle in inbox.news[spoke].handles]
+    delete_messages(settings.queue_url, handles, end)
+    answer = {
+        "run_id": run_id,
+        "messages": inbox.received,
+        "refused": inbox.received - sum(len(news.handles) for news in inbox.news.values()),
+        "stacks": len(results),
+        "complete": inbox.is_complete,
+        "published": report.should_notify,
+        "verdict": verdict,
+    }
+    logger.info("digest", extra=answer)
+    return answer
+
+
+def _receive(settings: HubSettings, states: Mapping[Spoke, SpokeState], end: Deadline) -> _Inbox:
+    """Receive and merge messages until the queue is empty, or half of the time has passed."""
+    inbox = _Inbox(news={spoke: SpokeNews(state=state) for spoke, state in states.items()})
+    within = end.capped_at(_RECEIVE_SHARE * end.remaining())
+    hidden = int(end.remaining() + _HIDDEN_SECONDS)
+    for found in receive_rounds(settings.queue_url, hidden, within):
+        inbox.received += len(found.messages)
+        inbox.is_complete = found.is_last
+        for message in found.messages:
+            _add(inbox, message)
+        if inbox.received >= _MOST_MESSAGES:
+            break
+    return inbox
+
+
+def _add(inbox: _Inbox, message: QueueMessage) -> None:
+    """Add one message; an invalid one stays in the queue, which moves it to the dead letters."""
+    try:
+        report = _read(inbox, message.body)
+    except ConfigurationError as error:
+        if message.is_first_time:
+            inbox.new_problems.append(printable(str(error)))
+            logger.warning("refused a message", extra={"error": printable(str(error))})
+        return
+    news = inbox.news.setdefault(report.spoke, SpokeNews(state=SpokeState(spoke=report.spoke)))
+    add_message(news, report, message.sent_at, message.handle)
+
+
+def _read(inbox: _Inbox, body: str) -> SpokeReport:
+    report = read_spoke_report(body)
+    if report.spoke not in inbox.news and len(inbox.news) >= _MOST_STACKS:
+        raise ConfigurationError("stack", f"the hub knows {_MOST_STACKS:,} others already")
+    return report
+
+
+def _build_report(run_id: str, inbox: _Inbox, results: Mapping[Spoke, SpokeResult]) -> Report:
+    """Combine the targets of all stacks, in the order of their accounts."""
+    targets: Sequence[TargetReport] = [
+        target for result in results.values() for target in result.targets
+    ]
+    if inbox.new_problems:
+        invalid = make_invalid_message_report(len(inbox.new_problems), inbox.new_problems[0])
+        targets = [*targets, invalid]
+    # The highest mode of the stacks: with "off", nothing would be reported.
+    mode = max([Mode.OBSERVE, *(news.mode for news in inbox.news.values())])
+    return Report(run_id=run_id, mode=mode, targets=tuple(targets))
+
+
+def _publish(
+    report: Report, notes: tuple[Prose, ...], settings: HubSettings, now: float, end: Deadline
+) -> str:
+    """Publish the digest if there is news; return its verdict. Raises PublishError."""
+    verdict = ""
+    try:
+        digest = digest_report(report, settings.location, notes=notes)
+        verdict = str(digest.verdict)
+        summary = summarize(digest, now)
+    except Exception as error:  # noqa: BLE001 -- a bug that one report causes must not hide the others
+        log_bug("a bug in the digest", error)
+        summary = summarize_minimally(report, type(error).__name__)
+    if report.should_notify:
+        within = end.capped_at(min(PUBLISH_SECONDS, 0.5 * end.remaining()))
+        for failure in publish(summary, [settings.topic_arn], within).values():
+            raise failure
+    return verdict

@@ -1,0 +1,97 @@
+"""A fleet's hub in the stand-in for AWS, and the messages that stacks send to it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from session_reaper.hub import lambda_handler
+from session_reaper.report.fleet_document import RunOrigin, write_fleet_document
+from session_reaper.summary.digest import digest_report
+from session_reaper.targets.target import TargetKey
+
+from tests.builders import a_report
+from tests.integration.stage import Context
+
+if TYPE_CHECKING:
+    from session_reaper.report.model import TargetReport
+
+    from infra.local.aws import Aws, Email
+
+REGION = "eu-central-1"
+
+
+def an_origin(account: int = 1, **changes: Any) -> RunOrigin:  # noqa: ANN401 -- of any field
+    now = time.time()
+    origin = RunOrigin(
+        account=f"{account:012}",
+        region=REGION,
+        stack="session-reaper",
+        sent_at=now,
+        next_by=now + 300,
+        is_usual=True,
+        function_arn=Context.invoked_function_arn,
+    )
+    return replace(origin, **changes)
+
+
+def a_message(
+    origin: RunOrigin, *targets: TargetReport, run: str = "run-1", error: str = ""
+) -> str:
+    keyed = (replace(target, key=TargetKey(f"arn:secret:{target.name}")) for target in targets)
+    report = replace(a_report(*keyed), run_id=run, configuration_error=error)
+    return write_fleet_document(report, origin, str(digest_report(report, None).verdict))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hub:
+    """The hub's queue and table."""
+
+    aws: Aws
+    queue_url: str
+    table: str
+
+    def send(self, *bodies: str) -> None:
+        for start in range(0, len(bodies), 10):
+            batch = bodies[start : start + 10]
+            entries = [{"Id": str(n), "MessageBody": body} for n, body in enumerate(batch)]
+            self.aws.sqs.send_message_batch(QueueUrl=self.queue_url, Entries=entries)  # type: ignore[arg-type]
+
+    def run(self, seconds: float = 60.0) -> tuple[dict[str, Any], list[Email]]:
+        answer = lambda_handler({}, Context(seconds))  # type: ignore[arg-type]
+        return json.loads(json.dumps(answer)), self.aws.delivered()
+
+    def waiting(self) -> int:
+        """The number of messages in the queue, hidden or not."""
+        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        answer = self.aws.sqs.get_queue_attributes(
+            QueueUrl=self.queue_url,
+            AttributeNames=names,  # type: ignore[arg-type]
+        )
+        return sum(map(int, answer["Attributes"].values()))
+
+    def show_hidden(self) -> None:
+        """Make every received message visible again."""
+        from moto.sqs.models import sqs_backends  # noqa: PLC0415
+
+        queue = sqs_backends["123456789012"][REGION].queues["fleet"]
+        for message in list(queue._messages):  # noqa: SLF001
+            message.change_visibility(0)
+            message.visible_at = 0
+        queue.pending_messages.clear()
+
+    def age(self, seconds: float) -> None:
+        """Make everything that is known of the stacks as old as if it were so many seconds earlier."""
+        dynamodb = boto3.client("dynamodb")
+        for item in dynamodb.scan(TableName=self.table)["Items"]:
+            for key in ("sent_at", "expected_by"):
+                item[key] = {"N": str(float(item[key]["N"]) - seconds)}
+            known = json.loads(item["known"]["S"])
+            for issue in known:
+                issue[2] -= seconds
+                issue[3] -= seconds
+            item["known"] = {"S": json.dumps(known)}
+            dynamodb.put_item(TableName=self.table, Item=item)
