@@ -84,6 +84,9 @@ def with_state_change(dispatch: Callable[..., None]) -> Callable[..., None]:
 # What AWS checks where a list names no single resource; ministack checks "*".
 LISTED = {"rds:DescribeDBClusters": "cluster:*", "rds:DescribeDBInstances": "db:*"}
 
+# For a batch AWS checks the permission for one; ministack checks the name of the call.
+BATCHES = {"sqs:DeleteMessageBatch": "sqs:DeleteMessage"}
+
 
 def with_denials_printed(enforce: Callable[..., Any]) -> Callable[..., Any]:
     """Print each request that IAM denies, because a program may handle a denial silently."""
@@ -94,6 +97,7 @@ def with_denials_printed(enforce: Callable[..., Any]) -> Callable[..., Any]:
         if resource_arn == "*" and action in LISTED:
             account = get_account_id()
             resource_arn = f"arn:aws:rds:{region}:{account}:{LISTED[action]}"
+        action = BATCHES.get(action, action)
         denied = enforce(key, action, service, region, resource_arn, **facts)
         if denied:
             print(f"DENIED {action} {resource_arn}", flush=True)
