@@ -172,7 +172,7 @@ def test_the_projects_own_file_keeps_its_comments_and_tables(scene: Scene, tmp_p
     for line in before.splitlines():
         assert line in after or "confirm_changeset" in line
     assert tomllib.loads(before)["staging"] == tomllib.loads(after)["staging"]
-    assert after.count("SubnetIds") == 1
+    assert after.count('"SubnetIds=') == 1
 
 
 @pytest.mark.usefixtures("cloud")

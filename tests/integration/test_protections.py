@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import subprocess
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -183,8 +184,10 @@ def stopped(
         def is_caught() -> bool:
             os.killpg(program.pid, signal.SIGSTOP)
             query = f"SELECT pid FROM pg_stat_activity WHERE {condition}"  # noqa: S608 -- the test's
-            if stage.root.run(query):
-                return True
+            for _ in range(10):  # the server may still be filling the buffers
+                if stage.root.run(query):
+                    return True
+                time.sleep(0.01)
             os.killpg(program.pid, signal.SIGCONT)
             return False
 
@@ -298,7 +301,7 @@ def test_a_worker_of_a_dump_whose_leader_no_rule_matches_is_left_alone(
 def test_a_serial_dump_under_another_name_whose_output_is_not_read_is_left_alone(
     stage: Stage, build: Build, tmp_path: Path
 ) -> None:
-    dumper(stage, build, 300_000)
+    dumper(stage, build, 600_000)
     command = [str(build.bin / "pg_dump"), "-Fc", "-Z0", "-f", str(tmp_path / "archive")]
     environment = client_program(stage, build, "dumper", PGAPPNAME="nightly-backup")
     wedged = rule("wedged", state=ACTIVE, waiting_for_client=True, query_for="1ms")
