@@ -39,7 +39,9 @@ def build_release(artifact: Path, folder: Path) -> Path:
         old.unlink()
     code = release / f"session-reaper-{version}.zip"
     write_zip(artifact, code)
-    for source in (ROOT / "template.yaml", *sorted((ROOT / "infra").glob("*.yaml"))):
+    infra = ROOT / "infra"
+    attached = sorted([*infra.glob("*.yaml"), *infra.glob("fleet/*.yaml")])
+    for source in (ROOT / "template.yaml", *attached):
         text = use_zip(source.read_text("utf-8"), code.name)
         if source.parent == ROOT:
             text = add_application(text, version)

@@ -63,7 +63,7 @@ def test_the_webhooks_artifact_is_the_package_alone(webhook_artifact: Path) -> N
 
 def test_the_artifact_is_small(artifact: Path, webhook_artifact: Path) -> None:
     assert _bytes(artifact) < MOST_BYTES
-    assert _bytes(webhook_artifact) < _bytes(artifact) / 3
+    assert _bytes(webhook_artifact) < _bytes(artifact) / 2
 
 
 def test_the_artifact_holds_the_package_whole(artifact: Path, webhook_artifact: Path) -> None:
