@@ -44,7 +44,7 @@ class LocalRun:
 
 
 class Interrupts:
-    """Counts Ctrl-C, which raises no exception meanwhile: nothing may hide what was signalled."""
+    """Counts Ctrl-C instead of raising KeyboardInterrupt, which could hide signalled sessions."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -136,7 +136,7 @@ def _work(operation: Operation, session: TargetSession, progress: Progress[Targe
         progress.complete(operation(session))
     except TargetError as error:
         progress.complete(record_error(progress.result.latest, error))
-    except Exception as bug:  # noqa: BLE001 -- what was done until then must be reported
+    except Exception as bug:  # noqa: BLE001 -- a bug is shown, and the sessions signalled before it are still reported
         progress.fail(bug)
         show_traceback(bug)
     finally:

@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
             raise  # the end of a completion
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # noqa: BLE001 -- no tracebacks for the person on call
+    except Exception as error:  # noqa: BLE001 -- every other error, a bug included, is one line and exit status 2
         return _explain(error)
     return int(status or 0)
 
@@ -479,7 +479,7 @@ def onboard(  # noqa: PLR0913 -- click passes each option
     "--file", default="samconfig.toml", show_default=True, type=click.Path(path_type=Path)
 )
 @click.option("--no-aws", "is_blind", is_flag=True, help="Do not look at the AWS account.")
-@click.option("--yes", "accepts_all", is_flag=True, help="Take what is found; do not ask.")
+@click.option("--yes", "accepts_all", is_flag=True, help="Accept every default; do not ask.")
 def init(env: str, file: Path, *, is_blind: bool, accepts_all: bool) -> None:
     """Prepare a deployment: ask, and write samconfig.toml."""
     from session_reaper_cli.setup.init import InitOptions, run_init
@@ -499,7 +499,7 @@ def policy() -> None:
 @policy.command(epilog=_show_examples("policy validate policy.yaml"))
 @click.argument("file", type=click.Path(path_type=Path))
 def validate(file: Path) -> int:
-    """Show each error, and what has changed its meaning.
+    """Show each error, and each key whose meaning has changed.
 
     Each error with its place; of one rule or key only the first. A valid policy: what means
     something else since 0.1.

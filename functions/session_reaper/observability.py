@@ -188,7 +188,7 @@ def emit_target_metrics(target: TargetReport) -> None:
     for outcome in Outcome:
         if number := target.count(outcome):
             metrics.add_metric(_to_camel_case(outcome), MetricUnit.Count, number)
-    if number := _count_protected(target):
+    if number := len(target.protected):
         metrics.add_metric("Protected", MetricUnit.Count, number)
     if target.status is TargetStatus.BREAKER:
         metrics.add_metric("BreakerTripped", MetricUnit.Count, 1)
@@ -210,7 +210,7 @@ def emit_run_metrics(report: Report, seconds: float) -> None:
     metrics.add_metric("Terminated", MetricUnit.Count, report.count(Outcome.TERMINATED))
     tripped = sum(target.status is TargetStatus.BREAKER for target in report.targets)
     for name, number in (
-        ("Protected", sum(map(_count_protected, report.targets))),
+        ("Protected", sum(len(target.protected) for target in report.targets)),
         ("BreakerTripped", tripped),
     ):
         if number:
@@ -235,11 +235,6 @@ def emit_fleet_report_error() -> None:
     metrics = _make_metrics()
     metrics.add_metric("FleetReportErrors", MetricUnit.Count, 1)
     metrics.flush_metrics()
-
-
-def _count_protected(target: TargetReport) -> int:
-    """Count the sessions that a rule would have condemned without a protection."""
-    return len(getattr(target, "protected", ()))
 
 
 def _make_metrics(**dimensions: str) -> EphemeralMetrics:

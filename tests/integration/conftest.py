@@ -5,7 +5,6 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-import boto3
 import pytest
 from moto.backends import get_backend
 from moto.core.models import DEFAULT_ACCOUNT_ID
@@ -14,7 +13,14 @@ from session_reaper.aws.secrets_manager import PROCESS_CACHE
 
 from infra.local.aws import REGION, Aws, aws
 from infra.local.postgres import Build, bundled_builds, npm_builds, remove_folders, server
-from tests.integration.stage import PASSWORD, REAPER, ROLE_FILE, TABLE, Stage
+from tests.integration.stage import (
+    PASSWORD,
+    REAPER,
+    ROLE_FILE,
+    TABLE,
+    Stage,
+    state_table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -159,23 +165,10 @@ def stage(
 @pytest.fixture
 def table(stage: Stage) -> Iterator[None]:
     """The notification state's table, as template.yaml has it."""
-    dynamodb = boto3.client("dynamodb")
-    dynamodb.create_table(
-        TableName=TABLE,
-        BillingMode="PAY_PER_REQUEST",
-        AttributeDefinitions=[
-            {"AttributeName": "target", "AttributeType": "S"},
-            {"AttributeName": "kind", "AttributeType": "S"},
-        ],
-        KeySchema=[
-            {"AttributeName": "target", "KeyType": "HASH"},
-            {"AttributeName": "kind", "KeyType": "RANGE"},
-        ],
-    )
-    stage.monkeypatch.setenv("MEMORY_TABLE", TABLE)
-    stage.target()
-    yield
-    dynamodb.delete_table(TableName=TABLE)
+    with state_table(TABLE):
+        stage.monkeypatch.setenv("MEMORY_TABLE", TABLE)
+        stage.target()
+        yield
 
 
 Output = pytest.CaptureFixture[str]

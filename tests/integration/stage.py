@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import boto3
 import pg8000.native
 from pg8000.native import Connection, identifier, literal
 from session_reaper.handler import MAX_ANSWER_BYTES, lambda_handler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import pytest
 
@@ -52,6 +53,26 @@ def until(condition: Callable[[], object], message: str, seconds: float = 30.0) 
             raise AssertionError(f"not within {seconds:g}s: {message}")
         time.sleep(pause)
         pause = min(1.5 * pause, 0.05)
+
+
+@contextmanager
+def state_table(name: str) -> Iterator[None]:
+    """Create the table of the notification state, as the templates have it, and delete it."""
+    dynamodb = boto3.client("dynamodb")  # keeps its endpoint: a test may change the variable
+    dynamodb.create_table(
+        TableName=name,
+        BillingMode="PAY_PER_REQUEST",
+        AttributeDefinitions=[
+            {"AttributeName": "target", "AttributeType": "S"},
+            {"AttributeName": "kind", "AttributeType": "S"},
+        ],
+        KeySchema=[
+            {"AttributeName": "target", "KeyType": "HASH"},
+            {"AttributeName": "kind", "KeyType": "RANGE"},
+        ],
+    )
+    yield
+    dynamodb.delete_table(TableName=name)
 
 
 def rule(name: str = "leak", *, action: object = None, **match: object) -> dict[str, object]:

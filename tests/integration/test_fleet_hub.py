@@ -6,14 +6,13 @@ import json
 import time
 from typing import TYPE_CHECKING
 
-import boto3
 import pytest
 from session_reaper.errors import ConfigurationError, PublishError
 from session_reaper.report.model import Failure, Outcome, TargetReport, TargetStatus
 
 from tests.builders import a_target_report, some_fates
 from tests.fleet import Hub, a_message, an_origin
-from tests.integration.stage import TABLE, policy
+from tests.integration.stage import TABLE, policy, state_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,25 +23,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def hub(cloud: Aws, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    dynamodb = boto3.client("dynamodb")
-    dynamodb.create_table(
-        TableName=TABLE,
-        BillingMode="PAY_PER_REQUEST",
-        AttributeDefinitions=[
-            {"AttributeName": "target", "AttributeType": "S"},
-            {"AttributeName": "kind", "AttributeType": "S"},
-        ],
-        KeySchema=[
-            {"AttributeName": "target", "KeyType": "HASH"},
-            {"AttributeName": "kind", "KeyType": "RANGE"},
-        ],
-    )
     url = cloud.sqs.create_queue(QueueName="fleet")["QueueUrl"]
     monkeypatch.setenv("FLEET_QUEUE_URL", url)
     monkeypatch.setenv("TOPIC_ARN", cloud.topic_arn)
     monkeypatch.setenv("MEMORY_TABLE", TABLE)
-    yield Hub(aws=cloud, queue_url=url, table=TABLE)
-    dynamodb.delete_table(TableName=TABLE)
+    with state_table(TABLE):
+        yield Hub(aws=cloud, queue_url=url, table=TABLE)
     cloud.sqs.delete_queue(QueueUrl=url)
 
 

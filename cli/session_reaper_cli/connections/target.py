@@ -102,7 +102,7 @@ _OURS: Final = ("service", "passfile")  # libpq's files, which are here
 
 
 def _merge(given: Given) -> tuple[Parameters, str, tuple[str, ...]]:
-    """Merge what was given, in libpq's order; return it with its place in errors.
+    """Merge the given parameters in libpq's order; return them with their place in errors.
 
     A URI comes before a service, a service before the environment, as in libpq.
     """

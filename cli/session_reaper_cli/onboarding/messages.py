@@ -52,7 +52,7 @@ class Story:
                 yield f"secretsmanager DeleteSecret SecretId={name} {days}"
 
     def describe_changes(self) -> Iterator[str]:
-        """Yield what was done, one line for the role and one for the secret."""
+        """Yield the changes that were made, one line for the role and one for the secret."""
         if self.plan.is_removal:
             yield from self._describe_removal()
             return

@@ -45,7 +45,7 @@ _DEPENDENT_OBJECTS: Final = "2BP01"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Onboarding:
-    """One run: what is wished, the owner's connection and options, and the secret."""
+    """One run: the wish, the owner's connection and options, and the secret."""
 
     wish: Wish
     target: Target  # the owner's
@@ -206,7 +206,7 @@ def _change_role(run: Onboarding, plan: Plan) -> None:
         if error.code != _DEPENDENT_OBJECTS:
             raise
         hint = (
-            "Revoke what was granted to the role, or run this in each database:"
+            "Revoke the privileges granted to the role, or run this in each database:"
             f" DROP OWNED BY {quote_identifier(run.wish.role)};"
         )
         raise TargetError(error.code, error.cause, hint, step=error.step) from None

@@ -29,6 +29,7 @@ _WAIT_SECONDS: Final = 1  # long polling asks all of the queue's servers
 class QueueMessage:
     """A message of the queue. `sent_at` is in seconds since 1970 by the clock of SQS."""
 
+    id: str  # SQS may deliver a message twice, to parallel calls for example
     body: str
     handle: str
     sent_at: float
@@ -103,6 +104,7 @@ def _make_receiver(queue_url: str, hidden_seconds: int) -> Callable[[], list[Que
         _ = answer["ResponseMetadata"]["RequestId"]
         return [
             QueueMessage(
+                id=message["MessageId"],
                 body=message["Body"],
                 handle=message["ReceiptHandle"],
                 sent_at=int(message["Attributes"]["SentTimestamp"]) / 1000,

@@ -41,7 +41,8 @@ class _Inbox:
     """The messages of one run, merged by stack."""
 
     news: dict[Spoke, SpokeNews]
-    received: int = 0
+    received: set[str] = field(default_factory=set)  # ids of messages
+    refused: set[str] = field(default_factory=set)
     is_complete: bool = False  # no message is left in the queue
     new_problems: list[str] = field(default_factory=list)  # of messages, each at its first arrival
 
@@ -75,8 +76,8 @@ def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> di
     delete_messages(settings.queue_url, handles, end)
     answer = {
         "run_id": run_id,
-        "messages": inbox.received,
-        "refused": inbox.received - sum(len(news.handles) for news in inbox.news.values()),
+        "messages": len(inbox.received),
+        "refused": len(inbox.refused),
         "stacks": len(results),
         "complete": inbox.is_complete,
         "published": report.should_notify,
@@ -92,11 +93,11 @@ def _receive(settings: HubSettings, states: Mapping[Spoke, SpokeState], end: Dea
     within = end.capped_at(_RECEIVE_SHARE * end.remaining())
     hidden = int(end.remaining() + _HIDDEN_SECONDS)
     for found in receive_rounds(settings.queue_url, hidden, within):
-        inbox.received += len(found.messages)
+        inbox.received.update(message.id for message in found.messages)
         inbox.is_complete = found.is_last
         for message in found.messages:
             _add(inbox, message)
-        if inbox.received >= _MOST_MESSAGES:
+        if len(inbox.received) >= _MOST_MESSAGES:
             break
     return inbox
 
@@ -106,6 +107,7 @@ def _add(inbox: _Inbox, message: QueueMessage) -> None:
     try:
         report = _read(inbox, message.body)
     except ConfigurationError as error:
+        inbox.refused.add(message.id)
         if message.is_first_time:
             inbox.new_problems.append(printable(str(error)))
             logger.warning("refused a message", extra={"error": printable(str(error))})
