@@ -1,4 +1,4 @@
-"""Builds the release: one zip, the templates that use it, and their checksums.
+"""Builds the release: one zip, the templates that use it, their checksums, and the release notes.
 
 Run as ``python -m infra.package ARTIFACT FOLDER``. The same sources give the same bytes.
 """
@@ -31,10 +31,12 @@ _EARLIEST: Final = (1980, 1, 1, 0, 0, 0)  # that a zip can express
 
 
 def build_release(artifact: Path, folder: Path) -> Path:
-    """Write the release into a folder of its own and return that folder."""
+    """Write the release into a folder of its own, and NOTES.md beside it; return that folder."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    notes = read_notes((ROOT / "CHANGELOG.md").read_text("utf-8"), version)
     release = folder / f"session-reaper-{version}"
     release.mkdir(parents=True, exist_ok=True)
+    (folder / "NOTES.md").write_text(notes, "utf-8")
     for old in release.iterdir():
         old.unlink()
     code = release / f"session-reaper-{version}.zip"
@@ -54,6 +56,14 @@ def build_release(artifact: Path, folder: Path) -> Path:
     ]
     (release / "SHA256SUMS").write_text("".join(digests), "utf-8")
     return release
+
+
+def read_notes(changelog: str, version: str) -> str:
+    """Return the section of a version. Raises ValueError if there is none."""
+    found = re.search(rf"(?ms)^## \[{re.escape(version)}\].*?\n(.*?)(?=^## |\Z)", changelog)
+    if not found:
+        raise ValueError(f"CHANGELOG.md has no section for version {version}: write one")
+    return found[1].strip() + "\n"
 
 
 def write_zip(artifact: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from infra.package import ROOT, add_application, build_release
+from infra.package import ROOT, add_application, build_release, read_notes
 from tests.template.sources import TEMPLATES, read_template
 
 if TYPE_CHECKING:
@@ -132,6 +132,16 @@ def test_the_root_template_has_the_metadata_of_an_application(release: Path) -> 
 def test_cloudformation_takes_the_root_template_as_text(release: Path) -> None:
     """Terraform passes it so; above this size it would have to be in a bucket."""
     assert (release / "template.yaml").stat().st_size < 51_200
+
+
+def test_the_notes_are_the_versions_section_of_the_changelog(release: Path) -> None:
+    notes = (release.parent / "NOTES.md").read_text()
+    assert notes in (ROOT / "CHANGELOG.md").read_text()
+    changelog = "# Changelog\n\n## [1.1.0] - today\n\n### Added\n\n- It.\n\n## [1.0.0]\n\nOld.\n"
+    assert read_notes(changelog, "1.1.0") == "### Added\n\n- It.\n"
+    assert read_notes(changelog, "1.0.0") == "Old.\n"
+    with pytest.raises(ValueError, match=r"no section for version 1\.1\.1"):
+        read_notes(changelog, "1.1.1")
 
 
 def test_a_template_without_a_metadata_section_is_refused() -> None:

@@ -298,7 +298,8 @@ def updated(deployed: Deployed, database: Server) -> Deployed:
 
 
 def test_an_update_keeps_the_notification_state_and_every_name(updated: Deployed) -> None:
-    assert updated.account.outputs(STACK) == updated.outputs
+    kept = {name: one for name, one in updated.outputs.items() if name != "AlarmTopicArn"}
+    assert updated.account.outputs(STACK) == kept
     assert updated.account.client("cloudwatch").describe_alarms()["MetricAlarms"] == []
 
 
@@ -321,10 +322,16 @@ def test_a_private_stack_grants_only_what_its_parameters_need(account: Account) 
     name = outputs["RoleArn"].rpartition("/")[2]
     assert set(iam.list_role_policies(RoleName=name)["PolicyNames"]) == {
         "session-reaper",
+        "use-your-keys",
         "attach-to-vpc",
     }
-    policy = iam.get_role_policy(RoleName=name, PolicyName="session-reaper")["PolicyDocument"]
-    statements = {one["Sid"]: one for one in policy["Statement"]}
+    statements = {
+        one["Sid"]: one
+        for policy in ("session-reaper", "use-your-keys")
+        for one in iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"][
+            "Statement"
+        ]
+    }
     assert statements["ReadTargetSecrets"]["Resource"] == [secret, f"{secret[:-1]}g"]
     assert statements["UseKeys"]["Resource"] == [key]
     assert not statements.keys() & {"ReadFallbackSecrets", "ReadPolicy"}
@@ -438,11 +445,19 @@ def test_each_permission_of_the_function_is_needed(updated: Deployed, database: 
 # -- attached stacks -------------------------------------------------------------------------------
 
 
-def test_monitoring_attaches(updated: Deployed) -> None:
-    updated.account.attach("monitoring", STACK)
-    cloudwatch = updated.account.client("cloudwatch")
-    names = {one["AlarmName"] for one in cloudwatch.describe_alarms()["MetricAlarms"]}
-    assert names == {f"{STACK}-SlotsUsed", f"{STACK}-TargetsFailing"}
+def test_monitoring_cannot_attach_to_a_stack_without_alarms(updated: Deployed) -> None:
+    with pytest.raises(AssertionError, match="'AlarmTopicArn' has no Default and was not provided"):
+        updated.account.attach("monitoring", STACK)
+
+
+def test_monitoring_attaches_to_a_stack_with_alarms(updated: Deployed) -> None:
+    account = updated.account
+    account.deploy(STACK, {"Alarms": "yes"})
+    account.attach("monitoring", STACK)
+    cloudwatch = account.client("cloudwatch")
+    alarms = {one["AlarmName"]: one for one in cloudwatch.describe_alarms()["MetricAlarms"]}
+    for name in ("SlotsUsed", "TargetsFailing"):
+        assert alarms[f"{STACK}-{name}"]["AlarmActions"] == [updated.outputs["TopicArn"]]
     [dashboard] = cloudwatch.list_dashboards()["DashboardEntries"]
     assert dashboard["DashboardName"] == f"{STACK}-{REGION}"
 

@@ -1,9 +1,10 @@
 """`make storm`: healthy transactions by the hundred thousand while two reapers terminate leaks.
 
-`python -m tests.storm SERVERS [--transactions N] [--majors 13 18] [--hair-trigger]` prints one row per
-major and ends with 1 if a healthy transaction was broken, if a report and the server's log differ, or
-if no leak was terminated. With `--hair-trigger` the threshold lies below the transactions' own time:
-then healthy sessions are terminated, and the table shows how many of them had just gone back to work.
+`python -m tests.storm SERVERS [--transactions N] [--majors 13 18] [--hair-trigger] [--compare]` prints
+one row per major and ends with 1 if a healthy transaction was broken, if a report and the server's log
+differ, or if no leak was terminated. With `--hair-trigger` the threshold lies below the transactions'
+own time: then healthy sessions are terminated, and the table shows how many of them had just gone back
+to work. With `--compare` the scripts of `tests/storm/script.py` also run, each in a storm of its own.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.local.postgres import npm_builds
+from tests.storm.script import Script
 from tests.storm.storm import HAIR_TRIGGER, StormResult, storm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from infra.local.postgres import Build
 
 _TRANSACTIONS = 200_000
 _OLDEST_AND_NEWEST = (13, 18)
@@ -36,6 +40,8 @@ def main() -> None:
         for major in arguments.majors
     ]
     console = Console(width=150)
+    if arguments.compare:
+        console.print(_comparison(results, _by_hand(builds, arguments)))
     if arguments.hair_trigger:
         console.print(_hair_trigger_table(results))
         return
@@ -52,7 +58,54 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--transactions", type=int, default=_TRANSACTIONS, help="for each major")
     parser.add_argument("--majors", type=int, nargs="+", default=_OLDEST_AND_NEWEST)
     parser.add_argument("--hair-trigger", action="store_true")
+    parser.add_argument("--compare", action="store_true")
     return parser.parse_args()
+
+
+def _by_hand(
+    builds: Mapping[int, Build], arguments: argparse.Namespace
+) -> Iterator[tuple[str, StormResult]]:
+    """Run a storm for each major and script; a hair trigger is about the time in the state only."""
+    scripts = [Script.LOOK_THEN_KILL] if arguments.hair_trigger else Script
+    for major in arguments.majors:
+        for script in scripts:
+            yield (
+                script,
+                storm(
+                    builds[major],
+                    arguments.transactions,
+                    hair_trigger=arguments.hair_trigger,
+                    script=script,
+                ),
+            )
+
+
+def _comparison(
+    reapers: Sequence[StormResult], by_hand: Iterable[tuple[str, StormResult]]
+) -> Table:
+    table = Table(title="the same storm with other ways to terminate leaks", title_justify="left")
+    for heading in (
+        "PostgreSQL",
+        "terminated by",
+        "healthy transactions",
+        "healthy transactions broken",
+        "had just gone back to work",
+        "sessions killed",
+        "duration",
+    ):
+        table.add_column(heading, justify="right")
+    named = [*(("session-reaper", each) for each in reapers), *by_hand]
+    for name, result in sorted(named, key=lambda each: each[1].major):
+        table.add_row(
+            str(result.major),
+            name,
+            f"{result.healthy.transactions:,}",
+            f"{len(result.healthy.breaks):,}",
+            f"{result.killed_at_work:,}",
+            f"{len(result.deaths):,}",
+            f"{result.healthy.seconds:.0f} s",
+        )
+    return table
 
 
 def _table(results: Sequence[StormResult]) -> Table:

@@ -1,5 +1,7 @@
 """One storm: healthy clients, leaks and two overlapping reapers on one server, and what became of them.
 
+For comparison, two overlapping scripts can take the place of the reapers; they report nothing.
+
 Three witnesses are compared: the healthy clients with the data, the reapers' reports, and the server's
 log, which has a line for each session that was terminated.
 """
@@ -26,11 +28,14 @@ from tests.storm.reaper import ReaperRun
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from tests.storm.script import Script
+
 HEALTHY_CLIENTS = 40
 LONGEST_IDLE = 0.030  # seconds that a healthy transaction is idle at most
 LONGEST_IDLE_UNDER_HAIR_TRIGGER = 0.060
 LEAKS = 160
 REAPERS = 2
+SCRIPT_AGE = 1.0  # seconds: as in the rule that matches most leaks
 THRESHOLD = 0.7  # seconds: the shortest of any rule that a healthy session can match
 HAIR_TRIGGER = 0.005  # seconds: below the transactions' own time
 ADMIN_SHUTDOWN = "57P01"
@@ -217,7 +222,9 @@ def _is_within(death: Death, run: ReaperRun, *, lingers: bool) -> bool:
     return run.began - _LOG_SLACK <= death.at and (lingers or death.at <= run.ended + _LOG_SLACK)
 
 
-def storm(build: Build, transactions: int, *, hair_trigger: bool = False) -> StormResult:
+def storm(
+    build: Build, transactions: int, *, hair_trigger: bool = False, script: Script | None = None
+) -> StormResult:
     """Run one storm of so many healthy transactions on a new server.
 
     Under a hair trigger there are no leaks: as the older sessions they would be terminated first.
@@ -246,9 +253,12 @@ def storm(build: Build, transactions: int, *, hair_trigger: bool = False) -> Sto
         with ExitStack() as processes:
             if not hair_trigger:
                 processes.enter_context(_process("leaks", environment, database.unix_sock, LEAKS))
+            age = HAIR_TRIGGER if hair_trigger else SCRIPT_AGE
+            by_hand = ("script", environment, script, database.unix_sock, age)
             for output in outputs:
                 into = processes.enter_context(output.open("w"))
-                processes.enter_context(_process("reaper", environment, into=into))
+                command = by_hand if script else ("reaper", environment)
+                processes.enter_context(_process(*command, into=into))
             arguments = (database.unix_sock, HEALTHY_CLIENTS, transactions, longest_idle)
             healthy = _run_healthy_clients(environment, *arguments)
         runs = [

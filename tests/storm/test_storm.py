@@ -9,6 +9,7 @@ import pytest
 from infra.local.postgres import bundled_builds, npm_builds
 from tests.storm.healthy import Break, HealthyResult
 from tests.storm.reaper import ReaperRun, SessionOutcome
+from tests.storm.script import Script
 from tests.storm.storm import THRESHOLD, Death, StormResult, storm
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _TRANSACTIONS = 10_000
+_FEW_TRANSACTIONS = 5_000
 
 
 @pytest.mark.parametrize("newest", [False, True], ids=["oldest", "newest"])
@@ -32,6 +34,15 @@ def test_no_healthy_transaction_is_broken_while_leaks_are_terminated(
     assert len(result.deaths) > 100
     assert result.condemned_per_killing_run[-1] >= 20
     assert result.number_of("cancelled") > 0
+
+
+def test_the_articles_statement_breaks_healthy_transactions() -> None:
+    builds = bundled_builds()
+
+    result = storm(builds[max(builds)], _FEW_TRANSACTIONS, script=Script.ARTICLE)
+
+    assert len(result.broken) > 10
+    assert result.wrong_counts == []
 
 
 def _result(

@@ -170,7 +170,7 @@ def test_every_alarm_has_the_name_that_the_dashboard_shows_and_notifies_the_topi
     properties = ALARMS[alarm]
     assert 100 < len(properties["AlarmDescription"]["Sub"]) < 900  # CloudWatch keeps 1024
     [topic] = properties["AlarmActions"]
-    assert topic["Ref"] in ("Topic", "TopicArn")
+    assert topic["Ref"] in ("Topic", "AlarmTopicArn")
     assert properties["AlarmName"]["Sub"].endswith(f"}}-{alarm}")
     shown = next(widget for widget in WIDGETS if widget["type"] == "alarm")
     text = " ".join(shown["properties"]["alarms"])
