@@ -31,8 +31,8 @@ from session_reaper.summary.prose import Prose
 
 _LOAD_SECONDS: Final = 10.0
 _RECEIVE_SHARE: Final = 0.5  # of the time; the rest is for the digest, the table and the deletions
-_MOST_MESSAGES: Final = 12_000  # of one run
-_MOST_SESSIONS: Final = 1_000_000  # as above; a hostile stack can report 300,000 in a message
+_MOST_MESSAGES: Final = 4_000  # of one run; the next one goes on
+_MOST_SESSIONS: Final = 500_000  # as above; a hostile stack can report 300,000 in a message
 _MOST_STACKS: Final = 3_000  # an account could invent any number
 _HIDDEN_SECONDS: Final = 60.0  # beyond the end of the run
 
