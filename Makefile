@@ -127,6 +127,11 @@ package: build ## build the release in dist/: the zip, the templates that use it
 deploy: build ## [ENV=staging|prod] [GUIDED=yes] [ARGS=…]: show the changes and deploy
 	$(SAM)/sam deploy --config-env $(ENV) $(if $(GUIDED),--guided,--stack-name $(STACK)) $(ARGS)
 
+.PHONY: deploy-fleet
+deploy-fleet: build ## ACCOUNTS=file.csv [HUB=stack] [ARGS=…]: deploy a stack for each line of the file, in parallel
+	PATH="$(abspath $(SAM)):$$PATH" PYTHONPATH=functions:. $(PYTHON) -m infra.fleet.deploy \
+		$(or $(ACCOUNTS),$(error ACCOUNTS=file.csv is required)) $(if $(HUB),--hub $(HUB)) $(ARGS)
+
 # The stacks beside session-reaper's take its outputs as parameters of the same name; sam ignores the
 # other outputs. infra/network.yaml comes before it, without any.
 OUTPUTS = import json, sys; print(*(one["OutputKey"] + "=" + one["OutputValue"] \

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import boto3
+from moto.core.models import DEFAULT_ACCOUNT_ID as ACCOUNT
+from moto.sqs import models as queue_models
 from session_reaper.hub import lambda_handler
 from session_reaper.report.fleet_document import RunOrigin, write_fleet_document
 from session_reaper.summary.digest import digest_report
@@ -17,6 +21,7 @@ from tests.builders import a_report
 from tests.integration.stage import Context
 
 if TYPE_CHECKING:
+    import pytest
     from session_reaper.report.model import TargetReport
 
     from infra.local.aws import Aws, Email
@@ -25,7 +30,7 @@ REGION = "eu-central-1"
 
 
 def an_origin(account: int = 1, **changes: Any) -> RunOrigin:  # noqa: ANN401 -- of any field
-    now = time.time()
+    now = float(changes.get("sent_at", time.time()))
     origin = RunOrigin(
         account=f"{account:012}",
         region=REGION,
@@ -60,6 +65,20 @@ class Hub:
             entries = [{"Id": str(n), "MessageBody": body} for n, body in enumerate(batch)]
             self.aws.sqs.send_message_batch(QueueUrl=self.queue_url, Entries=entries)  # type: ignore[arg-type]
 
+    def put(self, *bodies: str, age: float = 0) -> None:
+        """Put messages into the queue that arrived so many seconds ago, without a request."""
+        queue = self._queue
+        for body in bodies:
+            message = queue_models.Message(str(uuid4()), body)
+            message.mark_sent()
+            message.sent_timestamp -= int(1000 * age)  # type: ignore[assignment,operator] # an integer now
+            queue.add_message(message)
+
+    @property
+    def _queue(self) -> queue_models.Queue:
+        queues: dict[str, queue_models.Queue] = queue_models.sqs_backends[ACCOUNT][REGION].queues
+        return queues["fleet"]
+
     def run(self, seconds: float = 60.0) -> tuple[dict[str, Any], list[Email]]:
         answer = lambda_handler({}, Context(seconds))  # type: ignore[arg-type]
         return json.loads(json.dumps(answer)), self.aws.delivered()
@@ -75,9 +94,7 @@ class Hub:
 
     def show_hidden(self) -> None:
         """Make every received message visible again."""
-        from moto.sqs.models import sqs_backends  # noqa: PLC0415
-
-        queue = sqs_backends["123456789012"][REGION].queues["fleet"]
+        queue = self._queue
         for message in list(queue._messages):  # noqa: SLF001
             message.change_visibility(0)
             message.visible_at = 0
@@ -95,3 +112,25 @@ class Hub:
                 issue[3] -= seconds
             item["known"] = {"S": json.dumps(known)}
             dynamodb.put_item(TableName=self.table, Item=item)
+
+
+def use_fast_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the stand-in's queue hold ten thousand messages: it reads the clock for each, in each call."""
+
+    def list_visible(queue: queue_models.Queue) -> list[queue_models.Message]:
+        now = 1000 * time.time()
+        return list(islice((one for one in queue._messages if one.visible_at <= now), 10))  # noqa: SLF001
+
+    def delete_message(queue: queue_models.Queue, receipt_handle: str) -> None:
+        for number, message in enumerate(queue._messages):  # noqa: SLF001
+            if message.had_receipt_handle(receipt_handle):
+                queue.pending_messages.discard(message)
+                del queue._messages[number]  # noqa: SLF001
+                return
+
+    monkeypatch.setattr(queue_models.Queue, "messages", property(list_visible))
+    monkeypatch.setattr(queue_models.Queue, "delete_message", delete_message)
+    backend = queue_models.SQSBackend
+    monkeypatch.setattr(
+        backend, "is_message_valid_based_on_retention_period", lambda *_, **__: True
+    )

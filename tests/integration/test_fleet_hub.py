@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
+from session_reaper.aws.fleet_table import load_spoke_states
+from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError, PublishError
 from session_reaper.report.model import Failure, Outcome, TargetReport, TargetStatus
 
 from tests.builders import a_target_report, some_fates
-from tests.fleet import Hub, a_message, an_origin
+from tests.fleet import Hub, a_message, an_origin, use_fast_queue
 from tests.integration.stage import TABLE, policy, state_table
 
 if TYPE_CHECKING:
@@ -74,6 +78,39 @@ def test_twenty_accounts_get_one_digest_with_true_numbers(hub: Hub) -> None:
     assert "000000000004/eu-central-1/session-reaper" in said
     assert "unknown key" in said
     assert "000000000003/eu-central-1/db-7" in said
+    assert hub.run()[1] == []
+
+
+def test_one_digest_is_true_with_a_silent_stack_and_messages_that_come_late_and_twice(
+    hub: Hub,
+) -> None:
+    quiet_targets = [quiet(f"db-{number}") for number in range(50)]
+    hub.send(*(a_message(an_origin(account), *quiet_targets) for account in range(1, 21)))
+    assert hub.run()[1] == []
+    hub.age(1000)
+    for account in range(1, 20):
+        targets = list(quiet_targets)
+        if account <= 3:
+            targets[7] = leaking(account * 10, "api", "db-7")
+        error = "POLICY: rules[0].x: unknown key" if account == 4 else ""
+        message = a_message(
+            an_origin(account), *([] if error else targets), run="second", error=error
+        )
+        hub.send(message)
+    late = an_origin(5, sent_at=time.time() - 2000)
+    late_message = a_message(late, leaking(4, "worker"), failed(name="db-8"), run="late")
+    hub.send(late_message, late_message)
+    answer, (email,) = hub.run()
+    said = text(email)
+    assert (answer["stacks"], answer["refused"], answer["complete"]) == (20, 0, True)
+    assert answer["verdict"].startswith("ACTION NEEDED: The configuration is invalid in")
+    assert "no report arrives from 000000000020/eu-central-1/session-reaper" in said
+    assert "64 sessions were terminated and verified gone" in said
+    totals = "20 stacks (1 silent) in 20 accounts, 1000 targets, 64 sessions terminated"
+    assert totals in said
+    assert "Most leaked sessions: api (60 on 3 targets), worker (4 on 1 target)" in said
+    assert "db-8" not in said
+    hub.send(late_message)
     assert hub.run()[1] == []
 
 
@@ -220,6 +257,95 @@ def test_many_waiting_messages_are_merged_into_one_digest(hub: Hub) -> None:
     assert answer["verdict"] == "RESOLVED: 15 sessions were terminated and verified gone."
     assert "15 stacks in 15 accounts, 15 targets" in text(email)
     assert hub.waiting() == 0
+
+
+def test_a_hub_that_was_down_for_an_hour_tells_what_happened_and_invents_no_silence(
+    hub: Hub,
+) -> None:
+    hub.send(*(a_message(an_origin(account), quiet()) for account in range(1, 6)))
+    assert hub.run()[1] == []
+    hub.age(3600)
+    now = time.time()
+    for minutes in range(55, -1, -5):
+        for account in range(1, 6):
+            if account == 5 and minutes < 40:
+                continue  # it fell silent
+            target = leaking(2) if account == 1 else quiet()
+            if account == 2 and minutes > 20:  # over before the hub was back
+                target = failed()
+            if account == 3 and minutes < 20:
+                target = failed()
+            origin = an_origin(account, sent_at=now - 60 * minutes)
+            hub.put(a_message(origin, target, run=f"run-{minutes}"), age=60 * minutes)
+    answer, (email,) = hub.run()
+    said = text(email)
+    assert (answer["messages"], answer["complete"]) == (12 * 4 + 4, True)
+    assert "24 sessions were terminated and verified gone" in said
+    assert "1 of 5 targets could not be reached: 000000000003" in said
+    assert "no report arrives from 000000000005/eu-central-1/session-reaper" in said
+    assert "5 stacks (1 silent) in 5 accounts, 5 targets, 24 sessions terminated" in said
+    assert "000000000002" not in said
+
+
+def test_a_stack_is_not_silent_while_another_run_has_its_messages(hub: Hub) -> None:
+    hub.send(a_message(an_origin(), quiet()))
+    assert hub.run()[1] == []
+    hub.age(1000)
+    hub.send(a_message(an_origin(), quiet(), run="b"))
+    hub.aws.sqs.receive_message(QueueUrl=hub.queue_url, VisibilityTimeout=300)
+    answer, emails = hub.run()
+    assert (answer["messages"], answer["complete"], emails) == (0, False, [])
+    hub.show_hidden()
+    answer, emails = hub.run()
+    assert (answer["messages"], answer["complete"], emails) == (1, True, [])
+
+
+def test_a_hostile_stack_cannot_fill_the_memory_of_the_hub(hub: Hub) -> None:
+    document = a_message(an_origin(1), leaking(1)).replace('"count":1', '"count":300000')
+    for number in range(3):
+        hub.put(document.replace('"run":"run-1"', f'"run":"run-{number}"'))
+    hub.put(a_message(an_origin(2), leaking(3, "worker")))
+    answer, (email,) = hub.run()
+    assert (answer["messages"], answer["complete"]) == (2, False)
+    assert "600000 sessions were terminated" in text(email)
+    hub.show_hidden()
+    answer, (email,) = hub.run()
+    assert (answer["messages"], answer["complete"]) == (2, True)
+    assert "300003 sessions were terminated" in text(email)
+    assert hub.waiting() == 0
+
+
+@pytest.mark.thorough
+def test_ten_thousand_waiting_messages_are_merged_over_several_runs(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fast_queue(monkeypatch)
+    now = time.time()
+    bodies = []
+    for account in range(1, 21):
+        kinds = [failed(), leaking(1) if account <= 3 else quiet()]
+        models = [a_message(an_origin(account), kind, run="RUN") for kind in kinds]
+        for age in range(500):
+            document = json.loads(models[not 300 < age < 400])
+            sent_at = now - 300 * age
+            document |= {"sent_at": sent_at, "next_by": sent_at + 300, "run": f"run-{age}"}
+            bodies.append((300 * age, json.dumps(document)))
+    Random(1).shuffle(bodies)  # noqa: S311 -- an order, no secret
+    for age, body in bodies:
+        hub.put(body, age=age)
+    answers, emails = [], []
+    while hub.waiting():
+        answer, digests = hub.run(120)
+        answers.append(answer)
+        emails += digests
+    assert [answer["complete"] for answer in answers] == [False, False, True]
+    assert sum(answer["messages"] for answer in answers) == 10_000
+    numbers = [re.findall(r"(\d+) sessions were terminated", text(email)) for email in emails]
+    assert sum(int(number) for (number,) in numbers) == 3 * 401
+    assert "20 stacks in 20 accounts, 20 targets" in text(emails[-1])
+    known = [state.known for state in load_spoke_states(TABLE, Deadline(10)).values()]
+    assert known == [()] * 20
+    assert hub.run()[1] == []
 
 
 def test_what_a_real_stack_reports_is_in_the_digest(hub: Hub, stage: Stage) -> None:

@@ -7,11 +7,11 @@ import time
 
 import pytest
 from session_reaper.errors import ConfigurationError
-from session_reaper.fleet.message import read_spoke_report
+from session_reaper.fleet.message import Spoke, read_spoke_report
 from session_reaper.fleet.state import SILENT_AFTER, SpokeNews, SpokeState, add_message, conclude
-from session_reaper.report.model import StackProblem
+from session_reaper.report.model import Outcome, StackProblem
 
-from tests.builders import a_target_report
+from tests.builders import a_target_report, some_fates
 from tests.fleet import a_message, an_origin
 
 
@@ -53,3 +53,49 @@ def test_a_message_without_a_part_is_refused_with_its_name(place: str) -> None:
     del document[place]
     with pytest.raises(ConfigurationError, match=f"^{place}: is required"):
         read_spoke_report(json.dumps(document))
+
+
+def test_a_stack_whose_clock_was_set_back_is_not_silent() -> None:
+    now = time.time()
+    news = some_news(a_message(an_origin(sent_at=now, next_by=now + 300), run="a"), now)
+    earlier = an_origin(sent_at=now - 3300, next_by=now - 3000)
+    add_message(news, read_spoke_report(a_message(earlier, run="b")), now + 300, "handle")
+    assert news.state.expected_by == pytest.approx(now + 600)
+    assert news.state.sent_at == pytest.approx(now)
+
+
+def test_all_messages_of_a_digest_are_recognized_if_none_could_be_deleted() -> None:
+    now = time.time()
+    fates = some_fates(1, Outcome.TERMINATED)
+    reports = [
+        read_spoke_report(
+            a_message(an_origin(sent_at=now - 300 * age), a_target_report(*fates), run=f"run-{age}")
+        )
+        for age in range(300)
+    ]
+    news = SpokeNews(state=SpokeState(spoke=reports[0].spoke))
+    state = news.state
+    for ended in (300, 0, 0):
+        news = SpokeNews(state=state)
+        for number, report in enumerate(reports):
+            add_message(news, report, now, str(number))
+        result = conclude(news, now, 3600, is_complete=True)
+        assert sum(target.count(Outcome.TERMINATED) for target in result.targets) == ended
+        assert len(news.handles) == 300
+        state = conclude(SpokeNews(state=result.state), now, 3600, is_complete=True).state
+    later = a_message(an_origin(sent_at=now + 300), run="later")
+    news = SpokeNews(state=state)
+    add_message(news, read_spoke_report(later), now + 300, "later")
+    assert len(conclude(news, now, 3600, is_complete=True).state.runs) == 100
+
+
+def test_a_stack_that_was_never_heard_is_silent_from_the_moment_that_it_was_expected() -> None:
+    now = time.time()
+    expected = SpokeState(spoke=Spoke("1", "eu-west-1", "reaper"), expected_by=now)
+    late = now + SILENT_AFTER + 60
+    assert conclude(SpokeNews(state=expected), late - 120, 3600, is_complete=True).targets == ()
+    result = conclude(SpokeNews(state=expected), late, 3600, is_complete=True)
+    (stack,) = result.targets
+    assert stack.error is not None
+    assert stack.error.cause == "no report has ever arrived, and one was due 11m ago"
+    assert result.state.is_silent

@@ -60,7 +60,7 @@ def save_spoke_state(table: str, state: SpokeState, deadline: Deadline) -> bool:
     def put() -> None:
         _get_dynamodb().put_item(
             TableName=table,
-            Item=_to_item(state),
+            Item=to_item(state),
             ConditionExpression="attribute_not_exists(target) OR revision = :known",
             ExpressionAttributeValues={":known": {"N": str(state.revision)}},
         )
@@ -78,7 +78,8 @@ def _get_dynamodb() -> "DynamoDBClient":
     return get_client("dynamodb", seconds=_SECONDS / 2, tries=1)  # type: ignore[no-any-return] # by name
 
 
-def _to_item(state: SpokeState) -> dict[str, Any]:
+def to_item(state: SpokeState) -> dict[str, Any]:
+    """Return the item of a stack, in the form of DynamoDB's requests."""
     spoke = state.spoke
     known = [
         [

@@ -38,10 +38,15 @@ class QueueMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """The messages of parallel calls. `is_last`: the queue has no further message."""
+    """The messages of parallel calls.
+
+    `is_last`: no further message is visible. `received`: how many are hidden then, each of which this
+    run or another one has received.
+    """
 
     messages: Sequence[QueueMessage]
     is_last: bool = False
+    received: int = 0
 
 
 def receive_rounds(queue_url: str, hidden_seconds: int, deadline: Deadline) -> Iterator[Round]:
@@ -69,27 +74,36 @@ def receive_rounds(queue_url: str, hidden_seconds: int, deadline: Deadline) -> I
             logger.warning("cannot read the queue", extra={"error": describe_error(error)})
             yield Round(messages=messages)
             return
-        is_last = not messages and _is_empty(queue_url, deadline)
-        yield Round(messages=messages, is_last=is_last)
-        if is_last:
+        hidden = None if messages else _count_hidden(queue_url, deadline)
+        if hidden is not None:
+            yield Round(messages=messages, is_last=True, received=hidden)
             return
+        yield Round(messages=messages)
         is_first = False
         calls = _PARALLEL if len(messages) >= _BATCH else 1
 
 
-def _is_empty(queue_url: str, deadline: Deadline) -> bool:
-    """Return whether no message is waiting; a receive call may find none of many."""
+def _count_hidden(queue_url: str, deadline: Deadline) -> int | None:
+    """Return the number of hidden messages; None while one is visible, which a call may not find."""
 
-    def count() -> int:
-        name: Final = "ApproximateNumberOfMessages"
-        answer = _get_sqs().get_queue_attributes(QueueUrl=queue_url, AttributeNames=[name])
-        return int(answer["Attributes"][name])
+    def count() -> tuple[int, int]:
+        answer = _get_sqs().get_queue_attributes(
+            QueueUrl=queue_url,
+            AttributeNames=[
+                "ApproximateNumberOfMessages",
+                "ApproximateNumberOfMessagesNotVisible",
+            ],
+        )
+        found = answer["Attributes"]
+        visible = int(found["ApproximateNumberOfMessages"])
+        return visible, int(found["ApproximateNumberOfMessagesNotVisible"])
 
     try:
-        return call("sqs", count, deadline) == 0
+        visible, hidden = call("sqs", count, deadline)
     except AWS_ERRORS as error:
         logger.warning("cannot count the messages", extra={"error": explain_error(error)})
-        return False
+        return None
+    return None if visible else hidden
 
 
 def _make_receiver(queue_url: str, hidden_seconds: int) -> Callable[[], list[QueueMessage]]:

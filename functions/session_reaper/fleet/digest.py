@@ -35,8 +35,10 @@ def write_fleet_notes(
     accounts = len({state.spoke.account for state in known})
     number = sum(state.targets for state in known)
     ended = sum(target.count(Outcome.TERMINATED) for target in targets)
+    silent = sum(state.is_silent for state in known)
     totals = (
-        f"Fleet: {count_of(len(known), 'stack')} in {count_of(accounts, 'account')},"
+        f"Fleet: {count_of(len(known), 'stack')}{f' ({silent} silent)' if silent else ''}"
+        f" in {count_of(accounts, 'account')},"
         f" {count_of(number, 'target')}, {count_of(ended, 'session')} terminated since the last digest."
     )
     return ((totals,), *_list_leaks(targets), *_list_advice(advice))

@@ -18,7 +18,7 @@ from session_reaper.report.model import Outcome, Report, StackProblem, TargetRep
 SILENT_AFTER: Final = 600.0
 """Seconds after the announced moment of a stack's next message."""
 
-_RUNS: Final = 100  # of one stack, to recognize messages that arrive twice
+_RUNS: Final = 100  # of one stack, and all of the last digest, to recognize what arrives twice
 _DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
 
 
@@ -33,10 +33,18 @@ class SpokeState:
     spoke: Spoke
     sent_at: float = 0.0  # of the latest usual run
     expected_by: float = 0.0
-    runs: tuple[str, ...] = ()  # digests of their ids, newest last
+    runs: tuple[str, ...] = ()  # digests of their ids, those of the last digest at the end
     targets: int = 0
     known: tuple[KnownIssue, ...] = ()
     revision: int = 0
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the silence of the stack was reported, and has not ended."""
+        return any(
+            issue.target == STACK_KEY and StackProblem.SILENT in issue.key.detail
+            for issue in self.known
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,6 +52,7 @@ class SpokeNews:
     """What the messages of one stack add to its state."""
 
     state: SpokeState
+    runs: set[str] = field(default_factory=set)  # digests of the ids of all messages
     latest: SpokeReport | None = None  # the newest usual run
     others: list[TargetReport] = field(default_factory=list)  # with ended sessions only
     handles: list[str] = field(default_factory=list)  # of the messages to delete
@@ -56,14 +65,17 @@ def add_message(news: SpokeNews, report: SpokeReport, arrived_at: float, handle:
     news.handles.append(handle)
     state = news.state
     run = sha256(report.run.encode()).hexdigest()[:12]
-    if run in state.runs:
+    is_known = run in news.runs or run in state.runs
+    news.runs.add(run)
+    if is_known:
         return
     sent_at = min(report.sent_at, arrived_at)
     news.mode = max(news.mode, report.mode or Mode.OFF)
-    state = replace(state, runs=(*state.runs, run)[-_RUNS:])
     if not report.is_usual or sent_at <= state.sent_at:
         news.others += _keep_ended(report.targets)
-        news.state = state
+        if report.is_usual:  # a sign of life, even if the stack's clock was set back
+            expected_by = max(state.expected_by, arrived_at + report.interval)
+            news.state = replace(state, expected_by=expected_by)
         return
     if news.latest is not None:
         news.others += _keep_ended(news.latest.targets)
@@ -126,13 +138,26 @@ def conclude(news: SpokeNews, now: float, remind_after: float, *, is_complete: b
     report, update = compare_with_known(
         report, known, now, remind_after, covers_all=covers_all, function_arn=None
     )
-    return SpokeResult(targets=report.targets, state=_apply(state, update, now))
+    state = replace(_apply(state, update, now), runs=_merge_runs(news))
+    return SpokeResult(targets=report.targets, state=state)
+
+
+def _merge_runs(news: SpokeNews) -> tuple[str, ...]:
+    """Put the runs of this digest last: if their messages cannot be deleted, they arrive again."""
+    if not news.runs:
+        return news.state.runs
+    older = [run for run in news.state.runs if run not in news.runs]
+    return tuple([*older, *sorted(news.runs)][-max(_RUNS, len(news.runs)) :])
 
 
 def _make_silent(state: SpokeState, now: float) -> TargetReport:
     late = format_duration(now - state.expected_by)
-    hint = "Check that the stack's schedule is enabled, its function runs, and its topic admits it."
-    cause = f"no report has arrived, and one was due {late} ago"
+    hint = (
+        "Check that the stack's schedule is enabled, its function runs, FleetTopicArn is set, and"
+        " the topic and its key admit the account."
+    )
+    ever = "" if state.sent_at else "ever "
+    cause = f"no report has {ever}arrived, and one was due {late} ago"
     return make_stack_report(state.spoke, StackProblem.SILENT, cause, hint)
 
 

@@ -31,7 +31,8 @@ from session_reaper.summary.prose import Prose
 
 _LOAD_SECONDS: Final = 10.0
 _RECEIVE_SHARE: Final = 0.5  # of the time; the rest is for the digest, the table and the deletions
-_MOST_MESSAGES: Final = 12_000  # of one run
+_MOST_MESSAGES: Final = 4_000  # of one run; the next one goes on
+_MOST_SESSIONS: Final = 500_000  # as above; a hostile stack can report 300,000 in a message
 _MOST_STACKS: Final = 3_000  # an account could invent any number
 _HIDDEN_SECONDS: Final = 60.0  # beyond the end of the run
 
@@ -43,7 +44,8 @@ class _Inbox:
     news: dict[Spoke, SpokeNews]
     received: set[str] = field(default_factory=set)  # ids of messages
     refused: set[str] = field(default_factory=set)
-    is_complete: bool = False  # no message is left in the queue
+    sessions: int = 0  # that the messages report
+    is_complete: bool = False  # no message is left in the queue, or with another run
     new_problems: list[str] = field(default_factory=list)  # of messages, each at its first arrival
 
 
@@ -93,10 +95,13 @@ def _receive(settings: HubSettings, states: Mapping[Spoke, SpokeState], end: Dea
     within = end.capped_at(_RECEIVE_SHARE * end.remaining())
     hidden = int(end.remaining() + _HIDDEN_SECONDS)
     for found in receive_rounds(settings.queue_url, hidden, within):
-        inbox.received.update(message.id for message in found.messages)
-        inbox.is_complete = found.is_last
         for message in found.messages:
+            inbox.received.add(message.id)
             _add(inbox, message)
+            if inbox.sessions >= _MOST_SESSIONS:
+                return inbox
+        # What another run has received may say that a stack is not silent.
+        inbox.is_complete = found.is_last and found.received <= len(inbox.received)
         if len(inbox.received) >= _MOST_MESSAGES:
             break
     return inbox
@@ -112,6 +117,7 @@ def _add(inbox: _Inbox, message: QueueMessage) -> None:
             inbox.new_problems.append(printable(str(error)))
             logger.warning("refused a message", extra={"error": printable(str(error))})
         return
+    inbox.sessions += sum(len(target.results) for target in report.targets)
     news = inbox.news.setdefault(report.spoke, SpokeNews(state=SpokeState(spoke=report.spoke)))
     add_message(news, report, message.sent_at, message.handle)
 

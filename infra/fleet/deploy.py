@@ -1,0 +1,185 @@
+"""Deploys the stacks of an accounts file, in parallel, each under a role of its account.
+
+With --hub, it deploys the topic of each region first, leads the stacks' reports there, and tells the
+hub of each stack, so that the hub notices one that never reports.
+"""
+
+import argparse
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from infra.fleet.accounts import AccountsError, Deployment, read_accounts
+from infra.fleet.hub import (
+    FleetTopic,
+    Hub,
+    deploy_topics,
+    expect_report,
+    find_hub,
+    join_fleet,
+)
+from infra.fleet.stacks import (
+    DeployError,
+    Options,
+    assume_role,
+    describe_error,
+    read_outputs,
+    run_sam,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The end of one stack's deployment; `problem` is empty if it worked."""
+
+    deployment: Deployment
+    seconds: float
+    done: str = ""
+    problem: str = ""
+
+    @property
+    def text(self) -> str:
+        """What was done, or why it failed."""
+        return f"FAILED: {self.problem}" if self.problem else self.done
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Deploy; return 1 if a stack failed, 2 if nothing was begun."""
+    given = _parse(arguments)
+    options = Options(
+        template=given.template,
+        logs=given.logs,
+        preview=given.preview,
+        register=given.register,
+    )
+    try:
+        deployments = read_accounts(given.accounts, _read_parameters(given.template))
+        hub = find_hub(given.hub) if given.hub else None
+        topics = deploy_topics(deployments, hub, given.organization, options) if hub else {}
+    except (AccountsError, DeployError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    results = _deploy_all(
+        deployments, given.parallel, lambda each: _deploy(each, hub, topics, options)
+    )
+    _print_table(results, options)
+    return int(any(result.problem for result in results))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="deploy-fleet", description=__doc__)
+    parser.add_argument("accounts", type=Path, help="CSV: account,region,role,stack,Parameter,...")
+    parser.add_argument("--hub", metavar="STACK", help="the hub's stack, in your own account")
+    parser.add_argument(
+        "--organization", default="", help="admit this organization instead of the file's accounts"
+    )
+    parser.add_argument("--parallel", type=int, default=8, help="stacks at the same time")
+    parser.add_argument("--preview", action="store_true", help="create change sets, execute none")
+    parser.add_argument(
+        "--register", action="store_true", help="deploy nothing, only tell the hub of each stack"
+    )
+    parser.add_argument("--template", type=Path, default=Path(".aws-sam/build/template.yaml"))
+    parser.add_argument("--logs", type=Path, default=Path(".aws-sam/fleet"))
+    return parser.parse_args(arguments)
+
+
+def _read_parameters(template: Path) -> Sequence[str]:
+    """Return the names of a template's parameters. Raises DeployError."""
+
+    class Loader(yaml.SafeLoader):
+        """Reads CloudFormation's short forms as nothing."""
+
+    Loader.add_multi_constructor("!", lambda *_: None)
+    try:
+        document = yaml.load(template.read_text("utf-8"), Loader)  # noqa: S506 -- a SafeLoader
+    except OSError as error:
+        raise DeployError(f"{template} cannot be read, run make build: {error}") from None
+    return list(document["Parameters"])
+
+
+def _deploy_all(
+    deployments: Sequence[Deployment], parallel: int, deploy: Callable[[Deployment], str]
+) -> Sequence[Result]:
+    """Deploy in parallel, and print each end.
+
+    Stacks of the same account and region come one after the other, because each first `sam deploy`
+    creates the same bucket.
+    """
+    groups: dict[tuple[str, str], list[Deployment]] = defaultdict(list)
+    for each in deployments:
+        groups[each.account, each.region].append(each)
+    results: list[Result] = []
+    lock = Lock()  # numbers are printed in order
+
+    def deploy_in_turn(group: Iterable[Deployment]) -> None:
+        for each in group:
+            result = _deploy_one(each, deploy)
+            with lock:
+                results.append(result)
+                done = f"[{len(results)}/{len(deployments)}]"
+                print(f"{done} {each.label}: {result.text} ({result.seconds:.0f} s)", flush=True)
+
+    print(f"{len(deployments)} stacks, up to {parallel} at the same time", flush=True)
+    with ThreadPoolExecutor(parallel) as pool:
+        list(pool.map(deploy_in_turn, groups.values()))
+    return sorted(results, key=lambda result: result.deployment.line)
+
+
+def _deploy_one(deployment: Deployment, deploy: Callable[[Deployment], str]) -> Result:
+    """Deploy one stack; a failure is a result, so that it does not stop the others."""
+    started = time.monotonic()
+    done = problem = ""
+    try:
+        done = deploy(deployment)
+    except Exception as error:  # noqa: BLE001 -- see above
+        problem = describe_error(error)
+    seconds = time.monotonic() - started
+    return Result(deployment=deployment, seconds=seconds, done=done, problem=problem)
+
+
+def _deploy(
+    deployment: Deployment, hub: Hub | None, topics: Mapping[str, FleetTopic], options: Options
+) -> str:
+    """Deploy one stack and tell the hub of it; return what was done. Raises DeployError."""
+    session = assume_role(deployment)
+    topic = topics.get(deployment.region)
+    if topic is not None:
+        deployment = join_fleet(deployment, topic)
+    if not options.register:
+        run_sam(deployment, session, options)
+    if options.preview:
+        return "previewed"
+    if hub is None:
+        return "deployed"
+    function = read_outputs(deployment.stack, session)["FunctionName"]
+    expect_report(hub, deployment, function)
+    return "registered" if options.register else "deployed"
+
+
+def _print_table(results: Sequence[Result], options: Options) -> None:
+    failed = sum(bool(result.problem) for result in results)
+    print(f"\n{len(results)} stacks: {len(results) - failed} done, {failed} failed")
+    table = Table()
+    for heading in ("account", "region", "stack", "result"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("seconds", justify="right")
+    for result in results:
+        deployment = result.deployment
+        cells = (deployment.account, deployment.region, deployment.stack, result.text)
+        table.add_row(*cells, f"{result.seconds:.0f}")
+    Console(markup=False, highlight=False).print(table)
+    if failed and not options.register:
+        print(f"The whole output of each sam deploy is in {options.logs}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""The hub's side of a roll-out: the topic of each region, and what the hub expects."""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+from session_reaper.aws.fleet_table import to_item
+from session_reaper.fleet.message import Spoke
+from session_reaper.fleet.state import SpokeState
+from session_reaper.settings import read_error_settings
+
+from infra.fleet.accounts import Deployment
+from infra.fleet.stacks import (
+    DeployError,
+    Options,
+    assume_role,
+    describe_error,
+    describe_stack,
+    read_outputs,
+    run_sam,
+)
+
+_TEMPLATE: Final = Path(__file__).with_name("region.yaml")
+_STACK: Final = "session-reaper-fleet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hub:
+    """The hub's stack, which is in the caller's own account and region."""
+
+    account: str
+    region: str
+    queue_arn: str
+    table: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetTopic:
+    """The topic of one region, and its key."""
+
+    arn: str
+    key_arn: str
+
+
+def find_hub(stack: str) -> Hub:
+    """Find the hub's stack with the caller's own credentials. Raises DeployError."""
+    session = boto3.Session()
+    if session.region_name is None:
+        raise DeployError("set AWS_REGION to the region of the hub's stack")
+    try:
+        outputs = read_outputs(stack, session)
+        account = session.client("sts").get_caller_identity()["Account"]
+    except (BotoCoreError, ClientError) as error:
+        raise DeployError(
+            f"the hub's stack {stack} cannot be read: {describe_error(error)}"
+        ) from None
+    if "MemoryTable" not in outputs:
+        raise DeployError(f"stack {stack} has no output MemoryTable; deploy infra/fleet/hub.yaml")
+    return Hub(
+        account=account,
+        region=session.region_name,
+        queue_arn=outputs["QueueArn"],
+        table=outputs["MemoryTable"],
+    )
+
+
+def deploy_topics(
+    deployments: Sequence[Deployment], hub: Hub, organization: str, options: Options
+) -> Mapping[str, FleetTopic]:
+    """Deploy the topic of each region, or only find it; return them by region. Raises DeployError."""
+    accounts = {each.account for each in deployments}
+    regions = sorted({each.region for each in deployments})
+    return {
+        region: _deploy_topic(region, accounts, hub, organization, options) for region in regions
+    }
+
+
+def _deploy_topic(
+    region: str, accounts: Collection[str], hub: Hub, organization: str, options: Options
+) -> FleetTopic:
+    own = Deployment(line=0, account=hub.account, region=region, stack=_STACK)
+    session = assume_role(own)
+    try:
+        before = describe_stack(_STACK, session).get("Parameters", [])
+    except ClientError:
+        before = []  # there is no such stack yet
+    known = {each["ParameterKey"]: each["ParameterValue"] for each in before}
+    publishers = choose_publishers(accounts, known, organization)
+    own = replace(own, parameters={"QueueArn": hub.queue_arn, **publishers})
+    try:
+        if not (options.register or options.preview):
+            run_sam(own, session, replace(options, template=_TEMPLATE))
+        outputs = read_outputs(_STACK, session)
+    except (DeployError, BotoCoreError, ClientError) as error:
+        problem = f"the topic of {region}, stack {_STACK} in {hub.account}: {describe_error(error)}"
+        raise DeployError(problem) from None
+    return FleetTopic(arn=outputs["FleetTopicArn"], key_arn=outputs["KmsKeyArn"])
+
+
+def choose_publishers(
+    accounts: Collection[str], before: Mapping[str, str], organization: str
+) -> Mapping[str, str]:
+    """Choose who may publish to a topic; accounts of other files stay admitted."""
+    organization = organization or before.get("OrganizationId", "")
+    if organization:
+        return {"OrganizationId": organization, "Accounts": ""}
+    known = {each for each in before.get("Accounts", "").split(",") if each}
+    return {"Accounts": ",".join(sorted({*accounts, *known}))}
+
+
+def join_fleet(deployment: Deployment, topic: FleetTopic) -> Deployment:
+    """Set the parameters that lead the stack's reports to the hub."""
+    given = deployment.parameters
+    keys = [each for each in given.get("KmsKeyArns", "").split(",") if each]
+    fleet = {
+        "FleetTopicArn": given.get("FleetTopicArn", topic.arn),
+        "KmsKeyArns": ",".join(dict.fromkeys([*keys, topic.key_arn])),
+    }
+    return replace(deployment, parameters={**given, **fleet})
+
+
+def expect_report(hub: Hub, deployment: Deployment, function: str) -> None:
+    """Tell the hub when to expect the first report, unless it knows the stack. Raises DeployError."""
+    schedule = deployment.parameters.get("ScheduleExpression", "")
+    interval = read_error_settings({"RUN_INTERVAL": schedule}).run_interval
+    spoke = Spoke(deployment.account, deployment.region, function)
+    state = SpokeState(spoke=spoke, expected_by=time.time() + interval)
+    dynamodb = boto3.Session().client("dynamodb", region_name=hub.region)
+    try:
+        dynamodb.put_item(
+            TableName=hub.table,
+            Item=to_item(state),
+            ConditionExpression="attribute_not_exists(target)",
+        )
+    except dynamodb.exceptions.ConditionalCheckFailedException:
+        return
+    except (BotoCoreError, ClientError) as error:
+        raise DeployError(f"deployed, but the hub was not told: {describe_error(error)}") from None

@@ -1,0 +1,228 @@
+"""Rolling out a fleet: AssumeRole and stacks in the stand-in for AWS, with a program in place of sam."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+from moto.backends import get_backend
+from session_reaper.aws.fleet_table import load_spoke_states
+from session_reaper.deadline import Deadline
+from session_reaper.fleet.message import Spoke
+
+from infra.fleet.deploy import main
+from tests.integration.stage import TABLE, state_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from infra.local.aws import Aws
+
+OWN = "123456789012"
+# Creates the stack with the credentials of its environment, as sam does, and writes down its arguments.
+SAM = """\
+import boto3, json, os, sys
+arguments = sys.argv[1:]
+stack = arguments[arguments.index("--stack-name") + 1]
+region = arguments[arguments.index("--region") + 1]
+account = boto3.client("sts", region_name=region).get_caller_identity()["Account"]
+secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+with open(os.path.join(os.path.dirname(__file__), "calls"), "a") as calls:
+    print(json.dumps([account, arguments, secret, os.environ.get("AWS_PROFILE")]), file=calls)
+print("Deploying with following values")
+if "fail" in stack:
+    print("Error: Failed to create the stack: no permission")
+    print("see above")
+    sys.exit(1)
+given = dict(each.split("=", 1) for each in arguments if "=" in each and each[0].isupper())
+outputs = {
+    "FunctionName": f"{stack}-SessionReaper-x",
+    "FleetTopicArn": f"arn:aws:sns:{region}:{account}:fleet",
+    "KmsKeyArn": f"arn:aws:kms:{region}:{account}:key/1",
+}
+template = {
+    "Parameters": {name: {"Type": "String"} for name in given},
+    "Resources": {"Topic": {"Type": "AWS::SNS::Topic"}},
+    "Outputs": {name: {"Value": value} for name, value in outputs.items()},
+}
+cloudformation = boto3.client("cloudformation", region_name=region)
+cloudformation.create_stack(
+    StackName=stack,
+    TemplateBody=json.dumps(template),
+    Parameters=[{"ParameterKey": k, "ParameterValue": v.strip('"')} for k, v in given.items()],
+)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollOut:
+    """A folder with a program `sam`, and what it was asked."""
+
+    folder: Path
+
+    def run(self, lines: str, *options: str) -> int:
+        file = self.folder / "accounts.csv"
+        file.write_text(lines)
+        template = ("--template", "template.yaml", "--logs", str(self.folder / "logs"))
+        return main([str(file), *template, *options])
+
+    def calls(self) -> dict[str, Any]:
+        """Each call by its account, region and stack."""
+        text = self.folder / "calls"
+        lines = text.read_text().splitlines() if text.exists() else []
+        found = {}
+        for account, arguments, secret, profile in map(json.loads, lines):
+            named = [arguments[arguments.index(x) + 1] for x in ("--region", "--stack-name")]
+            found["/".join([account, *named])] = (arguments, secret, profile)
+        assert len(found) == len(lines)
+        return found
+
+
+@pytest.fixture
+def roll_out(
+    cloud: Aws,  # noqa: ARG001 -- boto3's clients go there
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[RollOut]:
+    program = tmp_path / "sam"
+    program.write_text(f"#!{sys.executable}\n{SAM}")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("AWS_SESSION_TOKEN")
+    yield RollOut(folder=tmp_path)
+    for regions in get_backend("cloudformation").values():  # of every account
+        regions.reset()
+
+
+@pytest.fixture
+def hub(roll_out: RollOut) -> Iterator[str]:  # noqa: ARG001 -- it deletes the stack at its end
+    """The stack of a hub with a table."""
+    with state_table(TABLE):
+        outputs = {"QueueArn": "arn:aws:sqs:eu-central-1:1:q", "MemoryTable": TABLE}
+        template = {
+            "Resources": {"Topic": {"Type": "AWS::SNS::Topic"}},
+            "Outputs": {name: {"Value": value} for name, value in outputs.items()},
+        }
+        boto3.client("cloudformation").create_stack(
+            StackName="the-hub", TemplateBody=json.dumps(template)
+        )
+        yield "the-hub"
+
+
+def test_each_stack_is_deployed_with_the_credentials_of_its_own_account(roll_out: RollOut) -> None:
+    lines = (
+        "account,region,role,stack,Mode,ScheduleExpression\n"
+        "111111111111,eu-central-1,deployer,,observe,\n"
+        "111111111111,eu-central-1,deployer,vpc-b,observe,\n"
+        "222222222222,us-east-1,arn:aws:iam::222222222222:role/x,,enforce,rate(1 minute)\n"
+    )
+    assert roll_out.run(lines) == 0
+    calls = roll_out.calls()
+    assert set(calls) == {
+        "111111111111/eu-central-1/session-reaper",
+        "111111111111/eu-central-1/vpc-b",
+        "222222222222/us-east-1/session-reaper",
+    }
+    arguments, secret, _ = calls["222222222222/us-east-1/session-reaper"]
+    assert arguments[-3:] == [
+        "--parameter-overrides",
+        'Mode="enforce"',
+        'ScheduleExpression="rate(1 minute)"',
+    ]
+    assert secret not in " ".join(arguments)
+    assert secret not in "".join(each.read_text() for each in roll_out.folder.glob("logs/*"))
+
+
+def test_the_failure_of_one_account_does_not_stop_the_others(
+    roll_out: RollOut, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (
+        "account,region,role,stack\n"
+        "111111111111,eu-central-1,deployer,fails\n"
+        "111111111111,eu-central-1,deployer,works\n"
+        "222222222222,eu-central-1,,\n"
+        "333333333333,eu-central-1,deployer,\n"
+    )
+    assert roll_out.run(lines, "--parallel", "2") == 1
+    assert "333333333333/eu-central-1/session-reaper" in roll_out.calls()
+    assert "111111111111/eu-central-1/works" in roll_out.calls()
+    printed = capsys.readouterr().out
+    assert "[4/4] " in printed
+    progress, table = printed.split("4 stacks: 2 done, 2 failed")
+    failure = "fails: FAILED: Error: Failed to create the stack: no permission ("
+    assert f"111111111111/eu-central-1/{failure}" in progress
+    assert f"no role is given, and your own credentials are of {OWN}" in progress
+    assert table.count("FAILED") == 2
+    accounts = re.findall(r"\d{12}", table.split("region")[1])
+    assert accounts[:3] == ["111111111111", "111111111111", "222222222222"]
+    assert "Deploying with" in (
+        roll_out.folder / "logs" / "111111111111-eu-central-1-fails.log"
+    ).read_text("utf-8")
+
+
+def test_the_own_account_needs_no_role(roll_out: RollOut) -> None:
+    assert roll_out.run(f"account,region\n{OWN},eu-central-1\n") == 0
+    assert set(roll_out.calls()) == {f"{OWN}/eu-central-1/session-reaper"}
+
+
+def test_a_preview_executes_no_change(roll_out: RollOut) -> None:
+    assert roll_out.run(f"account,region\n{OWN},eu-central-1\n", "--preview") == 0
+    ((arguments, *_),) = roll_out.calls().values()
+    assert "--no-execute-changeset" in arguments
+
+
+def test_nothing_is_begun_with_an_invalid_file_or_an_unknown_hub(
+    roll_out: RollOut, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert roll_out.run("account,region,Mod\n") == 2
+    assert "accounts.csv:1: unknown column 'Mod'" in capsys.readouterr().err
+    assert roll_out.run(f"account,region\n{OWN},eu-central-1\n", "--hub", "none") == 2
+    assert "the hub's stack none cannot be read" in capsys.readouterr().err
+    assert roll_out.calls() == {}
+
+
+def test_with_a_hub_each_region_has_a_topic_and_each_stack_is_expected(
+    roll_out: RollOut, hub: str
+) -> None:
+    lines = (
+        "account,region,role,stack,KmsKeyArns\n"
+        "111111111111,eu-central-1,deployer,,arn:aws:kms:eu-central-1:111111111111:key/own\n"
+        "222222222222,us-east-1,deployer,,\n"
+        "222222222222,us-east-1,deployer,fails,\n"
+    )
+    assert roll_out.run(lines, "--hub", hub) == 1
+    calls = roll_out.calls()
+    for region in ("eu-central-1", "us-east-1"):
+        arguments, *_ = calls[f"{OWN}/{region}/session-reaper-fleet"]
+        assert arguments[arguments.index("--template-file") + 1].endswith("infra/fleet/region.yaml")
+        assert arguments[-2:] == [
+            'QueueArn="arn:aws:sqs:eu-central-1:1:q"',
+            'Accounts="111111111111,222222222222"',
+        ]
+    arguments, *_ = calls["111111111111/eu-central-1/session-reaper"]
+    assert f'FleetTopicArn="arn:aws:sns:eu-central-1:{OWN}:fleet"' in arguments
+    keys = f"arn:aws:kms:eu-central-1:111111111111:key/own,arn:aws:kms:eu-central-1:{OWN}:key/1"
+    assert f'KmsKeyArns="{keys}"' in arguments
+    states = load_spoke_states(TABLE, Deadline(10))
+    function = "session-reaper-SessionReaper-x"
+    assert set(states) == {
+        Spoke("111111111111", "eu-central-1", function),
+        Spoke("222222222222", "us-east-1", function),
+    }
+
+
+def test_a_stack_that_the_hub_knows_is_not_changed_by_another_roll_out(
+    roll_out: RollOut, hub: str
+) -> None:
+    lines = "account,region,role\n111111111111,eu-central-1,deployer\n"
+    assert roll_out.run(lines, "--hub", hub) == 0
+    before = load_spoke_states(TABLE, Deadline(10))
+    assert roll_out.run(lines, "--hub", hub, "--register") == 0
+    assert load_spoke_states(TABLE, Deadline(10)) == before
