@@ -107,6 +107,11 @@ class Match:
         int | None, positive_int, "holds vacuum back by at least this many transactions"
     ] = None
 
+    @property
+    def has_wait_condition(self) -> bool:
+        """Return whether the match depends on what a session waits for."""
+        return bool(self.wait_event_type or self.wait_event or self.waiting_for_client is not None)
+
 
 CLOCKS = ("idle_for", "transaction_for", "connected_for", "query_for", "blocks_for")
 """The conditions on a duration; every rule needs at least one, unless its action is keep."""

@@ -144,6 +144,11 @@ def widen_classes(glob: str) -> str:
     return _CLASS.sub("?", glob)
 
 
+def to_like(glob: str) -> str:
+    """Return a pattern of SQL's LIKE that matches the same as a glob without character classes."""
+    return re.sub(r"[\\%_]", r"\\\g<0>", glob).replace("*", "%").replace("?", "_")
+
+
 def is_literal(glob: str) -> bool:
     """Return whether the glob is a plain name."""
     return not set(glob) & set("*?[")
