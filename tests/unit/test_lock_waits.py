@@ -65,7 +65,6 @@ def test_a_session_that_waits_for_a_lock_is_protected_from_no_rule_that_would_no
         ({"wait_event": ["ClientWrite"]}, WRITES, Verdict.CONDEMN),
         ({"wait_event": ["Client*", "x"], "wait_event_type": ["C*"]}, WRITES, Verdict.CONDEMN),
         ({"wait_event": "ClientRead"}, WRITES, Verdict.LEAVE),
-        ({"wait_event_type": "client"}, WRITES, Verdict.LEAVE),
         ({"wait_event_type": "*"}, {}, Verdict.LEAVE),
         ({"wait_event": "*"}, {}, Verdict.LEAVE),
         ({"wait_event_type": "IPC"}, WORKERS, Verdict.CONDEMN),

@@ -308,6 +308,13 @@ def test_a_non_ascii_character_in_an_application_is_refused(glob: str) -> None:
     a_policy(a_rule(**IDLE, role=glob, database=glob), protect={"roles": glob, "databases": glob})
 
 
+@pytest.mark.parametrize("glob", ["a\tb", "\x7f*", "x\n"])
+def test_a_control_character_in_an_application_is_refused(glob: str) -> None:
+    problem = fails(a_document(a_rule(**IDLE, application=glob)), "rules[0].match.application")
+    assert "PostgreSQL replaces control characters" in problem
+    a_policy(a_rule(**IDLE, application=" ~"))
+
+
 @pytest.mark.parametrize("clock", ["idle_for", "transaction_for", "connected_for", "query_for"])
 @pytest.mark.parametrize(
     "wrong",

@@ -29,6 +29,8 @@ from session_reaper.policy.patterns import (
     read_name_glob,
     read_network,
     read_query_glob,
+    read_wait_event,
+    read_wait_event_type,
 )
 from session_reaper.policy.protections import ProtectedBy, Protection
 from session_reaper.policy.values import (
@@ -80,12 +82,14 @@ class Match:
     ] = None
     wait_event_type: Annotated[
         Globs,
-        _GLOBS,
+        one_or_many(read_wait_event_type),
         "waits for an event of one of these types, such as Client; Lock includes parallel workers."
         " Only a rule with this key matches a session that waits for a lock",
     ] = ()
     wait_event: Annotated[
-        Globs, _GLOBS, "waits for one of these events, such as ClientWrite; names as in PostgreSQL"
+        Globs,
+        one_or_many(read_wait_event),
+        "waits for one of these events, such as ClientWrite; names as in PostgreSQL",
     ] = ()
     waiting_for_client: Annotated[
         bool | None, boolean, "active but waiting for its client (ClientRead), except in a COPY"
