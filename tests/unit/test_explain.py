@@ -26,7 +26,7 @@ def explained(
 
 def told(explanation: Explanation) -> tuple[str, str | None, str]:
     rule = explanation.rule
-    return explanation.outcome.value, rule and rule.name, explanation.reason
+    return explanation.outcome.value, rule.name if rule else None, explanation.reason
 
 
 @pytest.mark.parametrize(
