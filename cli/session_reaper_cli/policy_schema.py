@@ -32,8 +32,11 @@ def _choice(choices: Iterable[object]) -> Schema:
 
 
 _TEXT: Schema = {"type": "string", "minLength": 1}
-_ASCII: Schema = {"type": "string", "pattern": "^[\u0000-\u007f]*$"}
+_ASCII: Schema = {"type": "string", "pattern": "^[ -~]*$"}
 _APPLICATION: Schema = {**_TEXT, **_ASCII}
+_WAIT_EVENT_TYPE: Schema = {
+    "anyOf": [_choice(patterns.WAIT_EVENT_TYPES), {"type": "string", "pattern": "[*?[]"}]
+}
 _DURATION: Schema = {
     "type": "string",
     "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+$",
@@ -65,6 +68,8 @@ _LEAVES: Mapping[Callable[..., object], Schema] = {
     patterns.read_application_glob: _APPLICATION,
     patterns.read_application_globs: {"anyOf": [_APPLICATION, _list(_ASCII)]},
     patterns.read_network: _NETWORK,
+    patterns.read_wait_event: _TEXT,
+    patterns.read_wait_event_type: _WAIT_EVENT_TYPE,
     patterns.read_query_glob: _QUERY_GLOB,
     values.read_duration: _DURATION,
     values.read_mode: {"enum": [*map(str, Mode), False]},  # YAML 1.1 reads a bare off as false

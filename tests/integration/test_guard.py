@@ -216,6 +216,8 @@ _SLEEPING = {"wait_event_type": "Timeout", "wait_event": "PgSleep"}
         {**_SLEEPING, "wait_event_type": "Client"},
         {"other_than": "PgSleep"},
         {"waits_for_lock": True},
+        {"none_of": ("Client:%", "Timeout:%")},
+        {"none_of": ("%:PgS__ep",)},
     ],
     ids=str,
 )
@@ -237,6 +239,7 @@ def test_a_session_that_waits_for_something_else_is_not_signalled(
         _SLEEPING,
         {**_SLEEPING, "waits_for_lock": None},
         {"other_than": "ClientRead", "waits_for_lock": None},
+        {"none_of": ("Client:%", "Timeout:PgS", "%:Pg\\_leep")},
     ],
     ids=str,
 )
@@ -247,6 +250,14 @@ def test_a_session_that_waits_for_what_its_rule_says_is_signalled(
     until(lambda: victim._shown("wait_event") == "PgSleep", "it sleeps")  # noqa: SLF001
     identity = _identity_of(reaper, victim)
     guards = {victim.pid: WaitGuard(**guard)}
+    signals = list(reaper.signal([identity], Action.TERMINATE, Deadline(10), guards))
+    assert signals == [Signal.SENT]
+
+
+def test_a_session_that_does_not_wait_is_signalled(stage: Stage, reaper: Server) -> None:
+    victim = stage.session(ACTIVE, query="DO $$ BEGIN LOOP END LOOP; END $$")
+    identity = _identity_of(reaper, victim)
+    guards = {victim.pid: WaitGuard(none_of=("%:%",), other_than="ClientRead")}
     signals = list(reaper.signal([identity], Action.TERMINATE, Deadline(10), guards))
     assert signals == [Signal.SENT]
 

@@ -203,6 +203,26 @@ def test_a_victim_that_does_not_wait_for_the_lock_any_more_escapes(
     assert victim.state == ACTIVE
 
 
+def test_a_session_that_begins_to_wait_as_a_keep_rule_says_escapes(stage: Stage) -> None:
+    stage.root.run("CREATE TABLE gate (n int); GRANT ALL ON gate TO PUBLIC")
+    stage.cleanup(stage.root.run, "DROP TABLE gate")
+    works = "LOOP EXIT WHEN EXISTS (SELECT FROM gate); END LOOP"
+    victim = stage.session(ACTIVE, query=f"DO $$ BEGIN {works}; PERFORM pg_sleep(60); END $$")
+    keep = rule("keep-sleeping", state=[ACTIVE], wait_event="PgS*", action="keep")
+
+    def before(now: Moment) -> None:
+        if now is Moment.PREPARE_TERMINATE:
+            stage.root.run("INSERT INTO gate VALUES (1)")
+            until(lambda: victim._shown("wait_event") == "PgSleep", "it sleeps")  # noqa: SLF001
+
+    with Proxy(stage.server.port, before=before) as proxy:
+        stage.target(port=proxy.port)
+        run = stage.reap(keep, RUNAWAY)
+    assert run.outcomes() == {victim.pid: "escaped"}
+    assert run.session(victim)["reason"].endswith("; left alone: what it waits for has changed")
+    assert victim.state == ACTIVE
+
+
 def test_a_client_that_does_not_read_its_result_can_be_named(stage: Stage) -> None:
     victim = stage.session(IDLE)
     query = b"SELECT repeat('x', 1000000) FROM generate_series(1, 1000)\0"

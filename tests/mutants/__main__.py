@@ -54,6 +54,7 @@ def mutants(statement: str) -> Iterator[tuple[str, str]]:
         ("true)", "false)"),
         ("<> pg_backend_pid()", "= pg_backend_pid()"),
         ("IS NOT NULL", "IS NULL"),
+        ("NOT LIKE", "LIKE"),
     ):
         for found in re.finditer(re.escape(old), statement):
             line = statement[: found.end()].splitlines()[-1].strip()

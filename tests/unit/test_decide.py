@@ -330,6 +330,7 @@ BY_ROLE = [
     ({"role": "rdsproxyadmin"}, "provider's role"),
     ({"role": "avnadmin", "replication": True}, "replication role"),
     ({"role": "shared", "own_role": True}, "our own role"),
+    ({"role": "CDC-XXL.2", "replication": True}, "replication role"),
 ]
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from session_reaper.decision.decide import decide
 from session_reaper.decision.model import Decision, Verdict
 from session_reaper.sessions.session import WaitGuard
@@ -62,7 +65,6 @@ def test_a_session_that_waits_for_a_lock_is_protected_from_no_rule_that_would_no
         ({"wait_event": ["ClientWrite"]}, WRITES, Verdict.CONDEMN),
         ({"wait_event": ["Client*", "x"], "wait_event_type": ["C*"]}, WRITES, Verdict.CONDEMN),
         ({"wait_event": "ClientRead"}, WRITES, Verdict.LEAVE),
-        ({"wait_event_type": "client"}, WRITES, Verdict.LEAVE),
         ({"wait_event_type": "*"}, {}, Verdict.LEAVE),
         ({"wait_event": "*"}, {}, Verdict.LEAVE),
         ({"wait_event_type": "IPC"}, WORKERS, Verdict.CONDEMN),
@@ -132,6 +134,49 @@ def test_the_guard_checks_the_wait_conditions_that_the_rule_relies_on(
     assert decision.wait_guard == guard
 
 
+@pytest.mark.parametrize(
+    ("kept", "session", "guard"),
+    [
+        ({"wait_event_type": ["I*", "Lock"]}, {}, WaitGuard(none_of=("I%:%", "Lock:%"))),
+        ({"wait_event": "Client?r_[te]"}, {}, WaitGuard(none_of=("%:Client_r\\__",))),
+        (WRITES, {}, WaitGuard(none_of=("Client:ClientWrite",))),
+        ({"waiting_for_client": True}, {}, WaitGuard(none_of=("%:ClientRead",))),
+        (  # the rows of a COPY
+            {"waiting_for_client": True},
+            {"wait_event_type": "Client", "wait_event": "ClientRead"},
+            WaitGuard(),
+        ),
+        (
+            {"waiting_for_client": False},
+            {"wait_event": "ClientRead", "waiting_for_client": True},
+            WaitGuard(wait_event="ClientRead"),
+        ),
+        ({"waiting_for_client": False, "wait_event": "Pg*"}, {}, WaitGuard(none_of=("%:Pg%",))),
+        ({"wait_event_type": "IO", "role": "other"}, {}, WaitGuard()),
+        ({"wait_event_type": "IO", "query_for": "1h"}, {}, WaitGuard()),
+        ({"wait_event_type": "IO", "client": "10.9.0.0/16"}, {}, WaitGuard()),
+        ({"wait_event_type": "IO", "state": "idle"}, {}, WaitGuard()),
+    ],
+)
+def test_the_guard_excludes_the_waits_by_which_an_earlier_keep_rule_would_match(
+    kept: dict[str, Any], session: dict[str, Any], guard: WaitGuard
+) -> None:
+    keep = {"name": "keep", "match": {"state": "active"} | kept, "action": "keep"}
+    decision = verdict_on(a_policy(keep, a_rule(**ACTIVE)), **session)
+    assert decision.verdict is Verdict.CONDEMN
+    assert decision.wait_guard == guard
+    later = verdict_on(a_policy(a_rule(**ACTIVE), keep), **session)
+    assert later.wait_guard == WaitGuard()
+
+
+def test_a_keep_rule_on_locks_forbids_the_workers_to_wait_for_one() -> None:
+    keep = a_rule("keep", state="active", wait_event_type="Lock") | {"action": "keep"}
+    gathers = {"wait_event_type": "IPC", "wait_event": "ExecuteGather"}
+    decision = verdict_on(a_policy(keep, a_rule(**ACTIVE, wait_event_type="IPC")), **gathers)
+    guard = WaitGuard(wait_event_type="IPC", waits_for_lock=False, none_of=("Lock:%",))
+    assert decision.wait_guard == guard
+
+
 # -- every combination -----------------------------------------------------------------------------
 
 WAITS: list[dict[str, Any]] = [
@@ -151,6 +196,11 @@ CONDITIONS: dict[str, list[Any]] = {
 }
 
 
+def is_like(text: str, pattern: str) -> bool:
+    """Compare as LIKE does, with a pattern that has no backslash."""
+    return fnmatchcase(text, pattern.replace("%", "*").replace("_", "?"))
+
+
 def passes(guard: WaitGuard, session: dict[str, Any]) -> bool:
     """Decide as signal.sql does."""
     kind, event = session.get("wait_event_type"), session.get("wait_event")
@@ -158,22 +208,46 @@ def passes(guard: WaitGuard, session: dict[str, Any]) -> bool:
         guard.wait_event_type in (None, kind)
         and guard.wait_event in (None, event)
         and (guard.other_than is None or guard.other_than != event)
+        and (event is None or not any(is_like(f"{kind}:{event}", each) for each in guard.none_of))
         and guard.waits_for_lock in (None, session.get("waits_for_lock", False))
     )
+
+
+MATCHES: list[dict[str, Any]] = [
+    {key: value for key, value in zip(CONDITIONS, values, strict=True) if value is not None}
+    for values in product(*CONDITIONS.values())
+]
+KEEPING: list[dict[str, Any]] = [
+    {"name": f"keep-{n}", "match": {"state": "active"} | match, "action": "keep"}
+    for n, match in enumerate(MATCHES)
+]
+RULES = [a_rule(**ACTIVE, **match) for match in MATCHES]
 
 
 @pytest.mark.parametrize("before", WAITS, ids=str)
 def test_a_session_that_passes_the_guard_still_meets_the_conditions_of_its_rule(
     before: dict[str, Any],
 ) -> None:
-    for values in product(*CONDITIONS.values()):
-        match: dict[str, Any] = {
-            key: value for key, value in zip(CONDITIONS, values, strict=True) if value is not None
-        }
-        policy = a_policy(a_rule(**ACTIVE, **match))
-        decision = verdict_on(policy, **before)
-        if decision.verdict is Verdict.CONDEMN:
-            guard = decision.wait_guard
-            assert passes(guard, before)
-            for now in WAITS:
-                assert not passes(guard, now) or verdict_on(policy, **now).rule == decision.rule
+    for rule in RULES:
+        assert_the_guard_holds(a_policy(rule), before)
+
+
+@given(
+    st.lists(st.sampled_from(KEEPING), min_size=1, max_size=2, unique_by=str),
+    st.sampled_from(RULES),
+    st.sampled_from(WAITS),
+)
+def test_a_session_that_passes_the_guard_is_still_kept_by_no_rule(
+    keeping: list[dict[str, Any]], rule: dict[str, Any], before: dict[str, Any]
+) -> None:
+    assert_the_guard_holds(a_policy(*keeping, rule), before)
+
+
+def assert_the_guard_holds(policy: Policy, before: dict[str, Any]) -> None:
+    """The session passes its guard, and whatever it waits for when it does, its rule matches."""
+    decision = verdict_on(policy, **before)
+    if decision.verdict is Verdict.CONDEMN:
+        guard = decision.wait_guard
+        assert passes(guard, before)
+        for now in WAITS:
+            assert not passes(guard, now) or verdict_on(policy, **now).rule == decision.rule

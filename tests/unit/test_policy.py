@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from session_reaper.decision.decide import decide
 from session_reaper.decision.model import Verdict
+from session_reaper.documents import short_repr
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import Mode, QueryVisibility
 from session_reaper.policy.model import Policy, read_policy
@@ -279,6 +280,7 @@ def test_a_glob_that_is_longer_than_any_name_is_refused(glob: str) -> None:
     for key in ("role", "database"):
         match: dict[str, Any] = IDLE | {key: ["a", glob]}
         problem = fails(a_document(a_rule(**match)), f"rules[0].match.{key}[1]")
+        assert problem.startswith(f"{short_repr(glob)} can never match")
         assert problem.endswith(
             "needs 64 bytes, and PostgreSQL keeps only the first 63 bytes of a name;"
             " shorten it and end it with *"
@@ -302,10 +304,19 @@ def test_a_non_ascii_character_in_an_application_is_refused(glob: str) -> None:
     problem = fails(
         a_document(a_rule(**IDLE, application=["a", glob])), "rules[0].match.application[1]"
     )
-    assert "PostgreSQL replaces non-ASCII characters" in problem
-    assert repr(glob) in problem
+    assert problem.startswith(repr(glob))
+    assert problem.endswith(
+        "PostgreSQL replaces non-ASCII characters in an application name; write * instead"
+    )
     fails(a_document(protect={"applications": [glob]}), "protect.applications[0]")
     a_policy(a_rule(**IDLE, role=glob, database=glob), protect={"roles": glob, "databases": glob})
+
+
+@pytest.mark.parametrize("glob", ["a\tb", "\x7f*", "x\n"])
+def test_a_control_character_in_an_application_is_refused(glob: str) -> None:
+    problem = fails(a_document(a_rule(**IDLE, application=glob)), "rules[0].match.application")
+    assert "PostgreSQL replaces control characters" in problem
+    a_policy(a_rule(**IDLE, application=" ~"))
 
 
 @pytest.mark.parametrize("clock", ["idle_for", "transaction_for", "connected_for", "query_for"])

@@ -344,6 +344,32 @@ EXACTLY_ONE = "must have exactly one of slots_used, slots_free"
             "rules[0].confirm_after: 2 has no unit; write 2s or 5m",
         ),
         (
+            a_rule_with({**RUNNING, "wait_event_type": ["IO", "lock"]}),
+            "rules[0].match.wait_event_type[1]: 'lock' matches no wait event type; write Lock",
+        ),
+        (
+            a_rule_with({**RUNNING, "wait_event_type": "cl?ENT"}, action="keep"),
+            "rules[0].match.wait_event_type: 'cl?ENT' matches no wait event type; write Client",
+        ),
+        (
+            a_rule_with({**RUNNING, "wait_event_type": "ClientRead"}),
+            (
+                "rules[0].match.wait_event_type: 'ClientRead' matches no wait event type; valid:"
+                " Activity, BufferPin, Client, Extension, InjectionPoint, IO, IPC, Lock, LWLock,"
+                " Timeout"
+            ),
+        ),
+        *(
+            (
+                a_rule_with({**RUNNING, "wait_event": wrong}),
+                (
+                    f"rules[0].match.wait_event: {wrong!r} matches no wait event, because case"
+                    f" matters; write {right}"
+                ),
+            )
+            for wrong, right in (("clientwrite", "ClientWrite"), ("Relation", "relation"))
+        ),
+        (
             a_rule_with(order="newest"),
             (
                 "rules[0].order: unknown key; known: name, match, when, until, confirm_after,"
@@ -356,6 +382,18 @@ def test_an_invalid_rule_is_an_error_with_its_place_and_remedy(
     rule: dict[str, Any], problem: str
 ) -> None:
     assert the_problem(a_document(rule)) == problem
+
+
+@pytest.mark.parametrize("glob", ["Lock", "L*", "[!L]*", "I?", "LWLock", "BufferPin", "*"])
+def test_a_wait_event_type_may_be_any_glob_that_matches_one(glob: str) -> None:
+    policy = a_policy(a_rule_with({**RUNNING, "wait_event_type": glob}))
+    assert policy.rules[0].match.wait_event_type == (glob,)
+
+
+@pytest.mark.parametrize("glob", ["ClientWrite", "relation", "clientwrit?", "BufferMapping", "x"])
+def test_a_wait_event_may_be_one_that_only_an_extension_or_a_later_version_has(glob: str) -> None:
+    policy = a_policy(a_rule_with({**RUNNING, "wait_event": glob}))
+    assert policy.rules[0].match.wait_event == (glob,)
 
 
 @pytest.mark.parametrize(

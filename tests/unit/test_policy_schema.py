@@ -232,7 +232,10 @@ def test_the_recipes_in_the_documentation_do_what_they_say(
         a_document(protect={"applications": ["ä"]}),
         a_rule_with({**IDLE, "application": ""}),
         a_rule_with({**IDLE, "application": ["a", "ä"]}),
+        a_rule_with({**IDLE, "application": ["a", "\t"]}),
         a_rule_with({**IDLE, "role": [""]}),
+        a_rule_with({**ACTIVE, "wait_event_type": "lock"}),
+        a_rule_with({**ACTIVE, "wait_event_type": ["Lock", "ClientRead"]}),
         a_document(limits={"order": "oldest"}),
         a_document({"name": "a"}),
         a_document({"match": IDLE}),
@@ -324,6 +327,7 @@ def test_function_and_schema_refuse_an_invalid_policy(document: object) -> None:
             for query in ("listen ", "* (select ?", "[.]*a", "a|b+", ["select ?", "*\n\t naïve 😀"])
         ),
         a_rule_with({"state": ["idle", "active"], "query_for": "5m"}),
+        a_rule_with({**ACTIVE, "wait_event_type": ["Lock", "L*", "[!L]*"], "wait_event": "Any"}),
         a_rule_with({**ACTIVE, "waiting_for_client": False}, action="cancel", escalate_after="0s"),
         a_rule_with(ACTIVE | {"state": ["fastpath function call", "active"]}, action="cancel"),
         a_rule_with(ACTIVE, action="cancel", when={"slots_free": 0}),

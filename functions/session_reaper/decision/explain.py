@@ -51,7 +51,7 @@ def explain(
         return strip_for_matching(redact_query(query))
 
     def find_nearest(session: Session) -> str:
-        """Describe the rule that misses the session by least."""
+        """Describe the rule that misses the session by least; empty if it matches."""
         misses = [
             [
                 *_check_in_force(rule, in_force, decisions.slots),
@@ -60,7 +60,8 @@ def explain(
             for rule in rules
         ]
         nearest = min(range(len(rules)), key=lambda n: _distance(misses[n]))
-        return f"{rules[nearest].name}: {', '.join(miss.text for miss in misses[nearest])}"
+        texts = ", ".join(miss.text for miss in misses[nearest])
+        return texts and f"; nearest: {rules[nearest].name}: {texts}"
 
     for decision in decisions.decisions:
         outcome = _choose_outcome(decision)
@@ -68,7 +69,7 @@ def explain(
         if outcome is ExplainedOutcome.PROTECTED:
             reason = _explain_protection(decision)
         elif outcome is ExplainedOutcome.LEFT and rules:
-            reason = f"{reason}; nearest: {find_nearest(decision.session)}"
+            reason += find_nearest(decision.session)
         rule = decision.rule or decision.protected_from
         yield Explanation(decision=decision, outcome=outcome, rule=rule, reason=reason)
 

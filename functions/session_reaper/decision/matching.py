@@ -4,10 +4,12 @@ import re
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from functools import cache, partial
+from itertools import takewhile
 from operator import attrgetter
 from typing import Final, NamedTuple
 
 from session_reaper.decision.model import Decision, Verdict
+from session_reaper.decision.wait_guard import LOCK
 from session_reaper.policy.builtin import (
     find_protection,
     find_protection_by_name,
@@ -63,7 +65,11 @@ def match_sessions(
             or find_protection_by_role(session)
         )
         matching = (c for c in found.rules if _matches_session(c, session, query_text))
-        yield _decide_session(session, slots, protection, matching)
+        decision = _decide_session(session, slots, protection, matching)
+        if decision.verdict is Verdict.CONDEMN:
+            keeping = tuple(_list_keeping_waits(found.rules, decision, query_text))
+            decision = replace(decision, keeping_waits=keeping) if keeping else decision
+        yield decision
 
 
 class _NameCheck(NamedTuple):
@@ -111,11 +117,36 @@ def _matches_session(
     compiled: "_CompiledRule", session: Session, query_text: Callable[[str], str]
 ) -> bool:
     """Return whether the conditions hold that the names did not decide."""
+    match = compiled.rule.match
+    return (
+        _reaches_thresholds(compiled, session)
+        and _matches_wait(match, session)
+        and _matches_rest(match, session, query_text)
+    )
+
+
+def _reaches_thresholds(compiled: "_CompiledRule", session: Session) -> bool:
     for get_value, least in compiled.thresholds:
         value = get_value(session)
         if value is None or value < least:
             return False
-    return _matches_rest(compiled.rule.match, session, query_text)
+    return True
+
+
+def _list_keeping_waits(
+    rules: Iterable["_CompiledRule"], decision: Decision, query_text: Callable[[str], str]
+) -> Iterator[Match]:
+    """List the conditions of the earlier `keep` rules that only the session's wait does not meet."""
+    session = decision.session
+    for compiled in takewhile(lambda c: c.rule is not decision.rule, rules):
+        match = compiled.rule.match
+        if (
+            compiled.rule.action is Action.KEEP
+            and match.has_wait_condition
+            and _reaches_thresholds(compiled, session)
+            and _matches_rest(match, session, query_text)
+        ):
+            yield match
 
 
 def _apply_rule(compiled: "_CompiledRule", session: Session, slots: Slots) -> Decision:
@@ -202,17 +233,23 @@ def _compile_rule(rule: Rule, liftable_roles: frozenset[str] | None) -> _Compile
     return _CompiledRule(rule, thresholds, given, lifted)
 
 
-def _matches_rest(match: Match, session: Session, query_text: Callable[[str], str]) -> bool:
-    """Return whether the conditions hold that concern neither names nor numbers."""
-    # The query comes last because redacting it takes longer than all other conditions together.
+def _matches_wait(match: Match, session: Session) -> bool:
+    """Return whether the conditions hold on what the session waits for."""
     return (
-        (not match.client or is_within(match.client, session.client))
+        (not match.wait_event_type or _matches_wait_type(match.wait_event_type, session))
+        and (not match.wait_event or _matches_optional(match.wait_event, session.wait_event))
         and (
             match.waiting_for_client is None
             or match.waiting_for_client == _is_waiting_for_client(session)
         )
-        and (not match.wait_event_type or _matches_wait_type(match.wait_event_type, session))
-        and (not match.wait_event or _matches_optional(match.wait_event, session.wait_event))
+    )
+
+
+def _matches_rest(match: Match, session: Session, query_text: Callable[[str], str]) -> bool:
+    """Return whether the conditions hold that concern neither names, numbers nor the wait."""
+    # The query comes last because redacting it takes longer than all other conditions together.
+    return (
+        (not match.client or is_within(match.client, session.client))
         and (not match.holds or not _held_resources(session).isdisjoint(match.holds))
         and (not match.query or matches_query(match.query, query_text(session.query)))
     )
@@ -225,11 +262,8 @@ def _matches_optional(globs: Globs, value: str | None) -> bool:
 def _matches_wait_type(globs: Globs, session: Session) -> bool:
     """Return whether the session, or for a lock one of its parallel workers, waits for such an event."""
     return _matches_optional(globs, session.wait_event_type) or (
-        session.waits_for_lock and matches_any(globs, _LOCK)
+        session.waits_for_lock and matches_any(globs, LOCK)
     )
-
-
-_LOCK: Final = "Lock"
 
 
 _COPY = re.compile(r"\bcopy\b", re.IGNORECASE)
@@ -280,7 +314,7 @@ def _describe_match(compiled: _CompiledRule, session: Session, slots: Slots) -> 
 
 def _describe_wait(session: Session) -> str:
     own = f"{session.wait_event_type}: {session.wait_event}"
-    if session.waits_for_lock and session.wait_event_type != _LOCK:
+    if session.waits_for_lock and session.wait_event_type != LOCK:
         return f"{own}, and a parallel worker for a lock"
     return own
 

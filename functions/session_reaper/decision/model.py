@@ -3,15 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Final
 
-from session_reaper.policy.model import Rule
-from session_reaper.policy.patterns import matches_any
+from session_reaper.decision.wait_guard import guard_wait
+from session_reaper.policy.model import Match, Rule
 from session_reaper.policy.protections import Protection
 from session_reaper.sessions.session import Session, Slots, WaitGuard
-
-CLIENT_READ: Final = "ClientRead"
-"""The wait event of `waiting_for_client`."""
 
 
 class Verdict(Enum):
@@ -36,7 +32,8 @@ class Decision:
     `rule` is None if no rule matches; for an observed session it is the first observe-only rule that
     does. `held_by` names what spared it: `until`, a limit or the breaker. `protection` is that of a
     session that no rule condemned, and `protected_from` the first rule that would have condemned it
-    without the protection. `notes` are what the run found out later.
+    without the protection. `keeping_waits` are the conditions of the earlier `keep` rules that only
+    the session's wait does not meet. `notes` are what the run found out later.
     """
 
     session: Session
@@ -46,6 +43,7 @@ class Decision:
     held_by: str | None = None
     protection: Protection | None = None
     protected_from: Rule | None = None
+    keeping_waits: tuple[Match, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -61,26 +59,10 @@ class Decision:
 
     @property
     def wait_guard(self) -> WaitGuard:
-        """Return what the guard must check of the session's wait, because the rule relies on it."""
+        """Return what the guard must check of the session's wait."""
         if self.rule is None:
             return WaitGuard()
-        match, session = self.rule.match, self.session
-        is_own_type = session.wait_event_type is not None and matches_any(
-            match.wait_event_type, session.wait_event_type
-        )
-        other_than = None
-        if match.waiting_for_client is False and session.wait_event != CLIENT_READ:
-            other_than = CLIENT_READ
-        return WaitGuard(
-            wait_event_type=session.wait_event_type if is_own_type else None,
-            wait_event=session.wait_event if match.wait_event else self._client_read,
-            other_than=other_than,
-            waits_for_lock=None if is_own_type else bool(match.wait_event_type),
-        )
-
-    @property
-    def _client_read(self) -> str | None:
-        return CLIENT_READ if self.rule and self.rule.match.waiting_for_client else None
+        return guard_wait(self.session, self.rule.match, self.keeping_waits)
 
     def with_note(self, note: str) -> "Decision":
         """Return a copy with one more note."""

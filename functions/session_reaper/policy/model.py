@@ -29,6 +29,8 @@ from session_reaper.policy.patterns import (
     read_name_glob,
     read_network,
     read_query_glob,
+    read_wait_event,
+    read_wait_event_type,
 )
 from session_reaper.policy.protections import ProtectedBy, Protection
 from session_reaper.policy.values import (
@@ -80,12 +82,14 @@ class Match:
     ] = None
     wait_event_type: Annotated[
         Globs,
-        _GLOBS,
+        one_or_many(read_wait_event_type),
         "waits for an event of one of these types, such as Client; Lock includes parallel workers."
         " Only a rule with this key matches a session that waits for a lock",
     ] = ()
     wait_event: Annotated[
-        Globs, _GLOBS, "waits for one of these events, such as ClientWrite; names as in PostgreSQL"
+        Globs,
+        one_or_many(read_wait_event),
+        "waits for one of these events, such as ClientWrite; names as in PostgreSQL",
     ] = ()
     waiting_for_client: Annotated[
         bool | None, boolean, "active but waiting for its client (ClientRead), except in a COPY"
@@ -106,6 +110,11 @@ class Match:
     pins_vacuum_by: Annotated[
         int | None, positive_int, "holds vacuum back by at least this many transactions"
     ] = None
+
+    @property
+    def has_wait_condition(self) -> bool:
+        """Return whether the match depends on what a session waits for."""
+        return bool(self.wait_event_type or self.wait_event or self.waiting_for_client is not None)
 
 
 CLOCKS = ("idle_for", "transaction_for", "connected_for", "query_for", "blocks_for")

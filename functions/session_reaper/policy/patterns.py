@@ -51,13 +51,14 @@ def read_name_glob(value: object, place: str) -> str:
 
 
 def read_application_glob(value: object, place: str) -> str:
-    """Read a glob over application names, which PostgreSQL keeps in ASCII only."""
+    """Read a glob over application names, which PostgreSQL keeps in printable ASCII only."""
     glob = read_name_glob(value, place)
-    replaced = next((character for character in glob if not character.isascii()), None)
+    replaced = next((character for character in glob if not " " <= character <= "~"), None)
     if replaced:
+        kind = "control" if replaced.isascii() else "non-ASCII"
         problem = (
-            f"{short_repr(glob)} contains {replaced!r}: PostgreSQL replaces non-ASCII characters in"
-            " an application name; write * instead"
+            f"{short_repr(glob)} contains {replaced!r}: PostgreSQL replaces {kind} characters in an"
+            " application name; write * instead"
         )
         raise ConfigurationError(place, problem)
     return glob
@@ -73,6 +74,60 @@ def read_application_globs(value: object, place: str) -> Globs:
 
 def _read_application_glob_or_empty(value: object, place: str) -> str:
     return "" if value == "" else read_application_glob(value, place)
+
+
+WAIT_EVENT_TYPES = (
+    "Activity",
+    "BufferPin",
+    "Client",
+    "Extension",
+    "InjectionPoint",
+    "IO",
+    "IPC",
+    "Lock",
+    "LWLock",
+    "Timeout",
+)
+"""All values of `wait_event_type` in PostgreSQL 13 to 18."""
+
+_KNOWN_EVENTS = (
+    # Client
+    "ClientRead",
+    "ClientWrite",
+    # Lock
+    "advisory",
+    "extend",
+    "object",
+    "page",
+    "relation",
+    "spectoken",
+    "transactionid",
+    "tuple",
+    "virtualxid",
+)
+
+
+def read_wait_event_type(value: object, place: str) -> str:
+    """Read a glob over wait event types; one that matches no type is an error."""
+    glob = read_name_glob(value, place)
+    if not any(fnmatchcase(known, glob) for known in WAIT_EVENT_TYPES):
+        meant = [known for known in WAIT_EVENT_TYPES if fnmatchcase(known.lower(), glob.lower())]
+        hint = f"write {meant[0]}" if meant else f"valid: {', '.join(WAIT_EVENT_TYPES)}"
+        raise ConfigurationError(place, f"{short_repr(glob)} matches no wait event type; {hint}")
+    return glob
+
+
+def read_wait_event(value: object, place: str) -> str:
+    """Read a glob over wait events; an event of a client or a lock in the wrong case is an error.
+
+    The other events differ between versions and extensions, so they cannot be checked.
+    """
+    glob = read_name_glob(value, place)
+    event = {known.lower(): known for known in _KNOWN_EVENTS}.get(glob.lower(), glob)
+    if event != glob:
+        problem = f"{short_repr(glob)} matches no wait event, because case matters; write {event}"
+        raise ConfigurationError(place, problem)
+    return glob
 
 
 def read_network(value: object, place: str) -> IPv4Network | IPv6Network:
@@ -142,6 +197,11 @@ def _find_hidden(glob: str) -> str | None:
 def widen_classes(glob: str) -> str:
     """Return the glob with each character class replaced by `?`, so that it matches more."""
     return _CLASS.sub("?", glob)
+
+
+def to_like(glob: str) -> str:
+    """Return a pattern of SQL's LIKE that matches the same as a glob without character classes."""
+    return re.sub(r"[\\%_]", r"\\\g<0>", glob).replace("*", "%").replace("?", "_")
 
 
 def is_literal(glob: str) -> bool:

@@ -335,6 +335,7 @@ def _to_parameters(identity: Identity, guard: WaitGuard) -> dict[str, object]:
         "query_start": identity.query_start,
         "state": identity.state.value,
         **asdict(guard),
+        "none_of": list(guard.none_of),  # the driver would send a tuple as a row
     }
 
 

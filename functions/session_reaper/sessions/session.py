@@ -72,6 +72,7 @@ class WaitGuard:
     wait_event: str | None = None
     other_than: str | None = None  # a wait event that it must not be in
     waits_for_lock: bool | None = False  # any process of its parallel group
+    none_of: tuple[str, ...] = ()  # patterns of LIKE over `type:event` that its wait must not match
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: a cached_property needs __dict__

@@ -11,6 +11,7 @@ SELECT CASE
                   CAST(:wait_event_type AS text) IS NULL)
         AND coalesce(a.wait_event = CAST(:wait_event AS text), CAST(:wait_event AS text) IS NULL)
         AND coalesce(a.wait_event <> CAST(:other_than AS text), true)
+        AND coalesce(a.wait_event_type || ':' || a.wait_event NOT LIKE ALL (CAST(:none_of AS text[])), true)
         AND CASE
             WHEN CAST(:waits_for_lock AS boolean) IS NULL THEN true
             -- Only a running query has parallel workers: the list of all processes is long.

@@ -1,0 +1,59 @@
+"""What the guard must check of a session's wait, which can change while its identity stays the same."""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from session_reaper.policy.model import Match
+from session_reaper.policy.patterns import matches_any, to_like, widen_classes
+from session_reaper.sessions.session import Session, WaitGuard
+
+CLIENT_READ: Final = "ClientRead"
+"""The wait event of `waiting_for_client`."""
+LOCK: Final = "Lock"
+"""The wait event type of the sessions that wait for a lock."""
+
+
+def guard_wait(session: Session, match: Match, keeping: Iterable[Match]) -> WaitGuard:
+    """Return the conditions under which the session's wait still meets the rule that condemns it.
+
+    `match` are the conditions of this rule; `keeping` those of earlier `keep` rules that only the
+    wait does not meet.
+    """
+    keeping = tuple(keeping)
+    is_own_type = session.wait_event_type is not None and matches_any(
+        match.wait_event_type, session.wait_event_type
+    )
+    wait_event = session.wait_event if match.wait_event else None
+    if match.waiting_for_client or any(map(_keeps_unless_waiting_for_client, keeping)):
+        wait_event = CLIENT_READ
+    other_than = None
+    if match.waiting_for_client is False and session.wait_event != CLIENT_READ:
+        other_than = CLIENT_READ
+    waits_for_lock = None if is_own_type else bool(match.wait_event_type)
+    if not session.waits_for_lock and any(matches_any(k.wait_event_type, LOCK) for k in keeping):
+        waits_for_lock = False
+    return WaitGuard(
+        wait_event_type=session.wait_event_type if is_own_type else None,
+        wait_event=wait_event,
+        other_than=other_than,
+        waits_for_lock=waits_for_lock,
+        none_of=tuple(sorted({pattern for k in keeping for pattern in _list_waits(k, session)})),
+    )
+
+
+def _keeps_unless_waiting_for_client(match: Match) -> bool:
+    return match.waiting_for_client is False and not match.wait_event_type and not match.wait_event
+
+
+def _list_waits(match: Match, session: Session) -> Iterator[str]:
+    """Write the waits that the conditions of a `keep` rule allow as patterns of LIKE; maybe more."""
+    if _keeps_unless_waiting_for_client(match):
+        return
+    events = match.wait_event or ("*",)
+    if match.waiting_for_client:
+        if session.wait_event == CLIENT_READ:  # for the rows of a COPY
+            return
+        events = (CLIENT_READ,)
+    for event in events:
+        for kind in match.wait_event_type or ("*",):
+            yield to_like(widen_classes(f"{kind}:{event}"))
