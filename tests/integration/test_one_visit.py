@@ -16,7 +16,7 @@ import pytest
 from infra.local.certificates import make_tls
 from infra.local.postgres import HOST
 from tests.integration.endpoints import reset_rds, resolve_here
-from tests.integration.stage import IDLE, REAPER, TABLE, Stage, policy
+from tests.integration.stage import IDLE, REAPER, TABLE, Stage, policy, until
 from tests.integration.standby import run_another
 from tests.integration.wire import (
     ENDLESS_SECONDS,
@@ -64,6 +64,7 @@ def test_secrets_of_three_databases_are_one_target_and_one_connection(stage: Sta
         run = stage.run({"targets": ["orders", "stock"], "policy": policy()})
         assert run.target()["also"] == ["billing", "stock"]
         assert proxy.connections == 1
+        until(lambda: stage.clients == 2, "our connection has ended")
         proxy.connections = 0
         proxy.seen.clear()
         run = stage.reap()
@@ -390,6 +391,29 @@ def test_one_server_at_two_addresses_is_one_target(stage: Stage, first: str) -> 
     assert run.target(first)["also"] == [second]
     assert run.document["totals"]["terminated"] == 1
     assert len(stage.survivors(leaks)) == 2
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("hosts", [[HOST, "::1"], ["::1", HOST]])
+def test_one_server_with_ipv4_and_ipv6_is_one_target(
+    own_server: Callable[..., Stage], hosts: list[str]
+) -> None:
+    stage = own_server({"listen_addresses": f"{HOST}, ::1"})
+    leaks = stage.sessions(2)
+    for name, host in zip(("orders", "billing"), hosts, strict=True):
+        stage.target(name, host=host)
+    run = stage.reap()
+    assert names(run) == ["orders"]
+    assert run.target()["also"] == ["billing"]
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
 
 
 def logged(output: Output) -> list[dict[str, Any]]:

@@ -233,7 +233,8 @@ class Visits:
                 raise VisitedError
             inferior.append(rival)
         if compared:
-            server.find_application("", own_name=APPLICATION_NAME, deadline=deadline)
+            nobody = ("", 0)
+            server.find_application("", nobody, own_name=APPLICATION_NAME, deadline=deadline)
         for rival in inferior:
             self._take_over(visit, rival)
 
@@ -339,6 +340,6 @@ def _prove_same_server(server: Server, other: Target, deadline: Deadline) -> boo
         with closing(connected):
             # One expression: an error of the second server proves nothing.
             is_same = server.find_application(
-                there, own_name=here, deadline=deadline
-            ) and connected.find_application(here, own_name=there, deadline=deadline)
+                there, connected.origin, own_name=here, deadline=deadline
+            ) and connected.find_application(here, server.origin, own_name=there, deadline=deadline)
     return is_same
