@@ -213,8 +213,8 @@ def server(
 
 def _configure(folder: Path, settings: Mapping[str, str], tls: Tls | None) -> None:
     """Append ours to postgresql.conf: of two lines for one name the server takes the last."""
-    lines = {**_FAST, **settings}
-    lines |= {"listen_addresses": HOST, "unix_socket_directories": str(folder)}
+    lines = {**_FAST, "listen_addresses": HOST, **settings}
+    lines["unix_socket_directories"] = str(folder)
     if tls:  # The server demands that the key be its own and private: it gets a copy.
         files = {"ssl_cert_file": tls.certificate, "ssl_key_file": tls.key}
         lines |= {"ssl": "on"} | {name: str(folder / name) for name in files}

@@ -6,9 +6,9 @@ import json
 import socket
 import ssl
 import struct
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
@@ -16,9 +16,10 @@ import pytest
 from infra.local.certificates import make_tls
 from infra.local.postgres import HOST
 from tests.integration.endpoints import reset_rds, resolve_here
-from tests.integration.stage import IDLE, REAPER, TABLE, Stage, policy
+from tests.integration.stage import IDLE, REAPER, TABLE, Stage, policy, until
 from tests.integration.standby import run_another
 from tests.integration.wire import (
+    ENDLESS_SECONDS,
     Action,
     Fault,
     Impostor,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from infra.local.postgres import Build, Tls
+    from tests.integration.conftest import Output
     from tests.integration.stage import Run
     from tests.integration.standby import Another
 
@@ -62,6 +64,7 @@ def test_secrets_of_three_databases_are_one_target_and_one_connection(stage: Sta
         run = stage.run({"targets": ["orders", "stock"], "policy": policy()})
         assert run.target()["also"] == ["billing", "stock"]
         assert proxy.connections == 1
+        until(lambda: stage.clients == 2, "our connection has ended")
         proxy.connections = 0
         proxy.seen.clear()
         run = stage.reap()
@@ -388,6 +391,143 @@ def test_one_server_at_two_addresses_is_one_target(stage: Stage, first: str) -> 
     assert run.target(first)["also"] == [second]
     assert run.document["totals"]["terminated"] == 1
     assert len(stage.survivors(leaks)) == 2
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("hosts", [[HOST, "::1"], ["::1", HOST]])
+def test_one_server_with_ipv4_and_ipv6_is_one_target(
+    own_server: Callable[..., Stage], hosts: list[str]
+) -> None:
+    stage = own_server({"listen_addresses": f"{HOST}, ::1"})
+    leaks = stage.sessions(2)
+    for name, host in zip(("orders", "billing"), hosts, strict=True):
+        stage.target(name, host=host)
+    run = stage.reap()
+    assert names(run) == ["orders"]
+    assert run.target()["also"] == ["billing"]
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
+
+
+def logged(output: Output) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.readouterr().out.splitlines()]
+
+
+def lines_of_sessions(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line.get("message") in ("decision", "outcome")]
+
+
+@contextmanager
+def two_addresses(stage: Stage, *, fast: str, moment: Moment) -> Iterator[None]:
+    """Make `orders` and then `billing` targets at two addresses of one server.
+
+    One is fast: the other one's snapshot begins once the fast one has got the answer of that moment.
+    """
+    is_answered = Event()
+
+    def lead(data: bytes) -> bytes:
+        if moment in proxies[fast].seen:
+            is_answered.set()
+        return data
+
+    def follow(moment: Moment) -> None:
+        if moment is Moment.SNAPSHOT:
+            is_answered.wait(20)
+
+    proxies = {
+        name: Proxy(stage.server.port, says=lead)
+        if name == fast
+        else Proxy(stage.server.port, before=follow)
+        for name in ("orders", "billing")
+    }
+    with ExitStack() as stack:
+        for name, proxy in proxies.items():
+            stage.target(name, port=stack.enter_context(proxy).port)
+        yield
+
+
+@pytest.mark.parametrize("fast", ["orders", "billing"])
+def test_log_and_metrics_name_a_server_as_its_report_does_whoever_connects_first(
+    stage: Stage, output: Output, fast: str
+) -> None:
+    leaks = stage.sessions(2)
+    with two_addresses(stage, fast=fast, moment=Moment.SNAPSHOT):
+        stage.use_policy(policy())
+        run = stage.run()
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
+    assert run.target()["also"] == ["billing"]
+    lines = logged(output)
+    sessions = lines_of_sessions(lines)
+    assert len(sessions) == 2 * len(leaks)  # a decision and an outcome
+    assert {line["target"] for line in sessions} == {"orders"}
+    metrics = [line for line in lines if "_aws" in line and "target" in line]
+    assert {line["target"] for line in metrics} == {"orders"}
+
+
+def test_a_secret_that_gets_in_after_the_signals_gives_its_name_to_the_lines_before(
+    stage: Stage, output: Output
+) -> None:
+    """No server waits long for another one; the log says by which name to find the lines."""
+    leak = stage.session()
+    with two_addresses(stage, fast="billing", moment=Moment.TERMINATE):
+        stage.use_policy(policy())
+        run = stage.run()
+    assert names(run) == ["orders"]
+    assert run.outcomes() == {leak.pid: "terminated"}
+    lines = logged(output)
+    assert {line["target"] for line in lines_of_sessions(lines)} == {"billing"}
+    (other,) = [line for line in lines if line.get("message") == "logged under another name"]
+    assert (other["target"], other["logged_as"]) == ("orders", "billing")
+
+
+@pytest.mark.parametrize("fast", ["orders", "billing"])
+@pytest.mark.parametrize("able", ["orders", "billing"])
+def test_the_secret_whose_role_signals_is_used_at_whatever_address(
+    stage: Stage, output: Output, fast: str, able: str
+) -> None:
+    stage.role("watcher", "IN ROLE pg_read_all_stats")
+    leak = stage.session()
+    with two_addresses(stage, fast=fast, moment=Moment.SNAPSHOT):
+        (unable,) = {"orders", "billing"} - {able}
+        secrets = stage.aws.secrets
+        document = json.loads(secrets.get_secret_value(SecretId=unable)["SecretString"])
+        text = json.dumps({**document, "username": "watcher"})
+        secrets.put_secret_value(SecretId=unable, SecretString=text)
+        stage.use_policy(policy())
+        run = stage.run()
+    assert names(run) == ["orders"]
+    assert run.outcomes() == {leak.pid: "terminated"}
+    assert {line["target"] for line in lines_of_sessions(logged(output))} == {"orders"}
+
+
+def test_a_target_that_hangs_delays_another_server_for_a_short_time_only(
+    stage: Stage,
+) -> None:
+    leak = stage.session()
+    ended = Event()
+
+    def watch(moment: Moment) -> None:
+        if moment is Moment.TERMINATE:
+            ended.set()
+
+    def answer(client: socket.socket, _: Event) -> None:
+        """Hang until the other server's session was signalled."""
+        client.recv(65536)
+        ended.wait(ENDLESS_SECONDS)
+
+    with Impostor(answer) as server, Proxy(stage.server.port, before=watch) as proxy:
+        stage.target("billing", port=server.port)
+        stage.target("orders", port=proxy.port)
+        run = stage.reap(seconds=ENDLESS_SECONDS)
+    assert run.outcomes() == {leak.pid: "terminated"}
+    assert run.error("billing")["code"] != "timeout"
 
 
 def identity_of(stage: Stage) -> dict[str, int]:

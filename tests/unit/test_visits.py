@@ -25,5 +25,5 @@ def test_any_number_of_secrets_leaves_the_first_one_time_for_a_login(
     number: int, seconds: float, expected: float
 ) -> None:
     targets = secrets_of_one_server(number)
-    turn = Visits([targets]).begin(targets[0], Deadline(seconds, clock=lambda: 0.0))
+    turn = Visits(targets).begin(targets[0], Deadline(seconds, clock=lambda: 0.0))
     assert turn.remaining() == expected

@@ -95,6 +95,8 @@ class Server:
     def __init__(self, target: Target, connection: Connection) -> None:
         self.role = target.role
         self.address = str(connection.socket.getpeername()[0])  # IP
+        # Our own IP and port, or the empty name of a client's Unix socket.
+        self.origin = connection.socket.getsockname()[:2] or ("", 0)
         self.certificate = read_certificate(connection.socket)  # in DER; None in plaintext
         self._target = target
         self._own_roles = (target.role, target.instead_of)
@@ -145,16 +147,20 @@ class Server:
         """Log out, if the connection still allows it, and close the connection."""
         self._connection.close()
 
-    def find_application(self, wanted: str, *, own_name: str, deadline: Deadline) -> bool:
+    def find_application(
+        self, wanted: str, origin: tuple[str, int], *, own_name: str, deadline: Deadline
+    ) -> bool:
         """Rename our own session; return whether the server shows another one by its name.
 
-        Only a session from our own address counts. Raises TargetError.
+        Only a session from our own address counts, or from this IP and port. Raises TargetError.
         """
         step = "comparing servers"
         with self._expect_answer(step, deadline):
             statement = _load_sql("find_application")
+            address, port = origin
             names = {"own_name": literal(own_name), "wanted": literal(wanted)}
-            rows = self._connection.run(statement.format(**names))
+            where = {"address": literal(address), "port": int(port)}
+            rows = self._connection.run(statement.format(**names, **where))
         return bool(rows == [[b"t"]])
 
     def read_facts(self, deadline: Deadline) -> ServerFacts:

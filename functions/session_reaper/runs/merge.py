@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from session_reaper.observability import log_other_name
 from session_reaper.report.model import FailedSecret, Failure, TargetReport, TargetStatus
 from session_reaper.runs.visits import Visits
 from session_reaper.targets.servers import are_one_server
@@ -58,7 +59,7 @@ def _merge(owner: TargetKey, members: Sequence[SecretResult]) -> TargetReport:
         failed = ()
     also = dict.fromkeys(target.secret_name for target in others)
     also.pop(first.secret_name, None)
-    return replace(
+    merged = replace(
         chosen,
         name=first.name,
         secret=first.secret_name,
@@ -68,6 +69,9 @@ def _merge(owner: TargetKey, members: Sequence[SecretResult]) -> TargetReport:
         failed_secrets=failed,
         error=error,
     )
+    if merged.results and merged.name != chosen.name:
+        log_other_name(merged, chosen.name)
+    return merged
 
 
 def _rank(member: SecretResult) -> int:

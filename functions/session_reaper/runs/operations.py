@@ -144,6 +144,8 @@ def run_on_target(
         if isinstance(error, FullError) and error.limit is None:
             visits.record_full(target)
         return record_error(job.progress.result.latest, error)
+    finally:
+        visits.end_turn(target)
 
 
 Quota = Callable[[Decision], str | None]

@@ -15,7 +15,7 @@ from session_reaper.runs.pausing import split_paused
 from session_reaper.runs.run_time import RunTime
 from session_reaper.runs.target_session import TargetJob
 from session_reaper.runs.visits import Visits
-from session_reaper.targets.servers import group_by_server, sort_by_trust
+from session_reaper.targets.servers import sort_by_trust
 from session_reaper.targets.target import Target
 
 
@@ -45,8 +45,7 @@ def run(  # noqa: PLR0913 -- everything that the run takes
         check = split_paused(targets, discovery, shortest_clock, deadline)
         targets, paused = [*check.awake], check.paused
     logs = {target.key: OutcomeLog() for target in targets}
-    groups = group_by_server(targets)
-    visits = Visits(groups)
+    visits = Visits(targets)
 
     def make_job(target: Target) -> Job[TargetReport]:
         def run_job(progress: Progress[TargetReport]) -> TargetReport:
@@ -58,7 +57,7 @@ def run(  # noqa: PLR0913 -- everything that the run takes
 
         return Job(name=target.name, initial=create_report(target), run=run_job)
 
-    orders = [sort_by_trust(group) for group in groups]
+    orders = [sort_by_trust(group) for group in visits.groups]
     chains = [
         Chain(jobs=[*map(make_job, order)], may_split=partial(visits.has_any_of, order))
         for order in orders
@@ -94,4 +93,4 @@ def _report_paused(targets: Sequence[Target]) -> list[TargetReport]:
         )
         for target in targets
     ]
-    return merge_results(skipped, Visits(group_by_server(targets)))
+    return merge_results(skipped, Visits(targets))

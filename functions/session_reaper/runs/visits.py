@@ -4,14 +4,17 @@ Secrets with the same host or address are tried one after another until one of t
 connect, and stop if their server turns out to be one that was visited already. What a server says about
 itself proves nothing: a hostile one may claim to be another. So the claim counts only between
 connections to one endpoint; elsewhere each server must show the session that the reaper has on the other.
+
+Which secret connects first is a race. So a visit waits, for a short time and before its operation signals
+any session, for those that may give the server its name, or have more rights.
 """
 
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from threading import Lock
+from threading import Event, Lock
 from typing import Final
 
 from session_reaper.aws.rds import with_iam_token
@@ -20,14 +23,21 @@ from session_reaper.errors import TargetError
 from session_reaper.postgres.server import APPLICATION_NAME, Server
 from session_reaper.runs.parallel import PostponeError
 from session_reaper.sessions.snapshot import ServerIdentity, Snapshot
-from session_reaper.targets.providers import is_proxy
-from session_reaper.targets.servers import Place, are_instances_of_rds, are_one_server
+from session_reaper.targets.providers import is_instance_of_rds, is_proxy
+from session_reaper.targets.servers import (
+    Place,
+    are_instances_of_rds,
+    are_one_server,
+    group_by_server,
+)
 from session_reaper.targets.target import Target, TargetKey
 
 _LOGIN_SECONDS: Final = 3.0
 _LOGIN_SHARE: Final = 0.25  # of the time left, at most
 _PROOF_SECONDS: Final = 3.0  # for all proofs of one target; a hostile server may take all of it
 _PROOF_SHARE: Final = 0.2  # of the time left, at most
+_TURN_SECONDS: Final = 2.0  # to wait for others that are connecting; they may hang
+_TURN_SHARE: Final = 0.1  # of the time left, at most
 _ALL_RIGHTS: Final = 2
 _MOST_PROOFS: Final = 3  # for one target: hostile servers may make any number of claims
 
@@ -40,27 +50,60 @@ class VisitedError(Exception):
 class _Visit:
     """A login of a target, and what the server says about itself.
 
-    `connected`: the target with the role and the password that were used. `certificate`: the server's,
-    in DER; None in plaintext. `owner`: the key of the target whose operation runs on the server.
+    `place` has the target with the role and the password that were used. `certificate`: the server's,
+    in DER; None in plaintext.
     """
 
     place: Place
-    connected: Target
     certificate: bytes | None
     claim: ServerIdentity | None
     rights: int  # 2: to see and to signal other roles' sessions, 1: to see them, 0: neither
-    owner: TargetKey
+
+    @property
+    def key(self) -> TargetKey:
+        """The key of the target that connected."""
+        return self.place.target.key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """A target that may turn out to be the server of another one.
+
+    `position`: in configured order. `group`: the targets that may be one server with it, as far as
+    hosts and addresses tell, and itself. `has_connected` is set unless a job connects to it now.
+    """
+
+    target: Target
+    position: int
+    group: Sequence[Target]
+    is_instance_of_rds: bool
+    has_connected: Event
 
 
 class Visits:
     """The servers that a run has visited. Thread-safe."""
 
-    def __init__(self, groups: Iterable[Sequence[Target]] = ()) -> None:
-        """`groups`: targets that may be one server."""
+    def __init__(self, targets: Sequence[Target] = ()) -> None:
+        """`targets`: those of the run, in configured order."""
+        self.groups = group_by_server(targets)
+        group_of = {target.key: group for group in self.groups for target in group}
+        self._candidates = {
+            target.key: _Candidate(
+                target=target,
+                position=position,
+                group=group_of[target.key],
+                is_instance_of_rds=is_instance_of_rds(target.host),
+                has_connected=Event(),
+            )
+            for position, target in enumerate(targets)
+        }
         self._lock = Lock()
+        self._connecting: set[TargetKey] = set()
         self._visits: dict[TargetKey, _Visit] = {}
         self._visits_by_claim: dict[ServerIdentity | None, list[_Visit]] = defaultdict(list)
-        self._groups = {target.key: group for group in groups for target in group}
+        # For each visit, the target whose operation runs on the server.
+        self._owners: dict[TargetKey, TargetKey] = {}
+        self._working: set[TargetKey] = set()  # the owners whose operation has begun
         self._tried: set[TargetKey] = set()
         self._postponed: dict[TargetKey, int] = {}  # the rights of these targets
         self._full: set[TargetKey] = set()
@@ -86,10 +129,10 @@ class Visits:
     def find_owner(self, target: Target) -> TargetKey | None:
         """Return the key of the target whose operation runs on a target's server, if there is one."""
         with self._lock:
-            if target.key in self._visits:
-                return self._visits[target.key].owner
+            if target.key in self._owners:
+                return self._owners[target.key]
             found = (
-                visit.owner
+                self._owners[visit.key]
                 for visit in self._list_visits(self.list_group(target))
                 if visit.place.leads_to_server_of(target)
             )
@@ -97,7 +140,7 @@ class Visits:
 
     def list_group(self, target: Target) -> Sequence[Target]:
         """Return the targets that may be one server with this one, and itself, in configured order."""
-        return self._groups.get(target.key, (target,))
+        return self._candidates[target.key].group
 
     def list_others(self, target: Target) -> Sequence[Target]:
         """Return the other targets of a target's server, as far as hosts and addresses tell."""
@@ -117,9 +160,17 @@ class Visits:
                 raise VisitedError
             if target.is_alternate and visits:
                 raise VisitedError
+            self._connecting.add(target.key)
+            self._candidates[target.key].has_connected.clear()
             share = deadline.remaining() / (1 + len(self._list_untried(target)))
             least = min(_LOGIN_SECONDS, _LOGIN_SHARE * deadline.remaining())
             return deadline.capped_at(max(share, least))
+
+    def end_turn(self, target: Target) -> None:
+        """Record that a target has got in or cannot; the visits of others need not wait for it."""
+        with self._lock:
+            self._connecting.discard(target.key)
+        self._candidates[target.key].has_connected.set()
 
     def admit(
         self,
@@ -141,8 +192,7 @@ class Visits:
             is_verified=connected.is_verified,
             is_pooled=snapshot.behind_pooler or is_proxy(target.host),
         )
-        group = self.list_group(target)
-        requested = [each for each in group if not each.is_alternate]
+        requested = [each for each in self.list_group(target) if not each.is_alternate]
         if target.is_alternate and not any(map(place.leads_to_server_of, requested)):
             raise VisitedError
         rights = snapshot.can_see + (snapshot.can_see and snapshot.can_signal)
@@ -150,23 +200,73 @@ class Visits:
             raise PostponeError
         visit = _Visit(
             place=place,
-            connected=connected,
             certificate=server.certificate,
             claim=snapshot.server,
             rights=rights,
-            owner=target.key,
         )
-        refuted: list[_Visit] = []
-        proofs = deadline.capped_at(min(_PROOF_SECONDS, _PROOF_SHARE * deadline.remaining()))
-        while (rival := self._add_unless_visited(visit, refuted)) is not None:
-            if _is_same_server(visit, rival, server, proofs):
-                with self._lock:
-                    self._visits[target.key] = replace(visit, owner=rival.owner)
+        self._register(visit, server, deadline)
+        self.end_turn(target)
+        self._wait_for_others(visit, deadline)
+        with self._lock:
+            if self._owners[visit.key] != visit.key:
                 raise VisitedError
-            refuted.append(rival)
-        if refuted:
-            server.find_application("", own_name=APPLICATION_NAME, deadline=deadline)
-        return next(filter(place.leads_to_server_of, group), target)
+            self._working.add(visit.key)
+            return min(self._list_names(visit), key=lambda each: each.position).target
+
+    def _register(self, visit: _Visit, server: Server, deadline: Deadline) -> None:
+        """Add a visit. Raises VisitedError if an earlier one is to the same server.
+
+        An earlier visit of a role with fewer rights stops instead, unless its operation has begun.
+        """
+        compared: list[_Visit] = []
+        inferior: list[_Visit] = []
+        proofs = deadline.capped_at(min(_PROOF_SECONDS, _PROOF_SHARE * deadline.remaining()))
+        while (rival := self._add_unless_visited(visit, compared)) is not None:
+            compared.append(rival)
+            is_better = visit.rights > rival.rights
+            if not _is_same_server(visit, rival, server, proofs, keeps_visit=is_better):
+                continue
+            if not is_better:
+                with self._lock:
+                    self._visits[visit.key] = visit
+                    self._owners[visit.key] = self._owners[rival.key]
+                raise VisitedError
+            inferior.append(rival)
+        if compared:
+            nobody = ("", 0)
+            server.find_application("", nobody, own_name=APPLICATION_NAME, deadline=deadline)
+        for rival in inferior:
+            self._take_over(visit, rival)
+
+    def _take_over(self, visit: _Visit, rival: _Visit) -> None:
+        """Make a visit the owner of another one, and of those that the other one owns."""
+        with self._lock:
+            former = self._owners[rival.key]
+            if former not in self._working:
+                members = [key for key, owner in self._owners.items() if owner == former]
+                self._owners |= dict.fromkeys(members, visit.key)
+
+    def _wait_for_others(self, visit: _Visit, deadline: Deadline) -> None:
+        """Wait for targets that connect now and may take over this visit, or name its server."""
+        within = deadline.capped_at(min(_TURN_SECONDS, _TURN_SHARE * deadline.remaining()))
+        own = self._candidates[visit.key]
+        with self._lock:
+            connecting = [self._candidates[key] for key in self._connecting]
+        for other in connecting:
+            if other.is_instance_of_rds and own.is_instance_of_rds:
+                continue  # they have different endpoints, so they are different servers
+            first = self._candidates[other.group[0].key]
+            if first.position < own.position or visit.rights < _ALL_RIGHTS:
+                other.has_connected.wait(within.remaining())
+
+    def _list_names(self, visit: _Visit) -> Iterator[_Candidate]:
+        """List, of each group that has got in to a visit's server, the first target of that server."""
+        for key, owner in self._owners.items():
+            if owner == visit.key:
+                own = self._candidates[key]
+                leads = self._visits[key].place.leads_to_server_of
+                first = next(filter(leads, own.group), own.target)
+                yield self._candidates[first.key]
 
     def _should_postpone(self, place: Place, rights: int) -> bool:
         """Return whether a target should wait for others of its server, which may have more rights."""
@@ -190,25 +290,33 @@ class Visits:
     def _list_visits(self, group: Iterable[Target]) -> list[_Visit]:
         return [self._visits[target.key] for target in group if target.key in self._visits]
 
-    def _add_unless_visited(self, visit: _Visit, refuted: Sequence[_Visit]) -> _Visit | None:
+    def _add_unless_visited(self, visit: _Visit, compared: Sequence[_Visit]) -> _Visit | None:
         """Add a visit, or return an earlier one that may be to the same server."""
         with self._lock:
             rivals = self._visits_by_claim[visit.claim]
-            if visit.claim is not None and len(refuted) < _MOST_PROOFS:
+            if visit.claim is not None and len(compared) < _MOST_PROOFS:
                 for earlier in rivals:
-                    if earlier.rights >= visit.rights and earlier not in refuted:
+                    may_stop = self._owners[earlier.key] not in self._working
+                    if earlier not in compared and (may_stop or earlier.rights >= visit.rights):
                         return earlier
-            self._visits[visit.place.target.key] = visit
+            self._visits[visit.key] = visit
+            self._owners[visit.key] = visit.key
             rivals.append(visit)
         return None
 
 
-def _is_same_server(visit: _Visit, rival: _Visit, server: Server, deadline: Deadline) -> bool:
-    """Return whether two visits that claim to be to the same server are."""
+def _is_same_server(
+    visit: _Visit, rival: _Visit, server: Server, deadline: Deadline, *, keeps_visit: bool
+) -> bool:
+    """Return whether two visits that claim to be to the same server are.
+
+    `server`: the connection of the visit. `keeps_visit`: the rival is to stop, not the visit.
+    """
+    kept, other = (visit, rival) if keeps_visit else (rival, visit)
     target = visit.place.target
     has_same_key = visit.certificate is not None and visit.certificate == rival.certificate
-    is_secure = has_same_key or rival.place.is_as_secure_as(target)
-    if not is_secure or are_instances_of_rds(rival.connected, target):
+    is_secure = has_same_key or kept.place.is_as_secure_as(other.place.target)
+    if not is_secure or are_instances_of_rds(rival.place.target, target):
         return False
     if rival.place.has_endpoint_of(replace(target, addresses=(visit.place.address,))):
         return True
@@ -216,7 +324,7 @@ def _is_same_server(visit: _Visit, rival: _Visit, server: Server, deadline: Dead
     # could prove that it is the other one. But it does not have the key of the other's certificate.
     if visit.certificate != rival.certificate:
         return False
-    return _prove_same_server(server, rival.connected, deadline)
+    return _prove_same_server(server, rival.place.target, deadline)
 
 
 def _prove_same_server(server: Server, other: Target, deadline: Deadline) -> bool:
@@ -232,6 +340,6 @@ def _prove_same_server(server: Server, other: Target, deadline: Deadline) -> boo
         with closing(connected):
             # One expression: an error of the second server proves nothing.
             is_same = server.find_application(
-                there, own_name=here, deadline=deadline
-            ) and connected.find_application(here, own_name=there, deadline=deadline)
+                there, connected.origin, own_name=here, deadline=deadline
+            ) and connected.find_application(here, server.origin, own_name=there, deadline=deadline)
     return is_same
