@@ -33,7 +33,7 @@ def decide_in_time(
     All targets decide at the same time and share one interpreter, so many sessions of other targets
     delay this one too.
     """
-    within = deadline.capped_at(_DECIDING_SHARE * deadline.remaining())
+    within = deadline.capped_at_share(_DECIDING_SHARE)
     sessions = snapshot.sessions if only is None else only
     try:
         return decide(

@@ -60,7 +60,9 @@ def notify(
         # Manual runs with options are always reported and do not update the notification state.
         table = settings.memory_table if request.is_usual and report.targets else None
         known = (
-            load_known_issues(table, _share_of(end, _LOAD_SHARE, STATE_SECONDS)) if table else ()
+            load_known_issues(table, end.capped_at_share(_LOAD_SHARE, STATE_SECONDS))
+            if table
+            else ()
         )
         if known is None:
             report = replace(report, state_problem=UNREADABLE)
@@ -73,7 +75,7 @@ def notify(
             covers_all=not request.targets,
             function_arn=function_arn,
         )
-        rendered = _render(report, settings, now, _share_of(end, _TAGS_SHARE))
+        rendered = _render(report, settings, now, end.capped_at_share(_TAGS_SHARE))
         failures = _publish(report, rendered.summary, settings, end)
     finally:
         # Even after a bug above, the log must contain what the run did.
@@ -129,7 +131,7 @@ def _publish(
     topics = [settings.topic_arn]
     if report.is_critical and settings.critical_topic_arn:
         topics.append(settings.critical_topic_arn)
-    return publish(summary, topics, _share_of(end, _PUBLISH_SHARE, PUBLISH_SECONDS))
+    return publish(summary, topics, end.capped_at_share(_PUBLISH_SHARE, PUBLISH_SECONDS))
 
 
 def _log_run(
@@ -140,20 +142,15 @@ def _log_run(
     end: Deadline,
 ) -> dict[str, Any]:
     """Log the outcomes that are not logged yet, and the run; return the report's document."""
-    log_remaining(logs, _share_of(end, _OUTCOMES_SHARE))
+    log_remaining(logs, end.capped_at_share(_OUTCOMES_SHARE))
     if settings.target_metrics:
         for target in report.targets:
             emit_target_metrics(target)
     document = to_document(
         report,
-        _share_of(end, _DOCUMENT_SHARE),
+        end.capped_at_share(_DOCUMENT_SHARE),
         verdict=str(digest.verdict) if digest else "",
         steps=digest.steps_as_text if digest else (),
     )
     logger.info("run", extra=truncate_document(document, _LOG_BYTES))
     return document
-
-
-def _share_of(end: Deadline, share: float, at_most: float = float("inf")) -> Deadline:
-    """Return the deadline of a step that may take a share of the time left, in seconds at most."""
-    return end.capped_at(min(at_most, share * end.remaining()))

@@ -86,8 +86,8 @@ def _reap(session: TargetSession) -> TargetReport:
     snapshot, report, decisions = _decide(session, session.policy.scope())
     report = _add_decisions(report, decisions)
     session.record(report)
-    logging_deadline = session.deadline.capped_at(_SPARED_SHARE * session.deadline.remaining())
-    log_spared(report, decisions.having(Verdict.SPARE), logging_deadline)
+    spared = decisions.having(Verdict.SPARE)
+    log_spared(report, spared, session.deadline.capped_at_share(_SPARED_SHARE))
     termination = Termination(session, report, snapshot)
     return termination.run([*decisions.having(Verdict.CONDEMN), *decisions.having(Verdict.OBSERVE)])
 

@@ -38,7 +38,7 @@ def split_paused(
     at_rds = [each for each in targets if plan.skips_paused and rds_region(each.host)]
     if not at_rds:
         return PauseCheck(awake=tuple(targets))
-    limit = deadline.capped_at(min(_SECONDS, _SHARE * deadline.remaining()))
+    limit = deadline.capped_at_share(_SHARE, _SECONDS)
     window = min(plan.policy.shortest_clock, _LONGEST_WINDOW)
     unread = PauseCheck(awake=_mark(targets, at_rds, "the check did not end"))
     job = Job(
