@@ -123,9 +123,7 @@ def conclude(news: SpokeNews, now: float, remind_after: float, *, is_complete: b
         for issue in state.known
     ]
     covers_all = latest is not None and bool(latest.targets)
-    report, update = compare_with_known(
-        report, known, now, remind_after, covers_all=covers_all, function_arn=None
-    )
+    report, update = compare_with_known(report, known, now, remind_after, covers_all=covers_all)
     return SpokeResult(targets=report.targets, state=_apply(state, update, now))
 
 

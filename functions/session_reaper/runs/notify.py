@@ -26,7 +26,11 @@ from session_reaper.observability import (
     logger,
 )
 from session_reaper.report.document import to_document, truncate_document
-from session_reaper.report.known_issues import compare_with_known, mark_undelivered
+from session_reaper.report.known_issues import (
+    compare_with_known,
+    mark_undelivered,
+    with_stable_keys,
+)
 from session_reaper.report.model import Report
 from session_reaper.runs.fleet import publish_to_hub
 from session_reaper.runs.plan import RunPlan
@@ -68,12 +72,11 @@ def notify(
             report = replace(report, state_problem=UNREADABLE)
         now = time()
         report, update = compare_with_known(
-            report,
+            with_stable_keys(report, function_arn),
             known or (),
             now,
             settings.remind_after,
             covers_all=not request.targets,
-            function_arn=function_arn,
         )
         rendered = _render(report, settings, now, end.capped_at_share(_TAGS_SHARE))
         failures = _publish(report, rendered.summary, settings, end)
