@@ -38,7 +38,6 @@ def an_origin(account: int = 1, **changes: Any) -> RunOrigin:  # noqa: ANN401 --
         sent_at=now,
         next_by=now + 300,
         is_usual=True,
-        function_arn=Context.invoked_function_arn,
     )
     return replace(origin, **changes)
 

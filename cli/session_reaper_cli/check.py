@@ -1,7 +1,6 @@
 """The commands `check` and `record`."""
 
 from contextlib import closing
-from functools import partial
 
 from rich.console import Console
 from session_reaper.policy.enums import Mode
@@ -30,7 +29,7 @@ def run_check(
     target: Target, options: LoginOptions, output: Console, say: Say, *, as_json: bool
 ) -> ExitStatus:
     """Show what the Lambda's check says of the server. Raises TargetError."""
-    run = _run(partial(check, options.policy), target, options, say)
+    run = _run(check, target, options, say)
     report = make_report(run.report, Mode.OBSERVE)
     if as_json:
         print_json(to_return_value(report), output)

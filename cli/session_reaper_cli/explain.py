@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Final
 
 from rich.console import Console
@@ -74,9 +73,8 @@ def run_explain(  # noqa: PLR0913 -- where, what, and how to show it
             policy=options.policy,
             may_be_partial=filters.role == target.role,
         )
-        operation = partial(explain_target, options.policy, None)
         with count_interrupts() as interrupts:
-            run = run_operation(operation, opened, interrupts, say)
+            run = run_operation(explain_target, opened, interrupts, say)
     shown = tuple(filter(filters.match, run.report.explained or ()))
     report = replace(run.report, explained=shown if run.report.explained is not None else None)
     if as_json:

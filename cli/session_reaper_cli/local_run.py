@@ -18,11 +18,14 @@ from typing import Final
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError, TargetError
 from session_reaper.observability import SERVICE, OutcomeLog
+from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
 from session_reaper.report.model import TargetReport, record_error, record_unfinished
-from session_reaper.runs.operations import Operation, create_report
+from session_reaper.runs.operations import Operation
 from session_reaper.runs.parallel import JobResult, Progress
+from session_reaper.runs.quota import Quota, allow_all
+from session_reaper.runs.target_run import create_report
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.targets.target import Target
 
@@ -87,6 +90,8 @@ class OpenTarget:
     server: Server
     target: Target
     policy: Policy
+    mode: Mode = Mode.OBSERVE
+    quota: Quota = allow_all
     may_be_partial: bool = False
 
 
@@ -101,6 +106,8 @@ def run_operation(
     job = TargetJob(
         target=target,
         policy=opened.policy,
+        mode=opened.mode,
+        quota=opened.quota,
         progress=progress,
         outcomes=log,
         deadline=deadline,

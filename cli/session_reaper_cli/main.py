@@ -210,7 +210,7 @@ def _fail(error: "TargetError", target: "Target", *, as_json: bool) -> int:
 def _print_failure(error: "TargetError", target: "Target") -> None:
     from session_reaper.policy.enums import Mode
     from session_reaper.report.model import record_error
-    from session_reaper.runs.operations import create_report
+    from session_reaper.runs.target_run import create_report
 
     from session_reaper_cli.results import make_report, print_json, to_return_value
     from session_reaper_cli.terminal import make_output

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from threading import Semaphore
 from typing import Final
 
 from rich.console import Console
@@ -14,12 +13,12 @@ from session_reaper.deadline import Deadline
 from session_reaper.decision.model import Decision, Verdict
 from session_reaper.errors import ConfigurationError, ConnectionLostError
 from session_reaper.policy.enums import Mode
-from session_reaper.policy.model import Policy
 from session_reaper.policy.protections import ProtectedBy
 from session_reaper.postgres.server import Server
 from session_reaper.report.headline import count_of
 from session_reaper.report.model import Outcome, SessionResult
-from session_reaper.runs.operations import Quota, limit_by_quota, reap
+from session_reaper.runs.operations import reap
+from session_reaper.runs.quota import Quota, allow_all, make_quota
 from session_reaper.runs.request import lowest_mode
 from session_reaper.sessions.session import Identity
 from session_reaper.sessions.snapshot import NO_SESSIONS
@@ -73,10 +72,10 @@ def run_reap(options: ReapOptions, output: Console, messages: Console, say: Say)
         job = _Job(options=options, target=target, say=say)
         if mode is not Mode.ENFORCE or options.unasked:
             with count_interrupts() as interrupts:
-                done = job.reap(server, mode, None, interrupts)
+                done = job.reap(server, mode, allow_all, interrupts)
                 return _finish(done, mode, options, output, say)
         with count_interrupts() as interrupts:
-            shown = job.reap(server, Mode.OBSERVE, None, interrupts)
+            shown = job.reap(server, Mode.OBSERVE, allow_all, interrupts)
         victims = [result for result in shown.report.results if _is_victim(result)]
         if shown.is_interrupted or shown.report.error is not None or not victims:
             return _finish(shown, mode, options, output, say)
@@ -104,25 +103,18 @@ class _Job:
     target: Target
     say: Say
 
-    def reap(
-        self, server: Server, mode: Mode, quota: Quota | None, interrupts: Interrupts
-    ) -> LocalRun:
+    def reap(self, server: Server, mode: Mode, quota: Quota, interrupts: Interrupts) -> LocalRun:
         """Reap the server once."""
         policy = self.options.login.policy
         opened = OpenTarget(
             server=server,
             target=self.target,
             policy=policy,
+            mode=mode,
+            quota=partial(_find_limit, (make_quota(policy), quota)),
             may_be_partial=self.options.role == self.target.role,
         )
-        limits = [limit for limit in (_limit_run(policy), quota) if limit is not None]
-        operation = partial(reap, policy, mode, partial(_find_limit, limits))
-        return run_operation(operation, opened, interrupts, self.say)
-
-
-def _limit_run(policy: Policy) -> Quota | None:
-    most = policy.limits.max_per_run
-    return None if most is None else limit_by_quota(Semaphore(most), policy)
+        return run_operation(reap, opened, interrupts, self.say)
 
 
 def _find_limit(limits: Sequence[Quota], decision: Decision) -> str | None:

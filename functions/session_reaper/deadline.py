@@ -1,6 +1,7 @@
 """Deadlines on the monotonic clock."""
 
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 
 from session_reaper.errors import DeadlineError
@@ -35,6 +36,10 @@ class Deadline:
     def capped_at(self, seconds: float) -> "Deadline":
         """Return a deadline `seconds` from now that is never later than this one."""
         return Deadline(min(self.remaining(), seconds), self._clock)
+
+    def capped_at_share(self, share: float, at_most: float = inf) -> "Deadline":
+        """Return a deadline after this share of the time left, and after `at_most` seconds at most."""
+        return Deadline(min(share * self.remaining(), at_most), self._clock)
 
     def extended_by(self, seconds: float) -> "Deadline":
         """Return a deadline that is later than this one by `seconds`."""

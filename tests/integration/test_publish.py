@@ -12,8 +12,7 @@ from session_reaper.deadline import Deadline
 from session_reaper.errors import InternalError, PublishError
 from session_reaper.report.model import Failure, Outcome, TargetStatus
 from session_reaper.runs.notify import notify
-from session_reaper.runs.request import read_request
-from session_reaper.settings import read_settings
+from session_reaper.runs.plan import make_plan
 
 from tests.builders import a_report, a_target_report, some_fates
 from tests.integration.stage import IDLE, LEAK, policy
@@ -141,15 +140,9 @@ def test_a_bug_in_writing_the_summary_publishes_the_numbers_and_ends_the_run_wit
     ended = some_fates(3, Outcome.TERMINATED), some_fates(2, Outcome.LINGERING)
     odd = a_target_report(*ended[1], name="odd<!channel>", used_after=40, **BREAKING[part])
     report = a_report(a_target_report(*ended[0], used_after=40), odd)
+    plan = make_plan({}, Deadline(60))
     with pytest.raises(InternalError, match="session-reaper has a bug: TypeError"):
-        notify(
-            report,
-            (),
-            read_request({}),
-            read_settings(),
-            function_arn=stage.aws.topic_arn,
-            end=Deadline(60),
-        )
+        notify(report, (), plan, function_arn=stage.aws.topic_arn, end=Deadline(60))
     (email,) = stage.aws.delivered()
     assert email.subject == "session-reaper has a bug: 3 terminated, 2 lingering"
     assert "orders: ok, 3 terminated" in email.body

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from functools import partial
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,8 @@ import pytest
 from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import read_policy
 from session_reaper.runs.discovery import TargetDiscovery
-from session_reaper.runs.operations import reap
+from session_reaper.runs.plan import RunPlan
+from session_reaper.runs.request import RunRequest
 from session_reaper.runs.run import run
 from session_reaper.runs.run_time import share_time
 from session_reaper.settings import read_settings
@@ -115,14 +115,14 @@ def test_a_wrong_clock_of_the_function_changes_no_decision(
     until(lambda: _age(stage, old.pid, "state_change") > 2, "one is old")
     leak.connection.run("SELECT 1")
     stage.target()
-    directory = TargetDiscovery(read_settings(), bypass_cache=True)
+    settings = read_settings()
+    directory = TargetDiscovery(settings, bypass_cache=True)
+    rules = read_policy(policy(rule(idle_for="1900ms", role=["app", "old"])))
+    plan = RunPlan(request=RunRequest(), settings=settings, policy=rules, mode=Mode.OBSERVE)
     for skew in (-1e6, 1e6):
         now = time.time() + skew
         monkeypatch.setattr(time, "time", lambda now=now: now)
-        quota = None
-        rules = read_policy(policy(rule(idle_for="1900ms", role=["app", "old"])))
-        reaping = partial(reap, rules, Mode.OBSERVE, quota)
-        (report,), _ = run(reaping, directory, [], share_time(60), rules)
+        (report,), _ = run(plan, directory, share_time(60))
         monkeypatch.undo()
         assert [fate.decision.pid for fate in report.results] == [old.pid]
         leak.connection.run("SELECT 1")

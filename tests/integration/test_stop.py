@@ -13,8 +13,10 @@ from session_reaper.observability import OutcomeLog
 from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import read_policy
 from session_reaper.report.model import Outcome
-from session_reaper.runs.operations import create_report, reap
+from session_reaper.runs.operations import reap
 from session_reaper.runs.parallel import Progress
+from session_reaper.runs.quota import allow_all
+from session_reaper.runs.target_run import create_report
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper_cli.connections.login import connect
 from session_reaper_cli.connections.target import Given, find_target
@@ -43,6 +45,8 @@ def test_a_stopped_run_signals_no_session(stage: Stage, pauses: dict[str, str]) 
         job = TargetJob(
             target=target,
             policy=rules,
+            mode=Mode.ENFORCE,
+            quota=allow_all,
             progress=Progress(create_report(target)),
             outcomes=OutcomeLog(),
             deadline=Deadline(3 * PATIENCE),
@@ -55,7 +59,7 @@ def test_a_stopped_run_signals_no_session(stage: Stage, pauses: dict[str, str]) 
             report=create_report(target),
             stop=stopped,
         )
-        report = reap(rules, Mode.ENFORCE, None, session)
+        report = reap(session)
     assert [result.outcome for result in report.results] == [Outcome.SPARED]
     assert report.error is not None
     assert leak.is_there

@@ -66,3 +66,12 @@ def test_an_extended_deadline_adds_to_the_remaining_time(clock: Clock) -> None:
     clock.now += 5
     assert deadline.extended_by(2).remaining() == 2
     assert Deadline(1, clock).extended_by(2).remaining() == 3
+
+
+@pytest.mark.parametrize(("at_most", "given"), [(1.5, 1.5), (99, 2.5)])
+def test_a_share_is_of_the_time_that_is_left(clock: Clock, at_most: float, given: float) -> None:
+    whole = Deadline(20, clock)
+    clock.now += 10
+    assert whole.capped_at_share(0.25, at_most).remaining() == given
+    clock.now += 11
+    assert whole.capped_at_share(0.25).remaining() == 0

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from session_reaper.report.fleet_document import MAX_BYTES, RunOrigin, write_fleet_document
+from session_reaper.report.known_issues import with_stable_keys
 from session_reaper.report.model import Failure, Outcome, TargetReport, TargetStatus
 from session_reaper.targets.target import TargetKey
 
 from tests.builders import a_report, a_target_report, some_fates
 
+FUNCTION = "arn:aws:lambda:eu-west-1:123456789012:function:session-reaper"
 ORIGIN = RunOrigin(
     account="123456789012",
     region="eu-west-1",
@@ -19,12 +21,12 @@ ORIGIN = RunOrigin(
     sent_at=1_800_000_000.0,
     next_by=1_800_000_300.0,
     is_usual=True,
-    function_arn="arn:aws:lambda:eu-west-1:123456789012:function:session-reaper",
 )
 
 
 def written(*targets: TargetReport) -> dict[str, Any]:
-    text = write_fleet_document(a_report(*targets), ORIGIN, "QUIET: x")
+    report = with_stable_keys(a_report(*targets), FUNCTION)
+    text = write_fleet_document(report, ORIGIN, "QUIET: x")
     assert len(text.encode()) <= MAX_BYTES
     document: dict[str, Any] = json.loads(text)
     return document

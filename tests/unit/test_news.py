@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +13,7 @@ from session_reaper.report.known_issues import (
     compare_with_known,
     mark_undelivered,
     to_stable_key,
+    with_stable_keys,
 )
 from session_reaper.report.model import (
     Failure,
@@ -31,16 +31,19 @@ from session_reaper.targets.target import TargetKey
 from tests.builders import a_decision, a_fate, a_report, a_session, a_target_report, some_slots
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 NOW = 1_795_600_000.0
 HOUR = 3600.0
 FUNCTION = "arn:aws:lambda:eu-west-1:123456789012:function:session-reaper"
 SECRETS = "arn:aws:secretsmanager:eu-west-1:123456789012:secret"
 
-compare = partial(
-    compare_with_known, now=NOW, remind_after=HOUR, covers_all=True, function_arn=FUNCTION
-)
+
+def compare(
+    report: Report, known: Collection[KnownIssue], *, now: float = NOW, covers_all: bool = True
+) -> tuple[Report, StateUpdate]:
+    stable = with_stable_keys(report, FUNCTION)
+    return compare_with_known(stable, known, now, HOUR, covers_all=covers_all)
 
 
 def key_of(name: str, instance: str = "") -> TargetKey:

@@ -11,9 +11,9 @@ from botocore.exceptions import ClientError
 from session_reaper.aws.secrets_manager import KEEP_SECONDS, SecretCache
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
+from session_reaper.policy.enums import Mode
 from session_reaper.report.model import Failure, TargetReport, TargetStatus, record_unfinished
 from session_reaper.runs.discovery import TargetDiscovery
-from session_reaper.runs.operations import record
 from session_reaper.runs.parallel import (
     Chain,
     Job,
@@ -23,7 +23,9 @@ from session_reaper.runs.parallel import (
     run_chains,
     run_jobs,
 )
-from session_reaper.runs.run import run as run_operation
+from session_reaper.runs.plan import RunPlan
+from session_reaper.runs.request import RunRequest
+from session_reaper.runs.run import run as run_plan
 from session_reaper.runs.run_time import share_time
 from session_reaper.settings import read_settings
 
@@ -95,13 +97,16 @@ def run_with_cache(
 ) -> tuple[TargetReport, ...]:
     client: Any = secrets if isinstance(secrets, SecretsManager) else SecretsManager(secrets)
     topic = "arn:aws:sns:eu-west-1:123456789012:topic"
-    discovery = TargetDiscovery(
-        read_settings({"TOPIC_ARN": topic, **settings}),
-        bypass_cache=bypass_cache,
-        cache=cache,
-        client=client,
+    plan = RunPlan(
+        request=RunRequest(targets=names, record=True),
+        settings=read_settings({"TOPIC_ARN": topic, **settings}),
+        policy=a_policy(),
+        mode=Mode.OBSERVE,
     )
-    reports, _ = run_operation(record, discovery, names, share_time(10), a_policy())
+    discovery = TargetDiscovery(
+        plan.settings, bypass_cache=bypass_cache, cache=cache, client=client
+    )
+    reports, _ = run_plan(plan, discovery, share_time(10))
     return reports
 
 

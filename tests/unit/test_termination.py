@@ -14,6 +14,7 @@ from session_reaper.policy.enums import Action, Mode
 from session_reaper.postgres.signals import Signal
 from session_reaper.report.model import Outcome
 from session_reaper.runs.parallel import Progress
+from session_reaper.runs.quota import allow_all
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.runs.termination import Termination
 
@@ -72,17 +73,19 @@ def a_target_session(
     *,
     server: object = None,
     connect: Callable[[], Any] | None = None,
-    deadline: Deadline | None = None,
+    **job: object,
 ) -> TargetSession:
-    job = TargetJob(
-        target=cast("Any", None),
-        policy=a_policy(),
-        progress=progress,
-        outcomes=outcomes,
-        deadline=deadline or Deadline(60),
-    )
+    values: dict[str, Any] = {
+        "target": None,
+        "policy": a_policy(),
+        "mode": Mode.ENFORCE,
+        "quota": allow_all,
+        "progress": progress,
+        "outcomes": outcomes,
+        "deadline": Deadline(60),
+    }
     return TargetSession(
-        job=job,
+        job=TargetJob(**values | job),
         server=cast("Any", server),
         connect=cast("Any", connect),
         connect_by_fallback=cast("Any", None),
@@ -98,9 +101,8 @@ def a_report_of_decisions() -> TargetReport:
     return a_target_report(*(a_fate(Outcome.SPARED, pid=pid) for pid in PIDS))
 
 
-def terminate(session: TargetSession, mode: Mode, condemned: Iterable[Decision]) -> TargetReport:
-    termination = Termination(session, session.report, a_snapshot(), a_policy(), mode)
-    return termination.run(condemned)
+def terminate(session: TargetSession, condemned: Iterable[Decision]) -> TargetReport:
+    return Termination(session, session.report, a_snapshot()).run(condemned)
 
 
 def outcomes_of(report: TargetReport) -> dict[int, Outcome]:
@@ -111,7 +113,7 @@ def test_a_run_that_ends_while_it_logs_what_it_observed_reports_all_of_it() -> N
     progress, outcomes = Progress(a_report_of_decisions()), OutcomeLog()
     outcomes.complete(progress.result.latest, Deadline(60))  # as a run does at its end
     with pytest.raises(DeadlineError):
-        terminate(a_target_session(progress, outcomes), Mode.OBSERVE, decisions())
+        terminate(a_target_session(progress, outcomes, mode=Mode.OBSERVE), decisions())
     expected = dict.fromkeys(PIDS, Outcome.WOULD_TERMINATE)
     assert outcomes_of(progress.result.latest) == expected
 
@@ -128,7 +130,7 @@ def test_a_run_that_ends_while_it_signals_reports_what_it_observed() -> None:
 
     server = LostServer(taken=1, answered=1)
     session = a_target_session(progress, OutcomeLog(), server=server, connect=connect)
-    final = terminate(session, Mode.ENFORCE, [a_decision(a_session(pid=1)), observed])
+    final = terminate(session, [a_decision(a_session(pid=1)), observed])
     expected = {1: Outcome.LINGERING, 9: Outcome.WOULD_TERMINATE}
     assert [outcomes_of(each) for each in (*reported, final)] == [expected, expected]
 
@@ -143,7 +145,7 @@ def test_while_it_reconnects_a_run_reports_unsent_sessions_as_spared() -> None:
 
     server = LostServer(taken=3, answered=1)
     session = a_target_session(progress, OutcomeLog(), server=server, connect=connect)
-    final = terminate(session, Mode.ENFORCE, decisions())
+    final = terminate(session, decisions())
     expected = {pid: Outcome.LINGERING if pid <= 3 else Outcome.SPARED for pid in PIDS}
     assert [outcomes_of(report) for report in (*reported, final)] == [expected, expected]
     assert reported[0].error is not None
@@ -157,7 +159,7 @@ def test_slots_are_unknown_after_signals_that_could_not_be_verified() -> None:
     server = LostServer(taken=3, answered=1)
     progress = Progress(a_report_of_decisions())
     session = a_target_session(progress, OutcomeLog(), server=server, connect=connect)
-    assert terminate(session, Mode.ENFORCE, decisions()).used_after is None
+    assert terminate(session, decisions()).used_after is None
 
 
 class UnchangedServer:
@@ -172,13 +174,15 @@ class UnchangedServer:
 def test_sessions_are_spared_if_deciding_on_the_second_snapshot_takes_too_long() -> None:
     progress = Progress(a_report_of_decisions())
     # Each session takes a second, and six are more than half of what is left.
-    session = a_target_session(
-        progress, OutcomeLog(), server=UnchangedServer(), deadline=Deadline(12, SlowClock())
-    )
     policy = a_policy({**a_rule(), "confirm_after": "1ms"})
-    condemned = [replace(each, rule=policy.rules[0]) for each in decisions()]
-    termination = Termination(session, session.report, a_snapshot(), policy, Mode.ENFORCE)
-    report = termination.run(condemned)
+    session = a_target_session(
+        progress,
+        OutcomeLog(),
+        server=UnchangedServer(),
+        deadline=Deadline(12, SlowClock()),
+        policy=policy,
+    )
+    report = terminate(session, [replace(each, rule=policy.rules[0]) for each in decisions()])
     assert outcomes_of(report) == dict.fromkeys(PIDS, Outcome.SPARED)
     assert report.error is not None
     assert report.error.message.startswith("deciding on 6 sessions took longer")

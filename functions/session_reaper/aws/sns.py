@@ -24,34 +24,7 @@ def publish(
 
     Each topic has the whole time until the deadline.
     """
-    # By SNS protocol: https is Amazon Q Developer in chat applications, lambda is webhook.py.
-    forms = {
-        "default": summary.email,
-        "https": summary.notification,
-        "lambda": summary.webhook,
-    }
-    lists = {
-        "targets": summary.targets,
-        "applications": summary.applications,
-        "roles": summary.roles,
-    }
-    request = {
-        "Subject": summary.subject,
-        "MessageStructure": "json",
-        "Message": json.dumps(forms, ensure_ascii=False),
-        "MessageAttributes": {
-            "severity": {"DataType": "String", "StringValue": summary.severity},
-            "status": {"DataType": "String", "StringValue": summary.status},
-            **{
-                name: {
-                    "DataType": "String.Array",
-                    "StringValue": json.dumps(values, ensure_ascii=False),
-                }
-                for name, values in lists.items()
-                if values
-            },
-        },
-    }
+    request = _to_request(summary)
     is_hurried = deadline.remaining() < PUBLISH_SECONDS
     seconds, tries = (1.0, 1) if is_hurried else (3.0, 2)
     send = partial(_send, request, seconds=seconds, tries=tries)
@@ -68,6 +41,38 @@ def publish(
             problem = f"the summary did not reach {topic_arn}: {explain_error(error)}"
             failures[topic_arn] = PublishError(problem)
     return failures
+
+
+def _to_request(summary: Summary) -> Mapping[str, Any]:
+    # By SNS protocol: https is Amazon Q Developer in chat applications, lambda is webhook.py.
+    forms = {
+        "default": summary.email,
+        "https": summary.notification,
+        "lambda": summary.webhook,
+    }
+    lists = {
+        "targets": summary.targets,
+        "applications": summary.applications,
+        "roles": summary.roles,
+    }
+    attributes = {
+        "severity": ("String", summary.severity),
+        "status": ("String", summary.status),
+        **{
+            name: ("String.Array", json.dumps(values, ensure_ascii=False))
+            for name, values in lists.items()
+            if values
+        },
+    }
+    return {
+        "Subject": summary.subject,
+        "MessageStructure": "json",
+        "Message": json.dumps(forms, ensure_ascii=False),
+        "MessageAttributes": {
+            name: {"DataType": kind, "StringValue": value}
+            for name, (kind, value) in attributes.items()
+        },
+    }
 
 
 def publish_document(document: str, topic_arn: str, deadline: Deadline) -> None:

@@ -135,9 +135,7 @@ def conclude(news: SpokeNews, now: float, remind_after: float, *, is_complete: b
         for issue in state.known
     ]
     covers_all = latest is not None and bool(latest.targets)
-    report, update = compare_with_known(
-        report, known, now, remind_after, covers_all=covers_all, function_arn=None
-    )
+    report, update = compare_with_known(report, known, now, remind_after, covers_all=covers_all)
     state = replace(_apply(state, update, now), runs=_merge_runs(news))
     return SpokeResult(targets=report.targets, state=state)
 

@@ -147,8 +147,7 @@ def _describe_target(
 ) -> dict[str, Any]:
     number = _count_sessions(target)
     sessions = list(_describe_sessions(target, int(share * number), deadline))
-    left_out = number - len(sessions)
-    recovered = [_describe_recovery(recovery) for recovery in target.recovered]
+    applied = target.applied
     return {
         "name": target.name,
         "secret": target.secret,
@@ -163,39 +162,34 @@ def _describe_target(
             "used_before": target.slots.used,
             "used_after": target.used_after,
         },
-        # These keys are left out if they have no value; the others are always present.
-        **(
-            {"holders": [_describe_holder(holder) for holder in target.holders]}
-            if target.holders
-            else {}
+        **_leave_out_empty(
+            holders=[_describe_holder(each) for each in target.holders],
+            reader=target.reader,
+            fallback_secret=target.fallback_secret,
+            pressure=list(target.pressure),
+            check=target.checked and _describe_check(target.checked),
         ),
-        **({"reader": True} if target.reader else {}),
-        **({"fallback_secret": target.fallback_secret} if target.fallback_secret else {}),
-        **({"pressure": list(target.pressure)} if target.pressure else {}),
-        **({"check": _describe_check(target.checked)} if target.checked else {}),
-        **(
-            {}
-            if target.applied is None
-            else {"applied": [_describe_setting(s) for s in target.applied]}
+        **({} if applied is None else {"applied": [_describe_setting(each) for each in applied]}),
+        **_leave_out_empty(
+            unchanged=[asdict(each) for each in target.unchanged],
+            recovered=[_describe_recovery(each) for each in target.recovered],
         ),
-        **({"unchanged": [asdict(each) for each in target.unchanged]} if target.unchanged else {}),
-        **({"recovered": recovered} if recovered else {}),
         "sessions": sessions,
-        **({"sessions_left_out": left_out} if left_out else {}),
+        **_leave_out_empty(sessions_left_out=number - len(sessions)),
         "protected": [
             _describe_protected(group)
             for group in group_protected(target.protected)[:_MOST_PROTECTED]
         ],
-        **(
-            {"blockers_out_of_reach": [_describe_blocker(each) for each in target.blockers]}
-            if target.blockers
-            else {}
+        **_leave_out_empty(
+            blockers_out_of_reach=[_describe_blocker(each) for each in target.blockers]
         ),
-        "advice": [
-            {"code": advice.code, "message": advice.message, "sql": advice.sql}
-            for advice in target.advice
-        ],
+        "advice": [asdict(advice) for advice in target.advice],
     }
+
+
+def _leave_out_empty(**values: object) -> dict[str, object]:
+    """Return the values that are not empty, null, false or 0."""
+    return {name: value for name, value in values.items() if value}
 
 
 def _describe_holder(holder: Holder) -> dict[str, Any]:
@@ -300,7 +294,6 @@ def describe_session(
 ) -> dict[str, Any]:
     """Build the JSON object of a session and the decision on it."""
     session = decision.session
-    tags = session.tags(comment_tags)
     is_full = queries is QueryVisibility.FULL
     return {
         "pid": session.identity.pid,
@@ -317,8 +310,7 @@ def describe_session(
         "query": printable(session.query, _QUERY_LENGTH, "\n\t")
         if is_full
         else session.redacted_query,
-        **({"tags": tags} if tags else {}),
-        **({"query_id": session.query_id} if session.query_id else {}),
+        **_leave_out_empty(tags=session.tags(comment_tags), query_id=session.query_id),
     }
 
 

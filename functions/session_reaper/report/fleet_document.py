@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from session_reaper.report.known_issues import to_stable_key
 from session_reaper.report.model import (
     IssueKey,
     Outcome,
@@ -34,7 +33,6 @@ class RunOrigin:
 
     Moments are seconds since 1970 by the function's clock. `next_by` is the latest moment of the
     stack's next report. `is_usual`: the run did what a scheduled run does, on all targets.
-    `function_arn`: of the function, or of a topic in its account and region.
     """
 
     account: str
@@ -43,18 +41,17 @@ class RunOrigin:
     sent_at: float
     next_by: float
     is_usual: bool
-    function_arn: str
 
 
 def write_fleet_document(report: Report, origin: RunOrigin, verdict: str) -> str:
-    """Write the report as ASCII JSON of at most MAX_BYTES.
+    """Write a report with stable keys as ASCII JSON of at most MAX_BYTES.
 
     Leaves out the ends of the targets' lists first, then whole targets, the least urgent first; `left_out`
     of a target and `targets_left_out` count them.
     """
     targets = sorted(report.targets, key=_order)
     beginning = _describe_run(report, origin, verdict)
-    whole = [_describe_target(target, origin.function_arn) for target in targets]
+    whole = [_describe_target(target) for target in targets]
     for most in _ENTRIES:
         described = [_cut(target, most) for target in whole]
         text = _encode({**beginning, "targets": described})
@@ -102,13 +99,12 @@ def _describe_run(report: Report, origin: RunOrigin, verdict: str) -> dict[str, 
     }
 
 
-def _describe_target(target: TargetReport, function_arn: str) -> dict[str, Any]:
-    key = to_stable_key(target.key, function_arn)
+def _describe_target(target: TargetReport) -> dict[str, Any]:
     slots = target.slots
     error = target.error
     return {
         "name": printable(target.name, _TEXT_LENGTH),
-        "key": [key.secret, key.instance],
+        "key": [target.key.secret, target.key.instance],
         "status": target.status.value,
         "error": error
         and {

@@ -57,14 +57,25 @@ class StateUpdate:
     ended: tuple[KnownIssue, ...]
 
 
-def to_stable_key(key: TargetKey, function_arn: str | None) -> TargetKey:
+def with_stable_keys(report: Report, function_arn: str) -> Report:
+    """Return the report with keys of targets that later runs find again; call this once only."""
+    targets = (
+        replace(
+            target,
+            key=to_stable_key(target.key, function_arn),
+            also_keys=tuple(to_stable_key(key, function_arn) for key in target.also_keys),
+        )
+        for target in report.targets
+    )
+    return replace(report, targets=tuple(targets))
+
+
+def to_stable_key(key: TargetKey, function_arn: str) -> TargetKey:
     """Return the key with the ARN of its secret, without the six characters that AWS appends.
 
     A secret that cannot be read is known as it was configured: by its name, which belongs to the
-    function's own account and region, or by its ARN. Without a function, the key is stable already.
+    function's own account and region, or by its ARN.
     """
-    if function_arn is None:
-        return key
     if key.secret.startswith("arn:"):
         return replace(key, secret=re.sub(r"-[A-Za-z0-9]{6}$", "", key.secret))
     _, partition, _, region, account, *_ = function_arn.split(":")
@@ -72,29 +83,24 @@ def to_stable_key(key: TargetKey, function_arn: str | None) -> TargetKey:
     return replace(key, secret=arn)
 
 
-def compare_with_known(  # noqa: PLR0913 -- the report, and everything that decides what is new
+def compare_with_known(
     report: Report,
     known: Collection[KnownIssue],
     now: float,
     remind_after: float,
     *,
     covers_all: bool,
-    function_arn: str | None,
 ) -> tuple[Report, StateUpdate]:
     """Return the report with its known and ended issues, and the update of the notification state.
 
-    An issue counts as new again after `remind_after` seconds. With `covers_all` the report covers all
-    targets, so the issues of any other target are dropped. `function_arn` is the reaper's own.
+    The keys of its targets are stable. An issue counts as new again after `remind_after` seconds.
+    With `covers_all` the report covers all targets, so the issues of any other target are dropped.
     """
-    keys = [to_stable_key(target.key, function_arn) for target in report.targets]
-    also = [
-        [to_stable_key(key, function_arn) for key in target.also_keys] for target in report.targets
-    ]
-    owners = _map_owners([key, *more] for key, more in zip(keys, also, strict=True))
+    owners = _map_owners([target.key, *target.also_keys] for target in report.targets)
     unread = {
-        key.secret
-        for key, target in zip(keys, report.targets, strict=True)
-        if not key.instance and not target.is_reached
+        target.key.secret
+        for target in report.targets
+        if not target.key.instance and not target.is_reached
     }
     current: dict[int, list[IssueKey]] = defaultdict(list)
     recovered: dict[int, dict[IssueKey, float]] = defaultdict(dict)
@@ -121,7 +127,7 @@ def compare_with_known(  # noqa: PLR0913 -- the report, and everything that deci
         )
         for index, target in enumerate(report.targets)
     )
-    reported = tuple(_list_reported(zip(keys, targets, strict=True), known, now))
+    reported = tuple(_list_reported(targets, known, now))
     update = StateUpdate(reported=reported, ended=tuple(ended))
     lost = _list_undelivered(known)
     found = replace(
@@ -176,14 +182,14 @@ def _map_owners(keys: Iterable[Iterable[TargetKey]]) -> Mapping[TargetKey, list[
 
 
 def _list_reported(
-    targets: Iterable[tuple[TargetKey, TargetReport]], known: Iterable[KnownIssue], now: float
+    targets: Iterable[TargetReport], known: Iterable[KnownIssue], now: float
 ) -> Iterator[KnownIssue]:
     by_key = {(issue.target, issue.key): issue for issue in known}
-    for target, report in targets:
-        for key in report.new_issues:
-            issue = by_key.get((target, key))
+    for target in targets:
+        for key in target.new_issues:
+            issue = by_key.get((target.key, key))
             yield KnownIssue(
-                target=target,
+                target=target.key,
                 key=key,
                 since=issue.since if issue else now,
                 reported_at=now,

@@ -60,7 +60,7 @@ def _publish_once(
     now = time()
     key = IssueKey(IssueKind.CONFIGURATION, (_digest(error),))
     table = settings.memory_table
-    within = end.capped_at(min(STATE_SECONDS, _LOAD_SHARE * end.remaining()))
+    within = end.capped_at_share(_LOAD_SHARE, STATE_SECONDS)
     loaded = load_known_issues(table, within) if table else None
     found = _published if loaded is None else loaded
     known = [issue for issue in found if issue.target == _STACK]
@@ -95,7 +95,7 @@ def _digest(error: ConfigurationError) -> str:
 def _publish(summary: Summary, settings: ErrorSettings, end: Deadline) -> bool:
     """Publish to the first topic that takes the summary; return whether one did."""
     for topic_arn in settings.topic_arns:
-        within = end.capped_at(min(PUBLISH_SECONDS, _PUBLISH_SHARE * end.remaining()))
+        within = end.capped_at_share(_PUBLISH_SHARE, PUBLISH_SECONDS)
         failures = publish(summary, [topic_arn], within)
         if not failures:
             return True

@@ -40,8 +40,7 @@ def connect_to_target(
     while the server is full. Raises TargetError; FullError, with what to do now, if none of the roles
     gets a slot.
     """
-    seconds = min(FULL_SECONDS, _FULL_SHARE * deadline.remaining()) if may_wait else 0
-    retries = deadline.capped_at(seconds)
+    retries = deadline.capped_at_share(_FULL_SHARE, FULL_SECONDS if may_wait else 0)
     pause = _SHORTEST_PAUSE
     fallback: Target | None = None
     refusal = ""

@@ -8,7 +8,8 @@ from session_reaper.decision.decide import decide
 from session_reaper.decision.model import Decisions
 from session_reaper.errors import DeadlineError, TargetError
 from session_reaper.policy.model import Policy
-from session_reaper.sessions.session import Session, Slots
+from session_reaper.sessions.session import Session
+from session_reaper.sessions.snapshot import Snapshot
 
 _DECIDING_SHARE: Final = 0.5  # of the time left; the rest is for signals, also of other targets
 _HINT: Final = (
@@ -17,25 +18,32 @@ _HINT: Final = (
 )
 
 
-def decide_in_time(  # noqa: PLR0913 -- what `decide` takes, and a deadline
-    sessions: Sequence[Session],
-    slots: Slots,
+def decide_in_time(
+    snapshot: Snapshot,
     policy: Policy,
     deadline: Deadline,
     *,
+    only: Sequence[Session] | None = None,
     freed: int = 0,
-    among: Sequence[Session] | None = None,
 ) -> Decisions:
-    """Decide on every session within a share of the time left. Raises TargetError if it takes longer.
+    """Decide on the sessions of a snapshot within a share of the time left.
 
-    The arguments are those of `decide`.
+    `only`: some of the sessions. `freed`: as for `decide`. Raises TargetError if it takes longer.
 
     All targets decide at the same time and share one interpreter, so many sessions of other targets
     delay this one too.
     """
-    within = deadline.capped_at(_DECIDING_SHARE * deadline.remaining())
+    within = deadline.capped_at_share(_DECIDING_SHARE)
+    sessions = snapshot.sessions if only is None else only
     try:
-        return decide(sessions, slots, policy, freed=freed, among=among, check_time=within.check)
+        return decide(
+            sessions,
+            snapshot.slots,
+            policy,
+            freed=freed,
+            among=snapshot.sessions,
+            check_time=within.check,
+        )
     except DeadlineError:
         cause = f"deciding on {len(sessions):,} sessions took longer than the run has time for"
         raise TargetError("deadline", cause, _HINT) from None

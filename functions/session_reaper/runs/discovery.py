@@ -69,7 +69,7 @@ class TargetDiscovery:
 
         Raises ConfigurationError if a name is unknown, or if there is no target at all.
         """
-        deadline = deadline.capped_at(deadline.remaining() / 2)  # the rest is for the targets
+        deadline = deadline.capped_at_share(0.5)  # the rest is for the targets
         tags = [self._settings.target_secret_tag] if self._settings.target_secret_tag else []
         list_tagged = partial(self._secrets.list_tagged, deadline=deadline)
         listed = _convert_all(list_tagged, tags, _report_unlisted_tag, deadline)
@@ -126,7 +126,7 @@ class TargetDiscovery:
         listing = RdsListing()
         if any(isinstance(each, ParsedSecret) and each.needs_rds for each in parsed):
             # Half of the time, so that the other targets are resolved even if RDS does not answer.
-            listing = self._list_in_job(deadline.capped_at(deadline.remaining() / 2))
+            listing = self._list_in_job(deadline.capped_at_share(0.5))
         resolve = partial(resolve_targets, listing=listing)
         return _convert_all(resolve, parsed, lambda one: _report_unparsed(one.secret), deadline)
 

@@ -38,7 +38,6 @@ def publish_to_hub(  # noqa: PLR0913 -- the report, and everything that identifi
             sent_at=now,
             next_by=now + settings.run_interval,
             is_usual=is_usual,
-            function_arn=function_arn,
         )
         document = write_fleet_document(report, origin, verdict)
         publish_document(document, topic_arn, end.capped_at(_SECONDS))

@@ -26,10 +26,14 @@ from session_reaper.observability import (
     logger,
 )
 from session_reaper.report.document import to_document, truncate_document
-from session_reaper.report.known_issues import compare_with_known, mark_undelivered
+from session_reaper.report.known_issues import (
+    compare_with_known,
+    mark_undelivered,
+    with_stable_keys,
+)
 from session_reaper.report.model import Report
 from session_reaper.runs.fleet import publish_to_hub
-from session_reaper.runs.request import RunRequest
+from session_reaper.runs.plan import RunPlan
 from session_reaper.settings import Notify, Settings
 from session_reaper.summary.digest import Digest, digest_report
 from session_reaper.summary.message import Summary, summarize
@@ -46,50 +50,41 @@ _OUTCOMES_SHARE: Final = 0.5
 _DOCUMENT_SHARE: Final = 0.15  # to describe sessions; encoding them takes longer
 
 
-def notify(  # noqa: PLR0913 -- the report, its logs, and everything that decides on the summary
-    report: Report,
-    logs: Sequence[OutcomeLog],
-    request: RunRequest,
-    settings: Settings,
-    *,
-    function_arn: str,
-    end: Deadline,
+def notify(
+    report: Report, logs: Sequence[OutcomeLog], plan: RunPlan, *, function_arn: str, end: Deadline
 ) -> tuple[Report, dict[str, Any]]:
     """Publish the summary, log the run, and save what was reported.
 
     Returns the report and its document as they were published. Raises PublishError at the end if a
     topic did not take the summary, and InternalError if a bug made it a minimal one.
     """
+    request, settings = plan.request, plan.settings
     rendered = _Rendered()
     try:
         # Manual runs with options are always reported and do not update the notification state.
         table = settings.memory_table if request.is_usual and report.targets else None
         known = (
-            load_known_issues(table, _share_of(end, _LOAD_SHARE, STATE_SECONDS)) if table else ()
+            load_known_issues(table, end.capped_at_share(_LOAD_SHARE, STATE_SECONDS))
+            if table
+            else ()
         )
         if known is None:
             report = replace(report, state_problem=UNREADABLE)
         now = time()
         report, update = compare_with_known(
-            report,
+            with_stable_keys(report, function_arn),
             known or (),
             now,
             settings.remind_after,
             covers_all=not request.targets,
-            function_arn=function_arn,
         )
-        is_due = report.should_notify or settings.notify is Notify.ALWAYS
-        tags = _share_of(end, _TAGS_SHARE)
-        rendered = _render(report, settings, now, tags, is_due=is_due)
+        rendered = _render(report, settings, now, end.capped_at_share(_TAGS_SHARE))
         failures = _publish(report, rendered.summary, settings, end)
     finally:
         # Even after a bug above, the log must contain what the run did.
-        document = _log_run(
-            report, rendered.digest, logs, end, target_metrics=settings.target_metrics
-        )
+        document = _log_run(report, rendered.digest, logs, settings, end)
     if table:
-        is_undelivered = settings.topic_arn in failures
-        if is_undelivered:
+        if settings.topic_arn in failures:
             update = mark_undelivered(report, known or (), now)
         save_state_update(table, update, end)
     publish_to_hub(
@@ -116,10 +111,9 @@ class _Rendered:
     bug: InternalError | None = None
 
 
-def _render(
-    report: Report, settings: Settings, now: float, tags: Deadline, *, is_due: bool
-) -> _Rendered:
+def _render(report: Report, settings: Settings, now: float, tags: Deadline) -> _Rendered:
     """Write the summary if it is due; `tags` is the deadline for reading comment tags."""
+    is_due = report.should_notify or settings.notify is Notify.ALWAYS
     digest: Digest | None = None
     try:
         digest = digest_report(report, settings.location, tags)
@@ -140,32 +134,26 @@ def _publish(
     topics = [settings.topic_arn]
     if report.is_critical and settings.critical_topic_arn:
         topics.append(settings.critical_topic_arn)
-    return publish(summary, topics, _share_of(end, _PUBLISH_SHARE, PUBLISH_SECONDS))
+    return publish(summary, topics, end.capped_at_share(_PUBLISH_SHARE, PUBLISH_SECONDS))
 
 
 def _log_run(
     report: Report,
     digest: Digest | None,
     logs: Sequence[OutcomeLog],
+    settings: Settings,
     end: Deadline,
-    *,
-    target_metrics: bool,
 ) -> dict[str, Any]:
     """Log the outcomes that are not logged yet, and the run; return the report's document."""
-    log_remaining(logs, _share_of(end, _OUTCOMES_SHARE))
-    if target_metrics:
+    log_remaining(logs, end.capped_at_share(_OUTCOMES_SHARE))
+    if settings.target_metrics:
         for target in report.targets:
             emit_target_metrics(target)
     document = to_document(
         report,
-        _share_of(end, _DOCUMENT_SHARE),
+        end.capped_at_share(_DOCUMENT_SHARE),
         verdict=str(digest.verdict) if digest else "",
         steps=digest.steps_as_text if digest else (),
     )
     logger.info("run", extra=truncate_document(document, _LOG_BYTES))
     return document
-
-
-def _share_of(end: Deadline, share: float, at_most: float = float("inf")) -> Deadline:
-    """Return the deadline of a step that may take a share of the time left, in seconds at most."""
-    return end.capped_at(min(at_most, share * end.remaining()))

@@ -1,26 +1,21 @@
 """The operations that a run can do on one target: reap, apply, record, explain and check."""
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from threading import Semaphore
 from typing import Final
 
 from session_reaper.decision.explain import explain
 from session_reaper.decision.limits import describe_pressure
-from session_reaper.decision.model import Decision, Decisions, Verdict
+from session_reaper.decision.model import Decisions, Verdict
 from session_reaper.decision.out_of_reach import find_unreachable_blockers
-from session_reaper.errors import BlindError, FullError, TargetError
+from session_reaper.errors import BlindError, TargetError
 from session_reaper.observability import log_spared
 from session_reaper.policy.enums import Mode
-from session_reaper.policy.model import Policy
-from session_reaper.postgres.server import Server
 from session_reaper.report.advice import (
-    advise_on_connection,
     advise_on_facts,
     advise_on_fallback,
-    advise_on_fallback_used,
     advise_on_grants,
     advise_on_options,
     advise_on_snapshot,
@@ -44,17 +39,15 @@ from session_reaper.report.timeouts import (
     explain_unchanged,
     find_missing_timeouts,
 )
-from session_reaper.runs.connect import connect_to_target, connect_with_fallback
 from session_reaper.runs.deciding import decide_in_time
-from session_reaper.runs.discovery import TargetDiscovery
+from session_reaper.runs.quota import allow_all
 from session_reaper.runs.request import RunRequest
-from session_reaper.runs.target_session import TargetJob, TargetSession
+from session_reaper.runs.target_session import TargetSession
 from session_reaper.runs.termination import Termination, take_visible_snapshot
-from session_reaper.runs.visits import VisitedError, Visits
 from session_reaper.sessions.server_facts import Check, ServerFacts
-from session_reaper.sessions.snapshot import ALL_SESSIONS, NO_SESSIONS, Snapshot
+from session_reaper.sessions.snapshot import ALL_SESSIONS, NO_SESSIONS, Snapshot, SnapshotScope
 from session_reaper.targets.providers import is_proxy
-from session_reaper.targets.target import Endpoint, Target
+from session_reaper.targets.target import Endpoint
 
 _SPARED_SHARE: Final = 0.1  # of the time left, for logging spared sessions; the rest is for signals
 ADVICE_SECONDS: Final = 3.0  # for the statement that finds out why sessions leak
@@ -64,99 +57,22 @@ Operation = Callable[[TargetSession], TargetReport]
 """Does its work on one server and returns the complete report."""
 
 
-def choose_operation(request: RunRequest, policy: Policy, mode: Mode) -> Operation:
+def choose_operation(request: RunRequest) -> Operation:
     """Return the operation that a request asks for."""
     if request.record:
         return record
     if request.check:
-        return partial(check, policy)
+        return check
     if request.apply:
-        return partial(apply, policy, mode, request.apply)
-    limit = policy.limits.max_per_run
-    quota = None if limit is None else limit_by_quota(Semaphore(limit), policy)
-    if request.explain:
-        return partial(explain_target, policy, quota)
-    return partial(reap, policy, mode, quota)
+        return partial(apply, request.apply)
+    return explain_target if request.explain else reap
 
 
-def create_report(target: Target) -> TargetReport:
-    """Build the report of a target before anything is known about it."""
-    return TargetReport(
-        name=target.name,
-        secret=target.secret_name,
-        key=target.key,
-        reader=target.is_reader,
-        advice=tuple(advise_on_connection(target)),
-    )
-
-
-def run_on_target(
-    operation: Operation, discovery: TargetDiscovery, job: TargetJob, visits: Visits
-) -> TargetReport:
-    """Connect to one target and run the operation; an error becomes part of the report.
-
-    The report in the job's progress is always true, so the run can end at any moment. Raises
-    PostponeError.
-    """
-    target, deadline = job.target, job.deadline
-    try:
-        turn = visits.begin(target, deadline)
-        with ExitStack() as stack:
-
-            def connect() -> Server:
-                return stack.enter_context(
-                    closing(connect_to_target(target, discovery, deadline, job.policy)[0])
-                )
-
-            def connect_by_fallback(target: Target) -> Server:
-                server = connect_with_fallback(target, discovery, deadline)
-                return stack.enter_context(closing(server))
-
-            server, connected = connect_to_target(
-                target, discovery, turn, job.policy, may_wait=not visits.is_full(target)
-            )
-            stack.enter_context(closing(server))
-            report = create_report(target)
-            report = replace(
-                report,
-                advice=(*report.advice, *advise_on_fallback_used(target, connected)),
-                fallback_secret=target.fallback_secret if connected.instead_of else None,
-            )
-
-            def admit(report: TargetReport, snapshot: Snapshot) -> TargetReport:
-                named = visits.admit(target, connected, server, snapshot, deadline)
-                return replace(report, name=named.name, secret=named.secret_name, key=named.key)
-
-            session = TargetSession(
-                job=job,
-                server=server,
-                connect=connect,
-                connect_by_fallback=connect_by_fallback,
-                others=visits.list_others(target),
-                report=report,
-                admit=admit,
-            )
-            session.record(report)
-            return operation(session)
-    except VisitedError:
-        return create_report(target)
-    except TargetError as error:
-        if isinstance(error, FullError) and error.limit is None:
-            visits.record_full(target)
-        return record_error(job.progress.result.latest, error)
-    finally:
-        visits.end_turn(target)
-
-
-Quota = Callable[[Decision], str | None]
-"""Returns why a condemned session is spared, None if the run may terminate it."""
-
-
-def reap(policy: Policy, mode: Mode, quota: Quota | None, session: TargetSession) -> TargetReport:
-    """Take a snapshot, decide, and terminate what `quota` does not hold back."""
-    report = _reap(policy, mode, quota, session)
+def reap(session: TargetSession) -> TargetReport:
+    """Take a snapshot, decide, and terminate what the run's quota does not hold back."""
+    report = _reap(session)
     session.job.progress.complete(report)
-    report = _find_waiters_of_protected(session, policy, report)
+    report = _find_waiters_of_protected(session, report)
     has_leaks = any(result.outcome is not Outcome.ESCAPED for result in report.results)
     if has_leaks and report.is_reached and session.deadline.remaining() > ADVICE_SECONDS:
         with suppress(TargetError):  # a run succeeds without advice
@@ -166,29 +82,40 @@ def reap(policy: Policy, mode: Mode, quota: Quota | None, session: TargetSession
     return report
 
 
-def _reap(policy: Policy, mode: Mode, quota: Quota | None, session: TargetSession) -> TargetReport:
-    snapshot = take_visible_snapshot(
-        session.server, policy.scope(), session.deadline, may_be_partial=session.may_be_partial
-    )
-    report = _add_policy(_begin_report(session, snapshot), policy)
-    session.record(report)
-    decisions = decide_in_time(snapshot.sessions, snapshot.slots, policy, session.deadline)
-    if quota is not None:
-        decisions = decisions.hold_back(quota)
+def _reap(session: TargetSession) -> TargetReport:
+    snapshot, report, decisions = _decide(session, session.policy.scope())
     report = _add_decisions(report, decisions)
-    report = _add_unreachable(report, decisions, snapshot)
     session.record(report)
-    logging_deadline = session.deadline.capped_at(_SPARED_SHARE * session.deadline.remaining())
-    log_spared(report, decisions.having(Verdict.SPARE), logging_deadline)
-    termination = Termination(session, report, snapshot, policy, mode)
+    spared = decisions.having(Verdict.SPARE)
+    log_spared(report, spared, session.deadline.capped_at_share(_SPARED_SHARE))
+    termination = Termination(session, report, snapshot)
     return termination.run([*decisions.having(Verdict.CONDEMN), *decisions.having(Verdict.OBSERVE)])
 
 
-def _find_waiters_of_protected(
-    session: TargetSession, policy: Policy, report: TargetReport
-) -> TargetReport:
+def _decide(
+    session: TargetSession, scope: SnapshotScope
+) -> tuple[Snapshot, TargetReport, Decisions]:
+    """Take a snapshot and decide; return also the report so far, with what is out of reach."""
+    policy = session.policy
+    snapshot = take_visible_snapshot(
+        session.server, scope, session.deadline, may_be_partial=session.may_be_partial
+    )
+    report = replace(
+        _begin_report(session, snapshot),
+        policy=policy,
+        queries=policy.queries,
+        comment_tags=policy.comment_tags,
+    )
+    session.record(report)
+    decisions = decide_in_time(snapshot, policy, session.deadline).hold_back(session.job.quota)
+    blockers = tuple(find_unreachable_blockers(decisions, snapshot.prepared_waiters))
+    report = replace(report, protected=decisions.protected, blockers=blockers)
+    return snapshot, report, decisions
+
+
+def _find_waiters_of_protected(session: TargetSession, report: TargetReport) -> TargetReport:
     """Find out who waits for protected sessions, if the snapshot had to do without lock waits."""
-    scope = policy.scope()
+    scope = session.policy.scope()
     is_asked = report.protected and report.lock_waiters and not scope.waits
     if not is_asked or not report.is_reached or session.deadline.remaining() < ADVICE_SECONDS:
         return report
@@ -205,12 +132,15 @@ def _find_waiters_of_protected(
     return replace(report, protected=protected)
 
 
-def apply(
-    policy: Policy, mode: Mode, codes: Collection[str], session: TargetSession
-) -> TargetReport:
+def apply(codes: Collection[str], session: TargetSession) -> TargetReport:
     """Set the timeouts with these codes for the roles whose sessions leak; terminate nothing."""
-    session = replace(session, report=replace(session.report, applied=()))
-    report = _reap(policy, Mode.OBSERVE, None, session)
+    is_enforced = session.job.mode is Mode.ENFORCE
+    session = replace(
+        session,
+        job=replace(session.job, mode=Mode.OBSERVE, quota=allow_all),
+        report=replace(session.report, applied=()),
+    )
+    report = _reap(session)
     if report.status is not TargetStatus.OK:  # it is not certain which roles leak
         return report
     session.record(report)
@@ -222,7 +152,7 @@ def apply(
     report = replace(report, unchanged=explain_unchanged(leaks, facts, codes))
     applied: tuple[RoleSetting, ...] = ()
     for setting in requested:
-        if mode is Mode.ENFORCE:
+        if is_enforced:
             session.record(replace(report, applied=applied))
             applied += (_apply_setting(session, setting, facts, reader=report.reader),)
         else:
@@ -268,24 +198,17 @@ def record(session: TargetSession) -> TargetReport:
     return replace(_begin_report(session, snapshot), recorded=snapshot)
 
 
-def explain_target(policy: Policy, quota: Quota | None, session: TargetSession) -> TargetReport:
+def explain_target(session: TargetSession) -> TargetReport:
     """Report every session and the decision on it, and signal none."""
-    snapshot = take_visible_snapshot(
-        session.server, ALL_SESSIONS, session.deadline, may_be_partial=session.may_be_partial
-    )
-    report = _add_policy(_begin_report(session, snapshot), policy)
-    session.record(report)
-    decisions = decide_in_time(snapshot.sessions, snapshot.slots, policy, session.deadline)
-    if quota is not None:
-        decisions = decisions.hold_back(quota)
+    _, report, decisions = _decide(session, ALL_SESSIONS)
     return replace(
-        _add_unreachable(report, decisions, snapshot),
+        report,
         pressure=describe_pressure(decisions),
-        explained=tuple(explain(decisions, policy)),
+        explained=tuple(explain(decisions, session.policy)),
     )
 
 
-def check(policy: Policy, session: TargetSession) -> TargetReport:
+def check(session: TargetSession) -> TargetReport:
     """Report the server's facts and what to fix, and signal no session."""
     facts = session.server.read_facts(session.deadline)
     snapshot = session.server.take_snapshot(NO_SESSIONS, session.deadline)
@@ -295,7 +218,7 @@ def check(policy: Policy, session: TargetSession) -> TargetReport:
     advice = sort_advice(
         [
             *report.advice,
-            *advise_on_databases(facts, policy),
+            *advise_on_databases(facts, session.policy),
             *advise_on_facts(session.target, facts, snapshot.slots, ()),
             *_advise_on_grants(session),
             *_advise_on_fallbacks(session),
@@ -320,7 +243,7 @@ def _advise_on_fallbacks(session: TargetSession) -> Iterator[Advice]:
 
     Each secret of the server may have one, which is used if that secret's turn comes.
     """
-    checked: set[tuple[str, Endpoint]] = set()
+    checked = set[tuple[str, Endpoint]]()
     for target in (session.target, *session.others):
         fallback = target.fallback_secret
         if fallback is None or (fallback, target.endpoint) in checked:
@@ -351,30 +274,6 @@ def _begin_report(session: TargetSession, snapshot: Snapshot) -> TargetReport:
         oldest_idle_in_transaction=snapshot.oldest_idle_in_transaction,
         advice=tuple(dict.fromkeys([*report.advice, *advise_on_snapshot(snapshot)])),
     )
-
-
-def _add_policy(report: TargetReport, policy: Policy) -> TargetReport:
-    return replace(report, policy=policy, queries=policy.queries, comment_tags=policy.comment_tags)
-
-
-def _add_unreachable(
-    report: TargetReport, decisions: Decisions, snapshot: Snapshot
-) -> TargetReport:
-    """Add the sessions that the policy would end but for a protection."""
-    blockers = tuple(find_unreachable_blockers(decisions, snapshot.prepared_waiters))
-    return replace(report, protected=decisions.protected, blockers=blockers)
-
-
-def limit_by_quota(quota: Semaphore, policy: Policy) -> Quota:
-    """Count the terminations that the run may still do on all targets together."""
-    reason = f"limits.max_per_run of {policy.limits.max_per_run} was reached"
-
-    def limit(decision: Decision) -> str | None:
-        if decision.session.signalable and not quota.acquire(blocking=False):
-            return reason
-        return None
-
-    return limit
 
 
 def _add_decisions(report: TargetReport, decisions: Decisions) -> TargetReport:

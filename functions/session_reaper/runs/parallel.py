@@ -118,7 +118,7 @@ def run_chains(
     queues = [deque(jobs) for _, jobs in started]
     for (chain, _), queue in zip(started, queues, strict=True):
         _submit(queue, chain.may_split, deadline, pool)
-    chained = deadline.capped_at(_CHAINED_SHARE * deadline.remaining())
+    chained = deadline.capped_at_share(_CHAINED_SHARE)
     for (chain, jobs), queue in zip(started, queues, strict=True):
         for each in jobs if len(jobs) > 1 else ():
             each.progress.wait(chained.remaining())

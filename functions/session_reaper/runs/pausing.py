@@ -10,6 +10,7 @@ from session_reaper.deadline import Deadline
 from session_reaper.observability import logger
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.parallel import Job, run_jobs
+from session_reaper.runs.plan import RunPlan
 from session_reaper.targets.pausing import find_pause_group, may_skip
 from session_reaper.targets.providers import rds_region
 from session_reaper.targets.target import Target
@@ -28,21 +29,22 @@ class PauseCheck:
 
 
 def split_paused(
-    targets: Sequence[Target], discovery: TargetDiscovery, shortest_clock: float, deadline: Deadline
+    targets: Sequence[Target], plan: RunPlan, discovery: TargetDiscovery, deadline: Deadline
 ) -> PauseCheck:
-    """Find the targets that may be skipped: none of their sessions can be old enough for a rule.
+    """Find the targets that the run skips: none of their sessions can be old enough for a rule.
 
     Where that is unknown, the target is awake, and its `pause_unknown` says why.
     """
-    at_rds = [each for each in targets if rds_region(each.host)]
+    at_rds = [each for each in targets if plan.skips_paused and rds_region(each.host)]
     if not at_rds:
         return PauseCheck(awake=tuple(targets))
-    limit = deadline.capped_at(min(_SECONDS, _SHARE * deadline.remaining()))
+    limit = deadline.capped_at_share(_SHARE, _SECONDS)
+    window = min(plan.policy.shortest_clock, _LONGEST_WINDOW)
     unread = PauseCheck(awake=_mark(targets, at_rds, "the check did not end"))
     job = Job(
         name="paused clusters",
         initial=unread,
-        run=lambda _: _split(targets, at_rds, discovery, shortest_clock, limit),
+        run=lambda _: _split(targets, at_rds, discovery, window, limit),
     )
     (result,) = run_jobs([job], limit)  # a bug must not stop the run
     for problem in {each.pause_unknown for each in result.latest.awake if each.pause_unknown}:
@@ -54,7 +56,7 @@ def _split(
     targets: Sequence[Target],
     at_rds: Sequence[Target],
     discovery: TargetDiscovery,
-    shortest_clock: float,
+    window: float,
     deadline: Deadline,
 ) -> PauseCheck:
     listing = discovery.list_instances(deadline)
@@ -64,7 +66,7 @@ def _split(
     instances = frozenset().union(*groups.values())
     if not instances:
         return PauseCheck(awake=tuple(targets))
-    now, window = time(), min(shortest_clock, _LONGEST_WINDOW)
+    now = time()
     idle = read_idle_moments(instances, now, window, deadline)
     if idle.problem:
         may_pause = [each for each in at_rds if groups[id(each)]]

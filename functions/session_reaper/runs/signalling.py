@@ -79,9 +79,8 @@ class Signaller:
     def signal(self, decisions: Sequence[Decision], action: Action) -> None:
         """Signal sessions in a pipeline, and spare those for which no time is left."""
         results = self._results
-        left = self._deadline.remaining()
-        sending = self._deadline.capped_at(_SENDING_SHARE * left)
-        answers = self._deadline.capped_at(_ANSWERS_SHARE * left)
+        sending = self._deadline.capped_at_share(_SENDING_SHARE)
+        answers = self._deadline.capped_at_share(_ANSWERS_SHARE)
         used_before = results.used_after
         self._expect_signals(decisions)
         unanswered: deque[Decision] = deque()

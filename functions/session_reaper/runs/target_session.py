@@ -6,20 +6,24 @@ from threading import Event
 
 from session_reaper.deadline import Deadline
 from session_reaper.observability import OutcomeLog
+from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
 from session_reaper.report.model import TargetReport
 from session_reaper.runs.parallel import Progress
+from session_reaper.runs.quota import Quota
 from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.target import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetJob:
-    """The work on one target, with its deadline and where it records its progress."""
+    """The work on one target: how far it may go, its deadline, and where it records its progress."""
 
     target: Target
     policy: Policy
+    mode: Mode
+    quota: Quota
     progress: Progress[TargetReport]
     outcomes: OutcomeLog
     deadline: Deadline
@@ -50,6 +54,11 @@ class TargetSession:
     def target(self) -> Target:
         """The target of the job."""
         return self.job.target
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of the job."""
+        return self.job.policy
 
     @property
     def deadline(self) -> Deadline:

@@ -15,7 +15,6 @@ from session_reaper.errors import BlindError, ConnectionLostError, DeadlineError
 from session_reaper.observability import log_decision
 from session_reaper.policy.durations import format_duration
 from session_reaper.policy.enums import Action, Mode
-from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
 from session_reaper.report.model import Outcome, TargetReport
 from session_reaper.runs.deciding import decide_in_time
@@ -50,17 +49,10 @@ class _Batch:
 class Termination:
     """Takes the condemned sessions of one target from decision to outcome."""
 
-    def __init__(
-        self,
-        session: TargetSession,
-        report: TargetReport,
-        snapshot: Snapshot,
-        policy: Policy,
-        mode: Mode,
-    ) -> None:
+    def __init__(self, session: TargetSession, report: TargetReport, snapshot: Snapshot) -> None:
         """`report` contains the decisions that were made on the snapshot."""
-        self._policy = policy
-        self._mode = mode
+        self._policy = session.policy
+        self._mode = session.job.mode
         self._deadline = session.deadline
         self._may_be_partial = session.may_be_partial
         self._stop = session.stop
@@ -206,14 +198,7 @@ class Termination:
         # terminated since then must not change that.
         policy = replace(self._policy, limits=self._policy.limits.without_breaker())
         freed = self._results.count(Outcome.TERMINATED)
-        decided = decide_in_time(
-            same,
-            snapshot.slots,
-            policy,
-            self._deadline,
-            freed=freed,
-            among=snapshot.sessions,
-        )
+        decided = decide_in_time(snapshot, policy, self._deadline, only=same, freed=freed)
         return {decision.pid: decision for decision in decided.decisions}
 
 

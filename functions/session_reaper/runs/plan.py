@@ -1,0 +1,51 @@
+"""Reads what a run is to do: the event's request, within the stack's configuration."""
+
+from dataclasses import dataclass
+
+from session_reaper.deadline import Deadline
+from session_reaper.policy.enums import Mode
+from session_reaper.policy.model import Policy
+from session_reaper.runs.mode_source import load_mode
+from session_reaper.runs.policy_source import load_policy
+from session_reaper.runs.quota import Quota, allow_all, make_quota
+from session_reaper.runs.request import (
+    RunRequest,
+    is_scheduled,
+    lowest_mode,
+    merge_policy,
+    read_request,
+)
+from session_reaper.settings import Settings, read_settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """What a run is to do, and how far it may go."""
+
+    request: RunRequest
+    settings: Settings
+    policy: Policy
+    mode: Mode
+    quota: Quota = allow_all
+    is_scheduled: bool = False
+
+    @property
+    def skips_paused(self) -> bool:
+        """Whether the run leaves paused clusters asleep."""
+        return self.is_scheduled and self.settings.skip_paused
+
+
+def make_plan(event: object, deadline: Deadline) -> RunPlan:
+    """Read the settings, the event, the policy and the mode. Raises ConfigurationError."""
+    settings = read_settings()
+    request = read_request(event)
+    policy = merge_policy(load_policy(settings.policy, deadline), request)
+    mode = lowest_mode(load_mode(settings.mode, deadline), policy.mode, request.mode)
+    return RunPlan(
+        request=request,
+        settings=settings,
+        policy=policy,
+        mode=mode,
+        quota=make_quota(policy),
+        is_scheduled=is_scheduled(event),
+    )

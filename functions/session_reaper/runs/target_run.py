@@ -1,0 +1,96 @@
+"""Runs an operation on one target: connects, and turns an error into a part of the report."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+
+from session_reaper.deadline import Deadline
+from session_reaper.errors import FullError, TargetError
+from session_reaper.postgres.server import Server
+from session_reaper.report.advice import advise_on_connection, advise_on_fallback_used
+from session_reaper.report.model import TargetReport, record_error
+from session_reaper.runs.connect import connect_to_target, connect_with_fallback
+from session_reaper.runs.discovery import TargetDiscovery
+from session_reaper.runs.operations import Operation
+from session_reaper.runs.target_session import TargetJob, TargetSession
+from session_reaper.runs.visits import VisitedError, Visits
+from session_reaper.sessions.snapshot import Snapshot
+from session_reaper.targets.target import Target
+
+
+def create_report(target: Target) -> TargetReport:
+    """Build the report of a target before anything is known about it."""
+    return TargetReport(
+        name=target.name,
+        secret=target.secret_name,
+        key=target.key,
+        reader=target.is_reader,
+        advice=tuple(advise_on_connection(target)),
+    )
+
+
+def run_on_target(
+    operation: Operation, discovery: TargetDiscovery, job: TargetJob, visits: Visits
+) -> TargetReport:
+    """Connect to one target and run the operation; an error becomes part of the report.
+
+    The report in the job's progress is always true, so the run can end at any moment. Raises
+    PostponeError.
+    """
+    try:
+        turn = visits.begin(job.target, job.deadline)
+        with ExitStack() as connections:
+            session = _open_session(job, discovery, visits, turn, connections)
+            session.record(session.report)
+            return operation(session)
+    except VisitedError:
+        return create_report(job.target)
+    except TargetError as error:
+        if isinstance(error, FullError) and error.limit is None:
+            visits.record_full(job.target)
+        return record_error(job.progress.result.latest, error)
+    finally:
+        visits.end_turn(job.target)
+
+
+def _open_session(
+    job: TargetJob,
+    discovery: TargetDiscovery,
+    visits: Visits,
+    turn: Deadline,
+    connections: ExitStack,
+) -> TargetSession:
+    """Connect to the target before its turn is over. `connections` will close every connection."""
+    target, deadline = job.target, job.deadline
+    server, connected = connect_to_target(
+        target, discovery, turn, job.policy, may_wait=not visits.is_full(target)
+    )
+    connections.callback(server.close)
+
+    def connect() -> Server:
+        again, _ = connect_to_target(target, discovery, deadline, job.policy)
+        connections.callback(again.close)
+        return again
+
+    def connect_by_fallback(other: Target) -> Server:
+        fallback = connect_with_fallback(other, discovery, deadline)
+        connections.callback(fallback.close)
+        return fallback
+
+    def admit(report: TargetReport, snapshot: Snapshot) -> TargetReport:
+        named = visits.admit(target, connected, server, snapshot, deadline)
+        return replace(report, name=named.name, secret=named.secret_name, key=named.key)
+
+    report = create_report(target)
+    return TargetSession(
+        job=job,
+        server=server,
+        connect=connect,
+        connect_by_fallback=connect_by_fallback,
+        others=visits.list_others(target),
+        report=replace(
+            report,
+            advice=(*report.advice, *advise_on_fallback_used(target, connected)),
+            fallback_secret=target.fallback_secret if connected.instead_of else None,
+        ),
+        admit=admit,
+    )
