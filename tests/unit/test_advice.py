@@ -470,7 +470,7 @@ def test_the_sql_drops_only_inactive_replication_slots() -> None:
     [
         (SslMode.VERIFY_FULL, None, None),
         (SslMode.DISABLE, None, None),  # reported in every run
-        (SslMode.REQUIRE, None, "has no sslrootcert"),
+        (SslMode.REQUIRE, None, "without sslrootcert"),
         (SslMode.REQUIRE, "PEM", "require, which accepts the certificate of another host"),
         (SslMode.VERIFY_CA, None, "verify-ca, which accepts the certificate of another host"),
         (SslMode.VERIFY_CA, "PEM", "verify-ca, which accepts the certificate of another host"),

@@ -1,7 +1,7 @@
 """Finds the server to connect to, as libpq does: a URI, the environment, a service, the defaults."""
 
-import getpass
 import os
+import pwd
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,9 @@ from session_reaper.targets.target import (
 
 from session_reaper_cli.connections.parameters import (
     Parameters,
+    are_pairs,
     is_uri,
+    parse_pairs,
     parse_uri,
     read_environment,
 )
@@ -37,7 +39,7 @@ _HIGHEST_PORT: Final = 65535
 _SOCKET_FOLDERS: Final = ("/var/run/postgresql", "/run/postgresql", "/tmp")  # noqa: S108 -- libpq's defaults
 _HOST: Final = re.compile(r"[\w.:%-]+|/[^\0\n]*", re.ASCII)
 _WAYS: Final = (
-    "write a URI (postgres://user@host/dbname), or set DATABASE_URL, PGSERVICE or PGHOST, or write"
+    "write a URI (postgres://user@host/dbname) or 'host=… dbname=… user=…', or set DATABASE_URL, PGSERVICE or PGHOST, or write"
     " --secret NAME"
 )
 
@@ -67,7 +69,7 @@ def find_target(given: Given) -> FoundTarget:
         raise ConfigurationError(f"{place}: {problem.name}", f"unsupported value. {problem.hint}")
     port = _read_port(parameters.get("port", _DEFAULT_PORT), place)
     host = _read_host(parameters.get("host") or _find_socket_folder(port, place), place)
-    role = parameters.get("user") or getpass.getuser()
+    role = parameters.get("user") or _find_user(place)
     database = parameters.get("dbname") or "postgres"
     password, warning = parameters.get("password", ""), ""
     if not password:
@@ -109,19 +111,23 @@ def _merge(given: Given) -> tuple[Parameters, str, tuple[str, ...]]:
     uri, place = given.uri, "URI"
     if not uri and given.environ.get("DATABASE_URL"):
         uri, place = given.environ["DATABASE_URL"], "DATABASE_URL"
-    explicit: Parameters = {}
-    ignored: tuple[str, ...] = ()
-    if uri:
-        if not is_uri(uri):
-            shown = "it is not shown" if may_hold_credential(uri) else f"not {key_label(uri)}"
-            raise ConfigurationError(place, f"must begin with postgres:// ({shown}); {_WAYS}")
-        explicit, ignored = parse_uri(uri, place)
+    explicit, ignored = _read_connection_string(uri, place) if uri else ({}, ())
     environment = read_environment(given.environ)
     service = explicit.get("service") or environment.get("service", "")
     of_service = read_service(service, given.environ, given.home) if service else {}
     if not uri:
         place = f"service {service}" if service else "environment"
     return {**environment, **of_service, **explicit}, place, ignored
+
+
+def _read_connection_string(text: str, place: str) -> tuple[Parameters, tuple[str, ...]]:
+    """Read a URI or name=value pairs; the second value are the parameters of a driver."""
+    if are_pairs(text):
+        return parse_pairs(text, place), ()
+    if is_uri(text):
+        return parse_uri(text, place)
+    shown = "it is not shown" if may_hold_credential(text) else f"not {key_label(text)}"
+    raise ConfigurationError(place, f"must begin with postgres:// ({shown}); {_WAYS}")
 
 
 def _read_port(text: str, place: str) -> int:
@@ -144,6 +150,15 @@ def _find_socket_folder(port: int, place: str) -> str:
         if os.path.exists(f"{folder}/.s.PGSQL.{port}"):  # noqa: PTH110 -- a path of the kernel's form
             return folder
     raise ConfigurationError(f"{place}: host", f"no server was given, and none is local; {_WAYS}")
+
+
+def _find_user(place: str) -> str:
+    """Return the name of the operating-system user, as libpq and peer authentication see it."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        problem = "your operating-system user has no name; write postgres://USER@… or PGUSER"
+        raise ConfigurationError(f"{place}: user", problem) from None
 
 
 def _find_passfile(parameters: Parameters, home: Path) -> Path:
