@@ -19,7 +19,7 @@ import click
 from click.shell_completion import shell_complete
 
 from session_reaper_cli.stopping import TerminatedError, raise_on_termination
-from session_reaper_cli.streams import drop, open_missing_streams
+from session_reaper_cli.streams import open_missing_streams, settle_streams
 
 if TYPE_CHECKING:
     from session_reaper.errors import TargetError
@@ -36,7 +36,9 @@ _HELP: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 def main() -> None:
     """Run the command of this process's arguments, and exit."""
     open_missing_streams()
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    settle_streams()
+    sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -54,8 +56,6 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _stop(Signals.SIGINT)
     except BrokenPipeError:  # `| head` has read enough
-        drop(sys.stdout)
-        drop(sys.stderr)
         return 0
     except Exception as error:  # noqa: BLE001 -- every other error, a bug included, is one line and exit status 2
         return _explain(error)

@@ -16,6 +16,18 @@ def open_missing_streams() -> None:
             setattr(sys, name, stream)
 
 
+def settle_streams() -> None:
+    """Write what the streams still buffer; drop it where nobody reads it any more.
+
+    Otherwise Python would complain at its end, and change the exit status.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            drop(stream)
+
+
 def drop(stream: TextIO) -> None:
     """Lead a stream nowhere: neither what it still buffers nor what follows fails again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -177,16 +177,20 @@ def test_the_defaults_are_the_users_name_the_database_postgres_and_verified_tls(
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
-        ({"PGSSLMODE": "prefer"}, "sslmode: prefer and allow are refused"),
-        ({"PGSSLMODE": "none"}, "sslmode: write one of"),
-        ({"PGPORT": "70000"}, "port: must be 1 to 65535"),
-        ({"PGHOST": "a,b"}, "host: must be one host name"),
-        ({"PGSSLCERT": "/x"}, "sslcert: unsupported value"),
-        ({"PGHOSTADDR": "10.0.0.1"}, "hostaddr: unsupported value"),
-        ({"PGOPTIONS": "-c x=y"}, "options: unsupported value"),
-        ({"PGREQUIREAUTH": "magic"}, "require_auth: write a comma-separated list"),
-        ({"PGCHANNELBINDING": "require", "PGSSLMODE": "disable"}, "channel_binding: require needs"),
-        ({"PGSSLROOTCERT": "/nowhere"}, "sslrootcert: /nowhere cannot be read"),
+        ({"PGSSLMODE": "prefer"}, "PGSSLMODE: prefer and allow are refused"),
+        ({"PGSSLMODE": "none"}, "PGSSLMODE: write one of"),
+        ({"PGPORT": "70000"}, "PGPORT: must be 1 to 65535"),
+        ({"PGHOST": "a,b"}, "PGHOST: names several servers"),
+        ({"PGSSLCERT": "/x"}, "PGSSLCERT: unsupported value"),
+        ({"PGHOSTADDR": "10.0.0.1"}, "PGHOSTADDR: unsupported value"),
+        ({"PGOPTIONS": "-c x=y"}, "PGOPTIONS: unsupported value"),
+        ({"PGREQUIREAUTH": "magic"}, "PGREQUIREAUTH: write a comma-separated list"),
+        (
+            {"PGCHANNELBINDING": "require", "PGSSLMODE": "disable"},
+            "PGCHANNELBINDING: require needs",
+        ),
+        ({"PGSSLROOTCERT": "/nowhere"}, "PGSSLROOTCERT: /nowhere cannot be read"),
+        ({"PGHOST": "a b"}, "PGHOST: must be a host name"),
         ({"PGSERVICE": "nowhere"}, "unknown service nowhere"),
     ],
 )
@@ -194,6 +198,16 @@ def test_what_cannot_be_honoured_is_an_error_that_names_it(
     home: Path, environ: dict[str, str], words: str
 ) -> None:
     assert words in refusal(home, **({"PGHOST": "db", "PGUSER": "u"} | environ))
+
+
+def test_an_error_names_the_source_of_the_parameter(home: Path) -> None:
+    (home / ".pg_service.conf").write_text("[orders]\nhost=a,b\n")
+    environ = {"PGSERVICE": "orders", "PGSSLMODE": "allow"}
+    assert refusal(home, **environ).startswith("service orders: host: names several")
+    assert refusal(home, "postgres://db", **environ).startswith("PGSSLMODE: prefer and allow")
+    assert refusal(home, "host=db sslmode=none", **environ).startswith("URI: sslmode: write one of")
+    problem = refusal(home, DATABASE_URL="host=db,db2")
+    assert problem.startswith("DATABASE_URL: host: names several")
 
 
 def test_without_a_server_the_error_lists_the_ways_to_name_one(home: Path) -> None:
@@ -224,7 +238,7 @@ def test_a_file_that_is_no_certificate_is_refused(home: Path) -> None:
 
 
 def test_a_socket_is_never_encrypted_and_so_never_verified(home: Path) -> None:
-    target = find(home, "postgres:///shop?host=/tmp").target
+    target = find(home, "postgres:///shop?host=/tmp", PGSSLMODE="prefer").target
     assert target.sslmode is SslMode.VERIFY_FULL
     assert not target.is_encrypted
     assert not target.is_verified
