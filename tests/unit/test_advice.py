@@ -492,6 +492,8 @@ def test_a_role_without_a_reserved_slot_gets_advice_how_to_reserve_one() -> None
     ]:
         assert set(advised(found)) == {code}
         assert advised(found, target=replace(a_target(), fallback_secret="x")) == {}  # noqa: S106 -- a name
+        without_secret = advised(found, target=replace(a_target(), secret_arn=""))
+        assert "this target's secret" not in without_secret[code].message
 
 
 # -- in order ------------------------------------------------------------------------------------------
