@@ -1,7 +1,5 @@
 """`python -m session_reaper_cli`: the command without its installation."""
 
-import sys
+from session_reaper_cli.main import main
 
-from session_reaper_cli.main import run
-
-sys.exit(run(sys.argv[1:]))
+main()

@@ -12,17 +12,16 @@ from session_reaper_cli.connections.login import LoginOptions, Say, log_in
 from session_reaper_cli.local_run import (
     LocalRun,
     OpenTarget,
-    count_interrupts,
     run_operation,
 )
 from session_reaper_cli.results import (
     ExitStatus,
-    choose_status,
     make_report,
     print_json,
     show_summary,
     to_return_value,
 )
+from session_reaper_cli.stopping import count_interrupts
 
 
 def run_check(
@@ -35,7 +34,7 @@ def run_check(
         print_json(to_return_value(report), output)
     else:
         show_summary(report, output)
-    return ExitStatus.INTERRUPTED if run.is_interrupted else choose_status(run.report)
+    return run.status
 
 
 def run_record(target: Target, options: LoginOptions, output: Console, say: Say) -> ExitStatus:
@@ -44,7 +43,7 @@ def run_record(target: Target, options: LoginOptions, output: Console, say: Say)
     report = make_report(run.report, Mode.OBSERVE)
     if run.report.recorded is None:
         show_summary(report, output)
-        return ExitStatus.INTERRUPTED if run.is_interrupted else ExitStatus.ERROR
+        return run.status if run.stopped_by else ExitStatus.ERROR
     print_json({**to_return_value(report), "snapshots": to_recordings(report)}, output)
     return ExitStatus.DONE
 

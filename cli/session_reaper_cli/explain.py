@@ -19,15 +19,15 @@ from session_reaper.summary.groups import mask_client
 from session_reaper.targets.target import Target
 
 from session_reaper_cli.connections.login import LoginOptions, Say, log_in
-from session_reaper_cli.local_run import OpenTarget, count_interrupts, run_operation
+from session_reaper_cli.local_run import OpenTarget, run_operation
 from session_reaper_cli.results import (
     ExitStatus,
-    choose_status,
     make_report,
     print_json,
     suggest_role,
     to_return_value,
 )
+from session_reaper_cli.stopping import count_interrupts
 
 _STYLES: Final = {
     ExplainedOutcome.CONDEMNED: "red",
@@ -75,17 +75,18 @@ def run_explain(  # noqa: PLR0913 -- where, what, and how to show it
         )
         with count_interrupts() as interrupts:
             run = run_operation(explain_target, opened, interrupts, say)
-    shown = tuple(filter(filters.match, run.report.explained or ()))
-    report = replace(run.report, explained=shown if run.report.explained is not None else None)
+    found = run.report.explained
+    shown = None if found is None else tuple(filter(filters.match, found))
+    report = replace(run.report, explained=shown)
     if as_json:
         print_json(to_return_value(make_report(report, Mode.OBSERVE)), output)
     else:
         for line in _describe(report):
             output.print(line)
         if report.explained == ():
-            say("No session to explain." if not run.report.explained else "No session matches.")
+            say("No session matches." if found else "No session to explain.")
     suggest_role(report, target, say)
-    return ExitStatus.INTERRUPTED if run.is_interrupted else choose_status(report)
+    return replace(run, report=report).status
 
 
 def _describe(report: TargetReport) -> Iterator[Text | Padding]:
@@ -107,4 +108,4 @@ def _describe_session(explanation: Explanation) -> Iterator[Text | Padding]:
         f" {format_duration(session.idle_seconds)}",
     )
     rule = f"{explanation.rule.name}: " if explanation.rule else ""
-    yield Padding(Text(f"{rule}{printable(explanation.reason, 600)}"), (0, 0, 0, 4))
+    yield Padding(Text(f"{rule}{printable(explanation.reason, 600)}"), (0, 0, 0, 4), expand=False)

@@ -1,18 +1,16 @@
-"""Runs an operation of the engine on one server, and ends it truthfully at Ctrl-C.
+"""Runs an operation of the engine on one server, and ends it truthfully at Ctrl-C or SIGTERM.
 
-The operation runs in a thread. At the first Ctrl-C its time is cut short: no further session is
+The operation runs in a thread. At the first signal its time is cut short: no further session is
 signalled, and the signalled ones are verified once more. The report is what the thread has recorded by
 then, as at the end of a Lambda's time.
 """
 
 import logging
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from signal import Signals
 from typing import Final
 
 from session_reaper.deadline import Deadline
@@ -30,42 +28,30 @@ from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.targets.target import Target
 
 from session_reaper_cli.connections.login import Say, connect
+from session_reaper_cli.remedies import reword_failure
+from session_reaper_cli.results import ExitStatus, choose_status
+from session_reaper_cli.stopping import Interrupts
 from session_reaper_cli.terminal import show_traceback
 
 RUN_SECONDS: Final = 60.0
-_LAST_SECONDS: Final = 3.0  # after Ctrl-C
+_LAST_SECONDS: Final = 3.0  # after the signal
 _POLL_SECONDS: Final = 0.1
 _GRACE: Final = 0.5  # seconds after the deadline in which the thread may still record its result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalRun:
-    """The report of an operation, and whether Ctrl-C ended it."""
+    """The report of an operation, and the signal that ended it, None if none did."""
 
     report: TargetReport
-    is_interrupted: bool
+    stopped_by: Signals | None
 
-
-class Interrupts:
-    """Counts Ctrl-C instead of raising KeyboardInterrupt, which could hide signalled sessions."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def add(self, *_: object) -> None:
-        """Count one more; this is the handler of the signal."""
-        self.count += 1
-
-
-@contextmanager
-def count_interrupts() -> Iterator[Interrupts]:
-    """Count Ctrl-C in the block. For the main thread."""
-    interrupts = Interrupts()
-    before = signal.signal(signal.SIGINT, interrupts.add)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, before)
+    @property
+    def status(self) -> ExitStatus:
+        """The exit status of the command."""
+        if self.stopped_by is not None:
+            return ExitStatus.of_signal(self.stopped_by)
+        return choose_status(self.report)
 
 
 class HurryingClock:
@@ -124,9 +110,9 @@ def run_operation(
     logging.getLogger(SERVICE).setLevel(logging.CRITICAL + 1)  # the engine's log is for CloudWatch
     thread.start()
     end = deadline.extended_by(_GRACE)
-    while thread.is_alive() and end.remaining() and interrupts.count <= 1:
+    while thread.is_alive() and end.remaining() and not interrupts.is_impatient:
         progress.wait(_POLL_SECONDS)
-        if not interrupts.count or session.stop.is_set():
+        if interrupts.first is None or session.stop.is_set():
             continue
         session.stop.set()
         say(
@@ -134,8 +120,8 @@ def run_operation(
         )
         clock.skip(deadline.remaining() - _LAST_SECONDS)
     session.stop.set()  # before the result is read: a thread that goes on signals nothing
-    report = log.complete(_report_of(progress.result), Deadline(0))
-    return LocalRun(report=report, is_interrupted=interrupts.count > 0)
+    report = reword_failure(log.complete(_report_of(progress.result), Deadline(0)), target)
+    return LocalRun(report=report, stopped_by=interrupts.first)
 
 
 def _work(operation: Operation, session: TargetSession, progress: Progress[TargetReport]) -> None:

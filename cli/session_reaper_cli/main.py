@@ -8,52 +8,77 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.shell_completion import shell_complete
+
+from session_reaper_cli.stopping import TerminatedError, raise_on_termination
+from session_reaper_cli.streams import open_missing_streams, settle_streams
 
 if TYPE_CHECKING:
     from session_reaper.errors import TargetError
     from session_reaper.settings import Tag
     from session_reaper.targets.target import Target
 
-_ERROR, _INTERRUPTED = 2, 130  # exit statuses; results.py has all
+_NAME: Final = "session-reaper"
+_COMPLETION: Final = "_SESSION_REAPER_COMPLETE"  # the variable that click's scripts set
+_ERROR: Final = 2  # an exit status; results.py has all
 _SHORTEST_PAUSE: Final = 0.1  # seconds between two refreshes
 _HELP: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 def main() -> None:
     """Run the command of this process's arguments, and exit."""
-    sys.exit(run(sys.argv[1:]))
+    open_missing_streams()
+    status = run(sys.argv[1:])
+    settle_streams()
+    sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit status; an error takes one line, and its remedy another."""
     try:
-        status = app.main(list(arguments), prog_name="session-reaper", standalone_mode=False)
-        sys.stdout.flush()
+        with raise_on_termination():
+            status = _invoke(arguments)
+            sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         return error.exit_code
+    except TerminatedError as stop:
+        return _stop(stop.number)
     except (click.Abort, KeyboardInterrupt):
-        print("\nStopped. Nothing was signalled.", file=sys.stderr)
-        return _INTERRUPTED
-    except (BrokenPipeError, SystemExit) as error:
-        if not _is_broken_pipe(error):
-            raise  # the end of a completion
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _stop(Signals.SIGINT)
+    except BrokenPipeError:  # `| head` has read enough
         return 0
     except Exception as error:  # noqa: BLE001 -- every other error, a bug included, is one line and exit status 2
         return _explain(error)
     return int(status or 0)
 
 
-def _is_broken_pipe(error: BaseException) -> bool:
-    """Return whether `| head` has read enough, of which click and rich make a SystemExit."""
-    return any(isinstance(each, BrokenPipeError) for each in (error, error.__context__))
+def _stop(number: Signals) -> int:
+    with suppress(OSError):
+        print("\nStopped. Nothing was signalled.", file=sys.stderr, flush=True)
+    return 128 + number
+
+
+def _invoke(arguments: Sequence[str]) -> int | None:
+    """Run a command, or answer the shell that completes one."""
+    instruction = os.environ.get(_COMPLETION)
+    if instruction:
+        return shell_complete(app, {}, _NAME, _COMPLETION, instruction)
+    try:
+        with app.make_context(_NAME, list(arguments)) as context:
+            status: int | None = app.invoke(context)
+            return status
+    except click.exceptions.Exit as end:  # of --help and --version
+        return end.exit_code
 
 
 def _explain(error: Exception) -> int:
@@ -99,7 +124,23 @@ or connection.
 """
 
 
-@click.group(context_settings=_HELP, epilog=_EXAMPLES)
+class _Commands(click.Group):
+    """Shows no part of a URI that stands where a command should."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command of the arguments. Raises click.UsageError."""
+        from session_reaper.documents import may_hold_credential
+
+        if may_hold_credential(args[0]) or "=" in args[0]:
+            ctx.fail(
+                "write a command here, and the server after it (not shown): session-reaper top URI"
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings=_HELP, epilog=_EXAMPLES)
 @click.option(
     "--version",
     is_flag=True,
@@ -147,12 +188,13 @@ class _Duration(click.ParamType[float]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
+        from session_reaper.documents import short_repr
         from session_reaper.policy.durations import parse_duration
 
         text = str(value)
         seconds = parse_duration(f"{text}s" if text.replace(".", "", 1).isdecimal() else text)
         if seconds is None:
-            self.fail(f"{value!r} is not a duration; write 30s or 2m", param, ctx)
+            self.fail(f"{short_repr(value)} is not a duration; write 30s or 2m", param, ctx)
         return seconds
 
 
@@ -165,7 +207,7 @@ def _check_pause(_: click.Context, __: click.Parameter, seconds: float | None) -
 def _connects(command: Callable[..., int]) -> Callable[..., int]:
     """Add the options of a connection to a command, and explain the errors of the server."""
 
-    @click.argument("uri", default="", metavar="[URI]")
+    @click.argument("servers", nargs=-1, metavar="[URI]")
     @click.option("--secret", default="", metavar="NAME", help="A secret in AWS Secrets Manager.")
     @click.option(
         "--wait",
@@ -175,10 +217,13 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
         help="How long to try again while the server has no free slot.",
     )
     @wraps(command)
-    def wrapped(uri: str, secret: str, wait: float, **options: Any) -> int:  # noqa: ANN401 -- each command's own
+    def wrapped(servers: Sequence[str], secret: str, wait: float, **options: Any) -> int:  # noqa: ANN401 -- each command's own
         from session_reaper.errors import ConfigurationError, TargetError
 
-        connection = Connection(uri=uri, secret=secret, wait=wait)
+        if len(servers) > 1:
+            problem = "write one URI, or name=value pairs in one pair of quotes (not shown)"
+            raise click.UsageError(problem)
+        connection = Connection(uri="".join(servers), secret=secret, wait=wait)
         try:
             target = connection.find_target()
         except TargetError as error:  # of the secret
@@ -198,16 +243,17 @@ def _fail(error: "TargetError", target: "Target", *, as_json: bool) -> int:
     from session_reaper_cli.remedies import write_remedy
     from session_reaper_cli.terminal import say
 
+    remedy = write_remedy(error, target)
     if as_json:
-        _print_failure(error, target)
+        _print_failure(error, remedy, target)
     say(f"session-reaper: {target.name}: {error.message} ({error.code})")
-    for part in split_hint(write_remedy(error, target)):
+    for part in split_hint(remedy):
         # A statement stands alone, to be copied.
         say(f"    {part.text}" if isinstance(part, Statement) else str(part).strip())
     return _ERROR
 
 
-def _print_failure(error: "TargetError", target: "Target") -> None:
+def _print_failure(error: "TargetError", remedy: str, target: "Target") -> None:
     from session_reaper.policy.enums import Mode
     from session_reaper.report.model import record_error
     from session_reaper.runs.target_run import create_report
@@ -215,8 +261,10 @@ def _print_failure(error: "TargetError", target: "Target") -> None:
     from session_reaper_cli.results import make_report, print_json, to_return_value
     from session_reaper_cli.terminal import make_output
 
-    report = make_report(record_error(create_report(target), error), Mode.OBSERVE)
-    print_json(to_return_value(report), make_output())
+    report = record_error(create_report(target), error)
+    failure = report.error and replace(report.error, hint=remedy)
+    failed = replace(report, error=failure)
+    print_json(to_return_value(make_report(failed, Mode.OBSERVE)), make_output())
 
 
 def _show_examples(*arguments: str) -> str:
@@ -396,11 +444,12 @@ class _Tag(click.ParamType["Tag"]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> "Tag":
+        from session_reaper.documents import short_repr
         from session_reaper.settings import Tag
 
         key, equals, rest = str(value).partition("=")
         if not key or not equals:
-            self.fail(f"{value!r} is not a tag; write key=value", param, ctx)
+            self.fail(f"{short_repr(value)} is not a tag; write key=value", param, ctx)
         return Tag(key=key, value=rest)
 
 
@@ -416,8 +465,10 @@ def _read_name(_: click.Context, param: click.Parameter, value: str) -> str:
 
 def _read_role(_: click.Context, param: click.Parameter, value: str) -> str:
     """Read the name of a role that needs no quotes in SQL."""
+    from session_reaper.documents import short_repr
+
     if not re.fullmatch(r"(?!pg_|rds)[a-z_][a-z0-9_]{0,62}", value):
-        problem = f"{value!r}: write lower case letters, digits and _; not pg_… or rds…"
+        problem = f"{short_repr(value)}: write lower case letters, digits and _; not pg_… or rds…"
         raise click.BadParameter(problem, param=param)
     return value
 
@@ -491,7 +542,7 @@ def init(env: str, file: Path, *, is_blind: bool, accepts_all: bool) -> None:
     run_init(options, say)
 
 
-@app.group()
+@app.group(cls=_Commands)
 def policy() -> None:
     """Validate a policy, print its schema or the default."""
 

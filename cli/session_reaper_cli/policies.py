@@ -4,6 +4,7 @@ from dataclasses import replace
 from glob import escape
 from pathlib import Path
 
+from session_reaper.documents import may_hold_credential
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.model import Policy, Rule, read_policy
 from session_reaper.policy.patterns import matches_any
@@ -33,7 +34,12 @@ def read_document(path: Path) -> object:
         problem = "must be a text file in UTF-8"
     except ConfigurationError as error:
         problem = str(error)
-    raise ConfigurationError(str(path), problem)
+    raise ConfigurationError(path_label(path), problem)
+
+
+def path_label(path: Path) -> str:
+    """Render a path for an error: a URI may stand in its place."""
+    return "a file (not shown)" if may_hold_credential(str(path)) else str(path)
 
 
 def restrict_to_role(policy: Policy, role: str) -> Policy:

@@ -27,22 +27,21 @@ from session_reaper.targets.target import Target
 
 from session_reaper_cli.connections.login import LoginOptions, Say, log_in
 from session_reaper_cli.local_run import (
-    Interrupts,
     LocalRun,
     OpenTarget,
-    count_interrupts,
     run_operation,
 )
 from session_reaper_cli.results import (
     ExitStatus,
-    choose_status,
     make_report,
     print_json,
     show_summary,
     suggest_role,
     to_return_value,
 )
+from session_reaper_cli.stopping import Interrupts, count_interrupts
 from session_reaper_cli.terminal import ask, is_interactive
+from session_reaper_cli.wording import make_wording
 
 _PROBE_SECONDS: Final = 5.0
 
@@ -63,6 +62,8 @@ def run_reap(options: ReapOptions, output: Console, messages: Console, say: Say)
     """Reap one server. Raises ConfigurationError, TargetError."""
     mode = Mode.ENFORCE if options.enforce else Mode.OBSERVE
     mode = lowest_mode(mode, options.login.policy.mode)
+    if mode is Mode.OFF:
+        raise ConfigurationError("policy: mode", "is off; write observe or enforce")
     if mode is Mode.ENFORCE and not options.unasked and not is_interactive():
         problem = "it asks before it terminates, which needs a terminal; write --yes in scripts"
         raise ConfigurationError("--enforce", problem)
@@ -77,7 +78,7 @@ def run_reap(options: ReapOptions, output: Console, messages: Console, say: Say)
         with count_interrupts() as interrupts:
             shown = job.reap(server, Mode.OBSERVE, allow_all, interrupts)
         victims = [result for result in shown.report.results if _is_victim(result)]
-        if shown.is_interrupted or shown.report.error is not None or not victims:
+        if shown.stopped_by is not None or shown.report.error is not None or not victims:
             return _finish(shown, mode, options, output, say)
         _show_victims(victims, messages)
         if not ask(f"Terminate {count_of(len(victims), 'session')}?"):
@@ -171,18 +172,17 @@ def _finish(
     run: LocalRun, mode: Mode, options: ReapOptions, output: Console, say: Say
 ) -> ExitStatus:
     report = make_report(run.report, mode)
+    wording = make_wording(options.login.policy.mode, enforces=options.enforce)
     if options.as_json:
-        print_json(to_return_value(report), output)
+        print_json(to_return_value(report, wording), output)
     else:
-        show_summary(report, output)
+        show_summary(report, output, wording)
     role = options.target.role
     suggest_role(run.report, options.target, say)
-    if any(map(_is_victim, run.report.results)) and not options.enforce:
-        say("To terminate them, add --enforce: it asks first.")
     own = sum(_is_own(decision) for decision in run.report.protected)
     if own:
         say(
             f"{count_of(own, 'session')} that a rule matches: protected, because {role} is the role"
             f" of this command. --role {role} works on them."
         )
-    return ExitStatus.INTERRUPTED if run.is_interrupted else choose_status(run.report)
+    return run.status

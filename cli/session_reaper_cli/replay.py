@@ -31,7 +31,7 @@ from session_reaper.report.text import printable
 from session_reaper.sessions.session import State
 from session_reaper.sessions.snapshot import Snapshot
 
-from session_reaper_cli.policies import load
+from session_reaper_cli.policies import load, path_label
 
 _MAX_NAME = 64  # characters: PostgreSQL's names have 63 bytes
 
@@ -169,12 +169,12 @@ def read_recording(path: Path, target: str | None = None) -> dict[str, Snapshot]
     try:
         document = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ConfigurationError(str(path), f"cannot be read: {error.strerror}") from None
+        raise ConfigurationError(path_label(path), f"cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
-        raise ConfigurationError(str(path), "is not valid JSON") from None
+        raise ConfigurationError(path_label(path), "is not valid JSON") from None
     if not isinstance(document, dict) or not ("snapshots" in document or "sessions" in document):
         problem = 'must be what the event {"record": true} returned, or one snapshot from it'
-        raise ConfigurationError(str(path), problem)
+        raise ConfigurationError(path_label(path), problem)
     place = "snapshots" if "snapshots" in document else ""
     snapshots = document.get("snapshots", {path.stem: document})
     if not isinstance(snapshots, dict) or not snapshots:

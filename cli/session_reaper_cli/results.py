@@ -2,6 +2,9 @@
 
 import json
 from enum import IntEnum
+from itertools import chain
+from signal import Signals
+from textwrap import wrap
 from typing import Any, Final
 from uuid import uuid4
 
@@ -11,11 +14,15 @@ from session_reaper.policy.enums import Mode
 from session_reaper.report.document import to_document
 from session_reaper.report.model import Report, TargetReport, TargetStatus
 from session_reaper.summary.digest import Digest, digest_report
+from session_reaper.summary.email import WIDTH as EMAIL_WIDTH
 from session_reaper.summary.email import render_email
+from session_reaper.summary.wording import Wording
 from session_reaper.targets.target import Target
 
 from session_reaper_cli.connections.login import Say
+from session_reaper_cli.wording import make_wording
 
+_WORDING: Final = make_wording()
 _MOST_BYTES: Final = 1_000_000  # of a summary
 _CONDEMNED: Final = (ExplainedOutcome.CONDEMNED, ExplainedOutcome.SPARED)
 
@@ -26,7 +33,14 @@ class ExitStatus(IntEnum):
     DONE = 0  # nothing to do, or all is done
     ATTENTION = 1  # something is left that needs a person
     ERROR = 2  # an error of usage, policy or connection
-    INTERRUPTED = 130  # Ctrl-C, as shells report it
+    HUNG_UP = 129  # SIGHUP, as shells report it
+    INTERRUPTED = 130  # Ctrl-C
+    TERMINATED = 143  # SIGTERM
+
+    @classmethod
+    def of_signal(cls, number: Signals) -> "ExitStatus":
+        """Return the status of a command that this signal has ended."""
+        return cls(128 + number)
 
 
 def choose_status(target: TargetReport) -> ExitStatus:
@@ -45,10 +59,21 @@ def make_report(target: TargetReport, mode: Mode) -> Report:
     return Report(run_id=str(uuid4()), mode=mode, targets=(target,))
 
 
-def show_summary(report: Report, output: Console) -> None:
-    """Print the summary as the email has it."""
-    # Its lines are at most 72 columns wide, and SQL or names must not be wrapped.
-    output.out(render_email(_digest(report), _MOST_BYTES).rstrip(), highlight=False)
+def show_summary(report: Report, output: Console, wording: Wording = _WORDING) -> None:
+    """Print the summary as the email has it; a narrower terminal wraps its sentences once more."""
+    text = render_email(_digest(report, wording), _MOST_BYTES).rstrip()
+    lines = chain.from_iterable(_fit(line, output.width) for line in text.splitlines())
+    output.out("\n".join(lines), highlight=False)
+
+
+def _fit(line: str, width: int) -> list[str]:
+    """Wrap a line of a sentence; a longer one is SQL or a name, to be copied whole."""
+    if not width < len(line) <= EMAIL_WIDTH:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return wrap(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def suggest_role(report: TargetReport, target: Target, say: Say) -> None:
@@ -57,9 +82,9 @@ def suggest_role(report: TargetReport, target: Target, say: Say) -> None:
         say(f"--role {target.role} works on the sessions of this role alone.")
 
 
-def to_return_value(report: Report) -> dict[str, Any]:
+def to_return_value(report: Report, wording: Wording = _WORDING) -> dict[str, Any]:
     """Return what the Lambda would return."""
-    digest = _digest(report)
+    digest = _digest(report, wording)
     return to_document(report, verdict=str(digest.verdict), steps=digest.steps_as_text)
 
 
@@ -68,5 +93,5 @@ def print_json(document: object, output: Console) -> None:
     output.out(json.dumps(document, indent=2, ensure_ascii=False), highlight=False)
 
 
-def _digest(report: Report) -> Digest:
-    return digest_report(report, None)
+def _digest(report: Report, wording: Wording) -> Digest:
+    return digest_report(report, None, wording=wording)

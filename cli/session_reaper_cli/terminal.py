@@ -7,24 +7,39 @@ for terminals only, and NO_COLOR switches them off (rich's own rules).
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Final
 
 from rich.console import Console
 from session_reaper.report.text import printable
+
+from session_reaper_cli.streams import drop
 
 NARROWEST: Final = 60  # columns
 PLAIN_WIDTH: Final = 100  # columns if the output is not a terminal
 _LONGEST: Final = 2000  # characters of a line
 
 
+class _Console(Console):
+    """A console that becomes quiet once nobody reads it, as after `| head`.
+
+    The command goes on, so that its exit status still says what happened.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Drop this output and all that follows."""
+        self.quiet = True
+        drop(sys.stderr if self.stderr else sys.stdout)
+
+
 def make_output() -> Console:
     """Return the console for results."""
-    return _make_console(Console(highlight=False))
+    return _make_console(_Console(highlight=False))
 
 
 def make_messages() -> Console:
     """Return the console for progress, questions and errors."""
-    return _make_console(Console(stderr=True, highlight=False))
+    return _make_console(_Console(stderr=True, highlight=False))
 
 
 def _make_console(console: Console) -> Console:
@@ -51,9 +66,11 @@ def ask(question: str) -> bool:
 def show_traceback(bug: Exception) -> None:
     """Show where a bug happened, if the user wants to know; its text may hold anything."""
     if os.environ.get("SESSION_REAPER_TRACEBACK"):
-        print("".join(traceback.format_tb(bug.__traceback__)), file=sys.stderr)
+        with suppress(OSError):
+            print("".join(traceback.format_tb(bug.__traceback__)), file=sys.stderr)
 
 
 def say(line: str) -> None:
-    """Write a line of progress or a warning."""
-    print(printable(line, _LONGEST), file=sys.stderr, flush=True)
+    """Write a line of progress or a warning; it is lost if nobody reads the standard error."""
+    with suppress(OSError):
+        print(printable(line, _LONGEST), file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ import pexpect
 from tests.integration.stage import PASSWORD, REAPER, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "session_reaper_cli")
@@ -38,10 +38,10 @@ def environment(home: Path, given: Mapping[str, str]) -> dict[str, str]:
     return base | aws | dict(given)
 
 
-def run(home: Path, *arguments: str, **environ: str) -> Done:
-    """Run the command without a terminal."""
+def run(home: Path, *arguments: str, by: Sequence[str] = (), **environ: str) -> Done:
+    """Run the command without a terminal; `by`: a command that starts it."""
     done = subprocess.run(  # noqa: S603 -- our own command
-        [*COMMAND, *arguments],
+        [*by, *COMMAND, *arguments],
         env=environment(home, environ),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -52,13 +52,34 @@ def run(home: Path, *arguments: str, **environ: str) -> Done:
     return Done(out=done.stdout, err=done.stderr, status=done.returncode)
 
 
+def run_unread(home: Path, *arguments: str, stream: str) -> Done:
+    """Run the command while nobody reads this stream of it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(  # noqa: S603 -- our own command
+            [*COMMAND, *arguments],
+            env=environment(home, {}),
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=2 * SECONDS,
+            check=False,
+            stdout=writing if stream == "stdout" else subprocess.PIPE,
+            stderr=writing if stream == "stderr" else subprocess.PIPE,
+        )
+    finally:
+        os.close(writing)
+    return Done(out=done.stdout or "", err=done.stderr or "", status=done.returncode)
+
+
 def on_terminal(
-    home: Path, *arguments: str, columns: int = 100, **environ: str
+    home: Path, *arguments: str, columns: int = 100, by: Sequence[str] = (), **environ: str
 ) -> pexpect.spawn[str]:
-    """Start the command on a terminal of its own."""
+    """Start the command on a terminal of its own; `by`: a command that starts it."""
+    words = [*by, *COMMAND, *arguments]
     return pexpect.spawn(
-        COMMAND[0],
-        [*COMMAND[1:], *arguments],
+        words[0],
+        words[1:],
         env=environment(home, {"TERM": "xterm-256color"} | environ),
         dimensions=(40, columns),
         timeout=SECONDS,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pg8000.native
 import pytest
 
 from infra.local.certificates import make_tls
-from tests.integration.cli import COMMAND, SECONDS, Done, environment, run, uri
+from tests.integration.cli import COMMAND, SECONDS, Done, environment, run, run_unread, uri
 from tests.integration.stage import IDLE, LEAK, PASSWORD, REAPER, Stage, policy, rule, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 pytestmark = pytest.mark.every_major
 
@@ -42,7 +45,10 @@ def top(home: Path, *arguments: str, **environ: str) -> dict[str, Any]:
 
 
 COMMANDS = ("top", "explain", "check", "reap", "record")
-WAYS = ("URI", "DATABASE_URL", "environment", "service", "secret", "socket", "socket in a URI")
+WAYS = (
+    *("URI", "pairs", "DATABASE_URL", "environment", "service"),
+    *("secret", "socket", "socket in a URI"),
+)
 
 
 def write_way(stage: Stage, home: Path, way: str) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -57,8 +63,13 @@ def write_way(stage: Stage, home: Path, way: str) -> tuple[tuple[str, ...], dict
     stage.target("prod/orders")
     # The server trusts everyone on its socket: no password, and no TLS.
     socket = f"postgres://{REAPER}@/postgres?host={server.socket_dir}&port={server.port}"
+    pairs = (
+        f"host={server.host} port={server.port} user={REAPER} password='{PASSWORD}' dbname=postgres"
+        " sslmode=disable"
+    )
     ways: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
         "URI": ((uri(stage),), {}),
+        "pairs": ((pairs,), {}),
         "DATABASE_URL": ((), {"DATABASE_URL": uri(stage)}),
         "environment": ((), {"PGHOST": server.host} | port | login),
         "service": ((), {"PGSERVICE": "orders"}),
@@ -87,6 +98,115 @@ def test_every_command_takes_every_way_to_name_a_server(
     done = run(home, command, *arguments, **environ)
     assert done.status == (1 if command == "check" else 0), done
     assert done.out
+
+
+USER = pwd.getpwuid(os.geteuid()).pw_name
+
+
+def require_peer(stage: Stage) -> None:
+    """Let the operating-system user log in as the reaper and under its own name, on the socket only."""
+    data = stage.server.socket_dir / "data"
+    (data / "pg_hba.conf").write_text(
+        "local all postgres trust\nlocal all all peer map=laptop\nhost all all all scram-sha-256\n"
+    )
+    (data / "pg_ident.conf").write_text(f"laptop {USER} {REAPER}\nlaptop {USER} {USER}\n")
+    stage.root.run("SELECT pg_reload_conf()")
+
+    def is_refused() -> bool:
+        try:
+            stage.connect("app").close()
+        except pg8000.native.DatabaseError as error:
+            return bool(error.args[0]["C"] == "28000")
+        return False
+
+    until(is_refused, "the server asks for the operating-system user")
+
+
+def test_peer_authentication_needs_no_password(
+    own_server: Callable[..., Stage], home: Path
+) -> None:
+    stage = own_server()
+    require_peer(stage)
+    folder, port = str(stage.server.socket_dir), str(stage.server.port)
+    default = Path(f"/tmp/.s.PGSQL.{port}")  # noqa: S108 -- where a client looks without a host
+    default.symlink_to(stage.server.unix_sock)
+    stage.cleanup(default.unlink)
+    where = {"PGHOST": folder, "PGPORT": port}
+    mapped: list[tuple[tuple[str, ...], dict[str, str]]] = [
+        ((f"postgres://{REAPER}@:{port}/postgres",), {}),
+        ((f"postgres:///postgres?user={REAPER}",), {"PGPORT": port}),
+        ((f"postgres://{REAPER}@/postgres",), where),
+        ((), where | {"PGUSER": REAPER, "PGSSLMODE": "prefer"}),
+        ((f"postgres://{REAPER}@/postgres?host={folder}&port={port}",), {}),
+        ((f"host={folder} port={port} user={REAPER}",), {}),
+    ]
+    for arguments, environ in mapped:
+        assert top(home, *arguments, **environ)["role"] == REAPER
+    refused = run(home, "top", f"postgres://app@/postgres?host={folder}&port={port}")
+    assert (refused.status, "(28000)" in refused.err) == (2, True), refused
+    assert "pg_ident.conf" in refused.err
+    stage.role(USER, "IN ROLE pg_read_all_stats")
+    assert top(home, **where, LOGNAME="somebody")["role"] == USER
+
+
+STATUSES = {  # with a leak
+    "top": 0,
+    "top --json": 0,
+    "reap": 1,
+    "reap --json": 1,
+    "reap --enforce": 2,
+    "explain": 1,
+    "check": 1,
+    "record": 0,
+    "top --nonsense": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "stream"),
+    [
+        *((command, stream) for command in STATUSES for stream in ("stdout", "stderr")),
+        ("top --watch 100ms", "stdout"),
+    ],
+)
+def test_a_stream_without_a_reader_changes_no_exit_status(
+    stage: Stage, home: Path, rules: str, command: str, stream: str
+) -> None:
+    leak = stage.session(LEAK)
+    policies = () if command in ("check", "record") else ("--policy", rules)
+    name, *options = command.split()
+    done = run_unread(home, name, uri(stage), *policies, *options, stream=stream)
+    assert done.status == STATUSES.get(command, 0)
+    assert not any(word in done.err for word in ("bug", "Traceback", "BrokenPipeError"))
+    assert leak.is_there
+
+
+@pytest.mark.parametrize("closing", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_is_no_bug(stage: Stage, home: Path, closing: str) -> None:
+    by = ("sh", "-c", f'exec "$@" {closing}', "sh")
+    done = run(home, "top", uri(stage), by=by)
+    assert (done.status, done.err) == (0, "")
+    asking = run(home, "reap", uri(stage), "--enforce", by=by)
+    assert (asking.status, "bug" in asking.err) == (2, False)
+
+
+def test_errors_of_usage_show_no_password(stage: Stage, home: Path) -> None:
+    given = uri(stage)
+    for arguments in (
+        (given,),
+        ("policy", given),
+        ("top", given, given),
+        ("top", "host=db", f"password={PASSWORD}"),
+        ("top", "host=db", "password=x", PASSWORD),
+        ("top", "--watch", given),
+        ("top", given, "--policy", given),
+        ("replay", given),
+        ("policy", "validate", given),
+    ):
+        done = run(home, *arguments)
+        assert done.status == 2
+        assert done.err
+        assert PASSWORD not in done.err + done.out, arguments
 
 
 def test_errors_take_one_line_and_say_what_to_do(stage: Stage, home: Path) -> None:
@@ -204,6 +324,11 @@ def test_watch_ends_quietly_once_its_reader_has_read_enough(stage: Stage, home: 
 # -- reap ------------------------------------------------------------------------------------------
 
 
+def fold(text: str) -> str:
+    """Return a text without its line breaks."""
+    return " ".join(text.split())
+
+
 def reap(home: Path, *arguments: str) -> Done:
     done = run(home, "reap", *arguments)
     assert "Traceback" not in done.err
@@ -223,8 +348,8 @@ def test_reap_observes_unless_told_otherwise(stage: Stage, home: Path, rules: st
     leak = stage.session(LEAK)
     done = reap(home, uri(stage), "--policy", rules)
     assert done.status == 1
-    assert done.out.startswith("OBSERVED: In mode enforce, 1 session would be terminated.")
-    assert "add --enforce" in done.err
+    assert done.out.startswith("OBSERVED: With --enforce, 1 session would be terminated.")
+    assert "run again with --enforce: it asks first" in fold(done.out)
     done = reap(home, uri(stage), "--policy", rules, "--json")
     assert (done.status, outcomes(done)) == (1, {leak.pid: "would_terminate"})
     assert leak.is_there
@@ -260,6 +385,11 @@ def test_a_policy_that_only_observes_is_not_enforced(stage: Stage, home: Path) -
     path.write_text(json.dumps(policy(rule(idle_for="1ms"), mode="observe")))
     done = reap(home, uri(stage), "--policy", str(path), "--enforce", "--yes")
     assert (done.status, leak.is_there) == (1, True)
+    assert "run again with mode: enforce in the policy." in fold(done.out)
+    path.write_text(json.dumps(policy(rule(idle_for="1ms"), mode="off")))
+    off = reap(home, uri(stage), "--policy", str(path), "--enforce", "--yes")
+    assert (off.status, off.out) == (2, "")
+    assert "mode: is off; write observe or enforce" in off.err
 
 
 def test_limits_of_a_run_and_of_a_target_hold(stage: Stage, home: Path) -> None:
@@ -359,6 +489,8 @@ def test_a_full_server_is_explained_with_sql_that_frees_it(
     done = run(home, "top", uri(stage, "app"), "--wait", "200ms")
     assert done.status == 2
     assert "Trying again for 200ms" in done.err
+    assert "If it ends no session, the leaks are younger: lower the 5 minutes" in done.err
+    assert "--wait 10m" in done.err
     (statement,) = [line for line in done.err.splitlines() if "pg_terminate_backend" in line]
     stage.root.run(statement.strip().replace("5 minutes", "0 minutes"))
     until(lambda: not stage.survivors(leaks), "the statement has ended the application's sessions")

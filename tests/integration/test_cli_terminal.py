@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
+from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING
 
 import pexpect
@@ -14,10 +18,11 @@ from tests.integration.stage import IDLE, LEAK, PASSWORD, REAPER, Stage, policy,
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 pytestmark = pytest.mark.every_major
-INTERRUPTED = 130
+STOPS = pytest.mark.parametrize(
+    "number", [Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP], ids=lambda number: number.name
+)
 COLOUR = re.compile(r"\x1b\[[0-9;]*[1-9][0-9;]*m")
 
 
@@ -124,7 +129,20 @@ def test_a_missing_password_is_asked_for_and_not_echoed(stage: Stage, home: Path
     assert PASSWORD not in printed
 
 
-# -- Ctrl-C ----------------------------------------------------------------------------------------
+# -- Ctrl-C, SIGTERM and SIGHUP --------------------------------------------------------------------
+
+
+def stop(terminal: pexpect.spawn[str], number: Signals) -> None:
+    """Send a signal to a command; SIGINT as Ctrl-C does."""
+    if number is Signals.SIGINT:
+        terminal.sendintr()
+    else:
+        terminal.kill(number)
+
+
+def status_of(number: Signals) -> int:
+    """Return the exit status that shells report for a signal."""
+    return 128 + number
 
 
 def assert_clean(stage: Stage, printed: str) -> None:
@@ -140,29 +158,7 @@ def assert_clean(stage: Stage, printed: str) -> None:
     )
 
 
-def test_ctrl_c_at_the_question_signals_nothing(stage: Stage, home: Path) -> None:
-    leak = stage.session(LEAK)
-    terminal = ask(stage, home, "--policy", write_rules(home))
-    terminal.sendintr()
-    printed, status = finish(terminal)
-    assert "Nothing was signalled." in printed
-    assert (status, leak.is_there) == (INTERRUPTED, True)
-    assert_clean(stage, printed)
-
-
-def test_ctrl_c_at_the_password_ends_quietly(stage: Stage, home: Path) -> None:
-    terminal = on_terminal(home, "top", uri(stage).replace(f":{PASSWORD}@", "@"))
-    terminal.expect_exact("Password of ")
-    terminal.sendintr()
-    printed, status = finish(terminal)
-    assert status == INTERRUPTED
-    assert_clean(stage, printed)
-
-
-def test_ctrl_c_while_sessions_are_confirmed_signals_none(stage: Stage, home: Path) -> None:
-    leak = stage.session(LEAK)
-    rules = write_rules(home, confirm_after="30s")
-    terminal = on_terminal(home, "reap", uri(stage), "--policy", rules, "--enforce", "--yes")
+def wait_for_snapshot(stage: Stage) -> None:
     until(
         lambda: stage.root.run(
             "SELECT FROM pg_stat_activity"
@@ -170,23 +166,49 @@ def test_ctrl_c_while_sessions_are_confirmed_signals_none(stage: Stage, home: Pa
         ),
         "the snapshot has been taken",
     )
-    terminal.sendintr()
+
+
+@STOPS
+def test_a_signal_at_the_question_ends_it_and_signals_nothing(
+    stage: Stage, home: Path, number: Signals
+) -> None:
+    leak = stage.session(LEAK)
+    terminal = ask(stage, home, "--policy", write_rules(home))
+    stop(terminal, number)
     printed, status = finish(terminal)
-    assert "no further session is signalled" in printed
-    assert "1 session spared" in printed
-    assert (status, leak.is_there) == (INTERRUPTED, True)
+    assert "Nothing was signalled." in printed
+    assert (status, leak.is_there) == (status_of(number), True)
     assert_clean(stage, printed)
 
 
-def test_ctrl_c_while_waiting_for_a_slot(own_server: Callable[..., Stage], home: Path) -> None:
+@STOPS
+def test_a_signal_while_sessions_are_confirmed_spares_them(
+    stage: Stage, home: Path, number: Signals
+) -> None:
+    leak = stage.session(LEAK)
+    rules = write_rules(home, confirm_after="30s")
+    terminal = on_terminal(home, "reap", uri(stage), "--policy", rules, "--enforce", "--yes")
+    wait_for_snapshot(stage)
+    stop(terminal, number)
+    printed, status = finish(terminal)
+    assert "no further session is signalled" in printed
+    assert "1 session spared" in printed
+    assert (status, leak.is_there) == (status_of(number), True)
+    assert_clean(stage, printed)
+
+
+@STOPS
+def test_a_signal_ends_the_wait_for_a_slot(
+    own_server: Callable[..., Stage], home: Path, number: Signals
+) -> None:
     stage = own_server({"max_connections": "8", "superuser_reserved_connections": "2"})
     stage.role("app")
     stage.fill()
     terminal = on_terminal(home, "top", uri(stage, "app"), "--wait", "10m")
     terminal.expect_exact("Trying again for 10m")
-    terminal.sendintr()
+    stop(terminal, number)
     printed, status = finish(terminal)
-    assert status == INTERRUPTED
+    assert status == status_of(number)
     assert_clean(stage, printed)
 
 
@@ -205,6 +227,82 @@ def test_a_slot_that_becomes_free_is_taken(own_server: Callable[..., Stage], hom
     printed, status = finish(terminal)
     assert status == 0, printed
     assert stage.survivors(leaks) == []
+
+
+@pytest.mark.parametrize("number", [Signals.SIGTERM, Signals.SIGHUP], ids=lambda n: n.name)
+def test_a_signal_during_watch_gives_the_terminal_back(
+    stage: Stage, home: Path, number: Signals
+) -> None:
+    terminal = on_terminal(home, "top", uri(stage), "--watch", "100ms")
+    terminal.expect_exact("\x1b[?1049h")
+    terminal.expect_exact("slots")
+    terminal.kill(number)
+    printed, status = finish(terminal)
+    assert "\x1b[?1049l" in printed
+    assert "\x1b[?25h" in printed
+    assert status == status_of(number)
+    assert_clean(stage, printed)
+
+
+def test_a_terminal_that_closes_leaves_no_session(stage: Stage, home: Path) -> None:
+    terminal = on_terminal(home, "top", uri(stage), "--watch", "100ms")
+    terminal.expect_exact("slots")
+    os.close(terminal.child_fd)
+    until(lambda: not terminal.isalive(), "the command has ended")
+    assert terminal.exitstatus == status_of(Signals.SIGHUP)
+    assert_clean(stage, "")
+
+
+@STOPS
+def test_a_signal_at_the_password_switches_the_echo_on_again(
+    stage: Stage, home: Path, number: Signals
+) -> None:
+    terminal = on_terminal(home, "top", uri(stage).replace(f":{PASSWORD}@", "@"))
+    terminal.expect_exact("Password of ")
+    until(lambda: not terminal.getecho(), "the echo is off")
+    stop(terminal, number)
+    terminal.expect_exact("Stopped.")
+    assert terminal.getecho()
+    printed, status = finish(terminal)
+    assert status == status_of(number)
+    assert_clean(stage, printed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@STOPS
+def test_what_was_signalled_before_the_signal_is_reported(
+    stage: Stage, home: Path, number: Signals
+) -> None:
+    leak = stage.session(LEAK)
+    os.kill(leak.pid, Signals.SIGSTOP)  # it does not end until it may go on
+    stage.cleanup(os.kill, leak.pid, Signals.SIGCONT)
+    rules = write_rules(home)
+    terminal = on_terminal(home, "reap", uri(stage), "--policy", rules, "--enforce", "--yes")
+    until(lambda: is_pending(leak.pid, Signals.SIGTERM), "the session has been signalled")
+    stop(terminal, number)
+    printed, status = finish(terminal)
+    assert "1 session lingering" in printed
+    assert status == status_of(number)
+    assert_clean(stage, printed)
+
+
+def is_pending(pid: int, number: Signals) -> bool:
+    """Return whether a signal waits for a process that is stopped."""
+    fields = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
+    return bool(int(fields["ShdPnd"], 16) >> (number - 1) & 1)
+
+
+def test_a_signal_that_the_caller_ignores_is_ignored(stage: Stage, home: Path) -> None:
+    by = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh")  # as nohup does
+    terminal = on_terminal(home, "top", uri(stage), "--watch", "100ms", by=by)
+    terminal.expect_exact("slots")
+    terminal.kill(Signals.SIGHUP)
+    stage.session(IDLE, application_name="newcomer")
+    terminal.expect_exact("newcomer")
+    terminal.sendintr()
+    assert finish(terminal)[1] == 0
 
 
 # -- top --watch -----------------------------------------------------------------------------------

@@ -470,7 +470,7 @@ def test_the_sql_drops_only_inactive_replication_slots() -> None:
     [
         (SslMode.VERIFY_FULL, None, None),
         (SslMode.DISABLE, None, None),  # reported in every run
-        (SslMode.REQUIRE, None, "has no sslrootcert"),
+        (SslMode.REQUIRE, None, "without sslrootcert"),
         (SslMode.REQUIRE, "PEM", "require, which accepts the certificate of another host"),
         (SslMode.VERIFY_CA, None, "verify-ca, which accepts the certificate of another host"),
         (SslMode.VERIFY_CA, "PEM", "verify-ca, which accepts the certificate of another host"),
@@ -492,6 +492,8 @@ def test_a_role_without_a_reserved_slot_gets_advice_how_to_reserve_one() -> None
     ]:
         assert set(advised(found)) == {code}
         assert advised(found, target=replace(a_target(), fallback_secret="x")) == {}  # noqa: S106 -- a name
+        without_secret = advised(found, target=replace(a_target(), secret_arn=""))
+        assert "this target's secret" not in without_secret[code].message
 
 
 # -- in order ------------------------------------------------------------------------------------------

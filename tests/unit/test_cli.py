@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,23 +14,53 @@ from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
-from session_reaper.errors import NoTlsError, TargetError, UntrustedError
+from session_reaper.errors import (
+    ConnectionLimit,
+    DeadlineError,
+    FullError,
+    NoTlsError,
+    ServerChangedError,
+    TargetError,
+    UntrustedError,
+)
+from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import read_policy
-from session_reaper.report.model import TargetReport
+from session_reaper.report.model import (
+    Outcome,
+    TargetReport,
+    record_breaker,
+    record_error,
+    record_unfinished,
+)
+from session_reaper.summary.digest import digest_report
+from session_reaper.summary.email import render_email
+from session_reaper.summary.verdict import choose_verdict
 from session_reaper_cli.connections.target import Given, find_target
 from session_reaper_cli.local_run import HurryingClock
 from session_reaper_cli.main import run
 from session_reaper_cli.policies import restrict_to_role
 from session_reaper_cli.policy_validation import find_errors, list_changes
-from session_reaper_cli.remedies import write_remedy
-from session_reaper_cli.results import ExitStatus, choose_status
+from session_reaper_cli.remedies import reword_failure, write_remedy
+from session_reaper_cli.results import ExitStatus, choose_status, show_summary
 from session_reaper_cli.top.overview import make_overview
 from session_reaper_cli.top.screen import draw
+from session_reaper_cli.wording import make_wording
 
-from tests.builders import a_document, a_policy, a_rule, a_session, a_snapshot
+from tests.builders import (
+    a_document,
+    a_fate,
+    a_policy,
+    a_report,
+    a_rule,
+    a_session,
+    a_snapshot,
+    a_target_report,
+)
 from tests.integration.cli import COMMAND, environment
+from tests.summaries.situations import SITUATIONS
 
 if TYPE_CHECKING:
+    from session_reaper.summary.wording import Wording
     from session_reaper.targets.target import Target
 
 Capture = pytest.CaptureFixture[str]
@@ -128,6 +159,77 @@ def test_a_remedy_speaks_of_the_command_line_unless_a_secret_was_given() -> None
     assert "~/.pgpass" in write_remedy(error, target)
     of_secret = replace(target, secret_arn="arn:orders")  # noqa: S106 -- a name
     assert write_remedy(error, of_secret) == "Check the secret."
+
+
+OF_FUNCTION = re.compile(
+    r"next run|function|the mode to|the log|deploy|invoke|lambda|secret|stack|\{\"|scheduled",
+    re.IGNORECASE,
+)
+# They need several targets, several secrets or the policy of a stack.
+FUNCTIONS_ONLY = {
+    *("full", "half-the-fleet-unreachable", "a-broken-policy", "one-server-under-three-secrets"),
+}
+
+
+@pytest.mark.parametrize("situation", sorted(SITUATIONS.keys() - FUNCTIONS_ONLY))
+def test_a_summary_of_the_command_does_not_speak_of_the_function(situation: str) -> None:
+    report = SITUATIONS[situation]()
+    for observes in (report, replace(report, mode=Mode.OBSERVE)):
+        digest = digest_report(observes, None, wording=make_wording())
+        text = " ".join(render_email(digest, 1_000_000).split())
+        assert not OF_FUNCTION.findall(text)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        record_error(TargetReport(name="db"), DeadlineError()),
+        record_error(TargetReport(name="db"), ServerChangedError(restarted=True)),
+        record_error(TargetReport(name="db"), ServerChangedError(restarted=False)),
+        record_error(TargetReport(name="db"), TargetError("57P03", "", "the next run tries again")),
+        record_breaker(TargetReport(name="db"), "too many"),
+        record_unfinished(TargetReport(name="db"), ValueError()),
+    ],
+    ids=["deadline", "restarted", "another server", "starting", "breaker", "bug"],
+)
+def test_an_error_during_a_run_says_what_to_do_at_the_keyboard(report: TargetReport) -> None:
+    of_secret = replace(find("db"), secret_arn="arn:orders")  # noqa: S106 -- a name
+    for target in (find("db"), of_secret):
+        failure = reword_failure(report, target).error
+        assert failure is not None
+        assert failure.hint
+        assert not OF_FUNCTION.search(failure.hint)
+
+
+def test_a_full_database_is_remedied_by_another_one() -> None:
+    error = FullError("53300", "", "into the secret", limit=ConnectionLimit.DATABASE)
+    assert "postgres://…/dbname" in write_remedy(error, find("db"))
+
+
+@pytest.mark.parametrize(
+    ("wording", "words"),
+    [
+        (make_wording(), "With --enforce, 1 session"),
+        (make_wording(Mode.OBSERVE, enforces=True), "With mode: enforce in the policy, 1 session"),
+        (make_wording(Mode.OBSERVE), "With mode: enforce in the policy and --enforce, 1 session"),
+    ],
+)
+def test_the_verdict_names_what_enforcing_needs(wording: Wording, words: str) -> None:
+    report = a_report(a_target_report(a_fate(Outcome.WOULD_TERMINATE)), mode=Mode.OBSERVE)
+    assert words in str(choose_verdict(report, wording))
+
+
+def test_a_narrow_terminal_wraps_sentences_between_words_and_leaves_sql_whole() -> None:
+    report = SITUATIONS["observe-mode"]()
+    console = Console(width=60, force_terminal=False)
+    with console.capture() as captured:
+        show_summary(report, console)
+    lines = captured.get().splitlines()
+    assert all(len(line) <= 60 or len(line) > 72 for line in lines)
+    wide = Console(width=80, force_terminal=False)
+    with wide.capture() as uncut:
+        show_summary(report, wide)
+    assert captured.get().split() == uncut.get().split()
 
 
 @pytest.mark.parametrize(

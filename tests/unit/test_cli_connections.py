@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.errors import ConfigurationError
 from session_reaper.targets.target import AuthMethod, ChannelBinding, SslMode
-from session_reaper_cli.connections.parameters import parse_uri
+from session_reaper_cli.connections.parameters import parse_pairs, parse_uri
 from session_reaper_cli.connections.passfile import Login, find_password, read_password
 from session_reaper_cli.connections.service_file import find_service
 from session_reaper_cli.connections.target import FoundTarget, Given, find_target
@@ -71,7 +73,10 @@ def test_a_uri_has_the_parts_that_libpq_sees(uri: str, expected: dict[str, str])
         "postgres://u:s3cret@db?sslmode=require&sslmode=disable",
         "mysql://u:s3cret@db",
         "u:s3cret@db",
-        "host=db password=s3cret",
+        "host=db password=s3cret s3cret",
+        "host=db password='s3cret",
+        "host=db s3cret=x",
+        "host=db password=s3cret password=x",
     ],
 )
 def test_an_invalid_uri_is_refused_without_being_shown(home: Path, uri: str) -> None:
@@ -84,6 +89,37 @@ def test_an_invalid_uri_is_refused_without_being_shown(home: Path, uri: str) -> 
 def test_parameters_of_a_driver_are_ignored_and_named(home: Path) -> None:
     found = find(home, "postgres://u:p@db?schema=x&pool_timeout=3")
     assert found.target.ignored_options == ("schema", "pool_timeout")
+
+
+# -- name=value pairs ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("host=db dbname=shop user=u", {"host": "db", "dbname": "shop", "user": "u"}),
+        ("  host = db\tport\n=\n6000 ", {"host": "db", "port": "6000"}),
+        ("host=db password='a b=c'", {"host": "db", "password": "a b=c"}),
+        (r"host=db password='it\'s \\ x'", {"host": "db", "password": r"it's \ x"}),
+        (r"host=db password=a\ b\'c\\", {"host": "db", "password": r"a b'c" + "\\"}),
+        ("host=db password='' dbname=", {"host": "db"}),
+        ("host='db'user=u", {"host": "db", "user": "u"}),
+        ("host=db password=p@ss:/w%20rd'", {"host": "db", "password": "p@ss:/w%20rd'"}),
+        ("host=/run/postgresql", {"host": "/run/postgresql"}),
+    ],
+)
+def test_pairs_are_read_by_the_rules_of_libpq(text: str, expected: dict[str, str]) -> None:
+    assert parse_pairs(text, "URI") == expected
+
+
+def test_pairs_are_taken_as_argument_and_from_database_url(home: Path) -> None:
+    pairs = "host=db user=u password='p w' dbname=shop sslmode=require service=orders"
+    (home / ".pg_service.conf").write_text("[orders]\nport=6001\nuser=service\n")
+    for found in (find(home, pairs), find(home, DATABASE_URL=pairs)):
+        target = found.target
+        assert (target.host, target.port, target.role) == ("db", 6001, "u")
+        assert (target.password, target.database) == ("p w", "shop")
+        assert target.sslmode is SslMode.REQUIRE
 
 
 # -- precedence ------------------------------------------------------------------------------------
@@ -130,9 +166,10 @@ def test_every_variable_of_libpq_arrives(home: Path) -> None:
 def test_the_defaults_are_the_users_name_the_database_postgres_and_verified_tls(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LOGNAME", "alice")
+    monkeypatch.setenv("LOGNAME", "alice")  # peer authentication does not look at it
     target = find(home, "postgres://db").target
-    assert (target.role, target.database, target.port) == ("alice", "postgres", 5432)
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    assert (target.role, target.database, target.port) == (user, "postgres", 5432)
     assert target.sslmode is SslMode.VERIFY_FULL
     assert target.password == ""
 
@@ -140,16 +177,20 @@ def test_the_defaults_are_the_users_name_the_database_postgres_and_verified_tls(
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
-        ({"PGSSLMODE": "prefer"}, "sslmode: prefer and allow are refused"),
-        ({"PGSSLMODE": "none"}, "sslmode: write one of"),
-        ({"PGPORT": "70000"}, "port: must be 1 to 65535"),
-        ({"PGHOST": "a,b"}, "host: must be one host name"),
-        ({"PGSSLCERT": "/x"}, "sslcert: unsupported value"),
-        ({"PGHOSTADDR": "10.0.0.1"}, "hostaddr: unsupported value"),
-        ({"PGOPTIONS": "-c x=y"}, "options: unsupported value"),
-        ({"PGREQUIREAUTH": "magic"}, "require_auth: write a comma-separated list"),
-        ({"PGCHANNELBINDING": "require", "PGSSLMODE": "disable"}, "channel_binding: require needs"),
-        ({"PGSSLROOTCERT": "/nowhere"}, "sslrootcert: /nowhere cannot be read"),
+        ({"PGSSLMODE": "prefer"}, "PGSSLMODE: prefer and allow are refused"),
+        ({"PGSSLMODE": "none"}, "PGSSLMODE: write one of"),
+        ({"PGPORT": "70000"}, "PGPORT: must be 1 to 65535"),
+        ({"PGHOST": "a,b"}, "PGHOST: names several servers"),
+        ({"PGSSLCERT": "/x"}, "PGSSLCERT: unsupported value"),
+        ({"PGHOSTADDR": "10.0.0.1"}, "PGHOSTADDR: unsupported value"),
+        ({"PGOPTIONS": "-c x=y"}, "PGOPTIONS: unsupported value"),
+        ({"PGREQUIREAUTH": "magic"}, "PGREQUIREAUTH: write a comma-separated list"),
+        (
+            {"PGCHANNELBINDING": "require", "PGSSLMODE": "disable"},
+            "PGCHANNELBINDING: require needs",
+        ),
+        ({"PGSSLROOTCERT": "/nowhere"}, "PGSSLROOTCERT: /nowhere cannot be read"),
+        ({"PGHOST": "a b"}, "PGHOST: must be a host name"),
         ({"PGSERVICE": "nowhere"}, "unknown service nowhere"),
     ],
 )
@@ -157,6 +198,16 @@ def test_what_cannot_be_honoured_is_an_error_that_names_it(
     home: Path, environ: dict[str, str], words: str
 ) -> None:
     assert words in refusal(home, **({"PGHOST": "db", "PGUSER": "u"} | environ))
+
+
+def test_an_error_names_the_source_of_the_parameter(home: Path) -> None:
+    (home / ".pg_service.conf").write_text("[orders]\nhost=a,b\n")
+    environ = {"PGSERVICE": "orders", "PGSSLMODE": "allow"}
+    assert refusal(home, **environ).startswith("service orders: host: names several")
+    assert refusal(home, "postgres://db", **environ).startswith("PGSSLMODE: prefer and allow")
+    assert refusal(home, "host=db sslmode=none", **environ).startswith("URI: sslmode: write one of")
+    problem = refusal(home, DATABASE_URL="host=db,db2")
+    assert problem.startswith("DATABASE_URL: host: names several")
 
 
 def test_without_a_server_the_error_lists_the_ways_to_name_one(home: Path) -> None:
@@ -187,7 +238,7 @@ def test_a_file_that_is_no_certificate_is_refused(home: Path) -> None:
 
 
 def test_a_socket_is_never_encrypted_and_so_never_verified(home: Path) -> None:
-    target = find(home, "postgres:///shop?host=/tmp").target
+    target = find(home, "postgres:///shop?host=/tmp", PGSSLMODE="prefer").target
     assert target.sslmode is SslMode.VERIFY_FULL
     assert not target.is_encrypted
     assert not target.is_verified

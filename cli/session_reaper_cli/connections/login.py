@@ -114,7 +114,14 @@ def _instruct(target: Target, policy: Policy) -> str:
     """
     sql = write_emergency_sql(restrict_to_role(policy, target.role), target.role)
     now = emergency_instructions(target.host, str(sql))
-    return f"{now} This command works with that login, too, and shows who holds the slots."
+    return f"{now} {_OTHERWISE}"
+
+
+_OTHERWISE: Final = (
+    "If it ends no session, the leaks are younger: lower the 5 minutes in it. With that login, this command"
+    " works too: `top` shows who holds the slots. Without it, add --wait 10m and restart a part of the"
+    " application: the command takes the first slot that becomes free."
+)
 
 
 def _find_fallback(target: Target) -> Target:

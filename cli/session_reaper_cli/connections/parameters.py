@@ -1,7 +1,8 @@
-"""libpq's parameters, as a URI and the environment give them.
+"""libpq's parameters, as a URI, name=value pairs and the environment give them.
 
 Reference: https://www.postgresql.org/docs/current/libpq-connect.html and libpq-envars.html. Values
-are not validated here; `target.py` does that. No error shows a part of a URI, which may be a password.
+are not validated here; `target.py` does that. No error shows a part of a URI or of pairs, which may be a
+password.
 """
 
 import re
@@ -63,11 +64,26 @@ _URI_HINT: Final = (
     "write postgres://user@host:port/dbname, with : / ? # [ ] @ % in the user and the password as"
     " %3A %2F %3F %23 %5B %5D %40 %25"
 )
+_BLANKS: Final = " \t\n\r\f\v"
+_PAIR: Final = re.compile(
+    r"\s*(?P<name>[^\s=]+)\s*=\s*"
+    r"(?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<plain>(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?)",
+    re.ASCII | re.DOTALL,
+)
+_PAIRS_HINT: Final = (
+    "write host=… port=… user=… dbname=…, with ' around a value that has a blank, and a backslash"
+    " before each ' and backslash in a value; or a URI: postgres://user@host:port/dbname"
+)
 
 
 def is_uri(text: str) -> bool:
     """Return whether a text begins like a URI of PostgreSQL."""
     return text.startswith(("postgres://", "postgresql://"))
+
+
+def are_pairs(text: str) -> bool:
+    """Return whether a text begins like name=value pairs."""
+    return re.match(r"\s*\w+\s*=", text, re.ASCII) is not None
 
 
 def parse_uri(uri: str, place: str) -> tuple[Parameters, tuple[str, ...]]:
@@ -100,6 +116,24 @@ def parse_uri(uri: str, place: str) -> tuple[Parameters, tuple[str, ...]]:
     known = {name: value for name, value in options if name in OPTIONS and value}
     ignored = dict.fromkeys(name for name, _ in options if name not in OPTIONS)
     return {name: value for name, value in parts.items() if value} | known, tuple(ignored)
+
+
+def parse_pairs(text: str, place: str) -> Parameters:
+    """Split a connection string of name=value pairs by libpq's rules. Raises ConfigurationError."""
+    given: list[tuple[str, str]] = []
+    rest = text.lstrip(_BLANKS)
+    while rest:
+        found = _PAIR.match(rest)
+        if found is None or found["name"] not in OPTIONS:
+            problem = "invalid pair, or a name that libpq does not know (not shown)"
+            raise ConfigurationError(place, f"{problem}; {_PAIRS_HINT}")
+        value = found["plain"] or found["quoted"] or ""
+        given.append((found["name"], re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL)))
+        rest = rest[found.end() :].lstrip(_BLANKS)
+    duplicate = find_duplicate(name for name, _ in given)
+    if duplicate is not None:
+        raise ConfigurationError(f"{place}: {duplicate}", "is given twice; write it once")
+    return {name: value for name, value in given if value}
 
 
 def _parse_options(query: str) -> Iterator[tuple[str, str]]:

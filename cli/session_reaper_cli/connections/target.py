@@ -1,7 +1,7 @@
 """Finds the server to connect to, as libpq does: a URI, the environment, a service, the defaults."""
 
-import getpass
 import os
+import pwd
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +20,15 @@ from session_reaper.targets.target import (
     ChannelBinding,
     SslMode,
     Target,
+    is_socket_folder,
 )
 
 from session_reaper_cli.connections.parameters import (
+    ENVIRONMENT,
     Parameters,
+    are_pairs,
     is_uri,
+    parse_pairs,
     parse_uri,
     read_environment,
 )
@@ -37,7 +41,7 @@ _HIGHEST_PORT: Final = 65535
 _SOCKET_FOLDERS: Final = ("/var/run/postgresql", "/run/postgresql", "/tmp")  # noqa: S108 -- libpq's defaults
 _HOST: Final = re.compile(r"[\w.:%-]+|/[^\0\n]*", re.ASCII)
 _WAYS: Final = (
-    "write a URI (postgres://user@host/dbname), or set DATABASE_URL, PGSERVICE or PGHOST, or write"
+    "write a URI (postgres://user@host/dbname) or 'host=… dbname=… user=…', or set DATABASE_URL, PGSERVICE or PGHOST, or write"
     " --secret NAME"
 )
 
@@ -61,20 +65,22 @@ class FoundTarget:
 
 def find_target(given: Given) -> FoundTarget:
     """Return the target that the user means. Raises ConfigurationError."""
-    parameters, place, ignored = _merge(given)
+    merged = _merge(given)
+    parameters = merged.values
     problem = find_unsupported({k: v for k, v in parameters.items() if k not in _OURS})
     if problem is not None:
-        raise ConfigurationError(f"{place}: {problem.name}", f"unsupported value. {problem.hint}")
-    port = _read_port(parameters.get("port", _DEFAULT_PORT), place)
-    host = _read_host(parameters.get("host") or _find_socket_folder(port, place), place)
-    role = parameters.get("user") or getpass.getuser()
+        raise merged.error(problem.name, f"unsupported value. {problem.hint}")
+    port = _read_port(merged)
+    host = _read_host(merged, port)
+    role = parameters.get("user") or _find_user()
     database = parameters.get("dbname") or "postgres"
     password, warning = parameters.get("password", ""), ""
     if not password:
         login = Login(host=host, port=str(port), database=database, role=role)
         password, warning = read_password(_find_passfile(parameters, given.home), login)
     name = parameters.get("service") or (host if str(port) == _DEFAULT_PORT else f"{host}:{port}")
-    sslmode = _read_sslmode(parameters, place)
+    # As in libpq, it does not apply to a socket, which never has TLS.
+    sslmode = SslMode.VERIFY_FULL if is_socket_folder(host) else _read_sslmode(merged)
     target = Target(
         name=name,
         group=name,
@@ -87,102 +93,144 @@ def find_target(given: Given) -> FoundTarget:
         password=password,
         database=database,
         sslmode=sslmode,
-        sslrootcert=_read_authorities(parameters, host, sslmode, given.home, place),
+        sslrootcert=_read_authorities(merged, host, sslmode, given.home),
         fallback_secret=None,
-        channel_binding=_read_choice(parameters, "channel_binding", ChannelBinding.PREFER, place),
-        allowed_auth=_read_require_auth(parameters, place),
-        ignored_options=ignored,
+        channel_binding=_read_choice(merged, "channel_binding", ChannelBinding.PREFER),
+        allowed_auth=_read_require_auth(merged),
+        ignored_options=merged.ignored,
     )
     if target.channel_binding is ChannelBinding.REQUIRE and target.sslmode is SslMode.DISABLE:
-        raise ConfigurationError(f"{place}: channel_binding", "require needs TLS; remove sslmode")
+        raise merged.error("channel_binding", "require needs TLS; remove sslmode")
     return FoundTarget(target=target, warning=warning)
 
 
 _OURS: Final = ("service", "passfile")  # libpq's files, which are here
 
 
-def _merge(given: Given) -> tuple[Parameters, str, tuple[str, ...]]:
-    """Merge the given parameters in libpq's order; return them with their place in errors.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Merged:
+    """The parameters of all sources, and where each of them stands.
 
-    A URI comes before a service, a service before the environment, as in libpq.
+    `place`: of the connection string. `ignored`: the names of its parameters that are a driver's.
     """
-    uri, place = given.uri, "URI"
-    if not uri and given.environ.get("DATABASE_URL"):
-        uri, place = given.environ["DATABASE_URL"], "DATABASE_URL"
-    explicit: Parameters = {}
-    ignored: tuple[str, ...] = ()
-    if uri:
-        if not is_uri(uri):
-            shown = "it is not shown" if may_hold_credential(uri) else f"not {key_label(uri)}"
-            raise ConfigurationError(place, f"must begin with postgres:// ({shown}); {_WAYS}")
-        explicit, ignored = parse_uri(uri, place)
+
+    explicit: Parameters
+    place: str
+    ignored: tuple[str, ...]
+    of_service: Parameters
+    service: str
+    environment: Parameters
+
+    @property
+    def values(self) -> Parameters:
+        """Each parameter from the first source that has it, in libpq's order."""
+        return {**self.environment, **self.of_service, **self.explicit}
+
+    def error(self, name: str, problem: str) -> ConfigurationError:
+        """Make an error that names the place of a parameter."""
+        if name in self.explicit:
+            place = f"{self.place}: {name}"
+        elif name in self.of_service:
+            place = f"service {key_label(self.service)}: {name}"
+        else:
+            place = next((v for v, n in ENVIRONMENT.items() if n == name), name)
+        return ConfigurationError(place, problem)
+
+
+def _merge(given: Given) -> _Merged:
+    """Find the parameters in the connection string, the service and the environment."""
+    text, place = given.uri, "URI"
+    if not text and given.environ.get("DATABASE_URL"):
+        text, place = given.environ["DATABASE_URL"], "DATABASE_URL"
+    explicit, ignored = _read_connection_string(text, place) if text else ({}, ())
     environment = read_environment(given.environ)
     service = explicit.get("service") or environment.get("service", "")
-    of_service = read_service(service, given.environ, given.home) if service else {}
-    if not uri:
-        place = f"service {service}" if service else "environment"
-    return {**environment, **of_service, **explicit}, place, ignored
+    return _Merged(
+        explicit=explicit,
+        place=place,
+        ignored=ignored,
+        of_service=read_service(service, given.environ, given.home) if service else {},
+        service=service,
+        environment=environment,
+    )
 
 
-def _read_port(text: str, place: str) -> int:
+def _read_connection_string(text: str, place: str) -> tuple[Parameters, tuple[str, ...]]:
+    """Read a URI or name=value pairs; the second value are the parameters of a driver."""
+    if are_pairs(text):
+        return parse_pairs(text, place), ()
+    if is_uri(text):
+        return parse_uri(text, place)
+    shown = "it is not shown" if may_hold_credential(text) else f"not {key_label(text)}"
+    raise ConfigurationError(place, f"must begin with postgres:// ({shown}); {_WAYS}")
+
+
+def _read_port(merged: _Merged) -> int:
+    text = merged.values.get("port", _DEFAULT_PORT)
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) <= _HIGHEST_PORT:
-        raise ConfigurationError(f"{place}: port", f"must be 1 to {_HIGHEST_PORT}")
+        raise merged.error("port", f"must be 1 to {_HIGHEST_PORT}")
     return int(text)
 
 
-def _read_host(text: str, place: str) -> str:
+def _read_host(merged: _Merged, port: int) -> str:
     """Read a host name, an address, or the folder of a Unix socket."""
+    text = merged.values.get("host") or _find_socket_folder(port)
+    if "," in text:
+        raise merged.error("host", "names several servers; write the one to look at")
     if not _HOST.fullmatch(text):
-        problem = "must be one host name, address or socket folder (not shown)"
-        raise ConfigurationError(f"{place}: host", problem)
+        raise merged.error("host", "must be a host name, address or socket folder (not shown)")
     return text
 
 
-def _find_socket_folder(port: int, place: str) -> str:
+def _find_socket_folder(port: int) -> str:
     """Return the folder of the local server's Unix socket. Raises ConfigurationError without one."""
     for folder in _SOCKET_FOLDERS:
         if os.path.exists(f"{folder}/.s.PGSQL.{port}"):  # noqa: PTH110 -- a path of the kernel's form
             return folder
-    raise ConfigurationError(f"{place}: host", f"no server was given, and none is local; {_WAYS}")
+    raise ConfigurationError("host", f"no server was given, and none is local; {_WAYS}")
+
+
+def _find_user() -> str:
+    """Return the name of the operating-system user, as libpq and peer authentication see it."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        problem = "your operating-system user has no name; write postgres://USER@… or PGUSER"
+        raise ConfigurationError("user", problem) from None
 
 
 def _find_passfile(parameters: Parameters, home: Path) -> Path:
     return Path(parameters.get("passfile") or home / ".pgpass")
 
 
-def _read_sslmode(parameters: Parameters, place: str) -> SslMode:
-    if parameters.get("sslmode") in ("prefer", "allow"):
+def _read_sslmode(merged: _Merged) -> SslMode:
+    if merged.values.get("sslmode") in ("prefer", "allow"):
         problem = "prefer and allow are refused: they may connect in plaintext. Write one of "
-        raise ConfigurationError(f"{place}: sslmode", problem + ", ".join(SslMode))
-    if parameters.get("sslmode") is None and parameters.get("requiressl") == "1":
-        return SslMode.REQUIRE
-    return _read_choice(parameters, "sslmode", SslMode.VERIFY_FULL, place)
+        raise merged.error("sslmode", problem + ", ".join(SslMode))
+    return _read_choice(merged, "sslmode", SslMode.VERIFY_FULL)
 
 
-def _read_choice(parameters: Parameters, name: str, default: _Choice, place: str) -> _Choice:
+def _read_choice(merged: _Merged, name: str, default: _Choice) -> _Choice:
     try:
-        return type(default)(parameters.get(name) or default)
+        return type(default)(merged.values.get(name) or default)
     except ValueError:
-        choices = ", ".join(type(default))
-        raise ConfigurationError(f"{place}: {name}", f"write one of {choices}") from None
+        raise merged.error(name, f"write one of {', '.join(type(default))}") from None
 
 
-def _read_require_auth(parameters: Parameters, place: str) -> frozenset[AuthMethod]:
-    allowed = parse_require_auth(parameters.get("require_auth", ""))
+def _read_require_auth(merged: _Merged) -> frozenset[AuthMethod]:
+    allowed = parse_require_auth(merged.values.get("require_auth", ""))
     if not allowed:
         problem = f"write a comma-separated list of {', '.join(sorted(ANY_AUTH))}"
-        raise ConfigurationError(f"{place}: require_auth", problem)
+        raise merged.error("require_auth", problem)
     return allowed
 
 
-def _read_authorities(
-    parameters: Parameters, host: str, sslmode: SslMode, home: Path, place: str
-) -> str | None:
+def _read_authorities(merged: _Merged, host: str, sslmode: SslMode, home: Path) -> str | None:
     """Return the PEM text of the CAs to trust; None for those of AWS or of the system.
 
     Without `sslrootcert`, libpq trusts the CAs in ~/.postgresql/root.crt; RDS has its own.
     """
-    given = parameters.get("sslrootcert", "")
+    given = merged.values.get("sslrootcert", "")
     default = home / ".postgresql" / "root.crt"
     if given == "system" or (not given and (rds_region(host) or not default.is_file())):
         return None
@@ -193,9 +241,9 @@ def _read_authorities(
         text = path.read_text("utf-8")
     except OSError as error:
         problem = f"{path} cannot be read: {error.strerror}"
-        raise ConfigurationError(f"{place}: sslrootcert", problem) from None
+        raise merged.error("sslrootcert", problem) from None
     except UnicodeDecodeError:
         text = ""
     if "-----BEGIN " not in text:
-        raise ConfigurationError(f"{place}: sslrootcert", f"{path} must be a PEM file of CAs")
+        raise merged.error("sslrootcert", f"{path} must be a PEM file of CAs")
     return text

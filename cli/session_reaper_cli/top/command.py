@@ -46,6 +46,8 @@ def show_top(options: TopOptions, output: Console, say: Say) -> ExitStatus:
             else:
                 for overview in overviews:
                     _show(overview, options, output)
+                    if output.quiet:  # its reader has read enough
+                        break
                     time.sleep(options.watch)
     return ExitStatus.DONE
 

@@ -157,6 +157,8 @@ def _draw_plans(overview: Overview) -> Iterator[Text]:
             (f"{plan.action} {count_of(plan.count, 'session')}", "bold"),
             f"{held} by rule {plan.rule}: {printable(plan.example, _LONGEST_REASON)}",
         )
+    if any(plan.count for plan in overview.plans):
+        yield Text("`session-reaper reap --enforce` does it, and asks first.")
     if not overview.plans:
         yield Text("The policy would terminate none of these sessions.")
     for by, number in overview.protected:

@@ -472,9 +472,7 @@ _METHODS_HINT: Final = (
     "Set the role's password again with password_encryption = scram-sha-256 and write scram-sha-256"
     " into pg_hba.conf, or change require_auth in the secret."
 )
-_NOT_BOUND: Final = (
-    "the secret requires channel binding, and the server does not offer SCRAM-SHA-256-PLUS"
-)
+_NOT_BOUND: Final = "channel binding is required, and the server does not offer SCRAM-SHA-256-PLUS"
 _NOT_BOUND_HINT: Final = (
     "Connect with TLS and SCRAM to the server itself (a pooler or proxy that terminates TLS cannot"
     " offer it), or remove channel_binding from the secret."

@@ -30,9 +30,8 @@ HELD_BY_ACTIVE: Final = 10_000_000  # transactions
 
 _BYPASS_POOLER = Advice(
     code="bypass-pooler",
-    message="The secret's host is a pooler such as PgBouncer or RDS Proxy. It hides the clients'"
-    " sessions, so the reaper would terminate the pooler's own. Put the server's own host and port"
-    " into the secret.",
+    message="The host is a pooler such as PgBouncer or RDS Proxy. It hides the clients' sessions, so"
+    " the reaper would terminate the pooler's own. Connect to the server's own host and port.",
     sql=None,
 )
 
@@ -110,8 +109,8 @@ def advise_on_version(found: ServerFacts) -> Iterator[Advice]:
             message=f"This release was tested with {TESTED_VERSIONS}, and the server is PostgreSQL"
             f" {found.version}."
             + (
-                f" It is treated as {NEWEST_TESTED}. Look for a newer release, and leave the mode at"
-                " observe until the summaries name the right sessions."
+                f" It is treated as {NEWEST_TESTED}. Look for a newer release, and only observe until"
+                " the right sessions are named."
                 if newer
                 else " Upgrade the server."
             ),
@@ -176,7 +175,7 @@ def advise_on_facts(
             sql=None,
         )
     if not found.has_reserved_slot and target.fallback_secret is None:
-        yield _advise_reserved_slot(found)
+        yield _advise_reserved_slot(found, has_secret=bool(target.secret_arn))
     yield from _advise_pooler(found, slots, results)
     yield from _advise_prepared_transactions(found)
     yield from _advise_replication_slots(found)
@@ -200,15 +199,21 @@ def advise_on_fallback(secret: str, problem: str) -> Advice:
     return Advice(code="mend-fallback-secret", message=message, sql=None)
 
 
-def _advise_reserved_slot(found: ServerFacts) -> Advice:
+def _advise_reserved_slot(found: ServerFacts, *, has_secret: bool) -> Advice:
     """Advise how the role can connect when the server is full."""
     if found.major < RESERVED_CONNECTIONS_SINCE:
+        master = MASTERS[found.provider]
+        fallback = (
+            "In this target's secret, add the key fallback_secret with the name of the secret of"
+            f" {master} on this server. It is used only when the server is full."
+            if has_secret
+            else f"Then connect as {master}. A secret of the function can name that role's secret as"
+            " fallback_secret."
+        )
         return Advice(
             code="add-fallback-secret",
             message=f"Role {found.role} cannot connect when every slot is in use, and before"
-            " PostgreSQL 16 no slots can be reserved for it. In this target's secret, add the key"
-            f" fallback_secret with the name of the secret of {MASTERS[found.provider]} on this"
-            " server. It is used only when the server is full.",
+            f" PostgreSQL 16 no slots can be reserved for it. {fallback}",
             sql=None,
         )
     if found.reserved_slots == 0:
@@ -221,8 +226,8 @@ def _advise_reserved_slot(found: ServerFacts) -> Advice:
         return Advice(
             code="set-reserved-connections",
             message=f"Role {found.role} cannot connect when every slot is in use, because"
-            f" reserved_connections is 0. To reserve two slots, {how}. Or add a fallback_secret to"
-            " this target's secret.",
+            f" reserved_connections is 0. To reserve two slots, {how}."
+            + (" Or add a fallback_secret to this target's secret." if has_secret else ""),
             sql="ALTER SYSTEM SET reserved_connections = 2;" if vanilla else None,
         )
     return Advice(
@@ -237,10 +242,10 @@ def _advise_verification(target: Target) -> Advice:
     """Advise on an sslmode that accepts another server than the secret's."""
     if target.sslmode is SslMode.REQUIRE and target.sslrootcert is None:
         problem = (
-            "require and has no sslrootcert, so the certificate is not checked. A server in between"
+            "require without sslrootcert, so the certificate is not checked. A server in between"
             " could impersonate this one and record enough to guess the password offline. Set"
-            " verify-full, and the PEM text of the CA as sslrootcert. (For RDS and Aurora the CAs"
-            " are built in.)"
+            " verify-full, and the server's CA as sslrootcert. (For RDS and Aurora the CAs are built"
+            " in.)"
         )
     else:
         problem = (
@@ -248,7 +253,7 @@ def _advise_verification(target: Target) -> Advice:
             " with a certificate from the same CA could impersonate this one and record enough to"
             " guess the password offline. Set verify-full."
         )
-    return Advice(code="verify-certificate", message=f"The secret says sslmode {problem}", sql=None)
+    return Advice(code="verify-certificate", message=f"sslmode is {problem}", sql=None)
 
 
 def _advise_pooler(

@@ -168,7 +168,7 @@ def advise_on_databases(found: ServerFacts, policy: Policy) -> Iterator[Advice]:
         yield Advice(
             code=IDLE_TIMEOUT_CODE,
             message=f"{_IDLE_TIMEOUT} is {'; '.join(problems)}. With it, PostgreSQL itself ends leaked"
-            " transactions, even while this function does not run.",
+            " transactions, even while session-reaper does not run.",
             sql="\n".join(
                 f"ALTER DATABASE {quote_identifier(name)}"
                 f" SET {_IDLE_TIMEOUT} = '{_write_timeout(allowed)}';"

@@ -15,6 +15,7 @@ from session_reaper.summary.groups import FailureGroup, TargetDigest, group_fail
 from session_reaper.summary.prose import Name, Prose, to_plain
 from session_reaper.summary.steps import list_steps
 from session_reaper.summary.verdict import RunVerdict, choose_verdict
+from session_reaper.summary.wording import OF_FUNCTION, Wording
 
 _MOST_STEPS: Final = 5
 _LINE_LENGTH: Final = 200  # characters of an undelivered summary
@@ -37,6 +38,7 @@ class Digest:
     more_undelivered: int  # number of older ones
     links: tuple[ConsoleLink, ...]
     notes: tuple[Prose, ...]  # on a whole fleet
+    wording: Wording
 
     @property
     def steps_as_text(self) -> tuple[str, ...]:
@@ -54,6 +56,7 @@ def digest_report(
     location: FunctionLocation | None,
     deadline: Deadline | None = None,
     notes: tuple[Prose, ...] = (),
+    wording: Wording = OF_FUNCTION,
 ) -> Digest:
     """Digest a run; sessions are grouped only when a renderer asks for them.
 
@@ -66,8 +69,8 @@ def digest_report(
         report=report,
         summary=write_summary_line(report),
         severity=report.severity,
-        verdict=choose_verdict(report),
-        steps=tuple(islice(list_steps(shown, report), _MOST_STEPS)),
+        verdict=choose_verdict(report, wording),
+        steps=tuple(islice(list_steps(shown, report, wording), _MOST_STEPS)),
         shown=shown,
         failures=tuple(group_failures(t for t in new if t.slots is None)),
         known=join_names(known) if known else None,
@@ -76,4 +79,5 @@ def digest_report(
         more_undelivered=len(report.undelivered) - len(undelivered) + report.undelivered_before,
         links=tuple(link_to_console(location, report.run_id)),
         notes=notes,
+        wording=wording,
     )

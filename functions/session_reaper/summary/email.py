@@ -16,6 +16,7 @@ from session_reaper.summary.groups import FailureGroup, Group, TargetDigest
 from session_reaper.summary.holders import describe_holder, find_remaining_holders
 from session_reaper.summary.out_of_reach import describe_protected
 from session_reaper.summary.prose import Prose, Statement, to_plain, to_statement
+from session_reaper.summary.wording import Wording
 
 WIDTH: Final = 72  # columns; SQL, a link or a long name may be wider
 _MOST_GROUPS: Final = 12  # of one target
@@ -40,7 +41,9 @@ def render_email(digest: Digest, most: int) -> str:
     ending = list(_render_ending(digest))
     left = most - _count_bytes([*beginning, *ending])
     happened = _fit_parts(_list_parts(digest), left)
-    advised = [partial(_render_advice, t.report) for t in digest.shown if t.report.advice]
+    advised = [
+        partial(_render_advice, t.report, digest.wording) for t in digest.shown if t.report.advice
+    ]
     advice = _fit_parts(advised, left - _count_bytes(happened))
     return "\n".join(_fit_lines([*beginning, *happened, *advice, *ending], most))
 
@@ -86,7 +89,7 @@ def _render_steps(steps: Sequence[Prose]) -> Iterator[str]:
 def _list_parts(digest: Digest) -> Sequence[_Part]:
     """List what happened, targets with the same failure together."""
     parts: list[_Part] = [partial(_render_failure, failure) for failure in digest.failures]
-    parts += [partial(_render_target, target) for target in digest.examined]
+    parts += [partial(_render_target, target, digest.wording) for target in digest.examined]
     if digest.known:
         known = f"Reported before and not resolved yet: {digest.known.text}"
         parts.append(partial(_wrap, known, "", "  "))
@@ -100,7 +103,7 @@ def _render_failure(failure: FailureGroup) -> Iterator[str]:
     yield from _wrap(failure.message, "  ")
 
 
-def _render_target(target: TargetDigest) -> Iterator[str]:
+def _render_target(target: TargetDigest, wording: Wording) -> Iterator[str]:
     report = target.report
     yield from _wrap(target.headline)
     if report.also:
@@ -125,7 +128,7 @@ def _render_target(target: TargetDigest) -> Iterator[str]:
     rest = target.groups[_MOST_GROUPS:]
     if rest:
         sessions = sum(group.count for group in rest)
-        yield f"  … and {len(rest)} more groups with {sessions} sessions. The log has them."
+        yield f"  … and {len(rest)} more groups with {sessions} sessions. {wording.details}"
 
 
 def _render_holders(report: TargetReport) -> Iterator[str]:
@@ -172,7 +175,7 @@ def _describe_check(check: Check) -> str:
     return f"{tls}. Role {server.role} {can}."
 
 
-def _render_advice(target: TargetReport) -> Iterator[str]:
+def _render_advice(target: TargetReport, wording: Wording) -> Iterator[str]:
     most = len(target.advice) if target.checked else _MOST_ADVICE
     yield from _wrap(f"Recommendations for {printable(target.name, 80)}")
     for advice in target.advice[:most]:
@@ -181,7 +184,7 @@ def _render_advice(target: TargetReport) -> Iterator[str]:
             yield from _render_prose((to_statement(statement),), "  ", "  ")
     more = len(target.advice) - most
     if more > 0:
-        yield f"- and {more} more in the run's report"
+        yield f"- and {more} more. {wording.details}"
 
 
 def _render_ending(digest: Digest) -> Iterator[str]:

@@ -14,6 +14,7 @@ from session_reaper.report.protected import ProtectedGroup
 from session_reaper.report.text import printable
 from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.summary.prose import Name, Prose, Statement
+from session_reaper.summary.wording import Wording
 
 _MOST_NAMED: Final = 3
 _MOST_REASONS: Final = 2  # steps on protections; more would leave no room for others
@@ -35,7 +36,7 @@ _ROLLBACK: Final = Statement(
 )
 
 
-def list_protected_steps(report: TargetReport) -> Iterator[Prose]:
+def list_protected_steps(report: TargetReport, wording: Wording) -> Iterator[Prose]:
     """Say for each rule and protection which sessions it spares, and how to include them."""
     by_reason: dict[tuple[str, str], list[ProtectedGroup]] = defaultdict(list)
     for group in report.protected_to_report:
@@ -49,7 +50,7 @@ def list_protected_steps(report: TargetReport) -> Iterator[Prose]:
             Name(printable(rule, 63)),
             f" but {are} protected (",
             Name(printable(by, 90)),
-            f"): {advise_on_protection(groups[0].protection)} (",
+            f"): {advise_on_protection(groups[0].protection, wording)} (",
             *_name_roles(groups),
             ").",
         )
@@ -60,10 +61,10 @@ def list_protected_steps(report: TargetReport) -> Iterator[Prose]:
         yield (f"{more} that rules match, also protected: ", Name(others), ".")
 
 
-def advise_on_protection(protection: Protection) -> str:
+def advise_on_protection(protection: Protection, wording: Wording) -> str:
     """Say how to include sessions with this protection, without the end of the sentence."""
     if protection.can_be_lifted:
-        return "name the role in the rule to include them"
+        return wording.lift
     return _REMEDIES.get(
         protection.kind, f"if these are leaks, change {protection.kind} in the policy"
     )
@@ -77,23 +78,23 @@ def _name_roles(groups: Sequence[ProtectedGroup]) -> Prose:
     return ("role ", Name(shown), f" and {more} more" if more > 0 else "")
 
 
-def list_blocker_steps(report: TargetReport) -> Iterator[Prose]:
+def list_blocker_steps(report: TargetReport, wording: Wording) -> Iterator[Prose]:
     """Say for each blocker out of reach who waits for it, and how to end it by hand."""
     for blocker in report.blockers:
         waiting = (*_count_waiters(blocker.waiters), " waiting for ")
         if blocker.decision is None:
             yield (*waiting, _PREPARED, _ROLLBACK)
         else:
-            yield (*waiting, *_explain_protected_blocker(blocker.decision, blocker.by))
+            yield (*waiting, *_explain_protected_blocker(blocker.decision, blocker.by, wording))
 
 
-def _explain_protected_blocker(decision: Decision, by: str) -> Prose:
+def _explain_protected_blocker(decision: Decision, by: str, wording: Wording) -> Prose:
     session, protection = decision.session, decision.protection
     identity = session.identity
     as_superuser = " as a superuser" if session.superuser else ""
     lift = ""
     if protection is not None and not session.superuser:
-        lift = f" To let the reaper do it: {advise_on_protection(protection)}."
+        lift = f" To let the reaper do it: {advise_on_protection(protection, wording)}."
     return (
         Name(f"{printable(session.application, 63) or '(no name)'}, pid {identity.pid}"),
         " (role ",

@@ -19,33 +19,40 @@ from session_reaper.summary.out_of_reach import (
     list_protected_steps,
 )
 from session_reaper.summary.prose import Name, Prose, Statement
+from session_reaper.summary.wording import Wording
 
 
-def list_steps(shown: Sequence[TargetDigest], report: Report) -> Iterator[Prose]:
+def list_steps(shown: Sequence[TargetDigest], report: Report, wording: Wording) -> Iterator[Prose]:
     """List what the reader should do, most urgent first."""
     if report.configuration_error:
         yield ("Fix ", Name(report.configuration_error))
         yield (_TRY_AGAIN,)
     for target in shown:
         if target.report.is_exhausted:
-            yield (join_names([target.report]), ": ", *_explain_holders(target.report))
+            yield (join_names([target.report]), ": ", *_explain_holders(target.report, wording))
     for failure in group_failures(target.report for target in shown):
         yield (join_names(failure.targets), ": ", *_begin_with_words(failure.hint))
     for target in shown:
-        for step in (*list_blocker_steps(target.report), *list_protected_steps(target.report)):
+        for step in (
+            *list_blocker_steps(target.report, wording),
+            *list_protected_steps(target.report, wording),
+        ):
             yield (join_names([target.report]), ": ", *step)
-        for step in _list_target_steps(target, report):
+        for step in _list_target_steps(target, report, wording):
             yield (join_names([target.report]), ": ", *step)
 
 
-def _explain_holders(report: TargetReport) -> Prose:
+def _explain_holders(report: TargetReport, wording: Wording) -> Prose:
     """Name the largest group that holds slots, and recommend how to free them now and for good."""
     problem = "Applications cannot connect. " if report.is_exhausted else ""
     holders = find_remaining_holders(report)
     if not holders:
         return (f"{problem}List the holders of the slots: ", Statement(LIST_HOLDERS))
     largest = holders[0]
-    sql = report.policy and write_holder_sql(largest, report.policy, report.role)
+    may_enforce = wording.enforces_at_once and report.count(Outcome.WOULD_TERMINATE)
+    sql = None
+    if report.policy and not may_enforce:
+        sql = write_holder_sql(largest, report.policy, report.role)
     now: Prose = (
         (" To free slots now, end those older than 5 minutes: ", Statement(sql.statement))
         if sql
@@ -56,19 +63,19 @@ def _explain_holders(report: TargetReport) -> Prose:
         *describe_holder(largest),
         ". Restart it or limit its pool.",
         *now,
-        *(() if _has_result(largest, report) else _advise_on_holder(largest, report)),
+        *(() if _has_result(largest, report) else _advise_on_holder(largest, report, wording)),
     )
 
 
-def _advise_on_holder(holder: Holder, report: TargetReport) -> Prose:
+def _advise_on_holder(holder: Holder, report: TargetReport, wording: Wording) -> Prose:
     """Say how the reaper can end the sessions of a group that no rule condemns."""
     protection = find_holder_protection(holder, report.policy) if report.policy else None
     if protection is None:
-        return (_ADD_RULE,)
+        return (f" {wording.add_rule}",)
     by = Name(printable(protection.by, 90))
     if protection.can_be_lifted:
-        return (" They are protected (", by, "). ", _NAME_ROLE)
-    return (" They are protected (", by, f"): {advise_on_protection(protection)}.")
+        return (" They are protected (", by, "). ", wording.name_role)
+    return (" They are protected (", by, f"): {advise_on_protection(protection, wording)}.")
 
 
 def _has_result(holder: Holder, report: TargetReport) -> bool:
@@ -90,7 +97,7 @@ def _begin_with_words(hint: Prose) -> Prose:
     return hint
 
 
-def _list_target_steps(target: TargetDigest, report: Report) -> Iterator[Prose]:
+def _list_target_steps(target: TargetDigest, report: Report, wording: Wording) -> Iterator[Prose]:
     if target.report.applied is not None:  # its sessions are only the evidence for the settings
         return
     if target.report.fallback_secret is not None:
@@ -101,28 +108,21 @@ def _list_target_steps(target: TargetDigest, report: Report) -> Iterator[Prose]:
     for group in target.groups:
         groups[group.outcome].append(group)
     if groups[Outcome.LINGERING]:
-        yield _explain_lingering(groups[Outcome.LINGERING])
+        yield _explain_lingering(groups[Outcome.LINGERING], wording)
     if groups[Outcome.DENIED]:
         yield (_DENIED,)
     leaks = [each for outcome in _LEAKS for each in groups[outcome]] or groups[Outcome.SPARED]
     if groups[Outcome.WOULD_TERMINATE]:
-        yield (_explain_would_terminate(report.mode),)
+        yield (_explain_would_terminate(report.mode, wording),)
     if leaks:
         yield _explain_leaks(sorted(leaks, key=lambda group: -group.count))
     if target.report.is_crowded and not target.report.is_exhausted:
-        yield _explain_holders(target.report)
+        yield _explain_holders(target.report, wording)
     is_going_on = target.report.status is TargetStatus.OK and report.mode is Mode.ENFORCE
     if groups[Outcome.SPARED] and is_going_on:
-        yield ("No action is needed for the spared sessions: the next run continues with them.",)
+        yield (wording.continues,)
 
 
-_ADD_RULE: Final = (
-    ' To let the reaper end such sessions, add a rule for them to the policy; {"explain": true} shows'
-    " what spares each one now."
-)
-_NAME_ROLE: Final = (
-    "To let the reaper end such sessions, add a rule for them to the policy that names the role."
-)
 _DENIED: Final = (
     "The reaper's role may not terminate some of these sessions. The recommendations say what to"
     " grant."
@@ -130,10 +130,6 @@ _DENIED: Final = (
 _CANCEL_WITHOUT_EFFECT: Final = (
     " still runs its query although it was cancelled. Add escalate_after to the rule, or terminate"
     " the session by hand with pg_terminate_backend."
-)
-_NOT_EXITED: Final = (
-    " was signalled but has not exited. If it is still there in the next run, stop its client; if"
-    " that does not help, restart the server."
 )
 _LEAKS: Final = (
     Outcome.TERMINATED,
@@ -147,19 +143,23 @@ _LEAKS: Final = (
 _MOST_CULPRITS: Final = 3
 
 
-def _explain_would_terminate(mode: Mode) -> str:
-    whose = "the mode" if mode is Mode.OBSERVE else "the mode of their rule"
+def _explain_would_terminate(mode: Mode, wording: Wording) -> str:
+    enforce = wording.enforce if mode is Mode.OBSERVE else "set the mode of their rule to enforce"
     return (
-        f"If the sessions that would be terminated are leaks, set {whose} to enforce. Otherwise protect"
-        " them in the policy."
+        f"If the sessions that would be terminated are leaks, {enforce}. Otherwise protect them in the"
+        " policy."
     )
 
 
-def _explain_lingering(groups: Sequence[Group]) -> Prose:
+def _explain_lingering(groups: Sequence[Group], wording: Wording) -> Prose:
     cancelled = next((group for group in groups if _is_cancel(group)), None)
     if cancelled:
         return (*_name_culprit(cancelled), _CANCEL_WITHOUT_EFFECT)
-    return (*_name_culprit(groups[0]), _NOT_EXITED)
+    not_exited = (
+        f" was signalled but has not exited. If it is still there {wording.later}, stop its client; if"
+        " that does not help, restart the server."
+    )
+    return (*_name_culprit(groups[0]), not_exited)
 
 
 def _is_cancel(group: Group) -> bool:

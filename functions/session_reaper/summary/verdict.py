@@ -20,6 +20,7 @@ from session_reaper.report.model import (
 from session_reaper.report.text import printable
 from session_reaper.summary.groups import join_names
 from session_reaper.summary.prose import Name, Prose, Statement, to_plain
+from session_reaper.summary.wording import OF_FUNCTION, Wording
 
 
 class VerdictWord(StrEnum):
@@ -48,7 +49,7 @@ class RunVerdict:
         return f"{self.word}: {to_plain(self.detail)}"
 
 
-def choose_verdict(report: Report) -> RunVerdict:
+def choose_verdict(report: Report, wording: Wording = OF_FUNCTION) -> RunVerdict:
     """Return the verdict on a run."""
     if report.configuration_error:
         return _make_verdict(VerdictWord.ACTION_NEEDED, _CONFIGURATION)
@@ -57,7 +58,7 @@ def choose_verdict(report: Report) -> RunVerdict:
     # The sessions are the answer, also where applications cannot connect.
     if any(target.explained is not None for target in report.targets) and not report.failed:
         return _make_verdict(VerdictWord.EXPLAINED, _count_explained(report))
-    results = " ".join(_list_results(report))
+    results = " ".join(_list_results(report, wording))
     unresolved = chain.from_iterable(("; ", *each) for each in _list_unresolved(report))
     joined = tuple(islice(unresolved, 1, None))
     if joined:
@@ -117,7 +118,7 @@ def _choose_for_reaping(report: Report, results: str) -> RunVerdict:
     return _make_verdict(VerdictWord.QUIET, "there was nothing to terminate.")
 
 
-def _list_results(report: Report) -> Iterator[str]:
+def _list_results(report: Report, wording: Wording) -> Iterator[str]:
     """List what happened to sessions; in an `apply` run they are only the evidence for settings."""
     if any(target.applied is not None for target in report.targets):
         return
@@ -126,9 +127,8 @@ def _list_results(report: Report) -> Iterator[str]:
     if number := report.count(Outcome.CANCELLED):
         yield f"{_count_with_verb(number, 'query', 'queries')} cancelled."
     if number := report.count(Outcome.WOULD_TERMINATE):
-        cause = (
-            "In mode enforce" if report.mode is Mode.OBSERVE else "If all rules had mode enforce"
-        )
+        is_observing = report.mode is Mode.OBSERVE
+        cause = wording.if_enforced if is_observing else "If all rules had mode enforce"
         yield f"{cause}, {count_of(number, 'session')} would be terminated."
     number = report.count(Outcome.SPARED)
     if number and report.mode is Mode.ENFORCE:

@@ -51,16 +51,14 @@ def _refuse(hint: str) -> Option:
 
 
 _ONE_SERVER: Final = "The reaper connects to one server, which may be a replica. Remove it."
-_NO_KERBEROS: Final = (
-    "The reaper does not support Kerberos. Remove it, and write username and password."
+_NO_KERBEROS: Final = "The reaper does not support Kerberos. Remove it, and use a password."
+_NO_CLIENT_CERTIFICATE: Final = (
+    "The reaper does not support client certificates. Remove it, and use a password or IAM."
 )
-_NO_CLIENT_CERTIFICATE: Final = "The reaper does not support client certificates. Remove it, and write username and password, or auth iam."
 _NO_FILES: Final = (
     "The function cannot read this file. Remove it, and write the settings into the secret."
 )
-_NO_OAUTH: Final = (
-    "The reaper does not support OAuth. Remove it, and write a password, or auth iam."
-)
+_NO_OAUTH: Final = "The reaper does not support OAuth. Remove it, and use a password or IAM."
 _NO_CRL: Final = "The reaper does not support revocation lists. Remove it."
 _NO_SCRAM_KEYS: Final = "The reaper authenticates with a password. Remove it, and write password."
 _TLS_BY_SSLMODE: Final = (

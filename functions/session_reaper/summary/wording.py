@@ -1,0 +1,38 @@
+"""The sentences of a summary that depend on where the run was made: in the function, or in the command."""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wording:
+    """How the reader of a summary follows what it recommends.
+
+    Parts of sentences, in the form of `OF_FUNCTION`. `enforces_at_once`: what `enforce` says takes
+    effect now, so nothing else is needed to free slots.
+    """
+
+    if_enforced: str
+    enforce: str
+    enforces_at_once: bool
+    continues: str
+    later: str
+    add_rule: str
+    name_role: str
+    lift: str
+    details: str
+
+
+OF_FUNCTION: Final = Wording(
+    if_enforced="In mode enforce",
+    enforce="set the mode to enforce",
+    enforces_at_once=False,
+    continues="No action is needed for the spared sessions: the next run continues with them.",
+    later="in the next run",
+    add_rule="To let the reaper end such sessions, add a rule for them to the policy;"
+    ' {"explain": true} shows what spares each one now.',
+    name_role="To let the reaper end such sessions, add a rule for them to the policy that names the"
+    " role.",
+    lift="name the role in the rule to include them",
+    details="The log has them.",
+)
