@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +18,7 @@ import click
 if TYPE_CHECKING:
     from session_reaper.errors import TargetError
     from session_reaper.settings import Tag
-    from session_reaper.targets.target import Target
+    from session_reaper.targets.target import Endpoint, Target
 
 _ERROR, _INTERRUPTED = 2, 130  # exit statuses; results.py has all
 _SHORTEST_PAUSE: Final = 0.1  # seconds between two refreshes
@@ -118,10 +118,14 @@ class Connection:
 
     uri: str
     secret: str
+    via: "Endpoint | None"
     wait: float
 
     def find_target(self) -> "Target":
         """Return the target. Raises ConfigurationError, TargetError."""
+        return replace(self._find_target(), via=self.via)
+
+    def _find_target(self) -> "Target":
         if self.secret:
             from session_reaper.deadline import Deadline
 
@@ -156,6 +160,22 @@ class _Duration(click.ParamType[float]):
         return seconds
 
 
+class _Via(click.ParamType["Endpoint"]):
+    """The host and port of a tunnel's end."""
+
+    name = "endpoint"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> "Endpoint":
+        from session_reaper.targets.target import Endpoint
+
+        found = re.fullmatch(r"\[?([\w.:-]+?)\]?:([0-9]{1,5})", str(value))
+        if not found:
+            self.fail(f"{value!r}: write HOST:PORT, such as localhost:15432", param, ctx)
+        return Endpoint.of(found[1], int(found[2]))
+
+
 def _check_pause(_: click.Context, __: click.Parameter, seconds: float | None) -> float | None:
     if seconds is not None and seconds < _SHORTEST_PAUSE:
         raise click.BadParameter(f"write {_SHORTEST_PAUSE} or more: each refresh costs the server")
@@ -168,6 +188,9 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
     @click.argument("uri", default="", metavar="[URI]")
     @click.option("--secret", default="", metavar="NAME", help="A secret in AWS Secrets Manager.")
     @click.option(
+        "--via", type=_Via(), metavar="HOST:PORT", help="A tunnel that leads to the server."
+    )
+    @click.option(
         "--wait",
         type=_Duration(),
         default="30s",
@@ -175,10 +198,10 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
         help="How long to try again while the server has no free slot.",
     )
     @wraps(command)
-    def wrapped(uri: str, secret: str, wait: float, **options: Any) -> int:  # noqa: ANN401 -- each command's own
+    def wrapped(uri: str, secret: str, via: "Endpoint | None", wait: float, **options: Any) -> int:  # noqa: ANN401 -- each command's own
         from session_reaper.errors import ConfigurationError, TargetError
 
-        connection = Connection(uri=uri, secret=secret, wait=wait)
+        connection = Connection(uri=uri, secret=secret, via=via, wait=wait)
         try:
             target = connection.find_target()
         except TargetError as error:  # of the secret

@@ -297,6 +297,58 @@ def test_with_iam_the_secret_has_no_password_and_without_it_one_again(
     assert works(stage)
 
 
+# -- through a tunnel ------------------------------------------------------------------------------
+
+
+def test_through_a_tunnel_the_secret_names_the_servers_own_endpoint(
+    bare: Stage, home: Path
+) -> None:
+    here = f"{bare.server.host}:{bare.server.port}"
+    own = uri(bare, OWNER).replace(here, "orders.example:5433")
+    command = ("onboard", own, "--name", "orders", "--tag", TAG, "--via", here)
+    for arguments in ((), ("--rotate",)):
+        done = run(home, *command, *arguments)
+        assert done.status == 1, done.err
+        assert (secret(bare)["host"], secret(bare)["port"]) == ("orders.example", 5433)
+        assert logs_in(bare, secret(bare)["password"])
+        assert tags(bare) == {"session-reaper": "prod"}
+    versions = bare.aws.secrets.describe_secret(SecretId="orders")["VersionIdsToStages"]
+    assert "the password in the secret still works" in run(home, *command).err
+    assert bare.aws.secrets.describe_secret(SecretId="orders")["VersionIdsToStages"] == versions
+    shown = run(home, "top", "--secret", "orders", "--via", here)
+    assert shown.status == 0, shown.err
+    assert "write HOST:PORT" in run(home, *command, "--via", "localhost").err
+
+
+@pytest.mark.tls
+def test_through_a_tunnel_the_certificate_must_name_the_servers_own_host(
+    own_server: Callable[..., Stage], home: Path
+) -> None:
+    tls = make_tls(home)  # for localhost and 127.0.0.1
+    stage = own_server(tls=tls)
+    stage.role(OWNER, "SUPERUSER")
+    here = f"127.0.0.1:{stage.server.port}"
+    own = uri(stage, OWNER, sslmode="verify-full", sslrootcert=str(tls.authority))
+    rest = ("--name", "orders", "--via", here)
+    done = run(home, "onboard", own.replace(here, "orders.example:5433"), *rest)
+    assert done.status == 2
+    assert "orders.example" in done.err
+    assert not has_secret(stage)
+    done = run(home, "onboard", own.replace(here, "localhost:5433"), *rest)
+    assert done.status == 1, done.err
+    assert secret(stage)["host"] == "localhost"
+
+
+def test_a_secret_that_names_the_tunnels_end_is_repaired(bare: Stage, home: Path) -> None:
+    done = succeed(bare, home)
+    here = f"{bare.server.host}:{bare.server.port}"
+    assert f"--via {here} if that is a tunnel" in done.err
+    own = uri(bare, OWNER).replace(here, "orders.example:5433")
+    done = run(home, "onboard", own, "--name", "orders", "--tag", TAG, "--via", here)
+    assert done.status == 1, done.err
+    assert secret(bare)["host"] == "orders.example"
+
+
 # -- rotation --------------------------------------------------------------------------------------
 
 

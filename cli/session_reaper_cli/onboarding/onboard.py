@@ -122,7 +122,7 @@ def _make_plan(run: Onboarding, *, is_removal: bool) -> Plan:
     _refuse_second_secret(run)
     for warning in _warn(run):
         run.say(f"WARNING: {warning}")
-    is_working = run.facts.exists and _is_stored_login_working(run.stored)
+    is_working = run.facts.exists and _is_stored_login_working(run)
     return make_plan(run.wish, run.target, run.facts, run.stored, is_working=is_working)
 
 
@@ -155,7 +155,10 @@ def _warn(run: Onboarding) -> Iterator[str]:
     if tls:
         yield tls
     if run.target.host in LOOPBACK:
-        yield f"the function cannot reach {run.target.host}; write the server's own host"
+        yield (
+            f"the function cannot reach {run.target.host}; write the server's own host and port, and"
+            f" --via {run.target.host}:{run.target.port} if that is a tunnel"
+        )
     if run.facts.exists and run.stored is None and not run.wish.iam:
         yield (
             f"the role {run.wish.role} exists, and gets a new password: any other secret with its"
@@ -163,18 +166,23 @@ def _warn(run: Onboarding) -> Iterator[str]:
         )
 
 
-def _is_stored_login_working(stored: StoredSecret | None) -> bool:
+def _is_stored_login_working(run: Onboarding) -> bool:
     """Return whether the login in the secret works; it counts as working unless it is refused."""
-    if stored is None or stored.is_deleted:
+    if run.stored is None or run.stored.is_deleted:
         return False
     try:
-        found = parse_secret(stored.secret, whole_clusters=False).target
+        found = _parse(run, run.stored.secret)
         if found.auth is Auth.IAM:
             return False
         connect(found).close()
     except TargetError as error:
         return error.code != _WRONG_PASSWORD
     return True
+
+
+def _parse(run: Onboarding, secret: Secret) -> Target:
+    """Return the target of the secret, through the owner's tunnel. Raises TargetError."""
+    return replace(parse_secret(secret, whole_clusters=False).target, via=run.target.via)
 
 
 # -- the changes -----------------------------------------------------------------------------------
@@ -250,7 +258,7 @@ def _is_committed(run: Onboarding, plan: Plan) -> bool:
             with closing(connect_owner(run.target)) as owner:
                 return not owner.read_role(run.wish.role).exists
         secret = Secret(name=run.wish.name, arn="", text=plan.text)
-        connect(parse_secret(secret, whole_clusters=False).target).close()
+        connect(_parse(run, secret)).close()
     except TargetError:
         return False
     return True
@@ -284,7 +292,7 @@ def _finish(run: Onboarding, story: Story) -> ExitStatus:
         run.say(line)
     if story.plan.is_removal:
         return ExitStatus.DONE
-    found = find_secret_target(run.wish.name, Deadline(_SECONDS))
+    found = replace(find_secret_target(run.wish.name, Deadline(_SECONDS)), via=run.target.via)
     status = _check(run, found)
     if status not in (ExitStatus.DONE, ExitStatus.ATTENTION):
         return status
