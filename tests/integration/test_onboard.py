@@ -6,8 +6,10 @@ import json
 import socket
 from contextlib import suppress
 from select import select
+from signal import Signals
 from typing import TYPE_CHECKING, Any
 
+import pexpect
 import pytest
 from botocore.exceptions import ClientError
 from pg8000.native import Connection, DatabaseError
@@ -18,7 +20,7 @@ from session_reaper_cli.connections.secret import find_secret_target
 
 from infra.local.certificates import make_tls
 from tests.integration.aws_faults import Fault, Proxy, aws_proxy
-from tests.integration.cli import Done, run, uri
+from tests.integration.cli import Done, on_terminal, run, uri
 from tests.integration.stage import LEAK, PASSWORD, REAPER, ROLE_FILE, Stage, until
 from tests.integration.wire import Impostor
 
@@ -511,6 +513,73 @@ def refusal(stage: Stage) -> str:
     return str(refused.value.args[0]["C"])
 
 
+# -- an interruption at each step ------------------------------------------------------------------
+
+
+def interrupt(
+    stage: Stage, home: Path, proxy: Proxy, call: str, *arguments: str, with_signal: Signals
+) -> str:
+    """Send a signal to the command while AWS answers a call; return what it said."""
+    tag = () if "--remove" in arguments else ("--tag", TAG)
+    terminal = on_terminal(
+        home,
+        *("onboard", uri(stage, OWNER), "--name", "orders", *tag, *arguments),
+        AWS_ENDPOINT_URL=proxy.url,
+        columns=300,
+    )
+    proxy.faults[call] = [
+        Fault(is_performed=True, is_refused=False, then=lambda: terminal.kill(with_signal))
+    ]
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert not proxy.faults[call], "the call was made"
+    assert (terminal.exitstatus, terminal.signalstatus) in ((130, None), (None, with_signal))
+    idle = "SELECT FROM pg_stat_activity WHERE usename = :role"
+    until(lambda: not stage.root.run(idle, role=OWNER), "the owner's session is gone")
+    return str(terminal.before)
+
+
+SIGNALS = [Signals.SIGKILL, Signals.SIGINT]
+
+
+@pytest.mark.parametrize("with_signal", SIGNALS)
+@pytest.mark.parametrize("call", FIRST_CALLS)
+def test_the_next_run_repairs_a_first_run_that_was_interrupted(
+    bare: Stage, home: Path, proxy: Proxy, call: str, with_signal: Signals
+) -> None:
+    said = interrupt(bare, home, proxy, call, with_signal=with_signal)
+    is_told = with_signal is Signals.SIGINT and call != "DescribeSecret"
+    assert ("Stopped before the end. Now:" in said) == is_told
+    succeed(bare, home)
+    assert works(bare)
+
+
+@pytest.mark.parametrize("with_signal", SIGNALS)
+@pytest.mark.parametrize("call", ["GetSecretValue", "PutSecretValue"])
+def test_the_next_run_repairs_a_rotation_that_was_interrupted(
+    bare: Stage, home: Path, proxy: Proxy, call: str, with_signal: Signals
+) -> None:
+    succeed(bare, home)
+    interrupt(bare, home, proxy, call, "--rotate", with_signal=with_signal)
+    # A killed command cannot take back the secret's new password; Ctrl-C leaves both as before.
+    assert works(bare) == (with_signal is Signals.SIGINT or call != "PutSecretValue")
+    succeed(bare, home)
+    assert works(bare)
+
+
+@pytest.mark.parametrize("with_signal", SIGNALS)
+def test_the_next_run_repairs_a_removal_that_was_interrupted(
+    bare: Stage, home: Path, proxy: Proxy, with_signal: Signals
+) -> None:
+    succeed(bare, home)
+    interrupt(bare, home, proxy, "DeleteSecret", "--remove", with_signal=with_signal)
+    assert has_role(bare)
+    assert has_secret(bare) == (with_signal is Signals.SIGINT)
+    succeed(bare, home, "--remove")
+    assert not has_role(bare)
+    assert not has_secret(bare)
+
+
 # -- removal ---------------------------------------------------------------------------------------
 
 
@@ -544,6 +613,62 @@ def test_a_removal_that_aws_refuses_leaves_both(
     assert works(bare)
     assert onboard(bare, home, "--remove").status == 0
     assert not has_role(bare)
+
+
+def test_a_removal_that_the_server_interrupts_leaves_both(
+    bare: Stage, home: Path, proxy: Proxy
+) -> None:
+    succeed(bare, home)
+    proxy.faults["DeleteSecret"] = [
+        Fault(is_performed=True, is_refused=False, then=lambda: end_owners_session(bare))
+    ]
+    done = onboard(bare, home, "--remove", AWS_ENDPOINT_URL=proxy.url)
+    assert done.status == 2
+    assert f"the role {REAPER} is as before" in done.err
+    assert "the secret orders is as before" in done.err
+    assert works(bare)
+
+
+@pytest.mark.parametrize("arguments", [("--remove",), ()])
+def test_the_next_run_repairs_a_removal_that_could_not_be_undone(
+    bare: Stage, home: Path, proxy: Proxy, arguments: tuple[str, ...]
+) -> None:
+    succeed(bare, home)
+    proxy.faults["DeleteSecret"] = [
+        Fault(is_performed=True, is_refused=False, then=lambda: end_owners_session(bare))
+    ]
+    proxy.faults["RestoreSecret"] = [Fault()]
+    done = onboard(bare, home, "--remove", AWS_ENDPOINT_URL=proxy.url)
+    assert done.status == 2
+    assert f"the role {REAPER} is as before" in done.err
+    assert "the secret orders is changed or as before" in done.err
+    assert has_role(bare)
+    assert not has_secret(bare)
+    succeed(bare, home, *arguments)
+    if arguments:
+        assert not has_role(bare)
+        assert not has_secret(bare)
+    else:
+        assert works(bare)
+
+
+@pytest.mark.parametrize("call", ["RestoreSecret", "PutSecretValue"])
+@pytest.mark.parametrize("is_performed", [False, True])
+def test_the_next_run_repairs_a_return_that_aws_interrupted(
+    bare: Stage, home: Path, proxy: Proxy, call: str, *, is_performed: bool
+) -> None:
+    """A secret that is scheduled for deletion comes back with its role."""
+    succeed(bare, home)
+    succeed(bare, home, "--remove")
+    proxy.faults[call] = [Fault(is_performed=is_performed)]
+    done = onboard(bare, home, AWS_ENDPOINT_URL=proxy.url)
+    assert done.status == 2
+    assert f"the role {REAPER} does not exist" in done.err
+    assert "the secret orders is as before" in done.err
+    assert not has_role(bare)
+    assert not has_secret(bare)
+    succeed(bare, home)
+    assert works(bare)
 
 
 @pytest.mark.every_major
