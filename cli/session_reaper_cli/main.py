@@ -421,9 +421,11 @@ class _Tag(click.ParamType["Tag"]):
     ) -> "Tag":
         from session_reaper.settings import Tag
 
-        key, equals, rest = str(value).partition("=")
-        if not key or not equals:
-            self.fail(f"{value!r} is not a tag; write key=value", param, ctx)
+        # As in template.yaml.
+        if not re.fullmatch(r"[\w .:/+@-]+=[\w .:/+@-]+", str(value), re.ASCII):
+            allowed = "letters, digits, spaces and _.:/+@-"
+            self.fail(f"{value!r} is not a tag; write key=value, with {allowed}", param, ctx)
+        key, _, rest = str(value).partition("=")
         return Tag(key=key, value=rest)
 
 

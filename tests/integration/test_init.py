@@ -275,7 +275,8 @@ def test_the_next_run_takes_the_group_of_the_network_stack_and_keeps_earlier_ans
     path = tmp_path / "samconfig.toml"
     path.write_text(
         '[default.deploy.parameters]\nparameter_overrides = ["Email=dba@example.com",'
-        ' "Mode=ssm:/mode", "TargetSecretTag=team=shop", "Alarms=no"]\n'
+        ' "Mode=ssm:/mode", "TargetSecretTag=team=shop", "Alarms=no",'
+        " 'ScheduleExpression=\"rate(1 minute)\"']\n"
     )
     assert "ssm" in run(tmp_path, *in_folder(path)).err
     group = make_network(account, closed_scene)
@@ -289,6 +290,7 @@ def test_the_next_run_takes_the_group_of_the_network_stack_and_keeps_earlier_ans
         "Email": "dba@example.com",
         "Mode": "ssm:/mode",
         "Alarms": "no",
+        "ScheduleExpression": '"rate(1 minute)"',  # without the quotes sam would cut it
     }
 
 

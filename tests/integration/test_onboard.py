@@ -18,6 +18,7 @@ from session_reaper.errors import TargetError
 from session_reaper.postgres.server import Server
 from session_reaper_cli.connections.secret import find_secret_target
 
+from infra.local.aws import REGION
 from infra.local.certificates import make_tls
 from tests.integration.aws_faults import Fault, Proxy, aws_proxy
 from tests.integration.cli import Done, on_terminal, run, uri
@@ -205,6 +206,7 @@ def test_secrets_and_roles_of_others_are_left_alone(bare: Stage, home: Path) -> 
         (("--role", 'a"b'), "lower case letters"),
         (("--iam",), "verify-full"),
         (("--rotate", "--remove"), "neither"),
+        (("--tag", "a=b,c"), "letters, digits, spaces"),
     ]
     for arguments, words in cases:
         done = onboard(bare, home, *arguments)
@@ -221,7 +223,27 @@ def test_an_owner_without_rights_leaves_nothing(bare: Stage, home: Path) -> None
     assert done.status == 2
     assert f"the role {REAPER} does not exist" in done.err
     assert "the secret orders does not exist" in done.err
+    assert "guest may not do this. Connect as a superuser, the master user" in done.err
     assert not has_secret(bare)
+
+
+@pytest.mark.majors(16, 99)
+def test_an_owner_may_not_change_a_role_that_another_one_created(bare: Stage, home: Path) -> None:
+    bare.root.run(ROLE_FILE.read_text())
+    bare.role("avnadmin", "CREATEROLE")
+    done = run(home, "onboard", uri(bare, "avnadmin"), "--name", "orders")
+    assert done.status == 2
+    assert f"or as the role that created {REAPER}" in done.err
+    assert not has_secret(bare)
+
+
+def test_a_secret_in_another_region_than_the_server_gets_a_warning(bare: Stage, home: Path) -> None:
+    here = f"{bare.server.host}:{bare.server.port}"
+    host = "orders.abc123.us-west-2.rds.amazonaws.com"
+    own = uri(bare, OWNER).replace(here, f"{host}:5432")
+    done = run(home, "onboard", own, "--name", "orders", "--via", here, "--dry-run")
+    assert done.status == 0, done.err
+    assert f"the server is in us-west-2, and the secret in {REGION}" in done.err
 
 
 def test_a_second_secret_for_the_role_is_refused(bare: Stage, home: Path) -> None:

@@ -7,8 +7,15 @@ from typing import Final
 
 from rich.console import Console
 from session_reaper.deadline import Deadline
-from session_reaper.errors import ConfigurationError, ConnectionLostError, ReaperError, TargetError
+from session_reaper.errors import (
+    INSUFFICIENT_PRIVILEGE,
+    ConfigurationError,
+    ConnectionLostError,
+    ReaperError,
+    TargetError,
+)
 from session_reaper.grants import quote_identifier
+from session_reaper.targets.providers import rds_region
 from session_reaper.targets.secret_document import (
     SecretError,
     parse_secret,
@@ -41,6 +48,7 @@ from session_reaper_cli.results import ExitStatus
 _SECONDS: Final = 20.0  # to read the secret again
 _WRONG_PASSWORD: Final = "28P01"  # noqa: S105 -- a SQLSTATE
 _DEPENDENT_OBJECTS: Final = "2BP01"
+_OWNED_ROLES_SINCE: Final = 160000  # the version: CREATEROLE no longer reaches every role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +162,12 @@ def _warn(run: Onboarding) -> Iterator[str]:
     tls = warn_about_tls(run.target)
     if tls:
         yield tls
+    region = rds_region(run.target.host)
+    if region and region != run.vault.region:
+        yield (
+            f"the server is in {region}, and the secret in {run.vault.region}: a stack reads the"
+            " secrets of its own region"
+        )
     if run.target.host in LOOPBACK:
         yield (
             f"the function cannot reach {run.target.host}; write the server's own host and port, and"
@@ -211,13 +225,23 @@ def _change_role(run: Onboarding, plan: Plan) -> None:
         for statement in plan.statements:
             run.owner.run("changing the role", statement.text)
     except TargetError as error:
-        if error.code != _DEPENDENT_OBJECTS:
-            raise
-        hint = (
+        hint = _explain_refusal(run, error)
+        raise TargetError(error.code, error.cause, hint, step=error.step) from None
+
+
+def _explain_refusal(run: Onboarding, error: TargetError) -> str:
+    """Say what to do about a statement that the server refused."""
+    if error.code == _DEPENDENT_OBJECTS:
+        return (
             "Revoke the privileges granted to the role, or run this in each database:"
             f" DROP OWNED BY {quote_identifier(run.wish.role)};"
         )
-        raise TargetError(error.code, error.cause, hint, step=error.step) from None
+    if error.code != INSUFFICIENT_PRIVILEGE:
+        return error.hint
+    who = "a superuser, the master user of RDS or Aurora, or Aiven's avnadmin"
+    if run.facts.exists and run.facts.version >= _OWNED_ROLES_SINCE:
+        who = f"a superuser, or as the role that created {run.wish.role}"
+    return f"{run.target.role} may not do this. Connect as {who}."
 
 
 def _write(run: Onboarding, plan: Plan, standing: Standing) -> None:

@@ -50,7 +50,7 @@ def write_answers(text: str, environment: str, region: str, answers: Mapping[str
     deploy = {
         **(_NEW | {"s3_prefix": stack} if not parameters else {}),
         "confirm_changeset": False,
-        "parameter_overrides": [f"{key}={value}" for key, value in merged.items()],
+        "parameter_overrides": [f"{key}={_quote(value)}" for key, value in merged.items()],
     }
     for table, values in (("global", general), ("deploy", deploy)):
         for key, value in values.items():
@@ -79,6 +79,11 @@ def _read_overrides(given: Any) -> dict[str, str]:  # noqa: ANN401 -- a list, or
     items = given if isinstance(given, list) else re.findall(r'[\w-]+="[^"]*"|\S+', str(given))
     pairs = (str(item).partition("=") for item in items)
     return {key: value.strip('"') for key, _, value in pairs}
+
+
+def _quote(value: str) -> str:
+    """Quote a value that has a space, at which sam would cut it."""
+    return f'"{value}"' if " " in value else value
 
 
 def _set_key(text: str, table: str, key: str, value: object) -> str:
