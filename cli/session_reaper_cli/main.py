@@ -24,7 +24,7 @@ from session_reaper_cli.streams import open_missing_streams, settle_streams
 if TYPE_CHECKING:
     from session_reaper.errors import TargetError
     from session_reaper.settings import Tag
-    from session_reaper.targets.target import Target
+    from session_reaper.targets.target import Endpoint, Target
 
 _NAME: Final = "session-reaper"
 _COMPLETION: Final = "_SESSION_REAPER_COMPLETE"  # the variable that click's scripts set
@@ -159,10 +159,14 @@ class Connection:
 
     uri: str
     secret: str
+    via: "Endpoint | None"
     wait: float
 
     def find_target(self) -> "Target":
         """Return the target. Raises ConfigurationError, TargetError."""
+        return replace(self._find_target(), via=self.via)
+
+    def _find_target(self) -> "Target":
         if self.secret:
             from session_reaper.deadline import Deadline
 
@@ -198,6 +202,22 @@ class _Duration(click.ParamType[float]):
         return seconds
 
 
+class _Via(click.ParamType["Endpoint"]):
+    """The host and port of a tunnel's end."""
+
+    name = "endpoint"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> "Endpoint":
+        from session_reaper.targets.target import Endpoint
+
+        found = re.fullmatch(r"\[?([\w.:-]+?)\]?:([0-9]{1,5})", str(value))
+        if not found:
+            self.fail(f"{value!r}: write HOST:PORT, such as localhost:15432", param, ctx)
+        return Endpoint.of(found[1], int(found[2]))
+
+
 def _check_pause(_: click.Context, __: click.Parameter, seconds: float | None) -> float | None:
     if seconds is not None and seconds < _SHORTEST_PAUSE:
         raise click.BadParameter(f"write {_SHORTEST_PAUSE} or more: each refresh costs the server")
@@ -210,6 +230,9 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
     @click.argument("servers", nargs=-1, metavar="[URI]")
     @click.option("--secret", default="", metavar="NAME", help="A secret in AWS Secrets Manager.")
     @click.option(
+        "--via", type=_Via(), metavar="HOST:PORT", help="A tunnel that leads to the server."
+    )
+    @click.option(
         "--wait",
         type=_Duration(),
         default="30s",
@@ -217,13 +240,19 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
         help="How long to try again while the server has no free slot.",
     )
     @wraps(command)
-    def wrapped(servers: Sequence[str], secret: str, wait: float, **options: Any) -> int:  # noqa: ANN401 -- each command's own
+    def wrapped(
+        servers: Sequence[str],
+        secret: str,
+        via: "Endpoint | None",
+        wait: float,
+        **options: Any,  # noqa: ANN401 -- each command's own
+    ) -> int:
         from session_reaper.errors import ConfigurationError, TargetError
 
         if len(servers) > 1:
             problem = "write one URI, or name=value pairs in one pair of quotes (not shown)"
             raise click.UsageError(problem)
-        connection = Connection(uri="".join(servers), secret=secret, wait=wait)
+        connection = Connection(uri="".join(servers), secret=secret, via=via, wait=wait)
         try:
             target = connection.find_target()
         except TargetError as error:  # of the secret
@@ -447,9 +476,13 @@ class _Tag(click.ParamType["Tag"]):
         from session_reaper.documents import short_repr
         from session_reaper.settings import Tag
 
-        key, equals, rest = str(value).partition("=")
-        if not key or not equals:
-            self.fail(f"{short_repr(value)} is not a tag; write key=value", param, ctx)
+        # As in template.yaml.
+        if not re.fullmatch(r"[\w .:/+@-]+=[\w .:/+@-]+", str(value), re.ASCII):
+            allowed = "letters, digits, spaces and _.:/+@-"
+            self.fail(
+                f"{short_repr(value)} is not a tag; write key=value, with {allowed}", param, ctx
+            )
+        key, _, rest = str(value).partition("=")
         return Tag(key=key, value=rest)
 
 

@@ -37,15 +37,18 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
     return make_tls(tmp_path_factory.mktemp("tls"))
 
 
+@contextlib.contextmanager
+def run_server(tls: Tls) -> Iterator[Server]:
+    """Run a server, with TLS if `make matrix` has installed servers that have it, as in CI."""
+    build = npm_builds(SERVERS)[18] if SERVERS.is_dir() else bundled_builds()[18]
+    with server(build, tls=tls if build.tls else None) as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def database(tls: Tls) -> Iterator[Server]:
     """A server that the function may work on, with a role `app` that leaks."""
-    # With TLS if `make matrix` has installed servers that have it, as in CI.
-    build = npm_builds(SERVERS)[18] if SERVERS.is_dir() else bundled_builds()[18]
-    with (
-        server(build, tls=tls if build.tls else None) as running,
-        contextlib.closing(running.connect()) as admin,
-    ):
+    with run_server(tls) as running, contextlib.closing(running.connect()) as admin:
         admin.run((ROOT / "infra/database/reaper_role.sql").read_text())
         admin.run(f"ALTER ROLE session_reaper PASSWORD '{PASSWORD}'")
         admin.run("CREATE ROLE app LOGIN PASSWORD 'app'")
@@ -74,12 +77,7 @@ class Deployed:
 
     def received(self) -> list[dict[str, Any]]:
         """Return the summaries that arrived since the last call, as SNS delivered them."""
-        sqs = self.account.client("sqs")
-        answer = sqs.receive_message(QueueUrl=self.inbox, MaxNumberOfMessages=10)
-        messages = answer.get("Messages", [])
-        for one in messages:
-            sqs.delete_message(QueueUrl=self.inbox, ReceiptHandle=one["ReceiptHandle"])
-        return [json.loads(one["Body"]) for one in messages]
+        return receive_messages(self.account, self.inbox)
 
     def invoke(self, event: object) -> dict[str, Any]:
         """Invoke the function; return its answer, or its error object."""
@@ -110,11 +108,11 @@ def deployed(account: Account, database: Server) -> Deployed:
         account.client("ssm").put_parameter(Name=name, Value=value, Type="String")
     account.deploy(STACK, PARAMETERS)
     outputs = account.outputs(STACK)
-    inbox = _subscribe_queue(account, outputs["TopicArn"])
+    inbox = subscribe_queue(account, outputs["TopicArn"])
     return Deployed(account=account, outputs=outputs, inbox=inbox)
 
 
-def _subscribe_queue(account: Account, topic: str) -> str:
+def subscribe_queue(account: Account, topic: str) -> str:
     """Create a queue that admits the topic, and subscribe it; return its URL."""
     arn = f"arn:aws:sqs:{REGION}:{ACCOUNT}:inbox"
     statement = {
@@ -129,3 +127,13 @@ def _subscribe_queue(account: Account, topic: str) -> str:
     account.client("sns").subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
     url: str = created["QueueUrl"]
     return url
+
+
+def receive_messages(account: Account, inbox: str) -> list[dict[str, Any]]:
+    """Take the messages out of a queue that is subscribed to a topic."""
+    sqs = account.client("sqs")
+    answer = sqs.receive_message(QueueUrl=inbox, MaxNumberOfMessages=10)
+    messages = answer.get("Messages", [])
+    for one in messages:
+        sqs.delete_message(QueueUrl=inbox, ReceiptHandle=one["ReceiptHandle"])
+    return [json.loads(one["Body"]) for one in messages]

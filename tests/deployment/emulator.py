@@ -11,7 +11,7 @@ from typing import Any
 import ministack.app
 from ministack.core import iam_evaluator
 from ministack.core.responses import get_account_id
-from ministack.services import cloudwatch, eventbridge
+from ministack.services import cloudwatch, ec2, eventbridge
 from ministack.services.cloudformation import changesets, engine, handlers, provisioners, stacks
 
 
@@ -20,6 +20,7 @@ def main() -> None:
     for module in (changesets, engine, handlers, stacks):
         module._evaluate_conditions = evaluate_conditions
     provisioners._RESOURCE_HANDLERS["AWS::Logs::QueryDefinition"] = QUERY_DEFINITION
+    provisioners._RESOURCE_HANDLERS["AWS::EC2::SecurityGroupIngress"] = SECURITY_GROUP_INGRESS
     cloudwatch._dispatch_alarm_actions = with_state_change(cloudwatch._dispatch_alarm_actions)
     iam_evaluator.enforce = with_denials_printed(iam_evaluator.enforce)
     ministack.app._port_is_bindable = lambda *_: False  # otherwise it also serves on port 443
@@ -59,6 +60,25 @@ QUERY_DEFINITION = {
     "create": lambda logical_id, _properties, stack: (f"{stack}-{logical_id}", {}),
     "delete": lambda _physical_id, _properties: None,
 }
+
+
+def admit(logical_id: str, properties: Mapping[str, Any], stack: str) -> tuple[str, dict[str, str]]:
+    """Add a rule to a security group."""
+    group = ec2._security_groups[properties["GroupId"]]
+    group["IpPermissions"] += provisioners._ec2_sg_permissions([properties])
+    return f"{stack}-{logical_id}", {}
+
+
+def admit_no_more(_physical_id: str, properties: Mapping[str, Any]) -> None:
+    """Remove the rule, if the group still exists."""
+    group = ec2._security_groups.get(properties["GroupId"])
+    if group:
+        removed = provisioners._ec2_sg_permissions([properties])
+        group["IpPermissions"] = [one for one in group["IpPermissions"] if one not in removed]
+
+
+# A rule of a security group, which ministack only knows as a part of its group.
+SECURITY_GROUP_INGRESS = {"create": admit, "delete": admit_no_more}
 
 
 def with_state_change(dispatch: Callable[..., None]) -> Callable[..., None]:

@@ -11,11 +11,22 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-REFUSAL = json.dumps({"__type": "AccessDeniedException", "Message": "not allowed here"}).encode()
+_MESSAGE = "not allowed here"
+REFUSAL = json.dumps({"__type": "AccessDeniedException", "Message": _MESSAGE}).encode()
+# Of a service that names the call in a form, such as EC2 and RDS; each reads its own part.
+_ERROR = "<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+FORM_REFUSAL = (
+    "<ErrorResponse>"
+    + _ERROR.format(code="AccessDenied", message=_MESSAGE)
+    + "<Errors>"
+    + _ERROR.format(code="UnauthorizedOperation", message=_MESSAGE)
+    + "</Errors></ErrorResponse>"
+).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +56,17 @@ def aws_proxy() -> Iterator[Proxy]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            call = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            target = self.headers.get("X-Amz-Target")
+            is_form = target is None
+            if target is None:
+                call = parse_qs(body.decode()).get("Action", [""])[0]
+            else:
+                call = target.rpartition(".")[2]
             planned = proxy.faults.get(call)
             fault = planned.pop(0) if planned else _NO_FAULT
-            status, answer = 400, REFUSAL
+            status, answer = 400, FORM_REFUSAL if is_form else REFUSAL
+            kind = "text/xml" if is_form else "application/x-amz-json-1.1"
             if fault.is_performed:
                 done = _forward(real + self.path, body, dict(self.headers.items()))
                 if not fault.is_refused:
@@ -57,7 +74,7 @@ def aws_proxy() -> Iterator[Proxy]:
             if fault.then:
                 fault.then()
             self.send_response(status)
-            self.send_header("Content-Type", "application/x-amz-json-1.1")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)

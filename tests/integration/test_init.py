@@ -14,6 +14,7 @@ from moto.backends import get_backend
 from moto.core.models import DEFAULT_ACCOUNT_ID
 
 from infra.local.aws import REGION, Aws
+from tests.integration.aws_faults import Fault, aws_proxy
 from tests.integration.cli import on_terminal, run
 
 if TYPE_CHECKING:
@@ -25,10 +26,12 @@ NO_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_SES
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A VPC with a private database, which lets one security group in."""
+    """A VPC with a private database, which admits one security group."""
 
     vpc: str
     subnets: tuple[str, ...]
+    route_table: str
+    database_group: str
     group: str
 
 
@@ -45,7 +48,13 @@ def scene(account: Any) -> Scene:  # noqa: ANN401 -- there are no types of all s
     return make_scene(account)
 
 
-def make_scene(account: Any) -> Scene:  # noqa: ANN401 -- as above
+@pytest.fixture
+def closed_scene(account: Any) -> Scene:  # noqa: ANN401 -- as above
+    """A VPC without a NAT, whose database admits no security group."""
+    return make_scene(account, has_nat=False, is_admitted=False)
+
+
+def make_scene(account: Any, *, has_nat: bool = True, is_admitted: bool = True) -> Scene:  # noqa: ANN401 -- as above
     ec2, rds = account.client("ec2"), account.client("rds")
     vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
     subnets = [
@@ -53,22 +62,26 @@ def make_scene(account: Any) -> Scene:  # noqa: ANN401 -- as above
         for n, zone in enumerate("aab")
     ]
     public, *private = (each["Subnet"]["SubnetId"] for each in subnets)
-    address = ec2.allocate_address(Domain="vpc")["AllocationId"]
-    nat = ec2.create_nat_gateway(SubnetId=public, AllocationId=address)["NatGateway"][
-        "NatGatewayId"
-    ]
     table = ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"]
-    ec2.create_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0", NatGatewayId=nat)
+    if has_nat:
+        address = ec2.allocate_address(Domain="vpc")["AllocationId"]
+        nat = ec2.create_nat_gateway(SubnetId=public, AllocationId=address)
+        way = {"NatGatewayId": nat["NatGateway"]["NatGatewayId"]}
+        ec2.create_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0", **way)
+    else:
+        way = {"GatewayId": ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]}
+        open_table = ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"]
+        ec2.attach_internet_gateway(InternetGatewayId=way["GatewayId"], VpcId=vpc)
+        ec2.create_route(RouteTableId=open_table, DestinationCidrBlock="0.0.0.0/0", **way)
+        ec2.associate_route_table(RouteTableId=open_table, SubnetId=public)
     for each in private:
         ec2.associate_route_table(RouteTableId=table, SubnetId=each)
-    names = ("reaper", "database")
     reaper, database = (
         ec2.create_security_group(VpcId=vpc, GroupName=name, Description=name)["GroupId"]
-        for name in names
+        for name in ("reaper", "database")
     )
-    pair = [{"GroupId": reaper}]
-    rule = {"IpProtocol": "tcp", "FromPort": 5432, "ToPort": 5432, "UserIdGroupPairs": pair}
-    ec2.authorize_security_group_ingress(GroupId=database, IpPermissions=[rule])
+    if is_admitted:
+        admit(ec2, database, reaper)
     rds.create_db_subnet_group(
         DBSubnetGroupName="private", DBSubnetGroupDescription="x", SubnetIds=private
     )
@@ -83,7 +96,51 @@ def make_scene(account: Any) -> Scene:  # noqa: ANN401 -- as above
         VpcSecurityGroupIds=[database],
         PubliclyAccessible=False,
     )
-    return Scene(vpc=vpc, subnets=tuple(private), group=reaper)
+    return Scene(
+        vpc=vpc,
+        subnets=tuple(private),
+        route_table=table,
+        database_group=database,
+        group=reaper,
+    )
+
+
+def admit(ec2: Any, database: str, group: str) -> None:  # noqa: ANN401 -- as above
+    pair = [{"GroupId": group}]
+    rule = {"IpProtocol": "tcp", "FromPort": 5432, "ToPort": 5432, "UserIdGroupPairs": pair}
+    ec2.authorize_security_group_ingress(GroupId=database, IpPermissions=[rule])
+
+
+def make_network(account: Any, scene: Scene) -> str:  # noqa: ANN401 -- as above
+    """Make what infra/network.yaml makes; return the function's security group."""
+    ec2 = account.client("ec2")
+    about = "The function of session-reaper-network"
+    group = ec2.create_security_group(VpcId=scene.vpc, GroupName="x", Description=about)["GroupId"]
+    admit(ec2, scene.database_group, group)
+    for service in ("secretsmanager", "sns", "rds"):
+        ec2.create_vpc_endpoint(
+            VpcId=scene.vpc,
+            VpcEndpointType="Interface",
+            ServiceName=f"com.amazonaws.{REGION}.{service}",
+            SubnetIds=[scene.subnets[0]],
+        )
+    ec2.create_vpc_endpoint(
+        VpcId=scene.vpc,
+        VpcEndpointType="Gateway",
+        ServiceName=f"com.amazonaws.{REGION}.dynamodb",
+        RouteTableIds=[scene.route_table],
+    )
+    return str(group)
+
+
+def next_commands(text: str) -> list[str]:
+    """Return the commands that `init` says."""
+    _, _, commands = text.partition("Next:\n")
+    return [line.strip() for line in commands.splitlines()]
+
+
+def in_folder(path: Path) -> tuple[str, ...]:
+    return ("init", "--yes", "--file", str(path))
 
 
 def overrides(path: Path, environment: str = "default") -> dict[str, str]:
@@ -109,7 +166,7 @@ def test_the_suggestions_are_what_the_account_has(scene: Scene, tmp_path: Path) 
     assert "session-reaper onboard postgres://OWNER@" in done.err
     assert "--name orders --tag session-reaper=prod" in done.err
     assert "make deploy" in done.err
-    assert "no NAT" not in done.err
+    assert next_commands(done.err)[1:] == ["make deploy", "make check-remote"]
 
 
 def test_at_most_five_questions_are_asked(scene: Scene, tmp_path: Path) -> None:
@@ -123,7 +180,7 @@ def test_at_most_five_questions_are_asked(scene: Scene, tmp_path: Path) -> None:
     terminal.sendline("n")
     terminal.expect_exact("Subnets of the function")
     terminal.sendline("subnet-0a,subnet-0b")
-    terminal.expect_exact("Security groups of the function: ")
+    terminal.expect_exact("Security groups of the function, which the databases admit: ")
     terminal.sendline("sg-0c")
     terminal.expect_exact("Email address")
     terminal.sendline("dba@example.com")
@@ -183,3 +240,155 @@ def test_a_file_that_is_not_toml_stays(tmp_path: Path) -> None:
     assert done.status == 2
     assert "samconfig.toml: cannot be read" in done.err
     assert path.read_text() == "no = "
+
+
+# -- the network stack -----------------------------------------------------------------------------
+
+
+def test_the_command_of_the_network_stack_has_all_that_the_network_lacks(
+    closed_scene: Scene, tmp_path: Path
+) -> None:
+    scene = closed_scene
+    path = tmp_path / "samconfig.toml"
+    done = run(tmp_path, *in_folder(path))
+    assert done.status == 0, done.err
+    parameters = (
+        f"VpcId={scene.vpc} VpcCidr=10.0.0.0/16 DatabaseSecurityGroupIds={scene.database_group}"
+        f" SubnetIds={','.join(scene.subnets)} Endpoints=secretsmanager,sns,rds"
+        f" RouteTableIds={scene.route_table}"
+    )
+    assert next_commands(done.err)[1:] == [
+        f'make attach ADD=network PARAMETERS="{parameters}"',
+        f"session-reaper init --file {path} --yes",
+        "make deploy",
+        "make check-remote",
+    ]
+    # Until then the template refuses a deployment: subnets need a security group.
+    assert "SecurityGroupIds" not in overrides(path)
+
+
+def test_the_next_run_takes_the_group_of_the_network_stack_and_keeps_earlier_answers(
+    account: Any,  # noqa: ANN401 -- as above
+    closed_scene: Scene,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "samconfig.toml"
+    path.write_text(
+        '[default.deploy.parameters]\nparameter_overrides = ["Email=dba@example.com",'
+        ' "Mode=ssm:/mode", "TargetSecretTag=team=shop", "Alarms=no",'
+        " 'ScheduleExpression=\"rate(1 minute)\"']\n"
+    )
+    assert "ssm" in run(tmp_path, *in_folder(path)).err
+    group = make_network(account, closed_scene)
+    done = run(tmp_path, *in_folder(path))
+    assert "session-reaper-network exists" in done.err
+    assert "Endpoints=ssm" in done.err
+    assert overrides(path) == {
+        "TargetSecretTag": "team=shop",
+        "SubnetIds": ",".join(closed_scene.subnets),
+        "SecurityGroupIds": group,
+        "Email": "dba@example.com",
+        "Mode": "ssm:/mode",
+        "Alarms": "no",
+        "ScheduleExpression": '"rate(1 minute)"',  # without the quotes sam would cut it
+    }
+
+
+def test_a_complete_network_needs_no_stack(
+    account: Any,  # noqa: ANN401 -- as above
+    closed_scene: Scene,
+    tmp_path: Path,
+) -> None:
+    make_network(account, closed_scene)
+    done = run(tmp_path, *in_folder(tmp_path / "samconfig.toml"))
+    assert next_commands(done.err)[1:] == ["make deploy", "make check-remote"]
+
+
+# -- without some rights ---------------------------------------------------------------------------
+
+LISTS = {
+    "DescribeDBClusters": "rds",
+    "DescribeDBInstances": "rds",
+    "ListSecrets": "secretsmanager",
+    "DescribeSubnets": "ec2",
+    "DescribeRouteTables": "ec2",
+    "DescribeSecurityGroups": "ec2",
+    "DescribeVpcEndpoints": "ec2",
+    "DescribeVpcs": "ec2",
+}
+ASKS_FOR_SUBNETS = {"DescribeDBInstances", "DescribeSubnets", "DescribeRouteTables"}
+
+
+@pytest.mark.parametrize("call", LISTS)
+def test_without_one_right_it_asks_for_what_it_cannot_see(
+    scene: Scene, tmp_path: Path, call: str
+) -> None:
+    path = tmp_path / "samconfig.toml"
+    with aws_proxy() as proxy:
+        proxy.faults[call] = [Fault()]
+        arguments = ("init", "--file", str(path))
+        terminal = on_terminal(tmp_path, *arguments, columns=300, AWS_ENDPOINT_URL=proxy.url)
+        terminal.expect_exact(f"without {LISTS[call]}:{call}, init cannot look there (")
+        terminal.expect_exact("not allowed here")
+        terminal.expect_exact("Tag of the databases' secrets [session-reaper=prod]: ")
+        terminal.sendline("")
+        if call in ASKS_FOR_SUBNETS:
+            terminal.expect_exact("Subnets of the function")
+            terminal.sendline(",".join(scene.subnets))
+        else:
+            terminal.expect_exact(f"orders is private, in {scene.vpc}: run in subnets")
+            terminal.sendline("")
+        if call in {*ASKS_FOR_SUBNETS, "DescribeSecurityGroups"}:
+            terminal.expect_exact("Security groups of the function")
+            terminal.sendline(scene.group)
+        terminal.expect_exact("Email address")
+        terminal.sendline("")
+        terminal.expect_exact("make deploy")
+        terminal.expect(pexpect.EOF)
+        terminal.close()
+    assert terminal.exitstatus == 0
+    given = {"SubnetIds": ",".join(scene.subnets), "SecurityGroupIds": scene.group}
+    assert overrides(path).items() >= given.items()
+
+
+@pytest.mark.usefixtures("cloud")
+def test_without_a_terminal_it_says_how_to_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "samconfig.toml"
+    done = run(tmp_path, "init", "--file", str(path))
+    assert done.status == 2
+    assert "write --yes" in done.err
+    assert not path.exists()
+
+
+QUESTIONS = ["Tag of", "orders is private", "Email address"]
+
+
+@pytest.mark.parametrize("last", QUESTIONS)
+def test_ctrl_c_at_any_question_writes_nothing(scene: Scene, tmp_path: Path, last: str) -> None:  # noqa: ARG001 -- the account has it
+    path = tmp_path / "samconfig.toml"
+    terminal = on_terminal(tmp_path, "init", "--file", str(path), columns=300)
+    for question in QUESTIONS[: QUESTIONS.index(last)]:
+        terminal.expect_exact(question)
+        terminal.sendline("")
+    terminal.expect_exact(last)
+    terminal.sendintr()
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 130
+    assert list(tmp_path.glob("samconfig*")) == []
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_failure_to_write_leaves_the_old_file_and_the_next_run_repairs(tmp_path: Path) -> None:
+    path = tmp_path / "samconfig.toml"
+    path.write_text("# mine\n")
+    blocker = tmp_path / "samconfig.toml.new"
+    blocker.mkdir()
+    done = run(tmp_path, *in_folder(path))
+    assert done.status == 2
+    assert f"{path}: cannot be written" in done.err
+    assert path.read_text() == "# mine\n"
+    blocker.rmdir()
+    assert run(tmp_path, *in_folder(path)).status == 0
+    assert path.read_text().startswith("# mine\n")
+    assert overrides(path)["Mode"] == "observe"

@@ -6,8 +6,10 @@ import json
 import socket
 from contextlib import suppress
 from select import select
+from signal import Signals
 from typing import TYPE_CHECKING, Any
 
+import pexpect
 import pytest
 from botocore.exceptions import ClientError
 from pg8000.native import Connection, DatabaseError
@@ -16,9 +18,10 @@ from session_reaper.errors import TargetError
 from session_reaper.postgres.server import Server
 from session_reaper_cli.connections.secret import find_secret_target
 
+from infra.local.aws import REGION
 from infra.local.certificates import make_tls
 from tests.integration.aws_faults import Fault, Proxy, aws_proxy
-from tests.integration.cli import Done, run, uri
+from tests.integration.cli import Done, on_terminal, run, uri
 from tests.integration.stage import LEAK, PASSWORD, REAPER, ROLE_FILE, Stage, until
 from tests.integration.wire import Impostor
 
@@ -203,6 +206,7 @@ def test_secrets_and_roles_of_others_are_left_alone(bare: Stage, home: Path) -> 
         (("--role", 'a"b'), "lower case letters"),
         (("--iam",), "verify-full"),
         (("--rotate", "--remove"), "neither"),
+        (("--tag", "a=b,c"), "letters, digits, spaces"),
     ]
     for arguments, words in cases:
         done = onboard(bare, home, *arguments)
@@ -219,7 +223,27 @@ def test_an_owner_without_rights_leaves_nothing(bare: Stage, home: Path) -> None
     assert done.status == 2
     assert f"the role {REAPER} does not exist" in done.err
     assert "the secret orders does not exist" in done.err
+    assert "guest may not do this. Connect as a superuser, the master user" in done.err
     assert not has_secret(bare)
+
+
+@pytest.mark.majors(16, 99)
+def test_an_owner_may_not_change_a_role_that_another_one_created(bare: Stage, home: Path) -> None:
+    bare.root.run(ROLE_FILE.read_text())
+    bare.role("avnadmin", "CREATEROLE")
+    done = run(home, "onboard", uri(bare, "avnadmin"), "--name", "orders")
+    assert done.status == 2
+    assert f"or as the role that created {REAPER}" in done.err
+    assert not has_secret(bare)
+
+
+def test_a_secret_in_another_region_than_the_server_gets_a_warning(bare: Stage, home: Path) -> None:
+    here = f"{bare.server.host}:{bare.server.port}"
+    host = "orders.abc123.us-west-2.rds.amazonaws.com"
+    own = uri(bare, OWNER).replace(here, f"{host}:5432")
+    done = run(home, "onboard", own, "--name", "orders", "--via", here, "--dry-run")
+    assert done.status == 0, done.err
+    assert f"the server is in us-west-2, and the secret in {REGION}" in done.err
 
 
 def test_a_second_secret_for_the_role_is_refused(bare: Stage, home: Path) -> None:
@@ -295,6 +319,58 @@ def test_with_iam_the_secret_has_no_password_and_without_it_one_again(
     run(home, *command)
     assert stage.root.run(members) == [[False]]
     assert works(stage)
+
+
+# -- through a tunnel ------------------------------------------------------------------------------
+
+
+def test_through_a_tunnel_the_secret_names_the_servers_own_endpoint(
+    bare: Stage, home: Path
+) -> None:
+    here = f"{bare.server.host}:{bare.server.port}"
+    own = uri(bare, OWNER).replace(here, "orders.example:5433")
+    command = ("onboard", own, "--name", "orders", "--tag", TAG, "--via", here)
+    for arguments in ((), ("--rotate",)):
+        done = run(home, *command, *arguments)
+        assert done.status == 1, done.err
+        assert (secret(bare)["host"], secret(bare)["port"]) == ("orders.example", 5433)
+        assert logs_in(bare, secret(bare)["password"])
+        assert tags(bare) == {"session-reaper": "prod"}
+    versions = bare.aws.secrets.describe_secret(SecretId="orders")["VersionIdsToStages"]
+    assert "the password in the secret still works" in run(home, *command).err
+    assert bare.aws.secrets.describe_secret(SecretId="orders")["VersionIdsToStages"] == versions
+    shown = run(home, "top", "--secret", "orders", "--via", here)
+    assert shown.status == 0, shown.err
+    assert "write HOST:PORT" in run(home, *command, "--via", "localhost").err
+
+
+@pytest.mark.tls
+def test_through_a_tunnel_the_certificate_must_name_the_servers_own_host(
+    own_server: Callable[..., Stage], home: Path
+) -> None:
+    tls = make_tls(home)  # for localhost and 127.0.0.1
+    stage = own_server(tls=tls)
+    stage.role(OWNER, "SUPERUSER")
+    here = f"127.0.0.1:{stage.server.port}"
+    own = uri(stage, OWNER, sslmode="verify-full", sslrootcert=str(tls.authority))
+    rest = ("--name", "orders", "--via", here)
+    done = run(home, "onboard", own.replace(here, "orders.example:5433"), *rest)
+    assert done.status == 2
+    assert "orders.example" in done.err
+    assert not has_secret(stage)
+    done = run(home, "onboard", own.replace(here, "localhost:5433"), *rest)
+    assert done.status == 1, done.err
+    assert secret(stage)["host"] == "localhost"
+
+
+def test_a_secret_that_names_the_tunnels_end_is_repaired(bare: Stage, home: Path) -> None:
+    done = succeed(bare, home)
+    here = f"{bare.server.host}:{bare.server.port}"
+    assert f"--via {here} if that is a tunnel" in done.err
+    own = uri(bare, OWNER).replace(here, "orders.example:5433")
+    done = run(home, "onboard", own, "--name", "orders", "--tag", TAG, "--via", here)
+    assert done.status == 1, done.err
+    assert secret(bare)["host"] == "orders.example"
 
 
 # -- rotation --------------------------------------------------------------------------------------
@@ -459,6 +535,73 @@ def refusal(stage: Stage) -> str:
     return str(refused.value.args[0]["C"])
 
 
+# -- an interruption at each step ------------------------------------------------------------------
+
+
+def interrupt(
+    stage: Stage, home: Path, proxy: Proxy, call: str, *arguments: str, with_signal: Signals
+) -> str:
+    """Send a signal to the command while AWS answers a call; return what it said."""
+    tag = () if "--remove" in arguments else ("--tag", TAG)
+    terminal = on_terminal(
+        home,
+        *("onboard", uri(stage, OWNER), "--name", "orders", *tag, *arguments),
+        AWS_ENDPOINT_URL=proxy.url,
+        columns=300,
+    )
+    proxy.faults[call] = [
+        Fault(is_performed=True, is_refused=False, then=lambda: terminal.kill(with_signal))
+    ]
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert not proxy.faults[call], "the call was made"
+    assert (terminal.exitstatus, terminal.signalstatus) in ((130, None), (None, with_signal))
+    idle = "SELECT FROM pg_stat_activity WHERE usename = :role"
+    until(lambda: not stage.root.run(idle, role=OWNER), "the owner's session is gone")
+    return str(terminal.before)
+
+
+SIGNALS = [Signals.SIGKILL, Signals.SIGINT]
+
+
+@pytest.mark.parametrize("with_signal", SIGNALS)
+@pytest.mark.parametrize("call", FIRST_CALLS)
+def test_the_next_run_repairs_a_first_run_that_was_interrupted(
+    bare: Stage, home: Path, proxy: Proxy, call: str, with_signal: Signals
+) -> None:
+    said = interrupt(bare, home, proxy, call, with_signal=with_signal)
+    is_told = with_signal is Signals.SIGINT and call != "DescribeSecret"
+    assert ("Stopped before the end. Now:" in said) == is_told
+    succeed(bare, home)
+    assert works(bare)
+
+
+@pytest.mark.parametrize("with_signal", SIGNALS)
+@pytest.mark.parametrize("call", ["GetSecretValue", "PutSecretValue"])
+def test_the_next_run_repairs_a_rotation_that_was_interrupted(
+    bare: Stage, home: Path, proxy: Proxy, call: str, with_signal: Signals
+) -> None:
+    succeed(bare, home)
+    interrupt(bare, home, proxy, call, "--rotate", with_signal=with_signal)
+    # A killed command cannot take back the secret's new password; Ctrl-C leaves both as before.
+    assert works(bare) == (with_signal is Signals.SIGINT or call != "PutSecretValue")
+    succeed(bare, home)
+    assert works(bare)
+
+
+@pytest.mark.parametrize("with_signal", SIGNALS)
+def test_the_next_run_repairs_a_removal_that_was_interrupted(
+    bare: Stage, home: Path, proxy: Proxy, with_signal: Signals
+) -> None:
+    succeed(bare, home)
+    interrupt(bare, home, proxy, "DeleteSecret", "--remove", with_signal=with_signal)
+    assert has_role(bare)
+    assert has_secret(bare) == (with_signal is Signals.SIGINT)
+    succeed(bare, home, "--remove")
+    assert not has_role(bare)
+    assert not has_secret(bare)
+
+
 # -- removal ---------------------------------------------------------------------------------------
 
 
@@ -492,6 +635,62 @@ def test_a_removal_that_aws_refuses_leaves_both(
     assert works(bare)
     assert onboard(bare, home, "--remove").status == 0
     assert not has_role(bare)
+
+
+def test_a_removal_that_the_server_interrupts_leaves_both(
+    bare: Stage, home: Path, proxy: Proxy
+) -> None:
+    succeed(bare, home)
+    proxy.faults["DeleteSecret"] = [
+        Fault(is_performed=True, is_refused=False, then=lambda: end_owners_session(bare))
+    ]
+    done = onboard(bare, home, "--remove", AWS_ENDPOINT_URL=proxy.url)
+    assert done.status == 2
+    assert f"the role {REAPER} is as before" in done.err
+    assert "the secret orders is as before" in done.err
+    assert works(bare)
+
+
+@pytest.mark.parametrize("arguments", [("--remove",), ()])
+def test_the_next_run_repairs_a_removal_that_could_not_be_undone(
+    bare: Stage, home: Path, proxy: Proxy, arguments: tuple[str, ...]
+) -> None:
+    succeed(bare, home)
+    proxy.faults["DeleteSecret"] = [
+        Fault(is_performed=True, is_refused=False, then=lambda: end_owners_session(bare))
+    ]
+    proxy.faults["RestoreSecret"] = [Fault()]
+    done = onboard(bare, home, "--remove", AWS_ENDPOINT_URL=proxy.url)
+    assert done.status == 2
+    assert f"the role {REAPER} is as before" in done.err
+    assert "the secret orders is changed or as before" in done.err
+    assert has_role(bare)
+    assert not has_secret(bare)
+    succeed(bare, home, *arguments)
+    if arguments:
+        assert not has_role(bare)
+        assert not has_secret(bare)
+    else:
+        assert works(bare)
+
+
+@pytest.mark.parametrize("call", ["RestoreSecret", "PutSecretValue"])
+@pytest.mark.parametrize("is_performed", [False, True])
+def test_the_next_run_repairs_a_return_that_aws_interrupted(
+    bare: Stage, home: Path, proxy: Proxy, call: str, *, is_performed: bool
+) -> None:
+    """A secret that is scheduled for deletion comes back with its role."""
+    succeed(bare, home)
+    succeed(bare, home, "--remove")
+    proxy.faults[call] = [Fault(is_performed=is_performed)]
+    done = onboard(bare, home, AWS_ENDPOINT_URL=proxy.url)
+    assert done.status == 2
+    assert f"the role {REAPER} does not exist" in done.err
+    assert "the secret orders is as before" in done.err
+    assert not has_role(bare)
+    assert not has_secret(bare)
+    succeed(bare, home)
+    assert works(bare)
 
 
 @pytest.mark.every_major

@@ -7,8 +7,15 @@ from typing import Final
 
 from rich.console import Console
 from session_reaper.deadline import Deadline
-from session_reaper.errors import ConfigurationError, ConnectionLostError, ReaperError, TargetError
+from session_reaper.errors import (
+    INSUFFICIENT_PRIVILEGE,
+    ConfigurationError,
+    ConnectionLostError,
+    ReaperError,
+    TargetError,
+)
 from session_reaper.grants import quote_identifier
+from session_reaper.targets.providers import rds_region
 from session_reaper.targets.secret_document import (
     SecretError,
     parse_secret,
@@ -41,6 +48,7 @@ from session_reaper_cli.results import ExitStatus
 _SECONDS: Final = 20.0  # to read the secret again
 _WRONG_PASSWORD: Final = "28P01"  # noqa: S105 -- a SQLSTATE
 _DEPENDENT_OBJECTS: Final = "2BP01"
+_OWNED_ROLES_SINCE: Final = 160000  # the version: CREATEROLE no longer reaches every role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +130,7 @@ def _make_plan(run: Onboarding, *, is_removal: bool) -> Plan:
     _refuse_second_secret(run)
     for warning in _warn(run):
         run.say(f"WARNING: {warning}")
-    is_working = run.facts.exists and _is_stored_login_working(run.stored)
+    is_working = run.facts.exists and _is_stored_login_working(run)
     return make_plan(run.wish, run.target, run.facts, run.stored, is_working=is_working)
 
 
@@ -154,8 +162,17 @@ def _warn(run: Onboarding) -> Iterator[str]:
     tls = warn_about_tls(run.target)
     if tls:
         yield tls
+    region = rds_region(run.target.host)
+    if region and region != run.vault.region:
+        yield (
+            f"the server is in {region}, and the secret in {run.vault.region}: a stack reads the"
+            " secrets of its own region"
+        )
     if run.target.host in LOOPBACK:
-        yield f"the function cannot reach {run.target.host}; write the server's own host"
+        yield (
+            f"the function cannot reach {run.target.host}; write the server's own host and port, and"
+            f" --via {run.target.host}:{run.target.port} if that is a tunnel"
+        )
     if run.facts.exists and run.stored is None and not run.wish.iam:
         yield (
             f"the role {run.wish.role} exists, and gets a new password: any other secret with its"
@@ -163,18 +180,23 @@ def _warn(run: Onboarding) -> Iterator[str]:
         )
 
 
-def _is_stored_login_working(stored: StoredSecret | None) -> bool:
+def _is_stored_login_working(run: Onboarding) -> bool:
     """Return whether the login in the secret works; it counts as working unless it is refused."""
-    if stored is None or stored.is_deleted:
+    if run.stored is None or run.stored.is_deleted:
         return False
     try:
-        found = parse_secret(stored.secret, whole_clusters=False).target
+        found = _parse(run, run.stored.secret)
         if found.auth is Auth.IAM:
             return False
         connect(found).close()
     except TargetError as error:
         return error.code != _WRONG_PASSWORD
     return True
+
+
+def _parse(run: Onboarding, secret: Secret) -> Target:
+    """Return the target of the secret, through the owner's tunnel. Raises TargetError."""
+    return replace(parse_secret(secret, whole_clusters=False).target, via=run.target.via)
 
 
 # -- the changes -----------------------------------------------------------------------------------
@@ -203,13 +225,23 @@ def _change_role(run: Onboarding, plan: Plan) -> None:
         for statement in plan.statements:
             run.owner.run("changing the role", statement.text)
     except TargetError as error:
-        if error.code != _DEPENDENT_OBJECTS:
-            raise
-        hint = (
+        hint = _explain_refusal(run, error)
+        raise TargetError(error.code, error.cause, hint, step=error.step) from None
+
+
+def _explain_refusal(run: Onboarding, error: TargetError) -> str:
+    """Say what to do about a statement that the server refused."""
+    if error.code == _DEPENDENT_OBJECTS:
+        return (
             "Revoke the privileges granted to the role, or run this in each database:"
             f" DROP OWNED BY {quote_identifier(run.wish.role)};"
         )
-        raise TargetError(error.code, error.cause, hint, step=error.step) from None
+    if error.code != INSUFFICIENT_PRIVILEGE:
+        return error.hint
+    who = "a superuser, the master user of RDS or Aurora, or Aiven's avnadmin"
+    if run.facts.exists and run.facts.version >= _OWNED_ROLES_SINCE:
+        who = f"a superuser, or as the role that created {run.wish.role}"
+    return f"{run.target.role} may not do this. Connect as {who}."
 
 
 def _write(run: Onboarding, plan: Plan, standing: Standing) -> None:
@@ -250,7 +282,7 @@ def _is_committed(run: Onboarding, plan: Plan) -> bool:
             with closing(connect_owner(run.target)) as owner:
                 return not owner.read_role(run.wish.role).exists
         secret = Secret(name=run.wish.name, arn="", text=plan.text)
-        connect(parse_secret(secret, whole_clusters=False).target).close()
+        connect(_parse(run, secret)).close()
     except TargetError:
         return False
     return True
@@ -284,7 +316,7 @@ def _finish(run: Onboarding, story: Story) -> ExitStatus:
         run.say(line)
     if story.plan.is_removal:
         return ExitStatus.DONE
-    found = find_secret_target(run.wish.name, Deadline(_SECONDS))
+    found = replace(find_secret_target(run.wish.name, Deadline(_SECONDS)), via=run.target.via)
     status = _check(run, found)
     if status not in (ExitStatus.DONE, ExitStatus.ATTENTION):
         return status

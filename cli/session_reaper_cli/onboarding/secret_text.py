@@ -10,6 +10,8 @@ from session_reaper.targets.providers import Provider, is_instance_of_rds, provi
 from session_reaper.targets.secret_document import parse_secret
 from session_reaper.targets.target import Auth, Endpoint, Secret, SslMode, Target
 
+from session_reaper_cli.connections.parameters import LOOPBACK
+
 _HIDDEN: Final = ("password", "sslrootcert")
 
 
@@ -57,7 +59,8 @@ def require_same_login(secret: Secret, target: Target, role: str) -> Target:
     if found.role != role:
         problem = f"exists, and is for the role {key_label(found.role)}, not {role}"
         raise ConfigurationError(place, f"{problem}; write another --name")
-    if found.endpoint != target.endpoint:
+    # One that names a tunnel's end never worked for the function.
+    if found.endpoint != target.endpoint and found.host not in LOOPBACK:
         problem = (
             f"exists, and is for {_describe(found.endpoint)}, not {_describe(target.endpoint)}"
         )

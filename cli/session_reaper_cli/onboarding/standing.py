@@ -34,4 +34,4 @@ class Standing:
         say(f"- the secret {self.secret_name} {self.secret}")
         if self.secret in (State.KEPT, State.CHANGED) and not self.is_tagged:
             say("- the secret does not have the tag, so the function does not read it by the tag")
-        say("Run the same command again: it goes on from there.")
+        say("Fix the cause below, and run the same command again: it goes on from there.")

@@ -51,6 +51,11 @@ class Vault:
         except AWS_ERRORS as error:  # no region, an unknown profile
             raise self._explain(error, "DescribeSecret", "cannot be read") from None
 
+    @property
+    def region(self) -> str:
+        """The region of the secret."""
+        return self._client.meta.region_name
+
     def find(self) -> StoredSecret | None:
         """Return the secret, None if there is none of this name."""
         with self._explained("DescribeSecret", "cannot be read"):

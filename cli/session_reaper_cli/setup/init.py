@@ -1,7 +1,9 @@
 """Asks for the parameters of a stack, suggests answers from the account, and writes samconfig.toml."""
 
 import re
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -9,8 +11,11 @@ from typing import Final
 import click
 from session_reaper.errors import ConfigurationError
 
-from session_reaper_cli.setup.account import TAG_KEY, Account, Network, look_at_account
-from session_reaper_cli.setup.samconfig import write_answers
+from session_reaper_cli.setup.account import TAG_KEY, Account, look_at_account
+from session_reaper_cli.setup.network import Network
+from session_reaper_cli.setup.network_stack import NetworkStack, plan_network_stack
+from session_reaper_cli.setup.samconfig import read_answers, read_stack, write_answers
+from session_reaper_cli.terminal import is_interactive
 
 Say = Callable[[str], None]
 
@@ -22,6 +27,11 @@ _SUBNETS: Final = (
     "write subnet-…,subnet-…, or nothing",
 )
 _GROUPS: Final = (re.compile(r"sg-[0-9a-f]+(,sg-[0-9a-f]+)*"), "write sg-…, comma-separated")
+_GROUPS_OR_NONE: Final = (
+    re.compile(rf"({_GROUPS[0].pattern})?"),
+    "write sg-…, comma-separated, or nothing",
+)
+_OUTSIDE: Final = {"SubnetIds": "", "SecurityGroupIds": ""}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,24 +45,45 @@ class InitOptions:
 
 
 def run_init(options: InitOptions, say: Say) -> None:
-    """Look, ask at most five questions, write the file, and say the next command.
+    """Look, ask at most five questions, write the file, and say the next commands.
 
     Raises ConfigurationError.
     """
-    account = look_at_account() if options.looks else Account(problem="not asked to")
+    if not options.accepts_all and not is_interactive():
+        raise ConfigurationError("init", "needs a terminal to ask; write --yes to accept defaults")
+    text = _read(options.path)
+    stack = read_stack(text, options.environment)
+    earlier = read_answers(text, options.environment)
+    account = Account(problem="not asked to")
+    if options.looks:
+        account = look_at_account(f"{stack}-network")
     _describe(account, say)
-    answers = _ask(account, options, say)
-    try:
-        text = options.path.read_text("utf-8") if options.path.exists() else ""
-        text = write_answers(text, options.environment, account.region, answers)
-        options.path.write_text(text, "utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"cannot be read or written: {type(error).__name__}"
-        raise ConfigurationError(str(options.path), problem) from None
+    answers = _ask(account, earlier, options)
+    _write(options.path, write_answers(text, options.environment, account.region, answers))
     say(
-        f"{options.path} has the answers for ENV={options.environment}; the stack begins to observe."
+        f"{options.path} has the answers for ENV={options.environment}, with Mode={answers['Mode']}."
     )
-    _say_next(account, options, answers, say)
+    for line in _describe_next(account, options, stack, {**earlier, **answers}):
+        say(line)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(str(path), f"cannot be read: {type(error).__name__}") from None
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace the file as a whole, so that a failure leaves the old one."""
+    fresh = path.with_name(f"{path.name}.new")
+    try:
+        fresh.write_text(text, "utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise ConfigurationError(str(path), f"cannot be written: {error.strerror}") from None
 
 
 def _describe(account: Account, say: Say) -> None:
@@ -61,6 +92,8 @@ def _describe(account: Account, say: Say) -> None:
             f"Cannot look at the AWS account ({account.problem}). The questions have no suggestions."
         )
         return
+    for refusal in account.refusals:
+        say(f"WARNING: without {refusal.permission}, init cannot look there ({refusal.cause})")
     say(
         f"Region {account.region}, {len(account.databases)} PostgreSQL databases on RDS and Aurora:"
     )
@@ -69,43 +102,59 @@ def _describe(account: Account, say: Say) -> None:
         say(f"- {each.name}: {each.host}:{each.port}, {place}")
 
 
-def _ask(account: Account, options: InitOptions, say: Say) -> Mapping[str, str]:
+# -- the questions ---------------------------------------------------------------------------------
+
+
+def _ask(account: Account, earlier: Mapping[str, str], options: InitOptions) -> Mapping[str, str]:
     stage = "prod" if options.environment == "default" else options.environment
     tag = str(account.tags[0].value) if account.tags else stage
-    suggested = f"{TAG_KEY}={tag}"
+    suggested = earlier.get("TargetSecretTag") or f"{TAG_KEY}={tag}"
     read = _Questions(accepts_all=options.accepts_all)
     return {
         "TargetSecretTag": read.ask("Tag of the databases' secrets", suggested, _TAG),
-        **_ask_network(account, read, say),
-        "Email": read.ask("Email address for the summaries (empty: none)", "", _EMAIL),
-        "Mode": "observe",
+        **_ask_network(account, earlier, read),
+        "Email": read.ask(
+            "Email address for the summaries (empty: none)", earlier.get("Email", ""), _EMAIL
+        ),
+        "Mode": earlier.get("Mode") or "observe",
     }
 
 
-def _ask_network(account: Account, read: "_Questions", say: Say) -> Mapping[str, str]:
+def _ask_network(
+    account: Account, earlier: Mapping[str, str], read: "_Questions"
+) -> Mapping[str, str]:
+    before = {name: earlier.get(name, "") for name in _OUTSIDE}
+    if all(before.values()):
+        question = f"Run in {before['SubnetIds']} with {before['SecurityGroupIds']}, as before?"
+        if read.confirm(question):
+            return before
+    elif account.are_all_public:
+        return _OUTSIDE
     network = account.network
-    if network is None and account.databases:
-        return {"SubnetIds": "", "SecurityGroupIds": ""}  # all have public addresses
-    if network is not None and network.subnets and read.confirm(_propose(account, network)):
+    subnets, group = "", ""
+    is_known = network is not None and bool(network.subnets)
+    if network and is_known and read.confirm(_propose(network)):
         subnets, group = ",".join(network.subnets), network.security_group
     else:
-        subnets = read.ask("Subnets of the function (empty: outside of any VPC)", "", _SUBNETS)
-        group = ""
+        question = "Subnets of the function (empty: outside of any VPC)"
+        subnets, is_known = read.ask(question, before["SubnetIds"], _SUBNETS), False
     if subnets and not group:
-        say(
-            "The databases must let a security group in on their port: create one for the function,"
-            " and a rule for it in the databases' group."
+        question = "Security groups of the function"
+        earlier_group = before["SecurityGroupIds"]
+        group = (
+            read.ask(f"{question} (empty: the network stack makes one)", "", _GROUPS_OR_NONE)
+            if is_known
+            else read.ask(f"{question}, which the databases admit", earlier_group, _GROUPS)
         )
-        group = read.ask("Security groups of the function", "", _GROUPS)
-    return {"SubnetIds": subnets, "SecurityGroupIds": group if subnets else ""}
+    return {"SubnetIds": subnets, "SecurityGroupIds": group}
 
 
-def _propose(account: Account, network: Network) -> str:
-    inside = [d.name for d in account.databases if d.vpc == network.vpc and not d.is_public]
-    verb = "is" if len(inside) == 1 else "are"
+def _propose(network: Network) -> str:
+    names = [each.name for each in network.databases]
+    verb = "is" if len(names) == 1 else "are"
     group = f" with security group {network.security_group}" if network.security_group else ""
     return (
-        f"{', '.join(inside)} {verb} private, in {network.vpc}: run in subnets"
+        f"{', '.join(names)} {verb} private, in {network.vpc}: run in subnets"
         f" {', '.join(network.subnets)}{group}?"
     )
 
@@ -126,7 +175,9 @@ class _Questions:
             return answer.strip()
 
         if self.accepts_all:
-            return read(suggested)
+            if not pattern.fullmatch(suggested):
+                raise ConfigurationError("--yes", f"cannot answer {question!r}: {hint}")
+            return suggested
         has_default = bool(suggested) or pattern.fullmatch("") is not None
         return str(
             click.prompt(
@@ -143,21 +194,64 @@ class _Questions:
         return self.accepts_all or click.confirm(question, default=True, err=True)
 
 
-def _say_next(account: Account, options: InitOptions, answers: Mapping[str, str], say: Say) -> None:
-    network = account.network
-    if network and answers["SubnetIds"] == ",".join(network.subnets) and not network.has_nat:
-        say(
-            "These subnets have no NAT, so the function needs endpoints of AWS's services in them:"
-            " docs/deployment.md, In a VPC."
-        )
-    say("Next:")
-    if not account.tags:
-        first = account.databases[0] if account.databases else None
-        server = f"{first.host}:{first.port}" if first else "HOST"
-        name = first.name if first else "NAME"
-        say(
-            f"  session-reaper onboard postgres://OWNER@{server}/postgres --name {name}"
-            f" --tag {answers['TargetSecretTag']}"
-        )
+# -- the next commands -----------------------------------------------------------------------------
+
+
+def _describe_next(
+    account: Account, options: InitOptions, stack: str, parameters: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield what to do now: notes, and then the commands in their order."""
+    planned = _plan_network(account, parameters)
     env = "" if options.environment == "default" else f" ENV={options.environment}"
-    say(f"  make deploy{env}")
+    commands = []
+    if not account.tags:
+        places = {each.name: f"{each.host}:{each.port}" for each in account.databases}
+        tag = shlex.quote(parameters["TargetSecretTag"])
+        commands += [
+            f"session-reaper onboard postgres://OWNER@{place}/postgres --name {name} --tag {tag}"
+            for name, place in (places or {"NAME": "HOST"}).items()
+        ]
+    if planned and account.network and account.network.has_stack:
+        yield (
+            f"The stack {stack}-network exists, and the function still lacks what is below: deploy it"
+            " again with all of its parameters (docs/deployment.md, The network)."
+        )
+        yield f"  {_join(planned.parameters)}"
+    elif planned:
+        commands.append(f'make attach ADD=network{env} PARAMETERS="{_join(planned.parameters)}"')
+        if planned.uncovered:
+            names = ", ".join(planned.uncovered)
+            yield f"Admit the function to these databases yourself: {names}."
+    if planned and not parameters["SecurityGroupIds"]:
+        if account.network and account.network.knows_groups:
+            commands.append(f"{_write_command(options)} --yes")
+        else:
+            yield "Give the second `init` the group that is the output SecurityGroupIds of the network."
+            commands.append(_write_command(options))
+    commands += [f"make deploy{env}", f"make check-remote{env}"]
+    if parameters["Email"]:
+        yield "AWS asks that address to confirm; do it before the last command, which sends a summary."
+    else:
+        yield "Nobody receives the summaries: answer with an address, or subscribe to the stack's topic."
+    yield "Next:"
+    for command in commands:
+        yield f"  {command}"
+
+
+def _plan_network(account: Account, parameters: Mapping[str, str]) -> NetworkStack | None:
+    network = account.network
+    if network is None or parameters["SubnetIds"] != ",".join(network.subnets):
+        return None
+    uses_ssm = parameters["Mode"].startswith("ssm:") or parameters.get("PolicyParameterName")
+    more = ("ssm",) if uses_ssm else ()
+    return plan_network_stack(network, parameters["SecurityGroupIds"], more)
+
+
+def _write_command(options: InitOptions) -> str:
+    environment = "" if options.environment == "default" else f" --env {options.environment}"
+    file = "" if options.path == Path("samconfig.toml") else f" --file {options.path}"
+    return f"session-reaper init{environment}{file}"
+
+
+def _join(parameters: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in parameters.items())

@@ -16,15 +16,30 @@ _NEW: Final[dict[str, Any]] = {
 }
 
 
+def read_answers(text: str, environment: str) -> dict[str, str]:
+    """Return the parameters that the file has for an environment. Raises ConfigurationError."""
+    tables = _parse(text).get(environment, {})
+    given = tables.get("deploy", {}).get("parameters", {}).get("parameter_overrides", [])
+    return _read_overrides(given)
+
+
+def read_stack(text: str, environment: str) -> str:
+    """Return the name of an environment's stack, as `make` finds it. Raises ConfigurationError."""
+    tables = _parse(text).get(environment, {})
+    named = (
+        tables.get(one, {}).get("parameters", {}).get("stack_name") for one in ("deploy", "global")
+    )
+    return next((str(name) for name in named if name), _name_stack(environment))
+
+
 def write_answers(text: str, environment: str, region: str, answers: Mapping[str, str]) -> str:
     """Return the file's text with the answers for an environment. An empty answer removes a key.
 
     Parameters without an answer stay. The changes are no longer confirmed. Raises ConfigurationError.
     """
-    document = _parse(text)
-    tables = document.get(environment, {})
+    tables = _parse(text).get(environment, {})
     parameters = tables.get("deploy", {}).get("parameters", {})
-    stack = "session-reaper" if environment == "default" else f"session-reaper-{environment}"
+    stack = _name_stack(environment)
     general = {
         "stack_name": tables.get("global", {}).get("parameters", {}).get("stack_name", stack)
     }
@@ -35,7 +50,7 @@ def write_answers(text: str, environment: str, region: str, answers: Mapping[str
     deploy = {
         **(_NEW | {"s3_prefix": stack} if not parameters else {}),
         "confirm_changeset": False,
-        "parameter_overrides": [f"{key}={value}" for key, value in merged.items()],
+        "parameter_overrides": [f"{key}={_quote(value)}" for key, value in merged.items()],
     }
     for table, values in (("global", general), ("deploy", deploy)):
         for key, value in values.items():
@@ -49,6 +64,10 @@ def write_answers(text: str, environment: str, region: str, answers: Mapping[str
     return text
 
 
+def _name_stack(environment: str) -> str:
+    return "session-reaper" if environment == "default" else f"session-reaper-{environment}"
+
+
 def _parse(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
@@ -60,6 +79,11 @@ def _read_overrides(given: Any) -> dict[str, str]:  # noqa: ANN401 -- a list, or
     items = given if isinstance(given, list) else re.findall(r'[\w-]+="[^"]*"|\S+', str(given))
     pairs = (str(item).partition("=") for item in items)
     return {key: value.strip('"') for key, _, value in pairs}
+
+
+def _quote(value: str) -> str:
+    """Quote a value that has a space, at which sam would cut it."""
+    return f'"{value}"' if " " in value else value
 
 
 def _set_key(text: str, table: str, key: str, value: object) -> str:

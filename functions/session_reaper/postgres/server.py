@@ -120,9 +120,12 @@ class Server:
         `memory`: the budget that the answers of all servers share.
         """
         where = f"{target.host}:{target.port}"
+        host, port = (
+            (target.via.host, target.via.port) if target.via else (target.host, target.port)
+        )
         deadline = deadline.capped_at(deadline.remaining_or_raise(CONNECT_SECONDS))
-        with translate_connect_errors(f"connecting to {where}", target.password):
-            sock = open_socket(target.host, target.port, deadline)
+        with translate_connect_errors(f"connecting to {host}:{port}", target.password):
+            sock = open_socket(host, port, deadline)
         try:
             if target.is_encrypted:
                 with translate_connect_errors(

@@ -104,6 +104,7 @@ class Target:
 
     `addresses`: the IP addresses of the host when the run began; empty if they are not known.
     `is_alternate`: the run is not about this target, but about another one of the same server.
+    `via`: a tunnel's end that leads to the host; only the command has one.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Target:
     pause_unknown: str = ""  # why a scheduled run does not know whether the cluster is paused
     addresses: tuple[str, ...] = field(default=(), compare=False)
     is_alternate: bool = field(default=False, compare=False)
+    via: Endpoint | None = field(default=None, compare=False)
 
     @property
     def endpoint(self) -> Endpoint:
