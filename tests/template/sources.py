@@ -37,3 +37,10 @@ def read_template(path: str) -> dict[str, Any]:
     """Return a template; its functions keep their short names, without the exclamation mark."""
     document: dict[str, Any] = yaml.load((ROOT / path).read_text(), _Loader)  # noqa: S506 -- a SafeLoader
     return document
+
+
+def compose_template(path: str) -> yaml.Node:
+    """Return a template as nodes, which know their lines."""
+    node = yaml.compose((ROOT / path).read_text(), _Loader)
+    assert node
+    return node

@@ -12,12 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from session_reaper import observability
 from session_reaper.deadline import Deadline
 from session_reaper.report.model import Outcome
 
 from tests.builders import a_decision, a_fate, a_report, a_target_report
-from tests.template.sources import ROOT, TEMPLATES, read_template
+from tests.template.sources import ROOT, TEMPLATES, compose_template, read_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,6 +60,24 @@ def test_the_template_stays_small_enough_to_read() -> None:
     assert len(template["Conditions"]) <= 10
     assert len((ROOT / "template.yaml").read_text().splitlines()) <= 750
     assert "AWS::CloudFormation::Stack" not in {one["Type"] for one in STACK.values()}
+
+
+def _policies(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value in ("PolicyDocument", "KeyPolicy", "AssumeRolePolicyDocument"):
+                yield value
+            else:
+                yield from _policies(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for each in node.value:
+            yield from _policies(each)
+
+
+@pytest.mark.parametrize("path", TEMPLATES)
+def test_every_policy_fits_one_screen(path: str) -> None:
+    for policy in _policies(compose_template(path)):
+        assert policy.end_mark.line - policy.start_mark.line <= 50, policy.start_mark
 
 
 # -- functions -------------------------------------------------------------------------------------
