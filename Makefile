@@ -192,9 +192,13 @@ bench-window: .venv/installed $(SERVERS)/installed ## measure the time between t
 bench-startup: .venv/installed .tools/pg-activity/installed ## measure the start of `session-reaper top` beside psql and pg_activity
 	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks.startup .tools/pg-activity
 
+.PHONY: bench-fleet
+bench-fleet: .venv/installed ## measure the reports of a fleet and its hub, and add up their cost
+	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks.fleet_costs
+
 .PHONY: sizes
-sizes: build $(SERVERS)/installed ## measure run time and cost for each memory size of Lambda (needs npm, and root for control groups)
-	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks.sizes $(SERVERS)
+sizes: build $(SERVERS)/installed ## [ARGS="--targets 1000 5000 --sizes 512 1769"]: measure run time and cost for each memory size of Lambda (needs npm, and root for control groups)
+	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks.sizes $(SERVERS) $(ARGS)
 
 .PHONY: lock
 lock: $(UV) ## resolve pyproject.toml into the hashed requirement files

@@ -73,6 +73,12 @@ class Hub:
             message.sent_timestamp -= int(1000 * age)  # type: ignore[assignment,operator] # an integer now
             queue.add_message(message)
 
+    def take(self) -> list[str]:
+        """Remove all messages; return their bodies."""
+        messages = list(self._queue._messages)  # noqa: SLF001 -- moto's own
+        self._queue._messages.clear()  # noqa: SLF001 -- moto's own
+        return [message.body for message in messages]
+
     @property
     def _queue(self) -> queue_models.Queue:
         queues: dict[str, queue_models.Queue] = queue_models.sqs_backends[ACCOUNT][REGION].queues
@@ -94,7 +100,7 @@ class Hub:
     def show_hidden(self) -> None:
         """Make every received message visible again."""
         queue = self._queue
-        for message in list(queue._messages):  # noqa: SLF001
+        for message in list(queue._messages):  # noqa: SLF001 -- moto's own
             message.change_visibility(0)
             message.visible_at = 0
         queue.pending_messages.clear()
@@ -118,13 +124,13 @@ def use_fast_queue(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def list_visible(queue: queue_models.Queue) -> list[queue_models.Message]:
         now = 1000 * time.time()
-        return list(islice((one for one in queue._messages if one.visible_at <= now), 10))  # noqa: SLF001
+        return list(islice((one for one in queue._messages if one.visible_at <= now), 10))  # noqa: SLF001 -- moto's own
 
     def delete_message(queue: queue_models.Queue, receipt_handle: str) -> None:
-        for number, message in enumerate(queue._messages):  # noqa: SLF001
+        for number, message in enumerate(queue._messages):  # noqa: SLF001 -- moto's own
             if message.had_receipt_handle(receipt_handle):
                 queue.pending_messages.discard(message)
-                del queue._messages[number]  # noqa: SLF001
+                del queue._messages[number]  # noqa: SLF001 -- moto's own
                 return
 
     monkeypatch.setattr(queue_models.Queue, "messages", property(list_visible))

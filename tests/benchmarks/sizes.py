@@ -7,13 +7,16 @@ speak TLS; PostgreSQL, the proxy and the AWS stand-in have the rest of the machi
 
 Linux with control groups of version 1, as root. Lambda may give more while a function starts, so a cold
 start is at most what is said here.
+
+`--targets 1000 3000 5000` finds out how many targets one function can have: a run that does not reach all
+of them in its time is shown as inf.
 """
 
+import argparse
 import json
 import math
 import os
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,12 +34,9 @@ from tests.benchmarks import deployed
 from tests.benchmarks.distance import distance
 from tests.benchmarks.prepared import RESOLVE_HERE, as_instance, reaper_secret
 
-SIZES = (256, 512, 1024, 1769)  # MB
 WHOLE = 1769  # MB that come with one processor
 PERIOD = 20_000  # microseconds, as Lambda's
-TARGETS = (1, 60, 1000)
 VICTIMS = 100
-ROUNDS = 3
 LIMIT = 1024  # of file descriptors and of threads
 GB_SECOND = 0.0000133334  # dollars, arm64, us-east-1
 RUNS = 8640  # a month, every 5 minutes
@@ -52,12 +52,19 @@ _KILL = {
 
 def main() -> None:
     """Measure the sizes in turn and print the table."""
+    parser = argparse.ArgumentParser(prog="sizes", description=__doc__)
+    parser.add_argument("servers", type=Path, help="the folder of `make matrix`'s servers")
+    parser.add_argument("--targets", type=int, nargs="+", default=[1, 60, 1000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024, 1769], help="MB")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    most = max(given.targets)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         database = stack.enter_context(
             server(
-                npm_builds(Path(sys.argv[1]))[18],
-                settings={"max_connections": str(max(TARGETS) + VICTIMS + 20)},
+                npm_builds(given.servers)[18],
+                settings={"max_connections": str(most + VICTIMS + 20)},
                 tls=make_tls(folder),
             )
         )
@@ -65,31 +72,36 @@ def main() -> None:
         way = stack.enter_context(distance(database.port))
         secret = reaper_secret(database, "bench")
         admin = database.connect()
-        admin.run(f"ALTER ROLE session_reaper CONNECTION LIMIT {max(TARGETS) + 10}")
+        admin.run(f"ALTER ROLE session_reaper CONNECTION LIMIT {most + 10}")
         admin.close()
-        names = [f"target-{number}" for number in range(max(TARGETS))]
+        names = [f"target-{number}" for number in range(most)]
         for name in names:
             cloud.put_secret(name, as_instance(secret, name, way.port))
         os.environ |= {"TOPIC_ARN": cloud.topic_arn, "MODE": "enforce"}
         ours, _ = deployed.deployed(folder)
-        measured: dict[int, dict[str, list[float]]] = {size: {} for size in SIZES}
-        for _ in range(ROUNDS):
-            for size in SIZES:
-                for name, value in _measured(size, ours, database, names):
+        measured: dict[int, dict[str, list[float]]] = {size: {} for size in given.sizes}
+        for _ in range(given.rounds):
+            for size in given.sizes:
+                for name, value in _measured(size, given.targets, ours, database, names):
                     measured[size].setdefault(name, []).append(value)
     _print(
         {
             size: {name: statistics.median(values) for name, values in by_name.items()}
             for size, by_name in measured.items()
-        }
+        },
+        given.rounds,
     )
 
 
 def _measured(
-    size: int, ours: deployed.Deployed, database: Server, names: list[str]
+    size: int,
+    targets: list[int],
+    ours: deployed.Deployed,
+    database: Server,
+    names: list[str],
 ) -> Iterator[tuple[str, float]]:
     """Seconds of each kind of run, and the most MB that each number of targets took."""
-    for count in TARGETS:
+    for count in targets:
         environment = (
             deployed.lambda_environment()
             | {
@@ -169,8 +181,8 @@ def _share(size: int) -> Iterator[list[str]]:
             group.rmdir()
 
 
-def _print(medians: dict[int, dict[str, float]]) -> None:
-    table = Table(title=f"medians of {ROUNDS} rounds in turn", title_justify="left")
+def _print(medians: dict[int, dict[str, float]], rounds: int) -> None:
+    table = Table(title=f"medians of {rounds} rounds in turn", title_justify="left")
     for heading in ("", *(f"{size:,} MB" for size in medians)):
         table.add_column(heading, justify="right" if heading else "left")
     for name in next(iter(medians.values())):
