@@ -53,7 +53,7 @@ faults: .venv/installed ## run the heavy tests: terminate a thousand sessions, r
 	$(PYTHON) -m pytest tests/faults tests/integration/test_end_of_run.py
 
 .PHONY: storm
-storm: .venv/installed $(SERVERS)/installed ## [ARGS="--majors 16 --hair-trigger"]: run 200,000 healthy transactions per major while two reapers terminate leaks (needs npm)
+storm: .venv/installed $(SERVERS)/installed ## [ARGS="--majors 16 --hair-trigger --compare"]: run 200,000 healthy transactions per major while two reapers terminate leaks (needs npm)
 	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.storm $(SERVERS) $(ARGS)
 
 .PHONY: storm-short
