@@ -249,6 +249,24 @@ def test_a_parallel_dump_under_another_name_is_left_alone(stage: Stage, tmp_path
         assert stage.reap(EVERYBODY).outcomes() == {leak.pid: "terminated"}
 
 
+def test_a_parallel_dump_that_reads_large_objects_is_left_alone(
+    stage: Stage, tmp_path: Path
+) -> None:
+    stage.role("dumper")
+    with stage.connect("dumper") as connection:
+        connection.run("SELECT count(lo_from_bytea(0, 'x')) FROM generate_series(1, 500)")
+    command = [str(programs_for(stage).bin / "pg_dump"), "-j2", "-Fd", "-f", str(tmp_path / "dump")]
+    environment = client_program(stage, "dumper", PGAPPNAME="nightly-backup")
+    # Most of the time, its worker is idle in transaction between two fastpath calls.
+    reads = f"query ~* 'FETCH .* IN (blob|lo)oid|lo_open' AND state = '{LEAK}'"
+    all_are_there = (
+        "3 = (SELECT count(backend_xmin) FROM pg_stat_activity"
+        " WHERE application_name = 'nightly-backup')"
+    )
+    with stopped(stage, command, environment, f"{reads} AND {all_are_there}"):
+        assert stage.reap(EVERYBODY).outcomes() == {}
+
+
 @pytest.mark.every_major
 def test_a_parallel_dump_whose_worker_begins_before_the_second_snapshot_is_left_alone(
     stage: Stage,
