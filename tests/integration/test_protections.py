@@ -254,7 +254,7 @@ def test_a_parallel_dump_that_reads_large_objects_is_left_alone(
 ) -> None:
     stage.role("dumper")
     with stage.connect("dumper") as connection:
-        connection.run("SELECT count(lo_from_bytea(0, 'x')) FROM generate_series(1, 500)")
+        connection.run("SELECT count(lo_from_bytea(0, 'x')) FROM generate_series(1, 1500)")
     command = [str(programs_for(stage).bin / "pg_dump"), "-j2", "-Fd", "-f", str(tmp_path / "dump")]
     environment = client_program(stage, "dumper", PGAPPNAME="nightly-backup")
     # Most of the time, its worker is idle in transaction between two fastpath calls.
