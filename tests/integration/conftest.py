@@ -36,7 +36,6 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "every_major: runs on every available server instead of the newest"
     )
     config.addinivalue_line("markers", "tls: needs a server that was built with TLS")
-    config.addinivalue_line("markers", "pg_dump: needs a server that comes with pg_dump")
     config.addinivalue_line("markers", "postgres_fdw: needs a server with contrib's extensions")
     config.addinivalue_line("markers", "majors(low, high): the versions that have the feature")
 
@@ -67,8 +66,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         builds = {major: build for major, build in builds.items() if low <= major <= high}
     if "tls" in marks:
         builds = {major: build for major, build in builds.items() if build.tls}
-    if "pg_dump" in marks:
-        builds = {n: build for n, build in builds.items() if (build.bin / "pg_dump").exists()}
     if "postgres_fdw" in marks:
         builds = {n: build for n, build in builds.items() if _has_contrib(build)}
     config = metafunc.config

@@ -53,6 +53,29 @@ def test_without_the_key_no_tag_is_shown(stage: Stage, output: Output) -> None:
     assert "/orders" not in output.readouterr().out + run.said
 
 
+NO_COMMENTS = (
+    "SELECT $a$ /*route='cAnArY'*/ $a$",
+    "SELECT $$/*$$, 'x', '$$*/', '/*route=''cAnArY''*/'",
+    "SELECT '/*' || 'route=''cAnArY''*/'",
+    "SELECT 'a'\n'/*route=''cAnArY''*/'",
+    "SELECT E'\\'/*route=\\'cAnArY\\'*/'",
+    "SELECT U&'\\0041/*route=''cAnArY''*/'",
+    "SELECT 1 AS \"/*route='cAnArY'*/\"",
+    "SELECT 1 -- /*route='cAnArY'*/\n",
+)
+
+
+def test_what_only_looks_like_a_comment_has_no_tags(stage: Stage, output: Output) -> None:
+    victims = [stage.session(LEAK, query=query) for query in NO_COMMENTS]
+    unusual = stage.session(LEAK, query="SET standard_conforming_strings = off")
+    unusual.connection.run("SELECT '\\'/*route=\\'cAnArY\\'*/'")
+    run = stage.reap(comment_tags=["route"])
+    assert run.outcomes() == {victim.pid: "terminated" for victim in (*victims, unusual)}
+    shown = json.dumps(run.document) + output.readouterr().out + run.said + run.email.webhook
+    assert "cAnArY" not in shown
+    assert all("tags" not in run.session(victim) for victim in victims)
+
+
 def test_a_long_query_has_the_tags_of_its_last_comment(roomy: Stage) -> None:
     tagged = roomy.session(LEAK, query=f"{LONG} {COMMENT}")
     prepended = roomy.session(LEAK, query=f"{COMMENT} {LONG}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.policy.enums import Action
+from session_reaper.policy.patterns import read_wait_event, read_wait_event_type
 
 from tests.integration.stage import ACTIVE, IDLE, LEAK, rule, until
 from tests.integration.wire import Moment, Proxy
@@ -221,6 +222,13 @@ def test_a_session_that_begins_to_wait_as_a_keep_rule_says_escapes(stage: Stage)
     assert run.outcomes() == {victim.pid: "escaped"}
     assert run.session(victim)["reason"].endswith("; left alone: what it waits for has changed")
     assert victim.state == ACTIVE
+
+
+@pytest.mark.majors(17, 18)
+def test_every_wait_event_type_of_the_server_can_be_named(stage: Stage) -> None:
+    for kind, event in stage.root.run("SELECT type, name FROM pg_wait_events"):
+        assert read_wait_event_type(kind, "") == kind
+        assert read_wait_event(event, "") == event
 
 
 def test_a_client_that_does_not_read_its_result_can_be_named(stage: Stage) -> None:

@@ -620,6 +620,28 @@ def test_an_observe_only_rule_reports_and_never_signals(
     assert young.is_there
 
 
+def test_kept_and_observed_sessions_count_in_no_limit_until_or_breaker(
+    own_server: Callable[..., Stage],
+) -> None:
+    stage = a_small_server(own_server)  # 20 usable: 45 % are 9, 40 % are 8
+    batch = stage.sessions(3, LEAK, role="batch_1")
+    idle = stage.sessions(3, IDLE)
+    leaks = stage.sessions(2)
+    run = stage.reap(  # with the superuser's connection 9 are used
+        a_rule({"state": [IDLE, LEAK]}, mode="observe") | {"name": "warn"},
+        a_rule({"role": "batch_*"}, action="keep") | {"name": "keep"},
+        a_rule({}, when={"slots_used": "45%"}, until={"slots_used": "40%"}),
+        limits={"max_condemned": 1, "max_terminations": 1, "max_per_application": 1},
+    )
+    assert run.outcomes() == {
+        **{victim.pid: "would_terminate" for victim in idle},
+        leaks[0].pid: "terminated",
+        leaks[1].pid: "spared",
+    }
+    assert run.session(leaks[1])["reason"].endswith("; not needed to reach slots_used: 40%")
+    assert stage.survivors([*batch, *idle]) == [*batch, *idle]
+
+
 def test_apply_changes_no_setting_for_sessions_that_are_only_observed(stage: Stage) -> None:
     stage.session(LEAK)
     run = stage.run(

@@ -21,8 +21,9 @@ TESTS = {
     "signal": [
         "tests/integration/test_guard.py",
         "tests/integration/test_lock_waits.py",
+        "tests/integration/test_privileges.py",
         "-k",
-        _ANY,
+        f"({_ANY}) and (test_guard or test_lock_waits or revoked_after_the_snapshot)",
     ],
     "verify": [
         "tests/integration/test_guard.py",

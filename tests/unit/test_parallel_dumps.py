@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from session_reaper.policy.model import Policy, Rule
     from session_reaper.sessions.session import Session
 
+# What a session that reads large objects ran last, up to 15, in 16, and from 17 on.
+READ_LARGE_OBJECTS = (
+    "FETCH 1000 IN bloboid",
+    "FETCH 1000 IN looid",
+    "select proname, oid from pg_catalog.pg_proc where proname in ('lo_open', 'lo_close'",
+)
 COPY = "COPY public.orders (id, note) TO stdout;"
 
 
@@ -76,6 +82,12 @@ def test_the_leader_and_its_workers_are_recognised() -> None:
         {"query": "COPY public.orders (id, note) FROM stdin;"},
         {"state": "idle in transaction", "idle_seconds": 10.0},
         {"state": "idle in transaction (aborted)"},
+        *(
+            {"state": "idle in transaction", "idle_seconds": 10.0, "query": query}
+            for query in READ_LARGE_OBJECTS
+        ),
+        *({"query": query} for query in READ_LARGE_OBJECTS),
+        {"state": "idle in transaction", "query": "FETCH 1000 IN looids"},
         {"connected_seconds": 905.0},  # before the leader began its transaction
         {"connected_seconds": 4000.0},
     ],
@@ -110,6 +122,7 @@ def test_a_session_that_differs_is_no_leader(difference: dict[str, Any]) -> None
         {"state": "idle in transaction", "idle_seconds": 9.9},  # between two tables
         {"state": "fastpath function call", "query": "SELECT 1"},  # a large object
         {"query": f"\n  {COPY.lower()}"},
+        *({"state": "idle in transaction", "query": query} for query in READ_LARGE_OBJECTS),
     ],
     ids=str,
 )

@@ -57,21 +57,27 @@ def _find_members(group: Sequence[Session]) -> Iterator[int]:
 
 
 _WORK = re.compile(r"\s*(copy|lock\s+table)\b", re.IGNORECASE)
+# Large objects are read by fastpath calls, which leave the query before them: the cursor's up to 16, and
+# from 17 on that by which libpq finds the functions.
+_READS_LARGE_OBJECTS = re.compile(
+    r"fetch \d+ in (bloboid|looid)\b|select proname, oid from pg_catalog\.pg_proc\b", re.IGNORECASE
+)
 _FROM_CLIENT = re.compile(r"\bfrom\s+stdin\b", re.IGNORECASE)
 _LONGEST_PAUSE = 10.0  # seconds between two tables; a client that stopped must not stay protected
 
 
 def _is_working(session: Session) -> bool:
-    """Return whether the session copies tables to its client, or has just done so.
+    """Return whether the session copies tables or large objects to its client, or has just done so.
 
-    `fastpath function call` is how large objects are read. The server cuts long texts, so TO STDOUT
-    may be missing after a long list of columns.
+    The server cuts long texts, so TO STDOUT may be missing after a long list of columns.
     """
     if session.state is State.FASTPATH:
         return True
     is_pausing = (
         session.state is State.IDLE_IN_TRANSACTION and session.idle_seconds < _LONGEST_PAUSE
     )
+    if is_pausing and _READS_LARGE_OBJECTS.match(session.query):
+        return True
     return (
         (session.state is State.ACTIVE or is_pausing)
         and _WORK.match(session.query) is not None
