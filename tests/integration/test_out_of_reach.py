@@ -188,6 +188,8 @@ def test_a_superuser_that_blocks_is_reported_with_what_to_run(stage: Stage) -> N
     assert "which is protected (superuser)" in run.said
     assert HIDDEN not in run.said
     assert run.said.count("1 session (checkout as waiter;") == 1  # once, as a blocker
+    assert json.loads(run.email.attributes["applications"]) == ["psql", "checkout"]
+    assert json.loads(run.email.attributes["roles"]) == ["boss", "waiter"]
     stage.root.run(statement_of(run, "SELECT pg_terminate_backend"))
     until(lambda: not blocker.is_there, "it is gone")
     until(lambda: waiter.state != ACTIVE, "it has got the lock")

@@ -13,7 +13,7 @@ from session_reaper.report.model import TargetReport
 from session_reaper.report.protected import ProtectedGroup
 from session_reaper.report.text import printable
 from session_reaper.sessions.lock_chains import Waiter
-from session_reaper.summary.prose import Name, Prose, Statement
+from session_reaper.summary.prose import Name, Prose, Statement, name_role
 
 _MOST_NAMED: Final = 3
 _MOST_REASONS: Final = 2  # steps on protections; more would leave no room for others
@@ -70,8 +70,9 @@ def advise_on_protection(protection: Protection) -> str:
 
 
 def _name_roles(groups: Sequence[ProtectedGroup]) -> Prose:
-    labels = ["(role dropped)" if group.role is None else group.role for group in groups]
-    names = list(dict.fromkeys(labels))
+    names = list(dict.fromkeys(group.role for group in groups if group.role is not None))
+    if not names:
+        return name_role(None)
     more = len(names) - _MOST_NAMED
     shown = ", ".join(printable(name, 63) for name in names[:_MOST_NAMED])
     return ("role ", Name(shown), f" and {more} more" if more > 0 else "")
@@ -96,8 +97,8 @@ def _explain_protected_blocker(decision: Decision, by: str) -> Prose:
         lift = f" To let the reaper do it: {advise_on_protection(protection)}."
     return (
         Name(f"{printable(session.application, 63) or '(no name)'}, pid {identity.pid}"),
-        " (role ",
-        Name(printable(session.role_label, 63)),
+        " (",
+        *name_role(session.role),
         f"), {session.state} for {format_duration(session.idle_seconds)}, which is protected (",
         Name(printable(by, 90)),
         f"). If it may be ended, run{as_superuser}: ",
@@ -127,14 +128,13 @@ def describe_protected(group: ProtectedGroup) -> Prose:
     are = "is" if group.count == 1 else "are"
     waiters = group.waiters
     waiting = f"; {len(waiters)} waiting" if waiters else ""
-    role = "(role dropped)" if group.role is None else group.role
     return (
         f"{count_of(group.count, 'session')} {are} protected (",
         Name(printable(group.protection.by, 90)),
         "): ",
         Name(printable(group.application, 90) or "(no name)"),
-        " (role ",
-        Name(printable(role, 63)),
+        " (",
+        *name_role(group.role),
         f"), oldest {format_duration(group.oldest_seconds)}, rule ",
         Name(printable(group.rule, 63)),
         waiting,
