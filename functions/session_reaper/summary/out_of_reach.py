@@ -28,10 +28,19 @@ _PREPARED: Final = (
     "a prepared transaction, which the reaper cannot end. Run what this prints, in the transaction's"
     " own database, as its owner or a superuser: "
 )
-# The statement is made by the server, because a gid may contain data of the application.
+_LOCKED: Final = (
+    "{0}.locktype, {0}.database, {0}.relation, {0}.page, {0}.tuple, {0}.virtualxid,"
+    " {0}.transactionid, {0}.classid, {0}.objid, {0}.objsubid"
+)
+# The statement is made by the server, because a gid may contain data of the application. It leaves
+# out prepared transactions that hold nothing that a session waits for: they may be at work. The locks
+# of a prepared transaction have no pid, and share its virtual transaction.
 _ROLLBACK: Final = Statement(
-    "SELECT format('ROLLBACK PREPARED %L', gid) AS run, database, owner, prepared"
-    " FROM pg_prepared_xacts ORDER BY prepared;"
+    "SELECT format('ROLLBACK PREPARED %L', gid) AS run, database, owner, prepared"  # noqa: S608 -- ours
+    " FROM pg_prepared_xacts AS p WHERE EXISTS (SELECT FROM pg_locks AS x JOIN pg_locks AS h"
+    " USING (virtualtransaction) JOIN pg_locks AS w ON NOT w.granted AND"
+    f" ({_LOCKED.format('h')}) IS NOT DISTINCT FROM ({_LOCKED.format('w')})"
+    " WHERE x.transactionid = p.transaction AND x.pid IS NULL AND h.pid IS NULL) ORDER BY prepared;"
 )
 
 
