@@ -113,7 +113,12 @@ def run_on_target(
                 return stack.enter_context(closing(server))
 
             server, connected = connect_to_target(
-                target, discovery, turn, job.policy, may_wait=not visits.is_full(target)
+                target,
+                discovery,
+                turn,
+                job.policy,
+                may_wait=not visits.is_full(target),
+                when_full=partial(visits.end_turn, target),
             )
             stack.enter_context(closing(server))
             report = create_report(target)
@@ -145,7 +150,7 @@ def run_on_target(
             visits.record_full(target)
         return record_error(job.progress.result.latest, error)
     finally:
-        visits.end_turn(target)
+        visits.end(target)
 
 
 Quota = Callable[[Decision], str | None]
