@@ -120,6 +120,13 @@ def one_or_many(read: Read[T]) -> Read[tuple[T, ...]]:
     return partial(read_list, read)
 
 
+def _describe_document(value: object) -> str:
+    """Name the form of a document without showing it."""
+    if value is None:
+        return "an empty document"
+    return "a list" if isinstance(value, list) else "a single value"
+
+
 def read_mapping(kind: type[T], value: object, place: str) -> T:
     """Read a mapping with the keys of a dataclass.
 
@@ -128,7 +135,7 @@ def read_mapping(kind: type[T], value: object, place: str) -> T:
     """
     if not isinstance(value, dict):
         # A document other than a mapping may be a password, from the wrong parameter or file.
-        found = short_repr(value) if place else f"one value of type {type(value).__name__}"
+        found = short_repr(value) if place else _describe_document(value)
         problem = f"must be a mapping of keys to values, not {found}"
         raise ConfigurationError(place or "document", problem)
     known = _find_readers(kind)  # type: ignore[arg-type] # a class is hashable; mypy doubts it

@@ -138,6 +138,42 @@ def test_holders_that_are_protected_are_not_said_to_need_only_a_rule(small: Stag
     assert "pg_terminate_backend" not in step  # it would spare them
 
 
+@pytest.mark.parametrize("protected", ["database", "dropped role"])
+def test_holders_whose_sessions_are_all_protected_are_not_said_to_need_only_a_rule(
+    small: Stage, protected: str
+) -> None:
+    """A group tells nothing of its databases and of dropped roles, but each of its sessions does."""
+    small.database("billing")
+    small.root.run("CREATE ROLE vault_1 LOGIN")
+    role, database = ("app", "billing") if protected == "database" else ("vault_1", "postgres")
+    small.role("app")
+    for _ in range(12):
+        client = Client(
+            role, database=database, unix_sock=small.server.unix_sock, application_name="api"
+        )
+        small.cleanup(client.close)
+        client.run("BEGIN")
+        client.run("SELECT 1")
+    small.root.run("DROP ROLE vault_1")
+    protect = {"databases": ["billing"], "roles": ["nobody"]}
+    run = small.run({"policy": policy(protect=protect)})
+    (step,) = (step for step in run.document["steps"] if "The largest group" in step)
+    shown = "role app" if protected == "database" else "role dropped"
+    assert f"12 idle in transaction: api@local ({shown}), oldest" in step
+    by = "protect.databases" if protected == "database" else "role dropped"
+    assert f"They are protected ({by}): " in step
+    assert "pg_terminate_backend" not in step  # it would end none of them
+    assert "add a rule" not in step
+    assert f"({shown})" in run.said
+
+
+def test_the_statement_for_young_holders_is_said_to_end_none(small: Stage) -> None:
+    small.sessions(12, IDLE, application_name="api")
+    small.fill("other")
+    run = small.reap(rule(idle_for="1h"))
+    assert "shorten the interval here, because none is 5 minutes old: SELECT" in run.said
+
+
 def test_a_full_server_in_observe_mode_names_its_holders_first(small: Stage) -> None:
     crowd(small, leaks=9)
     small.fill("other")

@@ -507,6 +507,23 @@ def test_the_secret_whose_role_signals_is_used_at_whatever_address(
     assert {line["target"] for line in lines_of_sessions(logged(output))} == {"orders"}
 
 
+@pytest.mark.parametrize("fast", ["orders", "billing"])
+def test_a_server_at_two_addresses_is_one_target_also_if_it_has_no_slot_for_the_proof(
+    own_server: Callable[..., Stage], fast: str
+) -> None:
+    stage = own_server({"max_connections": "20"})
+    leaks = stage.fill()
+    for _ in range(2):
+        leaks.pop().close()
+    until(lambda: stage.clients == len(leaks) + 1, "two slots are free")
+    with two_addresses(stage, fast=fast, moment=Moment.SNAPSHOT):
+        run = stage.reap()
+    assert names(run) == ["orders"]
+    assert run.target()["also"] == ["billing"]
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
+    assert run.document["totals"]["terminated"] == len(leaks)
+
+
 def test_a_target_that_hangs_delays_another_server_for_a_short_time_only(
     stage: Stage,
 ) -> None:

@@ -164,6 +164,28 @@ def test_a_prepared_transaction_that_blocks_is_reported_with_what_to_run(prepari
     until(lambda: waiter.state != ACTIVE, "it has got the lock")
 
 
+@pytest.mark.parametrize("by_row", [True, False], ids=["row", "advisory lock"])
+def test_prepared_transactions_that_block_nobody_are_not_rolled_back(
+    preparing: Stage, *, by_row: bool
+) -> None:
+    """They may be one half of a healthy distributed transaction."""
+    root = preparing.root
+    root.run("CREATE TABLE account AS SELECT n FROM generate_series(1, 2) AS n")
+    preparing.role("waiter")
+    root.run("GRANT ALL ON account TO waiter")
+    blocking = "UPDATE account SET n = n WHERE n = 1" if by_row else LOCK
+    for gid, query in (("healthy", "UPDATE account SET n = n WHERE n = 2"), ("orphan", blocking)):
+        root.run("BEGIN")
+        root.run(query)
+        root.run(f"PREPARE TRANSACTION '{gid}'")
+        preparing.cleanup(root.run, f"ROLLBACK PREPARED '{gid}'")
+    waiter = preparing.session(ACTIVE, role="waiter", query=blocking)
+    until(lambda: waiter._shown("wait_event_type") == "Lock", "it waits")  # noqa: SLF001 -- of the stage
+    run = preparing.reap(BLOCKERS)
+    printed = root.run(statement_of(run, "SELECT format("))
+    assert [row[0] for row in printed] == ["ROLLBACK PREPARED 'orphan'"]
+
+
 def test_a_prepared_transaction_that_blocks_for_less_is_not_reported(preparing: Stage) -> None:
     preparing.root.run("BEGIN")
     preparing.root.run(LOCK)
@@ -188,6 +210,8 @@ def test_a_superuser_that_blocks_is_reported_with_what_to_run(stage: Stage) -> N
     assert "which is protected (superuser)" in run.said
     assert HIDDEN not in run.said
     assert run.said.count("1 session (checkout as waiter;") == 1  # once, as a blocker
+    assert json.loads(run.email.attributes["applications"]) == ["psql", "checkout"]
+    assert json.loads(run.email.attributes["roles"]) == ["boss", "waiter"]
     stage.root.run(statement_of(run, "SELECT pg_terminate_backend"))
     until(lambda: not blocker.is_there, "it is gone")
     until(lambda: waiter.state != ACTIVE, "it has got the lock")

@@ -66,8 +66,9 @@ def test_one_value_is_read_as_a_list_of_one() -> None:
         ),
         ({"name": "a", "inner": [[{}]]}, "inner[0]: must be a mapping of keys to values, not [{}]"),
         ({"name": "a", "inner": {"sizes": 1}}, "inner.sizes: unknown key"),
-        ("name", "document: must be a mapping of keys to values, not one value of type str"),
-        (None, "document: must be a mapping of keys to values, not one value of type NoneType"),
+        ("name", "document: must be a mapping of keys to values, not a single value"),
+        (["name"], "document: must be a mapping of keys to values, not a list"),
+        (None, "document: must be a mapping of keys to values, not an empty document"),
     ],
 )
 def test_an_invalid_value_is_an_error_that_names_its_place(document: object, error: str) -> None:

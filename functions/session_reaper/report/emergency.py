@@ -26,6 +26,7 @@ from session_reaper.sessions.session import Names, State
 from session_reaper.sessions.snapshot import Holder
 from session_reaper.targets.providers import emergency_instructions, reserved_slot_instructions
 
+EMERGENCY_AGE: Final = 300.0  # seconds in its state after which a statement here ends a session
 _MAX_STATEMENT: Final = 1400  # characters; a summary does not show a longer one
 _WAITING: Final = (State.IDLE, State.IDLE_IN_TRANSACTION, State.IDLE_IN_TRANSACTION_ABORTED)
 _TERMINATE: Final = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE "
@@ -121,7 +122,7 @@ def _write(
         clients = ",".join(map(str, policy.protect.clients))
     parts = [
         *conditions,
-        "state_change < now() - interval '5 minutes'",
+        f"state_change < now() - interval '{EMERGENCY_AGE / 60:g} minutes'",
         "backend_type = 'client backend'",
         "(pg_has_role(usesysid, 'USAGE') OR pg_has_role('pg_signal_backend', 'USAGE'))",
         _spare_roles(policy, own_role),

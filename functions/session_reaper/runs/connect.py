@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from typing import Final
 
 from session_reaper.aws.rds import with_iam_token
@@ -26,19 +27,20 @@ _IAM_HINT: Final = (
 )
 
 
-def connect_to_target(
+def connect_to_target(  # noqa: PLR0913 -- the target, and all that the retries depend on
     target: Target,
     discovery: TargetDiscovery,
     deadline: Deadline,
     policy: Policy,
     *,
     may_wait: bool = True,
+    when_full: Callable[[], None] = lambda: None,
 ) -> tuple[Server, Target]:
     """Connect; return the server, and the target with the password and the role that were used.
 
     `policy`: what the instructions for a full server must spare. `may_wait`: retry for some seconds
-    while the server is full. Raises TargetError; FullError, with what to do now, if none of the roles
-    gets a slot.
+    while the server is full, and call `when_full` before. Raises TargetError; FullError, with what to
+    do now, if none of the roles gets a slot.
     """
     retries = deadline.capped_at_share(_FULL_SHARE, FULL_SECONDS if may_wait else 0)
     pause = _SHORTEST_PAUSE
@@ -51,6 +53,7 @@ def connect_to_target(
             return _connect_or_reread(target, discovery, deadline)
         except FullError as error:
             full = error
+        when_full()
         may_fall_back = full.limit or attempt >= _FIRST_FALLBACK or not may_wait
         if target.fallback_secret and may_fall_back and not refusal:
             try:

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 from session_reaper.deadline import Deadline
 from session_reaper.errors import FullError, TargetError
@@ -49,7 +50,7 @@ def run_on_target(
             visits.record_full(job.target)
         return record_error(job.progress.result.latest, error)
     finally:
-        visits.end_turn(job.target)
+        visits.end(job.target)
 
 
 def _open_session(
@@ -62,7 +63,12 @@ def _open_session(
     """Connect to the target before its turn is over. `connections` will close every connection."""
     target, deadline = job.target, job.deadline
     server, connected = connect_to_target(
-        target, discovery, turn, job.policy, may_wait=not visits.is_full(target)
+        target,
+        discovery,
+        turn,
+        job.policy,
+        may_wait=not visits.is_full(target),
+        when_full=partial(visits.end_turn, target),
     )
     connections.callback(server.close)
 

@@ -10,16 +10,18 @@ any session, for those that may give the server its name, or have more rights.
 """
 
 import secrets
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Event, Lock
 from typing import Final
 
 from session_reaper.aws.rds import with_iam_token
 from session_reaper.deadline import Deadline
-from session_reaper.errors import TargetError
+from session_reaper.errors import FullError, TargetError
 from session_reaper.postgres.server import APPLICATION_NAME, Server
 from session_reaper.runs.parallel import PostponeError
 from session_reaper.sessions.snapshot import ServerIdentity, Snapshot
@@ -39,6 +41,8 @@ _PROOF_SHARE: Final = 0.2  # of the time left, at most
 _TURN_SECONDS: Final = 2.0  # to wait for others that are connecting; they may hang
 _TURN_SHARE: Final = 0.1  # of the time left, at most
 _ALL_RIGHTS: Final = 2
+_LEAVING_SECONDS: Final = 0.5  # in which the server frees the slot of a connection that has ended
+_PAUSE: Final = 0.05  # seconds between two attempts to get it
 _MOST_PROOFS: Final = 3  # for one target: hostile servers may make any number of claims
 
 
@@ -70,7 +74,8 @@ class _Candidate:
     """A target that may turn out to be the server of another one.
 
     `position`: in configured order. `group`: the targets that may be one server with it, as far as
-    hosts and addresses tell, and itself. `has_connected` is set unless a job connects to it now.
+    hosts and addresses tell, and itself. `has_connected` is set unless a job connects to it now;
+    `has_ended` once its job has ended.
     """
 
     target: Target
@@ -78,6 +83,7 @@ class _Candidate:
     group: Sequence[Target]
     is_instance_of_rds: bool
     has_connected: Event
+    has_ended: Event
 
 
 class Visits:
@@ -94,6 +100,7 @@ class Visits:
                 group=group_of[target.key],
                 is_instance_of_rds=is_instance_of_rds(target.host),
                 has_connected=Event(),
+                has_ended=Event(),
             )
             for position, target in enumerate(targets)
         }
@@ -172,6 +179,11 @@ class Visits:
             self._connecting.discard(target.key)
         self._candidates[target.key].has_connected.set()
 
+    def end(self, target: Target) -> None:
+        """Record that the job of a target has ended, and its connection."""
+        self.end_turn(target)
+        self._candidates[target.key].has_ended.set()
+
     def admit(
         self,
         target: Target,
@@ -224,7 +236,8 @@ class Visits:
         while (rival := self._add_unless_visited(visit, compared)) is not None:
             compared.append(rival)
             is_better = visit.rights > rival.rights
-            if not _is_same_server(visit, rival, server, proofs, keeps_visit=is_better):
+            connect = partial(self._connect_again, visit, rival, proofs)
+            if not _is_same_server(visit, rival, server, connect, proofs, keeps_visit=is_better):
                 continue
             if not is_better:
                 with self._lock:
@@ -237,6 +250,25 @@ class Visits:
             server.find_application("", nobody, own_name=APPLICATION_NAME, deadline=deadline)
         for rival in inferior:
             self._take_over(visit, rival)
+
+    def _connect_again(
+        self, visit: _Visit, rival: _Visit, deadline: Deadline, application_name: str
+    ) -> Server:
+        """Connect as the rival of a visit. If the server is full, wait until the rival leaves its slot.
+
+        Raises TargetError.
+        """
+        target = with_iam_token(rival.place.target)
+        with suppress(FullError):
+            return Server.connect(target, deadline, application_name=application_name)
+        self.end_turn(visit.place.target)  # the rival may be waiting for this visit
+        self._candidates[rival.key].has_ended.wait(deadline.remaining())
+        leaving = deadline.capped_at(_LEAVING_SECONDS)
+        while leaving.remaining():
+            with suppress(FullError):
+                return Server.connect(target, deadline, application_name=application_name)
+            time.sleep(min(_PAUSE, leaving.remaining()))
+        return Server.connect(target, deadline, application_name=application_name)
 
     def _take_over(self, visit: _Visit, rival: _Visit) -> None:
         """Make a visit the owner of another one, and of those that the other one owns."""
@@ -305,12 +337,19 @@ class Visits:
         return None
 
 
-def _is_same_server(
-    visit: _Visit, rival: _Visit, server: Server, deadline: Deadline, *, keeps_visit: bool
+def _is_same_server(  # noqa: PLR0913 -- two visits, and a connection of each
+    visit: _Visit,
+    rival: _Visit,
+    server: Server,
+    connect: Callable[[str], Server],
+    deadline: Deadline,
+    *,
+    keeps_visit: bool,
 ) -> bool:
     """Return whether two visits that claim to be to the same server are.
 
-    `server`: the connection of the visit. `keeps_visit`: the rival is to stop, not the visit.
+    `server`: the connection of the visit. `connect` makes one as the rival, with an application name.
+    `keeps_visit`: the rival is to stop, not the visit.
     """
     kept, other = (visit, rival) if keeps_visit else (rival, visit)
     target = visit.place.target
@@ -324,10 +363,12 @@ def _is_same_server(
     # could prove that it is the other one. But it does not have the key of the other's certificate.
     if visit.certificate != rival.certificate:
         return False
-    return _prove_same_server(server, rival.place.target, deadline)
+    return _prove_same_server(server, connect, deadline)
 
 
-def _prove_same_server(server: Server, other: Target, deadline: Deadline) -> bool:
+def _prove_same_server(
+    server: Server, connect: Callable[[str], Server], deadline: Deadline
+) -> bool:
     """Return whether another target's server shows our session on a server, and the reverse.
 
     Renames our session. Neither server can know the name of the session on the other. A server that
@@ -336,7 +377,7 @@ def _prove_same_server(server: Server, other: Target, deadline: Deadline) -> boo
     here, there = (f"{APPLICATION_NAME} {secrets.token_hex(8)}" for _ in range(2))
     is_same = False
     with suppress(TargetError):
-        connected = Server.connect(with_iam_token(other), deadline, application_name=there)
+        connected = connect(there)
         with closing(connected):
             # One expression: an error of the second server proves nothing.
             is_same = server.find_application(

@@ -15,7 +15,7 @@ from session_reaper.summary.digest import Digest
 from session_reaper.summary.groups import FailureGroup, Group, TargetDigest
 from session_reaper.summary.holders import describe_holder, find_remaining_holders
 from session_reaper.summary.out_of_reach import describe_protected
-from session_reaper.summary.prose import Prose, Statement, to_plain, to_statement
+from session_reaper.summary.prose import Prose, Statement, name_role, to_plain, to_statement
 from session_reaper.summary.wording import Wording
 
 WIDTH: Final = 72  # columns; SQL, a link or a long name may be wider
@@ -143,7 +143,8 @@ def _render_holders(report: TargetReport) -> Iterator[str]:
 
 
 def _render_group(group: Group) -> Iterator[str]:
-    head = f"{group.headline}: {group.application} (role {group.role}), oldest {group.age}"
+    role = to_plain(name_role(group.oldest.session.role))
+    head = f"{group.headline}: {group.application} ({role}), oldest {group.age}"
     yield from _wrap(head, "  ", "    ")
     yield from _wrap(f"{group.rule}: {group.reason}", "    ", "      ")
     if group.tags:

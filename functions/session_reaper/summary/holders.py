@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from session_reaper.policy.durations import format_duration
+from session_reaper.policy.protections import Protection
 from session_reaper.report.model import Outcome, TargetReport
 from session_reaper.report.text import printable
+from session_reaper.sessions.session import Session
 from session_reaper.sessions.snapshot import Holder
 from session_reaper.summary.groups import mask_client
-from session_reaper.summary.prose import Name, Prose
+from session_reaper.summary.prose import Name, Prose, name_role
 
 
 def find_remaining_holders(report: TargetReport) -> Sequence[Holder]:
@@ -17,8 +19,7 @@ def find_remaining_holders(report: TargetReport) -> Sequence[Holder]:
     if not report.is_crowded:
         return ()
     ended = Counter(
-        (s.application, s.role, s.client and mask_client(s.client), s.state.value)
-        for s in (r.decision.session for r in report.results if r.outcome is Outcome.TERMINATED)
+        _get_group(r.decision.session) for r in report.results if r.outcome is Outcome.TERMINATED
     )
     remaining = (
         replace(holder, count=holder.count - ended[_get_key(holder)]) for holder in report.holders
@@ -26,20 +27,38 @@ def find_remaining_holders(report: TargetReport) -> Sequence[Holder]:
     return sorted((h for h in remaining if h.count > 0), key=lambda holder: -holder.count)
 
 
-def _get_key(holder: Holder) -> tuple[str, str | None, str | None, str]:
+def find_protection_of_all(holder: Holder, report: TargetReport) -> Protection | None:
+    """Return the most frequent protection of a group whose sessions all match a rule, if there is one."""
+    found = Counter(
+        decision.protection
+        for decision in report.protected
+        if _get_group(decision.session) == _get_key(holder)
+    )
+    return found.most_common(1)[0][0] if found.total() >= holder.count else None
+
+
+_GroupKey = tuple[str, str | None, str | None, str]
+
+
+def _get_key(holder: Holder) -> _GroupKey:
     return (holder.application, holder.role, holder.client, holder.state)
+
+
+def _get_group(session: Session) -> _GroupKey:
+    """Return the key of the group that a session belongs to."""
+    client = session.client and mask_client(session.client)
+    return (session.application, session.role, client, session.state.value)
 
 
 def describe_holder(holder: Holder) -> Prose:
     """Write how many sessions of which application hold slots, in which state, and for how long."""
     client = "local" if holder.client is None else holder.client
     application = f"{holder.application or '(no name)'}@{client}"
-    role = "(role dropped)" if holder.role is None else holder.role
     age = format_duration(holder.oldest_seconds)
     return (
         f"{holder.count} {holder.state}: ",
         Name(printable(application, 90)),
-        " (role ",
-        Name(printable(role, 63)),
+        " (",
+        *name_role(holder.role),
         f"), oldest {age}",
     )

@@ -72,6 +72,9 @@ def _list_names(targets: Iterable[TargetDigest]) -> Iterator[tuple[str, str]]:
         for group in report.protected_to_report:
             yield group.application, group.role or ""
         for blocker in report.blockers:
+            if blocker.decision is not None:
+                session = blocker.decision.session
+                yield session.application, session.role or ""
             yield from ((waiter.application, waiter.role) for waiter in blocker.waiters)
 
 

@@ -13,7 +13,7 @@ from session_reaper.report.model import TargetReport
 from session_reaper.report.protected import ProtectedGroup
 from session_reaper.report.text import printable
 from session_reaper.sessions.lock_chains import Waiter
-from session_reaper.summary.prose import Name, Prose, Statement
+from session_reaper.summary.prose import Name, Prose, Statement, name_role
 from session_reaper.summary.wording import Wording
 
 _MOST_NAMED: Final = 3
@@ -29,10 +29,19 @@ _PREPARED: Final = (
     "a prepared transaction, which the reaper cannot end. Run what this prints, in the transaction's"
     " own database, as its owner or a superuser: "
 )
-# The statement is made by the server, because a gid may contain data of the application.
+_LOCKED: Final = (
+    "{0}.locktype, {0}.database, {0}.relation, {0}.page, {0}.tuple, {0}.virtualxid,"
+    " {0}.transactionid, {0}.classid, {0}.objid, {0}.objsubid"
+)
+# The statement is made by the server, because a gid may contain data of the application. It leaves
+# out prepared transactions that hold nothing that a session waits for: they may be at work. The locks
+# of a prepared transaction have no pid, and share its virtual transaction.
 _ROLLBACK: Final = Statement(
-    "SELECT format('ROLLBACK PREPARED %L', gid) AS run, database, owner, prepared"
-    " FROM pg_prepared_xacts ORDER BY prepared;"
+    "SELECT format('ROLLBACK PREPARED %L', gid) AS run, database, owner, prepared"  # noqa: S608 -- ours
+    " FROM pg_prepared_xacts AS p WHERE EXISTS (SELECT FROM pg_locks AS x JOIN pg_locks AS h"
+    " USING (virtualtransaction) JOIN pg_locks AS w ON NOT w.granted AND"
+    f" ({_LOCKED.format('h')}) IS NOT DISTINCT FROM ({_LOCKED.format('w')})"
+    " WHERE x.transactionid = p.transaction AND x.pid IS NULL AND h.pid IS NULL) ORDER BY prepared;"
 )
 
 
@@ -71,8 +80,9 @@ def advise_on_protection(protection: Protection, wording: Wording) -> str:
 
 
 def _name_roles(groups: Sequence[ProtectedGroup]) -> Prose:
-    labels = ["(role dropped)" if group.role is None else group.role for group in groups]
-    names = list(dict.fromkeys(labels))
+    names = list(dict.fromkeys(group.role for group in groups if group.role is not None))
+    if not names:
+        return name_role(None)
     more = len(names) - _MOST_NAMED
     shown = ", ".join(printable(name, 63) for name in names[:_MOST_NAMED])
     return ("role ", Name(shown), f" and {more} more" if more > 0 else "")
@@ -97,8 +107,8 @@ def _explain_protected_blocker(decision: Decision, by: str, wording: Wording) ->
         lift = f" To let the reaper do it: {advise_on_protection(protection, wording)}."
     return (
         Name(f"{printable(session.application, 63) or '(no name)'}, pid {identity.pid}"),
-        " (role ",
-        Name(printable(session.role_label, 63)),
+        " (",
+        *name_role(session.role),
         f"), {session.state} for {format_duration(session.idle_seconds)}, which is protected (",
         Name(printable(by, 90)),
         f"). If it may be ended, run{as_superuser}: ",
@@ -128,14 +138,13 @@ def describe_protected(group: ProtectedGroup) -> Prose:
     are = "is" if group.count == 1 else "are"
     waiters = group.waiters
     waiting = f"; {len(waiters)} waiting" if waiters else ""
-    role = "(role dropped)" if group.role is None else group.role
     return (
         f"{count_of(group.count, 'session')} {are} protected (",
         Name(printable(group.protection.by, 90)),
         "): ",
         Name(printable(group.application, 90) or "(no name)"),
-        " (role ",
-        Name(printable(role, 63)),
+        " (",
+        *name_role(group.role),
         f"), oldest {format_duration(group.oldest_seconds)}, rule ",
         Name(printable(group.rule, 63)),
         waiting,

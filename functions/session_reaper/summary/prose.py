@@ -40,6 +40,11 @@ def to_plain(prose: Prose) -> str:
     return "".join(part if isinstance(part, str) else part.text for part in prose)
 
 
+def name_role(role: str | None) -> Prose:
+    """Write the role of a session, None if it was dropped."""
+    return ("role dropped",) if role is None else ("role ", Name(printable(role, 63)))
+
+
 def to_statement(sql: str) -> str | Statement:
     """Make a statement of SQL, or a remark if it cannot be shown unchanged."""
     is_whole = printable(sql, _STATEMENT_LENGTH) == sql

@@ -17,7 +17,7 @@ from session_reaper.summary.digest import Digest
 from session_reaper.summary.groups import Group, TargetDigest
 from session_reaper.summary.holders import describe_holder, find_remaining_holders
 from session_reaper.summary.out_of_reach import describe_protected
-from session_reaper.summary.prose import Prose, Statement
+from session_reaper.summary.prose import Prose, Statement, name_role
 
 # Limits of Amazon Q on a custom notification, and of Slack on a block, in characters.
 _TITLE, _DESCRIPTION, _STEP = 250, 8_000, 350
@@ -126,9 +126,10 @@ def _render_target(target: TargetDigest, *, is_alone: bool) -> Iterator[str]:
 def _render_group(group: Group) -> str:
     reason = _code_span(truncate(group.reason, _REASON_LENGTH))
     tags = f". Tags: {_code_span(group.tags)}" if group.tags else ""
+    role = _render_prose(name_role(group.oldest.session.role))
     query = f". Last statement: {_code_span(group.query)}" if group.query else ""
     return (
-        f"• *{group.headline}*: {_code_span(group.application)} (role {_code_span(group.role)}),"
+        f"• *{group.headline}*: {_code_span(group.application)} ({role}),"
         f" oldest {group.age}. Rule {_code_span(group.rule)}: {reason}{tags}{query}"
     )
 

@@ -6,19 +6,29 @@ from itertools import chain, islice
 from typing import Final
 
 from session_reaper.policy.enums import Action, Mode
-from session_reaper.report.emergency import LIST_HOLDERS, find_holder_protection, write_holder_sql
+from session_reaper.policy.protections import Protection
+from session_reaper.report.emergency import (
+    EMERGENCY_AGE,
+    LIST_HOLDERS,
+    find_holder_protection,
+    write_holder_sql,
+)
 from session_reaper.report.model import Outcome, Report, TargetReport, TargetStatus
 from session_reaper.report.text import printable
 from session_reaper.sessions.session import State
 from session_reaper.sessions.snapshot import Holder
 from session_reaper.summary.groups import Group, TargetDigest, group_failures, join_names
-from session_reaper.summary.holders import describe_holder, find_remaining_holders
+from session_reaper.summary.holders import (
+    describe_holder,
+    find_protection_of_all,
+    find_remaining_holders,
+)
 from session_reaper.summary.out_of_reach import (
     advise_on_protection,
     list_blocker_steps,
     list_protected_steps,
 )
-from session_reaper.summary.prose import Name, Prose, Statement
+from session_reaper.summary.prose import Name, Prose, Statement, name_role
 from session_reaper.summary.wording import Wording
 
 
@@ -50,26 +60,36 @@ def _explain_holders(report: TargetReport, wording: Wording) -> Prose:
         return (f"{problem}List the holders of the slots: ", Statement(LIST_HOLDERS))
     largest = holders[0]
     may_enforce = wording.enforces_at_once and report.count(Outcome.WOULD_TERMINATE)
-    sql = None
-    if report.policy and not may_enforce:
-        sql = write_holder_sql(largest, report.policy, report.role)
-    now: Prose = (
-        (" To free slots now, end those older than 5 minutes: ", Statement(sql.statement))
-        if sql
-        else ()
-    )
+    protection = _find_protection(largest, report)
+    when = "Restart" if report.is_exhausted else "If slots run out, restart"
     return (
         f"{problem}The largest group of sessions is ",
         *describe_holder(largest),
-        ". Restart it or limit its pool.",
-        *now,
-        *(() if _has_result(largest, report) else _advise_on_holder(largest, report, wording)),
+        f". {when} it or limit its pool.",
+        *(() if protection or may_enforce else _explain_holder_sql(largest, report)),
+        *(() if _has_result(largest, report) else _advise_on_holder(protection, wording)),
     )
 
 
-def _advise_on_holder(holder: Holder, report: TargetReport, wording: Wording) -> Prose:
+def _find_protection(holder: Holder, report: TargetReport) -> Protection | None:
+    """Return what protects every session of a group, by what is known of the group or of each one."""
+    known = find_holder_protection(holder, report.policy) if report.policy else None
+    return known or find_protection_of_all(holder, report)
+
+
+def _explain_holder_sql(holder: Holder, report: TargetReport) -> Prose:
+    """Give the statement that ends a group's sessions, where there is one."""
+    sql = report.policy and write_holder_sql(holder, report.policy, report.role)
+    if not sql:
+        return ()
+    how = "end those older than 5 minutes"
+    if holder.oldest_seconds < EMERGENCY_AGE:
+        how = "shorten the interval here, because none is 5 minutes old"
+    return (f" To free slots now, {how}: ", Statement(sql.statement))
+
+
+def _advise_on_holder(protection: Protection | None, wording: Wording) -> Prose:
     """Say how the reaper can end the sessions of a group that no rule condemns."""
-    protection = find_holder_protection(holder, report.policy) if report.policy else None
     if protection is None:
         return (f" {wording.add_rule}",)
     by = Name(printable(protection.by, 90))
@@ -190,4 +210,4 @@ def _explain_leaks(groups: Sequence[Group]) -> Prose:
 
 def _name_culprit(group: Group) -> Prose:
     tags = (", ", Name(group.tags)) if group.tags else ()
-    return (Name(group.application), " (role ", Name(group.role), *tags, ")")
+    return (Name(group.application), " (", *name_role(group.oldest.session.role), *tags, ")")
