@@ -89,7 +89,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--template", type=Path, default=Path(".aws-sam/build/template.yaml"))
     parser.add_argument("--logs", type=Path, default=Path(".aws-sam/fleet"))
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    if given.register and not given.hub:
+        parser.error("--register needs --hub")
+    return given
 
 
 def _read_parameters(template: Path) -> Sequence[str]:

@@ -188,6 +188,12 @@ def test_nothing_is_begun_with_an_invalid_file_or_an_unknown_hub(
     assert roll_out.calls() == {}
 
 
+def test_stacks_are_registered_with_a_hub_only(roll_out: RollOut) -> None:
+    with pytest.raises(SystemExit):
+        roll_out.run(f"account,region\n{OWN},eu-central-1\n", "--register")
+    assert roll_out.calls() == {}
+
+
 def test_with_a_hub_each_region_has_a_topic_and_each_stack_is_expected(
     roll_out: RollOut, hub: str
 ) -> None:
