@@ -136,6 +136,7 @@ def test_each_stack_is_deployed_with_the_credentials_of_its_own_account(roll_out
         'Mode="enforce"',
         'ScheduleExpression="rate(1 minute)"',
     ]
+    assert secret != os.environ["AWS_SECRET_ACCESS_KEY"]
     assert secret not in " ".join(arguments)
     assert secret not in "".join(each.read_text() for each in roll_out.folder.glob("logs/*"))
 
