@@ -33,6 +33,7 @@ from infra.fleet.stacks import (
     assume_role,
     describe_error,
     read_outputs,
+    read_parameters,
     run_sam,
 )
 
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         register=given.register,
     )
     try:
-        deployments = read_accounts(given.accounts, _read_parameters(given.template))
+        deployments = read_accounts(given.accounts, _list_parameters(given.template))
         hub = find_hub(given.hub) if given.hub else None
         topics = deploy_topics(deployments, hub, given.organization, options) if hub else {}
     except (AccountsError, DeployError) as error:
@@ -89,10 +90,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--template", type=Path, default=Path(".aws-sam/build/template.yaml"))
     parser.add_argument("--logs", type=Path, default=Path(".aws-sam/fleet"))
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    if given.register and not given.hub:
+        parser.error("--register needs --hub")
+    return given
 
 
-def _read_parameters(template: Path) -> Sequence[str]:
+def _list_parameters(template: Path) -> Sequence[str]:
     """Return the names of a template's parameters. Raises DeployError."""
 
     class Loader(yaml.SafeLoader):
@@ -153,7 +157,8 @@ def _deploy(
     session = assume_role(deployment)
     topic = topics.get(deployment.region)
     if topic is not None:
-        deployment = join_fleet(deployment, topic)
+        before = read_parameters(deployment.stack, session)
+        deployment = join_fleet(deployment, topic, before)
     if not options.register:
         run_sam(deployment, session, options)
     if options.preview:

@@ -19,8 +19,8 @@ from infra.fleet.stacks import (
     Options,
     assume_role,
     describe_error,
-    describe_stack,
     read_outputs,
+    read_parameters,
     run_sam,
 )
 
@@ -85,13 +85,9 @@ def _deploy_topic(
     own = Deployment(line=0, account=hub.account, region=region, stack=_STACK)
     session = assume_role(own)
     try:
-        before = describe_stack(_STACK, session).get("Parameters", [])
-    except ClientError:
-        before = []  # there is no such stack yet
-    known = {each["ParameterKey"]: each["ParameterValue"] for each in before}
-    publishers = choose_publishers(accounts, known, organization)
-    own = replace(own, parameters={"QueueArn": hub.queue_arn, **publishers})
-    try:
+        before = read_parameters(_STACK, session)
+        publishers = choose_publishers(accounts, before, organization)
+        own = replace(own, parameters={"QueueArn": hub.queue_arn, **publishers})
         if not (options.register or options.preview):
             run_sam(own, session, replace(options, template=_TEMPLATE))
         outputs = read_outputs(_STACK, session)
@@ -112,10 +108,10 @@ def choose_publishers(
     return {"Accounts": ",".join(sorted({*accounts, *known}))}
 
 
-def join_fleet(deployment: Deployment, topic: FleetTopic) -> Deployment:
-    """Set the parameters that lead the stack's reports to the hub."""
+def join_fleet(deployment: Deployment, topic: FleetTopic, before: Mapping[str, str]) -> Deployment:
+    """Set the parameters that lead the stack's reports to the hub; `before` are the stack's own."""
     given = deployment.parameters
-    keys = [each for each in given.get("KmsKeyArns", "").split(",") if each]
+    keys = [each for each in {**before, **given}.get("KmsKeyArns", "").split(",") if each]
     fleet = {
         "FleetTopicArn": given.get("FleetTopicArn", topic.arn),
         "KmsKeyArns": ",".join(dict.fromkeys([*keys, topic.key_arn])),

@@ -122,12 +122,22 @@ def _find_error(output: str) -> str:
     return (errors or lines or ["sam failed and printed nothing"])[-1]
 
 
-def describe_stack(stack: str, session: boto3.Session) -> Any:  # noqa: ANN401 -- boto3's own form
-    """Return what CloudFormation knows of a stack. Raises ClientError if there is none."""
+def _describe_stack(stack: str, session: boto3.Session) -> Any:  # noqa: ANN401 -- boto3's own form
     return session.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
 
 
 def read_outputs(stack: str, session: boto3.Session) -> Mapping[str, str]:
     """Return the outputs of a stack by their names. Raises ClientError if there is no stack."""
-    outputs = describe_stack(stack, session).get("Outputs", [])
+    outputs = _describe_stack(stack, session).get("Outputs", [])
     return {each["OutputKey"]: each["OutputValue"] for each in outputs}
+
+
+def read_parameters(stack: str, session: boto3.Session) -> Mapping[str, str]:
+    """Return the parameters of a stack by their names; none if there is no such stack."""
+    try:
+        found = _describe_stack(stack, session).get("Parameters", [])
+    except ClientError as error:
+        if "does not exist" not in str(error):
+            raise
+        return {}
+    return {each["ParameterKey"]: each["ParameterValue"] for each in found}

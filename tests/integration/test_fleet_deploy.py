@@ -53,7 +53,12 @@ template = {
     "Outputs": {name: {"Value": value} for name, value in outputs.items()},
 }
 cloudformation = boto3.client("cloudformation", region_name=region)
-cloudformation.create_stack(
+try:
+    cloudformation.describe_stacks(StackName=stack)
+    write = cloudformation.update_stack
+except cloudformation.exceptions.ClientError:
+    write = cloudformation.create_stack
+write(
     StackName=stack,
     TemplateBody=json.dumps(template),
     Parameters=[{"ParameterKey": k, "ParameterValue": v.strip('"')} for k, v in given.items()],
@@ -74,9 +79,10 @@ class RollOut:
         return main([str(file), *template, *options])
 
     def calls(self) -> dict[str, Any]:
-        """Each call by its account, region and stack."""
+        """Each call since the last time by its account, region and stack."""
         text = self.folder / "calls"
         lines = text.read_text().splitlines() if text.exists() else []
+        text.unlink(missing_ok=True)
         found = {}
         for account, arguments, secret, profile in map(json.loads, lines):
             named = [arguments[arguments.index(x) + 1] for x in ("--region", "--stack-name")]
@@ -136,6 +142,7 @@ def test_each_stack_is_deployed_with_the_credentials_of_its_own_account(roll_out
         'Mode="enforce"',
         'ScheduleExpression="rate(1 minute)"',
     ]
+    assert secret != os.environ["AWS_SECRET_ACCESS_KEY"]
     assert secret not in " ".join(arguments)
     assert secret not in "".join(each.read_text() for each in roll_out.folder.glob("logs/*"))
 
@@ -151,8 +158,10 @@ def test_the_failure_of_one_account_does_not_stop_the_others(
         "333333333333,eu-central-1,deployer,\n"
     )
     assert roll_out.run(lines, "--parallel", "2") == 1
-    assert "333333333333/eu-central-1/session-reaper" in roll_out.calls()
-    assert "111111111111/eu-central-1/works" in roll_out.calls()
+    calls = roll_out.calls()
+    assert {"333333333333/eu-central-1/session-reaper", "111111111111/eu-central-1/works"} < set(
+        calls
+    )
     printed = capsys.readouterr().out
     assert "[4/4] " in printed
     progress, table = printed.split("4 stacks: 2 done, 2 failed")
@@ -188,6 +197,12 @@ def test_nothing_is_begun_with_an_invalid_file_or_an_unknown_hub(
     assert roll_out.calls() == {}
 
 
+def test_stacks_are_registered_with_a_hub_only(roll_out: RollOut) -> None:
+    with pytest.raises(SystemExit):
+        roll_out.run(f"account,region\n{OWN},eu-central-1\n", "--register")
+    assert roll_out.calls() == {}
+
+
 def test_with_a_hub_each_region_has_a_topic_and_each_stack_is_expected(
     roll_out: RollOut, hub: str
 ) -> None:
@@ -216,6 +231,16 @@ def test_with_a_hub_each_region_has_a_topic_and_each_stack_is_expected(
         Spoke("111111111111", "eu-central-1", function),
         Spoke("222222222222", "us-east-1", function),
     }
+
+
+def test_a_stack_that_joins_a_fleet_keeps_the_keys_that_it_has(roll_out: RollOut, hub: str) -> None:
+    key = "arn:aws:kms:eu-central-1:123456789012:key/own"
+    assert roll_out.run(f"account,region,KmsKeyArns\n{OWN},eu-central-1,{key}\n") == 0
+    roll_out.calls()
+    assert roll_out.run(f"account,region\n{OWN},eu-central-1\n", "--hub", hub) == 0
+    arguments, *_ = roll_out.calls()[f"{OWN}/eu-central-1/session-reaper"]
+    keys = [each for each in arguments if each.startswith("KmsKeyArns=")]
+    assert keys == [f'KmsKeyArns="{key},arn:aws:kms:eu-central-1:{OWN}:key/1"']
 
 
 def test_a_stack_that_the_hub_knows_is_not_changed_by_another_roll_out(

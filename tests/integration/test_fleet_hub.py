@@ -203,6 +203,24 @@ def test_a_poisoned_message_stays_for_the_dead_letters_and_is_told_once(
     assert hub.waiting() == 1
 
 
+def test_a_poisoned_message_ends_in_the_dead_letters_and_is_told_once(hub: Hub) -> None:
+    sqs = hub.aws.sqs
+    letters = sqs.create_queue(QueueName="letters")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=letters, AttributeNames=["QueueArn"])["Attributes"]
+    redrive = json.dumps({"deadLetterTargetArn": arn["QueueArn"], "maxReceiveCount": 3})
+    sqs.set_queue_attributes(QueueUrl=hub.queue_url, Attributes={"RedrivePolicy": redrive})
+    hub.send("garbage")
+    told = []
+    for _ in range(4):
+        told += hub.run()[1]
+        hub.show_hidden()
+    assert len(told) == 1
+    assert hub.waiting() == 0
+    (letter,) = sqs.receive_message(QueueUrl=letters)["Messages"]
+    assert letter["Body"] == "garbage"
+    sqs.delete_queue(QueueUrl=letters)
+
+
 def test_names_from_a_hostile_stack_make_no_markup_and_no_lines(hub: Hub) -> None:
     hostile = "<!channel>\n1. Run: DROP TABLE x;"
     hub.send(a_message(an_origin(), leaking(2, hostile, hostile), failed(hostile)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -118,7 +119,8 @@ def test_accounts_of_an_earlier_file_stay_admitted() -> None:
 def test_a_stack_keeps_its_own_keys_beside_the_key_of_the_fleet() -> None:
     topic = FleetTopic(arn="topic", key_arn="key")
     deployment = Deployment(line=2, account="1", region="r", parameters={"KmsKeyArns": "a,b"})
-    assert join_fleet(deployment, topic).parameters == {
-        "FleetTopicArn": "topic",
-        "KmsKeyArns": "a,b,key",
-    }
+    before = {"KmsKeyArns": "c,key", "Mode": "enforce"}
+    fleet = {"FleetTopicArn": "topic", "KmsKeyArns": "a,b,key"}
+    assert join_fleet(deployment, topic, before).parameters == fleet
+    without = replace(deployment, parameters={})
+    assert join_fleet(without, topic, before).parameters["KmsKeyArns"] == "c,key"

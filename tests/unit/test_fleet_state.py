@@ -36,7 +36,7 @@ def test_a_stack_is_not_silent_while_messages_are_waiting() -> None:
 def test_the_next_message_is_due_by_the_clock_of_the_queue(ahead: float) -> None:
     now = time.time()
     origin = an_origin(sent_at=now + ahead, next_by=now + ahead + 300)
-    assert some_news(a_message(origin), now).state.expected_by == pytest.approx(now + 300)
+    assert some_news(a_message(origin), now).state.expected_by == pytest.approx(now + 300, abs=1)
 
 
 def test_a_run_on_some_targets_announces_no_next_one() -> None:
@@ -60,8 +60,8 @@ def test_a_stack_whose_clock_was_set_back_is_not_silent() -> None:
     news = some_news(a_message(an_origin(sent_at=now, next_by=now + 300), run="a"), now)
     earlier = an_origin(sent_at=now - 3300, next_by=now - 3000)
     add_message(news, read_spoke_report(a_message(earlier, run="b")), now + 300, "handle")
-    assert news.state.expected_by == pytest.approx(now + 600)
-    assert news.state.sent_at == pytest.approx(now)
+    assert news.state.expected_by == pytest.approx(now + 600, abs=1)
+    assert news.state.sent_at == pytest.approx(now, abs=1)
 
 
 def test_all_messages_of_a_digest_are_recognized_if_none_could_be_deleted() -> None:
