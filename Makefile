@@ -9,8 +9,9 @@ SHELL := /bin/bash
 
 UV := .tools/uv/bin/uv
 PYTHON := .venv/bin/python
-# On all cores. Integration tests come first: they wait while others compute.
-PYTEST := $(PYTHON) -m pytest -n auto --dist worksteal
+# On all cores. Integration tests come first: they wait while others compute. Each worker loads every
+# module, in a third of the time if Python may store what it compiled: some environments forbid that.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -n auto --dist worksteal
 SAM := .tools/sam/bin
 CHECKOV := .tools/checkov/bin
 SERVERS := .tools/servers

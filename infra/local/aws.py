@@ -13,6 +13,7 @@ import boto3
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.server import ThreadedMotoServer
 from moto.sns.models import sns_backends
+from moto.sqs.models import sqs_backends
 
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mypy_boto3_ssm import SSMClient
 
 REGION = "eu-central-1"
+_INBOX = "inbox"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +38,13 @@ class Email:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aws:
-    """Clients of the stand-in, the topic, and the queue that receives what the topic delivers."""
+    """Clients of the stand-in, and the topic, which delivers to a queue that `delivered` reads."""
 
     secrets: "SecretsManagerClient"
     sns: "SNSClient"
     sqs: "SQSClient"
     ssm: "SSMClient"
     topic_arn: str
-    inbox_url: str
 
     def put_secret(self, name: str, value: object) -> None:
         """Store a new secret: bytes as they are, text as it is, anything else as JSON."""
@@ -55,17 +56,13 @@ class Aws:
 
     def delivered(self) -> list[Email]:
         """Return the messages delivered since the last call."""
-        emails: list[Email] = []
-        while True:
-            answer = self.sqs.receive_message(QueueUrl=self.inbox_url, MaxNumberOfMessages=10)
-            messages = answer.get("Messages", [])
-            if not messages:
-                return emails
-            for message in messages:
-                emails.append(self._email(json.loads(message["Body"])))
-                self.sqs.delete_message(
-                    QueueUrl=self.inbox_url, ReceiptHandle=message["ReceiptHandle"]
-                )
+        inbox = sqs_backends[DEFAULT_ACCOUNT_ID][REGION]  # in this process: HTTP would cost time
+        messages = inbox.receive_message(
+            _INBOX, count=1000, wait_seconds_timeout=0, visibility_timeout=60
+        )
+        for message in messages:
+            inbox.delete_message(_INBOX, message.receipt_handle or "")
+        return [self._email(json.loads(message.body)) for message in messages]
 
     def _email(self, notification: dict[str, Any]) -> Email:
         topic = sns_backends[DEFAULT_ACCOUNT_ID][REGION].topics[notification["TopicArn"]]
@@ -111,7 +108,7 @@ def aws() -> Iterator[Aws]:
 def _stand_in() -> Aws:
     sns, sqs = boto3.client("sns"), boto3.client("sqs")
     topic_arn = sns.create_topic(Name="session-reaper")["TopicArn"]
-    inbox_url = sqs.create_queue(QueueName="inbox")["QueueUrl"]
+    inbox_url = sqs.create_queue(QueueName=_INBOX)["QueueUrl"]
     attributes = sqs.get_queue_attributes(QueueUrl=inbox_url, AttributeNames=["QueueArn"])
     inbox_arn = attributes["Attributes"]["QueueArn"]
     sns.subscribe(TopicArn=topic_arn, Protocol="sqs", Endpoint=inbox_arn)
@@ -121,5 +118,4 @@ def _stand_in() -> Aws:
         sqs=sqs,
         ssm=boto3.client("ssm"),
         topic_arn=topic_arn,
-        inbox_url=inbox_url,
     )

@@ -294,6 +294,6 @@ def test_a_server_that_stops_answering_does_not_change_the_outcomes(
 
 def test_a_run_with_little_time_left_does_not_query_facts(stage: Stage) -> None:
     leak = stage.session(LEAK)
-    run = stage.reap(seconds=3.0)
+    run = stage.reap(seconds=4.0)
     assert run.outcomes() == {leak.pid: "terminated"}
     assert set(sql_by_code(run)) == {"encrypt-connection"}

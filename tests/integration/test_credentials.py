@@ -512,7 +512,7 @@ def test_a_full_server_that_repeats_the_token_is_reported_as_full(
 ) -> None:
     rds.refusal = lambda token: error_response("53300", f"sorry, too many clients already {token}")
     iam(stage, endpoint, rds)
-    run = stage.reap(seconds=3)
+    run = stage.reap(seconds=10)
     assert run.target()["status"] == "full"
     assert_kept(output, run, rds.tokens)
 
@@ -555,7 +555,7 @@ def test_no_token_of_the_fallback_secret_is_sent_in_plaintext(
     stage.aws.put_secret("admin", {"username": "root", **keys})
     with Impostor(rds.answer) as listening:
         stage.target(port=listening.port, fallback_secret="admin")  # noqa: S106 -- its name
-        run = stage.reap(seconds=3)
+        run = stage.reap(seconds=10)
     assert rds.tokens == []
     assert rds.plaintext == b""
     assert run.target()["status"] == "full"

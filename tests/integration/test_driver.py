@@ -95,7 +95,7 @@ def connect(
     server = AuthServer(*requests, then=then)
     with Impostor(server) as impostor:
         try:
-            Server.connect(replace(target, port=impostor.port), Deadline(2)).close()
+            Server.connect(replace(target, port=impostor.port), Deadline(30)).close()
         except TargetError as error:
             return error, server.received
     return None, server.received
@@ -266,7 +266,7 @@ def test_an_answer_that_fits_none_of_our_statements_is_an_error_of_the_target(
     with Impostor(_answering(sent_by_server)) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(60))
         with pytest.raises(TargetError) as raised:
-            server.take_snapshot(NO_SESSIONS, Deadline(2))
+            server.take_snapshot(NO_SESSIONS, Deadline(30))
         server.close()
     assert raised.value.code in {"answer", "protocol", "connection"}
 
@@ -301,16 +301,16 @@ def test_a_large_answer_waits_for_memory_and_fails_at_the_deadline(target: Targe
     memory.claim(150_000, Deadline(1))
     answer = _answering(COLUMN + row(b"x" * 140_000) + message(b"C", b"SELECT 1\0") + READY)
     with Impostor(answer) as impostor:
-        server = Server.connect(replace(target, port=impostor.port), Deadline(5), memory)
+        server = Server.connect(replace(target, port=impostor.port), Deadline(30), memory)
         with pytest.raises(TargetError) as raised:
-            server.take_snapshot(NO_SESSIONS, Deadline(0.3))
+            server.take_snapshot(NO_SESSIONS, Deadline(2))
         server.close()
         assert raised.value.code == "memory"
         assert memory.available == 250_000
         memory.release(150_000)
-        server = Server.connect(replace(target, port=impostor.port), Deadline(5), memory)
+        server = Server.connect(replace(target, port=impostor.port), Deadline(30), memory)
         with pytest.raises(TargetError) as raised:
-            server.take_snapshot(NO_SESSIONS, Deadline(5))
+            server.take_snapshot(NO_SESSIONS, Deadline(30))
         server.close()
     assert raised.value.code == "answer"  # it arrived, and is invalid JSON
     assert memory.available == 400_000
@@ -323,9 +323,9 @@ def test_an_answer_waits_for_its_turn_to_be_decoded_until_the_deadline(
     memory = MemoryBudget(400_000)
     answer = _answering(COLUMN + row(b"x" * size) + message(b"C", b"SELECT 1\0") + READY)
     with Impostor(answer) as impostor:
-        server = Server.connect(replace(target, port=impostor.port), Deadline(5), memory)
+        server = Server.connect(replace(target, port=impostor.port), Deadline(30), memory)
         with memory.decode_in_turn(size, Deadline(0)), pytest.raises(DeadlineError):
-            server.take_snapshot(NO_SESSIONS, Deadline(0.3))
+            server.take_snapshot(NO_SESSIONS, Deadline(2))
         server.close()
     assert memory.available == 400_000
 
@@ -342,9 +342,9 @@ def test_an_answer_waits_for_its_turn_to_be_decoded_until_the_deadline(
 def test_only_one_row_of_an_answer_may_be_large(target: Target, sent_by_server: bytes) -> None:
     memory = MemoryBudget(1_000_000)
     with Impostor(_answering(sent_by_server)) as impostor:
-        server = Server.connect(replace(target, port=impostor.port), Deadline(5), memory)
+        server = Server.connect(replace(target, port=impostor.port), Deadline(30), memory)
         with pytest.raises(TargetError) as raised:
-            server.take_snapshot(NO_SESSIONS, Deadline(2))
+            server.take_snapshot(NO_SESSIONS, Deadline(30))
         server.close()
     assert raised.value.code == "answer"
     assert memory.available == 1_000_000
@@ -357,8 +357,8 @@ def test_a_large_snapshot_claims_memory_for_each_session_until_it_is_deleted(
     for _ in range(30):
         stage.session(LEAK, query=query)
     memory = MemoryBudget(1_000_000)
-    server = Server.connect(target, Deadline(5), memory)
-    snapshot = server.take_snapshot(ALL_SESSIONS, Deadline(5))
+    server = Server.connect(target, Deadline(30), memory)
+    snapshot = server.take_snapshot(ALL_SESSIONS, Deadline(30))
     server.close()
     assert memory.available < 1_000_000 - 60_000
     last = snapshot.sessions[-1]

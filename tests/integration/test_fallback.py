@@ -110,7 +110,7 @@ def test_a_targets_host_does_not_get_the_credentials_of_another_secret(
     stolen, listening = thief
     stage.aws.put_secret(FALLBACK, stage.secret(username="root", password=THEIRS, sslmode=sslmode))
     stage.target("evil", host="attacker.example", port=listening.port, fallback_secret=FALLBACK)
-    run = stage.run(event, seconds=4)
+    run = stage.run(event, seconds=8)
     assert set(stolen.roles) == {REAPER}
     assert stolen.heard == []
     assert "it is for another server" in message_of(run, "evil")
@@ -138,7 +138,7 @@ def test_a_fallback_without_a_host_is_not_sent(
     stolen, listening = thief
     stage.aws.put_secret(FALLBACK, {"username": "root", "password": THEIRS})
     stage.target(port=listening.port, fallback_secret=FALLBACK)
-    run = stage.run(event, seconds=4)
+    run = stage.run(event, seconds=8)
     assert stolen.heard == []
     assert "host is missing" in message_of(run)
 
@@ -150,7 +150,7 @@ def test_the_fallbacks_own_tls_mode_applies(stage: Stage, thief: tuple[Thief, Im
     theirs = stage.secret(username="root", password=THEIRS, sslmode=None, **place)
     stage.aws.put_secret(FALLBACK, theirs)
     stage.target(**place, sslmode="disable", fallback_secret=FALLBACK)
-    run = stage.run(seconds=4)
+    run = stage.run(seconds=8)
     assert stolen.heard == []
     assert "does not offer TLS" in message_of(run)
 
@@ -246,7 +246,7 @@ def test_without_permission_to_list_a_clusters_endpoint_is_refused(stage: Stage,
     limited(stage)
     assert stage.reap().target("shop")["fallback_secret"] == FALLBACK
     denying = True
-    run = stage.reap(seconds=4)
+    run = stage.reap(seconds=8)
     assert run.target("shop")["status"] == "failed"
     assert "RDS instances cannot be listed" in message_of(run, "shop")
     assert "AccessDenied" in message_of(run, "shop")
@@ -265,7 +265,7 @@ def test_the_master_secret_of_the_cluster_is_sent_verified_to_an_rds_endpoint(
         stage.target(
             host=endpoint.upper(), port=listening.port, sslmode="require", fallback_secret=master
         )
-        run = stage.run(event, seconds=4)
+        run = stage.run(event, seconds=8)
     assert stolen.roles
     assert set(stolen.roles) == {REAPER}, "an unverified server got the login"
     assert stolen.heard == []
@@ -286,7 +286,7 @@ def test_the_master_secret_of_a_cluster_is_refused_on_any_other_server(
         dbInstanceIdentifier="shop-1",
         fallback_secret=master,
     )
-    run = stage.run(seconds=4)
+    run = stage.run(seconds=8)
     assert set(stolen.roles) == {REAPER}
     assert stolen.heard == []
     assert "does not list it as the master secret" in message_of(run, "shop-1")

@@ -179,7 +179,7 @@ def _refusals(stage: Stage) -> int:
 def shut(stage: Stage) -> Run:
     """A run that finds no slot; its short time limits the retries."""
     stage.fill()
-    return stage.reap(seconds=4)
+    return stage.reap(seconds=8)
 
 
 @pytest.mark.every_major

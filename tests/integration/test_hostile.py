@@ -114,8 +114,8 @@ def test_a_healthy_target_is_reaped_among_many_hostile_servers(stage: Stage) -> 
         for number, answer in enumerate(answers):
             impostor = stack.enter_context(Impostor(answer))
             stage.target(f"hostile-{number}", port=impostor.port)
-        run = stage.reap(seconds=3)
-        assert run.seconds < 3 + PATIENCE
+        run = stage.reap(seconds=8)
+        assert run.seconds < 8 + PATIENCE
         assert len(run.emails) == 1
     assert run.outcomes("healthy") == {leak.pid: "terminated"}
     assert run.document["totals"]["failed"] == len(answers)
@@ -132,8 +132,8 @@ def test_several_hanging_servers_take_no_longer_than_one(stage: Stage) -> None:
         stage.target("after-TLS", port=tls.port, sslmode="require")
         logged_in = stack.enter_context(Impostor(say_and_hang(LOGIN_OK)))
         stage.target("after-login", port=logged_in.port)
-        run = stage.reap(seconds=3)
-    assert run.seconds < 3 + PATIENCE
+        run = stage.reap(seconds=6)
+    assert run.seconds < 6 + PATIENCE
     codes = {target["name"]: target["error"]["code"] for target in run.document["targets"]}
     assert codes == dict.fromkeys(codes, "timeout")
 
@@ -143,7 +143,7 @@ def test_a_server_that_sends_byte_by_byte_leaves_no_thread_behind(stage: Stage) 
     with Impostor(drip(LOGIN_OK + NOTICE)) as impostor:
         threads = threading.active_count() - before
         stage.target("dripping", port=impostor.port)
-        run = stage.reap(seconds=1)
+        run = stage.reap(seconds=5)
         assert run.target("dripping")["status"] == "failed"
         until(
             lambda: threading.active_count() <= before + threads,
@@ -173,8 +173,8 @@ def test_the_report_is_true_if_the_server_always(stage: Stage, trouble: Fault) -
     victims = stage.sessions(3)
     with Proxy(stage.server.port, trouble, every=True) as proxy:
         stage.target(port=proxy.port)
-        run = stage.reap(seconds=3 if trouble.action is Action.HANG else 60)
-    assert run.seconds < 3 + PATIENCE
+        run = stage.reap(seconds=6 if trouble.action is Action.HANG else 60)
+    assert run.seconds < 6 + PATIENCE
     assert len(run.emails) == 1
     assert run.target()["status"] == "failed"
     expected = {"timeout", "deadline"} if trouble.action is Action.HANG else {"connection"}
@@ -245,7 +245,7 @@ def test_slots_that_were_not_counted_after_the_signals_are_unknown(stage: Stage)
     again = Fault(action=Action.HANG, moment=Moment.VERIFY)
     with Proxy(stage.server.port, terminate, again, every=True) as proxy:
         stage.target(port=proxy.port)
-        run = stage.reap(seconds=3)
+        run = stage.reap(seconds=6)
     assert set(run.outcomes().values()) == {"lingering"}
     assert run.target()["slots"]["used_after"] is None
 
@@ -255,7 +255,7 @@ def test_a_connection_lost_before_a_signal_terminates_no_more_sessions(stage: St
     trouble = Fault(action=Action.RESET, moment=Moment.TERMINATE, nth=2)
     with Proxy(stage.server.port, trouble) as proxy:
         stage.target(port=proxy.port)
-        run = stage.reap(seconds=2)
+        run = stage.reap(seconds=10)
     assert_true_to(run, victims)
     assert run.error()["code"] == "connection"
     survivors = stage.survivors(victims)
@@ -284,8 +284,8 @@ def test_the_report_is_true_if_the_server_sends_byte_by_byte_at(
     trouble = Fault(action=Action.DRIP, moment=moment, lost=True)
     with Proxy(stage.server.port, trouble, every=True) as proxy:
         stage.target(port=proxy.port)
-        run = stage.reap(seconds=2)
-    assert run.seconds < 2 + PATIENCE
+        run = stage.reap(seconds=6)
+    assert run.seconds < 6 + PATIENCE
     assert run.target()["status"] == "failed"
     assert len(run.emails) == 1
     assert_true_to(run, victims)
@@ -298,7 +298,7 @@ def test_a_verified_session_stays_terminated_if_a_later_verify_fails(stage: Stag
     trouble = Fault(action=Action.DRIP, moment=Moment.VERIFY, nth=5, lost=True)
     with Proxy(stage.server.port, trouble, every=True) as proxy:
         stage.target(port=proxy.port)
-        run = stage.reap(seconds=3)
+        run = stage.reap(seconds=6)
     assert list(run.outcomes().values()) == ["lingering", "terminated", "terminated"]
     assert run.target()["status"] == "failed"
 
@@ -316,7 +316,7 @@ def test_the_report_is_true_if_the_reaper_s_own_session_is_terminated(stage: Sta
 
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
-        run = stage.reap(seconds=2)
+        run = stage.reap(seconds=10)
     assert run.target()["status"] == "failed"
     assert run.error()["code"] in {"57P01", "connection"}
     assert_true_to(run, victims)

@@ -118,7 +118,7 @@ def test_a_lingering_session_does_not_hide_terminated_ones(stage: Stage) -> None
     leaks = stage.sessions(3)
     os.kill(leaks[0].pid, signal.SIGSTOP)
     stage.cleanup(os.kill, leaks[0].pid, signal.SIGCONT)
-    run = stage.reap(seconds=1.5)
+    run = stage.reap(seconds=3)
     assert run.outcomes() == {
         leaks[0].pid: "lingering",
         leaks[1].pid: "terminated",
@@ -138,5 +138,5 @@ def test_a_session_that_becomes_hidden_does_not_count_as_terminated(stage: Stage
 
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port, username="reaper")
-        run = stage.reap(seconds=1.5)
+        run = stage.reap(seconds=10)
     assert run.outcomes() == {leak.pid: "lingering"}

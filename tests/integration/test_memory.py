@@ -301,11 +301,11 @@ def test_a_secret_that_takes_another_target_s_name_hides_nothing(stage: Stage) -
     fields = b"SFATAL\0VFATAL\0C53300\0Msorry, too many clients already\0\0"
     with Impostor(say(b"E" + struct.pack("!i", 4 + len(fields)) + fields)) as always_full:
         stage.target("thief", port=always_full.port, name="orders")
-        assert stage.run(seconds=4).email.subject.startswith("CRITICAL")
-        assert stage.run(seconds=4).emails == []
+        assert stage.run(seconds=6).email.subject.startswith("CRITICAL")
+        assert stage.run(seconds=6).emails == []
         stage.fill()
         stage.monkeypatch.setenv("MODE", "observe")
-        assert stage.run(seconds=4).email.subject.startswith("CRITICAL")
+        assert stage.run(seconds=6).email.subject.startswith("CRITICAL")
         assert len({item["target"]["S"] for item in items()}) == 2
 
 

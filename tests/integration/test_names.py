@@ -194,7 +194,7 @@ def test_a_leaked_serializable_transaction_does_not_delay_the_snapshot(stage: St
         stage.cleanup(stage.root.run, f"ALTER ROLE session_reaper RESET default_transaction_{name}")
     leak = stage.session(LEAK, query="SET TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ WRITE")
     leak.connection.run("SELECT count(*) FROM pg_class")
-    run = stage.reap(seconds=5)
+    run = stage.reap(seconds=15)
     assert run.outcomes() == {leak.pid: "terminated"}
 
 

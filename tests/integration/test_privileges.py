@@ -210,12 +210,12 @@ def test_the_report_is_true_if_the_time_ends_between_two_signals(stage: Stage) -
         nonlocal signals
         signals += moment is Moment.TERMINATE
         if signals == 2 and moment is Moment.TERMINATE:
-            end = _clock(stage) + 0.7
+            end = _clock(stage) + 3
             until(lambda: _clock(stage) > end, "half of the remaining time is over")
 
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(username="watcher", port=proxy.port)
-        run = stage.reap(seconds=1.5)
+        run = stage.reap(seconds=6)
     assert_true_to(run, leaks)
 
 
@@ -258,7 +258,7 @@ def test_a_server_without_a_free_slot_is_full(own_server: Callable[..., Stage]) 
     stage = own_server({"max_connections": "10"})
     stage.role("boss", "SUPERUSER")
     leaks = stage.fill()  # every ordinary slot
-    run = stage.reap(seconds=4)
+    run = stage.reap(seconds=8)
     assert run.target()["status"] == "full"
     assert run.error()["code"] == "53300"
     assert "reserved_connections" in run.error()["hint"]
@@ -266,7 +266,7 @@ def test_a_server_without_a_free_slot_is_full(own_server: Callable[..., Stage]) 
     assert "orders: full, " in run.email.subject
     assert stage.survivors(leaks) == leaks
     stage.fill("boss")  # every slot
-    run = stage.reap(seconds=4)
+    run = stage.reap(seconds=8)
     assert (run.target()["status"], run.error()["code"]) == ("full", "53300")
 
 
@@ -281,7 +281,7 @@ def test_a_server_full_of_connections_that_never_logged_in_is_full(
             stack.enter_context(raw)
             raw.sendall(struct.pack("!ii", len(parameters) + 8, 196608) + parameters)
             assert raw.recv(1) == b"R"  # it requests a password
-        run = stage.reap(seconds=4)
+        run = stage.reap(seconds=8)
     assert (run.target()["status"], run.error()["code"]) == ("full", "53300")
 
 

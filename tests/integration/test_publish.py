@@ -16,12 +16,20 @@ from session_reaper.runs.plan import make_plan
 
 from tests.builders import a_report, a_target_report, some_fates
 from tests.integration.stage import IDLE, LEAK, policy
+from tests.integration.wire import aws_but_for, http
 
 if TYPE_CHECKING:
+    import socket
+    from threading import Event
+
     from tests.integration.stage import Stage
 
 SCHEMA = json.loads(
     (Path(__file__).parents[1] / "summaries/custom_notification.schema.json").read_text()
+)
+
+PUBLISHED = (
+    b"<PublishResponse><PublishResult><MessageId>1</MessageId></PublishResult></PublishResponse>"
 )
 
 
@@ -92,6 +100,23 @@ def test_a_filter_passes_only_summaries_about_what_it_names(
     stage.session(application_name="api")
     assert stage.reap().emails
     assert len(stage.read_subjects(url)) == 1
+
+
+def test_a_topic_that_loses_a_request_gets_a_second_one(stage: Stage) -> None:
+    requests = 0
+    published = http("200 OK", PUBLISHED)
+
+    def answer(connection: socket.socket, stop: Event) -> None:
+        nonlocal requests
+        requests += 1
+        if requests > 1:
+            published(connection, stop)
+
+    stage.session()
+    with aws_but_for(b"/sns/aws4_request", answer) as gateway:
+        stage.monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{gateway.port}")
+        stage.reap()
+    assert requests == 2
 
 
 @pytest.fixture

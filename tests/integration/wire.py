@@ -450,12 +450,11 @@ def aws_but_for(
         with socket.create_connection((real.hostname or "", real.port or 0)) as stand_in:
             stand_in.sendall(head)
             while not stop.is_set():
-                for here, there in ((connection, stand_in), (stand_in, connection)):
-                    if select([here], [], [], 0.01)[0]:
-                        data = here.recv(65536)
-                        if not data:
-                            return
-                        there.sendall(data)
+                for here in select([connection, stand_in], [], [], _TICK)[0]:
+                    data = here.recv(65536)
+                    if not data:
+                        return
+                    (stand_in if here is connection else connection).sendall(data)
 
     return Impostor(gateway)
 

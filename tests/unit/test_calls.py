@@ -47,12 +47,12 @@ def test_a_call_raises_what_the_operation_raises(service: str, error: Exception)
 
 
 def test_a_call_that_does_not_end_is_abandoned_at_its_deadline(service: str, over: Event) -> None:
-    with pytest.raises(NoAnswerError, match=r"no answer in 1?\d\.\d s"):
-        call(service, partial(over.wait, 60), Deadline(0.1))
+    with pytest.raises(NoAnswerError, match=r"no answer in \d\.\d s"):
+        call(service, partial(over.wait, 60), Deadline(1))
 
 
 def test_hanging_calls_do_not_delay_other_calls(service: str, over: Event) -> None:
-    deadline = Deadline(0.5)
+    deadline = Deadline(2)
     hanging = [PendingCall(service, over.wait, deadline) for _ in range(3)]
     answered = PendingCall(service, lambda: 7, deadline)
     for pending in hanging:
@@ -74,7 +74,7 @@ def test_a_call_without_a_free_thread_until_its_deadline_never_starts(
     hanging = [PendingCall(service, over.wait, Deadline(60)) for _ in range(16)]
     began = Event()
     with pytest.raises(NoAnswerError, match="no answer in"):
-        call(service, began.set, Deadline(0.1))
+        call(service, began.set, Deadline(1))
     over.set()
     for pending in hanging:
         pending.result()

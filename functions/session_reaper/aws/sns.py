@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PUBLISH_SECONDS: Final = 13.0
 """The longest time for one publish: two tries of 3 s to connect and 3 s to answer, and a pause."""
+_TWO_TRIES_SECONDS: Final = 12.0
 
 
 def publish(
@@ -25,9 +26,9 @@ def publish(
     Each topic has the whole time until the deadline.
     """
     request = _to_request(summary)
-    is_hurried = deadline.remaining() < PUBLISH_SECONDS
-    seconds, tries = (1.0, 1) if is_hurried else (3.0, 2)
-    send = partial(_send, request, seconds=seconds, tries=tries)
+    # A deadline of PUBLISH_SECONDS is a moment less by now.
+    tries = 2 if deadline.remaining() > _TWO_TRIES_SECONDS else 1
+    send = partial(_send, request, seconds=3.0, tries=tries)
     calls = {arn: PendingCall("sns", partial(send, arn), deadline) for arn in topic_arns}
     failures: dict[str, PublishError] = {}
     for done, (topic_arn, pending) in enumerate(calls.items()):
