@@ -6,8 +6,9 @@ signalled. Sessions of other rules do not wait for that. `runs/signalling.py` do
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
+from typing import NamedTuple
 
 from session_reaper.deadline import Deadline
 from session_reaper.decision.model import Decision, Verdict
@@ -37,8 +38,7 @@ def take_visible_snapshot(
     return snapshot
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Batch:
+class _Batch(NamedTuple):
     """Decisions that are due at the same time, `pause` seconds after the snapshot."""
 
     pause: float
