@@ -234,15 +234,17 @@ def emit_run_metrics(report: Report, seconds: float) -> None:
 
 def emit_configuration_error() -> None:
     """Write the metric of a scheduled run that could not begin."""
-    metrics = _make_metrics()
-    metrics.add_metric("ConfigurationErrors", MetricUnit.Count, 1)
-    metrics.flush_metrics()
+    _emit_one("ConfigurationErrors")
 
 
 def emit_fleet_report_error() -> None:
     """Write the metric of a run whose compact report did not reach the hub's topic."""
+    _emit_one("FleetReportErrors")
+
+
+def _emit_one(name: str) -> None:
     metrics = _make_metrics()
-    metrics.add_metric("FleetReportErrors", MetricUnit.Count, 1)
+    metrics.add_metric(name, MetricUnit.Count, 1)
     metrics.flush_metrics()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from session_reaper.documents import may_hold_credential, read_choice
 from session_reaper.errors import ConfigurationError
@@ -30,16 +30,14 @@ class Notify(StrEnum):
     ALWAYS = "always"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tag:
+class Tag(NamedTuple):
     """A tag whose secrets are targets."""
 
     key: str
     value: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParameterName:
+class ParameterName(NamedTuple):
     """The name of an SSM parameter that holds a setting."""
 
     name: str
@@ -157,8 +155,7 @@ def read_error_settings(environ: Mapping[str, str] = os.environ) -> ErrorSetting
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubSettings:
+class HubSettings(NamedTuple):
     """The configuration of a fleet's hub; `remind_after` is in seconds."""
 
     queue_url: str

@@ -71,36 +71,16 @@ def load_known_issues(table: str, deadline: Deadline) -> tuple[KnownIssue, ...] 
 
 def save_state_update(table: str, update: StateUpdate, deadline: Deadline) -> None:
     """Save the issues that a summary has reported, except those that another run has saved since."""
-
-    def put(issue: KnownIssue) -> None:
-        _get_dynamodb().put_item(
-            TableName=table,
-            Item=_to_item(issue),
-            ConditionExpression=_UNCHANGED,
-            ExpressionAttributeValues={":known": _to_number(issue.previously)},
-        )
-
-    def delete(issue: KnownIssue) -> None:
-        _get_dynamodb().delete_item(
-            TableName=table,
-            Key={
-                "target": {"S": _to_hash_key(issue.target)},
-                "kind": {"S": _to_range_key(issue.key)},
-            },
-            ConditionExpression=_UNCHANGED,
-            ExpressionAttributeValues={":known": _to_number(issue.reported_at)},
-        )
-
     # Ended issues come first: reporting a recovery twice is worse than repeating an issue.
     # Undelivered summaries come last: there may be too many for the time that is left.
-    changes: list[tuple[Callable[[KnownIssue], None], KnownIssue]] = [
-        *((delete, issue) for issue in update.ended if not _is_undelivered(issue)),
-        *((put, issue) for issue in update.reported),
-        *((delete, issue) for issue in update.ended if _is_undelivered(issue)),
+    changes: list[tuple[Callable[[str, KnownIssue], None], KnownIssue]] = [
+        *((_delete, issue) for issue in update.ended if not _is_undelivered(issue)),
+        *((_put, issue) for issue in update.reported),
+        *((_delete, issue) for issue in update.ended if _is_undelivered(issue)),
     ]
     for change, issue in changes:
         try:
-            call("dynamodb", partial(change, issue), deadline.capped_at(STATE_SECONDS))
+            call("dynamodb", partial(change, table, issue), deadline.capped_at(STATE_SECONDS))
         except AWS_ERRORS as error:
             if describe_error(error) == "ConditionalCheckFailedException":
                 continue  # an overlapping run was faster
@@ -112,6 +92,29 @@ def save_state_update(table: str, update: StateUpdate, deadline: Deadline) -> No
             logger.warning("cannot write the notification state", extra=extra)
             if not isinstance(error, ClientError):  # DynamoDB does not answer
                 return
+
+
+def _put(table: str, issue: KnownIssue) -> None:
+    _get_dynamodb().put_item(
+        TableName=table,
+        Item={
+            **_to_key(issue),
+            "since": _to_number(issue.since),
+            "told_at": _to_number(issue.reported_at),
+            "expires_at": {"N": str(int(issue.reported_at + _EXPIRY_SECONDS))},
+        },
+        ConditionExpression=_UNCHANGED,
+        ExpressionAttributeValues={":known": _to_number(issue.previously)},
+    )
+
+
+def _delete(table: str, issue: KnownIssue) -> None:
+    _get_dynamodb().delete_item(
+        TableName=table,
+        Key=_to_key(issue),
+        ConditionExpression=_UNCHANGED,
+        ExpressionAttributeValues={":known": _to_number(issue.reported_at)},
+    )
 
 
 def _get_dynamodb() -> "DynamoDBClient":
@@ -153,14 +156,8 @@ def _parse_item(item: "dict[str, AttributeValueTypeDef]") -> KnownIssue:
     )
 
 
-def _to_item(issue: KnownIssue) -> "dict[str, AttributeValueTypeDef]":
-    return {
-        "target": {"S": _to_hash_key(issue.target)},
-        "kind": {"S": _to_range_key(issue.key)},
-        "since": _to_number(issue.since),
-        "told_at": _to_number(issue.reported_at),
-        "expires_at": {"N": str(int(issue.reported_at + _EXPIRY_SECONDS))},
-    }
+def _to_key(issue: KnownIssue) -> "dict[str, AttributeValueTypeDef]":
+    return {"target": {"S": _to_hash_key(issue.target)}, "kind": {"S": _to_range_key(issue.key)}}
 
 
 def _to_number(seconds: float) -> "AttributeValueTypeDef":

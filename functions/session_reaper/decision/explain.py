@@ -1,9 +1,9 @@
 """Explains the decision on every session, also on those that no rule matches: a pure function."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from typing import NamedTuple
 
 from session_reaper.decision.matching import Miss, list_misses
 from session_reaper.decision.model import Decision, Decisions, Verdict
@@ -23,8 +23,7 @@ class ExplainedOutcome(StrEnum):
     LEFT = "left"  # also if only observe-only rules match
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
+class Explanation(NamedTuple):
     """The decision on a session and its reason; of a rule that does not match, how far off it is.
 
     `rule`: the rule that decides, observes, or would decide but for the protection.

@@ -1,8 +1,7 @@
 """Root blockers that a rule would end, and that the run cannot end."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.decision.model import Decision, Decisions
 from session_reaper.policy.model import Match, Rule
@@ -11,8 +10,7 @@ from session_reaper.sessions.lock_chains import Waiter
 PREPARED_TRANSACTION: Final = "prepared transaction"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnreachableBlocker:
+class UnreachableBlocker(NamedTuple):
     """A blocker out of reach: what puts it there, and the sessions that wait, longest wait first.
 
     `decision`: on a protected session; None for a prepared transaction, which has no session.

@@ -5,8 +5,7 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from pg8000.native import DatabaseError, Error
 from scramp import ScramException
@@ -119,8 +118,7 @@ def read_sqlstate(error: DatabaseError) -> str:
     return code if re.fullmatch(r"[0-9A-Z]{5}", code) else _NO_CODE
 
 
-@dataclass(frozen=True, slots=True)
-class _Translator:
+class _Translator(NamedTuple):
     """Translates what was raised in one step."""
 
     step: str

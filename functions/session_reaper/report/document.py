@@ -46,11 +46,9 @@ def to_document(
     number = sum(map(_count_sessions, report.targets))
     share = min(1.0, _MOST_SESSIONS / number) if number else 1.0
     targets = []
-    for done, target in enumerate(report.targets):
-        seconds = None if deadline is None else deadline.remaining() / (len(report.targets) - done)
-        targets.append(
-            _describe_target(target, share, None if seconds is None else Deadline(seconds))
-        )
+    for left, target in zip(range(len(report.targets), 0, -1), report.targets, strict=True):
+        within = None if deadline is None else deadline.capped_at_share(1 / left)
+        targets.append(_describe_target(target, share, within))
     return {
         "run_id": report.run_id,
         "mode": str(report.mode),

@@ -8,8 +8,7 @@ a pattern in it protects more, never less.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.policy.builtin import (
     PROVIDER_DATABASES,
@@ -33,8 +32,7 @@ _TERMINATE: Final = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHER
 _LITERAL: Final = re.compile(r"[\w /@-]*", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmergencySql:
+class EmergencySql(NamedTuple):
     """A statement, and whether it also spares what the policy protects."""
 
     statement: str

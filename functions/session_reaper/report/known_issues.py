@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.policy.enums import Mode
 from session_reaper.report.headline import write_summary_line
@@ -49,8 +49,7 @@ class KnownIssue:
     previously: float = 0.0  # reported before that; 0 for a new issue
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateUpdate:
+class StateUpdate(NamedTuple):
     """The changes that a published summary makes to the notification state."""
 
     reported: tuple[KnownIssue, ...]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.decision.explain import Explanation
 from session_reaper.decision.model import Decision
@@ -105,8 +105,7 @@ class Failure:
         return f"{self.step}: {self.cause}" if self.step else self.cause
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailedSecret:
+class FailedSecret(NamedTuple):
     """A secret that did not work, so that another secret of the server was used."""
 
     name: str
@@ -162,8 +161,7 @@ class UnchangedRole:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recovery:
+class Recovery(NamedTuple):
     """An issue that has ended."""
 
     issue: IssueKey

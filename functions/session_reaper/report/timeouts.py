@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.errors import INSUFFICIENT_PRIVILEGE, ConnectionLostError, TargetError
 from session_reaper.grants import quote_identifier
@@ -30,8 +30,7 @@ _MINUTE, _HOUR = 60, 3600  # seconds
 _LONGEST_TIMEOUT: Final = 24 * 24 * _HOUR  # PostgreSQL's is 2,147,483,647 milliseconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Remedy:
+class _Remedy(NamedTuple):
     """A timeout by which PostgreSQL itself ends sessions in a state; `shortest` is in seconds."""
 
     setting: str

@@ -1,6 +1,5 @@
 """Finds the targets of a run: reads their secrets, and asks RDS where the instances are."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from session_reaper.aws.rds import UNLISTED, list_instances
 from session_reaper.aws.secrets_manager import BATCH, PROCESS_CACHE, SecretCache, Secrets
 from session_reaper.deadline import Deadline
-from session_reaper.documents import key_label
 from session_reaper.errors import ConfigurationError
 from session_reaper.postgres.tls import resolve_host
 from session_reaper.report.model import TargetReport, record_error, record_unfinished
 from session_reaper.runs.parallel import Job, JobResult, run_jobs
+from session_reaper.runs.target_names import Found, select_by_name
 from session_reaper.settings import Settings, Tag
 from session_reaper.targets.fallback import (
     FallbackRefusal,
@@ -28,7 +27,6 @@ from session_reaper.targets.secret_document import (
     parse_secret,
     resolve_targets,
 )
-from session_reaper.targets.servers import are_one_server, group_by_server
 from session_reaper.targets.target import (
     Endpoint,
     RdsListing,
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 U = TypeVar("U")
-_Found = Target | TargetReport  # a report stands for a target that could not be found
 
 
 class TargetDiscovery:
@@ -64,7 +61,7 @@ class TargetDiscovery:
         self._listing: RdsListing | None = None
         self._listing_lock = Lock()
 
-    def find(self, names: Sequence[str], deadline: Deadline) -> Sequence[_Found]:
+    def find(self, names: Sequence[str], deadline: Deadline) -> Sequence[Found]:
         """Return the targets with these names, or all; a report in place of each one not found.
 
         Raises ConfigurationError if a name is unknown, or if there is no target at all.
@@ -79,7 +76,7 @@ class TargetDiscovery:
         if not ids and not unlisted:
             raise ConfigurationError("TARGET_SECRET_TAG", "no secret has this tag")
         found = _deduplicate(self._resolve_all(self._read_all(ids, deadline), deadline))
-        return [*unlisted, *_select_by_name(_add_addresses(found, deadline), names)]
+        return [*unlisted, *select_by_name(_add_addresses(found, deadline), names)]
 
     def reread(self, target: Target, deadline: Deadline) -> Target:
         """Return the target as its secret describes it now. Raises TargetError."""
@@ -116,7 +113,7 @@ class TargetDiscovery:
 
     def _resolve_all(
         self, secrets: Sequence[Secret | TargetReport], deadline: Deadline
-    ) -> Sequence[_Found]:
+    ) -> Sequence[Found]:
         """Parse the secrets, list RDS's instances if a secret needs them, and resolve the targets."""
 
         def parse(secret: Secret) -> Sequence[ParsedSecret]:
@@ -210,13 +207,13 @@ def _report_unfinished(result: JobResult[Sequence[T | TargetReport]]) -> Iterato
             yield record_unfinished(each, result.bug)
 
 
-def _deduplicate(found: Sequence[_Found]) -> Sequence[_Found]:
+def _deduplicate(found: Sequence[Found]) -> Sequence[Found]:
     """Return each target once: a secret may be found by name, by ARN and by tag."""
     by_key = {each.key if isinstance(each, Target) else id(each): each for each in found}
     return tuple(by_key.values())
 
 
-def _add_addresses(found: Sequence[_Found], deadline: Deadline) -> Sequence[_Found]:
+def _add_addresses(found: Sequence[Found], deadline: Deadline) -> Sequence[Found]:
     """Add the addresses of their hosts to targets, where more than one host has to be compared."""
     places = list(dict.fromkeys(t.endpoint for t in found if isinstance(t, Target)))
     if len(places) < 2:  # noqa: PLR2004 -- two to compare
@@ -235,70 +232,3 @@ def _add_addresses(found: Sequence[_Found], deadline: Deadline) -> Sequence[_Fou
 
 
 _RESOLVE_SECONDS: Final = 2.0
-
-
-def _select_by_name(found: Sequence[_Found], names: Sequence[str]) -> Sequence[_Found]:
-    """Return the targets with these names, or all; make the names of the result unique.
-
-    A target has three names: the one in its secret, its group's, and the unique one. The other targets
-    of its server are selected as its alternates. Raises ConfigurationError if a name is unknown.
-    """
-    servers = group_by_server([each for each in found if isinstance(each, Target)])
-    server_of = {target.key: n for n, server in enumerate(servers) for target in server}
-    numbers = [
-        server_of[each.key] if isinstance(each, Target) else -1 - index
-        for index, each in enumerate(found)
-    ]
-    by_name: dict[str, list[_Found]] = defaultdict(list)
-    original, found = found, _make_names_unique(found, numbers)
-    for before, each in zip(original, found, strict=True):
-        group = each.group if isinstance(each, Target) else each.name
-        for name in {before.name, each.name, group}:
-            by_name[name].append(each)
-    for index, name in enumerate(names):
-        if name not in by_name:
-            problem = f"unknown target {key_label(name)}; known: {', '.join(sorted(by_name))}"
-            raise ConfigurationError(f"event.targets[{index}]", problem)
-    if not names:
-        return found
-    wanted = {id(each): each for name in names for each in by_name[name]}
-    targets = [each for each in wanted.values() if isinstance(each, Target)]
-    selected: list[_Found] = []
-    for each in found:
-        if id(each) in wanted:
-            selected.append(each)
-        elif isinstance(each, Target) and any(are_one_server(one, each) for one in targets):
-            selected.append(replace(each, is_alternate=True))
-    return selected
-
-
-def _make_names_unique(found: Sequence[_Found], servers: Sequence[int]) -> Sequence[_Found]:
-    """Add the secret to equal names and, if they are still equal, the ARN and the instance.
-
-    `servers`: a number for each, equal where they may be one server. The first one of a server keeps
-    its name if only others of that server have it.
-    """
-    levels = [0] * len(found)
-    while True:
-        names = [_name_at(level, each) for level, each in zip(levels, found, strict=True)]
-        indices: dict[str, list[int]] = defaultdict(list)
-        for index, name in enumerate(names):
-            indices[name].append(index)
-        equal = []
-        for several in indices.values():
-            is_one_server = len({servers[index] for index in several}) == 1
-            equal += several[1:] if is_one_server else several
-        raised = [index for index in equal if levels[index] < _MOST_PRECISE]
-        if not raised:
-            return [replace(each, name=n) for each, n in zip(found, names, strict=True)]
-        for index in raised:
-            levels[index] += 1
-
-
-_MOST_PRECISE: Final = 2
-
-
-def _name_at(level: int, each: _Found) -> str:
-    secret = each.secret_name if isinstance(each, Target) else each.secret
-    identity = " ".join(part for part in (each.key.secret, each.key.instance) if part)
-    return (each.name, f"{each.name} (secret {secret})", f"{each.name} ({identity})")[level]

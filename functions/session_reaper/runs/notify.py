@@ -5,9 +5,9 @@ every termination from being lost; docs/decisions.md explains it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import time
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from session_reaper.aws.dynamodb import (
     STATE_SECONDS,
@@ -102,8 +102,7 @@ def notify(
     return report, document
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rendered:
+class _Rendered(NamedTuple):
     """The digest of a run and, if it is due, its summary; after a bug, a minimal one."""
 
     digest: Digest | None = None

@@ -3,9 +3,8 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from threading import Event
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from session_reaper.deadline import Deadline
 from session_reaper.observability import log_bug, logger
@@ -21,8 +20,7 @@ _CHAINED_SHARE: Final = 0.5  # of the time; after it, no job waits for another o
 _pool = ThreadPoolExecutor(max_workers=MAX_THREADS, thread_name_prefix="job")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobResult(Generic[T]):
+class JobResult(NamedTuple, Generic[T]):
     """The result of one job.
 
     It is incomplete if the run's time was over or a bug ended the job.
@@ -58,7 +56,7 @@ class Progress(Generic[T]):
 
     def fail(self, bug: Exception) -> None:
         """Record the bug that ended the job; the latest value stays."""
-        self._result = replace(self._result, is_complete=False, bug=bug)
+        self._result = JobResult(latest=self._result.latest, bug=bug)
 
     def end(self) -> None:
         """Record that the job has ended."""
@@ -69,8 +67,7 @@ class Progress(Generic[T]):
         self._ended.wait(seconds)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job(Generic[T]):
+class Job(NamedTuple, Generic[T]):
     """Work for one thread.
 
     `initial` is the result if the job never starts. `run` returns the complete result.
@@ -85,8 +82,7 @@ class PostponeError(Exception):
     """Raised by a job that should run again after the other jobs of its chain."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chain(Generic[T]):
+class Chain(NamedTuple, Generic[T]):
     """Jobs that run one after another.
 
     Once a job has ended and `may_split` returns true, or half of the time is over, those that have
@@ -130,8 +126,7 @@ def run_chains(
     return [[each.progress.result for each in jobs] for _, jobs in started]
 
 
-@dataclass(frozen=True, slots=True)
-class _StartedJob(Generic[T]):
+class _StartedJob(NamedTuple, Generic[T]):
     job: Job[T]
     progress: Progress[T]
 

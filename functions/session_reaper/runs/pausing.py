@@ -1,9 +1,9 @@
 """Skips the targets of Aurora Serverless that a scheduled run need not wake."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import time
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.aws.cloudwatch import read_idle_moments
 from session_reaper.deadline import Deadline
@@ -20,8 +20,7 @@ _SHARE: Final = 0.25  # of the time left, at most
 _LONGEST_WINDOW: Final = 3600.0  # seconds; a longer one would only read more datapoints
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PauseCheck:
+class PauseCheck(NamedTuple):
     """The targets to connect to, and those to leave asleep."""
 
     awake: tuple[Target, ...]

@@ -1,6 +1,6 @@
 """Reads what a run is to do: the event's request, within the stack's configuration."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from session_reaper.deadline import Deadline
 from session_reaper.policy.enums import Mode
@@ -18,8 +18,7 @@ from session_reaper.runs.request import (
 from session_reaper.settings import Settings, read_settings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunPlan:
+class RunPlan(NamedTuple):
     """What a run is to do, and how far it may go."""
 
     request: RunRequest

@@ -7,7 +7,7 @@ from functools import partial
 from session_reaper.deadline import Deadline
 from session_reaper.observability import OutcomeLog, logger
 from session_reaper.policy.enums import Mode
-from session_reaper.report.model import TargetReport, TargetStatus, record_unfinished
+from session_reaper.report.model import TargetReport, TargetStatus
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.merge import SecretResult, merge_results
 from session_reaper.runs.operations import choose_operation
@@ -15,7 +15,7 @@ from session_reaper.runs.parallel import Chain, Job, JobResult, Progress, run_ch
 from session_reaper.runs.pausing import split_paused
 from session_reaper.runs.plan import RunPlan
 from session_reaper.runs.run_time import RunTime
-from session_reaper.runs.target_run import create_report, run_on_target
+from session_reaper.runs.target_run import create_report, report_of, run_on_target
 from session_reaper.runs.target_session import TargetJob
 from session_reaper.runs.visits import Visits
 from session_reaper.targets.servers import sort_by_trust
@@ -56,7 +56,7 @@ def run(
     completed = [
         SecretResult(
             target=target,
-            report=logs[target.key].complete(_report_of(results[target.key]), run_time.outcomes),
+            report=logs[target.key].complete(report_of(results[target.key]), run_time.outcomes),
             has_ended=results[target.key].is_complete,
         )
         for target in check.awake
@@ -88,10 +88,6 @@ def _run_by_server(
         for order, chain in zip(orders, run_chains(chains, deadline), strict=True)
         for target, result in zip(order, chain, strict=True)
     }
-
-
-def _report_of(result: JobResult[TargetReport]) -> TargetReport:
-    return result.latest if result.is_complete else record_unfinished(result.latest, result.bug)
 
 
 def _report_paused(targets: Sequence[Target]) -> list[TargetReport]:

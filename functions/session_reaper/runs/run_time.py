@@ -1,9 +1,8 @@
 """Divides the time that Lambda gives a run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.aws.dynamodb import STATE_SECONDS
 from session_reaper.aws.sns import PUBLISH_SECONDS
@@ -19,8 +18,7 @@ _OUTCOMES_SHARE: Final = 0.1
 _MARGIN_SHARE: Final = 1 / 12
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunTime:
+class RunTime(NamedTuple):
     """The deadlines of a run.
 
     `policy` is for loading the policy, `targets` for the work on the targets, `outcomes` for logging

@@ -7,8 +7,7 @@ prove that a session is gone.
 
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.deadline import Deadline
 from session_reaper.decision.model import Decision
@@ -33,8 +32,7 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.004, 0.25  # seconds between two verificatio
 _SENDING_SHARE, _ANSWERS_SHARE = 0.5, 0.75
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _PendingSignal:
+class _PendingSignal(NamedTuple):
     """A session that was signalled and may still exist, or still run its query.
 
     It is verified until `expiry`, and then terminated if `escalates`.

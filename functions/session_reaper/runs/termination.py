@@ -6,8 +6,9 @@ signalled. Sessions of other rules do not wait for that. `runs/signalling.py` do
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
+from typing import NamedTuple
 
 from session_reaper.deadline import Deadline
 from session_reaper.decision.model import Decision, Verdict
@@ -37,8 +38,7 @@ def take_visible_snapshot(
     return snapshot
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Batch:
+class _Batch(NamedTuple):
     """Decisions that are due at the same time, `pause` seconds after the snapshot."""
 
     pause: float
@@ -51,10 +51,8 @@ class Termination:
 
     def __init__(self, session: TargetSession, report: TargetReport, snapshot: Snapshot) -> None:
         """`report` contains the decisions that were made on the snapshot."""
-        self._policy = session.policy
-        self._mode = session.job.mode
+        self._session = session
         self._deadline = session.deadline
-        self._may_be_partial = session.may_be_partial
         self._stop = session.stop
         self._results = TargetResults(session, report)
         self._signaller = Signaller(session, snapshot, self._results)
@@ -108,7 +106,7 @@ class Termination:
         observed: list[Decision] = []
         by_action: dict[Action, list[Decision]] = {}
         for decision in decisions:
-            if self._mode is Mode.OBSERVE or decision.verdict is Verdict.OBSERVE:
+            if self._session.job.mode is Mode.OBSERVE or decision.verdict is Verdict.OBSERVE:
                 observed.append(decision)
             else:
                 by_action.setdefault(action_of(decision), []).append(decision)
@@ -180,9 +178,11 @@ class Termination:
         return snapshot
 
     def _take_snapshot(self) -> Snapshot:
-        server, scope = self._signaller.server, self._policy.scope()
         return take_visible_snapshot(
-            server, scope, self._deadline, may_be_partial=self._may_be_partial
+            self._signaller.server,
+            self._session.policy.scope(),
+            self._deadline,
+            may_be_partial=self._session.may_be_partial,
         )
 
     def _decide_again(self, batch: _Batch, snapshot: Snapshot) -> dict[int, Decision]:
@@ -196,7 +196,8 @@ class Termination:
         ]
         # The breaker and `when` were decided on the first snapshot; what the run itself has
         # terminated since then must not change that.
-        policy = replace(self._policy, limits=self._policy.limits.without_breaker())
+        policy = self._session.policy
+        policy = replace(policy, limits=policy.limits.without_breaker())
         freed = self._results.count(Outcome.TERMINATED)
         decided = decide_in_time(snapshot, policy, self._deadline, only=same, freed=freed)
         return {decision.pid: decision for decision in decided.decisions}

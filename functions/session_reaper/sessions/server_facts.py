@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.grants import Membership
 from session_reaper.sessions.snapshot import Snapshot
@@ -66,8 +66,7 @@ class Timeout:
         return self.seconds is not None and (self.is_off or self.seconds > seconds)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IdleSessions:
+class IdleSessions(NamedTuple):
     """The number of idle sessions of one application and role."""
 
     application: str
@@ -75,16 +74,14 @@ class IdleSessions:
     number: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedTransaction:
+class PreparedTransaction(NamedTuple):
     """A transaction that was prepared `seconds` ago, and still holds its locks and vacuum."""
 
     database: str
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicationSlot:
+class ReplicationSlot(NamedTuple):
     """A replication slot that holds vacuum back by `held` transactions."""
 
     name: str
@@ -152,8 +149,7 @@ class ServerFacts:
         return self.reserved_slots > 0 and (self.granted_reserved or not needs_grant)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
+class Check(NamedTuple):
     """The result of a check: the server's facts, and a snapshot without sessions."""
 
     server: ServerFacts

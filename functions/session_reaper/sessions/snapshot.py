@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from session_reaper.grants import UNKNOWN_MEMBERSHIP, Membership
 from session_reaper.sessions.lock_chains import Waiter
@@ -77,8 +78,7 @@ class ServerIdentity:
         return max(self.started, self.checkpointer_started or 0) > moment
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
+class Verification(NamedTuple):
     """The signalled sessions that remain on a server, and the slots used at the same moment.
 
     `remaining`: the pids of sessions that exist, or still run their cancelled query. `can_see`: no

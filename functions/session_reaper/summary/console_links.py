@@ -1,14 +1,13 @@
 """Links into the AWS console."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import quote
 
 from session_reaper.settings import FunctionLocation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsoleLink:
+class ConsoleLink(NamedTuple):
     """A page of the console that helps to investigate a run."""
 
     name: str

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from ipaddress import ip_address, ip_network
 from itertools import takewhile
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.deadline import Deadline
 from session_reaper.decision.model import Decision
@@ -68,8 +68,7 @@ class Group:
         return printable(self.oldest.reason)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailureGroup:
+class FailureGroup(NamedTuple):
     """Targets with the same failure."""
 
     targets: Sequence[TargetReport]

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from time import gmtime, strftime
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.report.model import Outcome, Severity
 from session_reaper.report.text import printable
@@ -19,8 +18,7 @@ _MAX_MESSAGE: Final = 250_000  # bytes of the JSON message: SNS takes 262,144 wi
 _MAX_NAMES: Final = 20_000  # bytes of the names to filter by
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
+class Summary(NamedTuple):
     """A summary as it is published."""
 
     subject: str

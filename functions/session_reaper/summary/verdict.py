@@ -2,10 +2,9 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain, islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.decision.explain import ExplainedOutcome
 from session_reaper.policy.enums import Mode
@@ -38,8 +37,7 @@ class VerdictWord(StrEnum):
     OFF = "OFF"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunVerdict:
+class RunVerdict(NamedTuple):
     """The first word of a summary, and the reason for it."""
 
     word: VerdictWord

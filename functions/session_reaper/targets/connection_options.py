@@ -6,15 +6,13 @@ a driver and are ignored. The names are those of PostgreSQL 18.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.targets.target import ANY_AUTH, AuthMethod
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
+class Option(NamedTuple):
     """The treatment of one parameter of libpq.
 
     `accepted`: the values that match what the reaper does anyway; None means any value. `hint`: what
@@ -25,8 +23,7 @@ class Option:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptionProblem:
+class OptionProblem(NamedTuple):
     """An option that cannot be honoured, without its value, which may hold a credential."""
 
     name: str

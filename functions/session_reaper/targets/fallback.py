@@ -1,8 +1,8 @@
 """Decides whether a fallback secret is for a target's server, and where it connects."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 from session_reaper.errors import TargetError
 from session_reaper.targets.secret_document import (
@@ -14,8 +14,7 @@ from session_reaper.targets.secret_document import (
 from session_reaper.targets.target import Endpoint, Instance, RdsListing, Secret, SslMode, Target
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fallback:
+class Fallback(NamedTuple):
     """A parsed fallback secret."""
 
     target: Target  # host is "" if the secret has none
@@ -27,8 +26,7 @@ class Fallback:
         return self.target.endpoint if self.target.host else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FallbackRefusal:
+class FallbackRefusal(NamedTuple):
     """The reason why the fallback secret may not be used, and how to fix it."""
 
     reason: str

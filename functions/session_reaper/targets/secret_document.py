@@ -3,9 +3,9 @@
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from session_reaper.documents import UNSENDABLE
@@ -46,8 +46,7 @@ class SecretError(TargetError):
         self.target = target
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParsedSecret:
+class ParsedSecret(NamedTuple):
     """A secret's text, parsed; `resolve_targets` makes the targets."""
 
     secret: Secret
