@@ -84,11 +84,11 @@ def _invoke(arguments: Sequence[str]) -> int | None:
 def _explain(error: Exception) -> int:
     from session_reaper.errors import ReaperError
 
-    from session_reaper_cli.terminal import say, show_traceback
+    from session_reaper_cli.terminal import say, say_sentences, show_traceback
 
     show_traceback(error)
     if isinstance(error, ReaperError):
-        say(f"session-reaper: {error}")
+        say_sentences(f"session-reaper: {error}")
     elif isinstance(error, OSError):
         say(f"session-reaper: the output cannot be written: {error.strerror}")
     else:  # its text may hold anything
@@ -241,15 +241,17 @@ def _fail(error: "TargetError", target: "Target", *, as_json: bool) -> int:
     from session_reaper.summary.prose import Statement, split_hint
 
     from session_reaper_cli.remedies import write_remedy
-    from session_reaper_cli.terminal import say
+    from session_reaper_cli.terminal import say, say_sentences
 
     remedy = write_remedy(error, target)
     if as_json:
         _print_failure(error, remedy, target)
-    say(f"session-reaper: {target.name}: {error.message} ({error.code})")
+    say_sentences(f"session-reaper: {target.name}: {error.message} ({error.code})")
     for part in split_hint(remedy):
-        # A statement stands alone, to be copied.
-        say(f"    {part.text}" if isinstance(part, Statement) else str(part).strip())
+        if isinstance(part, Statement):  # it stands alone, to be copied
+            say(f"    {part.text}")
+        else:
+            say_sentences(str(part).strip())
     return _ERROR
 
 
@@ -316,7 +318,12 @@ def top(target: "Target", wait: float, policy: str, watch: float | None, *, as_j
 @_connects
 @_policy_option
 @click.option("--application", default="*", metavar="GLOB", help="Only these applications.")
-@click.option("--role", default="*", metavar="GLOB", help="Only sessions of these roles.")
+@click.option(
+    "--role",
+    default="*",
+    metavar="GLOB",
+    help="Only sessions of these roles. The name of one role explains what `reap --role` does.",
+)
 @click.option("--state", default="*", metavar="GLOB", help="Only sessions in these states.")
 @_json_option
 def explain(  # noqa: PLR0913 -- click passes each option

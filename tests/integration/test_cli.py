@@ -449,6 +449,10 @@ def test_an_application_ends_the_sessions_of_its_own_role_only(
     explained = run(home, "explain", uri(stage, "app"))
     assert (explained.status, "--role app" in explained.err) == (2, True)
     assert len(stage.survivors(own)) == 2
+    explained = run(
+        home, "explain", uri(stage, "app"), "--policy", rules, "--role", "app", "--json"
+    )
+    assert outcomes(explained) == {each.pid: "condemned" for each in own}
     arguments = ("--policy", rules, "--role", "app", "--enforce", "--yes", "--json")
     done = reap(home, uri(stage, "app"), *arguments)
     assert (done.status, outcomes(done)) == (0, {each.pid: "terminated" for each in own})

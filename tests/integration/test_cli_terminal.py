@@ -10,14 +10,15 @@ from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING
 
-import pexpect
 import pytest
 
-from tests.integration.cli import on_terminal, uri
+from tests.integration.cli import finish, on_terminal, uri
 from tests.integration.stage import IDLE, LEAK, PASSWORD, REAPER, Stage, policy, rule, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pexpect
 
 pytestmark = pytest.mark.every_major
 STOPS = pytest.mark.parametrize(
@@ -35,14 +36,6 @@ def write_rules(home: Path, **keys: object) -> str:
     path = home / "policy.json"
     path.write_text(json.dumps(policy(rule(idle_for="1ms") | keys)))
     return str(path)
-
-
-def finish(terminal: pexpect.spawn[str]) -> tuple[str, int]:
-    """Wait for the end of a command; return what it printed since, and its exit status."""
-    terminal.expect(pexpect.EOF)
-    terminal.close()
-    assert terminal.exitstatus is not None, terminal.signalstatus
-    return terminal.before or "", terminal.exitstatus
 
 
 def ask(stage: Stage, home: Path, *arguments: str) -> pexpect.spawn[str]:
