@@ -47,7 +47,8 @@ def make_messages() -> Console:
 def _make_console(console: Console) -> Console:
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    console.width = max(NARROWEST, console.width)
+    if console.width < NARROWEST:  # noqa: PLR1730 -- a width that is set follows the terminal no more
+        console.width = NARROWEST
     return console
 
 

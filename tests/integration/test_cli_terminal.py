@@ -316,6 +316,17 @@ def test_watch_refreshes_in_place_and_gives_the_terminal_back(stage: Stage, home
     assert_clean(stage, printed)
 
 
+def test_watch_follows_the_width_of_the_terminal(stage: Stage, home: Path) -> None:
+    stage.session(IDLE)
+    terminal = on_terminal(home, "top", uri(stage), "--watch", "100ms", columns=80)
+    terminal.expect_exact("state")
+    assert "client" not in (terminal.before or "")
+    terminal.setwinsize(40, 120)
+    terminal.expect_exact("client")
+    terminal.sendintr()
+    assert finish(terminal)[1] == 0
+
+
 def test_watch_connects_again_after_its_connection_was_lost(stage: Stage, home: Path) -> None:
     terminal = on_terminal(home, "top", uri(stage), "--watch", "100ms")
     terminal.expect_exact("slots")

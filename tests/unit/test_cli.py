@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -348,6 +349,19 @@ def test_sessions_that_our_own_role_protects_are_counted() -> None:
 
 
 # -- Ctrl-C ----------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_while_python_loads_the_command_shows_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
+    given = environment(tmp_path, {})
+    done = subprocess.run(  # noqa: S603 -- our own command
+        [*COMMAND, "top"],
+        env=given | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{given['PYTHONPATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_a_clock_that_hurries_never_goes_back() -> None:
