@@ -36,6 +36,9 @@ _HELP: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 def main() -> None:
     """Run the command of this process's arguments, and exit."""
     open_missing_streams()
+    region = os.environ.get("AWS_REGION")
+    if region:  # the AWS CLI reads both variables, boto3 only the other one
+        os.environ["AWS_DEFAULT_REGION"] = region
     status = run(sys.argv[1:])
     settle_streams()
     sys.exit(status)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pg8000.native
 import pytest
 
+from infra.local.aws import REGION
 from infra.local.certificates import make_tls
 from tests.integration.cli import COMMAND, SECONDS, Done, environment, run, run_unread, uri
 from tests.integration.stage import IDLE, LEAK, PASSWORD, REAPER, Stage, policy, rule, until
@@ -188,6 +189,16 @@ def test_a_stream_that_is_closed_is_no_bug(stage: Stage, home: Path, closing: st
     assert (done.status, done.err) == (0, "")
     asking = run(home, "reap", uri(stage), "--enforce", by=by)
     assert (asking.status, "bug" in asking.err) == (2, False)
+
+
+def test_a_secret_is_read_in_the_region_that_the_aws_cli_would_use(
+    stage: Stage, home: Path
+) -> None:
+    stage.target("prod/orders")
+    none = {"AWS_DEFAULT_REGION": "", "AWS_REGION": ""}
+    assert top(home, "--secret", "prod/orders", **none | {"AWS_REGION": REGION})["role"] == REAPER
+    refused = run(home, "top", "--secret", "prod/orders", **none)
+    assert (refused.status, "AWS_REGION" in refused.err) == (2, True)
 
 
 def test_errors_of_usage_show_no_password(stage: Stage, home: Path) -> None:
