@@ -175,11 +175,11 @@ class Connection:
                 raise click.UsageError("write either a URI or --secret")
             return find_secret_target(self.secret, Deadline(20))
         from session_reaper_cli.connections.target import Given, find_target
-        from session_reaper_cli.terminal import say
+        from session_reaper_cli.terminal import say_sentences
 
         found = find_target(Given(uri=self.uri, environ=os.environ, home=Path.home()))
         if found.warning:
-            say(f"WARNING: {found.warning}")
+            say_sentences(f"WARNING: {found.warning}")
         return found.target
 
 
@@ -309,12 +309,12 @@ def top(target: "Target", wait: float, policy: str, watch: float | None, *, as_j
     """Show who holds the connection slots, and who blocks whom."""
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import load
-    from session_reaper_cli.terminal import make_output, say
+    from session_reaper_cli.terminal import make_output, say_sentences
     from session_reaper_cli.top.command import TopOptions, show_top
 
     login = LoginOptions(wait=wait, policy=load(policy))
     options = TopOptions(target=target, login=login, watch=watch, as_json=as_json)
-    return show_top(options, make_output(), say)
+    return show_top(options, make_output(), say_sentences)
 
 
 @app.command(epilog=_show_examples("explain postgres://app@db.example/orders --application 'api*'"))
@@ -346,11 +346,11 @@ def explain(  # noqa: PLR0913 -- click passes each option
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.explain import Filters, run_explain
     from session_reaper_cli.policies import load
-    from session_reaper_cli.terminal import make_output, say
+    from session_reaper_cli.terminal import make_output, say_sentences
 
     options = LoginOptions(wait=wait, policy=load(policy))
     filters = Filters(application=application, role=role, state=state)
-    return run_explain(target, options, filters, make_output(), say, as_json=as_json)
+    return run_explain(target, options, filters, make_output(), say_sentences, as_json=as_json)
 
 
 @app.command(epilog=_show_examples("check postgres://app@db.example/orders"))
@@ -361,10 +361,10 @@ def check(target: "Target", wait: float, *, as_json: bool) -> int:
     from session_reaper_cli.check import run_check
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import DEFAULT_POLICY, load
-    from session_reaper_cli.terminal import make_output, say
+    from session_reaper_cli.terminal import make_output, say_sentences
 
     options = LoginOptions(wait=wait, policy=load(DEFAULT_POLICY))
-    return run_check(target, options, make_output(), say, as_json=as_json)
+    return run_check(target, options, make_output(), say_sentences, as_json=as_json)
 
 
 @app.command(
@@ -396,7 +396,7 @@ def reap(  # noqa: PLR0913 -- click passes each option
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import load, restrict_to_role
     from session_reaper_cli.reap import ReapOptions, run_reap
-    from session_reaper_cli.terminal import make_messages, make_output, say
+    from session_reaper_cli.terminal import make_messages, make_output, say_sentences
 
     rules = load(policy)
     options = ReapOptions(
@@ -407,7 +407,7 @@ def reap(  # noqa: PLR0913 -- click passes each option
         unasked=unasked,
         as_json=as_json,
     )
-    return run_reap(options, make_output(), make_messages(), say)
+    return run_reap(options, make_output(), make_messages(), say_sentences)
 
 
 @app.command(epilog=_show_examples("record postgres://app@db.example/orders > recording.json"))
@@ -420,10 +420,10 @@ def record(target: "Target", wait: float) -> int:
     from session_reaper_cli.check import run_record
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import DEFAULT_POLICY, load
-    from session_reaper_cli.terminal import make_output, say
+    from session_reaper_cli.terminal import make_output, say_sentences
 
     options = LoginOptions(wait=wait, policy=load(DEFAULT_POLICY))
-    return run_record(target, options, make_output(), say)
+    return run_record(target, options, make_output(), say_sentences)
 
 
 @app.command(epilog=_show_examples("replay recording.json --policy new.yaml --against old.yaml"))
