@@ -4,6 +4,7 @@ Each command imports its modules when it runs, so that help and errors of usage 
 """
 
 # ruff: noqa: PLC0415 -- as above
+import errno
 import os
 import re
 import sys
@@ -85,6 +86,9 @@ def _invoke(arguments: Sequence[str]) -> int | None:
 
 
 def _explain(error: Exception) -> int:
+    if isinstance(error, OSError) and error.errno == errno.EIO:
+        return 128 + Signals.SIGHUP  # the terminal is gone, so what happened cannot be told there
+
     from session_reaper.errors import ReaperError
 
     from session_reaper_cli.terminal import say, say_sentences, show_traceback

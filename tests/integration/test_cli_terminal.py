@@ -161,6 +161,19 @@ def wait_for_snapshot(stage: Stage) -> None:
     )
 
 
+def test_a_terminal_that_closes_before_a_signal_spares_the_sessions(
+    stage: Stage, home: Path
+) -> None:
+    leak = stage.session(LEAK)
+    rules = write_rules(home, confirm_after="30s")
+    terminal = on_terminal(home, "reap", uri(stage), "--policy", rules, "--enforce", "--yes")
+    wait_for_snapshot(stage)
+    os.close(terminal.child_fd)
+    until(lambda: not terminal.isalive(), "the command has ended")
+    assert (terminal.exitstatus, leak.is_there) == (status_of(Signals.SIGHUP), True)
+    assert_clean(stage, "")
+
+
 @STOPS
 def test_a_signal_at_the_question_ends_it_and_signals_nothing(
     stage: Stage, home: Path, number: Signals
