@@ -1,6 +1,8 @@
 """The commands `check` and `record`."""
 
 from contextlib import closing
+from dataclasses import replace
+from typing import Final
 
 from rich.console import Console
 from session_reaper.policy.enums import Mode
@@ -22,6 +24,12 @@ from session_reaper_cli.results import (
     to_return_value,
 )
 from session_reaper_cli.stopping import count_interrupts
+from session_reaper_cli.wording import make_wording
+
+# A check applies no policy.
+_WORDING: Final = replace(
+    make_wording(), add_rule="`session-reaper reap` shows which of them the policy would terminate."
+)
 
 
 def run_check(
@@ -31,9 +39,9 @@ def run_check(
     run = _run(check, target, options, say)
     report = make_report(run.report, Mode.OBSERVE)
     if as_json:
-        print_json(to_return_value(report), output)
+        print_json(to_return_value(report, _WORDING), output)
     else:
-        show_summary(report, output)
+        show_summary(report, output, _WORDING)
     return run.status
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from session_reaper.decision.explain import ExplainedOutcome, Explanation
 from session_reaper.policy.durations import format_duration
 from session_reaper.policy.enums import Mode
+from session_reaper.policy.patterns import is_literal
 from session_reaper.report.model import TargetReport
 from session_reaper.report.text import printable
 from session_reaper.runs.operations import explain_target
@@ -20,6 +21,7 @@ from session_reaper.targets.target import Target
 
 from session_reaper_cli.connections.login import LoginOptions, Say, log_in
 from session_reaper_cli.local_run import OpenTarget, run_operation
+from session_reaper_cli.policies import restrict_to_role
 from session_reaper_cli.results import (
     ExitStatus,
     make_report,
@@ -66,11 +68,14 @@ def run_explain(  # noqa: PLR0913 -- where, what, and how to show it
 ) -> ExitStatus:
     """Show the decision on every session. Raises TargetError."""
     server, target = log_in(target, options, say)
+    policy = options.policy
+    if is_literal(filters.role):
+        policy = restrict_to_role(policy, filters.role)
     with closing(server):
         opened = OpenTarget(
             server=server,
             target=target,
-            policy=options.policy,
+            policy=policy,
             may_be_partial=filters.role == target.role,
         )
         with count_interrupts() as interrupts:

@@ -4,6 +4,7 @@ Each command imports its modules when it runs, so that help and errors of usage 
 """
 
 # ruff: noqa: PLC0415 -- as above
+import errno
 import os
 import re
 import sys
@@ -36,6 +37,9 @@ _HELP: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 def main() -> None:
     """Run the command of this process's arguments, and exit."""
     open_missing_streams()
+    region = os.environ.get("AWS_REGION")
+    if region:  # the AWS CLI reads both variables, boto3 only the other one
+        os.environ["AWS_DEFAULT_REGION"] = region
     status = run(sys.argv[1:])
     settle_streams()
     sys.exit(status)
@@ -82,13 +86,16 @@ def _invoke(arguments: Sequence[str]) -> int | None:
 
 
 def _explain(error: Exception) -> int:
+    if isinstance(error, OSError) and error.errno == errno.EIO:
+        return 128 + Signals.SIGHUP  # the terminal is gone, so what happened cannot be told there
+
     from session_reaper.errors import ReaperError
 
-    from session_reaper_cli.terminal import say, show_traceback
+    from session_reaper_cli.terminal import say, say_sentences, show_traceback
 
     show_traceback(error)
     if isinstance(error, ReaperError):
-        say(f"session-reaper: {error}")
+        say_sentences(f"session-reaper: {error}")
     elif isinstance(error, OSError):
         say(f"session-reaper: the output cannot be written: {error.strerror}")
     else:  # its text may hold anything
@@ -176,11 +183,11 @@ class Connection:
                 raise click.UsageError("write either a URI or --secret")
             return find_secret_target(self.secret, Deadline(20))
         from session_reaper_cli.connections.target import Given, find_target
-        from session_reaper_cli.terminal import say
+        from session_reaper_cli.terminal import say_sentences
 
         found = find_target(Given(uri=self.uri, environ=os.environ, home=Path.home()))
         if found.warning:
-            say(f"WARNING: {found.warning}")
+            say_sentences(f"WARNING: {found.warning}")
         return found.target
 
 
@@ -270,15 +277,17 @@ def _fail(error: "TargetError", target: "Target", *, as_json: bool) -> int:
     from session_reaper.summary.prose import Statement, split_hint
 
     from session_reaper_cli.remedies import write_remedy
-    from session_reaper_cli.terminal import say
+    from session_reaper_cli.terminal import say, say_sentences
 
     remedy = write_remedy(error, target)
     if as_json:
         _print_failure(error, remedy, target)
-    say(f"session-reaper: {target.name}: {error.message} ({error.code})")
+    say_sentences(f"session-reaper: {target.name}: {error.message} ({error.code})")
     for part in split_hint(remedy):
-        # A statement stands alone, to be copied.
-        say(f"    {part.text}" if isinstance(part, Statement) else str(part).strip())
+        if isinstance(part, Statement):  # it stands alone, to be copied
+            say(f"    {part.text}")
+        else:
+            say_sentences(str(part).strip())
     return _ERROR
 
 
@@ -333,19 +342,24 @@ def top(target: "Target", wait: float, policy: str, watch: float | None, *, as_j
     """Show who holds the connection slots, and who blocks whom."""
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import load
-    from session_reaper_cli.terminal import make_output, say
+    from session_reaper_cli.terminal import make_output, say_sentences
     from session_reaper_cli.top.command import TopOptions, show_top
 
     login = LoginOptions(wait=wait, policy=load(policy))
     options = TopOptions(target=target, login=login, watch=watch, as_json=as_json)
-    return show_top(options, make_output(), say)
+    return show_top(options, make_output(), say_sentences)
 
 
 @app.command(epilog=_show_examples("explain postgres://app@db.example/orders --application 'api*'"))
 @_connects
 @_policy_option
 @click.option("--application", default="*", metavar="GLOB", help="Only these applications.")
-@click.option("--role", default="*", metavar="GLOB", help="Only sessions of these roles.")
+@click.option(
+    "--role",
+    default="*",
+    metavar="GLOB",
+    help="Only sessions of these roles. The name of one role explains what `reap --role` does.",
+)
 @click.option("--state", default="*", metavar="GLOB", help="Only sessions in these states.")
 @_json_option
 def explain(  # noqa: PLR0913 -- click passes each option
@@ -365,11 +379,11 @@ def explain(  # noqa: PLR0913 -- click passes each option
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.explain import Filters, run_explain
     from session_reaper_cli.policies import load
-    from session_reaper_cli.terminal import make_output, say
+    from session_reaper_cli.terminal import make_output, say_sentences
 
     options = LoginOptions(wait=wait, policy=load(policy))
     filters = Filters(application=application, role=role, state=state)
-    return run_explain(target, options, filters, make_output(), say, as_json=as_json)
+    return run_explain(target, options, filters, make_output(), say_sentences, as_json=as_json)
 
 
 @app.command(epilog=_show_examples("check postgres://app@db.example/orders"))
@@ -380,10 +394,10 @@ def check(target: "Target", wait: float, *, as_json: bool) -> int:
     from session_reaper_cli.check import run_check
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import DEFAULT_POLICY, load
-    from session_reaper_cli.terminal import make_output, say
+    from session_reaper_cli.terminal import make_output, say_sentences
 
     options = LoginOptions(wait=wait, policy=load(DEFAULT_POLICY))
-    return run_check(target, options, make_output(), say, as_json=as_json)
+    return run_check(target, options, make_output(), say_sentences, as_json=as_json)
 
 
 @app.command(
@@ -415,7 +429,7 @@ def reap(  # noqa: PLR0913 -- click passes each option
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import load, restrict_to_role
     from session_reaper_cli.reap import ReapOptions, run_reap
-    from session_reaper_cli.terminal import make_messages, make_output, say
+    from session_reaper_cli.terminal import make_messages, make_output, say_sentences
 
     rules = load(policy)
     options = ReapOptions(
@@ -426,7 +440,7 @@ def reap(  # noqa: PLR0913 -- click passes each option
         unasked=unasked,
         as_json=as_json,
     )
-    return run_reap(options, make_output(), make_messages(), say)
+    return run_reap(options, make_output(), make_messages(), say_sentences)
 
 
 @app.command(epilog=_show_examples("record postgres://app@db.example/orders > recording.json"))
@@ -439,10 +453,10 @@ def record(target: "Target", wait: float) -> int:
     from session_reaper_cli.check import run_record
     from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.policies import DEFAULT_POLICY, load
-    from session_reaper_cli.terminal import make_output, say
+    from session_reaper_cli.terminal import make_output, say_sentences
 
     options = LoginOptions(wait=wait, policy=load(DEFAULT_POLICY))
-    return run_record(target, options, make_output(), say)
+    return run_record(target, options, make_output(), say_sentences)
 
 
 @app.command(epilog=_show_examples("replay recording.json --policy new.yaml --against old.yaml"))

@@ -142,9 +142,13 @@ def _show_victims(victims: Sequence[SessionResult], messages: Console) -> None:
     for group in group_sessions(victims):
         head = f"{count_of(group.count, 'session')}: {group.application} (role {group.role})"
         messages.print(Text(f"{head}, oldest {group.age}"))
-        messages.print(Padding(Text(f"{group.rule}: {group.reason}"), (0, 0, 0, 2)))
+        messages.print(_indent(f"{group.rule}: {group.reason}"))
         pids = ", ".join(str(pid) for pid in sorted(group.pids))
-        messages.print(Padding(Text(f"pid {pids}"), (0, 0, 0, 2)))
+        messages.print(_indent(f"pid {pids}"))
+
+
+def _indent(text: str) -> Padding:
+    return Padding(Text(text), (0, 0, 0, 2), expand=False)
 
 
 def _limit_to(shown: Mapping[int, Identity]) -> Quota:

@@ -2,9 +2,7 @@
 
 import json
 from enum import IntEnum
-from itertools import chain
 from signal import Signals
-from textwrap import wrap
 from typing import Any, Final
 from uuid import uuid4
 
@@ -20,6 +18,7 @@ from session_reaper.summary.wording import Wording
 from session_reaper.targets.target import Target
 
 from session_reaper_cli.connections.login import Say
+from session_reaper_cli.narrowing import narrow
 from session_reaper_cli.wording import make_wording
 
 _WORDING: Final = make_wording()
@@ -60,20 +59,12 @@ def make_report(target: TargetReport, mode: Mode) -> Report:
 
 
 def show_summary(report: Report, output: Console, wording: Wording = _WORDING) -> None:
-    """Print the summary as the email has it; a narrower terminal wraps its sentences once more."""
-    text = render_email(_digest(report, wording), _MOST_BYTES).rstrip()
-    lines = chain.from_iterable(_fit(line, output.width) for line in text.splitlines())
+    """Print the summary as the email has it, in narrower lines on a narrower terminal."""
+    lines = render_email(_digest(report, wording), _MOST_BYTES).rstrip().splitlines()
+    if output.width < EMAIL_WIDTH:
+        lines = list(narrow(lines, output.width))
+    # SQL and names must not be wrapped.
     output.out("\n".join(lines), highlight=False)
-
-
-def _fit(line: str, width: int) -> list[str]:
-    """Wrap a line of a sentence; a longer one is SQL or a name, to be copied whole."""
-    if not width < len(line) <= EMAIL_WIDTH:
-        return [line]
-    indent = " " * (len(line) - len(line.lstrip()) + 2)
-    return wrap(
-        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
 
 
 def suggest_role(report: TargetReport, target: Target, say: Say) -> None:

@@ -5,9 +5,11 @@ for terminals only, and NO_COLOR switches them off (rich's own rules).
 """
 
 import os
+import shutil
 import sys
 import traceback
 from contextlib import suppress
+from textwrap import wrap
 from typing import Final
 
 from rich.console import Console
@@ -45,7 +47,8 @@ def make_messages() -> Console:
 def _make_console(console: Console) -> Console:
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    console.width = max(NARROWEST, console.width)
+    if console.width < NARROWEST:  # noqa: PLR1730 -- a width that is set follows the terminal no more
+        console.width = NARROWEST
     return console
 
 
@@ -72,5 +75,17 @@ def show_traceback(bug: Exception) -> None:
 
 def say(line: str) -> None:
     """Write a line of progress or a warning; it is lost if nobody reads the standard error."""
+    _write(line)
+
+
+def say_sentences(text: str) -> None:
+    """Write sentences, on a terminal in lines that break between words."""
+    columns = max(NARROWEST, shutil.get_terminal_size().columns)
+    width = columns if sys.stderr.isatty() else _LONGEST
+    for line in wrap(text, width, break_long_words=False, break_on_hyphens=False):
+        _write(line)
+
+
+def _write(line: str) -> None:
     with suppress(OSError):
         print(printable(line, _LONGEST), file=sys.stderr, flush=True)

@@ -17,9 +17,9 @@ def make_wording(policy_mode: Mode | None = None, *, enforces: bool = False) -> 
         enforces_at_once=True,
         continues="The next `session-reaper reap` continues with the spared sessions.",
         later="when you run the command again",
-        add_rule="No rule of the policy matches such sessions yet: `session-reaper explain` shows why."
-        " Run the command again once one does, or write another policy: `session-reaper policy"
-        " show-default > policy.yaml`, then --policy policy.yaml.",
+        add_rule="No rule of the policy matches such sessions now: `session-reaper explain` shows why."
+        " If they are only too young, run the command again later; otherwise write another policy"
+        " (`session-reaper policy show-default > policy.yaml`) and add --policy policy.yaml.",
         name_role="Write --role with their role; the policy needs a rule for them, too.",
         lift="--role with their role includes them",
         details="--json shows all.",

@@ -88,6 +88,14 @@ def on_terminal(
     )
 
 
+def finish(terminal: pexpect.spawn[str]) -> tuple[str, int]:
+    """Wait for the end of a command; return what it printed since, and its exit status."""
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus is not None, terminal.signalstatus
+    return terminal.before or "", terminal.exitstatus
+
+
 def uri(stage: Stage, role: str = REAPER, password: str = PASSWORD, **options: str) -> str:
     """Return the URI of the server; the embedded one has no TLS."""
     where = f"{stage.server.host}:{stage.server.port}/postgres"

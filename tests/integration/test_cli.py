@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pg8000.native
 import pytest
 
+from infra.local.aws import REGION
 from infra.local.certificates import make_tls
 from tests.integration.cli import COMMAND, SECONDS, Done, environment, run, run_unread, uri
 from tests.integration.stage import IDLE, LEAK, PASSWORD, REAPER, Stage, policy, rule, until
@@ -188,6 +189,16 @@ def test_a_stream_that_is_closed_is_no_bug(stage: Stage, home: Path, closing: st
     assert (done.status, done.err) == (0, "")
     asking = run(home, "reap", uri(stage), "--enforce", by=by)
     assert (asking.status, "bug" in asking.err) == (2, False)
+
+
+def test_a_secret_is_read_in_the_region_that_the_aws_cli_would_use(
+    stage: Stage, home: Path
+) -> None:
+    stage.target("prod/orders")
+    none = {"AWS_DEFAULT_REGION": "", "AWS_REGION": ""}
+    assert top(home, "--secret", "prod/orders", **none | {"AWS_REGION": REGION})["role"] == REAPER
+    refused = run(home, "top", "--secret", "prod/orders", **none)
+    assert (refused.status, "AWS_REGION" in refused.err) == (2, True)
 
 
 def test_errors_of_usage_show_no_password(stage: Stage, home: Path) -> None:
@@ -449,6 +460,10 @@ def test_an_application_ends_the_sessions_of_its_own_role_only(
     explained = run(home, "explain", uri(stage, "app"))
     assert (explained.status, "--role app" in explained.err) == (2, True)
     assert len(stage.survivors(own)) == 2
+    explained = run(
+        home, "explain", uri(stage, "app"), "--policy", rules, "--role", "app", "--json"
+    )
+    assert outcomes(explained) == {each.pid: "condemned" for each in own}
     arguments = ("--policy", rules, "--role", "app", "--enforce", "--yes", "--json")
     done = reap(home, uri(stage, "app"), *arguments)
     assert (done.status, outcomes(done)) == (0, {each.pid: "terminated" for each in own})
@@ -489,7 +504,7 @@ def test_a_full_server_is_explained_with_sql_that_frees_it(
     done = run(home, "top", uri(stage, "app"), "--wait", "200ms")
     assert done.status == 2
     assert "Trying again for 200ms" in done.err
-    assert "If it ends no session, the leaks are younger: lower the 5 minutes" in done.err
+    assert "the leaks may be younger: lower the 5 minutes" in done.err
     assert "--wait 10m" in done.err
     (statement,) = [line for line in done.err.splitlines() if "pg_terminate_backend" in line]
     stage.root.run(statement.strip().replace("5 minutes", "0 minutes"))

@@ -10,14 +10,15 @@ from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING
 
-import pexpect
 import pytest
 
-from tests.integration.cli import on_terminal, uri
+from tests.integration.cli import finish, on_terminal, uri
 from tests.integration.stage import IDLE, LEAK, PASSWORD, REAPER, Stage, policy, rule, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pexpect
 
 pytestmark = pytest.mark.every_major
 STOPS = pytest.mark.parametrize(
@@ -35,14 +36,6 @@ def write_rules(home: Path, **keys: object) -> str:
     path = home / "policy.json"
     path.write_text(json.dumps(policy(rule(idle_for="1ms") | keys)))
     return str(path)
-
-
-def finish(terminal: pexpect.spawn[str]) -> tuple[str, int]:
-    """Wait for the end of a command; return what it printed since, and its exit status."""
-    terminal.expect(pexpect.EOF)
-    terminal.close()
-    assert terminal.exitstatus is not None, terminal.signalstatus
-    return terminal.before or "", terminal.exitstatus
 
 
 def ask(stage: Stage, home: Path, *arguments: str) -> pexpect.spawn[str]:
@@ -166,6 +159,19 @@ def wait_for_snapshot(stage: Stage) -> None:
         ),
         "the snapshot has been taken",
     )
+
+
+def test_a_terminal_that_closes_before_a_signal_spares_the_sessions(
+    stage: Stage, home: Path
+) -> None:
+    leak = stage.session(LEAK)
+    rules = write_rules(home, confirm_after="30s")
+    terminal = on_terminal(home, "reap", uri(stage), "--policy", rules, "--enforce", "--yes")
+    wait_for_snapshot(stage)
+    os.close(terminal.child_fd)
+    until(lambda: not terminal.isalive(), "the command has ended")
+    assert (terminal.exitstatus, leak.is_there) == (status_of(Signals.SIGHUP), True)
+    assert_clean(stage, "")
 
 
 @STOPS
@@ -321,6 +327,17 @@ def test_watch_refreshes_in_place_and_gives_the_terminal_back(stage: Stage, home
     assert status == 0
     assert newcomer.is_there
     assert_clean(stage, printed)
+
+
+def test_watch_follows_the_width_of_the_terminal(stage: Stage, home: Path) -> None:
+    stage.session(IDLE)
+    terminal = on_terminal(home, "top", uri(stage), "--watch", "100ms", columns=80)
+    terminal.expect_exact("state")
+    assert "client" not in (terminal.before or "")
+    terminal.setwinsize(40, 120)
+    terminal.expect_exact("client")
+    terminal.sendintr()
+    assert finish(terminal)[1] == 0
 
 
 def test_watch_connects_again_after_its_connection_was_lost(stage: Stage, home: Path) -> None:

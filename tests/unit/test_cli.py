@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -60,6 +61,7 @@ from tests.integration.cli import COMMAND, environment
 from tests.summaries.situations import SITUATIONS
 
 if TYPE_CHECKING:
+    from session_reaper.report.model import Report
     from session_reaper.summary.wording import Wording
     from session_reaper.targets.target import Target
 
@@ -220,16 +222,23 @@ def test_the_verdict_names_what_enforcing_needs(wording: Wording, words: str) ->
 
 
 def test_a_narrow_terminal_wraps_sentences_between_words_and_leaves_sql_whole() -> None:
-    report = SITUATIONS["observe-mode"]()
-    console = Console(width=60, force_terminal=False)
+    report = SITUATIONS["full-of-idle"]()
+    narrow, wide = (show_at(width, report) for width in (60, 80))
+    assert narrow.split() == wide.split()
+    sql = [line for line in narrow.splitlines() if line.endswith(";")]
+    assert sql == [line for line in wide.splitlines() if line.endswith(";")] != []
+    sentences = [line for line in narrow.splitlines() if line not in sql]
+    assert max(map(len, sentences)) <= 60
+    assert (
+        "\n1. orders: Applications cannot connect. The largest group of\n   sessions is" in narrow
+    )
+
+
+def show_at(width: int, report: Report) -> str:
+    console = Console(width=width, force_terminal=False)
     with console.capture() as captured:
         show_summary(report, console)
-    lines = captured.get().splitlines()
-    assert all(len(line) <= 60 or len(line) > 72 for line in lines)
-    wide = Console(width=80, force_terminal=False)
-    with wide.capture() as uncut:
-        show_summary(report, wide)
-    assert captured.get().split() == uncut.get().split()
+    return captured.get()
 
 
 @pytest.mark.parametrize(
@@ -340,6 +349,19 @@ def test_sessions_that_our_own_role_protects_are_counted() -> None:
 
 
 # -- Ctrl-C ----------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_while_python_loads_the_command_shows_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
+    given = environment(tmp_path, {})
+    done = subprocess.run(  # noqa: S603 -- our own command
+        [*COMMAND, "top"],
+        env=given | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{given['PYTHONPATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_a_clock_that_hurries_never_goes_back() -> None:

@@ -118,9 +118,9 @@ def _instruct(target: Target, policy: Policy) -> str:
 
 
 _OTHERWISE: Final = (
-    "If it ends no session, the leaks are younger: lower the 5 minutes in it. With that login, this command"
-    " works too: `top` shows who holds the slots. Without it, add --wait 10m and restart a part of the"
-    " application: the command takes the first slot that becomes free."
+    "If it ends no session, the leaks may be younger: lower the 5 minutes in it. With that login, this"
+    " command works too: `top` shows who holds the slots, `reap` how to free them. Without it, add --wait"
+    " 10m and restart a part of the application: the command takes the first slot that becomes free."
 )
 
 

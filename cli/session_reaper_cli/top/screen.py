@@ -160,7 +160,9 @@ def _draw_plans(overview: Overview) -> Iterator[Text]:
     if any(plan.count for plan in overview.plans):
         yield Text("`session-reaper reap --enforce` does it, and asks first.")
     if not overview.plans:
-        yield Text("The policy would terminate none of these sessions.")
+        yield Text(
+            "The policy would terminate none of these sessions; `session-reaper explain` shows why."
+        )
     for by, number in overview.protected:
         yield Text(f"{count_of(number, 'session')} that a rule matches: protected ({by}).")
     if overview.own_role:
