@@ -15,7 +15,7 @@ from moto.core.models import DEFAULT_ACCOUNT_ID
 
 from infra.local.aws import REGION, Aws
 from tests.integration.aws_faults import Fault, aws_proxy
-from tests.integration.cli import on_terminal, run
+from tests.integration.cli import on_terminal, press_ctrl_c, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,6 +194,22 @@ def test_at_most_five_questions_are_asked(scene: Scene, tmp_path: Path) -> None:
         "Email": "dba@example.com",
         "Mode": "observe",
     }
+    again = on_terminal(tmp_path, "init", "--file", str(path), columns=300)
+    again.expect_exact("Tag of the databases' secrets [session-reaper=prod]: ")
+    again.sendline("")
+    again.expect_exact("Run in subnet-0a,subnet-0b with sg-0c, as before?")
+    again.sendline("n")
+    again.expect_exact("Subnets of the function")
+    again.sendline("subnet-0d")
+    again.expect_exact("Security groups of the function")
+    again.sendline("sg-0e")
+    again.expect_exact("Email address for the summaries (empty: none) [dba@example.com]: ")
+    again.sendline("")
+    again.expect(pexpect.EOF)
+    again.close()
+    assert again.exitstatus == 0
+    given = {"SubnetIds": "subnet-0d", "SecurityGroupIds": "sg-0e", "Email": "dba@example.com"}
+    assert overrides(path).items() >= given.items()
 
 
 def test_tagged_secrets_are_found(account: Any, cloud: Aws, tmp_path: Path) -> None:  # noqa: ANN401, ARG001
@@ -203,6 +219,7 @@ def test_tagged_secrets_are_found(account: Any, cloud: Aws, tmp_path: Path) -> N
     done = run(tmp_path, "init", "--yes", "--file", str(path))
     assert overrides(path)["TargetSecretTag"] == "session-reaper=blue"
     assert "onboard" not in done.err
+    assert f"Region {REGION}, PostgreSQL databases on RDS and Aurora: 0 (AWS_PROFILE" in done.err
 
 
 @pytest.mark.usefixtures("cloud")
@@ -371,9 +388,7 @@ def test_ctrl_c_at_any_question_writes_nothing(scene: Scene, tmp_path: Path, las
         terminal.expect_exact(question)
         terminal.sendline("")
     terminal.expect_exact(last)
-    terminal.sendintr()
-    terminal.expect(pexpect.EOF)
-    terminal.close()
+    press_ctrl_c(terminal)
     assert terminal.exitstatus == 130
     assert list(tmp_path.glob("samconfig*")) == []
 

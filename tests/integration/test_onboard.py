@@ -21,7 +21,7 @@ from session_reaper_cli.connections.secret import find_secret_target
 from infra.local.aws import REGION
 from infra.local.certificates import make_tls
 from tests.integration.aws_faults import Fault, Proxy, aws_proxy
-from tests.integration.cli import Done, on_terminal, run, uri
+from tests.integration.cli import Done, on_terminal, press_ctrl_c, run, uri
 from tests.integration.stage import LEAK, PASSWORD, REAPER, ROLE_FILE, Stage, until
 from tests.integration.wire import Impostor
 
@@ -215,6 +215,32 @@ def test_secrets_and_roles_of_others_are_left_alone(bare: Stage, home: Path) -> 
     assert not has_role(bare)
     assert not has_secret(bare)
     assert logs_in(bare, PASSWORD, "app")
+
+
+@pytest.mark.parametrize("other", [{"username": "app"}, {"host": "other.example"}])
+def test_a_deleted_secret_of_others_stays_deleted(
+    bare: Stage, home: Path, other: dict[str, str]
+) -> None:
+    bare.aws.put_secret("orders", bare.secret(**other))
+    bare.aws.secrets.delete_secret(SecretId="orders", RecoveryWindowInDays=30)
+    done = onboard(bare, home)
+    assert done.status == 2
+    assert "exists, and is for" in done.err
+    assert f"the role {REAPER} does not exist" in done.err
+    assert "the secret orders is as before" in done.err
+    assert not has_secret(bare)
+    bare.aws.secrets.restore_secret(SecretId="orders")
+    assert secret(bare).items() >= other.items()
+
+
+def test_ctrl_c_at_the_password_changes_nothing(bare: Stage, home: Path) -> None:
+    without = uri(bare, OWNER).replace(f":{PASSWORD}@", "@")
+    terminal = on_terminal(home, "onboard", without, "--name", "orders")
+    terminal.expect_exact(f"Password of {OWNER} on ")
+    press_ctrl_c(terminal)
+    assert terminal.exitstatus == 130
+    assert not has_role(bare)
+    assert not has_secret(bare)
 
 
 def test_an_owner_without_rights_leaves_nothing(bare: Stage, home: Path) -> None:
