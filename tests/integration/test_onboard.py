@@ -281,9 +281,14 @@ def test_a_second_secret_for_the_role_is_refused(bare: Stage, home: Path) -> Non
     assert works(bare)
 
 
-def test_an_existing_role_gets_a_password_and_a_warning(bare: Stage, home: Path) -> None:
+@pytest.mark.parametrize("faults", [[], [Fault()]], ids=["listed", "not listed"])
+def test_an_existing_role_gets_a_password_and_a_warning(
+    bare: Stage, home: Path, proxy: Proxy, faults: list[Fault]
+) -> None:
     bare.root.run(ROLE_FILE.read_text())
-    done = succeed(bare, home)
+    proxy.faults["ListSecrets"] = faults
+    done = succeed(bare, home, AWS_ENDPOINT_URL=proxy.url)
+    assert proxy.faults["ListSecrets"] == []
     assert "any other secret with its password no longer works" in done.err
     assert works(bare)
 
@@ -367,7 +372,8 @@ def test_through_a_tunnel_the_secret_names_the_servers_own_endpoint(
     assert bare.aws.secrets.describe_secret(SecretId="orders")["VersionIdsToStages"] == versions
     shown = run(home, "top", "--secret", "orders", "--via", here)
     assert shown.status == 0, shown.err
-    assert "write HOST:PORT" in run(home, *command, "--via", "localhost").err
+    for wrong in ("localhost", "localhost:99999", ":1"):
+        assert "write HOST:PORT" in run(home, "top", "--via", wrong).err
 
 
 @pytest.mark.tls
