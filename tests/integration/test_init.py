@@ -311,14 +311,20 @@ def test_the_next_run_takes_the_group_of_the_network_stack_and_keeps_earlier_ans
     }
 
 
-def test_a_complete_network_needs_no_stack(
+def test_a_complete_network_needs_no_stack_and_its_group_is_preferred(
     account: Any,  # noqa: ANN401 -- as above
     closed_scene: Scene,
     tmp_path: Path,
 ) -> None:
-    make_network(account, closed_scene)
-    done = run(tmp_path, *in_folder(tmp_path / "samconfig.toml"))
+    ec2 = account.client("ec2")
+    for name in map(str, range(9)):  # of applications
+        group = ec2.create_security_group(VpcId=closed_scene.vpc, GroupName=name, Description=name)
+        admit(ec2, closed_scene.database_group, group["GroupId"])
+    group = make_network(account, closed_scene)
+    path = tmp_path / "samconfig.toml"
+    done = run(tmp_path, *in_folder(path))
     assert next_commands(done.err)[1:] == ["make deploy", "make check-remote"]
+    assert overrides(path)["SecurityGroupIds"] == group
 
 
 # -- without some rights ---------------------------------------------------------------------------
