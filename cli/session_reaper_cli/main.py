@@ -31,6 +31,7 @@ _NAME: Final = "session-reaper"
 _COMPLETION: Final = "_SESSION_REAPER_COMPLETE"  # the variable that click's scripts set
 _ERROR: Final = 2  # an exit status; results.py has all
 _SHORTEST_PAUSE: Final = 0.1  # seconds between two refreshes
+_HIGHEST_PORT: Final = 65535
 _HELP: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -220,7 +221,7 @@ class _Via(click.ParamType["Endpoint"]):
         from session_reaper.targets.target import Endpoint
 
         found = re.fullmatch(r"\[?([\w.:-]+?)\]?:([0-9]{1,5})", str(value))
-        if not found:
+        if not found or not 0 < int(found[2]) <= _HIGHEST_PORT:
             self.fail(f"{value!r}: write HOST:PORT, such as localhost:15432", param, ctx)
         return Endpoint.of(found[1], int(found[2]))
 

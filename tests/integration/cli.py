@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pexpect
 
-from tests.integration.stage import PASSWORD, REAPER, Stage
+from tests.integration.stage import PASSWORD, REAPER, Stage, until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,6 +94,17 @@ def finish(terminal: pexpect.spawn[str]) -> tuple[str, int]:
     terminal.close()
     assert terminal.exitstatus is not None, terminal.signalstatus
     return terminal.before or "", terminal.exitstatus
+
+
+def press_ctrl_c(terminal: pexpect.spawn[str]) -> None:
+    """Press Ctrl-C until the command ends: Python misses one that comes as it begins to read."""
+    until(lambda: _has_ended_by_ctrl_c(terminal), "the command ends")
+    terminal.close()
+
+
+def _has_ended_by_ctrl_c(terminal: pexpect.spawn[str]) -> bool:
+    terminal.sendintr()
+    return terminal.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=10) == 0
 
 
 def uri(stage: Stage, role: str = REAPER, password: str = PASSWORD, **options: str) -> str:

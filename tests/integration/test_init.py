@@ -15,7 +15,7 @@ from moto.core.models import DEFAULT_ACCOUNT_ID
 
 from infra.local.aws import REGION, Aws
 from tests.integration.aws_faults import Fault, aws_proxy
-from tests.integration.cli import on_terminal, run
+from tests.integration.cli import on_terminal, press_ctrl_c, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,6 +194,22 @@ def test_at_most_five_questions_are_asked(scene: Scene, tmp_path: Path) -> None:
         "Email": "dba@example.com",
         "Mode": "observe",
     }
+    again = on_terminal(tmp_path, "init", "--file", str(path), columns=300)
+    again.expect_exact("Tag of the databases' secrets [session-reaper=prod]: ")
+    again.sendline("")
+    again.expect_exact("Run in subnet-0a,subnet-0b with sg-0c, as before?")
+    again.sendline("n")
+    again.expect_exact("Subnets of the function")
+    again.sendline("subnet-0d")
+    again.expect_exact("Security groups of the function")
+    again.sendline("sg-0e")
+    again.expect_exact("Email address for the summaries (empty: none) [dba@example.com]: ")
+    again.sendline("")
+    again.expect(pexpect.EOF)
+    again.close()
+    assert again.exitstatus == 0
+    given = {"SubnetIds": "subnet-0d", "SecurityGroupIds": "sg-0e", "Email": "dba@example.com"}
+    assert overrides(path).items() >= given.items()
 
 
 def test_tagged_secrets_are_found(account: Any, cloud: Aws, tmp_path: Path) -> None:  # noqa: ANN401, ARG001
@@ -203,6 +219,7 @@ def test_tagged_secrets_are_found(account: Any, cloud: Aws, tmp_path: Path) -> N
     done = run(tmp_path, "init", "--yes", "--file", str(path))
     assert overrides(path)["TargetSecretTag"] == "session-reaper=blue"
     assert "onboard" not in done.err
+    assert f"Region {REGION}, PostgreSQL databases on RDS and Aurora: 0 (AWS_PROFILE" in done.err
 
 
 @pytest.mark.usefixtures("cloud")
@@ -294,14 +311,20 @@ def test_the_next_run_takes_the_group_of_the_network_stack_and_keeps_earlier_ans
     }
 
 
-def test_a_complete_network_needs_no_stack(
+def test_a_complete_network_needs_no_stack_and_its_group_is_preferred(
     account: Any,  # noqa: ANN401 -- as above
     closed_scene: Scene,
     tmp_path: Path,
 ) -> None:
-    make_network(account, closed_scene)
-    done = run(tmp_path, *in_folder(tmp_path / "samconfig.toml"))
+    ec2 = account.client("ec2")
+    for name in map(str, range(9)):  # of applications
+        group = ec2.create_security_group(VpcId=closed_scene.vpc, GroupName=name, Description=name)
+        admit(ec2, closed_scene.database_group, group["GroupId"])
+    group = make_network(account, closed_scene)
+    path = tmp_path / "samconfig.toml"
+    done = run(tmp_path, *in_folder(path))
     assert next_commands(done.err)[1:] == ["make deploy", "make check-remote"]
+    assert overrides(path)["SecurityGroupIds"] == group
 
 
 # -- without some rights ---------------------------------------------------------------------------
@@ -371,9 +394,7 @@ def test_ctrl_c_at_any_question_writes_nothing(scene: Scene, tmp_path: Path, las
         terminal.expect_exact(question)
         terminal.sendline("")
     terminal.expect_exact(last)
-    terminal.sendintr()
-    terminal.expect(pexpect.EOF)
-    terminal.close()
+    press_ctrl_c(terminal)
     assert terminal.exitstatus == 130
     assert list(tmp_path.glob("samconfig*")) == []
 

@@ -21,7 +21,7 @@ from session_reaper_cli.connections.secret import find_secret_target
 from infra.local.aws import REGION
 from infra.local.certificates import make_tls
 from tests.integration.aws_faults import Fault, Proxy, aws_proxy
-from tests.integration.cli import Done, on_terminal, run, uri
+from tests.integration.cli import Done, on_terminal, press_ctrl_c, run, uri
 from tests.integration.stage import LEAK, PASSWORD, REAPER, ROLE_FILE, Stage, until
 from tests.integration.wire import Impostor
 
@@ -217,6 +217,32 @@ def test_secrets_and_roles_of_others_are_left_alone(bare: Stage, home: Path) -> 
     assert logs_in(bare, PASSWORD, "app")
 
 
+@pytest.mark.parametrize("other", [{"username": "app"}, {"host": "other.example"}])
+def test_a_deleted_secret_of_others_stays_deleted(
+    bare: Stage, home: Path, other: dict[str, str]
+) -> None:
+    bare.aws.put_secret("orders", bare.secret(**other))
+    bare.aws.secrets.delete_secret(SecretId="orders", RecoveryWindowInDays=30)
+    done = onboard(bare, home)
+    assert done.status == 2
+    assert "exists, and is for" in done.err
+    assert f"the role {REAPER} does not exist" in done.err
+    assert "the secret orders is as before" in done.err
+    assert not has_secret(bare)
+    bare.aws.secrets.restore_secret(SecretId="orders")
+    assert secret(bare).items() >= other.items()
+
+
+def test_ctrl_c_at_the_password_changes_nothing(bare: Stage, home: Path) -> None:
+    without = uri(bare, OWNER).replace(f":{PASSWORD}@", "@")
+    terminal = on_terminal(home, "onboard", without, "--name", "orders")
+    terminal.expect_exact(f"Password of {OWNER} on ")
+    press_ctrl_c(terminal)
+    assert terminal.exitstatus == 130
+    assert not has_role(bare)
+    assert not has_secret(bare)
+
+
 def test_an_owner_without_rights_leaves_nothing(bare: Stage, home: Path) -> None:
     bare.role("guest")
     done = run(home, "onboard", uri(bare, "guest"), "--name", "orders")
@@ -255,9 +281,14 @@ def test_a_second_secret_for_the_role_is_refused(bare: Stage, home: Path) -> Non
     assert works(bare)
 
 
-def test_an_existing_role_gets_a_password_and_a_warning(bare: Stage, home: Path) -> None:
+@pytest.mark.parametrize("faults", [[], [Fault()]], ids=["listed", "not listed"])
+def test_an_existing_role_gets_a_password_and_a_warning(
+    bare: Stage, home: Path, proxy: Proxy, faults: list[Fault]
+) -> None:
     bare.root.run(ROLE_FILE.read_text())
-    done = succeed(bare, home)
+    proxy.faults["ListSecrets"] = faults
+    done = succeed(bare, home, AWS_ENDPOINT_URL=proxy.url)
+    assert proxy.faults["ListSecrets"] == []
     assert "any other secret with its password no longer works" in done.err
     assert works(bare)
 
@@ -341,7 +372,8 @@ def test_through_a_tunnel_the_secret_names_the_servers_own_endpoint(
     assert bare.aws.secrets.describe_secret(SecretId="orders")["VersionIdsToStages"] == versions
     shown = run(home, "top", "--secret", "orders", "--via", here)
     assert shown.status == 0, shown.err
-    assert "write HOST:PORT" in run(home, *command, "--via", "localhost").err
+    for wrong in ("localhost", "localhost:99999", ":1"):
+        assert "write HOST:PORT" in run(home, "top", "--via", wrong).err
 
 
 @pytest.mark.tls

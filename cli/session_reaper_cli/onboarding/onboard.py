@@ -251,6 +251,9 @@ def _write(run: Onboarding, plan: Plan, standing: Standing) -> None:
     standing.secret = State.UNKNOWN
     if plan.restores:
         run.vault.restore()
+        found = run.vault.find()
+        if found:  # only now can it be read
+            require_same_login(found.secret, run.target, run.wish.role)
     match plan.write:
         case Write.CREATE:
             run.vault.create(plan.text)

@@ -57,6 +57,8 @@ def run_init(options: InitOptions, say: Say) -> None:
     account = Account(problem="not asked to")
     if options.looks:
         account = look_at_account(f"{stack}-network")
+    if not options.path.with_name("template.yaml").exists():
+        say(f"WARNING: {options.path} is not beside template.yaml, where `make deploy` needs it")
     _describe(account, say)
     answers = _ask(account, earlier, options)
     _write(options.path, write_answers(text, options.environment, account.region, answers))
@@ -94,9 +96,9 @@ def _describe(account: Account, say: Say) -> None:
         return
     for refusal in account.refusals:
         say(f"WARNING: without {refusal.permission}, init cannot look there ({refusal.cause})")
-    say(
-        f"Region {account.region}, {len(account.databases)} PostgreSQL databases on RDS and Aurora:"
-    )
+    count = len(account.databases)
+    hint = "" if count else " (AWS_PROFILE and AWS_REGION choose where to look)"
+    say(f"Region {account.region}, PostgreSQL databases on RDS and Aurora: {count}{hint}")
     for each in account.databases:
         place = "public" if each.is_public else f"private, in {each.vpc}"
         say(f"- {each.name}: {each.host}:{each.port}, {place}")
@@ -124,29 +126,24 @@ def _ask_network(
     account: Account, earlier: Mapping[str, str], read: "_Questions"
 ) -> Mapping[str, str]:
     before = {name: earlier.get(name, "") for name in _OUTSIDE}
-    if all(before.values()):
+    is_complete = all(before.values())
+    network = account.network
+    if is_complete:
         question = f"Run in {before['SubnetIds']} with {before['SecurityGroupIds']}, as before?"
         if read.confirm(question):
             return before
     elif account.are_all_public:
         return _OUTSIDE
-    network = account.network
-    subnets, group = "", ""
-    is_known = network is not None and bool(network.subnets)
-    if network and is_known and read.confirm(_propose(network)):
-        subnets, group = ",".join(network.subnets), network.security_group
-    else:
-        question = "Subnets of the function (empty: outside of any VPC)"
-        subnets, is_known = read.ask(question, before["SubnetIds"], _SUBNETS), False
-    if subnets and not group:
-        question = "Security groups of the function"
-        earlier_group = before["SecurityGroupIds"]
-        group = (
-            read.ask(f"{question} (empty: the network stack makes one)", "", _GROUPS_OR_NONE)
-            if is_known
-            else read.ask(f"{question}, which the databases admit", earlier_group, _GROUPS)
-        )
-    return {"SubnetIds": subnets, "SecurityGroupIds": group}
+    elif network and network.subnets and read.confirm(_propose(network)):
+        question = "Security groups of the function (empty: the network stack makes one)"
+        group = network.security_group or read.ask(question, "", _GROUPS_OR_NONE)
+        return {"SubnetIds": ",".join(network.subnets), "SecurityGroupIds": group}
+    suggested = "" if is_complete else before["SubnetIds"]
+    subnets = read.ask("Subnets of the function (empty: outside of any VPC)", suggested, _SUBNETS)
+    if not subnets:
+        return _OUTSIDE
+    question = "Security groups of the function, which the databases admit"
+    return {"SubnetIds": subnets, "SecurityGroupIds": read.ask(question, "", _GROUPS)}
 
 
 def _propose(network: Network) -> str:
@@ -211,6 +208,8 @@ def _describe_next(
             f"session-reaper onboard postgres://OWNER@{place}/postgres --name {name} --tag {tag}"
             for name, place in (places or {"NAME": "HOST"}).items()
         ]
+        if account.network:
+            yield "From outside of the VPC, add --via localhost:PORT, the end of a tunnel, to onboard."
     if planned and account.network and account.network.has_stack:
         yield (
             f"The stack {stack}-network exists, and the function still lacks what is below: deploy it"
