@@ -16,7 +16,7 @@ from session_reaper.sessions.snapshot import ALL_SESSIONS
 from session_reaper.settings import read_settings
 from session_reaper.targets.target import Target
 
-from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, until
+from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, REAPER, until
 from tests.integration.wire import Moment, Proxy
 
 if TYPE_CHECKING:
@@ -191,6 +191,14 @@ def test_a_reused_pid_does_not_count_as_the_signalled_session(stage: Stage, reap
     for action in SIGNALS:
         assert reaper.verify([(identity, action)], Deadline(10)).remaining == {victim.pid}
         assert reaper.verify([(earlier, action)], Deadline(10)).remaining == set()
+
+
+def test_a_verification_counts_hidden_sessions_too(stage: Stage, reaper: Server) -> None:
+    victims = stage.sessions(3)
+    stage.root.run(f"REVOKE pg_read_all_stats FROM {REAPER}")
+    stage.cleanup(stage.root.run, f"GRANT pg_read_all_stats TO {REAPER}")
+    found = reaper.verify([], Deadline(10))
+    assert (found.used, found.can_see) == (len(victims) + 1, False)  # and the superuser's own
 
 
 def test_an_unchanged_session_is_signalled(stage: Stage, reaper: Server) -> None:

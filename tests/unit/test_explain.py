@@ -79,6 +79,7 @@ def test_a_session_that_a_limit_holds_back_is_spared() -> None:
     sessions = [a_session(pid=1), a_session(pid=2, idle_seconds=600.0)]
     first, second = explain(decide(sessions, some_slots(), policy), policy)
     assert (first.outcome, second.outcome) == ("condemned", "spared")
+    assert (first.decision.pid, second.decision.pid) == (1, 2)
     assert second.reason.endswith("; limits.max_terminations of 1 was reached")
 
 
@@ -177,6 +178,11 @@ ACTIVE = {"state": "active", "query_seconds": 60.0}
             "waits for a lock, and the rule has no wait_event_type",
         ),
         (
+            {**NAMED, "role": "x", "client": "10.0.0.0/8", "wait_event": "C*"},
+            {"wait_event_type": "Client", "wait_event": "ClientRead"},
+            "role 'app' does not match",
+        ),
+        (
             {**NAMED, "idle_for": "1h", "role": "x", "database": "y"},
             {},
             (
@@ -202,6 +208,7 @@ def test_a_session_that_is_left_is_told_each_condition_that_it_misses(
         ({"idle_for": "1h", "connected_for": "67m"}, {"idle_for": "61m", "connected_for": "2h"}),
         # A condition that time does not mend weighs more than any time.
         ({"idle_for": "1d"}, {"role": "x"}),
+        ({"idle_for": "1d"}, {"pins_vacuum_by": 1000}),
         ({"role": "x"}, {"role": "x", "database": "y"}),
         ({"role": "x"}, {"role": "x", "idle_for": "1h"}),
     ],
@@ -211,7 +218,7 @@ def test_the_nearest_rule_is_the_one_that_time_is_most_likely_to_mend(
 ) -> None:
     near, far = a_rule("near", **NAMED | nearest), a_rule("far", **NAMED | farther)
     for rules in ((near, far), (far, near)):
-        assert "nearest: near: " in explained({}, *rules).reason
+        assert "nearest: near: " in explained({"xid_age": 999}, *rules).reason
 
 
 def test_of_two_rules_that_miss_by_the_same_the_first_is_named() -> None:

@@ -156,6 +156,8 @@ def test_the_guard_checks_the_wait_conditions_that_the_rule_relies_on(
         ({"wait_event_type": "IO", "query_for": "1h"}, {}, WaitGuard()),
         ({"wait_event_type": "IO", "client": "10.9.0.0/16"}, {}, WaitGuard()),
         ({"wait_event_type": "IO", "state": "idle"}, {}, WaitGuard()),
+        ({"wait_event_type": "IO", "query": "insert"}, {}, WaitGuard()),
+        ({"wait_event_type": "IO", "query": "select"}, {}, WaitGuard(none_of=("IO:%",))),
     ],
 )
 def test_the_guard_excludes_the_waits_by_which_an_earlier_keep_rule_would_match(

@@ -13,7 +13,7 @@ from tests.builders import a_policy, a_rule, a_session, some_slots
 
 WAITERS = tuple(
     Waiter(pid=n, role="app", application="api", seconds=seconds)
-    for n, seconds in enumerate((90.0, 60.0, 30.0), start=1)
+    for n, seconds in enumerate((90.0, 60.0, 30.0, 0.5), start=1)
 )
 BLOCKERS = a_rule("blockers", state="idle in transaction", blocks_for="1m")
 
@@ -54,6 +54,7 @@ def test_a_blocker_that_is_not_protected_or_that_no_rule_on_blockers_matches_is_
         {"blocks": 1, "blocks_for": "90s"},
         {"blocks": 2, "blocks_for": "1m"},
         {"blocks": 3, "idle_for": "5m"},
+        {"blocks": 4, "idle_for": "5m"},
     ],
 )
 def test_a_prepared_transaction_is_found_if_enough_sessions_have_waited_for_it_long_enough(
@@ -72,7 +73,7 @@ def test_a_prepared_transaction_is_found_if_enough_sessions_have_waited_for_it_l
     [
         ({"blocks_for": "91s"}, {}),
         ({"blocks": 2, "blocks_for": "61s"}, {}),
-        ({"blocks": 4, "idle_for": "5m"}, {}),
+        ({"blocks": 5, "idle_for": "5m"}, {}),
         ({"idle_for": "5m"}, {}),
         ({"blocks_for": "1m"}, {"mode": "observe"}),
         ({"blocks_for": "1m"}, {"action": "keep"}),

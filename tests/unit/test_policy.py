@@ -245,7 +245,10 @@ def test_an_invalid_condition_is_an_error_that_names_the_condition(
     fails({"version": 1, "rules": rules}, f"rules[1].match.{place}")
 
 
-@pytest.mark.parametrize("key", ["role", "database", "application", "client", "query"])
+@pytest.mark.parametrize(
+    "key",
+    ["role", "database", "application", "client", "query", "wait_event", "wait_event_type"],
+)
 @pytest.mark.parametrize(
     ("wrong", "item"),
     [

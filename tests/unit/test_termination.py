@@ -17,6 +17,7 @@ from session_reaper.runs.parallel import Progress
 from session_reaper.runs.quota import allow_all
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.runs.termination import Termination
+from session_reaper.sessions.snapshot import ServerIdentity, Verification
 
 from tests.builders import (
     SlowClock,
@@ -30,7 +31,7 @@ from tests.builders import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from session_reaper.decision.model import Decision
     from session_reaper.report.model import TargetReport
@@ -160,6 +161,52 @@ def test_slots_are_unknown_after_signals_that_could_not_be_verified() -> None:
     progress = Progress(a_report_of_decisions())
     session = a_target_session(progress, OutcomeLog(), server=server, connect=connect)
     assert terminate(session, decisions()).used_after is None
+
+
+class LateServer:
+    """A server that answers a verification when the run's time is over: every session remains."""
+
+    role = "session_reaper"
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.actions: list[Action] = []
+
+    def signal(
+        self,
+        identities: Iterator[Identity],
+        action: Action,
+        _deadline: Deadline,
+        _guards: Mapping[int, WaitGuard],
+    ) -> Iterator[Signal]:
+        self.actions.append(action)
+        return (Signal.SENT for _ in identities)
+
+    def verify(
+        self, signalled: Collection[tuple[Identity, Action]], _deadline: Deadline
+    ) -> Verification:
+        self.now += 60
+        remaining = frozenset(identity.pid for identity, _ in signalled)
+        return Verification(server=SERVER, remaining=remaining, can_see=True, used=7)
+
+
+SERVER = ServerIdentity(started=1, checkpointer=2, checkpointer_started=3)
+
+
+def test_a_cancelled_query_whose_escalation_is_not_due_before_the_run_ends_lingers() -> None:
+    server = LateServer()
+    rule = a_rule(state="active", query_for="1m") | {"action": "cancel", "escalate_after": "5m"}
+    policy = a_policy(rule)
+    condemned = [replace(a_decision(a_session(pid=1)), rule=policy.rules[0])]
+    progress = Progress(a_target_report(a_fate(Outcome.SPARED, pid=1)))
+    deadline = Deadline(60, lambda: server.now)
+    session = a_target_session(progress, OutcomeLog(), server=server, deadline=deadline)
+    snapshot = a_snapshot(server=SERVER)
+    report = Termination(session, session.report, snapshot, policy, Mode.ENFORCE).run(condemned)
+    (result,) = report.results
+    assert result.outcome is Outcome.LINGERING
+    assert result.decision.reason.endswith("; the run has no time for escalate_after: 5m")
+    assert server.actions == [Action.CANCEL]
 
 
 class UnchangedServer:

@@ -168,6 +168,7 @@ class Signaller:
         too_late = f"the run has no time for escalate_after: {format_duration(seconds)}"
         self._results.set(decision, Outcome.LINGERING, "" if in_time else too_late)
         expiry = self._deadline.capped_at(seconds)
+        escalates = escalates and in_time
         self._pending.append(
             _PendingSignal(decision=decision, action=action, expiry=expiry, escalates=escalates)
         )
