@@ -74,7 +74,7 @@ class _Candidate:
     """A target that may turn out to be the server of another one.
 
     `position`: in configured order. `group`: the targets that may be one server with it, as far as
-    hosts and addresses tell, and itself. `has_connected` is set unless a job connects to it now;
+    hosts and addresses tell, and itself. `has_connected` is set once its job has got in, or cannot;
     `has_ended` once its job has ended.
     """
 
@@ -168,7 +168,9 @@ class Visits:
             if target.is_alternate and visits:
                 raise VisitedError
             self._connecting.add(target.key)
-            self._candidates[target.key].has_connected.clear()
+            own = self._candidates[target.key]
+            own.has_connected.clear()
+            own.has_ended.clear()  # a postponed job begins twice
             share = deadline.remaining() / (1 + len(self._list_untried(target)))
             least = min(_LOGIN_SECONDS, _LOGIN_SHARE * deadline.remaining())
             return deadline.capped_at(max(share, least))
