@@ -9,10 +9,10 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 import yaml
 from rich.console import Console
@@ -116,17 +116,21 @@ def _deploy_all(
     """Deploy in parallel, and print each end.
 
     Stacks of the same account and region come one after the other, because each first `sam deploy`
-    creates the same bucket.
+    creates the same bucket. After an interrupt, no further stack is begun.
     """
     groups: dict[tuple[str, str], list[Deployment]] = defaultdict(list)
     for each in deployments:
         groups[each.account, each.region].append(each)
     results: list[Result] = []
     lock = Lock()  # numbers are printed in order
+    is_interrupted = Event()
 
     def deploy_in_turn(group: Iterable[Deployment]) -> None:
         for each in group:
-            result = _deploy_one(each, deploy)
+            if is_interrupted.is_set():
+                result = Result(deployment=each, seconds=0, problem="interrupted, not begun")
+            else:
+                result = _deploy_one(each, deploy)
             with lock:
                 results.append(result)
                 done = f"[{len(results)}/{len(deployments)}]"
@@ -134,7 +138,14 @@ def _deploy_all(
 
     print(f"{len(deployments)} stacks, up to {parallel} at the same time", flush=True)
     with ThreadPoolExecutor(parallel) as pool:
-        list(pool.map(deploy_in_turn, groups.values()))
+        pending = [pool.submit(deploy_in_turn, group) for group in groups.values()]
+        try:
+            wait(pending)
+        except KeyboardInterrupt:
+            print("interrupted: waiting for the stacks that were begun", flush=True)
+            is_interrupted.set()
+    for future in pending:
+        future.result()
     return sorted(results, key=lambda result: result.deployment.line)
 
 

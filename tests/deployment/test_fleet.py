@@ -16,6 +16,7 @@ from tests.integration.stage import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from infra.local.postgres import Server
     from tests.deployment.account import Account
@@ -43,6 +44,7 @@ class Fleet:
     account: Account
     outputs: dict[str, str]
     inbox: str
+    accounts: Path
 
     def client(self, spoke: str, service: str) -> Any:  # noqa: ANN401 -- each service has its own type
         """Return a client with all rights in a stack's account."""
@@ -65,6 +67,11 @@ class Fleet:
         )
         document: dict[str, Any] = json.loads(answer["Payload"].read())
         return document
+
+    def roll_out(self) -> str:
+        """Run `make deploy-fleet` without building anything; return what it prints."""
+        given = (f"ACCOUNTS={self.accounts}", f"HUB={HUB}")
+        return self.account.run("make", "-o", "build", "deploy-fleet", *given)
 
     def run_hub(self) -> dict[str, Any]:
         return self.account.invoke(self.outputs["FunctionName"], {})
@@ -132,13 +139,12 @@ def fleet(
     document = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     sqs.set_queue_attributes(QueueUrl=inbox, Attributes={"Policy": document})
     account.client("sns").subscribe(TopicArn=outputs["TopicArn"], Protocol="sqs", Endpoint=arn)
-    fleet = Fleet(account=account, outputs=outputs, inbox=inbox)
-    for spoke in SPOKES:
-        prepare(fleet, spoke, database)
     file = tmp_path_factory.mktemp("fleet") / "accounts.csv"
     file.write_text(ACCOUNTS)
-    printed = account.run("make", "-o", "build", "deploy-fleet", f"ACCOUNTS={file}", f"HUB={HUB}")
-    assert "2 stacks: 2 done, 0 failed" in printed
+    fleet = Fleet(account=account, outputs=outputs, inbox=inbox, accounts=file)
+    for spoke in SPOKES:
+        prepare(fleet, spoke, database)
+    assert "2 stacks: 2 done, 0 failed" in fleet.roll_out()
     yield fleet
     sqs.delete_queue(QueueUrl=inbox)
     for stack in (TOPIC, HUB):
@@ -170,6 +176,19 @@ def test_what_two_accounts_terminate_is_in_one_digest(fleet: Fleet, database: Se
     for spoke in SPOKES:
         assert f"{spoke}/{REGION}/orders" in digest
     assert fleet.run_hub()["messages"] == 0
+
+
+def test_a_second_roll_out_changes_nothing(fleet: Fleet) -> None:
+    before = [
+        fleet.client(spoke, "cloudformation").describe_stacks(StackName=STACK)["Stacks"][0]
+        for spoke in SPOKES
+    ]
+    assert "2 stacks: 2 done, 0 failed" in fleet.roll_out()
+    for spoke, stack in zip(SPOKES, before, strict=True):
+        now = fleet.client(spoke, "cloudformation").describe_stacks(StackName=STACK)["Stacks"][0]
+        assert now["Parameters"] == stack["Parameters"]
+        assert now["Outputs"] == stack["Outputs"]
+    assert fleet.run_hub()["stacks"] == 2
 
 
 @pytest.mark.parametrize("alarm", ["NoRun", "Errors", "RefusedReports", "OldReports"])

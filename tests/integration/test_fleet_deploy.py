@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ from session_reaper.deadline import Deadline
 from session_reaper.fleet.message import Spoke
 
 from infra.fleet.deploy import main
-from tests.integration.stage import TABLE, state_table
+from tests.integration.stage import TABLE, state_table, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,6 +176,36 @@ def test_the_failure_of_one_account_does_not_stop_the_others(
     assert "Deploying with" in (
         roll_out.folder / "logs" / "111111111111-eu-central-1-fails.log"
     ).read_text("utf-8")
+
+
+def test_after_an_interrupt_no_further_stack_is_begun(roll_out: RollOut) -> None:
+    begun, end = roll_out.folder / "begun", roll_out.folder / "end"
+    (roll_out.folder / "sam").write_text(
+        f"#!/bin/sh\ntouch {begun}\nwhile [ ! -e {end} ]; do sleep 0.05; done\n"
+    )
+    file = roll_out.folder / "accounts.csv"
+    file.write_text(f"account,region\n{OWN},eu-central-1\n{OWN},us-east-1\n")
+    with subprocess.Popen(  # noqa: S603 -- the command
+        [
+            *(sys.executable, "-m", "infra.fleet.deploy", str(file), "--parallel", "1"),
+            *("--template", "template.yaml", "--logs", str(roll_out.folder)),
+        ],
+        env={**os.environ, "PYTHONPATH": "functions:."},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            until(begun.exists, "the first stack is begun", 60)
+            process.send_signal(signal.SIGINT)
+            assert process.stdout
+            lines = iter(process.stdout.readline, "")
+            assert any(line.startswith("interrupted: waiting") for line in lines)
+        finally:
+            end.touch()
+        printed = "".join(lines)
+    assert process.returncode == 1
+    assert f"[1/2] {OWN}/eu-central-1/session-reaper: deployed" in printed
+    assert f"[2/2] {OWN}/us-east-1/session-reaper: FAILED: interrupted, not begun" in printed
 
 
 def test_the_own_account_needs_no_role(roll_out: RollOut) -> None:

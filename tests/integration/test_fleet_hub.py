@@ -15,9 +15,12 @@ from session_reaper.errors import ConfigurationError, PublishError
 from session_reaper.handler import lambda_handler
 from session_reaper.report.model import Failure, Outcome, TargetReport, TargetStatus
 
+from infra.fleet.accounts import Deployment
+from infra.fleet.hub import Hub as FleetHub
+from infra.fleet.hub import expect_report
 from infra.local.postgres import server
 from tests.builders import a_target_report, some_fates
-from tests.fleet import Hub, a_message, an_origin, use_fast_queue
+from tests.fleet import REGION, Hub, a_message, an_origin, use_fast_queue
 from tests.integration.conftest import prepare
 from tests.integration.endpoints import resolve_here
 from tests.integration.stage import REAPER, TABLE, Context, policy, state_table
@@ -175,6 +178,22 @@ def test_a_silent_stack_is_told_once_and_again_when_it_is_back(hub: Hub) -> None
     hub.send(a_message(an_origin(1), quiet(), run="d"))
     _, (email,) = hub.run()
     assert email.body.startswith("RECOVERED: 000000000001/eu-central-1/session-reaper")
+
+
+def test_a_stack_that_was_rolled_out_and_never_reports_is_told_once(hub: Hub) -> None:
+    table = FleetHub(account="1", region=REGION, queue_arn="", table=TABLE)
+    rolled_out = Deployment(line=2, account="000000000003", region=REGION)
+    expect_report(table, rolled_out, "session-reaper")
+    assert hub.run()[1] == []
+    hub.age(900 + 700)  # the interval of a stack without a schedule of its own, and ten minutes
+    _, (email,) = hub.run()
+    said = text(email)
+    assert "No report arrives from 000000000003/eu-central-1/session-reaper" in said
+    assert "no report has ever arrived, and one was due 11m" in said
+    assert hub.run()[1] == []
+    hub.send(a_message(an_origin(3), quiet()))
+    _, (email,) = hub.run()
+    assert email.body.startswith("RECOVERED: 000000000003/eu-central-1/session-reaper")
 
 
 @pytest.mark.parametrize(

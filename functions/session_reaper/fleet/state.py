@@ -154,7 +154,7 @@ def _make_silent(state: SpokeState, now: float) -> TargetReport:
         "Check that the stack's schedule is enabled, its function runs, FleetTopicArn is set, and"
         " the topic and its key admit the account."
     )
-    ever = "" if state.sent_at else "ever "
+    ever = "" if state.sent_at > 0 else "ever "
     cause = f"no report has {ever}arrived, and one was due {late} ago"
     return make_stack_report(state.spoke, StackProblem.SILENT, cause, hint)
 
