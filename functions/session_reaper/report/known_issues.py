@@ -128,14 +128,16 @@ def compare_with_known(
     )
     reported = tuple(_list_reported(targets, known, now))
     update = StateUpdate(reported=reported, ended=tuple(ended))
+    return _add_undelivered(replace(report, targets=targets), known), update
+
+
+def _add_undelivered(report: Report, known: Iterable[KnownIssue]) -> Report:
     lost = _list_undelivered(known)
-    found = replace(
+    return replace(
         report,
-        targets=targets,
         undelivered=tuple(" ".join(issue.key.detail[:1]) for issue in lost),
         undelivered_before=_count_undelivered(lost) - len(lost),
     )
-    return found, update
 
 
 def mark_undelivered(report: Report, known: Iterable[KnownIssue], now: float) -> StateUpdate:

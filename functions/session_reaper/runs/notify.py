@@ -59,15 +59,12 @@ def notify(
     topic did not take the summary, and InternalError if a bug made it a minimal one.
     """
     request, settings = plan.request, plan.settings
+    # Manual runs with options are always reported and do not update the notification state.
+    table = settings.memory_table if request.is_usual and report.targets else None
     rendered = _Rendered()
     try:
-        # Manual runs with options are always reported and do not update the notification state.
-        table = settings.memory_table if request.is_usual and report.targets else None
-        known = (
-            load_known_issues(table, end.capped_at_share(_LOAD_SHARE, STATE_SECONDS))
-            if table
-            else ()
-        )
+        within = end.capped_at_share(_LOAD_SHARE, STATE_SECONDS)
+        known = load_known_issues(table, within) if table else ()
         if known is None:
             report = replace(report, state_problem=UNREADABLE)
         now = time()
