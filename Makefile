@@ -159,14 +159,14 @@ logs: .tools/sam/installed ## [ENV=…]: follow the function's log in AWS
 
 # One line of the recipe below; the empty line ends it.
 define share
-	$(SAM)/sam remote test-event put SessionReaper --config-env $(ENV) --stack-name $(STACK) \
+	$(SAM)/sam remote test-event put SessionReaper --config-env $(ENV) --stack-name $(stack) \
 		--name $(basename $(notdir $(1))) --file $(1) --force
 
 endef
 
 .PHONY: events
 events: .tools/sam/installed ## [ENV=…]: put events/ into the Lambda console as shared test events
-	$(foreach event,$(sort $(wildcard events/*.json)),$(call share,$(event)))
+	$(foreach stack,$(STACK),$(foreach event,$(sort $(wildcard events/*.json)),$(call share,$(event))))
 
 .PHONY: artifact
 artifact: build ## test the built artifact under the real Lambda runtime client

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from select import select
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -38,18 +42,47 @@ def environment(home: Path, given: Mapping[str, str]) -> dict[str, str]:
     return base | aws | dict(given)
 
 
-def run(home: Path, *arguments: str, by: Sequence[str] = (), **environ: str) -> Done:
-    """Run the command without a terminal; `by`: a command that starts it."""
-    done = subprocess.run(  # noqa: S603 -- our own command
-        [*by, *COMMAND, *arguments],
-        env=environment(home, environ),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
+def run(home: Path, *arguments: str, **environ: str) -> Done:
+    """Run the command without a terminal."""
+    forks = _forks()
+    assert forks.stdin is not None
+    assert forks.stdout is not None
+    with TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        order = {"environ": environment(home, environ), "out": str(out), "err": str(err)}
+        print(json.dumps(order | {"arguments": arguments}), file=forks.stdin, flush=True)
+        answered, _, _ = select([forks.stdout], [], [], 2 * SECONDS)
+        if not answered:
+            stop_forks()
+            raise AssertionError(f"not within {2 * SECONDS} s: {arguments}")
+        status = int(forks.stdout.readline())
+        return Done(out=out.read_text("utf-8"), err=err.read_text("utf-8"), status=status)
+
+
+@cache
+def _forks() -> subprocess.Popen[str]:
+    """The program that all commands of this process are forks of."""
+    return subprocess.Popen(  # noqa: S603 -- our own program
+        # -P: its folder has modules whose names libraries may have, too.
+        [sys.executable, "-P", Path(__file__).with_name("cli_forks.py")],
+        env=environment(Path.home(), {}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=2 * SECONDS,
-        check=False,
     )
-    return Done(out=done.stdout, err=done.stderr, status=done.returncode)
+
+
+def stop_forks() -> None:
+    """Stop the program behind `run`. Repeatable."""
+    if _forks.cache_info().currsize:
+        with _forks() as forks:
+            forks.kill()
+        _forks.cache_clear()
+
+
+def run_by(starter: Sequence[str], home: Path, *arguments: str) -> Done:
+    """Run the command without a terminal, started by another command."""
+    return _run_process([*starter, *COMMAND, *arguments], home)
 
 
 def run_unread(home: Path, *arguments: str, stream: str) -> Done:
@@ -57,18 +90,28 @@ def run_unread(home: Path, *arguments: str, stream: str) -> Done:
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        done = subprocess.run(  # noqa: S603 -- our own command
-            [*COMMAND, *arguments],
-            env=environment(home, {}),
-            stdin=subprocess.DEVNULL,
-            text=True,
-            timeout=2 * SECONDS,
-            check=False,
-            stdout=writing if stream == "stdout" else subprocess.PIPE,
-            stderr=writing if stream == "stderr" else subprocess.PIPE,
-        )
+        return _run_process([*COMMAND, *arguments], home, **{stream: writing})
     finally:
         os.close(writing)
+
+
+def _run_process(
+    words: Sequence[str],
+    home: Path,
+    *,
+    stdout: int = subprocess.PIPE,
+    stderr: int = subprocess.PIPE,
+) -> Done:
+    done = subprocess.run(  # noqa: S603 -- our own command
+        words,
+        env=environment(home, {}),
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=2 * SECONDS,
+        check=False,
+        stdout=stdout,
+        stderr=stderr,
+    )
     return Done(out=done.stdout or "", err=done.stderr or "", status=done.returncode)
 
 

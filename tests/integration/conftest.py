@@ -13,6 +13,7 @@ from session_reaper.aws.secrets_manager import PROCESS_CACHE
 
 from infra.local.aws import REGION, Aws, aws
 from infra.local.postgres import Build, bundled_builds, npm_builds, remove_folders, server
+from tests.integration.cli import stop_forks
 from tests.integration.stage import (
     PASSWORD,
     REAPER,
@@ -90,6 +91,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_sessionfinish() -> None:
     """Remove the servers' folders now: xdist kills a worker whose exit takes long."""
+    stop_forks()
     remove_folders()
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from infra.local.aws import REGION
 from infra.local.certificates import make_tls
-from tests.integration.cli import COMMAND, SECONDS, Done, environment, run, run_unread, uri
+from tests.integration.cli import COMMAND, SECONDS, Done, environment, run, run_by, run_unread, uri
 from tests.integration.stage import IDLE, LEAK, PASSWORD, REAPER, Stage, policy, rule, until
 
 if TYPE_CHECKING:
@@ -185,9 +185,9 @@ def test_a_stream_without_a_reader_changes_no_exit_status(
 @pytest.mark.parametrize("closing", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
 def test_a_stream_that_is_closed_is_no_bug(stage: Stage, home: Path, closing: str) -> None:
     by = ("sh", "-c", f'exec "$@" {closing}', "sh")
-    done = run(home, "top", uri(stage), by=by)
+    done = run_by(by, home, "top", uri(stage))
     assert (done.status, done.err) == (0, "")
-    asking = run(home, "reap", uri(stage), "--enforce", by=by)
+    asking = run_by(by, home, "reap", uri(stage), "--enforce")
     assert (asking.status, "bug" in asking.err) == (2, False)
 
 
