@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -85,7 +86,14 @@ def on_terminal(
         timeout=SECONDS,
         encoding="utf-8",
         codec_errors="replace",
+        preexec_fn=_heed_signals,
     )
+
+
+def _heed_signals() -> None:
+    """Undo what `nohup` or a shell's `&` did to the tests, and the command would inherit."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def finish(terminal: pexpect.spawn[str]) -> tuple[str, int]:
