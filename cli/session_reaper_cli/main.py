@@ -58,7 +58,11 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except TerminatedError as stop:
         return _stop(stop.number)
-    except (click.Abort, KeyboardInterrupt):
+    except (
+        click.Abort,
+        KeyboardInterrupt,
+        EOFError,
+    ):  # the last one: the end of the input at a question
         return _stop(Signals.SIGINT)
     except BrokenPipeError:  # `| head` has read enough
         return 0

@@ -1,4 +1,7 @@
-"""Wraps the text of a summary again, for a terminal that is narrower than an email."""
+"""Wraps the text of a summary again, for a terminal that is narrower than an email.
+
+The text does not say which lines belong together, so in doubt a line is taken for a paragraph of its own.
+"""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -7,25 +10,34 @@ from textwrap import wrap
 from session_reaper.summary.email import WIDTH
 
 _ITEM = re.compile(r" *(?:\d+\.|-) ")
+_DEEP = 4  # columns; a paragraph that begins there or further in indents its second line
 
 
 def narrow(lines: Iterable[str], width: int) -> Iterator[str]:
     """Wrap paragraphs at another width; SQL, which is to be copied, stays as it is."""
     paragraph: list[str] = []
     for line in lines:
-        if paragraph and not _continues(paragraph[-1], line):
+        if paragraph and not _continues(paragraph, line):
             yield from _wrap(paragraph, width)
             paragraph = []
         paragraph.append(line)
     yield from _wrap(paragraph, width)
 
 
-def _continues(before: str, line: str) -> bool:
-    """Return whether a line was separated from the one before it only because it was too long."""
+def _continues(paragraph: list[str], line: str) -> bool:
+    """Return whether a line was separated from a paragraph only because it was too long."""
+    before = paragraph[-1]
     if _is_verbatim(before) or _is_verbatim(line) or _ITEM.match(line):
         return False
     first, _, _ = line.strip().partition(" ")
-    return bool(first) and len(f"{before} {first}") > WIDTH and _indent(before) <= _indent(line)
+    if not first or len(f"{before} {first}") <= WIDTH:
+        return False
+    if len(paragraph) > 1:
+        return _indent(before) == _indent(line)
+    if _indent(before) == _indent(line):
+        return _indent(before) < _DEEP
+    begins = first.endswith(":") or (first[0].isupper() and not _ITEM.match(before))
+    return _indent(before) < _indent(line) and not begins
 
 
 def _is_verbatim(line: str) -> bool:

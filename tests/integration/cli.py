@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -119,16 +120,28 @@ def on_terminal(
     home: Path, *arguments: str, columns: int = 100, by: Sequence[str] = (), **environ: str
 ) -> pexpect.spawn[str]:
     """Start the command on a terminal of its own; `by`: a command that starts it."""
-    words = [*by, *COMMAND, *arguments]
+    return spawn(home, *by, *COMMAND, *arguments, columns=columns, **environ)
+
+
+def spawn(home: Path, *words: str, columns: int = 100, **environ: str) -> pexpect.spawn[str]:
+    """Start any command on a terminal of its own, in the folder `home`."""
     return pexpect.spawn(
         words[0],
-        words[1:],
+        list(words[1:]),
         env=environment(home, {"TERM": "xterm-256color"} | environ),
+        cwd=home,
         dimensions=(40, columns),
         timeout=SECONDS,
         encoding="utf-8",
         codec_errors="replace",
+        preexec_fn=_heed_signals,
     )
+
+
+def _heed_signals() -> None:
+    """Undo what `nohup` or a shell's `&` did to the tests, and the command would inherit."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def finish(terminal: pexpect.spawn[str]) -> tuple[str, int]:

@@ -6,9 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-import pexpect
-
-from tests.integration.cli import COMMAND, SECONDS, environment, finish, run, uri
+from tests.integration.cli import COMMAND, finish, run, spawn, uri
 from tests.integration.stage import LEAK, PASSWORD, REAPER, Stage, policy, rule
 
 if TYPE_CHECKING:
@@ -37,14 +35,8 @@ def test_the_examples_of_the_help_run_as_printed(stage: Stage, tmp_path: Path) -
     assert len(examples) >= len(COMMANDS_WITH_EXAMPLES)
     for example in examples:
         line = example.replace("postgres://app@db.example/orders", f"'{uri(stage)}'")
-        shell = pexpect.spawn(
-            "sh",
-            ["-c", f"trap : INT; {line}"],  # the shell survives Ctrl-C, as one at a prompt does
-            cwd=home,
-            env=environment(home, {"TERM": "xterm", "PATH": f"{home}:{os.defpath}"}),
-            timeout=SECONDS,
-            encoding="utf-8",
-        )
+        line = f"trap : INT; {line}"  # the shell survives Ctrl-C, as one at a prompt does
+        shell = spawn(home, "sh", "-c", line, PATH=f"{home}:{os.defpath}")
         if "--watch" in line:
             shell.expect_exact("slots")
             shell.sendintr()

@@ -122,6 +122,17 @@ def test_a_missing_password_is_asked_for_and_not_echoed(stage: Stage, home: Path
     assert PASSWORD not in printed
 
 
+def test_the_end_of_the_input_at_the_password_ends_quietly(stage: Stage, home: Path) -> None:
+    terminal = on_terminal(home, "top", uri(stage).replace(f":{PASSWORD}@", "@"))
+    terminal.expect_exact("Password of ")
+    until(lambda: not terminal.getecho(), "the echo is off")
+    terminal.sendeof()
+    printed, status = finish(terminal)
+    assert "Stopped." in printed
+    assert "bug" not in printed
+    assert status == status_of(Signals.SIGINT)
+
+
 # -- Ctrl-C, SIGTERM and SIGHUP --------------------------------------------------------------------
 
 

@@ -200,6 +200,14 @@ def test_what_cannot_be_honoured_is_an_error_that_names_it(
     assert words in refusal(home, **({"PGHOST": "db", "PGUSER": "u"} | environ))
 
 
+@pytest.mark.parametrize("mode", SslMode)
+def test_every_sslmode_that_never_falls_back_to_plaintext_is_taken(
+    home: Path, mode: SslMode
+) -> None:
+    assert find(home, "postgres://db", PGSSLMODE=mode).target.sslmode is mode
+    assert find(home, f"host=db sslmode={mode}", PGSSLMODE="allow").target.sslmode is mode
+
+
 def test_an_error_names_the_source_of_the_parameter(home: Path) -> None:
     (home / ".pg_service.conf").write_text("[orders]\nhost=a,b\n")
     environ = {"PGSERVICE": "orders", "PGSSLMODE": "allow"}
