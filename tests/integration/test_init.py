@@ -121,6 +121,7 @@ def make_network(account: Any, scene: Scene) -> str:  # noqa: ANN401 -- as above
         ec2.create_vpc_endpoint(
             VpcId=scene.vpc,
             VpcEndpointType="Interface",
+            PrivateDnsEnabled=True,
             ServiceName=f"com.amazonaws.{REGION}.{service}",
             SubnetIds=[scene.subnets[0]],
         )

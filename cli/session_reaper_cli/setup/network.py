@@ -34,7 +34,7 @@ class Network:
     security_group: str  # "" if the databases admit none
     knows_groups: bool  # IAM does not hide security groups
     has_stack: bool  # infra/network.yaml was deployed here for this stack
-    endpoints: frozenset[str]  # services that have an interface endpoint
+    endpoints: frozenset[str]  # services whose own names lead to an interface endpoint
     route_tables: tuple[str, ...]  # of the subnets, without DynamoDB's gateway endpoint
 
 
@@ -82,7 +82,7 @@ def find_network(lister: Lister, databases: Iterable[Database], stack: str) -> N
         endpoints=frozenset(
             each["ServiceName"].rpartition(".")[2]
             for each in endpoints
-            if each.get("VpcEndpointType") == "Interface"
+            if each.get("VpcEndpointType") == "Interface" and each.get("PrivateDnsEnabled", True)
         ),
         route_tables=_find_tables_without_gateway((table_of[each] for each in chosen), endpoints),
     )
