@@ -200,9 +200,11 @@ def test_a_cancelled_query_whose_escalation_is_not_due_before_the_run_ends_linge
     condemned = [replace(a_decision(a_session(pid=1)), rule=policy.rules[0])]
     progress = Progress(a_target_report(a_fate(Outcome.SPARED, pid=1)))
     deadline = Deadline(60, lambda: server.now)
-    session = a_target_session(progress, OutcomeLog(), server=server, deadline=deadline)
+    session = a_target_session(
+        progress, OutcomeLog(), server=server, deadline=deadline, policy=policy
+    )
     snapshot = a_snapshot(server=SERVER)
-    report = Termination(session, session.report, snapshot, policy, Mode.ENFORCE).run(condemned)
+    report = Termination(session, session.report, snapshot).run(condemned)
     (result,) = report.results
     assert result.outcome is Outcome.LINGERING
     assert result.decision.reason.endswith("; the run has no time for escalate_after: 5m")
