@@ -160,8 +160,8 @@ def test_a_hanging_topic_does_not_delay_the_other(stage: Stage, kind: str, which
     stage.monkeypatch.setenv("CRITICAL_TOPIC_ARN", pager)
     stage.fill()
     topic = ("session-reaper", "pager")[which]
-    with late(stage), slow(stage, f"%3A{topic}&Subject", ANSWERS[kind]):
-        end = invoke(stage, 8)
+    with slow(stage, f"%3A{topic}&Subject", ANSWERS[kind]):
+        end = invoke(stage, 10)
     assert isinstance(end.error, PublishError)
     assert (len(end.emails), len(stage.read_subjects(url))) == ((0, 1), (1, 0))[which]
 
