@@ -118,6 +118,29 @@ def test_a_protection_by_role_says_why(session: dict[str, object], detail: str) 
     assert (protection.detail, protection.can_be_lifted) == (detail, True)
 
 
+UNREADABLE = "a name that is not valid UTF-8, so no pattern can be compared with it"
+
+
+@pytest.mark.parametrize(
+    ("session", "by", "detail"),
+    [
+        ({"superuser": True}, "superuser", "a superuser"),
+        ({"own_role": True, "application": "session-reaper"}, "our own role", "our own role"),
+        ({"role": "\ufffd"}, "built in: name not valid UTF-8", UNREADABLE),
+        ({"database": "a\ufffd"}, "built in: name not valid UTF-8", UNREADABLE),
+        ({"database": "_aiven"}, "built in: database _aiven", "database _aiven (built in)"),
+    ],
+    ids=str,
+)
+def test_a_session_that_is_always_protected_says_why(
+    session: dict[str, object], by: str, detail: str
+) -> None:
+    (decision,) = decide([a_session(**session)], some_slots(), a_policy()).decisions
+    assert (decision.verdict, decision.reason) == (Verdict.LEAVE, f"protected: {detail}")
+    assert decision.protection is not None
+    assert (decision.protection.by, decision.protection.can_be_lifted) == (by, False)
+
+
 def test_every_pattern_has_an_example() -> None:
     examples = [application for application, _ in NAMES]
     unused = {

@@ -410,6 +410,8 @@ def test_a_session_of_a_dropped_role_is_an_ordinary_one_unless_roles_are_protect
     protected = verdict_on(dropped, a_policy(a_rule("last"), protect={"roles": "deploy"}))
     assert protected.protection
     assert (protected.verdict, protected.protection.by) == (LEAVE, "role dropped")
+    reason = "role dropped, so protect.roles cannot be compared with it"
+    assert protected.reason == f"protected: {reason}"
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,18 @@ def test_places_start_with_the_place_of_the_document() -> None:
 
 def test_a_long_value_is_truncated_in_an_error() -> None:
     assert len(short_repr("x" * 100_000)) == 40
-    assert "x" * 30 in short_repr("x" * 30)
+    assert short_repr("x" * 38) == repr("x" * 38)
+    assert short_repr("x" * 39) == f"'{'x' * 36}..."
+
+
+@pytest.mark.parametrize("character", ["\0", "\ud800"])
+def test_a_character_that_cannot_be_sent_on_is_refused(character: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read({"name": f"a{character}"}, "")
+    shown = short_repr(f"a{character}")
+    assert str(caught.value) == (
+        f"name: {shown} contains an invalid character (NUL or a lone surrogate)"
+    )
 
 
 def test_a_number_too_long_to_print_is_an_error_like_others() -> None:

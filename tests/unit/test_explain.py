@@ -48,6 +48,18 @@ def told(explanation: Explanation) -> tuple[str, str | None, str]:
             ),
         ),
         (
+            [a_rule("warn", **NAMED) | {"mode": "observe", "when": {"slots_free": 60}}],
+            {},
+            (
+                "left",
+                "warn",
+                (
+                    f"slots 42/97 (when slots_free: 60), {LEAK} for 15m 1s (idle_for: 5m),"
+                    " only observed (mode: observe)"
+                ),
+            ),
+        ),
+        (
             [a_rule("keep", state="idle") | {"action": "keep"}],
             {},
             ("left", None, "no rule matches"),

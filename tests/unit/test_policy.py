@@ -348,6 +348,29 @@ def test_a_duration_beyond_ten_years_is_refused(endless: str) -> None:
     fails(a_document(a_rule(state="idle", idle_for=endless)), "rules[0].match.idle_for")
 
 
+@pytest.mark.parametrize(
+    ("document", "error"),
+    [
+        (a_document(version=2), "version: unknown version 2; known: 1"),
+        ({"version": 1, "rules": a_rule()}, "rules: must be a list of rules"),
+        (a_document(a_rule("a"), a_rule("a")), "rules[1].name: duplicate rule name 'a'"),
+        (
+            a_document(a_rule(state="idle", idle_for="3651d")),
+            "rules[0].match.idle_for: '3651d' is too long; at most 3650d",
+        ),
+    ],
+)
+def test_an_error_says_what_is_wrong_and_what_is_valid(document: object, error: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_policy(document)
+    assert str(caught.value) == error
+
+
+def test_the_longest_duration_and_the_only_version_are_accepted() -> None:
+    policy = a_policy(a_rule(state="idle", idle_for="3650d"))
+    assert (policy.version, policy.rules[0].match.idle_for) == (1, 3650 * 86400)
+
+
 def test_a_rule_without_a_clock_is_refused() -> None:
     problem = fails(a_document(a_rule(state="idle", role="app")), "rules[0].match")
     assert "idle_for" in problem

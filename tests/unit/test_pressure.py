@@ -236,6 +236,8 @@ def test_a_session_held_back_by_a_limit_does_not_count_for_until() -> None:
     decided = decide(sessions, some_slots(used=100, maximum=100, reserved=0), policy)
     going = [d.session.application for d in decided.having(CONDEMN)]
     assert (going.count("capped"), len(going)) == (2, 30)
+    reasons = {d.held_by for d in decided.having(SPARE) if d.session.application == "capped"}
+    assert reasons == {"limits.max_per_application of 2 was reached by 'capped'"}
     assert describe_pressure(decided)[0].endswith(": 30 condemned, enough to reach slots_used: 70%")
 
 
@@ -271,6 +273,21 @@ def test_a_session_not_needed_by_until_does_not_count_against_a_limit() -> None:
     )
     decided = decide([*old, *idle], some_slots(used=90, maximum=100, reserved=0), policy)
     assert sum(named(policy, decided).values()) == 10
+
+
+def test_a_later_rule_with_until_takes_no_place_under_a_limit_before_its_turn() -> None:
+    first, later = (
+        a_pressure_rule(
+            until={"slots_used": "70%"}, name=name, match={**MATCH, "application": name}
+        )
+        for name in ("first", "later")
+    )
+    sessions = [*leaks(3, application="first"), *leaks(1, first=9, application="later")]
+    policy = a_policy(first, later, limits={"max_terminations": 2})
+    decided = decide(sessions, some_slots(used=72, reserved=0), policy)
+    assert pids(decided, CONDEMN) == [3, 2]
+    held_by = {decision.pid: decision.held_by for decision in decided.having(SPARE)}
+    assert held_by == dict.fromkeys((9, 1), "not needed to reach slots_used: 70%")
 
 
 @pytest.mark.parametrize(

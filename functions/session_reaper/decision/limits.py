@@ -42,12 +42,12 @@ def apply_limits(decisions: Decisions, limits: Limits | None) -> Decisions:
     for rule in rules:
         if rule.until is not None:
             counted.add(rule.name)
-            candidates = range(sum(d.rule is rule for d in condemned) + 1)
+            most = sum(d.rule is rule for d in condemned)
             # A bisection is enough: one more session displaces at most one other from a limit, so
-            # a higher quota never frees fewer slots.
+            # a higher quota never frees fewer slots. It returns `most` if fewer do not free enough.
             by_quota = partial(count_freed, name=rule.name)
-            least = bisect_left(candidates, rule.until.excess(decisions.slots), key=by_quota)
-            quotas[rule.name] = least if least in candidates else sys.maxsize
+            needed = rule.until.excess(decisions.slots)
+            quotas[rule.name] = bisect_left(range(most), needed, key=by_quota)
     return decisions.hold_back(_make_limiter(limits, quotas))
 
 

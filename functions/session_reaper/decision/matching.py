@@ -68,7 +68,7 @@ def match_sessions(
         decision = _decide_session(session, slots, protection, matching)
         if decision.verdict is Verdict.CONDEMN:
             keeping = tuple(_list_keeping_waits(found.rules, decision, query_text))
-            decision = replace(decision, keeping_waits=keeping) if keeping else decision
+            decision = replace(decision, keeping_waits=keeping)
         yield decision
 
 
