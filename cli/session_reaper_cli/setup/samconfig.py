@@ -25,11 +25,18 @@ def read_answers(text: str, environment: str) -> dict[str, str]:
 
 def read_stack(text: str, environment: str) -> str:
     """Return the name of an environment's stack, as `make` finds it. Raises ConfigurationError."""
+    return _read_general(text, environment, "stack_name") or _name_stack(environment)
+
+
+def read_region(text: str, environment: str) -> str:
+    """Return the region to which `make` deploys, "" for the shell's. Raises ConfigurationError."""
+    return _read_general(text, environment, "region")
+
+
+def _read_general(text: str, environment: str, key: str) -> str:
     tables = _parse(text).get(environment, {})
-    named = (
-        tables.get(one, {}).get("parameters", {}).get("stack_name") for one in ("deploy", "global")
-    )
-    return next((str(name) for name in named if name), _name_stack(environment))
+    values = (tables.get(one, {}).get("parameters", {}).get(key) for one in ("deploy", "global"))
+    return next((str(value) for value in values if value), "")
 
 
 def write_answers(text: str, environment: str, region: str, answers: Mapping[str, str]) -> str:
