@@ -15,7 +15,7 @@ from moto.core.models import DEFAULT_ACCOUNT_ID
 
 from infra.local.aws import REGION, Aws
 from tests.integration.aws_faults import Fault, aws_proxy
-from tests.integration.cli import on_terminal, press_ctrl_c, run
+from tests.integration.cli import finish, on_terminal, press_ctrl_c, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -229,6 +229,29 @@ def test_at_most_five_questions_are_asked(scene: Scene, tmp_path: Path) -> None:
     assert again.exitstatus == 0
     given = {"SubnetIds": "subnet-0d", "SecurityGroupIds": "sg-0e", "Email": "dba@example.com"}
     assert overrides(path).items() >= given.items()
+
+
+@pytest.mark.usefixtures("cloud")
+def test_an_emptied_answer_replaces_the_deployed_one(tmp_path: Path) -> None:
+    path = tmp_path / "samconfig.toml"
+    before = '["SubnetIds=subnet-0a", "SecurityGroupIds=sg-0c", "Email=dba@example.com"]'
+    path.write_text(f"[default.deploy.parameters]\nparameter_overrides = {before}\n")
+    terminal = on_terminal(tmp_path, "init", "--no-aws", "--file", str(path), columns=300)
+    for question, answer in (
+        ("Tag of the databases' secrets", ""),
+        ("Run in subnet-0a with sg-0c, as before?", "n"),
+        ("Subnets of the function (empty: outside of any VPC): ", ""),
+        ("Email address", ""),
+    ):
+        terminal.expect_exact(question)
+        terminal.sendline(answer)
+    assert finish(terminal)[1] == 0
+    written = overrides(path)
+    # sam deploys the former value of a parameter that is missing.
+    assert (written["SubnetIds"], written["SecurityGroupIds"]) == ('""', '""')
+    assert written["Email"] == "dba@example.com"
+    assert run(tmp_path, *in_folder(path), "--no-aws").status == 0
+    assert overrides(path) == written
 
 
 def test_tagged_secrets_are_found(account: Any, cloud: Aws, tmp_path: Path) -> None:  # noqa: ANN401, ARG001
