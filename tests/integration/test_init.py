@@ -293,15 +293,19 @@ def test_the_projects_own_file_keeps_its_comments_and_tables(scene: Scene, tmp_p
 
 @pytest.mark.usefixtures("scene")
 @pytest.mark.parametrize("table", ["global", "deploy"])
-def test_it_looks_in_the_region_of_the_file_and_keeps_it(tmp_path: Path, table: str) -> None:
+def test_it_looks_in_the_region_of_the_file_and_keeps_region_and_stack(
+    tmp_path: Path, table: str
+) -> None:
     path = tmp_path / "samconfig.toml"
-    path.write_text(f'[default.{table}.parameters]\nregion = "{REGION}"\n')
+    path.write_text(f'[default.{table}.parameters]\nregion = "{REGION}"\nstack_name = "mine"\n')
     shell = {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
     done = run(tmp_path, *in_folder(path), **shell)
     assert done.status == 0, done.err
     assert f"Region {REGION}, PostgreSQL databases on RDS and Aurora: 1" in done.err
-    regions = {each["parameters"].get("region") for each in read_tables(path).values()}
-    assert regions <= {REGION, None}
+    for key, value in (("region", REGION), ("stack_name", "mine")):
+        assert {each["parameters"].get(key, value) for each in read_tables(path).values()} == {
+            value
+        }
     # The secret must be in the stack's region.
     assert next_commands(done.err)[0].startswith(f"AWS_REGION={REGION} session-reaper onboard ")
 

@@ -277,7 +277,7 @@ def _describe_unreached(
     if outside:
         yield (
             f"Outside of {network.vpc}: {', '.join(outside)}. The function reaches them by a route of"
-            " yours, or a second stack does (docs/regions-accounts.md)."
+            " yours, or a second stack does, with a tag of its own (docs/regions-accounts.md)."
         )
 
 

@@ -47,7 +47,7 @@ def write_answers(text: str, environment: str, region: str, answers: Mapping[str
     """
     tables = _parse(text).get(environment, {})
     parameters = tables.get("deploy", {}).get("parameters", {})
-    stack = _name_stack(environment)
+    stack = read_stack(text, environment)
     general = {
         "stack_name": tables.get("global", {}).get("parameters", {}).get("stack_name", stack)
     }
