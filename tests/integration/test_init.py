@@ -15,10 +15,10 @@ from moto.core.models import DEFAULT_ACCOUNT_ID
 
 from infra.local.aws import REGION, Aws
 from tests.integration.aws_faults import Fault, aws_proxy
-from tests.integration.cli import on_terminal, press_ctrl_c, run
+from tests.integration.cli import finish, on_terminal, press_ctrl_c, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parents[2]
 NO_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_SESSION_TOKEN": ""}
@@ -55,7 +55,7 @@ def closed_scene(account: Any) -> Scene:  # noqa: ANN401 -- as above
 
 
 def make_scene(account: Any, *, has_nat: bool = True, is_admitted: bool = True) -> Scene:  # noqa: ANN401 -- as above
-    ec2, rds = account.client("ec2"), account.client("rds")
+    ec2 = account.client("ec2")
     vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
     subnets = [
         ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.0.{n}.0/24", AvailabilityZone=f"{REGION}{zone}")
@@ -82,26 +82,38 @@ def make_scene(account: Any, *, has_nat: bool = True, is_admitted: bool = True) 
     )
     if is_admitted:
         admit(ec2, database, reaper)
-    rds.create_db_subnet_group(
-        DBSubnetGroupName="private", DBSubnetGroupDescription="x", SubnetIds=private
-    )
-    rds.create_db_instance(
-        DBInstanceIdentifier="orders",
-        Engine="postgres",
-        DBInstanceClass="db.t4g.micro",
-        AllocatedStorage=20,
-        MasterUsername="postgres",
-        MasterUserPassword="a-long-password",
-        DBSubnetGroupName="private",
-        VpcSecurityGroupIds=[database],
-        PubliclyAccessible=False,
-    )
+    make_database(account, "orders", private, database)
     return Scene(
         vpc=vpc,
         subnets=tuple(private),
         route_table=table,
         database_group=database,
         group=reaper,
+    )
+
+
+def make_database(
+    account: Any,  # noqa: ANN401 -- as above
+    name: str,
+    subnets: Sequence[str],
+    group: str,
+    *,
+    is_public: bool = False,
+) -> None:
+    rds = account.client("rds")
+    rds.create_db_subnet_group(
+        DBSubnetGroupName=name, DBSubnetGroupDescription="x", SubnetIds=list(subnets)
+    )
+    rds.create_db_instance(
+        DBInstanceIdentifier=name,
+        Engine="postgres",
+        DBInstanceClass="db.t4g.micro",
+        AllocatedStorage=20,
+        MasterUsername="postgres",
+        MasterUserPassword="a-long-password",
+        DBSubnetGroupName=name,
+        VpcSecurityGroupIds=[group],
+        PubliclyAccessible=is_public,
     )
 
 
@@ -151,6 +163,11 @@ def overrides(path: Path, environment: str = "default") -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
+def read_tables(path: Path) -> dict[str, dict[str, Any]]:
+    tables: dict[str, dict[str, Any]] = tomllib.loads(path.read_text())["default"]
+    return tables
+
+
 def test_the_suggestions_are_what_the_account_has(scene: Scene, tmp_path: Path) -> None:
     path = tmp_path / "samconfig.toml"
     done = run(tmp_path, "init", "--yes", "--file", str(path))
@@ -174,8 +191,9 @@ def test_at_most_five_questions_are_asked(scene: Scene, tmp_path: Path) -> None:
     path = tmp_path / "samconfig.toml"
     terminal = on_terminal(tmp_path, "init", "--file", str(path), columns=300)
     terminal.expect_exact("Tag of the databases' secrets [session-reaper=prod]: ")
-    terminal.sendline("a tag")
-    terminal.expect_exact("write key=value")
+    for answer in ("a tag", "größe=1"):
+        terminal.sendline(answer)
+        terminal.expect_exact("write key=value")
     terminal.sendline("")
     terminal.expect_exact(f"orders is private, in {scene.vpc}: run in subnets")
     terminal.sendline("n")
@@ -213,6 +231,29 @@ def test_at_most_five_questions_are_asked(scene: Scene, tmp_path: Path) -> None:
     assert overrides(path).items() >= given.items()
 
 
+@pytest.mark.usefixtures("cloud")
+def test_an_emptied_answer_replaces_the_deployed_one(tmp_path: Path) -> None:
+    path = tmp_path / "samconfig.toml"
+    before = '["SubnetIds=subnet-0a", "SecurityGroupIds=sg-0c", "Email=dba@example.com"]'
+    path.write_text(f"[default.deploy.parameters]\nparameter_overrides = {before}\n")
+    terminal = on_terminal(tmp_path, "init", "--no-aws", "--file", str(path), columns=300)
+    for question, answer in (
+        ("Tag of the databases' secrets", ""),
+        ("Run in subnet-0a with sg-0c, as before?", "n"),
+        ("Subnets of the function (empty: outside of any VPC): ", ""),
+        ("Email address", ""),
+    ):
+        terminal.expect_exact(question)
+        terminal.sendline(answer)
+    assert finish(terminal)[1] == 0
+    written = overrides(path)
+    # sam deploys the former value of a parameter that is missing.
+    assert (written["SubnetIds"], written["SecurityGroupIds"]) == ('""', '""')
+    assert written["Email"] == "dba@example.com"
+    assert run(tmp_path, *in_folder(path), "--no-aws").status == 0
+    assert overrides(path) == written
+
+
 def test_tagged_secrets_are_found(account: Any, cloud: Aws, tmp_path: Path) -> None:  # noqa: ANN401, ARG001
     tags = [{"Key": "session-reaper", "Value": "blue"}]
     cloud.secrets.create_secret(Name="orders", SecretString="{}", Tags=tags)  # type: ignore[arg-type] # literal keys
@@ -248,6 +289,25 @@ def test_the_projects_own_file_keeps_its_comments_and_tables(scene: Scene, tmp_p
         assert line in after or "confirm_changeset" in line
     assert tomllib.loads(before)["staging"] == tomllib.loads(after)["staging"]
     assert after.count('"SubnetIds=') == 1
+
+
+@pytest.mark.usefixtures("scene")
+@pytest.mark.parametrize("table", ["global", "deploy"])
+def test_it_looks_in_the_region_of_the_file_and_keeps_region_and_stack(
+    tmp_path: Path, table: str
+) -> None:
+    path = tmp_path / "samconfig.toml"
+    path.write_text(f'[default.{table}.parameters]\nregion = "{REGION}"\nstack_name = "mine"\n')
+    shell = {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
+    done = run(tmp_path, *in_folder(path), **shell)
+    assert done.status == 0, done.err
+    assert f"Region {REGION}, PostgreSQL databases on RDS and Aurora: 1" in done.err
+    for key, value in (("region", REGION), ("stack_name", "mine")):
+        assert {each["parameters"].get(key, value) for each in read_tables(path).values()} == {
+            value
+        }
+    # The secret must be in the stack's region.
+    assert next_commands(done.err)[0].startswith(f"AWS_REGION={REGION} session-reaper onboard ")
 
 
 @pytest.mark.usefixtures("cloud")
@@ -326,6 +386,45 @@ def test_a_complete_network_needs_no_stack_and_its_group_is_preferred(
     done = run(tmp_path, *in_folder(path))
     assert next_commands(done.err)[1:] == ["make deploy", "make check-remote"]
     assert overrides(path)["SecurityGroupIds"] == group
+
+
+def test_databases_that_the_function_does_not_reach_are_named(
+    account: Any,  # noqa: ANN401 -- as above
+    scene: Scene,
+    tmp_path: Path,
+) -> None:
+    ec2 = account.client("ec2")
+
+    def make_group(name: str, vpc: str = scene.vpc) -> str:
+        made = ec2.create_security_group(VpcId=vpc, GroupName=name, Description=name)
+        return str(made["GroupId"])
+
+    make_database(account, "closed", scene.subnets, make_group("closed"))
+    by_address = make_group("by-address")
+    everyone = {"IpProtocol": "-1", "IpRanges": [{"CidrIp": "10.0.0.0/16"}]}
+    ec2.authorize_security_group_ingress(GroupId=by_address, IpPermissions=[everyone])
+    make_database(account, "by-address", scene.subnets, by_address)
+    vpc = ec2.create_vpc(CidrBlock="10.1.0.0/16")["Vpc"]["VpcId"]
+    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.1.0.0/24")["Subnet"]["SubnetId"]
+    make_database(account, "distant", [subnet], make_group("distant", vpc))
+    make_database(account, "public", [subnet], make_group("public", vpc), is_public=True)
+    said = run(tmp_path, *in_folder(tmp_path / "samconfig.toml")).err
+    assert "Admit the function to these databases yourself: closed.\n" in said
+    assert f"Outside of {scene.vpc}: distant. " in said  # the NAT leads to the public one
+
+
+def test_without_a_nat_public_databases_of_another_vpc_are_out_of_reach(
+    account: Any,  # noqa: ANN401 -- as above
+    closed_scene: Scene,
+    tmp_path: Path,
+) -> None:
+    ec2 = account.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.1.0.0/16")["Vpc"]["VpcId"]
+    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.1.0.0/24")["Subnet"]["SubnetId"]
+    group = ec2.create_security_group(VpcId=vpc, GroupName="p", Description="p")["GroupId"]
+    make_database(account, "public", [subnet], group, is_public=True)
+    said = run(tmp_path, *in_folder(tmp_path / "samconfig.toml")).err
+    assert f"Outside of {closed_scene.vpc}: public. " in said
 
 
 # -- without some rights ---------------------------------------------------------------------------

@@ -655,6 +655,21 @@ def test_removal_takes_role_and_secret_away_and_a_later_run_brings_them_back(
     assert works(bare)
 
 
+@pytest.mark.parametrize("option", ["--remove", "--rotate"])
+@pytest.mark.parametrize(
+    ("name", "region"), [("order", REGION), ("orders", "us-east-1")], ids=["name", "region"]
+)
+def test_without_the_secret_an_existing_role_is_neither_removed_nor_rotated(
+    bare: Stage, home: Path, name: str, region: str, option: str
+) -> None:
+    succeed(bare, home)
+    shell = {"AWS_REGION": region, "AWS_DEFAULT_REGION": region}
+    done = run(home, "onboard", uri(bare, OWNER), "--name", name, option, **shell)
+    assert done.status == 2
+    assert f"secret {name}: does not exist in {region}" in done.err
+    assert works(bare)
+
+
 @pytest.mark.parametrize("is_performed", [False, True])
 def test_a_removal_that_aws_refuses_leaves_both(
     bare: Stage, home: Path, proxy: Proxy, *, is_performed: bool

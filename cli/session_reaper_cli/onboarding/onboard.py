@@ -126,8 +126,12 @@ def run_onboard(options: OnboardOptions, output: Console, say: Say) -> ExitStatu
 
 def _make_plan(run: Onboarding, *, is_removal: bool) -> Plan:
     if is_removal:
+        drop = f"DROP ROLE {quote_identifier(run.wish.role)} yourself"
+        _require_secret(run, otherwise=drop)
         return plan_removal(run.wish, run.facts, run.stored)
     _refuse_second_secret(run)
+    if run.wish.rotate:
+        _require_secret(run, otherwise="leave out --rotate")
     for warning in _warn(run):
         run.say(f"WARNING: {warning}")
     is_working = run.facts.exists and _is_stored_login_working(run)
@@ -142,6 +146,16 @@ def _refuse_target(wish: Wish, target: Target) -> None:
     if wish.iam and require_verified_for_iam(iam) is None:
         problem = "needs sslmode=verify-full: the server receives the token as clear text"
         raise ConfigurationError("--iam", problem)
+
+
+def _require_secret(run: Onboarding, *, otherwise: str) -> None:
+    """Raise ConfigurationError if an existing role may be that of a secret of another name."""
+    if run.stored is None and run.facts.exists:
+        problem = (
+            f"does not exist in {run.vault.region}, so the role {run.wish.role} may be that of another"
+            f" secret; write its --name and AWS_REGION, or {otherwise}"
+        )
+        raise ConfigurationError(f"secret {run.wish.name}", problem)
 
 
 def _refuse_second_secret(run: Onboarding) -> None:

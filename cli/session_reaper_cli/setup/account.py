@@ -23,6 +23,7 @@ class Account:
     """The findings. `problem` is the reason why there are none; `refusals`: why some are missing."""
 
     region: str = ""
+    shell_region: str = ""  # where other commands look
     databases: tuple[Database, ...] = ()
     tags: tuple[Tag, ...] = ()  # of secrets, the most frequent first
     network: Network | None = None  # of the private databases, if it can be seen
@@ -35,23 +36,28 @@ class Account:
         return bool(self.databases) and all(each.is_public for each in self.databases)
 
 
-def look_at_account(stack: str) -> Account:
-    """Look at the account with the user's own credentials. `stack`: the name of its network stack."""
-    region = ""
+def look_at_account(stack: str, region: str) -> Account:
+    """Look at the account with the user's own credentials.
+
+    `stack`: the name of its network stack. `region`: that of the stack, "" for the shell's.
+    """
+    shell_region = ""
     try:
-        session: Any = boto3.Session()
-        region = session.region_name or ""
+        shell_region = boto3.Session().region_name or ""
+        region = region or shell_region
+        session: Any = boto3.Session(region_name=region or None)
         lister = Lister(session)
         databases = tuple(_find_databases(lister))
         return Account(
             region=region,
+            shell_region=shell_region,
             databases=databases,
             tags=_find_tags(lister),
             network=find_network(lister, databases, stack),
             refusals=tuple(lister.refusals),
         )
     except AWS_ERRORS as error:
-        return Account(region=region, problem=explain_error(error))
+        return Account(region=region, shell_region=shell_region, problem=explain_error(error))
 
 
 def _find_databases(lister: Lister) -> Iterator[Database]:

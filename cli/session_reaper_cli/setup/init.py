@@ -14,13 +14,18 @@ from session_reaper.errors import ConfigurationError
 from session_reaper_cli.setup.account import TAG_KEY, Account, look_at_account
 from session_reaper_cli.setup.network import Network
 from session_reaper_cli.setup.network_stack import NetworkStack, plan_network_stack
-from session_reaper_cli.setup.samconfig import read_answers, read_stack, write_answers
+from session_reaper_cli.setup.samconfig import (
+    read_answers,
+    read_region,
+    read_stack,
+    write_answers,
+)
 from session_reaper_cli.terminal import is_interactive
 
 Say = Callable[[str], None]
 
 # As in template.yaml.
-_TAG: Final = (re.compile(r"[\w .:/+@-]+=[\w .:/+@-]+"), "write key=value")
+_TAG: Final = (re.compile(r"[\w .:/+@-]+=[\w .:/+@-]+", re.ASCII), "write key=value")
 _EMAIL: Final = (re.compile(r"([^@\s]+@[^@\s]+\.[^@\s]+)?"), "write one address, or nothing")
 _SUBNETS: Final = (
     re.compile(r"(subnet-[0-9a-f]+(,subnet-[0-9a-f]+)*)?"),
@@ -56,7 +61,7 @@ def run_init(options: InitOptions, say: Say) -> None:
     earlier = read_answers(text, options.environment)
     account = Account(problem="not asked to")
     if options.looks:
-        account = look_at_account(f"{stack}-network")
+        account = look_at_account(f"{stack}-network", read_region(text, options.environment))
     if not options.path.with_name("template.yaml").exists():
         say(f"WARNING: {options.path} is not beside template.yaml, where `make deploy` needs it")
     _describe(account, say)
@@ -202,10 +207,12 @@ def _describe_next(
     env = "" if options.environment == "default" else f" ENV={options.environment}"
     commands = []
     if not account.tags:
+        elsewhere = account.region != account.shell_region
+        region = f"AWS_REGION={account.region} " if elsewhere else ""
         places = {each.name: f"{each.host}:{each.port}" for each in account.databases}
         tag = shlex.quote(parameters["TargetSecretTag"])
         commands += [
-            f"session-reaper onboard postgres://OWNER@{place}/postgres --name {name} --tag {tag}"
+            f"{region}session-reaper onboard postgres://OWNER@{place}/postgres --name {name} --tag {tag}"
             for name, place in (places or {"NAME": "HOST"}).items()
         ]
         if account.network:
@@ -218,9 +225,8 @@ def _describe_next(
         yield f"  {_join(planned.parameters)}"
     elif planned:
         commands.append(f'make attach ADD=network{env} PARAMETERS="{_join(planned.parameters)}"')
-        if planned.uncovered:
-            names = ", ".join(planned.uncovered)
-            yield f"Admit the function to these databases yourself: {names}."
+    if account.network and _is_inside(account.network, parameters):
+        yield from _describe_unreached(account, account.network, parameters, planned)
     if planned and not parameters["SecurityGroupIds"]:
         if account.network and account.network.knows_groups:
             commands.append(f"{_write_command(options)} --yes")
@@ -239,11 +245,40 @@ def _describe_next(
 
 def _plan_network(account: Account, parameters: Mapping[str, str]) -> NetworkStack | None:
     network = account.network
-    if network is None or parameters["SubnetIds"] != ",".join(network.subnets):
+    if network is None or not _is_inside(network, parameters):
         return None
     uses_ssm = parameters["Mode"].startswith("ssm:") or parameters.get("PolicyParameterName")
     more = ("ssm",) if uses_ssm else ()
     return plan_network_stack(network, parameters["SecurityGroupIds"], more)
+
+
+def _is_inside(network: Network, parameters: Mapping[str, str]) -> bool:
+    return parameters["SubnetIds"] == ",".join(network.subnets)
+
+
+def _describe_unreached(
+    account: Account,
+    network: Network,
+    parameters: Mapping[str, str],
+    planned: NetworkStack | None,
+) -> Iterator[str]:
+    """Yield which databases the function does not reach from this network."""
+    given = set(parameters["SecurityGroupIds"].split(",")) - {""}
+    closed = [name for name, admitted in network.admitted_groups.items() if not admitted & given]
+    if not given:
+        closed = list(planned.uncovered) if planned else []
+    if closed:
+        yield f"Admit the function to these databases yourself: {', '.join(closed)}."
+    outside = [
+        each.name
+        for each in account.databases
+        if each.vpc not in ("", network.vpc) and not (each.is_public and network.has_nat)
+    ]
+    if outside:
+        yield (
+            f"Outside of {network.vpc}: {', '.join(outside)}. The function reaches them by a route of"
+            " yours, or a second stack does, with a tag of its own (docs/regions-accounts.md)."
+        )
 
 
 def _write_command(options: InitOptions) -> str:

@@ -1,7 +1,7 @@
 """Finds where a function can run to reach private databases, and what it lacks there."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,6 +33,8 @@ class Network:
     has_nat: bool  # the subnets reach AWS's services without endpoints
     security_group: str  # "" if the databases admit none
     knows_groups: bool  # IAM does not hide security groups
+    # The groups that a database admits; without those that also admit addresses, or that IAM hides.
+    admitted_groups: Mapping[str, frozenset[str]]
     has_stack: bool  # infra/network.yaml was deployed here for this stack
     endpoints: frozenset[str]  # services whose own names lead to an interface endpoint
     route_tables: tuple[str, ...]  # of the subnets, without DynamoDB's gateway endpoint
@@ -69,6 +71,7 @@ def find_network(lister: Lister, databases: Iterable[Database], stack: str) -> N
         if ways[each["SubnetId"]] == best
     }
     chosen = tuple(zones[zone] for zone in sorted(zones)[:_MOST_SUBNETS])
+    admitted = {each.name: _find_admitted(each, groups or ()) for each in inside}
     own = [g["GroupId"] for g in groups or () if g["Description"] == f"The function of {stack}"]
     return Network(
         vpc=vpc,
@@ -76,8 +79,13 @@ def find_network(lister: Lister, databases: Iterable[Database], stack: str) -> N
         databases=inside,
         subnets=chosen,
         has_nat=best == "nat-",
-        security_group=_find_group(inside, groups or (), own),
+        security_group=_find_group(admitted.values(), groups or (), own),
         knows_groups=groups is not None,
+        admitted_groups={
+            each.name: admitted[each.name]
+            for each in inside
+            if groups is not None and not _admits_addresses(each, groups)
+        },
         has_stack=bool(own),
         endpoints=frozenset(
             each["ServiceName"].rpartition(".")[2]
@@ -125,23 +133,31 @@ def _find_tables_without_gateway(
 
 
 def _find_group(
-    databases: Iterable[Database], groups: Iterable[Mapping[str, Any]], own: Iterable[str]
+    admitted: Iterable[frozenset[str]], groups: Iterable[Mapping[str, Any]], own: Iterable[str]
 ) -> str:
     """Return the security group that most databases admit, "" if none; the network stack's if any."""
-    by_id = {group["GroupId"]: group for group in groups}
-    admitting: Counter[str] = Counter()
-    for database in databases:
-        rules = [
-            r for g in database.security_groups if g in by_id for r in by_id[g]["IpPermissions"]
-        ]
-        admitted = {
-            pair["GroupId"]
-            for rule in rules
-            if _covers(rule, database.port)
-            for pair in rule.get("UserIdGroupPairs", [])
-        }
-        admitting.update(admitted & by_id.keys())
+    known = {group["GroupId"] for group in groups}
+    admitting = Counter(group for each in admitted for group in each & known)
     return max(admitting, key=lambda each: (each in own, admitting[each], each), default="")
+
+
+def _find_admitted(database: Database, groups: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the security groups that a database admits to its port."""
+    rules = _find_rules(database, groups)
+    return frozenset(p["GroupId"] for rule in rules for p in rule.get("UserIdGroupPairs", []))
+
+
+def _admits_addresses(database: Database, groups: Iterable[Mapping[str, Any]]) -> bool:
+    kinds = ("IpRanges", "Ipv6Ranges", "PrefixListIds")
+    return any(rule.get(kind) for rule in _find_rules(database, groups) for kind in kinds)
+
+
+def _find_rules(
+    database: Database, groups: Iterable[Mapping[str, Any]]
+) -> Iterator[Mapping[str, Any]]:
+    for group in groups:
+        if group["GroupId"] in database.security_groups:
+            yield from (r for r in group["IpPermissions"] if _covers(r, database.port))
 
 
 def _covers(rule: Mapping[str, Any], port: int) -> bool:

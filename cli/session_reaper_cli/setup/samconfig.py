@@ -25,28 +25,37 @@ def read_answers(text: str, environment: str) -> dict[str, str]:
 
 def read_stack(text: str, environment: str) -> str:
     """Return the name of an environment's stack, as `make` finds it. Raises ConfigurationError."""
+    return _read_general(text, environment, "stack_name") or _name_stack(environment)
+
+
+def read_region(text: str, environment: str) -> str:
+    """Return the region to which `make` deploys, "" for the shell's. Raises ConfigurationError."""
+    return _read_general(text, environment, "region")
+
+
+def _read_general(text: str, environment: str, key: str) -> str:
     tables = _parse(text).get(environment, {})
-    named = (
-        tables.get(one, {}).get("parameters", {}).get("stack_name") for one in ("deploy", "global")
-    )
-    return next((str(name) for name in named if name), _name_stack(environment))
+    values = (tables.get(one, {}).get("parameters", {}).get(key) for one in ("deploy", "global"))
+    return next((str(value) for value in values if value), "")
 
 
 def write_answers(text: str, environment: str, region: str, answers: Mapping[str, str]) -> str:
-    """Return the file's text with the answers for an environment. An empty answer removes a key.
+    """Return the file's text with the answers for an environment.
 
-    Parameters without an answer stay. The changes are no longer confirmed. Raises ConfigurationError.
+    Parameters without an answer stay. So does one that is empty now, because sam would deploy the
+    former value of a missing one. The changes are no longer confirmed. Raises ConfigurationError.
     """
     tables = _parse(text).get(environment, {})
     parameters = tables.get("deploy", {}).get("parameters", {})
-    stack = _name_stack(environment)
+    stack = read_stack(text, environment)
     general = {
         "stack_name": tables.get("global", {}).get("parameters", {}).get("stack_name", stack)
     }
     if region:
         general["region"] = region
     overrides = _read_overrides(parameters.get("parameter_overrides", []))
-    merged = {key: value for key, value in {**overrides, **answers}.items() if value}
+    given = {**overrides, **answers}
+    merged = {key: value for key, value in given.items() if value or key in overrides}
     deploy = {
         **(_NEW | {"s3_prefix": stack} if not parameters else {}),
         "confirm_changeset": False,
@@ -82,8 +91,8 @@ def _read_overrides(given: Any) -> dict[str, str]:  # noqa: ANN401 -- a list, or
 
 
 def _quote(value: str) -> str:
-    """Quote a value that has a space, at which sam would cut it."""
-    return f'"{value}"' if " " in value else value
+    """Quote a value that has a space, at which sam would cut it, or an empty one, which it refuses."""
+    return f'"{value}"' if " " in value or not value else value
 
 
 def _set_key(text: str, table: str, key: str, value: object) -> str:
