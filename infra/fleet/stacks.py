@@ -105,6 +105,7 @@ def run_sam(deployment: Deployment, session: boto3.Session, options: Options) ->
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 timeout=_STACK_SECONDS,
+                start_new_session=True,  # Ctrl-C must not end what has begun
                 check=False,
             )
     except subprocess.TimeoutExpired:

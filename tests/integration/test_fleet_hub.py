@@ -12,10 +12,10 @@ import pytest
 from session_reaper.aws.fleet_table import load_spoke_states
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError, PublishError
+from session_reaper.fleet.message import Spoke
 from session_reaper.handler import lambda_handler
 from session_reaper.report.model import Failure, Outcome, TargetReport, TargetStatus
 
-from infra.fleet.accounts import Deployment
 from infra.fleet.hub import Hub as FleetHub
 from infra.fleet.hub import expect_report
 from infra.local.postgres import server
@@ -182,8 +182,7 @@ def test_a_silent_stack_is_told_once_and_again_when_it_is_back(hub: Hub) -> None
 
 def test_a_stack_that_was_rolled_out_and_never_reports_is_told_once(hub: Hub) -> None:
     table = FleetHub(account="1", region=REGION, queue_arn="", table=TABLE)
-    rolled_out = Deployment(line=2, account="000000000003", region=REGION)
-    expect_report(table, rolled_out, "session-reaper")
+    expect_report(table, Spoke("000000000003", REGION, "session-reaper"), "")
     assert hub.run()[1] == []
     hub.age(900 + 700)  # the interval of a stack without a schedule of its own, and ten minutes
     _, (email,) = hub.run()
