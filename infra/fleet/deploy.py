@@ -35,7 +35,7 @@ from infra.fleet.stacks import (
     assume_role,
     describe_error,
     read_outputs,
-    read_parameters,
+    read_own_parameters,
     run_sam,
 )
 
@@ -178,9 +178,9 @@ def _deploy(
 ) -> str:
     """Deploy one stack and tell the hub of it; return what was done. Raises DeployError."""
     session = assume_role(deployment)
+    before = read_own_parameters(deployment.stack, session)
     topic = topics.get(deployment.region)
     if topic is not None:
-        before = read_parameters(deployment.stack, session)
         deployment = join_fleet(deployment, topic, before)
     if not options.register:
         run_sam(deployment, session, options)
@@ -190,9 +190,10 @@ def _deploy(
         return "deployed"
     function = read_outputs(deployment.stack, session).get("FunctionName")
     if function is None:
-        raise DeployError("the stack has no output FunctionName: it is another one, or has failed")
+        raise DeployError("the stack has no output FunctionName, so its deployment has failed")
     # The file may leave the schedule as it is.
-    schedule = read_parameters(deployment.stack, session).get("ScheduleExpression", "")
+    after = read_own_parameters(deployment.stack, session)
+    schedule = after.get("ScheduleExpression", "")
     expect_report(hub, Spoke(deployment.account, deployment.region, function), schedule)
     return "registered" if options.register else "deployed"
 

@@ -85,7 +85,7 @@ def _deploy_topic(
     own = Deployment(line=0, account=hub.account, region=region, stack=_STACK)
     session = assume_role(own)
     try:
-        before = read_parameters(_STACK, session)
+        before = read_parameters(_STACK, session) or {}
         publishers = choose_publishers(accounts, before, organization)
         own = replace(own, parameters={"QueueArn": hub.queue_arn, **publishers})
         if not (options.register or options.preview):

@@ -50,8 +50,9 @@ outputs = {
     "FleetTopicArn": f"arn:aws:sns:{region}:{account}:fleet",
     "KmsKeyArn": f"arn:aws:kms:{region}:{account}:key/1",
 }
+own = {} if "region.yaml" in " ".join(arguments) else {"TargetSecretTag": ""}
 template = {
-    "Parameters": {name: {"Type": "String"} for name in given},
+    "Parameters": {name: {"Type": "String", "Default": ""} for name in own | given},
     "Resources": {"Topic": {"Type": "AWS::SNS::Topic"}},
     "Outputs": {name: {"Value": value} for name, value in outputs.items()},
 }
@@ -302,13 +303,23 @@ def test_the_first_report_is_expected_by_the_schedule_that_the_stack_has_already
     assert before + 7200 <= state.expected_by <= time.time() + 7200
 
 
-def test_a_stack_of_another_kind_is_not_registered(
-    roll_out: RollOut, hub: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("options", [(), ("--preview",), ("--hub", "the-hub", "--register")])
+def test_a_stack_of_another_kind_is_not_replaced(
+    roll_out: RollOut,
+    hub: str,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
 ) -> None:
-    lines = f"account,region,stack\n{OWN},eu-central-1,the-hub\n"
+    lines = (
+        f"account,region,stack\n{OWN},eu-central-1,{hub}\n{OWN},eu-central-1,session-reaper-fleet\n"
+    )
     roll_out.run(f"account,region,stack\n{OWN},eu-central-1,fails\n", "--hub", hub)
-    assert roll_out.run(lines, "--hub", hub, "--register") == 1
-    assert "the stack has no output FunctionName" in capsys.readouterr().out
+    roll_out.calls()
+    assert roll_out.run(lines, *options) == 1
+    printed = capsys.readouterr().out
+    for name in (hub, "session-reaper-fleet"):
+        assert f"FAILED: a stack {name} exists that is not session-reaper's" in printed
+    assert roll_out.calls() == {}
 
 
 def test_a_topic_whose_first_deployment_failed_is_an_error_that_names_it(
