@@ -80,7 +80,9 @@ def _check_columns(columns: Sequence[str], parameters: Collection[str]) -> Itera
     for name in _REQUIRED:
         if name not in columns:
             yield f"{name}: a column of this name is required"
-    for name in dict.fromkeys(columns):
+    if "" in columns:
+        yield "a column has no name; delete it, also if it is empty"
+    for name in filter(None, dict.fromkeys(columns)):
         if columns.count(name) > 1:
             yield f"{name}: there are {columns.count(name)} columns of this name"
         if name not in (*_OWN_COLUMNS, *parameters):
@@ -115,7 +117,7 @@ def _read_row(
 
 def _check_cells(cells: Mapping[str, str]) -> Iterator[str]:
     account, role, stack = cells["account"], cells.get("role", ""), cells.get("stack", "")
-    if not re.fullmatch(r"\d{12}", account):
+    if not re.fullmatch("[0-9]{12}", account):
         yield (
             f"account: '{account}' must have 12 digits; spreadsheets drop leading zeros and write"
             " large numbers as 1.2E+11"

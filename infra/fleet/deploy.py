@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
+from typing import Final
 
 import yaml
 from rich.console import Console
 from rich.table import Table
+from session_reaper.fleet.message import Spoke
 
 from infra.fleet.accounts import AccountsError, Deployment, read_accounts
 from infra.fleet.hub import (
@@ -33,9 +35,11 @@ from infra.fleet.stacks import (
     assume_role,
     describe_error,
     read_outputs,
-    read_parameters,
+    read_own_parameters,
     run_sam,
 )
+
+_MOST_PARALLEL: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +87,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--organization", default="", help="admit this organization instead of the file's accounts"
     )
-    parser.add_argument("--parallel", type=int, default=8, help="stacks at the same time")
+    parser.add_argument(
+        "--parallel", type=_read_parallel, default=8, help="stacks at the same time"
+    )
     parser.add_argument("--preview", action="store_true", help="create change sets, execute none")
     parser.add_argument(
         "--register", action="store_true", help="deploy nothing, only tell the hub of each stack"
@@ -94,6 +100,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if given.register and not given.hub:
         parser.error("--register needs --hub")
     return given
+
+
+def _read_parallel(value: str) -> int:
+    if not value.isdecimal() or not 1 <= int(value) <= _MOST_PARALLEL:
+        raise argparse.ArgumentTypeError(f"invalid number '{value}'; write 1 to {_MOST_PARALLEL}")
+    return int(value)
 
 
 def _list_parameters(template: Path) -> Sequence[str]:
@@ -166,9 +178,9 @@ def _deploy(
 ) -> str:
     """Deploy one stack and tell the hub of it; return what was done. Raises DeployError."""
     session = assume_role(deployment)
+    before = read_own_parameters(deployment.stack, session)
     topic = topics.get(deployment.region)
     if topic is not None:
-        before = read_parameters(deployment.stack, session)
         deployment = join_fleet(deployment, topic, before)
     if not options.register:
         run_sam(deployment, session, options)
@@ -176,8 +188,13 @@ def _deploy(
         return "previewed"
     if hub is None:
         return "deployed"
-    function = read_outputs(deployment.stack, session)["FunctionName"]
-    expect_report(hub, deployment, function)
+    function = read_outputs(deployment.stack, session).get("FunctionName")
+    if function is None:
+        raise DeployError("the stack has no output FunctionName, so its deployment has failed")
+    # The file may leave the schedule as it is.
+    after = read_own_parameters(deployment.stack, session)
+    schedule = after.get("ScheduleExpression", "")
+    expect_report(hub, Spoke(deployment.account, deployment.region, function), schedule)
     return "registered" if options.register else "deployed"
 
 

@@ -85,15 +85,18 @@ def _deploy_topic(
     own = Deployment(line=0, account=hub.account, region=region, stack=_STACK)
     session = assume_role(own)
     try:
-        before = read_parameters(_STACK, session)
+        before = read_parameters(_STACK, session) or {}
         publishers = choose_publishers(accounts, before, organization)
         own = replace(own, parameters={"QueueArn": hub.queue_arn, **publishers})
         if not (options.register or options.preview):
+            print(f"deploying the topic of {region}", flush=True)
             run_sam(own, session, replace(options, template=_TEMPLATE))
         outputs = read_outputs(_STACK, session)
     except (DeployError, BotoCoreError, ClientError) as error:
         problem = f"the topic of {region}, stack {_STACK} in {hub.account}: {describe_error(error)}"
         raise DeployError(problem) from None
+    if "FleetTopicArn" not in outputs:  # its first deployment has failed
+        raise DeployError(f"the topic of {region}, stack {_STACK} in {hub.account}: has no outputs")
     return FleetTopic(arn=outputs["FleetTopicArn"], key_arn=outputs["KmsKeyArn"])
 
 
@@ -119,11 +122,9 @@ def join_fleet(deployment: Deployment, topic: FleetTopic, before: Mapping[str, s
     return replace(deployment, parameters={**given, **fleet})
 
 
-def expect_report(hub: Hub, deployment: Deployment, function: str) -> None:
+def expect_report(hub: Hub, spoke: Spoke, schedule: str) -> None:
     """Tell the hub when to expect the first report, unless it knows the stack. Raises DeployError."""
-    schedule = deployment.parameters.get("ScheduleExpression", "")
     interval = read_error_settings({"RUN_INTERVAL": schedule}).run_interval
-    spoke = Spoke(deployment.account, deployment.region, function)
     state = SpokeState(spoke=spoke, expected_by=time.time() + interval)
     dynamodb = boto3.Session().client("dynamodb", region_name=hub.region)
     try:

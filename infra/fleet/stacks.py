@@ -13,6 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from infra.fleet.accounts import Deployment
 
 _STACK_SECONDS: Final = 1800.0
+_OWN_PARAMETER: Final = "TargetSecretTag"  # every release of template.yaml has it
 _SESSION_NAME: Final = "session-reaper-deploy-fleet"
 
 
@@ -105,6 +106,7 @@ def run_sam(deployment: Deployment, session: boto3.Session, options: Options) ->
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 timeout=_STACK_SECONDS,
+                start_new_session=True,  # Ctrl-C must not end what has begun
                 check=False,
             )
     except subprocess.TimeoutExpired:
@@ -132,12 +134,29 @@ def read_outputs(stack: str, session: boto3.Session) -> Mapping[str, str]:
     return {each["OutputKey"]: each["OutputValue"] for each in outputs}
 
 
-def read_parameters(stack: str, session: boto3.Session) -> Mapping[str, str]:
-    """Return the parameters of a stack by their names; none if there is no such stack."""
+def read_own_parameters(stack: str, session: boto3.Session) -> Mapping[str, str]:
+    """Return the parameters of a stack of session-reaper; none if it does not exist yet.
+
+    Raises DeployError if the name belongs to another stack, which `sam deploy` would replace.
+    """
+    parameters = read_parameters(stack, session)
+    if parameters is None:
+        return {}
+    if _OWN_PARAMETER not in parameters:
+        raise DeployError(
+            f"a stack {stack} exists that is not session-reaper's; choose another name"
+        )
+    return parameters
+
+
+def read_parameters(stack: str, session: boto3.Session) -> Mapping[str, str] | None:
+    """Return the parameters of a stack by their names; None if there is no such stack."""
     try:
-        found = _describe_stack(stack, session).get("Parameters", [])
+        found = _describe_stack(stack, session)
     except ClientError as error:
         if "does not exist" not in str(error):
             raise
-        return {}
-    return {each["ParameterKey"]: each["ParameterValue"] for each in found}
+        return None
+    if found["StackStatus"] == "REVIEW_IN_PROGRESS":  # a preview of its creation
+        return None
+    return {each["ParameterKey"]: each["ParameterValue"] for each in found.get("Parameters", [])}

@@ -29,6 +29,8 @@ REAPER = "session_reaper"
 TABLE = "session-reaper-Memory"  # of the notification state
 PASSWORD = "sw0rdfish"  # noqa: S105 -- of every role here that needs one
 
+SCHEDULED = {"source": "aws.scheduler", "detail-type": "Scheduled Event"}
+
 IDLE = "idle"
 LEAK = "idle in transaction"
 ABORTED = "idle in transaction (aborted)"
@@ -84,6 +86,11 @@ def rule(name: str = "leak", *, action: object = None, **match: object) -> dict[
 
 def policy(*rules: Mapping[str, object], **others: object) -> dict[str, object]:
     return {"version": 1, "rules": list(rules) or [rule()], **others}
+
+
+def use_typo(stage: Stage, name: str) -> None:
+    """Use a policy with an unknown key; an error that no other test has."""
+    stage.use_policy({"version": 1, "rules": [rule() | {name: 1}]})
 
 
 class Client(Connection):  # type: ignore[misc] # untyped

@@ -11,7 +11,7 @@ import pytest
 from botocore.client import BaseClient
 from session_reaper.errors import ConfigurationError
 
-from tests.integration.stage import Stage, policy, rule
+from tests.integration.stage import SCHEDULED, Stage, policy, use_typo
 from tests.integration.test_memory import aged, items, kinds
 from tests.integration.test_publish import SCHEMA
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from infra.local.aws import Email
     from tests.integration.conftest import Output
 
-SCHEDULED = {"source": "aws.scheduler", "detail-type": "Scheduled Event"}
 SECRET = "hunter2-CANARY"  # noqa: S105 -- of nothing
 URI = f"postgres://app:{SECRET}@db.example:5432/orders"
 
@@ -29,11 +28,6 @@ def fail(stage: Stage, match: str, event: object = SCHEDULED) -> list[Email]:
     with pytest.raises(ConfigurationError, match=match):
         stage.run(event)
     return list(stage.aws.delivered())
-
-
-def use_typo(stage: Stage, name: str) -> None:
-    """Use a policy with an unknown key; an error that no other test has."""
-    stage.use_policy({"version": 1, "rules": [rule() | {name: 1}]})
 
 
 @pytest.mark.usefixtures("table")

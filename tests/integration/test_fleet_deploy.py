@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,9 @@ outputs = {
     "FleetTopicArn": f"arn:aws:sns:{region}:{account}:fleet",
     "KmsKeyArn": f"arn:aws:kms:{region}:{account}:key/1",
 }
+own = {} if "region.yaml" in " ".join(arguments) else {"TargetSecretTag": ""}
 template = {
-    "Parameters": {name: {"Type": "String"} for name in given},
+    "Parameters": {name: {"Type": "String", "Default": ""} for name in own | given},
     "Resources": {"Topic": {"Type": "AWS::SNS::Topic"}},
     "Outputs": {name: {"Value": value} for name, value in outputs.items()},
 }
@@ -193,10 +195,11 @@ def test_after_an_interrupt_no_further_stack_is_begun(roll_out: RollOut) -> None
         env={**os.environ, "PYTHONPATH": "functions:."},
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     ) as process:
         try:
             until(begun.exists, "the first stack is begun", 60)
-            process.send_signal(signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
             assert process.stdout
             lines = iter(process.stdout.readline, "")
             assert any(line.startswith("interrupted: waiting") for line in lines)
@@ -283,3 +286,55 @@ def test_a_stack_that_the_hub_knows_is_not_changed_by_another_roll_out(
     before = load_spoke_states(TABLE, Deadline(10))
     assert roll_out.run(lines, "--hub", hub, "--register") == 0
     assert load_spoke_states(TABLE, Deadline(10)) == before
+
+
+def test_the_first_report_is_expected_by_the_schedule_that_the_stack_has_already(
+    roll_out: RollOut, hub: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = f"account,region,ScheduleExpression\n{OWN},eu-central-1,rate(2 hours)\n"
+    assert roll_out.run(lines) == 0
+    options = ("--hub", hub, "--register")
+    assert roll_out.run(f"account,region\n{OWN},eu-central-1\n", *options) == 2
+    assert "does not exist" in capsys.readouterr().err  # the topic of the region
+    roll_out.run(f"account,region,stack\n{OWN},eu-central-1,fails\n", "--hub", hub)
+    before = time.time()
+    assert roll_out.run(f"account,region\n{OWN},eu-central-1\n", *options) == 0
+    (state,) = load_spoke_states(TABLE, Deadline(10)).values()
+    assert before + 7200 <= state.expected_by <= time.time() + 7200
+
+
+@pytest.mark.parametrize("options", [(), ("--preview",), ("--hub", "the-hub", "--register")])
+def test_a_stack_of_another_kind_is_not_replaced(
+    roll_out: RollOut,
+    hub: str,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+) -> None:
+    lines = (
+        f"account,region,stack\n{OWN},eu-central-1,{hub}\n{OWN},eu-central-1,session-reaper-fleet\n"
+    )
+    roll_out.run(f"account,region,stack\n{OWN},eu-central-1,fails\n", "--hub", hub)
+    roll_out.calls()
+    assert roll_out.run(lines, *options) == 1
+    printed = capsys.readouterr().out
+    for name in (hub, "session-reaper-fleet"):
+        assert f"FAILED: a stack {name} exists that is not session-reaper's" in printed
+    assert roll_out.calls() == {}
+
+
+def test_a_topic_whose_first_deployment_failed_is_an_error_that_names_it(
+    roll_out: RollOut, hub: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = {"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}}
+    boto3.client("cloudformation").create_stack(
+        StackName="session-reaper-fleet", TemplateBody=json.dumps(template)
+    )
+    assert roll_out.run(f"account,region\n{OWN},eu-central-1\n", "--hub", hub, "--preview") == 2
+    assert f"stack session-reaper-fleet in {OWN}: has no outputs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "65", "many"])
+def test_an_invalid_number_of_parallel_stacks_is_refused(roll_out: RollOut, number: str) -> None:
+    with pytest.raises(SystemExit):
+        roll_out.run(f"account,region\n{OWN},eu-central-1\n", "--parallel", number)
+    assert roll_out.calls() == {}

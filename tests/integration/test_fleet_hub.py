@@ -12,10 +12,10 @@ import pytest
 from session_reaper.aws.fleet_table import load_spoke_states
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError, PublishError
+from session_reaper.fleet.message import Spoke
 from session_reaper.handler import lambda_handler
 from session_reaper.report.model import Failure, Outcome, TargetReport, TargetStatus
 
-from infra.fleet.accounts import Deployment
 from infra.fleet.hub import Hub as FleetHub
 from infra.fleet.hub import expect_report
 from infra.local.postgres import server
@@ -23,7 +23,7 @@ from tests.builders import a_target_report, some_fates
 from tests.fleet import REGION, Hub, a_message, an_origin, use_fast_queue
 from tests.integration.conftest import prepare
 from tests.integration.endpoints import resolve_here
-from tests.integration.stage import REAPER, TABLE, Context, policy, state_table
+from tests.integration.stage import REAPER, SCHEDULED, TABLE, Context, policy, state_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +67,7 @@ def test_quiet_stacks_cause_no_digest(hub: Hub) -> None:
     answer, emails = hub.run()
     assert emails == []
     assert (answer["messages"], answer["stacks"], answer["complete"]) == (24, 24, True)
-    assert hub.waiting() == 0
+    assert hub.run_until_empty() == []
 
 
 def test_twenty_accounts_get_one_digest_with_true_numbers(hub: Hub) -> None:
@@ -182,8 +182,7 @@ def test_a_silent_stack_is_told_once_and_again_when_it_is_back(hub: Hub) -> None
 
 def test_a_stack_that_was_rolled_out_and_never_reports_is_told_once(hub: Hub) -> None:
     table = FleetHub(account="1", region=REGION, queue_arn="", table=TABLE)
-    rolled_out = Deployment(line=2, account="000000000003", region=REGION)
-    expect_report(table, rolled_out, "session-reaper")
+    expect_report(table, Spoke("000000000003", REGION, "session-reaper"), "")
     assert hub.run()[1] == []
     hub.age(900 + 700)  # the interval of a stack without a schedule of its own, and ten minutes
     _, (email,) = hub.run()
@@ -207,9 +206,10 @@ def test_a_stack_that_was_rolled_out_and_never_reports_is_told_once(hub: Hub) ->
         a_message(an_origin(), leaking(1)).replace('"count":1', '"count":300001'),
         a_message(an_origin(), leaking(1)).replace('"count":1', '"count":-1'),
         a_message(an_origin(), quiet()).replace('"stack":"', '"stack":"<!channel> '),
+        a_message(an_origin(account="fleet", region="queue", stack="messages"), quiet()),
         a_message(an_origin(), quiet()).replace('"sent_at":', '"sent_at":NaN,"x":'),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_a_poisoned_message_stays_for_the_dead_letters_and_is_told_once(
     hub: Hub, body: str
@@ -238,6 +238,58 @@ def test_a_poisoned_message_ends_in_the_dead_letters_and_is_told_once(hub: Hub) 
     (letter,) = sqs.receive_message(QueueUrl=letters)["Messages"]
     assert letter["Body"] == "garbage"
     sqs.delete_queue(QueueUrl=letters)
+
+
+def test_refused_messages_are_told_again_only_after_the_time_of_a_reminder(hub: Hub) -> None:
+    told = []
+    for _ in range(3):  # a stack that was updated before its hub
+        hub.send(json.dumps({"version": 2}))
+        told += hub.run()[1]
+    assert len(told) == 1
+    hub.send(a_message(an_origin(2), leaking(3)))
+    _, (email,) = hub.run()
+    assert "1 stack in 1 account" in text(email)
+    hub.age(3700)
+    hub.send(json.dumps({"version": 2}))
+    _, (email,) = hub.run()
+    assert "A report cannot be read in fleet/queue/messages" in text(email)
+
+
+def test_a_stack_that_is_gone_is_forgotten_although_its_item_is_not_deleted_yet(hub: Hub) -> None:
+    hub.send(a_message(an_origin(1), quiet()), a_message(an_origin(2), quiet()))
+    assert hub.run()[1] == []
+    hub.change_item(1, "expires_at", {"N": str(int(time.time()) - 60)})
+    hub.age(2000)
+    hub.send(a_message(an_origin(2), quiet(), run="b"))
+    answer, emails = hub.run()
+    assert (answer["stacks"], emails) == (1, [])
+    hub.send(a_message(an_origin(1), leaking(2), run="c"))
+    _, (email,) = hub.run()
+    assert "2 sessions were terminated" in text(email)
+    assert hub.run_until_empty() == []
+    assert hub.run()[0]["stacks"] == 2
+
+
+def test_an_item_that_cannot_be_read_is_replaced_by_the_next_message(hub: Hub) -> None:
+    hub.send(a_message(an_origin(), quiet()))
+    assert hub.run()[1] == []
+    hub.change_item(1, "known", {"S": "{"})
+    hub.send(a_message(an_origin(), leaking(2), run="b"))
+    _, (email,) = hub.run()
+    assert "2 sessions were terminated" in text(email)
+    assert hub.run_until_empty() == []
+    hub.send(a_message(an_origin(), leaking(2), run="b"))
+    assert hub.run()[1] == []
+
+
+def test_the_state_of_a_stack_with_many_long_issues_is_saved(hub: Hub) -> None:
+    document = json.loads(a_message(an_origin(), failed()))
+    one = document["targets"][0]
+    document["targets"] = [one | {"key": [f"{n}-{490 * 'é'}", ""]} for n in range(800)]
+    hub.put(json.dumps(document, ensure_ascii=False))
+    answer, emails = hub.run()
+    assert (answer["refused"], len(emails)) == (0, 1)
+    assert hub.run_until_empty() == []
 
 
 def test_names_from_a_hostile_stack_make_no_markup_and_no_lines(hub: Hub) -> None:
@@ -420,7 +472,6 @@ def test_what_a_real_stack_reports_is_in_the_digest(hub: Hub, stage: Stage) -> N
 
 
 RDS = ".rds.amazonaws.com"
-SCHEDULED = {"source": "aws.scheduler", "detail-type": "Scheduled Event"}
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from session_reaper.errors import ConfigurationError
 
-from tests.integration.stage import Context, policy
-from tests.integration.test_broken_configuration import SCHEDULED, use_typo
+from tests.integration.stage import SCHEDULED, Context, policy, use_typo
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Output

@@ -79,6 +79,11 @@ def test_an_invalid_line_is_named_with_what_it_holds(
     assert found.startswith(f":5: {problem}")
 
 
+def test_a_column_without_a_name_is_refused(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, f"account,region,role,,\n{GOOD},,\n")
+    assert found == ":1: a column has no name; delete it, also if it is empty"
+
+
 def test_all_invalid_lines_are_named_at_once(tmp_path: Path) -> None:
     text = f"account,region,role\n1,eu-central-1,x\n{GOOD}\n2,moon,x\n{GOOD}\n"
     found = [line.split(" ")[0] for line in problems(tmp_path, text)]

@@ -1,6 +1,9 @@
 """Amazon DynamoDB: what a fleet's hub knows of each stack, one item per stack, read by one key."""
 
 import json
+from collections.abc import Iterable
+from itertools import accumulate, takewhile
+from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 from session_reaper.aws.clients import (
@@ -22,15 +25,19 @@ from session_reaper.targets.target import TargetKey
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_dynamodb.type_defs import AttributeValueTypeDef
 
 _SECONDS: Final = 3.0  # for writing an item
 _HASH_KEY: Final = "fleet"
 _KEPT_SECONDS: Final = 14 * 86400  # a stack that is silent for so long is forgotten
-_MAX_ISSUES: Final = 1500  # of one stack: an item has 400 KB at most
+_MAX_KNOWN: Final = 300_000  # bytes of the issues of one stack: an item has 400 KB at most
 
 
 def load_spoke_states(table: str, deadline: Deadline) -> dict[Spoke, SpokeState]:
-    """Return the state of every stack. Raises QueueError if the table cannot be read."""
+    """Return the state of every stack. Raises QueueError if the table cannot be read.
+
+    DynamoDB may take days to delete an expired item, which is not a stack any more.
+    """
 
     def query() -> list[SpokeState | None]:
         pages = (
@@ -40,8 +47,9 @@ def load_spoke_states(table: str, deadline: Deadline) -> dict[Spoke, SpokeState]
                 TableName=table,
                 ConsistentRead=True,
                 KeyConditionExpression="#target = :fleet",
+                FilterExpression="expires_at > :now",
                 ExpressionAttributeNames={"#target": "target"},
-                ExpressionAttributeValues={":fleet": {"S": _HASH_KEY}},
+                ExpressionAttributeValues={":fleet": {"S": _HASH_KEY}, ":now": _get_now()},
             )
         )
         whole = iterate_pages(pages, "LastEvaluatedKey", deadline)
@@ -61,8 +69,10 @@ def save_spoke_state(table: str, state: SpokeState, deadline: Deadline) -> bool:
         _get_dynamodb().put_item(
             TableName=table,
             Item=to_item(state),
-            ConditionExpression="attribute_not_exists(target) OR revision = :known",
-            ExpressionAttributeValues={":known": {"N": str(state.revision)}},
+            ConditionExpression=(
+                "attribute_not_exists(target) OR revision = :known OR expires_at <= :now"
+            ),
+            ExpressionAttributeValues={":known": {"N": str(state.revision)}, ":now": _get_now()},
         )
 
     try:
@@ -74,6 +84,10 @@ def save_spoke_state(table: str, state: SpokeState, deadline: Deadline) -> bool:
     return True
 
 
+def _get_now() -> "AttributeValueTypeDef":
+    return {"N": str(int(time()))}
+
+
 def _get_dynamodb() -> "DynamoDBClient":
     return get_client("dynamodb", seconds=_SECONDS / 2, tries=1)  # type: ignore[no-any-return] # by name
 
@@ -81,17 +95,6 @@ def _get_dynamodb() -> "DynamoDBClient":
 def to_item(state: SpokeState) -> dict[str, Any]:
     """Return the item of a stack, in the form of DynamoDB's requests."""
     spoke = state.spoke
-    known = [
-        [
-            i.target.secret,
-            i.target.instance,
-            i.since,
-            i.reported_at,
-            i.key.kind.value,
-            *i.key.detail,
-        ]
-        for i in state.known[-_MAX_ISSUES:]
-    ]
     return {
         "target": {"S": _HASH_KEY},
         "kind": {"S": json.dumps([spoke.account, spoke.region, spoke.stack])},
@@ -99,18 +102,44 @@ def to_item(state: SpokeState) -> dict[str, Any]:
         "expected_by": {"N": f"{state.expected_by:.3f}"},
         "runs": {"S": " ".join(state.runs)},
         "targets": {"N": str(state.targets)},
-        "known": {"S": json.dumps(known, ensure_ascii=False)},
+        "known": {"S": _encode_known(state.known)},
         "revision": {"N": str(state.revision + 1)},
-        "expires_at": {"N": str(int(state.expected_by + _KEPT_SECONDS))},
+        "expires_at": {"N": str(int(max(state.expected_by, time()) + _KEPT_SECONDS))},
     }
 
 
+def _encode_known(known: Iterable[KnownIssue]) -> str:
+    """Return the issues as JSON, without the oldest ones if they are too long for an item."""
+    encoded = [
+        json.dumps(
+            [
+                issue.target.secret,
+                issue.target.instance,
+                issue.since,
+                issue.reported_at,
+                issue.key.kind.value,
+                *issue.key.detail,
+            ],
+            ensure_ascii=False,
+        )
+        for issue in known
+    ]
+    sizes = accumulate(len(each.encode()) + 2 for each in reversed(encoded))
+    kept = sum(1 for _ in takewhile(lambda size: size <= _MAX_KNOWN, sizes))
+    return f"[{', '.join(encoded[len(encoded) - kept :])}]"
+
+
 def _read_item(item: dict[str, Any]) -> SpokeState | None:
-    """Read an item, or return None for one of another form, which the next message replaces."""
+    """Read an item; one of another form counts as a new stack, so that the next message replaces it."""
     try:
         return _parse_item(item)
     except (AttributeError, LookupError, TypeError, ValueError):
-        logger.warning("skipped an unreadable item of the fleet's state")
+        logger.warning("an item of the fleet's state is unreadable", extra={"item": item["kind"]})
+    try:
+        account, region, stack = json.loads(item["kind"]["S"])
+        spoke = Spoke(account, region, stack)
+        return SpokeState(spoke=spoke, revision=int(item["revision"]["N"]))
+    except (LookupError, TypeError, ValueError):
         return None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Final
 
-from session_reaper.fleet.message import Spoke, make_stack_report
+from session_reaper.fleet.message import QUEUE, make_stack_report
 from session_reaper.fleet.state import SpokeState
 from session_reaper.report.headline import count_of
 from session_reaper.report.model import Outcome, StackProblem, TargetReport
@@ -23,8 +23,7 @@ def make_invalid_message_report(number: int, first_problem: str) -> TargetReport
         "The messages stay in the queue until SQS moves them to its dead-letter queue. Read one there;"
         " it shows which account sent it."
     )
-    spoke = Spoke("fleet", "queue", "messages")
-    return make_stack_report(spoke, StackProblem.INVALID_MESSAGE, cause, hint)
+    return make_stack_report(QUEUE, StackProblem.INVALID_MESSAGE, cause, hint)
 
 
 def write_fleet_notes(

@@ -5,6 +5,7 @@ an instruction: the steps of a digest are the hub's own.
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -131,6 +132,9 @@ def make_stack_report(
 STACK_KEY: Final = TargetKey("stack")
 """The key of a stack's own issues."""
 
+QUEUE: Final = Spoke("fleet", "queue", "messages")
+"""The hub's queue, whose refused messages are an issue like those of a stack."""
+
 
 def _parse(text: object) -> Any:  # noqa: ANN401 -- any JSON, which the readers check
     if not isinstance(text, str) or len(text) > _MAX_BODY:
@@ -157,6 +161,13 @@ def _read_name(value: object, place: str) -> str:
     if not text or not all(c.isalnum() or c in "-_.:/" for c in text):
         raise ConfigurationError(place, f"invalid name {short_repr(text)}")
     return text
+
+
+def _read_account(value: object, place: str) -> str:
+    account = _read_name(value, place)
+    if not re.fullmatch("[0-9]{12}", account):
+        raise ConfigurationError(place, f"must have 12 digits, not {short_repr(account)}")
+    return account
 
 
 def _read_role(value: object, place: str) -> str | None:
@@ -277,7 +288,7 @@ class _Totals:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Message:
     version: Annotated[int, positive_int]
-    account: Annotated[str, _read_name]
+    account: Annotated[str, _read_account]
     region: Annotated[str, _read_name]
     stack: Annotated[str, _read_name]
     run: Annotated[str, _read_name]

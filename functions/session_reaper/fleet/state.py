@@ -140,6 +140,15 @@ def conclude(news: SpokeNews, now: float, remind_after: float, *, is_complete: b
     return SpokeResult(targets=report.targets, state=state)
 
 
+def conclude_refused(
+    state: SpokeState, problem: TargetReport, now: float, remind_after: float
+) -> SpokeResult:
+    """Compare the report of refused messages with what was reported of the queue."""
+    report = Report(run_id="", mode=Mode.ENFORCE, targets=(problem,))
+    report, update = compare_with_known(report, state.known, now, remind_after, covers_all=False)
+    return SpokeResult(targets=report.targets, state=_apply(state, update, now))
+
+
 def _merge_runs(news: SpokeNews) -> tuple[str, ...]:
     """Put the runs of this digest last: if their messages cannot be deleted, they arrive again."""
     if not news.runs:

@@ -1,6 +1,6 @@
 """A run of a fleet's hub: receive, merge, publish, save, and only then delete the messages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
@@ -11,17 +11,18 @@ from session_reaper.aws.sqs import QueueMessage, delete_messages, receive_rounds
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
 from session_reaper.fleet.digest import make_invalid_message_report, write_fleet_notes
-from session_reaper.fleet.message import Spoke, SpokeReport, read_spoke_report
+from session_reaper.fleet.message import QUEUE, Spoke, SpokeReport, read_spoke_report
 from session_reaper.fleet.state import (
     SpokeNews,
     SpokeResult,
     SpokeState,
     add_message,
     conclude,
+    conclude_refused,
 )
 from session_reaper.observability import log_bug, logger
 from session_reaper.policy.enums import Mode
-from session_reaper.report.model import Report, TargetReport
+from session_reaper.report.model import Report
 from session_reaper.report.text import printable
 from session_reaper.settings import HubSettings
 from session_reaper.summary.digest import digest_report
@@ -56,18 +57,22 @@ def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> di
     published; nothing is deleted then.
     """
     states = load_spoke_states(settings.memory_table, end.capped_at(_LOAD_SECONDS))
+    queue = states.pop(QUEUE, SpokeState(spoke=QUEUE))
     inbox = _receive(settings, states, end)
     results = {
         spoke: conclude(news, now, settings.remind_after, is_complete=inbox.is_complete)
         for spoke, news in sorted(inbox.news.items())
     }
-    report = _build_report(run_id, inbox, results)
+    refused = _conclude_refused(inbox, queue, now, settings.remind_after)
+    report = _build_report(run_id, inbox, [*results.values(), refused])
     notes = write_fleet_notes(
         (result.state for result in results.values()),
         report.targets,
         chain.from_iterable(news.advice for news in inbox.news.values()),
     )
     verdict = _publish(report, notes, settings, now, end)
+    if refused.state != queue:
+        save_spoke_state(settings.memory_table, refused.state, end)
     saved = [
         spoke
         for spoke, result in results.items()
@@ -129,14 +134,19 @@ def _read(inbox: _Inbox, body: str) -> SpokeReport:
     return report
 
 
-def _build_report(run_id: str, inbox: _Inbox, results: Mapping[Spoke, SpokeResult]) -> Report:
+def _conclude_refused(
+    inbox: _Inbox, queue: SpokeState, now: float, remind_after: float
+) -> SpokeResult:
+    """Report refused messages as one issue, which a stack of another version causes in each run."""
+    if not inbox.new_problems:
+        return SpokeResult(targets=(), state=queue)
+    invalid = make_invalid_message_report(len(inbox.new_problems), inbox.new_problems[0])
+    return conclude_refused(queue, invalid, now, remind_after)
+
+
+def _build_report(run_id: str, inbox: _Inbox, results: Iterable[SpokeResult]) -> Report:
     """Combine the targets of all stacks, in the order of their accounts."""
-    targets: Sequence[TargetReport] = [
-        target for result in results.values() for target in result.targets
-    ]
-    if inbox.new_problems:
-        invalid = make_invalid_message_report(len(inbox.new_problems), inbox.new_problems[0])
-        targets = [*targets, invalid]
+    targets = [target for result in results for target in result.targets]
     # The highest mode of the stacks: with "off", nothing would be reported.
     mode = max([Mode.OBSERVE, *(news.mode for news in inbox.news.values())])
     return Report(run_id=run_id, mode=mode, targets=tuple(targets))
