@@ -177,7 +177,8 @@ def _deploy(
     if hub is None:
         return "deployed"
     function = read_outputs(deployment.stack, session)["FunctionName"]
-    expect_report(hub, deployment, function)
+    schedule = read_parameters(deployment.stack, session).get("ScheduleExpression", "")
+    expect_report(hub, deployment, function, schedule)
     return "registered" if options.register else "deployed"
 
 

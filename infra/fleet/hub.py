@@ -119,9 +119,8 @@ def join_fleet(deployment: Deployment, topic: FleetTopic, before: Mapping[str, s
     return replace(deployment, parameters={**given, **fleet})
 
 
-def expect_report(hub: Hub, deployment: Deployment, function: str) -> None:
+def expect_report(hub: Hub, deployment: Deployment, function: str, schedule: str) -> None:
     """Tell the hub when to expect the first report, unless it knows the stack. Raises DeployError."""
-    schedule = deployment.parameters.get("ScheduleExpression", "")
     interval = read_error_settings({"RUN_INTERVAL": schedule}).run_interval
     spoke = Spoke(deployment.account, deployment.region, function)
     state = SpokeState(spoke=spoke, expected_by=time.time() + interval)

@@ -106,6 +106,7 @@ def run_sam(deployment: Deployment, session: boto3.Session, options: Options) ->
                 stderr=subprocess.STDOUT,
                 timeout=_STACK_SECONDS,
                 check=False,
+                start_new_session=True,  # the terminal sends Ctrl-C to all processes of a session
             )
     except subprocess.TimeoutExpired:
         raise DeployError(f"not finished after {_STACK_SECONDS / 60:.0f} minutes") from None

@@ -183,7 +183,7 @@ def test_a_silent_stack_is_told_once_and_again_when_it_is_back(hub: Hub) -> None
 def test_a_stack_that_was_rolled_out_and_never_reports_is_told_once(hub: Hub) -> None:
     table = FleetHub(account="1", region=REGION, queue_arn="", table=TABLE)
     rolled_out = Deployment(line=2, account="000000000003", region=REGION)
-    expect_report(table, rolled_out, "session-reaper")
+    expect_report(table, rolled_out, "session-reaper", schedule="")
     assert hub.run()[1] == []
     hub.age(900 + 700)  # the interval of a stack without a schedule of its own, and ten minutes
     _, (email,) = hub.run()
