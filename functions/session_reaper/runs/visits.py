@@ -234,7 +234,7 @@ class Visits:
         """
         compared: list[_Visit] = []
         inferior: list[_Visit] = []
-        proofs = deadline.capped_at(min(_PROOF_SECONDS, _PROOF_SHARE * deadline.remaining()))
+        proofs = deadline.capped_at_share(_PROOF_SHARE, _PROOF_SECONDS)
         while (rival := self._add_unless_visited(visit, compared)) is not None:
             compared.append(rival)
             is_better = visit.rights > rival.rights
@@ -248,8 +248,8 @@ class Visits:
                 raise VisitedError
             inferior.append(rival)
         if compared:
-            nobody = ("", 0)
-            server.find_application("", nobody, own_name=APPLICATION_NAME, deadline=deadline)
+            no_origin = ("", 0)
+            server.find_application("", no_origin, own_name=APPLICATION_NAME, deadline=deadline)
         for rival in inferior:
             self._take_over(visit, rival)
 
@@ -273,16 +273,20 @@ class Visits:
         return Server.connect(target, deadline, application_name=application_name)
 
     def _take_over(self, visit: _Visit, rival: _Visit) -> None:
-        """Make a visit the owner of another one, and of those that the other one owns."""
+        """Make a visit's owner that of another one, too, and of all that the other's owner has.
+
+        By now, a visit with more rights than this one may own either of them.
+        """
         with self._lock:
-            former = self._owners[rival.key]
-            if former not in self._working:
-                members = [key for key, owner in self._owners.items() if owner == former]
-                self._owners |= dict.fromkeys(members, visit.key)
+            owner, former = self._owners[visit.key], self._owners[rival.key]
+            is_better = self._visits[owner].rights > self._visits[former].rights
+            if is_better and former not in self._working:
+                members = [key for key, each in self._owners.items() if each == former]
+                self._owners |= dict.fromkeys(members, owner)
 
     def _wait_for_others(self, visit: _Visit, deadline: Deadline) -> None:
         """Wait for targets that connect now and may take over this visit, or name its server."""
-        within = deadline.capped_at(min(_TURN_SECONDS, _TURN_SHARE * deadline.remaining()))
+        within = deadline.capped_at_share(_TURN_SHARE, _TURN_SECONDS)
         own = self._candidates[visit.key]
         with self._lock:
             connecting = [self._candidates[key] for key in self._connecting]
