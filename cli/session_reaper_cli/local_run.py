@@ -23,7 +23,7 @@ from session_reaper.report.model import TargetReport, record_error
 from session_reaper.runs.operations import Operation
 from session_reaper.runs.parallel import Progress
 from session_reaper.runs.quota import Quota, allow_all
-from session_reaper.runs.target_run import create_report, report_of
+from session_reaper.runs.target_run import create_report, get_report
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.targets.target import Target
 
@@ -120,7 +120,7 @@ def run_operation(
         )
         clock.skip(deadline.remaining() - _LAST_SECONDS)
     session.stop.set()  # before the result is read: a thread that goes on signals nothing
-    report = reword_failure(log.complete(report_of(progress.result), Deadline(0)), target)
+    report = reword_failure(log.complete(get_report(progress.result), Deadline(0)), target)
     return LocalRun(report=report, stopped_by=interrupts.first)
 
 

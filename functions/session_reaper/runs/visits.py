@@ -1,6 +1,6 @@
 """Keeps a run from visiting one server twice, whatever number of secrets lead to it.
 
-Secrets with the same host or address are tried one after another until one of them gets in. All others
+Secrets with the same host or address are tried one after another until one of them connects. All others
 connect, and stop if their server turns out to be one that was visited already. What a server says about
 itself proves nothing: a hostile one may claim to be another. So the claim counts only between
 connections to one endpoint; elsewhere each server must show the session that the reaper has on the other.
@@ -74,7 +74,7 @@ class _Candidate:
     """A target that may turn out to be the server of another one.
 
     `position`: in configured order. `group`: the targets that may be one server with it, as far as
-    hosts and addresses tell, and itself. `has_connected` is set once its job has got in, or cannot;
+    hosts and addresses tell, and itself. `has_connected` is set once its job has connected, or cannot;
     `has_ended` once its job has ended.
     """
 
@@ -129,7 +129,7 @@ class Visits:
             )
 
     def has_any_of(self, group: Iterable[Target]) -> bool:
-        """Return whether one of these targets has got in."""
+        """Return whether one of these targets has connected."""
         with self._lock:
             return bool(self._list_visits(group))
 
@@ -176,7 +176,7 @@ class Visits:
             return deadline.capped_at(max(share, least))
 
     def end_turn(self, target: Target) -> None:
-        """Record that a target has got in or cannot; the visits of others need not wait for it."""
+        """Record that a target has connected or cannot; the visits of others need not wait for it."""
         with self._lock:
             self._connecting.discard(target.key)
         self._candidates[target.key].has_connected.set()
@@ -298,7 +298,7 @@ class Visits:
                 other.has_connected.wait(within.remaining())
 
     def _list_names(self, visit: _Visit) -> Iterator[_Candidate]:
-        """List, of each group that has got in to a visit's server, the first target of that server."""
+        """List, of each group that has connected to a visit's server, the first target of that server."""
         for key, owner in self._owners.items():
             if owner == visit.key:
                 own = self._candidates[key]
