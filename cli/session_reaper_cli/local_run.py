@@ -19,11 +19,11 @@ from session_reaper.observability import SERVICE, OutcomeLog
 from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
-from session_reaper.report.model import TargetReport, record_error, record_unfinished
+from session_reaper.report.model import TargetReport, record_error
 from session_reaper.runs.operations import Operation
-from session_reaper.runs.parallel import JobResult, Progress
+from session_reaper.runs.parallel import Progress
 from session_reaper.runs.quota import Quota, allow_all
-from session_reaper.runs.target_run import create_report
+from session_reaper.runs.target_run import create_report, get_report
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.targets.target import Target
 
@@ -120,7 +120,7 @@ def run_operation(
         )
         clock.skip(deadline.remaining() - _LAST_SECONDS)
     session.stop.set()  # before the result is read: a thread that goes on signals nothing
-    report = reword_failure(log.complete(_report_of(progress.result), Deadline(0)), target)
+    report = reword_failure(log.complete(get_report(progress.result), Deadline(0)), target)
     return LocalRun(report=report, stopped_by=interrupts.first)
 
 
@@ -134,10 +134,6 @@ def _work(operation: Operation, session: TargetSession, progress: Progress[Targe
         show_traceback(bug)
     finally:
         progress.end()
-
-
-def _report_of(result: JobResult[TargetReport]) -> TargetReport:
-    return result.latest if result.is_complete else record_unfinished(result.latest, result.bug)
 
 
 def _connect_by_fallback(deadline: Deadline, target: Target) -> Server:

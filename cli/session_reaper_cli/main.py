@@ -58,11 +58,7 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except TerminatedError as stop:
         return _stop(stop.number)
-    except (
-        click.Abort,
-        KeyboardInterrupt,
-        EOFError,
-    ):  # the last one: the end of the input at a question
+    except (click.Abort, KeyboardInterrupt, EOFError):  # EOFError: no input at a question
         return _stop(Signals.SIGINT)
     except BrokenPipeError:  # `| head` has read enough
         return 0
@@ -222,11 +218,12 @@ class _Via(click.ParamType["Endpoint"]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> "Endpoint":
+        from session_reaper.documents import short_repr
         from session_reaper.targets.target import Endpoint
 
         found = re.fullmatch(r"\[?([\w.:-]+?)\]?:([0-9]{1,5})", str(value))
         if not found or not 0 < int(found[2]) <= _HIGHEST_PORT:
-            self.fail(f"{value!r}: write HOST:PORT, such as localhost:15432", param, ctx)
+            self.fail(f"{short_repr(value)}: write HOST:PORT, such as localhost:15432", param, ctx)
         return Endpoint.of(found[1], int(found[2]))
 
 

@@ -17,7 +17,7 @@ def open_missing_streams() -> None:
 
 
 def settle_streams() -> None:
-    """Write what the streams still buffer; drop it where nobody reads it any more.
+    """Write what the streams still buffer; drop it where the other end is closed.
 
     Otherwise Python would complain at its end, and change the exit status.
     """

@@ -23,7 +23,7 @@ _LONGEST: Final = 2000  # characters of a line
 
 
 class _Console(Console):
-    """A console that becomes quiet once nobody reads it, as after `| head`.
+    """A console that becomes quiet once its reader has ended, as after `| head`.
 
     The command goes on, so that its exit status still says what happened.
     """
@@ -74,7 +74,7 @@ def show_traceback(bug: Exception) -> None:
 
 
 def say(line: str) -> None:
-    """Write a line of progress or a warning; it is lost if nobody reads the standard error."""
+    """Write a line of progress or a warning; it is lost if the standard error is closed."""
     _write(line)
 
 

@@ -9,8 +9,8 @@ from session_reaper.log_levels import silence_libraries
 silence_libraries()
 
 from session_reaper.observability import start_log  # noqa: E402 -- Powertools logs while it is imported
-from session_reaper.runs.hub_run import run_hub  # noqa: E402
-from session_reaper.settings import read_hub_settings  # noqa: E402
+from session_reaper.runs.hub_run import run_hub  # noqa: E402 -- as above
+from session_reaper.settings import read_hub_settings  # noqa: E402 -- as above
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext

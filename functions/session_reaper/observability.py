@@ -75,7 +75,7 @@ def log_spared(target: TargetReport, decisions: Iterable[Decision], deadline: De
 def log_other_name(target: TargetReport, logged_as: str) -> None:
     """Log that the lines of a target's sessions in this run have another name.
 
-    Its first secret got in only after sessions had been signalled.
+    Its first secret connected only after sessions had been signalled.
     """
     extra = {"target": target.name, "logged_as": logged_as}
     logger.info("logged under another name", extra=extra)

@@ -28,7 +28,7 @@ class GroupsAreDescribed(CloudFormationLintRule):
         ]
 
 
-def _descriptions(value: Any) -> Iterator[str]:  # noqa: ANN401
+def _descriptions(value: Any) -> Iterator[str]:  # noqa: ANN401 -- cfn-lint's own form
     if isinstance(value, list):
         for each in value:
             yield from _descriptions(each)

@@ -19,7 +19,7 @@ class LogsEnd(CloudFormationLintRule):
         return [RuleMatch(["Resources", name], problem) for name, problem in _problems(cfn)]
 
 
-def _problems(cfn: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401
+def _problems(cfn: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 -- cfn-lint's own form
     for name, group in cfn.get_resources("AWS::Logs::LogGroup").items():
         if "RetentionInDays" not in group.get("Properties", {}):
             yield name, f"{name} has no RetentionInDays"

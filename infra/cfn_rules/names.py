@@ -39,7 +39,7 @@ def _name_keys(kind: str) -> set[str]:
     return {"Name", f"{last}Name", f"{service}Name", "ConfigurationName", "AliasName", "GroupName"}
 
 
-def _mentions(value: Any, names: set[str]) -> bool:  # noqa: ANN401
+def _mentions(value: Any, names: set[str]) -> bool:  # noqa: ANN401 -- cfn-lint's own form
     if isinstance(value, dict):
         return any(
             (key == "Ref" and inner in names)

@@ -38,7 +38,7 @@ class ParametersAreExplained(CloudFormationLintRule):
         return matches
 
 
-def _of_each(parameters: dict[str, Any], interface: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401
+def _of_each(parameters: dict[str, Any], interface: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 -- cfn-lint's own form
     for name, parameter in parameters.items():
         if not parameter.get("Description"):
             yield name, f"{name} has no description"

@@ -53,7 +53,7 @@ class StatementsAreScoped(CloudFormationLintRule):
         ]
 
 
-def _statements(value: Any, path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:  # noqa: ANN401
+def _statements(value: Any, path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:  # noqa: ANN401 -- cfn-lint's own form
     if isinstance(value, dict):
         if "Effect" in value:
             yield path, value
@@ -69,7 +69,7 @@ def _statements(value: Any, path: Path) -> Iterator[tuple[Path, dict[str, Any]]]
             yield from _statements(inner, [*path, index])
 
 
-def _text(sub: Any) -> str:  # noqa: ANN401
+def _text(sub: Any) -> str:  # noqa: ANN401 -- cfn-lint's own form
     text = sub[0] if isinstance(sub, list) else sub
     return text if isinstance(text, str) else ""
 
@@ -106,5 +106,5 @@ def _admits_the_account(statement: dict[str, Any], kind: str) -> bool:
     return kind == "AWS::KMS::Key" and ":root" in str(statement.get("Principal"))
 
 
-def _listed(value: Any) -> list[Any]:  # noqa: ANN401
+def _listed(value: Any) -> list[Any]:  # noqa: ANN401 -- cfn-lint's own form
     return value if isinstance(value, list) else [value]

@@ -106,8 +106,8 @@ def run_sam(deployment: Deployment, session: boto3.Session, options: Options) ->
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 timeout=_STACK_SECONDS,
-                start_new_session=True,  # Ctrl-C must not end what has begun
                 check=False,
+                start_new_session=True,  # a terminal sends Ctrl-C to its whole session
             )
     except subprocess.TimeoutExpired:
         raise DeployError(f"not finished after {_STACK_SECONDS / 60:.0f} minutes") from None

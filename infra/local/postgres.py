@@ -359,7 +359,7 @@ def _temporary_folder() -> Path:
     """Return the folder for temporary files, or /tmp where that one is private or deep."""
     parent = Path(tempfile.gettempdir())
     room = len(os.fsencode(parent / "pg-12345678" / ".s.PGSQL.12345"))
-    return parent if room < _SOCKET_PATH_BYTES and _reachable(parent) else Path("/tmp")  # noqa: S108
+    return parent if room < _SOCKET_PATH_BYTES and _reachable(parent) else Path("/tmp")  # noqa: S108 -- a short path
 
 
 def _reachable(path: Path) -> bool:
@@ -407,7 +407,7 @@ def _spawn(build: Build, *command: str | Path, output: int | IO[bytes]) -> subpr
     if build.lib:
         environment["LD_LIBRARY_PATH"] = str(build.lib)
     user, group = _account() or (None, None)
-    return subprocess.Popen(  # noqa: S603
+    return subprocess.Popen(  # noqa: S603 -- the server
         command,
         cwd="/",  # ours may be closed to the server's user
         env=environment,

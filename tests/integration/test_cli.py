@@ -201,6 +201,20 @@ def test_a_secret_is_read_in_the_region_that_the_aws_cli_would_use(
     assert (refused.status, "AWS_REGION" in refused.err) == (2, True)
 
 
+def test_a_check_reaches_the_fallback_secrets_server_through_the_tunnel(
+    stage: Stage, home: Path
+) -> None:
+    here = f"{stage.server.host}:{stage.server.port}"
+    place = {"host": "orders.example", "port": 5433}
+    stage.role("rescuer", "SUPERUSER")
+    stage.aws.put_secret("prod/root", stage.secret(username="rescuer", **place))
+    stage.target("prod/orders", **place, fallback_secret="prod/root")  # noqa: S106 -- a name
+    done = run(home, "check", "--secret", "prod/orders", "--via", here, "--json")
+    (target,) = json.loads(done.out)["targets"]
+    assert target["error"] is None
+    assert [a["message"] for a in target["advice"] if a["code"] == "mend-fallback-secret"] == []
+
+
 def test_errors_of_usage_show_no_password(stage: Stage, home: Path) -> None:
     given = uri(stage)
     for arguments in (
@@ -210,6 +224,7 @@ def test_errors_of_usage_show_no_password(stage: Stage, home: Path) -> None:
         ("top", "host=db", f"password={PASSWORD}"),
         ("top", "host=db", "password=x", PASSWORD),
         ("top", "--watch", given),
+        ("top", "--via", given),
         ("top", given, "--policy", given),
         ("replay", given),
         ("policy", "validate", given),

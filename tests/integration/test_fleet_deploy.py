@@ -278,6 +278,19 @@ def test_a_stack_that_joins_a_fleet_keeps_the_keys_that_it_has(roll_out: RollOut
     assert keys == [f'KmsKeyArns="{key},arn:aws:kms:eu-central-1:{OWN}:key/1"']
 
 
+def test_a_stack_that_joins_a_fleet_is_expected_by_the_schedule_that_it_has(
+    roll_out: RollOut, hub: str
+) -> None:
+    first = f"account,region,stack\n{OWN},eu-central-1,first\n"
+    assert roll_out.run(first, "--hub", hub) == 0  # creates the topic
+    lines = f"account,region,ScheduleExpression\n{OWN},eu-central-1,rate(1 hour)\n"
+    assert roll_out.run(lines) == 0
+    began = time.time()
+    assert roll_out.run(f"account,region\n{OWN},eu-central-1\n", "--hub", hub, "--register") == 0
+    joined = Spoke(OWN, "eu-central-1", "session-reaper-SessionReaper-x")
+    assert load_spoke_states(TABLE, Deadline(10))[joined].expected_by >= began + 3600
+
+
 def test_a_stack_that_the_hub_knows_is_not_changed_by_another_roll_out(
     roll_out: RollOut, hub: str
 ) -> None:

@@ -23,6 +23,7 @@ STUCK: dict[str, Any] = {"state": "active", "query_seconds": 901.0}
 LOCK = {"wait_event_type": "Lock", "wait_event": "relation", "waits_for_lock": True}
 WORKERS = {"wait_event_type": "IPC", "wait_event": "ExecuteGather", "waits_for_lock": True}
 WRITES = {"wait_event_type": "Client", "wait_event": "ClientWrite"}
+READS = {"wait_event_type": "Client", "wait_event": "ClientRead", "waiting_for_client": True}
 
 
 def verdict_on(policy: Policy, **session: Any) -> Decision:  # noqa: ANN401 -- a session's values
@@ -152,6 +153,16 @@ def test_the_guard_checks_the_wait_conditions_that_the_rule_relies_on(
             WaitGuard(wait_event="ClientRead"),
         ),
         ({"waiting_for_client": False, "wait_event": "Pg*"}, {}, WaitGuard(none_of=("%:Pg%",))),
+        (  # no other wait of a client, but this one
+            {"waiting_for_client": False, "wait_event_type": "Client"},
+            READS,
+            WaitGuard(wait_event_type="Client", wait_event="ClientRead"),
+        ),
+        (
+            {"wait_event_type": "[!C]*"},
+            WRITES,
+            WaitGuard(wait_event_type="Client", wait_event="ClientWrite"),
+        ),
         ({"wait_event_type": "IO", "role": "other"}, {}, WaitGuard()),
         ({"wait_event_type": "IO", "query_for": "1h"}, {}, WaitGuard()),
         ({"wait_event_type": "IO", "client": "10.9.0.0/16"}, {}, WaitGuard()),
@@ -179,6 +190,13 @@ def test_a_keep_rule_on_locks_forbids_the_workers_to_wait_for_one() -> None:
     assert decision.wait_guard == guard
 
 
+def test_a_keep_rule_on_locks_excludes_its_events_while_a_worker_waits_for_a_lock() -> None:
+    keep = a_rule("keep", state="active", wait_event_type="Lock", wait_event="Client*")
+    policy = a_policy(keep | {"action": "keep"}, a_rule(**ACTIVE, wait_event_type="Lock"))
+    guard = WaitGuard(waits_for_lock=True, none_of=("%:Client%",))
+    assert verdict_on(policy, **WORKERS).wait_guard == guard
+
+
 # -- every combination -----------------------------------------------------------------------------
 
 WAITS: list[dict[str, Any]] = [
@@ -187,7 +205,7 @@ WAITS: list[dict[str, Any]] = [
     WORKERS,
     WRITES,
     {"wait_event_type": "IPC", "wait_event": "ExecuteGather"},
-    {"wait_event_type": "Client", "wait_event": "ClientRead", "waiting_for_client": True},
+    READS,
     {"wait_event_type": "Lock", "wait_event": "tuple", "waits_for_lock": True},
     WRITES | {"waits_for_lock": True},
 ]

@@ -1,15 +1,22 @@
-"""The time that a secret has to connect, if others lead to the same server."""
+"""Several secrets of one server: the time that each has to connect, and which of them works."""
 
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future, ThreadPoolExecutor
+from time import sleep
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from session_reaper.deadline import Deadline
-from session_reaper.runs.visits import Visits
+from session_reaper.runs.visits import VisitedError, Visits
+from session_reaper.sessions.snapshot import ServerIdentity
 from session_reaper.targets.target import Secret, Target
 
-from tests.builders import read_target
+from tests.builders import a_snapshot, read_target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TEXT = json.dumps({"host": "db.example", "username": "reaper", "password": "x"})
 
@@ -27,3 +34,62 @@ def test_any_number_of_secrets_leaves_the_first_one_time_for_a_login(
     targets = secrets_of_one_server(number)
     turn = Visits(targets).begin(targets[0], Deadline(seconds, clock=lambda: 0.0))
     assert turn.remaining() == expected
+
+
+# -- one server, and roles with different rights ----------------------------------------------------
+
+HERE = ServerIdentity(started=1, checkpointer=2, checkpointer_started=3)
+
+
+class RenamingServer:
+    """A server that does something else while a visit gets the name of its session back."""
+
+    address = "192.0.2.1"
+    certificate = None
+
+    def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self._meanwhile = meanwhile
+
+    def find_application(self, *_: object, **__: object) -> bool:
+        """Find no other session."""
+        self._meanwhile()
+        return False
+
+
+def wait_for_owner(visits: Visits, target: Target, owner: Target) -> None:
+    deadline = Deadline(30)
+    while visits.find_owner(target) != owner.key:
+        assert deadline.remaining(), f"{owner.key} does not own the visit of {target.key}"
+        sleep(0.01)
+
+
+def test_of_three_roles_that_connect_at_once_the_one_with_most_rights_works() -> None:
+    """The second one has found the first one, and the third one takes over both meanwhile."""
+    slow = [read_target(Secret(name=n, arn=n, text=TEXT.replace("db", n))) for n in "abcdefgh"]
+    blind, watcher, reaper = targets = secrets_of_one_server(3)
+    visits = Visits([*slow, *targets])
+    for target in (*slow, *targets):
+        visits.begin(target, Deadline(60))
+
+    def admit(target: Target, rights: int, server: RenamingServer, deadline: Deadline) -> Target:
+        snapshot = a_snapshot(can_see=rights > 0, can_signal=rights > 1, server=HERE)
+        return visits.admit(target, target, cast("Any", server), snapshot, deadline)
+
+    with ThreadPoolExecutor() as pool:
+
+        def submit(target: Target, rights: int) -> Future[Target]:
+            return pool.submit(admit, target, rights, RenamingServer(), Deadline(60))
+
+        def let_the_reaper_take_over() -> None:
+            working.append(submit(reaper, 2))
+            wait_for_owner(visits, watcher, reaper)
+
+        first, working = submit(blind, 0), list[Future[Target]]()
+        wait_for_owner(visits, blind, blind)
+        with pytest.raises(VisitedError):
+            admit(watcher, 1, RenamingServer(let_the_reaper_take_over), Deadline(0))
+        for target in slow:  # for which the others have waited
+            visits.end_turn(target)
+        assert working[0].result().name == blind.name
+        assert isinstance(first.exception(), VisitedError)
+    assert [visits.find_owner(target) for target in targets] == [reaper.key] * 3

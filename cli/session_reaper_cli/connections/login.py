@@ -127,4 +127,4 @@ _OTHERWISE: Final = (
 def _find_fallback(target: Target) -> Target:
     from session_reaper_cli.connections.secret import find_fallback_target  # noqa: PLC0415 -- as above
 
-    return replace(find_fallback_target(target, Deadline(CONNECT_SECONDS)), via=target.via)
+    return find_fallback_target(target, Deadline(CONNECT_SECONDS))

@@ -1,5 +1,7 @@
 """Finds a target by its secret, with the AWS credentials of the user."""
 
+from dataclasses import replace
+
 from session_reaper.aws.clients import AWS_ERRORS, explain_error
 from session_reaper.aws.rds import list_instances
 from session_reaper.aws.secrets_manager import SecretCache, Secrets
@@ -31,7 +33,7 @@ def find_secret_target(secret_id: str, deadline: Deadline) -> Target:
 
 
 def find_fallback_target(target: Target, deadline: Deadline) -> Target:
-    """Return the target with the credentials of its fallback secret.
+    """Return the target with the credentials of its fallback secret, through the same tunnel.
 
     Raises ConfigurationError, TargetError.
     """
@@ -42,7 +44,7 @@ def find_fallback_target(target: Target, deadline: Deadline) -> Target:
     decision = decide_fallback(target, fallback, listing)
     if isinstance(decision, FallbackRefusal):
         raise decision.as_error()
-    return decision
+    return replace(decision, via=target.via)
 
 
 def _read_secret(secret_id: str, place: str, deadline: Deadline) -> Secret:

@@ -41,8 +41,8 @@ _HIGHEST_PORT: Final = 65535
 _SOCKET_FOLDERS: Final = ("/var/run/postgresql", "/run/postgresql", "/tmp")  # noqa: S108 -- libpq's defaults
 _HOST: Final = re.compile(r"[\w.:%-]+|/[^\0\n]*", re.ASCII)
 _WAYS: Final = (
-    "write a URI (postgres://user@host/dbname) or 'host=… dbname=… user=…', or set DATABASE_URL, PGSERVICE or PGHOST, or write"
-    " --secret NAME"
+    "write a URI (postgres://user@host/dbname) or 'host=… dbname=… user=…', or set DATABASE_URL,"
+    " PGSERVICE or PGHOST, or write --secret NAME"
 )
 
 

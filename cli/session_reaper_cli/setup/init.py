@@ -237,7 +237,7 @@ def _describe_next(
     if parameters["Email"]:
         yield "AWS asks that address to confirm; do it before the last command, which sends a summary."
     else:
-        yield "Nobody receives the summaries: answer with an address, or subscribe to the stack's topic."
+        yield "The summaries go to no address: answer with one, or subscribe to the stack's topic."
     yield "Next:"
     for command in commands:
         yield f"  {command}"

@@ -40,13 +40,13 @@ class QueueMessage:
 class Round:
     """The messages of parallel calls.
 
-    `is_last`: no further message is visible. `received`: how many are hidden then, each of which this
-    run or another one has received.
+    `is_last`: no further message is visible. `hidden`: how many are hidden then, because this run or
+    another one has received them.
     """
 
     messages: Sequence[QueueMessage]
     is_last: bool = False
-    received: int = 0
+    hidden: int = 0
 
 
 def receive_rounds(queue_url: str, hidden_seconds: int, deadline: Deadline) -> Iterator[Round]:
@@ -76,7 +76,7 @@ def receive_rounds(queue_url: str, hidden_seconds: int, deadline: Deadline) -> I
             return
         hidden = None if messages else _count_hidden(queue_url, deadline)
         if hidden is not None:
-            yield Round(messages=messages, is_last=True, received=hidden)
+            yield Round(messages=messages, is_last=True, hidden=hidden)
             return
         yield Round(messages=messages)
         is_first = False

@@ -23,37 +23,37 @@ def guard_wait(session: Session, match: Match, keeping: Iterable[Match]) -> Wait
     is_own_type = session.wait_event_type is not None and matches_any(
         match.wait_event_type, session.wait_event_type
     )
-    wait_event = session.wait_event if match.wait_event else None
-    if match.waiting_for_client or any(map(_keeps_unless_waiting_for_client, keeping)):
-        wait_event = CLIENT_READ
+    waits = tuple(sorted({wait for kept in keeping for wait in _list_waits(kept, session)}))
+    # These globs match more than the rules do. If one matches the wait of now, no other wait is safe.
+    is_bound = session.wait_event is not None and matches_any(
+        waits, f"{session.wait_event_type}:{session.wait_event}"
+    )
     other_than = None
     if match.waiting_for_client is False and session.wait_event != CLIENT_READ:
         other_than = CLIENT_READ
     waits_for_lock = None if is_own_type else bool(match.wait_event_type)
     if not session.waits_for_lock and any(matches_any(k.wait_event_type, LOCK) for k in keeping):
         waits_for_lock = False
+    wait_event = session.wait_event if is_bound or match.wait_event else None
     return WaitGuard(
-        wait_event_type=session.wait_event_type if is_own_type else None,
-        wait_event=wait_event,
+        wait_event_type=session.wait_event_type if is_bound or is_own_type else None,
+        wait_event=CLIENT_READ if match.waiting_for_client else wait_event,
         other_than=other_than,
         waits_for_lock=waits_for_lock,
-        none_of=tuple(sorted({pattern for k in keeping for pattern in _list_waits(k, session)})),
+        none_of=() if is_bound else tuple(map(to_like, waits)),
     )
 
 
-def _keeps_unless_waiting_for_client(match: Match) -> bool:
-    return match.waiting_for_client is False and not match.wait_event_type and not match.wait_event
-
-
 def _list_waits(match: Match, session: Session) -> Iterator[str]:
-    """Write the waits that the conditions of a `keep` rule allow as patterns of LIKE; maybe more."""
-    if _keeps_unless_waiting_for_client(match):
-        return
+    """Write the waits that the conditions of a `keep` rule allow as globs of `type:event`; maybe more."""
     events = match.wait_event or ("*",)
     if match.waiting_for_client:
         if session.wait_event == CLIENT_READ:  # for the rows of a COPY
             return
         events = (CLIENT_READ,)
+    kinds = match.wait_event_type or ("*",)
+    if session.waits_for_lock and matches_any(kinds, LOCK):  # whatever its own wait is
+        kinds = ("*",)
     for event in events:
-        for kind in match.wait_event_type or ("*",):
-            yield to_like(widen_classes(f"{kind}:{event}"))
+        for kind in kinds:
+            yield widen_classes(f"{kind}:{event}")

@@ -33,7 +33,7 @@ class SpokeState:
     spoke: Spoke
     sent_at: float = 0.0  # of the latest usual run
     expected_by: float = 0.0
-    runs: tuple[str, ...] = ()  # digests of their ids, those of the last digest at the end
+    runs: tuple[str, ...] = ()  # hashes of their ids, those of the last digest at the end
     targets: int = 0
     known: tuple[KnownIssue, ...] = ()
     revision: int = 0
@@ -52,7 +52,7 @@ class SpokeNews:
     """What the messages of one stack add to its state."""
 
     state: SpokeState
-    runs: set[str] = field(default_factory=set)  # digests of the ids of all messages
+    runs: set[str] = field(default_factory=set)  # hashes of the ids of all messages
     latest: SpokeReport | None = None  # the newest usual run
     others: list[TargetReport] = field(default_factory=list)  # with ended sessions only
     handles: list[str] = field(default_factory=list)  # of the messages to delete

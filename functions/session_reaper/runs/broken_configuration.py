@@ -58,7 +58,7 @@ def _publish_once(
     error: ConfigurationError, digest: Digest, settings: ErrorSettings, end: Deadline
 ) -> None:
     now = time()
-    key = IssueKey(IssueKind.CONFIGURATION, (_digest(error),))
+    key = IssueKey(IssueKind.CONFIGURATION, (_hash_error(error),))
     table = settings.memory_table
     within = end.capped_at_share(_LOAD_SHARE, STATE_SECONDS)
     loaded = load_known_issues(table, within) if table else None
@@ -86,7 +86,7 @@ def _publish_once(
         save_state_update(table, StateUpdate(reported=(issue,), ended=ended), end)
 
 
-def _digest(error: ConfigurationError) -> str:
+def _hash_error(error: ConfigurationError) -> str:
     """Return the same text for the same error, however long a call was waited for."""
     text = re.sub(r"\b\d+\.\d+ s\b", "", str(error))
     return sha256(text.encode()).hexdigest()[:16]

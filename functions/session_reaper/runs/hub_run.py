@@ -32,6 +32,7 @@ from session_reaper.summary.prose import Prose
 
 _LOAD_SECONDS: Final = 10.0
 _RECEIVE_SHARE: Final = 0.5  # of the time; the rest is for the digest, the table and the deletions
+_PUBLISH_SHARE: Final = 0.5  # of the time left; the rest is for the table and the deletions
 _MOST_MESSAGES: Final = 4_000  # of one run; the next one goes on
 _MOST_SESSIONS: Final = 500_000  # as above; a hostile stack can report 300,000 in a message
 _MOST_STACKS: Final = 3_000  # an account could invent any number
@@ -95,9 +96,9 @@ def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> di
 
 
 def _receive(settings: HubSettings, states: Mapping[Spoke, SpokeState], end: Deadline) -> _Inbox:
-    """Receive and merge messages until the queue is empty, or half of the time has passed."""
+    """Receive and merge messages until the queue is empty, or this run has received enough."""
     inbox = _Inbox(news={spoke: SpokeNews(state=state) for spoke, state in states.items()})
-    within = end.capped_at(_RECEIVE_SHARE * end.remaining())
+    within = end.capped_at_share(_RECEIVE_SHARE)
     hidden = int(end.remaining() + _HIDDEN_SECONDS)
     for found in receive_rounds(settings.queue_url, hidden, within):
         for message in found.messages:
@@ -106,7 +107,7 @@ def _receive(settings: HubSettings, states: Mapping[Spoke, SpokeState], end: Dea
             if inbox.sessions >= _MOST_SESSIONS:
                 return inbox
         # What another run has received may say that a stack is not silent.
-        inbox.is_complete = found.is_last and found.received <= len(inbox.received)
+        inbox.is_complete = found.is_last and found.hidden <= len(inbox.received)
         if len(inbox.received) >= _MOST_MESSAGES:
             break
     return inbox
@@ -165,7 +166,7 @@ def _publish(
         log_bug("a bug in the digest", error)
         summary = summarize_minimally(report, type(error).__name__)
     if report.should_notify:
-        within = end.capped_at(min(PUBLISH_SECONDS, 0.5 * end.remaining()))
+        within = end.capped_at_share(_PUBLISH_SHARE, PUBLISH_SECONDS)
         for failure in publish(summary, [settings.topic_arn], within).values():
             raise failure
     return verdict

@@ -30,7 +30,7 @@ def merge_results(results: Sequence[SecretResult], visits: Visits) -> list[Targe
     for result in results:
         owner = visits.find_owner(result.target)
         if owner is None:
-            # No secret of this server got in, so only their hosts and addresses can be compared.
+            # No secret of this server connected, so only their hosts and addresses can be compared.
             target = result.target
             alike = failed[visits.list_group(target)[0].key]
             alike.append(target)

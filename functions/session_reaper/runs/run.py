@@ -15,7 +15,7 @@ from session_reaper.runs.parallel import Chain, Job, JobResult, Progress, run_ch
 from session_reaper.runs.pausing import split_paused
 from session_reaper.runs.plan import RunPlan
 from session_reaper.runs.run_time import RunTime
-from session_reaper.runs.target_run import create_report, report_of, run_on_target
+from session_reaper.runs.target_run import create_report, get_report, run_on_target
 from session_reaper.runs.target_session import TargetJob
 from session_reaper.runs.visits import Visits
 from session_reaper.targets.servers import sort_by_trust
@@ -56,7 +56,7 @@ def run(
     completed = [
         SecretResult(
             target=target,
-            report=logs[target.key].complete(report_of(results[target.key]), run_time.outcomes),
+            report=logs[target.key].complete(get_report(results[target.key]), run_time.outcomes),
             has_ended=results[target.key].is_complete,
         )
         for target in check.awake

@@ -30,7 +30,7 @@ def create_report(target: Target) -> TargetReport:
     )
 
 
-def report_of(result: JobResult[TargetReport]) -> TargetReport:
+def get_report(result: JobResult[TargetReport]) -> TargetReport:
     """Return the report of a job, which a bug or the end of the time may have cut off."""
     return result.latest if result.is_complete else record_unfinished(result.latest, result.bug)
 

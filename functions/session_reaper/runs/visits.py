@@ -1,6 +1,6 @@
 """Keeps a run from visiting one server twice, whatever number of secrets lead to it.
 
-Secrets with the same host or address are tried one after another until one of them gets in. All others
+Secrets with the same host or address are tried one after another until one of them connects. All others
 connect, and stop if their server turns out to be one that was visited already. What a server says about
 itself proves nothing: a hostile one may claim to be another. So the claim counts only between
 connections to one endpoint; elsewhere each server must show the session that the reaper has on the other.
@@ -74,7 +74,7 @@ class _Candidate:
     """A target that may turn out to be the server of another one.
 
     `position`: in configured order. `group`: the targets that may be one server with it, as far as
-    hosts and addresses tell, and itself. `has_connected` is set once its job has got in, or cannot;
+    hosts and addresses tell, and itself. `has_connected` is set once its job has connected, or cannot;
     `has_ended` once its job has ended.
     """
 
@@ -129,7 +129,7 @@ class Visits:
             )
 
     def has_any_of(self, group: Iterable[Target]) -> bool:
-        """Return whether one of these targets has got in."""
+        """Return whether one of these targets has connected."""
         with self._lock:
             return bool(self._list_visits(group))
 
@@ -176,7 +176,7 @@ class Visits:
             return deadline.capped_at(max(share, least))
 
     def end_turn(self, target: Target) -> None:
-        """Record that a target has got in or cannot; the visits of others need not wait for it."""
+        """Record that a target has connected or cannot; the visits of others need not wait for it."""
         with self._lock:
             self._connecting.discard(target.key)
         self._candidates[target.key].has_connected.set()
@@ -234,7 +234,7 @@ class Visits:
         """
         compared: list[_Visit] = []
         inferior: list[_Visit] = []
-        proofs = deadline.capped_at(min(_PROOF_SECONDS, _PROOF_SHARE * deadline.remaining()))
+        proofs = deadline.capped_at_share(_PROOF_SHARE, _PROOF_SECONDS)
         while (rival := self._add_unless_visited(visit, compared)) is not None:
             compared.append(rival)
             is_better = visit.rights > rival.rights
@@ -248,8 +248,8 @@ class Visits:
                 raise VisitedError
             inferior.append(rival)
         if compared:
-            nobody = ("", 0)
-            server.find_application("", nobody, own_name=APPLICATION_NAME, deadline=deadline)
+            no_origin = ("", 0)
+            server.find_application("", no_origin, own_name=APPLICATION_NAME, deadline=deadline)
         for rival in inferior:
             self._take_over(visit, rival)
 
@@ -273,16 +273,20 @@ class Visits:
         return Server.connect(target, deadline, application_name=application_name)
 
     def _take_over(self, visit: _Visit, rival: _Visit) -> None:
-        """Make a visit the owner of another one, and of those that the other one owns."""
+        """Make a visit's owner that of another one, too, and of all that the other's owner has.
+
+        By now, a visit with more rights than this one may own either of them.
+        """
         with self._lock:
-            former = self._owners[rival.key]
-            if former not in self._working:
-                members = [key for key, owner in self._owners.items() if owner == former]
-                self._owners |= dict.fromkeys(members, visit.key)
+            owner, former = self._owners[visit.key], self._owners[rival.key]
+            is_better = self._visits[owner].rights > self._visits[former].rights
+            if is_better and former not in self._working:
+                members = [key for key, each in self._owners.items() if each == former]
+                self._owners |= dict.fromkeys(members, owner)
 
     def _wait_for_others(self, visit: _Visit, deadline: Deadline) -> None:
         """Wait for targets that connect now and may take over this visit, or name its server."""
-        within = deadline.capped_at(min(_TURN_SECONDS, _TURN_SHARE * deadline.remaining()))
+        within = deadline.capped_at_share(_TURN_SHARE, _TURN_SECONDS)
         own = self._candidates[visit.key]
         with self._lock:
             connecting = [self._candidates[key] for key in self._connecting]
@@ -294,7 +298,7 @@ class Visits:
                 other.has_connected.wait(within.remaining())
 
     def _list_names(self, visit: _Visit) -> Iterator[_Candidate]:
-        """List, of each group that has got in to a visit's server, the first target of that server."""
+        """List, of each group that has connected to a visit's server, the first target of that server."""
         for key, owner in self._owners.items():
             if owner == visit.key:
                 own = self._candidates[key]

@@ -248,11 +248,11 @@ class _Reader:
         try:
             uri = uri.strip()
             if re.search(r"[\t\r\n]", uri):  # urlsplit would remove them, also from the host
-                raise ValueError  # noqa: TRY301
+                raise ValueError  # noqa: TRY301 -- as urlsplit does
             parts = urlsplit(uri)
             # An @ here follows a password that contains an unencoded delimiter.
             if "@" in parts.path + parts.query + parts.fragment:
-                raise ValueError  # noqa: TRY301
+                raise ValueError  # noqa: TRY301 -- as urlsplit does
             read = {
                 "host": parts.hostname,
                 "port": parts.port,
