@@ -72,7 +72,7 @@ def run_reap(options: ReapOptions, output: Console, messages: Console, say: Say)
         stack.enter_context(closing(server))
         job = _Job(options=options, target=target, say=say)
         if mode is not Mode.ENFORCE or options.unasked:
-            with count_interrupts() as interrupts:
+            with count_interrupts() as interrupts, closing(server):
                 done = job.reap(server, mode, allow_all, interrupts)
                 return _finish(done, mode, options, output, say)
         with count_interrupts() as interrupts:
@@ -85,9 +85,9 @@ def run_reap(options: ReapOptions, output: Console, messages: Console, say: Say)
             say("Nothing was signalled.")
             return ExitStatus.ATTENTION
         server = _replace_if_lost(server, target, options.login, say)
-        stack.enter_context(closing(server))
         identities = {each.decision.pid: each.decision.session.identity for each in victims}
-        with count_interrupts() as interrupts:
+        # The server is closed before an interrupt is heeded: it would say that nothing was signalled.
+        with count_interrupts() as interrupts, closing(server):
             done = job.reap(server, mode, _limit_to(identities), interrupts)
             missing = identities.keys() - {each.decision.pid for each in done.report.results}
             if missing:
