@@ -122,7 +122,7 @@ def make_stack_report(
     """Build the report of a problem of the stack itself, beside those of its targets."""
     return TargetReport(
         name=spoke.label,
-        key=STACK_KEY,
+        key=SILENCE_KEY if problem is StackProblem.SILENT else STACK_KEY,
         status=TargetStatus.FAILED,
         stack_problem=problem,
         error=Failure(code=problem.value, cause=cause, hint=hint),
@@ -130,7 +130,9 @@ def make_stack_report(
 
 
 STACK_KEY: Final = TargetKey("stack")
-"""The key of a stack's own issues."""
+"""The key of a stack's own issues, except of its silence, which ends although others last."""
+
+SILENCE_KEY: Final = TargetKey("silence")
 
 QUEUE: Final = Spoke("fleet", "queue", "messages")
 """The hub's queue, whose refused messages are an issue like those of a stack."""
