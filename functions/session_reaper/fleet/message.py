@@ -95,8 +95,12 @@ def read_spoke_report(body: str) -> SpokeReport:
     document = _parse(body)
     if isinstance(document, dict) and document.get("Type") == "Notification":
         document = _parse(document.get("Message"))
-    if not isinstance(document, dict) or document.get("version") != VERSION:
-        raise ConfigurationError("version", f"must be {VERSION}; update the hub before the stacks")
+    if not isinstance(document, dict):
+        raise ConfigurationError("message", "must be a JSON object")
+    if document.get("version") != VERSION:
+        given, account = (short_repr(document.get(key)) for key in ("version", "account"))
+        problem = f"must be {VERSION}, not {given} as from account {account}"
+        raise ConfigurationError("version", f"{problem}; update the hub before the stacks")
     message: _Message = _read_message(document, "")
     sessions = sum(group.count for target in message.targets for group in target.groups)
     if sessions > _MAX_SESSIONS:
