@@ -24,6 +24,7 @@ from infra.fleet.accounts import AccountsError, Deployment, read_accounts
 from infra.fleet.hub import (
     FleetTopic,
     Hub,
+    NoTopic,
     deploy_topics,
     expect_report,
     find_hub,
@@ -174,12 +175,17 @@ def _deploy_one(deployment: Deployment, deploy: Callable[[Deployment], str]) -> 
 
 
 def _deploy(
-    deployment: Deployment, hub: Hub | None, topics: Mapping[str, FleetTopic], options: Options
+    deployment: Deployment,
+    hub: Hub | None,
+    topics: Mapping[str, FleetTopic | NoTopic],
+    options: Options,
 ) -> str:
     """Deploy one stack and tell the hub of it; return what was done. Raises DeployError."""
+    topic = topics.get(deployment.region)
+    if isinstance(topic, NoTopic):
+        raise DeployError(topic.problem)
     session = assume_role(deployment)
     before = read_own_parameters(deployment.stack, session)
-    topic = topics.get(deployment.region)
     if topic is not None:
         deployment = join_fleet(deployment, topic, before)
     if not options.register:

@@ -46,6 +46,13 @@ class FleetTopic:
     key_arn: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoTopic:
+    """Why a region has no topic, so that none of its stacks can join the fleet."""
+
+    problem: str
+
+
 def find_hub(stack: str) -> Hub:
     """Find the hub's stack with the caller's own credentials. Raises DeployError."""
     session = boto3.Session()
@@ -70,8 +77,8 @@ def find_hub(stack: str) -> Hub:
 
 def deploy_topics(
     deployments: Sequence[Deployment], hub: Hub, organization: str, options: Options
-) -> Mapping[str, FleetTopic]:
-    """Deploy the topic of each region, or only find it; return them by region. Raises DeployError."""
+) -> Mapping[str, FleetTopic | NoTopic]:
+    """Deploy the topic of each region, or only find it; return them by region."""
     accounts = {each.account for each in deployments}
     regions = sorted({each.region for each in deployments})
     return {
@@ -81,10 +88,11 @@ def deploy_topics(
 
 def _deploy_topic(
     region: str, accounts: Collection[str], hub: Hub, organization: str, options: Options
-) -> FleetTopic:
+) -> FleetTopic | NoTopic:
     own = Deployment(line=0, account=hub.account, region=region, stack=_STACK)
-    session = assume_role(own)
+    place = f"the topic of {region}, stack {_STACK} in {hub.account}"
     try:
+        session = assume_role(own)
         before = read_parameters(_STACK, session) or {}
         publishers = choose_publishers(accounts, before, organization)
         own = replace(own, parameters={"QueueArn": hub.queue_arn, **publishers})
@@ -93,10 +101,9 @@ def _deploy_topic(
             run_sam(own, session, replace(options, template=_TEMPLATE))
         outputs = read_outputs(_STACK, session)
     except (DeployError, BotoCoreError, ClientError) as error:
-        problem = f"the topic of {region}, stack {_STACK} in {hub.account}: {describe_error(error)}"
-        raise DeployError(problem) from None
+        return NoTopic(problem=f"{place}: {describe_error(error)}")
     if "FleetTopicArn" not in outputs:  # its first deployment has failed
-        raise DeployError(f"the topic of {region}, stack {_STACK} in {hub.account}: has no outputs")
+        return NoTopic(problem=f"{place}: has no outputs")
     return FleetTopic(arn=outputs["FleetTopicArn"], key_arn=outputs["KmsKeyArn"])
 
 

@@ -307,8 +307,8 @@ def test_the_first_report_is_expected_by_the_schedule_that_the_stack_has_already
     lines = f"account,region,ScheduleExpression\n{OWN},eu-central-1,rate(2 hours)\n"
     assert roll_out.run(lines) == 0
     options = ("--hub", hub, "--register")
-    assert roll_out.run(f"account,region\n{OWN},eu-central-1\n", *options) == 2
-    assert "does not exist" in capsys.readouterr().err  # the topic of the region
+    assert roll_out.run(f"account,region\n{OWN},eu-central-1\n", *options) == 1
+    assert "does not exist" in capsys.readouterr().out  # the topic of the region
     roll_out.run(f"account,region,stack\n{OWN},eu-central-1,fails\n", "--hub", hub)
     before = time.time()
     assert roll_out.run(f"account,region\n{OWN},eu-central-1\n", *options) == 0
@@ -335,15 +335,21 @@ def test_a_stack_of_another_kind_is_not_replaced(
     assert roll_out.calls() == {}
 
 
-def test_a_topic_whose_first_deployment_failed_is_an_error_that_names_it(
+def test_a_region_without_a_topic_does_not_stop_the_others(
     roll_out: RollOut, hub: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     template = {"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}}
-    boto3.client("cloudformation").create_stack(
+    boto3.client("cloudformation").create_stack(  # as after a first deployment that failed
         StackName="session-reaper-fleet", TemplateBody=json.dumps(template)
     )
-    assert roll_out.run(f"account,region\n{OWN},eu-central-1\n", "--hub", hub, "--preview") == 2
-    assert f"stack session-reaper-fleet in {OWN}: has no outputs" in capsys.readouterr().err
+    roll_out.run(f"account,region,stack\n{OWN},us-east-1,fails\n", "--hub", hub)
+    roll_out.calls()
+    lines = f"account,region\n{OWN},eu-central-1\n{OWN},us-east-1\n"
+    assert roll_out.run(lines, "--hub", hub, "--preview") == 1
+    printed = capsys.readouterr().out
+    assert f"FAILED: the topic of eu-central-1, stack session-reaper-fleet in {OWN}: has" in printed
+    assert f"{OWN}/us-east-1/session-reaper: previewed" in printed
+    assert set(roll_out.calls()) == {f"{OWN}/us-east-1/session-reaper"}
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "65", "many"])

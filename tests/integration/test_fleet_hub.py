@@ -180,6 +180,40 @@ def test_a_silent_stack_is_told_once_and_again_when_it_is_back(hub: Hub) -> None
     assert email.body.startswith("RECOVERED: 000000000001/eu-central-1/session-reaper")
 
 
+def test_a_silent_stack_is_back_although_its_configuration_is_still_invalid(hub: Hub) -> None:
+    hub.send(a_message(an_origin(), error="POLICY: x"))
+    assert len(hub.run()[1]) == 1
+    for run in ("a", "b"):
+        hub.age(1000)
+        _, (email,) = hub.run()
+        assert "No report arrives from 000000000001" in text(email)
+        hub.send(a_message(an_origin(), error="POLICY: x", run=run))
+        _, (email,) = hub.run()
+        assert email.body.startswith("ACTION NEEDED: The configuration is invalid")
+        assert "000000000001/eu-central-1/session-reaper: ok, recovered (error silent" in text(
+            email
+        )
+        assert "Fleet: 1 stack in 1 account" in text(email)
+    hub.send(a_message(an_origin(), quiet(), run="c"))
+    _, (email,) = hub.run()
+    assert "recovered (error configuration" in text(email)
+    assert "error silent" not in text(email)
+
+
+def test_a_stack_whose_problems_end_together_has_recovered_once(hub: Hub) -> None:
+    hub.send(a_message(an_origin(), error="POLICY: x"))
+    hub.run()
+    hub.age(1000)
+    hub.run()
+    hub.send(a_message(an_origin(), quiet(), run="b"))
+    _, (email,) = hub.run()
+    found = re.findall(
+        r"^RECOVERED: \S+ recovered \(error configuration .*, error silent", text(email)
+    )
+    assert len(found) == 1
+    assert hub.run()[1] == []
+
+
 def test_a_stack_that_was_rolled_out_and_never_reports_is_told_once(hub: Hub) -> None:
     table = FleetHub(account="1", region=REGION, queue_arn="", table=TABLE)
     expect_report(table, Spoke("000000000003", REGION, "session-reaper"), "")

@@ -55,6 +55,12 @@ def test_a_message_without_a_part_is_refused_with_its_name(place: str) -> None:
         read_spoke_report(json.dumps(document))
 
 
+def test_a_message_of_another_version_is_refused_with_the_account_that_it_names() -> None:
+    body = json.dumps({"version": 2, "account": "000000000007"})
+    with pytest.raises(ConfigurationError, match=r"^version: must be 1, not 2 .*000000000007"):
+        read_spoke_report(body)
+
+
 def test_a_stack_whose_clock_was_set_back_is_not_silent() -> None:
     now = time.time()
     news = some_news(a_message(an_origin(sent_at=now, next_by=now + 300), run="a"), now)

@@ -95,8 +95,12 @@ def read_spoke_report(body: str) -> SpokeReport:
     document = _parse(body)
     if isinstance(document, dict) and document.get("Type") == "Notification":
         document = _parse(document.get("Message"))
-    if not isinstance(document, dict) or document.get("version") != VERSION:
-        raise ConfigurationError("version", f"must be {VERSION}; update the hub before the stacks")
+    if not isinstance(document, dict):
+        raise ConfigurationError("message", "must be a JSON object")
+    if document.get("version") != VERSION:
+        given, account = (short_repr(document.get(key)) for key in ("version", "account"))
+        problem = f"must be {VERSION}, not {given} as from account {account}"
+        raise ConfigurationError("version", f"{problem}; update the hub before the stacks")
     message: _Message = _read_message(document, "")
     sessions = sum(group.count for target in message.targets for group in target.groups)
     if sessions > _MAX_SESSIONS:
@@ -122,7 +126,7 @@ def make_stack_report(
     """Build the report of a problem of the stack itself, beside those of its targets."""
     return TargetReport(
         name=spoke.label,
-        key=STACK_KEY,
+        key=SILENCE_KEY if problem is StackProblem.SILENT else STACK_KEY,
         status=TargetStatus.FAILED,
         stack_problem=problem,
         error=Failure(code=problem.value, cause=cause, hint=hint),
@@ -130,7 +134,9 @@ def make_stack_report(
 
 
 STACK_KEY: Final = TargetKey("stack")
-"""The key of a stack's own issues."""
+"""The key of a stack's own issues, except of its silence, which ends although others last."""
+
+SILENCE_KEY: Final = TargetKey("silence")
 
 QUEUE: Final = Spoke("fleet", "queue", "messages")
 """The hub's queue, whose refused messages are an issue like those of a stack."""

@@ -4,12 +4,18 @@ SQS may deliver a message twice, late, and after a later one. The latest run of 
 issues it has. Of any other run only the ended sessions count, once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Final
 
-from session_reaper.fleet.message import STACK_KEY, Spoke, SpokeReport, make_stack_report
+from session_reaper.fleet.message import (
+    SILENCE_KEY,
+    STACK_KEY,
+    Spoke,
+    SpokeReport,
+    make_stack_report,
+)
 from session_reaper.policy.durations import format_duration
 from session_reaper.policy.enums import Mode
 from session_reaper.report.known_issues import KnownIssue, StateUpdate, compare_with_known
@@ -41,10 +47,7 @@ class SpokeState:
     @property
     def is_silent(self) -> bool:
         """Whether the silence of the stack was reported, and has not ended."""
-        return any(
-            issue.target == STACK_KEY and StackProblem.SILENT in issue.key.detail
-            for issue in self.known
-        )
+        return any(issue.target == SILENCE_KEY for issue in self.known)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,30 +117,41 @@ def conclude(news: SpokeNews, now: float, remind_after: float, *, is_complete: b
     state = news.state
     latest = news.latest
     targets = _merge_ended(latest.targets if latest else (), news.others)
-    problem = latest.problem if latest else None
     is_awaited = state.expected_by > 0  # by hand, a stack may have made no usual run yet
     is_silent = is_complete and is_awaited and now > state.expected_by + SILENT_AFTER
+    if latest is not None:
+        targets = (*targets, *_list_stack_reports(state, latest.problem, is_silent=is_silent))
     if is_silent:
-        problem = _make_silent(state, now)
-    stack_issues = [issue for issue in state.known if issue.target == STACK_KEY]
-    if problem is not None:
-        targets = (*targets, problem)
-    elif stack_issues and latest is not None:
-        name = state.spoke.label
-        ended = TargetReport(name=name, key=STACK_KEY, stack_problem=StackProblem.ENDED)
-        targets = (*targets, ended)
+        targets = (*targets, _make_silent(state, now))
     report = Report(run_id="", mode=Mode.ENFORCE, targets=targets)
     # A stack's silence is reported once, however long it lasts.
     known = [
-        replace(issue, reported_at=now)
-        if is_silent and issue.target == STACK_KEY and StackProblem.SILENT in issue.key.detail
-        else issue
+        replace(issue, reported_at=now) if is_silent and issue.target == SILENCE_KEY else issue
         for issue in state.known
     ]
     covers_all = latest is not None and bool(latest.targets)
     report, update = compare_with_known(report, known, now, remind_after, covers_all=covers_all)
     state = replace(_apply(state, update, now), runs=_merge_runs(news))
     return SpokeResult(targets=report.targets, state=state)
+
+
+def _list_stack_reports(
+    state: SpokeState, problem: TargetReport | None, *, is_silent: bool
+) -> Iterator[TargetReport]:
+    """Yield the problem of a stack that was heard, and the end of those that it has no longer."""
+    if problem is not None:
+        yield problem
+    own = () if problem is not None else (STACK_KEY,)
+    silence = () if is_silent else (SILENCE_KEY,)
+    known = {issue.target for issue in state.known}
+    ended = [key for key in (*own, *silence) if key in known]
+    if ended:
+        yield TargetReport(
+            name=state.spoke.label,
+            key=ended[0],
+            also_keys=tuple(ended[1:]),
+            stack_problem=StackProblem.ENDED,
+        )
 
 
 def conclude_refused(
