@@ -276,11 +276,15 @@ def test_a_server_full_of_connections_that_never_logged_in_is_full(
     stage = own_server({"max_connections": "6", "superuser_reserved_connections": "2"})
     parameters = b"user\0session_reaper\0database\0postgres\0\0"
     with ExitStack() as stack:
-        for _ in range(5):  # the sixth slot is the superuser's
+
+        def begin_login() -> bool:
             raw = socket.create_connection((stage.server.host, stage.server.port), timeout=5)
             stack.enter_context(raw)
             raw.sendall(struct.pack("!ii", len(parameters) + 8, 196608) + parameters)
-            assert raw.recv(1) == b"R"  # it requests a password
+            return raw.recv(1) == b"R"  # it requests a password
+
+        for _ in range(5):  # the sixth slot is the superuser's
+            until(begin_login, "a slot is free: sessions of the set-up exit")
         run = stage.reap(seconds=8)
     assert (run.target()["status"], run.error()["code"]) == ("full", "53300")
 
