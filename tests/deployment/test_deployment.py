@@ -189,10 +189,12 @@ def test_a_run_that_fails_is_kept_in_the_dead_letter_queue(deployed: Deployed) -
 
 
 def test_an_alarm_of_the_stack_reaches_the_topic(deployed: Deployed) -> None:
-    deployed.account.client("cloudwatch").set_alarm_state(
-        AlarmName=f"{STACK}-NoSuccessfulRun", StateValue="ALARM", StateReason="test"
-    )
-    alarm = json.loads(await_message(deployed, "NoSuccessfulRun")["Message"])
+    cloudwatch = deployed.account.client("cloudwatch")
+    for state in ("OK", "ALARM"):
+        cloudwatch.set_alarm_state(
+            AlarmName=f"{STACK}-NoSuccessfulRun", StateValue=state, StateReason=f"test: {state}"
+        )
+    alarm = json.loads(await_message(deployed, "test: ALARM")["Message"])
     assert "Invoke the function" in alarm["AlarmDescription"]
 
 
