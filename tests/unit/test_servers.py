@@ -86,3 +86,13 @@ def test_targets_are_grouped_by_host_or_address_in_their_order() -> None:
     assert group_by_server([a, b, c, other_port]) == [(a, c), (b,), (other_port,)]
     assert group_by_server([a, b, c, d, e]) == [(a, b, c, d, e)]
     assert group_by_server([]) == []
+
+
+def test_instances_of_rds_behind_one_address_are_servers_of_their_own() -> None:
+    orders, billing = (
+        a_target(name, f"{name}.c0ffee.eu-central-1.rds.amazonaws.com", addresses=("10.0.0.1",))
+        for name in ("orders", "billing")
+    )
+    assert group_by_server([orders, billing]) == [(orders,), (billing,)]
+    alias = a_target("alias", "orders.example", addresses=("10.0.0.1",))
+    assert group_by_server([orders, billing, alias]) == [(orders, billing, alias)]

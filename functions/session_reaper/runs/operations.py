@@ -244,7 +244,7 @@ def _advise_on_fallbacks(session: TargetSession) -> Iterator[Advice]:
     Each secret of the server may have one, which is used if that secret's turn comes.
     """
     checked = set[tuple[str, Endpoint]]()
-    for target in (session.target, *session.others):
+    for target in (session.target, *session.list_others()):
         fallback = target.fallback_secret
         if fallback is None or (fallback, target.endpoint) in checked:
             continue

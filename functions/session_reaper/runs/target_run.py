@@ -98,7 +98,7 @@ def _open_session(
         server=server,
         connect=connect,
         connect_by_fallback=connect_by_fallback,
-        others=visits.list_others(target),
+        list_others=partial(visits.list_others, target),
         report=replace(
             report,
             advice=(*report.advice, *advise_on_fallback_used(target, connected)),

@@ -34,8 +34,8 @@ class TargetSession:
     """An open connection to one target, and its report so far.
 
     `connect` replaces a lost connection. `connect_by_fallback` uses a target's fallback secret.
-    `others`: the targets that lead to the same server, as far as hosts and addresses tell. `admit`
-    names the server in the report, or raises if another secret's operation is to run on it.
+    `list_others` finds the targets that lead to the same server, as far as hosts and addresses tell.
+    `admit` names the server in the report, or raises if another secret's operation is to run on it.
     `may_be_partial`: the operation works without the sessions that are hidden from our role. Once
     `stop` is set, no further session is signalled.
     """
@@ -46,7 +46,7 @@ class TargetSession:
     connect_by_fallback: Callable[[Target], Server]
     report: TargetReport
     admit: Callable[[TargetReport, Snapshot], TargetReport] = lambda report, _: report
-    others: Sequence[Target] = ()
+    list_others: Callable[[], Sequence[Target]] = tuple
     may_be_partial: bool = False
     stop: Event = field(default_factory=Event)
 

@@ -2,6 +2,7 @@
 
 import re
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 from session_reaper.grants import quote_identifier
@@ -24,13 +25,18 @@ MASTERS: Final = {
 }
 """The role with the most privileges that a customer has."""
 
+# A run asks again and again, where many secrets lead to one address for each pair of them.
+_MOST_HOSTS: Final = 4096
 
+
+@lru_cache(_MOST_HOSTS)
 def rds_region(host: str) -> str | None:
     """Return the region of an endpoint of RDS, Aurora or RDS Proxy; None for any other host."""
     found = re.search(r"\.([a-z]{2}[a-z-]*-\d+)\.rds\.amazonaws\.com(\.cn)?\.?$", host.lower())
     return found[1] if found else None
 
 
+@lru_cache(_MOST_HOSTS)
 def provider_of(host: str) -> Provider:
     """Return the provider that a host name indicates.
 
@@ -45,6 +51,7 @@ def provider_of(host: str) -> Provider:
     return Provider.VANILLA
 
 
+@lru_cache(_MOST_HOSTS)
 def is_proxy(host: str) -> bool:
     """Return whether a host is an RDS Proxy, which only its name reveals."""
     return rds_region(host) is not None and re.search(r"\.proxy-\w+\.", host.lower()) is not None

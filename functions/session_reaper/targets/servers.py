@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from session_reaper.targets.providers import is_instance_of_rds, is_proxy, rds_region
-from session_reaper.targets.target import SslMode, Target
+from session_reaper.targets.target import Endpoint, SslMode, Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,24 +81,34 @@ def are_one_server(one: Target, other: Target) -> bool:
 def group_by_server(targets: Sequence[Target]) -> list[tuple[Target, ...]]:
     """Group the targets that may be one server: those with an equal host or address, and port.
 
+    Instances of RDS with different hosts are different servers, also where one address leads to all.
     Groups, and the targets in each, keep the order of the targets.
     """
-    parents = list(range(len(targets)))  # of each index, the index of a target in the same group
-
-    def find_first(index: int) -> int:
-        while parents[index] != index:
-            index = parents[index]
-        return index
-
-    first_by_place: dict[Hashable, int] = {}
+    indexes: dict[Hashable, list[int]] = defaultdict(list)
     for index, target in enumerate(targets):
         for place in (target.endpoint, *((each, target.port) for each in target.addresses)):
-            one, other = map(find_first, (index, first_by_place.setdefault(place, index)))
-            parents[max(one, other)] = min(one, other)
+            indexes[place].append(index)
+    firsts = list(range(len(targets)))  # of each index, the index of an earlier one of its group
+    for place, members in indexes.items():
+        are_instances = all(is_instance_of_rds(targets[each].host) for each in members)
+        if isinstance(place, Endpoint) or not are_instances:
+            _join(firsts, members)
     groups: dict[int, list[Target]] = defaultdict(list)
     for index, target in enumerate(targets):
-        groups[find_first(index)].append(target)
+        groups[_find_first(firsts, index)].append(target)
     return [tuple(group) for group in groups.values()]
+
+
+def _join(firsts: list[int], members: Iterable[int]) -> None:
+    first, *others = sorted({_find_first(firsts, each) for each in members})
+    for other in others:
+        firsts[other] = first
+
+
+def _find_first(firsts: Sequence[int], index: int) -> int:
+    while firsts[index] != index:
+        index = firsts[index]
+    return index
 
 
 def sort_by_trust(targets: Iterable[Target]) -> list[Target]:
