@@ -52,10 +52,10 @@ FROM pg_stat_activity WHERE usename = 'app' AND pid IN ({pids})
 """
 _NAMES = (
     *("pid", "backend_start", "xact_start", "state_change", "query_start", "state"),
-    *("wait_event_type", "wait_event", "other_than", "waits_for_lock"),
+    *("wait_event_type", "wait_event", "other_than", "none_of", "waits_for_lock"),
 )
 # As for a rule without conditions on waits: the session must not wait for a lock.
-_WAIT_GUARD = (None, None, None, "f")
+_WAIT_GUARD = (None, None, None, "{}", "f")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
