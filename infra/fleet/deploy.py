@@ -168,7 +168,7 @@ def _deploy_one(deployment: Deployment, deploy: Callable[[Deployment], str]) -> 
     done = problem = ""
     try:
         done = deploy(deployment)
-    except Exception as error:  # noqa: BLE001 -- see above
+    except Exception as error:  # noqa: BLE001 -- whatever fails, a bug included, is in the table and the exit status; the other stacks go on
         problem = describe_error(error)
     seconds = time.monotonic() - started
     return Result(deployment=deployment, seconds=seconds, done=done, problem=problem)

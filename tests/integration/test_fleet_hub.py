@@ -479,8 +479,9 @@ def test_ten_thousand_waiting_messages_are_merged_over_several_runs(
     assert hub.run()[1] == []
 
 
-def test_what_a_real_stack_reports_is_in_the_digest(hub: Hub, stage: Stage) -> None:
-    topic = hub.aws.sns.create_topic(Name="spokes")["TopicArn"]
+def make_topic_of_region(hub: Hub, stage: Stage) -> str:
+    """Create a topic that leads to the hub's queue, as in each region of a fleet; return its ARN."""
+    topic: str = hub.aws.sns.create_topic(Name="spokes")["TopicArn"]
     queue = hub.aws.sqs.get_queue_attributes(QueueUrl=hub.queue_url, AttributeNames=["QueueArn"])
     hub.aws.sns.subscribe(
         TopicArn=topic,
@@ -489,6 +490,11 @@ def test_what_a_real_stack_reports_is_in_the_digest(hub: Hub, stage: Stage) -> N
         Attributes={"RawMessageDelivery": "true"},
     )
     stage.cleanup(lambda: hub.aws.sns.delete_topic(TopicArn=topic))
+    return topic
+
+
+def test_what_a_real_stack_reports_is_in_the_digest(hub: Hub, stage: Stage) -> None:
+    topic = make_topic_of_region(hub, stage)
     stage.monkeypatch.delenv("MEMORY_TABLE")
     stage.monkeypatch.setenv("FLEET_TOPIC_ARN", topic)
     stage.use_policy(policy())
@@ -538,15 +544,7 @@ def test_the_runs_of_twenty_accounts_with_fifty_targets_each_are_one_true_digest
     hub: Hub, stage: Stage, shared: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve_here(monkeypatch, RDS)
-    topic = hub.aws.sns.create_topic(Name="spokes")["TopicArn"]
-    queue = hub.aws.sqs.get_queue_attributes(QueueUrl=hub.queue_url, AttributeNames=["QueueArn"])
-    hub.aws.sns.subscribe(
-        TopicArn=topic,
-        Protocol="sqs",
-        Endpoint=queue["Attributes"]["QueueArn"],
-        Attributes={"RawMessageDelivery": "true"},
-    )
-    stage.cleanup(lambda: hub.aws.sns.delete_topic(TopicArn=topic))
+    topic = make_topic_of_region(hub, stage)
     summaries = hub.aws.sns.create_topic(Name="summaries")["TopicArn"]
     stage.cleanup(lambda: hub.aws.sns.delete_topic(TopicArn=summaries))
     names = [f"db-{number}" for number in range(49)]

@@ -306,7 +306,7 @@ def _is_committed(run: Onboarding, plan: Plan) -> bool:
 
 
 def _take_back(run: Onboarding, plan: Plan, standing: Standing) -> None:
-    """Undo what was written into an existing secret; a new one stays, and the next run uses it."""
+    """Undo the change to an existing secret. A new secret stays: the next run uses it."""
     if standing.secret in (State.ABSENT, State.KEPT):
         return
     standing.secret = State.UNKNOWN
@@ -328,7 +328,7 @@ def _take_back(run: Onboarding, plan: Plan, standing: Standing) -> None:
 
 
 def _finish(run: Onboarding, story: Story) -> ExitStatus:
-    """Tell what was done, check the new login, and tag the secret once it works."""
+    """Say what was done and check the new login; if it works, tag the secret."""
     for line in story.describe_changes():
         run.say(line)
     if story.plan.is_removal:

@@ -219,8 +219,8 @@ def _describe_next(
             yield "From outside of the VPC, add --via localhost:PORT, the end of a tunnel, to onboard."
     if planned and account.network and account.network.has_stack:
         yield (
-            f"The stack {stack}-network exists, and the function still lacks what is below: deploy it"
-            " again with all of its parameters (docs/deployment.md, The network)."
+            f"The stack {stack}-network exists, but lacks something that the function needs: deploy it"
+            " again with all of its parameters and these (docs/deployment.md, The network)."
         )
         yield f"  {_join(planned.parameters)}"
     elif planned:

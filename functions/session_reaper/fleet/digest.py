@@ -57,14 +57,14 @@ def _list_leaks(targets: Iterable[TargetReport]) -> Iterator[Prose]:
             (
                 ", ",
                 Name(printable(name, 63) or "(no name)"),
-                f" ({count} on {_places(places[name])})",
+                f" ({count} on {_count_targets(places[name])})",
             )
             for name, count in sessions.most_common(_MOST_NAMED)
         ]
         yield ("Most leaked sessions: ", *tuple(chain.from_iterable(parts))[1:], ".")
 
 
-def _places(names: set[str]) -> str:
+def _count_targets(names: set[str]) -> str:
     return count_of(len(names), "target")
 
 
