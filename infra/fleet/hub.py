@@ -130,7 +130,7 @@ def join_fleet(deployment: Deployment, topic: FleetTopic, before: Mapping[str, s
 
 
 def expect_report(hub: Hub, spoke: Spoke, schedule: str) -> None:
-    """Tell the hub when to expect the first report, unless it knows the stack. Raises DeployError."""
+    """Register the stack, with the time of its first report, if it is new. Raises DeployError."""
     interval = read_error_settings({"RUN_INTERVAL": schedule}).run_interval
     state = SpokeState(spoke=spoke, expected_by=time.time() + interval)
     dynamodb = boto3.Session().client("dynamodb", region_name=hub.region)
@@ -143,4 +143,6 @@ def expect_report(hub: Hub, spoke: Spoke, schedule: str) -> None:
     except dynamodb.exceptions.ConditionalCheckFailedException:
         return
     except (BotoCoreError, ClientError) as error:
-        raise DeployError(f"deployed, but the hub was not told: {describe_error(error)}") from None
+        raise DeployError(
+            f"deployed, but not registered with the hub: {describe_error(error)}"
+        ) from None

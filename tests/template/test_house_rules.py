@@ -59,8 +59,8 @@ def _role(statement: object, kind: str = "AWS::IAM::Role") -> dict[str, Any]:
         ({"Resource": "*", "Condition": _CONDITION}, "name the resource"),
         ({"Resource": "*", "Action": "secretsmanager:ListSecrets"}, "needs a condition"),
         ({"Resource": ["*"], "Condition": _CONDITION}, "name the resource"),
-        ({"Principal": "*"}, "everybody"),
-        ({"Principal": {"AWS": "*"}}, "everybody"),
+        ({"Principal": "*"}, "every principal"),
+        ({"Principal": {"AWS": "*"}}, "every principal"),
         ({"Resource": "*", "Action": "cloudwatch:PutMetricData"}, "needs a condition"),
     ],
     ids=str,
@@ -125,7 +125,7 @@ def test_an_endpoint_may_admit_everything_of_one_account_only() -> None:
 def test_an_endpoint_without_a_policy_is_found() -> None:
     endpoint = {"Type": "AWS::EC2::VPCEndpoint", "Properties": {}}
     [problem] = _found(StatementsAreScoped, {"Resources": {"DynamoDb": endpoint}})
-    assert problem == "DynamoDb admits everybody: give it a PolicyDocument"
+    assert problem == "DynamoDb admits every principal: give it a PolicyDocument"
 
 
 # -- logs ------------------------------------------------------------------------------------------
