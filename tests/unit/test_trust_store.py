@@ -65,7 +65,7 @@ class Made:
         return x509.Name([*parts, x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
 
-def _shipped_roots() -> str:
+def _read_shipped_roots() -> str:
     """Amazon's roots, which a test cannot create."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the Starfield root has serial number 0
@@ -77,7 +77,7 @@ def _shipped_roots() -> str:
     )
 
 
-ROOTS = _shipped_roots()
+ROOTS = _read_shipped_roots()
 BUNDLE = "".join(
     Made(f"Amazon RDS xx-test-{n} Root CA {kind} G1").pem
     for n in range(30, 0, -1)
@@ -104,7 +104,7 @@ def make(tmp_path: Path, *texts: str, origin: str = "") -> None:
 
 
 @contextmanager
-def served(pages: Mapping[str, str]) -> Iterator[str]:
+def serve(pages: Mapping[str, str]) -> Iterator[str]:
     """Serve pages on this machine: a URL as a redirect, an unknown page as a 404."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -192,7 +192,7 @@ def test_without_an_origin_the_head_names_the_files_without_their_folders(
 
 
 def test_a_url_is_fetched_and_becomes_the_origin(store: Path) -> None:
-    with served({"/bundle.pem": BUNDLE, "/roots.pem": ROOTS}) as url:
+    with serve({"/bundle.pem": BUNDLE, "/roots.pem": ROOTS}) as url:
         sources = [f"{url}/bundle.pem", f"{url}/roots.pem"]
         trust_store.main(["--write", "--from", *sources])
     trust_store.main(["--check"])
@@ -316,7 +316,7 @@ def test_a_source_that_cannot_be_read_is_reported_in_one_line_and_the_old_file_s
         "/a.pem": BUNDLE,
         "/short.pem": BUNDLE,
     }
-    with served(pages) as url, pytest.raises(SystemExit, match=reason) as error:
+    with serve(pages) as url, pytest.raises(SystemExit, match=reason) as error:
         trust_store.main(["--write", "--from", source.replace("URL", url)])
     assert "\n" not in str(error.value)
     assert store.read_text("ascii") == OLD
