@@ -337,8 +337,8 @@ def one_server_under_three_secrets() -> Report:
     failure = Failure(
         code="28P01",
         cause='password authentication failed for user "session_reaper"',
-        hint="Secret prod/orders: Check username and password in the secret (it was just reread); after a rotation both"
-        " must be new.",
+        hint="Secret prod/orders: Check username and password in the secret (it was just reread); a rotation may"
+        " change both.",
         step=f"secret prod/orders, logging in to {HOST}:5432",
     )
     failed = FailedSecret(name="prod/orders", failure=failure)

@@ -441,7 +441,7 @@ def test_the_report_says_that_none_is_needed_if_other_rules_free_enough() -> Non
     policy = a_policy(plain, a_pressure_rule(until={"slots_free": 10}))
     decided = decide([*idle, *leaks(3)], some_slots(used=97), policy)
     assert describe_pressure(decided) == (
-        "rule tier in force at slots 97/97: none needed to reach slots_free: 10",
+        "rule tier in force at slots 97/97: no further session is needed to reach slots_free: 10",
     )
     assert len(decided.having(SPARE)) == 3
 

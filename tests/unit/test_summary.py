@@ -106,7 +106,7 @@ def make_unreached(name: str, status: TargetStatus = TargetStatus.FAILED) -> Tar
             code="28P01",
             cause='password authentication failed for user "reaper"',
             step="logging in to db:5432",
-            hint="Check username and password in the secret; after a rotation both must be new.",
+            hint="Check username and password in the secret; a rotation may change both.",
         ),
     )
 

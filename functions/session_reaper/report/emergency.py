@@ -41,9 +41,7 @@ class EmergencySql(NamedTuple):
     def __str__(self) -> str:
         """The statement, and what it spares."""
         if self.spares_policy:
-            return (
-                f"{self.statement} (It spares what the policy protects, but knows no keep rules.)"
-            )
+            return f"{self.statement} (It spares what the policy protects, but not what a keep rule keeps.)"
         return f"{self.statement} (It spares backups and other tools, but not what the policy protects.)"
 
 
