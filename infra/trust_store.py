@@ -124,12 +124,12 @@ class Dropped:
     reason: str
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], store: Path = STORE_FILE) -> None:
     """Write or check the store; exits with a message if that fails."""
     parser = argparse.ArgumentParser(prog="python -m infra.trust_store")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--write", action="store_true", help=f"write {STORE_FILE.name} again")
-    what.add_argument("--check", action="store_true", help=f"check {STORE_FILE.name}")
+    what.add_argument("--write", action="store_true", help=f"write {store.name} again")
+    what.add_argument("--check", action="store_true", help=f"check {store.name}")
     parser.add_argument(
         "--from", nargs="+", default=AWS_SOURCES, metavar="SOURCE", dest="sources", help="PEM files"
     )
@@ -140,9 +140,9 @@ def main(arguments: Sequence[str]) -> None:
     now = datetime.now(UTC)
     try:
         if options.write:
-            write(options.sources, options.origin, now)
+            write(store, options.sources, options.origin, now)
         else:
-            check(now)
+            check(store, now)
     except TrustStoreError as error:
         sys.exit(str(error))
 
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str]) -> None:
 # -- making -----------------------------------------------------------------------------------------
 
 
-def write(sources: Sequence[str], origin: str, now: datetime) -> None:
+def write(store: Path, sources: Sequence[str], origin: str, now: datetime) -> None:
     """Write the store from the sources, and print the certificates that it leaves out.
 
     Raises TrustStoreError, and leaves the file unchanged, if a source cannot be read or a
@@ -162,16 +162,16 @@ def write(sources: Sequence[str], origin: str, now: datetime) -> None:
     taken, dropped = choose(found, now)
     print(*_write_table(dropped), sep="\n", end="\n" if dropped else "")
     if problems := list(_list_missing(taken)):
-        raise TrustStoreError(f"{STORE_FILE.name} is unchanged: {'; '.join(problems)}.")
+        raise TrustStoreError(f"{store.name} is unchanged: {'; '.join(problems)}.")
     names = [source if _is_url(source) else Path(source).name for source in sources]
     head = _write_head(origin or " ".join(names), len(taken), now)
     made = head + "".join(map(_write_entry, taken))
     if not made.isascii():  # ssl would accept it as a file, but not as text
         raise TrustStoreError("The origin has a character that is not ASCII.")
-    beside = STORE_FILE.with_suffix(".new")
+    beside = store.with_suffix(".new")
     beside.write_text(made, "ascii")
-    beside.replace(STORE_FILE)
-    print(f"{STORE_FILE.name}: {len(taken)} certificates of {len(_map_regions(taken))} regions")
+    beside.replace(store)
+    print(f"{store.name}: {len(taken)} certificates of {len(_map_regions(taken))} regions")
 
 
 def choose(
@@ -291,10 +291,10 @@ def _write_table(dropped: Sequence[Dropped]) -> Iterator[str]:
 # -- checking ---------------------------------------------------------------------------------------
 
 
-def check(now: datetime) -> None:
+def check(store: Path, now: datetime) -> None:
     """Check the store. Raises TrustStoreError with all problems and the remedy."""
     try:
-        text = STORE_FILE.read_bytes().decode("ascii")
+        text = store.read_bytes().decode("ascii")
     except OSError as error:
         problems = [f"cannot be read: {error.strerror}"]
     except UnicodeDecodeError:
@@ -302,7 +302,7 @@ def check(now: datetime) -> None:
     else:
         problems = list(list_complaints(text, now))
     if problems:
-        lines = [f"{STORE_FILE.name}: {problem}" for problem in problems]
+        lines = [f"{store.name}: {problem}" for problem in problems]
         raise TrustStoreError("\n".join([*lines, "Run `make certs` to write the file again."]))
 
 

@@ -27,6 +27,7 @@ NOW = datetime.now(UTC)
 KEY, OTHER_KEY = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
 RDS = "Amazon Web Services, Inc."
 SHIPPED = trust_store.STORE_FILE.read_text("ascii")
+NAME = trust_store.STORE_FILE.name
 OLD = "what was there before\n"
 
 Capture = pytest.CaptureFixture[str]
@@ -88,9 +89,8 @@ BUNDLE = "".join(
 @pytest.fixture(autouse=True)
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file in place of the shipped one."""
-    file = tmp_path / "aws_certificates.pem"
+    file = tmp_path / NAME
     file.write_text(OLD, "ascii")
-    monkeypatch.setattr(trust_store, "STORE_FILE", file)
     monkeypatch.setenv("no_proxy", "*")
     return file
 
@@ -100,7 +100,7 @@ def make(tmp_path: Path, *texts: str, origin: str = "") -> None:
     sources = [tmp_path / f"source-{n}.pem" for n, _ in enumerate(texts)]
     for source, text in zip(sources, texts, strict=True):
         source.write_text(text, "utf-8")
-    trust_store.main(["--write", "--origin", origin, "--from", *map(str, sources)])
+    trust_store.main(["--write", "--origin", origin, "--from", *map(str, sources)], tmp_path / NAME)
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def serve(pages: Mapping[str, str]) -> Iterator[str]:
 
 def test_the_shipped_file_passes_the_check(store: Path) -> None:
     store.write_text(SHIPPED, "ascii")
-    trust_store.main(["--check"])
+    trust_store.main(["--check"], store)
 
 
 def test_ssl_loads_every_certificate_of_the_shipped_file_as_file_and_as_text(store: Path) -> None:
@@ -159,7 +159,7 @@ def test_the_lines_of_the_shipped_file_are_short() -> None:
 
 def test_the_written_file_passes_the_check_and_is_sorted(tmp_path: Path, store: Path) -> None:
     make(tmp_path, BUNDLE, ROOTS)
-    trust_store.main(["--check"])
+    trust_store.main(["--check"], store)
     names = [line for line in store.read_text("ascii").splitlines() if line.startswith("# Amazon")]
     assert names == sorted(names)
     assert len(names) == 94  # and Starfield's
@@ -194,14 +194,14 @@ def test_without_an_origin_the_head_names_the_files_without_their_folders(
 def test_a_url_is_fetched_and_becomes_the_origin(store: Path) -> None:
     with serve({"/bundle.pem": BUNDLE, "/roots.pem": ROOTS}) as url:
         sources = [f"{url}/bundle.pem", f"{url}/roots.pem"]
-        trust_store.main(["--write", "--from", *sources])
-    trust_store.main(["--check"])
+        trust_store.main(["--write", "--from", *sources], store)
+    trust_store.main(["--check"], store)
     assert f"# Origin: {' '.join(sources)}\n" in store.read_text("ascii")
 
 
-def test_windows_line_ends_are_accepted(tmp_path: Path) -> None:
+def test_windows_line_ends_are_accepted(tmp_path: Path, store: Path) -> None:
     make(tmp_path, BUNDLE.replace("\n", "\r\n"), ROOTS)
-    trust_store.main(["--check"])
+    trust_store.main(["--check"], store)
 
 
 def test_an_origin_that_is_not_ascii_is_refused(tmp_path: Path, store: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_name_cannot_add_a_line(tmp_path: Path, store: Path, capsys: Capture) 
     make(tmp_path, BUNDLE, ROOTS, Made("Amazon RDS a\n-----BEGIN").pem, Made("\x1b[2J", "Evil").pem)
     assert "\n# Amazon RDS a?-----BEGIN\n" in store.read_text("ascii")
     assert "dropped  ?[2J  " in capsys.readouterr().out
-    trust_store.main(["--check"])
+    trust_store.main(["--check"], store)
 
 
 def test_a_certificate_in_two_sources_is_written_once(
@@ -317,7 +317,7 @@ def test_a_source_that_cannot_be_read_is_reported_in_one_line_and_the_old_file_s
         "/short.pem": BUNDLE,
     }
     with serve(pages) as url, pytest.raises(SystemExit, match=reason) as error:
-        trust_store.main(["--write", "--from", source.replace("URL", url)])
+        trust_store.main(["--write", "--from", source.replace("URL", url)], store)
     assert "\n" not in str(error.value)
     assert store.read_text("ascii") == OLD
 
@@ -325,10 +325,9 @@ def test_a_source_that_cannot_be_read_is_reported_in_one_line_and_the_old_file_s
 # -- checking ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("store")
-def test_each_problem_is_a_line_and_the_last_line_is_the_remedy() -> None:
+def test_each_problem_is_a_line_and_the_last_line_is_the_remedy(store: Path) -> None:
     with pytest.raises(SystemExit) as error:
-        trust_store.main(["--check"])
+        trust_store.main(["--check"], store)
     assert str(error.value).splitlines() == [
         "aws_certificates.pem: it has no PEM certificate",
         "Run `make certs` to write the file again.",
@@ -338,10 +337,10 @@ def test_each_problem_is_a_line_and_the_last_line_is_the_remedy() -> None:
 def test_a_missing_or_non_ascii_file_is_reported(store: Path) -> None:
     store.write_text(f"# Zürich\n{SHIPPED}", "utf-8")
     with pytest.raises(SystemExit, match="not ASCII"):
-        trust_store.main(["--check"])
+        trust_store.main(["--check"], store)
     store.unlink()
     with pytest.raises(SystemExit, match="cannot be read: No such file"):
-        trust_store.main(["--check"])
+        trust_store.main(["--check"], store)
 
 
 FIRST = SHIPPED.index("-----BEGIN")
