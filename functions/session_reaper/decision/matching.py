@@ -17,10 +17,10 @@ from session_reaper.policy.builtin import (
 )
 from session_reaper.policy.durations import format_duration
 from session_reaper.policy.enums import Action, HeldResource
-from session_reaper.policy.model import Match, Policy, Rule
+from session_reaper.policy.model import CLOCKS, Match, Policy, Rule
 from session_reaper.policy.patterns import Globs, is_within, matches_any, matches_query
 from session_reaper.policy.protections import ProtectedBy, Protection
-from session_reaper.sessions.redaction import redact, strip_for_matching
+from session_reaper.sessions.redaction import may_contain, strip_for_matching
 from session_reaper.sessions.session import Names, Session, Slots, State
 
 PARALLEL_DUMP: Final = Protection(
@@ -276,9 +276,7 @@ def _is_waiting_for_client(session: Session) -> bool:
     """
     if not session.waiting_for_client:
         return False
-    text = redact(session.query, len(session.query))
-    # The redacted text ends early where the end of a literal is unknown; then search all of it.
-    return not _COPY.search(session.query if text.endswith("…") else text)
+    return not may_contain(session.query, _COPY)
 
 
 def _find_held_resources(session: Session) -> set[HeldResource]:
@@ -359,7 +357,7 @@ def list_misses(rule: Rule, session: Session, query_text: Callable[[str], str]) 
                 misses.append(Miss(f"{_ABSENT[name]} ({name}: {condition.format(least)})"))
         elif value < least:
             phrase = condition.phrase.format(condition.format(value), state=session.state)
-            progress = value / least if name.endswith("_for") else None
+            progress = value / least if name in CLOCKS else None
             misses.append(Miss(f"{phrase} of {condition.format(least)}", progress))
     return misses
 
