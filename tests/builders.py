@@ -127,19 +127,19 @@ def a_decision(session: Session | None = None, **overrides: object) -> Decision:
     return Decision(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 
 
-def a_fate(outcome: Outcome = Outcome.TERMINATED, **session: object) -> SessionResult:
+def a_result(outcome: Outcome = Outcome.TERMINATED, **session: object) -> SessionResult:
     """What happened to a condemned session."""
     return SessionResult(decision=a_decision(a_session(**session)), outcome=outcome)
 
 
-def some_fates(number: int, outcome: Outcome, **session: object) -> tuple[SessionResult, ...]:
+def some_results(number: int, outcome: Outcome, **session: object) -> tuple[SessionResult, ...]:
     """The same thing happening to several sessions."""
-    return tuple(a_fate(outcome, pid=pid, **session) for pid in range(1, number + 1))
+    return tuple(a_result(outcome, pid=pid, **session) for pid in range(1, number + 1))
 
 
-def a_target_report(*fates: SessionResult, **overrides: object) -> TargetReport:
+def a_target_report(*results: SessionResult, **overrides: object) -> TargetReport:
     """What was done on a target that was reached."""
-    values = {"name": "orders", "slots": some_slots(), "used_after": 97, "results": fates}
+    values = {"name": "orders", "slots": some_slots(), "used_after": 97, "results": results}
     return TargetReport(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 
 

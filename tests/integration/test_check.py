@@ -183,20 +183,20 @@ def test_a_usable_fallback_secret_needs_no_action(stage: Stage) -> None:
     }
 
 
-@pytest.mark.parametrize("trouble", ["missing", "password", "ordinary"])
+@pytest.mark.parametrize("fault", ["missing", "password", "ordinary"])
 def test_a_useless_fallback_secret_is_reported_before_it_is_needed(
-    stage: Stage, trouble: str
+    stage: Stage, fault: str
 ) -> None:
     stage.role("rescuer", "IN ROLE pg_read_all_stats")
-    password = "no" if trouble == "password" else PASSWORD
-    if trouble != "missing":
+    password = "no" if fault == "password" else PASSWORD
+    if fault != "missing":
         stage.aws.put_secret(RESCUE, stage.secret(username="rescuer", password=password))
     stage.target(fallback_secret=RESCUE)
     expected = {
         "missing": "secret rescue cannot be read",
         "password": "password authentication failed",
         "ordinary": "role rescuer has no reserved slot",
-    }[trouble]
+    }[fault]
     assert expected in message(check(stage), "mend-fallback-secret")
 
 

@@ -19,7 +19,7 @@ from session_reaper.report.model import Failure, Outcome, TargetReport, TargetSt
 from infra.fleet.hub import Hub as FleetHub
 from infra.fleet.hub import expect_report
 from infra.local.postgres import server
-from tests.builders import a_target_report, some_fates
+from tests.builders import a_target_report, some_results
 from tests.fleet import REGION, Hub, a_message, an_origin, use_fast_queue
 from tests.integration.conftest import prepare
 from tests.integration.endpoints import resolve_here
@@ -54,8 +54,8 @@ def failed(code: str = "28P01", name: str = "orders") -> TargetReport:
 
 
 def leaking(number: int, application: str = "api", name: str = "orders") -> TargetReport:
-    fates = some_fates(number, Outcome.TERMINATED, application=application)
-    return a_target_report(*fates, name=name, used_after=10)
+    results = some_results(number, Outcome.TERMINATED, application=application)
+    return a_target_report(*results, name=name, used_after=10)
 
 
 def text(email: Email) -> str:

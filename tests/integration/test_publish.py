@@ -13,7 +13,7 @@ from session_reaper.report.model import Failure, Outcome, TargetStatus
 from session_reaper.runs.notify import notify
 from session_reaper.runs.plan import make_plan
 
-from tests.builders import a_report, a_target_report, some_fates
+from tests.builders import a_report, a_target_report, some_results
 from tests.integration.slack import NOTIFICATION_SCHEMA
 from tests.integration.stage import IDLE, LEAK, policy
 from tests.integration.wire import aws_but_for, http
@@ -158,7 +158,7 @@ def test_a_bug_in_writing_the_summary_publishes_the_numbers_and_ends_the_run_wit
     stage: Stage, caplog: pytest.LogCaptureFixture, part: str
 ) -> None:
     stage.target()
-    ended = some_fates(3, Outcome.TERMINATED), some_fates(2, Outcome.LINGERING)
+    ended = some_results(3, Outcome.TERMINATED), some_results(2, Outcome.LINGERING)
     odd = a_target_report(*ended[1], name="odd<!channel>", used_after=40, **BREAKING[part])
     report = a_report(a_target_report(*ended[0], used_after=40), odd)
     plan = make_plan({}, Deadline(60))

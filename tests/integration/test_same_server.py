@@ -37,8 +37,8 @@ def test_nothing_is_verified_if_the_second_connection_leads_to_another_server(
     stage: Stage, elsewhere: Stage, moment: Moment, *, lost: bool
 ) -> None:
     victims = stage.sessions(3)
-    trouble = Fault(action=Action.RESET, moment=moment, lost=lost)
-    with Proxy(stage.server.port, trouble, detour=Detour(port=elsewhere.server.port)) as proxy:
+    fault = Fault(action=Action.RESET, moment=moment, lost=lost)
+    with Proxy(stage.server.port, fault, detour=Detour(port=elsewhere.server.port)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap()
     outcomes = run.outcomes()

@@ -277,14 +277,14 @@ def full_backlog() -> Iterator[tuple[str, int]]:
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(
-    ("trouble", "seconds"),
+    ("fault", "seconds"),
     [("name", 5), ("addresses", 5), pytest.param("addresses", 10, marks=pytest.mark.thorough)],
 )
 def test_a_hanging_name_server_or_network_does_not_outlast_the_function(
     stage: Stage,
     caplog: pytest.LogCaptureFixture,
     full_backlog: tuple[str, int],
-    trouble: str,
+    fault: str,
     seconds: float,
 ) -> None:
     """Only for calls at the end of a run; their threads are named after the service."""
@@ -294,7 +294,7 @@ def test_a_hanging_name_server_or_network_does_not_outlast_the_function(
 
     def call_slowly(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 -- socket's own
         if threading.current_thread().name.startswith(("call-sns", "call-dynamodb")):
-            if trouble == "addresses":
+            if fault == "addresses":
                 return three
             over.wait(20)
         return resolve(*arguments, **named)

@@ -17,7 +17,7 @@ from session_reaper import observability
 from session_reaper.deadline import Deadline
 from session_reaper.report.model import Outcome
 
-from tests.builders import a_decision, a_fate, a_report, a_target_report
+from tests.builders import a_decision, a_report, a_result, a_target_report
 from tests.template.sources import ROOT, TEMPLATES, compose_template, read_template
 
 if TYPE_CHECKING:
@@ -140,8 +140,8 @@ Metric = tuple[str, tuple[str, ...]]  # its name, the names of its dimensions
 
 def _read_published(capsys: pytest.CaptureFixture[str]) -> set[Metric]:
     """All metrics of a run with every outcome."""
-    fates = [a_fate(outcome) for outcome in Outcome]
-    target = a_target_report(*fates, oldest_idle_in_transaction=901.2)
+    results = [a_result(outcome) for outcome in Outcome]
+    target = a_target_report(*results, oldest_idle_in_transaction=901.2)
     observability.emit_target_metrics(target)
     observability.emit_run_metrics(a_report(target), 1.5)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -229,7 +229,7 @@ def logged() -> dict[str, set[str]]:
     handler = observability.logger.registered_handler
     assert isinstance(handler, logging.StreamHandler)
     stdout = handler.setStream(stream)
-    target = a_target_report(*(a_fate(outcome, pid=n) for n, outcome in enumerate(Outcome, 1)))
+    target = a_target_report(*(a_result(outcome, pid=n) for n, outcome in enumerate(Outcome, 1)))
     with observability.logger.append_context_keys(run_id="4f6c", mode="enforce"):
         observability.log_decision(target, a_decision())
         log = observability.OutcomeLog()

@@ -45,13 +45,13 @@ from session_reaper.targets.providers import Provider
 from session_reaper.targets.target import Secret, SslMode, Target
 
 from tests.builders import (
-    a_fate,
     a_policy,
+    a_result,
     a_rule,
     a_secret,
     a_server,
     read_target,
-    some_fates,
+    some_results,
     some_slots,
 )
 
@@ -78,9 +78,9 @@ def a_target(sslmode: SslMode = SslMode.VERIFY_FULL, sslrootcert: str | None = N
 
 
 def advise(
-    found: ServerFacts, *fates: SessionResult, target: Target | None = None
+    found: ServerFacts, *results: SessionResult, target: Target | None = None
 ) -> dict[str, Advice]:
-    given = advise_on_facts(target or a_target(), found, some_slots(), fates)
+    given = advise_on_facts(target or a_target(), found, some_slots(), results)
     return {each.code: each for each in given}
 
 
@@ -103,14 +103,14 @@ def test_a_server_without_shortcomings_gets_no_advice() -> None:
 )
 def test_each_timeout_is_advised_for_the_state_that_it_ends(state: State, code: str | None) -> None:
     found = a_server(*(a_timeout(name=name) for name in REMEDIES.values()))
-    missing = find_missing_timeouts([a_fate(state=state)], found)
+    missing = find_missing_timeouts([a_result(state=state)], found)
     assert [setting.code for setting in missing] == ([code] if code else [])
 
 
 @pytest.mark.parametrize("state", [State.IDLE_IN_TRANSACTION, State.IDLE, State.ACTIVE])
 def test_a_timeout_that_the_server_does_not_have_is_not_advised(state: State) -> None:
     """PostgreSQL 13 has no idle_session_timeout, nor has 16 a transaction_timeout."""
-    assert find_missing_timeouts([a_fate(state=state)], a_server()) == ()
+    assert find_missing_timeouts([a_result(state=state)], a_server()) == ()
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_timeout_that_the_server_does_not_have_is_not_advised(state: State) ->
 def test_the_most_specific_setting_is_in_effect(
     timeouts: tuple[Timeout, ...], sql: str | None, old: str | None
 ) -> None:
-    missing = find_missing_timeouts([a_fate()], a_server(*timeouts))
+    missing = find_missing_timeouts([a_result()], a_server(*timeouts))
     expected = [(f"{sql} SET {IN_TRANSACTION} = '10min';", old)] if sql else []
     assert [(setting.sql, setting.old) for setting in missing] == expected
 
@@ -159,17 +159,17 @@ def test_zero_is_off_in_every_unit(value: str | None, *, off: bool) -> None:
 
 
 def test_an_escaped_session_is_not_evidence() -> None:
-    assert find_missing_timeouts([a_fate(Outcome.ESCAPED)], a_server(a_timeout())) == ()
+    assert find_missing_timeouts([a_result(Outcome.ESCAPED)], a_server(a_timeout())) == ()
 
 
 @pytest.mark.parametrize("outcome", [o for o in Outcome if o is not Outcome.ESCAPED])
 def test_a_condemned_session_is_evidence_whatever_its_outcome(outcome: Outcome) -> None:
-    assert find_missing_timeouts([a_fate(outcome)], a_server(a_timeout()))
+    assert find_missing_timeouts([a_result(outcome)], a_server(a_timeout()))
 
 
 def test_each_role_is_named_once_and_the_largest_leak_first() -> None:
-    fates = (a_fate(role="a"), *some_fates(3, Outcome.TERMINATED, role="b"))
-    (given,) = advise_on_timeouts(find_missing_timeouts(fates, a_server(a_timeout())))
+    results = (a_result(role="a"), *some_results(3, Outcome.TERMINATED, role="b"))
+    (given,) = advise_on_timeouts(find_missing_timeouts(results, a_server(a_timeout())))
     assert given.code == "set-idle-in-transaction-timeout"
     assert "idle_in_transaction_session_timeout is off: b, a." in given.message
     assert "new sessions only" in given.message
@@ -181,7 +181,7 @@ def test_each_role_is_named_once_and_the_largest_leak_first() -> None:
 
 def test_the_advice_on_idle_session_timeout_warns_of_pools() -> None:
     found = a_server(a_timeout(name="idle_session_timeout"))
-    (given,) = advise_on_timeouts(find_missing_timeouts([a_fate(state=State.IDLE)], found))
+    (given,) = advise_on_timeouts(find_missing_timeouts([a_result(state=State.IDLE)], found))
     assert "pool must reconnect when one of its sessions is ended" in given.message
 
 
@@ -229,8 +229,8 @@ def a_leak(idle_for: str | None = None, **clocks: str) -> SessionResult:
     """A condemned session of role app, by a rule with these times."""
     times = clocks if idle_for is None else {"idle_for": idle_for, **clocks}
     (condemning,) = a_policy(a_rule("r", state=["idle in transaction"], **times)).rules
-    fate = a_fate()
-    return replace(fate, decision=replace(fate.decision, rule=condemning))
+    result = a_result()
+    return replace(result, decision=replace(result.decision, rule=condemning))
 
 
 @pytest.mark.parametrize(
@@ -259,8 +259,8 @@ def test_a_timeout_longer_than_the_rules_time_is_as_good_as_none(
 
 
 def test_the_longest_time_of_a_role_s_rules_is_its_time() -> None:
-    fates = [a_leak("5m"), a_leak("1h"), a_leak("20m")]
-    (setting,) = find_missing_timeouts(fates, a_server(a_timeout("1d")))
+    results = [a_leak("5m"), a_leak("1h"), a_leak("20m")]
+    (setting,) = find_missing_timeouts(results, a_server(a_timeout("1d")))
     assert setting.sql.endswith("= '1h';")
 
 
@@ -273,7 +273,7 @@ def test_a_rule_without_the_timeouts_own_clock_is_compared_by_its_longest_one() 
 
 def test_advice_names_the_timeouts_that_are_too_long_with_their_values() -> None:
     found = a_server(a_timeout("86400000ms"), a_timeout("0", role="b"))
-    missing = find_missing_timeouts([a_fate(role="a"), a_fate(role="b")], found)
+    missing = find_missing_timeouts([a_result(role="a"), a_result(role="b")], found)
     (given,) = advise_on_timeouts(missing)
     assert "is off: b; longer than the rule's time: a (86400000ms)." in given.message
 
@@ -290,14 +290,14 @@ def test_a_role_that_needs_no_setting_is_named_with_the_reason(
     timeout: Timeout | None, reason: str
 ) -> None:
     found = a_server(*([timeout] if timeout else []))
-    (unchanged,) = explain_unchanged([a_fate()], found, ["set-idle-in-transaction-timeout"])
+    (unchanged,) = explain_unchanged([a_result()], found, ["set-idle-in-transaction-timeout"])
     assert (unchanged.role, unchanged.code) == ("app", "set-idle-in-transaction-timeout")
     assert reason in unchanged.reason
 
 
 def test_a_role_that_leaks_in_another_state_is_told_the_code_for_it() -> None:
     found = a_server(a_timeout())
-    (unchanged,) = explain_unchanged([a_fate()], found, ["set-idle-session-timeout"])
+    (unchanged,) = explain_unchanged([a_result()], found, ["set-idle-session-timeout"])
     reason = (
         "its condemned sessions are idle in a transaction: request set-idle-in-transaction-timeout"
     )
@@ -306,13 +306,13 @@ def test_a_role_that_leaks_in_another_state_is_told_the_code_for_it() -> None:
 
 def test_only_a_role_without_a_setting_is_explained() -> None:
     found = a_server(a_timeout("5min"), a_timeout("0", role="b"))
-    fates = [a_fate(role="a"), a_fate(role="b")]
-    explained = explain_unchanged(fates, found, ["set-idle-in-transaction-timeout"])
+    results = [a_result(role="a"), a_result(role="b")]
+    explained = explain_unchanged(results, found, ["set-idle-in-transaction-timeout"])
     assert [each.role for each in explained] == ["a"]
 
 
 def test_leaks_that_no_timeout_of_a_role_would_end_are_explained() -> None:
-    (unchanged,) = explain_unchanged([a_fate(role=None)], a_server(a_timeout()), [*APPLICABLE])
+    (unchanged,) = explain_unchanged([a_result(role=None)], a_server(a_timeout()), [*APPLICABLE])
     assert (unchanged.role, unchanged.code) == (None, None)
     assert "dropped" in unchanged.reason
 
@@ -336,7 +336,7 @@ def test_a_check_compares_the_databases_with_the_policys_longest_time() -> None:
 
 
 def a_setting() -> RoleSetting:
-    (setting,) = find_missing_timeouts([a_fate()], a_server(a_timeout()))
+    (setting,) = find_missing_timeouts([a_result()], a_server(a_timeout()))
     return setting
 
 
@@ -399,11 +399,11 @@ def test_a_pooler_is_advised_for_ten_idle_sessions_that_use_a_quarter_of_the_slo
 
 
 def test_idle_sessions_that_the_run_has_terminated_count_as_held() -> None:
-    ended = some_fates(10, Outcome.TERMINATED, state=State.IDLE)
+    ended = some_results(10, Outcome.TERMINATED, state=State.IDLE)
     assert "held 30 idle" in advise(held(20), *ended)["use-pooler"].message
     others = [
-        *some_fates(10, Outcome.SPARED, state=State.IDLE),
-        *some_fates(10, Outcome.TERMINATED),
+        *some_results(10, Outcome.SPARED, state=State.IDLE),
+        *some_results(10, Outcome.TERMINATED),
     ]
     assert "use-pooler" not in advise(held(20), *others)
 
@@ -533,7 +533,7 @@ def test_the_advice_on_thousands_of_roles_or_databases_names_the_first_and_count
 ):
     names = tuple(f"name-{n:03}" for n in range(MANY))
     off = a_server(a_timeout("0"), databases=names)
-    leaks = [a_fate(pid=n + 1, role=name) for n, name in enumerate(names)]
+    leaks = [a_result(pid=n + 1, role=name) for n, name in enumerate(names)]
     (on_roles,) = advise_on_timeouts(find_missing_timeouts(leaks, off))
     (on_databases,) = advise_on_databases(off, a_policy())
     for each in (on_roles, on_databases):

@@ -50,9 +50,9 @@ from session_reaper_cli.wording import make_wording
 
 from tests.builders import (
     a_document,
-    a_fate,
     a_policy,
     a_report,
+    a_result,
     a_rule,
     a_session,
     a_snapshot,
@@ -218,7 +218,7 @@ def test_a_full_database_is_remedied_by_another_one() -> None:
     ],
 )
 def test_the_verdict_names_what_enforcing_needs(wording: Wording, words: str) -> None:
-    report = a_report(a_target_report(a_fate(Outcome.WOULD_TERMINATE)), mode=Mode.OBSERVE)
+    report = a_report(a_target_report(a_result(Outcome.WOULD_TERMINATE)), mode=Mode.OBSERVE)
     assert words in str(choose_verdict(report, wording))
 
 

@@ -11,7 +11,7 @@ from session_reaper.report.known_issues import with_stable_keys
 from session_reaper.report.model import Failure, Outcome, TargetReport, TargetStatus
 from session_reaper.targets.target import TargetKey
 
-from tests.builders import a_report, a_target_report, some_fates
+from tests.builders import a_report, a_target_report, some_results
 
 FUNCTION = "arn:aws:lambda:eu-west-1:123456789012:function:session-reaper"
 ORIGIN = RunOrigin(
@@ -33,8 +33,8 @@ def write(*targets: TargetReport) -> dict[str, Any]:
 
 
 def test_sessions_are_reported_as_groups_without_pids_and_queries() -> None:
-    fates = some_fates(3, Outcome.TERMINATED, query="select 'CANARY' from secret_table")
-    document = write(a_target_report(*fates))
+    results = some_results(3, Outcome.TERMINATED, query="select 'CANARY' from secret_table")
+    document = write(a_target_report(*results))
     assert document["totals"]["terminated"] == 3
     (target,) = document["targets"]
     assert target["groups"] == [
@@ -63,12 +63,12 @@ def test_a_failed_target_is_reported_with_its_code_and_without_its_hint() -> Non
 
 @pytest.mark.parametrize("name", ["orders", "\U0001f600" * 60])
 def test_a_large_report_fits_and_counts_what_it_leaves_out(name: str) -> None:
-    fates = [
-        fate
+    results = [
+        result
         for number in range(60)
-        for fate in some_fates(1, Outcome.TERMINATED, application=f"{name}{number}")
+        for result in some_results(1, Outcome.TERMINATED, application=f"{name}{number}")
     ]
-    ill = a_target_report(*fates, name=f"{name}-ill", status=TargetStatus.BREAKER)
+    ill = a_target_report(*results, name=f"{name}-ill", status=TargetStatus.BREAKER)
     quiet = [a_target_report(name=f"{name}{number}", used_after=1) for number in range(5000)]
     document = write(*quiet, ill)
     assert document["totals"]["targets"] == 5001

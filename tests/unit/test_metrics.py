@@ -20,11 +20,11 @@ from session_reaper.sessions.session import State
 
 from tests.builders import (
     a_decision,
-    a_fate,
     a_report,
+    a_result,
     a_session,
     a_target_report,
-    some_fates,
+    some_results,
     some_slots,
 )
 
@@ -78,8 +78,8 @@ def line_of(document: dict[str, Any]) -> Line:
     )
 
 
-def of_target(capture: Capture, *fates: SessionResult, **overrides: object) -> Line:
-    emit_target_metrics(a_target_report(*fates, **SEEN | overrides))
+def of_target(capture: Capture, *results: SessionResult, **overrides: object) -> Line:
+    emit_target_metrics(a_target_report(*results, **SEEN | overrides))
     return parse_written(capture)[0]
 
 
@@ -89,8 +89,8 @@ def of_run(capture: Capture, report: Report) -> Line:
     return line
 
 
-def by_rule(fate: SessionResult, name: str) -> SessionResult:
-    return replace(fate, decision=a_decision(fate.decision.session, rule=name))
+def by_rule(result: SessionResult, name: str) -> SessionResult:
+    return replace(result, decision=a_decision(result.decision.session, rule=name))
 
 
 # -- a target --------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_a_quiet_target_publishes_its_slots_and_its_sessions_and_nothing_else(
 def test_an_outcome_is_published_only_if_it_happened(
     capsys: Capture, outcome: Outcome, name: str
 ) -> None:
-    line = of_target(capsys, *some_fates(3, outcome))
+    line = of_target(capsys, *some_results(3, outcome))
     assert set(line.metrics) == ALWAYS | {name}
     assert line.metrics[name] == 3
     assert line.units[name] == "Count"
@@ -156,10 +156,10 @@ def test_slots_that_were_not_counted_after_the_run_are_not_published(capsys: Cap
 
 
 def test_each_rule_that_terminated_sessions_has_its_own_line(capsys: Capture) -> None:
-    terminated = some_fates(3, TERMINATED)
-    fates = [by_rule(fate, name) for fate, name in zip(terminated, "aba", strict=True)]
-    spared = by_rule(a_fate(Outcome.SPARED), "c")
-    emit_target_metrics(a_target_report(*fates, spared))
+    terminated = some_results(3, TERMINATED)
+    results = [by_rule(result, name) for result, name in zip(terminated, "aba", strict=True)]
+    spared = by_rule(a_result(Outcome.SPARED), "c")
+    emit_target_metrics(a_target_report(*results, spared))
     whole, *rules = parse_written(capsys)
     assert whole.metrics["Terminated"] == 3
     here = {"service": "session-reaper", "target": "orders"}
@@ -183,7 +183,7 @@ def test_each_rule_that_terminated_sessions_has_its_own_line(capsys: Capture) ->
 def test_characters_that_cloudwatch_would_drop_are_replaced(
     capsys: Capture, name: str, published: str
 ) -> None:
-    emit_target_metrics(a_target_report(by_rule(a_fate(), name), name=name))
+    emit_target_metrics(a_target_report(by_rule(a_result(), name), name=name))
     whole, rule = parse_written(capsys)
     assert whole.dimensions["target"] == published
     assert (rule.dimensions["target"], rule.dimensions["rule"]) == (published, published)
@@ -196,8 +196,8 @@ def test_a_run_publishes_sums_over_all_targets(capsys: Capture) -> None:
     line = of_run(
         capsys,
         a_report(
-            a_target_report(*some_fates(3, TERMINATED), used_after=85),
-            a_target_report(a_fate(TERMINATED), a_fate(Outcome.ESCAPED), used_after=97),
+            a_target_report(*some_results(3, TERMINATED), used_after=85),
+            a_target_report(a_result(TERMINATED), a_result(Outcome.ESCAPED), used_after=97),
             a_target_report(used_after=None),
             UNREACHED,
         ),

@@ -28,7 +28,7 @@ from session_reaper.report.model import (
 )
 from session_reaper.targets.target import TargetKey
 
-from tests.builders import a_decision, a_fate, a_report, a_session, a_target_report, some_slots
+from tests.builders import a_decision, a_report, a_result, a_session, a_target_report, some_slots
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -66,9 +66,9 @@ def make_failure(status: TargetStatus, code: str = "timeout", **overrides: objec
 
 
 def make_healthy(*outcomes: Outcome, **overrides: object) -> TargetReport:
-    fates = [a_fate(outcome, pid=pid) for pid, outcome in enumerate(outcomes, start=1)]
+    results = [a_result(outcome, pid=pid) for pid, outcome in enumerate(outcomes, start=1)]
     return a_target_report(
-        *fates, **{"key": ORDERS, "slots": some_slots(used=40), "used_after": 39} | overrides
+        *results, **{"key": ORDERS, "slots": some_slots(used=40), "used_after": 39} | overrides
     )
 
 

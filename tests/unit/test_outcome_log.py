@@ -12,7 +12,7 @@ from session_reaper.errors import DeadlineError
 from session_reaper.observability import OutcomeLog, log_remaining, log_spared
 from session_reaper.report.model import Outcome, SessionResult, TargetReport
 
-from tests.builders import a_decision, a_fate, a_session, a_target_report
+from tests.builders import a_decision, a_result, a_session, a_target_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,8 +32,8 @@ def make_late_deadline() -> Deadline:
 
 
 def one_of_each(name: str = "orders") -> TargetReport:
-    fates = [a_fate(outcome, pid=pid) for pid, outcome in enumerate(Outcome, 1)]
-    return a_target_report(*fates, name=name)
+    results = [a_result(outcome, pid=pid) for pid, outcome in enumerate(Outcome, 1)]
+    return a_target_report(*results, name=name)
 
 
 def lines(caplog: pytest.LogCaptureFixture, message: str = "outcome") -> Sequence[dict[str, Any]]:
@@ -49,9 +49,9 @@ def test_a_signalled_session_is_logged_as_soon_as_its_outcome_is_known(
     caplog: pytest.LogCaptureFixture, outcome: Outcome
 ) -> None:
     log = OutcomeLog()
-    fate = a_fate(outcome)
-    log.write(a_target_report(fate), fate)
-    log.write(a_target_report(fate), fate)
+    result = a_result(outcome)
+    log.write(a_target_report(result), result)
+    log.write(a_target_report(result), result)
     assert outcomes(caplog) == [outcome]
 
 
@@ -60,9 +60,9 @@ def test_a_session_that_was_not_touched_is_logged_at_the_end(
     caplog: pytest.LogCaptureFixture, outcome: Outcome
 ) -> None:
     log = OutcomeLog()
-    fate = a_fate(outcome)
-    log.write(a_target_report(fate), fate)
-    log.complete(a_target_report(fate), make_deadline())
+    result = a_result(outcome)
+    log.write(a_target_report(result), result)
+    log.complete(a_target_report(result), make_deadline())
     assert outcomes(caplog) == []
     log_remaining([log], make_deadline())
     assert outcomes(caplog) == [outcome]
@@ -72,7 +72,7 @@ def test_the_outcome_that_was_logged_is_the_one_that_is_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     log = OutcomeLog()
-    ended, lingering = a_fate(Outcome.TERMINATED), a_fate(Outcome.LINGERING)
+    ended, lingering = a_result(Outcome.TERMINATED), a_result(Outcome.LINGERING)
     log.write(a_target_report(lingering), ended)
     assert log.complete(a_target_report(lingering), make_deadline()).results == (ended,)
     assert outcomes(caplog) == [Outcome.TERMINATED]
@@ -84,9 +84,9 @@ def test_a_target_that_goes_on_after_the_run_s_end_is_stopped(
     log = OutcomeLog()
     report = one_of_each()
     log.complete(a_target_report(), make_deadline())
-    for fate in report.results:
+    for result in report.results:
         with pytest.raises(DeadlineError):
-            log.write(report, fate)
+            log.write(report, result)
     assert outcomes(caplog) == []
 
 
@@ -113,13 +113,13 @@ def test_what_was_not_logged_before_the_summary_is_logged_after_it_signalled_ses
 def test_without_time_sessions_share_a_line_that_has_their_pids(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    fates = [
-        *(a_fate(Outcome.LINGERING, pid=pid) for pid in (1, 2)),
-        *(a_fate(Outcome.SPARED, pid=pid) for pid in (3, 4)),
+    results = [
+        *(a_result(Outcome.LINGERING, pid=pid) for pid in (1, 2)),
+        *(a_result(Outcome.SPARED, pid=pid) for pid in (3, 4)),
         SessionResult(decision=a_decision(a_session(pid=5), rule="other"), outcome=Outcome.SPARED),
     ]
     log = OutcomeLog()
-    log.complete(a_target_report(*fates), make_late_deadline())
+    log.complete(a_target_report(*results), make_late_deadline())
     log_remaining([log], make_late_deadline())
     keys = ("target", "outcome", "rule", "count", "pids")
     assert [tuple(line[key] for key in keys) for line in lines(caplog, "outcomes")] == [
@@ -133,18 +133,20 @@ def test_without_time_sessions_share_a_line_that_has_their_pids(
 def test_targets_of_the_same_name_do_not_share_a_line(caplog: pytest.LogCaptureFixture) -> None:
     logs = [OutcomeLog(), OutcomeLog()]
     for log in logs:
-        log.complete(a_target_report(a_fate(Outcome.SPARED)), make_late_deadline())
+        log.complete(a_target_report(a_result(Outcome.SPARED)), make_late_deadline())
     log_remaining(logs, make_late_deadline())
     assert [line["pids"] for line in lines(caplog, "outcomes")] == [[4711], [4711]]
 
 
 def test_a_line_for_many_is_never_too_long_for_cloudwatch(caplog: pytest.LogCaptureFixture) -> None:
-    fate = a_fate(Outcome.SPARED)
+    result = a_result(Outcome.SPARED)
     pids = range(2**22 - 12_000, 2**22)  # the longest that Linux gives
-    sessions = [replace(fate.decision.session, identity=_identity(pid)) for pid in pids]
-    fates = [replace(fate, decision=replace(fate.decision, session=each)) for each in sessions]
+    sessions = [replace(result.decision.session, identity=_identity(pid)) for pid in pids]
+    results = [
+        replace(result, decision=replace(result.decision, session=each)) for each in sessions
+    ]
     log = OutcomeLog()
-    log.complete(a_target_report(*fates), make_late_deadline())
+    log.complete(a_target_report(*results), make_late_deadline())
     log_remaining([log], make_late_deadline())
     found = lines(caplog, "outcomes")
     assert [pid for line in found for pid in line["pids"]] == [*pids]

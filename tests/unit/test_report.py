@@ -26,13 +26,13 @@ from session_reaper.sessions.server_facts import Check, Timeout
 
 from tests.builders import (
     a_decision,
-    a_fate,
     a_report,
+    a_result,
     a_server,
     a_session,
     a_snapshot,
     a_target_report,
-    some_fates,
+    some_results,
     some_slots,
 )
 
@@ -58,45 +58,45 @@ def make_unreached(name: str, status: TargetStatus = FAILED) -> TargetReport:
 # -- one target -------------------------------------------------------------------------------------
 
 
-def a_quiet_target(*fates: SessionResult, **overrides: object) -> TargetReport:
+def a_quiet_target(*results: SessionResult, **overrides: object) -> TargetReport:
     slots = some_slots(used=40)
-    return a_target_report(*fates, **{"slots": slots, "used_after": 40} | overrides)
+    return a_target_report(*results, **{"slots": slots, "used_after": 40} | overrides)
 
 
 @pytest.mark.parametrize(
     ("target", "line"),
     [
         (
-            a_target_report(*some_fates(12, Outcome.TERMINATED), used_after=85),
+            a_target_report(*some_results(12, Outcome.TERMINATED), used_after=85),
             "orders: 12 sessions terminated, slots 97/97 → 85/97",
         ),
         (
-            a_target_report(a_fate(Outcome.TERMINATED), used_after=96),
+            a_target_report(a_result(Outcome.TERMINATED), used_after=96),
             "orders: 1 session terminated, slots 97/97 → 96/97",
         ),
         (
-            a_target_report(*some_fates(2, Outcome.WOULD_TERMINATE)),
+            a_target_report(*some_results(2, Outcome.WOULD_TERMINATE)),
             "orders: 2 sessions would be terminated, slots 97/97",
         ),
         (
-            a_target_report(*some_fates(3, Outcome.DENIED)),
+            a_target_report(*some_results(3, Outcome.DENIED)),
             "orders: 3 sessions denied, slots 97/97",
         ),
         (
-            a_target_report(*some_fates(3, Outcome.ESCAPED)),
+            a_target_report(*some_results(3, Outcome.ESCAPED)),
             "orders: 3 sessions escaped, slots 97/97",
         ),
         (
-            a_target_report(*some_fates(3, Outcome.CANCELLED)),
+            a_target_report(*some_results(3, Outcome.CANCELLED)),
             "orders: 3 sessions cancelled, slots 97/97",
         ),
         (
             a_target_report(
-                *some_fates(2, Outcome.SPARED),
-                *some_fates(3, Outcome.ESCAPED),
-                *some_fates(4, Outcome.DENIED),
-                *some_fates(5, Outcome.LINGERING),
-                *some_fates(6, Outcome.TERMINATED),
+                *some_results(2, Outcome.SPARED),
+                *some_results(3, Outcome.ESCAPED),
+                *some_results(4, Outcome.DENIED),
+                *some_results(5, Outcome.LINGERING),
+                *some_results(6, Outcome.TERMINATED),
                 used_after=91,
             ),
             (
@@ -110,11 +110,11 @@ def a_quiet_target(*fates: SessionResult, **overrides: object) -> TargetReport:
             "orders: nothing to terminate, slots 0/97",
         ),
         (
-            a_target_report(*some_fates(60, Outcome.SPARED), status=BREAKER),
+            a_target_report(*some_results(60, Outcome.SPARED), status=BREAKER),
             "orders: breaker, 60 sessions spared, slots 97/97",
         ),
         (
-            a_target_report(*some_fates(2, Outcome.TERMINATED), status=FAILED, used_after=95),
+            a_target_report(*some_results(2, Outcome.TERMINATED), status=FAILED, used_after=95),
             "orders: failed, 2 sessions terminated, slots 97/97 → 95/97",
         ),
         (a_target_report(status=FAILED), "orders: failed, slots 97/97"),
@@ -129,7 +129,7 @@ def test_the_headline_of_a_target_says_what_happened(target: TargetReport, line:
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_no_outcome_is_missing_from_the_headline(outcome: Outcome) -> None:
-    line = write_headline(a_target_report(a_fate(outcome)))
+    line = write_headline(a_target_report(a_result(outcome)))
     assert "nothing to terminate" not in line
     assert "1 session " in line
 
@@ -139,13 +139,13 @@ def test_no_outcome_is_missing_from_the_headline(outcome: Outcome) -> None:
     [
         (a_quiet_target(), False),
         (a_quiet_target(advice=(Advice(code="a", message="b", sql=None),)), False),
-        (a_quiet_target(a_fate(Outcome.ESCAPED)), False),
+        (a_quiet_target(a_result(Outcome.ESCAPED)), False),
         (a_target_report(), True),  # nothing to terminate, and no slot left
-        (a_target_report(a_fate(Outcome.TERMINATED)), True),
-        (a_target_report(a_fate(Outcome.WOULD_TERMINATE)), True),
-        (a_target_report(a_fate(Outcome.DENIED)), True),
-        (a_target_report(a_fate(Outcome.LINGERING)), True),
-        (a_target_report(a_fate(Outcome.ESCAPED), a_fate(Outcome.LINGERING)), True),
+        (a_target_report(a_result(Outcome.TERMINATED)), True),
+        (a_target_report(a_result(Outcome.WOULD_TERMINATE)), True),
+        (a_target_report(a_result(Outcome.DENIED)), True),
+        (a_target_report(a_result(Outcome.LINGERING)), True),
+        (a_target_report(a_result(Outcome.ESCAPED), a_result(Outcome.LINGERING)), True),
         (a_target_report(status=BREAKER), True),
         (make_unreached("orders"), True),
         (make_unreached("orders", FULL), True),
@@ -185,10 +185,10 @@ def test_a_run_is_partial_if_a_target_is_not_ok_and_failed_if_none_was_reached(
 
 
 def make_named(name: str, number: int = 0) -> TargetReport:
-    fates = some_fates(number, Outcome.TERMINATED)
+    results = some_results(number, Outcome.TERMINATED)
     if not number:
         return a_quiet_target(name=name)
-    return a_target_report(*fates, name=name, used_after=97 - number)
+    return a_target_report(*results, name=name, used_after=97 - number)
 
 
 def make_paused(name: str) -> TargetReport:
@@ -255,7 +255,7 @@ def test_the_summary_is_one_line_whatever_names_and_messages_hold(line_break: st
 
 def test_the_document_has_exactly_the_keys_of_the_contract() -> None:
     target = a_target_report(
-        a_fate(Outcome.TERMINATED, query="select * from orders where id = 42"),
+        a_result(Outcome.TERMINATED, query="select * from orders where id = 42"),
         secret="prod/orders",  # noqa: S106 -- its name
         also=("prod/billing",),
         used_after=85,
@@ -358,9 +358,9 @@ def test_a_recovery_has_the_kind_and_the_detail_of_its_issue() -> None:
 
 def test_unknown_values_are_null() -> None:
     session = a_session(client=None, transaction_seconds=None, application="", database="")
-    fate = a_fate()
-    fate = type(fate)(decision=a_decision(session), outcome=Outcome.DENIED)
-    document = to_document(a_report(a_target_report(fate), make_unreached("billing")))
+    result = a_result()
+    result = type(result)(decision=a_decision(session), outcome=Outcome.DENIED)
+    document = to_document(a_report(a_target_report(result), make_unreached("billing")))
     reached, missed = document["targets"]
     assert reached["error"] is None
     assert reached["advice"] == []
@@ -372,10 +372,10 @@ def test_unknown_values_are_null() -> None:
 
 def test_totals_count_over_all_targets() -> None:
     report = a_report(
-        a_target_report(*some_fates(2, Outcome.TERMINATED), *some_fates(1, Outcome.DENIED)),
-        a_target_report(*some_fates(3, Outcome.TERMINATED), *some_fates(4, Outcome.LINGERING)),
-        a_target_report(*some_fates(5, Outcome.ESCAPED), *some_fates(6, Outcome.SPARED)),
-        a_target_report(*some_fates(7, Outcome.WOULD_TERMINATE)),
+        a_target_report(*some_results(2, Outcome.TERMINATED), *some_results(1, Outcome.DENIED)),
+        a_target_report(*some_results(3, Outcome.TERMINATED), *some_results(4, Outcome.LINGERING)),
+        a_target_report(*some_results(5, Outcome.ESCAPED), *some_results(6, Outcome.SPARED)),
+        a_target_report(*some_results(7, Outcome.WOULD_TERMINATE)),
         make_unreached("billing"),
     )
     totals = to_document(report)["totals"]
@@ -393,7 +393,7 @@ def test_totals_count_over_all_targets() -> None:
 @pytest.mark.parametrize("status", TargetStatus)
 @pytest.mark.parametrize("mode", Mode)
 def test_the_document_is_plain_json(outcome: Outcome, status: TargetStatus, mode: Mode) -> None:
-    report = a_report(a_target_report(a_fate(outcome), status=status), mode=mode)
+    report = a_report(a_target_report(a_result(outcome), status=status), mode=mode)
     document = to_document(report)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert document["mode"] == mode.name.lower()
@@ -401,8 +401,8 @@ def test_the_document_is_plain_json(outcome: Outcome, status: TargetStatus, mode
 
 
 def test_ages_are_rounded_down_to_a_tenth_of_a_second() -> None:
-    fate = a_fate(idle_seconds=0.123, transaction_seconds=1.26, connected_seconds=86_400.04)
-    (shown,) = to_document(a_report(a_target_report(fate)))["targets"][0]["sessions"]
+    result = a_result(idle_seconds=0.123, transaction_seconds=1.26, connected_seconds=86_400.04)
+    (shown,) = to_document(a_report(a_target_report(result)))["targets"][0]["sessions"]
     assert shown["idle_seconds"] == 0.1
     assert shown["transaction_seconds"] == 1.2
     assert shown["connected_seconds"] == 86_400.0
@@ -411,7 +411,7 @@ def test_ages_are_rounded_down_to_a_tenth_of_a_second() -> None:
 @pytest.mark.parametrize("outcome", Outcome)
 def test_neither_the_document_nor_any_repr_has_a_literal_of_a_query(outcome: Outcome) -> None:
     query = "update t set s = 'CANARY', n = 31337 /* CANARY */ where k = $$CANARY$$ -- CANARY"
-    report = a_report(a_target_report(a_fate(outcome, query=query)))
+    report = a_report(a_target_report(a_result(outcome, query=query)))
     for text in (json.dumps(to_document(report)), repr(report), str(report)):
         assert "CANARY" not in text
         assert "31337" not in text
@@ -419,7 +419,7 @@ def test_neither_the_document_nor_any_repr_has_a_literal_of_a_query(outcome: Out
 
 def test_the_document_shows_a_query_in_full_where_the_policy_says_so() -> None:
     query = "select 'it''s',\n\t31337 -- why"
-    target = a_target_report(a_fate(query=query), queries=QueryVisibility.FULL)
+    target = a_target_report(a_result(query=query), queries=QueryVisibility.FULL)
     (shown,) = to_document(a_report(target))["targets"][0]["sessions"]
     assert shown["query"] == query
     assert "31337" not in repr(target) + write_headline(target)
@@ -427,7 +427,7 @@ def test_the_document_shows_a_query_in_full_where_the_policy_says_so() -> None:
 
 def test_a_full_query_is_truncated_and_has_no_control_characters() -> None:
     def shown(query: str) -> str:
-        target = a_target_report(a_fate(query=query), queries=QueryVisibility.FULL)
+        target = a_target_report(a_result(query=query), queries=QueryVisibility.FULL)
         return str(to_document(a_report(target))["targets"][0]["sessions"][0]["query"])
 
     assert shown("select '\x1b[2J\0\u202e\ud800'") == "select '?[2J???'"
@@ -436,8 +436,8 @@ def test_a_full_query_is_truncated_and_has_no_control_characters() -> None:
 
 
 def test_a_session_has_a_query_id_only_if_the_server_computes_one() -> None:
-    fates = a_fate(query_id="-9223372036854775808"), a_fate()
-    known, unknown = to_document(a_report(a_target_report(*fates)))["targets"][0]["sessions"]
+    results = a_result(query_id="-9223372036854775808"), a_result()
+    known, unknown = to_document(a_report(a_target_report(*results)))["targets"][0]["sessions"]
     assert known["query_id"] == "-9223372036854775808"
     assert "query_id" not in unknown
 
@@ -446,7 +446,7 @@ def test_a_session_has_a_query_id_only_if_the_server_computes_one() -> None:
 
 
 def test_a_document_that_fits_is_returned_unchanged() -> None:
-    document = to_document(a_report(a_target_report(*some_fates(3, Outcome.TERMINATED))))
+    document = to_document(a_report(a_target_report(*some_results(3, Outcome.TERMINATED))))
     assert truncate_document(document, len(json.dumps(document))) is document
 
 
@@ -454,7 +454,7 @@ def test_a_document_that_fits_is_returned_unchanged() -> None:
 def test_a_document_that_is_too_long_leaves_out_spared_sessions_first_and_counts_them(
     most: int,
 ) -> None:
-    spared, ended = some_fates(400, Outcome.SPARED), some_fates(100, Outcome.TERMINATED)
+    spared, ended = some_results(400, Outcome.SPARED), some_results(100, Outcome.TERMINATED)
     report = a_report(a_target_report(*spared, *ended), a_target_report(*ended, name="billing"))
     document = to_document(report)
     short = truncate_document(document, most)
@@ -479,7 +479,7 @@ def test_a_document_that_is_too_long_without_sessions_leaves_out_entries_of_list
         for n in range(400)
     )
     checked = Check(server=a_server(*timeouts), snapshot=a_snapshot())
-    ended = some_fates(10, Outcome.TERMINATED)
+    ended = some_results(10, Outcome.TERMINATED)
     report = a_report(a_target_report(*ended, advice=some_advice(500), checked=checked))
     short = truncate_document(to_document(report), most)
     assert len(json.dumps(short)) <= most
@@ -510,7 +510,7 @@ def test_what_cannot_be_left_out_stays(most: int) -> None:
 
 
 def test_a_document_has_at_most_15000_sessions_and_leaves_out_spared_ones_first() -> None:
-    ended, spared = a_fate(Outcome.TERMINATED), a_fate(Outcome.SPARED)
+    ended, spared = a_result(Outcome.TERMINATED), a_result(Outcome.SPARED)
     of_target = (*[spared] * 10_000, *[ended] * 5_000)
     report = a_report(a_target_report(*of_target), a_target_report(*of_target, name="billing"))
     document = to_document(report)
@@ -522,7 +522,7 @@ def test_a_document_has_at_most_15000_sessions_and_leaves_out_spared_ones_first(
 
 
 def test_without_time_left_a_document_only_counts_its_sessions() -> None:
-    report = a_report(a_target_report(*some_fates(3, Outcome.TERMINATED)))
+    report = a_report(a_target_report(*some_results(3, Outcome.TERMINATED)))
     document = to_document(report, Deadline(0))
     assert document["totals"]["terminated"] == 3
     assert document["targets"][0]["sessions"] == []

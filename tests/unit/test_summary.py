@@ -39,9 +39,9 @@ from session_reaper.targets.target import TargetKey
 
 from tests.builders import (
     a_decision,
-    a_fate,
     a_policy,
     a_report,
+    a_result,
     a_rule,
     a_server,
     a_session,
@@ -113,11 +113,11 @@ def make_unreached(name: str, status: TargetStatus = TargetStatus.FAILED) -> Tar
 
 def make_leaking(name: str, applications: int, *, application: str = "app") -> TargetReport:
     pids = count(1)
-    fates = (
-        a_fate(Outcome.TERMINATED, pid=next(pids), application=f"{application}{n}")
+    results = (
+        a_result(Outcome.TERMINATED, pid=next(pids), application=f"{application}{n}")
         for n in range(applications)
     )
-    return a_target_report(*fates, name=name, used_after=97 - applications)
+    return a_target_report(*results, name=name, used_after=97 - applications)
 
 
 def groups_in(email: str) -> list[str]:
@@ -169,9 +169,9 @@ QUIET = a_target_report(name="quiet", slots=some_slots(used=7), used_after=7)
 
 
 def make_ended(*outcomes: Outcome, **overrides: object) -> TargetReport:
-    fates = [a_fate(outcome, pid=pid) for pid, outcome in enumerate(outcomes, start=1)]
+    results = [a_result(outcome, pid=pid) for pid, outcome in enumerate(outcomes, start=1)]
     values: dict[str, object] = {"slots": some_slots(used=40), "used_after": 39}
-    return a_target_report(*fates, **values | overrides)
+    return a_target_report(*results, **values | overrides)
 
 
 def a_check() -> Check:
@@ -474,7 +474,7 @@ def test_names_are_plain_text_where_slack_has_no_code_spans(name: str) -> None:
 
 
 def test_names_stand_in_code_spans() -> None:
-    target = a_target_report(a_fate(application="a`*b*<x>&"), used_after=40)
+    target = a_target_report(a_result(application="a`*b*<x>&"), used_after=40)
     description = json.loads(summarize_targets(target).notification)["content"]["description"]
     assert "`a\u2019*b*&lt;x&gt;&amp;@10.0.7.0/24`" not in description
     assert "`a\u2019*b*&lt;x&gt;&amp;@10.0.0.0/24`" in description
@@ -510,25 +510,25 @@ def test_a_statement_is_whole_or_left_out(host: str, number: int, length: int) -
 
 
 def test_sessions_are_grouped_by_rule_outcome_application_network_and_role() -> None:
-    def fate(rule: str, outcome: Outcome, application: str, client: str) -> SessionResult:
+    def result(rule: str, outcome: Outcome, application: str, client: str) -> SessionResult:
         session = a_session(application=application, client=client)
         return SessionResult(decision=a_decision(session, rule=rule), outcome=outcome)
 
-    fates = [
-        fate(rule, outcome, application, client)
+    results = [
+        result(rule, outcome, application, client)
         for rule in ("r1", "r2")
         for outcome in (Outcome.TERMINATED, Outcome.DENIED)
         for application in ("a1", "a2")
         for client in ("10.0.1.7", "10.0.1.9", "10.0.2.7")
     ]
-    found = groups_in(summarize_targets(a_target_report(*fates, used_after=40)).email)
+    found = groups_in(summarize_targets(a_target_report(*results, used_after=40)).email)
     assert len(found) == 12  # of 16: no more are shown
     assert {group.split()[0] for group in found} == {"2", "1"}
 
 
 def test_a_group_has_the_age_the_reason_and_the_last_statement_of_its_oldest_session() -> None:
-    young = a_fate(idle_seconds=400, query="select 'young' from young")
-    old = a_fate(idle_seconds=3600, query="select 'old' from old")
+    young = a_result(idle_seconds=400, query="select 'young' from young")
+    old = a_result(idle_seconds=3600, query="select 'old' from old")
     email = summarize_targets(a_target_report(young, old, used_after=40)).email
     assert groups_in(email) == ["2 sessions terminated: api@10.0.0.0/24 (role app), oldest 1h"]
     assert "idle in transaction for 15m 1s (idle_for: 5m)\n    Last statement:\n" in email
@@ -538,8 +538,8 @@ def test_a_group_has_the_age_the_reason_and_the_last_statement_of_its_oldest_ses
 
 def test_every_group_has_its_reason_and_its_last_statement() -> None:
     names = ("first", "second", "third")
-    fates = [a_fate(application=name, query=f"vacuum {name}") for name in names]
-    summary = summarize_targets(a_target_report(*fates, used_after=40))
+    results = [a_result(application=name, query=f"vacuum {name}") for name in names]
+    summary = summarize_targets(a_target_report(*results, used_after=40))
     description = json.loads(summary.notification)["content"]["description"]
     for name in names:
         assert f"      vacuum {name}\n" in summary.email
@@ -549,7 +549,7 @@ def test_every_group_has_its_reason_and_its_last_statement() -> None:
 
 def test_a_long_last_statement_is_truncated_and_never_wrapped() -> None:
     query = " ".join(f"select a{n}" for n in range(100))
-    email = summarize_targets(a_target_report(a_fate(query=query), used_after=40)).email
+    email = summarize_targets(a_target_report(a_result(query=query), used_after=40)).email
     lines = [line for line in email.splitlines() if "select a1 " in line]
     assert len(lines) == 2  # of the step and of the group
     assert {len(line.strip()) for line in lines} == {200}
@@ -557,13 +557,13 @@ def test_a_long_last_statement_is_truncated_and_never_wrapped() -> None:
 
 
 def test_a_session_without_a_statement_has_no_empty_one() -> None:
-    summary = summarize_targets(a_target_report(a_fate(query=""), used_after=40))
+    summary = summarize_targets(a_target_report(a_result(query=""), used_after=40))
     assert "Last statement" not in summary.email + summary.notification + summary.webhook
 
 
 def test_the_largest_group_comes_first() -> None:
-    fates = [a_fate(application="small"), *(a_fate(application="large") for _ in range(3))]
-    first, second = groups_in(summarize_targets(a_target_report(*fates, used_after=40)).email)
+    results = [a_result(application="small"), *(a_result(application="large") for _ in range(3))]
+    first, second = groups_in(summarize_targets(a_target_report(*results, used_after=40)).email)
     assert "large" in first
     assert "small" in second
 
@@ -578,14 +578,14 @@ def test_a_cut_list_of_groups_says_how_many_groups_and_sessions_were_cut() -> No
 
 
 def test_what_was_terminated_is_never_cut_in_favour_of_what_was_spared() -> None:
-    killed = a_fate(application="killed")
-    spared = [a_fate(Outcome.SPARED, application=f"spared-{n % 20}") for n in range(60)]
+    killed = a_result(application="killed")
+    spared = [a_result(Outcome.SPARED, application=f"spared-{n % 20}") for n in range(60)]
     assert "killed@" in summarize_targets(a_target_report(*spared, killed, used_after=40)).email
 
 
 def test_long_names_are_shown_whole() -> None:
-    fate = a_fate(application="a" * 63, role="r" * 63, client="2001:db8:1234:5678::9")
-    email = " ".join(summarize_targets(a_target_report(fate, used_after=40)).email.split())
+    result = a_result(application="a" * 63, role="r" * 63, client="2001:db8:1234:5678::9")
+    email = " ".join(summarize_targets(a_target_report(result, used_after=40)).email.split())
     name = f"{'a' * 63}@2001:db8:1234:5678::/64 (role {'r' * 63})"
     assert f"1 session terminated: {name}, oldest 15m 1s" in email
     assert "…" not in email
@@ -634,9 +634,9 @@ def test_the_steps_say_what_to_do(target: TargetReport, words: str) -> None:
 
 
 def test_a_runaway_query_is_not_a_transaction_left_open() -> None:
-    fate = a_fate(state=State.ACTIVE, query="select 1 from big")
+    result = a_result(state=State.ACTIVE, query="select 1 from big")
     assert "runs for so long" in " ".join(
-        to_do(a_report(a_target_report(fate, used_after=4))).split()
+        to_do(a_report(a_target_report(result, used_after=4))).split()
     )
 
 
