@@ -123,7 +123,7 @@ class Hub:
                 dynamodb.put_item(TableName=self.table, Item=item | {key: value})
 
     def age(self, seconds: float) -> None:
-        """Make everything that is known of the stacks as old as if it were so many seconds earlier."""
+        """Make the state of every stack older by so many seconds."""
         dynamodb = boto3.client("dynamodb")
         for item in dynamodb.scan(TableName=self.table)["Items"]:
             for key in ("sent_at", "expected_by"):
@@ -137,7 +137,7 @@ class Hub:
 
 
 def use_fast_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the stand-in's queue hold ten thousand messages: it reads the clock for each, in each call."""
+    """Make the stand-in's queue fast enough for ten thousand messages; its own reads the clock for each in each call."""
 
     def list_visible(queue: queue_models.Queue) -> list[queue_models.Message]:
         now = 1000 * time.time()

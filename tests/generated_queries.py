@@ -65,7 +65,7 @@ NUMBERS = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A token or a comment, and what is shown of it."""
+    """A token or a comment, with its redacted form."""
 
     text: str
     shown: str

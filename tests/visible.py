@@ -1,4 +1,4 @@
-"""What a snapshot for a policy contains, and what the policy then condemns."""
+"""The sessions that a snapshot for a policy contains, and those that the policy condemns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def list_matched(decided: Decisions) -> set[int]:
 
 
 def select_visible(sessions: Sequence[Session], policy: Policy) -> list[Session]:
-    """Return what a snapshot for this policy has of the sessions, as snapshot.sql chooses it."""
+    """Return the sessions that a snapshot for this policy contains, as snapshot.sql selects them."""
     scope = policy.scope()
     never = float("inf")
     dumps_matter = not STATES_OF_A_DUMP.isdisjoint(scope.idle_floors)

@@ -152,7 +152,7 @@ class QueueError(ReaperError):
 
 
 class InternalError(ReaperError):
-    """A bug, of which only the exception's type is told: its text may contain a secret."""
+    """A bug. The message has only the exception's type, because its text may contain a secret."""
 
     def __init__(self, bug: Exception) -> None:
         self.kind = type(bug).__name__

@@ -74,7 +74,7 @@ def _forks() -> subprocess.Popen[str]:
 
 
 def stop_forks() -> None:
-    """Stop the program behind `run`. Repeatable."""
+    """Stop the program behind `run`, if it runs."""
     if _forks.cache_info().currsize:
         with _forks() as forks:
             forks.kill()
@@ -87,7 +87,7 @@ def run_by(starter: Sequence[str], home: Path, *arguments: str) -> Done:
 
 
 def run_unread(home: Path, *arguments: str, stream: str) -> Done:
-    """Run the command while nobody reads this stream of it."""
+    """Run the command while no process reads this stream of it."""
     reading, writing = os.pipe()
     os.close(reading)
     try:

@@ -1,4 +1,4 @@
-"""The notification state as the tests read and change it."""
+"""Reads and changes the notification state."""
 
 from __future__ import annotations
 

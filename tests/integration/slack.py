@@ -40,7 +40,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slack:
-    """A running server, and the requests that it got."""
+    """A running server, with the requests that it received."""
 
     url: str
     paths: list[str]
@@ -49,7 +49,7 @@ class Slack:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
-        """Silent: a client that does not trust us goes away."""
+        """Log nothing: a client that does not trust the certificate disconnects."""
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def run_slack(tls: Tls, replies: tuple[Reply, ...]) -> Iterator[Slack]:
             self.wfile.write(reply.said.encode())
 
         def log_message(self, *_: object) -> None:
-            """Silent: it would log the path, and the tests look for that."""
+            """Log nothing, because the tests search the log for the path."""
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tls.certificate, tls.key)

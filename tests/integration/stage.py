@@ -346,7 +346,7 @@ class Stage:
     # -- settings ----------------------------------------------------------------------------------
 
     def use_policy(self, document: Mapping[str, object]) -> None:
-        """Make this the stack's policy; a run with a policy of its own is a special one."""
+        """Make this the stack's policy; a run with a policy of its own does not use the notification state."""
         self.aws.ssm.put_parameter(
             Name="policy", Value=json.dumps(document), Type="String", Overwrite=True
         )

@@ -78,7 +78,7 @@ _ORDER = ["off", "observe", "enforce"]
 @pytest.mark.parametrize("of_stack", [None, *_ORDER])
 def test_the_lowest_of_all_modes_applies(stage: Stage, of_stack: str | None) -> None:
     stage.monkeypatch.setenv("MODE", of_stack or "")
-    stage.target(port=1)  # nobody is there: the mode alone is looked at
+    stage.target(port=1)  # without sessions: only the mode matters
     for of_policy, of_event in product([None, *_ORDER], repeat=2):
         put_policy(stage, json.dumps(policy() | ({"mode": of_policy} if of_policy else {})))
         run = stage.run({"mode": of_event} if of_event else {})

@@ -51,7 +51,7 @@ def fetches(stage: Stage) -> list[str]:
 
 
 def run_scheduled(stage: Stage, fetches: list[str]) -> tuple[Run, int]:
-    """A scheduled run, and the number of its calls to Secrets Manager."""
+    """Return a scheduled run, and the number of its calls to Secrets Manager."""
     fetches.clear()
     run = stage.run(SCHEDULED)
     return run, len(fetches)
@@ -88,7 +88,7 @@ def create_secrets(stage: Stage, way: str) -> None:
 
 @contextmanager
 def rotate(stage: Stage, fetches: list[str], passwords: Callable[[str], None]) -> Iterator[Proxy]:
-    """A warm function whose target's password was rotated after its last run."""
+    """Rotate the password of a warm function's target after its last run."""
     with Proxy(stage.server.port) as proxy:
         stage.target(port=proxy.port)
         run_scheduled(stage, fetches)

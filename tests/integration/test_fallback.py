@@ -46,7 +46,7 @@ def _rds_is_here(stage: Stage) -> Iterator[None]:
 class Thief:
     """A server that asks for passwords in clear text, and records them.
 
-    It tells the reaper's own role that it is full.
+    To the reaper's own role it answers that it is full.
     """
 
     tls: Tls | None = None

@@ -142,7 +142,7 @@ def test_holders_that_are_protected_are_not_said_to_need_only_a_rule(small: Stag
 def test_holders_whose_sessions_are_all_protected_are_not_said_to_need_only_a_rule(
     small: Stage, protected: str
 ) -> None:
-    """A group tells nothing of its databases and of dropped roles, but each of its sessions does."""
+    """A group has neither databases nor dropped roles, but each of its sessions has."""
     small.database("billing")
     small.root.run("CREATE ROLE vault_1 LOGIN")
     role, database = ("app", "billing") if protected == "database" else ("vault_1", "postgres")

@@ -1,4 +1,4 @@
-"""Whom no rule reaches, on real sessions."""
+"""Sessions that no rule matches, on real servers."""
 
 from __future__ import annotations
 
@@ -390,7 +390,7 @@ def test_the_remote_half_of_a_foreign_transaction_is_left_alone(stage: Stage) ->
 
 @pytest.mark.postgres_fdw
 def test_dblink_has_the_name_of_its_connection_string(stage: Stage) -> None:
-    """It has no name of its own, so the policy has to protect the one that the job gives it."""
+    """It has no name of its own, so the policy has to protect the name that the job gives it."""
     remote = stage.database("remote")
     root = stage.root
     root.run("CREATE EXTENSION dblink")

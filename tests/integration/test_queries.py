@@ -28,13 +28,13 @@ def stack(stage: Stage, *rules: Mapping[str, object], **keys: object) -> None:
 
 
 def read_log(output: Output) -> dict[str, str]:
-    """The lines of a run, the metrics left out, by their message."""
+    """Return the log lines of a run by their message, without the metrics."""
     lines = output.readouterr().out.splitlines()
     return {json.loads(line)["message"]: line for line in lines if "_aws" not in line}
 
 
 def join_emails(run: Run) -> str:
-    """All that was published."""
+    """Return the texts of all messages that were published."""
     email = run.email
     return email.subject + email.body + email.chat + email.webhook
 

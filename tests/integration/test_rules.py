@@ -1,4 +1,4 @@
-"""Every kind of rule on real servers: pressure, wedged, blockers, harm, cancel, second look, limits."""
+"""Every kind of rule on real servers: pressure, wedged, blockers, harm, cancel, confirmation, limits."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_reserved_slots_do_not_count_as_usable(
 
 
 def test_a_rule_whose_until_is_reached_signals_no_session(own_server: Callable[..., Stage]) -> None:
-    """Not even one whom our role may not signal."""
+    """Not even one that our role may not signal."""
     stage = a_small_server(own_server)
     stage.session(LEAK, role="other")
     stage.role("reaper", "IN ROLE pg_read_all_stats")
@@ -194,7 +194,7 @@ def test_a_copy_that_waits_for_rows_is_not_wedged(stage: Stage) -> None:
     sockets.flush()
     _wait_until_blocked(loading)
     until(lambda: _has_run_for(loading, 0.2), "it does so for long")
-    known = stage.server.major >= 14  # before that nothing but its text tells
+    known = stage.server.major >= 14  # before that only its text shows a COPY
     assert (stage.reap(WEDGED).outcomes() == {}) == known
     assert loading.is_there == known
 
@@ -233,7 +233,7 @@ def test_a_wedged_session_that_continues_before_the_signal_escapes(stage: Stage)
 
 @pytest.fixture
 def chain(stage: Stage) -> tuple[Victim, Victim, Victim]:
-    """One that is idle in a transaction, one that waits for it, one that waits for that one."""
+    """The pids of a session idle in a transaction, its waiter, and the waiter's own waiter."""
     _accounts(stage)
     lock = "UPDATE accounts SET sum = sum + 1 WHERE id = {}"
     root = stage.session(LEAK, query=lock.format(1), application_name="leaky")
@@ -264,7 +264,9 @@ def test_the_root_blocker_is_terminated_and_its_waiters_continue(
     run = stage.reap(rule(state=[LEAK, ACTIVE], blocks=2, blocks_for="0s"))
     assert run.outcomes() == {root.pid: "terminated"}
     until(lambda: waiter.state == LEAK, "the waiter got its lock")
-    assert last.state == ACTIVE  # it waits for the waiter, who is no root while it waits itself
+    assert (
+        last.state == ACTIVE
+    )  # it waits for the waiter, which is not a root while it waits itself
     assert bystander.is_there
     reason = run.session(root)["reason"]
     assert reason.startswith("2 waiting on it (blocks: 2), waited for ")
@@ -297,7 +299,7 @@ def test_a_blocker_is_left_alone_until_others_have_waited_long_enough(
 
 
 def test_blocks_for_counts_from_the_start_of_the_wait(stage: Stage) -> None:
-    """A statement that ran for long before it came to wait has not waited for long."""
+    """A statement that ran for long before it began to wait has not waited for long."""
     _accounts(stage)
     waiter = stage.session(IDLE).start("SELECT pg_sleep(1.5); LOCK TABLE accounts")
     root = stage.session(LEAK, query="LOCK TABLE accounts")
@@ -503,7 +505,7 @@ def test_a_query_that_outlives_its_cancel_is_lingering_without_escalate_after(st
 def test_a_query_that_starts_new_transactions_is_not_reported_cancelled_while_it_runs(
     stage: Stage,
 ) -> None:
-    """The guard is not passed, and that proves nothing: the very query goes on."""
+    """The guard does not match, which proves nothing: the query still runs."""
     procedure = STUBBORN.replace("END LOOP", "COMMIT; END LOOP").replace("60", "5")
     stubborn = stage.session(ACTIVE, query=procedure)
     run = stage.reap(a_rule(SLOW, action="cancel", escalate_after="1s"))
@@ -556,7 +558,7 @@ def test_cancel_does_not_hit_the_next_query_of_the_session(stage: Stage) -> None
 
 
 def test_a_session_whose_query_ends_before_the_escalation_is_not_terminated(stage: Stage) -> None:
-    """Between the last look and the signal."""
+    """It ends between the last verification and the signal."""
     running = stage.session(ACTIVE)
     calls: list[Moment] = []
 
@@ -654,19 +656,19 @@ def test_apply_changes_no_setting_for_sessions_that_are_only_observed(stage: Sta
     assert run.target()["applied"] == []
 
 
-# -- a second look ---------------------------------------------------------------------------------
+# -- confirmation by a second snapshot -------------------------------------------------------------
 
 CONFIRMED = a_rule({}, confirm_after="300ms")
 
 
 def _act_before_second_snapshot(change: Callable[[], object]) -> Callable[[Moment], None]:
-    """Do it before the second look."""
-    looks: list[Moment] = []
+    """Make the change before the second snapshot."""
+    snapshots: list[Moment] = []
 
     def before(moment: Moment) -> None:
         if moment is Moment.SNAPSHOT:
-            looks.append(moment)
-            if len(looks) == 2:
+            snapshots.append(moment)
+            if len(snapshots) == 2:
                 change()
 
     return before
@@ -701,7 +703,7 @@ def test_a_session_in_another_transaction_at_the_second_snapshot_escapes(stage: 
 def test_a_transaction_that_ran_another_statement_meanwhile_is_the_same(
     stage: Stage,
 ) -> None:
-    """A rule on the age of transactions means those, too, that run a statement now and then."""
+    """A rule on the age of transactions also matches those that run a statement now and then."""
     busy = stage.session(LEAK)
     before = _act_before_second_snapshot(lambda: busy.connection.run("SELECT 2"))
     with Proxy(stage.server.port, before=before) as proxy:
@@ -745,7 +747,7 @@ def test_pressure_that_is_over_at_the_second_snapshot_condemns_no_session(
 def test_slots_freed_by_the_run_do_not_end_the_pressure(
     own_server: Callable[..., Stage], mode: str
 ) -> None:
-    """And an observer sees the same victims."""
+    """An observe-only run finds the same victims."""
     stage = a_small_server(own_server)  # 20 usable
     plain, tier = stage.sessions(6, role="plain"), stage.sessions(10, role="tier")
     run = stage.run(
@@ -769,7 +771,7 @@ def test_slots_freed_by_the_run_do_not_end_the_pressure(
 
 
 def test_the_breaker_counts_at_the_first_snapshot_only(stage: Stage) -> None:
-    """Healthy sessions that leave meanwhile make no alert of what was no alert."""
+    """Healthy sessions that exit meanwhile do not trip a breaker that was not tripped."""
     leaks, healthy = stage.sessions(3), stage.sessions(4, IDLE)
 
     def leave() -> None:

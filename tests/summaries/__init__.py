@@ -1,6 +1,6 @@
-"""What people read, as it looks: situations, each in every form, kept as files to be reviewed.
+"""The summaries of typical situations in each form, kept as files so that changes can be reviewed.
 
-`python -m tests.summaries` writes them and the pictures of the README anew (`make summaries`).
+`python -m tests.summaries` (`make summaries`) regenerates them and the pictures of the README.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PICTURED = "a-storm-of-300"
 
 
 def files() -> Iterator[tuple[Path, str]]:
-    """Every file that is made of the situations, and what it must hold."""
+    """Yield each generated file with its content."""
     for name, make in SITUATIONS.items():
         summary = summarize(digest_report(make(), PLACE), NOW)
         yield _HERE / f"{name}.email.txt", f"Subject: {summary.subject}\n\n{summary.email}"

@@ -1,4 +1,4 @@
-"""Situations that are reported. The decisions are real, the sessions are made here."""
+"""Reports of typical situations: real decisions on sessions that are made here."""
 
 from __future__ import annotations
 

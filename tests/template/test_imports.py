@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def test_no_module_imports_a_test() -> None:
-    """What two tests share is in a module of its own."""
+    """Code that tests share is in modules that are not tests."""
     paths = sorted((ROOT / "tests").rglob("*.py"))
     assert len(paths) > 100
     found = [(path.name, one) for path in paths for one in _list_imports(path.read_text())]

@@ -1,4 +1,4 @@
-"""What the messages of a stack change in what a hub knows of it."""
+"""The messages of a stack change its state in the hub."""
 
 from __future__ import annotations
 

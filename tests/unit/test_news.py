@@ -47,7 +47,7 @@ def compare(
 
 
 def key_of(name: str, instance: str = "") -> TargetKey:
-    """The key under which a secret of the function's own account and region is remembered."""
+    """The key under which a secret of the function's own account and region is stored."""
     return TargetKey(f"{SECRETS}:{name}", instance)
 
 
@@ -307,7 +307,7 @@ def test_an_undelivered_summary_is_reported_by_the_next_run() -> None:
 
 
 def run_failed_publishes(reports: Sequence[Report]) -> set[KnownIssue]:
-    """The state after these runs, none of which could publish its summary."""
+    """Return the state after these runs, none of which could publish its summary."""
     known: set[KnownIssue] = set()
     for number, report in enumerate(reports):
         now = NOW + 300 * number

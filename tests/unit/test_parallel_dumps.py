@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from session_reaper.policy.model import Policy, Rule
     from session_reaper.sessions.session import Session
 
-# What a session that reads large objects ran last, up to 15, in 16, and from 17 on.
+# The last query of a session that reads large objects, up to 15, in 16, and from 17 on.
 READ_LARGE_OBJECTS = (
     "FETCH 1000 IN bloboid",
     "FETCH 1000 IN looid",
@@ -143,7 +143,7 @@ def test_a_leak_of_an_older_connection_in_the_same_snapshot_is_not_recognised() 
 
 
 def test_an_older_leak_in_the_same_snapshot_does_not_hide_the_leader() -> None:
-    """The leader's connection is one that a pooler had opened before."""
+    """A pooler had opened the leader's connection before."""
     pooled = leader(connected_seconds=4000.0, transaction_seconds=300.0)
     its_worker = worker(connected_seconds=298.0, transaction_seconds=297.0)
     leak = leader(pid=9, connected_seconds=5000.0, transaction_seconds=905.0)
@@ -203,7 +203,7 @@ AGES = st.sampled_from([1.0, 100.0, 200.0, 300.0, 400.0])
 
 @st.composite
 def sessions_of_one_snapshot(draw: st.DrawFn) -> list[Session]:
-    """Sessions that differ only in what tells a dump from leaks."""
+    """Sessions that differ only in the values that distinguish a dump from leaks."""
     return [
         leader(
             pid=pid,

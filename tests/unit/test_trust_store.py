@@ -28,7 +28,7 @@ KEY, OTHER_KEY = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
 RDS = "Amazon Web Services, Inc."
 SHIPPED = trust_store.STORE_FILE.read_text("ascii")
 NAME = trust_store.STORE_FILE.name
-OLD = "what was there before\n"
+OLD = "the former content\n"
 
 Capture = pytest.CaptureFixture[str]
 

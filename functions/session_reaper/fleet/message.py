@@ -48,7 +48,7 @@ _MAX_ENTRIES: Final = 1_000  # of one list of a target
 _LONGEST_INTERVAL: Final = 7 * 86400.0  # seconds
 _SHORTEST_INTERVAL: Final = 60.0
 _SEE_STACK: Final = "Follow the steps in the summary that the stack of this account has published."
-# Issues that cannot be told from the status, the slots or the groups of a target.
+# Issues that do not follow from the status, the slots or the groups of a target.
 _EXTRA_ISSUES: Final = (
     IssueKind.BLOCKER,
     IssueKind.PROTECTED,

@@ -268,7 +268,7 @@ def _check_cancel(rule: Rule, place: str) -> None:
 
 
 def _is_below(until: Threshold, when: Threshold) -> bool:
-    """Return whether `until` asks for fewer used slots than `when`, as far as the policy tells."""
+    """Return whether `until` asks for fewer used slots than `when`, as far as the policy shows."""
     if until.slots_used is not None and when.slots_used is not None:
         return until.slots_used < when.slots_used
     if until.slots_free is not None and when.slots_free is not None:

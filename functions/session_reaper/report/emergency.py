@@ -59,7 +59,7 @@ LIST_HOLDERS: Final = (
 
 
 def find_holder_protection(holder: Holder, policy: Policy) -> Protection | None:
-    """Return what protects every session of a group, as far as its names and its role tell."""
+    """Return what protects every session of a group, as far as its names and its role show."""
     names = Names(holder.role, "", holder.application)
     protection = (
         find_protection(holder)

@@ -10,7 +10,7 @@ SELECT json_build_object(
     'checkpointer_started', round(extract(epoch FROM
         max(a.backend_start) FILTER (WHERE a.backend_type = 'checkpointer')) * 1000000)::bigint,
     'remaining', coalesce(json_agg(a.pid) FILTER (WHERE v.pid IS NOT NULL), '[]'),
-    -- Rows that are hidden from us, and those of sessions among them, are told as in snapshot.sql.
+    -- Rows that are hidden from us, and those of sessions among them, are recognised as in snapshot.sql.
     'can_see', count(*) FILTER (WHERE a.backend_type IS NULL AND a.usesysid IS NOT NULL) = 0,
     'used', count(*) FILTER (
         WHERE (
