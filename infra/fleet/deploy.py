@@ -91,8 +91,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--parallel", type=_read_parallel, default=8, help="stacks at the same time"
     )
-    parser.add_argument("--preview", action="store_true", help="create change sets, execute none")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--preview", action="store_true", help="create change sets, execute none")
+    instead.add_argument(
         "--register", action="store_true", help="deploy nothing, only tell the hub of each stack"
     )
     parser.add_argument("--template", type=Path, default=Path(".aws-sam/build/template.yaml"))
@@ -216,7 +217,9 @@ def _print_table(results: Sequence[Result], options: Options) -> None:
         cells = (deployment.account, deployment.region, deployment.stack, result.text)
         table.add_row(*cells, f"{result.seconds:.0f}")
     Console(markup=False, highlight=False).print(table)
-    if failed and not options.register:
+    if options.preview:
+        print(f"The changes of each stack are in {options.logs}; none was made.")
+    elif failed and not options.register:
         print(f"The whole output of each sam deploy is in {options.logs}.")
 
 
