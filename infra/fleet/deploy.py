@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 from session_reaper.fleet.message import Spoke
+from session_reaper.settings import read_run_interval
 
 from infra.fleet.accounts import AccountsError, Deployment, read_accounts
 from infra.fleet.hub import (
@@ -200,8 +201,8 @@ def _deploy(
         raise DeployError("the stack has no output FunctionName, so its deployment has failed")
     # The file may leave the schedule as it is.
     after = read_own_parameters(deployment.stack, session)
-    schedule = after.get("ScheduleExpression", "")
-    expect_report(hub, Spoke(deployment.account, deployment.region, function), schedule)
+    interval = read_run_interval(after.get("ScheduleExpression", ""))
+    expect_report(hub, Spoke(deployment.account, deployment.region, function), interval)
     return "registered" if options.register else "deployed"
 
 

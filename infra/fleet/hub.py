@@ -11,7 +11,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 from session_reaper.aws.fleet_table import to_item
 from session_reaper.fleet.message import Spoke
 from session_reaper.fleet.state import SpokeState
-from session_reaper.settings import read_error_settings
 
 from infra.fleet.accounts import Deployment
 from infra.fleet.stacks import (
@@ -143,9 +142,11 @@ def join_fleet(deployment: Deployment, topic: FleetTopic, before: Mapping[str, s
     return replace(deployment, parameters={**given, **fleet})
 
 
-def expect_report(hub: Hub, spoke: Spoke, schedule: str) -> None:
-    """Tell the hub when to expect the first report, unless it knows the stack. Raises DeployError."""
-    interval = read_error_settings({"RUN_INTERVAL": schedule}).run_interval
+def expect_report(hub: Hub, spoke: Spoke, interval: float) -> None:
+    """Tell the hub to expect the first report within so many seconds, unless it knows the stack.
+
+    Raises DeployError.
+    """
     state = SpokeState(spoke=spoke, expected_by=time.time() + interval)
     dynamodb = boto3.Session().client("dynamodb", region_name=hub.region)
     try:

@@ -342,6 +342,15 @@ def test_a_stack_that_joins_a_fleet_is_expected_by_the_schedule_that_it_has(
     assert load_spoke_states(TABLE, Deadline(10))[joined].expected_by >= began + 3600
 
 
+def test_a_schedule_that_cannot_be_read_is_the_stacks_failure(
+    roll_out: RollOut, hub: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = f"account,region,ScheduleExpression\n{OWN},eu-central-1,rate(5 fortnights)\n"
+    assert roll_out.run(lines, "--hub", hub) == 1
+    assert "invalid interval rate(5 fortnights)" in capsys.readouterr().out
+    assert load_spoke_states(TABLE, Deadline(10)) == {}
+
+
 def test_a_stack_that_the_hub_knows_is_not_changed_by_another_roll_out(
     roll_out: RollOut, hub: str
 ) -> None:

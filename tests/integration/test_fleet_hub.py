@@ -269,9 +269,9 @@ def test_a_stack_whose_problems_end_together_has_recovered_once(hub: Hub) -> Non
 
 def test_a_stack_that_was_rolled_out_and_never_reports_is_told_once(hub: Hub) -> None:
     table = FleetHub(account="1", region=REGION, queue_arn="", table=TABLE)
-    expect_report(table, Spoke("000000000003", REGION, "session-reaper"), "")
+    expect_report(table, Spoke("000000000003", REGION, "session-reaper"), 900)
     assert hub.run()[1] == []
-    hub.age(900 + 700)  # the interval of a stack without a schedule of its own, and ten minutes
+    hub.age(900 + 700)
     _, (email,) = hub.run()
     said = text(email)
     assert "No report arrives from 000000000003/eu-central-1/session-reaper" in said
@@ -516,7 +516,8 @@ def test_ten_thousand_waiting_messages_are_merged_over_several_runs_while_others
     Random(1).shuffle(bodies)  # noqa: S311 -- an order, no secret
     for age, body in bodies:
         hub.put(body, age=age)
-    answers, emails = [], []
+    answers: list[dict[str, Any]] = []
+    emails: list[Email] = []
     with hub.stream(lambda number: a_message(an_origin(21), quiet(), run=f"run-{number}"), 10):
         while not (answers and answers[-1]["complete"]):
             hub.show_hidden()  # on a slow machine a message may have come too late for its call
