@@ -50,7 +50,7 @@ class LocalRun:
     def status(self) -> ExitStatus:
         """The exit status of the command."""
         if self.stopped_by is not None:
-            return ExitStatus.of_signal(self.stopped_by)
+            return ExitStatus.from_signal(self.stopped_by)
         return choose_status(self.report)
 
 

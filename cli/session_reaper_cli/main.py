@@ -249,7 +249,7 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
         help="How long to try again while the server has no free slot.",
     )
     @wraps(command)
-    def wrapped(
+    def call_command(
         servers: Sequence[str],
         secret: str,
         via: "Endpoint | None",
@@ -271,7 +271,7 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
         except TargetError as error:
             return _fail(error, target, as_json=bool(options.get("as_json")))
 
-    return wrapped
+    return call_command
 
 
 def _fail(error: "TargetError", target: "Target", *, as_json: bool) -> int:

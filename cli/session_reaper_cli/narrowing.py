@@ -33,18 +33,18 @@ def _continues(paragraph: list[str], line: str) -> bool:
     if not first or len(f"{before} {first}") <= WIDTH:
         return False
     if len(paragraph) > 1:
-        return _indent(before) == _indent(line)
-    if _indent(before) == _indent(line):
-        return _indent(before) < _DEEP
+        return _count_indent(before) == _count_indent(line)
+    if _count_indent(before) == _count_indent(line):
+        return _count_indent(before) < _DEEP
     begins = first.endswith(":") or (first[0].isupper() and not _ITEM.match(before))
-    return _indent(before) < _indent(line) and not begins
+    return _count_indent(before) < _count_indent(line) and not begins
 
 
 def _is_verbatim(line: str) -> bool:
     return not line.strip() or line.endswith(";") or len(line) > WIDTH
 
 
-def _indent(line: str) -> int:
+def _count_indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
@@ -54,11 +54,17 @@ def _wrap(paragraph: list[str], width: int) -> Iterator[str]:
         yield first
         return
     marker = _ITEM.match(first)
-    later = _indent(others[0]) if others else len(marker[0]) if marker else _indent(first) + 2
+    later = (
+        _count_indent(others[0])
+        if others
+        else len(marker[0])
+        if marker
+        else _count_indent(first) + 2
+    )
     yield from wrap(
         " ".join(line.strip() for line in paragraph),
         width,
-        initial_indent=" " * _indent(first),
+        initial_indent=" " * _count_indent(first),
         subsequent_indent=" " * later,
         break_long_words=False,
         break_on_hyphens=False,

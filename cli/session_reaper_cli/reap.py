@@ -19,7 +19,7 @@ from session_reaper.report.headline import count_of
 from session_reaper.report.model import Outcome, SessionResult
 from session_reaper.runs.operations import reap
 from session_reaper.runs.quota import Quota, allow_all, make_quota
-from session_reaper.runs.request import lowest_mode
+from session_reaper.runs.request import choose_lowest_mode
 from session_reaper.sessions.session import Identity
 from session_reaper.sessions.snapshot import NO_SESSIONS
 from session_reaper.summary.groups import group_sessions
@@ -61,7 +61,7 @@ class ReapOptions:
 def run_reap(options: ReapOptions, output: Console, messages: Console, say: Say) -> ExitStatus:
     """Reap one server. Raises ConfigurationError, TargetError."""
     mode = Mode.ENFORCE if options.enforce else Mode.OBSERVE
-    mode = lowest_mode(mode, options.login.policy.mode)
+    mode = choose_lowest_mode(mode, options.login.policy.mode)
     if mode is Mode.OFF:
         raise ConfigurationError("policy: mode", "is off; write observe or enforce")
     if mode is Mode.ENFORCE and not options.unasked and not is_interactive():

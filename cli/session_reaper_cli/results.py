@@ -37,7 +37,7 @@ class ExitStatus(IntEnum):
     TERMINATED = 143  # SIGTERM
 
     @classmethod
-    def of_signal(cls, number: Signals) -> "ExitStatus":
+    def from_signal(cls, number: Signals) -> "ExitStatus":
         """Return the status of a command that this signal has ended."""
         return cls(128 + number)
 

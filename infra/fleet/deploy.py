@@ -55,7 +55,7 @@ class Result:
 
     @property
     def text(self) -> str:
-        """What was done, or why it failed."""
+        """The result in words, or the problem."""
         return f"FAILED: {self.problem}" if self.problem else self.done
 
 
@@ -115,7 +115,7 @@ def _list_parameters(template: Path) -> Sequence[str]:
     """Return the names of a template's parameters. Raises DeployError."""
 
     class Loader(yaml.SafeLoader):
-        """Reads CloudFormation's short forms as nothing."""
+        """Reads CloudFormation's short forms as null."""
 
     Loader.add_multi_constructor("!", lambda *_: None)
     try:
@@ -170,7 +170,7 @@ def _deploy_one(deployment: Deployment, deploy: Callable[[Deployment], str]) -> 
     done = problem = ""
     try:
         done = deploy(deployment)
-    except Exception as error:  # noqa: BLE001 -- whatever fails, a bug included, is in the table and the exit status; the other stacks go on
+    except Exception as error:  # noqa: BLE001 -- any failure, also a bug, is in the table and the exit status; the other stacks continue
         problem = describe_error(error)
     seconds = time.monotonic() - started
     return Result(deployment=deployment, seconds=seconds, done=done, problem=problem)
@@ -199,7 +199,7 @@ def _deploy(
     function = read_outputs(deployment.stack, session).get("FunctionName")
     if function is None:
         raise DeployError("the stack has no output FunctionName, so its deployment has failed")
-    # The file may leave the schedule as it is.
+    # The file need not set the schedule.
     after = read_own_parameters(deployment.stack, session)
     interval = read_run_interval(after.get("ScheduleExpression", ""))
     expect_report(hub, Spoke(deployment.account, deployment.region, function), interval)

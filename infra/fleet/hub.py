@@ -143,7 +143,7 @@ def join_fleet(deployment: Deployment, topic: FleetTopic, before: Mapping[str, s
 
 
 def expect_report(hub: Hub, spoke: Spoke, interval: float) -> None:
-    """Tell the hub to expect the first report within so many seconds, unless it knows the stack.
+    """Register the stack if it is new; its first report is expected within `interval` seconds.
 
     Raises DeployError.
     """
@@ -158,4 +158,6 @@ def expect_report(hub: Hub, spoke: Spoke, interval: float) -> None:
     except dynamodb.exceptions.ConditionalCheckFailedException:
         return
     except (BotoCoreError, ClientError) as error:
-        raise DeployError(f"deployed, but the hub was not told: {describe_error(error)}") from None
+        raise DeployError(
+            f"deployed, but not registered with the hub: {describe_error(error)}"
+        ) from None

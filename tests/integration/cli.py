@@ -134,11 +134,11 @@ def spawn(home: Path, *words: str, columns: int = 100, **environ: str) -> pexpec
         timeout=SECONDS,
         encoding="utf-8",
         codec_errors="replace",
-        preexec_fn=_heed_signals,
+        preexec_fn=_restore_signals,
     )
 
 
-def _heed_signals() -> None:
+def _restore_signals() -> None:
     """Undo what `nohup` or a shell's `&` did to the tests, and the command would inherit."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)

@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from infra.local.postgres import Tls
+
+NOTIFICATION_SCHEMA = json.loads(
+    (Path(__file__).parents[1] / "summaries/custom_notification.schema.json").read_text()
+)
+"""The schema of a custom notification of Amazon Q Developer."""
 
 PATH = "/services/T0CANARY/B0CANARY/canary"
 

@@ -28,7 +28,7 @@ SETTINGS = {
 KEPT = 100  # bytes of a query: the least that a server can be told
 
 
-def shown(stage: Stage, session: Victim) -> str:
+def read_query(stage: Stage, session: Victim) -> str:
     """The session's query as a look brings it."""
     ((query,),) = stage.root.run(
         "SELECT textsend(query) FROM pg_stat_activity WHERE pid = :pid", pid=session.pid
@@ -53,7 +53,7 @@ def test_no_part_of_a_literal_is_shown_wherever_the_server_cuts(
                 query = f"SELECT {padding}{text}".replace("\0", "")
                 with suppress(DatabaseError):  # what is refused is shown too
                     session.connection.run(query)
-                kept = shown(stage, session)
+                kept = read_query(stage, session)
                 assert query.startswith(kept)
                 assert not leaks(redact(kept)), kept
                 lengths.add(len(kept.encode()))
@@ -67,7 +67,7 @@ def test_no_part_of_a_literal_in_another_encoding_is_shown(stage: Stage) -> None
     session = stage.session(IDLE, database="latin")
     query = "SELECT $é$ $è$ canary $é$, 'é canary', $è$ $é$ canary $è$"
     assert len(session.connection.run(query)[0]) == 3
-    kept = shown(stage, session)
+    kept = read_query(stage, session)
     assert kept == query.replace("é", "\ufffd").replace("è", "\ufffd")
     assert not leaks(redact(kept))
 

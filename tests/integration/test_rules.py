@@ -153,17 +153,17 @@ def a_wedged_session(stage: Stage, **options: Any) -> Victim:  # noqa: ANN401 --
         + _message(b"H")  # Flush
     )
     stream.flush()
-    _until_active_and_waiting(victim)
+    _wait_until_blocked(victim)
     return victim
 
 
-def _until_active_and_waiting(victim: Victim) -> None:
+def _wait_until_blocked(victim: Victim) -> None:
     shown = "state || ' ' || wait_event"
-    until(lambda: victim._shown(shown) == "active ClientRead", "it waits for its client")  # noqa: SLF001
+    until(lambda: victim.read_column(shown) == "active ClientRead", "it waits for its client")
 
 
-def _running_for(victim: Victim, seconds: float) -> bool:
-    age = victim._shown("extract(epoch FROM clock_timestamp() - query_start)::float8")  # noqa: SLF001
+def _has_run_for(victim: Victim, seconds: float) -> bool:
+    age = victim.read_column("extract(epoch FROM clock_timestamp() - query_start)::float8")
     return age is not None and age > seconds
 
 
@@ -172,9 +172,9 @@ def test_a_wedged_session_outlives_its_timeouts_and_a_cancel_but_not_a_terminate
 ) -> None:
     wedged = a_wedged_session(stage)
     working = stage.session(ACTIVE)
-    until(lambda: _running_for(wedged, 0.3), "both timeouts are over")
+    until(lambda: _has_run_for(wedged, 0.3), "both timeouts are over")
     assert stage.root.run("SELECT pg_cancel_backend(:pid)", pid=wedged.pid) == [[True]]
-    until(lambda: _running_for(wedged, 0.5), "the cancel has had its time")
+    until(lambda: _has_run_for(wedged, 0.5), "the cancel has had its time")
     assert wedged.state == ACTIVE
 
     run = stage.reap(WEDGED)
@@ -192,8 +192,8 @@ def test_a_copy_that_waits_for_rows_is_not_wedged(stage: Stage) -> None:
     sockets = loading.connection._sock  # noqa: SLF001 -- the driver's own COPY would end it
     sockets.write(_message(b"Q", text.encode() + b"\0"))
     sockets.flush()
-    _until_active_and_waiting(loading)
-    until(lambda: _running_for(loading, 0.2), "it does so for long")
+    _wait_until_blocked(loading)
+    until(lambda: _has_run_for(loading, 0.2), "it does so for long")
     known = stage.server.major >= 14  # before that nothing but its text tells
     assert (stage.reap(WEDGED).outcomes() == {}) == known
     assert loading.is_there == known
@@ -205,15 +205,15 @@ def test_a_copy_is_recognized_by_its_query_text(stage: Stage) -> None:
     stream = loading.connection._sock  # noqa: SLF001 -- as above
     stream.write(_message(b"Q", b"copy loaded from stdin\0"))
     stream.flush()
-    _until_active_and_waiting(loading)
-    until(lambda: _running_for(loading, 0.2), "it does so for long")
+    _wait_until_blocked(loading)
+    until(lambda: _has_run_for(loading, 0.2), "it does so for long")
     assert stage.reap(WEDGED).outcomes() == {}
     assert loading.is_there
 
 
 def test_a_wedged_session_that_continues_before_the_signal_escapes(stage: Stage) -> None:
     wedged = a_wedged_session(stage)
-    until(lambda: _running_for(wedged, 0.2), "it is old enough")
+    until(lambda: _has_run_for(wedged, 0.2), "it is old enough")
 
     def before(moment: Moment) -> None:
         if moment is Moment.PREPARE_TERMINATE:
@@ -239,9 +239,9 @@ def chain(stage: Stage) -> tuple[Victim, Victim, Victim]:
     root = stage.session(LEAK, query=lock.format(1), application_name="leaky")
     waiter = stage.session(LEAK, query=lock.format(2), application_name="patient")
     waiter.start(lock.format(1))
-    _until_it_waits(waiter)
+    _wait_until_waiting(waiter)
     last = stage.session(IDLE, application_name="last").start(lock.format(2))
-    _until_it_waits(last)
+    _wait_until_waiting(last)
     return root, waiter, last
 
 
@@ -252,8 +252,8 @@ def _accounts(stage: Stage) -> None:
     stage.root.run(f"GRANT ALL ON accounts TO {stage.role('app')}")
 
 
-def _until_it_waits(victim: Victim) -> None:
-    until(lambda: victim._shown("wait_event_type") == "Lock", "it waits for a lock")  # noqa: SLF001
+def _wait_until_waiting(victim: Victim) -> None:
+    until(lambda: victim.read_column("wait_event_type") == "Lock", "it waits for a lock")
 
 
 def test_the_root_blocker_is_terminated_and_its_waiters_continue(
@@ -301,7 +301,7 @@ def test_blocks_for_counts_from_the_start_of_the_wait(stage: Stage) -> None:
     _accounts(stage)
     waiter = stage.session(IDLE).start("SELECT pg_sleep(1.5); LOCK TABLE accounts")
     root = stage.session(LEAK, query="LOCK TABLE accounts")
-    _until_it_waits(waiter)
+    _wait_until_waiting(waiter)
     root.connection.run("SELECT 1")  # healthy: at work a moment ago
     run = stage.run({"mode": "observe", "policy": policy(rule(blocks_for="1400ms"))})
     assert run.outcomes() == {}
@@ -324,7 +324,7 @@ def test_a_session_that_just_got_the_lock_is_not_blamed_for_the_queue(
     queue = stage.sessions(3, LEAK)
     for waiter in queue:
         waiter.start(sql)
-        _until_it_waits(waiter)
+        _wait_until_waiting(waiter)
     until(lambda: _age(first, "state_change") > 1.5, "the queue is old")
     first.connection.run("COMMIT")
     until(lambda: any(waiter.state == LEAK for waiter in queue), "one of them has got it")
@@ -353,7 +353,7 @@ def test_a_waiting_parallel_query_is_one_waiter_and_not_a_root(
     workers = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     until(lambda: stage.root.run(workers)[0][0] >= 2, "its workers wait")
     last = stage.session(IDLE).start("SELECT * FROM accounts")
-    _until_it_waits(last)
+    _wait_until_waiting(last)
     run = stage.reap(rule(state=[LEAK, ACTIVE], blocks=1, blocks_for="0s"))
     assert run.outcomes() == {root.pid: "terminated"}
     assert run.session(root)["reason"].startswith("2 waiting on it (blocks: 1)")
@@ -428,7 +428,7 @@ def test_a_vacuum_does_not_hold_back_another(stage: Stage) -> None:
     vacuuming.connection.run("SET vacuum_cost_delay = 50")
     vacuuming.connection.run("SET vacuum_cost_limit = 10")
     vacuuming.start("/* nightly */ VACUUM (ANALYZE) big")
-    until(lambda: vacuuming._shown("backend_xmin") is not None, "it has a snapshot")  # noqa: SLF001
+    until(lambda: vacuuming.read_column("backend_xmin") is not None, "it has a snapshot")
     for _ in range(20):
         stage.root.run("SELECT txid_current()")
     for condition in ({"pins_vacuum_by": 10}, {"holds": "xmin"}):
@@ -659,7 +659,7 @@ def test_apply_changes_no_setting_for_sessions_that_are_only_observed(stage: Sta
 CONFIRMED = a_rule({}, confirm_after="300ms")
 
 
-def _before_second_snapshot(change: Callable[[], object]) -> Callable[[Moment], None]:
+def _act_before_second_snapshot(change: Callable[[], object]) -> Callable[[Moment], None]:
     """Do it before the second look."""
     looks: list[Moment] = []
 
@@ -679,13 +679,13 @@ def _next_transaction(victim: Victim) -> None:
 
 
 def _age(victim: Victim, since: str) -> float:
-    age: float = victim._shown(f"extract(epoch FROM clock_timestamp() - {since})::float8")  # noqa: SLF001
+    age: float = victim.read_column(f"extract(epoch FROM clock_timestamp() - {since})::float8")
     return age
 
 
 def test_a_session_in_another_transaction_at_the_second_snapshot_escapes(stage: Stage) -> None:
     leak, pooled = stage.sessions(2)
-    before = _before_second_snapshot(lambda: _next_transaction(pooled))
+    before = _act_before_second_snapshot(lambda: _next_transaction(pooled))
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(CONFIRMED)
@@ -703,7 +703,7 @@ def test_a_transaction_that_ran_another_statement_meanwhile_is_the_same(
 ) -> None:
     """A rule on the age of transactions means those, too, that run a statement now and then."""
     busy = stage.session(LEAK)
-    before = _before_second_snapshot(lambda: busy.connection.run("SELECT 2"))
+    before = _act_before_second_snapshot(lambda: busy.connection.run("SELECT 2"))
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(a_rule({"transaction_for": "1ms"}, confirm_after="300ms"))
@@ -713,7 +713,7 @@ def test_a_transaction_that_ran_another_statement_meanwhile_is_the_same(
 def test_a_session_that_no_longer_matches_at_the_second_snapshot_escapes(stage: Stage) -> None:
     leak, working = stage.sessions(2)
     until(lambda: _age(working, "state_change") > 0.25, "both are old enough")
-    before = _before_second_snapshot(lambda: working.connection.run("SELECT 2"))
+    before = _act_before_second_snapshot(lambda: working.connection.run("SELECT 2"))
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(a_rule({"idle_for": "200ms"}, confirm_after="300ms"))
@@ -733,7 +733,7 @@ def test_pressure_that_is_over_at_the_second_snapshot_condemns_no_session(
             other.connection.close()
         until(lambda: stage.clients < 16, "they have gone")
 
-    with Proxy(stage.server.port, before=_before_second_snapshot(leave)) as proxy:
+    with Proxy(stage.server.port, before=_act_before_second_snapshot(leave)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(tier)
     assert set(run.outcomes().values()) == {"escaped"}
@@ -777,7 +777,7 @@ def test_the_breaker_counts_at_the_first_snapshot_only(stage: Stage) -> None:
             session.connection.close()
         until(lambda: stage.survivors(healthy) == [], "they have gone")
 
-    with Proxy(stage.server.port, before=_before_second_snapshot(leave)) as proxy:
+    with Proxy(stage.server.port, before=_act_before_second_snapshot(leave)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(CONFIRMED, limits={"max_share": "50%"})  # 3 of 8, then 3 of 4
     assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
@@ -805,7 +805,7 @@ def test_observe_reports_what_would_be_denied(stage: Stage) -> None:
 def test_a_rule_without_confirm_after_does_not_wait(stage: Stage) -> None:
     first, second = stage.session(LEAK, role="first"), stage.session(LEAK, role="second")
     seen: list[list[Victim]] = []
-    before = _before_second_snapshot(lambda: seen.append(stage.survivors([first, second])))
+    before = _act_before_second_snapshot(lambda: seen.append(stage.survivors([first, second])))
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(
@@ -827,7 +827,7 @@ def test_rules_may_have_different_confirm_after(stage: Stage) -> None:
 
 def test_observe_also_confirms_and_signals_no_session(stage: Stage) -> None:
     leak, pooled = stage.sessions(2)
-    before = _before_second_snapshot(lambda: _next_transaction(pooled))
+    before = _act_before_second_snapshot(lambda: _next_transaction(pooled))
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
         run = stage.run({"mode": "observe", "policy": policy(CONFIRMED)})

@@ -131,9 +131,9 @@ def test_a_crash_after_the_signal_counts_as_a_restart(
     stage.root.run("CHECKPOINT")  # the crash would lose unwritten buffers
 
     def before(moment: Moment) -> None:
-        if moment is Moment.PREPARE_VERIFY and not _restarted(stage):
+        if moment is Moment.PREPARE_VERIFY and not _restart(stage):
             os.kill(bystander.pid, signal.SIGKILL)
-            until(lambda: _restarted(stage), "the server has recovered")
+            until(lambda: _restart(stage), "the server has recovered")
 
     leak = rule(role=["app"])
     with Proxy(stage.server.port, before=before) as proxy:
@@ -145,7 +145,7 @@ def test_a_crash_after_the_signal_counts_as_a_restart(
     assert run.target()["slots"]["used_after"] is None
 
 
-def _restarted(stage: Stage) -> bool:
+def _restart(stage: Stage) -> bool:
     return "all server processes terminated; reinitializing" in stage.server.log.read_text() and (
         stage.server.log.read_text().count("ready to accept connections") > 1
     )

@@ -28,13 +28,13 @@ def files() -> Iterator[tuple[Path, str]]:
     for name, make in SITUATIONS.items():
         summary = summarize(digest_report(make(), PLACE), NOW)
         yield _HERE / f"{name}.email.txt", f"Subject: {summary.subject}\n\n{summary.email}"
-        yield _HERE / f"{name}.slack.json", _indented(summary.notification)
-        yield _HERE / f"{name}.webhook.json", _indented(summary.webhook)
+        yield _HERE / f"{name}.slack.json", _indent(summary.notification)
+        yield _HERE / f"{name}.webhook.json", _indent(summary.webhook)
         if name == _PICTURED:
             email = as_email(summary.subject, summary.email)
             yield _PICTURES / "email.svg", as_svg(email, "email")
             yield _PICTURES / "slack.svg", as_svg(as_slack(summary.notification), "slack")
 
 
-def _indented(text: str) -> str:
+def _indent(text: str) -> str:
     return json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"

@@ -138,7 +138,7 @@ def test_the_stacks_beside_it_take_its_outputs_as_parameters_of_the_same_name() 
 Metric = tuple[str, tuple[str, ...]]  # its name, the names of its dimensions
 
 
-def _published(capsys: pytest.CaptureFixture[str]) -> set[Metric]:
+def _read_published(capsys: pytest.CaptureFixture[str]) -> set[Metric]:
     """All metrics of a run with every outcome."""
     fates = [a_fate(outcome) for outcome in Outcome]
     target = a_target_report(*fates, oldest_idle_in_transaction=901.2)
@@ -155,7 +155,7 @@ def _published(capsys: pytest.CaptureFixture[str]) -> set[Metric]:
     return published
 
 
-def _watched() -> Iterator[Metric]:
+def _list_watched() -> Iterator[Metric]:
     for alarm in ALARMS.values():
         if alarm["Namespace"] == "SessionReaper":
             dimensions = tuple(sorted(each["Name"] for each in alarm["Dimensions"]))
@@ -179,7 +179,7 @@ def _watched() -> Iterator[Metric]:
 def test_alarms_and_dashboard_use_published_metrics_only(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert set(_watched()) <= _published(capsys)
+    assert set(_list_watched()) <= _read_published(capsys)
 
 
 @pytest.mark.parametrize("alarm", ALARMS)

@@ -77,7 +77,7 @@ def a_target(sslmode: SslMode = SslMode.VERIFY_FULL, sslrootcert: str | None = N
     return replace(target, sslmode=sslmode, sslrootcert=sslrootcert)
 
 
-def advised(
+def advise(
     found: ServerFacts, *fates: SessionResult, target: Target | None = None
 ) -> dict[str, Advice]:
     given = advise_on_facts(target or a_target(), found, some_slots(), fates)
@@ -85,7 +85,7 @@ def advised(
 
 
 def test_a_server_without_shortcomings_gets_no_advice() -> None:
-    assert advised(a_server()) == {}
+    assert advise(a_server()) == {}
 
 
 # -- timeouts ---------------------------------------------------------------------------------------
@@ -400,16 +400,16 @@ def test_a_pooler_is_advised_for_ten_idle_sessions_that_use_a_quarter_of_the_slo
 
 def test_idle_sessions_that_the_run_has_terminated_count_as_held() -> None:
     ended = some_fates(10, Outcome.TERMINATED, state=State.IDLE)
-    assert "held 30 idle" in advised(held(20), *ended)["use-pooler"].message
+    assert "held 30 idle" in advise(held(20), *ended)["use-pooler"].message
     others = [
         *some_fates(10, Outcome.SPARED, state=State.IDLE),
         *some_fates(10, Outcome.TERMINATED),
     ]
-    assert "use-pooler" not in advised(held(20), *others)
+    assert "use-pooler" not in advise(held(20), *others)
 
 
 def test_no_pooler_is_advised_for_the_provider_s_own_pool() -> None:
-    assert "use-pooler" not in advised(held(90, role="rdsproxyadmin"))
+    assert "use-pooler" not in advise(held(90, role="rdsproxyadmin"))
 
 
 # -- what holds vacuum back ----------------------------------------------------------------------------
@@ -417,12 +417,12 @@ def test_no_pooler_is_advised_for_the_provider_s_own_pool() -> None:
 
 def test_prepared_transactions_older_than_an_hour_are_reported() -> None:
     young = PreparedTransaction(database="young", seconds=OLD_PREPARED - 0.1)
-    assert advised(a_server(prepared=(young,))) == {}
+    assert advise(a_server(prepared=(young,))) == {}
     old = (
         PreparedTransaction(database="b", seconds=7200.0),
         PreparedTransaction(database="a", seconds=OLD_PREPARED),
     )
-    given = advised(a_server(prepared=(*old, young)))["end-prepared-transactions"]
+    given = advise(a_server(prepared=(*old, young)))["end-prepared-transactions"]
     assert "older than an hour: 2, the oldest 2h, in a, b." in given.message
     assert "COMMIT PREPARED or ROLLBACK PREPARED" in given.message
 
@@ -440,7 +440,7 @@ def test_a_replication_slot_is_reported_if_it_holds_back_many_transactions(
     transactions: int, *, active: bool, is_reported: bool
 ) -> None:
     slot = ReplicationSlot(name="cdc", active=active, held=transactions)
-    given = advised(a_server(replication_slots=(slot,)))
+    given = advise(a_server(replication_slots=(slot,)))
     assert ("drop-replication-slot" in given) is is_reported
     if is_reported:
         word = "active" if active else "inactive"
@@ -453,12 +453,12 @@ def test_the_sql_drops_only_inactive_replication_slots() -> None:
         ReplicationSlot(name="a_1", active=False, held=HELD_BY_INACTIVE),
         ReplicationSlot(name="b_2", active=False, held=HELD_BY_INACTIVE),
     )
-    given = advised(a_server(replication_slots=slots))["drop-replication-slot"]
+    given = advise(a_server(replication_slots=slots))["drop-replication-slot"]
     assert (
         given.sql
         == "SELECT pg_drop_replication_slot('a_1');\nSELECT pg_drop_replication_slot('b_2');"
     )
-    given = advised(a_server(replication_slots=slots[:1]))["drop-replication-slot"]
+    given = advise(a_server(replication_slots=slots[:1]))["drop-replication-slot"]
     assert given.sql is None
 
 
@@ -479,7 +479,7 @@ def test_the_sql_drops_only_inactive_replication_slots() -> None:
 def test_an_sslmode_below_verify_full_is_reported(
     sslmode: SslMode, sslrootcert: str | None, problem: str | None
 ) -> None:
-    given = advised(a_server(), target=a_target(sslmode, sslrootcert))
+    given = advise(a_server(), target=a_target(sslmode, sslrootcert))
     assert set(given) == ({"verify-certificate"} if problem else set())
     assert all(str(problem) in each.message for each in given.values())
 
@@ -490,9 +490,9 @@ def test_a_role_without_a_reserved_slot_gets_advice_how_to_reserve_one() -> None
         (a_server(granted_reserved=False), "grant-reserved-connections"),
         (a_server(reserved_slots=0, major=15), "add-fallback-secret"),
     ]:
-        assert set(advised(found)) == {code}
-        assert advised(found, target=replace(a_target(), fallback_secret="x")) == {}  # noqa: S106 -- a name
-        without_secret = advised(found, target=replace(a_target(), secret_arn=""))
+        assert set(advise(found)) == {code}
+        assert advise(found, target=replace(a_target(), fallback_secret="x")) == {}  # noqa: S106 -- a name
+        without_secret = advise(found, target=replace(a_target(), secret_arn=""))
         assert "this target's secret" not in without_secret[code].message
 
 
@@ -550,7 +550,7 @@ def test_the_advice_on_thousands_of_pools_slots_and_transactions_is_short() -> N
         PreparedTransaction(database=f"db-{n:03}", seconds=OLD_PREPARED) for n in range(MANY)
     )
     idle = tuple(IdleSessions(application=f"app-{n}", role="app", number=25) for n in range(MANY))
-    found = advised(a_server(replication_slots=slots, prepared=prepared, idle=idle))
+    found = advise(a_server(replication_slots=slots, prepared=prepared, idle=idle))
     assert len(found) == 3
     for each in found.values():
         assert f" and {MANY - MOST_NAMED} more" in each.message

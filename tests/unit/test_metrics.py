@@ -60,7 +60,7 @@ class Line(NamedTuple):
     units: Mapping[str, str]
 
 
-def written(capture: Capture) -> list[Line]:
+def parse_written(capture: Capture) -> list[Line]:
     return [line_of(json.loads(text)) for text in capture.readouterr().out.splitlines()]
 
 
@@ -80,12 +80,12 @@ def line_of(document: dict[str, Any]) -> Line:
 
 def of_target(capture: Capture, *fates: SessionResult, **overrides: object) -> Line:
     emit_target_metrics(a_target_report(*fates, **SEEN | overrides))
-    return written(capture)[0]
+    return parse_written(capture)[0]
 
 
 def of_run(capture: Capture, report: Report) -> Line:
     emit_run_metrics(report, 1.25)
-    (line,) = written(capture)
+    (line,) = parse_written(capture)
     return line
 
 
@@ -145,7 +145,7 @@ def test_a_target_that_was_not_reached_is_counted(capsys: Capture, status: Targe
 
 def test_a_target_without_a_snapshot_publishes_only_its_failure(capsys: Capture) -> None:
     emit_target_metrics(UNREACHED)
-    (line,) = written(capsys)
+    (line,) = parse_written(capsys)
     assert line.dimensions["target"] == "billing"
     assert line.metrics == {"FailedTargets": 1}
 
@@ -160,7 +160,7 @@ def test_each_rule_that_terminated_sessions_has_its_own_line(capsys: Capture) ->
     fates = [by_rule(fate, name) for fate, name in zip(terminated, "aba", strict=True)]
     spared = by_rule(a_fate(Outcome.SPARED), "c")
     emit_target_metrics(a_target_report(*fates, spared))
-    whole, *rules = written(capsys)
+    whole, *rules = parse_written(capsys)
     assert whole.metrics["Terminated"] == 3
     here = {"service": "session-reaper", "target": "orders"}
     assert [(line.dimensions, line.metrics) for line in rules] == [
@@ -184,7 +184,7 @@ def test_characters_that_cloudwatch_would_drop_are_replaced(
     capsys: Capture, name: str, published: str
 ) -> None:
     emit_target_metrics(a_target_report(by_rule(a_fate(), name), name=name))
-    whole, rule = written(capsys)
+    whole, rule = parse_written(capsys)
     assert whole.dimensions["target"] == published
     assert (rule.dimensions["target"], rule.dimensions["rule"]) == (published, published)
 
@@ -274,16 +274,16 @@ def test_a_tripped_breaker_is_counted_for_its_target_and_the_run(capsys: Capture
     tripped = a_target_report(status=TargetStatus.BREAKER)
     emit_target_metrics(tripped)
     emit_run_metrics(a_report(tripped, a_target_report(status=TargetStatus.BREAKER)), 0.1)
-    of_target, of_run = written(capsys)
+    of_target, of_run = parse_written(capsys)
     assert of_target.metrics["BreakerTripped"] == 1
     assert of_run.metrics["BreakerTripped"] == 2
     emit_run_metrics(a_report(a_target_report()), 0.1)
-    assert "BreakerTripped" not in written(capsys)[0].metrics
+    assert "BreakerTripped" not in parse_written(capsys)[0].metrics
 
 
 def test_an_invalid_configuration_is_counted_for_the_stack(capsys: Capture) -> None:
     emit_configuration_error()
-    (line,) = written(capsys)
+    (line,) = parse_written(capsys)
     assert line.metrics == {"ConfigurationErrors": 1}
     assert line.units == {"ConfigurationErrors": "Count"}
     assert set(line.dimensions) == {"service"}

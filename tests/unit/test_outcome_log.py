@@ -23,11 +23,11 @@ UNTOUCHED = [Outcome.SPARED, Outcome.WOULD_TERMINATE]
 SIGNALLED = [outcome for outcome in Outcome if outcome not in UNTOUCHED]
 
 
-def in_time() -> Deadline:
+def make_deadline() -> Deadline:
     return Deadline(60)
 
 
-def too_late() -> Deadline:
+def make_late_deadline() -> Deadline:
     return Deadline(0)
 
 
@@ -62,9 +62,9 @@ def test_a_session_that_was_not_touched_is_logged_at_the_end(
     log = OutcomeLog()
     fate = a_fate(outcome)
     log.write(a_target_report(fate), fate)
-    log.complete(a_target_report(fate), in_time())
+    log.complete(a_target_report(fate), make_deadline())
     assert outcomes(caplog) == []
-    log_remaining([log], in_time())
+    log_remaining([log], make_deadline())
     assert outcomes(caplog) == [outcome]
 
 
@@ -74,7 +74,7 @@ def test_the_outcome_that_was_logged_is_the_one_that_is_reported(
     log = OutcomeLog()
     ended, lingering = a_fate(Outcome.TERMINATED), a_fate(Outcome.LINGERING)
     log.write(a_target_report(lingering), ended)
-    assert log.complete(a_target_report(lingering), in_time()).results == (ended,)
+    assert log.complete(a_target_report(lingering), make_deadline()).results == (ended,)
     assert outcomes(caplog) == [Outcome.TERMINATED]
 
 
@@ -83,7 +83,7 @@ def test_a_target_that_goes_on_after_the_run_s_end_is_stopped(
 ) -> None:
     log = OutcomeLog()
     report = one_of_each()
-    log.complete(a_target_report(), in_time())
+    log.complete(a_target_report(), make_deadline())
     for fate in report.results:
         with pytest.raises(DeadlineError):
             log.write(report, fate)
@@ -93,7 +93,7 @@ def test_a_target_that_goes_on_after_the_run_s_end_is_stopped(
 def test_before_the_summary_only_signalled_sessions_are_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    OutcomeLog().complete(one_of_each(), in_time())
+    OutcomeLog().complete(one_of_each(), make_deadline())
     assert sorted(outcomes(caplog)) == sorted(SIGNALLED)
 
 
@@ -102,9 +102,9 @@ def test_what_was_not_logged_before_the_summary_is_logged_after_it_signalled_ses
 ) -> None:
     logs = [OutcomeLog(), OutcomeLog()]
     for log, name in zip(logs, ["orders", "billing"], strict=True):
-        log.complete(one_of_each(name), too_late())
+        log.complete(one_of_each(name), make_late_deadline())
     assert outcomes(caplog) == []
-    log_remaining(logs, in_time())
+    log_remaining(logs, make_deadline())
     found = [(line["target"], line["session"]["pid"]) for line in lines(caplog)]
     assert len(set(found)) == len(found) == 2 * len(Outcome)
     assert set(outcomes(caplog)[: 2 * len(SIGNALLED)]) == set(SIGNALLED)
@@ -119,8 +119,8 @@ def test_without_time_sessions_share_a_line_that_has_their_pids(
         SessionResult(decision=a_decision(a_session(pid=5), rule="other"), outcome=Outcome.SPARED),
     ]
     log = OutcomeLog()
-    log.complete(a_target_report(*fates), too_late())
-    log_remaining([log], too_late())
+    log.complete(a_target_report(*fates), make_late_deadline())
+    log_remaining([log], make_late_deadline())
     keys = ("target", "outcome", "rule", "count", "pids")
     assert [tuple(line[key] for key in keys) for line in lines(caplog, "outcomes")] == [
         ("orders", "lingering", "idle-in-transaction", 2, [1, 2]),
@@ -133,8 +133,8 @@ def test_without_time_sessions_share_a_line_that_has_their_pids(
 def test_targets_of_the_same_name_do_not_share_a_line(caplog: pytest.LogCaptureFixture) -> None:
     logs = [OutcomeLog(), OutcomeLog()]
     for log in logs:
-        log.complete(a_target_report(a_fate(Outcome.SPARED)), too_late())
-    log_remaining(logs, too_late())
+        log.complete(a_target_report(a_fate(Outcome.SPARED)), make_late_deadline())
+    log_remaining(logs, make_late_deadline())
     assert [line["pids"] for line in lines(caplog, "outcomes")] == [[4711], [4711]]
 
 
@@ -144,8 +144,8 @@ def test_a_line_for_many_is_never_too_long_for_cloudwatch(caplog: pytest.LogCapt
     sessions = [replace(fate.decision.session, identity=_identity(pid)) for pid in pids]
     fates = [replace(fate, decision=replace(fate.decision, session=each)) for each in sessions]
     log = OutcomeLog()
-    log.complete(a_target_report(*fates), too_late())
-    log_remaining([log], too_late())
+    log.complete(a_target_report(*fates), make_late_deadline())
+    log_remaining([log], make_late_deadline())
     found = lines(caplog, "outcomes")
     assert [pid for line in found for pid in line["pids"]] == [*pids]
     assert max(len(str(line["pids"])) for line in found) < 250_000
@@ -158,11 +158,11 @@ def _identity(pid: int) -> Identity:
 def test_a_log_of_a_target_that_has_not_ended_has_nothing_to_add(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    log_remaining([OutcomeLog()], in_time())
+    log_remaining([OutcomeLog()], make_deadline())
     assert caplog.records == []
 
 
-@pytest.mark.parametrize(("deadline", "alone"), [(in_time, 3), (too_late, 0)])
+@pytest.mark.parametrize(("deadline", "alone"), [(make_deadline, 3), (make_late_deadline, 0)])
 def test_spared_sessions_have_a_line_each_while_there_is_time_and_else_one_per_rule(
     caplog: pytest.LogCaptureFixture, deadline: Callable[[], Deadline], alone: int
 ) -> None:

@@ -14,7 +14,7 @@ from session_reaper.decision.parallel_dumps import find_parallel_dumps
 from session_reaper.sessions.session import State
 
 from tests.builders import a_policy, a_rule, a_session, some_slots
-from tests.unit.test_decide_properties import matched, seen
+from tests.visible import list_matched, select_visible
 
 if TYPE_CHECKING:
     from session_reaper.policy.model import Policy, Rule
@@ -247,9 +247,9 @@ def test_more_sessions_never_end_the_protection_of_a_dump(
 @given(sessions_of_one_snapshot(), POLICIES)
 def test_the_snapshot_has_all_that_shows_a_dump(sessions: list[Session], policy: Policy) -> None:
     whole, part = (
-        decide(each, some_slots(), policy) for each in (sessions, seen(sessions, policy))
+        decide(each, some_slots(), policy) for each in (sessions, select_visible(sessions, policy))
     )
-    assert matched(part) == matched(whole)
+    assert list_matched(part) == list_matched(whole)
 
 
 class CountedSeconds(float):

@@ -51,7 +51,7 @@ UNREACHED = {
 }
 
 
-def unreached(name: str, status: TargetStatus = FAILED) -> TargetReport:
+def make_unreached(name: str, status: TargetStatus = FAILED) -> TargetReport:
     return a_target_report(**UNREACHED | {"name": name, "status": status})
 
 
@@ -118,9 +118,9 @@ def a_quiet_target(*fates: SessionResult, **overrides: object) -> TargetReport:
             "orders: failed, 2 sessions terminated, slots 97/97 → 95/97",
         ),
         (a_target_report(status=FAILED), "orders: failed, slots 97/97"),
-        (unreached("orders"), "orders: failed, the name does not resolve"),
-        (unreached("orders", FULL), "orders: full, the name does not resolve"),
-        (unreached("orders", BLIND), "orders: blind, the name does not resolve"),
+        (make_unreached("orders"), "orders: failed, the name does not resolve"),
+        (make_unreached("orders", FULL), "orders: full, the name does not resolve"),
+        (make_unreached("orders", BLIND), "orders: blind, the name does not resolve"),
     ],
 )
 def test_the_headline_of_a_target_says_what_happened(target: TargetReport, line: str) -> None:
@@ -147,9 +147,9 @@ def test_no_outcome_is_missing_from_the_headline(outcome: Outcome) -> None:
         (a_target_report(a_fate(Outcome.LINGERING)), True),
         (a_target_report(a_fate(Outcome.ESCAPED), a_fate(Outcome.LINGERING)), True),
         (a_target_report(status=BREAKER), True),
-        (unreached("orders"), True),
-        (unreached("orders", FULL), True),
-        (unreached("orders", BLIND), True),
+        (make_unreached("orders"), True),
+        (make_unreached("orders", FULL), True),
+        (make_unreached("orders", BLIND), True),
     ],
 )
 def test_only_changes_and_new_issues_are_news(target: TargetReport, *, news: bool) -> None:
@@ -184,14 +184,14 @@ def test_a_run_is_partial_if_a_target_is_not_ok_and_failed_if_none_was_reached(
     assert report.failed == failed
 
 
-def named(name: str, number: int = 0) -> TargetReport:
+def make_named(name: str, number: int = 0) -> TargetReport:
     fates = some_fates(number, Outcome.TERMINATED)
     if not number:
         return a_quiet_target(name=name)
     return a_target_report(*fates, name=name, used_after=97 - number)
 
 
-def paused(name: str) -> TargetReport:
+def make_paused(name: str) -> TargetReport:
     return a_target_report(name=name, status=TargetStatus.PAUSED, slots=None, used_after=None)
 
 
@@ -199,21 +199,24 @@ def paused(name: str) -> TargetReport:
     ("report", "summary"),
     [
         (
-            a_report(named("orders", 12)),
+            a_report(make_named("orders", 12)),
             "orders: 12 sessions terminated, slots 97/97 → 85/97",
         ),
-        (a_report(named("a"), named("b")), "a: nothing to terminate, slots 40/97; 1 quiet"),
         (
-            a_report(named("a"), paused("b"), paused("c"), named("d")),
+            a_report(make_named("a"), make_named("b")),
+            "a: nothing to terminate, slots 40/97; 1 quiet",
+        ),
+        (
+            a_report(make_named("a"), make_paused("b"), make_paused("c"), make_named("d")),
             "a: nothing to terminate, slots 40/97; 2 paused; 1 quiet",
         ),
-        (a_report(paused("a"), paused("b")), "a: paused, not woken; 1 paused"),
+        (a_report(make_paused("a"), make_paused("b")), "a: paused, not woken; 1 paused"),
         (
-            a_report(named("a"), named("b", 1), named("c")),
+            a_report(make_named("a"), make_named("b", 1), make_named("c")),
             "b: 1 session terminated, slots 97/97 → 96/97; 2 quiet",
         ),
         (
-            a_report(named("a", 1), unreached("b"), named("c", 2)),
+            a_report(make_named("a", 1), make_unreached("b"), make_named("c", 2)),
             (
                 "b: failed, the name does not resolve;"
                 " c: 2 sessions terminated, slots 97/97 → 95/97;"
@@ -221,7 +224,7 @@ def paused(name: str) -> TargetReport:
             ),
         ),
         (
-            a_report(*(named(f"t{n}", n) for n in range(1, 7)), named("q")),
+            a_report(*(make_named(f"t{n}", n) for n in range(1, 7)), make_named("q")),
             (
                 "t6: 6 sessions terminated, slots 97/97 → 91/97;"
                 " t5: 5 sessions terminated, slots 97/97 → 92/97;"
@@ -325,15 +328,15 @@ def test_pressure_is_in_the_document_only_if_it_put_a_rule_in_force() -> None:
     assert document["targets"][1]["pressure"] == ["rule tier in force …"]
 
 
-def recorded_target(query: str, name: str = "orders") -> TargetReport:
+def make_recorded(query: str, name: str = "orders") -> TargetReport:
     sessions = (a_session(pid=pid, query=query) for pid in range(1, 5001))
     return a_target_report(name=name, recorded=a_snapshot(*sessions))
 
 
 def test_a_recording_too_large_for_lambda_is_an_error_that_says_what_to_do() -> None:
-    recorded = recorded_target("select 1")
+    recorded = make_recorded("select 1")
     assert len(to_recordings(a_report(recorded))["orders"]["sessions"]) == 5000
-    long = recorded_target("select " + "a" * 600, "long")
+    long = make_recorded("select " + "a" * 600, "long")
     with pytest.raises(
         ConfigurationError, match=r"^event\.record: the snapshots have .* name one target$"
     ):
@@ -341,7 +344,7 @@ def test_a_recording_too_large_for_lambda_is_an_error_that_says_what_to_do() -> 
 
 
 def test_the_summary_of_a_recording_says_recorded() -> None:
-    report = a_report(recorded_target("select 1"))
+    report = a_report(make_recorded("select 1"))
     assert write_summary_line(report) == "orders: recorded, slots 97/97"
 
 
@@ -357,7 +360,7 @@ def test_unknown_values_are_null() -> None:
     session = a_session(client=None, transaction_seconds=None, application="", database="")
     fate = a_fate()
     fate = type(fate)(decision=a_decision(session), outcome=Outcome.DENIED)
-    document = to_document(a_report(a_target_report(fate), unreached("billing")))
+    document = to_document(a_report(a_target_report(fate), make_unreached("billing")))
     reached, missed = document["targets"]
     assert reached["error"] is None
     assert reached["advice"] == []
@@ -373,7 +376,7 @@ def test_totals_count_over_all_targets() -> None:
         a_target_report(*some_fates(3, Outcome.TERMINATED), *some_fates(4, Outcome.LINGERING)),
         a_target_report(*some_fates(5, Outcome.ESCAPED), *some_fates(6, Outcome.SPARED)),
         a_target_report(*some_fates(7, Outcome.WOULD_TERMINATE)),
-        unreached("billing"),
+        make_unreached("billing"),
     )
     totals = to_document(report)["totals"]
     assert totals["targets"] == 5
@@ -490,7 +493,7 @@ def test_a_document_that_is_too_long_without_sessions_leaves_out_entries_of_list
 
 def test_a_document_of_too_many_targets_leaves_out_those_that_are_ok_first() -> None:
     reached = [a_target_report(name=f"ok-{n}", advice=some_advice(2)) for n in range(400)]
-    failed = [unreached(f"failed-{n}") for n in range(10)]
+    failed = [make_unreached(f"failed-{n}") for n in range(10)]
     document = to_document(a_report(*reached, *failed))
     short = truncate_document(document, 30_000)
     assert len(json.dumps(short)) <= 30_000
@@ -501,7 +504,7 @@ def test_a_document_of_too_many_targets_leaves_out_those_that_are_ok_first() -> 
 
 @pytest.mark.parametrize("most", [1, 100])
 def test_what_cannot_be_left_out_stays(most: int) -> None:
-    report = a_report(*[unreached(f"target-{n}") for n in range(50)])
+    report = a_report(*[make_unreached(f"target-{n}") for n in range(50)])
     short = truncate_document(to_document(report), most)
     assert (short["targets"], short["targets_left_out"]) == ([], 50)
 

@@ -58,7 +58,7 @@ class Vault:
 
     def find(self) -> StoredSecret | None:
         """Return the secret, None if there is none of this name."""
-        with self._explained("DescribeSecret", "cannot be read"):
+        with self._explain_errors("DescribeSecret", "cannot be read"):
             try:
                 found = self._call(lambda: self._client.describe_secret(SecretId=self.name))
             except ClientError as error:
@@ -73,14 +73,14 @@ class Vault:
         return StoredSecret(secret=secret, version=version, tags=tags, is_deleted=is_deleted)
 
     def _read(self) -> tuple[str, str]:
-        with self._explained("GetSecretValue", "cannot be read"):
+        with self._explain_errors("GetSecretValue", "cannot be read"):
             value = self._call(lambda: self._client.get_secret_value(SecretId=self.name))
             return value.get("SecretString", ""), value["VersionId"]
 
     def create(self, text: str) -> None:
         """Create the secret, without a tag."""
         about = "The login of session-reaper; session-reaper onboard wrote it"
-        with self._explained("CreateSecret", "cannot be created"):
+        with self._explain_errors("CreateSecret", "cannot be created"):
             self._call(
                 lambda: self._client.create_secret(
                     Name=self.name, SecretString=text, Description=about
@@ -89,18 +89,18 @@ class Vault:
 
     def put(self, text: str) -> None:
         """Make a text the current version of the secret."""
-        with self._explained("PutSecretValue", "cannot be changed"):
+        with self._explain_errors("PutSecretValue", "cannot be changed"):
             self._call(lambda: self._client.put_secret_value(SecretId=self.name, SecretString=text))
 
     def tag(self, tag: Tag) -> None:
         """Set a tag of the secret."""
-        with self._explained("TagResource", "cannot be tagged"):
+        with self._explain_errors("TagResource", "cannot be tagged"):
             tags: Any = [{"Key": tag.key, "Value": tag.value}]
             self._call(lambda: self._client.tag_resource(SecretId=self.name, Tags=tags))
 
     def delete(self) -> None:
         """Delete the secret; it can be restored for RECOVERY_DAYS."""
-        with self._explained("DeleteSecret", "cannot be deleted"):
+        with self._explain_errors("DeleteSecret", "cannot be deleted"):
             self._call(
                 lambda: self._client.delete_secret(
                     SecretId=self.name, RecoveryWindowInDays=RECOVERY_DAYS
@@ -109,14 +109,14 @@ class Vault:
 
     def restore(self) -> None:
         """Take the deletion back."""
-        with self._explained("RestoreSecret", "cannot be restored"):
+        with self._explain_errors("RestoreSecret", "cannot be restored"):
             self._call(lambda: self._client.restore_secret(SecretId=self.name))
 
     def _call(self, operation: Callable[[], _T]) -> _T:
         return call("secretsmanager", operation, Deadline(_SECONDS))
 
     @contextmanager
-    def _explained(self, action: str, problem: str) -> Iterator[None]:
+    def _explain_errors(self, action: str, problem: str) -> Iterator[None]:
         try:
             yield
         except AWS_ERRORS as error:

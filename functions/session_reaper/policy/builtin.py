@@ -112,10 +112,10 @@ def find_protection_by_name(names: Names) -> Protection | None:
 
 def find_protection_by_role(session: Session | Holder) -> Protection | None:
     """Return the protection that rests on the role; a rule that names the role literally lifts it."""
-    return next(_protections_by_role(session), None)
+    return next(_list_protections_by_role(session), None)
 
 
-def _protections_by_role(session: Session | Holder) -> Iterator[Protection]:
+def _list_protections_by_role(session: Session | Holder) -> Iterator[Protection]:
     if session.own_role:
         yield Protection(kind=ProtectedBy.OWN_ROLE, detail="our own role", can_be_lifted=True)
     if session.replication:

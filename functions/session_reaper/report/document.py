@@ -115,10 +115,10 @@ def _cut_sessions(target: dict[str, Any], share: float) -> dict[str, Any]:
 
 
 def _has_lists(value: object) -> bool:
-    return bool(value) if isinstance(value, list) else any(map(_has_lists, _values_of(value)))
+    return bool(value) if isinstance(value, list) else any(map(_has_lists, _list_values(value)))
 
 
-def _values_of(value: object) -> Iterable[object]:
+def _list_values(value: object) -> Iterable[object]:
     return value.values() if isinstance(value, dict) else ()
 
 

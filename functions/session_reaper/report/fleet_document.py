@@ -12,7 +12,7 @@ from session_reaper.report.model import (
     Report,
     SessionResult,
     TargetReport,
-    urgency_key,
+    rank_by_urgency,
 )
 from session_reaper.report.protected import group_protected
 from session_reaper.report.text import printable
@@ -49,7 +49,7 @@ def write_fleet_document(report: Report, origin: RunOrigin, verdict: str) -> str
     Leaves out the ends of the targets' lists first, then whole targets, the least urgent first; `left_out`
     of a target and `targets_left_out` count them.
     """
-    targets = sorted(report.targets, key=_order)
+    targets = sorted(report.targets, key=_rank_target)
     beginning = _describe_run(report, origin, verdict)
     whole = [_describe_target(target) for target in targets]
     for most in _ENTRIES:
@@ -68,8 +68,8 @@ def write_fleet_document(report: Report, origin: RunOrigin, verdict: str) -> str
     return _encode({**beginning, "targets_left_out": left_out, "targets": kept})
 
 
-def _order(target: TargetReport) -> tuple[object, ...]:
-    return (not target.is_critical, not target.issues, *urgency_key(target))
+def _rank_target(target: TargetReport) -> tuple[object, ...]:
+    return (not target.is_critical, not target.issues, *rank_by_urgency(target))
 
 
 def _encode(document: object) -> str:

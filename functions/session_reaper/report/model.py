@@ -446,7 +446,7 @@ class Report:
 
         If nothing is new (NOTIFY is always), report the targets with known issues, or else all.
         """
-        targets = sorted(self.targets, key=urgency_key)
+        targets = sorted(self.targets, key=rank_by_urgency)
         new = [target for target in targets if target.should_notify]
         known = [target for target in targets if target.issues and not target.should_notify]
         return (new, known) if new else (known or targets, ())
@@ -472,6 +472,6 @@ class Report:
         return Severity.INFO if all(key.kind in passing for key in keys) else Severity.WARNING
 
 
-def urgency_key(target: TargetReport) -> tuple[bool, bool, int]:
+def rank_by_urgency(target: TargetReport) -> tuple[bool, bool, int]:
     """Sort first the targets where applications cannot connect, then other issues, then by size."""
     return (not target.is_critical, target.is_fine, -len(target.results))

@@ -12,7 +12,7 @@ from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
 from session_reaper.report.emergency import instruct_on_full_server
 from session_reaper.runs.discovery import TargetDiscovery
-from session_reaper.targets.providers import Provider, provider_of
+from session_reaper.targets.providers import Provider, find_provider
 from session_reaper.targets.target import Auth, Target
 
 FULL_SECONDS: Final = 8.0  # for retries on a full server, at most
@@ -105,7 +105,7 @@ def _connect_or_reread(
 
 def _explain_refused_token(target: Target, error: TargetError) -> TargetError:
     """Add to an error that the login used an IAM token."""
-    is_rds = provider_of(target.host) in (Provider.RDS, Provider.AURORA)
+    is_rds = find_provider(target.host) in (Provider.RDS, Provider.AURORA)
     if target.is_auth_given or is_rds:
         return TargetError(error.code, error.cause, _IAM_HINT + error.hint, step=error.step)
     # Other servers do not accept tokens, so the password was probably forgotten.

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from session_reaper.targets.providers import is_instance_of_rds, is_proxy, rds_region
+from session_reaper.targets.providers import find_rds_region, is_instance_of_rds, is_proxy
 from session_reaper.targets.target import Endpoint, SslMode, Target
 
 
@@ -61,7 +61,7 @@ class Place:
 def _is_address_enough(one: Target, other: Target) -> bool:
     is_plain = one.sslmode is SslMode.DISABLE and other.sslmode is SslMode.DISABLE
     return is_plain or all(
-        rds_region(each.host) and not is_proxy(each.host) for each in (one, other)
+        find_rds_region(each.host) and not is_proxy(each.host) for each in (one, other)
     )
 
 
