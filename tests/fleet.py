@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -21,6 +23,8 @@ from tests.builders import a_report
 from tests.integration.stage import Context
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import pytest
     from session_reaper.report.model import TargetReport
 
@@ -72,6 +76,25 @@ class Hub:
             message.mark_sent()
             message.sent_timestamp -= int(1000 * age)  # type: ignore[assignment,operator] # an integer now
             queue.add_message(message)
+
+    @contextmanager
+    def stream(self, make_body: Callable[[int], str], per_second: int = 20) -> Iterator[None]:
+        """Put messages into the queue without a pause."""
+        is_over = Event()
+
+        def put_until_over() -> None:
+            for number in count():
+                if is_over.wait(1 / per_second):
+                    return
+                self.put(make_body(number))
+
+        thread = Thread(target=put_until_over)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
 
     def take(self) -> list[str]:
         """Remove all messages; return their bodies."""

@@ -4,22 +4,17 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Final
 
-from rich.console import Console
 from session_reaper.policy.enums import Mode
 from session_reaper.report.document import to_recordings
 from session_reaper.runs.operations import Operation, check, record
-from session_reaper.targets.target import Target
 
-from session_reaper_cli.connections.login import LoginOptions, Say, log_in
-from session_reaper_cli.local_run import (
-    LocalRun,
-    OpenTarget,
-    run_operation,
-)
+from session_reaper_cli.connections.login import Invocation, log_in
+from session_reaper_cli.local_run import LocalRun, OpenTarget, run_operation
 from session_reaper_cli.results import (
     ExitStatus,
     make_report,
     print_json,
+    show_report,
     show_summary,
     to_return_value,
 )
@@ -32,33 +27,27 @@ _WORDING: Final = replace(
 )
 
 
-def run_check(
-    target: Target, options: LoginOptions, output: Console, say: Say, *, as_json: bool
-) -> ExitStatus:
+def run_check(call: Invocation) -> ExitStatus:
     """Show what the Lambda's check says of the server. Raises TargetError."""
-    run = _run(check, target, options, say)
-    report = make_report(run.report, Mode.OBSERVE)
-    if as_json:
-        print_json(to_return_value(report, _WORDING), output)
-    else:
-        show_summary(report, output, _WORDING)
+    run = _run(check, call)
+    show_report(make_report(run.report, Mode.OBSERVE), call, _WORDING)
     return run.status
 
 
-def run_record(target: Target, options: LoginOptions, output: Console, say: Say) -> ExitStatus:
+def run_record(call: Invocation) -> ExitStatus:
     """Print a recording of the server, which `replay` reads. Raises TargetError."""
-    run = _run(record, target, options, say)
+    run = _run(record, call)
     report = make_report(run.report, Mode.OBSERVE)
     if run.report.recorded is None:
-        show_summary(report, output)
+        show_summary(report, call.output)
         return run.status if run.stopped_by else ExitStatus.ERROR
-    print_json({**to_return_value(report), "snapshots": to_recordings(report)}, output)
+    print_json({**to_return_value(report), "snapshots": to_recordings(report)}, call.output)
     return ExitStatus.DONE
 
 
-def _run(operation: Operation, target: Target, options: LoginOptions, say: Say) -> LocalRun:
-    server, target = log_in(target, options, say)
+def _run(operation: Operation, call: Invocation) -> LocalRun:
+    server, target = log_in(call)
     with closing(server):
-        opened = OpenTarget(server=server, target=target, policy=options.policy)
+        opened = OpenTarget(server=server, target=target, policy=call.policy)
         with count_interrupts() as interrupts:
-            return run_operation(operation, opened, interrupts, say)
+            return run_operation(operation, opened, interrupts, call.say)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Final
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 from session_reaper.decision.explain import ExplainedOutcome, Explanation
@@ -17,9 +16,8 @@ from session_reaper.report.model import TargetReport
 from session_reaper.report.text import printable
 from session_reaper.runs.operations import explain_target
 from session_reaper.summary.groups import mask_client
-from session_reaper.targets.target import Target
 
-from session_reaper_cli.connections.login import LoginOptions, Say, log_in
+from session_reaper_cli.connections.login import Invocation, log_in
 from session_reaper_cli.local_run import OpenTarget, run_operation
 from session_reaper_cli.policies import restrict_to_role
 from session_reaper_cli.results import (
@@ -57,18 +55,10 @@ class Filters:
         )
 
 
-def run_explain(  # noqa: PLR0913 -- where, what, and how to show it
-    target: Target,
-    options: LoginOptions,
-    filters: Filters,
-    output: Console,
-    say: Say,
-    *,
-    as_json: bool,
-) -> ExitStatus:
+def run_explain(call: Invocation, filters: Filters) -> ExitStatus:
     """Show the decision on every session. Raises TargetError."""
-    server, target = log_in(target, options, say)
-    policy = options.policy
+    server, target = log_in(call)
+    policy = call.policy
     if is_literal(filters.role):
         policy = restrict_to_role(policy, filters.role)
     with closing(server):
@@ -79,18 +69,18 @@ def run_explain(  # noqa: PLR0913 -- where, what, and how to show it
             may_be_partial=filters.role == target.role,
         )
         with count_interrupts() as interrupts:
-            run = run_operation(explain_target, opened, interrupts, say)
+            run = run_operation(explain_target, opened, interrupts, call.say)
     found = run.report.explained
     shown = None if found is None else tuple(filter(filters.match, found))
     report = replace(run.report, explained=shown)
-    if as_json:
-        print_json(to_return_value(make_report(report, Mode.OBSERVE)), output)
+    if call.as_json:
+        print_json(to_return_value(make_report(report, Mode.OBSERVE)), call.output)
     else:
         for line in _describe(report):
-            output.print(line)
+            call.output.print(line)
         if report.explained == ():
-            say("No session matches." if found else "No session to explain.")
-    suggest_role(report, target, say)
+            call.say("No session matches." if found else "No session to explain.")
+    suggest_role(report, target, call.say)
     return replace(run, report=report).status
 
 

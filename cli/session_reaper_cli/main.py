@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from signal import Signals
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from session_reaper.errors import TargetError
     from session_reaper.settings import Tag
     from session_reaper.targets.target import Endpoint, Target
+
+    from session_reaper_cli.connections.login import Invocation
 
 _NAME: Final = "session-reaper"
 _COMPLETION: Final = "_SESSION_REAPER_COMPLETE"  # the variable that click's scripts set
@@ -161,35 +163,23 @@ def app() -> None:
     """See who holds the connection slots of a PostgreSQL server, and free them safely."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
-    """The server to connect to, and the seconds to wait for a slot."""
+def _find_target(uri: str, secret: str) -> "Target":
+    """Return the target. Raises ConfigurationError, TargetError."""
+    if secret:
+        from session_reaper.deadline import Deadline
 
-    uri: str
-    secret: str
-    via: "Endpoint | None"
-    wait: float
+        from session_reaper_cli.connections.secret import find_secret_target
 
-    def find_target(self) -> "Target":
-        """Return the target. Raises ConfigurationError, TargetError."""
-        return replace(self._find_target(), via=self.via)
+        if uri:
+            raise click.UsageError("write either a URI or --secret")
+        return find_secret_target(secret, Deadline(20))
+    from session_reaper_cli.connections.target import Given, find_target
+    from session_reaper_cli.terminal import say_sentences
 
-    def _find_target(self) -> "Target":
-        if self.secret:
-            from session_reaper.deadline import Deadline
-
-            from session_reaper_cli.connections.secret import find_secret_target
-
-            if self.uri:
-                raise click.UsageError("write either a URI or --secret")
-            return find_secret_target(self.secret, Deadline(20))
-        from session_reaper_cli.connections.target import Given, find_target
-        from session_reaper_cli.terminal import say_sentences
-
-        found = find_target(Given(uri=self.uri, environ=os.environ, home=Path.home()))
-        if found.warning:
-            say_sentences(f"WARNING: {found.warning}")
-        return found.target
+    found = find_target(Given(uri=uri, environ=os.environ, home=Path.home()))
+    if found.warning:
+        say_sentences(f"WARNING: {found.warning}")
+    return found.target
 
 
 class _Duration(click.ParamType[float]):
@@ -249,41 +239,56 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
         help="How long to try again while the server has no free slot.",
     )
     @wraps(command)
-    def call_command(
+    def call_command(  # noqa: PLR0913 -- click passes each option
         servers: Sequence[str],
         secret: str,
         via: "Endpoint | None",
         wait: float,
+        policy: str = "",
+        *,
+        as_json: bool = False,
         **options: Any,  # noqa: ANN401 -- each command's own
     ) -> int:
         from session_reaper.errors import ConfigurationError, TargetError
 
+        from session_reaper_cli.connections.login import Invocation
+        from session_reaper_cli.policies import load
+        from session_reaper_cli.terminal import make_output, say_sentences
+
         if len(servers) > 1:
             problem = "write one URI, or name=value pairs in one pair of quotes (not shown)"
             raise click.UsageError(problem)
-        connection = Connection(uri="".join(servers), secret=secret, via=via, wait=wait)
         try:
-            target = connection.find_target()
+            target = replace(_find_target("".join(servers), secret), via=via)
         except TargetError as error:  # of the secret
             raise ConfigurationError("--secret", f"{error.message}. {error.hint}") from None
+        call = Invocation(
+            target=target,
+            wait=wait,
+            policy=load(policy),
+            output=make_output(),
+            say=say_sentences,
+            as_json=as_json,
+        )
         try:
-            return command(target, wait, **options)
+            return command(call, **options)
         except TargetError as error:
-            return _fail(error, target, as_json=bool(options.get("as_json")))
+            return _fail(error, call)
 
     return call_command
 
 
-def _fail(error: "TargetError", target: "Target", *, as_json: bool) -> int:
+def _fail(error: "TargetError", call: "Invocation") -> int:
     """Say why the server could not be worked on, and what to do."""
     from session_reaper.summary.prose import Statement, split_hint
 
     from session_reaper_cli.remedies import write_remedy
     from session_reaper_cli.terminal import say, say_sentences
 
+    target = call.target
     remedy = write_remedy(error, target)
-    if as_json:
-        _print_failure(error, remedy, target)
+    if call.as_json:
+        _print_failure(error, remedy, call)
     say_sentences(f"session-reaper: {target.name}: {error.message} ({error.code})")
     for part in split_hint(remedy):
         if isinstance(part, Statement):  # it stands alone, to be copied
@@ -293,18 +298,17 @@ def _fail(error: "TargetError", target: "Target", *, as_json: bool) -> int:
     return _ERROR
 
 
-def _print_failure(error: "TargetError", remedy: str, target: "Target") -> None:
+def _print_failure(error: "TargetError", remedy: str, call: "Invocation") -> None:
     from session_reaper.policy.enums import Mode
     from session_reaper.report.model import record_error
     from session_reaper.runs.target_run import create_report
 
     from session_reaper_cli.results import make_report, print_json, to_return_value
-    from session_reaper_cli.terminal import make_output
 
-    report = record_error(create_report(target), error)
+    report = record_error(create_report(call.target), error)
     failure = report.error and replace(report.error, hint=remedy)
     failed = replace(report, error=failure)
-    print_json(to_return_value(make_report(failed, Mode.OBSERVE)), make_output())
+    print_json(to_return_value(make_report(failed, Mode.OBSERVE)), call.output)
 
 
 def _show_examples(*arguments: str) -> str:
@@ -340,16 +344,11 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="JSON, for p
     help="Refresh until Ctrl-C.",
 )
 @_json_option
-def top(target: "Target", wait: float, policy: str, watch: float | None, *, as_json: bool) -> int:
+def top(call: "Invocation", watch: float | None) -> int:
     """Show who holds the connection slots, and who blocks whom."""
-    from session_reaper_cli.connections.login import LoginOptions
-    from session_reaper_cli.policies import load
-    from session_reaper_cli.terminal import make_output, say_sentences
-    from session_reaper_cli.top.command import TopOptions, show_top
+    from session_reaper_cli.top.command import show_top
 
-    login = LoginOptions(wait=wait, policy=load(policy))
-    options = TopOptions(target=target, login=login, watch=watch, as_json=as_json)
-    return show_top(options, make_output(), say_sentences)
+    return show_top(call, watch)
 
 
 @app.command(epilog=_show_examples("explain postgres://app@db.example/orders --application 'api*'"))
@@ -364,42 +363,24 @@ def top(target: "Target", wait: float, policy: str, watch: float | None, *, as_j
 )
 @click.option("--state", default="*", metavar="GLOB", help="Only sessions in these states.")
 @_json_option
-def explain(  # noqa: PLR0913 -- click passes each option
-    target: "Target",
-    wait: float,
-    *,
-    policy: str,
-    application: str,
-    role: str,
-    state: str,
-    as_json: bool,
-) -> int:
+def explain(call: "Invocation", application: str, role: str, state: str) -> int:
     """Show the decision on every session, and why.
 
     For a session that no rule matches, it names the rule that misses it by least.
     """
-    from session_reaper_cli.connections.login import LoginOptions
     from session_reaper_cli.explain import Filters, run_explain
-    from session_reaper_cli.policies import load
-    from session_reaper_cli.terminal import make_output, say_sentences
 
-    options = LoginOptions(wait=wait, policy=load(policy))
-    filters = Filters(application=application, role=role, state=state)
-    return run_explain(target, options, filters, make_output(), say_sentences, as_json=as_json)
+    return run_explain(call, Filters(application=application, role=role, state=state))
 
 
 @app.command(epilog=_show_examples("check postgres://app@db.example/orders"))
 @_connects
 @_json_option
-def check(target: "Target", wait: float, *, as_json: bool) -> int:
+def check(call: "Invocation") -> int:
     """Show what the server lacks, with the SQL that fixes it."""
     from session_reaper_cli.check import run_check
-    from session_reaper_cli.connections.login import LoginOptions
-    from session_reaper_cli.policies import DEFAULT_POLICY, load
-    from session_reaper_cli.terminal import make_output, say_sentences
 
-    options = LoginOptions(wait=wait, policy=load(DEFAULT_POLICY))
-    return run_check(target, options, make_output(), say_sentences, as_json=as_json)
+    return run_check(call)
 
 
 @app.command(
@@ -414,51 +395,29 @@ def check(target: "Target", wait: float, *, as_json: bool) -> int:
 @click.option("--enforce", is_flag=True, help="Terminate; asks first.")
 @click.option("--yes", "unasked", is_flag=True, help="Do not ask.")
 @_json_option
-def reap(  # noqa: PLR0913 -- click passes each option
-    target: "Target",
-    wait: float,
-    policy: str,
-    role: str,
-    *,
-    enforce: bool,
-    unasked: bool,
-    as_json: bool,
-) -> int:
+def reap(call: "Invocation", role: str, *, enforce: bool, unasked: bool) -> int:
     """Say which sessions would be terminated, or do it.
 
     Without --enforce it only observes. With it, it shows the sessions and asks.
     """
-    from session_reaper_cli.connections.login import LoginOptions
-    from session_reaper_cli.policies import load, restrict_to_role
-    from session_reaper_cli.reap import ReapOptions, run_reap
-    from session_reaper_cli.terminal import make_messages, make_output, say_sentences
+    from session_reaper_cli.policies import restrict_to_role
+    from session_reaper_cli.reap import run_reap
 
-    rules = load(policy)
-    options = ReapOptions(
-        target=target,
-        login=LoginOptions(wait=wait, policy=restrict_to_role(rules, role) if role else rules),
-        role=role,
-        enforce=enforce,
-        unasked=unasked,
-        as_json=as_json,
-    )
-    return run_reap(options, make_output(), make_messages(), say_sentences)
+    if role:
+        call = replace(call, policy=restrict_to_role(call.policy, role))
+    return run_reap(call, role=role, enforce=enforce, unasked=unasked)
 
 
 @app.command(epilog=_show_examples("record postgres://app@db.example/orders > recording.json"))
 @_connects
-def record(target: "Target", wait: float) -> int:
+def record(call: "Invocation") -> int:
     """Print a recording of all sessions, for `replay`.
 
     Queries are redacted.
     """
     from session_reaper_cli.check import run_record
-    from session_reaper_cli.connections.login import LoginOptions
-    from session_reaper_cli.policies import DEFAULT_POLICY, load
-    from session_reaper_cli.terminal import make_output, say_sentences
 
-    options = LoginOptions(wait=wait, policy=load(DEFAULT_POLICY))
-    return run_record(target, options, make_output(), say_sentences)
+    return run_record(call)
 
 
 @app.command(epilog=_show_examples("replay recording.json --policy new.yaml --against old.yaml"))
@@ -543,8 +502,7 @@ session-reaper onboard postgres://postgres@db.example/orders --name orders --rot
 @click.option("--remove", is_flag=True, help="Drop the role and delete the secret.")
 @click.option("--dry-run", "is_dry", is_flag=True, help="Only show the SQL and the calls to AWS.")
 def onboard(  # noqa: PLR0913 -- click passes each option
-    target: "Target",
-    wait: float,
+    call: "Invocation",
     name: str,
     tag: "Tag | None",
     role: str,
@@ -555,22 +513,14 @@ def onboard(  # noqa: PLR0913 -- click passes each option
     is_dry: bool,
 ) -> int:
     """Create the reaper's role and secret, as the database's owner."""
-    from session_reaper_cli.connections.login import LoginOptions
-    from session_reaper_cli.onboarding.onboard import OnboardOptions, run_onboard
+    from session_reaper_cli.onboarding.onboard import run_onboard
     from session_reaper_cli.onboarding.plan import Wish
-    from session_reaper_cli.policies import DEFAULT_POLICY, load
-    from session_reaper_cli.terminal import make_output, say
+    from session_reaper_cli.terminal import say
 
     if rotate and (iam or remove):
         raise click.UsageError("--rotate goes with neither --iam nor --remove")
-    options = OnboardOptions(
-        target=target,
-        login=LoginOptions(wait=wait, policy=load(DEFAULT_POLICY)),
-        wish=Wish(name=name, role=role, tag=tag, iam=iam, rotate=rotate),
-        is_removal=remove,
-        is_dry=is_dry,
-    )
-    return run_onboard(options, make_output(), say)
+    wish = Wish(name=name, role=role, tag=tag, iam=iam, rotate=rotate)
+    return run_onboard(replace(call, say=say), wish, is_removal=remove, is_dry=is_dry)
 
 
 @app.command(epilog="\b\nsession-reaper init\nsession-reaper init --env staging --yes")

@@ -10,8 +10,6 @@ from session_reaper.policy.model import Policy, Rule, read_policy
 from session_reaper.policy.patterns import matches_any
 from session_reaper.runs.policy_source import parse_document, read_bundled
 
-DEFAULT_POLICY = ""
-
 
 def load(path: str) -> Policy:
     """Load a policy from a file; "" is the bundled one. Raises ConfigurationError."""

@@ -17,7 +17,7 @@ from session_reaper.summary.email import render_email
 from session_reaper.summary.wording import Wording
 from session_reaper.targets.target import Target
 
-from session_reaper_cli.connections.login import Say
+from session_reaper_cli.connections.login import Invocation, Say
 from session_reaper_cli.narrowing import narrow
 from session_reaper_cli.wording import make_wording
 
@@ -65,6 +65,14 @@ def show_summary(report: Report, output: Console, wording: Wording = _WORDING) -
         lines = list(narrow(lines, output.width))
     # SQL and names must not be wrapped.
     output.out("\n".join(lines), highlight=False)
+
+
+def show_report(report: Report, call: Invocation, wording: Wording) -> None:
+    """Print a report for people, or for programs."""
+    if call.as_json:
+        print_json(to_return_value(report, wording), call.output)
+    else:
+        show_summary(report, call.output, wording)
 
 
 def suggest_role(report: TargetReport, target: Target, say: Say) -> None:

@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 from session_reaper.fleet.message import Spoke
+from session_reaper.settings import read_run_interval
 
 from infra.fleet.accounts import AccountsError, Deployment, read_accounts
 from infra.fleet.hub import (
@@ -91,8 +92,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--parallel", type=_read_parallel, default=8, help="stacks at the same time"
     )
-    parser.add_argument("--preview", action="store_true", help="create change sets, execute none")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--preview", action="store_true", help="create change sets, execute none")
+    instead.add_argument(
         "--register", action="store_true", help="deploy nothing, only tell the hub of each stack"
     )
     parser.add_argument("--template", type=Path, default=Path(".aws-sam/build/template.yaml"))
@@ -199,8 +201,8 @@ def _deploy(
         raise DeployError("the stack has no output FunctionName, so its deployment has failed")
     # The file need not set the schedule.
     after = read_own_parameters(deployment.stack, session)
-    schedule = after.get("ScheduleExpression", "")
-    expect_report(hub, Spoke(deployment.account, deployment.region, function), schedule)
+    interval = read_run_interval(after.get("ScheduleExpression", ""))
+    expect_report(hub, Spoke(deployment.account, deployment.region, function), interval)
     return "registered" if options.register else "deployed"
 
 
@@ -216,7 +218,9 @@ def _print_table(results: Sequence[Result], options: Options) -> None:
         cells = (deployment.account, deployment.region, deployment.stack, result.text)
         table.add_row(*cells, f"{result.seconds:.0f}")
     Console(markup=False, highlight=False).print(table)
-    if failed and not options.register:
+    if options.preview:
+        print(f"The changes of each stack are in {options.logs}; none was made.")
+    elif failed and not options.register:
         print(f"The whole output of each sam deploy is in {options.logs}.")
 
 

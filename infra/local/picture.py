@@ -11,10 +11,10 @@ from threading import Thread
 
 import pg8000.native
 from rich.console import Console
-from session_reaper_cli.connections.login import LoginOptions
+from session_reaper_cli.connections.login import Invocation
 from session_reaper_cli.connections.target import Given, find_target
-from session_reaper_cli.policies import DEFAULT_POLICY, load
-from session_reaper_cli.top.command import TopOptions, show_top
+from session_reaper_cli.policies import load
+from session_reaper_cli.top.command import show_top
 
 from infra.local.postgres import Server, bundled_builds, server
 
@@ -80,10 +80,9 @@ def _run(connection: pg8000.native.Connection, statement: str) -> None:
 def _take_picture(database: Server) -> str:
     uri = f"postgres://session_reaper@/postgres?host={database.socket_dir}&port={database.port}"
     found = find_target(Given(uri=uri, environ=os.environ, home=Path.home()))
-    login = LoginOptions(wait=0, policy=load(DEFAULT_POLICY))
-    options = TopOptions(target=found.target, login=login, watch=None, as_json=False)
     console = Console(width=WIDTH, record=True, file=io.StringIO(), highlight=False)
-    show_top(options, console, print)
+    call = Invocation(target=found.target, wait=0, policy=load(""), output=console, say=print)
+    show_top(call, None)
     title = "session-reaper top postgres://…@db.example/orders"
     return console.export_svg(title=title, unique_id="top").replace(found.target.name, "db.example")
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 OWN = "123456789012"
 # Creates the stack with the credentials of its environment, as sam does, and writes down its arguments.
 SAM = """\
-import boto3, json, os, sys
+import boto3, functools, json, os, sys
 arguments = sys.argv[1:]
 stack = arguments[arguments.index("--stack-name") + 1]
 region = arguments[arguments.index("--region") + 1]
@@ -58,10 +58,20 @@ template = {
 }
 cloudformation = boto3.client("cloudformation", region_name=region)
 try:
-    cloudformation.describe_stacks(StackName=stack)
-    write = cloudformation.update_stack
+    status = cloudformation.describe_stacks(StackName=stack)["Stacks"][0]["StackStatus"]
 except cloudformation.exceptions.ClientError:
+    status = None
+if "--no-execute-changeset" in arguments:
+    if status is not None:
+        sys.exit(0)
+    write = functools.partial(
+        cloudformation.create_change_set, ChangeSetName="preview", ChangeSetType="CREATE"
+    )
+elif status in (None, "REVIEW_IN_PROGRESS"):
+    cloudformation.delete_stack(StackName=stack)  # the stand-in executes no change set of such a stack
     write = cloudformation.create_stack
+else:
+    write = cloudformation.update_stack
 write(
     StackName=stack,
     TemplateBody=json.dumps(template),
@@ -222,6 +232,46 @@ def test_a_preview_executes_no_change(roll_out: RollOut) -> None:
     assert "--no-execute-changeset" in arguments
 
 
+def test_a_preview_of_the_first_roll_out_shows_topics_and_stacks_and_changes_nothing(
+    roll_out: RollOut, hub: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = f"account,region,role\n{OWN},eu-central-1,\n222222222222,us-east-1,deployer\n"
+    for _ in range(2):  # the second one finds the stacks that the first one began
+        assert roll_out.run(lines, "--hub", hub, "--preview") == 0
+        calls = roll_out.calls()
+        assert set(calls) == {
+            f"{OWN}/eu-central-1/session-reaper-fleet",
+            f"{OWN}/eu-central-1/session-reaper",
+            f"{OWN}/us-east-1/session-reaper-fleet",
+            "222222222222/us-east-1/session-reaper",
+        }
+        assert all("--no-execute-changeset" in arguments for arguments, *_ in calls.values())
+        arguments, *_ = calls["222222222222/us-east-1/session-reaper"]
+        topic = f"arn:aws:sns:us-east-1:{OWN}:not-deployed-yet"
+        assert f'FleetTopicArn="{topic}"' in arguments
+        key = f"arn:aws:kms:us-east-1:{OWN}:key/not-deployed-yet"
+        assert f'KmsKeyArns="{key}"' in arguments
+        assert "The changes of each stack are in" in capsys.readouterr().out
+    for region in ("eu-central-1", "us-east-1"):
+        stacks = boto3.client("cloudformation", region_name=region).describe_stacks()["Stacks"]
+        states = {each["StackName"]: each["StackStatus"] for each in stacks}
+        assert states.pop(hub, "CREATE_COMPLETE") == "CREATE_COMPLETE"
+        assert set(states.values()) == {"REVIEW_IN_PROGRESS"}
+    assert load_spoke_states(TABLE, Deadline(10)) == {}
+    assert roll_out.run(lines, "--hub", hub) == 0
+    arguments, *_ = roll_out.calls()["222222222222/us-east-1/session-reaper"]
+    assert f'FleetTopicArn="arn:aws:sns:us-east-1:{OWN}:fleet"' in arguments
+
+
+def test_a_preview_shows_which_accounts_a_topic_would_admit(roll_out: RollOut, hub: str) -> None:
+    assert roll_out.run(f"account,region\n{OWN},eu-central-1\n", "--hub", hub) == 0
+    roll_out.calls()
+    lines = "account,region,role\n222222222222,eu-central-1,deployer\n"
+    assert roll_out.run(lines, "--hub", hub, "--preview") == 0
+    arguments, *_ = roll_out.calls()[f"{OWN}/eu-central-1/session-reaper-fleet"]
+    assert f'Accounts="{OWN},222222222222"' in arguments
+
+
 def test_nothing_is_begun_with_an_invalid_file_or_an_unknown_hub(
     roll_out: RollOut, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,8 +283,9 @@ def test_nothing_is_begun_with_an_invalid_file_or_an_unknown_hub(
 
 
 def test_stacks_are_registered_with_a_hub_only(roll_out: RollOut) -> None:
-    with pytest.raises(SystemExit):
-        roll_out.run(f"account,region\n{OWN},eu-central-1\n", "--register")
+    for options in (("--register",), ("--register", "--preview", "--hub", "the-hub")):
+        with pytest.raises(SystemExit):
+            roll_out.run(f"account,region\n{OWN},eu-central-1\n", *options)
     assert roll_out.calls() == {}
 
 
@@ -289,6 +340,15 @@ def test_a_stack_that_joins_a_fleet_is_expected_by_the_schedule_that_it_has(
     assert roll_out.run(f"account,region\n{OWN},eu-central-1\n", "--hub", hub, "--register") == 0
     joined = Spoke(OWN, "eu-central-1", "session-reaper-SessionReaper-x")
     assert load_spoke_states(TABLE, Deadline(10))[joined].expected_by >= began + 3600
+
+
+def test_a_schedule_that_cannot_be_read_is_the_stacks_failure(
+    roll_out: RollOut, hub: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = f"account,region,ScheduleExpression\n{OWN},eu-central-1,rate(5 fortnights)\n"
+    assert roll_out.run(lines, "--hub", hub) == 1
+    assert "invalid interval rate(5 fortnights)" in capsys.readouterr().out
+    assert load_spoke_states(TABLE, Deadline(10)) == {}
 
 
 def test_a_stack_that_the_hub_knows_is_not_changed_by_another_roll_out(
@@ -349,7 +409,7 @@ def test_a_region_without_a_topic_does_not_stop_the_others(
     printed = capsys.readouterr().out
     assert f"FAILED: the topic of eu-central-1, stack session-reaper-fleet in {OWN}: has" in printed
     assert f"{OWN}/us-east-1/session-reaper: previewed" in printed
-    assert set(roll_out.calls()) == {f"{OWN}/us-east-1/session-reaper"}
+    assert f"{OWN}/eu-central-1/session-reaper" not in roll_out.calls()
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "65", "many"])

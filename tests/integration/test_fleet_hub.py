@@ -180,6 +180,59 @@ def test_a_silent_stack_is_told_once_and_again_when_it_is_back(hub: Hub) -> None
     assert email.body.startswith("RECOVERED: 000000000001/eu-central-1/session-reaper")
 
 
+def test_a_silent_stack_is_noticed_although_the_queue_is_never_empty(hub: Hub) -> None:
+    hub.send(a_message(an_origin(1), quiet()), a_message(an_origin(2), quiet()))
+    assert hub.run()[1] == []
+    hub.age(1000)
+    with hub.stream(lambda number: a_message(an_origin(2), quiet(), run=f"b-{number}")):
+        answer, (email,) = hub.run(20)
+    assert answer["complete"]
+    assert "No report arrives from 000000000001/eu-central-1/session-reaper" in text(email)
+    assert "000000000002" not in email.body
+
+
+def test_a_stack_is_not_silent_while_the_last_of_many_messages_shows_that_it_lives(
+    hub: Hub,
+) -> None:
+    hub.send(a_message(an_origin(1), quiet()), a_message(an_origin(2), quiet()))
+    assert hub.run()[1] == []
+    hub.age(3000)
+    large = a_message(an_origin(2), leaking(1)).replace('"count":1', '"count":300000')
+    for number in range(2):  # as much as one run takes
+        hub.put(large.replace('"run":"run-1"', f'"run":"large-{number}"'), age=60)
+    alive = an_origin(1, sent_at=time.time() - 2400, next_by=time.time() + 1200)
+    hub.put(a_message(alive, quiet(), run="b"), age=2400)
+    with hub.stream(lambda number: a_message(an_origin(2), quiet(), run=f"c-{number}")):
+        first, (email,) = hub.run()
+        hub.show_hidden()
+        second, emails = hub.run()
+    assert (first["complete"], second["complete"]) == (False, True)
+    assert not any("000000000001" in each.body for each in (email, *emails))
+
+
+def test_a_silent_stack_is_noticed_although_a_message_is_refused_in_every_run(hub: Hub) -> None:
+    hub.send(a_message(an_origin(1), quiet()), "garbage")
+    assert len(hub.run()[1]) == 1
+    hub.age(1000)
+    answer, (email,) = hub.run()  # less than the time for which the first run hid the messages
+    assert (answer["refused"], answer["complete"]) == (1, True)
+    assert "No report arrives from 000000000001/eu-central-1/session-reaper" in text(email)
+
+
+def test_a_poisoned_message_of_a_run_that_could_not_publish_is_told_by_the_next_one(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.send("garbage")
+    topic = hub.aws.topic_arn
+    monkeypatch.setenv("TOPIC_ARN", f"{topic}-gone")
+    with pytest.raises(PublishError):
+        hub.run()
+    hub.show_hidden()
+    monkeypatch.setenv("TOPIC_ARN", topic)
+    _, (email,) = hub.run()
+    assert "A report cannot be read in" in text(email)
+
+
 def test_a_silent_stack_is_back_although_its_configuration_is_still_invalid(hub: Hub) -> None:
     hub.send(a_message(an_origin(), error="POLICY: x"))
     assert len(hub.run()[1]) == 1
@@ -216,9 +269,9 @@ def test_a_stack_whose_problems_end_together_has_recovered_once(hub: Hub) -> Non
 
 def test_a_stack_that_was_rolled_out_and_never_reports_is_told_once(hub: Hub) -> None:
     table = FleetHub(account="1", region=REGION, queue_arn="", table=TABLE)
-    expect_report(table, Spoke("000000000003", REGION, "session-reaper"), "")
+    expect_report(table, Spoke("000000000003", REGION, "session-reaper"), 900)
     assert hub.run()[1] == []
-    hub.age(900 + 700)  # the interval of a stack without a schedule of its own, and ten minutes
+    hub.age(900 + 700)
     _, (email,) = hub.run()
     said = text(email)
     assert "No report arrives from 000000000003/eu-central-1/session-reaper" in said
@@ -266,7 +319,6 @@ def test_a_poisoned_message_ends_in_the_dead_letters_and_is_told_once(hub: Hub) 
     told = []
     for _ in range(4):
         told += hub.run()[1]
-        hub.show_hidden()
     assert len(told) == 1
     assert hub.waiting() == 0
     (letter,) = sqs.receive_message(QueueUrl=letters)["Messages"]
@@ -286,7 +338,7 @@ def test_refused_messages_are_told_again_only_after_the_time_of_a_reminder(hub: 
     hub.age(3700)
     hub.send(json.dumps({"version": 2}))
     _, (email,) = hub.run()
-    assert "A report cannot be read in fleet/queue/messages" in text(email)
+    assert "a report cannot be read in fleet/queue/messages" in text(email)
 
 
 def test_a_stack_that_is_gone_is_forgotten_although_its_item_is_not_deleted_yet(hub: Hub) -> None:
@@ -444,10 +496,13 @@ def test_a_hostile_stack_cannot_fill_the_memory_of_the_hub(hub: Hub) -> None:
 
 
 @pytest.mark.thorough
-def test_ten_thousand_waiting_messages_are_merged_over_several_runs(
+def test_ten_thousand_waiting_messages_are_merged_over_several_runs_while_others_arrive(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_fast_queue(monkeypatch)
+    hub.send(a_message(an_origin(22), quiet()))
+    assert hub.run()[1] == []
+    hub.age(3 * 86400)  # the last sign of life of this stack
     now = time.time()
     bodies = []
     for account in range(1, 21):
@@ -461,22 +516,26 @@ def test_ten_thousand_waiting_messages_are_merged_over_several_runs(
     Random(1).shuffle(bodies)  # noqa: S311 -- an order, no secret
     for age, body in bodies:
         hub.put(body, age=age)
-    answers, emails = [], []
-    while hub.waiting():
-        hub.show_hidden()  # on a slow machine a message may have come too late for its call
-        answer, digests = hub.run(120)
-        answers.append(answer)
-        emails += digests
-    *first, last = (answer["complete"] for answer in answers)
-    assert first.count(False) == len(first) >= 2
-    assert last
+    answers: list[dict[str, Any]] = []
+    emails: list[Email] = []
+    with hub.stream(lambda number: a_message(an_origin(21), quiet(), run=f"run-{number}"), 10):
+        while not (answers and answers[-1]["complete"]):
+            hub.show_hidden()  # on a slow machine a message may have come too late for its call
+            answer, digests = hub.run(120)
+            answers.append(answer)
+            emails += digests
+    assert len(answers) >= 3
     assert sum(answer["messages"] for answer in answers) >= 10_000
     numbers = [re.findall(r"(\d+) sessions were terminated", text(email)) for email in emails]
-    assert sum(int(number) for (number,) in numbers) == 3 * 401
-    assert "20 stacks in 20 accounts, 20 targets" in text(emails[-1])
-    known = [state.known for state in load_spoke_states(TABLE, Deadline(10)).values()]
-    assert known == [()] * 20
-    assert hub.run()[1] == []
+    assert sum(int(number) for found in numbers for number in found) == 3 * 401
+    assert ["No report arrives" in text(email) for email in emails[:-1]] == [False] * (
+        len(emails) - 1
+    )
+    assert "o report arrives from 000000000022/eu-central-1/session-reaper" in text(emails[-1])
+    assert "22 stacks (1 silent) in 22 accounts, 22 targets" in text(emails[-1])
+    known = {spoke.account: s.known for spoke, s in load_spoke_states(TABLE, Deadline(10)).items()}
+    assert {account for account, issues in known.items() if issues} == {"000000000022"}
+    assert hub.run_until_empty() == []
 
 
 def make_topic_of_region(hub: Hub, stage: Stage) -> str:

@@ -7,10 +7,10 @@ import traceback
 from typing import Any
 
 import pytest
+from session_reaper.errors import TargetError
 from session_reaper.targets.fallback import (
     Fallback,
-    FallbackRefusal,
-    decide_fallback,
+    apply_fallback,
     needs_rds,
     read_fallback,
 )
@@ -82,20 +82,18 @@ def make_managed(**keys: object) -> Fallback:
 
 
 def decide(target: Target, fallback: Fallback, listing: RdsListing = LISTED) -> Target:
-    decision = decide_fallback(target, fallback, listing)
-    assert isinstance(decision, Target), decision
-    return decision
+    return apply_fallback(target, fallback, listing)
 
 
-def get_refusal(
-    target: Target, fallback: Fallback, listing: RdsListing = LISTED
-) -> FallbackRefusal:
-    decision = decide_fallback(target, fallback, listing)
-    assert isinstance(decision, FallbackRefusal), decision
-    assert decision.reason
-    assert decision.hint
-    assert "r00t" not in decision.reason + decision.hint
-    return decision
+def get_refusal(target: Target, fallback: Fallback, listing: RdsListing = LISTED) -> TargetError:
+    with pytest.raises(TargetError) as raised:
+        apply_fallback(target, fallback, listing)
+    error = raised.value
+    assert error.code == "fallback"
+    assert error.cause
+    assert error.hint
+    assert "r00t" not in error.cause + error.hint
+    return error
 
 
 # -- the same endpoint --------------------------------------------------------------------------
@@ -174,15 +172,13 @@ def test_a_fallback_for_another_endpoint_is_refused(keys: dict[str, Any]) -> Non
 def test_a_fallback_without_a_host_is_refused() -> None:
     for host in (None, ""):
         found = get_refusal(a_target(), a_fallback(host=host))
-        assert "host is missing" in found.reason
+        assert "host is missing" in found.cause
         assert found.hint.startswith("Add host and port")
 
 
 def test_a_secret_that_is_its_own_fallback_is_refused() -> None:
     target = a_target()
-    assert (
-        "its own fallback_secret" in get_refusal(target, a_fallback(arn=target.secret_arn)).reason
-    )
+    assert "its own fallback_secret" in get_refusal(target, a_fallback(arn=target.secret_arn)).cause
 
 
 # -- clusters -----------------------------------------------------------------------------------
@@ -229,7 +225,7 @@ def test_without_a_listing_only_an_equal_endpoint_is_accepted() -> None:
     target = of_cluster()[0]
     assert decide(target, a_fallback(host=target.host), denied).host == target.host
     for fallback in (a_fallback(host=WRITER), make_managed()):
-        assert "AccessDenied" in get_refusal(target, fallback, denied).reason
+        assert "AccessDenied" in get_refusal(target, fallback, denied).cause
 
 
 # -- managed by RDS -----------------------------------------------------------------------------
@@ -259,7 +255,7 @@ def test_a_managed_secret_that_names_the_host_connects_verified() -> None:
 
 def test_the_master_secret_of_another_instance_is_refused() -> None:
     found = get_refusal(a_target(host=OTHERS.host), make_managed())
-    assert "master secret" in found.reason
+    assert "master secret" in found.cause
 
 
 # -- IAM ----------------------------------------------------------------------------------------
@@ -279,7 +275,7 @@ def test_a_token_is_sent_verified_to_the_fallbacks_own_destination(
 def test_a_token_is_never_sent_over_an_unverified_connection() -> None:
     fallback = a_fallback(password=None, auth="iam", sslmode="require", host="db.example")
     found = get_refusal(a_target(host="db.example"), fallback)
-    assert "verified" in found.reason
+    assert "verified" in found.cause
     assert "sslrootcert" in found.hint
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
+from rich.console import Console
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError, FullError, PasswordNeededError, TargetError
 from session_reaper.policy.durations import format_duration
@@ -29,40 +30,50 @@ _Connected = TypeVar("_Connected", bound=Server)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoginOptions:
-    """For how many seconds to wait for a slot, and what to do on a full server must spare."""
+class Invocation:
+    """One invocation of a command that works on a server.
 
+    `wait`: for how many seconds to wait for a slot. `policy`: what to do on a full server must spare
+    what it protects. `output` is for results, `say` for everything else.
+    """
+
+    target: Target
     wait: float
     policy: Policy
+    output: Console
+    say: Say
+    as_json: bool = False
 
 
-def log_in(target: Target, options: LoginOptions, say: Say) -> tuple[Server, Target]:
+def log_in(call: Invocation) -> tuple[Server, Target]:
     """Connect, retrying while the server is full; ask for a missing password.
 
     Returns the target with the password and the role that were used. Raises ConfigurationError, and
     TargetError: FullError says what to do now.
     """
-    return log_in_with(connect, target, options, say)
+    return log_in_with(connect, call)
 
 
 def log_in_with(
-    connect: Callable[[Target], _Connected], target: Target, options: LoginOptions, say: Say
+    connect: Callable[[Target], _Connected], call: Invocation
 ) -> tuple[_Connected, Target]:
     """Connect like `log_in`, with another function that connects once."""
+    target = call.target
     try:
-        return _wait_for_slot(connect, target, options, say)
+        return _wait_for_slot(connect, call)
     except PasswordNeededError:
         if not is_interactive():
             raise
     # It is read from the terminal itself, without echo, and never becomes an argument of a process.
     password = getpass.getpass(f"Password of {target.role} on {target.name}: ")
-    return _wait_for_slot(connect, replace(target, password=password), options, say)
+    return _wait_for_slot(connect, replace(call, target=replace(target, password=password)))
 
 
 def _wait_for_slot(
-    connect: Callable[[Target], _Connected], target: Target, options: LoginOptions, say: Say
+    connect: Callable[[Target], _Connected], call: Invocation
 ) -> tuple[_Connected, Target]:
-    deadline, pause, attempt, refusal = Deadline(options.wait), _SHORTEST_PAUSE, 0, ""
+    target = call.target
+    deadline, pause, attempt, refusal = Deadline(call.wait), _SHORTEST_PAUSE, 0, ""
     while True:
         attempt += 1
         try:
@@ -80,13 +91,13 @@ def _wait_for_slot(
         if deadline.remaining() < pause:
             hint = full.hint
             if full.limit is None:
-                hint = _instruct(target, options.policy)
+                hint = _instruct(target, call.policy)
             cause = full.cause + refusal
             raise FullError(full.code, cause, hint, limit=full.limit, step=full.step)
         if attempt == 1:
-            say(
+            call.say(
                 f"{target.name} has no free slot ({full.cause})."
-                f" Trying again for {format_duration(options.wait)}; Ctrl-C stops."
+                f" Trying again for {format_duration(call.wait)}; Ctrl-C stops."
             )
         # Other clients that were refused also retry; the jitter avoids retrying at the same moments.
         time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 -- not cryptographic

@@ -6,13 +6,13 @@ password.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 from urllib.parse import unquote
 
 from session_reaper.errors import ConfigurationError
-from session_reaper.targets.connection_options import OPTIONS, find_duplicate
+from session_reaper.targets.connection_options import OPTIONS, find_duplicate, parse_parameters
 
 Parameters = Mapping[str, str]
 """libpq's parameters by their names; an empty value counts as unset."""
@@ -107,7 +107,7 @@ def parse_uri(uri: str, place: str) -> tuple[Parameters, tuple[str, ...]]:
             "password": unquote(password, errors="strict"),
             "dbname": unquote(found["dbname"] or "", errors="strict"),
         }
-        options = list(_parse_options(found["query"] or ""))
+        options = parse_parameters(found["query"] or "")
     except UnicodeDecodeError:
         raise ConfigurationError(place, f"invalid URI (not shown); {_URI_HINT}") from None
     duplicate = find_duplicate(name for name, _ in options)
@@ -134,14 +134,6 @@ def parse_pairs(text: str, place: str) -> Parameters:
     if duplicate is not None:
         raise ConfigurationError(f"{place}: {duplicate}", "is given twice; write it once")
     return {name: value for name, value in given if value}
-
-
-def _parse_options(query: str) -> Iterator[tuple[str, str]]:
-    """Split and decode the parameters of a URI, in which + is literal."""
-    for text in query.split("&"):
-        name, _, value = text.partition("=")
-        if text:
-            yield unquote(name, errors="strict"), unquote(value, errors="strict")
 
 
 def read_environment(environ: Mapping[str, str]) -> Parameters:

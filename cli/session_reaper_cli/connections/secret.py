@@ -1,6 +1,7 @@
 """Finds a target by its secret, with the AWS credentials of the user."""
 
 from dataclasses import replace
+from functools import partial
 
 from session_reaper.aws.clients import AWS_ERRORS, explain_error
 from session_reaper.aws.rds import list_instances
@@ -8,12 +9,7 @@ from session_reaper.aws.secrets_manager import SecretCache, Secrets
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
 from session_reaper.log_levels import silence_libraries
-from session_reaper.targets.fallback import (
-    FallbackRefusal,
-    decide_fallback,
-    needs_rds,
-    read_fallback,
-)
+from session_reaper.targets.fallback import use_fallback
 from session_reaper.targets.secret_document import SecretError, parse_secret, resolve_targets
 from session_reaper.targets.target import RdsListing, Secret, Target, is_secret_id
 
@@ -37,14 +33,9 @@ def find_fallback_target(target: Target, deadline: Deadline) -> Target:
 
     Raises ConfigurationError, TargetError.
     """
-    fallback = read_fallback(
-        _read_secret(target.fallback_secret or "", "fallback_secret", deadline)
-    )
-    listing = list_instances(deadline) if needs_rds(target, fallback) else RdsListing()
-    decision = decide_fallback(target, fallback, listing)
-    if isinstance(decision, FallbackRefusal):
-        raise decision.as_error()
-    return replace(decision, via=target.via)
+    secret = _read_secret(target.fallback_secret or "", "fallback_secret", deadline)
+    fallback = use_fallback(target, secret, partial(list_instances, deadline))
+    return replace(fallback, via=target.via)
 
 
 def _read_secret(secret_id: str, place: str, deadline: Deadline) -> Secret:

@@ -5,7 +5,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
-from rich.console import Console
 from session_reaper.deadline import Deadline
 from session_reaper.errors import (
     INSUFFICIENT_PRIVILEGE,
@@ -24,7 +23,7 @@ from session_reaper.targets.secret_document import (
 from session_reaper.targets.target import Auth, Secret, Target, is_socket_folder
 
 from session_reaper_cli.check import run_check
-from session_reaper_cli.connections.login import LoginOptions, Say, connect, log_in_with
+from session_reaper_cli.connections.login import Invocation, connect, log_in_with
 from session_reaper_cli.connections.parameters import LOOPBACK
 from session_reaper_cli.connections.secret import find_secret_target
 from session_reaper_cli.onboarding.messages import Story
@@ -53,61 +52,52 @@ _OWNED_ROLES_SINCE: Final = 160000  # the version: CREATEROLE no longer reaches 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Onboarding:
-    """One run: the wish, the owner's connection and options, and the secret."""
+    """One run: the invocation with the owner's login, the owner's connection, and the secret."""
 
+    call: Invocation
     wish: Wish
-    target: Target  # the owner's
-    login: LoginOptions
     owner: Owner
     vault: Vault
     stored: StoredSecret | None
     facts: RoleFacts
-    output: Console
-    say: Say
+
+    @property
+    def target(self) -> Target:
+        """The owner's target."""
+        return self.call.target
+
+    def say(self, line: str) -> None:
+        """Tell the user something."""
+        self.call.say(line)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OnboardOptions:
-    """The command's options."""
-
-    target: Target
-    login: LoginOptions
-    wish: Wish
-    is_removal: bool
-    is_dry: bool
-
-
-def run_onboard(options: OnboardOptions, output: Console, say: Say) -> ExitStatus:
+def run_onboard(call: Invocation, wish: Wish, *, is_removal: bool, is_dry: bool) -> ExitStatus:
     """Create or update the role and the secret, and check them; or remove both.
 
     Raises ReaperError, after it has said what stands.
     """
-    wish, target = options.wish, options.target
-    _refuse_target(wish, target)
+    _refuse_target(wish, call.target)
     vault = Vault(wish.name)
     stored = vault.find()
     if stored is not None and not stored.is_deleted:
-        require_same_login(stored.secret, target, wish.role)
-    owner, target = log_in_with(connect_owner, target, options.login, say)
+        require_same_login(stored.secret, call.target, wish.role)
+    owner, target = log_in_with(connect_owner, call)
     with closing(owner):
         facts = owner.read_role(wish.role)
         refuse_role(wish.role, facts)
         run = Onboarding(
+            call=replace(call, target=target),
             wish=wish,
-            target=target,
-            login=options.login,
             owner=owner,
             vault=vault,
             stored=stored,
             facts=facts,
-            output=output,
-            say=say,
         )
-        plan = _make_plan(run, is_removal=options.is_removal)
+        plan = _make_plan(run, is_removal=is_removal)
         story = Story(plan=plan, wish=wish, facts=facts, stored=stored)
-        if options.is_dry:
+        if is_dry:
             for line in story.describe_plan(target):
-                output.out(line, highlight=False)
+                call.output.out(line, highlight=False)
             return ExitStatus.DONE
         standing = Standing(
             role_name=wish.role,
@@ -120,7 +110,7 @@ def run_onboard(options: OnboardOptions, output: Console, say: Say) -> ExitStatu
             _change(run, plan, standing)
             return _finish(run, story)
         except BaseException:
-            standing.describe(say)
+            standing.describe(call.say)
             raise
 
 
@@ -349,7 +339,7 @@ def _finish(run: Onboarding, story: Story) -> ExitStatus:
 def _check(run: Onboarding, found: Target) -> ExitStatus:
     """Check the server as the function does: with what the secret says."""
     try:
-        return run_check(found, run.login, run.output, run.say, as_json=False)
+        return run_check(replace(run.call, target=found))
     except TargetError as error:
         if run.wish.iam:
             run.say(f"Not checked, because your own token does not log in: {error.message}")

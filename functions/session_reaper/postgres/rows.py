@@ -10,6 +10,7 @@ import re
 from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from itertools import islice
@@ -67,12 +68,10 @@ def read_snapshot(
     `own_roles`: the names of our roles. `backend_pid`: the pid in the server's greeting. `has_waits`:
     the statement asked for lock waits.
     """
-    try:
+    with _explain_invalid("snapshot"):
         answer = _take_document(row)
         _check_waits(answer, is_requested=has_waits)
         return _read_snapshot(answer, own_roles, backend_pid)
-    except _InvalidError as error:
-        raise _to_target_error("snapshot", error) from None
 
 
 def _check_waits(answer: Mapping[str, Any], *, is_requested: bool) -> None:
@@ -92,7 +91,7 @@ _WAITER_BYTES: Final = 8  # a reference: the blockers of one queue share its wai
 
 def read_verification(row: Row) -> Verification:
     """Read the answer to verify.sql. Raises TargetError."""
-    try:
+    with _explain_invalid("verification"):
         answer = _take_document(row)
         remaining = _read_list(answer, "remaining")
         return Verification(
@@ -101,32 +100,26 @@ def read_verification(row: Row) -> Verification:
             can_see=_read_flag(answer, "can_see"),
             used=_read_int(answer, "used"),
         )
-    except _InvalidError as error:
-        raise _to_target_error("verification", error) from None
 
 
 def read_facts(row: Row, tls: Tls | None) -> ServerFacts:
     """Read the answer to server_facts.sql. Raises TargetError."""
-    try:
+    with _explain_invalid("server facts"):
         return _read_facts(_take_document(row), tls)
-    except _InvalidError as error:
-        raise _to_target_error("server facts", error) from None
 
 
 def read_grants(row: Row, role: str) -> tuple[str, ...]:
     """Read the answer to missing_grants.sql: the GRANT statements for our role. Raises TargetError."""
-    try:
-        answer = _take_document(row)
-        return tuple(_read_grants(answer, role))
-    except _InvalidError as error:
-        raise _to_target_error("list of grants", error) from None
+    with _explain_invalid("list of grants"):
+        return tuple(_read_grants(_take_document(row), role))
 
 
 def read_signal(row: Row) -> Signal:
     """Read the answer to signal.sql. Raises TargetError."""
-    if len(row) != 1 or row[0] not in _SIGNALS:
-        raise _to_target_error("signal", _InvalidError("signalled"))
-    return _SIGNALS[row[0]]
+    with _explain_invalid("signal"):
+        if len(row) != 1 or row[0] not in _SIGNALS:
+            raise _InvalidError("signalled")
+        return _SIGNALS[row[0]]
 
 
 _SIGNALS: Final[Mapping[object, Signal]] = {
@@ -137,13 +130,18 @@ _SIGNALS: Final[Mapping[object, Signal]] = {
 }
 
 
-def _to_target_error(statement: str, error: _InvalidError) -> TargetError:
-    return TargetError(
-        "answer",
-        f"the server's answer to the {statement} has an invalid value at {error}",
-        "Check that host and port in the secret lead to PostgreSQL itself, not to a server that only"
-        " resembles it.",
-    )
+@contextmanager
+def _explain_invalid(statement: str) -> Iterator[None]:
+    """Raise TargetError in place of an invalid value in the answer to a statement."""
+    try:
+        yield
+    except _InvalidError as error:
+        raise TargetError(
+            "answer",
+            f"the server's answer to the {statement} has an invalid value at {error}",
+            "Check that host and port in the secret lead to PostgreSQL itself, not to a server that only"
+            " resembles it.",
+        ) from None
 
 
 # -- documents ------------------------------------------------------------------------------------

@@ -15,12 +15,7 @@ from session_reaper.report.model import TargetReport, record_error, record_unfin
 from session_reaper.runs.parallel import Job, JobResult, run_jobs
 from session_reaper.runs.target_names import Found, select_by_name
 from session_reaper.settings import Settings, Tag
-from session_reaper.targets.fallback import (
-    FallbackRefusal,
-    decide_fallback,
-    needs_rds,
-    read_fallback,
-)
+from session_reaper.targets.fallback import use_fallback
 from session_reaper.targets.secret_document import (
     ParsedSecret,
     SecretError,
@@ -90,13 +85,8 @@ class TargetDiscovery:
 
     def resolve_fallback(self, target: Target, deadline: Deadline) -> Target:
         """Return the target with its fallback secret's credentials. Raises TargetError."""
-        fallback = read_fallback(self._secrets.reread(target.fallback_secret or "", deadline))
-        is_listed = needs_rds(target, fallback)
-        listing = self.list_instances(deadline) if is_listed else RdsListing()
-        decision = decide_fallback(target, fallback, listing)
-        if isinstance(decision, FallbackRefusal):
-            raise decision.as_error()
-        return decision
+        secret = self._secrets.reread(target.fallback_secret or "", deadline)
+        return use_fallback(target, secret, partial(self.list_instances, deadline))
 
     def _read_all(self, ids: Sequence[str], deadline: Deadline) -> list[Secret | TargetReport]:
         batches = [tuple(ids[n : n + BATCH]) for n in range(0, len(ids), BATCH)]

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from session_reaper.aws.fleet_table import load_spoke_states, save_spoke_state
 from session_reaper.aws.sns import PUBLISH_SECONDS, publish
-from session_reaper.aws.sqs import QueueMessage, delete_messages, receive_rounds
+from session_reaper.aws.sqs import QueueMessage, delete_messages, receive_rounds, return_messages
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
 from session_reaper.fleet.digest import make_invalid_message_report, write_fleet_notes
@@ -45,10 +45,10 @@ class _Inbox:
 
     news: dict[Spoke, SpokeNews]
     received: set[str] = field(default_factory=set)  # ids of messages
-    refused: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)  # the handle of each by its id
+    first_problem: str = ""  # of the refused messages
     sessions: int = 0  # that the messages report
-    is_complete: bool = False  # no message is left in the queue, or with another run
-    new_problems: list[str] = field(default_factory=list)  # of messages, each at its first arrival
+    is_complete: bool = False  # every message from before the run was received, none by another run
 
 
 def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> di
     """
     states = load_spoke_states(settings.memory_table, end.capped_at(_LOAD_SECONDS))
     queue = states.pop(QUEUE, SpokeState(spoke=QUEUE))
-    inbox = _receive(settings, states, end)
+    inbox = _receive(settings, states, now, end)
     results = {
         spoke: conclude(news, now, settings.remind_after, is_complete=inbox.is_complete)
         for spoke, news in sorted(inbox.news.items())
@@ -82,6 +82,7 @@ def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> di
     ]
     handles = [handle for spoke in saved for handle in inbox.news[spoke].handles]
     delete_messages(settings.queue_url, handles, end)
+    return_messages(settings.queue_url, list(inbox.refused.values()), end)
     answer = {
         "run_id": run_id,
         "messages": len(inbox.received),
@@ -95,12 +96,14 @@ def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> di
     return answer
 
 
-def _receive(settings: HubSettings, states: Mapping[Spoke, SpokeState], end: Deadline) -> _Inbox:
-    """Receive and merge messages until the queue is empty, or this run has received enough."""
+def _receive(
+    settings: HubSettings, states: Mapping[Spoke, SpokeState], now: float, end: Deadline
+) -> _Inbox:
+    """Receive and merge the messages from before `now`, or as many as one run may."""
     inbox = _Inbox(news={spoke: SpokeNews(state=state) for spoke, state in states.items()})
     within = end.capped_at_share(_RECEIVE_SHARE)
     hidden = int(end.remaining() + _HIDDEN_SECONDS)
-    for found in receive_rounds(settings.queue_url, hidden, within):
+    for found in receive_rounds(settings.queue_url, hidden, now, within):
         for message in found.messages:
             inbox.received.add(message.id)
             _add(inbox, message)
@@ -118,10 +121,10 @@ def _add(inbox: _Inbox, message: QueueMessage) -> None:
     try:
         report = _read(inbox, message.body)
     except ConfigurationError as error:
-        inbox.refused.add(message.id)
-        if message.is_first_time:
-            inbox.new_problems.append(printable(str(error)))
-            logger.warning("refused a message", extra={"error": printable(str(error))})
+        problem = printable(str(error))
+        inbox.refused[message.id] = message.handle
+        inbox.first_problem = inbox.first_problem or problem
+        logger.warning("refused a message", extra={"error": problem})
         return
     inbox.sessions += sum(len(target.results) for target in report.targets)
     news = inbox.news.setdefault(report.spoke, SpokeNews(state=SpokeState(spoke=report.spoke)))
@@ -139,9 +142,9 @@ def _conclude_refused(
     inbox: _Inbox, queue: SpokeState, now: float, remind_after: float
 ) -> SpokeResult:
     """Report refused messages as one issue, which a stack of another version causes in each run."""
-    if not inbox.new_problems:
+    if not inbox.refused:
         return SpokeResult(targets=(), state=queue)
-    invalid = make_invalid_message_report(len(inbox.new_problems), inbox.new_problems[0])
+    invalid = make_invalid_message_report(len(inbox.refused), inbox.first_problem)
     return conclude_refused(queue, invalid, now, remind_after)
 
 

@@ -8,6 +8,7 @@ a driver and are ignored. The names are those of PostgreSQL 18.
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
+from urllib.parse import unquote
 
 from session_reaper.targets.target import ANY_AUTH, AuthMethod
 
@@ -148,6 +149,15 @@ def find_duplicate(names: Iterable[str]) -> str | None:
             return name
         seen.add(name)
     return None
+
+
+def parse_parameters(query: str) -> list[tuple[str, str]]:
+    """Split and decode the parameters of a URI, in which + is literal. Raises UnicodeDecodeError."""
+    pairs = [text.partition("=") for text in query.split("&") if text]
+    return [
+        (unquote(name, errors="strict"), unquote(value, errors="strict"))
+        for name, _, value in pairs
+    ]
 
 
 _AUTH_METHODS: Final = frozenset({*AuthMethod, "gss", "sspi", "oauth"})  # all of libpq's

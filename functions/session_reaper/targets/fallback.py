@@ -1,6 +1,6 @@
 """Decides whether a fallback secret is for a target's server, and where it connects."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -26,17 +26,6 @@ class Fallback(NamedTuple):
         return self.target.endpoint if self.target.host else None
 
 
-class FallbackRefusal(NamedTuple):
-    """The reason why the fallback secret may not be used, and how to fix it."""
-
-    reason: str
-    hint: str
-
-    def as_error(self) -> TargetError:
-        """Convert the refusal to the error of a target."""
-        return TargetError("fallback", self.reason, self.hint)
-
-
 _SAME_ENDPOINT: Final = (
     "Write the same host and port into the fallback secret as in the target's secret, character for"
     " character: another name of the same server (an alias, an address) counts as another server."
@@ -56,28 +45,38 @@ def needs_rds(target: Target, fallback: Fallback) -> bool:
     return fallback.is_managed or fallback.endpoint != target.endpoint
 
 
-def decide_fallback(
-    target: Target, fallback: Fallback, listing: RdsListing
-) -> Target | FallbackRefusal:
-    """Return the target with the fallback secret's credentials, or why they may not be used.
+def use_fallback(
+    target: Target, secret: Secret, list_instances: Callable[[], RdsListing]
+) -> Target:
+    """Return the target with the credentials of its fallback secret. Raises TargetError.
+
+    Lists the instances of RDS only if the decision needs them.
+    """
+    fallback = read_fallback(secret)
+    listing = list_instances() if needs_rds(target, fallback) else RdsListing()
+    return apply_fallback(target, fallback, listing)
+
+
+def apply_fallback(target: Target, fallback: Fallback, listing: RdsListing) -> Target:
+    """Return the target with the fallback secret's credentials.
 
     The destination is the fallback secret's own host or an endpoint that RDS lists; what the target's
-    secret claims never decides. The result keeps only the target's identity in reports.
+    secret claims never decides. The result keeps only the target's identity in reports. Raises
+    TargetError if the credentials may not be used.
     """
     if fallback.target.secret_arn == target.secret_arn:
-        reason = "the secret is its own fallback_secret"
         hint = "Write the name of a secret whose role has reserved slots."
-        return FallbackRefusal(reason=reason, hint=hint)
+        raise TargetError("fallback", "the secret is its own fallback_secret", hint)
     destination = _find_destination(target, fallback, listing)
     if destination is None:
-        return _refuse(fallback, listing)
+        raise _explain_refusal(fallback, listing)
     own = fallback.target
     if fallback.is_managed:
         own = replace(own, sslmode=SslMode.VERIFY_FULL, sslrootcert=None)
     verified = require_verified_for_iam(replace(own, host=destination.host, port=destination.port))
     if verified is None:
         reason = f"auth iam needs a verified connection, but its sslmode is {own.sslmode}"
-        return FallbackRefusal(reason=reason, hint=IAM_NEEDS_VERIFICATION)
+        raise TargetError("fallback", reason, IAM_NEEDS_VERIFICATION)
     return replace(
         verified,
         name=target.name,
@@ -117,7 +116,7 @@ def _list_cluster_endpoints(instance: Instance) -> Collection[Endpoint]:
     return tuple(Endpoint.of(host, instance.cluster_port) for host in instance.cluster_hosts)
 
 
-def _refuse(fallback: Fallback, listing: RdsListing) -> FallbackRefusal:
+def _explain_refusal(fallback: Fallback, listing: RdsListing) -> TargetError:
     if fallback.endpoint is not None:
         reason = "it is for another server: its host and port are not the target's"
         hint = _SAME_ENDPOINT
@@ -129,4 +128,4 @@ def _refuse(fallback: Fallback, listing: RdsListing) -> FallbackRefusal:
         hint = f"Add host and port to it. {_SAME_ENDPOINT}"
     if listing.problem:
         reason += f" ({listing.problem})"
-    return FallbackRefusal(reason=reason, hint=hint)
+    return TargetError("fallback", reason, hint)

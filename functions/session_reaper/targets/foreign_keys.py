@@ -4,15 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final, NamedTuple
-
-
-class ForeignKey(NamedTuple):
-    """A key of the secret that seems to hold a value, and what to write instead."""
-
-    name: str
-    hint: str
-
+from typing import Final
 
 # Without a prefix (DB_HOST, PGHOST, spring.datasource.username), in lower case, without separators.
 _FORMS: Final[Mapping[str, re.Pattern[str]]] = MappingProxyType(
@@ -26,31 +18,33 @@ _PREFIX: Final = re.compile(
     r"(?:(?:spring)?datasource|administrator|database|postgresql|postgres|cluster|master|admin|proxy"
     r"|rds|pg|db)*"
 )
-_SHOWABLE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
-_URI: Final = re.compile(r"\s*postgres(ql)?(\+\w+)?://")
+SHOWABLE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
+SERVICE_URI: Final = re.compile(r"\s*postgres(ql)?(\+\w+)?://")  # SQLAlchemy's may name a driver
 _JDBC: Final = re.compile(r"\s*jdbc:postgresql://")
 
 
-def find_foreign_key(document: Mapping[str, object], key: str) -> ForeignKey | None:
-    """Return the key of the document that seems to hold what the reaper reads as `key`, or None.
+def explain_missing_key(document: Mapping[str, object], key: str) -> str:
+    """Return what to do with the key of the document that seems to hold what the reaper reads as `key`.
+
+    Returns "" if there is none.
 
     A service URI under any key holds everything, and so may an inner document.
     """
-    given = {n: _unwrap(v) for n, v in document.items() if _SHOWABLE.fullmatch(n)}
+    given = {n: _unwrap(v) for n, v in document.items() if SHOWABLE_NAME.fullmatch(n)}
     for name, value in given.items():
         if value and value is not True and _is_form_of(key, name):
-            return ForeignKey(name=name, hint=f"Write the value of {name} as {key}.")
+            return f"Write the value of {name} as {key}."
     for name, value in given.items():
-        if _is_match(_URI, value):
-            return ForeignKey(name=name, hint=f"Write the value of {name} as uri.")
+        if _is_match(SERVICE_URI, value):
+            return f"Write the value of {name} as uri."
         if key == "host" and _is_match(_JDBC, value):
-            return ForeignKey(name=name, hint=f"Write the host of {name}, a JDBC URL, as host.")
+            return f"Write the host of {name}, a JDBC URL, as host."
     for name, value in given.items():
         inner = value if isinstance(value, dict) else {}
         has_key = any(each == key or _is_form_of(key, each) for each in inner)
-        if has_key or any(_is_match(_URI, _unwrap(each)) for each in inner.values()):
-            return ForeignKey(name=name, hint=f"Store the content of {name} as the secret itself.")
-    return None
+        if has_key or any(_is_match(SERVICE_URI, _unwrap(each)) for each in inner.values()):
+            return f"Store the content of {name} as the secret itself."
+    return ""
 
 
 def _is_form_of(key: str, name: str) -> bool:

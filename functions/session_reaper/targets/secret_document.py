@@ -14,9 +14,10 @@ from session_reaper.targets.connection_options import (
     OPTIONS,
     find_duplicate,
     find_unsupported,
+    parse_parameters,
     parse_require_auth,
 )
-from session_reaper.targets.foreign_keys import find_foreign_key
+from session_reaper.targets.foreign_keys import SERVICE_URI, SHOWABLE_NAME, explain_missing_key
 from session_reaper.targets.providers import find_rds_region
 from session_reaper.targets.target import (
     Auth,
@@ -216,7 +217,7 @@ class _Reader:
             raise self.error(problem.message, problem.hint)
 
     def _parse(self, text: str) -> dict[str, Any]:
-        if _is_uri(text):
+        if SERVICE_URI.match(text):
             return self._parse_uri(text)
         try:
             document = json.loads(text)
@@ -225,7 +226,7 @@ class _Reader:
                 "the text must be JSON or a URI that begins with postgres://",
                 'Store an object such as {"host": …, "username": …, "password": …}.',
             ) from None
-        if isinstance(document, str) and _is_uri(document):
+        if isinstance(document, str) and SERVICE_URI.match(document):
             return self._parse_uri(document)
         if not isinstance(document, dict):
             raise self.error("the JSON must be an object", "Store an object, or a service URI.")
@@ -241,7 +242,7 @@ class _Reader:
         for key in ("uri", "service_uri"):
             if key in given:
                 uri = given[key]
-                if not isinstance(uri, str) or not _is_uri(uri):
+                if not isinstance(uri, str) or not SERVICE_URI.match(uri):
                     problem = f"{key} must be a URI that begins with postgres://"
                     raise self.error(problem, _URI_HINT)
                 given = self._parse_uri(uri) | given
@@ -264,7 +265,7 @@ class _Reader:
                 "password": unquote(parts.password or "", errors="strict"),
                 "dbname": unquote(parts.path[1:], errors="strict"),
             }
-            parameters = [_parse_parameter(text) for text in parts.query.split("&") if text]
+            parameters = parse_parameters(parts.query)
         except ValueError:  # from None: the error quotes parts of the URI
             hint = "Write : / ? # [ ] @ % in user and password as %3A %2F %3F %23 %5B %5D %40 %25;"
             raise self.error("uri is invalid", f"{hint} write one host.") from None
@@ -282,8 +283,10 @@ class _Reader:
         for name in names:
             if name in _PARTS_OF_URI:
                 raise self.error(f"uri must not have {name} as a parameter", _URI_HINT)
-        others = (_hide_unsafe_name(name) for name, _ in parameters if name not in OPTIONS)
-        self._ignored = tuple(dict.fromkeys(others))
+        others = [name for name, _ in parameters if name not in OPTIONS]
+        # Any other name may be the rest of a password.
+        shown = (n if SHOWABLE_NAME.fullmatch(n) else "(name not shown)" for n in others)
+        self._ignored = tuple(dict.fromkeys(shown))
         return {name: value for name, value in given if value}
 
     def optional(self, key: str) -> str:
@@ -297,8 +300,7 @@ class _Reader:
         """Read a text that is not empty."""
         value = self.optional(key)
         if not value:
-            foreign = find_foreign_key(self._document, key)
-            hint = foreign.hint if foreign else f"Add {key} to the secret."
+            hint = explain_missing_key(self._document, key) or f"Add {key} to the secret."
             raise self.error(f"{key} is missing", hint)
         return value
 
@@ -456,7 +458,7 @@ class _Reader:
 
     def _read_auth(self) -> Auth:
         """Read auth; the default is IAM if the secret has no password, under any name."""
-        has_password = self.optional("password") or find_foreign_key(self._document, "password")
+        has_password = self.optional("password") or explain_missing_key(self._document, "password")
         return self._read_choice("auth", Auth, Auth.PASSWORD if has_password else Auth.IAM)
 
     def _read_sslmode(self) -> SslMode:
@@ -490,23 +492,6 @@ _CREDENTIALS: Final = re.compile(
 _HOST: Final = re.compile(r"[\w.:%-]+", re.ASCII)
 _BYTE_ORDER_MARK: Final = "\ufeff"
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_.-]{1,255}")
-_PARAMETER_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
-
-
-def _parse_parameter(text: str) -> tuple[str, str]:
-    """Split and decode a parameter of a URI, in which + is literal."""
-    name, _, value = text.partition("=")
-    return unquote(name, errors="strict"), unquote(value, errors="strict")
-
-
-def _hide_unsafe_name(name: str) -> str:
-    """Return a parameter's name, unless it may be the rest of a password."""
-    return name if _PARAMETER_NAME.fullmatch(name) else "(name not shown)"
-
-
-def _is_uri(text: str) -> bool:
-    """Return whether the text is a service URI; SQLAlchemy's may name a driver (postgresql+asyncpg)."""
-    return re.match(r"\s*postgres(ql)?(\+\w+)?://", text) is not None
 
 
 def _split_port(host: str) -> tuple[str, str]:
