@@ -1,8 +1,7 @@
 """A run of a fleet's hub: receive, merge, publish, save, and only then delete the messages."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, Final
 
 from session_reaper.aws.fleet_table import load_spoke_states, save_spoke_state
@@ -10,25 +9,25 @@ from session_reaper.aws.sns import PUBLISH_SECONDS, publish
 from session_reaper.aws.sqs import QueueMessage, delete_messages, receive_rounds, return_messages
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
-from session_reaper.fleet.digest import make_invalid_message_report, write_fleet_notes
+from session_reaper.fleet.digest import (
+    FleetReport,
+    digest_fleet,
+    make_invalid_message_report,
+    report_on_fleet,
+)
 from session_reaper.fleet.message import QUEUE, Spoke, SpokeReport, read_spoke_report
 from session_reaper.fleet.state import (
     SpokeNews,
     SpokeResult,
     SpokeState,
     add_message,
-    conclude,
     conclude_refused,
 )
 from session_reaper.observability import log_bug, logger
-from session_reaper.policy.enums import Mode
-from session_reaper.report.model import Report
 from session_reaper.report.text import printable
 from session_reaper.settings import HubSettings
-from session_reaper.summary.digest import digest_report
 from session_reaper.summary.message import summarize
 from session_reaper.summary.minimal import summarize_minimally
-from session_reaper.summary.prose import Prose
 
 _LOAD_SECONDS: Final = 10.0
 _RECEIVE_SHARE: Final = 0.5  # of the time; the rest is for the digest, the table and the deletions
@@ -60,25 +59,22 @@ def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> di
     states = load_spoke_states(settings.memory_table, end.capped_at(_LOAD_SECONDS))
     queue = states.pop(QUEUE, SpokeState(spoke=QUEUE))
     inbox = _receive(settings, states, now, end)
-    results = {
-        spoke: conclude(news, now, settings.remind_after, is_complete=inbox.is_complete)
-        for spoke, news in sorted(inbox.news.items())
-    }
     refused = _conclude_refused(inbox, queue, now, settings.remind_after)
-    report = _build_report(run_id, inbox, [*results.values(), refused])
-    notes = write_fleet_notes(
-        (result.state for result in results.values()),
-        report.targets,
-        chain.from_iterable(news.advice for news in inbox.news.values()),
+    fleet = report_on_fleet(
+        run_id,
+        inbox.news,
+        refused.targets,
+        now,
+        settings.remind_after,
+        is_complete=inbox.is_complete,
     )
-    verdict = _publish(report, notes, settings, now, end)
+    verdict = _publish(fleet, settings, now, end)
     if refused.state != queue:
         save_spoke_state(settings.memory_table, refused.state, end)
     saved = [
         spoke
-        for spoke, result in results.items()
-        if result.state == states.get(spoke)
-        or save_spoke_state(settings.memory_table, result.state, end)
+        for spoke, state in fleet.states.items()
+        if state == states.get(spoke) or save_spoke_state(settings.memory_table, state, end)
     ]
     handles = [handle for spoke in saved for handle in inbox.news[spoke].handles]
     delete_messages(settings.queue_url, handles, end)
@@ -87,9 +83,9 @@ def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> di
         "run_id": run_id,
         "messages": len(inbox.received),
         "refused": len(inbox.refused),
-        "stacks": len(results),
+        "stacks": len(fleet.states),
         "complete": inbox.is_complete,
-        "published": report.should_notify,
+        "published": fleet.report.should_notify,
         "verdict": verdict,
     }
     logger.info("digest", extra=answer)
@@ -148,27 +144,17 @@ def _conclude_refused(
     return conclude_refused(queue, invalid, now, remind_after)
 
 
-def _build_report(run_id: str, inbox: _Inbox, results: Iterable[SpokeResult]) -> Report:
-    """Combine the targets of all stacks, in the order of their accounts."""
-    targets = [target for result in results for target in result.targets]
-    # The highest mode of the stacks: with "off", nothing would be reported.
-    mode = max([Mode.OBSERVE, *(news.mode for news in inbox.news.values())])
-    return Report(run_id=run_id, mode=mode, targets=tuple(targets))
-
-
-def _publish(
-    report: Report, notes: tuple[Prose, ...], settings: HubSettings, now: float, end: Deadline
-) -> str:
+def _publish(fleet: FleetReport, settings: HubSettings, now: float, end: Deadline) -> str:
     """Publish the digest if there is news; return its verdict. Raises PublishError."""
     verdict = ""
     try:
-        digest = digest_report(report, settings.location, notes=notes)
+        digest = digest_fleet(fleet, settings.location)
         verdict = str(digest.verdict)
         summary = summarize(digest, now)
     except Exception as error:  # noqa: BLE001 -- a bug that one report causes must not hide the others
         log_bug("a bug in the digest", error)
-        summary = summarize_minimally(report, type(error).__name__)
-    if report.should_notify:
+        summary = summarize_minimally(fleet.report, type(error).__name__)
+    if fleet.report.should_notify:
         within = end.capped_at_share(_PUBLISH_SHARE, PUBLISH_SECONDS)
         for failure in publish(summary, [settings.topic_arn], within).values():
             raise failure
