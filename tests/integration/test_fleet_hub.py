@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from session_reaper.aws.fleet_table import load_spoke_states
 from session_reaper.deadline import Deadline
-from session_reaper.errors import ConfigurationError, PublishError
+from session_reaper.errors import ConfigurationError, InternalError, PublishError
 from session_reaper.fleet.message import Spoke
 from session_reaper.handler import lambda_handler
 from session_reaper.report.model import Failure, Outcome, TargetReport, TargetStatus
+from session_reaper.runs.hub_run import run_hub
+from session_reaper.settings import FunctionLocation, read_hub_settings
 
 from infra.fleet.hub import Hub as FleetHub
 from infra.fleet.hub import expect_report
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from infra.local.aws import Aws, Email
     from infra.local.postgres import Build, Server
+    from tests.integration.conftest import Output
     from tests.integration.stage import Stage
 
 
@@ -396,6 +399,40 @@ def test_nothing_is_deleted_if_the_digest_cannot_be_published(
     _, (email,) = hub.run()
     assert "3 sessions were terminated" in text(email)
     assert hub.waiting() == 0
+
+
+def test_a_bug_in_the_digest_publishes_the_numbers_and_ends_the_run_with_an_error(
+    hub: Hub,
+) -> None:
+    location = FunctionLocation(region=None, function="", log_group="", dashboard=None)  # type: ignore[arg-type] # on purpose
+    settings = read_hub_settings()._replace(location=location)
+    hub.send(a_message(an_origin(), leaking(3)))
+    with pytest.raises(InternalError, match="session-reaper has a bug: AttributeError"):
+        run_hub(settings, "run-1", time.time(), Deadline(60))
+    (email,) = hub.aws.delivered()
+    assert email.subject == "session-reaper has a bug: 3 terminated"
+    assert hub.waiting() == 0
+    hub.send(a_message(an_origin(), quiet(), run="run-2"))
+    with pytest.raises(InternalError):
+        run_hub(settings, "run-2", time.time(), Deadline(60))
+    assert hub.aws.delivered() == []
+
+
+def test_a_digest_that_is_not_published_is_not_written(hub: Hub) -> None:
+    beyond_the_calendar = 1e17
+    answer = run_hub(read_hub_settings(), "run-1", beyond_the_calendar, Deadline(60))
+    assert not answer["published"]
+    assert hub.aws.delivered() == []
+
+
+def test_the_log_has_every_target_that_a_digest_reports(hub: Hub, output: Output) -> None:
+    targets = [failed(name=f"db-{number}") for number in range(250)]
+    hub.send(a_message(an_origin(), *targets, quiet("calm")))
+    hub.run()
+    lines = [json.loads(line) for line in output.readouterr().out.splitlines()]
+    logged = [each for line in lines for each in line.get("targets", [])]
+    assert len(logged) == 250
+    assert not any("calm" in each for each in logged)
 
 
 def test_a_message_in_the_envelope_of_sns_is_read(hub: Hub) -> None:
