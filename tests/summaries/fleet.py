@@ -109,7 +109,9 @@ def _leaking(number: int, application: str, name: str, **session: object) -> Tar
     slots = Slots(max=100, reserved=3, used=64)
     code = "set-idle-in-transaction-timeout"
     advice = Advice(code=code, message="not sent to a hub", sql=None)
-    return a_target_report(*results, name=name, slots=slots, used_after=64 - number, advice=(advice,))
+    return a_target_report(
+        *results, name=name, slots=slots, used_after=64 - number, advice=(advice,)
+    )
 
 
 def _unreached(name: str) -> TargetReport:
