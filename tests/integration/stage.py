@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ROLE_FILE = Path(__file__).parents[2] / "infra" / "database" / "reaper_role.sql"
 REAPER = "session_reaper"
 TABLE = "session-reaper-Memory"  # of the notification state
+RESCUE = "rescue"  # a secret's name
 PASSWORD = "sw0rdfish"  # noqa: S105 -- of every role here that needs one
 
 SCHEDULED = {"source": "aws.scheduler", "detail-type": "Scheduled Event"}
@@ -77,6 +78,23 @@ def state_table(name: str) -> Iterator[None]:
     dynamodb.delete_table(TableName=name)
 
 
+def items() -> list[dict[str, Any]]:
+    return boto3.client("dynamodb").scan(TableName=TABLE)["Items"]
+
+
+def kinds() -> set[str]:
+    return {item["kind"]["S"] for item in items()}
+
+
+def aged(seconds: float) -> None:
+    """Make every item as old as if it had been written so many seconds earlier."""
+    dynamodb = boto3.client("dynamodb")
+    for item in items():
+        for key in ("told_at", "since"):
+            item[key] = {"N": str(float(item[key]["N"]) - seconds)}
+        dynamodb.put_item(TableName=TABLE, Item=item)
+
+
 def rule(name: str = "leak", *, action: object = None, **match: object) -> dict[str, object]:
     conditions = {"state": [LEAK, ABORTED]} | match
     if not any(key.endswith("_for") for key in conditions):
@@ -91,6 +109,13 @@ def policy(*rules: Mapping[str, object], **others: object) -> dict[str, object]:
 def use_typo(stage: Stage, name: str) -> None:
     """Use a policy with an unknown key; an error that no other test has."""
     stage.use_policy({"version": 1, "rules": [rule() | {name: 1}]})
+
+
+def superuser(stage: Stage) -> str:
+    """The secret of a superuser, which has reserved slots before PostgreSQL 16, too."""
+    role = stage.role("rescuer", "SUPERUSER")
+    stage.aws.put_secret(RESCUE, stage.secret(username=role))
+    return RESCUE
 
 
 class Client(Connection):  # type: ignore[misc] # untyped

@@ -11,9 +11,8 @@ import pytest
 from botocore.client import BaseClient
 from session_reaper.errors import ConfigurationError
 
-from tests.integration.stage import SCHEDULED, Stage, policy, use_typo
-from tests.integration.test_memory import aged, items, kinds
-from tests.integration.test_publish import SCHEMA
+from tests.integration.stage import SCHEDULED, Stage, aged, items, kinds, policy, use_typo
+from tests.summaries.schema import SCHEMA
 
 if TYPE_CHECKING:
     from infra.local.aws import Email

@@ -10,7 +10,17 @@ import pg8000.native
 import pytest
 from botocore.client import BaseClient
 
-from tests.integration.stage import LEAK, PASSWORD, REAPER, Client, Stage, rule, until
+from tests.integration.stage import (
+    LEAK,
+    PASSWORD,
+    REAPER,
+    RESCUE,
+    Client,
+    Stage,
+    rule,
+    superuser,
+    until,
+)
 from tests.integration.wire import Proxy
 
 if TYPE_CHECKING:
@@ -70,16 +80,6 @@ class Storm:
         self._stop.set()
         for thread in self._threads:
             thread.join(10)
-
-
-RESCUE = "rescue"  # a secret's name
-
-
-def superuser(stage: Stage) -> str:
-    """The secret of a superuser, which has reserved slots before PostgreSQL 16, too."""
-    role = stage.role("rescuer", "SUPERUSER")
-    stage.aws.put_secret(RESCUE, stage.secret(username=role))
-    return RESCUE
 
 
 def asked_for(stage: Stage) -> list[str]:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.answers import SNAPSHOT, list_places
-from tests.integration.stage import IDLE, LEAK, REAPER, Client, policy, rule
-from tests.integration.test_full import superuser
+from tests.integration.stage import IDLE, LEAK, REAPER, Client, policy, rule, superuser
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ import pytest
 from botocore.client import BaseClient
 from session_reaper.errors import PublishError
 
-from tests.integration.stage import IDLE, LEAK, REAPER, TABLE, policy, rule
+from tests.integration.stage import IDLE, LEAK, REAPER, TABLE, aged, items, kinds, policy, rule
 from tests.integration.wire import Impostor, aws_but_for, http, say
 
 if TYPE_CHECKING:
@@ -24,23 +24,6 @@ if TYPE_CHECKING:
 
 SECRETS = "arn:aws:secretsmanager:eu-central-1:123456789012:secret"
 PAGE = b"<html><head><title>403 Forbidden</title></head><body><h1>403 Forbidden</h1></body></html>"
-
-
-def items() -> list[dict[str, Any]]:
-    return boto3.client("dynamodb").scan(TableName=TABLE)["Items"]
-
-
-def kinds() -> set[str]:
-    return {item["kind"]["S"] for item in items()}
-
-
-def aged(seconds: float) -> None:
-    """Make every item as old as if it had been written so many seconds earlier."""
-    dynamodb = boto3.client("dynamodb")
-    for item in items():
-        for key in ("told_at", "since"):
-            item[key] = {"N": str(float(item[key]["N"]) - seconds)}
-        dynamodb.put_item(TableName=TABLE, Item=item)
 
 
 @contextmanager

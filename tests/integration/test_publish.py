@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jsonschema
@@ -17,16 +16,13 @@ from session_reaper.runs.plan import make_plan
 from tests.builders import a_report, a_target_report, some_fates
 from tests.integration.stage import IDLE, LEAK, policy
 from tests.integration.wire import aws_but_for, http
+from tests.summaries.schema import SCHEMA
 
 if TYPE_CHECKING:
     import socket
     from threading import Event
 
     from tests.integration.stage import Stage
-
-SCHEMA = json.loads(
-    (Path(__file__).parents[1] / "summaries/custom_notification.schema.json").read_text()
-)
 
 PUBLISHED = (
     b"<PublishResponse><PublishResult><MessageId>1</MessageId></PublishResult></PublishResponse>"

@@ -16,7 +16,7 @@ from session_reaper.summary.groups import group_sessions
 
 from tests.builders import a_decision, a_fate, a_session, a_snapshot
 from tests.canary_queries import CANARY, leaks
-from tests.unit.test_redaction_properties import HOSTILE, NAMES, queries
+from tests.unit.generated_queries import HOSTILE, NAMES, queries
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from session_reaper.decision.parallel_dumps import find_parallel_dumps
 from session_reaper.sessions.session import State
 
 from tests.builders import a_policy, a_rule, a_session, some_slots
-from tests.unit.test_decide_properties import matched, seen
+from tests.unit.decisions import matched, seen
 
 if TYPE_CHECKING:
     from session_reaper.policy.model import Policy, Rule

@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -50,19 +49,18 @@ from tests.builders import (
     some_slots,
 )
 from tests.summaries import files
+from tests.summaries.schema import SCHEMA
 from tests.summaries.situations import NOW, PLACE, SITUATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 SNS_BYTES = 262_144
 WIDTH = 72
 LONGEST_NAME = "名" * 21  # 63 bytes, all that PostgreSQL keeps of a name
 HOSTILE = "\n\r\t\0\x1b\x7f\x85\u00a0\u200b\u202e\u2028\ud800"
 MARKUP = "*b* _i_ ~s~ `c` <!channel> <@U1> <http://evil|here> & :tada: http://evil"
-SCHEMA = json.loads(
-    (Path(__file__).parents[1] / "summaries/custom_notification.schema.json").read_text()
-)
 
 
 def summarized(report: Report, place: FunctionLocation | None = PLACE, now: float = NOW) -> Summary:
