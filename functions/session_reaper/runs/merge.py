@@ -49,6 +49,7 @@ def _merge(owner: TargetKey, members: Sequence[SecretResult]) -> TargetReport:
     chosen = by_key[owner].report
     if chosen.slots is None:
         chosen = min(members, key=_rank).report
+    chosen = _add_exhaustion(chosen, members)
     first, *others = (member.target for member in members)
     failed = tuple(_list_failures(members, chosen))
     error = chosen.error
@@ -72,6 +73,18 @@ def _merge(owner: TargetKey, members: Sequence[SecretResult]) -> TargetReport:
     if merged.results and merged.name != chosen.name:
         log_other_name(merged, chosen.name)
     return merged
+
+
+def _add_exhaustion(chosen: TargetReport, members: Iterable[SecretResult]) -> TargetReport:
+    """Add to the report of a server that a later snapshot shows every slot in use.
+
+    Only secrets whose server could not be compared have such a snapshot, so it may be another server's.
+    """
+    later = next((m.report for m in members if m.report.is_exhausted), chosen)
+    if chosen.slots is None or later.slots is None or chosen.is_exhausted:
+        return chosen
+    slots = replace(later.slots, used=chosen.slots.used)
+    return replace(chosen, slots=slots, used_after=later.used_after, holders=later.holders)
 
 
 def _rank(member: SecretResult) -> int:

@@ -4,6 +4,7 @@ Secrets with the same host or address are tried one after another until one of t
 connect, and stop if their server turns out to be one that was visited already. What a server says about
 itself proves nothing: a hostile one may claim to be another. So the claim counts only between
 connections to one endpoint; elsewhere each server must show the session that the reaper has on the other.
+Only a full server may have no slot for that; then the claim and an equal certificate count.
 
 Which secret connects first is a race. So a visit waits, for a short time and before its operation signals
 any session, for those that may give the server its name, or have more rights.
@@ -12,19 +13,19 @@ any session, for those that may give the server its name, or have more rights.
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from enum import Enum, auto
 from threading import Event, Lock
 from typing import Final
 
 from session_reaper.aws.rds import with_iam_token
 from session_reaper.deadline import Deadline
-from session_reaper.errors import FullError, TargetError
+from session_reaper.errors import DeadlineError, FullError, TargetError
 from session_reaper.postgres.server import APPLICATION_NAME, Server
 from session_reaper.runs.parallel import PostponeError
-from session_reaper.sessions.snapshot import ServerIdentity, Snapshot
+from session_reaper.sessions.snapshot import NO_SESSIONS, ServerIdentity, Snapshot
 from session_reaper.targets.providers import is_instance_of_rds, is_proxy
 from session_reaper.targets.servers import (
     Place,
@@ -41,13 +42,21 @@ _PROOF_SHARE: Final = 0.2  # of the time left, at most
 _TURN_SECONDS: Final = 2.0  # to wait for others that are connecting; they may hang
 _TURN_SHARE: Final = 0.1  # of the time left, at most
 _ALL_RIGHTS: Final = 2
+_ENDING_SHARE: Final = 0.8  # of the time for proofs, to wait for another visit's end
 _LEAVING_SECONDS: Final = 0.5  # in which the server frees the slot of a connection that has ended
-_PAUSE: Final = 0.05  # seconds between two attempts to get it
+_PAUSE: Final = 0.1  # seconds between two attempts to get it
 _MOST_PROOFS: Final = 3  # for one target: hostile servers may make any number of claims
 
 
 class VisitedError(Exception):
-    """Another target's visit covers this server."""
+    """Another target's visit covers this server.
+
+    `later`: a snapshot that was taken here after that visit, if the servers could not be compared.
+    """
+
+    def __init__(self, later: Snapshot | None = None) -> None:
+        super().__init__()
+        self.later = later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +73,23 @@ class _Visit:
     rights: int  # 2: to see and to signal other roles' sessions, 1: to see them, 0: neither
 
     @property
+    def is_identified(self) -> bool:
+        """Whether the claim is complete, and about the server that has accepted the connection."""
+        is_complete = self.claim is not None and self.claim.checkpointer_started is not None
+        return is_complete and not self.place.is_pooled
+
+    @property
     def key(self) -> TargetKey:
         """The key of the target that connected."""
         return self.place.target.key
+
+
+class _Comparison(Enum):
+    """Whether two visits are to one server."""
+
+    SAME = auto()
+    ALIKE = auto()  # there was no slot to prove it
+    DIFFERENT = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +129,11 @@ class Visits:
         }
         self._lock = Lock()
         self._connecting: set[TargetKey] = set()
+        self._connected: set[TargetKey] = set()  # whose connection takes a slot
         self._visits: dict[TargetKey, _Visit] = {}
         self._visits_by_claim: dict[ServerIdentity | None, list[_Visit]] = defaultdict(list)
+        # One proof at a time, because those of one server would take each other's slot.
+        self._proofs: dict[ServerIdentity | None, Lock] = defaultdict(Lock)
         # For each visit, the target whose operation runs on the server.
         self._owners: dict[TargetKey, TargetKey] = {}
         self._working: set[TargetKey] = set()  # the owners whose operation has begun
@@ -127,6 +153,20 @@ class Visits:
                 other.key in self._full and other.endpoint == target.endpoint
                 for other in self.list_group(target)
             )
+
+    def record_connected(self, target: Target) -> None:
+        """Record that the job of a target has a connection."""
+        with self._lock:
+            self._connected.add(target.key)
+
+    def may_get_slot(self, target: Target) -> bool:
+        """Return whether another target's job has a connection that may be to a target's server.
+
+        Its slot is free for this target once that job ends.
+        """
+        with self._lock:
+            connected = [self._candidates[key].target for key in self._connected]
+        return not all(are_instances_of_rds(each, target) for each in connected)
 
     def has_any_of(self, group: Iterable[Target]) -> bool:
         """Return whether one of these targets has connected."""
@@ -184,6 +224,8 @@ class Visits:
     def end(self, target: Target) -> None:
         """Record that the job of a target has ended, and its connection."""
         self.end_turn(target)
+        with self._lock:
+            self._connected.discard(target.key)
         self._candidates[target.key].has_ended.set()
 
     def admit(
@@ -238,39 +280,77 @@ class Visits:
         while (rival := self._add_unless_visited(visit, compared)) is not None:
             compared.append(rival)
             is_better = visit.rights > rival.rights
-            connect = partial(self._connect_again, visit, rival, proofs)
-            if not _is_same_server(visit, rival, server, connect, proofs, keeps_visit=is_better):
+            comparison = self._compare(visit, rival, server, proofs)
+            if comparison is _Comparison.DIFFERENT:
                 continue
             if not is_better:
                 with self._lock:
                     self._visits[visit.key] = visit
                     self._owners[visit.key] = self._owners[rival.key]
-                raise VisitedError
+                is_proven = comparison is _Comparison.SAME
+                raise VisitedError(None if is_proven else self._look_again(rival, server, deadline))
             inferior.append(rival)
-        if compared:
-            no_origin = ("", 0)
-            server.find_application("", no_origin, own_name=APPLICATION_NAME, deadline=deadline)
+        if server.application_name != APPLICATION_NAME:
+            server.rename(APPLICATION_NAME, deadline)
         for rival in inferior:
             self._take_over(visit, rival)
 
-    def _connect_again(
-        self, visit: _Visit, rival: _Visit, deadline: Deadline, application_name: str
-    ) -> Server:
-        """Connect as the rival of a visit. If the server is full, wait until the rival leaves its slot.
+    def _compare(
+        self, visit: _Visit, rival: _Visit, server: Server, deadline: Deadline
+    ) -> _Comparison:
+        """Compare the servers of two visits, which claim to be one. `server`: the visit's connection."""
+        target = visit.place.target
+        kept, stopped = (visit, rival) if visit.rights > rival.rights else (rival, visit)
+        has_same_certificate = visit.certificate == rival.certificate
+        has_same_key = has_same_certificate and visit.certificate is not None
+        is_secure = has_same_key or kept.place.is_as_secure_as(stopped.place.target)
+        if not is_secure or are_instances_of_rds(rival.place.target, target):
+            return _Comparison.DIFFERENT
+        if rival.place.has_endpoint_of(replace(target, addresses=(visit.place.address,))):
+            return _Comparison.SAME
+        # Where many clients share one address (behind a NAT or a pooler), a server that passes our login
+        # on could prove that it is the other one. But it does not have the key of the other's certificate.
+        if not has_same_certificate:
+            return _Comparison.DIFFERENT
+        try:
+            return self._compare_by_sessions(visit, rival, server, deadline)
+        except TargetError:
+            return _Comparison.DIFFERENT
 
-        Raises TargetError.
+    def _compare_by_sessions(
+        self, visit: _Visit, rival: _Visit, server: Server, deadline: Deadline
+    ) -> _Comparison:
+        """Compare servers by the sessions that they show, or by less if both have no slot for that.
+
+        If there is no slot, wait until the rival leaves its own. Raises TargetError.
         """
-        target = with_iam_token(rival.place.target)
         with suppress(FullError):
-            return Server.connect(target, deadline, application_name=application_name)
-        self.end_turn(visit.place.target)  # the rival may be waiting for this visit
-        self._candidates[rival.key].has_ended.wait(deadline.remaining())
-        leaving = deadline.capped_at(_LEAVING_SECONDS)
-        while leaving.remaining():
-            with suppress(FullError):
-                return Server.connect(target, deadline, application_name=application_name)
-            time.sleep(min(_PAUSE, leaving.remaining()))
-        return Server.connect(target, deadline, application_name=application_name)
+            return _prove_same_server(server, rival, deadline)
+        if visit.rights <= rival.rights:  # otherwise the rival is to stop, and waits for this visit
+            self.end_turn(visit.place.target)  # the rival may be waiting for this visit
+            ending = deadline.capped_at_share(_ENDING_SHARE)
+            self._candidates[rival.key].has_ended.wait(ending.remaining())
+        with self._lock:
+            proofs = self._proofs[visit.claim]
+        with _hold(proofs, deadline):
+            leaving = deadline.capped_at(_LEAVING_SECONDS)
+            while True:
+                with suppress(FullError):
+                    return _prove_same_server(server, rival, deadline)
+                # A hostile rival may pretend to be full, so the visit's own server must be full, too.
+                is_full = _is_full(visit.place.target, deadline)
+                if not leaving.remaining():
+                    break
+                time.sleep(min(_PAUSE, leaving.remaining()))
+        is_alike = is_full and visit.is_identified and rival.is_identified
+        return _Comparison.ALIKE if is_alike else _Comparison.DIFFERENT
+
+    def _look_again(self, rival: _Visit, server: Server, deadline: Deadline) -> Snapshot | None:
+        """Take a snapshot of the slots after a rival's visit; None if it goes on."""
+        if self._candidates[rival.key].has_ended.is_set():
+            with suppress(TargetError):
+                return server.take_snapshot(NO_SESSIONS, deadline)
+        return None
 
     def _take_over(self, visit: _Visit, rival: _Visit) -> None:
         """Make a visit's owner that of another one, too, and of all that the other's owner has.
@@ -343,50 +423,38 @@ class Visits:
         return None
 
 
-def _is_same_server(  # noqa: PLR0913 -- two visits, and a connection of each
-    visit: _Visit,
-    rival: _Visit,
-    server: Server,
-    connect: Callable[[str], Server],
-    deadline: Deadline,
-    *,
-    keeps_visit: bool,
-) -> bool:
-    """Return whether two visits that claim to be to the same server are.
+def _prove_same_server(server: Server, rival: _Visit, deadline: Deadline) -> _Comparison:
+    """Compare a server with that of a rival: each must show the session that we have on the other.
 
-    `server`: the connection of the visit. `connect` makes one as the rival, with an application name.
-    `keeps_visit`: the rival is to stop, not the visit.
-    """
-    kept, other = (visit, rival) if keeps_visit else (rival, visit)
-    target = visit.place.target
-    has_same_key = visit.certificate is not None and visit.certificate == rival.certificate
-    is_secure = has_same_key or kept.place.is_as_secure_as(other.place.target)
-    if not is_secure or are_instances_of_rds(rival.place.target, target):
-        return False
-    if rival.place.has_endpoint_of(replace(target, addresses=(visit.place.address,))):
-        return True
-    # Where many clients share one address (behind a NAT or a pooler), a server that passes our login on
-    # could prove that it is the other one. But it does not have the key of the other's certificate.
-    if visit.certificate != rival.certificate:
-        return False
-    return _prove_same_server(server, connect, deadline)
-
-
-def _prove_same_server(
-    server: Server, connect: Callable[[str], Server], deadline: Deadline
-) -> bool:
-    """Return whether another target's server shows our session on a server, and the reverse.
-
-    Renames our session. Neither server can know the name of the session on the other. A server that
-    passes a login on to another one could, but there the session does not come from our own address.
+    Connects as the rival, and renames the session on the server. Neither server can know the name of
+    the session on the other. A server that passes a login on to another one could, but there the session
+    does not come from our own address. Raises TargetError; FullError if there is no slot.
     """
     here, there = (f"{APPLICATION_NAME} {secrets.token_hex(8)}" for _ in range(2))
-    is_same = False
-    with suppress(TargetError):
-        connected = connect(there)
-        with closing(connected):
-            # One expression: an error of the second server proves nothing.
-            is_same = server.find_application(
-                there, connected.origin, own_name=here, deadline=deadline
-            ) and connected.find_application(here, server.origin, own_name=there, deadline=deadline)
-    return is_same
+    target = with_iam_token(rival.place.target)
+    with closing(Server.connect(target, deadline, application_name=there)) as connected:
+        # One expression: an error of the second server proves nothing.
+        is_same = server.find_application(
+            there, connected.origin, own_name=here, deadline=deadline
+        ) and connected.find_application(here, server.origin, own_name=there, deadline=deadline)
+    return _Comparison.SAME if is_same else _Comparison.DIFFERENT
+
+
+def _is_full(target: Target, deadline: Deadline) -> bool:
+    """Return whether a target's server has no slot for another connection. Raises TargetError."""
+    try:
+        Server.connect(with_iam_token(target), deadline).close()
+    except FullError:
+        return True
+    return False
+
+
+@contextmanager
+def _hold(lock: Lock, deadline: Deadline) -> Iterator[None]:
+    """Hold a lock. Raises DeadlineError if it is not free in time."""
+    if not lock.acquire(timeout=deadline.remaining()):
+        raise DeadlineError
+    try:
+        yield
+    finally:
+        lock.release()
