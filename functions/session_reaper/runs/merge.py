@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from session_reaper.observability import log_other_name
 from session_reaper.report.model import FailedSecret, Failure, TargetReport, TargetStatus
 from session_reaper.runs.visits import Visits
-from session_reaper.targets.servers import are_one_server
+from session_reaper.targets.servers import ServerIndex, are_one_server, find_place, list_routes
 from session_reaper.targets.target import Target, TargetKey
 
 _MOST_TELLING: Final = (TargetStatus.FULL, TargetStatus.BLIND, TargetStatus.FAILED)
@@ -26,15 +27,18 @@ class SecretResult:
 def merge_results(results: Sequence[SecretResult], visits: Visits) -> list[TargetReport]:
     """Return one report for each server; results and reports are in configured order."""
     by_owner: dict[TargetKey, list[SecretResult]] = defaultdict(list)
-    failed: dict[TargetKey, list[Target]] = defaultdict(list)  # by the first target of their group
+    failed = ServerIndex[Target]()
+    positions = {result.target.key: position for position, result in enumerate(results)}
+    owners: dict[TargetKey, TargetKey] = {}
     for result in results:
         owner = visits.find_owner(result.target)
         if owner is None:
             # No secret of this server connected, so only their hosts and addresses can be compared.
             target = result.target
-            alike = failed[visits.list_group(target)[0].key]
-            alike.append(target)
-            owner = next(each.key for each in alike if are_one_server(each, target))
+            failed.add(find_place(target).routes, target)
+            found = failed.find_first(list_routes(target), partial(are_one_server, target))
+            first = min(found, key=lambda each: positions[each.key])
+            owner = owners.setdefault(target.key, owners.get(first.key, first.key))
         by_owner[owner].append(result)
     return [
         _merge(owner, members)

@@ -13,7 +13,7 @@ any session, for those that may give the server its name, or have more rights.
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -29,11 +29,13 @@ from session_reaper.sessions.snapshot import NO_SESSIONS, ServerIdentity, Snapsh
 from session_reaper.targets.providers import is_instance_of_rds, is_proxy
 from session_reaper.targets.servers import (
     Place,
+    ServerIndex,
     are_instances_of_rds,
-    are_one_server,
+    find_place,
     group_by_server,
+    list_routes,
 )
-from session_reaper.targets.target import Target, TargetKey
+from session_reaper.targets.target import Endpoint, Target, TargetKey
 
 _LOGIN_SECONDS: Final = 3.0
 _LOGIN_SHARE: Final = 0.25  # of the time left, at most
@@ -92,18 +94,35 @@ class _Comparison(Enum):
     DIFFERENT = auto()
 
 
+class _Group:
+    """Targets that may be one server, as far as hosts and addresses tell, in configured order."""
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self.targets = targets
+        self.by_route = ServerIndex[Target]()
+        self.visits = ServerIndex["_Visit"]()
+        self.is_visited = False
+        self.untried = {target.key for target in targets}
+        for target in targets:
+            self.by_route.add(list_routes(target), target)
+
+    def add(self, visit: "_Visit") -> None:
+        """Add a visit of one of the targets."""
+        self.visits.add(visit.place.routes, visit)
+        self.is_visited = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
     """A target that may turn out to be the server of another one.
 
-    `position`: in configured order. `group`: the targets that may be one server with it, as far as
-    hosts and addresses tell, and itself. `has_connected` is set once its job has connected, or cannot;
-    `has_ended` once its job has ended.
+    `position`: in configured order. `group`: the targets that may be one server with it, and itself.
+    `has_connected` is set once its job has connected, or cannot; `has_ended` once its job has ended.
     """
 
     target: Target
     position: int
-    group: Sequence[Target]
+    group: _Group
     is_instance_of_rds: bool
     has_connected: Event
     has_ended: Event
@@ -115,7 +134,8 @@ class Visits:
     def __init__(self, targets: Sequence[Target] = ()) -> None:
         """`targets`: those of the run, in configured order."""
         self.groups = group_by_server(targets)
-        group_of = {target.key: group for group in self.groups for target in group}
+        groups = [_Group(targets) for targets in self.groups]
+        group_of = {target.key: group for group in groups for target in group.targets}
         self._candidates = {
             target.key: _Candidate(
                 target=target,
@@ -129,70 +149,69 @@ class Visits:
         }
         self._lock = Lock()
         self._connecting: set[TargetKey] = set()
-        self._connected: set[TargetKey] = set()  # whose connection takes a slot
+        # Those whose connection takes a slot; instances of RDS by themselves, since each is one server.
+        self._connected: set[TargetKey] = set()
+        self._connected_instances: set[TargetKey] = set()
         self._visits: dict[TargetKey, _Visit] = {}
         self._visits_by_claim: dict[ServerIdentity | None, list[_Visit]] = defaultdict(list)
         # One proof at a time, because those of one server would take each other's slot.
         self._proofs: dict[ServerIdentity | None, Lock] = defaultdict(Lock)
         # For each visit, the target whose operation runs on the server.
         self._owners: dict[TargetKey, TargetKey] = {}
+        self._members: dict[TargetKey, list[TargetKey]] = defaultdict(list)  # the reverse
         self._working: set[TargetKey] = set()  # the owners whose operation has begun
-        self._tried: set[TargetKey] = set()
         self._postponed: dict[TargetKey, int] = {}  # the rights of these targets
-        self._full: set[TargetKey] = set()
+        self._full: set[Endpoint] = set()
 
     def record_full(self, target: Target) -> None:
         """Record that a target's server has no free slot."""
         with self._lock:
-            self._full.add(target.key)
+            self._full.add(target.endpoint)
 
     def is_full(self, target: Target) -> bool:
         """Return whether the server of a target had no free slot for another secret."""
         with self._lock:
-            return any(
-                other.key in self._full and other.endpoint == target.endpoint
-                for other in self.list_group(target)
-            )
+            return target.endpoint in self._full
 
     def record_connected(self, target: Target) -> None:
         """Record that the job of a target has a connection."""
         with self._lock:
-            self._connected.add(target.key)
+            self._list_connected(target).add(target.key)
 
     def may_get_slot(self, target: Target) -> bool:
         """Return whether another target's job has a connection that may be to a target's server.
 
         Its slot is free for this target once that job ends.
         """
+        own = self._candidates[target.key]
         with self._lock:
-            connected = [self._candidates[key].target for key in self._connected]
-        return not all(are_instances_of_rds(each, target) for each in connected)
+            if self._connected or not own.is_instance_of_rds:
+                return bool(self._connected or self._connected_instances)
+            return any(each.key in self._connected_instances for each in own.group.targets)
 
-    def has_any_of(self, group: Iterable[Target]) -> bool:
-        """Return whether one of these targets has connected."""
+    def has_any_of_group(self, target: Target) -> bool:
+        """Return whether one of the targets that may be one server with this one has connected."""
         with self._lock:
-            return bool(self._list_visits(group))
+            return self._candidates[target.key].group.is_visited
 
     def find_owner(self, target: Target) -> TargetKey | None:
         """Return the key of the target whose operation runs on a target's server, if there is one."""
         with self._lock:
             if target.key in self._owners:
                 return self._owners[target.key]
-            found = (
-                self._owners[visit.key]
-                for visit in self._list_visits(self.list_group(target))
-                if visit.place.leads_to_server_of(target)
-            )
-            return next(found, None)
-
-    def list_group(self, target: Target) -> Sequence[Target]:
-        """Return the targets that may be one server with this one, and itself, in configured order."""
-        return self._candidates[target.key].group
+            found = self._candidates[target.key].group.visits.find(list_routes(target))
+            visits = [each for each in found if each.place.leads_to_server_of(target)]
+            if not visits:
+                return None
+            return self._owners[min(visits, key=self._get_position).key]
 
     def list_others(self, target: Target) -> Sequence[Target]:
         """Return the other targets of a target's server, as far as hosts and addresses tell."""
-        others = (each for each in self.list_group(target) if each.key != target.key)
-        return tuple(each for each in others if are_one_server(target, each))
+        place = find_place(target)
+        found = self._candidates[target.key].group.by_route.find(place.routes)
+        others = {each.key: each for each in found if place.has_endpoint_of(each)}
+        others.pop(target.key, None)
+        return sorted(others.values(), key=self._get_position)
 
     def begin(self, target: Target, deadline: Deadline) -> Deadline:
         """Record that a target is tried, and return the deadline for connecting.
@@ -200,18 +219,18 @@ class Visits:
         It leaves time for the other targets of the group, but any number of them leaves this one
         enough for a login. Raises VisitedError if the target need not connect.
         """
+        own = self._candidates[target.key]
         with self._lock:
-            self._tried.add(target.key)
-            visits = self._list_visits(self.list_group(target))
+            own.group.untried.discard(target.key)
+            visits = own.group.visits.find(list_routes(target))
             if any(visit.place.covers(target) for visit in visits):
                 raise VisitedError
-            if target.is_alternate and visits:
+            if target.is_alternate and own.group.is_visited:
                 raise VisitedError
             self._connecting.add(target.key)
-            own = self._candidates[target.key]
             own.has_connected.clear()
             own.has_ended.clear()  # a postponed job begins twice
-            share = deadline.remaining() / (1 + len(self._list_untried(target)))
+            share = deadline.remaining() / (1 + len(own.group.untried))
             least = min(_LOGIN_SECONDS, _LOGIN_SHARE * deadline.remaining())
             return deadline.capped_at(max(share, least))
 
@@ -225,7 +244,7 @@ class Visits:
         """Record that the job of a target has ended, and its connection."""
         self.end_turn(target)
         with self._lock:
-            self._connected.discard(target.key)
+            self._list_connected(target).discard(target.key)
         self._candidates[target.key].has_ended.set()
 
     def admit(
@@ -248,8 +267,7 @@ class Visits:
             is_verified=connected.is_verified,
             is_pooled=snapshot.behind_pooler or is_proxy(target.host),
         )
-        requested = [each for each in self.list_group(target) if not each.is_alternate]
-        if target.is_alternate and not any(map(place.leads_to_server_of, requested)):
+        if target.is_alternate and not self._is_requested(place):
             raise VisitedError
         rights = snapshot.can_see + (snapshot.can_see and snapshot.can_signal)
         if rights < _ALL_RIGHTS and self._should_postpone(place, rights):
@@ -285,8 +303,7 @@ class Visits:
                 continue
             if not is_better:
                 with self._lock:
-                    self._visits[visit.key] = visit
-                    self._owners[visit.key] = self._owners[rival.key]
+                    self._add(visit, self._owners[rival.key])
                 is_proven = comparison is _Comparison.SAME
                 raise VisitedError(None if is_proven else self._look_again(rival, server, deadline))
             inferior.append(rival)
@@ -361,7 +378,8 @@ class Visits:
             owner, former = self._owners[visit.key], self._owners[rival.key]
             is_better = self._visits[owner].rights > self._visits[former].rights
             if is_better and former not in self._working:
-                members = [key for key, each in self._owners.items() if each == former]
+                members = self._members.pop(former)
+                self._members[owner] += members
                 self._owners |= dict.fromkeys(members, owner)
 
     def _wait_for_others(self, visit: _Visit, deadline: Deadline) -> None:
@@ -373,18 +391,17 @@ class Visits:
         for other in connecting:
             if other.is_instance_of_rds and own.is_instance_of_rds:
                 continue  # they have different endpoints, so they are different servers
-            first = self._candidates[other.group[0].key]
+            first = self._candidates[other.group.targets[0].key]
             if first.position < own.position or visit.rights < _ALL_RIGHTS:
                 other.has_connected.wait(within.remaining())
 
     def _list_names(self, visit: _Visit) -> Iterator[_Candidate]:
-        """List, of each group that has connected to a visit's server, the first target of that server."""
-        for key, owner in self._owners.items():
-            if owner == visit.key:
-                own = self._candidates[key]
-                leads = self._visits[key].place.leads_to_server_of
-                first = next(filter(leads, own.group), own.target)
-                yield self._candidates[first.key]
+        """List the targets of a visit's server, of each group that has connected to it."""
+        for key in self._members[visit.key]:
+            place = self._visits[key].place
+            yield self._candidates[key]
+            for target in filter(place.leads_to_server_of, self._find_targets(place)):
+                yield self._candidates[target.key]
 
     def _should_postpone(self, place: Place, rights: int) -> bool:
         """Return whether a target should wait for others of its server, which may have more rights."""
@@ -392,21 +409,38 @@ class Visits:
         with self._lock:
             if target.key in self._postponed:
                 return False
+            untried = self._candidates[target.key].group.untried
             others = [
                 other
-                for other in self.list_group(target)
-                if other.key not in self._tried or self._postponed.get(other.key, 0) > rights
+                for other in self._find_targets(place)
+                if other.key in untried or self._postponed.get(other.key, 0) > rights
             ]
             if not any(map(place.covers, others)):
                 return False
             self._postponed[target.key] = rights
             return True
 
-    def _list_untried(self, target: Target) -> list[Target]:
-        return [each for each in self.list_group(target) if each.key not in self._tried]
+    def _find_targets(self, place: Place) -> Iterator[Target]:
+        """Find the targets that may lead to a place, of the group that has connected to it."""
+        return self._candidates[place.target.key].group.by_route.find(place.routes)
 
-    def _list_visits(self, group: Iterable[Target]) -> list[_Visit]:
-        return [self._visits[target.key] for target in group if target.key in self._visits]
+    def _is_requested(self, place: Place) -> bool:
+        """Return whether the run is about a target that leads to a place."""
+        requested = (each for each in self._find_targets(place) if not each.is_alternate)
+        return any(map(place.leads_to_server_of, requested))
+
+    def _get_position(self, each: Target | _Visit) -> int:
+        return self._candidates[each.key].position
+
+    def _list_connected(self, target: Target) -> set[TargetKey]:
+        is_instance = self._candidates[target.key].is_instance_of_rds
+        return self._connected_instances if is_instance else self._connected
+
+    def _add(self, visit: _Visit, owner: TargetKey) -> None:
+        self._visits[visit.key] = visit
+        self._candidates[visit.key].group.add(visit)
+        self._owners[visit.key] = owner
+        self._members[owner].append(visit.key)
 
     def _add_unless_visited(self, visit: _Visit, compared: Sequence[_Visit]) -> _Visit | None:
         """Add a visit, or return an earlier one that may be to the same server."""
@@ -417,8 +451,7 @@ class Visits:
                     may_stop = self._owners[earlier.key] not in self._working
                     if earlier not in compared and (may_stop or earlier.rights >= visit.rights):
                         return earlier
-            self._visits[visit.key] = visit
-            self._owners[visit.key] = visit.key
+            self._add(visit, visit.key)
             rivals.append(visit)
         return None
 
