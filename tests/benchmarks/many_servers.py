@@ -28,16 +28,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from threading import Thread
 from typing import Any, Final
 
-from infra.local.postgres import HOST, Server, Tls
 from session_reaper.deadline import Deadline
 from session_reaper.postgres.server import Server as Connection
 from session_reaper.runs.policy_source import load_policy
 from session_reaper.targets.secret_document import parse_secret, resolve_targets
 from session_reaper.targets.target import RdsListing, Secret
+
+from infra.local.postgres import HOST, Server, Tls
 from tests.benchmarks.distance import ONE_WAY
 from tests.frontend import message
 
