@@ -518,7 +518,7 @@ def onboard(  # noqa: PLR0913 -- click passes each option
     from session_reaper_cli.terminal import say
 
     if rotate and (iam or remove):
-        raise click.UsageError("--rotate goes with neither --iam nor --remove")
+        raise click.UsageError("--rotate cannot be combined with --iam or --remove")
     wish = Wish(name=name, role=role, tag=tag, iam=iam, rotate=rotate)
     return run_onboard(replace(call, say=say), wish, is_removal=remove, is_dry=is_dry)
 

@@ -70,7 +70,7 @@ def run_reap(call: Invocation, *, role: str, enforce: bool, unasked: bool) -> Ex
             missing = identities.keys() - {each.decision.pid for each in done.report.results}
             if missing:
                 number = count_of(len(missing), "session")
-                call.say(f"{number} of those shown changed or ended: left alone.")
+                call.say(f"{number} of those shown have changed or ended, and were left alone.")
             return finish(done)
 
 

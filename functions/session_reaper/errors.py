@@ -127,7 +127,7 @@ class ServerChangedError(TargetError):
             message = "the server has restarted since the snapshot: outcomes cannot be verified"
             hint = "A restart ends every session. The next run takes a new snapshot."
         else:
-            message = "another server answers than at the snapshot: outcomes cannot be verified"
+            message = "the connection leads to another server than the snapshot's: outcomes cannot be verified"
             hint = (
                 "The secret's host leads to several servers (a reader endpoint, a proxy, DNS). Write"
                 " one secret for each instance, with the endpoint of that instance."

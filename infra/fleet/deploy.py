@@ -95,7 +95,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--preview", action="store_true", help="create change sets, execute none")
     instead.add_argument(
-        "--register", action="store_true", help="deploy nothing, only tell the hub of each stack"
+        "--register",
+        action="store_true",
+        help="deploy nothing, only register each stack with the hub",
     )
     parser.add_argument("--template", type=Path, default=Path(".aws-sam/build/template.yaml"))
     parser.add_argument("--logs", type=Path, default=Path(".aws-sam/fleet"))

@@ -77,8 +77,8 @@ class Story:
         if has_secret:
             restore = f"`aws secretsmanager restore-secret --secret-id {self.wish.name}`"
             yield (
-                f"The secret {self.wish.name} is deleted; for {RECOVERY_DAYS} days {restore} takes"
-                " that back. If the stack names it, remove it from TargetSecretArns and deploy."
+                f"The secret {self.wish.name} is deleted; for {RECOVERY_DAYS} days {restore} restores"
+                " it. If the stack names it, remove it from TargetSecretArns and deploy."
             )
         else:
             state = "is deleted already" if self.stored else "does not exist"

@@ -231,13 +231,13 @@ def _describe_next(
         if account.network and account.network.knows_groups:
             commands.append(f"{_write_command(options)} --yes")
         else:
-            yield "Give the second `init` the group that is the output SecurityGroupIds of the network."
+            yield "In the second `init`, answer with the network's output SecurityGroupIds as the group."
             commands.append(_write_command(options))
     commands += [f"make deploy{env}", f"make check-remote{env}"]
     if parameters["Email"]:
         yield "AWS asks that address to confirm; do it before the last command, which sends a summary."
     else:
-        yield "The summaries go to no address: answer with one, or subscribe to the stack's topic."
+        yield "The summaries have no recipient: answer with an address, or subscribe to the stack's topic."
     yield "Next:"
     for command in commands:
         yield f"  {command}"

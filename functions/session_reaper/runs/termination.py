@@ -150,7 +150,7 @@ class Termination:
         for before in batch.decisions:
             now = second.get(before.pid)
             if now is None:
-                note = f"{later} it is another transaction, or matches no more"
+                note = f"{later} it is another transaction, or no longer matches"
                 self._results.settle(before, Outcome.ESCAPED, note)
             elif now.rule is not before.rule:
                 note = f"rule {now.rule.name} matches" if now.rule else now.reason
