@@ -1,4 +1,4 @@
-"""Amazon DynamoDB: what a fleet's hub knows of each stack, one item per stack, read by one key."""
+"""Amazon DynamoDB: the state of each stack in a fleet's hub, one item per stack, read by one key."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What a fleet's hub knows of each stack, and how messages change it.
+"""The state of each stack in a fleet's hub, and how messages change it.
 
 SQS may deliver a message twice, late, and after a later one. The latest run of a stack decides which
 issues it has. Of any other run only the ended sessions count, once.
@@ -30,7 +30,7 @@ _DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpokeState:
-    """What is known of a stack. Moments are seconds since 1970.
+    """The state of a stack. Moments are seconds since 1970.
 
     `sent_at` is by the stack's clock, and never later than the arrival by the clock of SQS.
     `expected_by` is by the clock of SQS. `revision` counts the changes in the table.
@@ -52,7 +52,7 @@ class SpokeState:
 
 @dataclass(slots=True, kw_only=True)
 class SpokeNews:
-    """What the messages of one stack add to its state."""
+    """The news of one stack: its state, and what its messages add to it."""
 
     state: SpokeState
     runs: set[str] = field(default_factory=set)  # hashes of the ids of all messages
