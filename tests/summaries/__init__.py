@@ -13,6 +13,7 @@ from session_reaper.summary.digest import digest_report
 from session_reaper.summary.message import summarize
 
 from infra.local.showing import as_email, as_slack, as_svg
+from tests.summaries.fleet import FLEET_SITUATIONS
 from tests.summaries.situations import NOW, PLACE, SITUATIONS
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ _PICTURED = "a-storm-of-300"
 
 def files() -> Iterator[tuple[Path, str]]:
     """Yield each generated file with its content."""
-    for name, make in SITUATIONS.items():
-        summary = summarize(digest_report(make(), PLACE), NOW)
+    digests = {name: digest_report(make(), PLACE) for name, make in SITUATIONS.items()}
+    digests |= {name: make() for name, make in FLEET_SITUATIONS.items()}
+    for name, digest in digests.items():
+        summary = summarize(digest, NOW)
         yield _HERE / f"{name}.email.txt", f"Subject: {summary.subject}\n\n{summary.email}"
         yield _HERE / f"{name}.slack.json", _indent(summary.notification)
         yield _HERE / f"{name}.webhook.json", _indent(summary.webhook)

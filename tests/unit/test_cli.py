@@ -58,7 +58,8 @@ from tests.builders import (
     a_snapshot,
     a_target_report,
 )
-from tests.integration.cli import COMMAND, environment
+from tests.integration.cli import COMMAND
+from tests.integration.fork_client import environment
 from tests.summaries.situations import SITUATIONS
 
 if TYPE_CHECKING:

@@ -105,5 +105,5 @@ def test_a_stack_that_was_never_heard_is_silent_from_the_moment_that_it_was_expe
     result = conclude(SpokeNews(state=expected), late, 3600, is_complete=True)
     (stack,) = result.targets
     assert stack.error is not None
-    assert stack.error.cause == "no report has ever arrived, and one was due 11m ago"
+    assert stack.error.cause == "no report has ever arrived"
     assert result.state.is_silent

@@ -50,6 +50,7 @@ from tests.builders import (
     some_slots,
 )
 from tests.summaries import files
+from tests.summaries.fleet import FLEET_SITUATIONS
 from tests.summaries.situations import NOW, PLACE, SITUATIONS
 
 if TYPE_CHECKING:
@@ -135,9 +136,12 @@ def test_every_situation_reads_as_in_its_file(path: Path, text: str) -> None:
     assert path.read_text() == text, "if this is intended: make summaries, and read the difference"
 
 
-@pytest.mark.parametrize("name", SITUATIONS)
+@pytest.mark.parametrize("name", [*SITUATIONS, *FLEET_SITUATIONS])
 def test_every_notification_fits_the_schema_of_amazon_q(name: str) -> None:
-    summary = summarize_report(SITUATIONS[name]())
+    if name in FLEET_SITUATIONS:
+        summary = summarize(FLEET_SITUATIONS[name](), NOW)
+    else:
+        summary = summarize_report(SITUATIONS[name]())
     jsonschema.validate(json.loads(summary.notification), SCHEMA)
 
 

@@ -69,7 +69,9 @@ class IssueKind(StrEnum):
     SPARED = "spared"
     PROTECTED = "protected"  # detail: rule and protection, where slots are short or sessions wait
     BLOCKER = "blocker"  # a blocker out of reach; detail: rule, and what puts it out of reach
-    CONFIGURATION = "configuration"  # of the stack; detail: a digest of the error
+    CONFIGURATION = "configuration"  # of the stack; detail: a digest of the error, not at the hub
+    SILENT = "silent"  # at the hub: no report of the stack arrives
+    INVALID_MESSAGE = "invalid-message"  # at the hub
     UNDELIVERED = "undelivered"  # detail: the summary line, and how many were lost before it
 
 
@@ -256,7 +258,9 @@ class TargetReport:
     def issues(self) -> tuple[IssueKey, ...]:
         """The issues that the next run will still find unless something changes."""
         keys = []
-        if self.status is TargetStatus.FAILED and self.error is not None:
+        if self.stack_problem not in (None, StackProblem.ENDED):
+            keys.append(IssueKey(IssueKind(str(self.stack_problem))))
+        elif self.status is TargetStatus.FAILED and self.error is not None:
             code = printable(self.error.code, _CODE_LENGTH)
             keys.append(IssueKey(IssueKind.FAILED, (code,)))
         elif not self.is_fine:

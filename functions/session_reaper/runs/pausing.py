@@ -71,7 +71,8 @@ def _split(
         may_pause = [each for each in at_rds if groups[id(each)]]
         return PauseCheck(awake=_mark(targets, may_pause, idle.problem))
     paused = [each for each in at_rds if may_skip(groups[id(each)], idle, now, window)]
-    awake = [each for each in targets if not any(each is one for one in paused)]
+    asleep = {id(each) for each in paused}
+    awake = [each for each in targets if id(each) not in asleep]
     return PauseCheck(awake=tuple(awake), paused=tuple(paused))
 
 

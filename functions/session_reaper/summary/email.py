@@ -201,7 +201,9 @@ def _render_ending(digest: Digest) -> Iterator[str]:
     if report.count(Outcome.TERMINATED):
         yield from _wrap(_CLIENTS_SAW)
         yield ""
-    yield from _wrap(f"Run {report.run_id}, mode {report.mode_label}.{quiet}{problem}")
+    yield from _wrap(
+        f"Run {report.run_id}, {digest.wording.mode} {report.mode_label}.{quiet}{problem}"
+    )
     for summary in digest.undelivered:
         yield from _wrap(f"Not delivered by an earlier run: {summary}", "", "  ")
     if digest.more_undelivered:

@@ -101,7 +101,7 @@ def _render_lines(digest: Digest, steps: Iterable[str]) -> Iterator[str]:
     if digest.more_undelivered:
         yield f"… and {digest.more_undelivered} more"
     links = [f"<{link.url}|{link.name}>" for link in digest.links]
-    yield " · ".join([*links, f"mode {digest.report.mode_label}"])
+    yield " · ".join([*links, f"{digest.wording.mode} {digest.report.mode_label}"])
 
 
 def _render_target(target: TargetDigest, *, is_alone: bool) -> Iterator[str]:
