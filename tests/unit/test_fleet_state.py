@@ -99,6 +99,21 @@ def test_an_issue_of_a_target_that_a_report_leaves_out_has_not_ended() -> None:
     assert not any(target.new_issues or target.recovered for target in result.targets)
 
 
+def test_one_of_the_quiet_targets_of_a_stack_stands_for_all() -> None:
+    now = time.time()
+    quiet = [a_target_report(name=f"db-{n}", used_after=10) for n in range(1000)]
+    news = some_news(a_message(an_origin(sent_at=now), fails("ill"), *quiet), now)
+    result = conclude(news, now, 3600, is_complete=True)
+    assert len(result.targets) == 2
+    assert result.state.targets == 1001
+    news = SpokeNews(state=result.state)
+    well = a_target_report(name="ill", used_after=10)
+    message = a_message(an_origin(sent_at=now + 300), well, *quiet, run="b")
+    add_message(news, read_spoke_report(message), now + 300, "handle")
+    result = conclude(news, now + 300, 3600, is_complete=True)
+    assert [bool(target.recovered) for target in result.targets] == [True, False]
+
+
 def test_a_session_that_lingers_is_known_by_its_pid_although_a_report_is_cut() -> None:
     now = time.time()
     lingering = some_fates(3, Outcome.LINGERING, application="slow")

@@ -85,7 +85,7 @@ class SpokeReport:
     problem: TargetReport | None  # an invalid configuration
     targets: tuple[TargetReport, ...]
     number_of_targets: int
-    is_whole: bool  # no target was left out
+    is_whole: bool  # it has targets, and none was left out
     cut: frozenset[TargetKey]  # targets of which sessions or issues were left out
     advice: tuple[str, ...]  # codes, once for each target
 
@@ -123,7 +123,7 @@ def read_spoke_report(body: str) -> SpokeReport:
             *_make_rest(spoke, message.rest),
         ),
         number_of_targets=message.totals.targets,
-        is_whole=not message.targets_left_out,
+        is_whole=bool(message.targets) and not message.targets_left_out,
         cut=frozenset([_REST_KEY, *map(_make_key, filter(_is_cut, message.targets))]),
         advice=tuple(code for target in message.targets for code in set(target.advice)),
     )

@@ -82,7 +82,7 @@ def add_message(news: SpokeNews, report: SpokeReport, arrived_at: float, handle:
         return
     if news.latest is not None:
         news.others += _keep_ended(news.latest.targets)
-    news.latest = report
+    news.latest = replace(report, targets=_drop_quiet(report.targets, state.known))
     news.advice = report.advice
     news.state = replace(
         state,
@@ -90,6 +90,26 @@ def add_message(news: SpokeNews, report: SpokeReport, arrived_at: float, handle:
         expected_by=arrived_at + report.interval,
         targets=state.targets if report.problem else report.number_of_targets,
     )
+
+
+def _drop_quiet(
+    targets: Iterable[TargetReport], known: Iterable[KnownIssue]
+) -> tuple[TargetReport, ...]:
+    """Drop all quiet targets but one, which shows that not every target has failed.
+
+    A fleet may have a hundred thousand, which would not fit into the function's memory. Those with
+    known issues stay, because they may have recovered.
+    """
+    secrets = {issue.target.secret for issue in known}
+    kept: list[TargetReport] = []
+    first: list[TargetReport] = []
+    for target in targets:
+        is_quiet = target.is_fine and not target.results and not target.issues
+        if not is_quiet or target.key.secret in secrets:
+            kept.append(target)
+        elif not first:
+            first.append(target)
+    return (*kept, *first)
 
 
 def _keep_ended(targets: Iterable[TargetReport]) -> Sequence[TargetReport]:
@@ -129,7 +149,7 @@ def conclude(news: SpokeNews, now: float, remind_after: float, *, is_complete: b
         replace(issue, reported_at=now) if is_silent and issue.target == SILENCE_KEY else issue
         for issue in state.known
     ]
-    covers_all = latest is not None and latest.is_whole and bool(latest.targets)
+    covers_all = latest is not None and latest.is_whole
     report, update = compare_with_known(report, known, now, remind_after, covers_all=covers_all)
     if latest is not None:
         report, update = _keep_issues_of(latest.cut, report, update)
