@@ -92,12 +92,16 @@ def _get_dynamodb() -> "DynamoDBClient":
     return get_client("dynamodb", seconds=_SECONDS / 2, tries=1)  # type: ignore[no-any-return] # by name
 
 
+def to_key(spoke: Spoke) -> dict[str, Any]:
+    """Return the key of a stack's item, in the form of DynamoDB's requests."""
+    kind = json.dumps([spoke.account, spoke.region, spoke.stack])
+    return {"target": {"S": _HASH_KEY}, "kind": {"S": kind}}
+
+
 def to_item(state: SpokeState) -> dict[str, Any]:
     """Return the item of a stack, in the form of DynamoDB's requests."""
-    spoke = state.spoke
     return {
-        "target": {"S": _HASH_KEY},
-        "kind": {"S": json.dumps([spoke.account, spoke.region, spoke.stack])},
+        **to_key(state.spoke),
         "sent_at": {"N": f"{state.sent_at:.3f}"},
         "expected_by": {"N": f"{state.expected_by:.3f}"},
         "runs": {"S": " ".join(state.runs)},

@@ -22,6 +22,7 @@ WIDTH: Final = 72  # columns; SQL, a link or a long name may be wider
 _MOST_GROUPS: Final = 12  # of one target
 _MOST_HOLDERS: Final = 5  # of one target
 _MOST_PROTECTED: Final = 5  # groups of one target
+_MOST_FAILED: Final = 500  # names of targets with the same failure; a fleet may have thousands
 _MOST_ADVICE: Final = 4  # of one target, unless it was checked
 _CLIENTS_SAW: Final = (
     "Clients of terminated sessions got error 57P01 (admin_shutdown). Their transactions were rolled"
@@ -97,7 +98,9 @@ def _list_parts(digest: Digest) -> Sequence[_Part]:
 
 
 def _render_failure(failure: FailureGroup) -> Iterator[str]:
-    names = ", ".join(printable(target.name, 80) for target in failure.targets)
+    names = ", ".join(printable(target.name, 80) for target in failure.targets[:_MOST_FAILED])
+    more = len(failure.targets) - _MOST_FAILED
+    names += f" and {more} more" if more > 0 else ""
     title = f"{failure.status} ({failure.code}): {names}"
     yield from _wrap(title, "", "  ", len(names) + _LONGEST)
     yield from _wrap(failure.message, "  ")
