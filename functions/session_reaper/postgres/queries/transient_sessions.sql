@@ -5,8 +5,8 @@
 --
 -- {own_name}  the names of a reaper's sessions, as a pattern of LIKE
 a.backend_type = 'client backend' AND a.pid <> pg_backend_pid() AND (
-    a.usesysid = (SELECT o.oid FROM pg_roles AS o WHERE o.rolname = session_user)
-    AND a.application_name LIKE {own_name}
+    a.application_name LIKE {own_name}
+    AND pg_get_userbyid(a.usesysid) = session_user
     AND a.backend_start > clock_timestamp() - interval '15 minutes'
     OR a.state = 'starting' AND a.backend_start > clock_timestamp() - interval '10 seconds'
 )
