@@ -1,7 +1,8 @@
 """Amazon SQS: the queue of a fleet's hub."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from session_reaper.aws.clients import (
@@ -58,7 +59,7 @@ def receive_rounds(queue_url: str, hidden_seconds: int, deadline: Deadline) -> I
     calls = 1
     is_first = True
     while deadline.remaining() > 0:
-        receive = _make_receiver(queue_url, hidden_seconds)
+        receive = partial(_receive, queue_url, hidden_seconds)
         pending = [PendingCall("sqs", receive, deadline) for _ in range(calls)]
         messages: list[QueueMessage] = []
         error: Exception | None = None
@@ -106,28 +107,25 @@ def _count_hidden(queue_url: str, deadline: Deadline) -> int | None:
     return None if visible else hidden
 
 
-def _make_receiver(queue_url: str, hidden_seconds: int) -> Callable[[], list[QueueMessage]]:
-    def receive() -> list[QueueMessage]:
-        answer = _get_sqs().receive_message(
-            QueueUrl=queue_url,
-            MaxNumberOfMessages=_BATCH,
-            VisibilityTimeout=hidden_seconds,
-            WaitTimeSeconds=_WAIT_SECONDS,
-            MessageSystemAttributeNames=["SentTimestamp", "ApproximateReceiveCount"],
+def _receive(queue_url: str, hidden_seconds: int) -> list[QueueMessage]:
+    answer = _get_sqs().receive_message(
+        QueueUrl=queue_url,
+        MaxNumberOfMessages=_BATCH,
+        VisibilityTimeout=hidden_seconds,
+        WaitTimeSeconds=_WAIT_SECONDS,
+        MessageSystemAttributeNames=["SentTimestamp", "ApproximateReceiveCount"],
+    )
+    _ = answer["ResponseMetadata"]["RequestId"]
+    return [
+        QueueMessage(
+            id=message["MessageId"],
+            body=message["Body"],
+            handle=message["ReceiptHandle"],
+            sent_at=int(message["Attributes"]["SentTimestamp"]) / 1000,
+            is_first_time=message["Attributes"]["ApproximateReceiveCount"] == "1",
         )
-        _ = answer["ResponseMetadata"]["RequestId"]
-        return [
-            QueueMessage(
-                id=message["MessageId"],
-                body=message["Body"],
-                handle=message["ReceiptHandle"],
-                sent_at=int(message["Attributes"]["SentTimestamp"]) / 1000,
-                is_first_time=message["Attributes"]["ApproximateReceiveCount"] == "1",
-            )
-            for message in answer.get("Messages", [])
-        ]
-
-    return receive
+        for message in answer.get("Messages", [])
+    ]
 
 
 def delete_messages(queue_url: str, handles: Sequence[str], deadline: Deadline) -> None:
@@ -143,7 +141,7 @@ def delete_messages(queue_url: str, handles: Sequence[str], deadline: Deadline) 
     batches = [handles[start : start + _BATCH] for start in range(0, len(handles), _BATCH)]
     for start in range(0, len(batches), _PARALLEL):
         pending = [
-            PendingCall("sqs", lambda batch=batch: delete(batch), deadline)  # type: ignore[misc] # a default
+            PendingCall("sqs", partial(delete, batch), deadline)
             for batch in batches[start : start + _PARALLEL]
         ]
         for each in pending:
