@@ -16,10 +16,10 @@ class LogsEnd(CloudFormationLintRule):
 
     def match(self, cfn: Any) -> list[RuleMatch]:  # noqa: ANN401 -- cfn-lint ships no types
         """Return what is missing."""
-        return [RuleMatch(["Resources", name], problem) for name, problem in _problems(cfn)]
+        return [RuleMatch(["Resources", name], problem) for name, problem in _list_problems(cfn)]
 
 
-def _problems(cfn: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 -- cfn-lint's own form
+def _list_problems(cfn: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 -- cfn-lint's own form
     for name, group in cfn.get_resources("AWS::Logs::LogGroup").items():
         if "RetentionInDays" not in group.get("Properties", {}):
             yield name, f"{name} has no RetentionInDays"

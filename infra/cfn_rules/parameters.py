@@ -24,10 +24,10 @@ class ParametersAreExplained(CloudFormationLintRule):
         """Return what is missing, and where the order differs."""
         interface = cfn.template.get("Metadata", {}).get(_INTERFACE)
         parameters = cfn.template.get("Parameters", {})
-        problems = _of_each(parameters, interface)
+        problems = _check_each(parameters, interface)
         matches = [RuleMatch(["Parameters", name], problem) for name, problem in problems]
         if interface:
-            grouped = [name for group in _groups(interface) for name in group["Parameters"]]
+            grouped = [name for group in _get_groups(interface) for name in group["Parameters"]]
             if grouped != list(parameters):
                 matches.append(
                     RuleMatch(
@@ -38,7 +38,7 @@ class ParametersAreExplained(CloudFormationLintRule):
         return matches
 
 
-def _of_each(parameters: dict[str, Any], interface: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 -- cfn-lint's own form
+def _check_each(parameters: dict[str, Any], interface: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 -- cfn-lint's own form
     for name, parameter in parameters.items():
         if not parameter.get("Description"):
             yield name, f"{name} has no description"
@@ -46,6 +46,6 @@ def _of_each(parameters: dict[str, Any], interface: Any) -> Iterator[tuple[str, 
             yield name, f"{name} has no default"
 
 
-def _groups(interface: dict[str, Any]) -> list[dict[str, Any]]:
+def _get_groups(interface: dict[str, Any]) -> list[dict[str, Any]]:
     groups: list[dict[str, Any]] = interface.get("ParameterGroups", [])
     return groups

@@ -44,51 +44,51 @@ class StatementsAreScoped(CloudFormationLintRule):
         return [
             RuleMatch(["Resources", *path], problem)
             for name, resource in cfn.get_resources().items()
-            for path, statement in _statements(resource, [name])
-            for problem in _problems(statement, resource["Type"])
+            for path, statement in _iterate_statements(resource, [name])
+            for problem in _list_problems(statement, resource["Type"])
         ] + [
             RuleMatch(["Resources", name], f"{name} admits everybody: give it a PolicyDocument")
             for name, endpoint in cfn.get_resources("AWS::EC2::VPCEndpoint").items()
-            if not any(_statements(endpoint, []))
+            if not any(_iterate_statements(endpoint, []))
         ]
 
 
-def _statements(value: Any, path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:  # noqa: ANN401 -- cfn-lint's own form
+def _iterate_statements(value: Any, path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:  # noqa: ANN401 -- cfn-lint's own form
     if isinstance(value, dict):
         if "Effect" in value:
             yield path, value
             return
         for key, inner in value.items():
-            if key == "Fn::Sub" and (text := _text(inner)).lstrip().startswith("{"):
+            if key == "Fn::Sub" and (text := _get_text(inner)).lstrip().startswith("{"):
                 # cfn-lint cannot name a position inside of a text.
-                yield from ((path, found) for _, found in _statements(json.loads(text), []))
+                yield from ((path, found) for _, found in _iterate_statements(json.loads(text), []))
             else:
-                yield from _statements(inner, [*path, key])
+                yield from _iterate_statements(inner, [*path, key])
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from _statements(inner, [*path, index])
+            yield from _iterate_statements(inner, [*path, index])
 
 
-def _text(sub: Any) -> str:  # noqa: ANN401 -- cfn-lint's own form
+def _get_text(sub: Any) -> str:  # noqa: ANN401 -- cfn-lint's own form
     text = sub[0] if isinstance(sub, list) else sub
     return text if isinstance(text, str) else ""
 
 
-def _problems(statement: dict[str, Any], kind: str) -> Iterator[str]:
+def _list_problems(statement: dict[str, Any], kind: str) -> Iterator[str]:
     if statement["Effect"] != "Allow" or _admits_the_account(statement, kind):
         return
-    actions = _listed(statement.get("Action", "*"))
+    actions = _to_list(statement.get("Action", "*"))
     for action in actions:
         if "*" in action:
             yield f"{action} is more than one action: name each"
     if statement.get("Principal") in ("*", {"AWS": "*"}) and "Condition" not in statement:
         yield "An Allow for everybody needs a condition"
     # The trust policy of a role has no Resource.
-    if actions != ["sts:AssumeRole"] and "*" in _listed(statement.get("Resource", "*")):
-        yield from _problems_of_any_resource(statement, actions, kind)
+    if actions != ["sts:AssumeRole"] and "*" in _to_list(statement.get("Resource", "*")):
+        yield from _list_problems_of_any_resource(statement, actions, kind)
 
 
-def _problems_of_any_resource(
+def _list_problems_of_any_resource(
     statement: dict[str, Any], actions: list[str], kind: str
 ) -> Iterator[str]:
     if "Condition" not in statement and not set(actions) <= _READS_METRICS:
@@ -106,5 +106,5 @@ def _admits_the_account(statement: dict[str, Any], kind: str) -> bool:
     return kind == "AWS::KMS::Key" and ":root" in str(statement.get("Principal"))
 
 
-def _listed(value: Any) -> list[Any]:  # noqa: ANN401 -- cfn-lint's own form
+def _to_list(value: Any) -> list[Any]:  # noqa: ANN401 -- cfn-lint's own form
     return value if isinstance(value, list) else [value]
