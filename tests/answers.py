@@ -49,6 +49,7 @@ SNAPSHOT: Final[Mapping[str, Any]] = {
     "max": 100,
     "reserved": 3,
     "used": 5,
+    "transient": 0,
     "can_see": True,
     "hidden": 0,
     "can_signal": True,

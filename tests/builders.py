@@ -1,4 +1,4 @@
-"""Valid values of every kind, of which a test says only what matters to it."""
+"""Builders of valid values; a test gives only the parts that matter to it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PASSWORD = "p@ss/w0rd:%'\"?#CANARY"  # noqa: S105 -- of nothing
 
 
 class SlowClock:
-    """Stands in for time.monotonic: each reading is a second later, as if everything took long."""
+    """Stands in for time.monotonic: each reading is a second later than the one before."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -35,7 +35,7 @@ class SlowClock:
 
 
 def an_identity(**overrides: object) -> Identity:
-    """An identity."""
+    """The identity of a session."""
     values = {
         "pid": 4711,
         "backend_start": "2026-01-15T08:00:00.000001+00:00",
@@ -100,7 +100,7 @@ def a_snapshot(*sessions: Session, **overrides: object) -> Snapshot:
 
 
 def a_rule(name: str = "idle-in-transaction", **match: object) -> dict[str, Any]:
-    """A rule as a document; with `match` nothing but those conditions."""
+    """A rule as a document; `match` replaces all conditions."""
     conditions = match or {"state": ["idle in transaction"], "idle_for": "5m"}
     return {"name": name, "match": conditions}
 
@@ -127,24 +127,24 @@ def a_decision(session: Session | None = None, **overrides: object) -> Decision:
     return Decision(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 
 
-def a_fate(outcome: Outcome = Outcome.TERMINATED, **session: object) -> SessionResult:
-    """What happened to a condemned session."""
+def a_result(outcome: Outcome = Outcome.TERMINATED, **session: object) -> SessionResult:
+    """The result of a condemned session."""
     return SessionResult(decision=a_decision(a_session(**session)), outcome=outcome)
 
 
-def some_fates(number: int, outcome: Outcome, **session: object) -> tuple[SessionResult, ...]:
-    """The same thing happening to several sessions."""
-    return tuple(a_fate(outcome, pid=pid, **session) for pid in range(1, number + 1))
+def some_results(number: int, outcome: Outcome, **session: object) -> tuple[SessionResult, ...]:
+    """The results of several sessions with the same outcome."""
+    return tuple(a_result(outcome, pid=pid, **session) for pid in range(1, number + 1))
 
 
-def a_target_report(*fates: SessionResult, **overrides: object) -> TargetReport:
-    """What was done on a target that was reached."""
-    values = {"name": "orders", "slots": some_slots(), "used_after": 97, "results": fates}
+def a_target_report(*results: SessionResult, **overrides: object) -> TargetReport:
+    """The report of a target that was reached."""
+    values = {"name": "orders", "slots": some_slots(), "used_after": 97, "results": results}
     return TargetReport(**values | overrides)  # type: ignore[arg-type] # a table of defaults
 
 
 def a_report(*targets: TargetReport, mode: Mode = Mode.ENFORCE) -> Report:
-    """What one run did."""
+    """The report of a run."""
     return Report(run_id="4f6c", mode=mode, targets=targets)
 
 

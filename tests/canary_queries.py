@@ -191,4 +191,4 @@ VALUES = [
     ("copy t from stdin;\n1\tcanary\n\\.\n", "copy t from stdin; ?"),
     ("COPY t (a) FROM STDIN WITH csv;\ncanary,'x", "COPY t (a) FROM STDIN WITH csv; ?"),
 ]
-"""Queries with a word that is a value, and what is shown of each."""
+"""Queries with a word that is a value, each with its redacted form."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -21,6 +23,8 @@ from tests.builders import a_report
 from tests.integration.stage import Context
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import pytest
     from session_reaper.report.model import TargetReport
 
@@ -73,6 +77,25 @@ class Hub:
             message.sent_timestamp -= int(1000 * age)  # type: ignore[assignment,operator] # an integer now
             queue.add_message(message)
 
+    @contextmanager
+    def stream(self, make_body: Callable[[int], str], per_second: int = 20) -> Iterator[None]:
+        """Put messages into the queue without a pause."""
+        is_over = Event()
+
+        def put_until_over() -> None:
+            for number in count():
+                if is_over.wait(1 / per_second):
+                    return
+                self.put(make_body(number))
+
+        thread = Thread(target=put_until_over)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+
     def take(self) -> list[str]:
         """Remove all messages; return their bodies."""
         messages = list(self._queue._messages)  # noqa: SLF001 -- moto's own
@@ -123,7 +146,7 @@ class Hub:
                 dynamodb.put_item(TableName=self.table, Item=item | {key: value})
 
     def age(self, seconds: float) -> None:
-        """Make everything that is known of the stacks as old as if it were so many seconds earlier."""
+        """Make the state of every stack older by so many seconds."""
         dynamodb = boto3.client("dynamodb")
         for item in dynamodb.scan(TableName=self.table)["Items"]:
             for key in ("sent_at", "expected_by"):
@@ -137,7 +160,7 @@ class Hub:
 
 
 def use_fast_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the stand-in's queue hold ten thousand messages: it reads the clock for each, in each call."""
+    """Make the stand-in's queue fast enough for ten thousand messages; its own reads the clock for each in each call."""
 
     def list_visible(queue: queue_models.Queue) -> list[queue_models.Message]:
         now = 1000 * time.time()

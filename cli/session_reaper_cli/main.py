@@ -230,7 +230,7 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
         help="How long to try again while the server has no free slot.",
     )
     @wraps(command)
-    def wrapped(  # noqa: PLR0913 -- click passes each option
+    def call_command(  # noqa: PLR0913 -- click passes each option
         servers: Sequence[str],
         secret: str,
         via: "Endpoint | None",
@@ -266,7 +266,7 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
         except TargetError as error:
             return _fail(error, call)
 
-    return wrapped
+    return call_command
 
 
 def _fail(error: "TargetError", call: "Invocation") -> int:

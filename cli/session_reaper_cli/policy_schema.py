@@ -23,11 +23,11 @@ def _list(item: Schema) -> Schema:
     return {"type": "array", "minItems": 1, "items": item}
 
 
-def _one_or_many(item: Schema) -> Schema:
+def _make_one_or_many(item: Schema) -> Schema:
     return {"anyOf": [item, _list(item)]}
 
 
-def _choice(choices: Iterable[object]) -> Schema:
+def _make_choice(choices: Iterable[object]) -> Schema:
     return {"enum": [str(choice) for choice in choices]}
 
 
@@ -35,7 +35,7 @@ _TEXT: Schema = {"type": "string", "minLength": 1}
 _ASCII: Schema = {"type": "string", "pattern": "^[ -~]*$"}
 _APPLICATION: Schema = {**_TEXT, **_ASCII}
 _WAIT_EVENT_TYPE: Schema = {
-    "anyOf": [_choice(patterns.WAIT_EVENT_TYPES), {"type": "string", "pattern": "[*?[]"}]
+    "anyOf": [_make_choice(patterns.WAIT_EVENT_TYPES), {"type": "string", "pattern": "[*?[]"}]
 }
 _DURATION: Schema = {
     "type": "string",
@@ -97,7 +97,7 @@ _KEY_RULES: Mapping[type, Schema] = {
             },
             {
                 "if": {"required": ["waiting_for_client"]},
-                "then": {"properties": {"state": _one_or_many(_ACTIVE)}},
+                "then": {"properties": {"state": _make_one_or_many(_ACTIVE)}},
             },
         ],
     },
@@ -110,7 +110,9 @@ _KEY_RULES: Mapping[type, Schema] = {
                     "properties": {
                         "match": {
                             "properties": {
-                                "state": _one_or_many(_choice([State.ACTIVE, State.FASTPATH])),
+                                "state": _make_one_or_many(
+                                    _make_choice([State.ACTIVE, State.FASTPATH])
+                                ),
                                 "waiting_for_client": {"const": False},
                             }
                         },
@@ -131,49 +133,51 @@ _KEY_RULES: Mapping[type, Schema] = {
 }
 
 
-def policy_schema() -> Schema:
+def make_policy_schema() -> Schema:
     """Return the schema of a policy document."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "session-reaper policy",
         "description": "Which sessions to terminate and which never to touch",
-        **_mapping(Policy),
+        **_make_mapping(Policy),
     }
 
 
-def _mapping(kind: type) -> Schema:
+def _make_mapping(kind: type) -> Schema:
     hints = get_type_hints(kind, include_extras=True)
     known = {f.name: f.default for f in fields(kind) if get_origin(hints[f.name]) is Annotated}
     return {
         "type": "object",
-        "properties": {name: _described(hints[name], default) for name, default in known.items()},
+        "properties": {
+            name: _add_description(hints[name], default) for name, default in known.items()
+        },
         "required": [name for name, default in known.items() if default is MISSING],
         "additionalProperties": False,
         **_KEY_RULES.get(kind, {}),
     }
 
 
-def _described(hint: Any, default: object) -> Schema:  # noqa: ANN401 -- a type hint
+def _add_description(hint: Any, default: object) -> Schema:  # noqa: ANN401 -- a type hint
     reader, description = hint.__metadata__
     plain = {"default": default} if isinstance(default, int | str) else {}
-    return {"description": description, **value_schema(reader, hint.__origin__), **plain}
+    return {"description": description, **make_value_schema(reader, hint.__origin__), **plain}
 
 
-def value_schema(reader: Callable[..., object], kind: Any) -> Schema:  # noqa: ANN401 -- as above
+def make_value_schema(reader: Callable[..., object], kind: Any) -> Schema:  # noqa: ANN401 -- as above
     """Return the schema of what `reader` accepts, where `kind` is the type that it returns."""
     if reader in _LEAVES:
         return _LEAVES[reader]
     if isinstance(reader, partial) and reader.func is documents.read_choice:
-        return _choice(reader.args[0])
+        return _make_choice(reader.args[0])
     if isinstance(reader, partial) and reader.func is documents.read_list:
-        return _one_or_many(value_schema(reader.args[0], get_args(kind)[0]))
+        return _make_one_or_many(make_value_schema(reader.args[0], get_args(kind)[0]))
     for inner in (kind, *get_args(kind)):
         if isinstance(inner, type) and is_dataclass(inner):
             is_list = get_origin(kind) is tuple
-            return _list(_mapping(inner)) if is_list else _mapping(inner)
+            return _list(_make_mapping(inner)) if is_list else _make_mapping(inner)
     raise LookupError(f"no schema for the reader {reader}; add it to _LEAVES")
 
 
 def write_schema() -> str:
     """Return the text of the schema's file."""
-    return json.dumps(policy_schema(), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(make_policy_schema(), indent=2, ensure_ascii=False) + "\n"

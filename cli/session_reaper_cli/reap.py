@@ -17,7 +17,7 @@ from session_reaper.report.headline import count_of
 from session_reaper.report.model import Outcome, SessionResult
 from session_reaper.runs.operations import reap
 from session_reaper.runs.quota import Quota, allow_all, make_quota
-from session_reaper.runs.request import lowest_mode
+from session_reaper.runs.request import choose_lowest_mode
 from session_reaper.sessions.session import Identity
 from session_reaper.sessions.snapshot import NO_SESSIONS
 from session_reaper.summary.groups import group_sessions
@@ -38,7 +38,7 @@ def run_reap(call: Invocation, *, role: str, enforce: bool, unasked: bool) -> Ex
     Raises ConfigurationError, TargetError.
     """
     mode = Mode.ENFORCE if enforce else Mode.OBSERVE
-    mode = lowest_mode(mode, call.policy.mode)
+    mode = choose_lowest_mode(mode, call.policy.mode)
     if mode is Mode.OFF:
         raise ConfigurationError("policy: mode", "is off; write observe or enforce")
     if mode is Mode.ENFORCE and not unasked and not is_interactive():

@@ -64,7 +64,7 @@ def describe_verdicts(name: str, snapshot: Snapshot, policy: Policy) -> Iterator
     """Yield the head line of a target and a line for each of its sessions."""
     decided = decide_again(snapshot, policy)
     yield "; ".join(_describe_target(name, snapshot, decided))
-    for columns, explanation in _by_columns(decided, policy).items():
+    for columns, explanation in _map_columns(decided, policy).items():
         yield f"{columns}  {_describe_verdict(explanation)}"
 
 
@@ -74,12 +74,12 @@ def describe_differences(
     """Yield the sessions on which two policies differ, and a last line that counts them."""
     differing = 0
     for name, snapshot in snapshots.items():
-        first = _by_columns(decide_again(snapshot, before), before)
-        second = _by_columns(decide_again(snapshot, after), after)
+        first = _map_columns(decide_again(snapshot, before), before)
+        second = _map_columns(decide_again(snapshot, after), after)
         changed = [
             each
             for each in first
-            if _verdict_and_rule(first[each]) != _verdict_and_rule(second[each])
+            if _get_verdict_and_rule(first[each]) != _get_verdict_and_rule(second[each])
         ]
         if changed:
             yield f"{name}:"
@@ -117,10 +117,10 @@ def _describe_target(name: str, snapshot: Snapshot, decided: Decisions) -> Itera
     yield from describe_pressure(decided)
 
 
-def _by_columns(decided: Decisions, policy: Policy) -> dict[str, Explanation]:
+def _map_columns(decided: Decisions, policy: Policy) -> dict[str, Explanation]:
     """Map the columns that describe a session, padded to equal widths, to what explains it."""
     explained = sorted(explain(decided, policy, str), key=lambda each: each.decision.pid)
-    rows = [tuple(_cells(each.decision)) for each in explained]
+    rows = [tuple(_list_cells(each.decision)) for each in explained]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -129,7 +129,7 @@ def _by_columns(decided: Decisions, policy: Policy) -> dict[str, Explanation]:
     return dict(zip(padded, explained, strict=True))
 
 
-def _cells(decision: Decision) -> Iterator[str]:
+def _list_cells(decision: Decision) -> Iterator[str]:
     session = decision.session
     yield str(decision.pid)
     for name in (session.role_label, session.database, session.application):
@@ -151,7 +151,7 @@ def _describe_verdict(explained: Explanation) -> str:
     return f"condemned by {rule.name}: {explained.reason}"
 
 
-def _verdict_and_rule(explained: Explanation) -> object:
+def _get_verdict_and_rule(explained: Explanation) -> object:
     """Return what two decisions are compared by; reasons also quote the thresholds of a policy."""
     decision = explained.decision
     rule = decision.rule and (decision.rule.name, decision.rule.action)
@@ -220,15 +220,15 @@ _EXPECTED: Mapping[object, str] = {
 
 
 @cache  # the same few types for thousands of sessions
-def _hints(kind: type) -> dict[str, Any]:
+def _get_hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
 @cache
-def _required(kind: Any) -> set[str]:  # noqa: ANN401 -- any dataclass
+def _find_required(kind: Any) -> set[str]:  # noqa: ANN401 -- any dataclass
     """Return the keys without a default; later releases added the others."""
     has_default = {f.name for f in fields(kind) if (f.default, f.default_factory) != (MISSING,) * 2}
-    return _hints(kind).keys() - has_default
+    return _get_hints(kind).keys() - has_default
 
 
 def _join(place: str, key: str) -> str:
@@ -251,7 +251,7 @@ def _read(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401 -- JSON in,
         }
     is_mapping = is_dataclass(kind) and isinstance(value, dict)
     if is_mapping:
-        hints, required = _hints(kind), _required(kind)
+        hints, required = _get_hints(kind), _find_required(kind)
         for key in [*hints, *value]:
             if key not in hints or (key in required and key not in value):
                 problem = "unknown key" if key not in hints else "is missing"

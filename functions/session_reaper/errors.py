@@ -138,7 +138,7 @@ class QueueError(ReaperError):
 
 
 class InternalError(ReaperError):
-    """A bug kept the full summary from being written; only its type is told: its text may have a secret."""
+    """A bug kept the full summary from being written. Only its type is told: its text may have a secret."""
 
     def __init__(self, bug: Exception) -> None:
         self.kind = type(bug).__name__

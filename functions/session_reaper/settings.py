@@ -105,7 +105,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         target_metrics=_read_choice(given, "TARGET_METRICS", ("yes", "no")) == "yes",
         critical_topic_arn=_read_other_topic(given, "CRITICAL_TOPIC_ARN", topic),
         fleet_topic_arn=_read_other_topic(given, "FLEET_TOPIC_ARN", topic),
-        run_interval=_read_run_interval(given.get("RUN_INTERVAL", "")),
+        run_interval=read_run_interval(given.get("RUN_INTERVAL", "")),
         skip_paused=_read_choice(given, "PAUSED_CLUSTERS", ("skip", "connect")) == "skip",
         location=_read_location(given),
     )
@@ -142,7 +142,7 @@ def read_error_settings(environ: Mapping[str, str] = os.environ) -> ErrorSetting
         name = "FLEET_TOPIC_ARN"
         fleet_topic = _read_topic(name, given[name]) if name in given else None
     with suppress(ConfigurationError):
-        run_interval = _read_run_interval(given.get("RUN_INTERVAL", ""))
+        run_interval = read_run_interval(given.get("RUN_INTERVAL", ""))
     remind_after = parse_duration(given.get("REMIND_AFTER", "")) or _DEFAULT_REMINDER
     return ErrorSettings(
         topic_arns=tuple(topics),
@@ -278,8 +278,11 @@ def _read_other_topic(given: Mapping[str, str], name: str, topic: str) -> str | 
     return given[name]
 
 
-def _read_run_interval(value: str) -> float:
-    """Read a duration, or a schedule; a cron expression counts as the default."""
+def read_run_interval(value: str) -> float:
+    """Read a duration, or a schedule, in seconds; a cron expression counts as the default.
+
+    Raises ConfigurationError.
+    """
     if not value or value.startswith("cron("):
         return _DEFAULT_RUN_INTERVAL
     rate = re.fullmatch(r"rate\((\d{1,6}) (minute|hour|day)s?\)", value)

@@ -23,18 +23,18 @@ class GroupsAreDescribed(CloudFormationLintRule):
             RuleMatch(["Resources", name, "Properties"], f"EC2 refuses this description: {text}")
             for name, resource in cfn.get_resources().items()
             if resource["Type"].startswith("AWS::EC2::SecurityGroup")
-            for text in _iterate_descriptions(resource.get("Properties", {}))
+            for text in _list_descriptions(resource.get("Properties", {}))
             if not _ALLOWED.fullmatch(text)
         ]
 
 
-def _iterate_descriptions(value: Any) -> Iterator[str]:  # noqa: ANN401 -- cfn-lint's own form
+def _list_descriptions(value: Any) -> Iterator[str]:  # noqa: ANN401 -- cfn-lint's own form
     if isinstance(value, list):
         for each in value:
-            yield from _iterate_descriptions(each)
+            yield from _list_descriptions(each)
     elif isinstance(value, dict):
         for key, each in value.items():
             if key in ("Description", "GroupDescription"):
                 yield str(each.get("Fn::Sub", "") if isinstance(each, dict) else each)
             else:
-                yield from _iterate_descriptions(each)
+                yield from _list_descriptions(each)

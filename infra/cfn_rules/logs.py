@@ -15,7 +15,7 @@ class LogsEnd(CloudFormationLintRule):
     tags = ("house", "logs")
 
     def match(self, cfn: Any) -> list[RuleMatch]:  # noqa: ANN401 -- cfn-lint ships no types
-        """Return what is missing."""
+        """Return the missing properties."""
         return [RuleMatch(["Resources", name], problem) for name, problem in _list_problems(cfn)]
 
 

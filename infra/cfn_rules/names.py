@@ -25,11 +25,11 @@ class NamesAreGenerated(CloudFormationLintRule):
             )
             for name, resource in cfn.get_resources().items()
             for key, value in resource.get("Properties", {}).items()
-            if key in _find_name_keys(resource["Type"]) and not _mentions(value, unique)
+            if key in _name_keys(resource["Type"]) and not _mentions(value, unique)
         ]
 
 
-def _find_name_keys(kind: str) -> set[str]:
+def _name_keys(kind: str) -> set[str]:
     """Return the properties that may hold the name, such as FunctionName of a Function."""
     *_, service, last = kind.split("::")
     # In the first two, FunctionName names another resource. An inline policy's name is only used within

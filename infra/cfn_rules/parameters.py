@@ -21,7 +21,7 @@ class ParametersAreExplained(CloudFormationLintRule):
     tags = ("house", "parameters")
 
     def match(self, cfn: Any) -> list[RuleMatch]:  # noqa: ANN401 -- cfn-lint ships no types
-        """Return what is missing, and where the order differs."""
+        """Return the missing parts, and the differences in order."""
         interface = cfn.template.get("Metadata", {}).get(_INTERFACE)
         parameters = cfn.template.get("Parameters", {})
         problems = _check_each(parameters, interface)

@@ -8,7 +8,7 @@ from cfnlint.rules import CloudFormationLintRule, RuleMatch
 
 Path = list[str | int]
 
-# These support no narrower resource and only read metrics, from whatever region.
+# These support no narrower resource and only read metrics, in any region.
 _READS_METRICS: Final = {
     "cloudwatch:GetMetricData",
     "cloudwatch:GetMetricStatistics",
@@ -21,7 +21,7 @@ _KNOWS_NO_RESOURCE: Final = {
     # Each secret also needs GetSecretValue.
     "secretsmanager:BatchGetSecretValue",
     "secretsmanager:ListSecrets",
-    # What Lambda needs to attach a function to a VPC; denied to the function's code.
+    # Lambda needs these to attach a function to a VPC; they are denied to the function's code.
     "ec2:AssignPrivateIpAddresses",
     "ec2:CreateNetworkInterface",
     "ec2:DeleteNetworkInterface",
@@ -44,29 +44,31 @@ class StatementsAreScoped(CloudFormationLintRule):
         return [
             RuleMatch(["Resources", *path], problem)
             for name, resource in cfn.get_resources().items()
-            for path, statement in _iterate_statements(resource, [name])
+            for path, statement in _list_statements(resource, [name])
             for problem in _list_problems(statement, resource["Type"])
         ] + [
-            RuleMatch(["Resources", name], f"{name} admits everybody: give it a PolicyDocument")
+            RuleMatch(
+                ["Resources", name], f"{name} admits every principal: give it a PolicyDocument"
+            )
             for name, endpoint in cfn.get_resources("AWS::EC2::VPCEndpoint").items()
-            if not any(_iterate_statements(endpoint, []))
+            if not any(_list_statements(endpoint, []))
         ]
 
 
-def _iterate_statements(value: Any, path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:  # noqa: ANN401 -- cfn-lint's own form
+def _list_statements(value: Any, path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:  # noqa: ANN401 -- cfn-lint's own form
     if isinstance(value, dict):
         if "Effect" in value:
             yield path, value
             return
         for key, inner in value.items():
             if key == "Fn::Sub" and (text := _get_text(inner)).lstrip().startswith("{"):
-                # cfn-lint cannot name a position inside of a text.
-                yield from ((path, found) for _, found in _iterate_statements(json.loads(text), []))
+                # cfn-lint cannot name a position inside a text.
+                yield from ((path, found) for _, found in _list_statements(json.loads(text), []))
             else:
-                yield from _iterate_statements(inner, [*path, key])
+                yield from _list_statements(inner, [*path, key])
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from _iterate_statements(inner, [*path, index])
+            yield from _list_statements(inner, [*path, index])
 
 
 def _get_text(sub: Any) -> str:  # noqa: ANN401 -- cfn-lint's own form
@@ -82,7 +84,7 @@ def _list_problems(statement: dict[str, Any], kind: str) -> Iterator[str]:
         if "*" in action:
             yield f"{action} is more than one action: name each"
     if statement.get("Principal") in ("*", {"AWS": "*"}) and "Condition" not in statement:
-        yield "An Allow for everybody needs a condition"
+        yield "An Allow for every principal needs a condition"
     # The trust policy of a role has no Resource.
     if actions != ["sts:AssumeRole"] and "*" in _to_list(statement.get("Resource", "*")):
         yield from _list_problems_of_any_resource(statement, actions, kind)
@@ -100,7 +102,7 @@ def _list_problems_of_any_resource(
 
 
 def _admits_the_account(statement: dict[str, Any], kind: str) -> bool:
-    """Tell whether the policy of a key or an endpoint leaves the decision to its own account's IAM."""
+    """Return whether the policy of a key or an endpoint leaves the decision to its account's IAM."""
     if kind == "AWS::EC2::VPCEndpoint":
         return "aws:PrincipalAccount" in statement.get("Condition", {}).get("StringEquals", {})
     return kind == "AWS::KMS::Key" and ":root" in str(statement.get("Principal"))

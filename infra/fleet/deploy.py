@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 from session_reaper.fleet.message import Spoke
+from session_reaper.settings import read_run_interval
 
 from infra.fleet.accounts import AccountsError, Deployment, read_accounts
 from infra.fleet.hub import (
@@ -54,7 +55,7 @@ class Result:
 
     @property
     def text(self) -> str:
-        """What was done, or why it failed."""
+        """The result in words, or the problem."""
         return f"FAILED: {self.problem}" if self.problem else self.done
 
 
@@ -91,8 +92,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--parallel", type=_read_parallel, default=8, help="stacks at the same time"
     )
-    parser.add_argument("--preview", action="store_true", help="create change sets, execute none")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--preview", action="store_true", help="create change sets, execute none")
+    instead.add_argument(
         "--register", action="store_true", help="deploy nothing, only tell the hub of each stack"
     )
     parser.add_argument("--template", type=Path, default=Path(".aws-sam/build/template.yaml"))
@@ -113,7 +115,7 @@ def _list_parameters(template: Path) -> Sequence[str]:
     """Return the names of a template's parameters. Raises DeployError."""
 
     class Loader(yaml.SafeLoader):
-        """Reads CloudFormation's short forms as nothing."""
+        """Reads CloudFormation's short forms as null."""
 
     Loader.add_multi_constructor("!", lambda *_: None)
     try:
@@ -168,7 +170,7 @@ def _deploy_one(deployment: Deployment, deploy: Callable[[Deployment], str]) -> 
     done = problem = ""
     try:
         done = deploy(deployment)
-    except Exception as error:  # noqa: BLE001 -- whatever fails, a bug included, is in the table and the exit status; the other stacks go on
+    except Exception as error:  # noqa: BLE001 -- any failure, also a bug, is in the table and the exit status; the other stacks continue
         problem = describe_error(error)
     seconds = time.monotonic() - started
     return Result(deployment=deployment, seconds=seconds, done=done, problem=problem)
@@ -197,10 +199,10 @@ def _deploy(
     function = read_outputs(deployment.stack, session).get("FunctionName")
     if function is None:
         raise DeployError("the stack has no output FunctionName, so its deployment has failed")
-    # The file may leave the schedule as it is.
+    # The file need not set the schedule.
     after = read_own_parameters(deployment.stack, session)
-    schedule = after.get("ScheduleExpression", "")
-    expect_report(hub, Spoke(deployment.account, deployment.region, function), schedule)
+    interval = read_run_interval(after.get("ScheduleExpression", ""))
+    expect_report(hub, Spoke(deployment.account, deployment.region, function), interval)
     return "registered" if options.register else "deployed"
 
 
@@ -216,7 +218,9 @@ def _print_table(results: Sequence[Result], options: Options) -> None:
         cells = (deployment.account, deployment.region, deployment.stack, result.text)
         table.add_row(*cells, f"{result.seconds:.0f}")
     Console(markup=False, highlight=False).print(table)
-    if failed and not options.register:
+    if options.preview:
+        print(f"The changes of each stack are in {options.logs}; none was made.")
+    elif failed and not options.register:
         print(f"The whole output of each sam deploy is in {options.logs}.")
 
 

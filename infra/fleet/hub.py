@@ -11,7 +11,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 from session_reaper.aws.fleet_table import to_item
 from session_reaper.fleet.message import Spoke
 from session_reaper.fleet.state import SpokeState
-from session_reaper.settings import read_error_settings
 
 from infra.fleet.accounts import Deployment
 from infra.fleet.stacks import (
@@ -26,6 +25,7 @@ from infra.fleet.stacks import (
 
 _TEMPLATE: Final = Path(__file__).with_name("region.yaml")
 _STACK: Final = "session-reaper-fleet"
+_NOT_DEPLOYED: Final = "not-deployed-yet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ def find_hub(stack: str) -> Hub:
 def deploy_topics(
     deployments: Sequence[Deployment], hub: Hub, organization: str, options: Options
 ) -> Mapping[str, FleetTopic | NoTopic]:
-    """Deploy the topic of each region, or only find it; return them by region."""
+    """Deploy the topic of each region, preview or only find it; return them by region."""
     accounts = {each.account for each in deployments}
     regions = sorted({each.region for each in deployments})
     return {
@@ -93,18 +93,31 @@ def _deploy_topic(
     place = f"the topic of {region}, stack {_STACK} in {hub.account}"
     try:
         session = assume_role(own)
-        before = read_parameters(_STACK, session) or {}
-        publishers = choose_publishers(accounts, before, organization)
+        before = read_parameters(_STACK, session)
+        publishers = choose_publishers(accounts, before or {}, organization)
         own = replace(own, parameters={"QueueArn": hub.queue_arn, **publishers})
-        if not (options.register or options.preview):
-            print(f"deploying the topic of {region}", flush=True)
+        if not options.register:
+            verb = "previewing" if options.preview else "deploying"
+            print(f"{verb} the topic of {region}", flush=True)
             run_sam(own, session, replace(options, template=_TEMPLATE))
+        if options.preview and before is None:
+            return _stand_in(hub, region)
         outputs = read_outputs(_STACK, session)
     except (DeployError, BotoCoreError, ClientError) as error:
         return NoTopic(problem=f"{place}: {describe_error(error)}")
     if "FleetTopicArn" not in outputs:  # its first deployment has failed
         return NoTopic(problem=f"{place}: has no outputs")
     return FleetTopic(arn=outputs["FleetTopicArn"], key_arn=outputs["KmsKeyArn"])
+
+
+def _stand_in(hub: Hub, region: str) -> FleetTopic:
+    """Return the ARNs of a topic that is not deployed yet, so that a preview can show the stacks' changes."""
+    partition = hub.queue_arn.split(":")[1]
+    place = f"{region}:{hub.account}"
+    return FleetTopic(
+        arn=f"arn:{partition}:sns:{place}:{_NOT_DEPLOYED}",
+        key_arn=f"arn:{partition}:kms:{place}:key/{_NOT_DEPLOYED}",
+    )
 
 
 def choose_publishers(
@@ -129,9 +142,11 @@ def join_fleet(deployment: Deployment, topic: FleetTopic, before: Mapping[str, s
     return replace(deployment, parameters={**given, **fleet})
 
 
-def expect_report(hub: Hub, spoke: Spoke, schedule: str) -> None:
-    """Tell the hub when to expect the first report, unless it knows the stack. Raises DeployError."""
-    interval = read_error_settings({"RUN_INTERVAL": schedule}).run_interval
+def expect_report(hub: Hub, spoke: Spoke, interval: float) -> None:
+    """Register the stack if it is new; its first report is expected within `interval` seconds.
+
+    Raises DeployError.
+    """
     state = SpokeState(spoke=spoke, expected_by=time.time() + interval)
     dynamodb = boto3.Session().client("dynamodb", region_name=hub.region)
     try:
@@ -143,4 +158,6 @@ def expect_report(hub: Hub, spoke: Spoke, schedule: str) -> None:
     except dynamodb.exceptions.ConditionalCheckFailedException:
         return
     except (BotoCoreError, ClientError) as error:
-        raise DeployError(f"deployed, but the hub was not told: {describe_error(error)}") from None
+        raise DeployError(
+            f"deployed, but not registered with the hub: {describe_error(error)}"
+        ) from None

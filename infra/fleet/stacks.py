@@ -23,7 +23,7 @@ class DeployError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What holds for every stack. `preview`: create change sets and execute none."""
+    """The options for every stack. `preview`: create change sets and execute none."""
 
     template: Path
     logs: Path
@@ -92,7 +92,7 @@ def run_sam(deployment: Deployment, session: boto3.Session, options: Options) ->
         *(("--no-execute-changeset",) if options.preview else ()),
     ]
     if deployment.parameters:
-        # Quotes inside of the argument, because a value may contain a space.
+        # Quotes inside the argument, because a value may contain a space.
         given = (f'{name}="{value}"' for name, value in deployment.parameters.items())
         command += ["--parameter-overrides", *given]
     options.logs.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def run_sam(deployment: Deployment, session: boto3.Session, options: Options) ->
 
 
 def _find_error(output: str) -> str:
-    """Return the line of sam's output that says why it failed."""
+    """Return the line of sam's output with the error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("Error")]
     return (errors or lines or ["sam failed and printed nothing"])[-1]

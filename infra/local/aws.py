@@ -1,4 +1,4 @@
-"""An AWS stand-in in this process: Secrets Manager, SSM, SNS, and an inbox that the topic mails to."""
+"""A stand-in for AWS in this process: Secrets Manager, SSM, SNS, and a queue as the topic's inbox."""
 
 import json
 import logging
@@ -27,13 +27,13 @@ _INBOX = "inbox"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Email:
-    """One summary as its subscribers get it."""
+    """A summary as its subscribers receive it."""
 
     subject: str
     body: str
     chat: str  # the form for Amazon Q Developer in chat applications
     webhook: str  # the form for webhook.py
-    attributes: Mapping[str, str]  # what subscribers can filter by
+    attributes: Mapping[str, str]  # for the filters of subscribers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Aws:
     topic_arn: str
 
     def put_secret(self, name: str, value: object) -> None:
-        """Store a new secret: bytes as they are, text as it is, anything else as JSON."""
+        """Store a new secret: bytes and text unchanged, anything else as JSON."""
         if isinstance(value, bytes):
             self.secrets.create_secret(Name=name, SecretBinary=value)
         else:
@@ -56,17 +56,19 @@ class Aws:
 
     def delivered(self) -> list[Email]:
         """Return the messages delivered since the last call."""
-        inbox = sqs_backends[DEFAULT_ACCOUNT_ID][REGION]  # in this process: HTTP would cost time
+        inbox = sqs_backends[DEFAULT_ACCOUNT_ID][
+            REGION
+        ]  # read in this process, because HTTP takes longer
         messages = inbox.receive_message(
             _INBOX, count=1000, wait_seconds_timeout=0, visibility_timeout=60
         )
         for message in messages:
             inbox.delete_message(_INBOX, message.receipt_handle or "")
-        return [self._email(json.loads(message.body)) for message in messages]
+        return [self._make_email(json.loads(message.body)) for message in messages]
 
-    def _email(self, notification: dict[str, Any]) -> Email:
+    def _make_email(self, notification: dict[str, Any]) -> Email:
         topic = sns_backends[DEFAULT_ACCOUNT_ID][REGION].topics[notification["TopicArn"]]
-        # The queue gets the email's form; the others are in what was published.
+        # The queue receives the email's form; the published message has the others.
         (forms,) = (
             json.loads(message)
             for message_id, message, *_ in topic.sent_notifications
@@ -84,7 +86,7 @@ class Aws:
 
 @contextmanager
 def aws() -> Iterator[Aws]:
-    """A stand-in on a free port of the loopback; every boto3 client of this process goes to it."""
+    """Run a stand-in on a free port of the loopback; every boto3 client of this process uses it."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -100,12 +102,12 @@ def aws() -> Iterator[Aws]:
     }
     try:
         with patch.dict(os.environ, environment):
-            yield _stand_in()
+            yield _make_stand_in()
     finally:
         server.stop()
 
 
-def _stand_in() -> Aws:
+def _make_stand_in() -> Aws:
     sns, sqs = boto3.client("sns"), boto3.client("sqs")
     topic_arn = sns.create_topic(Name="session-reaper")["TopicArn"]
     inbox_url = sqs.create_queue(QueueName=_INBOX)["QueueUrl"]

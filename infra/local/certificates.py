@@ -24,8 +24,7 @@ def make_tls(folder: Path, *, valid: timedelta = _VALID) -> Tls:
     """Write a new authority and a certificate for localhost and 127.0.0.1 into ``folder``.
 
     The folder must exist; files of an earlier call are replaced. Both are valid from an hour ago
-    until ``valid`` from now. The extensions are those without which Python 3.13 and later refuse a
-    chain.
+    until ``valid`` from now, and have the extensions that Python 3.13 and later require.
     """
     tls = Tls(
         authority=folder / "authority.pem",
@@ -35,9 +34,9 @@ def make_tls(folder: Path, *, valid: timedelta = _VALID) -> Tls:
     issuer = ec.generate_private_key(ec.SECP256R1())
     subject = ec.generate_private_key(ec.SECP256R1())
     until = datetime.now(UTC) + valid
-    authority = _authority(issuer, until)
+    authority = _make_authority(issuer, until)
     tls.authority.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
-    certificate = _certificate(subject, issuer, until)
+    certificate = _make_certificate(subject, issuer, until)
     tls.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     tls.key.touch(mode=0o600)
     tls.key.write_bytes(
@@ -50,32 +49,32 @@ def make_tls(folder: Path, *, valid: timedelta = _VALID) -> Tls:
     return tls
 
 
-def _authority(key: ec.EllipticCurvePrivateKey, until: datetime) -> x509.Certificate:
+def _make_authority(key: ec.EllipticCurvePrivateKey, until: datetime) -> x509.Certificate:
     return (
-        _builder("session-reaper local authority", key, key, until)
+        _make_builder("session-reaper local authority", key, key, until)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(authority=True), critical=True)
+        .add_extension(_make_usage(authority=True), critical=True)
         .sign(key, hashes.SHA256())
     )
 
 
-def _certificate(
+def _make_certificate(
     key: ec.EllipticCurvePrivateKey, issuer: ec.EllipticCurvePrivateKey, until: datetime
 ) -> x509.Certificate:
     names = x509.SubjectAlternativeName(
         [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
     )
     return (
-        _builder("localhost", key, issuer, until)
+        _make_builder("localhost", key, issuer, until)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(authority=False), critical=True)
+        .add_extension(_make_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(names, critical=False)
         .sign(issuer, hashes.SHA256())
     )
 
 
-def _builder(
+def _make_builder(
     name: str,
     key: ec.EllipticCurvePrivateKey,
     issuer: ec.EllipticCurvePrivateKey,
@@ -101,7 +100,7 @@ def _name(common: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
 
-def _usage(*, authority: bool) -> x509.KeyUsage:
+def _make_usage(*, authority: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=not authority,
         key_cert_sign=authority,

@@ -1,7 +1,7 @@
-"""`make demo`: a database that refuses connections becomes well again, by the code that is deployed.
+"""`make demo`: the deployed code frees a database that refuses connections.
 
-Real is PostgreSQL, its error, every session and the Lambda's handler; AWS is a stand-in on the
-loopback. Exits with 0 only if everything that it shows was so.
+PostgreSQL, its error, every session and the Lambda handler are real; AWS is a stand-in on the
+loopback. The exit status is 0 only if every claim that it prints held.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from infra.local.showing import as_email, as_slack
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"max_connections": "20", "reserved_connections": "2"}
-PASSWORD = "demo:p@ss/w%rd"  # noqa: S105 -- of a server that lives for seconds
+PASSWORD = "demo:p@ss/w%rd"  # noqa: S105 -- of a server that runs for seconds
 HEALTHY_WORKERS = 4
 LEAK_SECONDS = 2
 POLICY = f"""\
@@ -36,7 +36,7 @@ rules:
   - name: idle-in-transaction
     match:
       state: [idle in transaction]
-      idle_for: {LEAK_SECONDS}s   # the bundled policy says 5m; a demo is impatient
+      idle_for: {LEAK_SECONDS}s   # 5m in the bundled policy
 """
 
 console = Console(width=100)
@@ -50,12 +50,12 @@ class Context:
     memory_limit_in_mb: int = 512
 
     def get_remaining_time_in_millis(self) -> int:
-        """As long as template.yaml gives the function."""
+        """Return the time that template.yaml gives the function."""
         return 60_000
 
 
 class Worker(Thread):
-    """One healthy session: short transactions, one after another."""
+    """A healthy session, which runs short transactions one after another."""
 
     def __init__(self, connection: pg8000.native.Connection, stopped: Event) -> None:
         super().__init__(daemon=True)
@@ -65,7 +65,7 @@ class Worker(Thread):
         self.broken = False
 
     def run(self) -> None:
-        """Work until told to stop; a broken transaction ends it."""
+        """Run transactions until the stop; a failed one ends the session."""
         while not self.stopped.wait(0.002):
             try:
                 self.connection.run("BEGIN")
@@ -84,14 +84,14 @@ class Checks:
     failed: int = 0
 
     def check(self, claim: str, *, holds: bool) -> None:
-        """Print one claim with its truth."""
+        """Print a claim and whether it holds."""
         self.failed += not holds
         mark = "[bold green]✓[/]" if holds else "[bold red]✗ NOT SO:[/]"
         console.print(f"  {mark} {claim}")
 
 
 def main() -> int:
-    """Play it; the exit status."""
+    """Run the demo; return the exit status."""
     checks = Checks()
     started = time.monotonic()
     with ExitStack() as stack:
@@ -104,7 +104,7 @@ def main() -> int:
         console.print(f"PostgreSQL {major} on 127.0.0.1:{database.port}, {slots}.\n")
 
         console.print("[bold]1. An application leaks")
-        pool = stack.enter_context(_healthy_pool(database))
+        pool = stack.enter_context(_run_healthy_pool(database))
         leaks, error = _leak(database)
         stack.callback(_hang_up, leaks)
         console.print(
@@ -113,7 +113,7 @@ def main() -> int:
         console.print(f"  [red]FATAL: {error.get('M')}[/] (SQLSTATE {error.get('C')})")
         refused = error.get("C") == "53300" and "slots are reserved" in error.get("M", "")
         checks.check(f"after {len(leaks)} leaks the server refuses the application", holds=refused)
-        time.sleep(LEAK_SECONDS)  # the leaks have to become old; there is nothing to poll
+        time.sleep(LEAK_SECONDS)  # until the leaks are old enough; there is nothing to poll
 
         console.print("\n[bold]2. The Lambda, MODE=observe")
         seen = _invoke("observe")
@@ -134,7 +134,7 @@ def main() -> int:
         checks.check("one summary says so", holds=[e.subject for e in emails] == [done["summary"]])
 
         console.print("\n[bold]4. The application")
-        checks.check("it gets in again", holds=_gets_in(database))
+        checks.check("it gets in again", holds=_can_connect(database))
         for worker in pool:
             worker.stopped.set()
             worker.join()
@@ -173,7 +173,7 @@ def _set_up(database: Server, cloud: Aws) -> None:
         "TARGET_SECRETS": "prod/orders",
         "TOPIC_ARN": cloud.topic_arn,
         "POLICY": "ssm:session-reaper-policy",
-        "AWS_LAMBDA_FUNCTION_NAME": "session-reaper",  # as Lambda says it: links need it
+        "AWS_LAMBDA_FUNCTION_NAME": "session-reaper",  # as Lambda sets it, for links
     }
 
 
@@ -182,7 +182,7 @@ def _connect(database: Server, application: str) -> pg8000.native.Connection:
 
 
 @contextmanager
-def _healthy_pool(database: Server) -> Iterator[list[Worker]]:
+def _run_healthy_pool(database: Server) -> Iterator[list[Worker]]:
     stopped = Event()
     workers = [Worker(_connect(database, "shop-api"), stopped) for _ in range(HEALTHY_WORKERS)]
     for worker in workers:
@@ -197,7 +197,7 @@ def _healthy_pool(database: Server) -> Iterator[list[Worker]]:
 
 
 def _leak(database: Server) -> tuple[list[pg8000.native.Connection], dict[str, str]]:
-    """Open transactions and forget them, until the server refuses: the leaks and its error."""
+    """Leave transactions open until the server refuses a connection; return them and its error."""
     leaks: list[pg8000.native.Connection] = []
     while True:
         try:
@@ -210,10 +210,10 @@ def _leak(database: Server) -> tuple[list[pg8000.native.Connection], dict[str, s
 
 
 def _invoke(mode: str) -> dict[str, Any]:
-    """Run the deployed handler on the schedule's event; its log lines stay out of the picture."""
+    """Run the deployed handler on the schedule's event; its log lines are not shown."""
     event = json.loads((ROOT / "events/scheduled.json").read_text())
     with patch.dict(os.environ, MODE=mode), contextlib.redirect_stdout(io.StringIO()):
-        from session_reaper.handler import lambda_handler  # noqa: PLC0415 -- its log goes to the stdout it finds
+        from session_reaper.handler import lambda_handler  # noqa: PLC0415 -- its log goes to the standard output at the time of the import
 
         return lambda_handler(event, Context(aws_request_id=f"demo-{mode}"))  # type: ignore[arg-type] # a stand-in
 
@@ -232,7 +232,7 @@ def _is_dead(connection: pg8000.native.Connection) -> bool:
     return False
 
 
-def _gets_in(database: Server) -> bool:
+def _can_connect(database: Server) -> bool:
     try:
         connection = _connect(database, "shop-api")
     except pg8000.native.Error:

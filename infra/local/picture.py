@@ -22,12 +22,12 @@ ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "pictures" / "top.svg"
 WIDTH = 100
 SETTINGS = {"max_connections": "40", "reserved_connections": "2"}
-PRESSURE_SECONDS = 65  # the default policy's rule under-pressure wants a minute
+PRESSURE_SECONDS = 65  # the default policy's rule under-pressure matches after a minute
 _Connections = list[pg8000.native.Connection]
 
 
 def main() -> int:
-    """Fill a server, look at it with the command, and write the picture."""
+    """Fill a server, run the command, and write the picture."""
     _, build = max(bundled_builds().items())
     with ExitStack() as stack:
         database = stack.enter_context(server(build, settings=SETTINGS))

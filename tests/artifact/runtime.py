@@ -174,19 +174,19 @@ class Runtime:
                 *(self._artifact, self._library, self._handler),
             ),
             cwd=self._artifact,
-            env=self._variables(),
+            env=self._make_variables(),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
-        message = self._next_message(began + _INIT_SECONDS)
+        message = self._wait_for_message(began + _INIT_SECONDS)
         if message is not None and message.kind == "next":
             return message.at - began
         error = None
         if message is not None:
             error = message.error()
             text = f"{error.get('errorType')}: {error.get('errorMessage')}"
-        elif self._running():
+        elif self._is_running():
             text = f"{self._handler} took too long to start"
         else:
             text = f"{self._handler} ended before it asked for work"
@@ -203,12 +203,12 @@ class Runtime:
         request_id = str(uuid.uuid4())
         began = time.monotonic()
         self._api.work.put(_Work(request_id, json.dumps(event).encode(), timeout_ms))
-        message = self._next_message(began + timeout_ms / 1000, request_id)
+        message = self._wait_for_message(began + timeout_ms / 1000, request_id)
         seconds = time.monotonic() - began
         payload: object = None
         error: Mapping[str, object] | None = None
         if message is None:
-            error = self._lost(request_id, timeout_ms)
+            error = self._report_lost(request_id, timeout_ms)
         elif message.kind == "response":
             payload = json.loads(message.body)
         else:
@@ -232,12 +232,12 @@ class Runtime:
         self._process = None
         self._api.release()
 
-    def _running(self) -> bool:
+    def _is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def _lost(self, request_id: str, timeout_ms: int) -> Mapping[str, object]:
+    def _report_lost(self, request_id: str, timeout_ms: int) -> Mapping[str, object]:
         """End a process that gave no answer; report it as Lambda does."""
-        if self._running():
+        if self._is_running():
             kind, text = "Sandbox.Timedout", f"Task timed out after {timeout_ms / 1000:.2f} seconds"
         else:
             status = self._process.returncode if self._process else None
@@ -247,13 +247,13 @@ class Runtime:
 
     def _await_readiness(self) -> None:
         """Wait until the process asks for more work, so that its log is complete."""
-        if self._next_message(time.monotonic() + _STOP_SECONDS) is None:
+        if self._wait_for_message(time.monotonic() + _STOP_SECONDS) is None:
             self.stop()
 
-    def _next_message(self, deadline: float, request_id: str | None = None) -> _Message | None:
+    def _wait_for_message(self, deadline: float, request_id: str | None = None) -> _Message | None:
         """Return the next message of the process; None at the deadline, or if it ended without one."""
         while True:
-            alive = self._running()
+            alive = self._is_running()
             with suppress(queue.Empty):
                 message = self._api.said.get(timeout=0.01 if alive else 0)
                 if request_id is None or message.request_id == request_id:
@@ -268,7 +268,7 @@ class Runtime:
         self._log_read += len(new)
         return new.decode(errors="replace")
 
-    def _variables(self) -> dict[str, str]:
+    def _make_variables(self) -> dict[str, str]:
         """The variables of a Python function that logs JSON, then the caller's."""
         host, port = self._api.server_address[:2]
         return {
@@ -396,7 +396,7 @@ class _Endpoints(BaseHTTPRequestHandler):
             return
         deadline = time.time() * 1000 + work.timeout_ms
         trace = f"Root=1-{int(time.time()):08x}-{work.request_id.replace('-', '')[:24]}"
-        self._reply(
+        self._send_reply(
             HTTPStatus.OK,
             work.body,
             {
@@ -418,7 +418,7 @@ class _Endpoints(BaseHTTPRequestHandler):
             case _:
                 self.send_error(HTTPStatus.NOT_FOUND)
                 return
-        self._reply(HTTPStatus.ACCEPTED, b"", {})
+        self._send_reply(HTTPStatus.ACCEPTED, b"", {})
 
     def log_message(self, *_: object) -> None:
         """Log nothing: only the process's own log counts."""
@@ -426,7 +426,7 @@ class _Endpoints(BaseHTTPRequestHandler):
     def _say(self, kind: str, request_id: str | None, body: bytes) -> None:
         self.server.said.put(_Message(kind, request_id, body, time.monotonic()))
 
-    def _reply(self, status: HTTPStatus, body: bytes, headers: Mapping[str, str]) -> None:
+    def _send_reply(self, status: HTTPStatus, body: bytes, headers: Mapping[str, str]) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

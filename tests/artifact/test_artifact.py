@@ -82,7 +82,7 @@ def function(artifact: Path, library: Path, cloud: Aws) -> Callable[..., Runtime
             artifact,
             "session_reaper.handler.lambda_handler",
             library,
-            environment=_of_the_stand_in() | usual | environment,
+            environment=_make_environment() | usual | environment,
             read_only=True,
         )
 
@@ -102,7 +102,7 @@ def test_every_event_of_the_console_is_answered_with_a_report(
     answer = runtime.invoke(json.loads(event.read_text()))
 
     assert answer.error is None
-    assert _document(answer.payload)["summary"].startswith("orders: ")
+    assert _get_document(answer.payload)["summary"].startswith("orders: ")
 
 
 def test_a_leak_is_terminated_and_reported_everywhere(
@@ -112,14 +112,14 @@ def test_a_leak_is_terminated_and_reported_everywhere(
     leak = database.connect(user="app", password="app", application_name="leaky")  # noqa: S106 -- as above
     leak.run("BEGIN")
     leak.run("SELECT 'a literal', 4711")
-    (pid,) = database_pids(database, "leaky")
+    (pid,) = list_pids(database, "leaky")
 
     answer = runtime.invoke({"policy": POLICY})
 
-    document = _document(answer.payload)
+    document = _get_document(answer.payload)
     (session,) = document["targets"][0]["sessions"]
     assert (session["pid"], session["outcome"]) == (pid, "terminated")
-    assert database_pids(database, "leaky") == []
+    assert list_pids(database, "leaky") == []
     (email,) = cloud.delivered()
     assert email.subject == document["summary"]
     decisions = [r["session"] for r in answer.records if r.get("message") == "decision"]
@@ -172,7 +172,7 @@ def test_a_yaml_policy_and_the_notification_state_are_used(
         unknown = runtime.invoke({"rules": ["leak"]})
 
     assert failed.error is None
-    assert _document(failed.payload)["status"] == "failed"
+    assert _get_document(failed.payload)["status"] == "failed"
     assert table.scan(TableName="memory")["Items"] != []
     assert unknown.error is not None
     assert "written-in-yaml" in str(unknown.error["errorMessage"])
@@ -235,7 +235,7 @@ def test_a_hanging_target_leaves_time_to_report_it_and_the_others(
             answer = runtime.invoke({}, timeout_ms=10_000)
 
     assert answer.error is None  # nor was its time over
-    document = _document(answer.payload)
+    document = _get_document(answer.payload)
     assert document["status"] == "partial"
     assert {t["name"]: t["status"] for t in document["targets"]} == {
         "orders": "ok",
@@ -246,7 +246,7 @@ def test_a_hanging_target_leaves_time_to_report_it_and_the_others(
 
 
 @contextlib.contextmanager
-def _many_open_files() -> Iterator[None]:
+def _allow_many_open_files() -> Iterator[None]:
     """Let this process have more open files than the usual limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4_096)), hard))
@@ -259,7 +259,7 @@ def test_more_silent_targets_than_threads_are_all_reported(
 ) -> None:
     cloud.delivered()
     names = [f"silent-{number}" for number in range(1_100)]
-    with _many_open_files(), contextlib.ExitStack() as silent:
+    with _allow_many_open_files(), contextlib.ExitStack() as silent:
         for name in names:  # secrets of one server would be one target
             host, port = silent.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()
             cloud.put_secret(
@@ -279,7 +279,7 @@ def test_more_silent_targets_than_threads_are_all_reported(
 
     assert [500 < max(counts) < 1024 for counts in held.values()] == [True, True]  # Lambda's limits
     assert answer.error is None
-    totals = _document(answer.payload)["totals"]
+    totals = _get_document(answer.payload)["totals"]
     assert (totals["targets"], totals["failed"]) == (1_100, 1_100)
     (email,) = cloud.delivered()
     assert email.subject.startswith("1100 of 1100 targets not reached")
@@ -306,7 +306,7 @@ def test_fifty_warm_invocations_leave_nothing_behind(
     with contextlib.closing(database.connect()) as admin:
         # A backend ends a moment after its connection.
         sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'session_reaper'"
-        assert _becomes(lambda: admin.run(sql) == [[0]])
+        assert _wait_until(lambda: admin.run(sql) == [[0]])
     cloud.delivered()
 
 
@@ -343,7 +343,7 @@ def test_the_webhook_function_posts_a_summary(
             webhook_artifact,
             handler,
             library,
-            environment=_of_the_stand_in() | environment,
+            environment=_make_environment() | environment,
             read_only=True,
         ) as runtime,
     ):
@@ -359,7 +359,7 @@ def test_the_webhook_function_posts_a_summary(
     assert slack.url not in posted.log + refused.log
 
 
-def database_pids(database: Server, application: str) -> list[int]:
+def list_pids(database: Server, application: str) -> list[int]:
     with contextlib.closing(database.connect()) as admin:
         rows = admin.run(
             "SELECT pid FROM pg_stat_activity WHERE application_name = :name", name=application
@@ -367,11 +367,11 @@ def database_pids(database: Server, application: str) -> list[int]:
     return [row[0] for row in rows]
 
 
-def _of_the_stand_in() -> dict[str, str]:
+def _make_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
 
-def _becomes(is_so: Callable[[], bool], seconds: float = 5) -> bool:
+def _wait_until(is_so: Callable[[], bool], seconds: float = 5) -> bool:
     end = time.monotonic() + seconds
     while not is_so():
         if time.monotonic() > end:
@@ -380,6 +380,6 @@ def _becomes(is_so: Callable[[], bool], seconds: float = 5) -> bool:
     return True
 
 
-def _document(payload: object) -> dict[str, Any]:
+def _get_document(payload: object) -> dict[str, Any]:
     assert isinstance(payload, dict)
     return payload

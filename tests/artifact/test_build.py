@@ -62,15 +62,15 @@ def test_the_webhooks_artifact_is_the_package_alone(webhook_artifact: Path) -> N
 
 
 def test_the_artifact_is_small(artifact: Path, webhook_artifact: Path) -> None:
-    assert _bytes(artifact) < MOST_BYTES
-    assert _bytes(webhook_artifact) < _bytes(artifact) / 2
+    assert _count_bytes(artifact) < MOST_BYTES
+    assert _count_bytes(webhook_artifact) < _count_bytes(artifact) / 2
 
 
 def test_the_artifact_holds_the_package_whole(artifact: Path, webhook_artifact: Path) -> None:
-    package = _files(ROOT / "functions" / "session_reaper")
+    package = _hash_files(ROOT / "functions" / "session_reaper")
     assert {name for name in package if not name.endswith(".pyc")}
     for built in (artifact, webhook_artifact):
-        shipped = _files(built / "session_reaper")
+        shipped = _hash_files(built / "session_reaper")
         for name, content in package.items():
             if not name.endswith(".pyc"):
                 assert shipped[name] == content
@@ -96,7 +96,7 @@ def test_every_import_of_the_artifact_resolves(artifact: Path) -> None:
     imported = {
         name
         for source in artifact.rglob("*.py")
-        for name in _imports(source, artifact)
+        for name in _list_imports(source, artifact)
         if name.split(".")[0] in ours
     }
     missing = {name for name in imported if not _is_there(artifact.joinpath(*name.split(".")))}
@@ -110,7 +110,7 @@ def test_a_build_in_another_folder_gives_the_same_files(
     built = request.getfixturevalue(function)
     again = _build(tmp_path, built.name)
     assert again.returncode == 0, again.stderr
-    assert _files(tmp_path / "built") == _files(built)
+    assert _hash_files(tmp_path / "built") == _hash_files(built)
 
 
 def test_a_package_with_another_hash_is_not_built(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def _build(
     )
 
 
-def _files(folder: Path) -> dict[str, str]:
+def _hash_files(folder: Path) -> dict[str, str]:
     """Return the digest of every file by its name."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -158,7 +158,7 @@ def _files(folder: Path) -> dict[str, str]:
     }
 
 
-def _bytes(folder: Path) -> int:
+def _count_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -166,7 +166,7 @@ def _is_there(module: Path) -> bool:
     return module.is_dir() or module.with_suffix(".py").is_file()
 
 
-def _imports(source: Path, root: Path) -> Iterator[str]:
+def _list_imports(source: Path, root: Path) -> Iterator[str]:
     """Yield every module that a source can import anywhere, except for type checking."""
     package = ".".join(source.relative_to(root).parent.parts)
     waiting: list[ast.AST] = [ast.parse(source.read_bytes())]

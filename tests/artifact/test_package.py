@@ -28,7 +28,7 @@ def release(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_release(artifact, tmp_path_factory.mktemp("dist"))
 
 
-def _templates(release: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _load_templates(release: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yield each template of the repository and of the release."""
     for path in TEMPLATES:
         packaged = str(release / (ROOT / path).name)
@@ -87,7 +87,7 @@ def test_every_function_takes_its_code_from_the_zip_and_nothing_else_changes(
     release: Path,
 ) -> None:
     functions = 0
-    for source, packaged in _templates(release):
+    for source, packaged in _load_templates(release):
         for name, resource in packaged["Resources"].items():
             if resource["Type"] == "AWS::Serverless::Function":
                 functions += 1
@@ -105,7 +105,7 @@ def test_every_handler_of_the_templates_can_be_imported_from_the_zip(
 ) -> None:
     handlers = {
         resource["Properties"]["Handler"].rpartition(".")[0]
-        for _, packaged in _templates(release)
+        for _, packaged in _load_templates(release)
         for resource in packaged["Resources"].values()
         if resource["Type"] == "AWS::Serverless::Function"
     }

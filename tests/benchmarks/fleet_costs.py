@@ -27,7 +27,7 @@ from session_reaper.report.model import TargetReport
 
 from infra.local.aws import Aws, aws
 from tests.benchmarks.probe import Context
-from tests.builders import a_fate, a_target_report
+from tests.builders import a_result, a_target_report
 from tests.fleet import a_message, an_origin
 from tests.integration.stage import TABLE, state_table
 
@@ -68,7 +68,7 @@ def main() -> None:
     console = Console(width=100, highlight=False)
     origin = an_origin()
     quiet = [a_target_report(name=f"db-{number}", used_after=10) for number in range(1000)]
-    leak = a_target_report(a_fate(), used_after=10)
+    leak = a_target_report(a_result(), used_after=10)
     sizes = {
         "50 quiet targets": len(a_message(origin, *quiet[:TARGETS])),
         "50 targets, each with a leak": len(a_message(origin, *[leak] * TARGETS)),

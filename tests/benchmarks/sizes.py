@@ -1,45 +1,65 @@
-"""`make sizes`: what memory buys, and what it costs: the function's MemorySize and Timeout are chosen by it.
+"""`make sizes`: what memory buys, what it costs, and how many targets one function can have.
 
 Lambda gives a function a share of a processor with its memory: one at 1,769 MB, by AWS's guide. Here
 a control group gives it, with Lambda's limits of 1,024 file descriptors and as many threads. The
-artifact runs under the real Lambda runtime client, its databases are 10 ms away in each direction and
-speak TLS; PostgreSQL, the proxy and the AWS stand-in have the rest of the machine.
+artifact runs under the real Lambda runtime client, and its databases are 10 ms away in each direction
+and speak TLS.
+
+Up to a hundred targets lead to a real PostgreSQL server, which looks like one of its own to each. More
+lead to servers that answer what a real one did (`many_servers`), with their secrets found by a tag
+(`many_secrets`), because PostgreSQL's part in a thousand logins takes longer than ours. `60 replayed` shows
+beside `60` whether that makes a difference.
+
+All of that has the rest of the same machine. So each run over many targets also tells who worked: if the
+function used all of its share, its memory decided how long the run took; if function and servers together
+used all of the machine, the machine did, and the run would be faster on Lambda.
+
+A run may take as long here as Lambda allows at most. If that is longer than the template's time-out, one
+more run has the time-out, and must report each target that it did not reach.
 
 Linux with control groups of version 1, as root. Lambda may give more while a function starts, so a cold
 start is at most what is said here.
-
-`--targets 1000 3000 5000` finds out how many targets one function can have: a run that does not reach all
-of them in its time is shown as inf.
 """
 
 import argparse
 import json
-import math
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
-from infra.local.aws import aws
+from infra.local.aws import Aws, aws
 from infra.local.certificates import make_tls
 from infra.local.postgres import Server, npm_builds, server
-from tests.artifact.runtime import Runtime
+from tests.artifact.runtime import Answer, Runtime
 from tests.benchmarks import deployed
-from tests.benchmarks.distance import distance
+from tests.benchmarks.distance import Distance, distance
+from tests.benchmarks.many_secrets import TAG, ManySecrets, many_secrets
+from tests.benchmarks.many_servers import ManyServers, many_servers, record
 from tests.benchmarks.prepared import RESOLVE_HERE, as_instance, reaper_secret
 
 WHOLE = 1769  # MB that come with one processor
 PERIOD = 20_000  # microseconds, as Lambda's
 VICTIMS = 100
+SESSIONS = 50  # of an application, idle on each server
+REAL = 100  # targets that one PostgreSQL server serves at once
 LIMIT = 1024  # of file descriptors and of threads
+TIMEOUT = 60  # seconds, the template's
+LONGEST = 900  # seconds, Lambda's
 GB_SECOND = 0.0000133334  # dollars, arm64, us-east-1
 RUNS = 8640  # a month, every 5 minutes
+PASSWORD: Final = "bench"  # noqa: S105 -- of servers that live for minutes
+# A run needs some of its time to publish what it found.
+_FITS: Final = 44  # seconds of the time-out that are for the targets
+_CORES = os.cpu_count() or 1
 _GROUPS = Path("/sys/fs/cgroup")
 _SCHEDULED = json.loads(Path("events/scheduled.json").read_text())
 _KILL = {
@@ -50,116 +70,225 @@ _KILL = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stage:
+    """Everything that a measured function meets."""
+
+    artifact: deployed.Deployed
+    cloud: Aws
+    secrets: ManySecrets
+    database: Server
+    way: Distance
+    servers: ManyServers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Count:
+    """How many targets, and whether they are replayed."""
+
+    targets: int
+    is_replayed: bool
+
+    def __str__(self) -> str:
+        same = self.is_replayed and self.targets <= REAL
+        return f"{self.targets:,}{' replayed' if same else ''}"
+
+
 def main() -> None:
     """Measure the sizes in turn and print the table."""
     parser = argparse.ArgumentParser(prog="sizes", description=__doc__)
     parser.add_argument("servers", type=Path, help="the folder of `make matrix`'s servers")
-    parser.add_argument("--targets", type=int, nargs="+", default=[1, 60, 1000])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024, 1769], help="MB")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--targets", type=int, nargs="+", default=[1, 60, 1000, 3000, 5000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 1769, 3008], help="MB")
+    parser.add_argument("--rounds", type=int, default=1)
     given = parser.parse_args()
-    most = max(given.targets)
+    counts = [
+        _Count(targets=targets, is_replayed=is_replayed)
+        for targets in given.targets
+        for is_replayed in (False, True)
+        if (targets > 1 if is_replayed else targets <= REAL)
+    ]
+    console = Console(width=110)
+    measured: dict[int, dict[str, list[float]]] = {size: {} for size in given.sizes}
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        database = stack.enter_context(
-            server(
-                npm_builds(given.servers)[18],
-                settings={"max_connections": str(most + VICTIMS + 20)},
-                tls=make_tls(folder),
-            )
-        )
-        cloud = stack.enter_context(aws())
-        way = stack.enter_context(distance(database.port))
-        secret = reaper_secret(database, "bench")
-        admin = database.connect()
-        admin.run(f"ALTER ROLE session_reaper CONNECTION LIMIT {most + 10}")
-        admin.close()
-        names = [f"target-{number}" for number in range(most)]
-        for name in names:
-            cloud.put_secret(name, as_instance(secret, name, way.port))
-        os.environ |= {"TOPIC_ARN": cloud.topic_arn, "MODE": "enforce"}
-        ours, _ = deployed.deployed(folder)
-        measured: dict[int, dict[str, list[float]]] = {size: {} for size in given.sizes}
+        stage = _prepare(given.servers, max(given.targets), stack)
         for _ in range(given.rounds):
             for size in given.sizes:
-                for name, value in _measured(size, given.targets, ours, database, names):
-                    measured[size].setdefault(name, []).append(value)
+                for count in counts:
+                    for name, value in _measure(size, count, stage):
+                        measured[size].setdefault(f"{count}: {name}", []).append(value)
+                        console.log(f"{size:,} MB, {count}: {name} {value:.3f}")
     _print(
         {
             size: {name: statistics.median(values) for name, values in by_name.items()}
             for size, by_name in measured.items()
         },
         given.rounds,
+        console,
     )
 
 
-def _measured(
-    size: int,
-    targets: list[int],
-    ours: deployed.Deployed,
-    database: Server,
-    names: list[str],
-) -> Iterator[tuple[str, float]]:
-    """Seconds of each kind of run, and the most MB that each number of targets took."""
-    for count in targets:
-        environment = (
-            deployed.lambda_environment()
-            | {
-                "TARGET_SECRET_TAG": "",
-                "PAUSED_CLUSTERS": "connect",  # the stand-in has no such instances
-                "TARGET_SECRETS": ",".join(names[:count]),
-                "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(size),
-            }
-        )
-        with (
-            _share(size) as launcher,
-            Runtime(
-                ours.artifact,
-                ours.handler,
-                ours.library,
-                environment=environment,
-                launcher=launcher,
-                preamble=RESOLVE_HERE,
-            ) as runtime,
-        ):
-            seconds = runtime.start()
-            first = _seconds(runtime, _SCHEDULED, count)
-            yield f"cold, {count:,}", seconds + first
-            yield (
-                f"warm, {count:,}",
-                statistics.median(
-                    _seconds(runtime, _SCHEDULED, count) for _ in range(5 if count < 100 else 1)
-                ),
-            )
-            if count == 1:
-                victims = [
-                    database.connect(user="app", unix_sock=database.unix_sock)
-                    for _ in range(VICTIMS)
-                ]
-                for victim in victims:
-                    victim.run("BEGIN")
-                yield "kill", _seconds(runtime, _KILL, count)
-                for victim in victims:
-                    victim._usock.close()  # noqa: SLF001 -- its session is gone
-            status = Path(f"/proc/{runtime.pid}/status").read_text()
-            peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-            yield f"memory, {count:,}", int(peak.split()[1]) / 1000
+def _prepare(servers: Path, most: int, stack: ExitStack) -> _Stage:
+    """Start what the function meets, until the stack is closed."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    tls = make_tls(folder)
+    settings = {"max_connections": str(REAL + VICTIMS + SESSIONS + 20)}
+    database = stack.enter_context(server(npm_builds(servers)[18], settings=settings, tls=tls))
+    secret = reaper_secret(database, PASSWORD)
+    for _ in range(SESSIONS):
+        stack.callback(database.connect(user="app", unix_sock=database.unix_sock).close)
+    admin = database.connect()
+    own = Path(__file__).with_name("own_servers.sql").read_text()
+    admin.run(own.replace("{count}", str(REAL)).replace("{password}", PASSWORD))
+    admin.close()
+    way = stack.enter_context(distance(database.port))
+    secrets: dict[str, dict[str, object]] = {}
+    recording = record(database, secret)
+    many = stack.enter_context(many_servers(recording, tls, PASSWORD, most))
+    for number in range(most):
+        name = f"target-{number}"
+        given = {**secret, "dbname": name}
+        secrets[name] = as_instance(given, name, many.find_port(number))
+    for number in range(REAL):
+        name = f"real-{number}"
+        secrets[name] = as_instance({**secret, "username": f"reaper_{number}"}, name, way.port)
+    cloud = stack.enter_context(aws())
+    service = stack.enter_context(many_secrets(secrets))
+    os.environ |= {
+        "TOPIC_ARN": cloud.topic_arn,
+        "MODE": "enforce",
+        "AWS_ENDPOINT_URL_SECRETS_MANAGER": service.url,
+    }
+    ours, _ = deployed.deployed(folder)
+    return _Stage(
+        artifact=ours, cloud=cloud, secrets=service, database=database, way=way, servers=many
+    )
 
 
-def _seconds(runtime: Runtime, event: object, count: int) -> float:
-    """Of one run that reached every target; infinite if it did not."""
-    answer = runtime.invoke(event)
+def _measure(size: int, count: _Count, stage: _Stage) -> Iterator[tuple[str, float]]:
+    """Measure each kind of run over so many targets, and the most memory that they took."""
+    with _share(size) as launcher, _runtime(size, count, stage, launcher) as runtime:
+        seconds = runtime.start()
+        cold = _run(runtime, stage, count)
+        yield "cold", seconds + cold.seconds
+        repeats = 5 if count.targets <= REAL else 1
+        runs = [_run(runtime, stage, count) for _ in range(repeats)]
+        run = sorted(runs, key=lambda each: each.seconds)[repeats // 2]
+        yield "warm", run.seconds
+        yield "processor", run.processor / count.targets
+        yield "its share used", run.processor / run.seconds / (size / WHOLE)
+        if count.is_replayed:
+            yield "the machine used", (run.processor + run.others) / run.seconds / _CORES
+        if max(cold.seconds, run.seconds) > _FITS:
+            yield "reached in time", _count_reached_in_time(runtime, stage, count)
+        if count.targets == 1:
+            yield "kill", _kill(runtime, stage)
+        status = Path(f"/proc/{runtime.pid}/status").read_text()
+        peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        yield "memory", int(peak.split()[1]) / 1000
+
+
+def _runtime(size: int, count: _Count, stage: _Stage, launcher: list[str]) -> Runtime:
+    if count.targets <= REAL:
+        kind = "target" if count.is_replayed else "real"
+        listed = ",".join(f"{kind}-{number}" for number in range(count.targets))
+        targets = {"TARGET_SECRETS": listed, "TARGET_SECRET_TAG": ""}
+    else:
+        stage.secrets.tagged = count.targets
+        targets = {"TARGET_SECRETS": "", "TARGET_SECRET_TAG": "=".join(TAG)}
+    return Runtime(
+        stage.artifact.artifact,
+        stage.artifact.handler,
+        stage.artifact.library,
+        environment={
+            **deployed.lambda_environment(),
+            **targets,
+            "PAUSED_CLUSTERS": "connect",  # the stand-in has no such instances
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(size),
+        },
+        launcher=launcher,
+        preamble=RESOLVE_HERE,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What one run took: seconds, its processor seconds, and those of what it met."""
+
+    answer: Answer
+    processor: float
+    others: float
+    snapshots: int
+
+    @property
+    def seconds(self) -> float:
+        return self.answer.seconds
+
+    @property
+    def totals(self) -> dict[str, int]:
+        payload: Any = self.answer.payload
+        totals: dict[str, int] = payload["totals"]
+        return totals
+
+
+def _run(runtime: Runtime, stage: _Stage, count: _Count) -> _Run:
+    """Run over all targets, for as long as Lambda allows at most."""
+    run = _invoke(runtime, stage, _SCHEDULED, LONGEST)
+    if run.totals["failed"] or run.totals["targets"] != count.targets:
+        raise SystemExit(f"{run.totals}\n{run.answer.log[-10_000:]}")
+    if count.is_replayed and run.snapshots != count.targets:
+        raise SystemExit(f"the servers took {run.snapshots} snapshots for {count}")
+    return run
+
+
+def _invoke(runtime: Runtime, stage: _Stage, event: object, seconds: int) -> _Run:
+    stage.servers.passed()
+    own, its = time.process_time(), _processor_seconds(runtime)
+    answer = runtime.invoke(event, timeout_ms=1000 * seconds)
     if answer.error is not None:
-        raise SystemExit(f"{answer.error}\n{answer.log}")
-    payload: Any = answer.payload
-    totals = payload["totals"]
-    if totals["failed"]:
-        return math.inf  # its time was over before all were done
-    if totals["targets"] != count:
-        raise SystemExit(f"{totals}: {payload['summary']}")
-    if event is _KILL and totals["terminated"] != VICTIMS:
-        raise SystemExit(f"{totals['terminated']} of {VICTIMS} were terminated")
-    return answer.seconds
+        raise SystemExit(f"{answer.error}\n{answer.log[-10_000:]}")
+    snapshots, servers = stage.servers.passed()
+    return _Run(
+        answer=answer,
+        processor=_processor_seconds(runtime) - its,
+        others=servers + time.process_time() - own,
+        snapshots=snapshots,
+    )
+
+
+def _processor_seconds(runtime: Runtime) -> float:
+    stat = Path(f"/proc/{runtime.pid}/stat").read_text()
+    user, system = stat.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _count_reached_in_time(runtime: Runtime, stage: _Stage, count: _Count) -> int:
+    """Run with the template's time-out; the report must be true, though not all were reached."""
+    run = _invoke(runtime, stage, _SCHEDULED, TIMEOUT)
+    totals = run.totals
+    reached = totals["targets"] - totals["failed"]
+    # A server may take a snapshot that the run does not wait for.
+    if totals["targets"] != count.targets or reached > run.snapshots:
+        raise SystemExit(f"{totals}, but the servers took {run.snapshots} snapshots")
+    said = [mail.subject for mail in stage.cloud.delivered()]
+    true = f"{totals['failed']} of {count.targets} targets not reached"
+    if totals["failed"] and not (len(said) == 1 and said[0].startswith(true)):
+        raise SystemExit(f"{totals}, but the summary says: {said}")
+    return reached
+
+
+def _kill(runtime: Runtime, stage: _Stage) -> float:
+    database = stage.database
+    victims = [database.connect(user="app", unix_sock=database.unix_sock) for _ in range(VICTIMS)]
+    for victim in victims:
+        victim.run("BEGIN")
+    run = _invoke(runtime, stage, _KILL, TIMEOUT)
+    if run.totals["terminated"] != VICTIMS:
+        raise SystemExit(f"{run.totals['terminated']} of {VICTIMS} were terminated")
+    for victim in victims:
+        victim._usock.close()  # noqa: SLF001 -- its session is gone
+    stage.cloud.delivered()
+    return run.seconds
 
 
 @contextmanager
@@ -181,20 +310,33 @@ def _share(size: int) -> Iterator[list[str]]:
             group.rmdir()
 
 
-def _print(medians: dict[int, dict[str, float]], rounds: int) -> None:
-    table = Table(title=f"medians of {rounds} rounds in turn", title_justify="left")
-    for heading in ("", *(f"{size:,} MB" for size in medians)):
-        table.add_column(heading, justify="right" if heading else "left")
-    for name in next(iter(medians.values())):
-        unit = "MB" if name.startswith("memory") else "s"
+_UNITS: Final[Mapping[str, tuple[float, str]]] = {
+    "processor": (1000, ".2f ms"),
+    "its share used": (100, ".0f %"),
+    "the machine used": (100, ".0f %"),
+    "reached in time": (1, ",.0f"),
+    "memory": (1, ".0f MB"),
+}
+
+
+def _print(medians: Mapping[int, Mapping[str, float]], rounds: int, console: Console) -> None:
+    """Print a row for each kind of value, and below each warm run what a month of them costs."""
+    title = f"medians of {rounds} rounds in turn" if rounds > 1 else "one round"
+    table = Table(title=title, title_justify="left")
+    for heading in ("targets", *(f"{size:,} MB" for size in medians)):
+        table.add_column(heading, justify="left" if heading == "targets" else "right")
+    # Smaller sizes may have rows that larger ones do not need.
+    for name in dict.fromkeys(name for values in medians.values() for name in values):
+        factor, form = _UNITS.get(name.partition(": ")[2], (1, ".2f s"))
+        digits, _, unit = form.partition(" ")
         table.add_row(
             name,
             *(
-                f"{values[name]:.2f} {unit}" if unit == "s" else f"{values[name]:.0f} {unit}"
+                f"{factor * values[name]:{digits}} {unit}".strip() if name in values else "all"
                 for values in medians.values()
             ),
         )
-        if name.startswith("warm"):
+        if name.endswith(": warm"):
             table.add_row(
                 "  a month, $",
                 *(
@@ -202,7 +344,7 @@ def _print(medians: dict[int, dict[str, float]], rounds: int) -> None:
                     for size, values in medians.items()
                 ),
             )
-    Console(width=110).print(table)
+    console.print(table)
 
 
 if __name__ == "__main__":

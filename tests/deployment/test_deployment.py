@@ -36,7 +36,7 @@ def is_connected(database: Server, pid: int) -> bool:
 
 
 @contextmanager
-def leaked_session(database: Server) -> Iterator[int]:
+def leak_session(database: Server) -> Iterator[int]:
     """Leave a session idle in transaction; yield its pid when the policy condemns it."""
     with (
         closing(database.connect(user="app", password="app")) as session,  # noqa: S106 -- for minutes
@@ -132,7 +132,7 @@ def test_the_network_has_the_endpoints_that_are_asked_for(account: Account) -> N
 def test_the_schedule_terminates_a_leak_and_the_summary_arrives(
     deployed: Deployed, database: Server
 ) -> None:
-    with leaked_session(database) as pid:
+    with leak_session(database) as pid:
         until(lambda: not is_connected(database, pid), "the leak is terminated", FIRE_SECONDS)
     summary = await_message(deployed, "1 session terminated")
     assert summary["TopicArn"] == deployed.outputs["TopicArn"]
@@ -230,7 +230,7 @@ def test_the_switch_off_command_stops_every_run(deployed: Deployed) -> None:
 # -- an update -------------------------------------------------------------------------------------
 
 
-def notification_table(account: Account) -> str:
+def find_notification_table(account: Account) -> str:
     [found] = [
         one["PhysicalResourceId"]
         for one in account.client("cloudformation").describe_stack_resources(StackName=STACK)[
@@ -242,14 +242,14 @@ def notification_table(account: Account) -> str:
     return name
 
 
-def known_issues(account: Account) -> list[dict[str, Any]]:
-    table = notification_table(account)
+def read_known_issues(account: Account) -> list[dict[str, Any]]:
+    table = find_notification_table(account)
     items: list[dict[str, Any]] = account.client("dynamodb").scan(TableName=table)["Items"]
     return sorted(items, key=json.dumps)
 
 
 @contextmanager
-def full_server(database: Server) -> Iterator[None]:
+def fill_server(database: Server) -> Iterator[None]:
     """Let the database accept superusers only."""
     with closing(database.connect()) as admin:
         admin.run("ALTER DATABASE postgres CONNECTION LIMIT 0")
@@ -277,9 +277,9 @@ def updated(deployed: Deployed, database: Server) -> Deployed:
         SecretId="orders", SecretString=json.dumps(orders | {"fallback_secret": "master"})
     )
     pager = deployed.account.client("sns").create_topic(Name="pager")["TopicArn"]
-    with full_server(database):
+    with fill_server(database):
         deployed.invoke({})
-        before = known_issues(deployed.account)
+        before = read_known_issues(deployed.account)
         assert before
         deployed.account.deploy(
             STACK,
@@ -295,7 +295,7 @@ def updated(deployed: Deployed, database: Server) -> Deployed:
                 "ScheduleExpression": "rate(1 hour)",
             },
         )
-    assert known_issues(deployed.account) == before
+    assert read_known_issues(deployed.account) == before
     return deployed
 
 
@@ -366,8 +366,8 @@ class Grant:
         """Return its policy without it; its statement is split into the other grants."""
         kept = [one for one in document["Statement"] if one["Sid"] != self.sid]
         [split] = [one for one in document["Statement"] if one["Sid"] == self.sid]
-        for action in _listed(split["Action"]):
-            for resource in _listed(split["Resource"]):
+        for action in _to_list(split["Action"]):
+            for resource in _to_list(split["Resource"]):
                 if (action, resource) != (self.action, self.resource):
                     part = {"Action": action, "Resource": resource, "Sid": f"Part{len(kept)}"}
                     kept.append(split | part)
@@ -398,8 +398,8 @@ class Role:
             Grant(policy=name, sid=one["Sid"], action=action, resource=resource)
             for name, document in self.read_policies().items()
             for one in document["Statement"]
-            for action in _listed(one["Action"])
-            for resource in dict.fromkeys(_listed(one["Resource"]))
+            for action in _to_list(one["Action"])
+            for resource in dict.fromkeys(_to_list(one["Resource"]))
         ]
 
     def put_policy(self, name: str, document: Mapping[str, Any]) -> None:
@@ -407,41 +407,43 @@ class Role:
             RoleName=self.name, PolicyName=name, PolicyDocument=json.dumps(document)
         )
 
-    def denied_calls(self) -> set[str]:
+    def find_denied_calls(self) -> set[str]:
         """Make every call that the function makes; return those that IAM denied.
 
         One run finds a full server, which is critical; the next one, that it has recovered.
         """
         account = self.deployed.account
-        for item in known_issues(account):
+        for item in read_known_issues(account):
             key = {name: item[name] for name in ("target", "kind")}
-            account.client("dynamodb").delete_item(TableName=notification_table(account), Key=key)
+            account.client("dynamodb").delete_item(
+                TableName=find_notification_table(account), Key=key
+            )
         begin = len(account.log.read_text())
-        with full_server(self.database):
+        with fill_server(self.database):
             self.deployed.invoke({})
         self.deployed.invoke({})
         return account.denials(begin)
 
 
-def _listed(value: str | list[str]) -> list[str]:
+def _to_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
 def test_each_permission_of_the_function_is_needed(updated: Deployed, database: Server) -> None:
     role = Role(deployed=updated, database=database)
-    assert role.denied_calls() == set()
+    assert role.find_denied_calls() == set()
     policies = role.read_policies()
     unneeded = set()
     for grant in role.grants():
         role.put_policy(grant.policy, grant.without(policies[grant.policy]))
-        denied = role.denied_calls()
+        denied = role.find_denied_calls()
         role.put_policy(grant.policy, policies[grant.policy])
         actions = {one.split()[0] for one in denied}
         assert actions <= {grant.action}, f"{grant}: {denied}"
         if not denied:
             unneeded.add(grant.sid)
     assert unneeded == UNPROVEN
-    assert role.denied_calls() == set()
+    assert role.find_denied_calls() == set()
 
 
 # -- attached stacks -------------------------------------------------------------------------------
@@ -479,7 +481,7 @@ def test_an_alarm_on_connections_runs_the_function_at_once(
         Threshold=85,
         ComparisonOperator="GreaterThanOrEqualToThreshold",
     )
-    with leaked_session(database) as pid:
+    with leak_session(database) as pid:
         cloudwatch.set_alarm_state(
             AlarmName="connections-orders", StateValue="ALARM", StateReason="test"
         )
@@ -509,7 +511,7 @@ def test_a_check_reports_a_secret_that_was_created_again(updated: Deployed) -> N
 # -- deletion --------------------------------------------------------------------------------------
 
 
-def everything(account: Account) -> dict[str, list[str]]:
+def list_resources(account: Account) -> dict[str, list[str]]:
     """Return the names of all resources of the kinds that our stacks create."""
     return {
         "alarms": [
@@ -548,13 +550,13 @@ def everything(account: Account) -> dict[str, list[str]]:
 
 def test_deletion_leaves_nothing(updated: Deployed) -> None:
     account = updated.account
-    assert everything(account)["functions"]
+    assert list_resources(account)["functions"]
     stacks = [
         one["StackName"] for one in account.client("cloudformation").describe_stacks()["Stacks"]
     ]
     for name in sorted((one for one in stacks if one.startswith(STACK)), reverse=True):
         account.delete(name)
-    left = {kind: names for kind, names in everything(account).items() if names}
+    left = {kind: names for kind, names in list_resources(account).items() if names}
     assert left == {
         "queues": [updated.inbox],
         "topics": [f"arn:aws:sns:{REGION}:{ACCOUNT}:pager"],

@@ -37,12 +37,12 @@ ANSWERS: Final = {
     "Security groups ": "",
     "Email ": "team@example.com",
 }
-"""What is typed at each question, by its beginning; an empty answer accepts the suggestion."""
+"""The answer to each question, by its beginning; an empty one accepts the suggestion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """A new user's shell in a clone, and what was typed there."""
+    """A new user's shell in a clone, with the commands typed there."""
 
     account: Account
     clone: Path
@@ -52,7 +52,7 @@ class User:
     def type(self, command: str, *statuses: int) -> str:
         """Run a command on a terminal, answer its questions, and return its output.
 
-        `statuses`: the exit statuses besides 0 that are no failure.
+        `statuses`: the exit statuses besides 0 that count as success.
         """
         home = self.account.environment["HOME"]
         uv = ROOT / ".tools" / "uv" / "bin"

@@ -31,7 +31,7 @@ FORM_REFUSAL = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What happens at a call: it is performed or not, refused or not, and `then` runs."""
+    """A fault at a call, which is performed or not and refused or not; `then` runs afterwards."""
 
     is_performed: bool = False
     is_refused: bool = True

@@ -1,30 +1,30 @@
-"""Runs the command as people do: a process of its own, with the environment of a test only."""
+"""Runs the command as people do: in a process of its own, with the environment of a test only."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from select import select
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
 import pexpect
 
+from tests.integration.fork_client import (
+    SECONDS,
+    ForkedTerminal,
+    environment,
+    start,
+)
 from tests.integration.stage import PASSWORD, REAPER, Stage, until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "session_reaper_cli")
-SECONDS = 60  # for anything that a busy machine may delay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,96 +36,67 @@ class Done:
     status: int
 
 
-def environment(home: Path, given: Mapping[str, str]) -> dict[str, str]:
-    paths = os.pathsep.join(str(ROOT / folder) for folder in ("cli", "functions"))
-    base = {"PATH": os.defpath, "HOME": str(home), "PYTHONPATH": paths, "LANG": "C.UTF-8"}
-    aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    return base | aws | dict(given)
-
-
 def run(home: Path, *arguments: str, **environ: str) -> Done:
     """Run the command without a terminal."""
-    forks = _forks()
-    assert forks.stdin is not None
-    assert forks.stdout is not None
-    with TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        order = {"environ": environment(home, environ), "out": str(out), "err": str(err)}
-        print(json.dumps(order | {"arguments": arguments}), file=forks.stdin, flush=True)
-        answered, _, _ = select([forks.stdout], [], [], 2 * SECONDS)
-        if not answered:
-            stop_forks()
-            raise AssertionError(f"not within {2 * SECONDS} s: {arguments}")
-        status = int(forks.stdout.readline())
-        return Done(out=out.read_text("utf-8"), err=err.read_text("utf-8"), status=status)
-
-
-@cache
-def _forks() -> subprocess.Popen[str]:
-    """The program that all commands of this process are forks of."""
-    return subprocess.Popen(  # noqa: S603 -- our own program
-        # -P: its folder has modules whose names libraries may have, too.
-        [sys.executable, "-P", Path(__file__).with_name("cli_forks.py")],
-        env=environment(Path.home(), {}),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def stop_forks() -> None:
-    """Stop the program behind `run`. Repeatable."""
-    if _forks.cache_info().currsize:
-        with _forks() as forks:
-            forks.kill()
-        _forks.cache_clear()
-
-
-def run_by(starter: Sequence[str], home: Path, *arguments: str) -> Done:
-    """Run the command without a terminal, started by another command."""
-    return _run_process([*starter, *COMMAND, *arguments], home)
+    return _run(environment(home, environ), arguments)
 
 
 def run_unread(home: Path, *arguments: str, stream: str) -> Done:
-    """Run the command while nobody reads this stream of it."""
+    """Run the command while no process reads this stream of it."""
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        return _run_process([*COMMAND, *arguments], home, **{stream: writing})
+        return _run(environment(home, {}), arguments, unread={stream: writing})
     finally:
         os.close(writing)
 
 
-def _run_process(
-    words: Sequence[str],
-    home: Path,
+def run_closed(home: Path, *arguments: str, closed: Sequence[int]) -> Done:
+    """Run the command with streams of these numbers closed."""
+    return _run(environment(home, {}), arguments, closed=closed)
+
+
+def _run(
+    environ: Mapping[str, str],
+    arguments: Sequence[str],
     *,
-    stdout: int = subprocess.PIPE,
-    stderr: int = subprocess.PIPE,
+    unread: Mapping[str, int] | None = None,
+    closed: Sequence[int] = (),
 ) -> Done:
-    done = subprocess.run(  # noqa: S603 -- our own command
-        words,
-        env=environment(home, {}),
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=2 * SECONDS,
-        check=False,
-        stdout=stdout,
-        stderr=stderr,
-    )
-    return Done(out=done.stdout or "", err=done.stderr or "", status=done.returncode)
+    with Path(os.devnull).open() as nothing, TemporaryFile() as out, TemporaryFile() as err:
+        own = {"stdin": nothing.fileno(), "stdout": out.fileno(), "stderr": err.fileno()}
+        streams = list((own | dict(unread or {})).values())
+        fork = start(arguments, environ, streams, closed=closed)
+        status = fork.wait(2 * SECONDS)
+        if status is None:
+            os.kill(fork.pid, signal.SIGKILL)
+            raise AssertionError(f"not within {2 * SECONDS} s: {arguments}")
+        return Done(out=_read(out), err=_read(err), status=os.waitstatus_to_exitcode(status))
+
+
+def _read(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode().replace("\r\n", "\n")
 
 
 def on_terminal(
     home: Path, *arguments: str, columns: int = 100, by: Sequence[str] = (), **environ: str
 ) -> pexpect.spawn[str]:
     """Start the command on a terminal of its own; `by`: a command that starts it."""
-    return spawn(home, *by, *COMMAND, *arguments, columns=columns, **environ)
+    if by:
+        return spawn(home, *by, *COMMAND, *arguments, columns=columns, **environ)
+    return _spawn(ForkedTerminal, home, COMMAND[0], *arguments, columns=columns, **environ)
 
 
 def spawn(home: Path, *words: str, columns: int = 100, **environ: str) -> pexpect.spawn[str]:
     """Start any command on a terminal of its own, in the folder `home`."""
-    return pexpect.spawn(
+    return _spawn(pexpect.spawn, home, *words, columns=columns, **environ)
+
+
+def _spawn(
+    make: type[pexpect.spawn[str]], home: Path, *words: str, columns: int, **environ: str
+) -> pexpect.spawn[str]:
+    return make(
         words[0],
         list(words[1:]),
         env=environment(home, {"TERM": "xterm-256color"} | environ),
@@ -134,11 +105,11 @@ def spawn(home: Path, *words: str, columns: int = 100, **environ: str) -> pexpec
         timeout=SECONDS,
         encoding="utf-8",
         codec_errors="replace",
-        preexec_fn=_heed_signals,
+        preexec_fn=_restore_signals,
     )
 
 
-def _heed_signals() -> None:
+def _restore_signals() -> None:
     """Undo what `nohup` or a shell's `&` did to the tests, and the command would inherit."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)

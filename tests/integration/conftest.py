@@ -13,7 +13,8 @@ from session_reaper.aws.secrets_manager import PROCESS_CACHE
 
 from infra.local.aws import REGION, Aws, aws
 from infra.local.postgres import Build, bundled_builds, npm_builds, remove_folders, server
-from tests.integration.cli import stop_forks
+from tests.integration.botocore_files import share_files
+from tests.integration.fork_client import stop_program
 from tests.integration.stage import (
     PASSWORD,
     REAPER,
@@ -39,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "tls: needs a server that was built with TLS")
     config.addinivalue_line("markers", "postgres_fdw: needs a server with contrib's extensions")
     config.addinivalue_line("markers", "majors(low, high): the versions that have the feature")
+    share_files()
 
 
 def _builds(config: pytest.Config) -> dict[int, Build]:
@@ -91,7 +93,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_sessionfinish() -> None:
     """Remove the servers' folders now: xdist kills a worker whose exit takes long."""
-    stop_forks()
+    stop_program()
     remove_folders()
 
 

@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from infra.local.postgres import Tls
+
+NOTIFICATION_SCHEMA = json.loads(
+    (Path(__file__).parents[1] / "summaries/custom_notification.schema.json").read_text()
+)
+"""The schema of a custom notification of Amazon Q Developer."""
 
 PATH = "/services/T0CANARY/B0CANARY/canary"
 
@@ -34,7 +40,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slack:
-    """A running server, and the requests that it got."""
+    """A running server, with the requests that it received."""
 
     url: str
     paths: list[str]
@@ -43,7 +49,7 @@ class Slack:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
-        """Silent: a client that does not trust us goes away."""
+        """Log nothing: a client that does not trust the certificate disconnects."""
 
 
 @contextmanager
@@ -77,7 +83,7 @@ def run_slack(tls: Tls, replies: tuple[Reply, ...]) -> Iterator[Slack]:
             self.wfile.write(reply.said.encode())
 
         def log_message(self, *_: object) -> None:
-            """Silent: it would log the path, and the tests look for that."""
+            """Log nothing, because the tests search the log for the path."""
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tls.certificate, tls.key)

@@ -185,7 +185,7 @@ class Victim:
         )
         self._thread: Thread | None = None
 
-    def _shown(self, column: str) -> Any:  # noqa: ANN401 -- whatever type the column has
+    def read_column(self, column: str) -> Any:  # noqa: ANN401 -- whatever type the column has
         rows = self._root.run(
             f"SELECT {column} FROM pg_stat_activity"  # noqa: S608 -- a column's name
             " WHERE pid = :pid AND backend_start = CAST(:start AS timestamptz)",
@@ -196,11 +196,11 @@ class Victim:
 
     @property
     def is_there(self) -> bool:
-        return self._shown("pid") is not None
+        return self.read_column("pid") is not None
 
     @property
     def state(self) -> str | None:
-        return self._shown("state")  # type: ignore[no-any-return]
+        return self.read_column("state")  # type: ignore[no-any-return]
 
     def start(self, sql: str) -> Self:
         """Start a statement in a thread; return once the session is active."""
@@ -346,7 +346,7 @@ class Stage:
     # -- settings ----------------------------------------------------------------------------------
 
     def use_policy(self, document: Mapping[str, object]) -> None:
-        """Make this the stack's policy; a run with a policy of its own is a special one."""
+        """Make this the stack's policy; a run with a policy of its own does not use the notification state."""
         self.aws.ssm.put_parameter(
             Name="policy", Value=json.dumps(document), Type="String", Overwrite=True
         )

@@ -44,7 +44,7 @@ def message(run: Run, code: str) -> str:
     return str(advice["message"])
 
 
-def preflight(stage: Stage) -> ServerFacts:
+def read_facts_of(stage: Stage) -> ServerFacts:
     secret = Secret(name="orders", arn="arn", text=json.dumps(stage.secret()))
     target = read_target(secret)
     server = Server.connect(target, Deadline(10))
@@ -219,11 +219,11 @@ def test_a_prepared_transaction_is_reported_without_its_gid(
     """The unit tests cover the threshold of an hour."""
     stage = own_server({"max_prepared_transactions": "2"})
     stage.database("shop")
-    assert preflight(stage).prepared == ()
+    assert read_facts_of(stage).prepared == ()
     client = stage.session(IDLE, database="shop").connection
     client.run("BEGIN")
     client.run("PREPARE TRANSACTION 'canary'")
-    found = preflight(stage)
+    found = read_facts_of(stage)
     (prepared,) = found.prepared
     assert prepared.database == "shop"
     assert 0 < prepared.seconds < 60
@@ -233,7 +233,7 @@ def test_a_prepared_transaction_is_reported_without_its_gid(
     assert "end-prepared-transactions" not in sql_by_code(run)
     assert "canary" not in str(run.document)
     client.run("ROLLBACK PREPARED 'canary'")
-    assert preflight(stage).prepared == ()
+    assert read_facts_of(stage).prepared == ()
 
 
 def test_a_replication_slot_is_reported_if_it_holds_back_10000_transactions(

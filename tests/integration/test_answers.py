@@ -1,7 +1,7 @@
 """A target whose server gives an invalid answer fails alone; the other targets are reported.
 
-tests/unit/test_rows.py tries every place of every answer; here a sample goes through a whole run, and
-every value that is allowed although it is odd.
+tests/unit/test_rows.py tries every place of every answer. Here a sample of them goes through a whole
+run, and so does every unusual value that is allowed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ PLACES = [place for place in list_places(SNAPSHOT) if place[0] != "holders" or l
 
 @pytest.fixture
 def liars(stage: Stage) -> Iterator[Liars]:
-    """A leak that another session waits for; one target that tells of it as it is."""
+    """A leak that another session waits for; one target that reports it truthfully."""
     # Every liar connects as the reaper, and all at the same time.
     stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT -1")
     stage.cleanup(stage.root.run, f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
@@ -77,7 +77,7 @@ def liars(stage: Stage) -> Iterator[Liars]:
 
 
 class Liars:
-    """Targets on the stage's server, each of which changes one value of what the server answers."""
+    """Targets on the stage's server, each of which changes one value of the server's answers."""
 
     def __init__(self, stage: Stage, stack: ExitStack) -> None:
         self._stage = stage
@@ -145,7 +145,7 @@ def test_a_target_with_an_invalid_snapshot_fails_alone(
 
 @pytest.mark.parametrize("name", BAD_VALUES)
 def test_a_target_with_invalid_facts_is_reaped_all_the_same(liars: Liars, name: str) -> None:
-    """Advice is all that rests on them."""
+    """Only advice depends on the facts."""
     places = [
         place
         for place in list_places(FACTS)

@@ -35,7 +35,7 @@ def settings(stage: Stage, role: str = "app") -> list[str]:
     return found or []
 
 
-def applied(run: Run) -> list[dict[str, Any]]:
+def get_settings(run: Run) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = run.target()["applied"]
     return found
 
@@ -61,7 +61,7 @@ def test_a_role_that_leaks_gets_its_timeout_and_no_session_is_terminated(
     leak = stage.session(LEAK)
     may_alter("app")
     run = apply(stage)
-    assert applied(run) == [
+    assert get_settings(run) == [
         {
             "code": CODE,
             "role": "app",
@@ -85,7 +85,7 @@ def test_the_report_has_the_old_value(stage: Stage, may_alter: May) -> None:
     stage.root.run(f"ALTER ROLE app SET {SETTING} = '0min'")
     stage.session(LEAK)
     may_alter("app")
-    (setting,) = applied(apply(stage))
+    (setting,) = get_settings(apply(stage))
     assert setting["old"] == "0min"
     stage.root.run(setting["sql"].replace("10min", setting["old"]))
     assert settings(stage) == [f"{SETTING}=0min"]
@@ -99,7 +99,7 @@ def test_a_timeout_that_is_off_in_one_database_is_set_there(stage: Stage, may_al
     stage.session(LEAK, database="shop")
     stage.session(LEAK)
     may_alter("app")
-    (setting,) = applied(apply(stage))
+    (setting,) = get_settings(apply(stage))
     assert setting["old"] == "0"
     assert setting["done"] is True
     assert settings(stage) == [f"{SETTING}=5min"]
@@ -113,7 +113,7 @@ def test_a_role_with_any_name_gets_its_timeout(stage: Stage, may_alter: May, nam
     stage.session(LEAK, role=name)
     may_alter(name)
     run = apply(stage, protect={"roles": ["app"]})
-    (setting,) = applied(run)
+    (setting,) = get_settings(run)
     assert (setting["role"], setting["done"]) == (name, True)
     assert settings(stage, name) == [f"{SETTING}=10min"]
     assert settings(stage) == []
@@ -122,7 +122,7 @@ def test_a_role_with_any_name_gets_its_timeout(stage: Stage, may_alter: May, nam
 def test_a_setting_that_the_role_may_not_make_is_reported_with_a_hint(stage: Stage) -> None:
     leak = stage.session(LEAK)
     run = apply(stage)
-    (setting,) = applied(run)
+    (setting,) = get_settings(run)
     assert setting["done"] is False
     assert setting["error"]["code"] == "42501"
     assert f"Run it as a superuser: {setting['sql']}" in setting["error"]["hint"]
@@ -135,7 +135,7 @@ def test_a_setting_that_the_role_may_not_make_is_reported_with_a_hint(stage: Sta
     assert sql_by_code(run)[CODE] == setting["sql"]
     assert leak.is_there
     stage.root.run(setting["sql"])
-    assert applied(apply(stage)) == []
+    assert get_settings(apply(stage)) == []
 
 
 @pytest.mark.majors(16, 99)
@@ -144,7 +144,10 @@ def test_one_role_s_refusal_does_not_hide_another_s_success(stage: Stage, may_al
     stage.session(LEAK, role="app")
     may_alter("app")
     run = apply(stage)
-    assert {each["role"]: each["done"] for each in applied(run)} == {"denied": False, "app": True}
+    assert {each["role"]: each["done"] for each in get_settings(run)} == {
+        "denied": False,
+        "app": True,
+    }
     assert settings(stage) == [f"{SETTING}=10min"]
     assert run.target()["status"] == "failed"
     assert sql_by_code(run)[CODE] == f"ALTER ROLE \"denied\" SET {SETTING} = '10min';"
@@ -154,7 +157,7 @@ def test_observe_only_says_what_it_would_do(stage: Stage, may_alter: May) -> Non
     stage.session(LEAK)
     may_alter("app")
     run = apply(stage, mode="observe")
-    (setting,) = applied(run)
+    (setting,) = get_settings(run)
     assert (setting["done"], setting["error"]) == (False, None)
     assert settings(stage) == []
     assert run.document["status"] == "ok"
@@ -166,7 +169,7 @@ def test_a_stack_in_mode_observe_applies_nothing(stage: Stage, may_alter: May) -
     stage.monkeypatch.setenv("MODE", "observe")
     stage.session(LEAK)
     may_alter("app")
-    assert applied(apply(stage))[0]["done"] is False
+    assert get_settings(apply(stage))[0]["done"] is False
     assert settings(stage) == []
 
 
@@ -174,7 +177,7 @@ def test_only_the_requested_codes_are_applied(stage: Stage, may_alter: May) -> N
     stage.session(LEAK)
     may_alter("app")
     run = apply(stage, "set-idle-session-timeout", "set-transaction-timeout")
-    assert applied(run) == []
+    assert get_settings(run) == []
     assert settings(stage) == []
     assert "nothing to apply" in run.email.subject
     reason = f"its condemned sessions are idle in a transaction: request {CODE}"
@@ -193,7 +196,7 @@ def test_several_codes_are_applied_to_the_roles_that_need_them(
     stage.session(IDLE, role="app")
     every = rule(state=[LEAK, IDLE, ACTIVE])
     run = apply(stage, CODE, "set-idle-session-timeout", "set-transaction-timeout", rules=[every])
-    assert all(each["done"] for each in applied(run))
+    assert all(each["done"] for each in get_settings(run))
     assert sorted(settings(stage)) == [f"{SETTING}=10min", "idle_session_timeout=1h"]
     assert settings(stage, "web") == ["transaction_timeout=1h"]
 
@@ -209,7 +212,7 @@ def test_protected_roles_superusers_and_the_reaper_s_own_role_are_not_changed(
     may_alter("rdsproxyadmin")
     ours = settings(stage, REAPER)
     run = apply(stage, protect={"roles": ["deploy"]})
-    assert applied(run) == []
+    assert get_settings(run) == []
     assert CODE not in sql_by_code(run)
     assert [settings(stage, name) for name in protected[:-1]] == [[], [], []]
     assert settings(stage, REAPER) == ours
@@ -220,7 +223,7 @@ def test_nothing_is_applied_if_the_breaker_trips(stage: Stage, may_alter: May) -
     may_alter("app")
     run = apply(stage, limits={"max_share": "10%"})
     assert run.target()["status"] == "breaker"
-    assert applied(run) == []
+    assert get_settings(run) == []
     assert settings(stage) == []
 
 
@@ -236,13 +239,13 @@ def test_after_a_lost_connection_it_is_unknown_whether_the_setting_was_made(
         run = apply(stage)
         after = settings(stage)
         again = apply(stage)  # by another connection, which does not break
-    (setting,) = applied(run)
+    (setting,) = get_settings(run)
     assert setting["done"] is False
     assert "It is unknown whether" in setting["error"]["hint"]
     assert run.target()["status"] == "failed"
     assert CODE in sql_by_code(run)
     assert after == ([f"{SETTING}=10min"] if lost else [])
-    assert [each["done"] for each in applied(again)] == ([] if lost else [True])
+    assert [each["done"] for each in get_settings(again)] == ([] if lost else [True])
 
 
 def test_on_a_replica_the_hint_says_to_set_the_timeout_on_the_writer(
@@ -253,7 +256,7 @@ def test_on_a_replica_the_hint_says_to_set_the_timeout_on_the_writer(
         stage.target(port=replica.server.port)
         run = apply(stage)
         assert leak.is_there
-    (setting,) = applied(run)
+    (setting,) = get_settings(run)
     assert setting["done"] is False
     assert "its writer" in setting["error"]["hint"]
     assert sql_by_code(run)[CODE] == setting["sql"]
@@ -263,7 +266,7 @@ def test_on_a_server_without_leaks_there_is_nothing_to_apply(stage: Stage) -> No
     stage.session(IDLE)
     run = apply(stage)
     assert run.document["status"] == "ok"
-    assert applied(run) == []
+    assert get_settings(run) == []
     assert "orders: nothing to apply, slots" in run.email.subject
     (unchanged,) = run.target()["unchanged"]
     assert (unchanged["role"], unchanged["code"]) == (None, None)
@@ -281,11 +284,11 @@ def test_a_timeout_of_a_day_is_replaced_and_one_below_the_rules_time_is_explaine
     stage.root.run(f"ALTER {place} SET {SETTING} = 86400000")
     stage.session(LEAK, database="shop")
     may_alter("app")
-    (setting,) = applied(apply(stage))
+    (setting,) = get_settings(apply(stage))
     assert setting["sql"] == f"ALTER ROLE \"app\" SET {SETTING} = '10min';"
     assert setting["done"] is True
     again = apply(stage)
-    assert applied(again) == []
+    assert get_settings(again) == []
     (unchanged,) = again.target()["unchanged"]
     assert (unchanged["role"], unchanged["code"]) == ("app", CODE)
     assert unchanged["reason"].startswith(f"its {SETTING} is already 10min, at most 10m;")
@@ -312,7 +315,7 @@ def test_a_timeout_in_an_unusual_form_is_read_or_named(
     may_alter("app")
     run = apply(stage)
     assert run.document["status"] == "ok"
-    assert [each["done"] for each in applied(run)] == ([True] if is_late else [])
+    assert [each["done"] for each in get_settings(run)] == ([True] if is_late else [])
     reasons = [each["reason"] for each in run.target().get("unchanged", [])]
     problem = {
         False: "is already 0.1 h, at most 10m",

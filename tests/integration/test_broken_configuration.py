@@ -11,9 +11,9 @@ import pytest
 from botocore.client import BaseClient
 from session_reaper.errors import ConfigurationError
 
+from tests.integration.notification_state import age_items, read_items, read_kinds
+from tests.integration.slack import NOTIFICATION_SCHEMA
 from tests.integration.stage import SCHEDULED, Stage, policy, use_typo
-from tests.integration.test_memory import aged, items, kinds
-from tests.integration.test_publish import SCHEMA
 
 if TYPE_CHECKING:
     from infra.local.aws import Email
@@ -45,16 +45,16 @@ def test_a_policy_that_does_not_load_is_published_once_and_a_different_error_at_
     assert "mode unknown" in email.body
     assert email.attributes["severity"] == "warning"
     assert email.attributes["status"] == "failed"
-    jsonschema.validate(json.loads(email.chat), SCHEMA)
+    jsonschema.validate(json.loads(email.chat), NOTIFICATION_SCHEMA)
     assert fail(stage, "first") == []
     use_typo(stage, "second")
     assert len(fail(stage, "second")) == 1
     use_typo(stage, "first")
     assert len(fail(stage, "first")) == 1
-    assert len(items()) == 1
-    aged(3000)
+    assert len(read_items()) == 1
+    age_items(3000)
     assert fail(stage, "first") == []
-    aged(600)
+    age_items(600)
     assert len(fail(stage, "first")) == 1
 
 
@@ -65,7 +65,7 @@ def test_an_error_that_returns_after_a_valid_run_is_news(stage: Stage) -> None:
         assert len(fail(stage, "again")) == 1
         stage.use_policy(policy())
         stage.run(SCHEDULED)
-        assert kinds() == set()
+        assert read_kinds() == set()
 
 
 def test_without_a_table_the_process_remembers(stage: Stage) -> None:

@@ -26,7 +26,7 @@ def check(stage: Stage, **event: object) -> Run:
     return stage.run({"check": True, **event})
 
 
-def found(run: Run, name: str = "orders") -> dict[str, Any]:
+def get_check(run: Run, name: str = "orders") -> dict[str, Any]:
     document = run.target(name)["check"]
     assert isinstance(document, dict)
     return document
@@ -44,7 +44,7 @@ def message(run: Run, code: str) -> str:
 def test_check_reports_the_server_and_the_privileges_of_the_role(stage: Stage) -> None:
     leak = stage.session(LEAK)
     run = check(stage)
-    document = found(run)
+    document = get_check(run)
     ((version,),) = stage.root.run("SHOW server_version")
     assert document["version"] == version
     assert document["provider"] == "vanilla"
@@ -77,14 +77,14 @@ def test_missing_privileges_are_reported_with_the_sql_that_grants_them(stage: St
     stage.target(username="bare")
     run = check(stage)
     assert run.target()["status"] == "blind"
-    assert found(run)["role"]["sees"] is False
-    assert found(run)["role"]["signals"] is False
+    assert get_check(run)["role"]["sees"] is False
+    assert get_check(run)["role"]["signals"] is False
     stage.root.run(run.error()["hint"])
     stage.root.run(str(sql_by_code(run)["grant-signal-backend"]))
     run = check(stage)
     assert run.target()["status"] == "ok"
-    assert found(run)["role"]["sees"] is True
-    assert found(run)["role"]["signals"] is True
+    assert get_check(run)["role"]["sees"] is True
+    assert get_check(run)["role"]["signals"] is True
     assert "grant-signal-backend" not in sql_by_code(run)
 
 
@@ -97,7 +97,7 @@ def test_timeouts_of_the_server_each_role_and_each_database_are_reported(stage: 
     stage.root.run("ALTER ROLE api SET work_mem = '8MB'")
     told = {
         (timeout["role"], timeout["database"], timeout["name"]): timeout["value"]
-        for timeout in found(check(stage))["timeouts"]
+        for timeout in get_check(check(stage))["timeouts"]
     }
     assert told[None, None, "idle_in_transaction_session_timeout"] == "0"
     assert told["api", None, "idle_in_transaction_session_timeout"] == "5min"
@@ -113,7 +113,7 @@ def test_settings_for_all_roles_are_reported_as_the_servers_own(
 ) -> None:
     stage = own_server()
     stage.root.run("ALTER ROLE ALL SET idle_in_transaction_session_timeout = '1min'")
-    timeouts = found(check(stage))["timeouts"]
+    timeouts = get_check(check(stage))["timeouts"]
     assert [
         (timeout["role"], timeout["database"], timeout["value"])
         for timeout in timeouts
@@ -126,7 +126,7 @@ def test_settings_of_our_connection_are_not_reported_as_the_servers_own(stage: S
     stage.target(username="bare")
     told = {
         timeout["name"]: timeout["value"]
-        for timeout in found(check(stage))["timeouts"]
+        for timeout in get_check(check(stage))["timeouts"]
         if timeout["role"] is None
     }
     assert told["statement_timeout"] is None
@@ -156,13 +156,13 @@ def test_a_reserved_slot_needs_a_setting_and_a_grant(
         stage.root.run(f"REVOKE pg_use_reserved_connections FROM {REAPER}")
     run = check(stage)
     sql = sql_by_code(run)
-    assert found(run)["role"]["reserved_slot"] is (granted and reserved > 0)
+    assert get_check(run)["role"]["reserved_slot"] is (granted and reserved > 0)
     if not reserved:
         assert sql["set-reserved-connections"] == "ALTER SYSTEM SET reserved_connections = 2;"
         stage.root.run(sql["set-reserved-connections"])
     elif not granted:
         stage.root.run(str(sql["grant-reserved-connections"]))
-        assert found(check(stage))["role"]["reserved_slot"] is True
+        assert get_check(check(stage))["role"]["reserved_slot"] is True
     else:
         assert not {code for code in sql if "reserved" in code}
 
@@ -170,7 +170,7 @@ def test_a_reserved_slot_needs_a_setting_and_a_grant(
 @pytest.mark.majors(13, 15)
 def test_before_16_a_fallback_secret_is_advised(stage: Stage) -> None:
     run = check(stage)
-    assert found(run)["role"]["reserved_slot"] is False
+    assert get_check(run)["role"]["reserved_slot"] is False
     assert "fallback_secret" in message(run, "add-fallback-secret")
 
 
@@ -183,20 +183,20 @@ def test_a_usable_fallback_secret_needs_no_action(stage: Stage) -> None:
     }
 
 
-@pytest.mark.parametrize("trouble", ["missing", "password", "ordinary"])
+@pytest.mark.parametrize("fault", ["missing", "password", "ordinary"])
 def test_a_useless_fallback_secret_is_reported_before_it_is_needed(
-    stage: Stage, trouble: str
+    stage: Stage, fault: str
 ) -> None:
     stage.role("rescuer", "IN ROLE pg_read_all_stats")
-    password = "no" if trouble == "password" else PASSWORD
-    if trouble != "missing":
+    password = "no" if fault == "password" else PASSWORD
+    if fault != "missing":
         stage.aws.put_secret(RESCUE, stage.secret(username="rescuer", password=password))
     stage.target(fallback_secret=RESCUE)
     expected = {
         "missing": "secret rescue cannot be read",
         "password": "password authentication failed",
         "ordinary": "role rescuer has no reserved slot",
-    }[trouble]
+    }[fault]
     assert expected in message(check(stage), "mend-fallback-secret")
 
 
@@ -230,13 +230,13 @@ def test_a_check_lists_ignored_parameters_without_their_values(
 def test_a_pooler_is_recognised_by_its_greeting(stage: Stage) -> None:
     """PgBouncer sends its own backend key; observed with PgBouncer 1.18."""
 
-    def greeting(data: bytes) -> bytes:
+    def replace_greeting(data: bytes) -> bytes:
         return re.sub(rb"K\0\0\0\x0c....", b"K\0\0\0\x0c\x7f\x01\x02\x03", data, flags=re.DOTALL)
 
-    with Proxy(stage.server.port, says=greeting) as proxy:
+    with Proxy(stage.server.port, says=replace_greeting) as proxy:
         stage.target(port=proxy.port)
         run = check(stage)
-        assert found(run)["behind_pooler"] is True
+        assert get_check(run)["behind_pooler"] is True
         assert "bypass-pooler" in sql_by_code(run)
         run = stage.reap()
         assert "bypass-pooler" in sql_by_code(run)
@@ -265,7 +265,7 @@ def test_providers_are_recognised_by_objects_that_only_they_have(
         "Aurora": "CREATE FUNCTION aurora_version() RETURNS text LANGUAGE sql AS $$SELECT '1'$$",
     }.items():
         stage.root.run(sql)
-        assert found(check(stage))["provider"] == provider
+        assert get_check(check(stage))["provider"] == provider
 
 
 def test_an_unreachable_server_does_not_hide_the_others(stage: Stage) -> None:
@@ -274,7 +274,7 @@ def test_an_unreachable_server_does_not_hide_the_others(stage: Stage) -> None:
     run = check(stage)
     assert run.document["status"] == "partial"
     assert run.error("away")["hint"]
-    assert found(run)["version"]
+    assert get_check(run)["version"]
 
 
 @pytest.mark.tls
@@ -288,15 +288,15 @@ def test_a_certificates_expiry_is_reported_whether_or_not_it_is_verified(
     authority = tls.authority.read_text() if sslmode == "verify-full" else None
     stage.target(sslmode=sslmode, sslrootcert=authority)
     run = check(stage)
-    document = found(run)["tls"]
+    document = get_check(run)["tls"]
     assert document["version"] == "TLSv1.3"
     assert document["verified"] is (sslmode == "verify-full")
-    assert document["certificate_until"] == _until(tls.certificate.read_bytes())
+    assert document["certificate_until"] == _read_expiry(tls.certificate.read_bytes())
     assert document["certificate_until"] in message(run, "renew-certificate")
     assert ("verify-certificate" in sql_by_code(run)) is (sslmode == "require")
 
 
-def _until(pem: bytes) -> str:
+def _read_expiry(pem: bytes) -> str:
     from cryptography import x509  # noqa: PLC0415 -- only here
 
     end = x509.load_pem_x509_certificate(pem).not_valid_after_utc

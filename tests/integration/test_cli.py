@@ -14,7 +14,8 @@ import pytest
 
 from infra.local.aws import REGION
 from infra.local.certificates import make_tls
-from tests.integration.cli import COMMAND, SECONDS, Done, environment, run, run_by, run_unread, uri
+from tests.integration.cli import COMMAND, Done, run, run_closed, run_unread, uri
+from tests.integration.fork_client import SECONDS, environment
 from tests.integration.stage import IDLE, LEAK, PASSWORD, REAPER, Stage, policy, rule, until
 
 if TYPE_CHECKING:
@@ -182,12 +183,11 @@ def test_a_stream_without_a_reader_changes_no_exit_status(
     assert leak.is_there
 
 
-@pytest.mark.parametrize("closing", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
-def test_a_stream_that_is_closed_is_no_bug(stage: Stage, home: Path, closing: str) -> None:
-    by = ("sh", "-c", f'exec "$@" {closing}', "sh")
-    done = run_by(by, home, "top", uri(stage))
+@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
+def test_a_stream_that_is_closed_is_no_bug(stage: Stage, home: Path, closed: list[int]) -> None:
+    done = run_closed(home, "top", uri(stage), closed=closed)
     assert (done.status, done.err) == (0, "")
-    asking = run_by(by, home, "reap", uri(stage), "--enforce")
+    asking = run_closed(home, "reap", uri(stage), "--enforce", closed=closed)
     assert (asking.status, "bug" in asking.err) == (2, False)
 
 

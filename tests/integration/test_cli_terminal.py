@@ -230,7 +230,7 @@ def test_a_signal_ends_the_wait_for_a_slot(
 
 
 def test_a_slot_that_becomes_free_is_taken(own_server: Callable[..., Stage], home: Path) -> None:
-    """An application's own login frees a full server as soon as it gets in."""
+    """An application's own login frees a full server as soon as it can connect."""
     stage = own_server({"max_connections": "8", "superuser_reserved_connections": "2"})
     stage.role("app")
     leaks = stage.fill()

@@ -22,7 +22,7 @@ EVENTS = sorted((ROOT / "events").glob("*.json"))
 LEAKS = json.dumps(policy())
 
 
-def logged(output: Output) -> list[dict[str, Any]]:
+def read_log(output: Output) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in output.readouterr().out.splitlines()]
     return [line for line in lines if "_aws" not in line]
 
@@ -78,7 +78,7 @@ _ORDER = ["off", "observe", "enforce"]
 @pytest.mark.parametrize("of_stack", [None, *_ORDER])
 def test_the_lowest_of_all_modes_applies(stage: Stage, of_stack: str | None) -> None:
     stage.monkeypatch.setenv("MODE", of_stack or "")
-    stage.target(port=1)  # nobody is there: the mode alone is looked at
+    stage.target(port=1)  # without sessions: only the mode matters
     for of_policy, of_event in product([None, *_ORDER], repeat=2):
         put_policy(stage, json.dumps(policy() | ({"mode": of_policy} if of_policy else {})))
         run = stage.run({"mode": of_event} if of_event else {})
@@ -180,7 +180,7 @@ def test_an_unpublished_summary_is_logged_before_the_error_is_raised(
     stage.monkeypatch.setenv("TOPIC_ARN", topic)
     with pytest.raises(PublishError, match="nowhere"):
         stage.reap()
-    (line,) = (line for line in logged(output) if line["message"] == "run")
+    (line,) = (line for line in read_log(output) if line["message"] == "run")
     assert line["targets"][0]["sessions"][0]["pid"] == leak.pid
     assert not leak.is_there
 
@@ -188,7 +188,7 @@ def test_an_unpublished_summary_is_logged_before_the_error_is_raised(
 def test_a_run_logs_each_decision_each_outcome_and_itself(stage: Stage, output: Output) -> None:
     leaks = stage.sessions(2)
     run = stage.reap(limits={"max_terminations": 1})
-    lines = logged(output)
+    lines = read_log(output)
     assert [line["message"] for line in lines] == [
         *("decision", "decision"),
         *("outcome", "outcome"),
@@ -208,7 +208,7 @@ def test_log_lines_are_correlated_with_the_event_of_eventbridge(
     scheduled = {"id": "53dc4d37", "source": "aws.scheduler", "detail-type": "Scheduled Event"}
     stage.run(scheduled)
     stage.run({})
-    first, second = (line for line in logged(output) if line["message"] == "run")
+    first, second = (line for line in read_log(output) if line["message"] == "run")
     assert first["correlation_id"] == "53dc4d37"
     assert second["correlation_id"] == Context.aws_request_id
 

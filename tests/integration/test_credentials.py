@@ -41,17 +41,17 @@ def fetches(stage: Stage) -> list[str]:
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
     fetched: list[str] = []
 
-    def counted(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+    def count(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
         if operation in FETCHES:
             fetched.append(operation)
         return call(client, operation, arguments)
 
-    stage.monkeypatch.setattr(BaseClient, "_make_api_call", counted)
+    stage.monkeypatch.setattr(BaseClient, "_make_api_call", count)
     return fetched
 
 
-def scheduled(stage: Stage, fetches: list[str]) -> tuple[Run, int]:
-    """A scheduled run, and the number of its calls to Secrets Manager."""
+def run_scheduled(stage: Stage, fetches: list[str]) -> tuple[Run, int]:
+    """Return a scheduled run, and the number of its calls to Secrets Manager."""
     fetches.clear()
     run = stage.run(SCHEDULED)
     return run, len(fetches)
@@ -68,12 +68,12 @@ def passwords(stage: Stage) -> Iterator[Callable[[str], None]]:
     password_is(stage, PASSWORD)
 
 
-def stored(stage: Stage, name: str = "orders", **keys: object) -> None:
+def store(stage: Stage, name: str = "orders", **keys: object) -> None:
     text = json.dumps(stage.secret(**keys))
     stage.aws.secrets.put_secret_value(SecretId=name, SecretString=text)
 
 
-def known_by(stage: Stage, way: str) -> None:
+def create_secrets(stage: Stage, way: str) -> None:
     """Create two secrets that the stack finds by name, by ARN or by tag."""
     for name in ("orders", "other"):
         stage.aws.put_secret(name, stage.secret())
@@ -87,13 +87,13 @@ def known_by(stage: Stage, way: str) -> None:
 
 
 @contextmanager
-def rotated(stage: Stage, fetches: list[str], passwords: Callable[[str], None]) -> Iterator[Proxy]:
-    """A warm function whose target's password was rotated after its last run."""
+def rotate(stage: Stage, fetches: list[str], passwords: Callable[[str], None]) -> Iterator[Proxy]:
+    """Rotate the password of a warm function's target after its last run."""
     with Proxy(stage.server.port) as proxy:
         stage.target(port=proxy.port)
-        scheduled(stage, fetches)
+        run_scheduled(stage, fetches)
         passwords(NEW)
-        stored(stage, port=proxy.port, password=NEW)
+        store(stage, port=proxy.port, password=NEW)
         yield proxy
 
 
@@ -103,10 +103,10 @@ def rotated(stage: Stage, fetches: list[str], passwords: Callable[[str], None]) 
 def test_a_warm_scheduled_run_reads_no_secret(stage: Stage, fetches: list[str]) -> None:
     stage.target("orders")
     stage.target("other")
-    run, number = scheduled(stage, fetches)
+    run, number = run_scheduled(stage, fetches)
     assert (run.document["status"], number) == ("ok", 1)
     for _ in range(3):
-        run, number = scheduled(stage, fetches)
+        run, number = run_scheduled(stage, fetches)
         assert (run.document["status"], number) == ("ok", 0)
 
 
@@ -114,15 +114,15 @@ def test_a_warm_scheduled_run_reads_no_secret(stage: Stage, fetches: list[str]) 
 def test_after_a_rotation_the_secret_is_read_once_and_cached(
     stage: Stage, fetches: list[str], passwords: Callable[[str], None], way: str
 ) -> None:
-    known_by(stage, way)
-    scheduled(stage, fetches)
+    create_secrets(stage, way)
+    run_scheduled(stage, fetches)
     passwords(NEW)
     for name in ("orders", "other"):
-        stored(stage, name, password=NEW)
-    run, number = scheduled(stage, fetches)
+        store(stage, name, password=NEW)
+    run, number = run_scheduled(stage, fetches)
     assert run.document["status"] == "ok", run.document
     assert number == 1, "one for the server"
-    run, number = scheduled(stage, fetches)
+    run, number = run_scheduled(stage, fetches)
     assert run.document["status"] == "ok"
     assert number == 0, "the new password was not cached: each run is refused once"
 
@@ -130,10 +130,10 @@ def test_after_a_rotation_the_secret_is_read_once_and_cached(
 def test_after_a_rotation_the_server_refuses_once(
     stage: Stage, fetches: list[str], passwords: Callable[[str], None]
 ) -> None:
-    with rotated(stage, fetches, passwords) as proxy:
+    with rotate(stage, fetches, passwords) as proxy:
         before = proxy.connections
         for _ in range(3):
-            run, _ = scheduled(stage, fetches)
+            run, _ = run_scheduled(stage, fetches)
             assert run.document["status"] == "ok"
         assert proxy.connections == before + 1 + 3
 
@@ -143,10 +143,10 @@ def test_a_wrong_password_fails_with_a_hint_after_one_reread(
 ) -> None:
     with Proxy(stage.server.port) as proxy:
         stage.target(port=proxy.port)
-        scheduled(stage, fetches)
+        run_scheduled(stage, fetches)
         passwords(NEW)
         before = proxy.connections
-        run, number = scheduled(stage, fetches)
+        run, number = run_scheduled(stage, fetches)
         assert run.error()["code"] == "28P01"
         assert "rotation" in run.error()["hint"]
         assert number == 1
@@ -159,16 +159,16 @@ def test_a_new_but_wrong_password_is_tried_once(
 ) -> None:
     with Proxy(stage.server.port) as proxy:
         stage.target(port=proxy.port)
-        scheduled(stage, fetches)
+        run_scheduled(stage, fetches)
         passwords(NEW)
-        stored(stage, port=proxy.port, password="CANARY")  # noqa: S106 -- of nothing
+        store(stage, port=proxy.port, password="CANARY")  # noqa: S106 -- of nothing
         before = proxy.connections
-        run, number = scheduled(stage, fetches)
+        run, number = run_scheduled(stage, fetches)
         assert run.error()["code"] == "28P01"
         assert "rotation" in run.error()["hint"]
         assert (number, proxy.connections - before) == (1, 2)
-        stored(stage, port=proxy.port, password=NEW)  # corrected
-        assert scheduled(stage, fetches)[0].document["status"] == "ok"
+        store(stage, port=proxy.port, password=NEW)  # corrected
+        assert run_scheduled(stage, fetches)[0].document["status"] == "ok"
     assert "CANARY" not in output.readouterr().out
 
 
@@ -176,10 +176,10 @@ def test_if_the_secret_was_deleted_the_refused_password_is_reported(
     stage: Stage, fetches: list[str], passwords: Callable[[str], None]
 ) -> None:
     stage.target()
-    scheduled(stage, fetches)
+    run_scheduled(stage, fetches)
     passwords(NEW)
     stage.aws.secrets.delete_secret(SecretId="orders", ForceDeleteWithoutRecovery=True)
-    run, _ = scheduled(stage, fetches)
+    run, _ = run_scheduled(stage, fetches)
     assert run.error()["code"] == "28P01"
 
 
@@ -187,10 +187,10 @@ def test_if_the_secret_became_invalid_the_refused_password_is_reported(
     stage: Stage, fetches: list[str], passwords: Callable[[str], None]
 ) -> None:
     stage.target()
-    scheduled(stage, fetches)
+    run_scheduled(stage, fetches)
     passwords(NEW)
     stage.aws.secrets.put_secret_value(SecretId="orders", SecretString="{}")
-    assert scheduled(stage, fetches)[0].error()["code"] == "28P01"
+    assert run_scheduled(stage, fetches)[0].error()["code"] == "28P01"
 
 
 def test_a_rotation_rereads_only_its_own_secret(
@@ -199,38 +199,38 @@ def test_a_rotation_rereads_only_its_own_secret(
     stage.role("second", "IN ROLE pg_read_all_stats, pg_signal_backend")
     stage.target("orders")
     stage.target("other", username="second")
-    scheduled(stage, fetches)
+    run_scheduled(stage, fetches)
     passwords(NEW)
-    stored(stage, password=NEW)
-    run, number = scheduled(stage, fetches)
+    store(stage, password=NEW)
+    run, number = run_scheduled(stage, fetches)
     assert (run.document["status"], number) == ("ok", 1)
 
 
 def test_a_moved_server_is_found_by_one_reread(stage: Stage, fetches: list[str]) -> None:
     stage.target(port=unused_port())
-    assert scheduled(stage, fetches)[0].error()["code"] == "connection"
-    stored(stage)
-    run, number = scheduled(stage, fetches)
+    assert run_scheduled(stage, fetches)[0].error()["code"] == "connection"
+    store(stage)
+    run, number = run_scheduled(stage, fetches)
     assert (run.target()["status"], number) == ("ok", 1)
 
 
 def test_a_corrected_host_is_used_after_a_reread(stage: Stage, fetches: list[str]) -> None:
     stage.target(host="no-such-host.invalid")
-    assert scheduled(stage, fetches)[0].error()["code"] == "dns"
-    stored(stage)
-    assert scheduled(stage, fetches)[0].target()["status"] == "ok"
+    assert run_scheduled(stage, fetches)[0].error()["code"] == "dns"
+    store(stage)
+    assert run_scheduled(stage, fetches)[0].target()["status"] == "ok"
 
 
 def test_a_manual_run_bypasses_the_cache_and_updates_it(
     stage: Stage, fetches: list[str], passwords: Callable[[str], None]
 ) -> None:
-    with rotated(stage, fetches, passwords) as proxy:
+    with rotate(stage, fetches, passwords) as proxy:
         before = proxy.connections
         fetches.clear()
         assert stage.run({"policy": policy()}).document["status"] == "ok"
         assert len(fetches) == 1
         assert proxy.connections == before + 1, "the old password was tried first"
-        assert scheduled(stage, fetches)[1] == 0, "the manual run did not update the cache"
+        assert run_scheduled(stage, fetches)[1] == 0, "the manual run did not update the cache"
 
 
 # -- many secrets -------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_secrets_found_by_tag_are_read_in_batches_and_keep_their_own_errors(
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- as above
     asked: list[tuple[str, int]] = []
 
-    def deleting(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+    def delete_listed(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
         """Delete a secret as soon as it was listed."""
         if operation in FETCHES:
             asked.append((operation, len(arguments.get("SecretIdList", [""]))))
@@ -261,7 +261,7 @@ def test_secrets_found_by_tag_are_read_in_batches_and_keep_their_own_errors(
     tags = [{"Key": "reap", "Value": "yes"}]
     stage.aws.secrets.create_secret(Name="healthy", SecretString=healthy, Tags=tags)  # type: ignore[arg-type] # as above
     stage.monkeypatch.setenv("TARGET_SECRET_TAG", "reap=yes")
-    stage.monkeypatch.setattr(BaseClient, "_make_api_call", deleting)
+    stage.monkeypatch.setattr(BaseClient, "_make_api_call", delete_listed)
     leak = stage.session(LEAK)
 
     run = stage.reap()
@@ -337,12 +337,12 @@ class Rds:
 
 def _message(connection: socket.socket, *, typed: bool) -> bytes:
     """Read one message of the protocol."""
-    head = _exactly(connection, 5 if typed else 4)
+    head = _read_exactly(connection, 5 if typed else 4)
     (length,) = struct.unpack("!i", head[-4:])
-    return head + _exactly(connection, length - 4)
+    return head + _read_exactly(connection, length - 4)
 
 
-def _exactly(connection: socket.socket, number: int) -> bytes:
+def _read_exactly(connection: socket.socket, number: int) -> bytes:
     data = b""
     while len(data) < number:
         more = connection.recv(number - len(data))
@@ -452,8 +452,8 @@ def test_a_token_is_created_without_aws_and_its_secret_is_cached(
     stage: Stage, rds: Rds, endpoint: Impostor, fetches: list[str]
 ) -> None:
     iam(stage, endpoint, rds)
-    assert scheduled(stage, fetches)[1] == 1
-    run, number = scheduled(stage, fetches)
+    assert run_scheduled(stage, fetches)[1] == 1
+    run, number = run_scheduled(stage, fetches)
     assert (run.target()["status"], number) == ("ok", 0)
     assert len(rds.tokens) == 2
 

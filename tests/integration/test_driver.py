@@ -203,7 +203,7 @@ def test_a_password_in_a_long_message_of_the_server_is_not_shown(
 # -- time and size ---------------------------------------------------------------------------------
 
 
-def _answering(*parts: bytes, endless: bytes = b"") -> Callable[[socket.socket, Event], None]:
+def _make_answer(*parts: bytes, endless: bytes = b"") -> Callable[[socket.socket, Event], None]:
     """Accept every login, and answer the first statement with `parts`, then with `endless`."""
 
     def answer(connection: socket.socket, stop: Event) -> None:
@@ -230,7 +230,7 @@ _ENDLESS = {
 @pytest.mark.parametrize("name", _ENDLESS)
 def test_an_answer_that_exceeds_its_budget_ends_the_connection(target: Target, name: str) -> None:
     parts, endless = _ENDLESS[name]
-    with Impostor(_answering(*parts, endless=endless)) as impostor:
+    with Impostor(_make_answer(*parts, endless=endless)) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(60))
         with pytest.raises(TargetError) as raised:
             server.take_snapshot(NO_SESSIONS, Deadline(120))
@@ -240,7 +240,7 @@ def test_an_answer_that_exceeds_its_budget_ends_the_connection(target: Target, n
 
 @pytest.mark.parametrize("length", [-1, 0, 3])
 def test_a_message_length_below_four_is_refused(target: Target, length: int) -> None:
-    with Impostor(_answering(b"N" + struct.pack("!i", length), endless=b"x")) as impostor:
+    with Impostor(_make_answer(b"N" + struct.pack("!i", length), endless=b"x")) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(60))
         with pytest.raises(TargetError) as raised:
             server.take_snapshot(NO_SESSIONS, Deadline(60))
@@ -263,7 +263,7 @@ def test_a_message_length_below_four_is_refused(target: Target, length: int) -> 
 def test_an_answer_that_fits_none_of_our_statements_is_an_error_of_the_target(
     target: Target, sent_by_server: bytes
 ) -> None:
-    with Impostor(_answering(sent_by_server)) as impostor:
+    with Impostor(_make_answer(sent_by_server)) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(60))
         with pytest.raises(TargetError) as raised:
             server.take_snapshot(NO_SESSIONS, Deadline(30))
@@ -299,7 +299,7 @@ def test_an_answer_byte_by_byte_ends_at_the_deadline(target: Target) -> None:
 def test_a_large_answer_waits_for_memory_and_fails_at_the_deadline(target: Target) -> None:
     memory = MemoryBudget(400_000)
     memory.claim(150_000, Deadline(1))
-    answer = _answering(COLUMN + row(b"x" * 140_000) + message(b"C", b"SELECT 1\0") + READY)
+    answer = _make_answer(COLUMN + row(b"x" * 140_000) + message(b"C", b"SELECT 1\0") + READY)
     with Impostor(answer) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(30), memory)
         with pytest.raises(TargetError) as raised:
@@ -321,7 +321,7 @@ def test_an_answer_waits_for_its_turn_to_be_decoded_until_the_deadline(
     target: Target, size: int
 ) -> None:
     memory = MemoryBudget(400_000)
-    answer = _answering(COLUMN + row(b"x" * size) + message(b"C", b"SELECT 1\0") + READY)
+    answer = _make_answer(COLUMN + row(b"x" * size) + message(b"C", b"SELECT 1\0") + READY)
     with Impostor(answer) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(30), memory)
         with memory.decode_in_turn(size, Deadline(0)), pytest.raises(DeadlineError):
@@ -341,7 +341,7 @@ def test_an_answer_waits_for_its_turn_to_be_decoded_until_the_deadline(
 )
 def test_only_one_row_of_an_answer_may_be_large(target: Target, sent_by_server: bytes) -> None:
     memory = MemoryBudget(1_000_000)
-    with Impostor(_answering(sent_by_server)) as impostor:
+    with Impostor(_make_answer(sent_by_server)) as impostor:
         server = Server.connect(replace(target, port=impostor.port), Deadline(30), memory)
         with pytest.raises(TargetError) as raised:
             server.take_snapshot(NO_SESSIONS, Deadline(30))

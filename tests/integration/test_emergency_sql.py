@@ -44,7 +44,7 @@ def full_mail(stage: Stage, **keys: object) -> Run:
     return run
 
 
-def printed(run: Run) -> str:
+def find_statement(run: Run) -> str:
     """Return the statement as it stands in the email, alone on its lines."""
     lines = run.email.body.splitlines()
     assert max(map(len, lines)) < LONGEST_LINE
@@ -64,7 +64,7 @@ def run_as(client: Client, statement: str) -> None:
     client.run(statement.replace(AGE, "interval '0'"))
 
 
-def protected_sessions(stage: Stage) -> list[Victim]:
+def open_protected(stage: Stage) -> list[Victim]:
     stage.role("boss", "SUPERUSER")
     stage.role("copier", "REPLICATION")
     stage.database("billing")
@@ -88,10 +88,10 @@ def test_it_ends_the_leaks_and_spares_what_is_protected(crowded: Stage) -> None:
     crowded.role("helper", "IN ROLE pg_signal_backend, pg_read_all_stats")
     helper = crowded.connect("helper")
     crowded.cleanup(helper.close)
-    spared = protected_sessions(crowded)
+    spared = open_protected(crowded)
     leaks = [crowded.session(LEAK), crowded.session(LEAK, "other", application_name="pgAdmin 4")]
     run = full_mail(crowded, protect=PROTECT)
-    statement = printed(run)
+    statement = find_statement(run)
     assert statement in run.error()["hint"]
     assert any(statement in step for step in run.document["steps"])
     run_as(helper, statement)
@@ -108,7 +108,7 @@ def test_a_long_statement_is_printed_in_lines_that_mail_servers_do_not_cut(crowd
     leak = crowded.session(LEAK)
     protect = {"applications": names, "roles": [f"service_{n}" for n in range(12)]}
     run = full_mail(crowded, protect=protect)
-    statement = printed(run)
+    statement = find_statement(run)
     assert "\n" in statement
     assert " ".join(statement.split()) in " ".join(run.error()["hint"].split())
     run_as(helper, statement)
@@ -118,13 +118,13 @@ def test_a_long_statement_is_printed_in_lines_that_mail_servers_do_not_cut(crowd
 
 def test_a_role_that_may_signal_one_role_s_sessions_ends_those(crowded: Stage) -> None:
     """One session that it may not signal would abort the statement."""
-    spared = [crowded.session(LEAK, "other"), *protected_sessions(crowded)[:1]]
+    spared = [crowded.session(LEAK, "other"), *open_protected(crowded)[:1]]
     leak = crowded.session(LEAK)
     crowded.role("helper", "IN ROLE pg_read_all_stats")
     crowded.root.run("GRANT app TO helper")
     helper = crowded.connect("helper")
     crowded.cleanup(helper.close)
-    run_as(helper, printed(full_mail(crowded)))
+    run_as(helper, find_statement(full_mail(crowded)))
     until(lambda: not leak.is_there, "the leak is gone")
     assert crowded.survivors(spared) == spared
 
@@ -136,14 +136,14 @@ def test_sessions_of_a_role_whose_protection_the_policy_lifts_are_ended(crowded:
     crowded.use_policy({"version": 1, "rules": [rule(role=["copier"])]})
     crowded.target()
     crowded.fill("app")
-    crowded.root.run(printed(crowded.run(seconds=4)).replace(AGE, "interval '0'"))
+    crowded.root.run(find_statement(crowded.run(seconds=4)).replace(AGE, "interval '0'"))
     until(lambda: not leak.is_there, "the leak is gone")
     assert spared.is_there
 
 
 def test_slack_shows_it_whole_on_its_own_line(crowded: Stage) -> None:
     run = full_mail(crowded)
-    statement = printed(run).replace("&", "&amp;").replace("<", "&lt;")
+    statement = find_statement(run).replace("&", "&amp;").replace("<", "&lt;")
     content = json.loads(run.email.chat)["content"]
     assert f"\n`{statement}`\n" in content["description"]
     assert all(len(step) <= 350 for step in content.get("nextSteps", ()))
@@ -169,7 +169,7 @@ def test_the_largest_idle_group_can_be_ended_as_printed(
     others = [stage.session(IDLE, application_name="api2"), stage.session(IDLE, "other")]
     stage.fill("rest")
     run = stage.reap(rule(idle_for="1h"))
-    run_as(helper, printed(run))
+    run_as(helper, find_statement(run))
     until(lambda: stage.survivors(idle) == [], "the group is gone")
     assert stage.survivors(others) == others
 

@@ -1,4 +1,4 @@
-"""A run ends in time and publishes its summary, however many sessions it has to tell of."""
+"""A run ends in time and publishes its summary, however many sessions it has to report."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_thousands_of_condemned_sessions_on_servers_that_hang_keep_no_summary_ba
     found = outcomes_of(caplog.records)
     assert len(found) == SERVERS
     assert {len(outcomes) for outcomes in found.values()} == {sessions}
-    # What was signalled has a line of its own: a line for many has those that were spared.
+    # Each signalled session has a line of its own; spared sessions may share one.
     together = [vars(line) for line in caplog.records if line.message == "outcomes"]
     assert {line["outcome"] for line in together} <= {"spared", "would_terminate"}
     assert all(line["count"] == len(line["pids"]) for line in together)

@@ -13,7 +13,7 @@ from tests.integration.stage import ACTIVE, IDLE, LEAK, Stage, Victim, policy, r
 pytestmark = pytest.mark.every_major
 
 
-def explained(stage: Stage, victim: Victim, **event: object) -> tuple[str, str | None, str]:
+def explain(stage: Stage, victim: Victim, **event: object) -> tuple[str, str | None, str]:
     run = stage.run({"explain": True, **event})
     session = run.session(victim)
     return session["outcome"], session["rule"], session["reason"]
@@ -62,16 +62,16 @@ def test_a_session_that_is_left_is_told_the_nearest_miss(stage: Stage) -> None:
         rule("leak", idle_for="10m"),
         rule("patient", idle_for="1h"),
     )
-    outcome, decided_by, reason = explained(stage, young, policy=rules)
+    outcome, decided_by, reason = explain(stage, young, policy=rules)
     assert (outcome, decided_by) == ("left", None)
     assert re.search(r"leak: idle in transaction for [\d.]+(ms|s) of 10m$", reason)
-    assert "is idle, not idle in transaction" in explained(stage, idle, policy=rules)[2]
+    assert "is idle, not idle in transaction" in explain(stage, idle, policy=rules)[2]
 
 
 def test_a_rule_that_is_not_in_force_is_told(stage: Stage) -> None:
     leak = stage.session(LEAK)
     rules = policy({**rule("under-pressure"), "when": {"slots_used": "99%"}})
-    reason = explained(stage, leak, policy=rules)[2]
+    reason = explain(stage, leak, policy=rules)[2]
     assert re.search(
         r"under-pressure: not in force at slots \d+/\d+ \(when slots_used: 99%\)", reason
     )
@@ -80,7 +80,7 @@ def test_a_rule_that_is_not_in_force_is_told(stage: Stage) -> None:
 def test_a_session_that_only_an_observe_only_rule_matches_is_left(stage: Stage) -> None:
     leak = stage.session(LEAK)
     rules = policy({**rule("warn"), "mode": "observe"}, rule("leak", idle_for="10m"))
-    outcome, decided_by, reason = explained(stage, leak, policy=rules)
+    outcome, decided_by, reason = explain(stage, leak, policy=rules)
     assert (outcome, decided_by) == ("left", "warn")
     assert "only observed" in reason
     assert "nearest: leak: idle in transaction for " in reason
@@ -95,15 +95,15 @@ def test_what_a_limit_or_the_breaker_holds_back_is_spared(stage: Stage) -> None:
     assert run.document["status"] == "ok"
     run = stage.run({"explain": True, "policy": policy(limits={"max_per_run": 1})})
     assert [run.outcomes()[leak.pid] for leak in leaks].count("spared") == 2
-    reason = explained(stage, leaks[0], policy=policy(limits={"max_condemned": 1}))[2]
+    reason = explain(stage, leaks[0], policy=policy(limits={"max_condemned": 1}))[2]
     assert "max_condemned" in reason
 
 
 def test_a_session_that_waits_for_a_lock_is_told_so(stage: Stage) -> None:
     stage.session(LEAK, query="SELECT pg_advisory_xact_lock(7)")
     waiter = stage.session(ACTIVE, query="SELECT pg_advisory_xact_lock(7)")
-    until(lambda: waiter._shown("wait_event_type") == "Lock", "it waits")  # noqa: SLF001 -- of the stage
-    reason = explained(stage, waiter, policy=policy(rule(state=[ACTIVE], query_for="1ms")))[2]
+    until(lambda: waiter.read_column("wait_event_type") == "Lock", "it waits")
+    reason = explain(stage, waiter, policy=policy(rule(state=[ACTIVE], query_for="1ms")))[2]
     assert "waits for a lock" in reason
 
 
@@ -144,7 +144,7 @@ def test_a_replay_explains_as_the_event_does(stage: Stage, tmp_path, capsys) -> 
     (tmp_path / "policy.json").write_text(json.dumps(document))
     recorded = stage.run({"record": True}).document
     (tmp_path / "run.json").write_text(json.dumps(recorded))
-    reason = explained(stage, idle, policy=document)[2]
+    reason = explain(stage, idle, policy=document)[2]
     capsys.readouterr()
     arguments = [str(tmp_path / "run.json"), "--policy", str(tmp_path / "policy.json")]
     assert run_command(["replay", *arguments]) == 0

@@ -46,7 +46,7 @@ def _rds_is_here(stage: Stage) -> Iterator[None]:
 class Thief:
     """A server that asks for passwords in clear text, and records them.
 
-    It tells the reaper's own role that it is full.
+    To the reaper's own role it answers that it is full.
     """
 
     tls: Tls | None = None
@@ -203,7 +203,7 @@ def a_cluster(port: int, *members: str) -> tuple[str, str]:
     return made["Endpoint"], made["MasterUserSecret"]["SecretArn"]
 
 
-def limited(stage: Stage) -> None:
+def limit_role(stage: Stage) -> None:
     """Leave no slot for the reaper's own role."""
     stage.role("rescuer", "SUPERUSER")
     stage.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 0")
@@ -214,7 +214,7 @@ def test_a_fallback_with_the_clusters_endpoint_is_used_for_each_instance(stage: 
     endpoint, _ = a_cluster(stage.server.port, "shop-1", "shop-2")
     stage.aws.put_secret(FALLBACK, stage.secret(username="rescuer", host=endpoint))
     stage.target("shop", dbClusterIdentifier="shop", fallback_secret=FALLBACK)
-    limited(stage)
+    limit_role(stage)
     run = stage.reap()
     assert [each["fallback_secret"] for each in run.document["targets"]] == [FALLBACK] * 2
 
@@ -243,7 +243,7 @@ def test_without_permission_to_list_a_clusters_endpoint_is_refused(stage: Stage,
     (listed,) = rds.describe_db_instances(DBInstanceIdentifier="shop-1")["DBInstances"]
     instance = listed["Endpoint"]["Address"]
     stage.target("shop", host=instance, fallback_secret=FALLBACK)
-    limited(stage)
+    limit_role(stage)
     assert stage.reap().target("shop")["fallback_secret"] == FALLBACK
     denying = True
     run = stage.reap(seconds=8)

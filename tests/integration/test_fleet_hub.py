@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from session_reaper.aws.fleet_table import load_spoke_states
 from session_reaper.deadline import Deadline
-from session_reaper.errors import ConfigurationError, PublishError
+from session_reaper.errors import ConfigurationError, InternalError, PublishError
 from session_reaper.fleet.message import Spoke
 from session_reaper.handler import lambda_handler
 from session_reaper.report.model import Failure, Outcome, TargetReport, TargetStatus
+from session_reaper.runs.hub_run import run_hub
+from session_reaper.settings import FunctionLocation, read_hub_settings
 
 from infra.fleet.hub import Hub as FleetHub
 from infra.fleet.hub import expect_report
 from infra.local.postgres import server
-from tests.builders import a_target_report, some_fates
+from tests.builders import a_target_report, some_results
 from tests.fleet import REGION, Hub, a_message, an_origin, use_fast_queue
 from tests.integration.conftest import prepare
 from tests.integration.endpoints import resolve_here
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from infra.local.aws import Aws, Email
     from infra.local.postgres import Build, Server
+    from tests.integration.conftest import Output
     from tests.integration.stage import Stage
 
 
@@ -54,8 +57,8 @@ def failed(code: str = "28P01", name: str = "orders") -> TargetReport:
 
 
 def leaking(number: int, application: str = "api", name: str = "orders") -> TargetReport:
-    fates = some_fates(number, Outcome.TERMINATED, application=application)
-    return a_target_report(*fates, name=name, used_after=10)
+    results = some_results(number, Outcome.TERMINATED, application=application)
+    return a_target_report(*results, name=name, used_after=10)
 
 
 def text(email: Email) -> str:
@@ -180,6 +183,59 @@ def test_a_silent_stack_is_told_once_and_again_when_it_is_back(hub: Hub) -> None
     assert email.body.startswith("RECOVERED: 000000000001/eu-central-1/session-reaper")
 
 
+def test_a_silent_stack_is_noticed_although_the_queue_is_never_empty(hub: Hub) -> None:
+    hub.send(a_message(an_origin(1), quiet()), a_message(an_origin(2), quiet()))
+    assert hub.run()[1] == []
+    hub.age(1000)
+    with hub.stream(lambda number: a_message(an_origin(2), quiet(), run=f"b-{number}")):
+        answer, (email,) = hub.run(20)
+    assert answer["complete"]
+    assert "No report arrives from 000000000001/eu-central-1/session-reaper" in text(email)
+    assert "000000000002" not in email.body
+
+
+def test_a_stack_is_not_silent_while_the_last_of_many_messages_shows_that_it_lives(
+    hub: Hub,
+) -> None:
+    hub.send(a_message(an_origin(1), quiet()), a_message(an_origin(2), quiet()))
+    assert hub.run()[1] == []
+    hub.age(3000)
+    large = a_message(an_origin(2), leaking(1)).replace('"count":1', '"count":300000')
+    for number in range(2):  # as much as one run takes
+        hub.put(large.replace('"run":"run-1"', f'"run":"large-{number}"'), age=60)
+    alive = an_origin(1, sent_at=time.time() - 2400, next_by=time.time() + 1200)
+    hub.put(a_message(alive, quiet(), run="b"), age=2400)
+    with hub.stream(lambda number: a_message(an_origin(2), quiet(), run=f"c-{number}")):
+        first, (email,) = hub.run()
+        hub.show_hidden()
+        second, emails = hub.run()
+    assert (first["complete"], second["complete"]) == (False, True)
+    assert not any("000000000001" in each.body for each in (email, *emails))
+
+
+def test_a_silent_stack_is_noticed_although_a_message_is_refused_in_every_run(hub: Hub) -> None:
+    hub.send(a_message(an_origin(1), quiet()), "garbage")
+    assert len(hub.run()[1]) == 1
+    hub.age(1000)
+    answer, (email,) = hub.run()  # less than the time for which the first run hid the messages
+    assert (answer["refused"], answer["complete"]) == (1, True)
+    assert "No report arrives from 000000000001/eu-central-1/session-reaper" in text(email)
+
+
+def test_a_poisoned_message_of_a_run_that_could_not_publish_is_told_by_the_next_one(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.send("garbage")
+    topic = hub.aws.topic_arn
+    monkeypatch.setenv("TOPIC_ARN", f"{topic}-gone")
+    with pytest.raises(PublishError):
+        hub.run()
+    hub.show_hidden()
+    monkeypatch.setenv("TOPIC_ARN", topic)
+    _, (email,) = hub.run()
+    assert "Reports cannot be read in" in text(email)
+
+
 def test_a_silent_stack_is_back_although_its_configuration_is_still_invalid(hub: Hub) -> None:
     hub.send(a_message(an_origin(), error="POLICY: x"))
     assert len(hub.run()[1]) == 1
@@ -190,14 +246,12 @@ def test_a_silent_stack_is_back_although_its_configuration_is_still_invalid(hub:
         hub.send(a_message(an_origin(), error="POLICY: x", run=run))
         _, (email,) = hub.run()
         assert email.body.startswith("ACTION NEEDED: The configuration is invalid")
-        assert "000000000001/eu-central-1/session-reaper: ok, recovered (error silent" in text(
-            email
-        )
+        assert "000000000001/eu-central-1/session-reaper: ok, recovered (silent" in text(email)
         assert "Fleet: 1 stack in 1 account" in text(email)
     hub.send(a_message(an_origin(), quiet(), run="c"))
     _, (email,) = hub.run()
-    assert "recovered (error configuration" in text(email)
-    assert "error silent" not in text(email)
+    assert "recovered (invalid configuration" in text(email)
+    assert "silent for" not in text(email)
 
 
 def test_a_stack_whose_problems_end_together_has_recovered_once(hub: Hub) -> None:
@@ -207,22 +261,20 @@ def test_a_stack_whose_problems_end_together_has_recovered_once(hub: Hub) -> Non
     hub.run()
     hub.send(a_message(an_origin(), quiet(), run="b"))
     _, (email,) = hub.run()
-    found = re.findall(
-        r"^RECOVERED: \S+ recovered \(error configuration .*, error silent", text(email)
-    )
+    found = re.findall(r"^RECOVERED: \S+ recovered \(invalid configuration .*, silent", text(email))
     assert len(found) == 1
     assert hub.run()[1] == []
 
 
 def test_a_stack_that_was_rolled_out_and_never_reports_is_told_once(hub: Hub) -> None:
     table = FleetHub(account="1", region=REGION, queue_arn="", table=TABLE)
-    expect_report(table, Spoke("000000000003", REGION, "session-reaper"), "")
+    expect_report(table, Spoke("000000000003", REGION, "session-reaper"), 900)
     assert hub.run()[1] == []
-    hub.age(900 + 700)  # the interval of a stack without a schedule of its own, and ten minutes
+    hub.age(900 + 700)
     _, (email,) = hub.run()
     said = text(email)
     assert "No report arrives from 000000000003/eu-central-1/session-reaper" in said
-    assert "no report has ever arrived, and one was due 11m" in said
+    assert "no report has ever arrived" in said
     assert hub.run()[1] == []
     hub.send(a_message(an_origin(3), quiet()))
     _, (email,) = hub.run()
@@ -251,7 +303,7 @@ def test_a_poisoned_message_stays_for_the_dead_letters_and_is_told_once(
     hub.send(body, a_message(an_origin(2), leaking(3)))
     answer, (email,) = hub.run()
     assert answer["refused"] == 1
-    assert "A report cannot be read in" in text(email)
+    assert "Reports cannot be read in" in text(email)
     assert "3 sessions were terminated" in text(email)
     assert hub.waiting() == 1
 
@@ -266,7 +318,6 @@ def test_a_poisoned_message_ends_in_the_dead_letters_and_is_told_once(hub: Hub) 
     told = []
     for _ in range(4):
         told += hub.run()[1]
-        hub.show_hidden()
     assert len(told) == 1
     assert hub.waiting() == 0
     (letter,) = sqs.receive_message(QueueUrl=letters)["Messages"]
@@ -286,7 +337,7 @@ def test_refused_messages_are_told_again_only_after_the_time_of_a_reminder(hub: 
     hub.age(3700)
     hub.send(json.dumps({"version": 2}))
     _, (email,) = hub.run()
-    assert "A report cannot be read in fleet/queue/messages" in text(email)
+    assert "reports cannot be read in the hub's queue" in text(email)
 
 
 def test_a_stack_that_is_gone_is_forgotten_although_its_item_is_not_deleted_yet(hub: Hub) -> None:
@@ -350,6 +401,40 @@ def test_nothing_is_deleted_if_the_digest_cannot_be_published(
     assert hub.waiting() == 0
 
 
+def test_a_bug_in_the_digest_publishes_the_numbers_and_ends_the_run_with_an_error(
+    hub: Hub,
+) -> None:
+    location = FunctionLocation(region=None, function="", log_group="", dashboard=None)  # type: ignore[arg-type] # on purpose
+    settings = read_hub_settings()._replace(location=location)
+    hub.send(a_message(an_origin(), leaking(3)))
+    with pytest.raises(InternalError, match="session-reaper has a bug: AttributeError"):
+        run_hub(settings, "run-1", time.time(), Deadline(60))
+    (email,) = hub.aws.delivered()
+    assert email.subject == "session-reaper has a bug: 3 terminated"
+    assert hub.waiting() == 0
+    hub.send(a_message(an_origin(), quiet(), run="run-2"))
+    with pytest.raises(InternalError):
+        run_hub(settings, "run-2", time.time(), Deadline(60))
+    assert hub.aws.delivered() == []
+
+
+def test_a_digest_that_is_not_published_is_not_written(hub: Hub) -> None:
+    beyond_the_calendar = 1e17
+    answer = run_hub(read_hub_settings(), "run-1", beyond_the_calendar, Deadline(60))
+    assert not answer["published"]
+    assert hub.aws.delivered() == []
+
+
+def test_the_log_has_every_target_that_a_digest_reports(hub: Hub, output: Output) -> None:
+    targets = [failed(name=f"db-{number}") for number in range(250)]
+    hub.send(a_message(an_origin(), *targets, quiet("calm")))
+    hub.run()
+    lines = [json.loads(line) for line in output.readouterr().out.splitlines()]
+    logged = [each for line in lines for each in line.get("targets", [])]
+    assert len(logged) == 250
+    assert not any("calm" in each for each in logged)
+
+
 def test_a_message_in_the_envelope_of_sns_is_read(hub: Hub) -> None:
     topic = hub.aws.sns.create_topic(Name="spokes")["TopicArn"]
     queue = hub.aws.sqs.get_queue_attributes(QueueUrl=hub.queue_url, AttributeNames=["QueueArn"])
@@ -409,8 +494,8 @@ def test_a_hub_that_was_down_for_an_hour_tells_what_happened_and_invents_no_sile
     said = text(email)
     assert (answer["messages"], answer["complete"]) == (12 * 4 + 4, True)
     assert "24 sessions were terminated and verified gone" in said
-    assert "1 of 5 targets could not be reached: 000000000003" in said
-    assert "no report arrives from 000000000005/eu-central-1/session-reaper" in said
+    assert "1 target could not be reached: 000000000003" in said
+    assert "No report arrives from 000000000005/eu-central-1/session-reaper" in said
     assert "5 stacks (1 silent) in 5 accounts, 5 targets, 24 sessions terminated" in said
     assert "000000000002" not in said
 
@@ -444,10 +529,13 @@ def test_a_hostile_stack_cannot_fill_the_memory_of_the_hub(hub: Hub) -> None:
 
 
 @pytest.mark.thorough
-def test_ten_thousand_waiting_messages_are_merged_over_several_runs(
+def test_ten_thousand_waiting_messages_are_merged_over_several_runs_while_others_arrive(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_fast_queue(monkeypatch)
+    hub.send(a_message(an_origin(22), quiet()))
+    assert hub.run()[1] == []
+    hub.age(3 * 86400)  # the last sign of life of this stack
     now = time.time()
     bodies = []
     for account in range(1, 21):
@@ -461,22 +549,26 @@ def test_ten_thousand_waiting_messages_are_merged_over_several_runs(
     Random(1).shuffle(bodies)  # noqa: S311 -- an order, no secret
     for age, body in bodies:
         hub.put(body, age=age)
-    answers, emails = [], []
-    while hub.waiting():
-        hub.show_hidden()  # on a slow machine a message may have come too late for its call
-        answer, digests = hub.run(120)
-        answers.append(answer)
-        emails += digests
-    *first, last = (answer["complete"] for answer in answers)
-    assert first.count(False) == len(first) >= 2
-    assert last
+    answers: list[dict[str, Any]] = []
+    emails: list[Email] = []
+    with hub.stream(lambda number: a_message(an_origin(21), quiet(), run=f"run-{number}"), 10):
+        while not (answers and answers[-1]["complete"]):
+            hub.show_hidden()  # on a slow machine a message may have come too late for its call
+            answer, digests = hub.run(120)
+            answers.append(answer)
+            emails += digests
+    assert len(answers) >= 3
     assert sum(answer["messages"] for answer in answers) >= 10_000
     numbers = [re.findall(r"(\d+) sessions were terminated", text(email)) for email in emails]
-    assert sum(int(number) for (number,) in numbers) == 3 * 401
-    assert "20 stacks in 20 accounts, 20 targets" in text(emails[-1])
-    known = [state.known for state in load_spoke_states(TABLE, Deadline(10)).values()]
-    assert known == [()] * 20
-    assert hub.run()[1] == []
+    assert sum(int(number) for found in numbers for number in found) == 3 * 401
+    assert ["No report arrives" in text(email) for email in emails[:-1]] == [False] * (
+        len(emails) - 1
+    )
+    assert "o report arrives from 000000000022/eu-central-1/session-reaper" in text(emails[-1])
+    assert "22 stacks (1 silent) in 22 accounts, 22 targets" in text(emails[-1])
+    known = {spoke.account: s.known for spoke, s in load_spoke_states(TABLE, Deadline(10)).items()}
+    assert {account for account, issues in known.items() if issues} == {"000000000022"}
+    assert hub.run_until_empty() == []
 
 
 def make_topic_of_region(hub: Hub, stage: Stage) -> str:
@@ -506,7 +598,7 @@ def test_what_a_real_stack_reports_is_in_the_digest(hub: Hub, stage: Stage) -> N
     answer, (email,) = hub.run()
     assert answer["refused"] == 0
     said = text(email)
-    assert "1 of 2 targets could not be reached: 123456789012/eu-central-1/closed" in said
+    assert "1 target could not be reached: 123456789012/eu-central-1/closed" in said
     assert "2 sessions were terminated and verified gone" in said
     assert "Most leaked sessions: api (2 on 1 target)" in said
 

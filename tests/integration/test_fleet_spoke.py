@@ -24,7 +24,7 @@ def hub_queue(stage: Stage) -> str:
     return url
 
 
-def received(stage: Stage, url: str) -> list[dict[str, Any]]:
+def receive(stage: Stage, url: str) -> list[dict[str, Any]]:
     answer = stage.aws.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10)
     bodies = [json.loads(each["Body"]) for each in answer.get("Messages", [])]
     return [json.loads(body["Message"]) for body in bodies]
@@ -36,7 +36,7 @@ def test_a_run_with_terminations_reports_them_by_application_and_role(
     stage.use_policy(policy())
     stage.sessions(2, application_name="api", query="SELECT 'CANARY'")
     run = stage.run()
-    (document,) = received(stage, hub_queue)
+    (document,) = receive(stage, hub_queue)
     assert len(run.emails) == 1
     assert (document["version"], document["account"]) == (1, "123456789012")
     assert document["region"] == "eu-central-1"
@@ -53,7 +53,7 @@ def test_a_run_with_terminations_reports_them_by_application_and_role(
 def test_a_quiet_run_publishes_no_summary_and_a_report(stage: Stage, hub_queue: str) -> None:
     stage.use_policy(policy())
     assert stage.run(SCHEDULED).emails == []
-    (document,) = received(stage, hub_queue)
+    (document,) = receive(stage, hub_queue)
     assert document["verdict"].startswith("QUIET")
     assert document["targets"][0]["slots"]["max"] == 80
 
@@ -63,7 +63,7 @@ def test_a_run_on_some_targets_says_that_it_is_not_a_usual_one(
 ) -> None:
     stage.target()
     stage.run({"targets": ["orders"], "check": True})
-    (document,) = received(stage, hub_queue)
+    (document,) = receive(stage, hub_queue)
     assert not document["usual"]
 
 
@@ -74,7 +74,7 @@ def test_a_configuration_error_is_reported_by_every_run(stage: Stage, hub_queue:
         with pytest.raises(ConfigurationError):
             stage.run(SCHEDULED)
         assert len(stage.aws.delivered()) == emails
-        (document,) = received(stage, hub_queue)
+        (document,) = receive(stage, hub_queue)
         assert "fleet: unknown key" in document["configuration_error"]
         assert document["targets"] == []
 
@@ -92,4 +92,4 @@ def test_a_hub_that_cannot_be_reached_costs_a_warning_and_a_metric(
     (warning,) = (line for line in lines if line.get("level") == "WARNING")
     assert "-gone" in warning["error"]
     assert [line["FleetReportErrors"] for line in lines if "FleetReportErrors" in line] == [[1.0]]
-    assert received(stage, hub_queue) == []
+    assert receive(stage, hub_queue) == []

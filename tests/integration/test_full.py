@@ -10,6 +10,7 @@ import pg8000.native
 import pytest
 from botocore.client import BaseClient
 
+from tests.integration.rescue import RESCUE, store_superuser
 from tests.integration.stage import LEAK, PASSWORD, REAPER, Client, Stage, rule, until
 from tests.integration.wire import Proxy
 
@@ -72,17 +73,7 @@ class Storm:
             thread.join(10)
 
 
-RESCUE = "rescue"  # a secret's name
-
-
-def superuser(stage: Stage) -> str:
-    """The secret of a superuser, which has reserved slots before PostgreSQL 16, too."""
-    role = stage.role("rescuer", "SUPERUSER")
-    stage.aws.put_secret(RESCUE, stage.secret(username=role))
-    return RESCUE
-
-
-def asked_for(stage: Stage) -> list[str]:
+def record_reads(stage: Stage) -> list[str]:
     """The names of the secrets that are read from now on."""
     asked: list[str] = []
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
@@ -104,7 +95,7 @@ def asked_for(stage: Stage) -> list[str]:
 def test_an_application_that_floods_a_full_server_recovers(full: Stage) -> None:
     """Before PostgreSQL 16 through the fallback secret, later through the role's reserved slot."""
     reserved = full.server.major >= 16
-    full.target(fallback_secret=None if reserved else superuser(full))
+    full.target(fallback_secret=None if reserved else store_superuser(full))
     leaks = full.fill()
     assert len(leaks) >= SLOTS - 8
     with Storm(full) as storm:
@@ -122,8 +113,8 @@ def test_the_fallback_secret_is_used_only_when_the_server_is_full(full: Stage) -
     full.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 5")
     if full.server.major >= 16:
         full.root.run(f"REVOKE pg_use_reserved_connections FROM {REAPER}")
-    full.target(fallback_secret=superuser(full))
-    asked = asked_for(full)
+    full.target(fallback_secret=store_superuser(full))
+    asked = record_reads(full)
     quiet = full.reap()
     assert asked == ["orders"]
     assert "fallback_secret" not in quiet.target()
@@ -142,7 +133,7 @@ def test_the_fallback_secret_is_used_only_when_the_server_is_full(full: Stage) -
 
 def test_sessions_of_the_targets_role_are_spared_if_the_fallback_connects(full: Stage) -> None:
     full.root.run(f"REVOKE pg_use_reserved_connections FROM {REAPER}")
-    full.target(fallback_secret=superuser(full))
+    full.target(fallback_secret=store_superuser(full))
     ours = full.session(role=REAPER)
     leaks = full.fill()
     run = full.reap()
@@ -205,7 +196,7 @@ def test_the_error_of_a_full_server_says_why_the_fallback_failed(full: Stage, tr
         nowhere = "nowhere"
         full.target(fallback_secret=nowhere)
     else:
-        superuser(full)
+        store_superuser(full)
         if trouble == "wrong password":
             full.root.run("ALTER ROLE rescuer PASSWORD 'another'")
         else:
@@ -237,7 +228,7 @@ def test_a_role_at_its_connection_limit_uses_the_fallback(full: Stage) -> None:
     full.root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 1")
     full.session(role=REAPER)
     leak = full.session(LEAK)
-    full.target(fallback_secret=superuser(full))
+    full.target(fallback_secret=store_superuser(full))
     assert full.reap().outcomes() == {leak.pid: "terminated"}
 
 

@@ -233,7 +233,7 @@ def test_a_session_that_waits_for_something_else_is_not_signalled(
     stage: Stage, reaper: Server, guard: dict[str, Any], action: Action
 ) -> None:
     victim = stage.session(ACTIVE)
-    until(lambda: victim._shown("wait_event") == "PgSleep", "it sleeps")  # noqa: SLF001
+    until(lambda: victim.read_column("wait_event") == "PgSleep", "it sleeps")
     identity = _identity_of(reaper, victim)
     guards = {victim.pid: WaitGuard(**guard)}
     assert list(reaper.signal([identity], action, Deadline(10), guards)) == [Signal.WAITING]
@@ -255,7 +255,7 @@ def test_a_session_that_waits_for_what_its_rule_says_is_signalled(
     stage: Stage, reaper: Server, guard: dict[str, Any]
 ) -> None:
     victim = stage.session(ACTIVE)
-    until(lambda: victim._shown("wait_event") == "PgSleep", "it sleeps")  # noqa: SLF001
+    until(lambda: victim.read_column("wait_event") == "PgSleep", "it sleeps")
     identity = _identity_of(reaper, victim)
     guards = {victim.pid: WaitGuard(**guard)}
     signals = list(reaper.signal([identity], Action.TERMINATE, Deadline(10), guards))

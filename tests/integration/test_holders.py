@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.answers import SNAPSHOT, list_places
+from tests.integration.rescue import store_superuser
 from tests.integration.stage import IDLE, LEAK, REAPER, Client, policy, rule
-from tests.integration.test_full import superuser
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ def small(own_server: Callable[..., Stage], build: object) -> Stage:
     if getattr(build, "major", 0) >= 16:
         settings |= {"superuser_reserved_connections": "2", "reserved_connections": "2"}
     stage = own_server(settings)
-    stage.target(fallback_secret=superuser(stage))
+    stage.target(fallback_secret=store_superuser(stage))
     return stage
 
 
@@ -142,7 +142,7 @@ def test_holders_that_are_protected_are_not_said_to_need_only_a_rule(small: Stag
 def test_holders_whose_sessions_are_all_protected_are_not_said_to_need_only_a_rule(
     small: Stage, protected: str
 ) -> None:
-    """A group tells nothing of its databases and of dropped roles, but each of its sessions does."""
+    """A group has neither databases nor dropped roles, but each of its sessions has."""
     small.database("billing")
     small.root.run("CREATE ROLE vault_1 LOGIN")
     role, database = ("app", "billing") if protected == "database" else ("vault_1", "postgres")

@@ -157,7 +157,7 @@ def test_a_server_that_sends_byte_by_byte_leaves_no_thread_behind(stage: Stage) 
 _CANCELS = [Moment.PREPARE_CANCEL, Moment.CANCEL]
 _RESETS = [m for m in Moment if m is not Moment.DISCONNECT and m not in _CANCELS]
 _HANGS = [Moment.SNAPSHOT, Moment.TERMINATE, Moment.VERIFY]
-_TROUBLES = {
+_FAULTS = {
     f"{action.name.lower()}s at {moment.name.lower()}{', its answer lost' if lost else ''}": Fault(
         action=action, moment=moment, lost=lost
     )
@@ -168,21 +168,21 @@ _TROUBLES = {
 }
 
 
-@pytest.mark.parametrize("trouble", _TROUBLES.values(), ids=_TROUBLES.keys())
-def test_the_report_is_true_if_the_server_always(stage: Stage, trouble: Fault) -> None:
+@pytest.mark.parametrize("fault", _FAULTS.values(), ids=_FAULTS.keys())
+def test_the_report_is_true_if_the_server_always(stage: Stage, fault: Fault) -> None:
     victims = stage.sessions(3)
-    with Proxy(stage.server.port, trouble, every=True) as proxy:
+    with Proxy(stage.server.port, fault, every=True) as proxy:
         stage.target(port=proxy.port)
-        run = stage.reap(seconds=6 if trouble.action is Action.HANG else 60)
+        run = stage.reap(seconds=6 if fault.action is Action.HANG else 60)
     assert run.seconds < 6 + PATIENCE
     assert len(run.emails) == 1
     assert run.target()["status"] == "failed"
-    expected = {"timeout", "deadline"} if trouble.action is Action.HANG else {"connection"}
+    expected = {"timeout", "deadline"} if fault.action is Action.HANG else {"connection"}
     assert run.error()["code"] in expected
     assert_true_to(run, victims)
-    if trouble.moment in BEFORE_ANY_SIGNAL:
+    if fault.moment in BEFORE_ANY_SIGNAL:
         assert stage.survivors(victims) == victims
-    if trouble.moment in {Moment.PREPARE_VERIFY, Moment.VERIFY}:
+    if fault.moment in {Moment.PREPARE_VERIFY, Moment.VERIFY}:
         assert set(run.outcomes()) == {victim.pid for victim in victims}
         assert stage.survivors(victims) == []
 
@@ -194,8 +194,8 @@ def test_the_report_is_true_if_the_server_resets_at_a_cancel(
 ) -> None:
     running = stage.sessions(3, ACTIVE)
     slow = rule("slow", state=[ACTIVE], role=["app"], action="cancel")
-    trouble = Fault(action=Action.RESET, moment=moment, lost=lost)
-    with Proxy(stage.server.port, trouble) as proxy:
+    fault = Fault(action=Action.RESET, moment=moment, lost=lost)
+    with Proxy(stage.server.port, fault) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(slow)
     assert (run.target()["status"], run.error()["code"]) == ("failed", "connection")
@@ -210,8 +210,8 @@ def test_the_report_is_true_if_the_server_resets_at_a_cancel(
 @pytest.mark.parametrize("nth", [1, 2])
 def test_a_lost_answer_does_not_hide_the_terminated_sessions(stage: Stage, nth: int) -> None:
     victims = stage.sessions(30)  # more than one statement signals
-    trouble = Fault(action=Action.RESET, moment=Moment.TERMINATE, nth=nth, lost=True)
-    with Proxy(stage.server.port, trouble) as proxy:
+    fault = Fault(action=Action.RESET, moment=Moment.TERMINATE, nth=nth, lost=True)
+    with Proxy(stage.server.port, fault) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap()
     assert_true_to(run, victims)
@@ -252,8 +252,8 @@ def test_slots_that_were_not_counted_after_the_signals_are_unknown(stage: Stage)
 
 def test_a_connection_lost_before_a_signal_terminates_no_more_sessions(stage: Stage) -> None:
     victims = stage.sessions(30)
-    trouble = Fault(action=Action.RESET, moment=Moment.TERMINATE, nth=2)
-    with Proxy(stage.server.port, trouble) as proxy:
+    fault = Fault(action=Action.RESET, moment=Moment.TERMINATE, nth=2)
+    with Proxy(stage.server.port, fault) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(seconds=10)
     assert_true_to(run, victims)
@@ -281,8 +281,8 @@ def test_the_report_is_true_if_the_server_sends_byte_by_byte_at(
     stage: Stage, moment: Moment
 ) -> None:
     victims = stage.sessions(3)
-    trouble = Fault(action=Action.DRIP, moment=moment, lost=True)
-    with Proxy(stage.server.port, trouble, every=True) as proxy:
+    fault = Fault(action=Action.DRIP, moment=moment, lost=True)
+    with Proxy(stage.server.port, fault, every=True) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(seconds=6)
     assert run.seconds < 6 + PATIENCE
@@ -295,8 +295,8 @@ def test_a_verified_session_stays_terminated_if_a_later_verify_fails(stage: Stag
     victims = stage.sessions(3)
     os.kill(victims[0].pid, signal.SIGSTOP)
     stage.cleanup(os.kill, victims[0].pid, signal.SIGCONT)
-    trouble = Fault(action=Action.DRIP, moment=Moment.VERIFY, nth=5, lost=True)
-    with Proxy(stage.server.port, trouble, every=True) as proxy:
+    fault = Fault(action=Action.DRIP, moment=Moment.VERIFY, nth=5, lost=True)
+    with Proxy(stage.server.port, fault, every=True) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(seconds=6)
     assert list(run.outcomes().values()) == ["lingering", "terminated", "terminated"]

@@ -70,7 +70,7 @@ def a_parallel_query(stage: Stage, *statements: str) -> Victim:
     ):
         victim.connection.run(f"SET {name} = {value}")
     victim.start("SELECT count(work(n)) FROM big")
-    until(lambda: victim._shown("wait_event_type") == "IPC", "it waits for its workers")  # noqa: SLF001
+    until(lambda: victim.read_column("wait_event_type") == "IPC", "it waits for its workers")
     return victim
 
 
@@ -93,7 +93,7 @@ def test_a_parallel_query_whose_workers_wait_for_a_lock_is_left_alone(
 ) -> None:
     victim = a_parallel_query(stage, LOCK)
     until(lambda: is_waiting(stage, victim), "its workers wait for the lock")
-    assert victim._shown("wait_event_type") == "IPC"  # noqa: SLF001
+    assert victim.read_column("wait_event_type") == "IPC"
     assert stage.reap(RUNAWAY).outcomes() == {}
     assert (victim.state, holder.is_there) == (ACTIVE, True)
     run = stage.reap(VICTIMS)
@@ -214,7 +214,7 @@ def test_a_session_that_begins_to_wait_as_a_keep_rule_says_escapes(stage: Stage)
     def before(now: Moment) -> None:
         if now is Moment.PREPARE_TERMINATE:
             stage.root.run("INSERT INTO gate VALUES (1)")
-            until(lambda: victim._shown("wait_event") == "PgSleep", "it sleeps")  # noqa: SLF001
+            until(lambda: victim.read_column("wait_event") == "PgSleep", "it sleeps")
 
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
@@ -237,7 +237,7 @@ def test_a_client_that_does_not_read_its_result_can_be_named(stage: Stage) -> No
     stream = victim.connection._sock  # noqa: SLF001 -- the driver itself would read
     stream.write(b"Q" + (len(query) + 4).to_bytes(4, "big") + query)
     stream.flush()
-    until(lambda: victim._shown("wait_event") == "ClientWrite", "its result is not read")  # noqa: SLF001
+    until(lambda: victim.read_column("wait_event") == "ClientWrite", "its result is not read")
     unread = rule(
         state=[ACTIVE], query_for="1ms", wait_event_type=["Client"], wait_event=["ClientWrite"]
     )

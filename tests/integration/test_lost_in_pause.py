@@ -22,7 +22,7 @@ CONFIRMED = {**rule(), "confirm_after": "100ms"}
 OURS = f"FROM pg_stat_activity WHERE usename = '{REAPER}' AND backend_type = 'client backend'"
 
 
-def ending_ours(stage: Stage, *, is_once: bool = True) -> Callable[[Moment], None]:
+def end_own_session(stage: Stage, *, is_once: bool = True) -> Callable[[Moment], None]:
     """End the reaper's backend before its second snapshot, or before each later one."""
     numbers = count(1)
 
@@ -36,7 +36,7 @@ def ending_ours(stage: Stage, *, is_once: bool = True) -> Callable[[Moment], Non
 
 def test_a_connection_that_ends_in_the_pause_is_replaced(stage: Stage) -> None:
     leak = stage.session()
-    with Proxy(stage.server.port, before=ending_ours(stage)) as proxy:
+    with Proxy(stage.server.port, before=end_own_session(stage)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(CONFIRMED)
         assert proxy.connections == 2
@@ -48,7 +48,7 @@ def test_a_connection_that_ends_in_the_pause_is_replaced(stage: Stage) -> None:
 
 def test_a_session_that_changed_meanwhile_has_escaped(stage: Stage) -> None:
     leak, pooled = stage.sessions(2)
-    end = ending_ours(stage)
+    end = end_own_session(stage)
 
     def before(moment: Moment) -> None:
         if moment is Moment.SNAPSHOT and pooled.state != "idle" and proxy.connections == 2:
@@ -64,7 +64,7 @@ def test_a_session_that_changed_meanwhile_has_escaped(stage: Stage) -> None:
 
 def test_the_connection_is_replaced_once(stage: Stage) -> None:
     leak = stage.session()
-    with Proxy(stage.server.port, before=ending_ours(stage, is_once=False)) as proxy:
+    with Proxy(stage.server.port, before=end_own_session(stage, is_once=False)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(CONFIRMED)
         assert proxy.connections == 2
@@ -81,7 +81,7 @@ def test_nothing_is_signalled_if_the_new_connection_leads_to_another_server(
     with run_another(build, standby=False) as other:
         theirs = other.leak()
         detour = Detour(port=other.server.port)
-        with Proxy(stage.server.port, before=ending_ours(stage), detour=detour) as proxy:
+        with Proxy(stage.server.port, before=end_own_session(stage), detour=detour) as proxy:
             stage.target(port=proxy.port)
             run = stage.reap(CONFIRMED)
         assert theirs.is_there

@@ -14,6 +14,7 @@ import pytest
 from botocore.client import BaseClient
 from session_reaper.errors import PublishError
 
+from tests.integration.notification_state import age_items, read_items, read_kinds
 from tests.integration.stage import IDLE, LEAK, REAPER, TABLE, policy, rule
 from tests.integration.wire import Impostor, aws_but_for, http, say
 
@@ -26,25 +27,8 @@ SECRETS = "arn:aws:secretsmanager:eu-central-1:123456789012:secret"
 PAGE = b"<html><head><title>403 Forbidden</title></head><body><h1>403 Forbidden</h1></body></html>"
 
 
-def items() -> list[dict[str, Any]]:
-    return boto3.client("dynamodb").scan(TableName=TABLE)["Items"]
-
-
-def kinds() -> set[str]:
-    return {item["kind"]["S"] for item in items()}
-
-
-def aged(seconds: float) -> None:
-    """Make every item as old as if it had been written so many seconds earlier."""
-    dynamodb = boto3.client("dynamodb")
-    for item in items():
-        for key in ("told_at", "since"):
-            item[key] = {"N": str(float(item[key]["N"]) - seconds)}
-        dynamodb.put_item(TableName=TABLE, Item=item)
-
-
 @contextmanager
-def locked_out(stage: Stage) -> Iterator[None]:
+def lock_out(stage: Stage) -> Iterator[None]:
     stage.root.run(f"ALTER ROLE {REAPER} NOLOGIN")
     try:
         yield
@@ -58,25 +42,25 @@ def subjects(run: Run) -> list[str]:
 
 @pytest.mark.usefixtures("table")
 def test_an_issue_is_reported_once_and_its_end_once(stage: Stage) -> None:
-    with locked_out(stage):
+    with lock_out(stage):
         (first,) = subjects(stage.run())
         assert first.startswith("orders: failed")
         assert subjects(stage.run()) == []
-        assert kinds() == {"failed 28000"}
+        assert read_kinds() == {"failed 28000"}
     (last,) = subjects(stage.run())
     assert last.startswith("orders: recovered (error 28000 for ")
-    assert kinds() == set()
+    assert read_kinds() == set()
     assert subjects(stage.run()) == []
 
 
 @pytest.mark.usefixtures("table")
 def test_an_ongoing_issue_is_repeated_after_remind_after(stage: Stage) -> None:
     stage.monkeypatch.setenv("REMIND_AFTER", "90m")
-    with locked_out(stage):
+    with lock_out(stage):
         assert stage.run().emails
-        aged(89 * 60)
+        age_items(89 * 60)
         assert not stage.run().emails
-        aged(60)
+        age_items(60)
         assert stage.run().emails
         assert not stage.run().emails
 
@@ -84,7 +68,7 @@ def test_an_ongoing_issue_is_repeated_after_remind_after(stage: Stage) -> None:
 @pytest.mark.usefixtures("table")
 def test_an_issue_that_returns_is_news(stage: Stage) -> None:
     for _ in range(2):
-        with locked_out(stage):
+        with lock_out(stage):
             assert stage.run().emails
         assert stage.run().emails
 
@@ -98,7 +82,7 @@ def test_every_termination_is_reported(stage: Stage) -> None:
     stage.session()
     run = stage.run()
     assert subjects(run) == [run.document["summary"]]
-    assert items() == []
+    assert read_items() == []
 
 
 @pytest.mark.usefixtures("table")
@@ -126,19 +110,19 @@ def test_a_known_issue_is_named_beside_the_news(stage: Stage) -> None:
 
 @pytest.mark.usefixtures("table")
 def test_a_manual_run_with_options_is_reported_and_changes_no_state(stage: Stage) -> None:
-    with locked_out(stage):
+    with lock_out(stage):
         assert stage.run().emails
-        before = items()
+        before = read_items()
         assert stage.run({"mode": "observe"}).emails
     assert stage.run({"check": True}).emails
-    assert items() == before
+    assert read_items() == before
     assert "recovered" in stage.run({"targets": ["orders"]}).email.subject
 
 
 @pytest.mark.usefixtures("table")
 def test_notify_always_reports_every_run(stage: Stage) -> None:
     stage.monkeypatch.setenv("NOTIFY", "always")
-    with locked_out(stage):
+    with lock_out(stage):
         assert stage.run().emails
         assert stage.run().emails
     assert "recovered" in stage.run().email.subject
@@ -146,7 +130,7 @@ def test_notify_always_reports_every_run(stage: Stage) -> None:
 
 
 def test_without_a_table_everything_is_reported(stage: Stage) -> None:
-    with locked_out(stage):
+    with lock_out(stage):
         assert stage.run().emails
         assert stage.run().emails
 
@@ -154,7 +138,7 @@ def test_without_a_table_everything_is_reported(stage: Stage) -> None:
 @pytest.mark.parametrize("name", ["no-such-table", "not a name"])
 def test_if_the_table_cannot_be_read_everything_is_reported(stage: Stage, name: str) -> None:
     stage.monkeypatch.setenv("MEMORY_TABLE", name)
-    with locked_out(stage):
+    with lock_out(stage):
         for _ in range(2):
             assert "The memory table could not be read" in stage.run().said
     assert stage.run().emails == []
@@ -174,7 +158,7 @@ def test_a_table_that_does_not_answer_costs_seconds_and_no_summary(stage: Stage)
 @pytest.mark.usefixtures("table")
 def test_an_undelivered_issue_is_not_saved_as_reported(stage: Stage) -> None:
     topic = os.environ["TOPIC_ARN"]
-    with locked_out(stage):
+    with lock_out(stage):
         stage.monkeypatch.setenv("TOPIC_ARN", f"{topic}-gone")
         with pytest.raises(PublishError):
             stage.run()
@@ -268,7 +252,7 @@ def test_one_item_that_cannot_be_saved_does_not_affect_the_others(stage: Stage) 
     stage.target("a", port=1)
     stage.target("z", port=2)
     assert stage.run().emails
-    assert [item["target"]["S"] for item in items()] == [f"{SECRETS}:z"]
+    assert [item["target"]["S"] for item in read_items()] == [f"{SECRETS}:z"]
 
 
 @pytest.mark.usefixtures("table")
@@ -287,9 +271,9 @@ def test_a_second_topic_that_is_gone_does_not_make_the_first_repeat_its_summary(
 @pytest.mark.usefixtures("table")
 def test_an_item_has_the_target_the_times_and_its_expiry(stage: Stage) -> None:
     began = time.time()
-    with locked_out(stage):
+    with lock_out(stage):
         stage.run()
-    ((item),) = items()
+    ((item),) = read_items()
     assert item["target"] == {"S": f"{SECRETS}:orders"}
     assert began - 1 < float(item["told_at"]["N"]) == float(item["since"]["N"]) <= time.time()
     assert int(item["expires_at"]["N"]) > began + 7 * 86400
@@ -306,7 +290,7 @@ def test_a_secret_that_takes_another_target_s_name_hides_nothing(stage: Stage) -
         stage.fill()
         stage.monkeypatch.setenv("MODE", "observe")
         assert stage.run(seconds=6).email.subject.startswith("CRITICAL")
-        assert len({item["target"]["S"] for item in items()}) == 2
+        assert len({item["target"]["S"] for item in read_items()}) == 2
 
 
 @pytest.mark.usefixtures("table")
@@ -323,16 +307,16 @@ def test_a_secret_that_can_be_read_again_has_recovered(stage: Stage, known_by: s
     assert stage.run().emails == []
     secrets.restore_secret(SecretId="stock")
     assert "stock: recovered (error secret" in stage.run().email.subject
-    assert kinds() == {"failed connection"}
+    assert read_kinds() == {"failed connection"}
 
 
 @pytest.mark.usefixtures("table")
 def test_in_mode_off_nothing_is_forgotten(stage: Stage) -> None:
-    with locked_out(stage):
+    with lock_out(stage):
         stage.run()
     stage.monkeypatch.setenv("MODE", "off")
     assert stage.run().emails == []
-    assert kinds() == {"failed 28000"}
+    assert read_kinds() == {"failed 28000"}
 
 
 def put_item(kind: str, target: str = f"{SECRETS}:orders") -> None:
@@ -347,9 +331,9 @@ def put_item(kind: str, target: str = f"{SECRETS}:orders") -> None:
 )
 def test_an_item_of_another_release_is_ignored(stage: Stage, kind: str) -> None:
     put_item(kind)
-    with locked_out(stage):
+    with lock_out(stage):
         assert stage.run().email.subject.startswith("orders: failed")
-    assert "failed 28000" in kinds()
+    assert "failed 28000" in read_kinds()
 
 
 @pytest.mark.usefixtures("table")
@@ -368,7 +352,7 @@ def test_an_item_that_cannot_be_read_hides_no_other_item(
 ) -> None:
     bad = {"target": {"S": f"{SECRETS}:orders"}, "kind": {"S": "full"}, **attributes}
     boto3.client("dynamodb").put_item(TableName=TABLE, Item=bad)
-    with locked_out(stage):
+    with lock_out(stage):
         first = stage.run()
         assert len(first.emails) == 1
         assert "memory table could not be read" not in first.said
@@ -390,12 +374,12 @@ def test_many_undelivered_summaries_are_published_at_once_when_the_topic_is_back
     stage.monkeypatch.setenv("TOPIC_ARN", f"{topic}-gone")
     with pytest.raises(PublishError):
         stage.run(seconds=60)
-    assert len(items()) == 5
+    assert len(read_items()) == 5
     stage.monkeypatch.setenv("TOPIC_ARN", topic)
     run = stage.run()
     assert run.email.subject.endswith("; 151 undelivered from earlier runs")
     assert "Not delivered by an earlier run: orders: 1 session terminated" in run.said
-    assert items() == []
+    assert read_items() == []
     assert stage.run().emails == []
 
 
@@ -406,14 +390,14 @@ def test_an_observed_rule_with_a_blank_in_its_name_hides_no_other_rule(stage: St
     stage.use_policy(policy(rule("a")))
     assert stage.run().emails
     assert stage.run().emails == []
-    assert kinds() == {"would_terminate a b%20c"}
+    assert read_kinds() == {"would_terminate a b%20c"}
     stage.session(role="c")
     stage.use_policy(policy(rule("a b", role=["c"], state=[LEAK], idle_for="1ms")))
     assert stage.run().emails
     stage.use_policy(policy(rule("a%20b", role=["c"], state=[LEAK], idle_for="1ms")))
     assert stage.run().emails
     assert stage.run().emails == []
-    assert kinds() == {
+    assert read_kinds() == {
         "would_terminate a b%20c",
         "would_terminate a%20b c",
         "would_terminate a%2520b c",

@@ -416,7 +416,7 @@ def test_one_server_with_ipv4_and_ipv6_is_one_target(
     assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
 
 
-def logged(output: Output) -> list[dict[str, Any]]:
+def read_log(output: Output) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.readouterr().out.splitlines()]
 
 
@@ -463,7 +463,7 @@ def test_log_and_metrics_name_a_server_as_its_report_does_whoever_connects_first
         run = stage.run()
     assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
     assert run.target()["also"] == ["billing"]
-    lines = logged(output)
+    lines = read_log(output)
     sessions = lines_of_sessions(lines)
     assert len(sessions) == 2 * len(leaks)  # a decision and an outcome
     assert {line["target"] for line in sessions} == {"orders"}
@@ -481,7 +481,7 @@ def test_a_secret_that_gets_in_after_the_signals_gives_its_name_to_the_lines_bef
         run = stage.run()
     assert names(run) == ["orders"]
     assert run.outcomes() == {leak.pid: "terminated"}
-    lines = logged(output)
+    lines = read_log(output)
     assert {line["target"] for line in lines_of_sessions(lines)} == {"billing"}
     (other,) = [line for line in lines if line.get("message") == "logged under another name"]
     assert (other["target"], other["logged_as"]) == ("orders", "billing")
@@ -504,7 +504,7 @@ def test_the_secret_whose_role_signals_is_used_at_whatever_address(
         run = stage.run()
     assert names(run) == ["orders"]
     assert run.outcomes() == {leak.pid: "terminated"}
-    assert {line["target"] for line in lines_of_sessions(logged(output))} == {"orders"}
+    assert {line["target"] for line in lines_of_sessions(read_log(output))} == {"orders"}
 
 
 @pytest.mark.parametrize("fast", ["orders", "billing"])
@@ -616,7 +616,7 @@ def test_a_server_that_does_not_show_our_session_stops_no_visit(
     assert run.target()["error"] is None
 
 
-def behind_tls(client: socket.socket, port: int, tls: Tls, stop: Event) -> None:
+def proxy_tls(client: socket.socket, port: int, tls: Tls, stop: Event) -> None:
     """End TLS with that certificate, and pass everything on to a port here."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tls.certificate, tls.key)
@@ -638,7 +638,7 @@ def test_a_server_with_another_certificate_stops_no_visit(stage: Stage, tmp_path
 
     def answer(client: socket.socket, stop: Event) -> None:
         with Proxy(stage.server.port, before=order.lead) as proxy:
-            behind_tls(client, proxy.port, tls, stop)
+            proxy_tls(client, proxy.port, tls, stop)
 
     with Impostor(answer) as evil, Proxy(stage.server.port, before=order.follow) as proxy:
         authority = tls.authority.read_text()
@@ -661,7 +661,7 @@ def test_a_visit_that_trusted_another_authority_does_not_stop_one(
     certificates = iter([evil_tls if is_in_the_middle else tls, tls])
 
     def answer(client: socket.socket, stop: Event) -> None:
-        behind_tls(client, stage.server.port, next(certificates), stop)
+        proxy_tls(client, stage.server.port, next(certificates), stop)
 
     with Impostor(answer) as host:
         keys = {"port": host.port, "sslmode": "verify-full"}

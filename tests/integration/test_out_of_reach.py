@@ -22,15 +22,15 @@ LOCK = "SELECT pg_advisory_xact_lock(7)"
 GID = "customer o'brien; 4711"
 
 
-def replicated(stage: Stage, leaks: int = 2, **options: object) -> list[Victim]:
+def open_replicating(stage: Stage, leaks: int = 2, **options: object) -> list[Victim]:
     """Open leaks of a role whose REPLICATION attribute protects them."""
     stage.role("avnadmin", "REPLICATION")
     return stage.sessions(leaks, LEAK, role="avnadmin", application_name="api", **options)
 
 
-def waiting(stage: Stage) -> Victim:
+def open_waiting(stage: Stage) -> Victim:
     waiter = stage.session(ACTIVE, role="waiter", query=LOCK, application_name="checkout")
-    until(lambda: waiter._shown("wait_event_type") == "Lock", "it waits")  # noqa: SLF001 -- of the stage
+    until(lambda: waiter.read_column("wait_event_type") == "Lock", "it waits")
     return waiter
 
 
@@ -45,7 +45,7 @@ def statement_of(run: Run, beginning: str) -> str:
 
 
 def test_protected_sessions_are_in_the_return_value_of_a_quiet_run(stage: Stage) -> None:
-    leaks = replicated(stage)
+    leaks = open_replicating(stage)
     stage.session(LEAK, application_name="pg_dump")
     stage.role("boss", "SUPERUSER")
     stage.session(LEAK, "boss", application_name="psql")
@@ -67,7 +67,7 @@ def test_protected_sessions_are_in_the_return_value_of_a_quiet_run(stage: Stage)
 
 
 def test_a_session_that_a_later_rule_condemns_is_not_listed_as_protected(stage: Stage) -> None:
-    (leak,) = replicated(stage, leaks=1)
+    (leak,) = open_replicating(stage, leaks=1)
     run = stage.reap(rule("general"), rule("named", role=["avnadmin"]))
     assert run.outcomes() == {}  # an event's policy lifts nothing
     assert run.document["totals"]["protected"] == 1
@@ -83,7 +83,7 @@ def test_protected_sessions_are_in_the_mail_where_slots_are_short(
 ) -> None:
     stage = own_server({"max_connections": "24", "superuser_reserved_connections": "4"})
     stage.target()
-    replicated(stage, leaks=14)
+    open_replicating(stage, leaks=14)
     stage.sessions(2, IDLE)
     run = stage.run({"policy": policy()})
     assert run.target()["status"] == "ok"
@@ -99,8 +99,8 @@ def test_protected_sessions_are_in_the_mail_where_slots_are_short(
 @pytest.mark.usefixtures("table")
 def test_a_protected_session_that_another_one_waits_for_is_in_the_mail(stage: Stage) -> None:
     """Also if no rule asks who waits for whom; once per REMIND_AFTER."""
-    replicated(stage, leaks=1, query=LOCK)
-    waiting(stage)
+    open_replicating(stage, leaks=1, query=LOCK)
+    open_waiting(stage)
     stage.use_policy(policy())
     run = stage.run()
     assert "1 session matches rule leak but is protected (replication role)" in run.said
@@ -115,7 +115,7 @@ def test_many_protections_leave_room_for_the_holders_among_the_steps(
 ) -> None:
     stage = own_server({"max_connections": "24", "superuser_reserved_connections": "4"})
     stage.target()
-    replicated(stage, leaks=2)
+    open_replicating(stage, leaks=2)
     for name in ("rdsproxyadmin", "deploy", "etl"):
         stage.session(LEAK, name)
     for application in ("pg_dump", "barman", "keep"):
@@ -146,7 +146,7 @@ def test_a_prepared_transaction_that_blocks_is_reported_with_what_to_run(prepari
     orphan.close()
     preparing.target()
     preparing.use_policy(policy(BLOCKERS))
-    waiter = waiting(preparing)
+    waiter = open_waiting(preparing)
     run = preparing.run()
     assert run.document["verdict"].startswith("ACTION NEEDED: Sessions wait for a blocker")
     assert "1 session (checkout as waiter; the longest for " in run.said
@@ -180,7 +180,7 @@ def test_prepared_transactions_that_block_nobody_are_not_rolled_back(
         root.run(f"PREPARE TRANSACTION '{gid}'")
         preparing.cleanup(root.run, f"ROLLBACK PREPARED '{gid}'")
     waiter = preparing.session(ACTIVE, role="waiter", query=blocking)
-    until(lambda: waiter._shown("wait_event_type") == "Lock", "it waits")  # noqa: SLF001 -- of the stage
+    until(lambda: waiter.read_column("wait_event_type") == "Lock", "it waits")
     run = preparing.reap(BLOCKERS)
     printed = root.run(statement_of(run, "SELECT format("))
     assert [row[0] for row in printed] == ["ROLLBACK PREPARED 'orphan'"]
@@ -191,7 +191,7 @@ def test_a_prepared_transaction_that_blocks_for_less_is_not_reported(preparing: 
     preparing.root.run(LOCK)
     preparing.root.run("PREPARE TRANSACTION 'x'")
     preparing.cleanup(preparing.root.run, "ROLLBACK PREPARED 'x'")
-    waiting(preparing)
+    open_waiting(preparing)
     patient = rule("blockers", blocks=1, blocks_for="1h")
     many = rule("many", blocks=2, blocks_for="1ms")
     seeing = {**BLOCKERS, "name": "seeing", "mode": "observe"}
@@ -203,7 +203,7 @@ def test_a_prepared_transaction_that_blocks_for_less_is_not_reported(preparing: 
 def test_a_superuser_that_blocks_is_reported_with_what_to_run(stage: Stage) -> None:
     stage.role("boss", "SUPERUSER")
     blocker = stage.session(LEAK, "boss", query=LOCK, application_name="psql")
-    waiter = waiting(stage)
+    waiter = open_waiting(stage)
     run = stage.reap(BLOCKERS)
     assert "pid" in run.said
     assert run.target()["blockers_out_of_reach"][0]["by"] == "superuser"
@@ -218,8 +218,8 @@ def test_a_superuser_that_blocks_is_reported_with_what_to_run(stage: Stage) -> N
 
 
 def test_a_blocker_that_works_again_outlives_what_the_mail_says_to_run(stage: Stage) -> None:
-    (blocker,) = replicated(stage, leaks=1, query=LOCK)
-    waiting(stage)
+    (blocker,) = open_replicating(stage, leaks=1, query=LOCK)
+    open_waiting(stage)
     run = stage.reap(BLOCKERS)
     assert HIDDEN in run.said
     blocker.connection.run("COMMIT")
@@ -229,8 +229,8 @@ def test_a_blocker_that_works_again_outlives_what_the_mail_says_to_run(stage: St
 
 @pytest.mark.usefixtures("table")
 def test_the_end_of_a_blocker_out_of_reach_is_reported(stage: Stage) -> None:
-    (blocker,) = replicated(stage, leaks=1, query=LOCK)
-    waiting(stage)
+    (blocker,) = open_replicating(stage, leaks=1, query=LOCK)
+    open_waiting(stage)
     stage.use_policy(policy(BLOCKERS))
     assert "blocker" in stage.run().said
     assert stage.run().emails == []

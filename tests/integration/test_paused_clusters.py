@@ -66,7 +66,7 @@ class Cluster:
         (writer, *_) = rds.describe_db_instances()["DBInstances"]
         return writer["Endpoint"]["Address"]
 
-    def measured(
+    def put_metric(
         self, name: str, value: float, *, minutes: float = 2, metric: str = "DatabaseConnections"
     ) -> None:
         moment = datetime.now(UTC) - timedelta(minutes=minutes)
@@ -107,7 +107,7 @@ def test_a_cluster_without_connections_is_not_woken(
 ) -> None:
     cluster.make(1, 1)
     for name in ("shop-1", "shop-2"):
-        cluster.measured(name, 0, metric=metric)
+        cluster.put_metric(name, 0, metric=metric)
     run = cluster.run()
     assert statuses(run) == {"shop-1": "paused", "shop-2": "paused"}
     assert run.document["status"] == "ok"
@@ -123,13 +123,13 @@ def test_a_cluster_without_connections_is_not_woken(
 )
 def test_a_manual_run_connects_to_a_paused_cluster(cluster: Cluster, event: dict[str, Any]) -> None:
     cluster.make(1)
-    cluster.measured("shop-1", 0)
+    cluster.put_metric("shop-1", 0)
     assert statuses(cluster.run(event)) == {"shop-1": "ok"}
 
 
 def test_a_scheduled_run_connects_if_the_setting_says_so(cluster: Cluster) -> None:
     cluster.make(1)
-    cluster.measured("shop-1", 0)
+    cluster.put_metric("shop-1", 0)
     cluster.stage.monkeypatch.setenv("PAUSED_CLUSTERS", "connect")
     assert statuses(cluster.run()) == {"shop-1": "ok"}
 
@@ -140,7 +140,7 @@ def test_connections_late_metrics_and_missing_ones_mean_connect(
 ) -> None:
     cluster.make(1)
     if minutes is not None:
-        cluster.measured("shop-1", value, minutes=minutes)
+        cluster.put_metric("shop-1", value, minutes=minutes)
     run = cluster.run()
     assert statuses(run) == {"shop-1": "ok"}
     assert "allow-pause-check" not in {each["code"] for each in run.target("shop-1")["advice"]}
@@ -148,9 +148,9 @@ def test_connections_late_metrics_and_missing_ones_mean_connect(
 
 def test_a_cluster_is_judged_by_the_instances_that_wake_together(cluster: Cluster) -> None:
     cluster.make(1, 1, 2)
-    cluster.measured("shop-1", 3)
-    cluster.measured("shop-2", 0)
-    cluster.measured("shop-3", 0)
+    cluster.put_metric("shop-1", 3)
+    cluster.put_metric("shop-2", 0)
+    cluster.put_metric("shop-3", 0)
     assert statuses(cluster.run()) == {"shop-1": "ok", "shop-2": "ok", "shop-3": "paused"}
 
 
@@ -159,7 +159,7 @@ def test_a_cluster_that_cannot_pause_costs_no_call_to_cloudwatch(
     cluster: Cluster, minimum: float, kind: str
 ) -> None:
     cluster.make(1, minimum=minimum, kind=kind)
-    cluster.measured("shop-1", 0)
+    cluster.put_metric("shop-1", 0)
     with record_calls() as calls:
         assert statuses(cluster.run()) == {"shop-1": "ok"}
     made = Counter(each for each in calls if each.startswith(("rds", "cl")))
@@ -168,7 +168,7 @@ def test_a_cluster_that_cannot_pause_costs_no_call_to_cloudwatch(
 
 def test_the_host_of_an_instance_in_a_secret_is_looked_up(cluster: Cluster, proxy: Proxy) -> None:
     host = cluster.make(1, is_target=False)
-    cluster.measured("shop-1", 0)
+    cluster.put_metric("shop-1", 0)
     cluster.stage.target("orders", host=host, port=proxy.port)
     assert statuses(cluster.run()) == {"orders": "paused"}
     assert proxy.connections == 0
@@ -176,7 +176,7 @@ def test_the_host_of_an_instance_in_a_secret_is_looked_up(cluster: Cluster, prox
 
 def test_several_secrets_of_a_paused_server_are_one_target(cluster: Cluster, proxy: Proxy) -> None:
     host = cluster.make(1)
-    cluster.measured("shop-1", 0)
+    cluster.put_metric("shop-1", 0)
     cluster.stage.target("billing", host=host, port=proxy.port)
     run = cluster.run()
     assert statuses(run) == {"shop-1": "paused"}
@@ -208,7 +208,7 @@ def test_if_rds_or_cloudwatch_cannot_be_read_the_run_connects_and_warns(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     host = cluster.make(1, is_target=False)
-    cluster.measured("shop-1", 0)
+    cluster.put_metric("shop-1", 0)
     stage = cluster.stage
     stage.target("orders", host=host, port=cluster.port)
     with aws_but_for(f"/{service}/aws4_request".encode(), answer) as other:
@@ -228,7 +228,7 @@ def test_an_issue_of_a_paused_cluster_has_not_ended(cluster: Cluster) -> None:
     stage.root.run("ALTER DATABASE postgres CONNECTION LIMIT 0")
     stage.cleanup(stage.root.run, "ALTER DATABASE postgres CONNECTION LIMIT -1")
     assert cluster.run().target("shop-1")["error"]["code"] == "53300"
-    cluster.measured("shop-1", 0)
+    cluster.put_metric("shop-1", 0)
     paused = cluster.run()
     assert statuses(paused)["shop-1"] == "paused"
     assert paused.emails == []

@@ -1,4 +1,4 @@
-"""Whom no rule reaches, on real sessions."""
+"""Sessions that no rule matches, on real servers."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def client_program(stage: Stage, role: str, **environment: str) -> dict[str, str
 
 
 @contextmanager
-def stopped(
+def run_until_stopped(
     stage: Stage, command: Sequence[str], environment: Mapping[str, str], condition: str
 ) -> Iterator[None]:
     """Run a program, and stop it while a session meets the condition; it succeeds in the end."""
@@ -224,7 +224,7 @@ def test_a_parallel_dump_is_left_alone(stage: Stage, tmp_path: Path) -> None:
     dumper(stage, 300_000)
     command = [str(programs_for(stage).bin / "pg_dump"), "-j2", "-Fd", "-f", str(tmp_path / "dump")]
     leader = f"usename = 'dumper' AND application_name = 'pg_dump' AND state = '{LEAK}'"
-    with stopped(stage, command, client_program(stage, "dumper"), leader):
+    with run_until_stopped(stage, command, client_program(stage, "dumper"), leader):
         run = stage.reap(EVERYBODY)
     assert run.outcomes() == {}
 
@@ -243,7 +243,7 @@ def test_a_parallel_dump_under_another_name_is_left_alone(stage: Stage, tmp_path
         "(3, 2) = (SELECT count(*), count(backend_xmin) FROM pg_stat_activity"
         " WHERE application_name = 'nightly-backup' AND state = 'idle in transaction')"
     )
-    with stopped(stage, command, environment, f"{COPYING} AND {all_are_there}"):
+    with run_until_stopped(stage, command, environment, f"{COPYING} AND {all_are_there}"):
         run = stage.reap(rule(), mode="observe")
         assert run.outcomes() == {leak.pid: "would_terminate"}
         assert stage.reap(EVERYBODY).outcomes() == {leak.pid: "terminated"}
@@ -263,7 +263,7 @@ def test_a_parallel_dump_that_reads_large_objects_is_left_alone(
         "3 = (SELECT count(backend_xmin) FROM pg_stat_activity"
         " WHERE application_name = 'nightly-backup')"
     )
-    with stopped(stage, command, environment, f"{reads} AND {all_are_there}"):
+    with run_until_stopped(stage, command, environment, f"{reads} AND {all_are_there}"):
         assert stage.reap(EVERYBODY).outcomes() == {}
 
 
@@ -331,7 +331,9 @@ def test_a_serial_dump_under_another_name_whose_output_is_not_read_is_left_alone
     ]
     environment = client_program(stage, "dumper", PGAPPNAME="nightly-backup")
     wedged = rule("wedged", state=ACTIVE, waiting_for_client=True, query_for="1ms")
-    with stopped(stage, command, environment, f"{COPYING} AND wait_event = 'ClientWrite'"):
+    with run_until_stopped(
+        stage, command, environment, f"{COPYING} AND wait_event = 'ClientWrite'"
+    ):
         assert stage.reap(rule(), wedged).outcomes() == {}
 
 
@@ -340,11 +342,13 @@ def test_a_backup_and_a_restore_are_left_alone(stage: Stage, tmp_path: Path) -> 
     environment = client_program(stage, "dumper")
     archive = str(tmp_path / "archive")
     dump = [str(programs_for(stage).bin / "pg_dump"), "-Fc", "-Z0", "-t", "big", "-f", archive]
-    with stopped(stage, dump, environment, f"application_name = 'pg_dump' AND {COPYING}"):
+    with run_until_stopped(stage, dump, environment, f"application_name = 'pg_dump' AND {COPYING}"):
         assert stage.reap(EVERYBODY).outcomes() == {}
     stage.root.run("TRUNCATE big; ALTER TABLE big OWNER TO dumper")
     restore = [str(programs_for(stage).bin / "pg_restore"), "-a", "-d", "postgres", archive]
-    with stopped(stage, restore, environment, f"application_name = 'pg_restore' AND {COPYING}"):
+    with run_until_stopped(
+        stage, restore, environment, f"application_name = 'pg_restore' AND {COPYING}"
+    ):
         assert stage.reap(EVERYBODY).outcomes() == {}
     every = [
         str(programs_for(stage).bin / "pg_dumpall"),
@@ -353,7 +357,7 @@ def test_a_backup_and_a_restore_are_left_alone(stage: Stage, tmp_path: Path) -> 
         str(tmp_path / "all"),
     ]
     idle = f"application_name = 'pg_dumpall' AND state = '{IDLE}'"  # while its pg_dump works
-    with stopped(stage, every, environment, idle):
+    with run_until_stopped(stage, every, environment, idle):
         assert stage.reap(EVERYBODY).outcomes() == {}
 
 
@@ -386,7 +390,7 @@ def test_the_remote_half_of_a_foreign_transaction_is_left_alone(stage: Stage) ->
 
 @pytest.mark.postgres_fdw
 def test_dblink_has_the_name_of_its_connection_string(stage: Stage) -> None:
-    """It has no name of its own, so the policy has to protect the one that the job gives it."""
+    """It has no name of its own, so the policy has to protect the name that the job gives it."""
     remote = stage.database("remote")
     root = stage.root
     root.run("CREATE EXTENSION dblink")

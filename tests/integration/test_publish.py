@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jsonschema
@@ -14,7 +13,8 @@ from session_reaper.report.model import Failure, Outcome, TargetStatus
 from session_reaper.runs.notify import notify
 from session_reaper.runs.plan import make_plan
 
-from tests.builders import a_report, a_target_report, some_fates
+from tests.builders import a_report, a_target_report, some_results
+from tests.integration.slack import NOTIFICATION_SCHEMA
 from tests.integration.stage import IDLE, LEAK, policy
 from tests.integration.wire import aws_but_for, http
 
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from threading import Event
 
     from tests.integration.stage import Stage
-
-SCHEMA = json.loads(
-    (Path(__file__).parents[1] / "summaries/custom_notification.schema.json").read_text()
-)
 
 PUBLISHED = (
     b"<PublishResponse><PublishResult><MessageId>1</MessageId></PublishResult></PublishResponse>"
@@ -39,7 +35,7 @@ def test_every_format_of_a_summary_reports_the_same_run(stage: Stage) -> None:
     email = run.email
     assert run.outcomes() == {leak.pid: "terminated"}
     notification = json.loads(email.chat)
-    jsonschema.validate(notification, SCHEMA)
+    jsonschema.validate(notification, NOTIFICATION_SCHEMA)
     assert run.document["summary"] in notification["content"]["title"]
     assert run.document["verdict"] == "RESOLVED: 1 session was terminated and verified gone."
     assert email.body.startswith(run.document["verdict"])
@@ -162,7 +158,7 @@ def test_a_bug_in_writing_the_summary_publishes_the_numbers_and_ends_the_run_wit
     stage: Stage, caplog: pytest.LogCaptureFixture, part: str
 ) -> None:
     stage.target()
-    ended = some_fates(3, Outcome.TERMINATED), some_fates(2, Outcome.LINGERING)
+    ended = some_results(3, Outcome.TERMINATED), some_results(2, Outcome.LINGERING)
     odd = a_target_report(*ended[1], name="odd<!channel>", used_after=40, **BREAKING[part])
     report = a_report(a_target_report(*ended[0], used_after=40), odd)
     plan = make_plan({}, Deadline(60))
@@ -174,7 +170,7 @@ def test_a_bug_in_writing_the_summary_publishes_the_numbers_and_ends_the_run_wit
     assert f"odd??channel?: {odd.status}, 2 lingering" in email.body
     assert "The log has the outcome of each session" in email.body
     notification = json.loads(email.chat)
-    jsonschema.validate(notification, SCHEMA)
+    jsonschema.validate(notification, NOTIFICATION_SCHEMA)
     for text in (notification["content"]["description"], json.loads(email.webhook)["blocks"]):
         assert "odd??channel?" in str(text)
     messages = [record.message for record in caplog.records]

@@ -27,14 +27,14 @@ def stack(stage: Stage, *rules: Mapping[str, object], **keys: object) -> None:
     stage.monkeypatch.setenv("POLICY", "ssm:/reaper/policy")
 
 
-def logged(output: Output) -> dict[str, str]:
-    """The lines of a run, the metrics left out, by their message."""
+def read_log(output: Output) -> dict[str, str]:
+    """Return the log lines of a run by their message, without the metrics."""
     lines = output.readouterr().out.splitlines()
     return {json.loads(line)["message"]: line for line in lines if "_aws" not in line}
 
 
-def mailed(run: Run) -> str:
-    """All that was published."""
+def join_emails(run: Run) -> str:
+    """Return the texts of all messages that were published."""
     email = run.email
     return email.subject + email.body + email.chat + email.webhook
 
@@ -45,10 +45,10 @@ def test_queries_are_redacted_by_default(stage: Stage, output: Output) -> None:
     stack(stage)
     run = stage.run()
     assert run.session(leak)["query"] == REDACTED
-    lines = logged(output)
+    lines = read_log(output)
     assert set(lines) == {"decision", "outcome", "run"}
     assert all(REDACTED in line and CANARY not in line for line in lines.values())
-    assert CANARY not in json.dumps(run.document) + mailed(run)
+    assert CANARY not in json.dumps(run.document) + join_emails(run)
 
 
 @pytest.mark.every_major
@@ -59,11 +59,11 @@ def test_full_queries_are_in_the_return_value_and_the_log_but_not_in_the_summary
     stack(stage, queries="full")
     run = stage.run()
     assert run.session(leak)["query"] == QUERY
-    lines = logged(output)
+    lines = read_log(output)
     assert set(lines) == {"decision", "outcome", "run"}
     assert all(json.dumps(QUERY)[1:-1] in line for line in lines.values())
-    assert CANARY not in mailed(run)
-    assert REDACTED in mailed(run)
+    assert CANARY not in join_emails(run)
+    assert REDACTED in join_emails(run)
 
 
 def test_an_observing_run_shows_full_queries_too(stage: Stage, output: Output) -> None:
@@ -75,8 +75,8 @@ def test_an_observing_run_shows_full_queries_too(stage: Stage, output: Output) -
         "would_terminate": QUERY,
         "spared": QUERY,
     }
-    assert CANARY in logged(output)["decision"]
-    assert CANARY not in mailed(run)
+    assert CANARY in read_log(output)["decision"]
+    assert CANARY not in join_emails(run)
     assert leak.is_there
 
 
@@ -96,7 +96,7 @@ def test_an_event_alone_cannot_show_full_queries(
     stack(stage, **{"queries": of_stack} if of_stack else {})
     run = stage.run({"policy": policy(**{"queries": of_event} if of_event else {})})
     assert run.session(leak)["query"] == shown
-    for line in logged(output).values():
+    for line in read_log(output).values():
         assert (CANARY in line) == (shown == QUERY)
 
 
@@ -165,7 +165,7 @@ def test_a_session_has_its_query_id_if_the_server_computes_it(stage: Stage, outp
     assert run.session(leak)["query_id"] == query_id  # text: JavaScript would round the number
     assert run.session(same)["query_id"] == query_id  # but for literals it is the same
     assert "query_id" not in run.session(unknown)
-    assert query_id in logged(output)["run"]
+    assert query_id in read_log(output)["run"]
 
 
 @pytest.mark.majors(13, 13)

@@ -311,7 +311,7 @@ def test_an_instance_without_an_endpoint_is_not_a_target(fleet: Fleet, stage: St
 
     fleet.cluster("shop", "shop-1", "shop-2")
     fleet.target("shop")
-    _answering(stage, without)
+    _change_answers(stage, without)
     assert names(stage.reap()) == ["shop-1"]
 
 
@@ -354,33 +354,33 @@ def test_a_cluster_of_another_engine_fails_without_a_connection(
 # -- without a listing --------------------------------------------------------------------------
 
 
-def _answering(stage: Stage, change: Callable[[Any], None]) -> list[str]:
+def _change_answers(stage: Stage, change: Callable[[Any], None]) -> list[str]:
     """Change AWS's responses; return the list of its operations."""
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
     asked: list[str] = []
 
-    def changed(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+    def change_answer(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
         asked.append(operation)
         answer = call(client, operation, arguments)
         change(answer)
         return answer
 
-    stage.monkeypatch.setattr(BaseClient, "_make_api_call", changed)
+    stage.monkeypatch.setattr(BaseClient, "_make_api_call", change_answer)
     return asked
 
 
-def _denying(stage: Stage, *operations: str) -> list[str]:
+def _deny(stage: Stage, *operations: str) -> list[str]:
     """Deny operations, which the stand-in cannot; return the list of all operations."""
     call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- as above
     asked: list[str] = []
 
-    def denied(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+    def deny_call(client: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
         asked.append(operation)
         if operation in operations:
             raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, operation)
         return call(client, operation, arguments)
 
-    stage.monkeypatch.setattr(BaseClient, "_make_api_call", denied)
+    stage.monkeypatch.setattr(BaseClient, "_make_api_call", deny_call)
     return asked
 
 
@@ -392,7 +392,7 @@ def test_without_permission_to_list_the_secrets_own_host_is_the_target(
     fleet.cluster("shop", "shop-1", "shop-2")
     fleet.target("shop")
     managed = fleet.listed(fleet.instance("orders"))
-    asked = _denying(stage, operation)
+    asked = _deny(stage, operation)
     run = stage.reap()
     assert run.document["status"] == "partial"
     assert run.outcomes("shop") == {leak.pid: "terminated"}
@@ -424,7 +424,7 @@ def test_rds_is_not_called_if_every_secret_names_its_host(fleet: Fleet, stage: S
     fleet.cluster("shop", "shop-1")
     stage.target("orders")
     stage.target("solo", dbInstanceIdentifier="shop-1", dbClusterIdentifier="shop")
-    asked = _denying(stage, "DescribeDBClusters", "DescribeDBInstances")
+    asked = _deny(stage, "DescribeDBClusters", "DescribeDBInstances")
     assert stage.reap().document["status"] == "ok"
     assert not [each for each in asked if each.startswith("Describe")]
 
@@ -484,7 +484,7 @@ def test_a_listing_that_is_late_but_in_time_is_used(fleet: Fleet, stage: Stage) 
         if "DBInstances" in answer:
             never.wait(1)  # of these 12 s a listing may take 2.1
 
-    _answering(stage, late)
+    _change_answers(stage, late)
     run = stage.run({"policy": policy()}, seconds=12)
     assert run.outcomes("shop-1") == {leak.pid: "terminated"}
 
@@ -498,7 +498,7 @@ def test_slow_secrets_leave_enough_time_for_the_listing(fleet: Fleet, stage: Sta
         if "SecretString" in answer:
             never.wait(5)  # of these 24 s a list may take 4.2
 
-    _answering(stage, late)
+    _change_answers(stage, late)
     # More than one page, so that the deadline is checked.
     backend = get_backend("rds")[DEFAULT_ACCOUNT_ID][REGION]
     for number in range(120):

@@ -124,7 +124,7 @@ def test_a_wrong_clock_of_the_function_changes_no_decision(
         monkeypatch.setattr(time, "time", lambda now=now: now)
         (report,), _ = run(plan, directory, share_time(60))
         monkeypatch.undo()
-        assert [fate.decision.pid for fate in report.results] == [old.pid]
+        assert [result.decision.pid for result in report.results] == [old.pid]
         leak.connection.run("SELECT 1")
 
 

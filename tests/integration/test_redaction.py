@@ -25,11 +25,11 @@ SETTINGS = {
     "escaping": "SET standard_conforming_strings = off; SET backslash_quote = on;"
     " SET escape_string_warning = off",
 }
-KEPT = 100  # bytes of a query: the least that a server can be told
+KEPT = 100  # bytes of a query: the smallest setting of a server
 
 
-def shown(stage: Stage, session: Victim) -> str:
-    """The session's query as a look brings it."""
+def read_query(stage: Stage, session: Victim) -> str:
+    """The session's query as a snapshot has it."""
     ((query,),) = stage.root.run(
         "SELECT textsend(query) FROM pg_stat_activity WHERE pid = :pid", pid=session.pid
     )
@@ -51,9 +51,9 @@ def test_no_part_of_a_literal_is_shown_wherever_the_server_cuts(
             for end in range(2, size + 1):  # so many bytes of it are kept
                 padding = " " * (KEPT - 1 - len("SELECT ") - min(end, KEPT - 30))
                 query = f"SELECT {padding}{text}".replace("\0", "")
-                with suppress(DatabaseError):  # what is refused is shown too
+                with suppress(DatabaseError):  # a refused query is shown too
                     session.connection.run(query)
-                kept = shown(stage, session)
+                kept = read_query(stage, session)
                 assert query.startswith(kept)
                 assert not leaks(redact(kept)), kept
                 lengths.add(len(kept.encode()))
@@ -67,7 +67,7 @@ def test_no_part_of_a_literal_in_another_encoding_is_shown(stage: Stage) -> None
     session = stage.session(IDLE, database="latin")
     query = "SELECT $é$ $è$ canary $é$, 'é canary', $è$ $é$ canary $è$"
     assert len(session.connection.run(query)[0]) == 3
-    kept = shown(stage, session)
+    kept = read_query(stage, session)
     assert kept == query.replace("é", "\ufffd").replace("è", "\ufffd")
     assert not leaks(redact(kept))
 
@@ -103,7 +103,7 @@ QUERIES = 3000
 
 
 def soups(random: Random) -> Iterator[str]:
-    """SELECT lists that are nearly right; each word in them is another one."""
+    """SELECT lists that are nearly valid, each of whose words is unique."""
     number = 0
     while True:
         items = []

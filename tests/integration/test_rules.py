@@ -1,4 +1,4 @@
-"""Every kind of rule on real servers: pressure, wedged, blockers, harm, cancel, second look, limits."""
+"""Every kind of rule on real servers: pressure, wedged, blockers, harm, cancel, confirmation, limits."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_reserved_slots_do_not_count_as_usable(
 
 
 def test_a_rule_whose_until_is_reached_signals_no_session(own_server: Callable[..., Stage]) -> None:
-    """Not even one whom our role may not signal."""
+    """Not even one that our role may not signal."""
     stage = a_small_server(own_server)
     stage.session(LEAK, role="other")
     stage.role("reaper", "IN ROLE pg_read_all_stats")
@@ -153,17 +153,17 @@ def a_wedged_session(stage: Stage, **options: Any) -> Victim:  # noqa: ANN401 --
         + _message(b"H")  # Flush
     )
     stream.flush()
-    _until_active_and_waiting(victim)
+    _wait_until_blocked(victim)
     return victim
 
 
-def _until_active_and_waiting(victim: Victim) -> None:
+def _wait_until_blocked(victim: Victim) -> None:
     shown = "state || ' ' || wait_event"
-    until(lambda: victim._shown(shown) == "active ClientRead", "it waits for its client")  # noqa: SLF001
+    until(lambda: victim.read_column(shown) == "active ClientRead", "it waits for its client")
 
 
-def _running_for(victim: Victim, seconds: float) -> bool:
-    age = victim._shown("extract(epoch FROM clock_timestamp() - query_start)::float8")  # noqa: SLF001
+def _has_run_for(victim: Victim, seconds: float) -> bool:
+    age = victim.read_column("extract(epoch FROM clock_timestamp() - query_start)::float8")
     return age is not None and age > seconds
 
 
@@ -172,9 +172,9 @@ def test_a_wedged_session_outlives_its_timeouts_and_a_cancel_but_not_a_terminate
 ) -> None:
     wedged = a_wedged_session(stage)
     working = stage.session(ACTIVE)
-    until(lambda: _running_for(wedged, 0.3), "both timeouts are over")
+    until(lambda: _has_run_for(wedged, 0.3), "both timeouts are over")
     assert stage.root.run("SELECT pg_cancel_backend(:pid)", pid=wedged.pid) == [[True]]
-    until(lambda: _running_for(wedged, 0.5), "the cancel has had its time")
+    until(lambda: _has_run_for(wedged, 0.5), "the cancel has had its time")
     assert wedged.state == ACTIVE
 
     run = stage.reap(WEDGED)
@@ -192,9 +192,9 @@ def test_a_copy_that_waits_for_rows_is_not_wedged(stage: Stage) -> None:
     sockets = loading.connection._sock  # noqa: SLF001 -- the driver's own COPY would end it
     sockets.write(_message(b"Q", text.encode() + b"\0"))
     sockets.flush()
-    _until_active_and_waiting(loading)
-    until(lambda: _running_for(loading, 0.2), "it does so for long")
-    known = stage.server.major >= 14  # before that nothing but its text tells
+    _wait_until_blocked(loading)
+    until(lambda: _has_run_for(loading, 0.2), "it does so for long")
+    known = stage.server.major >= 14  # before that only its text shows a COPY
     assert (stage.reap(WEDGED).outcomes() == {}) == known
     assert loading.is_there == known
 
@@ -205,15 +205,15 @@ def test_a_copy_is_recognized_by_its_query_text(stage: Stage) -> None:
     stream = loading.connection._sock  # noqa: SLF001 -- as above
     stream.write(_message(b"Q", b"copy loaded from stdin\0"))
     stream.flush()
-    _until_active_and_waiting(loading)
-    until(lambda: _running_for(loading, 0.2), "it does so for long")
+    _wait_until_blocked(loading)
+    until(lambda: _has_run_for(loading, 0.2), "it does so for long")
     assert stage.reap(WEDGED).outcomes() == {}
     assert loading.is_there
 
 
 def test_a_wedged_session_that_continues_before_the_signal_escapes(stage: Stage) -> None:
     wedged = a_wedged_session(stage)
-    until(lambda: _running_for(wedged, 0.2), "it is old enough")
+    until(lambda: _has_run_for(wedged, 0.2), "it is old enough")
 
     def before(moment: Moment) -> None:
         if moment is Moment.PREPARE_TERMINATE:
@@ -233,15 +233,15 @@ def test_a_wedged_session_that_continues_before_the_signal_escapes(stage: Stage)
 
 @pytest.fixture
 def chain(stage: Stage) -> tuple[Victim, Victim, Victim]:
-    """One that is idle in a transaction, one that waits for it, one that waits for that one."""
+    """The pids of a session idle in a transaction, its waiter, and the waiter's own waiter."""
     _accounts(stage)
     lock = "UPDATE accounts SET sum = sum + 1 WHERE id = {}"
     root = stage.session(LEAK, query=lock.format(1), application_name="leaky")
     waiter = stage.session(LEAK, query=lock.format(2), application_name="patient")
     waiter.start(lock.format(1))
-    _until_it_waits(waiter)
+    _wait_until_waiting(waiter)
     last = stage.session(IDLE, application_name="last").start(lock.format(2))
-    _until_it_waits(last)
+    _wait_until_waiting(last)
     return root, waiter, last
 
 
@@ -252,8 +252,8 @@ def _accounts(stage: Stage) -> None:
     stage.root.run(f"GRANT ALL ON accounts TO {stage.role('app')}")
 
 
-def _until_it_waits(victim: Victim) -> None:
-    until(lambda: victim._shown("wait_event_type") == "Lock", "it waits for a lock")  # noqa: SLF001
+def _wait_until_waiting(victim: Victim) -> None:
+    until(lambda: victim.read_column("wait_event_type") == "Lock", "it waits for a lock")
 
 
 def test_the_root_blocker_is_terminated_and_its_waiters_continue(
@@ -264,7 +264,9 @@ def test_the_root_blocker_is_terminated_and_its_waiters_continue(
     run = stage.reap(rule(state=[LEAK, ACTIVE], blocks=2, blocks_for="0s"))
     assert run.outcomes() == {root.pid: "terminated"}
     until(lambda: waiter.state == LEAK, "the waiter got its lock")
-    assert last.state == ACTIVE  # it waits for the waiter, who is no root while it waits itself
+    assert (
+        last.state == ACTIVE
+    )  # it waits for the waiter, which is not a root while it waits itself
     assert bystander.is_there
     reason = run.session(root)["reason"]
     assert reason.startswith("2 waiting on it (blocks: 2), waited for ")
@@ -297,11 +299,11 @@ def test_a_blocker_is_left_alone_until_others_have_waited_long_enough(
 
 
 def test_blocks_for_counts_from_the_start_of_the_wait(stage: Stage) -> None:
-    """A statement that ran for long before it came to wait has not waited for long."""
+    """A statement that ran for long before it began to wait has not waited for long."""
     _accounts(stage)
     waiter = stage.session(IDLE).start("SELECT pg_sleep(1.5); LOCK TABLE accounts")
     root = stage.session(LEAK, query="LOCK TABLE accounts")
-    _until_it_waits(waiter)
+    _wait_until_waiting(waiter)
     root.connection.run("SELECT 1")  # healthy: at work a moment ago
     run = stage.run({"mode": "observe", "policy": policy(rule(blocks_for="1400ms"))})
     assert run.outcomes() == {}
@@ -324,7 +326,7 @@ def test_a_session_that_just_got_the_lock_is_not_blamed_for_the_queue(
     queue = stage.sessions(3, LEAK)
     for waiter in queue:
         waiter.start(sql)
-        _until_it_waits(waiter)
+        _wait_until_waiting(waiter)
     until(lambda: _age(first, "state_change") > 1.5, "the queue is old")
     first.connection.run("COMMIT")
     until(lambda: any(waiter.state == LEAK for waiter in queue), "one of them has got it")
@@ -353,7 +355,7 @@ def test_a_waiting_parallel_query_is_one_waiter_and_not_a_root(
     workers = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     until(lambda: stage.root.run(workers)[0][0] >= 2, "its workers wait")
     last = stage.session(IDLE).start("SELECT * FROM accounts")
-    _until_it_waits(last)
+    _wait_until_waiting(last)
     run = stage.reap(rule(state=[LEAK, ACTIVE], blocks=1, blocks_for="0s"))
     assert run.outcomes() == {root.pid: "terminated"}
     assert run.session(root)["reason"].startswith("2 waiting on it (blocks: 1)")
@@ -428,7 +430,7 @@ def test_a_vacuum_does_not_hold_back_another(stage: Stage) -> None:
     vacuuming.connection.run("SET vacuum_cost_delay = 50")
     vacuuming.connection.run("SET vacuum_cost_limit = 10")
     vacuuming.start("/* nightly */ VACUUM (ANALYZE) big")
-    until(lambda: vacuuming._shown("backend_xmin") is not None, "it has a snapshot")  # noqa: SLF001
+    until(lambda: vacuuming.read_column("backend_xmin") is not None, "it has a snapshot")
     for _ in range(20):
         stage.root.run("SELECT txid_current()")
     for condition in ({"pins_vacuum_by": 10}, {"holds": "xmin"}):
@@ -503,7 +505,7 @@ def test_a_query_that_outlives_its_cancel_is_lingering_without_escalate_after(st
 def test_a_query_that_starts_new_transactions_is_not_reported_cancelled_while_it_runs(
     stage: Stage,
 ) -> None:
-    """The guard is not passed, and that proves nothing: the very query goes on."""
+    """The guard does not match, which proves nothing: the query still runs."""
     procedure = STUBBORN.replace("END LOOP", "COMMIT; END LOOP").replace("60", "5")
     stubborn = stage.session(ACTIVE, query=procedure)
     run = stage.reap(a_rule(SLOW, action="cancel", escalate_after="1s"))
@@ -556,7 +558,7 @@ def test_cancel_does_not_hit_the_next_query_of_the_session(stage: Stage) -> None
 
 
 def test_a_session_whose_query_ends_before_the_escalation_is_not_terminated(stage: Stage) -> None:
-    """Between the last look and the signal."""
+    """It ends between the last verification and the signal."""
     running = stage.session(ACTIVE)
     calls: list[Moment] = []
 
@@ -654,19 +656,19 @@ def test_apply_changes_no_setting_for_sessions_that_are_only_observed(stage: Sta
     assert run.target()["applied"] == []
 
 
-# -- a second look ---------------------------------------------------------------------------------
+# -- confirmation by a second snapshot -------------------------------------------------------------
 
 CONFIRMED = a_rule({}, confirm_after="300ms")
 
 
-def _before_second_snapshot(change: Callable[[], object]) -> Callable[[Moment], None]:
-    """Do it before the second look."""
-    looks: list[Moment] = []
+def _act_before_second_snapshot(change: Callable[[], object]) -> Callable[[Moment], None]:
+    """Make the change before the second snapshot."""
+    snapshots: list[Moment] = []
 
     def before(moment: Moment) -> None:
         if moment is Moment.SNAPSHOT:
-            looks.append(moment)
-            if len(looks) == 2:
+            snapshots.append(moment)
+            if len(snapshots) == 2:
                 change()
 
     return before
@@ -679,13 +681,13 @@ def _next_transaction(victim: Victim) -> None:
 
 
 def _age(victim: Victim, since: str) -> float:
-    age: float = victim._shown(f"extract(epoch FROM clock_timestamp() - {since})::float8")  # noqa: SLF001
+    age: float = victim.read_column(f"extract(epoch FROM clock_timestamp() - {since})::float8")
     return age
 
 
 def test_a_session_in_another_transaction_at_the_second_snapshot_escapes(stage: Stage) -> None:
     leak, pooled = stage.sessions(2)
-    before = _before_second_snapshot(lambda: _next_transaction(pooled))
+    before = _act_before_second_snapshot(lambda: _next_transaction(pooled))
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(CONFIRMED)
@@ -701,9 +703,9 @@ def test_a_session_in_another_transaction_at_the_second_snapshot_escapes(stage: 
 def test_a_transaction_that_ran_another_statement_meanwhile_is_the_same(
     stage: Stage,
 ) -> None:
-    """A rule on the age of transactions means those, too, that run a statement now and then."""
+    """A rule on the age of transactions also matches those that run a statement now and then."""
     busy = stage.session(LEAK)
-    before = _before_second_snapshot(lambda: busy.connection.run("SELECT 2"))
+    before = _act_before_second_snapshot(lambda: busy.connection.run("SELECT 2"))
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(a_rule({"transaction_for": "1ms"}, confirm_after="300ms"))
@@ -713,7 +715,7 @@ def test_a_transaction_that_ran_another_statement_meanwhile_is_the_same(
 def test_a_session_that_no_longer_matches_at_the_second_snapshot_escapes(stage: Stage) -> None:
     leak, working = stage.sessions(2)
     until(lambda: _age(working, "state_change") > 0.25, "both are old enough")
-    before = _before_second_snapshot(lambda: working.connection.run("SELECT 2"))
+    before = _act_before_second_snapshot(lambda: working.connection.run("SELECT 2"))
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(a_rule({"idle_for": "200ms"}, confirm_after="300ms"))
@@ -733,7 +735,7 @@ def test_pressure_that_is_over_at_the_second_snapshot_condemns_no_session(
             other.connection.close()
         until(lambda: stage.clients < 16, "they have gone")
 
-    with Proxy(stage.server.port, before=_before_second_snapshot(leave)) as proxy:
+    with Proxy(stage.server.port, before=_act_before_second_snapshot(leave)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(tier)
     assert set(run.outcomes().values()) == {"escaped"}
@@ -745,7 +747,7 @@ def test_pressure_that_is_over_at_the_second_snapshot_condemns_no_session(
 def test_slots_freed_by_the_run_do_not_end_the_pressure(
     own_server: Callable[..., Stage], mode: str
 ) -> None:
-    """And an observer sees the same victims."""
+    """An observe-only run finds the same victims."""
     stage = a_small_server(own_server)  # 20 usable
     plain, tier = stage.sessions(6, role="plain"), stage.sessions(10, role="tier")
     run = stage.run(
@@ -769,7 +771,7 @@ def test_slots_freed_by_the_run_do_not_end_the_pressure(
 
 
 def test_the_breaker_counts_at_the_first_snapshot_only(stage: Stage) -> None:
-    """Healthy sessions that leave meanwhile make no alert of what was no alert."""
+    """Healthy sessions that exit meanwhile do not trip a breaker that was not tripped."""
     leaks, healthy = stage.sessions(3), stage.sessions(4, IDLE)
 
     def leave() -> None:
@@ -777,7 +779,7 @@ def test_the_breaker_counts_at_the_first_snapshot_only(stage: Stage) -> None:
             session.connection.close()
         until(lambda: stage.survivors(healthy) == [], "they have gone")
 
-    with Proxy(stage.server.port, before=_before_second_snapshot(leave)) as proxy:
+    with Proxy(stage.server.port, before=_act_before_second_snapshot(leave)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(CONFIRMED, limits={"max_share": "50%"})  # 3 of 8, then 3 of 4
     assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
@@ -805,7 +807,7 @@ def test_observe_reports_what_would_be_denied(stage: Stage) -> None:
 def test_a_rule_without_confirm_after_does_not_wait(stage: Stage) -> None:
     first, second = stage.session(LEAK, role="first"), stage.session(LEAK, role="second")
     seen: list[list[Victim]] = []
-    before = _before_second_snapshot(lambda: seen.append(stage.survivors([first, second])))
+    before = _act_before_second_snapshot(lambda: seen.append(stage.survivors([first, second])))
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap(
@@ -827,7 +829,7 @@ def test_rules_may_have_different_confirm_after(stage: Stage) -> None:
 
 def test_observe_also_confirms_and_signals_no_session(stage: Stage) -> None:
     leak, pooled = stage.sessions(2)
-    before = _before_second_snapshot(lambda: _next_transaction(pooled))
+    before = _act_before_second_snapshot(lambda: _next_transaction(pooled))
     with Proxy(stage.server.port, before=before) as proxy:
         stage.target(port=proxy.port)
         run = stage.run({"mode": "observe", "policy": policy(CONFIRMED)})

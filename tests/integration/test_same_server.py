@@ -37,8 +37,8 @@ def test_nothing_is_verified_if_the_second_connection_leads_to_another_server(
     stage: Stage, elsewhere: Stage, moment: Moment, *, lost: bool
 ) -> None:
     victims = stage.sessions(3)
-    trouble = Fault(action=Action.RESET, moment=moment, lost=lost)
-    with Proxy(stage.server.port, trouble, detour=Detour(port=elsewhere.server.port)) as proxy:
+    fault = Fault(action=Action.RESET, moment=moment, lost=lost)
+    with Proxy(stage.server.port, fault, detour=Detour(port=elsewhere.server.port)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap()
     outcomes = run.outcomes()
@@ -131,9 +131,9 @@ def test_a_crash_after_the_signal_counts_as_a_restart(
     stage.root.run("CHECKPOINT")  # the crash would lose unwritten buffers
 
     def before(moment: Moment) -> None:
-        if moment is Moment.PREPARE_VERIFY and not _restarted(stage):
+        if moment is Moment.PREPARE_VERIFY and not _restart(stage):
             os.kill(bystander.pid, signal.SIGKILL)
-            until(lambda: _restarted(stage), "the server has recovered")
+            until(lambda: _restart(stage), "the server has recovered")
 
     leak = rule(role=["app"])
     with Proxy(stage.server.port, before=before) as proxy:
@@ -145,7 +145,7 @@ def test_a_crash_after_the_signal_counts_as_a_restart(
     assert run.target()["slots"]["used_after"] is None
 
 
-def _restarted(stage: Stage) -> bool:
+def _restart(stage: Stage) -> bool:
     return "all server processes terminated; reinitializing" in stage.server.log.read_text() and (
         stage.server.log.read_text().count("ready to accept connections") > 1
     )

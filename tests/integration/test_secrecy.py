@@ -85,8 +85,8 @@ def test_no_literal_of_a_query_is_in_any_output(stage: Stage, output: Output, mo
 
 
 def test_no_password_of_a_failed_target_is_in_any_output(stage: Stage, output: Output) -> None:
-    trouble = [Fault(action=Action.RESET, moment=moment) for moment in (Moment.LOGIN,)]
-    with Impostor() as silent, Proxy(stage.server.port, *trouble) as broken:
+    fault = [Fault(action=Action.RESET, moment=moment) for moment in (Moment.LOGIN,)]
+    with Impostor() as silent, Proxy(stage.server.port, *fault) as broken:
         stage.target("wrong", password=SECRET)
         stage.target("silent", password=SECRET, port=silent.port)
         stage.target("broken", password=SECRET, port=broken.port)

@@ -89,14 +89,14 @@ def slow(stage: Stage, service: str, answer: Answer) -> Iterator[None]:
 
 
 @contextmanager
-def late(stage: Stage) -> Iterator[None]:
+def run_late(stage: Stage) -> Iterator[None]:
     """Make the targets use all their time: one of them sends without end."""
     with Impostor(drip(b"N\0\0\0\xff", 0.05)) as target:
         stage.target("late", port=target.port)
         yield
 
 
-def logged(caplog: pytest.LogCaptureFixture, message: str) -> int:
+def count_logged(caplog: pytest.LogCaptureFixture, message: str) -> int:
     return [record.message for record in caplog.records].count(message)
 
 
@@ -110,12 +110,12 @@ def test_a_slow_topic_at_the_end_of_the_time_keeps_no_outcome_out_of_the_log(
 ) -> None:
     stage.use_policy(policy())
     leak = stage.session()
-    with late(stage), slow(stage, "sns", ANSWERS[kind]):
+    with run_late(stage), slow(stage, "sns", ANSWERS[kind]):
         end = invoke(stage, seconds)
     assert isinstance(end.error, PublishError)
     assert "no answer in" in str(end.error) or kind == "silent"
     assert not leak.is_there
-    assert (logged(caplog, "outcome"), logged(caplog, "run")) == (1, 1)
+    assert (count_logged(caplog, "outcome"), count_logged(caplog, "run")) == (1, 1)
     items = boto3.client("dynamodb").scan(TableName=TABLE)["Items"]
     assert [item["kind"]["S"].split()[0] for item in items] == ["undelivered"]
 
@@ -136,10 +136,10 @@ def test_a_slow_table_at_the_end_of_the_time_does_not_prevent_the_summary(
     stage.use_policy(policy())
     leak = stage.session()
     answer = ANSWERS.get(kind) or page_without_end(ENDLESS["dynamodb"])
-    with late(stage), slow(stage, "dynamodb", answer):
+    with run_late(stage), slow(stage, "dynamodb", answer):
         end = invoke(stage, seconds)
     assert not leak.is_there
-    assert logged(caplog, "outcome") == 1
+    assert count_logged(caplog, "outcome") == 1
     (email,) = end.emails
     assert "1 session terminated" in email.subject
     assert "memory table could not be read" in " ".join(email.body.split())
@@ -277,14 +277,14 @@ def full_backlog() -> Iterator[tuple[str, int]]:
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(
-    ("trouble", "seconds"),
+    ("fault", "seconds"),
     [("name", 5), ("addresses", 5), pytest.param("addresses", 10, marks=pytest.mark.thorough)],
 )
 def test_a_hanging_name_server_or_network_does_not_outlast_the_function(
     stage: Stage,
     caplog: pytest.LogCaptureFixture,
     full_backlog: tuple[str, int],
-    trouble: str,
+    fault: str,
     seconds: float,
 ) -> None:
     """Only for calls at the end of a run; their threads are named after the service."""
@@ -292,9 +292,9 @@ def test_a_hanging_name_server_or_network_does_not_outlast_the_function(
     three = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", full_backlog)] * 3
     over = threading.Event()
 
-    def slowly(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 -- socket's own
+    def call_slowly(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 -- socket's own
         if threading.current_thread().name.startswith(("call-sns", "call-dynamodb")):
-            if trouble == "addresses":
+            if fault == "addresses":
                 return three
             over.wait(20)
         return resolve(*arguments, **named)
@@ -302,13 +302,16 @@ def test_a_hanging_name_server_or_network_does_not_outlast_the_function(
     stage.use_policy(policy())
     leak = stage.session()
     stage.cleanup(over.set)
-    with late(stage), slow(stage, "none", hang):  # a new endpoint: no connection is open already
-        stage.monkeypatch.setattr(socket, "getaddrinfo", slowly)
+    with (
+        run_late(stage),
+        slow(stage, "none", hang),
+    ):  # a new endpoint: no connection is open already
+        stage.monkeypatch.setattr(socket, "getaddrinfo", call_slowly)
         end = invoke(stage, seconds)
         stage.monkeypatch.setattr(socket, "getaddrinfo", resolve)
     assert isinstance(end.error, PublishError)
     assert not leak.is_there
-    assert (logged(caplog, "outcome"), logged(caplog, "run")) == (1, 1)
+    assert (count_logged(caplog, "outcome"), count_logged(caplog, "run")) == (1, 1)
 
 
 @contextmanager
@@ -339,7 +342,7 @@ def test_the_summary_is_published_without_a_new_thread(
         end = invoke(stage, seconds)
     assert end.error is None
     assert (len(end.emails), len(stage.read_subjects(url))) == (1, 1)
-    assert logged(caplog, "run") == 1
+    assert count_logged(caplog, "run") == 1
 
 
 @pytest.mark.usefixtures("table")
@@ -349,7 +352,7 @@ def test_without_a_new_thread_a_silent_topic_does_not_outlast_the_function(
 ) -> None:
     stage.use_policy(policy())
     leak = stage.session()
-    with late(stage), slow(stage, "sns", hang):
+    with run_late(stage), slow(stage, "sns", hang):
         gateway = os.environ["AWS_ENDPOINT_URL"]
         with no_thread_for_calls(stage):
             stage.monkeypatch.setenv("AWS_ENDPOINT_URL", gateway)
@@ -357,7 +360,7 @@ def test_without_a_new_thread_a_silent_topic_does_not_outlast_the_function(
     assert isinstance(end.error, PublishError)
     assert "ReadTimeoutError" in str(end.error)
     assert not leak.is_there
-    assert (logged(caplog, "outcome"), logged(caplog, "run")) == (1, 1)
+    assert (count_logged(caplog, "outcome"), count_logged(caplog, "run")) == (1, 1)
 
 
 @pytest.mark.thorough
@@ -374,7 +377,7 @@ def test_dripping_services_at_the_end_of_a_minute_get_their_share_of_time_only(
     assert time.monotonic() - began < 45
     assert isinstance(end.error, PublishError)
     assert not leak.is_there
-    assert (logged(caplog, "outcome"), logged(caplog, "run")) == (1, 1)
+    assert (count_logged(caplog, "outcome"), count_logged(caplog, "run")) == (1, 1)
 
 
 # A proxy that refuses, and shows the request.

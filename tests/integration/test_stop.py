@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.integration.stage import Stage
 
 
-def unused(*_: object) -> Server:
+def fail_if_called(*_: object) -> Server:
     raise AssertionError("no second connection is needed")
 
 
@@ -54,8 +54,8 @@ def test_a_stopped_run_signals_no_session(stage: Stage, pauses: dict[str, str]) 
         session = TargetSession(
             job=job,
             server=server,
-            connect=unused,
-            connect_by_fallback=unused,
+            connect=fail_if_called,
+            connect_by_fallback=fail_if_called,
             report=create_report(target),
             stop=stopped,
         )

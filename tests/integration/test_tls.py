@@ -160,11 +160,11 @@ def test_targets_with_one_authority_share_a_context(
     made: list[str | None] = []
     make = ssl.create_default_context
 
-    def counted(*, cadata: str | None = None) -> ssl.SSLContext:
+    def create_counted(*, cadata: str | None = None) -> ssl.SSLContext:
         made.append(cadata)
         return make(cadata=cadata)
 
-    secured.monkeypatch.setattr(ssl, "create_default_context", counted)
+    secured.monkeypatch.setattr(ssl, "create_default_context", create_counted)
     authority = tls.authority.read_text()
     for _ in range(4):
         for each, status in ((authority, "ok"), (other_authority, "failed")):

@@ -22,7 +22,7 @@ FUTURE = 19
 PLAYS_A_NEWER_ONE = pytest.mark.majors(NEWEST_TESTED, 99)
 
 
-def claiming(stage: Stage, major: int) -> Callable[[bytes], bytes]:
+def replace_version(stage: Stage, major: int) -> Callable[[bytes], bytes]:
     """Let the server name another version, of the same length, wherever it names its own."""
     own = stage.server.major
     ((number,),) = stage.root.run("SHOW server_version_num")
@@ -43,7 +43,7 @@ def claiming(stage: Stage, major: int) -> Callable[[bytes], bytes]:
 
 @PLAYS_A_NEWER_ONE
 def test_a_check_tells_that_the_version_was_not_tested(stage: Stage) -> None:
-    with Proxy(stage.server.port, says=claiming(stage, FUTURE)) as proxy:
+    with Proxy(stage.server.port, says=replace_version(stage, FUTURE)) as proxy:
         stage.target(port=proxy.port)
         run = stage.run({"check": True})
     assert run.target()["status"] == "ok"
@@ -60,7 +60,7 @@ def test_a_tested_version_is_not_mentioned(stage: Stage) -> None:
 @PLAYS_A_NEWER_ONE
 def test_a_newer_major_version_is_treated_as_the_newest_tested_one(stage: Stage) -> None:
     leak = stage.session()
-    with Proxy(stage.server.port, says=claiming(stage, FUTURE)) as proxy:
+    with Proxy(stage.server.port, says=replace_version(stage, FUTURE)) as proxy:
         stage.target(port=proxy.port)
         run = stage.reap()
     assert run.outcomes() == {leak.pid: "terminated"}

@@ -58,8 +58,8 @@ def test_failing_targets_leave_nothing_behind(stage: Stage) -> None:
         stage.target("reset", port=stack.enter_context(Impostor(hang_up)).port)
         stage.target("hang", port=stack.enter_context(Impostor()).port)
         stage.target("drip", port=stack.enter_context(Impostor(drip(b"N\0\0\0\xff"))).port)
-        for name, trouble in (("look", reset), ("terminate", hang)):
-            proxy = Proxy(stage.server.port, trouble, every=True)
+        for name, fault in (("look", reset), ("terminate", hang)):
+            proxy = Proxy(stage.server.port, fault, every=True)
             stage.target(name, port=stack.enter_context(proxy).port)
         gc.collect()
         for _ in range(2):

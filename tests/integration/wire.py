@@ -335,12 +335,12 @@ class _Conversation:
                 return False
             self._pending = self._pending or fault
             if detour := self._proxy.detour_at(moment, number):
-                self._server = _pooled(detour.port, self._stack)
+                self._server = _open_pooled(detour.port, self._stack)
             self._server.sendall(request)
         return data != b""
 
 
-def _pooled(port: int, stack: ExitStack) -> socket.socket:
+def _open_pooled(port: int, stack: ExitStack) -> socket.socket:
     """Open a connection of the reaper's role, as a pooler holds them."""
     options: dict[str, Any] = {"password": "sw0rdfish", "database": "postgres"}
     connection = Connection("session_reaper", host=HOST, port=port, **options)
@@ -485,10 +485,10 @@ class RewriteRows:
             if len(self._data) < 1 + length:
                 break
             message, self._data = self._data[: 1 + length], self._data[1 + length :]
-            changed += self._rewritten(message)
+            changed += self._rewrite(message)
         return changed
 
-    def _rewritten(self, message: bytes) -> bytes:
+    def _rewrite(self, message: bytes) -> bytes:
         value = single_value(message)
         if value is None:
             return message
@@ -524,7 +524,7 @@ class FailSignal(RewriteRows):
         self._sqlstate = sqlstate
         self._signals = 0
 
-    def _rewritten(self, message: bytes) -> bytes:
+    def _rewrite(self, message: bytes) -> bytes:
         self._signals += single_value(message) == b"t"
         if self._signals != self._nth or single_value(message) != b"t":
             return message

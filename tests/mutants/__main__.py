@@ -1,7 +1,7 @@
-"""`make mutants`, its second half: break the guard, which is SQL, and see the tests fail.
+"""The second half of `make mutants`: change the guard, which is SQL, and check that tests fail.
 
-Each mutant is one statement with one condition gone or turned round, in a copy of the tree. On the
-oldest and the newest server the integration tests have to see it.
+Each mutant is one statement with one condition removed or reversed, in a copy of the tree. The
+integration tests have to fail on the oldest and the newest server.
 """
 
 import re
@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 QUERIES = Path("functions") / "session_reaper" / "postgres" / "queries"
 PARTS = ("functions", "infra", "tests", "events", "pyproject.toml", "README.md")
-# What has to see a mutant of each statement, on the oldest and the newest server.
+# The tests of each statement, on the oldest and the newest server.
 _ANY = "pg13 or pg18"
 TESTS = {
     "signal": [
@@ -35,7 +35,7 @@ TESTS = {
 }
 
 
-# Which no test can see, and docs/mutants.md says why.
+# No test can notice these; docs/mutants.md explains why.
 EXPLAINED = {
     "signal.sql without WHERE a.pid = CAST(:pid AS integer)",
     "verify.sql IS NULL in 'can_see', count(*) FILTER (WHERE a.backend_type IS NULL AND a.usesysid IS NOT NULL",
@@ -43,7 +43,7 @@ EXPLAINED = {
 
 
 def mutants(statement: str) -> Iterator[tuple[str, str]]:
-    """A statement with one condition less, or with one comparison turned round; and what it is."""
+    """Yield each statement with one condition removed or one comparison reversed, and its description."""
     conditions = re.findall(r"^ *(?:WHERE|AND) .*$", statement, re.MULTILINE)
     for condition in conditions:
         word = condition.split()[0]
@@ -64,7 +64,7 @@ def mutants(statement: str) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Try them all; the exit status is 1 if one survives that is not explained."""
+    """Test all mutants; the exit status is 1 if one survives that docs/mutants.md does not explain."""
     unexplained = killed = tried = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)

@@ -96,7 +96,7 @@ def scene(server: Server) -> Iterator[None]:
         _leaks(opened)
         _healthy(opened)
         _chain(opened)
-        _protected(opened)
+        _open_protected(opened)
         for _ in range(5):  # the sessions with an xid or a snapshot hold vacuum back by these
             root.run("SELECT txid_current()")
         time.sleep(0.5)  # so that every age reaches the thresholds
@@ -132,7 +132,7 @@ def _chain(opened: Scene) -> None:
     opened.wait_until("waiter-2", "wait_event_type = 'Lock'")
 
 
-def _protected(opened: Scene) -> None:
+def _open_protected(opened: Scene) -> None:
     opened.session("pg_dump", _SNAPSHOT, _READ)
     opened.session("superuser", "BEGIN", _WRITE.format(4), role="postgres")
     opened.session("reaper-by-hand", "BEGIN", f"SELECT '{CANARY}'", role="session_reaper")

@@ -65,7 +65,7 @@ def _arguments() -> argparse.Namespace:
 def _by_hand(
     builds: Mapping[int, Build], arguments: argparse.Namespace
 ) -> Iterator[tuple[str, StormResult]]:
-    """Run a storm for each major and script; a hair trigger is about the time in the state only."""
+    """Run a storm for each major and script; a hair trigger applies to the time in the state only."""
     scripts = [Script.LOOK_THEN_KILL] if arguments.hair_trigger else Script
     for major in arguments.majors:
         for script in scripts:

@@ -1,8 +1,8 @@
 """A process of healthy clients: each works in short transactions and counts what it commits.
 
 A transaction is `BEGIN`, an update of the client's own row, a random short time idle in transaction,
-and `COMMIT`; some have a second statement and a second such time, some are active for a moment. The
-row tells afterwards whether the client believes the truth. Arguments: the socket's path, the number
+and `COMMIT`; some have a second statement and a second such time, some are active for a moment.
+Afterwards the row shows whether the client counted correctly. Arguments: the socket's path, the number
 of clients, the number of transactions and the longest idle time in seconds. The answer is one line
 of JSON: `HealthyResult`.
 """
@@ -48,7 +48,9 @@ class HealthyResult:
     breaks: list[Break] = field(default_factory=list)
     finished_in_doubt: int = 0  # commits without an answer that the data shows
     wrong_counts: list[str] = field(default_factory=list)
-    counts: dict[int, int] = field(default_factory=dict)  # client -> commits it believes in
+    counts: dict[int, int] = field(
+        default_factory=dict
+    )  # client -> commits that were confirmed to it
 
     @classmethod
     def from_json(cls, text: str) -> HealthyResult:
@@ -200,7 +202,7 @@ def main() -> None:
     everyone = [_HealthyClient(loop, load, number, result) for number in range(load.clients)]
 
     def check(transactions: int, since: float) -> None:
-        """Stop when all clients have finished, or when none gets on."""
+        """Stop when all clients have finished, or when none makes progress."""
         if all(client.is_finished for client in everyone):
             loop.stop()
         now = monotonic()

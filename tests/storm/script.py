@@ -27,7 +27,7 @@ _KILL = "SELECT pg_terminate_backend(:pid)"
 
 
 class Script(StrEnum):
-    """What terminates leaks in place of the reaper."""
+    """A script that terminates leaks in place of the reaper."""
 
     ARTICLE = "article"
     LOOK_THEN_KILL = "look-then-kill"

@@ -1,8 +1,8 @@
-"""One storm: healthy clients, leaks and two overlapping reapers on one server, and what became of them.
+"""One storm: healthy clients, leaks and two overlapping reapers on one server, and the outcome.
 
 For comparison, two overlapping scripts can take the place of the reapers; they report nothing.
 
-Three witnesses are compared: the healthy clients with the data, the reapers' reports, and the server's
+Three sources are compared: the healthy clients with the data, the reapers' reports, and the server's
 log, which has a line for each session that was terminated.
 """
 
@@ -104,7 +104,7 @@ class Death:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StormResult:
-    """The evidence of the three witnesses."""
+    """The observations of the three sources."""
 
     major: int
     healthy: HealthyResult
@@ -119,7 +119,7 @@ class StormResult:
 
     @property
     def stalled(self) -> Sequence[Break]:
-        """Transactions that the machine held up for longer than a threshold: no longer healthy."""
+        """Transactions that the machine delayed beyond a threshold, so they are not healthy any more."""
         return [each for each in self.healthy.breaks if each.seconds >= THRESHOLD]
 
     @property
@@ -154,7 +154,7 @@ class StormResult:
 
     @property
     def unproven(self) -> Sequence[tuple[ReaperRun, int]]:
-        """Runs and pids reported terminated of which the server's log knows nothing."""
+        """Runs and pids that were reported terminated and are not in the server's log."""
         deaths = defaultdict(list)
         for death in self.deaths:
             deaths[death.pid].append(death)
@@ -175,8 +175,8 @@ class StormResult:
     def killed_at_work(self) -> int:
         """Healthy sessions that had gone back to work when they were hit, by log and by client.
 
-        The log shows those that ran a statement at that moment. The client knows of those that had
-        changed their state more recently than any threshold allows: they had just finished one.
+        The log shows those that ran a statement at that moment. The client counts those that had
+        changed their state more recently than any threshold: they had just finished a statement.
         """
         pids = {each.pid for each in self.healthy.breaks}
         logged = sum(death.was_working and death.pid in pids for death in self.deaths)
@@ -218,7 +218,7 @@ class StormResult:
 
 
 def _is_within(death: Death, run: ReaperRun, *, lingers: bool) -> bool:
-    """Tell whether a run can have caused a death; a lingering session dies after the run, too."""
+    """Return whether a run can have caused a death; a lingering session may end after the run."""
     return run.began - _LOG_SLACK <= death.at and (lingers or death.at <= run.ended + _LOG_SLACK)
 
 

@@ -1,4 +1,4 @@
-"""The storm in its short form, and the comparison of its three witnesses."""
+"""The storm in its short form, and the comparison of its three sources."""
 
 from __future__ import annotations
 

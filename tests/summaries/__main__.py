@@ -1,4 +1,4 @@
-"""Write the summaries of all situations anew, and the README's pictures."""
+"""Regenerate the summaries of all situations and the README's pictures."""
 
 from tests.summaries import files
 

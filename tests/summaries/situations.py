@@ -1,4 +1,4 @@
-"""Situations that are reported. The decisions are real, the sessions are made here."""
+"""Reports of typical situations: real decisions on sessions that are made here."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _leaks(number: int, first: int = 4000, **overrides: object) -> list[Session]
     ]
 
 
-def _decided(
+def _report_decisions(
     sessions: Sequence[Session],
     slots: Slots,
     outcome: Outcome = Outcome.TERMINATED,
@@ -123,7 +123,7 @@ def quiet_recovery() -> Report:
 
 
 def one_leak() -> Report:
-    return _report(_decided(_leaks(1), Slots(max=100, reserved=3, used=44)), *_quiet(3))
+    return _report(_report_decisions(_leaks(1), Slots(max=100, reserved=3, used=44)), *_quiet(3))
 
 
 def a_storm_of_300() -> Report:
@@ -140,7 +140,7 @@ def a_storm_of_300() -> Report:
         for role in ("shop", "batch")
     ]
     advice = tuple(advise_on_timeouts(timeouts))
-    storm = _decided([*imports, *api, *batch], slots, policy=policy, advice=advice)
+    storm = _report_decisions([*imports, *api, *batch], slots, policy=policy, advice=advice)
     return _report(storm, *_quiet(11))
 
 
@@ -157,7 +157,7 @@ def _holder(**overrides: object) -> Holder:
 
 
 def observe_mode() -> Report:
-    target = _decided(
+    target = _report_decisions(
         _leaks(32),
         Slots(max=100, reserved=3, used=97),
         Outcome.WOULD_TERMINATE,
@@ -220,7 +220,7 @@ def breaker() -> Report:
         for pid in range(1, 10)
     ]
     slots = Slots(max=100, reserved=3, used=60)
-    return _report(_decided([*_leaks(51), *active], slots, policy=policy))
+    return _report(_report_decisions([*_leaks(51), *active], slots, policy=policy))
 
 
 def half_the_fleet_unreachable() -> Report:
@@ -239,7 +239,7 @@ def half_the_fleet_unreachable() -> Report:
     ]
     return _report(
         *unreached,
-        _decided(_leaks(2), Slots(max=100, reserved=3, used=44), name="stock"),
+        _report_decisions(_leaks(2), Slots(max=100, reserved=3, used=44), name="stock"),
         *_quiet(5),
     )
 
@@ -258,7 +258,9 @@ def a_wedged_session() -> Report:
         waiting_for_client=True,
     )
     return _report(
-        _decided([replace(session)], Slots(max=100, reserved=3, used=44), Outcome.LINGERING)
+        _report_decisions(
+            [replace(session)], Slots(max=100, reserved=3, used=44), Outcome.LINGERING
+        )
     )
 
 
@@ -277,7 +279,7 @@ def a_blocker_with_its_waiters() -> Report:
         waiters=waiters,
     )
     policy = a_policy(rule)
-    return _report(_decided([blocker], Slots(max=100, reserved=3, used=44), policy=policy))
+    return _report(_report_decisions([blocker], Slots(max=100, reserved=3, used=44), policy=policy))
 
 
 def protected_under_pressure() -> Report:
@@ -319,7 +321,7 @@ def several_groups() -> Report:
         *_leaks(3, first=6000, application="report-export", role="reporting", client=None),
     ]
     policy = a_policy(limits={"max_terminations": 12})
-    target = _decided(sessions, Slots(max=100, reserved=3, used=62), policy=policy)
+    target = _report_decisions(sessions, Slots(max=100, reserved=3, used=62), policy=policy)
     return _report(target, *_quiet(2))
 
 
@@ -331,12 +333,12 @@ def a_broken_policy() -> Report:
 
 
 def one_server_under_three_secrets() -> Report:
-    target = _decided(_leaks(3), Slots(max=100, reserved=3, used=44), used_after=41)
+    target = _report_decisions(_leaks(3), Slots(max=100, reserved=3, used=44), used_after=41)
     failure = Failure(
         code="28P01",
         cause='password authentication failed for user "session_reaper"',
-        hint="Secret prod/orders: Check username and password in the secret (it was just reread); after a rotation both"
-        " must be new.",
+        hint="Secret prod/orders: Check username and password in the secret (it was just reread); a rotation may"
+        " change both.",
         step=f"secret prod/orders, logging in to {HOST}:5432",
     )
     failed = FailedSecret(name="prod/orders", failure=failure)

@@ -25,7 +25,7 @@ RULES = (
 )
 
 
-def _found(rule: Any, template: dict[str, Any]) -> list[str]:  # noqa: ANN401
+def _find(rule: Any, template: dict[str, Any]) -> list[str]:  # noqa: ANN401
     template = {"Resources": {}} | copy.deepcopy(template)
     return [match.message for match in rule().match(Template("x.yaml", template, ["eu-west-1"]))]
 
@@ -59,20 +59,20 @@ def _role(statement: object, kind: str = "AWS::IAM::Role") -> dict[str, Any]:
         ({"Resource": "*", "Condition": _CONDITION}, "name the resource"),
         ({"Resource": "*", "Action": "secretsmanager:ListSecrets"}, "needs a condition"),
         ({"Resource": ["*"], "Condition": _CONDITION}, "name the resource"),
-        ({"Principal": "*"}, "everybody"),
-        ({"Principal": {"AWS": "*"}}, "everybody"),
+        ({"Principal": "*"}, "every principal"),
+        ({"Principal": {"AWS": "*"}}, "every principal"),
         ({"Resource": "*", "Action": "cloudwatch:PutMetricData"}, "needs a condition"),
     ],
     ids=str,
 )
 def test_a_wide_statement_is_found(change: dict[str, Any], problem: str) -> None:
-    assert any(problem in one for one in _found(StatementsAreScoped, _role(_GOOD | change)))
+    assert any(problem in one for one in _find(StatementsAreScoped, _role(_GOOD | change)))
 
 
 @pytest.mark.parametrize("gone", ["Action", "Resource"])
 def test_a_statement_with_notaction_or_notresource_is_found(gone: str) -> None:
     statement = {f"Not{key}" if key == gone else key: one for key, one in _GOOD.items()}
-    assert _found(StatementsAreScoped, _role(statement))
+    assert _find(StatementsAreScoped, _role(statement))
 
 
 @pytest.mark.parametrize(
@@ -92,40 +92,40 @@ def test_a_statement_with_notaction_or_notresource_is_found(gone: str) -> None:
     ids=str,
 )
 def test_a_scoped_statement_is_accepted(statement: dict[str, Any]) -> None:
-    assert _found(StatementsAreScoped, _role(statement)) == []
+    assert _find(StatementsAreScoped, _role(statement)) == []
 
 
 def test_a_wide_statement_is_found_inside_an_if_and_inside_text() -> None:
     wide = _GOOD | {"Resource": "*"}
-    assert _found(StatementsAreScoped, _role({"Fn::If": ["Yes", wide, {"Ref": "AWS::NoValue"}]}))
+    assert _find(StatementsAreScoped, _role({"Fn::If": ["Yes", wide, {"Ref": "AWS::NoValue"}]}))
     text = {
         "Fn::Sub": ['{"Statement": [{"Effect": "Allow", "Action": "*", "Resource": "${A}"}]}', {}]
     }
-    assert _found(StatementsAreScoped, _role(text))
+    assert _find(StatementsAreScoped, _role(text))
 
 
 def test_in_a_key_policy_only_the_account_may_do_everything() -> None:
     owner = {"Effect": "Allow", "Action": "kms:*", "Resource": "*"}
     root, service = {"AWS": "arn:aws:iam::1:root"}, {"Service": "cloudwatch.amazonaws.com"}
     key = "AWS::KMS::Key"
-    assert _found(StatementsAreScoped, _role(owner | {"Principal": root}, key)) == []
-    assert _found(StatementsAreScoped, _role(owner | {"Principal": service}, key))
-    assert _found(StatementsAreScoped, _role(owner | {"Principal": root}))
+    assert _find(StatementsAreScoped, _role(owner | {"Principal": root}, key)) == []
+    assert _find(StatementsAreScoped, _role(owner | {"Principal": service}, key))
+    assert _find(StatementsAreScoped, _role(owner | {"Principal": root}))
 
 
 def test_an_endpoint_may_admit_everything_of_one_account_only() -> None:
     every = {"Effect": "Allow", "Principal": "*", "Action": "*", "Resource": "*"}
     account = {"Condition": {"StringEquals": {"aws:PrincipalAccount": "1"}}}
     endpoint = "AWS::EC2::VPCEndpoint"
-    assert _found(StatementsAreScoped, _role(every | account, endpoint)) == []
-    assert _found(StatementsAreScoped, _role(every, endpoint))
-    assert _found(StatementsAreScoped, _role(every | account))
+    assert _find(StatementsAreScoped, _role(every | account, endpoint)) == []
+    assert _find(StatementsAreScoped, _role(every, endpoint))
+    assert _find(StatementsAreScoped, _role(every | account))
 
 
 def test_an_endpoint_without_a_policy_is_found() -> None:
     endpoint = {"Type": "AWS::EC2::VPCEndpoint", "Properties": {}}
-    [problem] = _found(StatementsAreScoped, {"Resources": {"DynamoDb": endpoint}})
-    assert problem == "DynamoDb admits everybody: give it a PolicyDocument"
+    [problem] = _find(StatementsAreScoped, {"Resources": {"DynamoDb": endpoint}})
+    assert problem == "DynamoDb admits every principal: give it a PolicyDocument"
 
 
 # -- logs ------------------------------------------------------------------------------------------
@@ -139,16 +139,16 @@ def test_a_log_group_without_retention_is_found(gone: str) -> None:
         "UpdateReplacePolicy": "Delete",
         "Properties": {"RetentionInDays": 7},
     }
-    assert _found(LogsEnd, {"Resources": {"Logs": group}}) == []
+    assert _find(LogsEnd, {"Resources": {"Logs": group}}) == []
     for part in (group, group["Properties"]):
         assert isinstance(part, dict)
         part.pop(gone, None)
-    assert _found(LogsEnd, {"Resources": {"Logs": group}}) == [f"Logs has no {gone}"]
+    assert _find(LogsEnd, {"Resources": {"Logs": group}}) == [f"Logs has no {gone}"]
 
 
 def test_a_function_with_lambdas_default_log_group_is_found() -> None:
     function = {"Type": "AWS::Lambda::Function", "Properties": {"LoggingConfig": {}}}
-    assert _found(LogsEnd, {"Resources": {"F": function}}) == ["F has no log group of its own"]
+    assert _find(LogsEnd, {"Resources": {"F": function}}) == ["F has no log group of its own"]
 
 
 # -- names -----------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_a_function_with_lambdas_default_log_group_is_found() -> None:
 def test_a_name_shared_by_all_stacks_is_found(kind: str, key: str) -> None:
     def found(name: object) -> list[str]:
         resource = {"Type": kind, "Properties": {key: name}}
-        return _found(NamesAreGenerated, {"Parameters": {"Shop": {}}, "Resources": {"R": resource}})
+        return _find(NamesAreGenerated, {"Parameters": {"Shop": {}}, "Resources": {"R": resource}})
 
     assert found("reaper")
     assert found({"Fn::Sub": "reaper-${AWS::Region}"})
@@ -183,19 +183,19 @@ def test_a_name_shared_by_all_stacks_is_found(kind: str, key: str) -> None:
 # -- parameters ------------------------------------------------------------------------------------
 
 
-def _asked(*grouped: str, **parameters: dict[str, str]) -> dict[str, Any]:
+def _make_interface(*grouped: str, **parameters: dict[str, str]) -> dict[str, Any]:
     interface = {"ParameterGroups": [{"Parameters": list(grouped)}]}
     return {"Metadata": {"AWS::CloudFormation::Interface": interface}, "Parameters": parameters}
 
 
 def test_a_parameter_without_a_description_is_found() -> None:
     good = {"Description": "How far to go", "Default": ""}
-    assert _found(ParametersAreExplained, _asked("Mode", Mode=good)) == []
-    assert _found(ParametersAreExplained, _asked("Mode", Mode={})) == [
+    assert _find(ParametersAreExplained, _make_interface("Mode", Mode=good)) == []
+    assert _find(ParametersAreExplained, _make_interface("Mode", Mode={})) == [
         "Mode has no description",
         "Mode has no default",
     ]
-    assert _found(ParametersAreExplained, {"Parameters": {"Mode": {}}}) == [
+    assert _find(ParametersAreExplained, {"Parameters": {"Mode": {}}}) == [
         "Mode has no description"
     ]
 
@@ -203,7 +203,7 @@ def test_a_parameter_without_a_description_is_found() -> None:
 @pytest.mark.parametrize("grouped", [(), ("Mode", "Mode"), ("Mode", "Other")])
 def test_a_parameter_in_no_group_or_in_two_is_found(grouped: tuple[str, ...]) -> None:
     good = {"Description": "How far to go", "Default": ""}
-    [problem] = _found(ParametersAreExplained, _asked(*grouped, Mode=good))
+    [problem] = _find(ParametersAreExplained, _make_interface(*grouped, Mode=good))
     assert "each once" in problem
 
 
@@ -222,4 +222,4 @@ def test_a_parameter_in_no_group_or_in_two_is_found(grouped: tuple[str, ...]) ->
 )
 def test_a_description_that_ec2_refuses_is_found(properties: dict[str, Any], found: int) -> None:
     group = {"Type": "AWS::EC2::SecurityGroup", "Properties": properties}
-    assert len(_found(GroupsAreDescribed, {"Resources": {"Group": group}})) == found
+    assert len(_find(GroupsAreDescribed, {"Resources": {"Group": group}})) == found

@@ -17,7 +17,7 @@ from session_reaper import observability
 from session_reaper.deadline import Deadline
 from session_reaper.report.model import Outcome
 
-from tests.builders import a_decision, a_fate, a_report, a_target_report
+from tests.builders import a_decision, a_report, a_result, a_target_report
 from tests.template.sources import ROOT, TEMPLATES, compose_template, read_template
 
 if TYPE_CHECKING:
@@ -138,10 +138,10 @@ def test_the_stacks_beside_it_take_its_outputs_as_parameters_of_the_same_name() 
 Metric = tuple[str, tuple[str, ...]]  # its name, the names of its dimensions
 
 
-def _published(capsys: pytest.CaptureFixture[str]) -> set[Metric]:
+def _read_published(capsys: pytest.CaptureFixture[str]) -> set[Metric]:
     """All metrics of a run with every outcome."""
-    fates = [a_fate(outcome) for outcome in Outcome]
-    target = a_target_report(*fates, oldest_idle_in_transaction=901.2)
+    results = [a_result(outcome) for outcome in Outcome]
+    target = a_target_report(*results, oldest_idle_in_transaction=901.2)
     observability.emit_target_metrics(target)
     observability.emit_run_metrics(a_report(target), 1.5)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -155,7 +155,7 @@ def _published(capsys: pytest.CaptureFixture[str]) -> set[Metric]:
     return published
 
 
-def _watched() -> Iterator[Metric]:
+def _list_watched() -> Iterator[Metric]:
     for alarm in ALARMS.values():
         if alarm["Namespace"] == "SessionReaper":
             dimensions = tuple(sorted(each["Name"] for each in alarm["Dimensions"]))
@@ -179,7 +179,7 @@ def _watched() -> Iterator[Metric]:
 def test_alarms_and_dashboard_use_published_metrics_only(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert set(_watched()) <= _published(capsys)
+    assert set(_list_watched()) <= _read_published(capsys)
 
 
 @pytest.mark.parametrize("alarm", ALARMS)
@@ -229,7 +229,7 @@ def logged() -> dict[str, set[str]]:
     handler = observability.logger.registered_handler
     assert isinstance(handler, logging.StreamHandler)
     stdout = handler.setStream(stream)
-    target = a_target_report(*(a_fate(outcome, pid=n) for n, outcome in enumerate(Outcome, 1)))
+    target = a_target_report(*(a_result(outcome, pid=n) for n, outcome in enumerate(Outcome, 1)))
     with observability.logger.append_context_keys(run_id="4f6c", mode="enforce"):
         observability.log_decision(target, a_decision())
         log = observability.OutcomeLog()

@@ -45,13 +45,13 @@ from session_reaper.targets.providers import Provider
 from session_reaper.targets.target import Secret, SslMode, Target
 
 from tests.builders import (
-    a_fate,
     a_policy,
+    a_result,
     a_rule,
     a_secret,
     a_server,
     read_target,
-    some_fates,
+    some_results,
     some_slots,
 )
 
@@ -77,15 +77,15 @@ def a_target(sslmode: SslMode = SslMode.VERIFY_FULL, sslrootcert: str | None = N
     return replace(target, sslmode=sslmode, sslrootcert=sslrootcert)
 
 
-def advised(
-    found: ServerFacts, *fates: SessionResult, target: Target | None = None
+def advise(
+    found: ServerFacts, *results: SessionResult, target: Target | None = None
 ) -> dict[str, Advice]:
-    given = advise_on_facts(target or a_target(), found, some_slots(), fates)
+    given = advise_on_facts(target or a_target(), found, some_slots(), results)
     return {each.code: each for each in given}
 
 
 def test_a_server_without_shortcomings_gets_no_advice() -> None:
-    assert advised(a_server()) == {}
+    assert advise(a_server()) == {}
 
 
 # -- timeouts ---------------------------------------------------------------------------------------
@@ -103,14 +103,14 @@ def test_a_server_without_shortcomings_gets_no_advice() -> None:
 )
 def test_each_timeout_is_advised_for_the_state_that_it_ends(state: State, code: str | None) -> None:
     found = a_server(*(a_timeout(name=name) for name in REMEDIES.values()))
-    missing = find_missing_timeouts([a_fate(state=state)], found)
+    missing = find_missing_timeouts([a_result(state=state)], found)
     assert [setting.code for setting in missing] == ([code] if code else [])
 
 
 @pytest.mark.parametrize("state", [State.IDLE_IN_TRANSACTION, State.IDLE, State.ACTIVE])
 def test_a_timeout_that_the_server_does_not_have_is_not_advised(state: State) -> None:
     """PostgreSQL 13 has no idle_session_timeout, nor has 16 a transaction_timeout."""
-    assert find_missing_timeouts([a_fate(state=state)], a_server()) == ()
+    assert find_missing_timeouts([a_result(state=state)], a_server()) == ()
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_timeout_that_the_server_does_not_have_is_not_advised(state: State) ->
 def test_the_most_specific_setting_is_in_effect(
     timeouts: tuple[Timeout, ...], sql: str | None, old: str | None
 ) -> None:
-    missing = find_missing_timeouts([a_fate()], a_server(*timeouts))
+    missing = find_missing_timeouts([a_result()], a_server(*timeouts))
     expected = [(f"{sql} SET {IN_TRANSACTION} = '10min';", old)] if sql else []
     assert [(setting.sql, setting.old) for setting in missing] == expected
 
@@ -159,17 +159,17 @@ def test_zero_is_off_in_every_unit(value: str | None, *, off: bool) -> None:
 
 
 def test_an_escaped_session_is_not_evidence() -> None:
-    assert find_missing_timeouts([a_fate(Outcome.ESCAPED)], a_server(a_timeout())) == ()
+    assert find_missing_timeouts([a_result(Outcome.ESCAPED)], a_server(a_timeout())) == ()
 
 
 @pytest.mark.parametrize("outcome", [o for o in Outcome if o is not Outcome.ESCAPED])
 def test_a_condemned_session_is_evidence_whatever_its_outcome(outcome: Outcome) -> None:
-    assert find_missing_timeouts([a_fate(outcome)], a_server(a_timeout()))
+    assert find_missing_timeouts([a_result(outcome)], a_server(a_timeout()))
 
 
 def test_each_role_is_named_once_and_the_largest_leak_first() -> None:
-    fates = (a_fate(role="a"), *some_fates(3, Outcome.TERMINATED, role="b"))
-    (given,) = advise_on_timeouts(find_missing_timeouts(fates, a_server(a_timeout())))
+    results = (a_result(role="a"), *some_results(3, Outcome.TERMINATED, role="b"))
+    (given,) = advise_on_timeouts(find_missing_timeouts(results, a_server(a_timeout())))
     assert given.code == "set-idle-in-transaction-timeout"
     assert "idle_in_transaction_session_timeout is off: b, a." in given.message
     assert "new sessions only" in given.message
@@ -181,7 +181,7 @@ def test_each_role_is_named_once_and_the_largest_leak_first() -> None:
 
 def test_the_advice_on_idle_session_timeout_warns_of_pools() -> None:
     found = a_server(a_timeout(name="idle_session_timeout"))
-    (given,) = advise_on_timeouts(find_missing_timeouts([a_fate(state=State.IDLE)], found))
+    (given,) = advise_on_timeouts(find_missing_timeouts([a_result(state=State.IDLE)], found))
     assert "pool must reconnect when one of its sessions is ended" in given.message
 
 
@@ -229,8 +229,8 @@ def a_leak(idle_for: str | None = None, **clocks: str) -> SessionResult:
     """A condemned session of role app, by a rule with these times."""
     times = clocks if idle_for is None else {"idle_for": idle_for, **clocks}
     (condemning,) = a_policy(a_rule("r", state=["idle in transaction"], **times)).rules
-    fate = a_fate()
-    return replace(fate, decision=replace(fate.decision, rule=condemning))
+    result = a_result()
+    return replace(result, decision=replace(result.decision, rule=condemning))
 
 
 @pytest.mark.parametrize(
@@ -259,8 +259,8 @@ def test_a_timeout_longer_than_the_rules_time_is_as_good_as_none(
 
 
 def test_the_longest_time_of_a_role_s_rules_is_its_time() -> None:
-    fates = [a_leak("5m"), a_leak("1h"), a_leak("20m")]
-    (setting,) = find_missing_timeouts(fates, a_server(a_timeout("1d")))
+    results = [a_leak("5m"), a_leak("1h"), a_leak("20m")]
+    (setting,) = find_missing_timeouts(results, a_server(a_timeout("1d")))
     assert setting.sql.endswith("= '1h';")
 
 
@@ -273,7 +273,7 @@ def test_a_rule_without_the_timeouts_own_clock_is_compared_by_its_longest_one() 
 
 def test_advice_names_the_timeouts_that_are_too_long_with_their_values() -> None:
     found = a_server(a_timeout("86400000ms"), a_timeout("0", role="b"))
-    missing = find_missing_timeouts([a_fate(role="a"), a_fate(role="b")], found)
+    missing = find_missing_timeouts([a_result(role="a"), a_result(role="b")], found)
     (given,) = advise_on_timeouts(missing)
     assert "is off: b; longer than the rule's time: a (86400000ms)." in given.message
 
@@ -290,14 +290,14 @@ def test_a_role_that_needs_no_setting_is_named_with_the_reason(
     timeout: Timeout | None, reason: str
 ) -> None:
     found = a_server(*([timeout] if timeout else []))
-    (unchanged,) = explain_unchanged([a_fate()], found, ["set-idle-in-transaction-timeout"])
+    (unchanged,) = explain_unchanged([a_result()], found, ["set-idle-in-transaction-timeout"])
     assert (unchanged.role, unchanged.code) == ("app", "set-idle-in-transaction-timeout")
     assert reason in unchanged.reason
 
 
 def test_a_role_that_leaks_in_another_state_is_told_the_code_for_it() -> None:
     found = a_server(a_timeout())
-    (unchanged,) = explain_unchanged([a_fate()], found, ["set-idle-session-timeout"])
+    (unchanged,) = explain_unchanged([a_result()], found, ["set-idle-session-timeout"])
     reason = (
         "its condemned sessions are idle in a transaction: request set-idle-in-transaction-timeout"
     )
@@ -306,13 +306,13 @@ def test_a_role_that_leaks_in_another_state_is_told_the_code_for_it() -> None:
 
 def test_only_a_role_without_a_setting_is_explained() -> None:
     found = a_server(a_timeout("5min"), a_timeout("0", role="b"))
-    fates = [a_fate(role="a"), a_fate(role="b")]
-    explained = explain_unchanged(fates, found, ["set-idle-in-transaction-timeout"])
+    results = [a_result(role="a"), a_result(role="b")]
+    explained = explain_unchanged(results, found, ["set-idle-in-transaction-timeout"])
     assert [each.role for each in explained] == ["a"]
 
 
 def test_leaks_that_no_timeout_of_a_role_would_end_are_explained() -> None:
-    (unchanged,) = explain_unchanged([a_fate(role=None)], a_server(a_timeout()), [*APPLICABLE])
+    (unchanged,) = explain_unchanged([a_result(role=None)], a_server(a_timeout()), [*APPLICABLE])
     assert (unchanged.role, unchanged.code) == (None, None)
     assert "dropped" in unchanged.reason
 
@@ -336,7 +336,7 @@ def test_a_check_compares_the_databases_with_the_policys_longest_time() -> None:
 
 
 def a_setting() -> RoleSetting:
-    (setting,) = find_missing_timeouts([a_fate()], a_server(a_timeout()))
+    (setting,) = find_missing_timeouts([a_result()], a_server(a_timeout()))
     return setting
 
 
@@ -399,17 +399,17 @@ def test_a_pooler_is_advised_for_ten_idle_sessions_that_use_a_quarter_of_the_slo
 
 
 def test_idle_sessions_that_the_run_has_terminated_count_as_held() -> None:
-    ended = some_fates(10, Outcome.TERMINATED, state=State.IDLE)
-    assert "held 30 idle" in advised(held(20), *ended)["use-pooler"].message
+    ended = some_results(10, Outcome.TERMINATED, state=State.IDLE)
+    assert "held 30 idle" in advise(held(20), *ended)["use-pooler"].message
     others = [
-        *some_fates(10, Outcome.SPARED, state=State.IDLE),
-        *some_fates(10, Outcome.TERMINATED),
+        *some_results(10, Outcome.SPARED, state=State.IDLE),
+        *some_results(10, Outcome.TERMINATED),
     ]
-    assert "use-pooler" not in advised(held(20), *others)
+    assert "use-pooler" not in advise(held(20), *others)
 
 
 def test_no_pooler_is_advised_for_the_provider_s_own_pool() -> None:
-    assert "use-pooler" not in advised(held(90, role="rdsproxyadmin"))
+    assert "use-pooler" not in advise(held(90, role="rdsproxyadmin"))
 
 
 # -- what holds vacuum back ----------------------------------------------------------------------------
@@ -417,12 +417,12 @@ def test_no_pooler_is_advised_for_the_provider_s_own_pool() -> None:
 
 def test_prepared_transactions_older_than_an_hour_are_reported() -> None:
     young = PreparedTransaction(database="young", seconds=OLD_PREPARED - 0.1)
-    assert advised(a_server(prepared=(young,))) == {}
+    assert advise(a_server(prepared=(young,))) == {}
     old = (
         PreparedTransaction(database="b", seconds=7200.0),
         PreparedTransaction(database="a", seconds=OLD_PREPARED),
     )
-    given = advised(a_server(prepared=(*old, young)))["end-prepared-transactions"]
+    given = advise(a_server(prepared=(*old, young)))["end-prepared-transactions"]
     assert "older than an hour: 2, the oldest 2h, in a, b." in given.message
     assert "COMMIT PREPARED or ROLLBACK PREPARED" in given.message
 
@@ -440,7 +440,7 @@ def test_a_replication_slot_is_reported_if_it_holds_back_many_transactions(
     transactions: int, *, active: bool, is_reported: bool
 ) -> None:
     slot = ReplicationSlot(name="cdc", active=active, held=transactions)
-    given = advised(a_server(replication_slots=(slot,)))
+    given = advise(a_server(replication_slots=(slot,)))
     assert ("drop-replication-slot" in given) is is_reported
     if is_reported:
         word = "active" if active else "inactive"
@@ -453,12 +453,12 @@ def test_the_sql_drops_only_inactive_replication_slots() -> None:
         ReplicationSlot(name="a_1", active=False, held=HELD_BY_INACTIVE),
         ReplicationSlot(name="b_2", active=False, held=HELD_BY_INACTIVE),
     )
-    given = advised(a_server(replication_slots=slots))["drop-replication-slot"]
+    given = advise(a_server(replication_slots=slots))["drop-replication-slot"]
     assert (
         given.sql
         == "SELECT pg_drop_replication_slot('a_1');\nSELECT pg_drop_replication_slot('b_2');"
     )
-    given = advised(a_server(replication_slots=slots[:1]))["drop-replication-slot"]
+    given = advise(a_server(replication_slots=slots[:1]))["drop-replication-slot"]
     assert given.sql is None
 
 
@@ -479,7 +479,7 @@ def test_the_sql_drops_only_inactive_replication_slots() -> None:
 def test_an_sslmode_below_verify_full_is_reported(
     sslmode: SslMode, sslrootcert: str | None, problem: str | None
 ) -> None:
-    given = advised(a_server(), target=a_target(sslmode, sslrootcert))
+    given = advise(a_server(), target=a_target(sslmode, sslrootcert))
     assert set(given) == ({"verify-certificate"} if problem else set())
     assert all(str(problem) in each.message for each in given.values())
 
@@ -490,9 +490,9 @@ def test_a_role_without_a_reserved_slot_gets_advice_how_to_reserve_one() -> None
         (a_server(granted_reserved=False), "grant-reserved-connections"),
         (a_server(reserved_slots=0, major=15), "add-fallback-secret"),
     ]:
-        assert set(advised(found)) == {code}
-        assert advised(found, target=replace(a_target(), fallback_secret="x")) == {}  # noqa: S106 -- a name
-        without_secret = advised(found, target=replace(a_target(), secret_arn=""))
+        assert set(advise(found)) == {code}
+        assert advise(found, target=replace(a_target(), fallback_secret="x")) == {}  # noqa: S106 -- a name
+        without_secret = advise(found, target=replace(a_target(), secret_arn=""))
         assert "this target's secret" not in without_secret[code].message
 
 
@@ -533,7 +533,7 @@ def test_the_advice_on_thousands_of_roles_or_databases_names_the_first_and_count
 ):
     names = tuple(f"name-{n:03}" for n in range(MANY))
     off = a_server(a_timeout("0"), databases=names)
-    leaks = [a_fate(pid=n + 1, role=name) for n, name in enumerate(names)]
+    leaks = [a_result(pid=n + 1, role=name) for n, name in enumerate(names)]
     (on_roles,) = advise_on_timeouts(find_missing_timeouts(leaks, off))
     (on_databases,) = advise_on_databases(off, a_policy())
     for each in (on_roles, on_databases):
@@ -550,7 +550,7 @@ def test_the_advice_on_thousands_of_pools_slots_and_transactions_is_short() -> N
         PreparedTransaction(database=f"db-{n:03}", seconds=OLD_PREPARED) for n in range(MANY)
     )
     idle = tuple(IdleSessions(application=f"app-{n}", role="app", number=25) for n in range(MANY))
-    found = advised(a_server(replication_slots=slots, prepared=prepared, idle=idle))
+    found = advise(a_server(replication_slots=slots, prepared=prepared, idle=idle))
     assert len(found) == 3
     for each in found.values():
         assert f" and {MANY - MOST_NAMED} more" in each.message

@@ -55,7 +55,7 @@ def make_client(session: boto3.Session, service: str, region: str) -> Any:  # no
     return make(service, region, aws_access_key_id="key", aws_secret_access_key="secret")  # noqa: S106 -- nothing is sent
 
 
-def sent(session: boto3.Session, service: str, region: str) -> tuple[object, ...]:
+def list_sent(session: boto3.Session, service: str, region: str) -> tuple[object, ...]:
     operation, arguments = CALLS[service]
     client = make_client(session, service, region)
     client.meta.events.register_first("before-send", stop)
@@ -69,7 +69,7 @@ def test_requests_of_every_region_have_the_same_destination_as_with_plain_boto3(
     service: str, *, is_thorough: bool
 ) -> None:
     for region in [*REGIONS[:: 1 if is_thorough else 5], UNKNOWN]:
-        assert sent(OURS, service, region) == sent(PLAIN, service, region)
+        assert list_sent(OURS, service, region) == list_sent(PLAIN, service, region)
 
 
 SWITCHES = [
@@ -87,7 +87,7 @@ def test_fips_and_dual_stack_requests_have_the_same_destination_as_with_plain_bo
     for variant in variants:
         monkeypatch.setenv(f"AWS_USE_{variant}_ENDPOINT", "true")
     for region in OPEN[:: 1 if is_thorough else 5]:
-        assert sent(OURS, service, region) == sent(PLAIN, service, region)
+        assert list_sent(OURS, service, region) == list_sent(PLAIN, service, region)
 
 
 def token(session: boto3.Session, region: str) -> str:

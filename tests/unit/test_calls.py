@@ -98,30 +98,30 @@ def test_without_a_new_thread_a_call_fails_and_is_not_made_later(
     assert not began.is_set()
 
 
-def listed(tokens: Iterable[Any], deadline: Deadline) -> list[Mapping[str, Any]]:
+def list_pages(tokens: Iterable[Any], deadline: Deadline) -> list[Mapping[str, Any]]:
     return list(iterate_pages(({"next": token} for token in tokens), "next", deadline))
 
 
 def test_a_list_ends_at_the_page_without_a_next_token() -> None:
-    assert len(listed(["a", "b", None, "c"], Deadline(60))) == 3
-    assert len(listed(["a", {"b": 1}, ""], Deadline(60))) == 3
+    assert len(list_pages(["a", "b", None, "c"], Deadline(60))) == 3
+    assert len(list_pages(["a", {"b": 1}, ""], Deadline(60))) == 3
 
 
 @pytest.mark.parametrize("tokens", [repeat("a"), cycle(["a", "b"]), repeat({"key": {"S": "a"}})])
 def test_a_list_that_repeats_a_token_is_an_error(tokens: Iterable[object]) -> None:
     with pytest.raises(NoAnswerError, match="repeats itself"):
-        listed(tokens, Deadline(60))
+        list_pages(tokens, Deadline(60))
 
 
 def test_a_list_of_more_than_1000_pages_is_an_error() -> None:
     with pytest.raises(NoAnswerError, match="more than 1,000 pages"):
-        listed(range(1, MAX_PAGES + 2), Deadline(60))
+        list_pages(range(1, MAX_PAGES + 2), Deadline(60))
 
 
 def test_an_incomplete_list_is_an_error_at_the_deadline() -> None:
     with pytest.raises(NoAnswerError, match="not complete in time"):
-        listed(["a", None], Deadline(0))
-    assert len(listed([None], Deadline(0))) == 1
+        list_pages(["a", None], Deadline(0))
+    assert len(list_pages([None], Deadline(0))) == 1
 
 
 @pytest.mark.parametrize("seconds", [0.5, 1, 3, 10, 60, 900])

@@ -15,7 +15,7 @@ from session_reaper.settings import FunctionLocation
 from session_reaper.summary.digest import digest_report
 from session_reaper.summary.message import summarize
 
-from tests.builders import a_fate, a_report, a_session, a_snapshot, a_target_report
+from tests.builders import a_report, a_result, a_session, a_snapshot, a_target_report
 from tests.canary_queries import (
     BACKSLASHED,
     COMMENTED,
@@ -69,7 +69,7 @@ def a_story(**session: Any) -> Report:  # noqa: ANN401 -- a session's fields
     """Return a run with one such session for each state and outcome, each on its own target."""
     return a_report(
         *(
-            a_target_report(a_fate(outcome, state=state, **session), name=f"{state} {outcome}")
+            a_target_report(a_result(outcome, state=state, **session), name=f"{state} {outcome}")
             for state in State
             for outcome in Outcome
         )

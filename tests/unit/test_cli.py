@@ -49,15 +49,16 @@ from session_reaper_cli.wording import make_wording
 
 from tests.builders import (
     a_document,
-    a_fate,
     a_policy,
     a_report,
+    a_result,
     a_rule,
     a_session,
     a_snapshot,
     a_target_report,
 )
-from tests.integration.cli import COMMAND, environment
+from tests.integration.cli import COMMAND
+from tests.integration.fork_client import environment
 from tests.summaries.situations import SITUATIONS
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def test_a_full_database_is_remedied_by_another_one() -> None:
     ],
 )
 def test_the_verdict_names_what_enforcing_needs(wording: Wording, words: str) -> None:
-    report = a_report(a_target_report(a_fate(Outcome.WOULD_TERMINATE)), mode=Mode.OBSERVE)
+    report = a_report(a_target_report(a_result(Outcome.WOULD_TERMINATE)), mode=Mode.OBSERVE)
     assert words in str(choose_verdict(report, wording))
 
 

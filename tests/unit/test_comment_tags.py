@@ -13,9 +13,9 @@ from session_reaper.report.model import Outcome
 from session_reaper.sessions.comment_tags import MAX_LENGTH, read_tags
 from session_reaper.summary.groups import group_sessions
 
-from tests.builders import a_decision, a_fate, a_policy, a_session, a_snapshot
+from tests.builders import a_decision, a_policy, a_result, a_session, a_snapshot
 from tests.canary_queries import CANARY, leaks
-from tests.unit.test_redaction_properties import HOSTILE, NAMES, queries
+from tests.generated_queries import HOSTILE, NAMES, queries
 
 
 @pytest.mark.parametrize(
@@ -178,16 +178,16 @@ def test_a_recording_has_no_part_of_a_comment() -> None:
 
 def test_a_group_names_its_most_frequent_tags() -> None:
     routes = ["/checkout", "/checkout", "/basket"]
-    fates = [
-        a_fate(Outcome.TERMINATED, pid=pid, query=f"/*app='shop',route='{route}'*/ SELECT 1")
+    results = [
+        a_result(Outcome.TERMINATED, pid=pid, query=f"/*app='shop',route='{route}'*/ SELECT 1")
         for pid, route in enumerate(routes, 1)
     ]
-    (group,) = group_sessions(fates, ("route", "app", "other"))
+    (group,) = group_sessions(results, ("route", "app", "other"))
     assert group.tags == "route /checkout (2 of 3), app shop"
-    assert group_sessions(fates)[0].tags == ""
+    assert group_sessions(results)[0].tags == ""
 
 
 def test_without_time_left_a_group_has_no_tags() -> None:
-    fates = [a_fate(query="SELECT 1 /*route='a'*/")] * 3
-    assert group_sessions(fates, ("route",), Deadline(60))[0].tags == "route a"
-    assert group_sessions(fates, ("route",), Deadline(0))[0].tags == ""
+    results = [a_result(query="SELECT 1 /*route='a'*/")] * 3
+    assert group_sessions(results, ("route",), Deadline(60))[0].tags == "route a"
+    assert group_sessions(results, ("route",), Deadline(0))[0].tags == ""

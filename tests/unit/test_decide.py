@@ -469,8 +469,11 @@ def test_the_protections_of_the_policy_are_added_to_the_built_in_ones() -> None:
         a_rule(state="idle", idle_for="1s"),
         protect={"roles": ["deploy"], "applications": ["migrate"], "databases": ["billing"]},
     )
-    for session in ({"role": "rdsadmin"}, {"application": "pg_dump"}, {"database": "rdsadmin"}):
+    own = ({"role": "deploy"}, {"application": "migrate"}, {"database": "billing"})
+    built_in = ({"role": "rdsadmin"}, {"application": "pg_dump"}, {"database": "rdsadmin"})
+    for session in (*own, *built_in):
         assert verdict_on(a_session(state="idle", **session), policy).verdict is LEAVE
+    assert verdict_on(a_session(state="idle"), policy).verdict is CONDEMN
 
 
 # -- limits ---------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from session_reaper.sessions.session import Session, Slots, State
 
 from tests.builders import a_policy, a_rule, a_session
 from tests.documents import policy_documents
+from tests.visible import list_matched, select_visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -94,47 +95,11 @@ SLOTS = st.builds(
 )
 
 
-def matched(decided: Decisions) -> set[int]:
-    """Return the pids that a rule condemns, including the spared ones."""
-    return {d.pid for d in decided.decisions if d.verdict in (Verdict.CONDEMN, Verdict.SPARE)}
-
-
-def victims(decided: Decisions) -> set[int]:
+def list_victims(decided: Decisions) -> set[int]:
     return {d.pid for d in decided.having(Verdict.CONDEMN)}
 
 
-def seen(sessions: Sequence[Session], policy: Policy) -> list[Session]:
-    """Return what a snapshot for this policy has of the sessions, as snapshot.sql chooses it."""
-    scope = policy.scope()
-    never = float("inf")
-    dumps_matter = not STATES_OF_A_DUMP.isdisjoint(scope.idle_floors)
-    return [
-        replace(
-            session,
-            waiters=session.waiters if scope.waits else (),
-            locks=session.locks if scope.locks else None,
-        )
-        for session in sessions
-        if session.idle_seconds >= scope.idle_floors.get(session.state, never)
-        or (dumps_matter and may_belong_to_a_dump(session))
-    ]
-
-
-STATES_OF_A_DUMP = {State.IDLE_IN_TRANSACTION, State.ACTIVE, State.FASTPATH}
-
-
-def may_belong_to_a_dump(session: Session) -> bool:
-    return (
-        session.xmin_age is not None
-        and session.xid_age is None
-        and (
-            session.query.startswith("COPY ")
-            or session.state in (State.IDLE_IN_TRANSACTION, State.FASTPATH)
-        )
-    )
-
-
-def unlimited(policy: Policy) -> Policy:
+def remove_limits(policy: Policy) -> Policy:
     """Return the same rules without `until` and without limits."""
     rules = tuple(replace(rule, until=None) for rule in policy.rules)
     limits = a_policy(limits={"max_terminations": 10**9}).limits
@@ -249,12 +214,15 @@ def assert_condemns_no_other_session(
     sessions: Sequence[Session], slots: Slots, before: Policy, after: Policy
 ) -> None:
     """A place under a limit, `until` or the breaker may go to another session that was condemned."""
-    decided = [decide(seen(sessions, each), slots, each) for each in (before, after)]
-    assert matched(decided[1]) <= matched(decided[0])
-    if decided[0].breaker is None and matched(decided[0]) == victims(decided[0]):
-        assert victims(decided[1]) <= victims(decided[0])
-    free = [decide(seen(sessions, each), slots, unlimited(each)) for each in (before, after)]
-    assert victims(free[1]) <= victims(free[0])
+    decided = [decide(select_visible(sessions, each), slots, each) for each in (before, after)]
+    assert list_matched(decided[1]) <= list_matched(decided[0])
+    if decided[0].breaker is None and list_matched(decided[0]) == list_victims(decided[0]):
+        assert list_victims(decided[1]) <= list_victims(decided[0])
+    free = [
+        decide(select_visible(sessions, each), slots, remove_limits(each))
+        for each in (before, after)
+    ]
+    assert list_victims(free[1]) <= list_victims(free[0])
 
 
 PROTECTIONS: dict[str, st.SearchStrategy[list[str]]] = {
@@ -320,9 +288,11 @@ def test_keep_and_observe_only_rules_count_in_no_limit_until_or_breaker(
 def test_what_the_snapshot_leaves_out_changes_no_decision(
     sessions: list[Session], slots: Slots, policy: Policy
 ) -> None:
-    whole, part = (decide(each, slots, policy) for each in (sessions, seen(sessions, policy)))
-    assert matched(part) == matched(whole)
-    assert victims(part) == victims(whole)
+    whole, part = (
+        decide(each, slots, policy) for each in (sessions, select_visible(sessions, policy))
+    )
+    assert list_matched(part) == list_matched(whole)
+    assert list_victims(part) == list_victims(whole)
     assert part.breaker == whole.breaker
     assert {d.pid for d in part.having(Verdict.OBSERVE)} == {
         d.pid for d in whole.having(Verdict.OBSERVE)
@@ -360,9 +330,13 @@ def test_a_higher_threshold_never_condemns_more_sessions(
     raised = replace(rule, match=replace(rule.match, **{name: higher}))
     rules = (*policy.rules[:index], raised, *policy.rules[index + 1 :])
     patient = replace(policy, rules=rules)
-    assert matched(decide(sessions, slots, patient)) <= matched(decide(sessions, slots, policy))
-    without, with_it = unlimited(policy), unlimited(patient)
-    assert victims(decide(sessions, slots, with_it)) <= victims(decide(sessions, slots, without))
+    assert list_matched(decide(sessions, slots, patient)) <= list_matched(
+        decide(sessions, slots, policy)
+    )
+    without, with_it = remove_limits(policy), remove_limits(patient)
+    assert list_victims(decide(sessions, slots, with_it)) <= list_victims(
+        decide(sessions, slots, without)
+    )
 
 
 @given(several_sessions(), SLOTS, POLICIES)
@@ -374,7 +348,7 @@ def test_an_added_condition_never_makes_a_rule_match_more_sessions(
     if first.match.pins_vacuum_by is None:
         before = decide(sessions, slots, replace(policy, rules=(first,)))
         after = decide(sessions, slots, replace(policy, rules=(narrow,)))
-        assert matched(after) <= matched(before)
+        assert list_matched(after) <= list_matched(before)
 
 
 @given(several_sessions(), SLOTS, POLICIES)
@@ -387,11 +361,11 @@ def test_limits_are_never_exceeded(sessions: list[Session], slots: Slots, policy
         by_application = Counter(d.session.application for d in going)
         assert max(by_application.values(), default=0) <= limits.max_per_application
     if limits.max_condemned is not None:
-        assert len(victims(decided)) <= limits.max_condemned
+        assert len(list_victims(decided)) <= limits.max_condemned
     if decided.breaker:
-        assert victims(decided) == set()
+        assert list_victims(decided) == set()
     elif limits.max_share is not None and slots.used >= limits.min_sessions:
-        assert 100 * len(victims(decided)) <= limits.max_share * slots.used
+        assert 100 * len(list_victims(decided)) <= limits.max_share * slots.used
     ending = [d for d in going if d.rule and d.rule.action is Action.TERMINATE]
     for index, rule in enumerate(policy.rules):
         if rule.until is not None:
@@ -407,7 +381,9 @@ def test_a_lower_limit_never_adds_a_victim(
 ) -> None:
     lower = replace(policy.limits, max_terminations=min(most, policy.limits.max_terminations))
     careful = replace(policy, limits=lower)
-    assert victims(decide(sessions, slots, careful)) <= victims(decide(sessions, slots, policy))
+    assert list_victims(decide(sessions, slots, careful)) <= list_victims(
+        decide(sessions, slots, policy)
+    )
 
 
 @given(several_sessions(), SLOTS, POLICIES, st.randoms(use_true_random=False))
@@ -444,8 +420,8 @@ def test_without_limits_a_decision_does_not_depend_on_other_sessions(
     session: Session, slots: Slots, policy: Policy
 ) -> None:
     others = [a_session(pid=pid, idle_seconds=1e9, role="app") for pid in range(2, 5)]
-    alone = decide([session], slots, unlimited(policy)).decisions[0]
-    among = decide([session, *others], slots, unlimited(policy)).decisions
+    alone = decide([session], slots, remove_limits(policy)).decisions[0]
+    among = decide([session, *others], slots, remove_limits(policy)).decisions
     assert alone in among
 
 
@@ -524,7 +500,7 @@ def test_a_rule_misses_a_session_if_and_only_if_it_does_not_match(
     """A miss is found by other code than a match, so both must agree on every condition."""
     for rule in policy.rules:
         alone = replace(
-            unlimited(policy),
+            remove_limits(policy),
             rules=(replace(rule, when=None, until=None, mode=None),),
             protect=Protect(),
         )

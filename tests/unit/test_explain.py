@@ -16,7 +16,7 @@ NAMED = {"state": LEAK, "idle_for": "5m"}
 WAITERS = tuple(Waiter(pid=n, role="app", application="api", seconds=90.0) for n in (1, 2))
 
 
-def explained(
+def explain_session(
     session: dict[str, Any], *rules: dict[str, Any], used: int = 42, **keys: object
 ) -> Explanation:
     policy = a_policy(*rules, **keys)
@@ -24,7 +24,7 @@ def explained(
     return explanation
 
 
-def told(explanation: Explanation) -> tuple[str, str | None, str]:
+def summarize(explanation: Explanation) -> tuple[str, str | None, str]:
     rule = explanation.rule
     return explanation.outcome.value, rule.name if rule else None, explanation.reason
 
@@ -83,7 +83,7 @@ def told(explanation: Explanation) -> tuple[str, str | None, str]:
 def test_a_decision_is_explained_by_its_rule_or_its_protection(
     rules: list[dict[str, Any]], keys: dict[str, Any], expected: tuple[str, str | None, str]
 ) -> None:
-    assert told(explained({}, *rules, **keys)) == expected
+    assert summarize(explain_session({}, *rules, **keys)) == expected
 
 
 def test_a_session_that_a_limit_holds_back_is_spared() -> None:
@@ -100,8 +100,8 @@ def test_a_protected_session_that_is_observed_is_told_both() -> None:
         a_rule("warn", **NAMED, role="avnadmin") | {"mode": "observe"},
         a_rule("leak", **NAMED),
     ]
-    explanation = explained({"role": "avnadmin", "replication": True}, *rules)
-    assert told(explanation) == (
+    explanation = explain_session({"role": "avnadmin", "replication": True}, *rules)
+    assert summarize(explanation) == (
         "protected",
         "warn",
         (
@@ -207,7 +207,7 @@ ACTIVE = {"state": "active", "query_seconds": 60.0}
 def test_a_session_that_is_left_is_told_each_condition_that_it_misses(
     match: dict[str, Any], session: dict[str, Any], miss: str
 ) -> None:
-    outcome, rule, reason = told(explained(session, a_rule("only", **match)))
+    outcome, rule, reason = summarize(explain_session(session, a_rule("only", **match)))
     assert (outcome, rule) == ("left", None)
     assert reason.endswith(f"; nearest: only: {miss}")
 
@@ -230,12 +230,12 @@ def test_the_nearest_rule_is_the_one_that_time_is_most_likely_to_mend(
 ) -> None:
     near, far = a_rule("near", **NAMED | nearest), a_rule("far", **NAMED | farther)
     for rules in ((near, far), (far, near)):
-        assert "nearest: near: " in explained({"xid_age": 999}, *rules).reason
+        assert "nearest: near: " in explain_session({"xid_age": 999}, *rules).reason
 
 
 def test_of_two_rules_that_miss_by_the_same_the_first_is_named() -> None:
     rules = [a_rule(name, **NAMED | {"role": name}) for name in ("first", "second")]
-    assert "nearest: first: " in explained({}, *rules).reason
+    assert "nearest: first: " in explain_session({}, *rules).reason
 
 
 def test_the_nearest_rule_is_one_that_may_condemn_if_there_is_one() -> None:
@@ -243,9 +243,9 @@ def test_the_nearest_rule_is_one_that_may_condemn_if_there_is_one() -> None:
     off = a_rule("off", **NAMED | {"idle_for": "16m"}) | {"mode": "off"}
     keep = a_rule("keep", **NAMED | {"idle_for": "16m"}) | {"action": "keep"}
     leak = a_rule("leak", **NAMED | {"idle_for": "1h"})
-    assert "nearest: leak: " in explained({}, warn, off, keep, leak).reason
-    assert "nearest: warn: " in explained({}, keep, off, warn).reason
-    assert explained({}, keep, off).reason == "no rule matches"
+    assert "nearest: leak: " in explain_session({}, warn, off, keep, leak).reason
+    assert "nearest: warn: " in explain_session({}, keep, off, warn).reason
+    assert explain_session({}, keep, off).reason == "no rule matches"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_the_nearest_rule_is_one_that_may_condemn_if_there_is_one() -> None:
 )
 def test_a_rule_that_is_not_in_force_says_so(marks: dict[str, Any], text: str) -> None:
     in_force = a_rule("other", **NAMED | {"role": "x", "database": "y"})
-    explanation = explained({}, a_rule("pressed", **NAMED) | marks, in_force, used=30)
+    explanation = explain_session({}, a_rule("pressed", **NAMED) | marks, in_force, used=30)
     assert explanation.reason == (
         f"no rule matches; nearest: pressed: not in force at slots 30/97 ({text})"
     )

@@ -77,7 +77,7 @@ def a_fallback(name: str = "admin", arn: str = f"{PREFIX}admin-X1y2Z3", **keys: 
     return read_fallback(Secret(name=name, arn=arn, text=json.dumps(given)))
 
 
-def managed(**keys: object) -> Fallback:
+def make_managed(**keys: object) -> Fallback:
     return a_fallback("rds!cluster-1", MASTER, **{"host": None, "port": None} | keys)
 
 
@@ -85,7 +85,7 @@ def decide(target: Target, fallback: Fallback, listing: RdsListing = LISTED) -> 
     return apply_fallback(target, fallback, listing)
 
 
-def refusal(target: Target, fallback: Fallback, listing: RdsListing = LISTED) -> TargetError:
+def get_refusal(target: Target, fallback: Fallback, listing: RdsListing = LISTED) -> TargetError:
     with pytest.raises(TargetError) as raised:
         apply_fallback(target, fallback, listing)
     error = raised.value
@@ -161,24 +161,24 @@ def test_the_targets_connection_settings_are_not_used() -> None:
     ids=repr,
 )
 def test_a_fallback_for_another_endpoint_is_refused(keys: dict[str, Any]) -> None:
-    for fallback in (a_fallback(), managed()):
+    for fallback in (a_fallback(), make_managed()):
         target = a_target(**keys)
         assert needs_rds(target, fallback)
-        found = refusal(target, fallback)
+        found = get_refusal(target, fallback)
         assert "same host and port" in found.hint
         assert "read replica" in found.hint
 
 
 def test_a_fallback_without_a_host_is_refused() -> None:
     for host in (None, ""):
-        found = refusal(a_target(), a_fallback(host=host))
+        found = get_refusal(a_target(), a_fallback(host=host))
         assert "host is missing" in found.cause
         assert found.hint.startswith("Add host and port")
 
 
 def test_a_secret_that_is_its_own_fallback_is_refused() -> None:
     target = a_target()
-    assert "its own fallback_secret" in refusal(target, a_fallback(arn=target.secret_arn)).cause
+    assert "its own fallback_secret" in get_refusal(target, a_fallback(arn=target.secret_arn)).cause
 
 
 # -- clusters -----------------------------------------------------------------------------------
@@ -205,27 +205,27 @@ def test_the_endpoint_of_another_cluster_or_instance_is_refused(
     keys: dict[str, Any],
 ) -> None:
     reader = of_cluster()[1]
-    refusal(reader, a_fallback(**{"host": WRITER} | keys))
+    get_refusal(reader, a_fallback(**{"host": WRITER} | keys))
 
 
 def test_an_alias_of_a_cluster_is_refused_for_instances_that_the_target_claims() -> None:
     """The target's secret chooses the cluster, so an equal alias does not prove which one it is."""
     for target in of_cluster(host="db.internal", port=5433):
-        refusal(target, a_fallback(host="db.internal"))
+        get_refusal(target, a_fallback(host="db.internal"))
 
 
 def test_a_clusters_endpoint_is_refused_for_an_instance_that_is_not_a_member() -> None:
     reader = of_cluster()[1]
     without = RdsListing(instances=(SHOP[0], an_instance("shop-2", cluster_hosts=())))
-    refusal(reader, a_fallback(host=WRITER), without)
+    get_refusal(reader, a_fallback(host=WRITER), without)
 
 
 def test_without_a_listing_only_an_equal_endpoint_is_accepted() -> None:
     denied = RdsListing(problem="RDS instances cannot be listed: AccessDenied")
     target = of_cluster()[0]
     assert decide(target, a_fallback(host=target.host), denied).host == target.host
-    for fallback in (a_fallback(host=WRITER), managed()):
-        assert "AccessDenied" in refusal(target, fallback, denied).cause
+    for fallback in (a_fallback(host=WRITER), make_managed()):
+        assert "AccessDenied" in get_refusal(target, fallback, denied).cause
 
 
 # -- managed by RDS -----------------------------------------------------------------------------
@@ -241,20 +241,20 @@ def test_the_master_secret_that_rds_lists_connects_verified_to_an_rds_endpoint(
     keys: dict[str, Any], host: str
 ) -> None:
     target = a_target(host=host, sslmode="disable")
-    found = decide(target, managed(**keys))
+    found = decide(target, make_managed(**keys))
     assert found.host == host.lower().rstrip(".")
     assert (found.port, found.sslmode, found.sslrootcert) == (5433, SslMode.VERIFY_FULL, None)
     assert (found.role, found.instead_of) == ("root", "reaper")
 
 
 def test_a_managed_secret_that_names_the_host_connects_verified() -> None:
-    fallback = managed(host=HOST, port=5433, sslmode="disable", sslrootcert=PEM)
+    fallback = make_managed(host=HOST, port=5433, sslmode="disable", sslrootcert=PEM)
     found = decide(a_target(), fallback, RdsListing())
     assert (found.host, found.sslmode, found.sslrootcert) == (HOST, SslMode.VERIFY_FULL, None)
 
 
 def test_the_master_secret_of_another_instance_is_refused() -> None:
-    found = refusal(a_target(host=OTHERS.host), managed())
+    found = get_refusal(a_target(host=OTHERS.host), make_managed())
     assert "master secret" in found.cause
 
 
@@ -274,7 +274,7 @@ def test_a_token_is_sent_verified_to_the_fallbacks_own_destination(
 
 def test_a_token_is_never_sent_over_an_unverified_connection() -> None:
     fallback = a_fallback(password=None, auth="iam", sslmode="require", host="db.example")
-    found = refusal(a_target(host="db.example"), fallback)
+    found = get_refusal(a_target(host="db.example"), fallback)
     assert "verified" in found.cause
     assert "sslrootcert" in found.hint
 

@@ -11,7 +11,7 @@ from session_reaper.report.known_issues import with_stable_keys
 from session_reaper.report.model import Failure, Outcome, TargetReport, TargetStatus
 from session_reaper.targets.target import TargetKey
 
-from tests.builders import a_report, a_target_report, some_fates
+from tests.builders import a_report, a_target_report, some_results
 
 FUNCTION = "arn:aws:lambda:eu-west-1:123456789012:function:session-reaper"
 ORIGIN = RunOrigin(
@@ -24,7 +24,7 @@ ORIGIN = RunOrigin(
 )
 
 
-def written(*targets: TargetReport) -> dict[str, Any]:
+def write(*targets: TargetReport) -> dict[str, Any]:
     report = with_stable_keys(a_report(*targets), FUNCTION)
     text = write_fleet_document(report, ORIGIN, "QUIET: x")
     assert len(text.encode()) <= MAX_BYTES
@@ -33,8 +33,8 @@ def written(*targets: TargetReport) -> dict[str, Any]:
 
 
 def test_sessions_are_reported_as_groups_without_pids_and_queries() -> None:
-    fates = some_fates(3, Outcome.TERMINATED, query="select 'CANARY' from secret_table")
-    document = written(a_target_report(*fates))
+    results = some_results(3, Outcome.TERMINATED, query="select 'CANARY' from secret_table")
+    document = write(a_target_report(*results))
     assert document["totals"]["terminated"] == 3
     (target,) = document["targets"]
     assert target["groups"] == [
@@ -56,21 +56,21 @@ def test_sessions_are_reported_as_groups_without_pids_and_queries() -> None:
 
 def test_a_failed_target_is_reported_with_its_code_and_without_its_hint() -> None:
     error = Failure(code="28P01", cause="password refused", hint="ALTER ROLE x SUPERUSER;")
-    (target,) = written(TargetReport(name="x", status=TargetStatus.FAILED, error=error))["targets"]
+    (target,) = write(TargetReport(name="x", status=TargetStatus.FAILED, error=error))["targets"]
     assert target["error"] == {"code": "28P01", "message": "password refused"}
     assert target["issues"] == [["failed", "28P01"]]
 
 
 @pytest.mark.parametrize("name", ["orders", "\U0001f600" * 60])
 def test_a_large_report_fits_and_counts_what_it_leaves_out(name: str) -> None:
-    fates = [
-        fate
+    results = [
+        result
         for number in range(60)
-        for fate in some_fates(1, Outcome.TERMINATED, application=f"{name}{number}")
+        for result in some_results(1, Outcome.TERMINATED, application=f"{name}{number}")
     ]
-    ill = a_target_report(*fates, name=f"{name}-ill", status=TargetStatus.BREAKER)
+    ill = a_target_report(*results, name=f"{name}-ill", status=TargetStatus.BREAKER)
     quiet = [a_target_report(name=f"{name}{number}", used_after=1) for number in range(5000)]
-    document = written(*quiet, ill)
+    document = write(*quiet, ill)
     assert document["totals"]["targets"] == 5001
     assert document["targets"][0]["name"].endswith("-ill")
     assert document["targets"][0]["left_out"]["groups"] == 60
@@ -81,5 +81,5 @@ def test_a_target_keeps_its_key_while_its_secret_cannot_be_read() -> None:
     arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:orders"
     keys = [TargetKey("orders"), TargetKey(f"{arn}-a1B2c3")]
     for key in keys:
-        (target,) = written(a_target_report(key=key))["targets"]
+        (target,) = write(a_target_report(key=key))["targets"]
         assert target["key"] == [arn, ""]

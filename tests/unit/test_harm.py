@@ -88,18 +88,18 @@ def a_wedged_session(**overrides: object) -> Session:
     return a_session(**{**session, "query": "UPDATE orders SET paid = $1"} | overrides)
 
 
-def wedged_verdict(session: Session, *, waiting: bool = True) -> Verdict:
+def decide_wedged(session: Session, *, waiting: bool = True) -> Verdict:
     rule = a_rule("wedged", state="active", query_for="15m", waiting_for_client=waiting)
     return decide([session], some_slots(), a_policy(rule)).decisions[0].verdict
 
 
 def test_waiting_for_client_separates_wedged_sessions_from_working_ones() -> None:
     works = a_wedged_session(waiting_for_client=False)
-    assert wedged_verdict(a_wedged_session()) is CONDEMN
-    assert wedged_verdict(works) is LEAVE
-    assert wedged_verdict(a_wedged_session(), waiting=False) is LEAVE
-    assert wedged_verdict(works, waiting=False) is CONDEMN
-    assert wedged_verdict(a_wedged_session(query_seconds=899.9)) is LEAVE
+    assert decide_wedged(a_wedged_session()) is CONDEMN
+    assert decide_wedged(works) is LEAVE
+    assert decide_wedged(a_wedged_session(), waiting=False) is LEAVE
+    assert decide_wedged(works, waiting=False) is CONDEMN
+    assert decide_wedged(a_wedged_session(query_seconds=899.9)) is LEAVE
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_waiting_for_client_separates_wedged_sessions_from_working_ones() -> Non
     ],
 )
 def test_a_copy_that_waits_for_rows_is_not_wedged(query: str, verdict: Verdict) -> None:
-    assert wedged_verdict(a_wedged_session(query=query)) is verdict
+    assert decide_wedged(a_wedged_session(query=query)) is verdict
 
 
 def test_the_reason_says_that_it_waits_for_its_client() -> None:

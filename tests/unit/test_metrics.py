@@ -20,11 +20,11 @@ from session_reaper.sessions.session import State
 
 from tests.builders import (
     a_decision,
-    a_fate,
     a_report,
+    a_result,
     a_session,
     a_target_report,
-    some_fates,
+    some_results,
     some_slots,
 )
 
@@ -60,7 +60,7 @@ class Line(NamedTuple):
     units: Mapping[str, str]
 
 
-def written(capture: Capture) -> list[Line]:
+def parse_written(capture: Capture) -> list[Line]:
     return [line_of(json.loads(text)) for text in capture.readouterr().out.splitlines()]
 
 
@@ -78,19 +78,19 @@ def line_of(document: dict[str, Any]) -> Line:
     )
 
 
-def of_target(capture: Capture, *fates: SessionResult, **overrides: object) -> Line:
-    emit_target_metrics(a_target_report(*fates, **SEEN | overrides))
-    return written(capture)[0]
+def of_target(capture: Capture, *results: SessionResult, **overrides: object) -> Line:
+    emit_target_metrics(a_target_report(*results, **SEEN | overrides))
+    return parse_written(capture)[0]
 
 
 def of_run(capture: Capture, report: Report) -> Line:
     emit_run_metrics(report, 1.25)
-    (line,) = written(capture)
+    (line,) = parse_written(capture)
     return line
 
 
-def by_rule(fate: SessionResult, name: str) -> SessionResult:
-    return replace(fate, decision=a_decision(fate.decision.session, rule=name))
+def by_rule(result: SessionResult, name: str) -> SessionResult:
+    return replace(result, decision=a_decision(result.decision.session, rule=name))
 
 
 # -- a target --------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_a_quiet_target_publishes_its_slots_and_its_sessions_and_nothing_else(
 def test_an_outcome_is_published_only_if_it_happened(
     capsys: Capture, outcome: Outcome, name: str
 ) -> None:
-    line = of_target(capsys, *some_fates(3, outcome))
+    line = of_target(capsys, *some_results(3, outcome))
     assert set(line.metrics) == ALWAYS | {name}
     assert line.metrics[name] == 3
     assert line.units[name] == "Count"
@@ -145,7 +145,7 @@ def test_a_target_that_was_not_reached_is_counted(capsys: Capture, status: Targe
 
 def test_a_target_without_a_snapshot_publishes_only_its_failure(capsys: Capture) -> None:
     emit_target_metrics(UNREACHED)
-    (line,) = written(capsys)
+    (line,) = parse_written(capsys)
     assert line.dimensions["target"] == "billing"
     assert line.metrics == {"FailedTargets": 1}
 
@@ -156,11 +156,11 @@ def test_slots_that_were_not_counted_after_the_run_are_not_published(capsys: Cap
 
 
 def test_each_rule_that_terminated_sessions_has_its_own_line(capsys: Capture) -> None:
-    terminated = some_fates(3, TERMINATED)
-    fates = [by_rule(fate, name) for fate, name in zip(terminated, "aba", strict=True)]
-    spared = by_rule(a_fate(Outcome.SPARED), "c")
-    emit_target_metrics(a_target_report(*fates, spared))
-    whole, *rules = written(capsys)
+    terminated = some_results(3, TERMINATED)
+    results = [by_rule(result, name) for result, name in zip(terminated, "aba", strict=True)]
+    spared = by_rule(a_result(Outcome.SPARED), "c")
+    emit_target_metrics(a_target_report(*results, spared))
+    whole, *rules = parse_written(capsys)
     assert whole.metrics["Terminated"] == 3
     here = {"service": "session-reaper", "target": "orders"}
     assert [(line.dimensions, line.metrics) for line in rules] == [
@@ -183,8 +183,8 @@ def test_each_rule_that_terminated_sessions_has_its_own_line(capsys: Capture) ->
 def test_characters_that_cloudwatch_would_drop_are_replaced(
     capsys: Capture, name: str, published: str
 ) -> None:
-    emit_target_metrics(a_target_report(by_rule(a_fate(), name), name=name))
-    whole, rule = written(capsys)
+    emit_target_metrics(a_target_report(by_rule(a_result(), name), name=name))
+    whole, rule = parse_written(capsys)
     assert whole.dimensions["target"] == published
     assert (rule.dimensions["target"], rule.dimensions["rule"]) == (published, published)
 
@@ -196,8 +196,8 @@ def test_a_run_publishes_sums_over_all_targets(capsys: Capture) -> None:
     line = of_run(
         capsys,
         a_report(
-            a_target_report(*some_fates(3, TERMINATED), used_after=85),
-            a_target_report(a_fate(TERMINATED), a_fate(Outcome.ESCAPED), used_after=97),
+            a_target_report(*some_results(3, TERMINATED), used_after=85),
+            a_target_report(a_result(TERMINATED), a_result(Outcome.ESCAPED), used_after=97),
             a_target_report(used_after=None),
             UNREACHED,
         ),
@@ -274,16 +274,16 @@ def test_a_tripped_breaker_is_counted_for_its_target_and_the_run(capsys: Capture
     tripped = a_target_report(status=TargetStatus.BREAKER)
     emit_target_metrics(tripped)
     emit_run_metrics(a_report(tripped, a_target_report(status=TargetStatus.BREAKER)), 0.1)
-    of_target, of_run = written(capsys)
+    of_target, of_run = parse_written(capsys)
     assert of_target.metrics["BreakerTripped"] == 1
     assert of_run.metrics["BreakerTripped"] == 2
     emit_run_metrics(a_report(a_target_report()), 0.1)
-    assert "BreakerTripped" not in written(capsys)[0].metrics
+    assert "BreakerTripped" not in parse_written(capsys)[0].metrics
 
 
 def test_an_invalid_configuration_is_counted_for_the_stack(capsys: Capture) -> None:
     emit_configuration_error()
-    (line,) = written(capsys)
+    (line,) = parse_written(capsys)
     assert line.metrics == {"ConfigurationErrors": 1}
     assert line.units == {"ConfigurationErrors": "Count"}
     assert set(line.dimensions) == {"service"}

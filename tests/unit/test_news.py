@@ -28,7 +28,7 @@ from session_reaper.report.model import (
 )
 from session_reaper.targets.target import TargetKey
 
-from tests.builders import a_decision, a_fate, a_report, a_session, a_target_report, some_slots
+from tests.builders import a_decision, a_report, a_result, a_session, a_target_report, some_slots
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -47,7 +47,7 @@ def compare(
 
 
 def key_of(name: str, instance: str = "") -> TargetKey:
-    """The key under which a secret of the function's own account and region is remembered."""
+    """The key under which a secret of the function's own account and region is stored."""
     return TargetKey(f"{SECRETS}:{name}", instance)
 
 
@@ -58,17 +58,17 @@ def stock(report: TargetReport) -> TargetReport:
     return replace(report, name="stock", key=key_of("stock"))
 
 
-def failing(status: TargetStatus, code: str = "timeout", **overrides: object) -> TargetReport:
+def make_failure(status: TargetStatus, code: str = "timeout", **overrides: object) -> TargetReport:
     failure = Failure(code=code, cause="it is so", hint="fix it")
     values: dict[str, object] = {"name": "orders", "key": ORDERS, "status": status}
     values["error"] = failure
     return TargetReport(**values | overrides)  # type: ignore[arg-type] # a table
 
 
-def healthy(*outcomes: Outcome, **overrides: object) -> TargetReport:
-    fates = [a_fate(outcome, pid=pid) for pid, outcome in enumerate(outcomes, start=1)]
+def make_healthy(*outcomes: Outcome, **overrides: object) -> TargetReport:
+    results = [a_result(outcome, pid=pid) for pid, outcome in enumerate(outcomes, start=1)]
     return a_target_report(
-        *fates, **{"key": ORDERS, "slots": some_slots(used=40), "used_after": 39} | overrides
+        *results, **{"key": ORDERS, "slots": some_slots(used=40), "used_after": 39} | overrides
     )
 
 
@@ -82,7 +82,7 @@ LINGERING_7 = issue(IssueKind.LINGERING, "7")
 FULL = issue(IssueKind.FULL)
 
 
-def known_issue(
+def make_known_issue(
     key: IssueKey,
     ago: float = 60.0,
     *,
@@ -92,27 +92,27 @@ def known_issue(
     return KnownIssue(target=target, key=key, since=NOW - (since or ago), reported_at=NOW - ago)
 
 
-def after(
+def run_after(
     target: TargetReport, *known: KnownIssue, mode: Mode = Mode.ENFORCE
 ) -> tuple[Report, StateUpdate]:
     return compare(a_report(target, mode=mode), known)
 
 
-FAILED = failing(TargetStatus.FAILED)
-BREAKER = failing(TargetStatus.BREAKER, "breaker", slots=some_slots(used=40))
+FAILED = make_failure(TargetStatus.FAILED)
+BREAKER = make_failure(TargetStatus.BREAKER, "breaker", slots=some_slots(used=40))
 OBSERVED = issue(IssueKind.WOULD_TERMINATE, "idle-in-transaction", "app")
 ISSUES = {
     TIMEOUT: FAILED,
-    FULL: failing(TargetStatus.FULL, "53300"),
-    issue(IssueKind.BLIND): failing(
+    FULL: make_failure(TargetStatus.FULL, "53300"),
+    issue(IssueKind.BLIND): make_failure(
         TargetStatus.BLIND, "42501", slots=some_slots(used=40), used_after=40
     ),
     issue(IssueKind.BREAKER): BREAKER,
-    issue(IssueKind.LINGERING, "1"): healthy(Outcome.LINGERING),
-    issue(IssueKind.DENIED): healthy(Outcome.DENIED),
-    OBSERVED: healthy(Outcome.WOULD_TERMINATE),
-    issue(IssueKind.SPARED): healthy(Outcome.SPARED),
-    issue(IssueKind.FALLBACK): healthy(fallback_secret="master"),  # noqa: S106 -- a name
+    issue(IssueKind.LINGERING, "1"): make_healthy(Outcome.LINGERING),
+    issue(IssueKind.DENIED): make_healthy(Outcome.DENIED),
+    OBSERVED: make_healthy(Outcome.WOULD_TERMINATE),
+    issue(IssueKind.SPARED): make_healthy(Outcome.SPARED),
+    issue(IssueKind.FALLBACK): make_healthy(fallback_secret="master"),  # noqa: S106 -- a name
     issue(IssueKind.EXHAUSTED): a_target_report(key=ORDERS),
 }
 PASSING = [OBSERVED, issue(IssueKind.SPARED), issue(IssueKind.DENIED)]
@@ -125,21 +125,21 @@ def ids(key: IssueKey) -> str:
 
 @pytest.mark.parametrize("key", ISSUES, ids=ids)
 def test_an_issue_is_news_when_it_begins_and_is_known_from_then_on(key: IssueKey) -> None:
-    report, update = after(ISSUES[key])
+    report, update = run_after(ISSUES[key])
     assert report.should_notify
     assert update.reported == (KnownIssue(target=ORDERS, key=key, since=NOW, reported_at=NOW),)
 
 
 @pytest.mark.parametrize("key", ISSUES, ids=ids)
 def test_a_known_issue_is_not_news_until_it_is_time_to_remind(key: IssueKey) -> None:
-    report, update = after(ISSUES[key], known_issue(key, HOUR - 1))
+    report, update = run_after(ISSUES[key], make_known_issue(key, HOUR - 1))
     assert not report.should_notify
     assert update.reported == update.ended == ()
 
 
 @pytest.mark.parametrize("key", ISSUES, ids=ids)
 def test_a_known_issue_is_news_again_after_a_while_and_keeps_its_age(key: IssueKey) -> None:
-    report, update = after(ISSUES[key], known_issue(key, HOUR, since=5 * HOUR))
+    report, update = run_after(ISSUES[key], make_known_issue(key, HOUR, since=5 * HOUR))
     assert report.should_notify
     assert update.reported == (
         KnownIssue(
@@ -154,8 +154,8 @@ def test_a_known_issue_is_news_again_after_a_while_and_keeps_its_age(key: IssueK
 
 @pytest.mark.parametrize("key", LASTING, ids=ids)
 def test_the_end_of_an_issue_is_news_once(key: IssueKey) -> None:
-    known = known_issue(key, 60, since=1503)
-    report, update = after(healthy(), known)
+    known = make_known_issue(key, 60, since=1503)
+    report, update = run_after(make_healthy(), known)
     assert report.targets[0].recovered == (Recovery(issue=key, seconds=1503.0),)
     assert report.should_notify
     assert update.ended == (known,)
@@ -163,7 +163,7 @@ def test_the_end_of_an_issue_is_news_once(key: IssueKey) -> None:
 
 @pytest.mark.parametrize("key", PASSING, ids=ids)
 def test_that_no_session_matches_any_more_is_not_news(key: IssueKey) -> None:
-    report, update = after(healthy(), known_issue(key))
+    report, update = run_after(make_healthy(), make_known_issue(key))
     assert not report.should_notify
     assert update.ended == ()
 
@@ -182,44 +182,45 @@ def test_an_observed_rule_and_role_do_not_hide_another_rule_and_role(
 ) -> None:
     decision = a_decision(a_session(role=role), rule=rule)
     result = SessionResult(decision=decision, outcome=Outcome.WOULD_TERMINATE)
-    target = replace(healthy(), results=(result,))
-    known = known_issue(issue(IssueKind.WOULD_TERMINATE, other_rule, other_role))
-    assert after(target, known)[0].should_notify
-    same = known_issue(issue(IssueKind.WOULD_TERMINATE, rule, role))
-    assert not after(target, same)[0].should_notify
+    target = replace(make_healthy(), results=(result,))
+    known = make_known_issue(issue(IssueKind.WOULD_TERMINATE, other_rule, other_role))
+    assert run_after(target, known)[0].should_notify
+    same = make_known_issue(issue(IssueKind.WOULD_TERMINATE, rule, role))
+    assert not run_after(target, same)[0].should_notify
 
 
 def test_the_end_of_an_issue_is_news_even_if_it_was_reported_long_ago() -> None:
-    report, _ = after(healthy(), known_issue(FULL, 3 * HOUR, since=9 * HOUR))
+    report, _ = run_after(make_healthy(), make_known_issue(FULL, 3 * HOUR, since=9 * HOUR))
     assert report.targets[0].recovered == (Recovery(issue=FULL, seconds=9 * HOUR),)
 
 
 def test_another_issue_of_the_same_target_is_news() -> None:
-    report, _ = after(failing(TargetStatus.FAILED, "28P01"), known_issue(TIMEOUT))
+    report, _ = run_after(make_failure(TargetStatus.FAILED, "28P01"), make_known_issue(TIMEOUT))
     assert report.should_notify
 
 
 def test_the_same_issue_of_another_target_is_news() -> None:
-    report, _ = after(stock(FAILED), known_issue(TIMEOUT))
+    report, _ = run_after(stock(FAILED), make_known_issue(TIMEOUT))
     assert report.should_notify
 
 
 @pytest.mark.parametrize("outcome", [Outcome.TERMINATED, Outcome.CANCELLED])
 def test_terminated_and_cancelled_sessions_are_always_news(outcome: Outcome) -> None:
-    report, update = after(healthy(outcome), known_issue(issue(IssueKind.DENIED)))
+    report, update = run_after(make_healthy(outcome), make_known_issue(issue(IssueKind.DENIED)))
     assert report.should_notify
     assert update.reported == ()
 
 
 def test_a_known_lingering_session_does_not_hide_a_termination() -> None:
-    report, _ = after(
-        healthy(Outcome.LINGERING, Outcome.TERMINATED), known_issue(issue(IssueKind.LINGERING, "1"))
+    report, _ = run_after(
+        make_healthy(Outcome.LINGERING, Outcome.TERMINATED),
+        make_known_issue(issue(IssueKind.LINGERING, "1")),
     )
     assert report.should_notify
 
 
 def test_an_escaped_session_is_not_news() -> None:
-    report, update = after(healthy(Outcome.ESCAPED))
+    report, update = run_after(make_healthy(Outcome.ESCAPED))
     assert not report.should_notify
     assert update.reported == ()
 
@@ -236,45 +237,47 @@ def test_an_escaped_session_is_not_news() -> None:
     ids=ids,
 )
 def test_no_issue_ends_while_the_target_is_not_reached(key: IssueKey) -> None:
-    report, update = after(FAILED, known_issue(key), known_issue(TIMEOUT))
+    report, update = run_after(FAILED, make_known_issue(key), make_known_issue(TIMEOUT))
     assert not report.should_notify
     assert update.ended == ()
 
 
 def test_while_the_breaker_is_tripped_no_session_is_known_to_be_gone() -> None:
-    _, update = after(BREAKER, known_issue(LINGERING_7))
+    _, update = run_after(BREAKER, make_known_issue(LINGERING_7))
     assert update.ended == ()
 
 
 def test_a_session_that_is_condemned_again_is_not_gone() -> None:
-    _, update = after(healthy(Outcome.SPARED), known_issue(issue(IssueKind.LINGERING, "1")))
+    _, update = run_after(
+        make_healthy(Outcome.SPARED), make_known_issue(issue(IssueKind.LINGERING, "1"))
+    )
     assert update.ended == ()
 
 
 def test_another_lingering_session_is_news() -> None:
-    report, _ = after(healthy(Outcome.LINGERING), known_issue(LINGERING_7))
+    report, _ = run_after(make_healthy(Outcome.LINGERING), make_known_issue(LINGERING_7))
     assert report.should_notify
     assert [each.issue for each in report.targets[0].recovered] == [LINGERING_7]
 
 
 def test_a_leak_under_another_rule_is_news_in_observe_mode() -> None:
-    report, _ = after(
-        healthy(Outcome.WOULD_TERMINATE),
-        known_issue(issue(IssueKind.WOULD_TERMINATE, "blockers", "app")),
+    report, _ = run_after(
+        make_healthy(Outcome.WOULD_TERMINATE),
+        make_known_issue(issue(IssueKind.WOULD_TERMINATE, "blockers", "app")),
     )
     assert report.should_notify
 
 
 def test_a_server_that_stays_almost_full_is_not_reported_in_every_run() -> None:
-    brink = healthy(slots=some_slots(used=96), used_after=96)
-    report, update = after(brink, known_issue(issue(IssueKind.EXHAUSTED)))
+    brink = make_healthy(slots=some_slots(used=96), used_after=96)
+    report, update = run_after(brink, make_known_issue(issue(IssueKind.EXHAUSTED)))
     assert not report.should_notify
     assert update.ended == ()
 
 
 def test_the_end_of_a_secret_s_issue_is_reported_for_its_target() -> None:
-    known = known_issue(UNREADABLE, target=key_of("prod/orders"))
-    report, update = compare(a_report(healthy(key=key_of("prod/orders", "orders-1"))), [known])
+    known = make_known_issue(UNREADABLE, target=key_of("prod/orders"))
+    report, update = compare(a_report(make_healthy(key=key_of("prod/orders", "orders-1"))), [known])
     assert (
         write_summary_line(report) == "orders: recovered (error secret for 1m), slots 40/97 → 39/97"
     )
@@ -282,29 +285,29 @@ def test_the_end_of_a_secret_s_issue_is_reported_for_its_target() -> None:
 
 
 def test_an_issue_of_a_secret_lasts_while_any_of_its_targets_has_it() -> None:
-    report, update = compare(a_report(FAILED, healthy()), [known_issue(TIMEOUT)])
+    report, update = compare(a_report(FAILED, make_healthy()), [make_known_issue(TIMEOUT)])
     assert not report.should_notify
     assert update.ended == ()
 
 
 def test_issues_of_a_removed_target_are_forgotten_silently() -> None:
-    other = known_issue(FULL, target=key_of("stock"))
-    report, update = after(healthy(), other)
+    other = make_known_issue(FULL, target=key_of("stock"))
+    report, update = run_after(make_healthy(), other)
     assert not report.should_notify
     assert update.ended == (other,)
 
 
 def test_an_undelivered_summary_is_reported_by_the_next_run() -> None:
-    lost = mark_undelivered(a_report(healthy(Outcome.TERMINATED)), (), NOW)
-    report, update = after(healthy(), *lost.reported)
+    lost = mark_undelivered(a_report(make_healthy(Outcome.TERMINATED)), (), NOW)
+    report, update = run_after(make_healthy(), *lost.reported)
     assert report.should_notify
     assert report.undelivered == ("orders: 1 session terminated, slots 40/97 → 39/97",)
     assert write_summary_line(report).endswith("; 1 undelivered from earlier runs")
     assert update.ended == lost.reported
 
 
-def after_failed_publishes(reports: Sequence[Report]) -> set[KnownIssue]:
-    """The state after these runs, none of which could publish its summary."""
+def run_failed_publishes(reports: Sequence[Report]) -> set[KnownIssue]:
+    """Return the state after these runs, none of which could publish its summary."""
     known: set[KnownIssue] = set()
     for number, report in enumerate(reports):
         now = NOW + 300 * number
@@ -316,10 +319,10 @@ def after_failed_publishes(reports: Sequence[Report]) -> set[KnownIssue]:
 
 def test_however_many_publishes_fail_the_state_keeps_the_newest_few_and_their_number() -> None:
     number = 2_000
-    lost = [a_report(healthy(Outcome.TERMINATED, name=f"t{n}")) for n in range(number)]
-    known = after_failed_publishes(lost)
+    lost = [a_report(make_healthy(Outcome.TERMINATED, name=f"t{n}")) for n in range(number)]
+    known = run_failed_publishes(lost)
     assert len(known) == MOST_UNDELIVERED
-    report, update = after(healthy(), *known)
+    report, update = run_after(make_healthy(), *known)
     names = [line.partition(":")[0] for line in report.undelivered]
     assert names == ["t1999", "t1998", "t1997", "t1996", "t1995"]
     assert write_summary_line(report).endswith(f"; {number} undelivered from earlier runs")
@@ -328,19 +331,21 @@ def test_however_many_publishes_fail_the_state_keeps_the_newest_few_and_their_nu
 
 def test_items_that_an_earlier_release_left_are_forgotten_once_a_newer_one_counts_them() -> None:
     left = {
-        known_issue(issue(IssueKind.UNDELIVERED, "orders: …"), ago, target=TargetKey(f"run {ago}"))
+        make_known_issue(
+            issue(IssueKind.UNDELIVERED, "orders: …"), ago, target=TargetKey(f"run {ago}")
+        )
         for ago in range(1, 1_101)
     }
-    update = mark_undelivered(a_report(healthy(Outcome.TERMINATED)), left, NOW)
+    update = mark_undelivered(a_report(make_healthy(Outcome.TERMINATED)), left, NOW)
     known = left.difference(update.ended).union(update.reported)
     assert len(known) == MOST_UNDELIVERED
-    report, _ = after(healthy(), *known)
+    report, _ = run_after(make_healthy(), *known)
     assert write_summary_line(report).endswith("; 1101 undelivered from earlier runs")
 
 
 def test_quiet_runs_that_cannot_publish_do_not_replace_a_termination() -> None:
-    runs = [healthy(Outcome.TERMINATED), *[healthy()] * 20]
-    report, _ = after(healthy(), *after_failed_publishes([a_report(run) for run in runs]))
+    runs = [make_healthy(Outcome.TERMINATED), *[make_healthy()] * 20]
+    report, _ = run_after(make_healthy(), *run_failed_publishes([a_report(run) for run in runs]))
     assert report.undelivered == ("orders: 1 session terminated, slots 40/97 → 39/97",)
     assert report.undelivered_before == 0
 
@@ -349,30 +354,34 @@ def test_quiet_runs_that_cannot_publish_do_not_replace_a_termination() -> None:
 def test_an_undelivered_item_of_another_form_is_reported_and_forgotten(
     detail: tuple[str, ...],
 ) -> None:
-    known = known_issue(issue(IssueKind.UNDELIVERED, *detail))
-    report, update = after(healthy(), known)
+    known = make_known_issue(issue(IssueKind.UNDELIVERED, *detail))
+    report, update = run_after(make_healthy(), known)
     assert len(report.undelivered) == 1
     assert update.ended == (known,)
     assert mark_undelivered(report, [known], NOW).ended == ()
 
 
 def test_an_issue_reported_in_the_future_hides_nothing() -> None:
-    report, _ = after(FAILED, known_issue(TIMEOUT, -3600))
+    report, _ = run_after(FAILED, make_known_issue(TIMEOUT, -3600))
     assert report.should_notify
 
 
 def test_in_observe_mode_no_lingering_session_is_known_to_be_gone() -> None:
-    _, update = after(healthy(), known_issue(issue(IssueKind.LINGERING, "1")), mode=Mode.OBSERVE)
+    _, update = run_after(
+        make_healthy(), make_known_issue(issue(IssueKind.LINGERING, "1")), mode=Mode.OBSERVE
+    )
     assert update.ended == ()
 
 
 def test_a_connection_ends_issues_with_connecting_even_if_the_breaker_trips() -> None:
-    report, _ = after(BREAKER, known_issue(FULL), known_issue(issue(IssueKind.BREAKER)))
+    report, _ = run_after(
+        BREAKER, make_known_issue(FULL), make_known_issue(issue(IssueKind.BREAKER))
+    )
     assert [each.issue for each in report.targets[0].recovered] == [FULL]
 
 
 def test_issues_that_end_together_are_reported_together() -> None:
-    report, update = after(healthy(), known_issue(FULL), known_issue(TIMEOUT))
+    report, update = run_after(make_healthy(), make_known_issue(FULL), make_known_issue(TIMEOUT))
     assert (
         write_summary_line(report)
         == "orders: recovered (server full for 1m, error timeout for 1m), slots 40/97 → 39/97"
@@ -381,23 +390,25 @@ def test_issues_that_end_together_are_reported_together() -> None:
 
 
 def test_a_clock_that_was_set_back_makes_no_negative_age() -> None:
-    later = known_issue(FULL, -60)
-    report, _ = after(healthy(), later)
+    later = make_known_issue(FULL, -60)
+    report, _ = run_after(make_healthy(), later)
     assert report.targets[0].recovered == (Recovery(issue=FULL, seconds=0.0),)
 
 
 def test_a_run_on_some_targets_leaves_the_issues_of_others() -> None:
-    other = known_issue(FULL, target=key_of("stock"))
-    report, update = compare(a_report(healthy()), [other], covers_all=False)
+    other = make_known_issue(FULL, target=key_of("stock"))
+    report, update = compare(a_report(make_healthy()), [other], covers_all=False)
     assert not report.should_notify
     assert update.ended == ()
 
 
 def test_the_summary_counts_targets_with_known_issues() -> None:
     report = a_report(
-        healthy(Outcome.TERMINATED), stock(FAILED), healthy(name="quiet", key=key_of("quiet"))
+        make_healthy(Outcome.TERMINATED),
+        stock(FAILED),
+        make_healthy(name="quiet", key=key_of("quiet")),
     )
-    known = known_issue(TIMEOUT, target=key_of("stock"))
+    known = make_known_issue(TIMEOUT, target=key_of("stock"))
     found, _ = compare(report, [known])
     assert (
         write_summary_line(found)
@@ -406,43 +417,43 @@ def test_the_summary_counts_targets_with_known_issues() -> None:
 
 
 def test_without_news_the_summary_has_the_known_issues() -> None:
-    report, _ = after(FAILED, known_issue(TIMEOUT))
+    report, _ = run_after(FAILED, make_known_issue(TIMEOUT))
     assert write_summary_line(report) == "orders: failed, it is so"
 
 
 def test_known_issues_do_not_raise_the_severity_of_other_news() -> None:
     full = stock(ISSUES[FULL])
-    report = a_report(healthy(Outcome.TERMINATED), full)
-    repeated, _ = compare(report, [known_issue(FULL, target=key_of("stock"))])
+    report = a_report(make_healthy(Outcome.TERMINATED), full)
+    repeated, _ = compare(report, [make_known_issue(FULL, target=key_of("stock"))])
     assert (report.severity, repeated.severity) == ("critical", "info")
 
 
 def test_a_target_that_takes_another_s_name_hides_none_of_its_issues() -> None:
-    thief = failing(TargetStatus.FULL, "53300", key=key_of("thief"))
+    thief = make_failure(TargetStatus.FULL, "53300", key=key_of("thief"))
     _, update = compare(a_report(thief), ())
-    report, _ = compare(a_report(failing(TargetStatus.FULL, "53300")), update.reported)
+    report, _ = compare(a_report(make_failure(TargetStatus.FULL, "53300")), update.reported)
     assert report.should_notify
     assert report.is_critical
 
 
 def test_a_renamed_target_keeps_its_known_issues() -> None:
-    report, _ = after(replace(FAILED, name="renamed"), known_issue(TIMEOUT))
+    report, _ = run_after(replace(FAILED, name="renamed"), make_known_issue(TIMEOUT))
     assert not report.should_notify
 
 
 def test_each_instance_of_a_secret_has_its_own_issues() -> None:
-    first, second = (healthy(key=key_of("orders", each)) for each in ("orders-1", "orders-2"))
+    first, second = (make_healthy(key=key_of("orders", each)) for each in ("orders-1", "orders-2"))
     full = replace(ISSUES[FULL], key=key_of("orders", "orders-2"))
-    known = known_issue(FULL, target=key_of("orders", "orders-1"))
+    known = make_known_issue(FULL, target=key_of("orders", "orders-1"))
     assert compare(a_report(first, full), [known])[0].is_critical
     found, _ = compare(a_report(first, second), [known])
     assert [len(target.recovered) for target in found.targets] == [1, 0]
 
 
 def test_issues_of_an_instance_last_while_its_secret_cannot_be_read() -> None:
-    known = known_issue(FULL, target=key_of("orders", "orders-1"))
-    unreadable = failing(TargetStatus.FAILED, "secret", key=TargetKey("orders"))
-    report, update = after(unreadable, known)
+    known = make_known_issue(FULL, target=key_of("orders", "orders-1"))
+    unreadable = make_failure(TargetStatus.FAILED, "secret", key=TargetKey("orders"))
+    report, update = run_after(unreadable, known)
     assert report.should_notify
     assert update.ended == ()
 
@@ -458,8 +469,8 @@ def test_issues_of_an_instance_last_while_its_secret_cannot_be_read() -> None:
 )
 def test_a_secret_is_the_same_by_its_name_and_by_its_arn(one: str, other: str) -> None:
     assert to_stable_key(TargetKey(one), FUNCTION) == to_stable_key(TargetKey(other), FUNCTION)
-    known = known_issue(UNREADABLE, target=to_stable_key(TargetKey(one), FUNCTION))
-    report, _ = after(healthy(key=TargetKey(other)), known)
+    known = make_known_issue(UNREADABLE, target=to_stable_key(TargetKey(one), FUNCTION))
+    report, _ = run_after(make_healthy(key=TargetKey(other)), known)
     assert [each.issue for each in report.targets[0].recovered] == [UNREADABLE]
 
 
@@ -481,7 +492,7 @@ def test_an_issue_that_two_secrets_of_one_server_had_recovers_once() -> None:
         KnownIssue(target=target, key=issue(IssueKind.FULL), since=NOW - age, reported_at=NOW - age)
         for target, age in ((ORDERS, 60.0), (key_of("billing"), 90.0))
     ]
-    merged = healthy(also=("billing",), also_keys=(key_of("billing"),))
+    merged = make_healthy(also=("billing",), also_keys=(key_of("billing"),))
     report, update = compare(a_report(merged), both)
     assert report.targets[0].recovered == (Recovery(issue=issue(IssueKind.FULL), seconds=90.0),)
     assert update.ended == tuple(both)

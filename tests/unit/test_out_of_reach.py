@@ -18,7 +18,7 @@ WAITERS = tuple(
 BLOCKERS = a_rule("blockers", state="idle in transaction", blocks_for="1m")
 
 
-def found(
+def find(
     *rules: dict[str, Any], prepared: tuple[Waiter, ...] = (), **session: object
 ) -> list[UnreachableBlocker]:
     sessions = [a_session(waiters=WAITERS, **session)]
@@ -31,7 +31,7 @@ def test_a_protected_session_that_a_rule_on_blockers_would_condemn_is_found(
     match: dict[str, Any],
 ) -> None:
     rule = a_rule("blockers", state="idle in transaction", **match)
-    (blocker,) = found(rule, superuser=True)
+    (blocker,) = find(rule, superuser=True)
     assert blocker.rule.name == "blockers"
     assert blocker.by == "superuser"
     assert blocker.decision is not None
@@ -40,11 +40,9 @@ def test_a_protected_session_that_a_rule_on_blockers_would_condemn_is_found(
 
 
 def test_a_blocker_that_is_not_protected_or_that_no_rule_on_blockers_matches_is_not_found() -> None:
-    assert found(BLOCKERS) == []
-    assert found(a_rule(), superuser=True) == []
-    assert (
-        found(a_rule(), BLOCKERS, superuser=True) == []
-    )  # the first rule says why it is protected
+    assert find(BLOCKERS) == []
+    assert find(a_rule(), superuser=True) == []
+    assert find(a_rule(), BLOCKERS, superuser=True) == []  # the first rule says why it is protected
 
 
 @pytest.mark.parametrize(
@@ -61,7 +59,7 @@ def test_a_prepared_transaction_is_found_if_enough_sessions_have_waited_for_it_l
     match: dict[str, Any],
 ) -> None:
     rule = a_rule("blockers", state="idle in transaction", **match)
-    (blocker,) = found(a_rule(), rule, rule | {"name": "second"}, prepared=WAITERS)
+    (blocker,) = find(a_rule(), rule, rule | {"name": "second"}, prepared=WAITERS)
     assert blocker.rule.name == "blockers"
     assert blocker.by == "prepared transaction"
     assert blocker.decision is None
@@ -84,8 +82,8 @@ def test_a_prepared_transaction_is_not_found_by_a_rule_that_would_not_end_it(
     match: dict[str, Any], keys: dict[str, Any]
 ) -> None:
     rule = a_rule("blockers", state="idle in transaction", **match) | keys
-    assert found(rule, prepared=WAITERS) == []
+    assert find(rule, prepared=WAITERS) == []
 
 
 def test_without_waiters_no_prepared_transaction_is_found() -> None:
-    assert found(BLOCKERS) == []
+    assert find(BLOCKERS) == []

@@ -12,7 +12,7 @@ from session_reaper.errors import DeadlineError
 from session_reaper.observability import OutcomeLog, log_remaining, log_spared
 from session_reaper.report.model import Outcome, SessionResult, TargetReport
 
-from tests.builders import a_decision, a_fate, a_session, a_target_report
+from tests.builders import a_decision, a_result, a_session, a_target_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,17 +23,17 @@ UNTOUCHED = [Outcome.SPARED, Outcome.WOULD_TERMINATE]
 SIGNALLED = [outcome for outcome in Outcome if outcome not in UNTOUCHED]
 
 
-def in_time() -> Deadline:
+def make_deadline() -> Deadline:
     return Deadline(60)
 
 
-def too_late() -> Deadline:
+def make_late_deadline() -> Deadline:
     return Deadline(0)
 
 
 def one_of_each(name: str = "orders") -> TargetReport:
-    fates = [a_fate(outcome, pid=pid) for pid, outcome in enumerate(Outcome, 1)]
-    return a_target_report(*fates, name=name)
+    results = [a_result(outcome, pid=pid) for pid, outcome in enumerate(Outcome, 1)]
+    return a_target_report(*results, name=name)
 
 
 def lines(caplog: pytest.LogCaptureFixture, message: str = "outcome") -> Sequence[dict[str, Any]]:
@@ -49,9 +49,9 @@ def test_a_signalled_session_is_logged_as_soon_as_its_outcome_is_known(
     caplog: pytest.LogCaptureFixture, outcome: Outcome
 ) -> None:
     log = OutcomeLog()
-    fate = a_fate(outcome)
-    log.write(a_target_report(fate), fate)
-    log.write(a_target_report(fate), fate)
+    result = a_result(outcome)
+    log.write(a_target_report(result), result)
+    log.write(a_target_report(result), result)
     assert outcomes(caplog) == [outcome]
 
 
@@ -60,11 +60,11 @@ def test_a_session_that_was_not_touched_is_logged_at_the_end(
     caplog: pytest.LogCaptureFixture, outcome: Outcome
 ) -> None:
     log = OutcomeLog()
-    fate = a_fate(outcome)
-    log.write(a_target_report(fate), fate)
-    log.complete(a_target_report(fate), in_time())
+    result = a_result(outcome)
+    log.write(a_target_report(result), result)
+    log.complete(a_target_report(result), make_deadline())
     assert outcomes(caplog) == []
-    log_remaining([log], in_time())
+    log_remaining([log], make_deadline())
     assert outcomes(caplog) == [outcome]
 
 
@@ -72,9 +72,9 @@ def test_the_outcome_that_was_logged_is_the_one_that_is_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     log = OutcomeLog()
-    ended, lingering = a_fate(Outcome.TERMINATED), a_fate(Outcome.LINGERING)
+    ended, lingering = a_result(Outcome.TERMINATED), a_result(Outcome.LINGERING)
     log.write(a_target_report(lingering), ended)
-    assert log.complete(a_target_report(lingering), in_time()).results == (ended,)
+    assert log.complete(a_target_report(lingering), make_deadline()).results == (ended,)
     assert outcomes(caplog) == [Outcome.TERMINATED]
 
 
@@ -83,17 +83,17 @@ def test_a_target_that_goes_on_after_the_run_s_end_is_stopped(
 ) -> None:
     log = OutcomeLog()
     report = one_of_each()
-    log.complete(a_target_report(), in_time())
-    for fate in report.results:
+    log.complete(a_target_report(), make_deadline())
+    for result in report.results:
         with pytest.raises(DeadlineError):
-            log.write(report, fate)
+            log.write(report, result)
     assert outcomes(caplog) == []
 
 
 def test_before_the_summary_only_signalled_sessions_are_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    OutcomeLog().complete(one_of_each(), in_time())
+    OutcomeLog().complete(one_of_each(), make_deadline())
     assert sorted(outcomes(caplog)) == sorted(SIGNALLED)
 
 
@@ -102,9 +102,9 @@ def test_what_was_not_logged_before_the_summary_is_logged_after_it_signalled_ses
 ) -> None:
     logs = [OutcomeLog(), OutcomeLog()]
     for log, name in zip(logs, ["orders", "billing"], strict=True):
-        log.complete(one_of_each(name), too_late())
+        log.complete(one_of_each(name), make_late_deadline())
     assert outcomes(caplog) == []
-    log_remaining(logs, in_time())
+    log_remaining(logs, make_deadline())
     found = [(line["target"], line["session"]["pid"]) for line in lines(caplog)]
     assert len(set(found)) == len(found) == 2 * len(Outcome)
     assert set(outcomes(caplog)[: 2 * len(SIGNALLED)]) == set(SIGNALLED)
@@ -113,14 +113,14 @@ def test_what_was_not_logged_before_the_summary_is_logged_after_it_signalled_ses
 def test_without_time_sessions_share_a_line_that_has_their_pids(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    fates = [
-        *(a_fate(Outcome.LINGERING, pid=pid) for pid in (1, 2)),
-        *(a_fate(Outcome.SPARED, pid=pid) for pid in (3, 4)),
+    results = [
+        *(a_result(Outcome.LINGERING, pid=pid) for pid in (1, 2)),
+        *(a_result(Outcome.SPARED, pid=pid) for pid in (3, 4)),
         SessionResult(decision=a_decision(a_session(pid=5), rule="other"), outcome=Outcome.SPARED),
     ]
     log = OutcomeLog()
-    log.complete(a_target_report(*fates), too_late())
-    log_remaining([log], too_late())
+    log.complete(a_target_report(*results), make_late_deadline())
+    log_remaining([log], make_late_deadline())
     keys = ("target", "outcome", "rule", "count", "pids")
     assert [tuple(line[key] for key in keys) for line in lines(caplog, "outcomes")] == [
         ("orders", "lingering", "idle-in-transaction", 2, [1, 2]),
@@ -133,19 +133,21 @@ def test_without_time_sessions_share_a_line_that_has_their_pids(
 def test_targets_of_the_same_name_do_not_share_a_line(caplog: pytest.LogCaptureFixture) -> None:
     logs = [OutcomeLog(), OutcomeLog()]
     for log in logs:
-        log.complete(a_target_report(a_fate(Outcome.SPARED)), too_late())
-    log_remaining(logs, too_late())
+        log.complete(a_target_report(a_result(Outcome.SPARED)), make_late_deadline())
+    log_remaining(logs, make_late_deadline())
     assert [line["pids"] for line in lines(caplog, "outcomes")] == [[4711], [4711]]
 
 
 def test_a_line_for_many_is_never_too_long_for_cloudwatch(caplog: pytest.LogCaptureFixture) -> None:
-    fate = a_fate(Outcome.SPARED)
+    result = a_result(Outcome.SPARED)
     pids = range(2**22 - 12_000, 2**22)  # the longest that Linux gives
-    sessions = [replace(fate.decision.session, identity=_identity(pid)) for pid in pids]
-    fates = [replace(fate, decision=replace(fate.decision, session=each)) for each in sessions]
+    sessions = [replace(result.decision.session, identity=_identity(pid)) for pid in pids]
+    results = [
+        replace(result, decision=replace(result.decision, session=each)) for each in sessions
+    ]
     log = OutcomeLog()
-    log.complete(a_target_report(*fates), too_late())
-    log_remaining([log], too_late())
+    log.complete(a_target_report(*results), make_late_deadline())
+    log_remaining([log], make_late_deadline())
     found = lines(caplog, "outcomes")
     assert [pid for line in found for pid in line["pids"]] == [*pids]
     assert max(len(str(line["pids"])) for line in found) < 250_000
@@ -158,11 +160,11 @@ def _identity(pid: int) -> Identity:
 def test_a_log_of_a_target_that_has_not_ended_has_nothing_to_add(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    log_remaining([OutcomeLog()], in_time())
+    log_remaining([OutcomeLog()], make_deadline())
     assert caplog.records == []
 
 
-@pytest.mark.parametrize(("deadline", "alone"), [(in_time, 3), (too_late, 0)])
+@pytest.mark.parametrize(("deadline", "alone"), [(make_deadline, 3), (make_late_deadline, 0)])
 def test_spared_sessions_have_a_line_each_while_there_is_time_and_else_one_per_rule(
     caplog: pytest.LogCaptureFixture, deadline: Callable[[], Deadline], alone: int
 ) -> None:

@@ -14,13 +14,13 @@ from session_reaper.decision.parallel_dumps import find_parallel_dumps
 from session_reaper.sessions.session import State
 
 from tests.builders import a_policy, a_rule, a_session, some_slots
-from tests.unit.test_decide_properties import matched, seen
+from tests.visible import list_matched, select_visible
 
 if TYPE_CHECKING:
     from session_reaper.policy.model import Policy, Rule
     from session_reaper.sessions.session import Session
 
-# What a session that reads large objects ran last, up to 15, in 16, and from 17 on.
+# The last query of a session that reads large objects, up to 15, in 16, and from 17 on.
 READ_LARGE_OBJECTS = (
     "FETCH 1000 IN bloboid",
     "FETCH 1000 IN looid",
@@ -143,7 +143,7 @@ def test_a_leak_of_an_older_connection_in_the_same_snapshot_is_not_recognised() 
 
 
 def test_an_older_leak_in_the_same_snapshot_does_not_hide_the_leader() -> None:
-    """The leader's connection is one that a pooler had opened before."""
+    """A pooler had opened the leader's connection before."""
     pooled = leader(connected_seconds=4000.0, transaction_seconds=300.0)
     its_worker = worker(connected_seconds=298.0, transaction_seconds=297.0)
     leak = leader(pid=9, connected_seconds=5000.0, transaction_seconds=905.0)
@@ -203,7 +203,7 @@ AGES = st.sampled_from([1.0, 100.0, 200.0, 300.0, 400.0])
 
 @st.composite
 def sessions_of_one_snapshot(draw: st.DrawFn) -> list[Session]:
-    """Sessions that differ only in what tells a dump from leaks."""
+    """Sessions that differ only in the values that distinguish a dump from leaks."""
     return [
         leader(
             pid=pid,
@@ -247,9 +247,9 @@ def test_more_sessions_never_end_the_protection_of_a_dump(
 @given(sessions_of_one_snapshot(), POLICIES)
 def test_the_snapshot_has_all_that_shows_a_dump(sessions: list[Session], policy: Policy) -> None:
     whole, part = (
-        decide(each, some_slots(), policy) for each in (sessions, seen(sessions, policy))
+        decide(each, some_slots(), policy) for each in (sessions, select_visible(sessions, policy))
     )
-    assert matched(part) == matched(whole)
+    assert list_matched(part) == list_matched(whole)
 
 
 class CountedSeconds(float):

@@ -9,12 +9,12 @@ from jsonschema import Draft202012Validator
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.model import read_policy
 from session_reaper.runs.yaml import parse_yaml
-from session_reaper_cli.policy_schema import policy_schema
+from session_reaper_cli.policy_schema import make_policy_schema
 
 from tests.builders import a_document, a_rule
 from tests.documents import KEYS, Document, json_values, mistaken_documents, policy_documents
 
-SCHEMA = Draft202012Validator(policy_schema())
+SCHEMA = Draft202012Validator(make_policy_schema())
 
 
 def keys_of(document: object) -> set[str]:

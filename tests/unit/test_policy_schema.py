@@ -15,8 +15,8 @@ from session_reaper.policy.builtin import PROVIDER_DATABASES, PROVIDER_ROLES, TO
 from session_reaper.policy.model import Policy, read_policy
 from session_reaper.runs.policy_source import load_policy
 from session_reaper.runs.yaml import parse_yaml
-from session_reaper_cli.policy_schema import policy_schema as make_schema
-from session_reaper_cli.policy_schema import value_schema
+from session_reaper_cli.policy_schema import make_policy_schema as make_schema
+from session_reaper_cli.policy_schema import make_value_schema
 
 from infra import policy_schema
 from tests.builders import a_document, a_rule, a_session, some_slots
@@ -94,7 +94,7 @@ def test_the_schema_contains_the_defaults() -> None:
 
 def test_a_reader_without_a_schema_is_an_error() -> None:
     with pytest.raises(LookupError, match="add it to _LEAVES"):
-        value_schema(one_or_many(lambda value, _: str(value)), tuple[str, ...])
+        make_value_schema(one_or_many(lambda value, _: str(value)), tuple[str, ...])
 
 
 # -- the examples -----------------------------------------------------------------------------------

@@ -43,13 +43,13 @@ def load(folder: Path, text: str, name: str = "policy.yaml") -> Policy:
     return load_policy(str(path), Deadline(10))
 
 
-def problem_of(folder: Path, text: str) -> str:
+def find_problem(folder: Path, text: str) -> str:
     with pytest.raises(ConfigurationError) as caught:
         load(folder, text)
     return str(caught.value).replace(str(folder), "")  # whose path contains the test's name
 
 
-def condemned_by_default(sessions: list[Session], slots: Slots) -> dict[int, str]:
+def decide_by_default(sessions: list[Session], slots: Slots) -> dict[int, str]:
     policy = load_policy("", Deadline(10))
     assert policy.mode is None  # so MODE alone applies
     decisions = decide(sessions, slots, policy).having(Verdict.CONDEMN)
@@ -65,7 +65,7 @@ def test_the_bundled_policy_terminates_leaks_and_no_pooled_session() -> None:
         a_session(pid=5, state="active", idle_seconds=1e6, query_seconds=1e6),
     ]
     rule = "idle-in-transaction"
-    assert condemned_by_default(sessions, some_slots(used=82)) == {1: rule, 2: rule}
+    assert decide_by_default(sessions, some_slots(used=82)) == {1: rule, 2: rule}
 
 
 def test_under_pressure_the_bundled_policy_terminates_only_as_many_younger_leaks_as_needed() -> (
@@ -74,9 +74,9 @@ def test_under_pressure_the_bundled_policy_terminates_only_as_many_younger_leaks
     leaks = [a_session(pid=n, idle_seconds=60 + n) for n in range(1, 40)]
     healthy = [a_session(pid=100, idle_seconds=59.9), a_session(pid=101, state="idle")]
     slots = some_slots(used=83, maximum=100, reserved=3)  # 85.6 %; 70 % is 67.9
-    found = condemned_by_default([*leaks, *healthy], slots)
+    found = decide_by_default([*leaks, *healthy], slots)
     assert found == dict.fromkeys(range(24, 40), "under-pressure")  # the 16 that idle longest
-    assert condemned_by_default(leaks, some_slots(used=82)) == {}  # 84.5 %
+    assert decide_by_default(leaks, some_slots(used=82)) == {}  # 84.5 %
 
 
 def test_the_bundled_policy_terminates_a_wedged_session_and_no_copy() -> None:
@@ -87,7 +87,7 @@ def test_the_bundled_policy_terminates_a_wedged_session_and_no_copy() -> None:
         a_session(pid=3, **wedged | {"query_seconds": 899}),
         a_session(pid=4, **wedged | {"waiting_for_client": False}),
     ]
-    assert condemned_by_default(sessions, some_slots(used=10)) == {1: "wedged"}
+    assert decide_by_default(sessions, some_slots(used=10)) == {1: "wedged"}
 
 
 def test_reads_yaml(folder: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_binary_file_is_an_error(folder: Path) -> None:
 
 
 def test_an_error_names_the_source_and_the_place(folder: Path) -> None:
-    problem = problem_of(folder, YAML.replace("5m", "300"))
+    problem = find_problem(folder, YAML.replace("5m", "300"))
     assert problem.startswith("POLICY /policy.yaml: ")
     assert "rules[0].match.idle_for: 300 has no unit" in problem
 
@@ -145,7 +145,7 @@ def test_an_error_names_the_source_and_the_place(folder: Path) -> None:
     ],
 )
 def test_a_duplicate_key_is_refused(folder: Path, line: str, place: str) -> None:
-    problem = problem_of(folder, line)
+    problem = find_problem(folder, line)
     assert "duplicate key" in problem
     assert place in problem
 
@@ -159,7 +159,7 @@ def test_a_duplicate_key_is_refused(folder: Path, line: str, place: str) -> None
     ],
 )
 def test_aliases_are_refused(folder: Path, text: str) -> None:
-    assert "alias" in problem_of(folder, text)
+    assert "alias" in find_problem(folder, text)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_aliases_are_refused(folder: Path, text: str) -> None:
     ],
 )
 def test_a_deeply_nested_document_is_refused(folder: Path, text: str) -> None:
-    assert problem_of(folder, text)
+    assert find_problem(folder, text)
 
 
 @pytest.mark.parametrize(
@@ -183,13 +183,13 @@ def test_a_deeply_nested_document_is_refused(folder: Path, text: str) -> None:
     ids=lambda text: text[:20],
 )
 def test_an_error_in_a_yaml_constructor_is_a_configuration_error(folder: Path, text: str) -> None:
-    assert "document: is not valid YAML: " in problem_of(folder, text)
+    assert "document: is not valid YAML: " in find_problem(folder, text)
 
 
 def test_a_policy_longer_than_the_limit_is_refused(folder: Path) -> None:
     longest = YAML + "#" * (MAX_POLICY_LENGTH - len(YAML))
     assert load(folder, longest).mode is Mode.OFF
-    assert "longer than" in problem_of(folder, longest + "#")
+    assert "longer than" in find_problem(folder, longest + "#")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_policy_longer_than_the_limit_is_refused(folder: Path) -> None:
     ],
 )
 def test_a_document_that_is_not_a_policy_is_a_configuration_error(folder: Path, text: str) -> None:
-    assert problem_of(folder, text)
+    assert find_problem(folder, text)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_document_that_is_not_a_policy_is_a_configuration_error(folder: Path, 
     ],
 )
 def test_a_bare_yaml_word_that_is_not_text_is_refused(folder: Path, line: str, place: str) -> None:
-    assert f" {place}: " in problem_of(folder, f"{YAML}\n{line}\n")
+    assert f" {place}: " in find_problem(folder, f"{YAML}\n{line}\n")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_bare_yaml_word_that_is_not_text_is_refused(folder: Path, line: str, p
     ],
 )
 def test_a_possible_credential_is_not_shown(folder: Path, text: str) -> None:
-    assert "hunter2" not in problem_of(folder, text)
+    assert "hunter2" not in find_problem(folder, text)
 
 
 def test_a_tag_that_another_library_adds_to_yaml_is_refused(
@@ -261,7 +261,7 @@ def test_a_tag_that_another_library_adds_to_yaml_is_refused(
     monkeypatch.setitem(
         yaml.SafeLoader.yaml_multi_constructors, "!", lambda _, tag, __: {tag: "any"}
     )
-    assert "is not valid YAML: could not determine a constructor" in problem_of(folder, "!Ref x")
+    assert "is not valid YAML: could not determine a constructor" in find_problem(folder, "!Ref x")
 
 
 def test_flow_yaml_that_begins_like_json_is_read_as_yaml(folder: Path) -> None:

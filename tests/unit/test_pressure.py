@@ -163,7 +163,7 @@ def test_several_rules_with_until_count_what_earlier_ones_free(
     policy = a_policy(first, second)
     slots = some_slots(used=100, maximum=100, reserved=0)
     decided = decide([*leaks(old), *young], slots, policy)
-    assert named(policy, decided) == dict(zip(("first", "second"), going, strict=True))
+    assert count_by_rule(policy, decided) == dict(zip(("first", "second"), going, strict=True))
 
 
 def test_a_cancelled_query_frees_no_slot() -> None:
@@ -222,7 +222,7 @@ def test_the_breaker_counts_only_sessions_that_until_needs() -> None:
 # -- limits in addition to until ----------------------------------------------------------------------------
 
 
-def named(policy: Policy, decided: Decisions) -> dict[str, int]:
+def count_by_rule(policy: Policy, decided: Decisions) -> dict[str, int]:
     """Count the condemned sessions of each rule."""
     rules = [decision.rule for decision in decided.having(CONDEMN)]
     return {rule.name: rules.count(rule) for rule in policy.rules}
@@ -255,7 +255,7 @@ def test_a_session_of_another_rule_held_back_by_a_limit_frees_no_slot() -> None:
     )
     sessions = [*leaks(50, first=100, application="capped"), *_of_many_applications(40)]
     decided = decide(sessions, some_slots(used=95, maximum=100, reserved=0), policy)
-    assert named(policy, decided) == {"plain": 5, "tier": 20}
+    assert count_by_rule(policy, decided) == {"plain": 5, "tier": 20}
 
 
 def test_a_session_not_needed_by_until_does_not_count_against_a_limit() -> None:
@@ -267,12 +267,12 @@ def test_a_session_not_needed_by_until_does_not_count_against_a_limit() -> None:
     idle = [a_session(pid=pid, state="idle", idle_seconds=5 + pid) for pid in range(200, 210)]
     old = [a_session(pid=pid, idle_seconds=9000 + pid) for pid in range(1, 31)]
     decided = decide([*old, *idle], some_slots(used=90, maximum=100, reserved=0), policy)
-    assert named(policy, decided) == {"tier": 0, "plain": 10}
+    assert count_by_rule(policy, decided) == {"tier": 0, "plain": 10}
     policy = a_policy(
         a_pressure_rule(until={"slots_free": 15}), plain, limits={"max_terminations": 10}
     )
     decided = decide([*old, *idle], some_slots(used=90, maximum=100, reserved=0), policy)
-    assert sum(named(policy, decided).values()) == 10
+    assert sum(count_by_rule(policy, decided).values()) == 10
 
 
 def test_a_later_rule_with_until_takes_no_place_under_a_limit_before_its_turn() -> None:
@@ -441,7 +441,7 @@ def test_the_report_says_that_none_is_needed_if_other_rules_free_enough() -> Non
     policy = a_policy(plain, a_pressure_rule(until={"slots_free": 10}))
     decided = decide([*idle, *leaks(3)], some_slots(used=97), policy)
     assert describe_pressure(decided) == (
-        "rule tier in force at slots 97/97: none needed to reach slots_free: 10",
+        "rule tier in force at slots 97/97: no further session is needed to reach slots_free: 10",
     )
     assert len(decided.having(SPARE)) == 3
 

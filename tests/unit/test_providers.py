@@ -5,9 +5,9 @@ from session_reaper.targets.providers import (
     Provider,
     emergency_instructions,
     explain_unknown_authority,
+    find_provider,
+    find_rds_region,
     is_proxy,
-    provider_of,
-    rds_region,
     reserved_slot_instructions,
 )
 
@@ -36,14 +36,14 @@ AIVEN = "pg-1-project.aivencloud.com"
     ],
 )
 def test_a_host_name_indicates_the_provider(host: str, provider: Provider) -> None:
-    assert provider_of(host) is provider
+    assert find_provider(host) is provider
 
 
 def test_an_rds_endpoint_contains_its_region() -> None:
-    assert rds_region(RDS) == "eu-west-1"
-    assert rds_region("x.abc.us-gov-west-1.rds.amazonaws.com") == "us-gov-west-1"
-    assert rds_region("x.abc.cn-north-1.rds.amazonaws.com.cn") == "cn-north-1"
-    assert rds_region("x.eu-west-1.rds.amazonaws.com.example") is None
+    assert find_rds_region(RDS) == "eu-west-1"
+    assert find_rds_region("x.abc.us-gov-west-1.rds.amazonaws.com") == "us-gov-west-1"
+    assert find_rds_region("x.abc.cn-north-1.rds.amazonaws.com.cn") == "cn-north-1"
+    assert find_rds_region("x.eu-west-1.rds.amazonaws.com.example") is None
 
 
 def test_rds_proxy_is_recognised_by_its_name() -> None:

@@ -35,7 +35,7 @@ Capture = pytest.CaptureFixture[str]
 every_recording = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.stem)
 
 
-def recorded(snapshot: Snapshot) -> Any:  # noqa: ANN401 -- JSON
+def record(snapshot: Snapshot) -> Any:  # noqa: ANN401 -- JSON
     """Return the snapshot as Lambda returns it."""
     return json.loads(json.dumps(to_recording(snapshot)))
 
@@ -45,7 +45,7 @@ def write(path: Path, document: object) -> str:
     return str(path)
 
 
-def condemned(recording: Path, policy: str) -> set[str]:
+def list_condemned(recording: Path, policy: str) -> set[str]:
     """Return the application names of the condemned sessions; `scene.py` explains the names."""
     (snapshot,) = read_recording(recording).values()
     decided = decide(
@@ -70,12 +70,12 @@ def test_the_verdicts_on_a_recorded_server_are_unchanged(recording: Path) -> Non
 @every_recording
 def test_every_kind_of_leak_is_condemned(recording: Path) -> None:
     kinds = {"leak-begin", "leak-read", "leak-xid", "leak-xmin", "leak-aborted"}
-    assert condemned(recording, "default") == kinds | {"root", "wedged"}
+    assert list_condemned(recording, "default") == kinds | {"root", "wedged"}
 
 
 @every_recording
 def test_only_the_root_of_a_lock_chain_is_condemned(recording: Path) -> None:
-    assert condemned(recording, "blockers") == {"root"}
+    assert list_condemned(recording, "blockers") == {"root"}
     assert "2 waiting on it" in verdicts_on(recording)
 
 
@@ -83,14 +83,17 @@ def test_only_the_root_of_a_lock_chain_is_condemned(recording: Path) -> None:
 def test_a_wedged_session_is_condemned_and_a_copy_that_waits_for_rows_is_not(
     recording: Path,
 ) -> None:
-    assert condemned(recording, "wedged") == {"wedged"}
+    assert list_condemned(recording, "wedged") == {"wedged"}
 
 
 @every_recording
 def test_holds_and_pins_vacuum_by_select_the_harmful_leaks(recording: Path) -> None:
-    assert condemned(recording, "writers") == {"leak-xid", "root"}
-    assert condemned(recording, "pins") == {"leak-xid", "leak-xmin", "root"}
-    assert condemned(recording, "lockers") == {"leak-xid", "root"}  # of four, the most harmful two
+    assert list_condemned(recording, "writers") == {"leak-xid", "root"}
+    assert list_condemned(recording, "pins") == {"leak-xid", "leak-xmin", "root"}
+    assert list_condemned(recording, "lockers") == {
+        "leak-xid",
+        "root",
+    }  # of four, the most harmful two
 
 
 @every_recording
@@ -120,7 +123,7 @@ def test_a_recording_contains_no_literal_of_a_query(recording: Path) -> None:
 def test_a_snapshot_is_recorded_without_the_literals_of_its_queries() -> None:
     snapshot = a_snapshot(a_session(query="SELECT 'cAnArY', $$cAnArY$$ /* cAnArY */ FROM orders"))
     assert CANARY not in json.dumps(to_recording(snapshot))
-    assert recorded(snapshot)["sessions"][0]["query"] == "SELECT ?, ? FROM orders"
+    assert record(snapshot)["sessions"][0]["query"] == "SELECT ?, ? FROM orders"
 
 
 # -- reading and recording again --------------------------------------------------------------------------------
@@ -129,7 +132,7 @@ def test_a_snapshot_is_recorded_without_the_literals_of_its_queries() -> None:
 @every_recording
 def test_reading_and_recording_again_changes_nothing(recording: Path) -> None:
     (snapshot,) = read_recording(recording).values()
-    again = recorded(snapshot)
+    again = record(snapshot)
     # Recorded before there were these.
     for key in ("hidden", "holders", "lock_waiters", "prepared_waiters"):
         del again[key]
@@ -143,7 +146,7 @@ WAIT_KEYS = ("wait_event_type", "wait_event", "waits_for_lock")
 
 def test_a_recording_of_an_older_release_can_be_read(tmp_path: Path) -> None:
     snapshot = a_snapshot(a_session(query="select now()"))
-    document = recorded(snapshot)
+    document = record(snapshot)
     for key in (
         "states",
         "oldest_idle_in_transaction",
@@ -177,7 +180,7 @@ def test_a_recorded_snapshot_gets_the_same_verdicts_as_the_live_one(tmp_path: Pa
         a_session(pid=9, query_seconds=70, state=State.ACTIVE, **victim),
     )
     path = tmp_path / "orders.json"
-    write(path, recorded(snapshot))
+    write(path, record(snapshot))
     read = read_recording(path)["orders"]
     assert replace(read, sessions=()) == replace(snapshot, sessions=())
     for document in (
@@ -205,7 +208,7 @@ def test_a_recorded_snapshot_gets_the_same_verdicts_as_the_live_one(tmp_path: Pa
 
 def test_kept_and_observed_sessions_are_shown_as_such(tmp_path: Path) -> None:
     sessions = [a_session(pid=1), a_session(pid=2, role="etl"), a_session(pid=3, role=None)]
-    path = write(tmp_path / "orders.json", recorded(a_snapshot(*sessions)))
+    path = write(tmp_path / "orders.json", record(a_snapshot(*sessions)))
     keep = {"name": "keep", "match": {"state": LEAK, "role": "app"}, "action": "keep"}
     warn = a_rule("warn", state=LEAK, role="etl", idle_for="1m") | {"mode": "observe"}
     (snapshot,) = read_recording(Path(path)).values()
@@ -243,7 +246,7 @@ def test_a_glob_matches_a_recorded_query_if_it_matches_the_live_query(
 ) -> None:
     snapshot = a_snapshot(a_session(query=query))
     path = tmp_path / "orders.json"
-    write(path, recorded(snapshot))
+    write(path, record(snapshot))
     policy = read_policy(a_document(a_rule(state=LEAK, idle_for="1s", query=glob)))
     live = decide(snapshot.sessions, snapshot.slots, policy)
     assert live.having(Verdict.CONDEMN if matches else Verdict.LEAVE)
@@ -278,11 +281,11 @@ def refusal_of(capture: Capture, *arguments: str) -> str:
     return printed.err.removeprefix("session-reaper: ").rstrip()
 
 
-def returned(**snapshots: Snapshot) -> dict[str, Any]:
+def make_return_value(**snapshots: Snapshot) -> dict[str, Any]:
     """Return what the event {"record": true} returns."""
     return {
         "status": "ok",
-        "snapshots": {name: recorded(snapshot) for name, snapshot in snapshots.items()},
+        "snapshots": {name: record(snapshot) for name, snapshot in snapshots.items()},
     }
 
 
@@ -291,7 +294,8 @@ def test_each_target_gets_a_head_line_and_a_line_for_each_session(
 ) -> None:
     old, young = a_session(pid=12), a_session(pid=3, client=None, application="", idle_seconds=1)
     path = write(
-        tmp_path / "run.json", returned(orders=a_snapshot(old, young), billing=a_snapshot(young))
+        tmp_path / "run.json",
+        make_return_value(orders=a_snapshot(old, young), billing=a_snapshot(young)),
     )
     policy = write(tmp_path / "policy.json", a_document())
     young_misses = "nearest: idle-in-transaction: idle in transaction for 1s of 5m"
@@ -312,13 +316,13 @@ def test_each_target_gets_a_head_line_and_a_line_for_each_session(
 
 
 def test_a_single_snapshot_is_named_after_its_file(tmp_path: Path, capsys: Capture) -> None:
-    path = write(tmp_path / "tuesday.json", recorded(a_snapshot()))
+    path = write(tmp_path / "tuesday.json", record(a_snapshot()))
     assert replay(capsys, path)[0].startswith("tuesday: ")
     assert replay(capsys, path, "--target", "tuesday") == replay(capsys, path)
 
 
 def test_the_head_line_shows_the_breaker_and_the_pressure(tmp_path: Path, capsys: Capture) -> None:
-    path = write(tmp_path / "orders.json", recorded(a_snapshot()))
+    path = write(tmp_path / "orders.json", record(a_snapshot()))
     pressed = a_rule() | {"when": {"slots_used": "85%"}, "until": {"slots_used": "70%"}}
     policy = write(tmp_path / "policy.json", a_document(pressed, limits={"max_share": "1%"}))
     head, line = replay(capsys, path, policy)
@@ -331,7 +335,7 @@ def test_the_policy_is_yaml_json_or_by_default_the_bundled_one(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # from where a relative path is meant, not from the artifact
-    write(tmp_path / "orders.json", recorded(a_snapshot()))
+    write(tmp_path / "orders.json", record(a_snapshot()))
     rules = "rules: [{name: mine, match: {state: [idle in transaction], idle_for: 1s}}]"
     (tmp_path / "policy.yaml").write_text(f"version: 1 # comment\n{rules}\n")
     write(tmp_path / "policy.json", a_document(a_rule("json", state=LEAK, idle_for="1s")))
@@ -350,7 +354,7 @@ def test_the_output_does_not_depend_on_the_order_of_the_sessions(
     path = tmp_path / "orders.json"
     lines = []
     for arranged in (sessions, sessions[::-1], sessions[15:] + sessions[:15]):
-        write(path, recorded(a_snapshot(*arranged)))
+        write(path, record(a_snapshot(*arranged)))
         lines.append(replay(capsys, str(path), some))
     assert all(one == other for one, other in pairwise(lines))
     assert [int(line.split()[0]) for line in lines[0][1:]] == list(range(90, 120))
@@ -359,7 +363,7 @@ def test_the_output_does_not_depend_on_the_order_of_the_sessions(
 def test_no_control_character_is_printed(tmp_path: Path, capsys: Capture) -> None:
     evil = "\x1b[2J\r\n\u202e\ud800"
     snapshot = a_snapshot(a_session(pid=1, role=evil, database=evil, application=evil, query=evil))
-    document = returned(orders=snapshot)
+    document = make_return_value(orders=snapshot)
     document["snapshots"][f"orders{evil}"] = document["snapshots"].pop("orders")
     path = write(tmp_path / "run.json", document)
     rules = a_document(a_rule(f"rule{evil[:-1]}", state=LEAK, idle_for="1s"))
@@ -374,7 +378,7 @@ def test_no_control_character_is_printed(tmp_path: Path, capsys: Capture) -> Non
 
 
 def test_a_very_long_name_is_truncated(tmp_path: Path, capsys: Capture) -> None:
-    path = write(tmp_path / "orders.json", recorded(a_snapshot(a_session(application="x" * 9000))))
+    path = write(tmp_path / "orders.json", record(a_snapshot(a_session(application="x" * 9000))))
     assert len(replay(capsys, path)[1]) < 300
 
 
@@ -389,7 +393,7 @@ def test_against_shows_only_the_sessions_that_differ(tmp_path: Path, capsys: Cap
         a_session(pid=4, idle_seconds=500, role="etl"),
         a_session(pid=5, idle_seconds=400, application="report"),
     )
-    path = write(tmp_path / "run.json", returned(orders=snapshot, billing=a_snapshot()))
+    path = write(tmp_path / "run.json", make_return_value(orders=snapshot, billing=a_snapshot()))
     old = write(tmp_path / "old.json", a_document(a_rule("leaks", state=LEAK, idle_for="5m")))
     reports = a_rule("reports", state=LEAK, application="report", idle_for="1s")
     leaks = a_rule("leaks", state=LEAK, idle_for="1m")
@@ -434,7 +438,7 @@ def test_a_different_verdict_or_action_of_the_same_rule_is_a_difference(
     tmp_path: Path, capsys: Capture
 ) -> None:
     snapshot = a_snapshot(a_session(state=State.ACTIVE, query_seconds=100))
-    path = write(tmp_path / "orders.json", recorded(snapshot))
+    path = write(tmp_path / "orders.json", record(snapshot))
     rule = a_rule("runaway", state="active", query_for="1m")
     old = write(tmp_path / "old.json", a_document(rule))
     for changed in (
@@ -453,7 +457,7 @@ NO_ONE_CONDEMNED = {"max_share": "1%"}
 
 
 def test_an_empty_name_compares_with_the_bundled_policy(tmp_path: Path, capsys: Capture) -> None:
-    path = write(tmp_path / "orders.json", recorded(a_snapshot()))
+    path = write(tmp_path / "orders.json", record(a_snapshot()))
     new = write(tmp_path / "new.json", a_document(protect={"roles": ["app"]}))
     lines = replay(capsys, path, new, "--against", "")
     assert lines[0] == "--- the bundled policy"
@@ -478,7 +482,7 @@ def changed(document: Any, place: Iterable[str | int], value: object) -> Any:  #
 
 
 GONE = object()
-SNAPSHOT = recorded(
+SNAPSHOT = record(
     a_snapshot(
         a_session(pid=1, waiters=(Waiter(pid=2, role="app", application="api", seconds=1),)),
         a_session(pid=2, query_id="42"),
@@ -654,7 +658,9 @@ def test_a_missing_file_or_target_is_an_error_that_names_it(
     tmp_path: Path, capsys: Capture
 ) -> None:
     missing = str(tmp_path / "missing")
-    path = write(tmp_path / "run.json", returned(orders=a_snapshot(), billing=a_snapshot()))
+    path = write(
+        tmp_path / "run.json", make_return_value(orders=a_snapshot(), billing=a_snapshot())
+    )
     assert refusal_of(capsys, missing) == f"{missing}: cannot be read: No such file or directory"
     assert "Is a directory" in refusal_of(capsys, str(tmp_path))
     for arguments in ((missing,), ("", "--against", missing)):
@@ -667,7 +673,7 @@ def test_a_missing_file_or_target_is_an_error_that_names_it(
 def test_a_policy_that_does_not_load_is_an_error_that_names_the_place(
     tmp_path: Path, capsys: Capture
 ) -> None:
-    path = write(tmp_path / "orders.json", recorded(a_snapshot()))
+    path = write(tmp_path / "orders.json", record(a_snapshot()))
     bad: Mapping[str, object] = a_document(a_rule("x", state=LEAK, idle_for=5))
     policy = write(tmp_path / "policy.json", bad)
     for arguments in ((policy,), ("", "--against", policy)):

@@ -26,14 +26,14 @@ from session_reaper.sessions.server_facts import Check, Timeout
 
 from tests.builders import (
     a_decision,
-    a_fate,
     a_policy,
     a_report,
+    a_result,
     a_server,
     a_session,
     a_snapshot,
     a_target_report,
-    some_fates,
+    some_results,
     some_slots,
 )
 
@@ -52,52 +52,52 @@ UNREACHED = {
 }
 
 
-def unreached(name: str, status: TargetStatus = FAILED) -> TargetReport:
+def make_unreached(name: str, status: TargetStatus = FAILED) -> TargetReport:
     return a_target_report(**UNREACHED | {"name": name, "status": status})
 
 
 # -- one target -------------------------------------------------------------------------------------
 
 
-def a_quiet_target(*fates: SessionResult, **overrides: object) -> TargetReport:
+def a_quiet_target(*results: SessionResult, **overrides: object) -> TargetReport:
     slots = some_slots(used=40)
-    return a_target_report(*fates, **{"slots": slots, "used_after": 40} | overrides)
+    return a_target_report(*results, **{"slots": slots, "used_after": 40} | overrides)
 
 
 @pytest.mark.parametrize(
     ("target", "line"),
     [
         (
-            a_target_report(*some_fates(12, Outcome.TERMINATED), used_after=85),
+            a_target_report(*some_results(12, Outcome.TERMINATED), used_after=85),
             "orders: 12 sessions terminated, slots 97/97 → 85/97",
         ),
         (
-            a_target_report(a_fate(Outcome.TERMINATED), used_after=96),
+            a_target_report(a_result(Outcome.TERMINATED), used_after=96),
             "orders: 1 session terminated, slots 97/97 → 96/97",
         ),
         (
-            a_target_report(*some_fates(2, Outcome.WOULD_TERMINATE)),
+            a_target_report(*some_results(2, Outcome.WOULD_TERMINATE)),
             "orders: 2 sessions would be terminated, slots 97/97",
         ),
         (
-            a_target_report(*some_fates(3, Outcome.DENIED)),
+            a_target_report(*some_results(3, Outcome.DENIED)),
             "orders: 3 sessions denied, slots 97/97",
         ),
         (
-            a_target_report(*some_fates(3, Outcome.ESCAPED)),
+            a_target_report(*some_results(3, Outcome.ESCAPED)),
             "orders: 3 sessions escaped, slots 97/97",
         ),
         (
-            a_target_report(*some_fates(3, Outcome.CANCELLED)),
+            a_target_report(*some_results(3, Outcome.CANCELLED)),
             "orders: 3 sessions cancelled, slots 97/97",
         ),
         (
             a_target_report(
-                *some_fates(2, Outcome.SPARED),
-                *some_fates(3, Outcome.ESCAPED),
-                *some_fates(4, Outcome.DENIED),
-                *some_fates(5, Outcome.LINGERING),
-                *some_fates(6, Outcome.TERMINATED),
+                *some_results(2, Outcome.SPARED),
+                *some_results(3, Outcome.ESCAPED),
+                *some_results(4, Outcome.DENIED),
+                *some_results(5, Outcome.LINGERING),
+                *some_results(6, Outcome.TERMINATED),
                 used_after=91,
             ),
             (
@@ -111,17 +111,17 @@ def a_quiet_target(*fates: SessionResult, **overrides: object) -> TargetReport:
             "orders: nothing to terminate, slots 0/97",
         ),
         (
-            a_target_report(*some_fates(60, Outcome.SPARED), status=BREAKER),
+            a_target_report(*some_results(60, Outcome.SPARED), status=BREAKER),
             "orders: breaker, 60 sessions spared, slots 97/97",
         ),
         (
-            a_target_report(*some_fates(2, Outcome.TERMINATED), status=FAILED, used_after=95),
+            a_target_report(*some_results(2, Outcome.TERMINATED), status=FAILED, used_after=95),
             "orders: failed, 2 sessions terminated, slots 97/97 → 95/97",
         ),
         (a_target_report(status=FAILED), "orders: failed, slots 97/97"),
-        (unreached("orders"), "orders: failed, the name does not resolve"),
-        (unreached("orders", FULL), "orders: full, the name does not resolve"),
-        (unreached("orders", BLIND), "orders: blind, the name does not resolve"),
+        (make_unreached("orders"), "orders: failed, the name does not resolve"),
+        (make_unreached("orders", FULL), "orders: full, the name does not resolve"),
+        (make_unreached("orders", BLIND), "orders: blind, the name does not resolve"),
     ],
 )
 def test_the_headline_of_a_target_says_what_happened(target: TargetReport, line: str) -> None:
@@ -130,7 +130,7 @@ def test_the_headline_of_a_target_says_what_happened(target: TargetReport, line:
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_no_outcome_is_missing_from_the_headline(outcome: Outcome) -> None:
-    line = write_headline(a_target_report(a_fate(outcome)))
+    line = write_headline(a_target_report(a_result(outcome)))
     assert "nothing to terminate" not in line
     assert "1 session " in line
 
@@ -140,17 +140,17 @@ def test_no_outcome_is_missing_from_the_headline(outcome: Outcome) -> None:
     [
         (a_quiet_target(), False),
         (a_quiet_target(advice=(Advice(code="a", message="b", sql=None),)), False),
-        (a_quiet_target(a_fate(Outcome.ESCAPED)), False),
+        (a_quiet_target(a_result(Outcome.ESCAPED)), False),
         (a_target_report(), True),  # nothing to terminate, and no slot left
-        (a_target_report(a_fate(Outcome.TERMINATED)), True),
-        (a_target_report(a_fate(Outcome.WOULD_TERMINATE)), True),
-        (a_target_report(a_fate(Outcome.DENIED)), True),
-        (a_target_report(a_fate(Outcome.LINGERING)), True),
-        (a_target_report(a_fate(Outcome.ESCAPED), a_fate(Outcome.LINGERING)), True),
+        (a_target_report(a_result(Outcome.TERMINATED)), True),
+        (a_target_report(a_result(Outcome.WOULD_TERMINATE)), True),
+        (a_target_report(a_result(Outcome.DENIED)), True),
+        (a_target_report(a_result(Outcome.LINGERING)), True),
+        (a_target_report(a_result(Outcome.ESCAPED), a_result(Outcome.LINGERING)), True),
         (a_target_report(status=BREAKER), True),
-        (unreached("orders"), True),
-        (unreached("orders", FULL), True),
-        (unreached("orders", BLIND), True),
+        (make_unreached("orders"), True),
+        (make_unreached("orders", FULL), True),
+        (make_unreached("orders", BLIND), True),
     ],
 )
 def test_only_changes_and_new_issues_are_news(target: TargetReport, *, news: bool) -> None:
@@ -185,14 +185,14 @@ def test_a_run_is_partial_if_a_target_is_not_ok_and_failed_if_none_was_reached(
     assert report.failed == failed
 
 
-def named(name: str, number: int = 0) -> TargetReport:
-    fates = some_fates(number, Outcome.TERMINATED)
+def make_named(name: str, number: int = 0) -> TargetReport:
+    results = some_results(number, Outcome.TERMINATED)
     if not number:
         return a_quiet_target(name=name)
-    return a_target_report(*fates, name=name, used_after=97 - number)
+    return a_target_report(*results, name=name, used_after=97 - number)
 
 
-def paused(name: str) -> TargetReport:
+def make_paused(name: str) -> TargetReport:
     return a_target_report(name=name, status=TargetStatus.PAUSED, slots=None, used_after=None)
 
 
@@ -200,21 +200,24 @@ def paused(name: str) -> TargetReport:
     ("report", "summary"),
     [
         (
-            a_report(named("orders", 12)),
+            a_report(make_named("orders", 12)),
             "orders: 12 sessions terminated, slots 97/97 → 85/97",
         ),
-        (a_report(named("a"), named("b")), "a: nothing to terminate, slots 40/97; 1 quiet"),
         (
-            a_report(named("a"), paused("b"), paused("c"), named("d")),
+            a_report(make_named("a"), make_named("b")),
+            "a: nothing to terminate, slots 40/97; 1 quiet",
+        ),
+        (
+            a_report(make_named("a"), make_paused("b"), make_paused("c"), make_named("d")),
             "a: nothing to terminate, slots 40/97; 2 paused; 1 quiet",
         ),
-        (a_report(paused("a"), paused("b")), "a: paused, not woken; 1 paused"),
+        (a_report(make_paused("a"), make_paused("b")), "a: paused, not woken; 1 paused"),
         (
-            a_report(named("a"), named("b", 1), named("c")),
+            a_report(make_named("a"), make_named("b", 1), make_named("c")),
             "b: 1 session terminated, slots 97/97 → 96/97; 2 quiet",
         ),
         (
-            a_report(named("a", 1), unreached("b"), named("c", 2)),
+            a_report(make_named("a", 1), make_unreached("b"), make_named("c", 2)),
             (
                 "b: failed, the name does not resolve;"
                 " c: 2 sessions terminated, slots 97/97 → 95/97;"
@@ -222,7 +225,7 @@ def paused(name: str) -> TargetReport:
             ),
         ),
         (
-            a_report(*(named(f"t{n}", n) for n in range(1, 7)), named("q")),
+            a_report(*(make_named(f"t{n}", n) for n in range(1, 7)), make_named("q")),
             (
                 "t6: 6 sessions terminated, slots 97/97 → 91/97;"
                 " t5: 5 sessions terminated, slots 97/97 → 92/97;"
@@ -253,7 +256,7 @@ def test_the_summary_is_one_line_whatever_names_and_messages_hold(line_break: st
 
 def test_the_document_has_exactly_the_keys_of_the_contract() -> None:
     target = a_target_report(
-        a_fate(Outcome.TERMINATED, query="select * from orders where id = 42"),
+        a_result(Outcome.TERMINATED, query="select * from orders where id = 42"),
         secret="prod/orders",  # noqa: S106 -- its name
         also=("prod/billing",),
         used_after=85,
@@ -326,15 +329,15 @@ def test_pressure_is_in_the_document_only_if_it_put_a_rule_in_force() -> None:
     assert document["targets"][1]["pressure"] == ["rule tier in force …"]
 
 
-def recorded_target(query: str, name: str = "orders") -> TargetReport:
+def make_recorded(query: str, name: str = "orders") -> TargetReport:
     sessions = (a_session(pid=pid, query=query) for pid in range(1, 5001))
     return a_target_report(name=name, recorded=a_snapshot(*sessions))
 
 
 def test_a_recording_too_large_for_lambda_is_an_error_that_says_what_to_do() -> None:
-    recorded = recorded_target("select 1")
+    recorded = make_recorded("select 1")
     assert len(to_recordings(a_report(recorded))["orders"]["sessions"]) == 5000
-    long = recorded_target("select " + "a" * 600, "long")
+    long = make_recorded("select " + "a" * 600, "long")
     with pytest.raises(
         ConfigurationError, match=r"^event\.record: the snapshots have .* name one target$"
     ):
@@ -342,7 +345,7 @@ def test_a_recording_too_large_for_lambda_is_an_error_that_says_what_to_do() -> 
 
 
 def test_the_summary_of_a_recording_says_recorded() -> None:
-    report = a_report(recorded_target("select 1"))
+    report = a_report(make_recorded("select 1"))
     assert write_summary_line(report) == "orders: recorded, slots 97/97"
 
 
@@ -356,9 +359,9 @@ def test_a_recovery_has_the_kind_and_the_detail_of_its_issue() -> None:
 
 def test_unknown_values_are_null() -> None:
     session = a_session(client=None, transaction_seconds=None, application="", database="")
-    fate = a_fate()
-    fate = type(fate)(decision=a_decision(session), outcome=Outcome.DENIED)
-    document = to_document(a_report(a_target_report(fate), unreached("billing")))
+    result = a_result()
+    result = type(result)(decision=a_decision(session), outcome=Outcome.DENIED)
+    document = to_document(a_report(a_target_report(result), make_unreached("billing")))
     reached, missed = document["targets"]
     assert reached["error"] is None
     assert reached["advice"] == []
@@ -370,11 +373,11 @@ def test_unknown_values_are_null() -> None:
 
 def test_totals_count_over_all_targets() -> None:
     report = a_report(
-        a_target_report(*some_fates(2, Outcome.TERMINATED), *some_fates(1, Outcome.DENIED)),
-        a_target_report(*some_fates(3, Outcome.TERMINATED), *some_fates(4, Outcome.LINGERING)),
-        a_target_report(*some_fates(5, Outcome.ESCAPED), *some_fates(6, Outcome.SPARED)),
-        a_target_report(*some_fates(7, Outcome.WOULD_TERMINATE)),
-        unreached("billing"),
+        a_target_report(*some_results(2, Outcome.TERMINATED), *some_results(1, Outcome.DENIED)),
+        a_target_report(*some_results(3, Outcome.TERMINATED), *some_results(4, Outcome.LINGERING)),
+        a_target_report(*some_results(5, Outcome.ESCAPED), *some_results(6, Outcome.SPARED)),
+        a_target_report(*some_results(7, Outcome.WOULD_TERMINATE)),
+        make_unreached("billing"),
     )
     totals = to_document(report)["totals"]
     assert totals["targets"] == 5
@@ -391,7 +394,7 @@ def test_totals_count_over_all_targets() -> None:
 @pytest.mark.parametrize("status", TargetStatus)
 @pytest.mark.parametrize("mode", Mode)
 def test_the_document_is_plain_json(outcome: Outcome, status: TargetStatus, mode: Mode) -> None:
-    report = a_report(a_target_report(a_fate(outcome), status=status), mode=mode)
+    report = a_report(a_target_report(a_result(outcome), status=status), mode=mode)
     document = to_document(report)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert document["mode"] == mode.name.lower()
@@ -399,8 +402,8 @@ def test_the_document_is_plain_json(outcome: Outcome, status: TargetStatus, mode
 
 
 def test_ages_are_rounded_down_to_a_tenth_of_a_second() -> None:
-    fate = a_fate(idle_seconds=0.123, transaction_seconds=1.26, connected_seconds=86_400.04)
-    (shown,) = to_document(a_report(a_target_report(fate)))["targets"][0]["sessions"]
+    result = a_result(idle_seconds=0.123, transaction_seconds=1.26, connected_seconds=86_400.04)
+    (shown,) = to_document(a_report(a_target_report(result)))["targets"][0]["sessions"]
     assert shown["idle_seconds"] == 0.1
     assert shown["transaction_seconds"] == 1.2
     assert shown["connected_seconds"] == 86_400.0
@@ -409,7 +412,7 @@ def test_ages_are_rounded_down_to_a_tenth_of_a_second() -> None:
 @pytest.mark.parametrize("outcome", Outcome)
 def test_neither_the_document_nor_any_repr_has_a_literal_of_a_query(outcome: Outcome) -> None:
     query = "update t set s = 'CANARY', n = 31337 /* CANARY */ where k = $$CANARY$$ -- CANARY"
-    report = a_report(a_target_report(a_fate(outcome, query=query)))
+    report = a_report(a_target_report(a_result(outcome, query=query)))
     for text in (json.dumps(to_document(report)), repr(report), str(report)):
         assert "CANARY" not in text
         assert "31337" not in text
@@ -417,7 +420,7 @@ def test_neither_the_document_nor_any_repr_has_a_literal_of_a_query(outcome: Out
 
 def test_the_document_shows_a_query_in_full_where_the_policy_says_so() -> None:
     query = "select 'it''s',\n\t31337 -- why"
-    target = a_target_report(a_fate(query=query), policy=a_policy(queries="full"))
+    target = a_target_report(a_result(query=query), policy=a_policy(queries="full"))
     (shown,) = to_document(a_report(target))["targets"][0]["sessions"]
     assert shown["query"] == query
     assert "31337" not in repr(target) + write_headline(target)
@@ -425,7 +428,7 @@ def test_the_document_shows_a_query_in_full_where_the_policy_says_so() -> None:
 
 def test_a_full_query_is_truncated_and_has_no_control_characters() -> None:
     def shown(query: str) -> str:
-        target = a_target_report(a_fate(query=query), policy=a_policy(queries="full"))
+        target = a_target_report(a_result(query=query), policy=a_policy(queries="full"))
         return str(to_document(a_report(target))["targets"][0]["sessions"][0]["query"])
 
     assert shown("select '\x1b[2J\0\u202e\ud800'") == "select '?[2J???'"
@@ -434,8 +437,8 @@ def test_a_full_query_is_truncated_and_has_no_control_characters() -> None:
 
 
 def test_a_session_has_a_query_id_only_if_the_server_computes_one() -> None:
-    fates = a_fate(query_id="-9223372036854775808"), a_fate()
-    known, unknown = to_document(a_report(a_target_report(*fates)))["targets"][0]["sessions"]
+    results = a_result(query_id="-9223372036854775808"), a_result()
+    known, unknown = to_document(a_report(a_target_report(*results)))["targets"][0]["sessions"]
     assert known["query_id"] == "-9223372036854775808"
     assert "query_id" not in unknown
 
@@ -444,7 +447,7 @@ def test_a_session_has_a_query_id_only_if_the_server_computes_one() -> None:
 
 
 def test_a_document_that_fits_is_returned_unchanged() -> None:
-    document = to_document(a_report(a_target_report(*some_fates(3, Outcome.TERMINATED))))
+    document = to_document(a_report(a_target_report(*some_results(3, Outcome.TERMINATED))))
     assert truncate_document(document, len(json.dumps(document))) is document
 
 
@@ -452,7 +455,7 @@ def test_a_document_that_fits_is_returned_unchanged() -> None:
 def test_a_document_that_is_too_long_leaves_out_spared_sessions_first_and_counts_them(
     most: int,
 ) -> None:
-    spared, ended = some_fates(400, Outcome.SPARED), some_fates(100, Outcome.TERMINATED)
+    spared, ended = some_results(400, Outcome.SPARED), some_results(100, Outcome.TERMINATED)
     report = a_report(a_target_report(*spared, *ended), a_target_report(*ended, name="billing"))
     document = to_document(report)
     short = truncate_document(document, most)
@@ -477,7 +480,7 @@ def test_a_document_that_is_too_long_without_sessions_leaves_out_entries_of_list
         for n in range(400)
     )
     checked = Check(server=a_server(*timeouts), snapshot=a_snapshot())
-    ended = some_fates(10, Outcome.TERMINATED)
+    ended = some_results(10, Outcome.TERMINATED)
     report = a_report(a_target_report(*ended, advice=some_advice(500), checked=checked))
     short = truncate_document(to_document(report), most)
     assert len(json.dumps(short)) <= most
@@ -491,7 +494,7 @@ def test_a_document_that_is_too_long_without_sessions_leaves_out_entries_of_list
 
 def test_a_document_of_too_many_targets_leaves_out_those_that_are_ok_first() -> None:
     reached = [a_target_report(name=f"ok-{n}", advice=some_advice(2)) for n in range(400)]
-    failed = [unreached(f"failed-{n}") for n in range(10)]
+    failed = [make_unreached(f"failed-{n}") for n in range(10)]
     document = to_document(a_report(*reached, *failed))
     short = truncate_document(document, 30_000)
     assert len(json.dumps(short)) <= 30_000
@@ -502,13 +505,13 @@ def test_a_document_of_too_many_targets_leaves_out_those_that_are_ok_first() -> 
 
 @pytest.mark.parametrize("most", [1, 100])
 def test_what_cannot_be_left_out_stays(most: int) -> None:
-    report = a_report(*[unreached(f"target-{n}") for n in range(50)])
+    report = a_report(*[make_unreached(f"target-{n}") for n in range(50)])
     short = truncate_document(to_document(report), most)
     assert (short["targets"], short["targets_left_out"]) == ([], 50)
 
 
 def test_a_document_has_at_most_15000_sessions_and_leaves_out_spared_ones_first() -> None:
-    ended, spared = a_fate(Outcome.TERMINATED), a_fate(Outcome.SPARED)
+    ended, spared = a_result(Outcome.TERMINATED), a_result(Outcome.SPARED)
     of_target = (*[spared] * 10_000, *[ended] * 5_000)
     report = a_report(a_target_report(*of_target), a_target_report(*of_target, name="billing"))
     document = to_document(report)
@@ -520,7 +523,7 @@ def test_a_document_has_at_most_15000_sessions_and_leaves_out_spared_ones_first(
 
 
 def test_without_time_left_a_document_only_counts_its_sessions() -> None:
-    report = a_report(a_target_report(*some_fates(3, Outcome.TERMINATED)))
+    report = a_report(a_target_report(*some_results(3, Outcome.TERMINATED)))
     document = to_document(report, Deadline(0))
     assert document["totals"]["terminated"] == 3
     assert document["targets"][0]["sessions"] == []

@@ -11,8 +11,8 @@ from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import Mode
 from session_reaper.runs.request import (
     RunRequest,
+    choose_lowest_mode,
     is_scheduled,
-    lowest_mode,
     merge_policy,
     read_request,
 )
@@ -126,7 +126,7 @@ def test_the_error_for_an_unknown_key_lists_the_known_ones() -> None:
 def test_the_lowest_mode_applies(
     stack: Mode, policy: Mode | None, event: Mode | None, effective: Mode
 ) -> None:
-    assert lowest_mode(stack, policy, event) is effective
+    assert choose_lowest_mode(stack, policy, event) is effective
 
 
 def test_a_request_without_rules_keeps_all() -> None:

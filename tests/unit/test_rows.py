@@ -117,14 +117,14 @@ def test_commas_in_queries_do_not_count_as_values() -> None:
     read(junk=["," * 1000 + '"[{' * 100] * 1500)
 
 
-def missing(**changes: object) -> Row:
+def make_row_missing(**changes: object) -> Row:
     answer = {"missing_functions": None, "missing_relations": None} | changes
     return [json.dumps(answer).encode()]
 
 
 def test_grants_name_the_used_functions_and_relations_and_our_role() -> None:
     functions = [["pg_terminate_backend", "integer, bigint"]]
-    row = missing(missing_functions=functions, missing_relations=["pg_roles"])
+    row = make_row_missing(missing_functions=functions, missing_relations=["pg_roles"])
     assert read_grants(row, 'a"b') == (
         'GRANT EXECUTE ON FUNCTION pg_catalog.pg_terminate_backend(integer, bigint) TO "a""b";',
         'GRANT SELECT ON pg_catalog.pg_roles TO "a""b";',
@@ -145,7 +145,7 @@ def test_grants_name_the_used_functions_and_relations_and_our_role() -> None:
 )
 def test_a_grant_on_anything_else_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(TargetError, match="missing_"):
-        read_grants(missing(**changes), "session_reaper")
+        read_grants(make_row_missing(**changes), "session_reaper")
 
 
 def test_a_session_waits_for_a_lock_if_it_leads_a_process_that_does() -> None:

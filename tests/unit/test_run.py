@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import Barrier, Event, Lock
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from session_reaper.runs.request import RunRequest
 from session_reaper.runs.run import run as run_plan
 from session_reaper.runs.run_time import share_time
 from session_reaper.settings import read_settings
+from session_reaper.targets.target import Secret
 
 from tests.builders import a_policy, a_secret, a_target_report
 
@@ -214,6 +215,47 @@ def test_a_scheduled_run_uses_cached_secrets_for_fifteen_minutes() -> None:
     assert reads(bypass_cache=False) == [["a", "b"]]
 
 
+def test_an_old_value_replaces_no_secret_that_was_created_again() -> None:
+    cache = SecretCache()
+    old, new = (Secret(name="a", arn=arn, text=arn) for arn in ("arn-1", "arn-2"))
+    cache.keep("", "a", old)
+    cache.keep("", "arn-1", old)
+    cache.keep("", "a", new)
+    cache.keep("", "arn-1", old)
+    assert cache.find("", "a") == new
+
+
+def test_a_secret_that_is_read_again_is_kept_under_all_its_ids() -> None:
+    cache = SecretCache()
+    cache.keep("", "a", Secret(name="a", arn="arn-1", text="before"))
+    cache.keep("", "arn-1", Secret(name="a", arn="arn-1", text="after"))
+    kept = cache.find("", "a")
+    assert kept is not None
+    assert kept.text == "after"
+
+
+def test_to_keep_a_secret_compares_it_with_no_other() -> None:
+    compared = 0
+
+    class Arn(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += str(self) != str(other)
+            return super().__eq__(other)
+
+        def __ne__(self, other: object) -> bool:
+            return not self == other
+
+    cache = SecretCache()
+    for number in range(1000):
+        name = f"a-{number}"
+        cache.keep("", name, Secret(name=name, arn=Arn(name), text=""))
+    assert compared < 1000
+
+
 def test_an_unknown_target_name_is_an_error() -> None:
     with pytest.raises(
         ConfigurationError, match=r"^event\.targets\[1\]: unknown target .*nobody.*; known: broken"
@@ -294,6 +336,59 @@ def test_however_many_hang_the_run_waits_once() -> None:
     never.set()
     assert time.monotonic() - start < 20  # one wait after the other would take 40 s
     assert [(result.latest, result.is_complete) for result in found] == [("begun", False)] * 40
+
+
+class Counted(ThreadPoolExecutor):
+    """A pool of one thread that counts the jobs that have been submitted and have not ended."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.most = self._open = 0
+        self.has_many = Event()
+        self._lock = Lock()
+
+    def submit(
+        self,
+        *work: Any,  # noqa: ANN401
+        **named: Any,  # noqa: ANN401
+    ) -> Future[Any]:
+        with self._lock:
+            self._open += 1
+            self.most = max(self.most, self._open)
+        if self._open >= 32:
+            self.has_many.set()
+        future = super().submit(*work, **named)
+        future.add_done_callback(self._end)
+        return future
+
+    def _end(self, _: Future[Any]) -> None:
+        with self._lock:
+            self._open -= 1
+
+
+def test_of_many_jobs_few_begin_before_others_have_ended() -> None:
+    pool = Counted()
+
+    def job(_: Progress[str]) -> str:
+        assert pool.has_many.wait(60)
+        return "done"
+
+    found = run_jobs([a_job("a", job)] * 2000, Deadline(600), pool)
+    assert [result.latest for result in found] == ["done"] * 2000
+    assert pool.most < 200
+
+
+def test_jobs_that_hang_hold_the_others_back_for_a_moment_only() -> None:
+    never = Event()
+
+    def hang(progress: Progress[str]) -> str:
+        progress.update("begun")
+        never.wait(60)
+        return "too late"
+
+    found = latest([a_job("a", hang)] * 300, Deadline(4), threads=300)
+    never.set()
+    assert found == ["begun"] * 300
 
 
 def test_a_result_that_is_complete_counts_even_if_more_was_to_come() -> None:

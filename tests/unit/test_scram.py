@@ -7,6 +7,7 @@ from base64 import b64decode
 
 import pytest
 import scramp
+from session_reaper.postgres import scram
 from session_reaper.postgres.scram import ScramClient, make_verifier
 
 PLAIN, PLUS = "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"
@@ -67,3 +68,12 @@ def test_a_verifier_is_for_its_password_only(password: str) -> None:
     authenticate(password)
     with pytest.raises(scramp.ScramException):
         authenticate(password + "x")
+
+
+def test_thousands_of_servers_cost_no_key_twice() -> None:
+    derived = scram._salt_password.cache_info  # noqa: SLF001 -- a second key would only be slower
+    scram._salt_password.cache_clear()  # noqa: SLF001
+    for _ in range(2):
+        for number in range(5000):
+            scram._salt_password(b"pencil", number.to_bytes(2), 1)  # noqa: SLF001
+    assert derived().misses == 5000

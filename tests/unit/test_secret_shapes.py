@@ -357,7 +357,7 @@ SOLO = an_instance("solo", cluster="", engine="postgres", is_reader=False)
 OTHER = an_instance("other-1", cluster="other")
 
 
-def listing(*instances: Instance) -> RdsListing:
+def make_listing(*instances: Instance) -> RdsListing:
     return RdsListing(instances=instances)
 
 
@@ -381,18 +381,18 @@ def of_managed(
     managed = secret(document, f"rds!{kind}-1", MANAGED_ARN)
     parsed = parse_secret(managed, whole_clusters=whole)
     assert parsed.needs_rds
-    return resolve_targets(parsed, listing(*mine))
+    return resolve_targets(parsed, make_listing(*mine))
 
 
-def named(targets: Iterable[Target]) -> list[tuple[str, str, bool]]:
+def list_names(targets: Iterable[Target]) -> list[tuple[str, str, bool]]:
     return [(each.name, each.group, each.is_reader) for each in targets]
 
 
 @pytest.mark.parametrize("managed", [True, False])
 def test_a_clusters_secret_covers_each_of_its_instances(*, managed: bool) -> None:
     everything = (OTHER, *CLUSTER, SOLO if not managed else OTHER)
-    found = of_managed(*everything) if managed else of_cluster(listing(*everything))
-    assert named(found) == [
+    found = of_managed(*everything) if managed else of_cluster(make_listing(*everything))
+    assert list_names(found) == [
         ("shop-1", "shop", False),
         ("shop-2", "shop", True),
         ("shop-auto-3", "shop", True),
@@ -402,25 +402,25 @@ def test_a_clusters_secret_covers_each_of_its_instances(*, managed: bool) -> Non
 
 
 def test_the_name_in_the_secret_is_the_groups_and_prefixes_each_instances() -> None:
-    assert named(of_cluster(listing(*CLUSTER[:2]), name="S")) == [
+    assert list_names(of_cluster(make_listing(*CLUSTER[:2]), name="S")) == [
         ("S/shop-1", "S", False),
         ("S/shop-2", "S", True),
     ]
 
 
 def test_two_secrets_of_one_cluster_have_targets_with_different_names() -> None:
-    named_one = {each.name for each in of_cluster(listing(*CLUSTER), name="S")}
-    assert not named_one & {each.name for each in of_cluster(listing(*CLUSTER))}
+    named_one = {each.name for each in of_cluster(make_listing(*CLUSTER), name="S")}
+    assert not named_one & {each.name for each in of_cluster(make_listing(*CLUSTER))}
 
 
 @pytest.mark.parametrize("managed", [True, False])
 def test_without_whole_clusters_a_cluster_is_one_target(*, managed: bool) -> None:
     if managed:
-        assert named(of_managed(*CLUSTER, whole=False)) == [("shop", "shop", False)]
+        assert list_names(of_managed(*CLUSTER, whole=False)) == [("shop", "shop", False)]
     else:
         found = read_target(secret(a_secret(dbInstanceIdentifier=None, dbClusterIdentifier="shop")))
         assert found.host == "orders.abc.eu-west-1.rds.amazonaws.com"
-        assert named([found]) == [("shop", "shop", False)]
+        assert list_names([found]) == [("shop", "shop", False)]
 
 
 def test_an_instances_secret_covers_only_that_instance() -> None:
@@ -429,7 +429,7 @@ def test_an_instances_secret_covers_only_that_instance() -> None:
 
 def test_a_managed_secret_of_an_instance_is_one_target() -> None:
     (found,) = of_managed(OTHER, SOLO, kind="db")
-    assert named([found]) == [("solo", "solo", False)]
+    assert list_names([found]) == [("solo", "solo", False)]
     assert (found.host, found.port, found.role) == (SOLO.host, SOLO.port, "postgres")
     assert (found.database, found.sslmode) == ("postgres", SslMode.VERIFY_FULL)
 
@@ -457,8 +457,8 @@ def test_a_managed_secret_without_an_instance_is_refused(
 def test_running_readers_are_targets_even_if_the_writer_is_not_running() -> None:
     """The writer may be starting, or about to be replaced."""
     expected = [("shop-2", "shop", True), ("shop-auto-3", "shop", True)]
-    assert named(of_cluster(listing(*CLUSTER[1:]))) == expected
-    assert named(of_managed(*CLUSTER[1:])) == expected
+    assert list_names(of_cluster(make_listing(*CLUSTER[1:]))) == expected
+    assert list_names(of_managed(*CLUSTER[1:])) == expected
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -471,17 +471,20 @@ def test_a_managed_secret_of_another_engine_is_refused(*, whole: bool) -> None:
 def test_a_cluster_of_another_engine_by_rdss_listing_is_refused() -> None:
     mysql = [replace(each, engine="aurora-mysql") for each in CLUSTER]
     with pytest.raises(SecretError, match="engine aurora-mysql is not PostgreSQL"):
-        of_cluster(listing(*mysql), engine=None)
+        of_cluster(make_listing(*mysql), engine=None)
 
 
 DENIED = RdsListing(problem="RDS instances cannot be listed: AccessDenied", hint="Allow it.")
 
 
 def test_without_listed_instances_the_secrets_own_host_is_the_target() -> None:
-    for instances, why in ((DENIED, "AccessDenied"), (listing(), "no running instance of shop")):
+    for instances, why in (
+        (DENIED, "AccessDenied"),
+        (make_listing(), "no running instance of shop"),
+    ):
         (found,) = of_cluster(instances)
         assert found.host == "orders.abc.eu-west-1.rds.amazonaws.com"
-        assert named([found]) == [("shop", "shop", False)]
+        assert list_names([found]) == [("shop", "shop", False)]
         assert why in found.unlisted
         assert found.unlisted.endswith(".")
 
@@ -498,7 +501,7 @@ def test_a_managed_secret_is_refused_if_rds_cannot_be_listed() -> None:
 
 
 def test_no_repr_contains_a_password() -> None:
-    for found in (*of_cluster(listing(*CLUSTER)), *of_managed(*CLUSTER), read(URI)):
+    for found in (*of_cluster(make_listing(*CLUSTER)), *of_managed(*CLUSTER), read(URI)):
         assert PASSWORD not in repr(found)
     for text in (URI, json.dumps(PARTS)):
         assert PASSWORD not in repr(secret(text))

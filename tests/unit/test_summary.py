@@ -39,9 +39,9 @@ from session_reaper.targets.target import TargetKey
 
 from tests.builders import (
     a_decision,
-    a_fate,
     a_policy,
     a_report,
+    a_result,
     a_rule,
     a_server,
     a_session,
@@ -50,6 +50,7 @@ from tests.builders import (
     some_slots,
 )
 from tests.summaries import files
+from tests.summaries.fleet import FLEET_SITUATIONS
 from tests.summaries.situations import NOW, PLACE, SITUATIONS
 
 if TYPE_CHECKING:
@@ -65,15 +66,17 @@ SCHEMA = json.loads(
 )
 
 
-def summarized(report: Report, place: FunctionLocation | None = PLACE, now: float = NOW) -> Summary:
+def summarize_report(
+    report: Report, place: FunctionLocation | None = PLACE, now: float = NOW
+) -> Summary:
     return summarize(digest_report(report, place), now)
 
 
-def summary_of(*targets: TargetReport, mode: Mode = Mode.ENFORCE) -> Summary:
-    return summarized(a_report(*targets, mode=mode))
+def summarize_targets(*targets: TargetReport, mode: Mode = Mode.ENFORCE) -> Summary:
+    return summarize_report(a_report(*targets, mode=mode))
 
 
-def verdict_on(report: Report) -> str:
+def read_verdict(report: Report) -> str:
     return str(choose_verdict(report))
 
 
@@ -94,7 +97,7 @@ def size_of(summary: Summary) -> int:
     return len((message(summary) + summary.subject + "".join(names)).encode())
 
 
-def unreached(name: str, status: TargetStatus = TargetStatus.FAILED) -> TargetReport:
+def make_unreached(name: str, status: TargetStatus = TargetStatus.FAILED) -> TargetReport:
     return a_target_report(
         name=name,
         slots=None,
@@ -104,18 +107,18 @@ def unreached(name: str, status: TargetStatus = TargetStatus.FAILED) -> TargetRe
             code="28P01",
             cause='password authentication failed for user "reaper"',
             step="logging in to db:5432",
-            hint="Check username and password in the secret; after a rotation both must be new.",
+            hint="Check username and password in the secret; a rotation may change both.",
         ),
     )
 
 
-def leaking(name: str, applications: int, *, application: str = "app") -> TargetReport:
+def make_leaking(name: str, applications: int, *, application: str = "app") -> TargetReport:
     pids = count(1)
-    fates = (
-        a_fate(Outcome.TERMINATED, pid=next(pids), application=f"{application}{n}")
+    results = (
+        a_result(Outcome.TERMINATED, pid=next(pids), application=f"{application}{n}")
         for n in range(applications)
     )
-    return a_target_report(*fates, name=name, used_after=97 - applications)
+    return a_target_report(*results, name=name, used_after=97 - applications)
 
 
 def groups_in(email: str) -> list[str]:
@@ -133,15 +136,18 @@ def test_every_situation_reads_as_in_its_file(path: Path, text: str) -> None:
     assert path.read_text() == text, "if this is intended: make summaries, and read the difference"
 
 
-@pytest.mark.parametrize("name", SITUATIONS)
+@pytest.mark.parametrize("name", [*SITUATIONS, *FLEET_SITUATIONS])
 def test_every_notification_fits_the_schema_of_amazon_q(name: str) -> None:
-    summary = summarized(SITUATIONS[name]())
+    if name in FLEET_SITUATIONS:
+        summary = summarize(FLEET_SITUATIONS[name](), NOW)
+    else:
+        summary = summarize_report(SITUATIONS[name]())
     jsonschema.validate(json.loads(summary.notification), SCHEMA)
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_every_webhook_payload_is_within_slacks_limits(name: str) -> None:
-    assert_slack_takes(summarized(SITUATIONS[name]()).webhook)
+    assert_slack_takes(summarize_report(SITUATIONS[name]()).webhook)
 
 
 def assert_slack_takes(payload: str) -> None:
@@ -156,7 +162,7 @@ def assert_slack_takes(payload: str) -> None:
 
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_an_email_has_72_columns_except_for_links_and_sql(name: str) -> None:
-    for line in summarized(SITUATIONS[name]()).email.split("\n"):
+    for line in summarize_report(SITUATIONS[name]()).email.split("\n"):
         copied = "https://" in line or line.startswith("    ")
         assert copied or len(line) <= WIDTH
 
@@ -166,10 +172,10 @@ def test_an_email_has_72_columns_except_for_links_and_sql(name: str) -> None:
 QUIET = a_target_report(name="quiet", slots=some_slots(used=7), used_after=7)
 
 
-def ended(*outcomes: Outcome, **overrides: object) -> TargetReport:
-    fates = [a_fate(outcome, pid=pid) for pid, outcome in enumerate(outcomes, start=1)]
+def make_ended(*outcomes: Outcome, **overrides: object) -> TargetReport:
+    results = [a_result(outcome, pid=pid) for pid, outcome in enumerate(outcomes, start=1)]
     values: dict[str, object] = {"slots": some_slots(used=40), "used_after": 39}
-    return a_target_report(*fates, **values | overrides)
+    return a_target_report(*results, **values | overrides)
 
 
 def a_check() -> Check:
@@ -183,62 +189,65 @@ def a_setting(*, done: bool = False) -> RoleSetting:
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        (ended(), "QUIET: There was nothing to terminate."),
-        (ended(Outcome.TERMINATED), "RESOLVED: 1 session was terminated and verified gone."),
-        (ended(Outcome.CANCELLED), "RESOLVED: 1 query was cancelled."),
-        (ended(Outcome.CANCELLED, Outcome.CANCELLED), "RESOLVED: 2 queries were cancelled."),
-        (ended(Outcome.ESCAPED), "QUIET: There was nothing to terminate."),
+        (make_ended(), "QUIET: There was nothing to terminate."),
+        (make_ended(Outcome.TERMINATED), "RESOLVED: 1 session was terminated and verified gone."),
+        (make_ended(Outcome.CANCELLED), "RESOLVED: 1 query was cancelled."),
+        (make_ended(Outcome.CANCELLED, Outcome.CANCELLED), "RESOLVED: 2 queries were cancelled."),
+        (make_ended(Outcome.ESCAPED), "QUIET: There was nothing to terminate."),
         (
-            ended(recovered=(Recovery(issue=IssueKey(IssueKind.FULL), seconds=60),)),
+            make_ended(recovered=(Recovery(issue=IssueKey(IssueKind.FULL), seconds=60),)),
             "RECOVERED: orders recovered (server full for 1m).",
         ),
         (
-            ended(Outcome.TERMINATED, Outcome.SPARED),
+            make_ended(Outcome.TERMINATED, Outcome.SPARED),
             "RESOLVED: 1 session was terminated and verified gone. 1 session was spared.",
         ),
         (
-            ended(Outcome.SPARED),
+            make_ended(Outcome.SPARED),
             "ACTION NEEDED: No session was terminated. 1 session was spared.",
         ),
         (
-            ended(Outcome.DENIED, Outcome.LINGERING),
+            make_ended(Outcome.DENIED, Outcome.LINGERING),
             (
                 "ACTION NEEDED: 1 session was signalled but has not exited;"
                 " the reaper's role may not terminate 1 session."
             ),
         ),
         (
-            ended(Outcome.TERMINATED, used_after=97, slots=some_slots()),
+            make_ended(Outcome.TERMINATED, used_after=97, slots=some_slots()),
             (
                 "ACTION NEEDED: Every slot is still in use on orders."
                 " 1 session was terminated and verified gone."
             ),
         ),
-        (unreached("orders"), "ACTION NEEDED: 1 of 2 targets could not be reached: orders."),
+        (make_unreached("orders"), "ACTION NEEDED: 1 of 2 targets could not be reached: orders."),
         (
-            unreached("orders", TargetStatus.FULL),
+            make_unreached("orders", TargetStatus.FULL),
             "ACTION NEEDED: No connection slot is left on orders.",
         ),
         (
-            ended(Outcome.SPARED, status=TargetStatus.BREAKER),
+            make_ended(Outcome.SPARED, status=TargetStatus.BREAKER),
             "ACTION NEEDED: The breaker stopped all terminations on orders. 1 session was spared.",
         ),
         (
-            ended(Outcome.WOULD_TERMINATE),
+            make_ended(Outcome.WOULD_TERMINATE),
             "OBSERVED: If all rules had mode enforce, 1 session would be terminated.",
         ),
-        (ended(recorded=a_snapshot()), "RECORDED: 1 target was recorded. Nothing was changed."),
         (
-            ended(checked=a_check(), advice=(Advice(code="a", message="b", sql=None),)),
+            make_ended(recorded=a_snapshot()),
+            "RECORDED: 1 target was recorded. Nothing was changed.",
+        ),
+        (
+            make_ended(checked=a_check(), advice=(Advice(code="a", message="b", sql=None),)),
             "CHECKED: 1 issue found. Nothing was changed.",
         ),
-        (ended(checked=a_check()), "CHECKED: No issues found. Nothing was changed."),
+        (make_ended(checked=a_check()), "CHECKED: No issues found. Nothing was changed."),
         (
-            ended(Outcome.WOULD_TERMINATE, applied=(a_setting(done=True),)),
+            make_ended(Outcome.WOULD_TERMINATE, applied=(a_setting(done=True),)),
             "APPLIED: 1 setting applied (new sessions only). No session was touched.",
         ),
         (
-            ended(Outcome.WOULD_TERMINATE, applied=(a_setting(),), status=TargetStatus.FAILED),
+            make_ended(Outcome.WOULD_TERMINATE, applied=(a_setting(),), status=TargetStatus.FAILED),
             "ACTION NEEDED: Settings were refused on orders.",
         ),
     ],
@@ -246,19 +255,21 @@ def a_setting(*, done: bool = False) -> RoleSetting:
 def test_the_verdict_comes_first_and_says_whether_action_is_needed(
     target: TargetReport, said: str
 ) -> None:
-    assert verdict_on(a_report(target, QUIET)) == said
-    email = summary_of(target, QUIET).email
+    assert read_verdict(a_report(target, QUIET)) == said
+    email = summarize_targets(target, QUIET).email
     assert " ".join(email.split("\n\n")[0].split()) == said
 
 
 def test_in_observe_mode_the_verdict_says_that_nothing_was_touched() -> None:
-    target = ended(Outcome.WOULD_TERMINATE, Outcome.WOULD_TERMINATE)
+    target = make_ended(Outcome.WOULD_TERMINATE, Outcome.WOULD_TERMINATE)
     said = "In mode enforce, 2 sessions would be terminated. Nothing was touched."
-    assert verdict_on(a_report(target, mode=Mode.OBSERVE)) == f"OBSERVED: {said}"
+    assert read_verdict(a_report(target, mode=Mode.OBSERVE)) == f"OBSERVED: {said}"
 
 
 def test_in_slack_only_the_name_in_a_verdict_is_quoted() -> None:
-    payload = json.loads(summary_of(unreached("orders"), unreached("stock"), QUIET).webhook)
+    payload = json.loads(
+        summarize_targets(make_unreached("orders"), make_unreached("stock"), QUIET).webhook
+    )
     text = payload["blocks"][1]["text"]["text"]
     assert text.startswith(
         "*ACTION NEEDED*: 2 of 3 targets could not be reached: `orders, stock`.\n"
@@ -266,8 +277,10 @@ def test_in_slack_only_the_name_in_a_verdict_is_quoted() -> None:
 
 
 def test_one_open_end_is_enough_for_action_to_be_needed() -> None:
-    report = a_report(ended(Outcome.TERMINATED), unreached("billing"), ended(Outcome.LINGERING))
-    assert verdict_on(report) == (
+    report = a_report(
+        make_ended(Outcome.TERMINATED), make_unreached("billing"), make_ended(Outcome.LINGERING)
+    )
+    assert read_verdict(report) == (
         "ACTION NEEDED: 1 of 3 targets could not be reached: billing;"
         " 1 session was signalled but has not exited."
         " 1 session was terminated and verified gone."
@@ -278,42 +291,42 @@ def test_one_open_end_is_enough_for_action_to_be_needed() -> None:
     ("target", "said"),
     [
         (
-            ended(Outcome.TERMINATED, status=TargetStatus.FAILED),
+            make_ended(Outcome.TERMINATED, status=TargetStatus.FAILED),
             (
                 "ACTION NEEDED: The run was not completed on orders."
                 " 1 session was terminated and verified gone."
             ),
         ),
         (
-            ended(fallback_secret="master"),  # noqa: S106 -- a name
+            make_ended(fallback_secret="master"),  # noqa: S106 -- a name
             "ACTION NEEDED: The reaper could connect only with the fallback secret on orders.",
         ),
         (
-            ended(status=TargetStatus.BLIND, slots=None),
+            make_ended(status=TargetStatus.BLIND, slots=None),
             "ACTION NEEDED: The reaper cannot see other sessions on orders.",
         ),
     ],
 )
 def test_the_verdict_says_what_is_left_to_do(target: TargetReport, said: str) -> None:
-    assert verdict_on(a_report(target)) == said
+    assert read_verdict(a_report(target)) == said
 
 
 @pytest.mark.parametrize("outcome", [Outcome.DENIED, Outcome.SPARED, Outcome.ESCAPED])
 def test_observing_needs_no_action(outcome: Outcome) -> None:
-    report = a_report(ended(outcome), mode=Mode.OBSERVE)
-    assert verdict_on(report) == "OBSERVED: Nothing was touched."
+    report = a_report(make_ended(outcome), mode=Mode.OBSERVE)
+    assert read_verdict(report) == "OBSERVED: Nothing was touched."
 
 
 def test_targets_where_applications_cannot_connect_come_first() -> None:
-    exhausted = ended(name="payments", slots=some_slots(), used_after=97)
-    shops = [ended(Outcome.TERMINATED, name=f"shop-{n}") for n in range(6)]
+    exhausted = make_ended(name="payments", slots=some_slots(), used_after=97)
+    shops = [make_ended(Outcome.TERMINATED, name=f"shop-{n}") for n in range(6)]
     report = a_report(*shops, exhausted)
     assert write_summary_line(report).startswith("payments: ")
     assert to_do(report).startswith("1. payments: Applications cannot connect.")
 
 
 def test_every_target_that_fails_alike_is_named_in_the_email_and_can_be_filtered_by() -> None:
-    summary = summary_of(*(unreached(f"db-{n:02}") for n in range(60)))
+    summary = summarize_targets(*(make_unreached(f"db-{n:02}") for n in range(60)))
     assert all(f"db-{n:02}" in summary.email for n in range(60))
     assert len(summary.targets) == 60
 
@@ -322,7 +335,7 @@ def test_a_cancel_without_effect_is_no_reason_to_restart() -> None:
     rule = a_rule("slow", state=["active"], query_for="1m") | {"action": "cancel"}
     decision = a_decision(a_session(state=State.ACTIVE), rule="slow")
     decision = replace(decision, rule=a_policy(rule).rules[0])
-    target = ended()
+    target = make_ended()
     target = replace(target, results=(SessionResult(decision=decision, outcome=Outcome.LINGERING),))
     assert "escalate_after" in to_do(a_report(target))
     assert "restart" not in to_do(a_report(target))
@@ -330,7 +343,7 @@ def test_a_cancel_without_effect_is_no_reason_to_restart() -> None:
 
 def test_sql_with_unprintable_characters_is_left_out() -> None:
     advice = Advice(code="a", message="b", sql='ALTER ROLE "a\u200bb";\nALTER ROLE "c";')
-    email = summary_of(ended(Outcome.TERMINATED, advice=(advice,))).email
+    email = summarize_targets(make_ended(Outcome.TERMINATED, advice=(advice,))).email
     assert 'ALTER ROLE "a' not in email
     assert '    ALTER ROLE "c";' in email
 
@@ -338,24 +351,24 @@ def test_sql_with_unprintable_characters_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("target", "severity"),
     [
-        (ended(Outcome.TERMINATED), "info"),
-        (ended(Outcome.WOULD_TERMINATE), "info"),
-        (ended(Outcome.SPARED), "info"),
-        (ended(Outcome.LINGERING), "warning"),
-        (unreached("orders"), "warning"),
-        (ended(fallback_secret="master"), "warning"),  # noqa: S106 -- a name
-        (unreached("orders", TargetStatus.FULL), "critical"),
-        (ended(used_after=97, slots=some_slots()), "critical"),
+        (make_ended(Outcome.TERMINATED), "info"),
+        (make_ended(Outcome.WOULD_TERMINATE), "info"),
+        (make_ended(Outcome.SPARED), "info"),
+        (make_ended(Outcome.LINGERING), "warning"),
+        (make_unreached("orders"), "warning"),
+        (make_ended(fallback_secret="master"), "warning"),  # noqa: S106 -- a name
+        (make_unreached("orders", TargetStatus.FULL), "critical"),
+        (make_ended(used_after=97, slots=some_slots()), "critical"),
     ],
 )
 def test_the_severity_says_how_urgent_the_issues_are(target: TargetReport, severity: str) -> None:
-    summary = summary_of(target, QUIET)
+    summary = summarize_targets(target, QUIET)
     assert summary.severity == severity
     assert summary.subject.startswith("CRITICAL: ") == (severity == "critical")
 
 
 def test_subscribers_can_filter_by_the_targets_with_news() -> None:
-    summary = summary_of(QUIET, ended(Outcome.TERMINATED), unreached("billing"))
+    summary = summarize_targets(QUIET, make_ended(Outcome.TERMINATED), make_unreached("billing"))
     assert summary.targets == ("billing", "orders")
     assert summary.status == "partial"
 
@@ -365,21 +378,21 @@ def test_subscribers_can_filter_by_the_targets_with_news() -> None:
 
 @pytest.mark.parametrize("length", [1, 60, 98, 99, 100, 255, 10_000])
 def test_the_subject_is_never_longer_than_sns_takes(length: int) -> None:
-    subject = summary_of(ended(name="n" * length)).subject
+    subject = summarize_targets(make_ended(name="n" * length)).subject
     assert 0 < len(subject) <= MAX_SUBJECT < 100
 
 
 def test_a_truncated_subject_ends_with_an_ellipsis() -> None:
-    assert summary_of(ended(name="n" * 200)).subject == "n" * 98 + "…"
+    assert summarize_targets(make_ended(name="n" * 200)).subject == "n" * 98 + "…"
 
 
 def test_a_subject_has_the_cause_without_the_name_of_the_host() -> None:
-    subject = summary_of(unreached("orders"), QUIET).subject
+    subject = summarize_targets(make_unreached("orders"), QUIET).subject
     assert subject == ('orders: failed, password authentication failed for user "reaper"; 1 quiet')
 
 
 def test_half_a_fleet_is_one_line() -> None:
-    report = a_report(*(unreached(f"t{n}") for n in range(5)), QUIET)
+    report = a_report(*(make_unreached(f"t{n}") for n in range(5)), QUIET)
     assert write_summary_line(report) == "5 of 6 targets not reached (t0, t1, t2, …); 1 quiet"
 
 
@@ -407,8 +420,8 @@ def hostile_report(name: str) -> TargetReport:
 @pytest.mark.parametrize("character", HOSTILE)
 def test_no_form_has_control_characters(character: str) -> None:
     name = f"a{character}b"
-    for targets in ([hostile_report(name)], [hostile_report(name), unreached(name)]):
-        summary = summary_of(*targets)
+    for targets in ([hostile_report(name)], [hostile_report(name), make_unreached(name)]):
+        summary = summarize_targets(*targets)
         assert summary.subject.isprintable()
         assert all(line.isprintable() for line in summary.email.split("\n"))
         assert all(line.isprintable() for text in texts(summary) for line in text.split("\n"))
@@ -418,23 +431,23 @@ def test_no_form_has_control_characters(character: str) -> None:
 def texts(summary: Summary) -> Iterator[str]:
     """All text in the forms for Slack."""
 
-    def within(value: Any) -> Iterator[str]:  # noqa: ANN401 -- any JSON
+    def iterate_text(value: Any) -> Iterator[str]:  # noqa: ANN401 -- any JSON
         if isinstance(value, str):
             yield value
         elif isinstance(value, dict):
             for each in value.values():
-                yield from within(each)
+                yield from iterate_text(each)
         elif isinstance(value, list):
             for each in value:
-                yield from within(each)
+                yield from iterate_text(each)
 
     for form in (summary.notification, summary.webhook):
-        yield from within(json.loads(form))
+        yield from iterate_text(json.loads(form))
 
 
 @pytest.mark.parametrize("targets", [1, 2])
 def test_no_text_from_outside_can_mention_a_channel_or_make_a_link(targets: int) -> None:
-    summary = summary_of(*[hostile_report(MARKUP)] * targets)
+    summary = summarize_targets(*[hostile_report(MARKUP)] * targets)
     for text in texts(summary):
         assert "<!" not in text
         assert "<@" not in text
@@ -455,7 +468,7 @@ HOSTILE_NAMES = [
 
 @pytest.mark.parametrize("name", [*HOSTILE_NAMES, "@here", "a:b:c:d:", "`<!here>`"])
 def test_names_are_plain_text_where_slack_has_no_code_spans(name: str) -> None:
-    summary = summary_of(ended(name=name))
+    summary = summarize_targets(make_ended(name=name))
     payload, notification = json.loads(summary.webhook), json.loads(summary.notification)
     header = payload["blocks"][0]["text"]["text"]
     for text in (header.partition(" ")[2], payload["text"], notification["metadata"]["threadId"]):
@@ -465,15 +478,15 @@ def test_names_are_plain_text_where_slack_has_no_code_spans(name: str) -> None:
 
 
 def test_names_stand_in_code_spans() -> None:
-    target = a_target_report(a_fate(application="a`*b*<x>&"), used_after=40)
-    description = json.loads(summary_of(target).notification)["content"]["description"]
+    target = a_target_report(a_result(application="a`*b*<x>&"), used_after=40)
+    description = json.loads(summarize_targets(target).notification)["content"]["description"]
     assert "`a\u2019*b*&lt;x&gt;&amp;@10.0.7.0/24`" not in description
     assert "`a\u2019*b*&lt;x&gt;&amp;@10.0.0.0/24`" in description
 
 
 def test_an_escape_is_never_truncated() -> None:
     for length in range(60, 120):
-        notification = json.loads(summary_of(ended(name="&" * length)).notification)
+        notification = json.loads(summarize_targets(make_ended(name="&" * length)).notification)
         jsonschema.validate(notification, SCHEMA)
         for text in (notification["content"]["title"], notification["metadata"]["summary"]):
             assert re.sub(r"&(amp|lt|gt);", "", text).count("&") == 0
@@ -486,7 +499,7 @@ def test_a_statement_is_whole_or_left_out(host: str, number: int, length: int) -
     hint = instruct_on_full_server(host, "reaper", a_policy())
     error = Failure(code="53300", cause="full", hint=hint)
     names = [str(n) * length for n in range(number)]
-    summary = summary_of(
+    summary = summarize_targets(
         *(TargetReport(name=name, status=TargetStatus.FULL, error=error) for name in names)
     )
     whole = re.search(r"SELECT pg_terminate_backend.*?;", hint)
@@ -501,26 +514,26 @@ def test_a_statement_is_whole_or_left_out(host: str, number: int, length: int) -
 
 
 def test_sessions_are_grouped_by_rule_outcome_application_network_and_role() -> None:
-    def fate(rule: str, outcome: Outcome, application: str, client: str) -> SessionResult:
+    def result(rule: str, outcome: Outcome, application: str, client: str) -> SessionResult:
         session = a_session(application=application, client=client)
         return SessionResult(decision=a_decision(session, rule=rule), outcome=outcome)
 
-    fates = [
-        fate(rule, outcome, application, client)
+    results = [
+        result(rule, outcome, application, client)
         for rule in ("r1", "r2")
         for outcome in (Outcome.TERMINATED, Outcome.DENIED)
         for application in ("a1", "a2")
         for client in ("10.0.1.7", "10.0.1.9", "10.0.2.7")
     ]
-    found = groups_in(summary_of(a_target_report(*fates, used_after=40)).email)
+    found = groups_in(summarize_targets(a_target_report(*results, used_after=40)).email)
     assert len(found) == 12  # of 16: no more are shown
     assert {group.split()[0] for group in found} == {"2", "1"}
 
 
 def test_a_group_has_the_age_the_reason_and_the_last_statement_of_its_oldest_session() -> None:
-    young = a_fate(idle_seconds=400, query="select 'young' from young")
-    old = a_fate(idle_seconds=3600, query="select 'old' from old")
-    email = summary_of(a_target_report(young, old, used_after=40)).email
+    young = a_result(idle_seconds=400, query="select 'young' from young")
+    old = a_result(idle_seconds=3600, query="select 'old' from old")
+    email = summarize_targets(a_target_report(young, old, used_after=40)).email
     assert groups_in(email) == ["2 sessions terminated: api@10.0.0.0/24 (role app), oldest 1h"]
     assert "idle in transaction for 15m 1s (idle_for: 5m)\n    Last statement:\n" in email
     assert "      select ? from old\n" in email
@@ -529,8 +542,8 @@ def test_a_group_has_the_age_the_reason_and_the_last_statement_of_its_oldest_ses
 
 def test_every_group_has_its_reason_and_its_last_statement() -> None:
     names = ("first", "second", "third")
-    fates = [a_fate(application=name, query=f"vacuum {name}") for name in names]
-    summary = summary_of(a_target_report(*fates, used_after=40))
+    results = [a_result(application=name, query=f"vacuum {name}") for name in names]
+    summary = summarize_targets(a_target_report(*results, used_after=40))
     description = json.loads(summary.notification)["content"]["description"]
     for name in names:
         assert f"      vacuum {name}\n" in summary.email
@@ -540,7 +553,7 @@ def test_every_group_has_its_reason_and_its_last_statement() -> None:
 
 def test_a_long_last_statement_is_truncated_and_never_wrapped() -> None:
     query = " ".join(f"select a{n}" for n in range(100))
-    email = summary_of(a_target_report(a_fate(query=query), used_after=40)).email
+    email = summarize_targets(a_target_report(a_result(query=query), used_after=40)).email
     lines = [line for line in email.splitlines() if "select a1 " in line]
     assert len(lines) == 2  # of the step and of the group
     assert {len(line.strip()) for line in lines} == {200}
@@ -548,20 +561,20 @@ def test_a_long_last_statement_is_truncated_and_never_wrapped() -> None:
 
 
 def test_a_session_without_a_statement_has_no_empty_one() -> None:
-    summary = summary_of(a_target_report(a_fate(query=""), used_after=40))
+    summary = summarize_targets(a_target_report(a_result(query=""), used_after=40))
     assert "Last statement" not in summary.email + summary.notification + summary.webhook
 
 
 def test_the_largest_group_comes_first() -> None:
-    fates = [a_fate(application="small"), *(a_fate(application="large") for _ in range(3))]
-    first, second = groups_in(summary_of(a_target_report(*fates, used_after=40)).email)
+    results = [a_result(application="small"), *(a_result(application="large") for _ in range(3))]
+    first, second = groups_in(summarize_targets(a_target_report(*results, used_after=40)).email)
     assert "large" in first
     assert "small" in second
 
 
 def test_a_cut_list_of_groups_says_how_many_groups_and_sessions_were_cut() -> None:
-    twice = leaking("orders", 40).results * 2
-    email = summary_of(a_target_report(*twice, used_after=40)).email
+    twice = make_leaking("orders", 40).results * 2
+    email = summarize_targets(a_target_report(*twice, used_after=40)).email
     cut = re.search(r"and (\d+) more groups with (\d+) sessions", email)
     assert cut
     assert len(groups_in(email)) + int(cut[1]) == 40
@@ -569,14 +582,14 @@ def test_a_cut_list_of_groups_says_how_many_groups_and_sessions_were_cut() -> No
 
 
 def test_what_was_terminated_is_never_cut_in_favour_of_what_was_spared() -> None:
-    killed = a_fate(application="killed")
-    spared = [a_fate(Outcome.SPARED, application=f"spared-{n % 20}") for n in range(60)]
-    assert "killed@" in summary_of(a_target_report(*spared, killed, used_after=40)).email
+    killed = a_result(application="killed")
+    spared = [a_result(Outcome.SPARED, application=f"spared-{n % 20}") for n in range(60)]
+    assert "killed@" in summarize_targets(a_target_report(*spared, killed, used_after=40)).email
 
 
 def test_long_names_are_shown_whole() -> None:
-    fate = a_fate(application="a" * 63, role="r" * 63, client="2001:db8:1234:5678::9")
-    email = " ".join(summary_of(a_target_report(fate, used_after=40)).email.split())
+    result = a_result(application="a" * 63, role="r" * 63, client="2001:db8:1234:5678::9")
+    email = " ".join(summarize_targets(a_target_report(result, used_after=40)).email.split())
     name = f"{'a' * 63}@2001:db8:1234:5678::/64 (role {'r' * 63})"
     assert f"1 session terminated: {name}, oldest 15m 1s" in email
     assert "…" not in email
@@ -599,22 +612,25 @@ def test_clients_are_shown_by_their_network(client: str | None, shown: str) -> N
 
 
 def to_do(report: Report) -> str:
-    return summarized(report).email.partition("What to do\n")[2].partition("\n\n")[0]
+    return summarize_report(report).email.partition("What to do\n")[2].partition("\n\n")[0]
 
 
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        (ended(Outcome.LINGERING), "api@10.0.0.0/24 (role app) was signalled but has not exited"),
-        (ended(Outcome.DENIED), "The recommendations say what to grant"),
-        (ended(Outcome.WOULD_TERMINATE), "enforce"),
         (
-            ended(Outcome.TERMINATED),
+            make_ended(Outcome.LINGERING),
+            "api@10.0.0.0/24 (role app) was signalled but has not exited",
+        ),
+        (make_ended(Outcome.DENIED), "The recommendations say what to grant"),
+        (make_ended(Outcome.WOULD_TERMINATE), "enforce"),
+        (
+            make_ended(Outcome.TERMINATED),
             "Find out why api@10.0.0.0/24 (role app) leaves transactions open. Last statement: select",
         ),
-        (ended(Outcome.TERMINATED, Outcome.SPARED), "the next run continues with them"),
-        (ended(slots=some_slots(), used_after=97), "pg_stat_activity"),
-        (unreached("orders"), "Check username and password"),
+        (make_ended(Outcome.TERMINATED, Outcome.SPARED), "the next run continues with them"),
+        (make_ended(slots=some_slots(), used_after=97), "pg_stat_activity"),
+        (make_unreached("orders"), "Check username and password"),
     ],
 )
 def test_the_steps_say_what_to_do(target: TargetReport, words: str) -> None:
@@ -622,14 +638,14 @@ def test_the_steps_say_what_to_do(target: TargetReport, words: str) -> None:
 
 
 def test_a_runaway_query_is_not_a_transaction_left_open() -> None:
-    fate = a_fate(state=State.ACTIVE, query="select 1 from big")
+    result = a_result(state=State.ACTIVE, query="select 1 from big")
     assert "runs for so long" in " ".join(
-        to_do(a_report(a_target_report(fate, used_after=4))).split()
+        to_do(a_report(a_target_report(result, used_after=4))).split()
     )
 
 
 def test_one_fix_for_many_targets_is_one_step() -> None:
-    steps = to_do(a_report(*(unreached(f"t{n}") for n in range(9))))
+    steps = to_do(a_report(*(make_unreached(f"t{n}") for n in range(9))))
     assert steps.startswith("1. t0, t1, t2, t3, t4 and 4 more: Check username")
     assert "2. " not in steps
 
@@ -676,7 +692,7 @@ def test_a_statement_stands_on_an_unwrapped_line_of_its_own() -> None:
 
 def test_a_cut_list_of_targets_says_how_many_were_cut() -> None:
     names = [f"target-{n:04}" for n in range(600)]
-    email = summary_of(*(leaking(name, 12) for name in names)).email
+    email = summarize_targets(*(make_leaking(name, 12) for name in names)).email
     shown = re.findall(r"^(target-\d+): ", email, re.MULTILINE)
     cut = re.search(r"and (\d+) more, cut", email)
     assert cut
@@ -685,15 +701,15 @@ def test_a_cut_list_of_targets_says_how_many_were_cut() -> None:
 
 
 def test_targets_that_fit_are_not_cut() -> None:
-    email = summary_of(*(leaking(f"target-{n}", 5) for n in range(50))).email
+    email = summarize_targets(*(make_leaking(f"target-{n}", 5) for n in range(50))).email
     assert "cut" not in email
     assert len(re.findall(r"^target-\d+: ", email, re.MULTILINE)) == 50
 
 
 def test_targets_with_issues_are_not_cut() -> None:
-    targets = [leaking(f"target-{n:04}", 12) for n in range(600)]
-    broken = [unreached("broken-1"), unreached("broken-2", TargetStatus.FULL)]
-    email = summary_of(*targets, *broken).email
+    targets = [make_leaking(f"target-{n:04}", 12) for n in range(600)]
+    broken = [make_unreached("broken-1"), make_unreached("broken-2", TargetStatus.FULL)]
+    email = summarize_targets(*targets, *broken).email
     assert "failed (28P01): broken-1" in email
     assert "full (28P01): broken-2" in email
 
@@ -714,7 +730,7 @@ def test_targets_with_issues_are_not_cut() -> None:
 def test_a_thousand_targets_with_a_thousand_applications_each_fit_into_a_message(
     application: str, targets: int, applications: int, *, reached: bool
 ) -> None:
-    one = leaking(LONGEST_NAME * 4, applications, application=application)
+    one = make_leaking(LONGEST_NAME * 4, applications, application=application)
     worst = [
         TargetReport(
             name=f"{one.name}{n}",
@@ -727,7 +743,7 @@ def test_a_thousand_targets_with_a_thousand_applications_each_fit_into_a_message
         )
         for n in range(targets)
     ]
-    summary = summary_of(*worst)
+    summary = summarize_targets(*worst)
     assert SNS_BYTES // 2 < size_of(summary) < SNS_BYTES - 200
     assert "Run 4f6c, mode enforce." in summary.email.splitlines()[-1]
     jsonschema.validate(json.loads(summary.notification), SCHEMA)
@@ -738,10 +754,10 @@ def test_a_thousand_targets_with_a_thousand_applications_each_fit_into_a_message
 @pytest.mark.parametrize("targets", [1, 300, 7_000])
 def test_a_message_with_thousands_of_undelivered_summaries_fits(line: str, targets: int) -> None:
     longest = len(line) // 10
-    one = unreached(line[:longest] if targets < 7_000 else "n")
+    one = make_unreached(line[:longest] if targets < 7_000 else "n")
     advice = (Advice(code="a", message="b", sql="名" * 900),) * 4
     worst = [replace(one, key=TargetKey(f"s{n}"), advice=advice) for n in range(targets)]
-    summary = summarized(replace(a_report(*worst), undelivered=(line,) * 5_000))
+    summary = summarize_report(replace(a_report(*worst), undelivered=(line,) * 5_000))
     assert size_of(summary) < SNS_BYTES - 200
     assert_slack_takes(summary.webhook)
     jsonschema.validate(json.loads(summary.notification), SCHEMA)
@@ -760,7 +776,7 @@ def test_an_email_is_never_longer_than_the_room_for_it(name: str, most: int) -> 
 def test_slack_has_the_newest_undelivered_summaries_and_the_number_of_the_others() -> None:
     lines = tuple(f"run {n}" for n in range(7))
     report = replace(a_report(QUIET), undelivered=lines, undelivered_before=1_000)
-    text = json.loads(summarized(report).webhook)["blocks"][1]["text"]["text"]
+    text = json.loads(summarize_report(report).webhook)["blocks"][1]["text"]["text"]
     assert re.findall(r"Not delivered by an earlier run: `(.*)`", text) == list(lines[:5])
     assert "… and 1002 more" in text
 
@@ -769,7 +785,7 @@ def test_slack_has_the_newest_undelivered_summaries_and_the_number_of_the_others
 
 
 def test_a_run_without_targets_has_a_summary_too() -> None:
-    summary = summarized(a_report(mode=Mode.OFF), None)
+    summary = summarize_report(a_report(mode=Mode.OFF), None)
     assert summary.subject == "mode is off: no target was examined"
     assert summary.email == (
         "OFF: No target was examined, because the mode is off.\n\nRun 4f6c, mode off.\n"
@@ -777,7 +793,7 @@ def test_a_run_without_targets_has_a_summary_too() -> None:
 
 
 def test_outside_of_lambda_there_are_no_links() -> None:
-    assert "https://" not in summarized(a_report(ended(Outcome.TERMINATED)), None).email
+    assert "https://" not in summarize_report(a_report(make_ended(Outcome.TERMINATED)), None).email
 
 
 @pytest.mark.parametrize(
@@ -799,24 +815,24 @@ def test_links_go_to_the_console_of_the_partition(region: str, console: str) -> 
 
 def test_the_news_of_one_target_on_one_day_is_one_thread() -> None:
     def thread(*targets: TargetReport, now: float = NOW) -> str:
-        notification = json.loads(summarized(a_report(*targets), now=now).notification)
+        notification = json.loads(summarize_report(a_report(*targets), now=now).notification)
         return str(notification["metadata"]["threadId"])
 
-    leak = ended(Outcome.TERMINATED)
+    leak = make_ended(Outcome.TERMINATED)
     assert thread(leak, QUIET) == thread(leak, now=NOW + 60) == "orders 2026-11-25"
     assert thread(leak, now=NOW + 86400) == "orders 2026-11-26"
-    assert thread(leak, unreached("billing")) == "session-reaper 2026-11-25"
+    assert thread(leak, make_unreached("billing")) == "session-reaper 2026-11-25"
 
 
 def test_a_known_issue_is_named_and_not_explained_again() -> None:
-    known = unreached("billing")
+    known = make_unreached("billing")
     repeated = TargetReport(
         name="billing",
         status=known.status,
         error=known.error,
         known_issues=(IssueKey(IssueKind.FAILED, ("28P01",)),),
     )
-    summary = summary_of(ended(Outcome.TERMINATED), repeated)
+    summary = summarize_targets(make_ended(Outcome.TERMINATED), repeated)
     assert (
         summary.subject == "orders: 1 session terminated, slots 40/97 → 39/97; 1 with known issues"
     )
@@ -834,6 +850,6 @@ def test_the_verdict_keeps_the_ends_of_long_names() -> None:
         )
         for secret in ("a/x", "b/y")
     ]
-    said = verdict_on(a_report(*targets))
+    said = read_verdict(a_report(*targets))
     assert "(secret a/x)" in said
     assert "(secret b/y)" in said

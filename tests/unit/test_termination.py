@@ -22,8 +22,8 @@ from session_reaper.sessions.snapshot import ServerIdentity, Verification
 from tests.builders import (
     SlowClock,
     a_decision,
-    a_fate,
     a_policy,
+    a_result,
     a_rule,
     a_session,
     a_snapshot,
@@ -99,7 +99,7 @@ def decisions() -> list[Decision]:
 
 
 def a_report_of_decisions() -> TargetReport:
-    return a_target_report(*(a_fate(Outcome.SPARED, pid=pid) for pid in PIDS))
+    return a_target_report(*(a_result(Outcome.SPARED, pid=pid) for pid in PIDS))
 
 
 def terminate(session: TargetSession, condemned: Iterable[Decision]) -> TargetReport:
@@ -121,7 +121,7 @@ def test_a_run_that_ends_while_it_logs_what_it_observed_reports_all_of_it() -> N
 
 def test_a_run_that_ends_while_it_signals_reports_what_it_observed() -> None:
     observed = a_decision(a_session(pid=9, signalable=False), verdict=Verdict.OBSERVE)
-    report = a_target_report(*(a_fate(Outcome.SPARED, pid=pid) for pid in (1, 9)))
+    report = a_target_report(*(a_result(Outcome.SPARED, pid=pid) for pid in (1, 9)))
     progress = Progress(report)
     reported: list[TargetReport] = []
 
@@ -198,7 +198,7 @@ def test_a_cancelled_query_whose_escalation_is_not_due_before_the_run_ends_linge
     rule = a_rule(state="active", query_for="1m") | {"action": "cancel", "escalate_after": "5m"}
     policy = a_policy(rule)
     condemned = [replace(a_decision(a_session(pid=1)), rule=policy.rules[0])]
-    progress = Progress(a_target_report(a_fate(Outcome.SPARED, pid=1)))
+    progress = Progress(a_target_report(a_result(Outcome.SPARED, pid=1)))
     deadline = Deadline(60, lambda: server.now)
     session = a_target_session(
         progress, OutcomeLog(), server=server, deadline=deadline, policy=policy

@@ -27,7 +27,8 @@ NOW = datetime.now(UTC)
 KEY, OTHER_KEY = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
 RDS = "Amazon Web Services, Inc."
 SHIPPED = trust_store.STORE_FILE.read_text("ascii")
-OLD = "what was there before\n"
+NAME = trust_store.STORE_FILE.name
+OLD = "the former content\n"
 
 Capture = pytest.CaptureFixture[str]
 
@@ -65,7 +66,7 @@ class Made:
         return x509.Name([*parts, x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
 
-def _shipped_roots() -> str:
+def _read_shipped_roots() -> str:
     """Amazon's roots, which a test cannot create."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the Starfield root has serial number 0
@@ -77,7 +78,7 @@ def _shipped_roots() -> str:
     )
 
 
-ROOTS = _shipped_roots()
+ROOTS = _read_shipped_roots()
 BUNDLE = "".join(
     Made(f"Amazon RDS xx-test-{n} Root CA {kind} G1").pem
     for n in range(30, 0, -1)
@@ -88,9 +89,8 @@ BUNDLE = "".join(
 @pytest.fixture(autouse=True)
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file in place of the shipped one."""
-    file = tmp_path / "aws_certificates.pem"
+    file = tmp_path / NAME
     file.write_text(OLD, "ascii")
-    monkeypatch.setattr(trust_store, "STORE_FILE", file)
     monkeypatch.setenv("no_proxy", "*")
     return file
 
@@ -100,11 +100,11 @@ def make(tmp_path: Path, *texts: str, origin: str = "") -> None:
     sources = [tmp_path / f"source-{n}.pem" for n, _ in enumerate(texts)]
     for source, text in zip(sources, texts, strict=True):
         source.write_text(text, "utf-8")
-    trust_store.main(["--write", "--origin", origin, "--from", *map(str, sources)])
+    trust_store.main(["--write", "--origin", origin, "--from", *map(str, sources)], tmp_path / NAME)
 
 
 @contextmanager
-def served(pages: Mapping[str, str]) -> Iterator[str]:
+def serve(pages: Mapping[str, str]) -> Iterator[str]:
     """Serve pages on this machine: a URL as a redirect, an unknown page as a 404."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -137,7 +137,7 @@ def served(pages: Mapping[str, str]) -> Iterator[str]:
 
 def test_the_shipped_file_passes_the_check(store: Path) -> None:
     store.write_text(SHIPPED, "ascii")
-    trust_store.main(["--check"])
+    trust_store.main(["--check"], store)
 
 
 def test_ssl_loads_every_certificate_of_the_shipped_file_as_file_and_as_text(store: Path) -> None:
@@ -159,7 +159,7 @@ def test_the_lines_of_the_shipped_file_are_short() -> None:
 
 def test_the_written_file_passes_the_check_and_is_sorted(tmp_path: Path, store: Path) -> None:
     make(tmp_path, BUNDLE, ROOTS)
-    trust_store.main(["--check"])
+    trust_store.main(["--check"], store)
     names = [line for line in store.read_text("ascii").splitlines() if line.startswith("# Amazon")]
     assert names == sorted(names)
     assert len(names) == 94  # and Starfield's
@@ -192,16 +192,16 @@ def test_without_an_origin_the_head_names_the_files_without_their_folders(
 
 
 def test_a_url_is_fetched_and_becomes_the_origin(store: Path) -> None:
-    with served({"/bundle.pem": BUNDLE, "/roots.pem": ROOTS}) as url:
+    with serve({"/bundle.pem": BUNDLE, "/roots.pem": ROOTS}) as url:
         sources = [f"{url}/bundle.pem", f"{url}/roots.pem"]
-        trust_store.main(["--write", "--from", *sources])
-    trust_store.main(["--check"])
+        trust_store.main(["--write", "--from", *sources], store)
+    trust_store.main(["--check"], store)
     assert f"# Origin: {' '.join(sources)}\n" in store.read_text("ascii")
 
 
-def test_windows_line_ends_are_accepted(tmp_path: Path) -> None:
+def test_windows_line_ends_are_accepted(tmp_path: Path, store: Path) -> None:
     make(tmp_path, BUNDLE.replace("\n", "\r\n"), ROOTS)
-    trust_store.main(["--check"])
+    trust_store.main(["--check"], store)
 
 
 def test_an_origin_that_is_not_ascii_is_refused(tmp_path: Path, store: Path) -> None:
@@ -219,11 +219,17 @@ BAD = {
     "expired": (replace(GOOD, until=NOW - timedelta(days=1)), "has expired"),
     "intermediate": (replace(GOOD, name="Amazon RDS CA", issuer="A root"), "issued by A root"),
     "foreign": (replace(GOOD, organisation="Evil"), "is not AWS's: organisation Evil"),
-    "not of RDS": (replace(GOOD, name="Some CA"), "is neither of RDS nor one of Amazon's roots"),
-    "Amazon's name": (Made("Amazon Root CA 1", "Amazon"), "is neither of RDS nor one of Amazon's"),
-    "other Starfield": (Made("Starfield Root", "Starfield Technologies, Inc."), "is neither of"),
-    "no CA": (replace(GOOD, ca=False), "is no CA"),
-    "nothing about CA": (replace(GOOD, ca=None), "is no CA"),
+    "not of RDS": (replace(GOOD, name="Some CA"), "is neither a root of RDS nor one of Amazon's"),
+    "Amazon's name": (
+        Made("Amazon Root CA 1", "Amazon"),
+        "is neither a root of RDS nor one of Amazon's",
+    ),
+    "other Starfield": (
+        Made("Starfield Root", "Starfield Technologies, Inc."),
+        "is neither a root of RDS",
+    ),
+    "no CA": (replace(GOOD, ca=False), "is not a CA"),
+    "nothing about CA": (replace(GOOD, ca=None), "is not a CA"),
     "other key": (replace(GOOD, signer=OTHER_KEY), "is not signed by its own key"),
 }
 
@@ -244,7 +250,7 @@ def test_a_name_cannot_add_a_line(tmp_path: Path, store: Path, capsys: Capture) 
     make(tmp_path, BUNDLE, ROOTS, Made("Amazon RDS a\n-----BEGIN").pem, Made("\x1b[2J", "Evil").pem)
     assert "\n# Amazon RDS a?-----BEGIN\n" in store.read_text("ascii")
     assert "dropped  ?[2J  " in capsys.readouterr().out
-    trust_store.main(["--check"])
+    trust_store.main(["--check"], store)
 
 
 def test_a_certificate_in_two_sources_is_written_once(
@@ -261,8 +267,8 @@ def test_a_certificate_in_two_sources_is_written_once(
 NOT_WHOLE = {
     "empty": ("", "has no PEM certificate"),
     "page": ("<html>Sign in</html>", "has no PEM certificate"),
-    "cut at the end": (BUNDLE[:-100], "source-0.pem has a certificate that is cut off"),
-    "cut at the start": (BUNDLE[100:], "source-0.pem has a certificate that is cut off"),
+    "cut at the end": (BUNDLE[:-100], "source-0.pem has an incomplete or invalid certificate"),
+    "cut at the start": (BUNDLE[100:], "source-0.pem has an incomplete or invalid certificate"),
     "cut between two": (BUNDLE[: BUNDLE.index("-----BEGIN", 9000)], r"only \d+ regions of RDS"),
     "no certificate": (BUNDLE.replace("MII", "!!!", 1), "certificate 1 of .* cannot be parsed"),
     "one less": (BUNDLE.partition("-----END CERTIFICATE-----\n")[2], "test-30 lacks RSA2048"),
@@ -282,7 +288,7 @@ def test_an_incomplete_bundle_is_refused_in_one_line_and_the_old_file_stays(
 
 def test_without_amazons_roots_nothing_is_written(tmp_path: Path, store: Path) -> None:
     first, mark, rest = ROOTS.partition("-----END CERTIFICATE-----\n")
-    with pytest.raises(SystemExit, match="left as it was: Amazon Root CA 1 is missing"):
+    with pytest.raises(SystemExit, match="is unchanged: Amazon Root CA 1 is missing"):
         make(tmp_path, BUNDLE, rest)
     assert store.read_text("ascii") == OLD
     make(tmp_path, BUNDLE, rest, first + mark)
@@ -310,8 +316,8 @@ def test_a_source_that_cannot_be_read_is_reported_in_one_line_and_the_old_file_s
         "/a.pem": BUNDLE,
         "/short.pem": BUNDLE,
     }
-    with served(pages) as url, pytest.raises(SystemExit, match=reason) as error:
-        trust_store.main(["--write", "--from", source.replace("URL", url)])
+    with serve(pages) as url, pytest.raises(SystemExit, match=reason) as error:
+        trust_store.main(["--write", "--from", source.replace("URL", url)], store)
     assert "\n" not in str(error.value)
     assert store.read_text("ascii") == OLD
 
@@ -319,23 +325,22 @@ def test_a_source_that_cannot_be_read_is_reported_in_one_line_and_the_old_file_s
 # -- checking ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("store")
-def test_each_problem_is_a_line_and_the_last_line_is_the_remedy() -> None:
+def test_each_problem_is_a_line_and_the_last_line_is_the_remedy(store: Path) -> None:
     with pytest.raises(SystemExit) as error:
-        trust_store.main(["--check"])
+        trust_store.main(["--check"], store)
     assert str(error.value).splitlines() == [
         "aws_certificates.pem: it has no PEM certificate",
-        "Run `make certs`: it writes the file anew.",
+        "Run `make certs` to write the file again.",
     ]
 
 
 def test_a_missing_or_non_ascii_file_is_reported(store: Path) -> None:
     store.write_text(f"# Zürich\n{SHIPPED}", "utf-8")
     with pytest.raises(SystemExit, match="not ASCII"):
-        trust_store.main(["--check"])
+        trust_store.main(["--check"], store)
     store.unlink()
     with pytest.raises(SystemExit, match="cannot be read: No such file"):
-        trust_store.main(["--check"])
+        trust_store.main(["--check"], store)
 
 
 FIRST = SHIPPED.index("-----BEGIN")
@@ -346,13 +351,19 @@ CHANGED = {
     "fingerprint": (SHIPPED.replace("256 8ecde", "256 8ecdf"), "comment above Amazon Root CA 1"),
     "name": (SHIPPED.replace("# Amazon Root CA 1", "# Evil"), "comment above Amazon Root CA 1"),
     "date": (SHIPPED.replace("2038-01-17", "2039-01-17"), "comment above Amazon Root CA 1"),
-    "only a comment": (SHIPPED[:FIRST] + SHIPPED[SECOND:], "its head says 113, 112"),
-    "number": (SHIPPED.replace("# Certificates: 1", "# Certificates: 2"), "its head says 213, 113"),
-    "no number": (SHIPPED.replace("# Certificates", "# Number"), "its head says nothing, 113"),
+    "only a comment": (SHIPPED[:FIRST] + SHIPPED[SECOND:], "its head says 113, but it has 112"),
+    "number": (
+        SHIPPED.replace("# Certificates: 1", "# Certificates: 2"),
+        "its head says 213, but it has 113",
+    ),
+    "no number": (
+        SHIPPED.replace("# Certificates", "# Number"),
+        "its head says nothing, but it has 113",
+    ),
     "twice": (SHIPPED + SHIPPED[SECOND:], "Amazon Root CA 1 is there twice"),
     "one of three": (SHIPPED + GOOD.pem, "xx-test-31 lacks RSA4096, ECC384"),
     "foreign": (SHIPPED + replace(GOOD, organisation="Evil").pem, "is not AWS's"),
-    "cut": (SHIPPED[:-100], "it has a certificate that is cut off"),
+    "cut": (SHIPPED[:-100], "it has an incomplete or invalid certificate"),
     "one less": (SHIPPED[: SHIPPED.index("# Starfield")], "Starfield .* is missing"),
     "roots only": (SHIPPED[SHIPPED.index("# Amazon Root CA 1") :], "only 0 regions of RDS"),
 }
@@ -360,7 +371,7 @@ CHANGED = {
 
 @pytest.mark.parametrize(("text", "complaint"), CHANGED.values(), ids=CHANGED)
 def test_a_changed_file_is_reported(text: str, complaint: str) -> None:
-    assert re.search(complaint, "\n".join(trust_store.complaints(text, NOW)))
+    assert re.search(complaint, "\n".join(trust_store.list_complaints(text, NOW)))
 
 
 @pytest.mark.parametrize(
@@ -372,9 +383,7 @@ def test_a_changed_file_is_reported(text: str, complaint: str) -> None:
         ("2038-01-02", "Starfield .* has expired"),
     ],
 )
-def test_the_file_is_to_be_written_anew_90_days_before_a_certificate_expires(
-    day: str, complaint: str
-) -> None:
-    found = "\n".join(trust_store.complaints(SHIPPED, datetime.fromisoformat(f"{day}T00:00Z")))
+def test_the_check_fails_90_days_before_a_certificate_expires(day: str, complaint: str) -> None:
+    found = "\n".join(trust_store.list_complaints(SHIPPED, datetime.fromisoformat(f"{day}T00:00Z")))
     assert re.search(complaint, found)
     assert found.count("Starfield") == bool(complaint)

@@ -46,14 +46,14 @@ class RenamingServer:
 
     address = "192.0.2.1"
     certificate = None
+    application_name = "session-reaper 0123456789abcdef"
 
     def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         self._meanwhile = meanwhile
 
-    def find_application(self, *_: object, **__: object) -> bool:
-        """Find no other session."""
+    def rename(self, *_: object) -> None:
+        """Rename no session."""
         self._meanwhile()
-        return False
 
 
 def wait_for_owner(visits: Visits, target: Target, owner: Target) -> None:

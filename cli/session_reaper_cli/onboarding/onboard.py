@@ -14,7 +14,7 @@ from session_reaper.errors import (
     TargetError,
 )
 from session_reaper.grants import quote_identifier
-from session_reaper.targets.providers import rds_region
+from session_reaper.targets.providers import find_rds_region
 from session_reaper.targets.secret_document import (
     SecretError,
     parse_secret,
@@ -149,7 +149,7 @@ def _warn(run: Onboarding) -> Iterator[str]:
     tls = warn_about_tls(run.call.target)
     if tls:
         yield tls
-    region = rds_region(run.call.target.host)
+    region = find_rds_region(run.call.target.host)
     if region and region != run.vault.region:
         yield (
             f"the server is in {region}, and the secret in {run.vault.region}: a stack reads the"

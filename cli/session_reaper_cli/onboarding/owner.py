@@ -41,8 +41,8 @@ def write_role_sql(role: str) -> str:
 class Owner(Server):
     """A connection that writes, in one transaction at a time, and keeps the server's notices."""
 
-    def __init__(self, target: Target, connection: Connection) -> None:
-        super().__init__(target, connection)
+    def __init__(self, target: Target, connection: Connection, application_name: str) -> None:
+        super().__init__(target, connection, application_name)
         connection.keeps_notices = True
 
     def read_role(self, role: str) -> RoleFacts:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from session_reaper.documents import key_label
 from session_reaper.errors import ConfigurationError
-from session_reaper.targets.providers import Provider, is_instance_of_rds, provider_of
+from session_reaper.targets.providers import Provider, find_provider, is_instance_of_rds
 from session_reaper.targets.secret_document import parse_secret
 from session_reaper.targets.target import Auth, Endpoint, Secret, SslMode, Target
 
@@ -80,7 +80,7 @@ def warn_about_tls(target: Target) -> str:
         return ""
     if target.sslmode is SslMode.DISABLE:
         return "sslmode=disable: the function will connect in plaintext"
-    aiven = provider_of(target.host) is Provider.AIVEN
+    aiven = find_provider(target.host) is Provider.AIVEN
     how = (
         "fetch the project's CA (avn project ca-get --target-filepath ca.pem) and write"
         " sslmode=verify-full&sslrootcert=ca.pem"
@@ -103,7 +103,7 @@ def _name_instance(host: str) -> Mapping[str, str]:
     first, kind, *_ = (*host.lower().split("."), "")
     if is_instance_of_rds(host):
         return {"dbInstanceIdentifier": first}
-    is_writer = provider_of(host) is Provider.AURORA and kind.startswith("cluster-")
+    is_writer = find_provider(host) is Provider.AURORA and kind.startswith("cluster-")
     if is_writer and not kind.startswith(("cluster-ro-", "cluster-custom-")):
         return {"dbClusterIdentifier": first}
     return {}

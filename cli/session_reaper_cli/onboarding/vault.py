@@ -60,7 +60,7 @@ class Vault:
 
     def find(self) -> StoredSecret | None:
         """Return the secret, None if there is none of this name."""
-        with self._explained("DescribeSecret", "cannot be read"):
+        with self._explain_errors("DescribeSecret", "cannot be read"):
             try:
                 found = self._call(lambda: self._client.describe_secret(SecretId=self.name))
             except ClientError as error:
@@ -75,7 +75,7 @@ class Vault:
         return StoredSecret(secret=secret, version=version, tags=tags, is_deleted=is_deleted)
 
     def _read(self) -> tuple[str, str]:
-        with self._explained("GetSecretValue", "cannot be read"):
+        with self._explain_errors("GetSecretValue", "cannot be read"):
             value = self._call(lambda: self._client.get_secret_value(SecretId=self.name))
             return value.get("SecretString", ""), value["VersionId"]
 
@@ -110,14 +110,14 @@ class Vault:
         self._change("RestoreSecret", "restored", restore)
 
     def _change(self, action: str, done: str, operation: Callable[[], object]) -> None:
-        with self._explained(action, f"cannot be {done}"):
+        with self._explain_errors(action, f"cannot be {done}"):
             self._call(operation)
 
     def _call(self, operation: Callable[[], _T]) -> _T:
         return call("secretsmanager", operation, Deadline(_SECONDS))
 
     @contextmanager
-    def _explained(self, action: str, problem: str) -> Iterator[None]:
+    def _explain_errors(self, action: str, problem: str) -> Iterator[None]:
         try:
             yield
         except AWS_ERRORS as error:

@@ -120,7 +120,7 @@ def _group(sessions: Iterable[Session]) -> Iterator[SessionGroup]:
     for each in sessions:
         key = (each.application, each.role_label, mask_client(each.client), each.state)
         members[key].append(each)
-    for (application, role, client, state), group in sorted(members.items(), key=_largest_first):
+    for (application, role, client, state), group in sorted(members.items(), key=_rank_group):
         yield SessionGroup(
             application=application,
             role=role,
@@ -134,7 +134,7 @@ def _group(sessions: Iterable[Session]) -> Iterator[SessionGroup]:
         )
 
 
-def _largest_first(item: tuple[object, Sequence[Session]]) -> tuple[float, ...]:
+def _rank_group(item: tuple[object, Sequence[Session]]) -> tuple[float, ...]:
     sessions = item[1]
     return (-len(sessions), -max(each.idle_seconds for each in sessions))
 

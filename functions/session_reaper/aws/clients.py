@@ -125,7 +125,7 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, NoAnswerError):
         return str(error)
     if isinstance(error, ClientError):
-        return _error_code(error) or "the answer is not from AWS"
+        return _get_error_code(error) or "the answer is not from AWS"
     return type(error).__name__
 
 
@@ -138,7 +138,7 @@ def explain_error(error: Exception) -> str:
     if isinstance(error, NoAnswerError):
         return f"{error}; check that the function can reach AWS (in a VPC: an endpoint or a NAT)"
     if isinstance(error, ClientError):
-        code = _error_code(error)
+        code = _get_error_code(error)
         message = str(error.response.get("Error", {}).get("Message", ""))
         if code and _is_message_of_aws(message):
             return f"{code}: {message}"
@@ -150,7 +150,7 @@ def explain_error(error: Exception) -> str:
     return f"the answer is not from AWS ({kind}); a proxy may have answered instead"
 
 
-def _error_code(error: ClientError) -> str | None:
+def _get_error_code(error: ClientError) -> str | None:
     """Return the code of an error if it has the form of AWS's codes."""
     code = error.response.get("Error", {}).get("Code")
     return code if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else None

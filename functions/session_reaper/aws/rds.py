@@ -9,7 +9,7 @@ from botocore.exceptions import BotoCoreError
 from session_reaper.aws.clients import AWS_ERRORS, call, describe_error, get_client, iterate_pages
 from session_reaper.deadline import Deadline
 from session_reaper.errors import TargetError
-from session_reaper.targets.providers import rds_region
+from session_reaper.targets.providers import find_rds_region
 from session_reaper.targets.target import Auth, Instance, RdsListing, Target
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def with_iam_token(target: Target) -> Target:
             DBHostname=target.host,
             Port=target.port,
             DBUsername=target.role,
-            Region=rds_region(target.host) or rds.meta.region_name,
+            Region=find_rds_region(target.host) or rds.meta.region_name,
         )
     except BotoCoreError as error:
         message = f"cannot create an IAM token: {type(error).__name__}"

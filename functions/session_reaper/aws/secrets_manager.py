@@ -53,6 +53,7 @@ class SecretCache:
         """`clock` is a wall clock: a monotonic one may stand still while Lambda freezes the process."""
         self._clock = clock
         self._kept: dict[tuple[str, str], tuple[float, Secret]] = {}
+        self._ids: dict[tuple[str, str], set[str]] = {}  # by endpoint and ARN
 
     def find(self, endpoint: str, secret_id: str) -> Secret | None:
         """Return the secret that was read by this name or ARN, unless that was too long ago."""
@@ -62,14 +63,18 @@ class SecretCache:
     def keep(self, endpoint: str, secret_id: str, secret: Secret) -> None:
         """Keep a secret under this id, and under every id by which an earlier value is kept."""
         now = self._clock()
-        for key, (_, kept) in [*self._kept.items()]:
-            if key[0] == endpoint and kept.arn == secret.arn:
-                self._kept[key] = (now, secret)
-        self._kept[endpoint, secret_id] = (now, secret)
+        _, before = self._kept.get((endpoint, secret_id), (0.0, secret))
+        if before.arn != secret.arn:  # a secret that was deleted and created again
+            self._ids[endpoint, before.arn].discard(secret_id)
+        ids = self._ids.setdefault((endpoint, secret.arn), set())
+        ids.add(secret_id)
+        for each in tuple(ids):
+            self._kept[endpoint, each] = (now, secret)
 
     def clear(self) -> None:
         """Forget every secret."""
         self._kept.clear()
+        self._ids.clear()
 
 
 PROCESS_CACHE: Final = SecretCache()

@@ -1,9 +1,9 @@
 """Amazon SQS: the queue of a fleet's hub."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from session_reaper.aws.clients import (
     AWS_ERRORS,
@@ -24,6 +24,7 @@ _BATCH: Final = 10  # messages, the most of one call
 _PARALLEL: Final = 8  # calls
 _CALL_SECONDS: Final = 6.0
 _WAIT_SECONDS: Final = 1  # long polling asks all of the queue's servers
+_NEWER_ROUNDS: Final = 5  # in a row, without a message from before the run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +35,14 @@ class QueueMessage:
     body: str
     handle: str
     sent_at: float
-    is_first_time: bool  # it was not received before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
     """The messages of parallel calls.
 
-    `is_last`: no further message is visible. `hidden`: how many are hidden then, because this run or
-    another one has received them.
+    `is_last`: no message from before the run is visible. `hidden`: how many messages are hidden then,
+    because this run or another one has received them.
     """
 
     messages: Sequence[QueueMessage]
@@ -50,13 +50,18 @@ class Round:
     hidden: int = 0
 
 
-def receive_rounds(queue_url: str, hidden_seconds: int, deadline: Deadline) -> Iterator[Round]:
-    """Yield the waiting messages, until the queue is empty or the deadline has passed.
+def receive_rounds(
+    queue_url: str, hidden_seconds: int, began_at: float, deadline: Deadline
+) -> Iterator[Round]:
+    """Yield the waiting messages, until none is left from before `began_at` or the deadline has passed.
 
-    Each message is hidden from other runs for `hidden_seconds`. Raises QueueError if the first
-    round fails; a later failure ends the rounds as the deadline does.
+    Each message is hidden from other runs for `hidden_seconds`. A queue into which messages always
+    come is never empty, and its order is only approximate: the end is several rounds in a row without
+    an older message. Raises QueueError if the first round fails; a later failure ends the rounds as
+    the deadline does.
     """
     calls = 1
+    newer = 0  # rounds in a row without an older message
     is_first = True
     while deadline.remaining() > 0:
         receive = partial(_receive, queue_url, hidden_seconds)
@@ -75,19 +80,29 @@ def receive_rounds(queue_url: str, hidden_seconds: int, deadline: Deadline) -> I
             logger.warning("cannot read the queue", extra={"error": describe_error(error)})
             yield Round(messages=messages)
             return
-        hidden = None if messages else _count_hidden(queue_url, deadline)
-        if hidden is not None:
-            yield Round(messages=messages, is_last=True, hidden=hidden)
+        newer = 0 if any(each.sent_at < began_at for each in messages) else newer + 1
+        found = None
+        if newer >= _NEWER_ROUNDS or not messages:
+            found = _count_messages(queue_url, deadline)
+        if found is not None and (newer >= _NEWER_ROUNDS or not found.visible):
+            yield Round(messages=messages, is_last=True, hidden=found.hidden)
             return
         yield Round(messages=messages)
         is_first = False
         calls = _PARALLEL if len(messages) >= _BATCH else 1
 
 
-def _count_hidden(queue_url: str, deadline: Deadline) -> int | None:
-    """Return the number of hidden messages; None while one is visible, which a call may not find."""
+class _Numbers(NamedTuple):
+    """The approximate numbers of a queue's messages."""
 
-    def count() -> tuple[int, int]:
+    visible: int
+    hidden: int
+
+
+def _count_messages(queue_url: str, deadline: Deadline) -> _Numbers | None:
+    """Count the messages; None if that fails."""
+
+    def count() -> _Numbers:
         answer = _get_sqs().get_queue_attributes(
             QueueUrl=queue_url,
             AttributeNames=[
@@ -96,15 +111,16 @@ def _count_hidden(queue_url: str, deadline: Deadline) -> int | None:
             ],
         )
         found = answer["Attributes"]
-        visible = int(found["ApproximateNumberOfMessages"])
-        return visible, int(found["ApproximateNumberOfMessagesNotVisible"])
+        return _Numbers(
+            visible=int(found["ApproximateNumberOfMessages"]),
+            hidden=int(found["ApproximateNumberOfMessagesNotVisible"]),
+        )
 
     try:
-        visible, hidden = call("sqs", count, deadline)
+        return call("sqs", count, deadline)
     except AWS_ERRORS as error:
         logger.warning("cannot count the messages", extra={"error": explain_error(error)})
         return None
-    return None if visible else hidden
 
 
 def _receive(queue_url: str, hidden_seconds: int) -> list[QueueMessage]:
@@ -113,7 +129,7 @@ def _receive(queue_url: str, hidden_seconds: int) -> list[QueueMessage]:
         MaxNumberOfMessages=_BATCH,
         VisibilityTimeout=hidden_seconds,
         WaitTimeSeconds=_WAIT_SECONDS,
-        MessageSystemAttributeNames=["SentTimestamp", "ApproximateReceiveCount"],
+        MessageSystemAttributeNames=["SentTimestamp"],
     )
     _ = answer["ResponseMetadata"]["RequestId"]
     return [
@@ -122,7 +138,6 @@ def _receive(queue_url: str, hidden_seconds: int) -> list[QueueMessage]:
             body=message["Body"],
             handle=message["ReceiptHandle"],
             sent_at=int(message["Attributes"]["SentTimestamp"]) / 1000,
-            is_first_time=message["Attributes"]["ApproximateReceiveCount"] == "1",
         )
         for message in answer.get("Messages", [])
     ]
@@ -138,17 +153,41 @@ def delete_messages(queue_url: str, handles: Sequence[str], deadline: Deadline) 
         answer = _get_sqs().delete_message_batch(QueueUrl=queue_url, Entries=entries)  # type: ignore[arg-type] # a dict of text
         _ = answer["ResponseMetadata"]["RequestId"]
 
+    _call_in_batches(delete, "cannot delete messages", handles, deadline)
+
+
+def return_messages(queue_url: str, handles: Sequence[str], deadline: Deadline) -> None:
+    """Make messages visible again until the deadline; one that stays hidden comes back later."""
+
+    def show(batch: Sequence[str]) -> None:
+        entries = [
+            {"Id": str(number), "ReceiptHandle": handle, "VisibilityTimeout": 0}
+            for number, handle in enumerate(batch)
+        ]
+        answer = _get_sqs().change_message_visibility_batch(QueueUrl=queue_url, Entries=entries)  # type: ignore[arg-type] # a dict of values
+        _ = answer["ResponseMetadata"]["RequestId"]
+
+    _call_in_batches(show, "cannot return messages", handles, deadline)
+
+
+def _call_in_batches(
+    operation: Callable[[Sequence[str]], None],
+    warning: str,
+    handles: Sequence[str],
+    deadline: Deadline,
+) -> None:
+    """Call an operation for all handles, ten at a time; a failure is a warning and ends the calls."""
     batches = [handles[start : start + _BATCH] for start in range(0, len(handles), _BATCH)]
     for start in range(0, len(batches), _PARALLEL):
         pending = [
-            PendingCall("sqs", partial(delete, batch), deadline)
+            PendingCall("sqs", partial(operation, batch), deadline)
             for batch in batches[start : start + _PARALLEL]
         ]
         for each in pending:
             try:
                 each.result()
             except AWS_ERRORS as error:
-                logger.warning("cannot delete messages", extra={"error": explain_error(error)})
+                logger.warning(warning, extra={"error": explain_error(error)})
                 return
 
 

@@ -60,12 +60,12 @@ def _is_in_force(rule: Rule, slots: Slots) -> bool:
     )
 
 
-def _harm(session: Session) -> tuple[int, int, int]:
+def _rank_by_harm(session: Session) -> tuple[int, int, int]:
     return (-len(session.waiters), -session.pinned, -(session.locks or 0))
 
 
 _ORDERS: dict[Order, Callable[[Session], tuple[float, ...]]] = {
     Order.LONGEST: lambda s: (-s.idle_seconds, s.identity.pid),
-    Order.MOST_HARMFUL: lambda s: (*_harm(s), -s.idle_seconds, s.identity.pid),
+    Order.MOST_HARMFUL: lambda s: (*_rank_by_harm(s), -s.idle_seconds, s.identity.pid),
     Order.NEWEST: lambda s: (s.idle_seconds, s.identity.pid),
 }

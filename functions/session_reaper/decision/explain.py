@@ -58,7 +58,7 @@ def explain(
             ]
             for rule in rules
         ]
-        nearest = min(range(len(rules)), key=lambda n: _distance(misses[n]))
+        nearest = min(range(len(rules)), key=lambda n: _measure_distance(misses[n]))
         texts = ", ".join(miss.text for miss in misses[nearest])
         return texts and f"; nearest: {rules[nearest].name}: {texts}"
 
@@ -103,7 +103,7 @@ def _check_in_force(rule: Rule, in_force: frozenset[str], slots: Slots) -> Itera
         yield Miss(f"not in force at {slots} (until {rule.until})")
 
 
-def _distance(misses: list[Miss]) -> tuple[int, int, float]:
+def _measure_distance(misses: list[Miss]) -> tuple[int, int, float]:
     """Order rules by their misses: those that time does not mend first, then the time that is missing."""
     lasting = sum(miss.progress is None for miss in misses)
     progress = min((miss.progress for miss in misses if miss.progress is not None), default=1.0)

@@ -105,7 +105,7 @@ def _describe_stop(rule: Rule, needed: int | None, matched: Sequence[Decision]) 
         return f"{len(matched)} would be terminated (mode: observe)"
     condemned = sum(d.verdict is Verdict.CONDEMN for d in matched)
     if needed is not None and needed <= 0:
-        return f"none needed to reach {rule.until}"
+        return f"no further session is needed to reach {rule.until}"
     freed = sum(map(frees_slot, matched))
     if needed is not None and freed >= needed:
         return f"{condemned} condemned, enough to reach {rule.until}"

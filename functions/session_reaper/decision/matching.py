@@ -17,10 +17,10 @@ from session_reaper.policy.builtin import (
 )
 from session_reaper.policy.durations import format_duration
 from session_reaper.policy.enums import Action, HeldResource
-from session_reaper.policy.model import Match, Policy, Rule
+from session_reaper.policy.model import CLOCKS, Match, Policy, Rule
 from session_reaper.policy.patterns import Globs, is_within, matches_any, matches_query
 from session_reaper.policy.protections import ProtectedBy, Protection
-from session_reaper.sessions.redaction import redact, strip_for_matching
+from session_reaper.sessions.redaction import may_contain, strip_for_matching
 from session_reaper.sessions.session import Names, Session, Slots, State
 
 PARALLEL_DUMP: Final = Protection(
@@ -170,7 +170,7 @@ def _matches_names(match: Match, state: State, names: Names) -> bool:
     )
 
 
-def _seconds_waited(number: int, session: Session) -> float | None:
+def _get_seconds_waited(number: int, session: Session) -> float | None:
     """Return for how long at least `number` sessions have waited for this one."""
     if len(session.waiters) < number:
         return None
@@ -185,7 +185,7 @@ class _NumericCondition(NamedTuple):
     format: Callable[[float], str] = format_duration
 
 
-def _numeric_conditions(match: Match) -> dict[str, _NumericCondition]:
+def _list_numeric_conditions(match: Match) -> dict[str, _NumericCondition]:
     return {
         "idle_for": _NumericCondition(attrgetter("idle_seconds"), "{state} for {}"),
         "transaction_for": _NumericCondition(
@@ -195,7 +195,7 @@ def _numeric_conditions(match: Match) -> dict[str, _NumericCondition]:
         "query_for": _NumericCondition(attrgetter("query_seconds"), "query running for {}"),
         "blocks": _NumericCondition(lambda s: len(s.waiters), "{} waiting on it", str),
         "blocks_for": _NumericCondition(
-            partial(_seconds_waited, match.blocks or 1), "waited for {}"
+            partial(_get_seconds_waited, match.blocks or 1), "waited for {}"
         ),
         "pins_vacuum_by": _NumericCondition(
             attrgetter("pinned"), "holds vacuum back by {} transactions", "{:,}".format
@@ -224,7 +224,7 @@ class _CompiledRule(NamedTuple):
 def _compile_rule(rule: Rule, liftable_roles: frozenset[str] | None) -> _CompiledRule:
     found = [
         (name, condition, getattr(rule.match, name))
-        for name, condition in _numeric_conditions(rule.match).items()
+        for name, condition in _list_numeric_conditions(rule.match).items()
     ]
     given = tuple((name, condition, least) for name, condition, least in found if least is not None)
     thresholds = tuple((condition.get_value, least) for _, condition, least in given)
@@ -250,7 +250,7 @@ def _matches_rest(match: Match, session: Session, query_text: Callable[[str], st
     # The query comes last because redacting it takes longer than all other conditions together.
     return (
         (not match.client or is_within(match.client, session.client))
-        and (not match.holds or not _held_resources(session).isdisjoint(match.holds))
+        and (not match.holds or not _find_held_resources(session).isdisjoint(match.holds))
         and (not match.query or matches_query(match.query, query_text(session.query)))
     )
 
@@ -276,12 +276,10 @@ def _is_waiting_for_client(session: Session) -> bool:
     """
     if not session.waiting_for_client:
         return False
-    text = redact(session.query, len(session.query))
-    # The redacted text ends early where the end of a literal is unknown; then search all of it.
-    return not _COPY.search(session.query if text.endswith("…") else text)
+    return not may_contain(session.query, _COPY)
 
 
-def _held_resources(session: Session) -> set[HeldResource]:
+def _find_held_resources(session: Session) -> set[HeldResource]:
     is_held = {
         HeldResource.XID: session.xid_age is not None,
         HeldResource.XMIN: session.xmin_age is not None,
@@ -304,7 +302,7 @@ def _describe_match(compiled: _CompiledRule, session: Session, slots: Slots) -> 
     if match.waiting_for_client:
         yield "waits for its client (waiting_for_client: true)"
     if match.holds:
-        held = ", ".join(each for each in match.holds if each in _held_resources(session))
+        held = ", ".join(each for each in match.holds if each in _find_held_resources(session))
         yield f"holds {held} (holds: {', '.join(match.holds)})"
     if session.waiters:
         yield f"waiting: {_describe_waiters(session)}"
@@ -359,7 +357,7 @@ def list_misses(rule: Rule, session: Session, query_text: Callable[[str], str]) 
                 misses.append(Miss(f"{_ABSENT[name]} ({name}: {condition.format(least)})"))
         elif value < least:
             phrase = condition.phrase.format(condition.format(value), state=session.state)
-            progress = value / least if name.endswith("_for") else None
+            progress = value / least if name in CLOCKS else None
             misses.append(Miss(f"{phrase} of {condition.format(least)}", progress))
     return misses
 
@@ -394,5 +392,5 @@ def _list_other_misses(match: Match, session: Session) -> Iterator[Miss]:
         yield Miss(f"wait_event_type {session.wait_event_type} does not match")
     if match.wait_event and not _matches_optional(match.wait_event, session.wait_event):
         yield Miss(f"wait_event {session.wait_event} does not match")
-    if match.holds and _held_resources(session).isdisjoint(match.holds):
+    if match.holds and _find_held_resources(session).isdisjoint(match.holds):
         yield Miss(f"holds no {' or '.join(match.holds)}")

@@ -1,16 +1,21 @@
 """The report of a whole fleet, and the notes on it, for the summary's code to render."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
-from typing import Final
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, islice
+from typing import Final, NamedTuple
 
-from session_reaper.fleet.message import QUEUE, make_stack_report
-from session_reaper.fleet.state import SpokeState
+from session_reaper.fleet.message import QUEUE, Spoke, make_stack_report
+from session_reaper.fleet.state import SpokeNews, SpokeState, conclude
+from session_reaper.policy.enums import Mode
 from session_reaper.report.headline import count_of
-from session_reaper.report.model import Outcome, StackProblem, TargetReport
+from session_reaper.report.model import Outcome, Report, StackProblem, TargetReport
 from session_reaper.report.text import printable
-from session_reaper.summary.prose import Name, Prose
+from session_reaper.settings import FunctionLocation
+from session_reaper.summary.digest import Digest, digest_report
+from session_reaper.summary.prose import Name, Prose, to_plain
+from session_reaper.summary.wording import OF_HUB
 
 _MOST_NAMED: Final = 5
 _LEAKS: Final = (Outcome.TERMINATED, Outcome.CANCELLED, Outcome.WOULD_TERMINATE, Outcome.LINGERING)
@@ -20,52 +25,136 @@ def make_invalid_message_report(number: int, first_problem: str) -> TargetReport
     """Build the report of messages that were refused."""
     cause = f"{count_of(number, 'message')} refused; the first: {first_problem}"
     hint = (
-        "The messages stay in the queue until SQS moves them to its dead-letter queue. Read one there;"
-        " it shows which account sent it."
+        "If a stack is newer than the hub, update the hub. Otherwise read a message in the dead-letter"
+        " queue, where SQS moves it after ten tries: it shows which account sent it."
     )
-    return make_stack_report(QUEUE, StackProblem.INVALID_MESSAGE, cause, hint)
+    report = make_stack_report(QUEUE, StackProblem.INVALID_MESSAGE, cause, hint)
+    return replace(report, name="the hub's queue")
 
 
-def write_fleet_notes(
-    states: Iterable[SpokeState], targets: Sequence[TargetReport], advice: Iterable[str]
+class FleetReport(NamedTuple):
+    """The report of all stacks with the notes on it, and their states after its digest."""
+
+    report: Report
+    notes: tuple[Prose, ...]
+    states: Mapping[Spoke, SpokeState]
+
+
+def report_on_fleet(  # noqa: PLR0913 -- what a run of the hub knows
+    run_id: str,
+    news_by_spoke: Mapping[Spoke, SpokeNews],
+    refused: Sequence[TargetReport],
+    now: float,
+    remind_after: float,
+    *,
+    is_complete: bool,
+) -> FleetReport:
+    """Compare the news of each stack with what was reported; report on all, the most urgent first.
+
+    What is equally urgent is in the order of the accounts.
+
+    `refused`: the report of messages that could not be read. `is_complete`: as in `conclude`.
+    """
+    results = {
+        spoke: conclude(news, now, remind_after, is_complete=is_complete)
+        for spoke, news in sorted(news_by_spoke.items())
+    }
+    found = chain.from_iterable(result.targets for result in results.values())
+    targets = tuple(sorted((*found, *refused), key=_get_urgency))
+    states = {spoke: result.state for spoke, result in results.items()}
+    advice = chain.from_iterable(news.advice for news in news_by_spoke.values())
+    # The highest mode of the stacks: with "off", nothing would be reported.
+    mode = max([Mode.OBSERVE, *(news.mode for news in news_by_spoke.values())])
+    return FleetReport(
+        report=Report(run_id=run_id, mode=mode, targets=targets),
+        notes=_write_notes(states.values(), targets, advice),
+        states=states,
+    )
+
+
+_URGENCY: Final = (
+    StackProblem.CONFIGURATION,
+    StackProblem.SILENT,
+    None,
+    StackProblem.ENDED,
+    StackProblem.INVALID_MESSAGE,
+)
+
+
+def _get_urgency(target: TargetReport) -> tuple[bool, int]:
+    return (not target.is_critical, _URGENCY.index(target.stack_problem))
+
+
+def digest_fleet(fleet: FleetReport, location: FunctionLocation | None) -> Digest:
+    """Digest the report; the subject begins with the verdict, because it is about many accounts."""
+    digest = digest_report(fleet.report, location, notes=fleet.notes, wording=OF_HUB)
+    leaks = _count_leaks(target.report for target in digest.shown)
+    steps = (*digest.steps, _advise_on_leaks(leaks)) if leaks else digest.steps
+    subject = " ".join([str(digest.verdict), *map(to_plain, _list_leaks(leaks))])
+    # Only those that were reported since the last run are known to be quiet; the notes have all.
+    return replace(digest, summary=subject, steps=steps, quiet=0)
+
+
+def _write_notes(
+    states: Collection[SpokeState], targets: Sequence[TargetReport], advice: Iterable[str]
 ) -> tuple[Prose, ...]:
     """Write the totals of the fleet, its top leaking applications, and its recommendations."""
-    known = list(states)
-    accounts = len({state.spoke.account for state in known})
-    number = sum(state.targets for state in known)
+    accounts = len({state.spoke.account for state in states})
+    number = sum(state.targets for state in states)
     ended = sum(target.count(Outcome.TERMINATED) for target in targets)
-    silent = sum(state.is_silent for state in known)
+    silent = sum(state.is_silent for state in states)
     totals = (
-        f"Fleet: {count_of(len(known), 'stack')}{f' ({silent} silent)' if silent else ''}"
+        f"Fleet: {count_of(len(states), 'stack')}{f' ({silent} silent)' if silent else ''}"
         f" in {count_of(accounts, 'account')},"
         f" {count_of(number, 'target')}, {count_of(ended, 'session')} terminated since the last digest."
     )
-    return ((totals,), *_list_leaks(targets), *_list_advice(advice))
+    return ((totals,), *_list_leaks(_count_leaks(targets)), *_list_advice(advice))
 
 
-def _list_leaks(targets: Iterable[TargetReport]) -> Iterator[Prose]:
+class _Leaks(NamedTuple):
+    """What an application leaks."""
+
+    sessions: int
+    targets: int
+
+
+def _count_leaks(targets: Iterable[TargetReport]) -> Mapping[str, _Leaks]:
+    """Count the leaked sessions by application, the most first."""
     sessions: Counter[str] = Counter()
-    places: dict[str, set[str]] = defaultdict(set)
+    places: dict[str, set[tuple[object, ...]]] = defaultdict(set)
     for target in targets:
         for result in target.results:
             if result.outcome in _LEAKS:
                 application = result.decision.session.application
                 sessions[application] += 1
-                places[application].add(target.name)
-    if sessions:
+                places[application].add((target.name, target.key))
+    return {
+        name: _Leaks(sessions=number, targets=len(places[name]))
+        for name, number in sessions.most_common()
+    }
+
+
+def _name_application(name: str) -> Name:
+    return Name(printable(name, 63) or "(no name)")
+
+
+def _list_leaks(leaks: Mapping[str, _Leaks]) -> Iterator[Prose]:
+    if leaks:
         parts: list[Prose] = [
             (
                 ", ",
-                Name(printable(name, 63) or "(no name)"),
-                f" ({count} on {_count_targets(places[name])})",
+                _name_application(name),
+                f" ({each.sessions} on {count_of(each.targets, 'target')})",
             )
-            for name, count in sessions.most_common(_MOST_NAMED)
+            for name, each in islice(leaks.items(), _MOST_NAMED)
         ]
         yield ("Most leaked sessions: ", *tuple(chain.from_iterable(parts))[1:], ".")
 
 
-def _count_targets(names: set[str]) -> str:
-    return count_of(len(names), "target")
+def _advise_on_leaks(leaks: Mapping[str, _Leaks]) -> Prose:
+    first, *others = leaks
+    more = f" and {count_of(len(others), 'other application')} leak" if others else " leaks"
+    return ("Find out why ", _name_application(first), f"{more} sessions.")
 
 
 def _list_advice(advice: Iterable[str]) -> Iterator[Prose]:

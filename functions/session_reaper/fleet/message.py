@@ -47,8 +47,8 @@ _MAX_TARGETS: Final = 10_000
 _MAX_ENTRIES: Final = 1_000  # of one list of a target
 _LONGEST_INTERVAL: Final = 7 * 86400.0  # seconds
 _SHORTEST_INTERVAL: Final = 60.0
-_SEE_STACK: Final = "Follow the steps in the summary that the stack of this account has published."
-# Issues that cannot be told from the status, the slots or the groups of a target.
+_SEE_STACK: Final = "Follow the steps in the stack's own summary."
+# Issues that do not follow from the status, the slots or the groups of a target.
 _EXTRA_ISSUES: Final = (
     IssueKind.BLOCKER,
     IssueKind.PROTECTED,
@@ -120,9 +120,7 @@ def read_spoke_report(body: str) -> SpokeReport:
     )
 
 
-def make_stack_report(
-    spoke: Spoke, problem: StackProblem, cause: str, hint: str = _SEE_STACK
-) -> TargetReport:
+def make_stack_report(spoke: Spoke, problem: StackProblem, cause: str, hint: str) -> TargetReport:
     """Build the report of a problem of the stack itself, beside those of its targets."""
     return TargetReport(
         name=spoke.label,
@@ -316,7 +314,11 @@ _read_message = mapping_of(_Message)
 def _make_problem(spoke: Spoke, configuration_error: str) -> TargetReport | None:
     if not configuration_error:
         return None
-    return make_stack_report(spoke, StackProblem.CONFIGURATION, configuration_error)
+    hint = (
+        "Correct the configuration as its error says. Until then, this stack examines and terminates"
+        " nothing."
+    )
+    return make_stack_report(spoke, StackProblem.CONFIGURATION, configuration_error, hint)
 
 
 def _make_target(spoke: Spoke, target: _Target) -> TargetReport:

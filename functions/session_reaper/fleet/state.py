@@ -16,7 +16,6 @@ from session_reaper.fleet.message import (
     SpokeReport,
     make_stack_report,
 )
-from session_reaper.policy.durations import format_duration
 from session_reaper.policy.enums import Mode
 from session_reaper.report.known_issues import KnownIssue, StateUpdate, compare_with_known
 from session_reaper.report.model import Outcome, Report, StackProblem, TargetReport
@@ -122,7 +121,7 @@ def conclude(news: SpokeNews, now: float, remind_after: float, *, is_complete: b
     if latest is not None:
         targets = (*targets, *_list_stack_reports(state, latest.problem, is_silent=is_silent))
     if is_silent:
-        targets = (*targets, _make_silent(state, now))
+        targets = (*targets, _make_silent(state))
     report = Report(run_id="", mode=Mode.ENFORCE, targets=targets)
     # A stack's silence is reported once, however long it lasts.
     known = [
@@ -171,14 +170,13 @@ def _merge_runs(news: SpokeNews) -> tuple[str, ...]:
     return tuple([*older, *sorted(news.runs)][-max(_RUNS, len(news.runs)) :])
 
 
-def _make_silent(state: SpokeState, now: float) -> TargetReport:
-    late = format_duration(now - state.expected_by)
+def _make_silent(state: SpokeState) -> TargetReport:
     hint = (
         "Check that the stack's schedule is enabled, its function runs, FleetTopicArn is set, and"
         " the topic and its key admit the account."
     )
-    ever = "" if state.sent_at > 0 else "ever "
-    cause = f"no report has {ever}arrived, and one was due {late} ago"
+    is_known = state.sent_at > 0
+    cause = "the next report is more than 10m late" if is_known else "no report has ever arrived"
     return make_stack_report(state.spoke, StackProblem.SILENT, cause, hint)
 
 
@@ -204,4 +202,10 @@ def _apply(state: SpokeState, update: StateUpdate, now: float) -> SpokeState:
         for issue in state.known
         if (issue.target, issue.key) not in changed and now - issue.reported_at < _EXPIRY_SECONDS
     ]
-    return replace(state, known=(*kept, *update.reported))
+    reported = (
+        replace(issue, since=min(issue.since, state.expected_by))
+        if issue.target == SILENCE_KEY
+        else issue
+        for issue in update.reported
+    )
+    return replace(state, known=(*kept, *reported))

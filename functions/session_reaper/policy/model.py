@@ -144,7 +144,7 @@ class Threshold:
             return f"slots_used: {self.slots_used:g}%"
         return f"slots_free: {self.slots_free}"
 
-    def _used(self, slots: Slots) -> Decimal:
+    def _count_used(self, slots: Slots) -> Decimal:
         """Return the number of used slots at the threshold, which may be a fraction."""
         if self.slots_used is not None:
             return self.slots_used * slots.usable / 100
@@ -152,11 +152,11 @@ class Threshold:
 
     def is_reached(self, slots: Slots) -> bool:
         """Return whether at least as many slots are used as the threshold says."""
-        return slots.used >= self._used(slots)
+        return slots.used >= self._count_used(slots)
 
     def excess(self, slots: Slots) -> int:
         """Return how many slots must be freed to reach the threshold; 0 or less if none."""
-        return int((slots.used - self._used(slots)).to_integral_value(ROUND_CEILING))
+        return int((slots.used - self._count_used(slots)).to_integral_value(ROUND_CEILING))
 
 
 def _read_threshold(value: object, place: str) -> Threshold:
@@ -268,7 +268,7 @@ def _check_cancel(rule: Rule, place: str) -> None:
 
 
 def _is_below(until: Threshold, when: Threshold) -> bool:
-    """Return whether `until` asks for fewer used slots than `when`, as far as the policy tells."""
+    """Return whether `until` asks for fewer used slots than `when`, as far as the policy shows."""
     if until.slots_used is not None and when.slots_used is not None:
         return until.slots_used < when.slots_used
     if until.slots_free is not None and when.slots_free is not None:

@@ -32,8 +32,8 @@ _OTHER_VERSION_HINT: Final = (
     " with. Run a check, and look for a newer release."
 )
 _HINTS: Final = {
-    "28P01": "Check username and password in the secret (it was just reread); after a rotation both"
-    " must be new.",
+    "28P01": "Check username and password in the secret (it was just reread); a rotation may change"
+    " both.",
     "28000": "Check the role's name, that it has LOGIN, and the server's pg_hba rules for TLS.",
     # PgBouncer rejects the reaper's startup parameters.
     "08P01": "This looks like a pooler such as PgBouncer, which hides the clients' sessions. Write the server's own host and port into the secret.",

@@ -11,6 +11,7 @@ from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from itertools import islice
@@ -293,9 +294,10 @@ def _read_snapshot(
         used=_read_int(answer, "used") + hidden,
     )
     _check_counts(answer, slots)
+    holders = _read_holders(answer, slots)
     return Snapshot(
         role=_check_name(_get(answer, "role"), "role"),
-        slots=slots,
+        slots=replace(slots, used=slots.used - _read_int(answer, "transient", 0, slots.used)),
         can_see=_read_flag(answer, "can_see"),
         hidden=hidden,
         can_signal=_read_flag(answer, "can_signal"),
@@ -314,7 +316,7 @@ def _read_snapshot(
         ),
         lock_waiters=len(_read_list(answer, "lock_waiters")),
         prepared_waiters=waiters.get(PREPARED, ())[:_MOST_PREPARED_WAITERS],
-        holders=_read_holders(answer, slots),
+        holders=holders,
         sessions=tuple(_read_sessions(answer, waiters, own_roles)),
     )
 

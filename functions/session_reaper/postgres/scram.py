@@ -71,7 +71,7 @@ def _prepare_password(password: str) -> bytes:
     return (prepared or password).encode()
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=10_000)  # a run has at most some thousand targets
 def _salt_password(password: bytes, salt: bytes, iterations: int) -> bytes:
     """Derive the salted password, which RFC 5802 allows a client to keep.
 

@@ -92,8 +92,9 @@ _SIGNAL_FUNCTIONS: Final = {
 class Server:
     """An open connection to one server; the caller closes it."""
 
-    def __init__(self, target: Target, connection: Connection) -> None:
+    def __init__(self, target: Target, connection: Connection, application_name: str) -> None:
         self.role = target.role
+        self.application_name = application_name
         self.address = str(connection.socket.getpeername()[0])  # IP
         # Our own IP and port, or the empty name of a client's Unix socket.
         self.origin = connection.socket.getsockname()[:2] or ("", 0)
@@ -141,7 +142,7 @@ class Server:
                     deadline=deadline,
                     memory=memory,
                 )
-                return cls(target, connection)
+                return cls(target, connection, application_name)
         except BaseException:
             sock.close()
             raise
@@ -163,8 +164,13 @@ class Server:
             address, port = origin
             names = {"own_name": literal(own_name), "wanted": literal(wanted)}
             where = {"address": literal(address), "port": int(port)}
+            self.application_name = own_name
             rows = self._connection.run(statement.format(**names, **where))
         return bool(rows == [[b"t"]])
+
+    def rename(self, name: str, deadline: Deadline) -> None:
+        """Rename our own session. Raises TargetError."""
+        self.find_application("", ("", 0), own_name=name, deadline=deadline)
 
     def read_facts(self, deadline: Deadline) -> ServerFacts:
         """Read facts about the server and our role on it. Raises TargetError."""
@@ -212,6 +218,7 @@ class Server:
 
     def _write_select(self, scope: SnapshotScope) -> str:
         return _load_sql("snapshot").format(
+            is_transient=_write_is_transient(),
             columns=", ".join(f"s.{column}" for column in SESSION_COLUMNS),
             idle_for=literal(json.dumps(scope.idle_floors)),
             waits=_load_sql("waits") if scope.waits else "NULL",
@@ -296,7 +303,9 @@ class Server:
         step = "verifying"
         with self._expect_answer(step, deadline):
             if self._verify_statement is None:
-                self._verify_statement = self._connection.prepare(_load_sql("verify"))
+                self._verify_statement = self._connection.prepare(
+                    _load_sql("verify").format(is_transient=_write_is_transient())
+                )
             rows = self._verify_statement.run(
                 pids=[identity.pid for identity, _ in signalled],
                 starts=[identity.backend_start for identity, _ in signalled],
@@ -333,6 +342,10 @@ class Server:
         self._connection.allow(within, answer_bytes)
         with translate_statement_errors(step, self._target.password):
             yield
+
+
+def _write_is_transient() -> str:
+    return _load_sql("transient_sessions").format(own_name=literal(f"{APPLICATION_NAME}%"))
 
 
 def _to_parameters(identity: Identity, guard: WaitGuard) -> dict[str, object]:

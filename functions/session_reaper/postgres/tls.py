@@ -12,7 +12,7 @@ from asn1crypto.x509 import Certificate
 from session_reaper.deadline import Deadline
 from session_reaper.errors import NoTlsError, TargetError, UntrustedError
 from session_reaper.sessions.server_facts import Tls
-from session_reaper.targets.providers import explain_unknown_authority, rds_region
+from session_reaper.targets.providers import explain_unknown_authority, find_rds_region
 from session_reaper.targets.target import SslMode, Target, is_socket_folder
 
 _SSL_REQUEST: Final = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
@@ -164,7 +164,7 @@ def _select_authorities(target: Target, aws_certificates: Path) -> str | None:
 
     None means the system's, or none if the secret wants nothing verified.
     """
-    region = rds_region(target.host)
+    region = find_rds_region(target.host)
     if target.sslrootcert or target.sslmode is SslMode.REQUIRE or region is None:
         return target.sslrootcert
     return _load_aws_authorities(aws_certificates, region)

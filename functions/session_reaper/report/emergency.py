@@ -43,7 +43,7 @@ class EmergencySql(NamedTuple):
         """The statement, and what it spares."""
         spared = "backups and other tools, but not what the policy protects"
         if self.spares_policy:
-            spared = "what the policy protects, but knows no keep rules"
+            spared = "what the policy protects, but not what a keep rule keeps"
         return f"{self.statement} (It spares {spared}.)"
 
 
@@ -61,7 +61,7 @@ LIST_HOLDERS: Final = (
 
 
 def find_holder_protection(holder: Holder, policy: Policy) -> Protection | None:
-    """Return what protects every session of a group, as far as its names and its role tell."""
+    """Return what protects every session of a group, as far as its names and its role show."""
     names = Names(holder.role, "", holder.application)
     protection = (
         find_protection(holder)

@@ -11,7 +11,7 @@ from session_reaper.report.model import (
     Report,
     SessionResult,
     TargetReport,
-    urgency_key,
+    rank_by_urgency,
 )
 from session_reaper.report.protected import group_protected
 from session_reaper.report.text import printable
@@ -49,7 +49,7 @@ def write_fleet_document(report: Report, origin: RunOrigin, verdict: str) -> str
     of a target and `targets_left_out` count them.
     """
     targets = sorted(
-        report.targets, key=lambda t: (not t.is_critical, not t.issues, *urgency_key(t))
+        report.targets, key=lambda t: (not t.is_critical, not t.issues, *rank_by_urgency(t))
     )
     beginning = _describe_run(report, origin, verdict)
     whole = [_describe_target(target) for target in targets]

@@ -69,7 +69,9 @@ class IssueKind(StrEnum):
     SPARED = "spared"
     PROTECTED = "protected"  # detail: rule and protection, where slots are short or sessions wait
     BLOCKER = "blocker"  # a blocker out of reach; detail: rule, and what puts it out of reach
-    CONFIGURATION = "configuration"  # of the stack; detail: a digest of the error
+    CONFIGURATION = "configuration"  # of the stack; detail: a digest of the error, not at the hub
+    SILENT = "silent"  # at the hub: no report of the stack arrives
+    INVALID_MESSAGE = "invalid-message"  # at the hub
     UNDELIVERED = "undelivered"  # detail: the summary line, and how many were lost before it
 
 
@@ -254,7 +256,9 @@ class TargetReport:
     def issues(self) -> tuple[IssueKey, ...]:
         """The issues that the next run will still find unless something changes."""
         keys = []
-        if self.status is TargetStatus.FAILED and self.error is not None:
+        if self.stack_problem not in (None, StackProblem.ENDED):
+            keys.append(IssueKey(IssueKind(str(self.stack_problem))))
+        elif self.status is TargetStatus.FAILED and self.error is not None:
             code = printable(self.error.code, _CODE_LENGTH)
             keys.append(IssueKey(IssueKind.FAILED, (code,)))
         elif not self.is_fine:
@@ -435,7 +439,7 @@ class Report:
 
         If nothing is new (NOTIFY is always), report the targets with known issues, or else all.
         """
-        targets = sorted(self.targets, key=urgency_key)
+        targets = sorted(self.targets, key=rank_by_urgency)
         new = [target for target in targets if target.should_notify]
         known = [target for target in targets if target.issues and not target.should_notify]
         return (new, known) if new else (known or targets, ())
@@ -461,6 +465,6 @@ class Report:
         return Severity.INFO if all(key.kind in passing for key in keys) else Severity.WARNING
 
 
-def urgency_key(target: TargetReport) -> tuple[bool, bool, int]:
+def rank_by_urgency(target: TargetReport) -> tuple[bool, bool, int]:
     """Sort first the targets where applications cannot connect, then other issues, then by size."""
     return (not target.is_critical, target.is_fine, -len(target.results))

@@ -12,12 +12,14 @@ from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
 from session_reaper.report.emergency import instruct_on_full_server
 from session_reaper.runs.discovery import TargetDiscovery
-from session_reaper.targets.providers import Provider, provider_of
+from session_reaper.targets.providers import Provider, find_provider
 from session_reaper.targets.target import Auth, Target
 
 FULL_SECONDS: Final = 8.0  # for retries on a full server, at most
 _FULL_SHARE: Final = 0.25  # of the time left, at most
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5  # seconds between two attempts
+_LEAVING_SECONDS: Final = 1.0  # for retries after another visit has left its slot, at least
+_OTHERS_SHARE: Final = 0.75  # of the time left, to wait for other visits, at most
 _FIRST_FALLBACK: Final = 2  # the first attempt after which the fallback secret is also tried
 
 _IAM_HINT: Final = (
@@ -35,20 +37,25 @@ def connect_to_target(  # noqa: PLR0913 -- the target, and all that the retries 
     *,
     may_wait: bool = True,
     when_full: Callable[[], None] = lambda: None,
+    may_get_slot: Callable[[], bool] = lambda: False,
 ) -> tuple[Server, Target]:
     """Connect; return the server, and the target with the password and the role that were used.
 
     `policy`: what the instructions for a full server must spare. `may_wait`: retry for some seconds
-    while the server is full, and call `when_full` before. Raises TargetError; FullError, with what to
-    do now, if none of the roles gets a slot.
+    while the server is full, and call `when_full` before. `may_get_slot`: whether another connection
+    of the run may be to this server, so that its slot is worth waiting for. Raises TargetError;
+    FullError, with what to do now, if none of the roles gets a slot.
     """
     retries = deadline.capped_at_share(_FULL_SHARE, FULL_SECONDS if may_wait else 0)
+    others = deadline.capped_at_share(_OTHERS_SHARE)
+    waiting = others.capped_at(0)
     pause = _SHORTEST_PAUSE
     fallback: Target | None = None
     refusal = ""
     attempt = 0
     while True:
         attempt += 1
+        is_slot_expected = may_get_slot()
         try:
             return _connect_or_reread(target, discovery, deadline)
         except FullError as error:
@@ -63,7 +70,10 @@ def connect_to_target(  # noqa: PLR0913 -- the target, and all that the retries 
                 pass
             except TargetError as error:
                 refusal = f" (fallback_secret {target.fallback_secret}: {error.message})"
-        if full.limit or retries.remaining() < pause:
+        if is_slot_expected:
+            waiting = others.capped_at(_LEAVING_SECONDS)
+        may_retry = not full.limit and retries.remaining() >= pause
+        if not may_retry and waiting.remaining() < pause:
             hint = full.hint
             if full.limit is None:
                 hint = instruct_on_full_server(target.host, target.role, policy)
@@ -105,7 +115,7 @@ def _connect_or_reread(
 
 def _explain_refused_token(target: Target, error: TargetError) -> TargetError:
     """Add to an error that the login used an IAM token."""
-    is_rds = provider_of(target.host) in (Provider.RDS, Provider.AURORA)
+    is_rds = find_provider(target.host) in (Provider.RDS, Provider.AURORA)
     if target.is_auth_given or is_rds:
         return TargetError(error.code, error.cause, _IAM_HINT + error.hint, step=error.step)
     # Other servers do not accept tokens, so the password was probably forgotten.

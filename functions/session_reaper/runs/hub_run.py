@@ -1,34 +1,35 @@
 """A run of a fleet's hub: receive, merge, publish, save, and only then delete the messages."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from session_reaper.aws.fleet_table import load_spoke_states, save_spoke_state
 from session_reaper.aws.sns import PUBLISH_SECONDS, publish
-from session_reaper.aws.sqs import QueueMessage, delete_messages, receive_rounds
+from session_reaper.aws.sqs import QueueMessage, delete_messages, receive_rounds, return_messages
 from session_reaper.deadline import Deadline
-from session_reaper.errors import ConfigurationError
-from session_reaper.fleet.digest import make_invalid_message_report, write_fleet_notes
+from session_reaper.errors import ConfigurationError, InternalError
+from session_reaper.fleet.digest import (
+    FleetReport,
+    digest_fleet,
+    make_invalid_message_report,
+    report_on_fleet,
+)
 from session_reaper.fleet.message import QUEUE, Spoke, SpokeReport, read_spoke_report
 from session_reaper.fleet.state import (
     SpokeNews,
     SpokeResult,
     SpokeState,
     add_message,
-    conclude,
     conclude_refused,
 )
 from session_reaper.observability import log_bug, logger
-from session_reaper.policy.enums import Mode
+from session_reaper.report.headline import write_headline
 from session_reaper.report.model import Report
 from session_reaper.report.text import printable
 from session_reaper.settings import HubSettings
-from session_reaper.summary.digest import digest_report
-from session_reaper.summary.message import summarize
+from session_reaper.summary.message import Summary, summarize
 from session_reaper.summary.minimal import summarize_minimally
-from session_reaper.summary.prose import Prose
 
 _LOAD_SECONDS: Final = 10.0
 _RECEIVE_SHARE: Final = 0.5  # of the time; the rest is for the digest, the table and the deletions
@@ -37,6 +38,7 @@ _MOST_MESSAGES: Final = 4_000  # of one run; the next one goes on
 _MOST_SESSIONS: Final = 500_000  # as above; a hostile stack can report 300,000 in a message
 _MOST_STACKS: Final = 3_000  # an account could invent any number
 _HIDDEN_SECONDS: Final = 60.0  # beyond the end of the run
+_HEADLINES: Final = 100  # of one log line: CloudWatch cuts lines of more than 1 MB
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,62 +47,67 @@ class _Inbox:
 
     news: dict[Spoke, SpokeNews]
     received: set[str] = field(default_factory=set)  # ids of messages
-    refused: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)  # the handle of each by its id
+    first_problem: str = ""  # of the refused messages
     sessions: int = 0  # that the messages report
-    is_complete: bool = False  # no message is left in the queue, or with another run
-    new_problems: list[str] = field(default_factory=list)  # of messages, each at its first arrival
+    is_complete: bool = False  # every message from before the run was received, none by another run
 
 
 def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> dict[str, Any]:
     """Run once; return the numbers of messages and stacks, and the verdict of the digest.
 
     Raises QueueError if the table or the queue cannot be read, and PublishError if the digest was not
-    published; nothing is deleted then.
+    published; nothing is deleted then. Raises InternalError at the end if a bug made it a minimal one.
     """
     states = load_spoke_states(settings.memory_table, end.capped_at(_LOAD_SECONDS))
     queue = states.pop(QUEUE, SpokeState(spoke=QUEUE))
-    inbox = _receive(settings, states, end)
-    results = {
-        spoke: conclude(news, now, settings.remind_after, is_complete=inbox.is_complete)
-        for spoke, news in sorted(inbox.news.items())
-    }
+    inbox = _receive(settings, states, now, end)
     refused = _conclude_refused(inbox, queue, now, settings.remind_after)
-    report = _build_report(run_id, inbox, [*results.values(), refused])
-    notes = write_fleet_notes(
-        (result.state for result in results.values()),
-        report.targets,
-        chain.from_iterable(news.advice for news in inbox.news.values()),
+    fleet = report_on_fleet(
+        run_id,
+        inbox.news,
+        refused.targets,
+        now,
+        settings.remind_after,
+        is_complete=inbox.is_complete,
     )
-    verdict = _publish(report, notes, settings, now, end)
+    _log_targets(fleet.report)
+    rendered = _render(fleet, settings, now)
+    if rendered.summary is not None:
+        _publish(rendered.summary, settings, end)
     if refused.state != queue:
         save_spoke_state(settings.memory_table, refused.state, end)
     saved = [
         spoke
-        for spoke, result in results.items()
-        if result.state == states.get(spoke)
-        or save_spoke_state(settings.memory_table, result.state, end)
+        for spoke, state in fleet.states.items()
+        if state == states.get(spoke) or save_spoke_state(settings.memory_table, state, end)
     ]
     handles = [handle for spoke in saved for handle in inbox.news[spoke].handles]
     delete_messages(settings.queue_url, handles, end)
+    return_messages(settings.queue_url, list(inbox.refused.values()), end)
     answer = {
         "run_id": run_id,
         "messages": len(inbox.received),
         "refused": len(inbox.refused),
-        "stacks": len(results),
+        "stacks": len(fleet.states),
         "complete": inbox.is_complete,
-        "published": report.should_notify,
-        "verdict": verdict,
+        "published": fleet.report.should_notify,
+        "verdict": rendered.verdict,
     }
     logger.info("digest", extra=answer)
+    if rendered.bug is not None:
+        raise rendered.bug
     return answer
 
 
-def _receive(settings: HubSettings, states: Mapping[Spoke, SpokeState], end: Deadline) -> _Inbox:
-    """Receive and merge messages until the queue is empty, or this run has received enough."""
+def _receive(
+    settings: HubSettings, states: Mapping[Spoke, SpokeState], now: float, end: Deadline
+) -> _Inbox:
+    """Receive and merge the messages from before `now`, or as many as one run may."""
     inbox = _Inbox(news={spoke: SpokeNews(state=state) for spoke, state in states.items()})
     within = end.capped_at_share(_RECEIVE_SHARE)
     hidden = int(end.remaining() + _HIDDEN_SECONDS)
-    for found in receive_rounds(settings.queue_url, hidden, within):
+    for found in receive_rounds(settings.queue_url, hidden, now, within):
         for message in found.messages:
             inbox.received.add(message.id)
             _add(inbox, message)
@@ -118,10 +125,10 @@ def _add(inbox: _Inbox, message: QueueMessage) -> None:
     try:
         report = _read(inbox, message.body)
     except ConfigurationError as error:
-        inbox.refused.add(message.id)
-        if message.is_first_time:
-            inbox.new_problems.append(printable(str(error)))
-            logger.warning("refused a message", extra={"error": printable(str(error))})
+        problem = printable(str(error))
+        inbox.refused[message.id] = message.handle
+        inbox.first_problem = inbox.first_problem or problem
+        logger.warning("refused a message", extra={"error": problem})
         return
     inbox.sessions += sum(len(target.results) for target in report.targets)
     news = inbox.news.setdefault(report.spoke, SpokeNews(state=SpokeState(spoke=report.spoke)))
@@ -139,34 +146,44 @@ def _conclude_refused(
     inbox: _Inbox, queue: SpokeState, now: float, remind_after: float
 ) -> SpokeResult:
     """Report refused messages as one issue, which a stack of another version causes in each run."""
-    if not inbox.new_problems:
+    if not inbox.refused:
         return SpokeResult(targets=(), state=queue)
-    invalid = make_invalid_message_report(len(inbox.new_problems), inbox.new_problems[0])
+    invalid = make_invalid_message_report(len(inbox.refused), inbox.first_problem)
     return conclude_refused(queue, invalid, now, remind_after)
 
 
-def _build_report(run_id: str, inbox: _Inbox, results: Iterable[SpokeResult]) -> Report:
-    """Combine the targets of all stacks, in the order of their accounts."""
-    targets = [target for result in results for target in result.targets]
-    # The highest mode of the stacks: with "off", nothing would be reported.
-    mode = max([Mode.OBSERVE, *(news.mode for news in inbox.news.values())])
-    return Report(run_id=run_id, mode=mode, targets=tuple(targets))
+class _Rendered(NamedTuple):
+    """The verdict of a digest and, if there is news, its summary; after a bug, a minimal one."""
+
+    verdict: str = ""
+    summary: Summary | None = None
+    bug: InternalError | None = None
 
 
-def _publish(
-    report: Report, notes: tuple[Prose, ...], settings: HubSettings, now: float, end: Deadline
-) -> str:
-    """Publish the digest if there is news; return its verdict. Raises PublishError."""
+def _render(fleet: FleetReport, settings: HubSettings, now: float) -> _Rendered:
+    """Digest the fleet, and write the summary if there is news."""
+    is_due = fleet.report.should_notify
     verdict = ""
     try:
-        digest = digest_report(report, settings.location, notes=notes)
+        digest = digest_fleet(fleet, settings.location)
         verdict = str(digest.verdict)
-        summary = summarize(digest, now)
+        return _Rendered(verdict=verdict, summary=summarize(digest, now) if is_due else None)
     except Exception as error:  # noqa: BLE001 -- a bug that one report causes must not hide the others
         log_bug("a bug in the digest", error)
-        summary = summarize_minimally(report, type(error).__name__)
-    if report.should_notify:
-        within = end.capped_at_share(_PUBLISH_SHARE, PUBLISH_SECONDS)
-        for failure in publish(summary, [settings.topic_arn], within).values():
-            raise failure
-    return verdict
+        bug = InternalError(error)
+        minimal = summarize_minimally(fleet.report, bug.kind) if is_due else None
+        return _Rendered(verdict=verdict, summary=minimal, bug=bug)
+
+
+def _publish(summary: Summary, settings: HubSettings, end: Deadline) -> None:
+    """Publish the summary of a digest. Raises PublishError."""
+    within = end.capped_at_share(_PUBLISH_SHARE, PUBLISH_SECONDS)
+    for failure in publish(summary, [settings.topic_arn], within).values():
+        raise failure
+
+
+def _log_targets(report: Report) -> None:
+    """Log what happened on each target that has news, of which a large digest leaves out the end."""
+    headlines = [write_headline(each) for each in report.targets if each.should_notify]
+    for start in range(0, len(headlines), _HEADLINES):
+        logger.info("targets", extra={"targets": headlines[start : start + _HEADLINES]})

@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from session_reaper.observability import log_other_name
 from session_reaper.report.model import FailedSecret, Failure, TargetReport, TargetStatus
 from session_reaper.runs.visits import Visits
-from session_reaper.targets.servers import are_one_server
+from session_reaper.targets.servers import ServerIndex, are_one_server, find_place, list_routes
 from session_reaper.targets.target import Target, TargetKey
 
 _MOST_TELLING: Final = (TargetStatus.FULL, TargetStatus.BLIND, TargetStatus.FAILED)
@@ -26,15 +27,18 @@ class SecretResult:
 def merge_results(results: Sequence[SecretResult], visits: Visits) -> list[TargetReport]:
     """Return one report for each server; results and reports are in configured order."""
     by_owner: dict[TargetKey, list[SecretResult]] = defaultdict(list)
-    failed: dict[TargetKey, list[Target]] = defaultdict(list)  # by the first target of their group
+    failed = ServerIndex[Target]()
+    positions = {result.target.key: position for position, result in enumerate(results)}
+    owners: dict[TargetKey, TargetKey] = {}
     for result in results:
         owner = visits.find_owner(result.target)
         if owner is None:
             # No secret of this server connected, so only their hosts and addresses can be compared.
             target = result.target
-            alike = failed[visits.list_group(target)[0].key]
-            alike.append(target)
-            owner = next(each.key for each in alike if are_one_server(each, target))
+            failed.add(find_place(target).routes, target)
+            found = failed.find_first(list_routes(target), partial(are_one_server, target))
+            first = min(found, key=lambda each: positions[each.key])
+            owner = owners.setdefault(target.key, owners.get(first.key, first.key))
         by_owner[owner].append(result)
     return [
         _merge(owner, members)
@@ -49,6 +53,7 @@ def _merge(owner: TargetKey, members: Sequence[SecretResult]) -> TargetReport:
     chosen = by_key[owner].report
     if chosen.slots is None:
         chosen = min(members, key=_rank).report
+    chosen = _add_exhaustion(chosen, members)
     first, *others = (member.target for member in members)
     failed = tuple(_list_failures(members, chosen))
     error = chosen.error
@@ -72,6 +77,18 @@ def _merge(owner: TargetKey, members: Sequence[SecretResult]) -> TargetReport:
     if merged.results and merged.name != chosen.name:
         log_other_name(merged, chosen.name)
     return merged
+
+
+def _add_exhaustion(chosen: TargetReport, members: Iterable[SecretResult]) -> TargetReport:
+    """Add to the report of a server that a later snapshot shows every slot in use.
+
+    Only secrets whose server could not be compared have such a snapshot, so it may be another server's.
+    """
+    later = next((m.report for m in members if m.report.is_exhausted), chosen)
+    if chosen.slots is None or later.slots is None or chosen.is_exhausted:
+        return chosen
+    slots = replace(later.slots, used=chosen.slots.used)
+    return replace(chosen, slots=slots, used_after=later.used_after, holders=later.holders)
 
 
 def _rank(member: SecretResult) -> int:

@@ -114,7 +114,7 @@ def _render(report: Report, settings: Settings, now: float, tags: Deadline) -> _
     try:
         digest = digest_report(report, settings.location, tags)
         return _Rendered(digest=digest, summary=summarize(digest, now) if is_due else None)
-    except Exception as error:  # noqa: BLE001 -- a bug must not keep the terminations from being told
+    except Exception as error:  # noqa: BLE001 -- a bug must not keep the terminations unreported
         log_bug("a bug in the summary", error)
         bug = InternalError(error)
         minimal = summarize_minimally(report, bug.kind) if is_due else None

@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -16,6 +17,11 @@ T = TypeVar("T")
 MAX_THREADS: Final = 900
 _GRACE: Final = 0.25  # seconds after the deadline in which a job may still record its result
 _CHAINED_SHARE: Final = 0.5  # of the time; after it, no job waits for another of its chain
+# Logins that begin together also end together. Of a thousand that share a third of a processor, none would
+# end in its time. And each thread that waits for the interpreter's lock takes processor time.
+_MOST_YOUNG: Final = 64
+_YOUNG_SECONDS: Final = 2.0
+_YOUNG_SHARE: Final = 0.05  # of the time left, at most
 
 _pool = ThreadPoolExecutor(max_workers=MAX_THREADS, thread_name_prefix="job")
 
@@ -112,9 +118,11 @@ def run_chains(
         (chain, [_StartedJob(job, Progress(job.initial)) for job in chain.jobs]) for chain in chains
     ]
     queues = [deque(jobs) for _, jobs in started]
-    for (chain, _), queue in zip(started, queues, strict=True):
-        _submit(queue, chain.may_split, deadline, pool)
     chained = deadline.capped_at_share(_CHAINED_SHARE)
+    young = _YoungChains(chained)
+    for (chain, _), queue in zip(started, queues, strict=True):
+        young.wait()
+        young.add(_submit(queue, chain.may_split, deadline, pool))
     for (chain, jobs), queue in zip(started, queues, strict=True):
         for each in jobs if len(jobs) > 1 else ():
             each.progress.wait(chained.remaining())
@@ -131,18 +139,47 @@ class _StartedJob(NamedTuple, Generic[T]):
     progress: Progress[T]
 
 
+class _YoungChains:
+    """The chains that began a moment ago and have not ended; those that hang do not stay young."""
+
+    def __init__(self, deadline: Deadline) -> None:
+        """`deadline`: from then on, any number may be young."""
+        self._deadline = deadline
+        self._young: dict[int, Deadline] = {}
+        self._ended: SimpleQueue[int] = SimpleQueue()
+        self._number = 0
+
+    def add(self, chain: "Future[None] | None") -> None:
+        """Add a chain that was submitted; None if it is queued and its end will not be known."""
+        self._number += 1
+        number = self._number
+        self._young[number] = self._deadline.capped_at_share(_YOUNG_SHARE, _YOUNG_SECONDS)
+        if chain is not None:
+            chain.add_done_callback(lambda _: self._ended.put(number))
+
+    def wait(self) -> None:
+        """Wait until one more may begin."""
+        while len(self._young) >= _MOST_YOUNG:
+            oldest, youth = next(iter(self._young.items()))
+            try:
+                self._young.pop(self._ended.get(timeout=youth.remaining()), None)
+            except Empty:
+                del self._young[oldest]
+
+
 def _submit(
     jobs: deque[_StartedJob[T]],
     may_split: Callable[[], bool],
     deadline: Deadline,
     pool: ThreadPoolExecutor,
-) -> None:
+) -> "Future[None] | None":
     name = jobs[0].job.name
     try:
-        pool.submit(_run_chain, jobs, may_split, deadline, pool)
+        return pool.submit(_run_chain, jobs, may_split, deadline, pool)
     except RuntimeError:
         # "can't start new thread". The chain is queued, and another thread will run it.
         logger.warning("no thread for a job yet", extra={"job": name})
+        return None
 
 
 def _split(

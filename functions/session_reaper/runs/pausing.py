@@ -12,7 +12,7 @@ from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.parallel import Job, run_jobs
 from session_reaper.runs.plan import RunPlan
 from session_reaper.targets.pausing import find_pause_group, may_skip
-from session_reaper.targets.providers import rds_region
+from session_reaper.targets.providers import find_rds_region
 from session_reaper.targets.target import Target
 
 _SECONDS: Final = 6.0  # for RDS and CloudWatch
@@ -34,7 +34,7 @@ def split_paused(
 
     Where that is unknown, the target is awake, and its `pause_unknown` says why.
     """
-    at_rds = [each for each in targets if plan.skips_paused and rds_region(each.host)]
+    at_rds = [each for each in targets if plan.skips_paused and find_rds_region(each.host)]
     if not at_rds:
         return PauseCheck(awake=tuple(targets))
     limit = deadline.capped_at_share(_SHARE, _SECONDS)
@@ -71,7 +71,8 @@ def _split(
         may_pause = [each for each in at_rds if groups[id(each)]]
         return PauseCheck(awake=_mark(targets, may_pause, idle.problem))
     paused = [each for each in at_rds if may_skip(groups[id(each)], idle, now, window)]
-    awake = [each for each in targets if not any(each is one for one in paused)]
+    asleep = {id(each) for each in paused}
+    awake = [each for each in targets if id(each) not in asleep]
     return PauseCheck(awake=tuple(awake), paused=tuple(paused))
 
 

@@ -10,8 +10,8 @@ from session_reaper.runs.policy_source import load_policy
 from session_reaper.runs.quota import Quota, allow_all, make_quota
 from session_reaper.runs.request import (
     RunRequest,
+    choose_lowest_mode,
     is_scheduled,
-    lowest_mode,
     merge_policy,
     read_request,
 )
@@ -39,7 +39,7 @@ def make_plan(event: object, deadline: Deadline) -> RunPlan:
     settings = read_settings()
     request = read_request(event)
     policy = merge_policy(load_policy(settings.policy, deadline), request)
-    mode = lowest_mode(load_mode(settings.mode, deadline), policy.mode, request.mode)
+    mode = choose_lowest_mode(load_mode(settings.mode, deadline), policy.mode, request.mode)
     return RunPlan(
         request=request,
         settings=settings,

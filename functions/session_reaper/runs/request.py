@@ -61,7 +61,7 @@ def is_scheduled(event: object) -> bool:
     return "detail-type" in event or "alarmData" in event
 
 
-def lowest_mode(*modes: Mode | None) -> Mode:
+def choose_lowest_mode(*modes: Mode | None) -> Mode:
     """Return the lowest of the modes that are given, at least one."""
     return min(mode for mode in modes if mode is not None)
 

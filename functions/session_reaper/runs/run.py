@@ -79,7 +79,7 @@ def _run_by_server(
                 Job(name=each.name, initial=create_report(each), run=partial(run_target, each))
                 for each in order
             ],
-            may_split=partial(visits.has_any_of, order),
+            may_split=partial(visits.has_any_of_group, order[0]),
         )
         for order in orders
     ]

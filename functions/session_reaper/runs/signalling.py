@@ -106,7 +106,7 @@ class Signaller:
         if unsent:
             results.fail(DeadlineError())
             # A session that was cancelled before stays lingering.
-            results.spare(each for each in unsent if action is action_of(each))
+            results.spare(each for each in unsent if action is choose_action(each))
         if not self.is_pending:
             results.used_after = used_before
         if lost is not None:
@@ -123,7 +123,7 @@ class Signaller:
     def _take_answer(
         self, decision: Decision, action: Action, answer: Signal | TargetError
     ) -> None:
-        is_escalation = action is not action_of(decision)
+        is_escalation = action is not choose_action(decision)
         match answer:
             case TargetError():  # the signal may have been sent before the statement failed
                 self._results.fail(answer)
@@ -277,6 +277,6 @@ class Signaller:
         self._results.fail(BlindError(self.server.role, self._snapshot.membership))
 
 
-def action_of(decision: Decision) -> Action:
+def choose_action(decision: Decision) -> Action:
     """Return what the session's rule does first."""
     return decision.rule.action if decision.rule else Action.TERMINATE

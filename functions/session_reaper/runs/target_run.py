@@ -49,8 +49,12 @@ def run_on_target(
             session = _open_session(job, discovery, visits, turn, connections)
             session.record(session.report)
             return operation(session)
-    except VisitedError:
-        return create_report(job.target)
+    except VisitedError as visited:
+        report, later = create_report(job.target), visited.later
+        if later is None:
+            return report
+        slots = later.slots
+        return replace(report, slots=slots, used_after=slots.used, holders=later.holders)
     except TargetError as error:
         if isinstance(error, FullError) and error.limit is None:
             visits.record_full(job.target)
@@ -75,8 +79,10 @@ def _open_session(
         job.policy,
         may_wait=not visits.is_full(target),
         when_full=partial(visits.end_turn, target),
+        may_get_slot=partial(visits.may_get_slot, target),
     )
     connections.callback(server.close)
+    visits.record_connected(target)
 
     def connect() -> Server:
         again, _ = connect_to_target(target, discovery, deadline, job.policy)

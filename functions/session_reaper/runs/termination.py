@@ -19,7 +19,7 @@ from session_reaper.policy.enums import Action, Mode
 from session_reaper.postgres.server import Server
 from session_reaper.report.model import Outcome, TargetReport
 from session_reaper.runs.deciding import decide_in_time
-from session_reaper.runs.signalling import Signaller, action_of
+from session_reaper.runs.signalling import Signaller, choose_action
 from session_reaper.runs.target_results import TOO_LATE, TargetResults
 from session_reaper.runs.target_session import TargetSession
 from session_reaper.sessions.snapshot import Snapshot, SnapshotScope
@@ -108,9 +108,9 @@ class Termination:
         for decision in decisions:
             if self._session.job.mode is Mode.OBSERVE or decision.verdict is Verdict.OBSERVE:
                 observed.append(decision)
-                self._results.set(decision, _observed_outcome(decision))
+                self._results.set(decision, _choose_observed_outcome(decision))
             else:
-                by_action.setdefault(action_of(decision), []).append(decision)
+                by_action.setdefault(choose_action(decision), []).append(decision)
         self._results.record()
         for action, group in by_action.items():
             if self._results.error is None:
@@ -124,7 +124,7 @@ class Termination:
         """Log the sessions that are not signalled, and settle their outcomes."""
         for decision in decisions:
             log_decision(self._results.report, decision)
-            self._results.settle(decision, _observed_outcome(decision))
+            self._results.settle(decision, _choose_observed_outcome(decision))
 
     def _confirm(self, batch: _Batch) -> Sequence[Decision]:
         """Return what a second snapshot condemns again: the same transaction, by the same rule."""
@@ -198,7 +198,7 @@ class Termination:
         return {decision.pid: decision for decision in decided.decisions}
 
 
-def _observed_outcome(decision: Decision) -> Outcome:
+def _choose_observed_outcome(decision: Decision) -> Outcome:
     """Return the outcome of a session that is not signalled, because of the mode of run or rule."""
     is_denied = decision.verdict is not Verdict.OBSERVE and not decision.session.signalable
     return Outcome.DENIED if is_denied else Outcome.WOULD_TERMINATE

@@ -4,6 +4,7 @@ Secrets with the same host or address are tried one after another until one of t
 connect, and stop if their server turns out to be one that was visited already. What a server says about
 itself proves nothing: a hostile one may claim to be another. So the claim counts only between
 connections to one endpoint; elsewhere each server must show the session that the reaper has on the other.
+Only a full server may have no slot for that; then the claim and an equal certificate count.
 
 Which secret connects first is a race. So a visit waits, for a short time and before its operation signals
 any session, for those that may give the server its name, or have more rights.
@@ -12,27 +13,29 @@ any session, for those that may give the server its name, or have more rights.
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from enum import Enum, auto
 from threading import Event, Lock
 from typing import Final
 
 from session_reaper.aws.rds import with_iam_token
 from session_reaper.deadline import Deadline
-from session_reaper.errors import FullError, TargetError
+from session_reaper.errors import DeadlineError, FullError, TargetError
 from session_reaper.postgres.server import APPLICATION_NAME, Server
 from session_reaper.runs.parallel import PostponeError
-from session_reaper.sessions.snapshot import ServerIdentity, Snapshot
+from session_reaper.sessions.snapshot import NO_SESSIONS, ServerIdentity, Snapshot
 from session_reaper.targets.providers import is_instance_of_rds, is_proxy
 from session_reaper.targets.servers import (
     Place,
+    ServerIndex,
     are_instances_of_rds,
-    are_one_server,
+    find_place,
     group_by_server,
+    list_routes,
 )
-from session_reaper.targets.target import Target, TargetKey
+from session_reaper.targets.target import Endpoint, Target, TargetKey
 
 _LOGIN_SECONDS: Final = 3.0
 _LOGIN_SHARE: Final = 0.25  # of the time left, at most
@@ -41,13 +44,21 @@ _PROOF_SHARE: Final = 0.2  # of the time left, at most
 _TURN_SECONDS: Final = 2.0  # to wait for others that are connecting; they may hang
 _TURN_SHARE: Final = 0.1  # of the time left, at most
 _ALL_RIGHTS: Final = 2
+_ENDING_SHARE: Final = 0.8  # of the time for proofs, to wait for another visit's end
 _LEAVING_SECONDS: Final = 0.5  # in which the server frees the slot of a connection that has ended
-_PAUSE: Final = 0.05  # seconds between two attempts to get it
+_PAUSE: Final = 0.1  # seconds between two attempts to get it
 _MOST_PROOFS: Final = 3  # for one target: hostile servers may make any number of claims
 
 
 class VisitedError(Exception):
-    """Another target's visit covers this server."""
+    """Another target's visit covers this server.
+
+    `later`: a snapshot that was taken here after that visit, if the servers could not be compared.
+    """
+
+    def __init__(self, later: Snapshot | None = None) -> None:
+        super().__init__()
+        self.later = later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,23 +75,54 @@ class _Visit:
     rights: int  # 2: to see and to signal other roles' sessions, 1: to see them, 0: neither
 
     @property
+    def is_identified(self) -> bool:
+        """Whether the claim is complete, and about the server that has accepted the connection."""
+        is_complete = self.claim is not None and self.claim.checkpointer_started is not None
+        return is_complete and not self.place.is_pooled
+
+    @property
     def key(self) -> TargetKey:
         """The key of the target that connected."""
         return self.place.target.key
+
+
+class _Comparison(Enum):
+    """Whether two visits are to one server."""
+
+    SAME = auto()
+    ALIKE = auto()  # there was no slot to prove it
+    DIFFERENT = auto()
+
+
+class _Group:
+    """Targets that may be one server, as far as hosts and addresses tell, in configured order."""
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self.targets = targets
+        self.by_route = ServerIndex[Target]()
+        self.visits = ServerIndex["_Visit"]()
+        self.is_visited = False
+        self.untried = {target.key for target in targets}
+        for target in targets:
+            self.by_route.add(list_routes(target), target)
+
+    def add(self, visit: "_Visit") -> None:
+        """Add a visit of one of the targets."""
+        self.visits.add(visit.place.routes, visit)
+        self.is_visited = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
     """A target that may turn out to be the server of another one.
 
-    `position`: in configured order. `group`: the targets that may be one server with it, as far as
-    hosts and addresses tell, and itself. `has_connected` is set once its job has connected, or cannot;
-    `has_ended` once its job has ended.
+    `position`: in configured order. `group`: the targets that may be one server with it, and itself.
+    `has_connected` is set once its job has connected, or cannot; `has_ended` once its job has ended.
     """
 
     target: Target
     position: int
-    group: Sequence[Target]
+    group: _Group
     is_instance_of_rds: bool
     has_connected: Event
     has_ended: Event
@@ -92,7 +134,8 @@ class Visits:
     def __init__(self, targets: Sequence[Target] = ()) -> None:
         """`targets`: those of the run, in configured order."""
         self.groups = group_by_server(targets)
-        group_of = {target.key: group for group in self.groups for target in group}
+        groups = [_Group(targets) for targets in self.groups]
+        group_of = {target.key: group for group in groups for target in group.targets}
         self._candidates = {
             target.key: _Candidate(
                 target=target,
@@ -106,53 +149,69 @@ class Visits:
         }
         self._lock = Lock()
         self._connecting: set[TargetKey] = set()
+        # Those whose connection takes a slot; instances of RDS by themselves, since each is one server.
+        self._connected: set[TargetKey] = set()
+        self._connected_instances: set[TargetKey] = set()
         self._visits: dict[TargetKey, _Visit] = {}
         self._visits_by_claim: dict[ServerIdentity | None, list[_Visit]] = defaultdict(list)
+        # One proof at a time, because those of one server would take each other's slot.
+        self._proofs: dict[ServerIdentity | None, Lock] = defaultdict(Lock)
         # For each visit, the target whose operation runs on the server.
         self._owners: dict[TargetKey, TargetKey] = {}
+        self._members: dict[TargetKey, list[TargetKey]] = defaultdict(list)  # the reverse
         self._working: set[TargetKey] = set()  # the owners whose operation has begun
-        self._tried: set[TargetKey] = set()
         self._postponed: dict[TargetKey, int] = {}  # the rights of these targets
-        self._full: set[TargetKey] = set()
+        self._full: set[Endpoint] = set()
 
     def record_full(self, target: Target) -> None:
         """Record that a target's server has no free slot."""
         with self._lock:
-            self._full.add(target.key)
+            self._full.add(target.endpoint)
 
     def is_full(self, target: Target) -> bool:
         """Return whether the server of a target had no free slot for another secret."""
         with self._lock:
-            return any(
-                other.key in self._full and other.endpoint == target.endpoint
-                for other in self.list_group(target)
-            )
+            return target.endpoint in self._full
 
-    def has_any_of(self, group: Iterable[Target]) -> bool:
-        """Return whether one of these targets has connected."""
+    def record_connected(self, target: Target) -> None:
+        """Record that the job of a target has a connection."""
         with self._lock:
-            return bool(self._list_visits(group))
+            self._list_connected(target).add(target.key)
+
+    def may_get_slot(self, target: Target) -> bool:
+        """Return whether another target's job has a connection that may be to a target's server.
+
+        Its slot is free for this target once that job ends.
+        """
+        own = self._candidates[target.key]
+        with self._lock:
+            if self._connected or not own.is_instance_of_rds:
+                return bool(self._connected or self._connected_instances)
+            return any(each.key in self._connected_instances for each in own.group.targets)
+
+    def has_any_of_group(self, target: Target) -> bool:
+        """Return whether one of the targets that may be one server with this one has connected."""
+        with self._lock:
+            return self._candidates[target.key].group.is_visited
 
     def find_owner(self, target: Target) -> TargetKey | None:
         """Return the key of the target whose operation runs on a target's server, if there is one."""
         with self._lock:
             if target.key in self._owners:
                 return self._owners[target.key]
-            found = (
-                self._owners[visit.key]
-                for visit in self._list_visits(self.list_group(target))
-                if visit.place.leads_to_server_of(target)
-            )
-            return next(found, None)
-
-    def list_group(self, target: Target) -> Sequence[Target]:
-        """Return the targets that may be one server with this one, and itself, in configured order."""
-        return self._candidates[target.key].group
+            found = self._candidates[target.key].group.visits.find(list_routes(target))
+            visits = [each for each in found if each.place.leads_to_server_of(target)]
+            if not visits:
+                return None
+            return self._owners[min(visits, key=self._get_position).key]
 
     def list_others(self, target: Target) -> Sequence[Target]:
         """Return the other targets of a target's server, as far as hosts and addresses tell."""
-        others = (each for each in self.list_group(target) if each.key != target.key)
-        return tuple(each for each in others if are_one_server(target, each))
+        place = find_place(target)
+        found = self._candidates[target.key].group.by_route.find(place.routes)
+        others = {each.key: each for each in found if place.has_endpoint_of(each)}
+        others.pop(target.key, None)
+        return sorted(others.values(), key=self._get_position)
 
     def begin(self, target: Target, deadline: Deadline) -> Deadline:
         """Record that a target is tried, and return the deadline for connecting.
@@ -160,18 +219,18 @@ class Visits:
         It leaves time for the other targets of the group, but any number of them leaves this one
         enough for a login. Raises VisitedError if the target need not connect.
         """
+        own = self._candidates[target.key]
         with self._lock:
-            self._tried.add(target.key)
-            visits = self._list_visits(self.list_group(target))
+            own.group.untried.discard(target.key)
+            visits = own.group.visits.find(list_routes(target))
             if any(visit.place.covers(target) for visit in visits):
                 raise VisitedError
-            if target.is_alternate and visits:
+            if target.is_alternate and own.group.is_visited:
                 raise VisitedError
             self._connecting.add(target.key)
-            own = self._candidates[target.key]
             own.has_connected.clear()
             own.has_ended.clear()  # a postponed job begins twice
-            share = deadline.remaining() / (1 + len(self._list_untried(target)))
+            share = deadline.remaining() / (1 + len(own.group.untried))
             least = min(_LOGIN_SECONDS, _LOGIN_SHARE * deadline.remaining())
             return deadline.capped_at(max(share, least))
 
@@ -184,6 +243,8 @@ class Visits:
     def end(self, target: Target) -> None:
         """Record that the job of a target has ended, and its connection."""
         self.end_turn(target)
+        with self._lock:
+            self._list_connected(target).discard(target.key)
         self._candidates[target.key].has_ended.set()
 
     def admit(
@@ -206,8 +267,7 @@ class Visits:
             is_verified=connected.is_verified,
             is_pooled=snapshot.behind_pooler or is_proxy(target.host),
         )
-        requested = [each for each in self.list_group(target) if not each.is_alternate]
-        if target.is_alternate and not any(map(place.leads_to_server_of, requested)):
+        if target.is_alternate and not self._is_requested(place):
             raise VisitedError
         rights = snapshot.can_see + (snapshot.can_see and snapshot.can_signal)
         if rights < _ALL_RIGHTS and self._should_postpone(place, rights):
@@ -238,39 +298,76 @@ class Visits:
         while (rival := self._add_unless_visited(visit, compared)) is not None:
             compared.append(rival)
             is_better = visit.rights > rival.rights
-            connect = partial(self._connect_again, visit, rival, proofs)
-            if not _is_same_server(visit, rival, server, connect, proofs, keeps_visit=is_better):
+            comparison = self._compare(visit, rival, server, proofs)
+            if comparison is _Comparison.DIFFERENT:
                 continue
             if not is_better:
                 with self._lock:
-                    self._visits[visit.key] = visit
-                    self._owners[visit.key] = self._owners[rival.key]
-                raise VisitedError
+                    self._add(visit, self._owners[rival.key])
+                is_proven = comparison is _Comparison.SAME
+                raise VisitedError(None if is_proven else self._look_again(rival, server, deadline))
             inferior.append(rival)
-        if compared:
-            no_origin = ("", 0)
-            server.find_application("", no_origin, own_name=APPLICATION_NAME, deadline=deadline)
+        if server.application_name != APPLICATION_NAME:
+            server.rename(APPLICATION_NAME, deadline)
         for rival in inferior:
             self._take_over(visit, rival)
 
-    def _connect_again(
-        self, visit: _Visit, rival: _Visit, deadline: Deadline, application_name: str
-    ) -> Server:
-        """Connect as the rival of a visit. If the server is full, wait until the rival leaves its slot.
+    def _compare(
+        self, visit: _Visit, rival: _Visit, server: Server, deadline: Deadline
+    ) -> _Comparison:
+        """Compare the servers of two visits, which claim to be one. `server`: the visit's connection."""
+        target = visit.place.target
+        kept, stopped = (visit, rival) if visit.rights > rival.rights else (rival, visit)
+        has_same_certificate = visit.certificate == rival.certificate
+        has_same_key = has_same_certificate and visit.certificate is not None
+        is_secure = has_same_key or kept.place.is_as_secure_as(stopped.place.target)
+        if not is_secure or are_instances_of_rds(rival.place.target, target):
+            return _Comparison.DIFFERENT
+        if rival.place.has_endpoint_of(replace(target, addresses=(visit.place.address,))):
+            return _Comparison.SAME
+        # Where many clients share one address (behind a NAT or a pooler), a server that passes our login
+        # on could prove that it is the other one. But it does not have the key of the other's certificate.
+        if not has_same_certificate:
+            return _Comparison.DIFFERENT
+        try:
+            return self._compare_by_sessions(visit, rival, server, deadline)
+        except TargetError:
+            return _Comparison.DIFFERENT
 
-        Raises TargetError.
+    def _compare_by_sessions(
+        self, visit: _Visit, rival: _Visit, server: Server, deadline: Deadline
+    ) -> _Comparison:
+        """Compare servers by the sessions that they show, or by less if both have no slot for that.
+
+        If there is no slot, wait until the rival leaves its own. Raises TargetError.
         """
-        target = with_iam_token(rival.place.target)
         with suppress(FullError):
-            return Server.connect(target, deadline, application_name=application_name)
-        self.end_turn(visit.place.target)  # the rival may be waiting for this visit
-        self._candidates[rival.key].has_ended.wait(deadline.remaining())
-        leaving = deadline.capped_at(_LEAVING_SECONDS)
-        while leaving.remaining():
-            with suppress(FullError):
-                return Server.connect(target, deadline, application_name=application_name)
-            time.sleep(min(_PAUSE, leaving.remaining()))
-        return Server.connect(target, deadline, application_name=application_name)
+            return _prove_same_server(server, rival, deadline)
+        if visit.rights <= rival.rights:  # otherwise the rival is to stop, and waits for this visit
+            self.end_turn(visit.place.target)  # the rival may be waiting for this visit
+            ending = deadline.capped_at_share(_ENDING_SHARE)
+            self._candidates[rival.key].has_ended.wait(ending.remaining())
+        with self._lock:
+            proofs = self._proofs[visit.claim]
+        with _hold(proofs, deadline):
+            leaving = deadline.capped_at(_LEAVING_SECONDS)
+            while True:
+                with suppress(FullError):
+                    return _prove_same_server(server, rival, deadline)
+                # A hostile rival may pretend to be full, so the visit's own server must be full, too.
+                is_full = _is_full(visit.place.target, deadline)
+                if not leaving.remaining():
+                    break
+                time.sleep(min(_PAUSE, leaving.remaining()))
+        is_alike = is_full and visit.is_identified and rival.is_identified
+        return _Comparison.ALIKE if is_alike else _Comparison.DIFFERENT
+
+    def _look_again(self, rival: _Visit, server: Server, deadline: Deadline) -> Snapshot | None:
+        """Take a snapshot of the slots after a rival's visit; None if it goes on."""
+        if self._candidates[rival.key].has_ended.is_set():
+            with suppress(TargetError):
+                return server.take_snapshot(NO_SESSIONS, deadline)
+        return None
 
     def _take_over(self, visit: _Visit, rival: _Visit) -> None:
         """Make a visit's owner that of another one, too, and of all that the other's owner has.
@@ -281,7 +378,8 @@ class Visits:
             owner, former = self._owners[visit.key], self._owners[rival.key]
             is_better = self._visits[owner].rights > self._visits[former].rights
             if is_better and former not in self._working:
-                members = [key for key, each in self._owners.items() if each == former]
+                members = self._members.pop(former)
+                self._members[owner] += members
                 self._owners |= dict.fromkeys(members, owner)
 
     def _wait_for_others(self, visit: _Visit, deadline: Deadline) -> None:
@@ -293,18 +391,17 @@ class Visits:
         for other in connecting:
             if other.is_instance_of_rds and own.is_instance_of_rds:
                 continue  # they have different endpoints, so they are different servers
-            first = self._candidates[other.group[0].key]
+            first = self._candidates[other.group.targets[0].key]
             if first.position < own.position or visit.rights < _ALL_RIGHTS:
                 other.has_connected.wait(within.remaining())
 
     def _list_names(self, visit: _Visit) -> Iterator[_Candidate]:
-        """List, of each group that has connected to a visit's server, the first target of that server."""
-        for key, owner in self._owners.items():
-            if owner == visit.key:
-                own = self._candidates[key]
-                leads = self._visits[key].place.leads_to_server_of
-                first = next(filter(leads, own.group), own.target)
-                yield self._candidates[first.key]
+        """List the targets of a visit's server, of each group that has connected to it."""
+        for key in self._members[visit.key]:
+            place = self._visits[key].place
+            yield self._candidates[key]
+            for target in filter(place.leads_to_server_of, self._find_targets(place)):
+                yield self._candidates[target.key]
 
     def _should_postpone(self, place: Place, rights: int) -> bool:
         """Return whether a target should wait for others of its server, which may have more rights."""
@@ -312,21 +409,38 @@ class Visits:
         with self._lock:
             if target.key in self._postponed:
                 return False
+            untried = self._candidates[target.key].group.untried
             others = [
                 other
-                for other in self.list_group(target)
-                if other.key not in self._tried or self._postponed.get(other.key, 0) > rights
+                for other in self._find_targets(place)
+                if other.key in untried or self._postponed.get(other.key, 0) > rights
             ]
             if not any(map(place.covers, others)):
                 return False
             self._postponed[target.key] = rights
             return True
 
-    def _list_untried(self, target: Target) -> list[Target]:
-        return [each for each in self.list_group(target) if each.key not in self._tried]
+    def _find_targets(self, place: Place) -> Iterator[Target]:
+        """Find the targets that may lead to a place, of the group that has connected to it."""
+        return self._candidates[place.target.key].group.by_route.find(place.routes)
 
-    def _list_visits(self, group: Iterable[Target]) -> list[_Visit]:
-        return [self._visits[target.key] for target in group if target.key in self._visits]
+    def _is_requested(self, place: Place) -> bool:
+        """Return whether the run is about a target that leads to a place."""
+        requested = (each for each in self._find_targets(place) if not each.is_alternate)
+        return any(map(place.leads_to_server_of, requested))
+
+    def _get_position(self, each: Target | _Visit) -> int:
+        return self._candidates[each.key].position
+
+    def _list_connected(self, target: Target) -> set[TargetKey]:
+        is_instance = self._candidates[target.key].is_instance_of_rds
+        return self._connected_instances if is_instance else self._connected
+
+    def _add(self, visit: _Visit, owner: TargetKey) -> None:
+        self._visits[visit.key] = visit
+        self._candidates[visit.key].group.add(visit)
+        self._owners[visit.key] = owner
+        self._members[owner].append(visit.key)
 
     def _add_unless_visited(self, visit: _Visit, compared: Sequence[_Visit]) -> _Visit | None:
         """Add a visit, or return an earlier one that may be to the same server."""
@@ -337,56 +451,43 @@ class Visits:
                     may_stop = self._owners[earlier.key] not in self._working
                     if earlier not in compared and (may_stop or earlier.rights >= visit.rights):
                         return earlier
-            self._visits[visit.key] = visit
-            self._owners[visit.key] = visit.key
+            self._add(visit, visit.key)
             rivals.append(visit)
         return None
 
 
-def _is_same_server(  # noqa: PLR0913 -- two visits, and a connection of each
-    visit: _Visit,
-    rival: _Visit,
-    server: Server,
-    connect: Callable[[str], Server],
-    deadline: Deadline,
-    *,
-    keeps_visit: bool,
-) -> bool:
-    """Return whether two visits that claim to be to the same server are.
+def _prove_same_server(server: Server, rival: _Visit, deadline: Deadline) -> _Comparison:
+    """Compare a server with that of a rival: each must show the session that we have on the other.
 
-    `server`: the connection of the visit. `connect` makes one as the rival, with an application name.
-    `keeps_visit`: the rival is to stop, not the visit.
-    """
-    kept, other = (visit, rival) if keeps_visit else (rival, visit)
-    target = visit.place.target
-    has_same_key = visit.certificate is not None and visit.certificate == rival.certificate
-    is_secure = has_same_key or kept.place.is_as_secure_as(other.place.target)
-    if not is_secure or are_instances_of_rds(rival.place.target, target):
-        return False
-    if rival.place.has_endpoint_of(replace(target, addresses=(visit.place.address,))):
-        return True
-    # Where many clients share one address (behind a NAT or a pooler), a server that passes our login on
-    # could prove that it is the other one. But it does not have the key of the other's certificate.
-    if visit.certificate != rival.certificate:
-        return False
-    return _prove_same_server(server, connect, deadline)
-
-
-def _prove_same_server(
-    server: Server, connect: Callable[[str], Server], deadline: Deadline
-) -> bool:
-    """Return whether another target's server shows our session on a server, and the reverse.
-
-    Renames our session. Neither server can know the name of the session on the other. A server that
-    passes a login on to another one could, but there the session does not come from our own address.
+    Connects as the rival, and renames the session on the server. Neither server can know the name of
+    the session on the other. A server that passes a login on to another one could, but there the session
+    does not come from our own address. Raises TargetError; FullError if there is no slot.
     """
     here, there = (f"{APPLICATION_NAME} {secrets.token_hex(8)}" for _ in range(2))
-    is_same = False
-    with suppress(TargetError):
-        connected = connect(there)
-        with closing(connected):
-            # One expression: an error of the second server proves nothing.
-            is_same = server.find_application(
-                there, connected.origin, own_name=here, deadline=deadline
-            ) and connected.find_application(here, server.origin, own_name=there, deadline=deadline)
-    return is_same
+    target = with_iam_token(rival.place.target)
+    with closing(Server.connect(target, deadline, application_name=there)) as connected:
+        # One expression: an error of the second server proves nothing.
+        is_same = server.find_application(
+            there, connected.origin, own_name=here, deadline=deadline
+        ) and connected.find_application(here, server.origin, own_name=there, deadline=deadline)
+    return _Comparison.SAME if is_same else _Comparison.DIFFERENT
+
+
+def _is_full(target: Target, deadline: Deadline) -> bool:
+    """Return whether a target's server has no slot for another connection. Raises TargetError."""
+    try:
+        Server.connect(with_iam_token(target), deadline).close()
+    except FullError:
+        return True
+    return False
+
+
+@contextmanager
+def _hold(lock: Lock, deadline: Deadline) -> Iterator[None]:
+    """Hold a lock. Raises DeadlineError if it is not free in time."""
+    if not lock.acquire(timeout=deadline.remaining()):
+        raise DeadlineError
+    try:
+        yield
+    finally:
+        lock.release()

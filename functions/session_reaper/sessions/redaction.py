@@ -78,6 +78,12 @@ def strip_for_matching(redacted: str) -> str:
     return redacted.rstrip(" …")[:MATCHED_LENGTH]
 
 
+def may_contain(query: str, pattern: re.Pattern[str]) -> bool:
+    """Return whether a pattern matches outside literals and comments, or might where their end is unknown."""
+    text = redact(query, len(query))
+    return pattern.search(query if text.endswith("…") else text) is not None
+
+
 def find_literal(text: str) -> re.Match[str] | None:
     """Find the first literal or line comment that `redact` would hide."""
     return next((t for t in _TOKEN.finditer(text) if _is_hidden(t)), None)

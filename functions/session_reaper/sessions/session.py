@@ -160,7 +160,7 @@ class Slots:
     """Connection slots.
 
     `reserved`: for superusers, by reserved_connections, and by the provider. `used`: client backends
-    other than our own connection.
+    other than the reaper's, and than those whose login goes on.
     """
 
     max: int

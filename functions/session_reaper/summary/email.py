@@ -230,7 +230,9 @@ def _render_ending(digest: Digest) -> _Content:
     if report.count(Outcome.TERMINATED):
         yield _to_paragraph(_CLIENTS_SAW)
         yield ""
-    yield _to_paragraph(f"Run {report.run_id}, mode {report.mode_label}.{quiet}{problem}")
+    yield _to_paragraph(
+        f"Run {report.run_id}, {digest.wording.mode} {report.mode_label}.{quiet}{problem}"
+    )
     for summary in digest.undelivered:
         yield _to_paragraph(f"Not delivered by an earlier run: {summary}", "", "  ")
     if digest.more_undelivered:

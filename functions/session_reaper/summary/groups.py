@@ -161,11 +161,13 @@ def mask_client(client: str | None) -> str:
 
 def group_failures(targets: Iterable[TargetReport]) -> Iterator[FailureGroup]:
     """Group targets by failure: many targets often fail for the same reason."""
-    by_failure: dict[tuple[TargetStatus, str, str], list[TargetReport]] = defaultdict(list)
+    by_failure: dict[tuple[TargetStatus, str, str, str], list[TargetReport]] = defaultdict(list)
     for target in targets:
         if target.error:
-            by_failure[target.status, target.error.code, target.error.hint].append(target)
-    for (status, code, hint), members in by_failure.items():
+            # All invalid configurations of a fleet have one hint.
+            cause = target.error.cause if target.stack_problem is not None else ""
+            by_failure[target.status, target.error.code, target.error.hint, cause].append(target)
+    for (status, code, hint, _), members in by_failure.items():
         message = members[0].error.message if members[0].error else ""
         yield FailureGroup(
             targets=members,

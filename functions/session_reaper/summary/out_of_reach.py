@@ -26,8 +26,8 @@ _REMEDIES: Final = {
     ProtectedBy.BUILT_IN: "if these are leaks, let the application connect under another name",
 }
 _PREPARED: Final = (
-    "a prepared transaction, which the reaper cannot end. Run what this prints, in the transaction's"
-    " own database, as its owner or a superuser: "
+    "a prepared transaction, which the reaper cannot end. This query prints the statement to run, in"
+    " the transaction's own database, as its owner or a superuser: "
 )
 _LOCKED: Final = (
     "{0}.locktype, {0}.database, {0}.relation, {0}.page, {0}.tuple, {0}.virtualxid,"

@@ -51,14 +51,14 @@ def render_notification(digest: Digest, subject: str, day: str) -> str:
             "id": report.run_id,
             "content": {
                 "textType": "client-markdown",
-                "title": f"{_MARKS[digest.severity]} {_code_span(subject, _TITLE - 30)}",
+                "title": f"{_MARKS[digest.severity]} {_quote_code(subject, _TITLE - 30)}",
                 "description": _fit_lines(_render_lines(digest, long), _DESCRIPTION),
                 **({"nextSteps": short} if short else {}),
                 "keywords": [digest.severity.value, report.status.value],
             },
             "metadata": {
                 "threadId": f"{_replace_markup(printable(thread, 200))} {day}",
-                "summary": _code_span(subject, _TITLE),
+                "summary": _quote_code(subject, _TITLE),
                 "additionalContext": {"run_id": report.run_id, "mode": report.mode_label},
                 "enableCustomActions": False,
             },
@@ -90,26 +90,26 @@ def _render_lines(digest: Digest, steps: Iterable[str]) -> Iterator[str]:
     yield from map(_render_prose, digest.notes)
     for failure in digest.failures:
         names = ", ".join(printable(target.name, 60) for target in failure.targets[:5])
-        error = f"{failure.status} ({_code_span(failure.code)})"
-        yield f"{_code_span(names)}: {error}: {_code_span(failure.message)}"
+        error = f"{failure.status} ({_quote_code(failure.code)})"
+        yield f"{_quote_code(names)}: {error}: {_quote_code(failure.message)}"
     for target in digest.examined:
         yield from _render_target(target, is_alone=len(digest.shown) == 1)
     if digest.known:
-        yield f"Reported before and not resolved yet: {_code_span(digest.known.text)}"
+        yield f"Reported before and not resolved yet: {_quote_code(digest.known.text)}"
     for summary in digest.undelivered:
-        yield f"Not delivered by an earlier run: {_code_span(summary)}"
+        yield f"Not delivered by an earlier run: {_quote_code(summary)}"
     if digest.more_undelivered:
         yield f"… and {digest.more_undelivered} more"
     links = [f"<{link.url}|{link.name}>" for link in digest.links]
-    yield " · ".join([*links, f"mode {digest.report.mode_label}"])
+    yield " · ".join([*links, f"{digest.wording.mode} {digest.report.mode_label}"])
 
 
 def _render_target(target: TargetDigest, *, is_alone: bool) -> Iterator[str]:
     report = target.report
     if not is_alone:  # otherwise the title says it
-        yield _code_span(target.headline)
+        yield _quote_code(target.headline)
     if report.error:
-        yield f"Error: {_code_span(printable(report.error.message))}"
+        yield f"Error: {_quote_code(printable(report.error.message))}"
     for holder in find_remaining_holders(report)[:_MOST_HOLDERS]:
         yield f"• Holds slots: {_render_prose(describe_holder(holder))}"
     for protected in report.protected_to_report[:_MOST_HOLDERS]:
@@ -120,17 +120,17 @@ def _render_target(target: TargetDigest, *, is_alone: bool) -> Iterator[str]:
         yield f"… and {len(rest)} more groups with {sum(g.count for g in rest)} sessions"
     for advice in report.advice[:1]:
         more = f" ({len(report.advice) - 1} more in the email)" if report.advice[1:] else ""
-        yield f"Recommendation: {_code_span(printable(advice.message))}{more}"
+        yield f"Recommendation: {_quote_code(printable(advice.message))}{more}"
 
 
 def _render_group(group: Group) -> str:
-    reason = _code_span(truncate(group.reason, _REASON_LENGTH))
-    tags = f". Tags: {_code_span(group.tags)}" if group.tags else ""
+    reason = _quote_code(truncate(group.reason, _REASON_LENGTH))
+    tags = f". Tags: {_quote_code(group.tags)}" if group.tags else ""
     role = _render_prose(name_role(group.oldest.session.role))
-    query = f". Last statement: {_code_span(group.query)}" if group.query else ""
+    query = f". Last statement: {_quote_code(group.query)}" if group.query else ""
     return (
-        f"• *{group.headline}*: {_code_span(group.application)} ({role}),"
-        f" oldest {group.age}. Rule {_code_span(group.rule)}: {reason}{tags}{query}"
+        f"• *{group.headline}*: {_quote_code(group.application)} ({role}),"
+        f" oldest {group.age}. Rule {_quote_code(group.rule)}: {reason}{tags}{query}"
     )
 
 
@@ -149,7 +149,7 @@ def _fit_lines(lines: Iterable[str], most: int) -> str:
 def _render_prose(prose: Prose) -> str:
     """Put names and statements into code spans, and make no markup of the rest."""
     return "".join(
-        _replace_markup(part) if isinstance(part, str) else _code_span(part.text) for part in prose
+        _replace_markup(part) if isinstance(part, str) else _quote_code(part.text) for part in prose
     )
 
 
@@ -162,7 +162,7 @@ def _render_step(step: Prose) -> str:
     return "\n".join(_render_prose(tuple(part)).strip() for _, part in parts)
 
 
-def _code_span(text: str, most: int = _SECTION) -> str:
+def _quote_code(text: str, most: int = _SECTION) -> str:
     """Quote a text in a code span of at most `most` characters."""
     span = _to_code_span(text)
     while len(span) > most:

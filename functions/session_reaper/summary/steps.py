@@ -41,22 +41,34 @@ def list_steps(shown: Sequence[TargetDigest], report: Report, wording: Wording) 
     for target in shown:
         if target.report.is_exhausted:
             yield (join_names([target.report]), ": ", *_explain_holders(target.report, wording))
+    targets_by_hint: dict[Prose, list[TargetReport]] = defaultdict(list)
     for failure in group_failures(target.report for target in shown):
-        yield (join_names(failure.targets), ": ", *_begin_with_words(failure.hint))
-    for target in shown:
+        targets_by_hint[failure.hint] += failure.targets
+    for hint, targets in targets_by_hint.items():
+        yield (join_names(targets), ": ", *_begin_with_words(hint))
+    found = [
+        (step, target.report)
+        for target in shown
         for step in (
             *list_blocker_steps(target.report, wording),
             *list_protected_steps(target.report, wording),
-        ):
-            yield (join_names([target.report]), ": ", *step)
-        for step in _list_target_steps(target, report, wording):
-            yield (join_names([target.report]), ": ", *step)
+            *_list_target_steps(target, report, wording),
+        )
+    ]
+    targets_by_step: dict[Prose, list[TargetReport]] = defaultdict(list)
+    for step, one in found:
+        targets_by_step[step].append(one)
+    # In a fleet, the same step may be for targets of many accounts.
+    steps = [(step, [one]) for step, one in found] if wording.sees_all else targets_by_step.items()
+    yield from ((join_names(each), ": ", *step) for step, each in steps)
 
 
 def _explain_holders(report: TargetReport, wording: Wording) -> Prose:
     """Name the largest group that holds slots, and recommend how to free them now and for good."""
     problem = "Applications cannot connect. " if report.is_exhausted else ""
     holders = find_remaining_holders(report)
+    if not holders and not wording.sees_all:
+        return (f"{problem}The stack's own summary names the holders of the slots.",)
     if not holders:
         return (f"{problem}List the holders of the slots: ", Statement(LIST_HOLDERS))
     largest = holders[0]
@@ -135,7 +147,7 @@ def _list_target_steps(target: TargetDigest, report: Report, wording: Wording) -
     leaks = [each for outcome in _LEAKS for each in groups[outcome]] or groups[Outcome.SPARED]
     if groups[Outcome.WOULD_TERMINATE]:
         yield (_explain_would_terminate(report.mode, wording),)
-    if leaks:
+    if leaks and wording.sees_all:  # a fleet's leaks are one step for all
         yield _explain_leaks(sorted(leaks, key=lambda group: -group.count))
     if target.report.is_crowded and not target.report.is_exhausted:
         yield _explain_holders(target.report, wording)
@@ -165,7 +177,7 @@ _MOST_CULPRITS: Final = 3
 
 
 def _explain_would_terminate(mode: Mode, wording: Wording) -> str:
-    enforce = wording.enforce if mode is Mode.OBSERVE else "set the mode of their rule to enforce"
+    enforce = wording.enforce if mode is Mode.OBSERVE else wording.enforce_all
     return (
         f"If the sessions that would be terminated are leaks, {enforce}. Otherwise protect them in the"
         " policy."

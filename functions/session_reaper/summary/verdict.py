@@ -57,7 +57,7 @@ def choose_verdict(report: Report, wording: Wording = OF_FUNCTION) -> RunVerdict
     if any(target.explained is not None for target in report.targets) and not report.failed:
         return _make_verdict(VerdictWord.EXPLAINED, _count_explained(report))
     results = " ".join(_list_results(report, wording))
-    unresolved = chain.from_iterable(("; ", *each) for each in _list_unresolved(report))
+    unresolved = chain.from_iterable(("; ", *each) for each in _list_unresolved(report, wording))
     joined = tuple(islice(unresolved, 1, None))
     if joined:
         return _make_verdict(VerdictWord.ACTION_NEEDED, *joined, f". {results}".rstrip())
@@ -126,7 +126,7 @@ def _list_results(report: Report, wording: Wording) -> Iterator[str]:
         yield f"{_count_with_verb(number, 'query', 'queries')} cancelled."
     if number := report.count(Outcome.WOULD_TERMINATE):
         is_observing = report.mode is Mode.OBSERVE
-        cause = wording.if_enforced if is_observing else "If all rules had mode enforce"
+        cause = wording.if_enforced if is_observing else wording.if_all_enforced
         yield f"{cause}, {count_of(number, 'session')} would be terminated."
     number = report.count(Outcome.SPARED)
     if number and report.mode is Mode.ENFORCE:
@@ -139,15 +139,19 @@ def _count_with_verb(number: int, singular: str, plural: str) -> str:
     return f"1 {singular} was" if number == 1 else f"{number} {plural} were"
 
 
-def _list_unresolved(report: Report) -> Iterator[Prose]:
+def _list_unresolved(report: Report, wording: Wording) -> Iterator[Prose]:
     """List everything that the run leaves unresolved."""
     targets_by_problem: dict[str, list[TargetReport]] = defaultdict(list)
     for target in report.targets:
         for problem in _list_problems(target):
             targets_by_problem[problem].append(target)
     for problem, targets in targets_by_problem.items():
-        of_all = f"{len(targets)} of {count_of(report.number_of_targets, 'target')} "
-        yield (f"{of_all if problem == _UNREACHED else ''}{problem} ", join_names(targets))
+        subject = ""
+        if problem == _UNREACHED:
+            of_all = f"{len(targets)} of " if wording.sees_all else ""
+            number = len(report.targets) if wording.sees_all else len(targets)
+            subject = f"{of_all}{count_of(number, 'target')} "
+        yield (f"{subject}{problem} ", join_names(targets))
     if report.mode is Mode.ENFORCE:
         if number := report.count(Outcome.LINGERING):
             has = "was signalled but has" if number == 1 else "were signalled but have"
@@ -180,7 +184,7 @@ def _list_problems(target: TargetReport) -> Iterator[str]:
 _STACK_PROBLEMS: Final = {
     StackProblem.SILENT: "no report arrives from",
     StackProblem.CONFIGURATION: "the configuration is invalid in",
-    StackProblem.INVALID_MESSAGE: "a report cannot be read in",
+    StackProblem.INVALID_MESSAGE: "reports cannot be read in",
 }
 _STATUS_PROBLEMS: Final = {
     TargetStatus.BLIND: "the reaper cannot see other sessions on",

@@ -1,6 +1,6 @@
 """The sentences of a summary that depend on where the run was made: in the function, or in the command."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 
@@ -9,7 +9,8 @@ class Wording:
     """How the reader of a summary follows what it recommends.
 
     Parts of sentences, in the form of `OF_FUNCTION`. `enforces_at_once`: what `enforce` says takes
-    effect now, so nothing else is needed to free slots.
+    effect now, so nothing else is needed to free slots. `sees_all`: the report is on all targets, with
+    the holders of their slots.
     """
 
     if_enforced: str
@@ -21,6 +22,10 @@ class Wording:
     name_role: str
     lift: str
     details: str
+    if_all_enforced: str = "If all rules had mode enforce"
+    enforce_all: str = "set the mode of their rule to enforce"
+    mode: str = "mode"
+    sees_all: bool = True
 
 
 OF_FUNCTION: Final = Wording(
@@ -36,3 +41,13 @@ OF_FUNCTION: Final = Wording(
     lift="name the role in the rule to include them",
     details="The log has them.",
 )
+
+OF_HUB: Final = replace(
+    OF_FUNCTION,
+    enforce="set the mode of their stack to enforce",
+    if_all_enforced="If all stacks and rules had mode enforce",
+    enforce_all="set the mode of their stack or rule to enforce",
+    mode="highest mode",
+    sees_all=False,
+)
+"""Of the digest of a fleet: it has no holders, and only the targets that were reported since the last one."""

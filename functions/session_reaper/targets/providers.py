@@ -30,20 +30,20 @@ _MOST_HOSTS: Final = 4096
 
 
 @lru_cache(_MOST_HOSTS)
-def rds_region(host: str) -> str | None:
+def find_rds_region(host: str) -> str | None:
     """Return the region of an endpoint of RDS, Aurora or RDS Proxy; None for any other host."""
     found = re.search(r"\.([a-z]{2}[a-z-]*-\d+)\.rds\.amazonaws\.com(\.cn)?\.?$", host.lower())
     return found[1] if found else None
 
 
 @lru_cache(_MOST_HOSTS)
-def provider_of(host: str) -> Provider:
+def find_provider(host: str) -> Provider:
     """Return the provider that a host name indicates.
 
     The endpoint of an Aurora instance has the form of an RDS endpoint, so it counts as RDS.
     """
     name = host.lower().rstrip(".")
-    if rds_region(name):
+    if find_rds_region(name):
         aurora = re.search(r"\.cluster-(ro-|custom-)?\w+\.", name)
         return Provider.AURORA if aurora else Provider.RDS
     if name.endswith(".aivencloud.com"):
@@ -54,12 +54,14 @@ def provider_of(host: str) -> Provider:
 @lru_cache(_MOST_HOSTS)
 def is_proxy(host: str) -> bool:
     """Return whether a host is an RDS Proxy, which only its name reveals."""
-    return rds_region(host) is not None and re.search(r"\.proxy-\w+\.", host.lower()) is not None
+    return (
+        find_rds_region(host) is not None and re.search(r"\.proxy-\w+\.", host.lower()) is not None
+    )
 
 
 def is_instance_of_rds(host: str) -> bool:
     """Return whether a host is the endpoint of one instance of RDS or Aurora."""
-    return provider_of(host) is Provider.RDS and not is_proxy(host)
+    return find_provider(host) is Provider.RDS and not is_proxy(host)
 
 
 _NOW: Final = {
@@ -103,7 +105,7 @@ def reserved_slot_instructions(host: str, role: str) -> str:
 
 
 def _get_operator(host: str) -> Provider:
-    provider = provider_of(host)
+    provider = find_provider(host)
     return Provider.RDS if provider is Provider.AURORA else provider
 
 

@@ -18,7 +18,7 @@ from session_reaper.targets.connection_options import (
     parse_require_auth,
 )
 from session_reaper.targets.foreign_keys import SERVICE_URI, SHOWABLE_NAME, explain_missing_key
-from session_reaper.targets.providers import rds_region
+from session_reaper.targets.providers import find_rds_region
 from session_reaper.targets.target import (
     Auth,
     AuthMethod,
@@ -91,7 +91,7 @@ def parse_secret(secret: Secret, *, whole_clusters: bool) -> ParsedSecret:
     covers_cluster = whole_clusters and not instance and not lacks_host
     return ParsedSecret(
         secret=secret,
-        target=read.target_at(*read.endpoint(is_host_required=not lacks_host)),
+        target=read.make_target_at(*read.endpoint(is_host_required=not lacks_host)),
         given_name=given_name,
         lacks_host=lacks_host,
         cluster=cluster if covers_cluster else "",
@@ -108,7 +108,11 @@ def resolve_targets(parsed: ParsedSecret, listing: RdsListing) -> tuple[Target, 
     for instance in found:
         if not _is_postgres(instance.engine):
             raise parsed.error(f"engine {instance.engine} is not PostgreSQL", _NOT_POSTGRES_HINT)
-    placed = [_place(parsed, each) for each in found if parsed.whole_clusters or not each.is_reader]
+    placed = [
+        _make_target_of_instance(parsed, each)
+        for each in found
+        if parsed.whole_clusters or not each.is_reader
+    ]
     if not placed and parsed.lacks_host:
         raise _explain_unknown_host(parsed, listing)
     if not placed and parsed.cluster:
@@ -126,7 +130,7 @@ def read_own_endpoint(secret: Secret) -> Target:
     """
     read = _Reader(secret)
     read.check_engine()
-    return read.target_at(*read.endpoint(is_host_required=False))
+    return read.make_target_at(*read.endpoint(is_host_required=False))
 
 
 def is_managed_by_rds(secret: Secret) -> bool:
@@ -141,7 +145,7 @@ def require_verified_for_iam(target: Target) -> Target | None:
     """
     if target.auth is not Auth.IAM or target.is_verified:
         return target
-    if target.sslmode is SslMode.DISABLE or rds_region(target.host) is None:
+    if target.sslmode is SslMode.DISABLE or find_rds_region(target.host) is None:
         return None
     return replace(target, sslmode=SslMode.VERIFY_FULL)
 
@@ -178,7 +182,7 @@ def _explain_unknown_host(parsed: ParsedSecret, listing: RdsListing) -> SecretEr
     return parsed.error(problem, f"{hint} from the targets.")
 
 
-def _place(parsed: ParsedSecret, instance: Instance) -> Target:
+def _make_target_of_instance(parsed: ParsedSecret, instance: Instance) -> Target:
     """Return the secret's target at an instance."""
     name = group = parsed.given_name or instance.cluster or instance.identifier
     is_member = parsed.whole_clusters and instance.cluster != ""
@@ -266,9 +270,11 @@ class _Reader:
         except ValueError:  # from None: the error quotes parts of the URI
             hint = "Write : / ? # [ ] @ % in user and password as %3A %2F %3F %23 %5B %5D %40 %25;"
             raise self.error("uri is invalid", f"{hint} write one host.") from None
-        return {k: v for k, v in read.items() if v not in (None, "")} | self._options(parameters)
+        return {k: v for k, v in read.items() if v not in (None, "")} | self._keep_known_options(
+            parameters
+        )
 
-    def _options(self, parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
+    def _keep_known_options(self, parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
         """Return the parameters that libpq knows; keep the names of the others."""
         given = [(name, value) for name, value in parameters if name in OPTIONS]
         names = [name for name, _ in given]
@@ -335,16 +341,16 @@ class _Reader:
         if written and (not _HOST.fullmatch(host) or host.count(":") == 1):
             problem = "host must be a host name or an IP address"  # a URI would hold the password
             raise self.error(problem, "Write only the name or the address, or one with :port.")
-        port = self._port("host", own_port) if own_port else 0
+        port = self._read_port("host", own_port) if own_port else 0
         if "port" not in self._document:
             return host, port or _DEFAULT_PORT
-        given = self._port("port", self._document["port"])
+        given = self._read_port("port", self._document["port"])
         if port and port != given:
             problem = "the port in host is not the one in port"
             raise self.error(problem, "Write the host without a port, or the same port in both.")
         return host, given
 
-    def _port(self, key: str, value: object) -> int:
+    def _read_port(self, key: str, value: object) -> int:
         if isinstance(value, int | str) and re.fullmatch(r"[0-9]{1,5}", text := str(value)):
             port = int(text)
             if 0 < port <= _HIGHEST_PORT:
@@ -360,10 +366,10 @@ class _Reader:
             subject = f"engine {engine[:40]}" if is_shown else "engine"
             raise self.error(f"{subject} is not PostgreSQL", _NOT_POSTGRES_HINT)
 
-    def target_at(self, host: str, port: int) -> Target:
+    def make_target_at(self, host: str, port: int) -> Target:
         """Build the target at this endpoint, with the TLS mode as written."""
-        sslmode = self._sslmode()
-        auth, is_auth_given = self._auth(), bool(self.optional("auth"))
+        sslmode = self._read_sslmode()
+        auth, is_auth_given = self._read_auth(), bool(self.optional("auth"))
         if auth is Auth.IAM and sslmode is SslMode.DISABLE:
             if not is_auth_given:
                 raise self.error(*_PASSWORD_MISSING)
@@ -381,18 +387,20 @@ class _Reader:
             auth=auth,
             is_auth_given=is_auth_given,
             password=self.required("password") if auth is Auth.PASSWORD else "",
-            database=self._database(),
+            database=self._read_database(),
             sslmode=sslmode,
-            sslrootcert=self._sslrootcert(),
-            fallback_secret=self._fallback_secret(),
-            channel_binding=self._choice("channel_binding", ChannelBinding, ChannelBinding.PREFER),
-            allowed_auth=self._allowed_auth(),
+            sslrootcert=self._read_sslrootcert(),
+            fallback_secret=self._read_fallback_secret(),
+            channel_binding=self._read_choice(
+                "channel_binding", ChannelBinding, ChannelBinding.PREFER
+            ),
+            allowed_auth=self._read_allowed_auth(),
             ignored_options=self._ignored,
         )
         self._check_authentication(target)
         return target
 
-    def _database(self) -> str:
+    def _read_database(self) -> str:
         """Read dbname; * is any database, as in the secrets of CloudNativePG and in .pgpass."""
         name = self.text_but_uri("dbname")
         return "postgres" if name in ("", "*") else name
@@ -417,7 +425,7 @@ class _Reader:
             problem = "ssl requests TLS, but sslmode is disable"
             raise self.error(problem, "Remove one of the two options.")
 
-    def _sslrootcert(self) -> str | None:
+    def _read_sslrootcert(self) -> str | None:
         """Read PEM text, which is parsed only when it is used."""
         value = self.optional("sslrootcert")
         if value and "-----BEGIN " not in value:
@@ -429,7 +437,7 @@ class _Reader:
             raise self.error(problem, hint)
         return value or None
 
-    def _fallback_secret(self) -> str | None:
+    def _read_fallback_secret(self) -> str | None:
         """Read a secret's name or ARN, which reports may show."""
         value = self.optional("fallback_secret").strip()
         if value and (not is_secret_id(value) or self._contains_password(value)):
@@ -437,7 +445,7 @@ class _Reader:
             raise self.error(problem, "Store the credentials as a secret, and write its name here.")
         return value or None
 
-    def _allowed_auth(self) -> frozenset[AuthMethod]:
+    def _read_allowed_auth(self) -> frozenset[AuthMethod]:
         """Read require_auth."""
         allowed = parse_require_auth(self.optional("require_auth"))
         if allowed is None:
@@ -449,19 +457,19 @@ class _Reader:
             raise self.error(problem, f"Allow one of {', '.join(AuthMethod)}.")
         return allowed
 
-    def _auth(self) -> Auth:
+    def _read_auth(self) -> Auth:
         """Read auth; the default is IAM if the secret has no password, under any name."""
         has_password = self.optional("password") or explain_missing_key(self._document, "password")
-        return self._choice("auth", Auth, Auth.PASSWORD if has_password else Auth.IAM)
+        return self._read_choice("auth", Auth, Auth.PASSWORD if has_password else Auth.IAM)
 
-    def _sslmode(self) -> SslMode:
+    def _read_sslmode(self) -> SslMode:
         """Read sslmode; the default is the strictest."""
         if self.optional("sslmode") in ("prefer", "allow"):
             problem = "sslmode prefer and allow are refused: they may connect in plaintext"
             raise self.error(problem, f"Write one of {', '.join(SslMode)}.")
-        return self._choice("sslmode", SslMode, SslMode.VERIFY_FULL)
+        return self._read_choice("sslmode", SslMode, SslMode.VERIFY_FULL)
 
-    def _choice(self, key: str, choices: type[_Choice], default: _Choice) -> _Choice:
+    def _read_choice(self, key: str, choices: type[_Choice], default: _Choice) -> _Choice:
         """Read one of several values; the default if the key is absent or empty."""
         try:
             return choices(self.optional(key) or default)

@@ -5,11 +5,15 @@ address, so the rules here must never let one secret keep another one's server f
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Generic, TypeVar
 
-from session_reaper.targets.providers import is_instance_of_rds, is_proxy, rds_region
+from session_reaper.targets.providers import find_rds_region, is_instance_of_rds, is_proxy
 from session_reaper.targets.target import Endpoint, SslMode, Target
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +40,14 @@ class Place:
             return True
         if are_instances_of_rds(self.target, other):
             return False
-        is_address = other.addresses == (self.address,) and self.target.port == other.port
-        return is_address and _is_address_enough(self.target, other)
+        own = _list_address_routes(self.target, (self.address,))
+        return not own.isdisjoint(_list_address_routes(other, other.addresses))
+
+    @property
+    def routes(self) -> list[Hashable]:
+        """The routes that lead here; see `list_routes`."""
+        routes = [self.target.endpoint, *_list_address_routes(self.target, (self.address,))]
+        return _add_database(routes, self.target) if self.is_pooled else routes
 
     def leads_to_server_of(self, other: Target) -> bool:
         """Return whether the place is the server of another target, as far as connecting tells."""
@@ -58,11 +68,50 @@ class Place:
         return self.leads_to_server_of(other) and self.is_as_secure_as(other)
 
 
-def _is_address_enough(one: Target, other: Target) -> bool:
-    is_plain = one.sslmode is SslMode.DISABLE and other.sslmode is SslMode.DISABLE
-    return is_plain or all(
-        rds_region(each.host) and not is_proxy(each.host) for each in (one, other)
-    )
+def _list_address_routes(target: Target, addresses: Sequence[str]) -> set[Hashable]:
+    """List the routes to a target by its only address, if that is enough to find its server.
+
+    Without TLS and for endpoints of RDS it is. Two targets have an equal route only if it is for both.
+    """
+    if len(addresses) != 1:
+        return set()
+    kinds = {
+        "plaintext": target.sslmode is SslMode.DISABLE,
+        "rds": bool(find_rds_region(target.host)) and not is_proxy(target.host),
+    }
+    return {(kind, addresses[0], target.port) for kind, is_enough in kinds.items() if is_enough}
+
+
+def list_routes(target: Target) -> list[Hashable]:
+    """List the routes to a target's server; a place that leads there has one of them."""
+    routes = [target.endpoint, *_list_address_routes(target, target.addresses)]
+    return [*routes, *_add_database(routes, target)]
+
+
+def _add_database(routes: Iterable[Hashable], target: Target) -> list[Hashable]:
+    return [(route, target.database, target.role) for route in routes]
+
+
+class ServerIndex(Generic[T]):
+    """Finds values by the servers that they belong to, without comparing each with each."""
+
+    def __init__(self) -> None:
+        self._values: dict[Hashable, list[T]] = defaultdict(list)
+
+    def add(self, routes: Iterable[Hashable], value: T) -> None:
+        """Add a value that belongs to the servers at these routes."""
+        for route in routes:
+            self._values[route].append(value)
+
+    def find(self, routes: Iterable[Hashable]) -> Iterator[T]:
+        """Find the values that have one of these routes; one value may come several times."""
+        for route in routes:
+            yield from self._values.get(route, ())
+
+    def find_first(self, routes: Iterable[Hashable], is_match: Callable[[T], bool]) -> Iterator[T]:
+        """Find, for each of these routes, the value that matches and was added first."""
+        for route in routes:
+            yield from islice(filter(is_match, self._values.get(route, ())), 1)
 
 
 def are_instances_of_rds(one: Target, other: Target) -> bool:
@@ -73,9 +122,13 @@ def are_instances_of_rds(one: Target, other: Target) -> bool:
 
 def are_one_server(one: Target, other: Target) -> bool:
     """Return whether two targets lead to one server, as far as hosts and addresses tell."""
-    (address,) = one.addresses if len(one.addresses) == 1 else ("",)
-    place = Place(target=one, address=address, is_verified=False, is_pooled=False)
-    return place.has_endpoint_of(other)
+    return find_place(one).has_endpoint_of(other)
+
+
+def find_place(target: Target) -> Place:
+    """Return the place that a target leads to, as far as host and address tell."""
+    (address,) = target.addresses if len(target.addresses) == 1 else ("",)
+    return Place(target=target, address=address, is_verified=False, is_pooled=False)
 
 
 def group_by_server(targets: Sequence[Target]) -> list[tuple[Target, ...]]:

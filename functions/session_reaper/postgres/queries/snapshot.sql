@@ -6,6 +6,7 @@
 -- The answer leaves the server unconverted (client_encoding SQL_ASCII, from here on): a query is in the
 -- encoding of its own database, and invalid text in one query must not hide the other sessions.
 --
+-- {is_transient} transient_sessions.sql
 -- {columns}      the columns of a session, in the order in which rows.py reads them
 -- {idle_for}     a JSON object, state -> seconds: sessions in other states, or in their state for less
 --                time, match no rule and stay on the server, except those that a dump may have
@@ -34,6 +35,7 @@ SELECT json_build_object(
     'max', max(m.max_connections),
     'reserved', max(m.reserved),
     'used', count(*) FILTER (WHERE a.backend_type = 'client backend'),
+    'transient', count(*) FILTER (WHERE {is_transient}),
     -- A row that is hidden from us has a NULL backend_type, so no other count includes it.
     'can_see', pg_has_role('pg_read_all_stats', 'USAGE')
         AND count(*) FILTER (WHERE a.backend_type IS NULL AND a.usesysid IS NOT NULL) = 0,

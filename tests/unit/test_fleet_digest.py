@@ -1,0 +1,55 @@
+"""The digest of a fleet: the most urgent first, the same cause once, and numbers that are true."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from session_reaper.summary.email import render_email
+
+from tests.summaries.fleet import FLEET_SITUATIONS, Fleet
+
+if TYPE_CHECKING:
+    from session_reaper.summary.digest import Digest
+
+
+def digest(name: str) -> Digest:
+    return FLEET_SITUATIONS[f"fleet-{name}"]()
+
+
+def text(name: str) -> str:
+    return " ".join(render_email(digest(name), 250_000).split())
+
+
+@pytest.mark.parametrize("name", FLEET_SITUATIONS)
+def test_the_subject_begins_with_the_verdict(name: str) -> None:
+    found = FLEET_SITUATIONS[name]()
+    assert found.summary.startswith(str(found.verdict))
+
+
+def test_what_keeps_applications_out_comes_first_and_refused_messages_last() -> None:
+    said = str(digest("everything-at-once").verdict)
+    parts = ["every slot", "configuration", "no report", "could not be reached", "cannot be read"]
+    positions = [said.lower().index(part) for part in parts]
+    assert positions == sorted(positions)
+
+
+def test_a_stack_that_is_back_is_not_counted_as_a_problem() -> None:
+    said = text("a-silent-stack-and-one-that-is-back")
+    assert "(1 silent)" in said
+    assert "077430291556" not in said.split("Fleet:")[0]
+    assert "recovered (silent for 36m 20s)" in said
+
+
+def test_the_same_step_for_targets_of_many_accounts_is_one_step() -> None:
+    for name in ("the-same-cause-in-many-accounts", "leaks-in-accounts-that-only-observe"):
+        steps = digest(name).steps_as_text
+        assert len({step.partition(": ")[2] for step in steps}) == len(steps) <= 2
+
+
+def test_different_errors_of_two_configurations_are_both_shown() -> None:
+    fleet = Fleet()
+    for account, error in ((1, "POLICY a"), (2, "POLICY b"), (3, "POLICY a")):
+        fleet.report(account, error=error)
+    found = {tuple(t.name[:2] for t in f.targets): f.message for f in fleet.digest().failures}
+    assert found == {("01", "03"): "POLICY a", ("02",): "POLICY b"}
