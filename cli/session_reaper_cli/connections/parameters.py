@@ -53,11 +53,6 @@ _PAIRS_HINT: Final = (
 )
 
 
-def is_uri(text: str) -> bool:
-    """Return whether a text begins like a URI of PostgreSQL."""
-    return text.startswith(("postgres://", "postgresql://"))
-
-
 def are_pairs(text: str) -> bool:
     """Return whether a text begins like name=value pairs."""
     return re.match(r"\s*\w+\s*=", text, re.ASCII) is not None

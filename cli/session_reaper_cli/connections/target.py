@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, TypeVar
 from session_reaper.documents import key_label, may_hold_credential
 from session_reaper.errors import ConfigurationError
 from session_reaper.targets.connection_options import find_unsupported, parse_require_auth
-from session_reaper.targets.providers import rds_region
+from session_reaper.targets.providers import find_rds_region
 from session_reaper.targets.target import (
     ANY_AUTH,
     Auth,
@@ -27,7 +27,6 @@ from session_reaper_cli.connections.parameters import (
     ENVIRONMENT,
     Parameters,
     are_pairs,
-    is_uri,
     parse_pairs,
     parse_uri,
     read_environment,
@@ -59,7 +58,7 @@ def find_target(uri: str, environ: Mapping[str, str], home: Path) -> FoundTarget
     parameters = merged.values
     problem = find_unsupported({k: v for k, v in parameters.items() if k not in _OURS})
     if problem is not None:
-        raise merged.error(problem.name, f"unsupported value. {problem.hint}")
+        raise merged.make_error(problem.name, f"unsupported value. {problem.hint}")
     port = _read_port(merged)
     host = _read_host(merged, port)
     role = parameters.get("user") or _find_user()
@@ -92,7 +91,7 @@ def find_target(uri: str, environ: Mapping[str, str], home: Path) -> FoundTarget
         ignored_options=merged.ignored,
     )
     if target.channel_binding is ChannelBinding.REQUIRE and target.sslmode is SslMode.DISABLE:
-        raise merged.error("channel_binding", "require needs TLS; remove sslmode")
+        raise merged.make_error("channel_binding", "require needs TLS; remove sslmode")
     return FoundTarget(target=target, warning=warning)
 
 
@@ -118,7 +117,7 @@ class _Merged:
         """Each parameter from the first source that has it, in libpq's order."""
         return {**self.environment, **self.of_service, **self.explicit}
 
-    def error(self, name: str, problem: str) -> ConfigurationError:
+    def make_error(self, name: str, problem: str) -> ConfigurationError:
         """Make an error that names the place of a parameter."""
         if name in self.explicit:
             place = f"{self.place}: {name}"
@@ -151,7 +150,7 @@ def _read_connection_string(text: str, place: str) -> tuple[Parameters, tuple[st
     """Read a URI or name=value pairs; the second value are the parameters of a driver."""
     if are_pairs(text):
         return parse_pairs(text, place), ()
-    if is_uri(text):
+    if text.startswith(("postgres://", "postgresql://")):
         return parse_uri(text, place)
     shown = "it is not shown" if may_hold_credential(text) else f"not {key_label(text)}"
     raise ConfigurationError(place, f"must begin with postgres:// ({shown}); {_WAYS}")
@@ -160,7 +159,7 @@ def _read_connection_string(text: str, place: str) -> tuple[Parameters, tuple[st
 def _read_port(merged: _Merged) -> int:
     text = merged.values.get("port", _DEFAULT_PORT)
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) <= _HIGHEST_PORT:
-        raise merged.error("port", f"must be 1 to {_HIGHEST_PORT}")
+        raise merged.make_error("port", f"must be 1 to {_HIGHEST_PORT}")
     return int(text)
 
 
@@ -168,9 +167,9 @@ def _read_host(merged: _Merged, port: int) -> str:
     """Read a host name, an address, or the folder of a Unix socket."""
     text = merged.values.get("host") or _find_socket_folder(port)
     if "," in text:
-        raise merged.error("host", "names several servers; write the one to look at")
+        raise merged.make_error("host", "names several servers; write the one to look at")
     if not _HOST.fullmatch(text):
-        raise merged.error("host", "must be a host name, address or socket folder (not shown)")
+        raise merged.make_error("host", "must be a host name, address or socket folder (not shown)")
     return text
 
 
@@ -194,7 +193,7 @@ def _find_user() -> str:
 def _read_sslmode(merged: _Merged) -> SslMode:
     if merged.values.get("sslmode") in ("prefer", "allow"):
         problem = "prefer and allow are refused: they may connect in plaintext. Write one of "
-        raise merged.error("sslmode", problem + ", ".join(SslMode))
+        raise merged.make_error("sslmode", problem + ", ".join(SslMode))
     return _read_choice(merged, "sslmode", SslMode.VERIFY_FULL)
 
 
@@ -202,14 +201,14 @@ def _read_choice(merged: _Merged, name: str, default: _Choice) -> _Choice:
     try:
         return type(default)(merged.values.get(name) or default)
     except ValueError:
-        raise merged.error(name, f"write one of {', '.join(type(default))}") from None
+        raise merged.make_error(name, f"write one of {', '.join(type(default))}") from None
 
 
 def _read_require_auth(merged: _Merged) -> frozenset[AuthMethod]:
     allowed = parse_require_auth(merged.values.get("require_auth", ""))
     if not allowed:
         problem = f"write a comma-separated list of {', '.join(sorted(ANY_AUTH))}"
-        raise merged.error("require_auth", problem)
+        raise merged.make_error("require_auth", problem)
     return allowed
 
 
@@ -220,7 +219,7 @@ def _read_authorities(merged: _Merged, host: str, sslmode: SslMode, home: Path) 
     """
     given = merged.values.get("sslrootcert", "")
     default = home / ".postgresql" / "root.crt"
-    if given == "system" or (not given and (rds_region(host) or not default.is_file())):
+    if given == "system" or (not given and (find_rds_region(host) or not default.is_file())):
         return None
     if not given and sslmode in (SslMode.REQUIRE, SslMode.DISABLE):
         return None
@@ -229,9 +228,9 @@ def _read_authorities(merged: _Merged, host: str, sslmode: SslMode, home: Path) 
         text = path.read_text("utf-8")
     except OSError as error:
         problem = f"{path} cannot be read: {error.strerror}"
-        raise merged.error("sslrootcert", problem) from None
+        raise merged.make_error("sslrootcert", problem) from None
     except UnicodeDecodeError:
         text = ""
     if "-----BEGIN " not in text:
-        raise merged.error("sslrootcert", f"{path} must be a PEM file of CAs")
+        raise merged.make_error("sslrootcert", f"{path} must be a PEM file of CAs")
     return text
