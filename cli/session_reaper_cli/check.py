@@ -46,8 +46,6 @@ def run_record(call: Invocation) -> ExitStatus:
 
 
 def _run(operation: Operation, call: Invocation) -> LocalRun:
-    server, target = log_in(call)
-    with closing(server):
-        opened = OpenTarget(server=server, target=target, policy=call.policy)
-        with count_interrupts() as interrupts:
-            return run_operation(operation, opened, interrupts, call.say)
+    server, call = log_in(call)
+    with closing(server), count_interrupts() as interrupts:
+        return run_operation(operation, OpenTarget(server=server, call=call), interrupts)

@@ -85,8 +85,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
 
     Raises ConfigurationError that names the variable.
     """
-    given = {name: value.strip() for name, value in environ.items() if value.strip()}
-    _refuse_credentials(given)
+    given = _read_given(environ)
     topic = _read_topic("TOPIC_ARN", given.get("TOPIC_ARN"))
     secrets = _read_secrets(given.get("TARGET_SECRETS", ""))
     tag = _read_tag(given.get("TARGET_SECRET_TAG"))
@@ -167,8 +166,7 @@ class HubSettings(NamedTuple):
 
 def read_hub_settings(environ: Mapping[str, str] = os.environ) -> HubSettings:
     """Read the settings of the hub. Raises ConfigurationError that names the variable."""
-    given = {name: value.strip() for name, value in environ.items() if value.strip()}
-    _refuse_credentials(given)
+    given = _read_given(environ)
     queue = given.get("FLEET_QUEUE_URL", "")
     if not re.fullmatch(r"https?://[\w.:-]+/\d{12}/[\w-]{1,80}", queue):
         problem = "is required; write the URL of an SQS queue (the value is not shown)"
@@ -206,11 +204,14 @@ _SHOWN = (
 )
 
 
-def _refuse_credentials(given: Mapping[str, str]) -> None:
+def _read_given(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the variables that are set. Raises ConfigurationError if one may hold a credential."""
+    given = {name: value.strip() for name, value in environ.items() if value.strip()}
     for name in _SHOWN:
         if may_hold_credential(given.get(name, "")):
             problem = "looks like a URI or a password (not shown); store it in a secret, and write"
             raise ConfigurationError(name, f"{problem} the name of that secret into TARGET_SECRETS")
+    return given
 
 
 def _read_secrets(value: str) -> tuple[str, ...]:

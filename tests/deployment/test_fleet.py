@@ -11,7 +11,7 @@ import boto3
 import pytest
 
 from tests.deployment.account import ACCOUNT, REGION, ROOT, SAM
-from tests.deployment.conftest import MODE, PASSWORD, POLICY
+from tests.deployment.conftest import MODE, POLICY, write_secret
 from tests.integration.stage import until
 
 if TYPE_CHECKING:
@@ -98,18 +98,9 @@ def prepare(fleet: Fleet, spoke: str, database: Server) -> None:
     iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument=trust)
     rights = json.dumps({"Version": "2012-10-17", "Statement": [EVERYTHING]})
     iam.put_role_policy(RoleName=ROLE, PolicyName="all", PolicyDocument=rights)
-    secret = {
-        "host": database.host,
-        "port": database.port,
-        "username": "session_reaper",
-        "password": PASSWORD,
-        "sslmode": "disable",
-    }
-    if database.tls:
-        secret |= {"sslmode": "verify-full", "sslrootcert": database.tls.authority.read_text()}
     tags = [{"Key": "session-reaper", "Value": "prod"}]
     fleet.client(spoke, "secretsmanager").create_secret(
-        Name="orders", SecretString=json.dumps(secret), Tags=tags
+        Name="orders", SecretString=write_secret(database), Tags=tags
     )
     match = {"state": "idle in transaction", "idle_for": "500ms"}
     policy = {"version": 1, "rules": [{"name": "leak", "match": match}]}

@@ -1,10 +1,9 @@
 """Records which changes were made on the server and in Secrets Manager, in case of a failure."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-Say = Callable[[str], None]
+from session_reaper_cli.terminal import Say
 
 
 class State(StrEnum):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from session_reaper.report.model import (
-    IssueKey,
     Outcome,
     Report,
     SessionResult,
@@ -49,7 +48,9 @@ def write_fleet_document(report: Report, origin: RunOrigin, verdict: str) -> str
     Leaves out the ends of the targets' lists first, then whole targets, the least urgent first; `left_out`
     of a target and `targets_left_out` count them. `rest` has the sessions of all groups that are left out.
     """
-    targets = sorted(report.targets, key=_rank_target)
+    targets = sorted(
+        report.targets, key=lambda t: (not t.is_critical, not t.issues, *rank_by_urgency(t))
+    )
     beginning = _describe_run(report, origin, verdict)
     whole = [_describe_target(target) for target in targets]
     for most in _ENTRIES:
@@ -69,10 +70,6 @@ def write_fleet_document(report: Report, origin: RunOrigin, verdict: str) -> str
         kept.append(target)
     left_out = len(targets) - len(kept)
     return _encode({**beginning, "targets_left_out": left_out, "targets": kept})
-
-
-def _rank_target(target: TargetReport) -> tuple[object, ...]:
-    return (not target.is_critical, not target.issues, *rank_by_urgency(target))
 
 
 def _encode(document: object) -> str:
@@ -133,13 +130,12 @@ def _describe_target(target: TargetReport) -> dict[str, Any]:
             }
             for group in group_protected(target.protected)
         ],
-        "issues": [_describe_issue(issue) for issue in target.issues],
+        "issues": [
+            [issue.kind.value, *(printable(each, _TEXT_LENGTH) for each in issue.detail)]
+            for issue in target.issues
+        ],
         "advice": list(dict.fromkeys(advice.code for advice in target.advice)),
     }
-
-
-def _describe_issue(issue: IssueKey) -> list[str]:
-    return [issue.kind.value, *(printable(each, _TEXT_LENGTH) for each in issue.detail)]
 
 
 def _group_results(results: Iterable[SessionResult]) -> Sequence[dict[str, Any]]:

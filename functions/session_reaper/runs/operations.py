@@ -100,12 +100,7 @@ def _decide(
     snapshot = take_visible_snapshot(
         session.server, scope, session.deadline, may_be_partial=session.may_be_partial
     )
-    report = replace(
-        _begin_report(session, snapshot),
-        policy=policy,
-        queries=policy.queries,
-        comment_tags=policy.comment_tags,
-    )
+    report = replace(_begin_report(session, snapshot), policy=policy)
     session.record(report)
     decisions = decide_in_time(snapshot, policy, session.deadline).hold_back(session.job.quota)
     blockers = tuple(find_unreachable_blockers(decisions, snapshot.prepared_waiters))
