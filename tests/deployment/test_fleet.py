@@ -169,6 +169,17 @@ def test_what_two_accounts_terminate_is_in_one_digest(fleet: Fleet, database: Se
     assert fleet.run_hub()["messages"] == 0
 
 
+def test_a_message_that_is_refused_is_visible_again_at_the_end_of_the_run(fleet: Fleet) -> None:
+    begin = len(fleet.account.log.read_text())
+    sqs = fleet.account.client("sqs")
+    url = sqs.get_queue_url(QueueName=fleet.outputs["QueueArn"].rpartition(":")[2])["QueueUrl"]
+    sqs.send_message(QueueUrl=url, MessageBody="garbage")
+    for _ in range(2):
+        assert fleet.run_hub()["refused"] == 1
+    assert fleet.account.denials(begin) == set()
+    sqs.purge_queue(QueueUrl=url)
+
+
 def test_a_second_roll_out_changes_nothing(fleet: Fleet) -> None:
     before = [
         fleet.client(spoke, "cloudformation").describe_stacks(StackName=STACK)["Stacks"][0]
