@@ -1,11 +1,9 @@
 """The sentences of a summary that depend on where the run was made: in the function, or in the command."""
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wording:
+class Wording(NamedTuple):
     """How the reader of a summary follows what it recommends.
 
     Parts of sentences, in the form of `OF_FUNCTION`. `enforces_at_once`: what `enforce` says takes
