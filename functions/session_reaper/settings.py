@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
@@ -43,8 +42,7 @@ class ParameterName(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FunctionLocation:
+class FunctionLocation(NamedTuple):
     """The region, name and log group of the function, for the links of a summary."""
 
     region: str
@@ -53,8 +51,7 @@ class FunctionLocation:
     dashboard: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(NamedTuple):
     """The configuration of the stack.
 
     `mode`: if it is in a parameter, each run reads it. `whole_clusters`: the secret of a cluster
@@ -111,8 +108,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorSettings:
+class ErrorSettings(NamedTuple):
     """The settings for reporting a broken configuration, as far as they are valid.
 
     `topic_arns`: the topics to try, in this order.

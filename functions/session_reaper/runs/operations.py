@@ -132,7 +132,7 @@ def apply(codes: Collection[str], session: TargetSession) -> TargetReport:
     is_enforced = session.job.mode is Mode.ENFORCE
     session = replace(
         session,
-        job=replace(session.job, mode=Mode.OBSERVE, quota=allow_all),
+        job=session.job._replace(mode=Mode.OBSERVE, quota=allow_all),
         report=replace(session.report, applied=()),
     )
     report = _reap(session)
