@@ -198,7 +198,7 @@ bench-fleet: .venv/installed ## measure the reports of a fleet and its hub, and 
 	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks.fleet_costs
 
 .PHONY: sizes
-sizes: build $(SERVERS)/installed ## [ARGS="--targets 1000 5000 --sizes 512 1769"]: measure run time and cost for each memory size of Lambda (needs npm, and root for control groups)
+sizes: build $(SERVERS)/installed ## [ARGS="--targets 1000 5000 --sizes 512 1769"]: measure run time and cost of up to 5,000 targets for each memory size of Lambda, in about 15 minutes (needs npm, and root for control groups)
 	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks.sizes $(SERVERS) $(ARGS)
 
 .PHONY: lock

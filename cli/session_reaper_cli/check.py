@@ -1,7 +1,6 @@
 """The commands `check` and `record`."""
 
 from contextlib import closing
-from dataclasses import replace
 from typing import Final
 
 from session_reaper.policy.enums import Mode
@@ -22,8 +21,8 @@ from session_reaper_cli.stopping import count_interrupts
 from session_reaper_cli.wording import make_wording
 
 # A check applies no policy.
-_WORDING: Final = replace(
-    make_wording(), add_rule="`session-reaper reap` shows which of them the policy would terminate."
+_WORDING: Final = make_wording()._replace(
+    add_rule="`session-reaper reap` shows which of them the policy would terminate."
 )
 
 
@@ -46,8 +45,6 @@ def run_record(call: Invocation) -> ExitStatus:
 
 
 def _run(operation: Operation, call: Invocation) -> LocalRun:
-    server, target = log_in(call)
-    with closing(server):
-        opened = OpenTarget(server=server, target=target, policy=call.policy)
-        with count_interrupts() as interrupts:
-            return run_operation(operation, opened, interrupts, call.say)
+    server, call = log_in(call)
+    with closing(server), count_interrupts() as interrupts:
+        return run_operation(operation, OpenTarget(server=server, call=call), interrupts)

@@ -57,19 +57,13 @@ class Filters:
 
 def run_explain(call: Invocation, filters: Filters) -> ExitStatus:
     """Show the decision on every session. Raises TargetError."""
-    server, target = log_in(call)
-    policy = call.policy
+    server, call = log_in(call)
     if is_literal(filters.role):
-        policy = restrict_to_role(policy, filters.role)
-    with closing(server):
-        opened = OpenTarget(
-            server=server,
-            target=target,
-            policy=policy,
-            may_be_partial=filters.role == target.role,
-        )
-        with count_interrupts() as interrupts:
-            run = run_operation(explain_target, opened, interrupts, call.say)
+        call = replace(call, policy=restrict_to_role(call.policy, filters.role))
+    is_own = filters.role == call.target.role
+    with closing(server), count_interrupts() as interrupts:
+        opened = OpenTarget(server=server, call=call, may_be_partial=is_own)
+        run = run_operation(explain_target, opened, interrupts)
     found = run.report.explained
     shown = None if found is None else tuple(filter(filters.match, found))
     report = replace(run.report, explained=shown)
@@ -80,7 +74,7 @@ def run_explain(call: Invocation, filters: Filters) -> ExitStatus:
             call.output.print(line)
         if report.explained == ():
             call.say("No session matches." if found else "No session to explain.")
-    suggest_role(report, target, call.say)
+    suggest_role(report, call.target, call.say)
     return replace(run, report=report).status
 
 

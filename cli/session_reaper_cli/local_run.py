@@ -17,7 +17,6 @@ from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError, TargetError
 from session_reaper.observability import SERVICE, OutcomeLog
 from session_reaper.policy.enums import Mode
-from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import Server
 from session_reaper.report.model import TargetReport, record_error
 from session_reaper.runs.operations import Operation
@@ -27,7 +26,7 @@ from session_reaper.runs.target_run import create_report, get_report
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.targets.target import Target
 
-from session_reaper_cli.connections.login import Say, connect
+from session_reaper_cli.connections.login import Invocation, connect
 from session_reaper_cli.remedies import reword_failure
 from session_reaper_cli.results import ExitStatus, choose_status
 from session_reaper_cli.stopping import Interrupts
@@ -50,7 +49,7 @@ class LocalRun:
     def status(self) -> ExitStatus:
         """The exit status of the command."""
         if self.stopped_by is not None:
-            return ExitStatus.from_signal(self.stopped_by)
+            return ExitStatus(128 + self.stopped_by)
         return choose_status(self.report)
 
 
@@ -74,24 +73,21 @@ class OpenTarget:
     """A connected server. `may_be_partial`: the sessions of our own role are enough."""
 
     server: Server
-    target: Target
-    policy: Policy
+    call: Invocation
     mode: Mode = Mode.OBSERVE
     quota: Quota = allow_all
     may_be_partial: bool = False
 
 
-def run_operation(
-    operation: Operation, opened: OpenTarget, interrupts: Interrupts, say: Say
-) -> LocalRun:
+def run_operation(operation: Operation, opened: OpenTarget, interrupts: Interrupts) -> LocalRun:
     """Run an operation on a connected server; an error becomes part of the report."""
-    target = opened.target
+    target = opened.call.target
     clock = HurryingClock()
     deadline = Deadline(RUN_SECONDS, clock)
     progress, log = Progress(create_report(target)), OutcomeLog()
     job = TargetJob(
         target=target,
-        policy=opened.policy,
+        policy=opened.call.policy,
         mode=opened.mode,
         quota=opened.quota,
         progress=progress,
@@ -115,7 +111,7 @@ def run_operation(
         if interrupts.first is None or session.stop.is_set():
             continue
         session.stop.set()
-        say(
+        opened.call.say(
             "Stopping: no further session is signalled. Ctrl-C again does not wait for the outcomes."
         )
         clock.skip(deadline.remaining() - _LAST_SECONDS)

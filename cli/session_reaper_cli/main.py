@@ -173,52 +173,42 @@ def _find_target(uri: str, secret: str) -> "Target":
         if uri:
             raise click.UsageError("write either a URI or --secret")
         return find_secret_target(secret, Deadline(20))
-    from session_reaper_cli.connections.target import Given, find_target
+    from session_reaper_cli.connections.target import find_target
     from session_reaper_cli.terminal import say_sentences
 
-    found = find_target(Given(uri=uri, environ=os.environ, home=Path.home()))
+    found = find_target(uri, os.environ, Path.home())
     if found.warning:
         say_sentences(f"WARNING: {found.warning}")
     return found.target
 
 
-class _Duration(click.ParamType[float]):
-    """A duration such as 30s or 5m; a plain number means seconds."""
+def _read_duration(text: str) -> float:
+    """Read a duration such as 30s or 5m; a plain number means seconds."""
+    from session_reaper.documents import short_repr
+    from session_reaper.policy.durations import parse_duration
 
-    name = "duration"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        from session_reaper.documents import short_repr
-        from session_reaper.policy.durations import parse_duration
-
-        text = str(value)
-        seconds = parse_duration(f"{text}s" if text.replace(".", "", 1).isdecimal() else text)
-        if seconds is None:
-            self.fail(f"{short_repr(value)} is not a duration; write 30s or 2m", param, ctx)
-        return seconds
+    seconds = parse_duration(f"{text}s" if text.replace(".", "", 1).isdecimal() else text)
+    if seconds is None:
+        raise click.BadParameter(f"{short_repr(text)} is not a duration; write 30s or 2m")
+    return seconds
 
 
-class _Via(click.ParamType["Endpoint"]):
-    """The host and port of a tunnel's end."""
+def _read_endpoint(text: str) -> "Endpoint":
+    """Read the host and port of a tunnel's end."""
+    from session_reaper.documents import short_repr
+    from session_reaper.targets.target import Endpoint
 
-    name = "endpoint"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> "Endpoint":
-        from session_reaper.documents import short_repr
-        from session_reaper.targets.target import Endpoint
-
-        found = re.fullmatch(r"\[?([\w.:-]+?)\]?:([0-9]{1,5})", str(value))
-        if not found or not 0 < int(found[2]) <= _HIGHEST_PORT:
-            self.fail(f"{short_repr(value)}: write HOST:PORT, such as localhost:15432", param, ctx)
-        return Endpoint.of(found[1], int(found[2]))
+    found = re.fullmatch(r"\[?([\w.:-]+?)\]?:([0-9]{1,5})", text)
+    if not found or not 0 < int(found[2]) <= _HIGHEST_PORT:
+        problem = f"{short_repr(text)}: write HOST:PORT, such as localhost:15432"
+        raise click.BadParameter(problem)
+    return Endpoint.of(found[1], int(found[2]))
 
 
-def _check_pause(_: click.Context, __: click.Parameter, seconds: float | None) -> float | None:
-    if seconds is not None and seconds < _SHORTEST_PAUSE:
+def _read_pause(text: str) -> float:
+    """Read a duration that is not too short for the server."""
+    seconds = _read_duration(text)
+    if seconds < _SHORTEST_PAUSE:
         raise click.BadParameter(f"write {_SHORTEST_PAUSE} or more: each refresh costs the server")
     return seconds
 
@@ -229,11 +219,12 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
     @click.argument("servers", nargs=-1, metavar="[URI]")
     @click.option("--secret", default="", metavar="NAME", help="A secret in AWS Secrets Manager.")
     @click.option(
-        "--via", type=_Via(), metavar="HOST:PORT", help="A tunnel that leads to the server."
+        "--via", type=_read_endpoint, metavar="HOST:PORT", help="A tunnel that leads to the server."
     )
     @click.option(
         "--wait",
-        type=_Duration(),
+        type=_read_duration,
+        metavar="DURATION",
         default="30s",
         show_default=True,
         help="How long to try again while the server has no free slot.",
@@ -253,7 +244,7 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
 
         from session_reaper_cli.connections.login import Invocation
         from session_reaper_cli.policies import load
-        from session_reaper_cli.terminal import make_output, say_sentences
+        from session_reaper_cli.terminal import make_console, say_sentences
 
         if len(servers) > 1:
             problem = "write one URI, or name=value pairs in one pair of quotes (not shown)"
@@ -266,7 +257,7 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
             target=target,
             wait=wait,
             policy=load(policy),
-            output=make_output(),
+            output=make_console(),
             say=say_sentences,
             as_json=as_json,
         )
@@ -338,8 +329,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="JSON, for p
 @_policy_option
 @click.option(
     "--watch",
-    type=_Duration(),
-    callback=_check_pause,
+    type=_read_pause,
     metavar="SECONDS",
     help="Refresh until Ctrl-C.",
 )
@@ -440,25 +430,19 @@ def replay(recording: Path, policy: str, against: str | None, target: str | None
         print(printable(line, 2000))
 
 
-class _Tag(click.ParamType["Tag"]):
-    """A tag of AWS as key=value."""
+def _read_tag(text: str) -> "Tag":
+    """Read a tag of AWS as key=value."""
+    from session_reaper.documents import short_repr
+    from session_reaper.settings import Tag
 
-    name = "tag"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> "Tag":
-        from session_reaper.documents import short_repr
-        from session_reaper.settings import Tag
-
-        # As in template.yaml.
-        if not re.fullmatch(r"[\w .:/+@-]+=[\w .:/+@-]+", str(value), re.ASCII):
-            allowed = "letters, digits, spaces and _.:/+@-"
-            self.fail(
-                f"{short_repr(value)} is not a tag; write key=value, with {allowed}", param, ctx
-            )
-        key, _, rest = str(value).partition("=")
-        return Tag(key=key, value=rest)
+    # As in template.yaml.
+    if not re.fullmatch(r"[\w .:/+@-]+=[\w .:/+@-]+", text, re.ASCII):
+        allowed = "letters, digits, spaces and _.:/+@-"
+        raise click.BadParameter(
+            f"{short_repr(text)} is not a tag; write key=value, with {allowed}"
+        )
+    key, _, rest = text.partition("=")
+    return Tag(key=key, value=rest)
 
 
 def _read_name(_: click.Context, param: click.Parameter, value: str) -> str:
@@ -493,7 +477,7 @@ session-reaper onboard postgres://postgres@db.example/orders --name orders --rot
 @click.option(
     "--name", required=True, callback=_read_name, help="Name of the secret for the function."
 )
-@click.option("--tag", type=_Tag(), metavar="KEY=VALUE", help="Tag by which the stack finds it.")
+@click.option("--tag", type=_read_tag, metavar="KEY=VALUE", help="Tag by which the stack finds it.")
 @click.option(
     "--role", default="session_reaper", show_default=True, callback=_read_role, help="The role."
 )
@@ -518,7 +502,7 @@ def onboard(  # noqa: PLR0913 -- click passes each option
     from session_reaper_cli.terminal import say
 
     if rotate and (iam or remove):
-        raise click.UsageError("--rotate goes with neither --iam nor --remove")
+        raise click.UsageError("--rotate cannot be combined with --iam or --remove")
     wish = Wish(name=name, role=role, tag=tag, iam=iam, rotate=rotate)
     return run_onboard(replace(call, say=say), wish, is_removal=remove, is_dry=is_dry)
 
@@ -533,12 +517,11 @@ def onboard(  # noqa: PLR0913 -- click passes each option
 def init(env: str, file: Path, *, is_blind: bool, accepts_all: bool) -> None:
     """Prepare a deployment: ask, and write samconfig.toml."""
     from session_reaper_cli.setup.init import InitOptions, run_init
-    from session_reaper_cli.terminal import say
 
     if not re.fullmatch(r"[a-z][a-z0-9-]*", env):
         raise click.BadParameter("write lower case letters, digits and -", param_hint="--env")
     options = InitOptions(environment=env, path=file, looks=not is_blind, accepts_all=accepts_all)
-    run_init(options, say)
+    run_init(options)
 
 
 @app.group(cls=_Commands)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from session_reaper.documents import may_hold_credential
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy.model import Policy, Rule, read_policy
+from session_reaper.policy.model import Policy, read_policy
 from session_reaper.policy.patterns import matches_any
 from session_reaper.runs.policy_source import parse_document, read_bundled
 
@@ -45,15 +45,9 @@ def restrict_to_role(policy: Policy, role: str) -> Policy:
 
     The rules then name the role literally, which lifts the protections that rest on the role.
     """
-    return replace(
-        policy,
-        rules=tuple(_restrict(rule, role) for rule in policy.rules if _may_match(rule, role)),
+    rules = (
+        replace(rule, match=replace(rule.match, role=(escape(role),)))
+        for rule in policy.rules
+        if not rule.match.role or matches_any(rule.match.role, role)
     )
-
-
-def _may_match(rule: Rule, role: str) -> bool:
-    return not rule.match.role or matches_any(rule.match.role, role)
-
-
-def _restrict(rule: Rule, role: str) -> Rule:
-    return replace(rule, match=replace(rule.match, role=(escape(role),)))
+    return replace(policy, rules=tuple(rules))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -13,7 +13,6 @@ from session_reaper.decision.model import Decision, Verdict
 from session_reaper.errors import ConfigurationError, ConnectionLostError
 from session_reaper.policy.enums import Mode
 from session_reaper.policy.protections import ProtectedBy
-from session_reaper.postgres.server import Server
 from session_reaper.report.headline import count_of
 from session_reaper.report.model import Outcome, SessionResult
 from session_reaper.runs.operations import reap
@@ -27,7 +26,7 @@ from session_reaper_cli.connections.login import Invocation, log_in
 from session_reaper_cli.local_run import LocalRun, OpenTarget, run_operation
 from session_reaper_cli.results import ExitStatus, make_report, show_report, suggest_role
 from session_reaper_cli.stopping import Interrupts, count_interrupts
-from session_reaper_cli.terminal import ask, is_interactive, make_messages
+from session_reaper_cli.terminal import ask, is_interactive, make_console
 from session_reaper_cli.wording import make_wording
 
 _PROBE_SECONDS: Final = 5.0
@@ -47,14 +46,15 @@ def run_reap(call: Invocation, *, role: str, enforce: bool, unasked: bool) -> Ex
         raise ConfigurationError("--enforce", problem)
     finish = partial(_finish, mode=mode, call=call, enforces=enforce)
     with ExitStack() as stack:
-        server, target = log_in(call)
+        server, connected = log_in(call)
         stack.enter_context(closing(server))
-        job = _Job(call=replace(call, target=target), may_be_partial=role == target.role)
+        is_own = role == connected.target.role
+        opened = OpenTarget(server=server, call=connected, may_be_partial=is_own)
         if mode is not Mode.ENFORCE or unasked:
             with count_interrupts() as interrupts, closing(server):
-                return finish(job.reap(server, mode, allow_all, interrupts))
+                return finish(_reap(opened, mode, allow_all, interrupts))
         with count_interrupts() as interrupts:
-            shown = job.reap(server, Mode.OBSERVE, allow_all, interrupts)
+            shown = _reap(opened, Mode.OBSERVE, allow_all, interrupts)
         victims = [result for result in shown.report.results if _is_victim(result)]
         if shown.stopped_by is not None or shown.report.error is not None or not victims:
             return finish(shown)
@@ -62,37 +62,23 @@ def run_reap(call: Invocation, *, role: str, enforce: bool, unasked: bool) -> Ex
         if not ask(f"Terminate {count_of(len(victims), 'session')}?"):
             call.say("Nothing was signalled.")
             return ExitStatus.ATTENTION
-        server = _replace_if_lost(server, job.call)
+        opened = _replace_if_lost(opened)
         identities = {each.decision.pid: each.decision.session.identity for each in victims}
         # The server is closed before an interrupt is heeded: it would say that nothing was signalled.
-        with count_interrupts() as interrupts, closing(server):
-            done = job.reap(server, mode, _limit_to(identities), interrupts)
+        with count_interrupts() as interrupts, closing(opened.server):
+            done = _reap(opened, mode, _limit_to(identities), interrupts)
             missing = identities.keys() - {each.decision.pid for each in done.report.results}
             if missing:
                 number = count_of(len(missing), "session")
-                call.say(f"{number} of those shown changed or ended: left alone.")
+                call.say(f"{number} of those shown have changed or ended, and were left alone.")
             return finish(done)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """The values that stay the same while the command runs."""
-
-    call: Invocation
-    may_be_partial: bool
-
-    def reap(self, server: Server, mode: Mode, quota: Quota, interrupts: Interrupts) -> LocalRun:
-        """Reap the server once."""
-        policy = self.call.policy
-        opened = OpenTarget(
-            server=server,
-            target=self.call.target,
-            policy=policy,
-            mode=mode,
-            quota=partial(_find_limit, (make_quota(policy), quota)),
-            may_be_partial=self.may_be_partial,
-        )
-        return run_operation(reap, opened, interrupts, self.call.say)
+def _reap(opened: OpenTarget, mode: Mode, quota: Quota, interrupts: Interrupts) -> LocalRun:
+    """Reap the server once."""
+    limits = (make_quota(opened.call.policy), quota)
+    opened = replace(opened, mode=mode, quota=partial(_find_limit, limits))
+    return run_operation(reap, opened, interrupts)
 
 
 def _find_limit(limits: Sequence[Quota], decision: Decision) -> str | None:
@@ -104,11 +90,6 @@ def _find_limit(limits: Sequence[Quota], decision: Decision) -> str | None:
     return None
 
 
-def _is_own(decision: Decision) -> bool:
-    protection = decision.protection
-    return protection is not None and protection.kind is ProtectedBy.OWN_ROLE
-
-
 def _is_victim(result: SessionResult) -> bool:
     is_condemned = result.decision.verdict is Verdict.CONDEMN
     return is_condemned and result.outcome is Outcome.WOULD_TERMINATE
@@ -116,7 +97,7 @@ def _is_victim(result: SessionResult) -> bool:
 
 def _show_victims(victims: Sequence[SessionResult]) -> None:
     """Show every session that would be terminated, by group."""
-    messages = make_messages()
+    messages = make_console(stderr=True)
     for group in group_sessions(victims):
         head = f"{count_of(group.count, 'session')}: {group.application} (role {group.role})"
         messages.print(Text(f"{head}, oldest {group.age}"))
@@ -140,14 +121,14 @@ def _limit_to(shown: Mapping[int, Identity]) -> Quota:
     return limit
 
 
-def _replace_if_lost(server: Server, call: Invocation) -> Server:
-    """Return the server, or a new connection if this one was lost while the user thought."""
+def _replace_if_lost(opened: OpenTarget) -> OpenTarget:
+    """Connect again if the connection was lost while the user thought."""
     try:
-        server.take_snapshot(NO_SESSIONS, Deadline(_PROBE_SECONDS))
+        opened.server.take_snapshot(NO_SESSIONS, Deadline(_PROBE_SECONDS))
     except ConnectionLostError:
-        server.close()
-        return log_in(call)[0]
-    return server
+        opened.server.close()
+        return replace(opened, server=log_in(opened.call)[0])
+    return opened
 
 
 def _finish(run: LocalRun, mode: Mode, call: Invocation, *, enforces: bool) -> ExitStatus:
@@ -155,7 +136,8 @@ def _finish(run: LocalRun, mode: Mode, call: Invocation, *, enforces: bool) -> E
     show_report(make_report(run.report, mode), call, wording)
     role = call.target.role
     suggest_role(run.report, call.target, call.say)
-    own = sum(_is_own(decision) for decision in run.report.protected)
+    protections = [decision.protection for decision in run.report.protected]
+    own = sum(p is not None and p.kind is ProtectedBy.OWN_ROLE for p in protections)
     if own:
         call.say(
             f"{count_of(own, 'session')} that a rule matches: protected, because {role} is the role"

@@ -2,7 +2,6 @@
 
 import json
 from enum import IntEnum
-from signal import Signals
 from typing import Any, Final
 from uuid import uuid4
 
@@ -17,8 +16,8 @@ from session_reaper.summary.email import render_email
 from session_reaper.summary.wording import Wording
 from session_reaper.targets.target import Target
 
-from session_reaper_cli.connections.login import Invocation, Say
-from session_reaper_cli.narrowing import narrow
+from session_reaper_cli.connections.login import Invocation
+from session_reaper_cli.terminal import Say
 from session_reaper_cli.wording import make_wording
 
 _WORDING: Final = make_wording()
@@ -35,11 +34,6 @@ class ExitStatus(IntEnum):
     HUNG_UP = 129  # SIGHUP, as shells report it
     INTERRUPTED = 130  # Ctrl-C
     TERMINATED = 143  # SIGTERM
-
-    @classmethod
-    def from_signal(cls, number: Signals) -> "ExitStatus":
-        """Return the status of a command that this signal has ended."""
-        return cls(128 + number)
 
 
 def choose_status(target: TargetReport) -> ExitStatus:
@@ -60,11 +54,10 @@ def make_report(target: TargetReport, mode: Mode) -> Report:
 
 def show_summary(report: Report, output: Console, wording: Wording = _WORDING) -> None:
     """Print the summary as the email has it, in narrower lines on a narrower terminal."""
-    lines = render_email(_digest(report, wording), _MOST_BYTES).rstrip().splitlines()
-    if output.width < EMAIL_WIDTH:
-        lines = list(narrow(lines, output.width))
+    width = min(output.width, EMAIL_WIDTH)
+    text = render_email(_digest(report, wording), _MOST_BYTES, width)
     # SQL and names must not be wrapped.
-    output.out("\n".join(lines), highlight=False)
+    output.out(text.rstrip(), highlight=False)
 
 
 def show_report(report: Report, call: Invocation, wording: Wording) -> None:

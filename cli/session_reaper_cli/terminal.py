@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from textwrap import wrap
 from typing import Final
@@ -34,17 +35,13 @@ class _Console(Console):
         drop(sys.stderr if self.stderr else sys.stdout)
 
 
-def make_output() -> Console:
-    """Return the console for results."""
-    return _make_console(_Console(highlight=False))
+Say = Callable[[str], None]
+"""Tells the user what the command is doing."""
 
 
-def make_messages() -> Console:
-    """Return the console for progress, questions and errors."""
-    return _make_console(_Console(stderr=True, highlight=False))
-
-
-def _make_console(console: Console) -> Console:
+def make_console(*, stderr: bool = False) -> Console:
+    """Return the console for results or, with `stderr`, for progress, questions and errors."""
+    console = _Console(stderr=stderr, highlight=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     if console.width < NARROWEST:  # noqa: PLR1730 -- a width that is set follows the terminal no more
@@ -75,7 +72,8 @@ def show_traceback(bug: Exception) -> None:
 
 def say(line: str) -> None:
     """Write a line of progress or a warning; it is lost if the standard error is closed."""
-    _write(line)
+    with suppress(OSError):
+        print(printable(line, _LONGEST), file=sys.stderr, flush=True)
 
 
 def say_sentences(text: str) -> None:
@@ -83,9 +81,4 @@ def say_sentences(text: str) -> None:
     columns = max(NARROWEST, shutil.get_terminal_size().columns)
     width = columns if sys.stderr.isatty() else _LONGEST
     for line in wrap(text, width, break_long_words=False, break_on_hyphens=False):
-        _write(line)
-
-
-def _write(line: str) -> None:
-    with suppress(OSError):
-        print(printable(line, _LONGEST), file=sys.stderr, flush=True)
+        say(line)

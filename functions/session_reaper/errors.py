@@ -1,21 +1,7 @@
 """The exceptions that session-reaper raises.
 
-ReaperError
-├── ConfigurationError       invalid settings, event or policy; ends the run
-├── TargetError              ends the work on one target, and is reported
-│   ├── FullError            SQLSTATE 53300: the server has no slot for the reaper
-│   ├── PasswordNeededError  the server requests a password, and none was given
-│   ├── NoTlsError           the server does not offer TLS
-│   ├── UntrustedError       a CA that is not trusted issued the server's certificate
-│   ├── BlindError           the role may not see other roles' sessions
-│   ├── ConnectionLostError  the connection ended during a statement
-│   ├── ServerChangedError   another server answers now, or the server has restarted
-│   └── DeadlineError        the run ran out of time
-├── NoAnswerError            a call to AWS or Slack did not end in time
-│   └── NoThreadError        the process may not start another thread for the call
-├── PublishError             the summary was not published; ends the run
-├── QueueError               the queue or the state of a fleet's hub cannot be read; ends the run
-└── InternalError            a bug kept the full summary from being written; ends the run
+A TargetError ends the work on one target, and is reported. ConfigurationError, PublishError, QueueError
+and InternalError end the run.
 
 No message contains a password, a token or a literal of a query.
 """
@@ -72,7 +58,7 @@ class ConnectionLimit(Enum):
 
 
 class FullError(TargetError):
-    """The server refuses a connection: all slots are used, or `limit` is reached."""
+    """The server refuses a connection (SQLSTATE 53300): all slots are used, or `limit` is reached."""
 
     def __init__(
         self, code: str, cause: str, hint: str, *, limit: ConnectionLimit | None, step: str = ""
@@ -127,7 +113,7 @@ class ServerChangedError(TargetError):
             message = "the server has restarted since the snapshot: outcomes cannot be verified"
             hint = "A restart ends every session. The next run takes a new snapshot."
         else:
-            message = "another server answers than at the snapshot: outcomes cannot be verified"
+            message = "the connection leads to another server than the snapshot's: outcomes cannot be verified"
             hint = (
                 "The secret's host leads to several servers (a reader endpoint, a proxy, DNS). Write"
                 " one secret for each instance, with the endpoint of that instance."
@@ -136,7 +122,7 @@ class ServerChangedError(TargetError):
 
 
 class NoAnswerError(ReaperError):
-    """A call to another service did not end in time, or could not be made."""
+    """A call to AWS or Slack did not end in time, or could not be made."""
 
 
 class NoThreadError(NoAnswerError):
@@ -152,7 +138,7 @@ class QueueError(ReaperError):
 
 
 class InternalError(ReaperError):
-    """A bug. The message has only the exception's type, because its text may contain a secret."""
+    """A bug kept the full summary from being written. Only its type is told: its text may have a secret."""
 
     def __init__(self, bug: Exception) -> None:
         self.kind = type(bug).__name__

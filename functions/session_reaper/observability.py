@@ -54,7 +54,7 @@ def log_bug(message: str, bug: Exception, **extra: str) -> None:
 def log_decision(target: TargetReport, decision: Decision) -> None:
     """Log the decision on a session, before the session is signalled."""
     verdict = decision.verdict.name.lower()
-    session = describe_session(decision, target.queries, target.comment_tags)
+    session = describe_session(decision, target.policy)
     extra = {"target": target.name, "verdict": verdict, "session": session}
     logger.info("decision", extra=extra)
 
@@ -160,7 +160,7 @@ def log_remaining(logs: Iterable[OutcomeLog], deadline: Deadline) -> None:
 
 
 def _log_outcome(target: TargetReport, result: SessionResult) -> None:
-    session = describe_session(result.decision, target.queries, target.comment_tags)
+    session = describe_session(result.decision, target.policy)
     extra = {"target": target.name, "outcome": result.outcome, "session": session}
     logger.info("outcome", extra=extra)
 

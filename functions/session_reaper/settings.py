@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
@@ -43,8 +42,7 @@ class ParameterName(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FunctionLocation:
+class FunctionLocation(NamedTuple):
     """The region, name and log group of the function, for the links of a summary."""
 
     region: str
@@ -53,8 +51,7 @@ class FunctionLocation:
     dashboard: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(NamedTuple):
     """The configuration of the stack.
 
     `mode`: if it is in a parameter, each run reads it. `whole_clusters`: the secret of a cluster
@@ -85,8 +82,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
 
     Raises ConfigurationError that names the variable.
     """
-    given = {name: value.strip() for name, value in environ.items() if value.strip()}
-    _refuse_credentials(given)
+    given = _read_given(environ)
     topic = _read_topic("TOPIC_ARN", given.get("TOPIC_ARN"))
     secrets = _read_secrets(given.get("TARGET_SECRETS", ""))
     tag = _read_tag(given.get("TARGET_SECRET_TAG"))
@@ -112,8 +108,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorSettings:
+class ErrorSettings(NamedTuple):
     """The settings for reporting a broken configuration, as far as they are valid.
 
     `topic_arns`: the topics to try, in this order.
@@ -167,8 +162,7 @@ class HubSettings(NamedTuple):
 
 def read_hub_settings(environ: Mapping[str, str] = os.environ) -> HubSettings:
     """Read the settings of the hub. Raises ConfigurationError that names the variable."""
-    given = {name: value.strip() for name, value in environ.items() if value.strip()}
-    _refuse_credentials(given)
+    given = _read_given(environ)
     queue = given.get("FLEET_QUEUE_URL", "")
     if not re.fullmatch(r"https?://[\w.:-]+/\d{12}/[\w-]{1,80}", queue):
         problem = "is required; write the URL of an SQS queue (the value is not shown)"
@@ -206,11 +200,14 @@ _SHOWN = (
 )
 
 
-def _refuse_credentials(given: Mapping[str, str]) -> None:
+def _read_given(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the variables that are set. Raises ConfigurationError if one may hold a credential."""
+    given = {name: value.strip() for name, value in environ.items() if value.strip()}
     for name in _SHOWN:
         if may_hold_credential(given.get(name, "")):
             problem = "looks like a URI or a password (not shown); store it in a secret, and write"
             raise ConfigurationError(name, f"{problem} the name of that secret into TARGET_SECRETS")
+    return given
 
 
 def _read_secrets(value: str) -> tuple[str, ...]:

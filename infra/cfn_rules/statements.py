@@ -36,7 +36,7 @@ class StatementsAreScoped(CloudFormationLintRule):
 
     id = "E9101"
     shortdesc = "Policy statements are scoped"
-    description = "Allow names its actions; Resource * only where IAM knows none, with a condition"
+    description = "Allow names its actions; Resource * only where IAM supports nothing narrower, with a condition"
     tags = ("house", "iam")
 
     def match(self, cfn: Any) -> list[RuleMatch]:  # noqa: ANN401 -- cfn-lint ships no types

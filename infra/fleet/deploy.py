@@ -29,6 +29,7 @@ from infra.fleet.hub import (
     deploy_topics,
     expect_report,
     find_hub,
+    forget_stack,
     join_fleet,
 )
 from infra.fleet.stacks import (
@@ -71,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         deployments = read_accounts(given.accounts, _list_parameters(given.template))
         hub = find_hub(given.hub) if given.hub else None
+        if hub and given.forget:
+            return _forget_all(hub, given.forget)
         topics = deploy_topics(deployments, hub, given.organization, options) if hub else {}
     except (AccountsError, DeployError) as error:
         print(error, file=sys.stderr)
@@ -95,13 +98,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--preview", action="store_true", help="create change sets, execute none")
     instead.add_argument(
-        "--register", action="store_true", help="deploy nothing, only tell the hub of each stack"
+        "--register",
+        action="store_true",
+        help="deploy nothing, only register each stack with the hub",
     )
     parser.add_argument("--template", type=Path, default=Path(".aws-sam/build/template.yaml"))
     parser.add_argument("--logs", type=Path, default=Path(".aws-sam/fleet"))
+    instead.add_argument(
+        "--forget",
+        metavar="ACCOUNT/REGION/FUNCTION",
+        nargs="+",
+        default=[],
+        help="deploy nothing, let the hub forget these stacks, which were removed",
+    )
     given = parser.parse_args(arguments)
-    if given.register and not given.hub:
-        parser.error("--register needs --hub")
+    if (given.register or given.forget) and not given.hub:
+        parser.error("--register and --forget need --hub")
     return given
 
 
@@ -109,6 +121,20 @@ def _read_parallel(value: str) -> int:
     if not value.isdecimal() or not 1 <= int(value) <= _MOST_PARALLEL:
         raise argparse.ArgumentTypeError(f"invalid number '{value}'; write 1 to {_MOST_PARALLEL}")
     return int(value)
+
+
+def _forget_all(hub: Hub, labels: Iterable[str]) -> int:
+    """Let the hub forget stacks; return 1 if it did not know one of them."""
+    failed = 0
+    for label in labels:
+        try:
+            forget_stack(hub, label)
+        except DeployError as error:
+            failed = 1
+            print(error, file=sys.stderr)
+        else:
+            print(f"{label}: forgotten")
+    return failed
 
 
 def _list_parameters(template: Path) -> Sequence[str]:

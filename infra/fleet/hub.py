@@ -8,7 +8,7 @@ from typing import Final
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
-from session_reaper.aws.fleet_table import to_item
+from session_reaper.aws.fleet_table import to_item, to_key
 from session_reaper.fleet.message import Spoke
 from session_reaper.fleet.state import SpokeState
 
@@ -161,3 +161,19 @@ def expect_report(hub: Hub, spoke: Spoke, interval: float) -> None:
         raise DeployError(
             f"deployed, but not registered with the hub: {describe_error(error)}"
         ) from None
+
+
+def forget_stack(hub: Hub, label: str) -> None:
+    """Let the hub forget a stack that was removed. Raises DeployError if it does not know the stack."""
+    account, region, function = [*label.split("/"), "", ""][:3]
+    dynamodb = boto3.Session().client("dynamodb", region_name=hub.region)
+    try:
+        answer = dynamodb.delete_item(
+            TableName=hub.table,
+            Key=to_key(Spoke(account, region, function)),
+            ReturnValues="ALL_OLD",
+        )
+    except (BotoCoreError, ClientError) as error:
+        raise DeployError(f"{label}: {describe_error(error)}") from None
+    if "Attributes" not in answer:
+        raise DeployError(f"{label}: the hub knows no such stack; write its name as in a digest")

@@ -12,7 +12,7 @@ from threading import Thread
 import pg8000.native
 from rich.console import Console
 from session_reaper_cli.connections.login import Invocation
-from session_reaper_cli.connections.target import Given, find_target
+from session_reaper_cli.connections.target import find_target
 from session_reaper_cli.policies import load
 from session_reaper_cli.top.command import show_top
 
@@ -79,7 +79,7 @@ def _run(connection: pg8000.native.Connection, statement: str) -> None:
 
 def _take_picture(database: Server) -> str:
     uri = f"postgres://session_reaper@/postgres?host={database.socket_dir}&port={database.port}"
-    found = find_target(Given(uri=uri, environ=os.environ, home=Path.home()))
+    found = find_target(uri, os.environ, Path.home())
     console = Console(width=WIDTH, record=True, file=io.StringIO(), highlight=False)
     call = Invocation(target=found.target, wait=0, policy=load(""), output=console, say=print)
     show_top(call, None)

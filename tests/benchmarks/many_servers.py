@@ -17,6 +17,7 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 import re
 import secrets
 import socket
@@ -105,7 +106,11 @@ def many_servers(
         started = [
             stack.enter_context(
                 subprocess.Popen(  # noqa: S603 -- this file
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
                 )
             )
             for _ in range(processes)

@@ -55,6 +55,20 @@ def database(tls: Tls) -> Iterator[Server]:
         yield running
 
 
+def write_secret(database: Server) -> str:
+    """Write the text of the secret of `session_reaper` on the database."""
+    secret = {
+        "host": database.host,
+        "port": database.port,
+        "username": "session_reaper",
+        "password": PASSWORD,
+        "sslmode": "disable",
+    }
+    if database.tls:
+        secret |= {"sslmode": "verify-full", "sslrootcert": database.tls.authority.read_text()}
+    return json.dumps(secret)
+
+
 @pytest.fixture(scope="session")
 def account(tls: Tls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     with run_account(tmp_path_factory.mktemp("account"), tls) as running:
@@ -87,19 +101,11 @@ class Deployed:
 @pytest.fixture(scope="session")
 def deployed(account: Account, database: Server) -> Deployed:
     """Deploy the stack as docs/deployment.md says, and subscribe a queue to its topic."""
-    secret = {
-        "host": database.host,
-        "port": database.port,
-        "username": "session_reaper",
-        "password": PASSWORD,
-        "sslmode": "disable",
-    }
-    if database.tls:
-        secret |= {"sslmode": "verify-full", "sslrootcert": database.tls.authority.read_text()}
+    secret = write_secret(database)
     secrets = account.client("secretsmanager")
     tags = [{"Key": "session-reaper", "Value": "prod"}]
-    secrets.create_secret(Name="orders", SecretString=json.dumps(secret), Tags=tags)
-    secrets.create_secret(Name="not-ours", SecretString=json.dumps(secret))
+    secrets.create_secret(Name="orders", SecretString=secret, Tags=tags)
+    secrets.create_secret(Name="not-ours", SecretString=secret)
     policy = {
         "version": 1,
         "rules": [{"name": "leak", "match": {"state": "idle in transaction", "idle_for": "500ms"}}],

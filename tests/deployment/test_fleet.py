@@ -11,7 +11,7 @@ import boto3
 import pytest
 
 from tests.deployment.account import ACCOUNT, REGION, ROOT, SAM
-from tests.deployment.conftest import MODE, PASSWORD, POLICY
+from tests.deployment.conftest import MODE, POLICY, write_secret
 from tests.integration.stage import until
 
 if TYPE_CHECKING:
@@ -98,18 +98,9 @@ def prepare(fleet: Fleet, spoke: str, database: Server) -> None:
     iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument=trust)
     rights = json.dumps({"Version": "2012-10-17", "Statement": [EVERYTHING]})
     iam.put_role_policy(RoleName=ROLE, PolicyName="all", PolicyDocument=rights)
-    secret = {
-        "host": database.host,
-        "port": database.port,
-        "username": "session_reaper",
-        "password": PASSWORD,
-        "sslmode": "disable",
-    }
-    if database.tls:
-        secret |= {"sslmode": "verify-full", "sslrootcert": database.tls.authority.read_text()}
     tags = [{"Key": "session-reaper", "Value": "prod"}]
     fleet.client(spoke, "secretsmanager").create_secret(
-        Name="orders", SecretString=json.dumps(secret), Tags=tags
+        Name="orders", SecretString=write_secret(database), Tags=tags
     )
     match = {"state": "idle in transaction", "idle_for": "500ms"}
     policy = {"version": 1, "rules": [{"name": "leak", "match": match}]}
@@ -176,6 +167,17 @@ def test_what_two_accounts_terminate_is_in_one_digest(fleet: Fleet, database: Se
     for spoke in SPOKES:
         assert f"{spoke}/{REGION}/orders" in digest
     assert fleet.run_hub()["messages"] == 0
+
+
+def test_a_message_that_is_refused_is_visible_again_at_the_end_of_the_run(fleet: Fleet) -> None:
+    begin = len(fleet.account.log.read_text())
+    sqs = fleet.account.client("sqs")
+    url = sqs.get_queue_url(QueueName=fleet.outputs["QueueArn"].rpartition(":")[2])["QueueUrl"]
+    sqs.send_message(QueueUrl=url, MessageBody="garbage")
+    for _ in range(2):
+        assert fleet.run_hub()["refused"] == 1
+    assert fleet.account.denials(begin) == set()
+    sqs.purge_queue(QueueUrl=url)
 
 
 def test_a_second_roll_out_changes_nothing(fleet: Fleet) -> None:

@@ -299,7 +299,11 @@ def test_nothing_is_begun_with_an_invalid_file_or_an_unknown_hub(
 
 
 def test_stacks_are_registered_with_a_hub_only(roll_out: RollOut) -> None:
-    for options in (("--register",), ("--register", "--preview", "--hub", "the-hub")):
+    for options in (
+        ("--register",),
+        ("--forget", "x"),
+        ("--register", "--preview", "--hub", "the-hub"),
+    ):
         with pytest.raises(SystemExit):
             roll_out.run(f"account,region\n{OWN},eu-central-1\n", *options)
     assert roll_out.calls() == {}
@@ -356,6 +360,21 @@ def test_a_stack_that_joins_a_fleet_is_expected_by_the_schedule_that_it_has(
     assert roll_out.run(f"account,region\n{OWN},eu-central-1\n", "--hub", hub, "--register") == 0
     joined = Spoke(OWN, "eu-central-1", "session-reaper-SessionReaper-x")
     assert load_spoke_states(TABLE, Deadline(10))[joined].expected_by >= began + 3600
+
+
+def test_a_stack_that_was_removed_is_forgotten_by_the_name_in_a_digest(
+    roll_out: RollOut, hub: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = f"account,region,stack\n{OWN},eu-central-1,first\n{OWN},eu-central-1,second\n"
+    assert roll_out.run(lines, "--hub", hub) == 0
+    roll_out.calls()
+    first, second = sorted(load_spoke_states(TABLE, Deadline(10)))
+    assert roll_out.run(lines, "--hub", hub, "--forget", first.label, "x/y") == 1
+    printed = capsys.readouterr()
+    assert f"{first.label}: forgotten" in printed.out
+    assert "x/y: the hub knows no such stack" in printed.err
+    assert set(load_spoke_states(TABLE, Deadline(10))) == {second}
+    assert roll_out.calls() == {}
 
 
 def test_a_schedule_that_cannot_be_read_is_the_stacks_failure(

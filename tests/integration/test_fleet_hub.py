@@ -9,7 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from session_reaper.aws.fleet_table import load_spoke_states
+from session_reaper.aws.fleet_table import load_spoke_states, save_spoke_states
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError, InternalError, PublishError
 from session_reaper.fleet.message import Spoke
@@ -365,6 +365,20 @@ def test_an_item_that_cannot_be_read_is_replaced_by_the_next_message(hub: Hub) -
     assert hub.run_until_empty() == []
     hub.send(a_message(an_origin(), leaking(2), run="b"))
     assert hub.run()[1] == []
+
+
+def test_a_state_that_another_run_has_changed_is_not_saved_and_keeps_no_other_from_it(
+    hub: Hub,
+) -> None:
+    hub.send(*(a_message(an_origin(account), quiet()) for account in range(1, 21)))
+    assert hub.run()[1] == []
+    states = list(load_spoke_states(TABLE, Deadline(10)).values())
+    hub.change_item(7, "revision", {"N": "99"})
+    saved = save_spoke_states(TABLE, states, Deadline(10))
+    assert {state.spoke for state in states} - set(saved) == {
+        Spoke("000000000007", REGION, "session-reaper")
+    }
+    assert {state.revision for state in load_spoke_states(TABLE, Deadline(10)).values()} == {2, 99}
 
 
 def test_the_state_of_a_stack_with_many_long_issues_is_saved(hub: Hub) -> None:

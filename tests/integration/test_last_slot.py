@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 from contextlib import suppress
-from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -139,36 +138,6 @@ def test_a_secret_waits_for_the_slot_of_a_visit_that_takes_long(make_full: MakeF
     stage, leaks = make_full(LEAK)
     run = stage.reap({**rule(), "confirm_after": "4s"}, seconds=16)
     only_target(run)
-    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
-
-
-@pytest.mark.parametrize("able", ["orders", "billing"])
-@pytest.mark.parametrize("fast", ["orders", "billing"])
-def test_with_two_slots_the_secret_whose_role_signals_is_used(
-    own_server: Callable[..., Stage], able: str, fast: str
-) -> None:
-    """Both secrets are connected, so no slot is left to compare their servers."""
-    stage = own_server({"max_connections": str(SLOTS)})
-    stage.role("watcher", "IN ROLE pg_read_all_stats")
-    leaks = fill(stage, LEAK, free=2)
-    is_connected = {name: Event() for name in ("orders", "billing")}
-
-    def meet(name: str, moment: Moment) -> None:
-        """Take a snapshot once both have connected, and the slower one after the fast one's."""
-        (other,) = {"orders", "billing"} - {name}
-        if moment is Moment.SNAPSHOT:
-            is_connected[name].set()
-            is_connected[other].wait(20)
-            if name != fast:
-                until(lambda: Moment.SNAPSHOT in proxies[fast].seen, "the fast one goes first")
-
-    proxies = {name: Proxy(stage.server.port, before=partial(meet, name)) for name in is_connected}
-    with proxies["orders"], proxies["billing"]:
-        for name, proxy in proxies.items():
-            role = REAPER if name == able else "watcher"
-            stage.target(name, port=proxy.port, username=role)
-        run = stage.reap()
-    assert [target["name"] for target in run.document["targets"]] == ["orders"]
     assert run.outcomes() == {leak.pid: "terminated" for leak in leaks}
 
 

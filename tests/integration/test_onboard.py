@@ -205,7 +205,7 @@ def test_secrets_and_roles_of_others_are_left_alone(bare: Stage, home: Path) -> 
         (("--role", "postgres"), "is a superuser"),
         (("--role", 'a"b'), "lower case letters"),
         (("--iam",), "verify-full"),
-        (("--rotate", "--remove"), "neither"),
+        (("--rotate", "--remove"), "cannot be combined"),
         (("--tag", "a=b,c"), "letters, digits, spaces"),
     ]
     for arguments, words in cases:
@@ -227,7 +227,7 @@ def test_a_deleted_secret_of_others_stays_deleted(
     assert done.status == 2
     assert "exists, and is for" in done.err
     assert f"the role {REAPER} does not exist" in done.err
-    assert "the secret orders is as before" in done.err
+    assert "the secret orders is unchanged" in done.err
     assert not has_secret(bare)
     bare.aws.secrets.restore_secret(SecretId="orders")
     assert secret(bare).items() >= other.items()
@@ -435,9 +435,9 @@ def test_the_next_run_repairs_a_first_run_that_aws_interrupted(
     assert "AccessDeniedException" in done.err
     assert PASSWORD not in done.err
     if call == "CreateSecret":
-        state = "stands" if is_performed else "does not exist"
+        state = "is created or changed" if is_performed else "does not exist"
         assert f"the role {REAPER} does not exist" in done.err
-        assert f"the secret orders {'is new or changed, and ' * is_performed}{state}" in done.err
+        assert f"the secret orders {state}" in done.err
         assert not has_role(bare)
     succeed(bare, home)
     assert works(bare)
@@ -468,8 +468,8 @@ def test_a_rotation_that_aws_refuses_leaves_a_working_secret(
     proxy.faults["PutSecretValue"] = [Fault(is_performed=is_performed)]
     done = onboard(bare, home, "--rotate", AWS_ENDPOINT_URL=proxy.url)
     assert done.status == 2
-    assert f"the role {REAPER} is as before" in done.err
-    assert "the secret orders is as before" in done.err
+    assert f"the role {REAPER} is unchanged" in done.err
+    assert "the secret orders is unchanged" in done.err
     assert secret(bare)["password"] == old
     assert works(bare)
     succeed(bare, home, "--rotate")
@@ -487,7 +487,7 @@ def test_a_rotation_that_the_server_interrupts_leaves_a_working_secret(
     ]
     done = onboard(bare, home, "--rotate", AWS_ENDPOINT_URL=proxy.url)
     assert done.status == 2
-    assert "the secret orders is as before" in done.err
+    assert "the secret orders is unchanged" in done.err
     assert secret(bare)["password"] == old
     assert works(bare)
 
@@ -499,7 +499,7 @@ def test_the_next_run_repairs_a_rotation_that_could_not_be_undone(
     proxy.faults["PutSecretValue"] = [Fault(is_performed=True), Fault()]
     done = onboard(bare, home, "--rotate", AWS_ENDPOINT_URL=proxy.url)
     assert done.status == 2
-    assert "the secret orders is changed or as before" in done.err
+    assert "the secret orders may be changed" in done.err
     assert not works(bare)
     again = succeed(bare, home)
     assert "the password of the secret again" in again.err
@@ -603,7 +603,7 @@ def test_the_next_run_repairs_a_first_run_that_was_interrupted(
 ) -> None:
     said = interrupt(bare, home, proxy, call, with_signal=with_signal)
     is_told = with_signal is Signals.SIGINT and call != "DescribeSecret"
-    assert ("Stopped before the end. Now:" in said) == is_told
+    assert ("Stopped before the end. The state now:" in said) == is_told
     succeed(bare, home)
     assert works(bare)
 
@@ -678,7 +678,7 @@ def test_a_removal_that_aws_refuses_leaves_both(
     proxy.faults["DeleteSecret"] = [Fault(is_performed=is_performed)]
     done = onboard(bare, home, "--remove", AWS_ENDPOINT_URL=proxy.url)
     assert done.status == 2
-    assert f"the role {REAPER} is as before" in done.err
+    assert f"the role {REAPER} is unchanged" in done.err
     assert works(bare)
     assert onboard(bare, home, "--remove").status == 0
     assert not has_role(bare)
@@ -693,8 +693,8 @@ def test_a_removal_that_the_server_interrupts_leaves_both(
     ]
     done = onboard(bare, home, "--remove", AWS_ENDPOINT_URL=proxy.url)
     assert done.status == 2
-    assert f"the role {REAPER} is as before" in done.err
-    assert "the secret orders is as before" in done.err
+    assert f"the role {REAPER} is unchanged" in done.err
+    assert "the secret orders is unchanged" in done.err
     assert works(bare)
 
 
@@ -709,8 +709,8 @@ def test_the_next_run_repairs_a_removal_that_could_not_be_undone(
     proxy.faults["RestoreSecret"] = [Fault()]
     done = onboard(bare, home, "--remove", AWS_ENDPOINT_URL=proxy.url)
     assert done.status == 2
-    assert f"the role {REAPER} is as before" in done.err
-    assert "the secret orders is changed or as before" in done.err
+    assert f"the role {REAPER} is unchanged" in done.err
+    assert "the secret orders may be changed" in done.err
     assert has_role(bare)
     assert not has_secret(bare)
     succeed(bare, home, *arguments)
@@ -733,7 +733,7 @@ def test_the_next_run_repairs_a_return_that_aws_interrupted(
     done = onboard(bare, home, AWS_ENDPOINT_URL=proxy.url)
     assert done.status == 2
     assert f"the role {REAPER} does not exist" in done.err
-    assert "the secret orders is as before" in done.err
+    assert "the secret orders is unchanged" in done.err
     assert not has_role(bare)
     assert not has_secret(bare)
     succeed(bare, home)

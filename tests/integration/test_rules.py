@@ -694,7 +694,7 @@ def test_a_session_in_another_transaction_at_the_second_snapshot_escapes(stage: 
     assert run.outcomes() == {leak.pid: "terminated", pooled.pid: "escaped"}
     assert pooled.is_there
     assert run.session(pooled)["reason"].endswith(
-        "; left alone: 300ms later it is another transaction, or matches no more"
+        "; left alone: 300ms later it is another transaction, or no longer matches"
     )
     assert run.seconds > 0.3
     assert run.document["totals"]["escaped"] == 1

@@ -19,7 +19,7 @@ from session_reaper.runs.quota import allow_all
 from session_reaper.runs.target_run import create_report
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper_cli.connections.login import connect
-from session_reaper_cli.connections.target import Given, find_target
+from session_reaper_cli.connections.target import find_target
 
 from tests.integration.cli import uri
 from tests.integration.stage import LEAK, PATIENCE, policy, rule
@@ -38,7 +38,7 @@ def fail_if_called(*_: object) -> Server:
 def test_a_stopped_run_signals_no_session(stage: Stage, pauses: dict[str, str]) -> None:
     leak = stage.session(LEAK)
     rules = read_policy(policy(rule(idle_for="1ms") | pauses))
-    target = find_target(Given(uri=uri(stage), environ={}, home=Path("/nonexistent"))).target
+    target = find_target(uri(stage), {}, Path("/nonexistent")).target
     stopped = Event()
     stopped.set()
     with closing(connect(target)) as server:

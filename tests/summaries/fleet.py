@@ -114,7 +114,7 @@ def _leaking(number: int, application: str, name: str, **session: object) -> Tar
     )
 
 
-def _unreached(name: str) -> TargetReport:
+def an_unreached_target(name: str) -> TargetReport:
     error = TargetError(
         "timeout",
         "no response in time",
@@ -160,7 +160,7 @@ def the_same_cause_in_many_accounts() -> Digest:
     fleet = Fleet()
     fleet.report_quiet(*range(4, 12))
     for account in range(4, 12):
-        fleet.report(account, _unreached("orders"), _unreached("stock"))
+        fleet.report(account, an_unreached_target("orders"), an_unreached_target("stock"))
     return fleet.digest()
 
 
@@ -206,8 +206,8 @@ def everything_at_once() -> Digest:
     fleet.digest(after=960)
     fleet.report_quiet(1, 2, 3, 4, 5, 6, 20)
     fleet.report(1, _leaking(12, "api", "orders", role="shop"))
-    fleet.report(2, _leaking(4, "api", "orders", role="shop"), _unreached("stock"))
-    fleet.report(3, _leaking(1, "worker", "invoices", role="batch"), _unreached("orders"))
+    fleet.report(2, _leaking(4, "api", "orders", role="shop"), an_unreached_target("stock"))
+    fleet.report(3, _leaking(1, "worker", "invoices", role="batch"), an_unreached_target("orders"))
     fleet.report(4, error=_BROKEN)
     fleet.report(5, _exhausted("orders"))
     fleet.report(6, _blind("payments"))
@@ -226,7 +226,7 @@ def leaks_in_accounts_that_only_observe() -> Digest:
 def quiet_again() -> Digest:
     fleet = Fleet()
     fleet.report_quiet(2)
-    fleet.report(2, _unreached("orders"))
+    fleet.report(2, an_unreached_target("orders"))
     fleet.digest(after=1500)
     fleet.report_quiet(2)
     fleet.report(2, _quiet("orders"))

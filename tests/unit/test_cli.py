@@ -36,10 +36,9 @@ from session_reaper.report.model import (
 from session_reaper.summary.digest import digest_report
 from session_reaper.summary.email import render_email
 from session_reaper.summary.verdict import choose_verdict
-from session_reaper_cli.connections.target import Given, find_target
+from session_reaper_cli.connections.target import find_target
 from session_reaper_cli.local_run import HurryingClock
 from session_reaper_cli.main import run
-from session_reaper_cli.narrowing import narrow
 from session_reaper_cli.policies import restrict_to_role
 from session_reaper_cli.policy_validation import find_errors, list_changes
 from session_reaper_cli.remedies import reword_failure, write_remedy
@@ -150,8 +149,7 @@ def test_a_policy_of_one_role_keeps_the_rules_that_may_match_it() -> None:
 
 def find(host: str) -> Target:
     """Return the target that a URI leads to."""
-    given = Given(uri=f"postgres://u:p@{host}", environ={}, home=Path("/nonexistent"))
-    return find_target(given).target
+    return find_target(f"postgres://u:p@{host}", {}, Path("/nonexistent")).target
 
 
 # -- errors ----------------------------------------------------------------------------------------
@@ -234,22 +232,6 @@ def test_a_narrow_terminal_wraps_sentences_between_words_and_leaves_sql_whole() 
     assert (
         "\n1. orders: Applications cannot connect. The largest group of\n   sessions is" in narrow
     )
-
-
-def test_a_full_line_is_not_joined_with_the_paragraph_after_it() -> None:
-    lines = [
-        "db: " + " ".join(["many words"] * 6),
-        "which go on here.",
-        "    leak: " + "a reason of " * 5 + "x",
-        "    Last statement:",
-        "      SELECT ?;",
-    ]
-    assert all(66 <= len(line) <= 72 for line in (lines[0], lines[2]))
-    narrowed = list(narrow(lines, 60))
-    assert narrowed[1].endswith("which go on here.")
-    assert narrowed[-2:] == lines[-2:]
-    for beginning in ("  Largest groups of sessions:", "  under-pressure: a reason"):
-        assert list(narrow([lines[0], beginning], 60))[-1] == beginning
 
 
 def show_at(width: int, report: Report) -> str:

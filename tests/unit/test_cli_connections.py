@@ -12,7 +12,7 @@ from session_reaper.targets.target import AuthMethod, ChannelBinding, SslMode
 from session_reaper_cli.connections.parameters import parse_pairs, parse_uri
 from session_reaper_cli.connections.passfile import Login, find_password, read_password
 from session_reaper_cli.connections.service_file import find_service
-from session_reaper_cli.connections.target import FoundTarget, Given, find_target
+from session_reaper_cli.connections.target import FoundTarget, find_target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def find(home: Path, uri: str = "", **environ: str) -> FoundTarget:
-    return find_target(Given(uri=uri, environ=environ, home=home))
+    return find_target(uri, environ, home)
 
 
 def refusal(home: Path, uri: str = "", **environ: str) -> str:

@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from session_reaper.deadline import Deadline
-from session_reaper.policy.enums import QueryVisibility
 from session_reaper.report.document import describe_session, to_recording
 from session_reaper.report.model import Outcome
 from session_reaper.sessions.comment_tags import MAX_LENGTH, read_tags
 from session_reaper.summary.groups import group_sessions
 
-from tests.builders import a_decision, a_result, a_session, a_snapshot
+from tests.builders import a_decision, a_policy, a_result, a_session, a_snapshot
 from tests.canary_queries import CANARY, leaks
 from tests.generated_queries import HOSTILE, NAMES, queries
 
@@ -163,11 +162,11 @@ QUERY = "/*action='pay',route='/checkout',user='alice'*/ SELECT 1"
 
 def test_a_session_shows_the_tags_that_the_policy_names() -> None:
     decision = a_decision(a_session(query=QUERY))
-    shown = describe_session(decision, QueryVisibility.REDACTED, ("route", "action", "other"))
+    shown = describe_session(decision, a_policy(comment_tags=["route", "action", "other"]))
     assert shown["tags"] == {"route": "/checkout", "action": "pay"}
     assert [*shown["tags"]] == ["route", "action"]
-    for keys in ((), ("other",)):
-        assert "tags" not in describe_session(decision, QueryVisibility.FULL, keys)
+    for policy in (None, a_policy(), a_policy(comment_tags="other", queries="full")):
+        assert "tags" not in describe_session(decision, policy)
 
 
 def test_a_recording_has_no_part_of_a_comment() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 from session_reaper.summary.email import render_email
+from session_reaper.summary.message import summarize
 
-from tests.summaries.fleet import FLEET_SITUATIONS, Fleet
+from tests.summaries.fleet import FLEET_SITUATIONS, Fleet, an_unreached_target
+from tests.summaries.situations import NOW
 
 if TYPE_CHECKING:
     from session_reaper.summary.digest import Digest
@@ -53,3 +56,17 @@ def test_different_errors_of_two_configurations_are_both_shown() -> None:
         fleet.report(account, error=error)
     found = {tuple(t.name[:2] for t in f.targets): f.message for f in fleet.digest().failures}
     assert found == {("01", "03"): "POLICY a", ("02",): "POLICY b"}
+
+
+def test_a_digest_of_thousands_of_failures_fits_and_counts_what_it_leaves_out() -> None:
+    fleet = Fleet()
+    names = [f"database-of-a-team-{number:04}" for number in range(400)]
+    for account in range(1, 21):
+        fleet.report(account, *map(an_unreached_target, names))
+    summary = summarize(fleet.digest(), NOW)
+    assert len(json.dumps(summary.email, ensure_ascii=False).encode()) < 250_000
+    said = " ".join(summary.email.split())
+    assert "ACTION NEEDED: 8000 targets could not be reached" in said
+    assert "017430291556/eu-central-1/database-of-a-team-0399" in said
+    assert "and 7500 more" in said
+    assert " and 7995 more: failed" in json.loads(summary.webhook)["blocks"][1]["text"]["text"]

@@ -74,6 +74,7 @@ def test_a_large_report_fits_and_counts_what_it_leaves_out(name: str) -> None:
     assert document["totals"]["targets"] == 5001
     assert document["targets"][0]["name"].endswith("-ill")
     assert document["targets"][0]["left_out"]["groups"] == 60
+    assert document["rest"] == [{"outcome": "terminated", "count": 60, "oldest_seconds": 901}]
     assert document["targets_left_out"] + len(document["targets"]) == 5001
 
 

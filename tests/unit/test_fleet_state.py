@@ -9,9 +9,16 @@ import pytest
 from session_reaper.errors import ConfigurationError
 from session_reaper.fleet.message import Spoke, read_spoke_report
 from session_reaper.fleet.state import SILENT_AFTER, SpokeNews, SpokeState, add_message, conclude
-from session_reaper.report.model import Outcome, StackProblem
+from session_reaper.report.fleet_document import MAX_BYTES
+from session_reaper.report.model import (
+    Failure,
+    Outcome,
+    StackProblem,
+    TargetReport,
+    TargetStatus,
+)
 
-from tests.builders import a_target_report, some_results
+from tests.builders import a_result, a_target_report, some_results
 from tests.fleet import a_message, an_origin
 
 
@@ -45,6 +52,85 @@ def test_a_run_on_some_targets_announces_no_next_one() -> None:
     assert news.latest is None
     assert news.state.expected_by == 0
     assert conclude(news, now, 3600, is_complete=True).targets == ()
+
+
+def leaks_of_many_applications(number: int, name: str) -> TargetReport:
+    fates = [
+        fate
+        for n in range(number)
+        for fate in some_results(2, Outcome.TERMINATED, application=f"{name}-app-{n}")
+    ]
+    return a_target_report(*fates, name=name)
+
+
+@pytest.mark.parametrize(("targets", "applications"), [(1, 60), (30, 60), (3000, 3)])
+def test_the_sessions_of_a_report_that_was_cut_are_all_counted(
+    targets: int, applications: int
+) -> None:
+    now = time.time()
+    names = (f"{n}-{'x' * 40}" for n in range(targets))
+    body = a_message(an_origin(), *(leaks_of_many_applications(applications, n) for n in names))
+    assert len(body) <= MAX_BYTES
+    result = conclude(some_news(body, now), now, 3600, is_complete=True)
+    ended = sum(target.count(Outcome.TERMINATED) for target in result.targets)
+    assert ended == 2 * targets * applications
+    assert result.state.targets == targets
+
+
+def fails(name: str) -> TargetReport:
+    error = Failure(code="timeout", cause="x" * 200, hint="")
+    return TargetReport(name=name, status=TargetStatus.FAILED, error=error)
+
+
+def test_an_issue_of_a_target_that_a_report_leaves_out_has_not_ended() -> None:
+    now = time.time()
+    names = [f"{n:04}-{'x' * 60}" for n in range(300)]
+    first = some_news(a_message(an_origin(sent_at=now), *map(fails, names), run="a"), now)
+    result = conclude(first, now, 3600, is_complete=True)
+    assert len(result.state.known) == 300
+    more = [fails(f"0-{n:04}-{'x' * 60}") for n in range(400)]
+    large = a_message(an_origin(sent_at=now + 1), *more, *map(fails, names), run="b")
+    assert json.loads(large)["targets_left_out"] > 0
+    whole = a_message(an_origin(sent_at=now + 2), *map(fails, names), run="c")
+    for body in (large, whole):
+        news = SpokeNews(state=result.state)
+        add_message(news, read_spoke_report(body), now + 2, "handle")
+        result = conclude(news, now + 2, 3600, is_complete=True)
+    assert not any(target.new_issues or target.recovered for target in result.targets)
+
+
+def test_one_of_the_quiet_targets_of_a_stack_stands_for_all() -> None:
+    now = time.time()
+    quiet = [a_target_report(name=f"db-{n}", used_after=10) for n in range(1000)]
+    news = some_news(a_message(an_origin(sent_at=now), fails("ill"), *quiet), now)
+    result = conclude(news, now, 3600, is_complete=True)
+    assert len(result.targets) == 2
+    assert result.state.targets == 1001
+    news = SpokeNews(state=result.state)
+    well = a_target_report(name="ill", used_after=10)
+    message = a_message(an_origin(sent_at=now + 300), well, *quiet, run="b")
+    add_message(news, read_spoke_report(message), now + 300, "handle")
+    result = conclude(news, now + 300, 3600, is_complete=True)
+    assert [bool(target.recovered) for target in result.targets] == [True, False]
+
+
+def test_a_session_that_lingers_is_known_by_its_pid_although_a_report_is_cut() -> None:
+    now = time.time()
+    lingering = some_results(3, Outcome.LINGERING, application="slow")
+    others = [a_result(application=f"app-{n}") for n in range(60) for _ in range(4)]
+    runs = (lingering, (*lingering, *others), lingering[1:], ())
+    news = some_news(a_message(an_origin(sent_at=now - 9), a_target_report(), run="first"), now)
+    state = news.state
+    ended = []
+    for number, fates in enumerate(runs):
+        origin = an_origin(sent_at=now + number)
+        report = read_spoke_report(a_message(origin, a_target_report(*fates), run=str(number)))
+        news = SpokeNews(state=state)
+        add_message(news, report, now + number, "handle")
+        result = conclude(news, now + number, 3600, is_complete=True)
+        state = result.state
+        ended.append([each.issue.detail for t in result.targets for each in t.recovered])
+    assert ended == [[], [], [("1",)], [("2",), ("3",)]]
 
 
 @pytest.mark.parametrize("place", ["account", "targets", "totals"])

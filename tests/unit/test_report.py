@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
-from session_reaper.policy.enums import Mode, QueryVisibility
+from session_reaper.policy.enums import Mode
 from session_reaper.report.document import to_document, to_recordings, truncate_document
 from session_reaper.report.headline import write_headline, write_summary_line
 from session_reaper.report.model import (
@@ -26,6 +26,7 @@ from session_reaper.sessions.server_facts import Check, Timeout
 
 from tests.builders import (
     a_decision,
+    a_policy,
     a_report,
     a_result,
     a_server,
@@ -419,7 +420,7 @@ def test_neither_the_document_nor_any_repr_has_a_literal_of_a_query(outcome: Out
 
 def test_the_document_shows_a_query_in_full_where_the_policy_says_so() -> None:
     query = "select 'it''s',\n\t31337 -- why"
-    target = a_target_report(a_result(query=query), queries=QueryVisibility.FULL)
+    target = a_target_report(a_result(query=query), policy=a_policy(queries="full"))
     (shown,) = to_document(a_report(target))["targets"][0]["sessions"]
     assert shown["query"] == query
     assert "31337" not in repr(target) + write_headline(target)
@@ -427,7 +428,7 @@ def test_the_document_shows_a_query_in_full_where_the_policy_says_so() -> None:
 
 def test_a_full_query_is_truncated_and_has_no_control_characters() -> None:
     def shown(query: str) -> str:
-        target = a_target_report(a_result(query=query), queries=QueryVisibility.FULL)
+        target = a_target_report(a_result(query=query), policy=a_policy(queries="full"))
         return str(to_document(a_report(target))["targets"][0]["sessions"][0]["query"])
 
     assert shown("select '\x1b[2J\0\u202e\ud800'") == "select '?[2J???'"

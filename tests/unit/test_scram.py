@@ -75,5 +75,5 @@ def test_thousands_of_servers_cost_no_key_twice() -> None:
     scram._salt_password.cache_clear()  # noqa: SLF001
     for _ in range(2):
         for number in range(5000):
-            scram._salt_password(b"pencil", number.to_bytes(2), 1)  # noqa: SLF001
+            scram._salt_password("pencil", number.to_bytes(2), 1)  # noqa: SLF001
     assert derived().misses == 5000

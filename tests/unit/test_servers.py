@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from session_reaper.targets.servers import Place, are_one_server, group_by_server, sort_by_trust
+from session_reaper.targets.servers import (
+    Place,
+    are_instances_of_rds,
+    are_one_server,
+    group_by_server,
+    list_routes,
+    sort_by_trust,
+)
 from session_reaper.targets.target import Secret, SslMode, Target
 
 from tests.builders import a_secret, read_target
@@ -49,6 +56,8 @@ def test_hosts_and_addresses_tell_whether_two_targets_are_one_server(
     first, second = a_target(**addresses | one), a_target("billing", **addresses | other)  # type: ignore[arg-type] # a table
     assert are_one_server(first, second) is expected
     assert a_place(first).covers(second) is expected
+    is_found = not set(a_place(first).routes).isdisjoint(list_routes(second))
+    assert is_found is expected or are_instances_of_rds(first, second)
 
 
 def test_a_visit_covers_no_target_whose_address_it_has_not_reached() -> None:
@@ -74,6 +83,7 @@ def test_a_visit_behind_a_pooler_covers_only_its_own_database_and_role(
     assert a_place(first).covers(second)
     assert not a_place(first, is_pooled=True).covers(second)
     assert a_place(first, is_pooled=True).covers(first)
+    assert not set(a_place(first, is_pooled=True).routes).isdisjoint(list_routes(first))
 
 
 def test_targets_are_grouped_by_host_or_address_in_their_order() -> None:

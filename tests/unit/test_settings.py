@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import Mode
@@ -112,8 +110,8 @@ def test_the_location_comes_from_lambdas_own_variables() -> None:
     )
     assert settings(**function).location == location
     named = {"AWS_LAMBDA_LOG_GROUP_NAME": "group", "DASHBOARD": "board"}
-    assert settings(**function, **named).location == replace(
-        location, log_group="group", dashboard="board"
+    assert settings(**function, **named).location == location._replace(
+        log_group="group", dashboard="board"
     )
     assert settings(AWS_REGION="eu-west-1").location is None
 

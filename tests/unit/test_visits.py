@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from time import sleep
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from session_reaper.deadline import Deadline
+from session_reaper.runs.merge import SecretResult, merge_results
+from session_reaper.runs.target_run import create_report
 from session_reaper.runs.visits import VisitedError, Visits
 from session_reaper.sessions.snapshot import ServerIdentity
 from session_reaper.targets.target import Secret, Target
@@ -93,3 +96,47 @@ def test_of_three_roles_that_connect_at_once_the_one_with_most_rights_works() ->
         assert working[0].result().name == blind.name
         assert isinstance(first.exception(), VisitedError)
     assert [visits.find_owner(target) for target in targets] == [reaper.key] * 3
+
+
+class SteadyServer:
+    """A server that cannot rename our session, and has another certificate than any other one."""
+
+    address = "192.0.2.1"
+    application_name = "session-reaper"
+
+    def __init__(self, certificate: bytes) -> None:
+        self.certificate = certificate
+
+
+def test_a_session_that_was_not_renamed_does_not_get_its_name_back() -> None:
+    """Their certificates tell that two servers with one claim are different."""
+    targets = [read_target(Secret(name=n, arn=n, text=TEXT.replace("db", n))) for n in "ab"]
+    visits = Visits(targets)
+    snapshot = a_snapshot(can_see=True, can_signal=True, server=HERE)
+    for target in targets:
+        visits.begin(target, Deadline(60))
+        server = cast("Any", SteadyServer(target.name.encode()))
+        assert visits.admit(target, target, server, snapshot, Deadline(60)) == target
+    assert [visits.find_owner(target) for target in targets] == [each.key for each in targets]
+
+
+# -- servers that no secret can connect to ---------------------------------------------------------
+
+
+def test_secrets_that_fail_are_one_target_if_a_host_and_an_address_join_them() -> None:
+    """The second one has the address of the first one, and the host of the third one."""
+    text = json.dumps({**json.loads(TEXT), "sslmode": "disable"})
+    hosts = {"orders": "a.example", "billing": "b.example", "stock": "b.example"}
+    targets = [
+        replace(
+            read_target(Secret(name=name, arn=name, text=text.replace("db.example", host))),
+            addresses=("192.0.2.1",) if name != "stock" else ("192.0.2.1", "192.0.2.2"),
+        )
+        for name, host in hosts.items()
+    ]
+    results = [
+        SecretResult(target=target, report=create_report(target), has_ended=True)
+        for target in targets
+    ]
+    (report,) = merge_results(results, Visits(targets))
+    assert (report.name, report.also) == ("orders", ("billing", "stock"))

@@ -13,18 +13,15 @@ from session_reaper.errors import ConfigurationError, FullError, PasswordNeededE
 from session_reaper.policy.durations import format_duration
 from session_reaper.policy.model import Policy
 from session_reaper.postgres.server import CONNECT_SECONDS, Server
-from session_reaper.report.emergency import write_emergency_sql
+from session_reaper.report.emergency import EMERGENCY_AGE_IN_WORDS, write_emergency_sql
 from session_reaper.targets.providers import emergency_instructions
 from session_reaper.targets.target import Auth, Target
 
 from session_reaper_cli.policies import restrict_to_role
-from session_reaper_cli.terminal import is_interactive
+from session_reaper_cli.terminal import Say, is_interactive
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5  # seconds between two attempts
 _FIRST_FALLBACK: Final = 2  # the first attempt after which the fallback secret is also tried
-
-Say = Callable[[str], None]
-"""Tells the user what the command is doing."""
 
 _Connected = TypeVar("_Connected", bound=Server)
 
@@ -45,10 +42,10 @@ class Invocation:
     as_json: bool = False
 
 
-def log_in(call: Invocation) -> tuple[Server, Target]:
+def log_in(call: Invocation) -> tuple[Server, Invocation]:
     """Connect, retrying while the server is full; ask for a missing password.
 
-    Returns the target with the password and the role that were used. Raises ConfigurationError, and
+    The invocation's target then has the password and the role that were used. Raises ConfigurationError, and
     TargetError: FullError says what to do now.
     """
     return log_in_with(connect, call)
@@ -56,7 +53,7 @@ def log_in(call: Invocation) -> tuple[Server, Target]:
 
 def log_in_with(
     connect: Callable[[Target], _Connected], call: Invocation
-) -> tuple[_Connected, Target]:
+) -> tuple[_Connected, Invocation]:
     """Connect like `log_in`, with another function that connects once."""
     target = call.target
     try:
@@ -71,19 +68,19 @@ def log_in_with(
 
 def _wait_for_slot(
     connect: Callable[[Target], _Connected], call: Invocation
-) -> tuple[_Connected, Target]:
+) -> tuple[_Connected, Invocation]:
     target = call.target
     deadline, pause, attempt, refusal = Deadline(call.wait), _SHORTEST_PAUSE, 0, ""
     while True:
         attempt += 1
         try:
-            return connect(target), target
+            return connect(target), call
         except FullError as error:
             full = error
         if target.fallback_secret and attempt >= _FIRST_FALLBACK and not refusal:
             try:
                 fallback = _find_fallback(target)
-                return connect(fallback), fallback
+                return connect(fallback), replace(call, target=fallback)
             except FullError:
                 pass
             except (ConfigurationError, TargetError) as error:
@@ -129,8 +126,8 @@ def _instruct(target: Target, policy: Policy) -> str:
 
 
 _OTHERWISE: Final = (
-    "If it ends no session, the leaks may be younger: lower the 5 minutes in it. With that login, this"
-    " command works too: `top` shows who holds the slots, `reap` how to free them. Without it, add --wait"
+    f"If it ends no session, the leaks may be younger: lower the {EMERGENCY_AGE_IN_WORDS} in it. With that"
+    " login, this command works too: `top` shows who holds the slots, `reap` how to free them. Without it, add --wait"
     " 10m and restart a part of the application: the command takes the first slot that becomes free."
 )
 

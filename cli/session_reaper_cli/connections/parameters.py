@@ -7,7 +7,6 @@ password.
 
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final
 from urllib.parse import unquote
 
@@ -17,41 +16,19 @@ from session_reaper.targets.connection_options import OPTIONS, find_duplicate, p
 Parameters = Mapping[str, str]
 """libpq's parameters by their names; an empty value counts as unset."""
 
-ENVIRONMENT: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "PGHOST": "host",
-        "PGHOSTADDR": "hostaddr",
-        "PGPORT": "port",
-        "PGUSER": "user",
-        "PGPASSWORD": "password",
-        "PGDATABASE": "dbname",
-        "PGSERVICE": "service",
-        "PGPASSFILE": "passfile",
-        "PGOPTIONS": "options",
-        "PGTARGETSESSIONATTRS": "target_session_attrs",
-        "PGLOADBALANCEHOSTS": "load_balance_hosts",
-        "PGSSLMODE": "sslmode",
-        "PGSSLROOTCERT": "sslrootcert",
-        "PGSSLNEGOTIATION": "sslnegotiation",
-        "PGSSLSNI": "sslsni",
-        "PGSSLCERT": "sslcert",
-        "PGSSLKEY": "sslkey",
-        "PGSSLCERTMODE": "sslcertmode",
-        "PGSSLCRL": "sslcrl",
-        "PGSSLCRLDIR": "sslcrldir",
-        "PGSSLMINPROTOCOLVERSION": "ssl_min_protocol_version",
-        "PGSSLMAXPROTOCOLVERSION": "ssl_max_protocol_version",
-        "PGCHANNELBINDING": "channel_binding",
-        "PGREQUIREAUTH": "require_auth",
-        "PGREQUIREPEER": "requirepeer",
-        "PGREQUIRESSL": "requiressl",
-        "PGGSSENCMODE": "gssencmode",
-        "PGGSSDELEGATION": "gssdelegation",
-        "PGGSSLIB": "gsslib",
-        "PGKRBSRVNAME": "krbsrvname",
-        "PGMINPROTOCOLVERSION": "min_protocol_version",
-    }
+_IN_ENVIRONMENT: Final = (
+    *("host", "hostaddr", "port", "user", "password", "service", "passfile", "options"),
+    *("target_session_attrs", "load_balance_hosts", "sslmode", "sslrootcert", "sslnegotiation"),
+    *("sslsni", "sslcert", "sslkey", "sslcertmode", "sslcrl", "sslcrldir"),
+    *("ssl_min_protocol_version", "ssl_max_protocol_version", "channel_binding", "require_auth"),
+    *("requirepeer", "requiressl", "gssencmode", "gssdelegation", "gsslib", "krbsrvname"),
+    "min_protocol_version",
 )
+# Such as PGSSLROOTCERT and PGCHANNELBINDING.
+ENVIRONMENT: Final[Mapping[str, str]] = {
+    **{f"PG{name.replace('_', '').upper()}": name for name in _IN_ENVIRONMENT},
+    "PGDATABASE": "dbname",
+}
 """libpq's variables that choose the server, the credentials or the security of a connection."""
 
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
@@ -74,11 +51,6 @@ _PAIRS_HINT: Final = (
     "write host=… port=… user=… dbname=…, with ' around a value that has a blank, and a backslash"
     " before each ' and backslash in a value; or a URI: postgres://user@host:port/dbname"
 )
-
-
-def is_uri(text: str) -> bool:
-    """Return whether a text begins like a URI of PostgreSQL."""
-    return text.startswith(("postgres://", "postgresql://"))
 
 
 def are_pairs(text: str) -> bool:

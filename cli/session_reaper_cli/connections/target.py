@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from session_reaper.documents import key_label, may_hold_credential
 from session_reaper.errors import ConfigurationError
@@ -27,7 +27,6 @@ from session_reaper_cli.connections.parameters import (
     ENVIRONMENT,
     Parameters,
     are_pairs,
-    is_uri,
     parse_pairs,
     parse_uri,
     read_environment,
@@ -46,26 +45,16 @@ _WAYS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """The user's input: a URI or "", the environment, and the home folder."""
-
-    uri: str
-    environ: Mapping[str, str]
-    home: Path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundTarget:
+class FoundTarget(NamedTuple):
     """A target, whose password is "" if none was given, and a warning or ""."""
 
     target: Target
     warning: str
 
 
-def find_target(given: Given) -> FoundTarget:
-    """Return the target that the user means. Raises ConfigurationError."""
-    merged = _merge(given)
+def find_target(uri: str, environ: Mapping[str, str], home: Path) -> FoundTarget:
+    """Return the target that the user means, by a URI or without one. Raises ConfigurationError."""
+    merged = _merge(uri, environ, home)
     parameters = merged.values
     problem = find_unsupported({k: v for k, v in parameters.items() if k not in _OURS})
     if problem is not None:
@@ -77,7 +66,9 @@ def find_target(given: Given) -> FoundTarget:
     password, warning = parameters.get("password", ""), ""
     if not password:
         login = Login(host=host, port=str(port), database=database, role=role)
-        password, warning = read_password(_find_passfile(parameters, given.home), login)
+        password, warning = read_password(
+            Path(parameters.get("passfile") or home / ".pgpass"), login
+        )
     name = parameters.get("service") or (host if str(port) == _DEFAULT_PORT else f"{host}:{port}")
     # As in libpq, it does not apply to a socket, which never has TLS.
     sslmode = SslMode.VERIFY_FULL if is_socket_folder(host) else _read_sslmode(merged)
@@ -93,7 +84,7 @@ def find_target(given: Given) -> FoundTarget:
         password=password,
         database=database,
         sslmode=sslmode,
-        sslrootcert=_read_authorities(merged, host, sslmode, given.home),
+        sslrootcert=_read_authorities(merged, host, sslmode, home),
         fallback_secret=None,
         channel_binding=_read_choice(merged, "channel_binding", ChannelBinding.PREFER),
         allowed_auth=_read_require_auth(merged),
@@ -137,19 +128,19 @@ class _Merged:
         return ConfigurationError(place, problem)
 
 
-def _merge(given: Given) -> _Merged:
+def _merge(uri: str, environ: Mapping[str, str], home: Path) -> _Merged:
     """Find the parameters in the connection string, the service and the environment."""
-    text, place = given.uri, "URI"
-    if not text and given.environ.get("DATABASE_URL"):
-        text, place = given.environ["DATABASE_URL"], "DATABASE_URL"
+    text, place = uri, "URI"
+    if not text and environ.get("DATABASE_URL"):
+        text, place = environ["DATABASE_URL"], "DATABASE_URL"
     explicit, ignored = _read_connection_string(text, place) if text else ({}, ())
-    environment = read_environment(given.environ)
+    environment = read_environment(environ)
     service = explicit.get("service") or environment.get("service", "")
     return _Merged(
         explicit=explicit,
         place=place,
         ignored=ignored,
-        of_service=read_service(service, given.environ, given.home) if service else {},
+        of_service=read_service(service, environ, home) if service else {},
         service=service,
         environment=environment,
     )
@@ -159,7 +150,7 @@ def _read_connection_string(text: str, place: str) -> tuple[Parameters, tuple[st
     """Read a URI or name=value pairs; the second value are the parameters of a driver."""
     if are_pairs(text):
         return parse_pairs(text, place), ()
-    if is_uri(text):
+    if text.startswith(("postgres://", "postgresql://")):
         return parse_uri(text, place)
     shown = "it is not shown" if may_hold_credential(text) else f"not {key_label(text)}"
     raise ConfigurationError(place, f"must begin with postgres:// ({shown}); {_WAYS}")
@@ -197,10 +188,6 @@ def _find_user() -> str:
     except KeyError:
         problem = "your operating-system user has no name; write postgres://USER@… or PGUSER"
         raise ConfigurationError("user", problem) from None
-
-
-def _find_passfile(parameters: Parameters, home: Path) -> Path:
-    return Path(parameters.get("passfile") or home / ".pgpass")
 
 
 def _read_sslmode(merged: _Merged) -> SslMode:

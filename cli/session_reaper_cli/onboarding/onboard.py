@@ -26,7 +26,7 @@ from session_reaper_cli.check import run_check
 from session_reaper_cli.connections.login import Invocation, connect, log_in_with
 from session_reaper_cli.connections.parameters import LOOPBACK
 from session_reaper_cli.connections.secret import find_secret_target
-from session_reaper_cli.onboarding.messages import Story
+from session_reaper_cli.onboarding.messages import describe_changes, describe_needs, describe_plan
 from session_reaper_cli.onboarding.owner import Owner, RoleFacts, connect_owner
 from session_reaper_cli.onboarding.plan import (
     Plan,
@@ -61,15 +61,6 @@ class Onboarding:
     stored: StoredSecret | None
     facts: RoleFacts
 
-    @property
-    def target(self) -> Target:
-        """The owner's target."""
-        return self.call.target
-
-    def say(self, line: str) -> None:
-        """Tell the user something."""
-        self.call.say(line)
-
 
 def run_onboard(call: Invocation, wish: Wish, *, is_removal: bool, is_dry: bool) -> ExitStatus:
     """Create or update the role and the secret, and check them; or remove both.
@@ -81,22 +72,14 @@ def run_onboard(call: Invocation, wish: Wish, *, is_removal: bool, is_dry: bool)
     stored = vault.find()
     if stored is not None and not stored.is_deleted:
         require_same_login(stored.secret, call.target, wish.role)
-    owner, target = log_in_with(connect_owner, call)
+    owner, call = log_in_with(connect_owner, call)
     with closing(owner):
         facts = owner.read_role(wish.role)
         refuse_role(wish.role, facts)
-        run = Onboarding(
-            call=replace(call, target=target),
-            wish=wish,
-            owner=owner,
-            vault=vault,
-            stored=stored,
-            facts=facts,
-        )
+        run = Onboarding(call=call, wish=wish, owner=owner, vault=vault, stored=stored, facts=facts)
         plan = _make_plan(run, is_removal=is_removal)
-        story = Story(plan=plan, wish=wish, facts=facts, stored=stored)
         if is_dry:
-            for line in story.describe_plan(target):
+            for line in describe_plan(plan, wish, call.target):
                 call.output.out(line, highlight=False)
             return ExitStatus.DONE
         standing = Standing(
@@ -108,7 +91,7 @@ def run_onboard(call: Invocation, wish: Wish, *, is_removal: bool, is_dry: bool)
         )
         try:
             _change(run, plan, standing)
-            return _finish(run, story)
+            return _finish(run, plan)
         except BaseException:
             standing.describe(call.say)
             raise
@@ -123,9 +106,9 @@ def _make_plan(run: Onboarding, *, is_removal: bool) -> Plan:
     if run.wish.rotate:
         _require_secret(run, otherwise="leave out --rotate")
     for warning in _warn(run):
-        run.say(f"WARNING: {warning}")
+        run.call.say(f"WARNING: {warning}")
     is_working = run.facts.exists and _is_stored_login_working(run)
-    return make_plan(run.wish, run.target, run.facts, run.stored, is_working=is_working)
+    return make_plan(run.wish, run.call.target, run.facts, run.stored, is_working=is_working)
 
 
 def _refuse_target(wish: Wish, target: Target) -> None:
@@ -156,26 +139,26 @@ def _refuse_second_secret(run: Onboarding) -> None:
         for secret in read_tagged(run.wish.tag):
             with suppress(TargetError):
                 found = parse_secret(secret, whole_clusters=False).target
-                if (found.role, found.endpoint) != (run.wish.role, run.target.endpoint):
+                if (found.role, found.endpoint) != (run.wish.role, run.call.target.endpoint):
                     continue
                 problem = f"the secret {secret.name} is for this role on this server already"
                 raise ConfigurationError("--name", f"{problem}; write --name {secret.name}")
 
 
 def _warn(run: Onboarding) -> Iterator[str]:
-    tls = warn_about_tls(run.target)
+    tls = warn_about_tls(run.call.target)
     if tls:
         yield tls
-    region = find_rds_region(run.target.host)
+    region = find_rds_region(run.call.target.host)
     if region and region != run.vault.region:
         yield (
             f"the server is in {region}, and the secret in {run.vault.region}: a stack reads the"
             " secrets of its own region"
         )
-    if run.target.host in LOOPBACK:
+    if run.call.target.host in LOOPBACK:
         yield (
-            f"the function cannot reach {run.target.host}; write the server's own host and port, and"
-            f" --via {run.target.host}:{run.target.port} if that is a tunnel"
+            f"the function cannot reach {run.call.target.host}; write the server's own host and port, and"
+            f" --via {run.call.target.host}:{run.call.target.port} if that is a tunnel"
         )
     if run.facts.exists and run.stored is None and not run.wish.iam:
         yield (
@@ -200,7 +183,7 @@ def _is_stored_login_working(run: Onboarding) -> bool:
 
 def _parse(run: Onboarding, secret: Secret) -> Target:
     """Return the target of the secret, through the owner's tunnel. Raises TargetError."""
-    return replace(parse_secret(secret, whole_clusters=False).target, via=run.target.via)
+    return replace(parse_secret(secret, whole_clusters=False).target, via=run.call.target.via)
 
 
 # -- the changes -----------------------------------------------------------------------------------
@@ -221,7 +204,7 @@ def _change(run: Onboarding, plan: Plan, standing: Standing) -> None:
             _take_back(run, plan, standing)
             raise
     for notice in run.owner.take_notices():
-        run.say(f"The server says: {notice}")
+        run.call.say(f"The server says: {notice}")
 
 
 def _change_role(run: Onboarding, plan: Plan) -> None:
@@ -245,7 +228,7 @@ def _explain_refusal(run: Onboarding, error: TargetError) -> str:
     who = "a superuser, the master user of RDS or Aurora, or Aiven's avnadmin"
     if run.facts.exists and run.facts.version >= _OWNED_ROLES_SINCE:
         who = f"a superuser, or as the role that created {run.wish.role}"
-    return f"{run.target.role} may not do this. Connect as {who}."
+    return f"{run.call.target.role} may not do this. Connect as {who}."
 
 
 def _write(run: Onboarding, plan: Plan, standing: Standing) -> None:
@@ -257,7 +240,7 @@ def _write(run: Onboarding, plan: Plan, standing: Standing) -> None:
         run.vault.restore()
         found = run.vault.find()
         if found:  # only now can it be read
-            require_same_login(found.secret, run.target, run.wish.role)
+            require_same_login(found.secret, run.call.target, run.wish.role)
     match plan.write:
         case Write.CREATE:
             run.vault.create(plan.text)
@@ -286,7 +269,7 @@ def _is_committed(run: Onboarding, plan: Plan) -> bool:
     """Return whether a commit without an answer took effect, as far as a login can tell."""
     try:
         if plan.is_removal:
-            with closing(connect_owner(run.target)) as owner:
+            with closing(connect_owner(run.call.target)) as owner:
                 return not owner.read_role(run.wish.role).exists
         secret = Secret(name=run.wish.name, arn="", text=plan.text)
         connect(_parse(run, secret)).close()
@@ -317,22 +300,23 @@ def _take_back(run: Onboarding, plan: Plan, standing: Standing) -> None:
 # -- after the changes -----------------------------------------------------------------------------
 
 
-def _finish(run: Onboarding, story: Story) -> ExitStatus:
+def _finish(run: Onboarding, plan: Plan) -> ExitStatus:
     """Say what was done and check the new login; if it works, tag the secret."""
-    for line in story.describe_changes():
-        run.say(line)
-    if story.plan.is_removal:
+    for line in describe_changes(
+        plan, run.wish, existed=run.facts.exists, was_stored=run.stored is not None
+    ):
+        run.call.say(line)
+    if plan.is_removal:
         return ExitStatus.DONE
-    found = replace(find_secret_target(run.wish.name, Deadline(_SECONDS)), via=run.target.via)
+    found = replace(find_secret_target(run.wish.name, Deadline(_SECONDS)), via=run.call.target.via)
     status = _check(run, found)
     if status not in (ExitStatus.DONE, ExitStatus.ATTENTION):
         return status
-    tag = story.plan.tag
-    if tag:
-        run.vault.tag(tag)
-        run.say(f"The secret has the tag {tag.key}={tag.value}.")
-    for need in story.describe_needs(found.secret_arn):
-        run.say(need)
+    if plan.tag:
+        run.vault.tag(plan.tag)
+        run.call.say(f"The secret has the tag {plan.tag.key}={plan.tag.value}.")
+    for need in describe_needs(run.wish, found.secret_arn):
+        run.call.say(need)
     return status
 
 
@@ -342,7 +326,7 @@ def _check(run: Onboarding, found: Target) -> ExitStatus:
         return run_check(replace(run.call, target=found))
     except TargetError as error:
         if run.wish.iam:
-            run.say(f"Not checked, because your own token does not log in: {error.message}")
+            run.call.say(f"Not checked, because your own token does not log in: {error.message}")
             return ExitStatus.ATTENTION
         problem = f"cannot connect: {error.message}. {error.hint}"
         raise ConfigurationError(f"role {run.wish.role}", problem) from None

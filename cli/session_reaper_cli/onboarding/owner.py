@@ -3,9 +3,8 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib.resources import files
-from typing import Final
+from typing import Final, NamedTuple
 
 from pg8000.native import literal
 from session_reaper.deadline import Deadline
@@ -21,9 +20,8 @@ _SHOWN_SEVERITIES: Final = ("NOTICE", "WARNING")
 _FOLDER: Final = files("session_reaper_cli.onboarding")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoleFacts:
-    """Facts about the role and the server. `version`: its server_version_num."""
+class RoleFacts(NamedTuple):
+    """The columns of role_facts.sql. `version`: the server's server_version_num."""
 
     version: int
     is_own: bool  # the owner's own role
@@ -51,18 +49,7 @@ class Owner(Server):
         """Read the facts about a role. Raises TargetError."""
         query = (_FOLDER / "role_facts.sql").read_text("utf-8").format(role=literal(role))
         ((version, *flags),) = self.run("reading the role", query)
-        is_own, exists, has_powers, is_from_role_file, has_rds_iam, uses_iam = (
-            each == b"t" for each in flags
-        )
-        return RoleFacts(
-            version=int(bytes(version or b"0")),
-            is_own=is_own,
-            exists=exists,
-            has_powers=has_powers,
-            is_from_role_file=is_from_role_file,
-            has_rds_iam=has_rds_iam,
-            uses_iam=uses_iam,
-        )
+        return RoleFacts(int(bytes(version or b"0")), *(each == b"t" for each in flags))
 
     def run(self, step: str, statement: str) -> list[Row]:
         """Run a statement. Raises TargetError."""

@@ -56,11 +56,11 @@ class Plan:
 
     statements: tuple[Statement, ...]
     write: Write
-    text: str = field(repr=False)  # of the secret
-    restores: bool
-    tag: Tag | None  # None if the secret has it, or none is wanted
-    sets_password: bool
-    is_password_new: bool
+    text: str = field(default="", repr=False)  # of the secret
+    restores: bool = False
+    tag: Tag | None = None  # None if the secret has it, or none is wanted
+    sets_password: bool = False
+    is_password_new: bool = False
 
     @property
     def is_removal(self) -> bool:
@@ -122,11 +122,6 @@ def plan_removal(wish: Wish, facts: RoleFacts, stored: StoredSecret | None) -> P
     return Plan(
         statements=(Statement(text=drop, shown=drop),) if facts.exists else (),
         write=Write.DELETE if has_secret else Write.NOTHING,
-        text="",
-        restores=False,
-        tag=None,
-        sets_password=False,
-        is_password_new=False,
     )
 
 

@@ -87,7 +87,7 @@ def warn_about_tls(target: Target) -> str:
         if aiven
         else "write sslmode=verify-full, and the CA's file as sslrootcert"
     )
-    return f"sslmode={target.sslmode}: another server could pass for this one; {how} in the URI"
+    return f"sslmode={target.sslmode}: another server could impersonate this one; {how} in the URI"
 
 
 def _is_verified(earlier: Mapping[str, Any]) -> bool:

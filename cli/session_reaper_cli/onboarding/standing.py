@@ -1,20 +1,19 @@
-"""Records which changes stand on the server and in Secrets Manager, in case of a failure."""
+"""Records which changes were made on the server and in Secrets Manager, in case of a failure."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-Say = Callable[[str], None]
+from session_reaper_cli.terminal import Say
 
 
 class State(StrEnum):
-    """The state of one thing."""
+    """The state of the role or of the secret."""
 
     ABSENT = "does not exist"
-    KEPT = "is as before"
-    CHANGED = "is new or changed, and stands"
+    KEPT = "is unchanged"
+    CHANGED = "is created or changed"
     REMOVED = "is removed"
-    UNKNOWN = "is changed or as before: the answer was lost"
+    UNKNOWN = "may be changed: the answer was lost"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,10 +27,10 @@ class Standing:
     is_tagged: bool
 
     def describe(self, say: Say) -> None:
-        """Say for each thing whether it stands."""
-        say("Stopped before the end. Now:")
+        """Say the state of the role and of the secret."""
+        say("Stopped before the end. The state now:")
         say(f"- the role {self.role_name} {self.role}")
         say(f"- the secret {self.secret_name} {self.secret}")
         if self.secret in (State.KEPT, State.CHANGED) and not self.is_tagged:
             say("- the secret does not have the tag, so the function does not read it by the tag")
-        say("Fix the cause below, and run the same command again: it goes on from there.")
+        say("Fix the cause below, and run the same command again; it continues from there.")

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from botocore.exceptions import ClientError
 from session_reaper.aws.clients import AWS_ERRORS, call, explain_error, get_client
@@ -16,6 +17,7 @@ from session_reaper.targets.target import Secret
 
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
+    from mypy_boto3_secretsmanager.type_defs import TagTypeDef
 
 silence_libraries()  # botocore would log the secrets
 
@@ -80,37 +82,36 @@ class Vault:
     def create(self, text: str) -> None:
         """Create the secret, without a tag."""
         about = "The login of session-reaper; session-reaper onboard wrote it"
-        with self._explain_errors("CreateSecret", "cannot be created"):
-            self._call(
-                lambda: self._client.create_secret(
-                    Name=self.name, SecretString=text, Description=about
-                )
-            )
+        create = partial(self._client.create_secret, Name=self.name, Description=about)
+        self._change("CreateSecret", "created", partial(create, SecretString=text))
 
     def put(self, text: str) -> None:
         """Make a text the current version of the secret."""
-        with self._explain_errors("PutSecretValue", "cannot be changed"):
-            self._call(lambda: self._client.put_secret_value(SecretId=self.name, SecretString=text))
+        put = partial(self._client.put_secret_value, SecretId=self.name, SecretString=text)
+        self._change("PutSecretValue", "changed", put)
 
     def tag(self, tag: Tag) -> None:
         """Set a tag of the secret."""
-        with self._explain_errors("TagResource", "cannot be tagged"):
-            tags: Any = [{"Key": tag.key, "Value": tag.value}]
-            self._call(lambda: self._client.tag_resource(SecretId=self.name, Tags=tags))
+        tags: list[TagTypeDef] = [{"Key": tag.key, "Value": tag.value}]
+        self._change(
+            "TagResource",
+            "tagged",
+            partial(self._client.tag_resource, SecretId=self.name, Tags=tags),
+        )
 
     def delete(self) -> None:
         """Delete the secret; it can be restored for RECOVERY_DAYS."""
-        with self._explain_errors("DeleteSecret", "cannot be deleted"):
-            self._call(
-                lambda: self._client.delete_secret(
-                    SecretId=self.name, RecoveryWindowInDays=RECOVERY_DAYS
-                )
-            )
+        delete = partial(self._client.delete_secret, RecoveryWindowInDays=RECOVERY_DAYS)
+        self._change("DeleteSecret", "deleted", partial(delete, SecretId=self.name))
 
     def restore(self) -> None:
         """Take the deletion back."""
-        with self._explain_errors("RestoreSecret", "cannot be restored"):
-            self._call(lambda: self._client.restore_secret(SecretId=self.name))
+        restore = partial(self._client.restore_secret, SecretId=self.name)
+        self._change("RestoreSecret", "restored", restore)
+
+    def _change(self, action: str, done: str, operation: Callable[[], object]) -> None:
+        with self._explain_errors(action, f"cannot be {done}"):
+            self._call(operation)
 
     def _call(self, operation: Callable[[], _T]) -> _T:
         return call("secretsmanager", operation, Deadline(_SECONDS))

@@ -30,11 +30,6 @@ class Account:
     refusals: tuple[Refusal, ...] = ()
     problem: str = ""
 
-    @property
-    def are_all_public(self) -> bool:
-        """Whether there are databases, and each has a public address."""
-        return bool(self.databases) and all(each.is_public for each in self.databases)
-
 
 def look_at_account(stack: str, region: str) -> Account:
     """Look at the account with the user's own credentials.

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,7 @@ from session_reaper_cli.setup.samconfig import (
     read_stack,
     write_answers,
 )
-from session_reaper_cli.terminal import is_interactive
-
-Say = Callable[[str], None]
+from session_reaper_cli.terminal import is_interactive, say
 
 # As in template.yaml.
 _TAG: Final = (re.compile(r"[\w .:/+@-]+=[\w .:/+@-]+", re.ASCII), "write key=value")
@@ -49,7 +47,7 @@ class InitOptions:
     accepts_all: bool
 
 
-def run_init(options: InitOptions, say: Say) -> None:
+def run_init(options: InitOptions) -> None:
     """Look, ask at most five questions, write the file, and say the next commands.
 
     Raises ConfigurationError.
@@ -64,7 +62,7 @@ def run_init(options: InitOptions, say: Say) -> None:
         account = look_at_account(f"{stack}-network", read_region(text, options.environment))
     if not options.path.with_name("template.yaml").exists():
         say(f"WARNING: {options.path} is not beside template.yaml, where `make deploy` needs it")
-    _describe(account, say)
+    _describe(account)
     answers = _ask(account, earlier, options)
     _write(options.path, write_answers(text, options.environment, account.region, answers))
     say(
@@ -93,7 +91,7 @@ def _write(path: Path, text: str) -> None:
         raise ConfigurationError(str(path), f"cannot be written: {error.strerror}") from None
 
 
-def _describe(account: Account, say: Say) -> None:
+def _describe(account: Account) -> None:
     if account.problem:
         say(
             f"Cannot look at the AWS account ({account.problem}). The questions have no suggestions."
@@ -137,7 +135,7 @@ def _ask_network(
         question = f"Run in {before['SubnetIds']} with {before['SecurityGroupIds']}, as before?"
         if read.confirm(question):
             return before
-    elif account.are_all_public:
+    elif account.databases and all(each.is_public for each in account.databases):
         return _OUTSIDE
     elif network and network.subnets and read.confirm(_propose(network)):
         question = "Security groups of the function (empty: the network stack makes one)"
@@ -231,13 +229,13 @@ def _describe_next(
         if account.network and account.network.knows_groups:
             commands.append(f"{_write_command(options)} --yes")
         else:
-            yield "Give the second `init` the group that is the output SecurityGroupIds of the network."
+            yield "In the second `init`, answer with the network's output SecurityGroupIds as the group."
             commands.append(_write_command(options))
     commands += [f"make deploy{env}", f"make check-remote{env}"]
     if parameters["Email"]:
         yield "AWS asks that address to confirm; do it before the last command, which sends a summary."
     else:
-        yield "The summaries go to no address: answer with one, or subscribe to the stack's topic."
+        yield "The summaries have no recipient: answer with an address, or subscribe to the stack's topic."
     yield "Next:"
     for command in commands:
         yield f"  {command}"

@@ -18,14 +18,14 @@ _NEW: Final[dict[str, Any]] = {
 
 def read_answers(text: str, environment: str) -> dict[str, str]:
     """Return the parameters that the file has for an environment. Raises ConfigurationError."""
-    tables = _parse(text).get(environment, {})
-    given = tables.get("deploy", {}).get("parameters", {}).get("parameter_overrides", [])
-    return _read_overrides(given)
+    parameters = _read_parameters(text, environment, "deploy")
+    return _read_overrides(parameters.get("parameter_overrides", []))
 
 
 def read_stack(text: str, environment: str) -> str:
     """Return the name of an environment's stack, as `make` finds it. Raises ConfigurationError."""
-    return _read_general(text, environment, "stack_name") or _name_stack(environment)
+    name = "session-reaper" if environment == "default" else f"session-reaper-{environment}"
+    return _read_general(text, environment, "stack_name") or name
 
 
 def read_region(text: str, environment: str) -> str:
@@ -34,8 +34,8 @@ def read_region(text: str, environment: str) -> str:
 
 
 def _read_general(text: str, environment: str, key: str) -> str:
-    tables = _parse(text).get(environment, {})
-    values = (tables.get(one, {}).get("parameters", {}).get(key) for one in ("deploy", "global"))
+    tables = (_read_parameters(text, environment, table) for table in ("deploy", "global"))
+    values = (table.get(key) for table in tables)
     return next((str(value) for value in values if value), "")
 
 
@@ -45,12 +45,10 @@ def write_answers(text: str, environment: str, region: str, answers: Mapping[str
     Parameters without an answer stay. So does one that is empty now, because sam would deploy the
     former value of a missing one. The changes are no longer confirmed. Raises ConfigurationError.
     """
-    tables = _parse(text).get(environment, {})
-    parameters = tables.get("deploy", {}).get("parameters", {})
+    parameters = _read_parameters(text, environment, "deploy")
     stack = read_stack(text, environment)
-    general = {
-        "stack_name": tables.get("global", {}).get("parameters", {}).get("stack_name", stack)
-    }
+    shared = _read_parameters(text, environment, "global")
+    general = {"stack_name": shared.get("stack_name", stack)}
     if region:
         general["region"] = region
     overrides = _read_overrides(parameters.get("parameter_overrides", []))
@@ -64,7 +62,7 @@ def write_answers(text: str, environment: str, region: str, answers: Mapping[str
     for table, values in (("global", general), ("deploy", deploy)):
         for key, value in values.items():
             text = _set_key(text, f"{environment}.{table}.parameters", key, value)
-    written = _parse(text)[environment]["deploy"]["parameters"]
+    written = _read_parameters(text, environment, "deploy")
     if written["parameter_overrides"] != deploy["parameter_overrides"]:
         problem = (
             f"has a form that cannot be edited; write {deploy['parameter_overrides']} yourself"
@@ -73,15 +71,13 @@ def write_answers(text: str, environment: str, region: str, answers: Mapping[str
     return text
 
 
-def _name_stack(environment: str) -> str:
-    return "session-reaper" if environment == "default" else f"session-reaper-{environment}"
-
-
-def _parse(text: str) -> dict[str, Any]:
+def _read_parameters(text: str, environment: str, table: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        tables = tomllib.loads(text).get(environment, {})
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(_PLACE, f"cannot be read: {error}") from None
+    parameters: dict[str, Any] = tables.get(table, {}).get("parameters", {})
+    return parameters
 
 
 def _read_overrides(given: Any) -> dict[str, str]:  # noqa: ANN401 -- a list, or sam's own text

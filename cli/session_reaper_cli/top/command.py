@@ -3,7 +3,6 @@
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
-from dataclasses import replace
 from itertools import chain
 from typing import Final
 
@@ -44,13 +43,12 @@ def show_top(call: Invocation, watch: float | None) -> ExitStatus:
 def _look(call: Invocation) -> Generator[Overview]:
     """Yield overviews over one connection, which is replaced once it is lost."""
     while True:
-        server, target = log_in(call)
-        call = replace(call, target=target)  # with the password that the user has typed
+        server, call = log_in(call)
         with closing(server):
             try:
                 while True:
                     snapshot = server.take_snapshot(ALL_SESSIONS, Deadline(_SECONDS))
-                    yield make_overview(target.name, snapshot, call.policy)
+                    yield make_overview(call.target.name, snapshot, call.policy)
             except ConnectionLostError as error:
                 call.say(f"{error.message}; connecting again")
 

@@ -8,10 +8,9 @@ from typing import Any, Final
 from session_reaper.decision.decide import decide
 from session_reaper.decision.model import Decision, Verdict
 from session_reaper.policy.enums import Action
-from session_reaper.policy.model import Policy
+from session_reaper.policy.model import Policy, Rule
 from session_reaper.policy.protections import ProtectedBy
-from session_reaper.sessions.lock_chains import Waiter
-from session_reaper.sessions.session import Session, Slots, State
+from session_reaper.sessions.session import Session, State
 from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.summary.groups import mask_client
 
@@ -36,14 +35,6 @@ class SessionGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LockChain:
-    """A session that others wait for, and that waits for no lock itself."""
-
-    root: Session
-    waiters: Sequence[Waiter]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RulePlan:
     """The sessions that one rule would end now."""
 
@@ -58,17 +49,14 @@ class RulePlan:
 class Overview:
     """One look at a server.
 
-    `hidden`: sessions that our role may not see. `protected`: the sessions that a rule would terminate
+    `blockers`: sessions that others wait for, and that wait for no lock themselves. `protected`: the sessions that a rule would terminate
     without a protection, by protection. `own_role`: those of them that our own role protects.
     """
 
     target: str
-    role: str
-    database_is_replica: bool
-    slots: Slots
-    hidden: int
+    snapshot: Snapshot
     groups: Sequence[SessionGroup]
-    chains: Sequence[LockChain]
+    blockers: Sequence[Session]
     plans: Sequence[RulePlan]
     protected: Sequence[tuple[str, int]]
     own_role: int
@@ -79,15 +67,13 @@ def make_overview(name: str, snapshot: Snapshot, policy: Policy) -> Overview:
     """Describe a snapshot of all sessions."""
     decided = decide(snapshot.sessions, snapshot.slots, policy)
     protected = [d for d in decided.decisions if d.protection and d.protected_from]
+    blockers = [session for session in snapshot.sessions if session.waiters]
     by_protection = Counter(d.protection.by for d in protected if d.protection)
     return Overview(
         target=name,
-        role=snapshot.role,
-        database_is_replica=snapshot.reader,
-        slots=snapshot.slots,
-        hidden=snapshot.hidden,
+        snapshot=snapshot,
         groups=tuple(_group(snapshot.sessions)),
-        chains=tuple(_list_chains(snapshot.sessions)),
+        blockers=sorted(blockers, key=lambda session: -len(session.waiters)),
         plans=tuple(_plan(decided.decisions)),
         protected=tuple(by_protection.most_common()),
         own_role=by_protection[ProtectedBy.OWN_ROLE.value],
@@ -97,30 +83,30 @@ def make_overview(name: str, snapshot: Snapshot, policy: Policy) -> Overview:
 
 def to_json(overview: Overview) -> dict[str, Any]:
     """Return an overview as JSON; groups have the keys of `holders` in a run's report."""
-    slots = overview.slots
+    snapshot, slots = overview.snapshot, overview.snapshot.slots
     return {
         "target": overview.target,
-        "role": overview.role,
-        "reader": overview.database_is_replica,
+        "role": snapshot.role,
+        "reader": snapshot.reader,
         "slots": {
             "max": slots.max,
             "reserved": slots.reserved,
             "usable": slots.usable,
             "used": slots.used,
         },
-        "hidden": overview.hidden,
+        "hidden": snapshot.hidden,
         "groups": [asdict(group) for group in overview.groups],
         "lock_chains": [
             {
-                "pid": chain.root.identity.pid,
-                "application": chain.root.application,
-                "role": chain.root.role,
-                "state": chain.root.state.value,
-                "idle_seconds": chain.root.idle_seconds,
-                "query": chain.root.redacted_query,
-                "waiters": [asdict(waiter) for waiter in chain.waiters],
+                "pid": root.identity.pid,
+                "application": root.application,
+                "role": root.role,
+                "state": root.state.value,
+                "idle_seconds": root.idle_seconds,
+                "query": root.redacted_query,
+                "waiters": [asdict(waiter) for waiter in root.waiters],
             }
-            for chain in overview.chains
+            for root in overview.blockers
         ],
         "policy": [asdict(plan) for plan in overview.plans],
         "protected": [{"by": by, "count": count} for by, count in overview.protected],
@@ -153,27 +139,21 @@ def _rank_group(item: tuple[object, Sequence[Session]]) -> tuple[float, ...]:
     return (-len(sessions), -max(each.idle_seconds for each in sessions))
 
 
-def _list_chains(sessions: Iterable[Session]) -> Iterator[LockChain]:
-    blockers = [each for each in sessions if each.waiters]
-    for each in sorted(blockers, key=lambda session: -len(session.waiters)):
-        yield LockChain(root=each, waiters=each.waiters)
-
-
 _COUNTED: Final = (Verdict.CONDEMN, Verdict.SPARE)
 
 
 def _plan(decisions: Iterable[Decision]) -> Iterator[RulePlan]:
     """Say what each rule would do, in the order of their sessions."""
-    by_rule: dict[str, list[Decision]] = defaultdict(list)
+    by_rule: dict[Rule, list[Decision]] = defaultdict(list)
     for decision in decisions:
         if decision.verdict in _COUNTED and decision.rule is not None:
-            by_rule[decision.rule.name].append(decision)
-    for name, group in by_rule.items():
+            by_rule[decision.rule].append(decision)
+    for rule, group in by_rule.items():
         condemned = [each for each in group if each.verdict is Verdict.CONDEMN]
         oldest = max(condemned or group, key=lambda each: each.session.idle_seconds)
         yield RulePlan(
-            rule=name,
-            action=oldest.rule.action if oldest.rule else Action.TERMINATE,
+            rule=rule.name,
+            action=rule.action,
             count=len(condemned),
             held_back=len(group) - len(condemned),
             example=oldest.reason,

@@ -9,8 +9,9 @@ from rich.text import Text
 from session_reaper.policy.durations import format_duration
 from session_reaper.report.headline import count_of
 from session_reaper.report.text import printable, truncate
+from session_reaper.sessions.session import Session
 
-from session_reaper_cli.top.overview import LockChain, Overview, SessionGroup
+from session_reaper_cli.top.overview import Overview, SessionGroup
 
 _MOST_GROUPS: Final = 15
 _MOST_CHAINS: Final = 5
@@ -34,38 +35,35 @@ def draw(overview: Overview, width: int) -> RenderableType:
 def _list_parts(overview: Overview, width: int) -> Iterator[RenderableType]:
     yield _draw_title(overview)
     yield from _draw_slots(overview, width)
-    if overview.hidden:
+    hidden = overview.snapshot.hidden
+    if hidden:
         yield Text(
-            f"{count_of(overview.hidden, 'session')} {_is_are(overview.hidden)} hidden from this"
-            f" role ({overview.role}); pg_read_all_stats shows them.",
+            f"{count_of(hidden, 'session')} {'is' if hidden == 1 else 'are'} hidden from this"
+            f" role ({overview.snapshot.role}); pg_read_all_stats shows them.",
             "yellow",
         )
     yield Text()
     yield _draw_groups(overview.groups, width)
-    if overview.chains:
+    if overview.blockers:
         yield Text()
         yield Text("Lock chains", "bold")
-        for chain in overview.chains[:_MOST_CHAINS]:
-            yield from _draw_chain(chain)
-        if len(overview.chains) > _MOST_CHAINS:
-            yield Text(f"  … and {len(overview.chains) - _MOST_CHAINS} more")
+        for blocker in overview.blockers[:_MOST_CHAINS]:
+            yield from _draw_chain(blocker)
+        if len(overview.blockers) > _MOST_CHAINS:
+            yield Text(f"  … and {len(overview.blockers) - _MOST_CHAINS} more")
     yield Text()
     yield from _draw_plans(overview)
 
 
-def _is_are(number: int) -> str:
-    return "is" if number == 1 else "are"
-
-
 def _draw_title(overview: Overview) -> Text:
-    replica = " (replica)" if overview.database_is_replica else ""
+    replica = " (replica)" if overview.snapshot.reader else ""
     return Text.assemble(
-        (printable(overview.target, 60), "bold"), f"{replica}  role {overview.role}"
+        (printable(overview.target, 60), "bold"), f"{replica}  role {overview.snapshot.role}"
     )
 
 
 def _draw_slots(overview: Overview, width: int) -> Iterator[Text]:
-    slots = overview.slots
+    slots = overview.snapshot.slots
     share = slots.used / slots.usable if slots.usable > 0 else 1.0
     style = "red" if share >= _CRITICAL else "yellow" if share >= _WARNING else "green"
     label = f" {slots.used}/{slots.usable} used, {slots.reserved} reserved"
@@ -130,19 +128,18 @@ def _list_held(group: SessionGroup) -> Iterator[str]:
         yield f"vacuum by {group.pins:,}"
 
 
-def _draw_chain(chain: LockChain) -> Iterator[RenderableType]:
-    root = chain.root
+def _draw_chain(root: Session) -> Iterator[RenderableType]:
     name = printable(root.application, 40) or "(no name)"
     head = (
         f"  pid {root.identity.pid} {name} (role {printable(root.role_label, 40)}),"
         f" {root.state} for {format_duration(root.idle_seconds)},"
-        f" blocks {count_of(len(chain.waiters), 'session')}:"
+        f" blocks {count_of(len(root.waiters), 'session')}:"
     )
     yield Text(head)
-    for waiter in chain.waiters[:_MOST_WAITERS]:
+    for waiter in root.waiters[:_MOST_WAITERS]:
         waiting = printable(waiter.application, 40) or "(no name)"
         yield Text(f"    └ pid {waiter.pid} {waiting}, waits for {format_duration(waiter.seconds)}")
-    more = len(chain.waiters) - _MOST_WAITERS
+    more = len(root.waiters) - _MOST_WAITERS
     if more > 0:
         yield Text(f"    └ and {more} more")
 
@@ -166,7 +163,7 @@ def _draw_plans(overview: Overview) -> Iterator[Text]:
     for by, number in overview.protected:
         yield Text(f"{count_of(number, 'session')} that a rule matches: protected ({by}).")
     if overview.own_role:
+        role = overview.snapshot.role
         yield Text(
-            f"{overview.role} is the role of this command: `reap --role {overview.role}` works on"
-            " its sessions."
+            f"{role} is the role of this command: `reap --role {role}` works on its sessions."
         )

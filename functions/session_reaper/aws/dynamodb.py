@@ -4,6 +4,7 @@ Losing an item only repeats a report, so nothing here raises: without the table,
 counts as new.
 """
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -138,22 +139,17 @@ def _is_undelivered(issue: KnownIssue) -> bool:
 
 def _read_item(item: "dict[str, AttributeValueTypeDef]") -> KnownIssue | None:
     """Read an item, or return None for one of another form, such as another release's."""
-    try:
-        return _parse_item(item)
-    except (AttributeError, LookupError, TypeError, ValueError):
-        return None
-
-
-def _parse_item(item: "dict[str, AttributeValueTypeDef]") -> KnownIssue:
-    kind, *details = item["kind"]["S"].split(" ")
-    secret, _, instance = item["target"]["S"].partition("#")
-    detail = tuple(each.replace("%20", " ").replace("%25", "%") for each in details)
-    return KnownIssue(
-        target=TargetKey(secret, instance),
-        key=IssueKey(IssueKind(kind), detail),
-        since=float(item["since"]["N"]),
-        reported_at=float(item["told_at"]["N"]),
-    )
+    with suppress(AttributeError, LookupError, TypeError, ValueError):
+        kind, *details = item["kind"]["S"].split(" ")
+        secret, _, instance = item["target"]["S"].partition("#")
+        detail = tuple(each.replace("%20", " ").replace("%25", "%") for each in details)
+        return KnownIssue(
+            target=TargetKey(secret, instance),
+            key=IssueKey(IssueKind(kind), detail),
+            since=float(item["since"]["N"]),
+            reported_at=float(item["told_at"]["N"]),
+        )
+    return None
 
 
 def _to_key(issue: KnownIssue) -> "dict[str, AttributeValueTypeDef]":

@@ -1,13 +1,15 @@
-"""Amazon DynamoDB: what a fleet's hub knows of each stack, one item per stack, read by one key."""
+"""Amazon DynamoDB: the state of each stack in a fleet's hub, one item per stack, read by one key."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from itertools import accumulate, takewhile
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 from session_reaper.aws.clients import (
     AWS_ERRORS,
+    PendingCall,
     call,
     describe_error,
     explain_error,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb.type_defs import AttributeValueTypeDef
 
 _SECONDS: Final = 3.0  # for writing an item
+_PARALLEL: Final = 8  # calls
 _HASH_KEY: Final = "fleet"
 _KEPT_SECONDS: Final = 14 * 86400  # a stack that is silent for so long is forgotten
 _MAX_KNOWN: Final = 300_000  # bytes of the issues of one stack: an item has 400 KB at most
@@ -62,26 +65,41 @@ def load_spoke_states(table: str, deadline: Deadline) -> dict[Spoke, SpokeState]
     return {state.spoke: state for state in read if state is not None}
 
 
-def save_spoke_state(table: str, state: SpokeState, deadline: Deadline) -> bool:
-    """Save a state; return whether it is saved. Another run may have changed it meanwhile."""
+def save_spoke_states(
+    table: str, states: Sequence[SpokeState], deadline: Deadline
+) -> Collection[Spoke]:
+    """Save states until the deadline; return the stacks whose state is saved.
 
-    def put() -> None:
-        _get_dynamodb().put_item(
-            TableName=table,
-            Item=to_item(state),
-            ConditionExpression=(
-                "attribute_not_exists(target) OR revision = :known OR expires_at <= :now"
-            ),
-            ExpressionAttributeValues={":known": {"N": str(state.revision)}, ":now": _get_now()},
-        )
+    Another run may have changed one meanwhile, which is then not saved.
+    """
+    saved = set()
+    for start in range(0, len(states), _PARALLEL):
+        pending = [
+            (
+                state.spoke,
+                PendingCall("dynamodb", partial(_put, table, state), deadline.capped_at(_SECONDS)),
+            )
+            for state in states[start : start + _PARALLEL]
+        ]
+        for spoke, each in pending:
+            try:
+                each.result()
+                saved.add(spoke)
+            except AWS_ERRORS as error:
+                extra = {"stack": spoke.label, "error": describe_error(error)}
+                logger.warning("cannot write the state of a stack", extra=extra)
+    return saved
 
-    try:
-        call("dynamodb", put, deadline.capped_at(_SECONDS))
-    except AWS_ERRORS as error:
-        extra = {"stack": state.spoke.label, "error": describe_error(error)}
-        logger.warning("cannot write the state of a stack", extra=extra)
-        return False
-    return True
+
+def _put(table: str, state: SpokeState) -> None:
+    _get_dynamodb().put_item(
+        TableName=table,
+        Item=to_item(state),
+        ConditionExpression=(
+            "attribute_not_exists(target) OR revision = :known OR expires_at <= :now"
+        ),
+        ExpressionAttributeValues={":known": {"N": str(state.revision)}, ":now": _get_now()},
+    )
 
 
 def _get_now() -> "AttributeValueTypeDef":
@@ -92,12 +110,16 @@ def _get_dynamodb() -> "DynamoDBClient":
     return get_client("dynamodb", seconds=_SECONDS / 2, tries=1)  # type: ignore[no-any-return] # by name
 
 
+def to_key(spoke: Spoke) -> dict[str, Any]:
+    """Return the key of a stack's item, in the form of DynamoDB's requests."""
+    kind = json.dumps([spoke.account, spoke.region, spoke.stack])
+    return {"target": {"S": _HASH_KEY}, "kind": {"S": kind}}
+
+
 def to_item(state: SpokeState) -> dict[str, Any]:
     """Return the item of a stack, in the form of DynamoDB's requests."""
-    spoke = state.spoke
     return {
-        "target": {"S": _HASH_KEY},
-        "kind": {"S": json.dumps([spoke.account, spoke.region, spoke.stack])},
+        **to_key(state.spoke),
         "sent_at": {"N": f"{state.sent_at:.3f}"},
         "expected_by": {"N": f"{state.expected_by:.3f}"},
         "runs": {"S": " ".join(state.runs)},

@@ -64,7 +64,7 @@ def receive_rounds(
     newer = 0  # rounds in a row without an older message
     is_first = True
     while deadline.remaining() > 0:
-        receive = _make_receiver(queue_url, hidden_seconds)
+        receive = partial(_receive, queue_url, hidden_seconds)
         pending = [PendingCall("sqs", receive, deadline) for _ in range(calls)]
         messages: list[QueueMessage] = []
         error: Exception | None = None
@@ -123,27 +123,24 @@ def _count_messages(queue_url: str, deadline: Deadline) -> _Numbers | None:
         return None
 
 
-def _make_receiver(queue_url: str, hidden_seconds: int) -> Callable[[], list[QueueMessage]]:
-    def receive() -> list[QueueMessage]:
-        answer = _get_sqs().receive_message(
-            QueueUrl=queue_url,
-            MaxNumberOfMessages=_BATCH,
-            VisibilityTimeout=hidden_seconds,
-            WaitTimeSeconds=_WAIT_SECONDS,
-            MessageSystemAttributeNames=["SentTimestamp"],
+def _receive(queue_url: str, hidden_seconds: int) -> list[QueueMessage]:
+    answer = _get_sqs().receive_message(
+        QueueUrl=queue_url,
+        MaxNumberOfMessages=_BATCH,
+        VisibilityTimeout=hidden_seconds,
+        WaitTimeSeconds=_WAIT_SECONDS,
+        MessageSystemAttributeNames=["SentTimestamp"],
+    )
+    _ = answer["ResponseMetadata"]["RequestId"]
+    return [
+        QueueMessage(
+            id=message["MessageId"],
+            body=message["Body"],
+            handle=message["ReceiptHandle"],
+            sent_at=int(message["Attributes"]["SentTimestamp"]) / 1000,
         )
-        _ = answer["ResponseMetadata"]["RequestId"]
-        return [
-            QueueMessage(
-                id=message["MessageId"],
-                body=message["Body"],
-                handle=message["ReceiptHandle"],
-                sent_at=int(message["Attributes"]["SentTimestamp"]) / 1000,
-            )
-            for message in answer.get("Messages", [])
-        ]
-
-    return receive
+        for message in answer.get("Messages", [])
+    ]
 
 
 def delete_messages(queue_url: str, handles: Sequence[str], deadline: Deadline) -> None:

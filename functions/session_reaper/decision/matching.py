@@ -104,13 +104,15 @@ def _decide_session(
             return _apply_rule(compiled, session, slots)
     if observed is not None:
         decision = _apply_rule(observed, session, slots)
-    else:
-        if protection is not None:
-            reason = f"protected: {protection.detail}"
-        decision = Decision(session=session, verdict=Verdict.LEAVE, rule=None, reasons=(reason,))
-    if protection is None:
-        return decision
-    return replace(decision, protection=protection, protected_from=protected_from)
+        return replace(decision, protection=protection, protected_from=protected_from)
+    return Decision(
+        session=session,
+        verdict=Verdict.LEAVE,
+        rule=None,
+        reasons=(f"protected: {protection.detail}" if protection else reason,),
+        protection=protection,
+        protected_from=protected_from,
+    )
 
 
 def _matches_session(

@@ -1,4 +1,4 @@
-"""What the guard must check of a session's wait, which can change while its identity stays the same."""
+"""The checks of the guard on a session's wait, which can change while its identity stays the same."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final

@@ -92,7 +92,7 @@ def digest_fleet(fleet: FleetReport, location: FunctionLocation | None) -> Diges
     steps = (*digest.steps, _advise_on_leaks(leaks)) if leaks else digest.steps
     subject = " ".join([str(digest.verdict), *map(to_plain, _list_leaks(leaks))])
     # Only those that were reported since the last run are known to be quiet; the notes have all.
-    return replace(digest, summary=subject, steps=steps, quiet=0)
+    return digest._replace(summary=subject, steps=steps, quiet=0)
 
 
 def _write_notes(

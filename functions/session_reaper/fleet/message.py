@@ -6,9 +6,10 @@ an instruction: the steps of a digest are the hub's own.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 from typing import Annotated, Any, Final
 
 from session_reaper.decision.model import Decision, Verdict
@@ -84,6 +85,8 @@ class SpokeReport:
     problem: TargetReport | None  # an invalid configuration
     targets: tuple[TargetReport, ...]
     number_of_targets: int
+    is_whole: bool  # it has targets, and none was left out
+    cut: frozenset[TargetKey]  # targets of which sessions or issues were left out
     advice: tuple[str, ...]  # codes, once for each target
 
 
@@ -102,7 +105,8 @@ def read_spoke_report(body: str) -> SpokeReport:
         problem = f"must be {VERSION}, not {given} as from account {account}"
         raise ConfigurationError("version", f"{problem}; update the hub before the stacks")
     message: _Message = _read_message(document, "")
-    sessions = sum(group.count for target in message.targets for group in target.groups)
+    groups = chain.from_iterable(target.groups for target in message.targets)
+    sessions = sum(group.count for group in groups) + sum(each.count for each in message.rest)
     if sessions > _MAX_SESSIONS:
         raise ConfigurationError("targets", f"have more than {_MAX_SESSIONS:,} sessions")
     spoke = Spoke(message.account, message.region, message.stack)
@@ -114,8 +118,13 @@ def read_spoke_report(body: str) -> SpokeReport:
         is_usual=message.usual,
         mode=None if message.configuration_error else _read_mode(message.mode),
         problem=_make_problem(spoke, message.configuration_error),
-        targets=tuple(_make_target(spoke, target) for target in message.targets),
+        targets=(
+            *(_make_target(spoke, target) for target in message.targets),
+            *_make_rest(spoke, message.rest),
+        ),
         number_of_targets=message.totals.targets,
+        is_whole=bool(message.targets) and not message.targets_left_out,
+        cut=frozenset([_REST_KEY, *map(_make_key, filter(_is_cut, message.targets))]),
         advice=tuple(code for target in message.targets for code in set(target.advice)),
     )
 
@@ -130,6 +139,9 @@ def make_stack_report(spoke: Spoke, problem: StackProblem, cause: str, hint: str
         error=Failure(code=problem.value, cause=cause, hint=hint),
     )
 
+
+_REST_KEY: Final = TargetKey("rest")
+_SEVERAL: Final = "several"
 
 STACK_KEY: Final = TargetKey("stack")
 """The key of a stack's own issues, except of its silence, which ends although others last."""
@@ -237,6 +249,13 @@ class _Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Rest:
+    outcome: Annotated[Outcome, one_of(Outcome)]
+    count: Annotated[int, _read_count]
+    oldest_seconds: Annotated[float, _read_number]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Protected:
     rule: Annotated[str, _TEXT]
     by: Annotated[str, _TEXT]
@@ -306,6 +325,7 @@ class _Message:
     totals: Annotated[_Totals, mapping_of(_Totals)]
     targets: Annotated[tuple[_Target, ...], partial(_read_items, mapping_of(_Target), _MAX_TARGETS)]
     targets_left_out: Annotated[int, non_negative_int] = 0
+    rest: Annotated[tuple[_Rest, ...], partial(_read_items, mapping_of(_Rest), len(Outcome))] = ()
 
 
 _read_message = mapping_of(_Message)
@@ -323,13 +343,13 @@ def _make_problem(spoke: Spoke, configuration_error: str) -> TargetReport | None
 
 def _make_target(spoke: Spoke, target: _Target) -> TargetReport:
     slots = target.slots
-    secret, instance = (*target.key, "", "")[:2]
     error = target.error
+    pids = iter([int(detail[0]) for kind, *detail in target.issues if _is_lingering(kind, detail)])
     if error is None and target.status not in (TargetStatus.OK, TargetStatus.PAUSED):
         error = _Error(code=target.status.value, message=str(target.status))
     return TargetReport(
         name=f"{spoke.account}/{spoke.region}/{target.name}",
-        key=TargetKey(secret, instance),
+        key=_make_key(target),
         status=target.status,
         error=Failure(code=error.code, cause=error.message, hint=_SEE_STACK) if error else None,
         slots=Slots(max=slots.max, reserved=slots.reserved, used=slots.used_before)
@@ -337,10 +357,46 @@ def _make_target(spoke: Spoke, target: _Target) -> TargetReport:
         else None,
         used_after=slots.used_after if slots else None,
         results=tuple(
-            result for group in target.groups for result in _make_results(group, spoke.account)
+            result
+            for group in target.groups
+            for result in _make_results(group, spoke.account, pids)
         ),
         reported_issues=tuple(_list_extra_issues(target.issues)),
     )
+
+
+def _make_key(target: _Target) -> TargetKey:
+    secret, instance = (*target.key, "", "")[:2]
+    return TargetKey(secret, instance)
+
+
+def _is_cut(target: _Target) -> bool:
+    return bool(target.left_out.groups or target.left_out.issues)
+
+
+def _is_lingering(kind: str, detail: Sequence[str]) -> bool:
+    return kind == IssueKind.LINGERING and detail[0:1] != [] and detail[0].isdecimal()
+
+
+def _make_rest(spoke: Spoke, rest: Sequence[_Rest]) -> Iterator[TargetReport]:
+    """Make one target of all sessions whose groups were left out, so that every number is true."""
+    results = []
+    for each in rest:
+        several = _Group(
+            outcome=each.outcome,
+            rule=_SEVERAL,
+            application=_SEVERAL,
+            role=_SEVERAL,
+            state=State.IDLE_IN_TRANSACTION,
+            count=each.count,
+            oldest_seconds=each.oldest_seconds,
+        )
+        (result, *_) = found = _make_results(several, spoke.account, iter(()))
+        decision = replace(result.decision, reasons=("the report has no room for their groups",))
+        results += [replace(result, decision=decision)] * len(found)
+    if results:
+        name = f"{spoke.label} (rest of its report)"
+        yield TargetReport(name=name, key=_REST_KEY, results=tuple(results))
 
 
 def _list_extra_issues(issues: Iterable[Sequence[str]]) -> Iterable[IssueKey]:
@@ -349,10 +405,11 @@ def _list_extra_issues(issues: Iterable[Sequence[str]]) -> Iterable[IssueKey]:
             yield IssueKey(IssueKind(kind), tuple(detail))
 
 
-def _make_results(group: _Group, account: str) -> Sequence[SessionResult]:
+def _make_results(group: _Group, account: str, pids: Iterator[int]) -> Sequence[SessionResult]:
     """Build the results of a group; all of them are one object, because only their number is known.
 
-    The account stands for the network of the clients, which a message does not contain.
+    Lingering sessions have pids, as far as the message has them. The account stands for the network
+    of the clients, which a message does not contain.
     """
     identity = Identity(
         pid=0,
@@ -389,4 +446,15 @@ def _make_results(group: _Group, account: str) -> Sequence[SessionResult]:
         rule=Rule(name=group.rule, match=Match(state=(group.state,))),
         reasons=(f"{group.state} for {format_duration(group.oldest_seconds)}",),
     )
-    return (SessionResult(decision=decision, outcome=group.outcome),) * group.count
+    result = SessionResult(decision=decision, outcome=group.outcome)
+    if group.outcome is not Outcome.LINGERING:
+        return (result,) * group.count
+    known = [
+        replace(result, decision=replace(decision, session=_with_pid(session, pid)))
+        for pid in islice(pids, group.count)
+    ]
+    return (*known, *(result,) * (group.count - len(known)))
+
+
+def _with_pid(session: Session, pid: int) -> Session:
+    return replace(session, identity=replace(session.identity, pid=pid))

@@ -1,10 +1,10 @@
-"""What a fleet's hub knows of each stack, and how messages change it.
+"""The state of each stack in a fleet's hub, and how messages change it.
 
 SQS may deliver a message twice, late, and after a later one. The latest run of a stack decides which
 issues it has. Of any other run only the ended sessions count, once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Final
@@ -19,6 +19,7 @@ from session_reaper.fleet.message import (
 from session_reaper.policy.enums import Mode
 from session_reaper.report.known_issues import KnownIssue, StateUpdate, compare_with_known
 from session_reaper.report.model import Outcome, Report, StackProblem, TargetReport
+from session_reaper.targets.target import TargetKey
 
 SILENT_AFTER: Final = 600.0
 """Seconds after the announced moment of a stack's next message."""
@@ -29,7 +30,7 @@ _DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpokeState:
-    """What is known of a stack. Moments are seconds since 1970.
+    """The state of a stack. Moments are seconds since 1970.
 
     `sent_at` is by the stack's clock, and never later than the arrival by the clock of SQS.
     `expected_by` is by the clock of SQS. `revision` counts the changes in the table.
@@ -51,7 +52,7 @@ class SpokeState:
 
 @dataclass(slots=True, kw_only=True)
 class SpokeNews:
-    """What the messages of one stack add to its state."""
+    """The news of one stack: its state, and what its messages add to it."""
 
     state: SpokeState
     runs: set[str] = field(default_factory=set)  # hashes of the ids of all messages
@@ -81,7 +82,7 @@ def add_message(news: SpokeNews, report: SpokeReport, arrived_at: float, handle:
         return
     if news.latest is not None:
         news.others += _keep_ended(news.latest.targets)
-    news.latest = report
+    news.latest = replace(report, targets=_drop_quiet(report.targets, state.known))
     news.advice = report.advice
     news.state = replace(
         state,
@@ -89,6 +90,26 @@ def add_message(news: SpokeNews, report: SpokeReport, arrived_at: float, handle:
         expected_by=arrived_at + report.interval,
         targets=state.targets if report.problem else report.number_of_targets,
     )
+
+
+def _drop_quiet(
+    targets: Iterable[TargetReport], known: Iterable[KnownIssue]
+) -> tuple[TargetReport, ...]:
+    """Drop all quiet targets but one, which shows that not every target has failed.
+
+    A fleet may have a hundred thousand, which would not fit into the function's memory. Those with
+    known issues stay, because they may have recovered.
+    """
+    secrets = {issue.target.secret for issue in known}
+    kept: list[TargetReport] = []
+    first: list[TargetReport] = []
+    for target in targets:
+        is_quiet = target.is_fine and not target.results and not target.issues
+        if not is_quiet or target.key.secret in secrets:
+            kept.append(target)
+        elif not first:
+            first.append(target)
+    return (*kept, *first)
 
 
 def _keep_ended(targets: Iterable[TargetReport]) -> Sequence[TargetReport]:
@@ -128,10 +149,23 @@ def conclude(news: SpokeNews, now: float, remind_after: float, *, is_complete: b
         replace(issue, reported_at=now) if is_silent and issue.target == SILENCE_KEY else issue
         for issue in state.known
     ]
-    covers_all = latest is not None and bool(latest.targets)
+    covers_all = latest is not None and latest.is_whole
     report, update = compare_with_known(report, known, now, remind_after, covers_all=covers_all)
+    if latest is not None:
+        report, update = _keep_issues_of(latest.cut, report, update)
     state = replace(_apply(state, update, now), runs=_merge_runs(news))
     return SpokeResult(targets=report.targets, state=state)
+
+
+def _keep_issues_of(
+    cut: Collection[TargetKey], report: Report, update: StateUpdate
+) -> tuple[Report, StateUpdate]:
+    """Let no issue end of a target whose report was cut: it may be in the part that is left out."""
+    targets = tuple(
+        replace(target, recovered=()) if target.key in cut else target for target in report.targets
+    )
+    ended = tuple(issue for issue in update.ended if issue.target not in cut)
+    return replace(report, targets=targets), update._replace(ended=ended)
 
 
 def _list_stack_reports(
@@ -172,8 +206,8 @@ def _merge_runs(news: SpokeNews) -> tuple[str, ...]:
 
 def _make_silent(state: SpokeState) -> TargetReport:
     hint = (
-        "Check that the stack's schedule is enabled, its function runs, FleetTopicArn is set, and"
-        " the topic and its key admit the account."
+        "Check that the stack's schedule is enabled, its function runs, FleetTopicArn is set, the"
+        " topic and its key admit the account, and the hub is as new as the stack."
     )
     is_known = state.sent_at > 0
     cause = "the next report is more than 10m late" if is_known else "no report has ever arrived"

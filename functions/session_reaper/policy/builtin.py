@@ -1,6 +1,5 @@
 """The protections that apply under every policy."""
 
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from session_reaper.policy.patterns import Globs, matches_any
@@ -112,22 +111,15 @@ def find_protection_by_name(names: Names) -> Protection | None:
 
 def find_protection_by_role(session: Session | Holder) -> Protection | None:
     """Return the protection that rests on the role; a rule that names the role literally lifts it."""
-    return next(_list_protections_by_role(session), None)
-
-
-def _list_protections_by_role(session: Session | Holder) -> Iterator[Protection]:
     if session.own_role:
-        yield Protection(kind=ProtectedBy.OWN_ROLE, detail="our own role", can_be_lifted=True)
-    if session.replication:
-        yield Protection(
-            kind=ProtectedBy.REPLICATION_ROLE, detail="a replication role", can_be_lifted=True
-        )
-    if is_provider_role(session.role):
-        yield Protection(
-            kind=ProtectedBy.PROVIDER_ROLE,
-            detail=f"role {session.role} (built in)",
-            can_be_lifted=True,
-        )
+        kind, detail = ProtectedBy.OWN_ROLE, "our own role"
+    elif session.replication:
+        kind, detail = ProtectedBy.REPLICATION_ROLE, "a replication role"
+    elif is_provider_role(session.role):
+        kind, detail = ProtectedBy.PROVIDER_ROLE, f"role {session.role} (built in)"
+    else:
+        return None
+    return Protection(kind=kind, detail=detail, can_be_lifted=True)
 
 
 def is_provider_role(role: str | None) -> bool:

@@ -61,76 +61,6 @@ class _InvalidError(Exception):
     """A value is invalid; the argument is its place in the answer."""
 
 
-def read_snapshot(
-    row: Row, *, own_roles: Collection[str | None], backend_pid: int, has_waits: bool = True
-) -> Snapshot:
-    """Read the answer to snapshot.sql. Raises TargetError.
-
-    `own_roles`: the names of our roles. `backend_pid`: the pid in the server's greeting. `has_waits`:
-    the statement asked for lock waits.
-    """
-    with _explain_invalid("snapshot"):
-        answer = _take_document(row)
-        _check_waits(answer, is_requested=has_waits)
-        return _read_snapshot(answer, own_roles, backend_pid)
-
-
-def _check_waits(answer: Mapping[str, Any], *, is_requested: bool) -> None:
-    if not is_requested and answer.get("waits") is not None:
-        raise _InvalidError("waits")
-
-
-def estimate_memory(session: Session) -> int:
-    """Estimate the bytes that a session takes."""
-    texts = getsizeof(session.query) + getsizeof(session.query_end)
-    return _SESSION_BYTES + texts + _WAITER_BYTES * len(session.waiters)
-
-
-_SESSION_BYTES: Final = 1500
-_WAITER_BYTES: Final = 8  # a reference: the blockers of one queue share its waiters
-
-
-def read_verification(row: Row) -> Verification:
-    """Read the answer to verify.sql. Raises TargetError."""
-    with _explain_invalid("verification"):
-        answer = _take_document(row)
-        remaining = _read_list(answer, "remaining")
-        return Verification(
-            server=_read_server(answer),
-            remaining=frozenset(_check_int(pid, "remaining", 1, _INT32) for pid in remaining),
-            can_see=_read_flag(answer, "can_see"),
-            used=_read_int(answer, "used"),
-        )
-
-
-def read_facts(row: Row, tls: Tls | None) -> ServerFacts:
-    """Read the answer to server_facts.sql. Raises TargetError."""
-    with _explain_invalid("server facts"):
-        return _read_facts(_take_document(row), tls)
-
-
-def read_grants(row: Row, role: str) -> tuple[str, ...]:
-    """Read the answer to missing_grants.sql: the GRANT statements for our role. Raises TargetError."""
-    with _explain_invalid("list of grants"):
-        return tuple(_read_grants(_take_document(row), role))
-
-
-def read_signal(row: Row) -> Signal:
-    """Read the answer to signal.sql. Raises TargetError."""
-    with _explain_invalid("signal"):
-        if len(row) != 1 or row[0] not in _SIGNALS:
-            raise _InvalidError("signalled")
-        return _SIGNALS[row[0]]
-
-
-_SIGNALS: Final[Mapping[object, Signal]] = {
-    b"t": Signal.SENT,
-    b"f": Signal.ESCAPED,  # the session ended before the signal
-    b"waits": Signal.WAITING,
-    None: Signal.HIDDEN,
-}
-
-
 @contextmanager
 def _explain_invalid(statement: str) -> Iterator[None]:
     """Raise TargetError in place of an invalid value in the answer to a statement."""
@@ -143,6 +73,72 @@ def _explain_invalid(statement: str) -> Iterator[None]:
             "Check that host and port in the secret lead to PostgreSQL itself, not to a server that only"
             " resembles it.",
         ) from None
+
+
+@_explain_invalid("snapshot")
+def read_snapshot(
+    row: Row, *, own_roles: Collection[str | None], backend_pid: int, has_waits: bool = True
+) -> Snapshot:
+    """Read the answer to snapshot.sql. Raises TargetError.
+
+    `own_roles`: the names of our roles. `backend_pid`: the pid in the server's greeting. `has_waits`:
+    the statement asked for lock waits.
+    """
+    answer = _take_document(row)
+    if not has_waits and answer.get("waits") is not None:
+        raise _InvalidError("waits")
+    return _read_snapshot(answer, own_roles, backend_pid)
+
+
+def estimate_memory(session: Session) -> int:
+    """Estimate the bytes that a session takes."""
+    texts = getsizeof(session.query) + getsizeof(session.query_end)
+    return _SESSION_BYTES + texts + _WAITER_BYTES * len(session.waiters)
+
+
+_SESSION_BYTES: Final = 1500
+_WAITER_BYTES: Final = 8  # a reference: the blockers of one queue share its waiters
+
+
+@_explain_invalid("verification")
+def read_verification(row: Row) -> Verification:
+    """Read the answer to verify.sql. Raises TargetError."""
+    answer = _take_document(row)
+    remaining = _read_list(answer, "remaining")
+    return Verification(
+        server=_read_server(answer),
+        remaining=frozenset(_check_int(pid, "remaining", 1, _INT32) for pid in remaining),
+        can_see=_read_flag(answer, "can_see"),
+        used=_read_int(answer, "used"),
+    )
+
+
+@_explain_invalid("server facts")
+def read_facts(row: Row, tls: Tls | None) -> ServerFacts:
+    """Read the answer to server_facts.sql. Raises TargetError."""
+    return _read_facts(_take_document(row), tls)
+
+
+@_explain_invalid("list of grants")
+def read_grants(row: Row, role: str) -> tuple[str, ...]:
+    """Read the answer to missing_grants.sql: the GRANT statements for our role. Raises TargetError."""
+    return tuple(_read_grants(_take_document(row), role))
+
+
+@_explain_invalid("signal")
+def read_signal(row: Row) -> Signal:
+    """Read the answer to signal.sql. Raises TargetError."""
+    if len(row) != 1 or row[0] not in _SIGNALS:
+        raise _InvalidError("signalled")
+    return _SIGNALS[row[0]]
+
+
+_SIGNALS: Final[Mapping[object, Signal]] = {
+    b"t": Signal.SENT,
+    b"f": Signal.ESCAPED,  # the session ended before the signal
+    b"waits": Signal.WAITING,
+    None: Signal.HIDDEN,
+}
 
 
 # -- documents ------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import ssl
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 from asn1crypto.x509 import Certificate
 
@@ -42,9 +42,11 @@ def open_socket(host: str, port: int, deadline: Deadline) -> socket.socket:
 
     A host that begins with a slash is the folder of a Unix socket. Raises OSError.
     """
+    addresses: tuple[tuple[int, int, int, str, Any], ...]
     if is_socket_folder(host):
-        return _open_unix_socket(f"{host}/.s.PGSQL.{port}", deadline)
-    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = ((socket.AF_UNIX, socket.SOCK_STREAM, 0, "", f"{host}/.s.PGSQL.{port}"),)
+    else:
+        addresses = tuple(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     for index, (family, kind, protocol, _, address) in enumerate(addresses):
         sock = socket.socket(family, kind, protocol)
         try:
@@ -52,8 +54,9 @@ def open_socket(host: str, port: int, deadline: Deadline) -> socket.socket:
             share = deadline.remaining() / (len(addresses) - index)
             limit_time(sock, deadline.capped_at(share))
             sock.connect(address)
-            # As in libpq: otherwise the first packet after a TLS handshake waits 40 ms for an ACK.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if family != socket.AF_UNIX:
+                # As in libpq: otherwise the first packet after a TLS handshake waits 40 ms for an ACK.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             sock.close()
             if index == len(addresses) - 1:
@@ -61,17 +64,6 @@ def open_socket(host: str, port: int, deadline: Deadline) -> socket.socket:
         else:
             return sock
     raise OSError  # not reached: getaddrinfo returns at least one address, or raises
-
-
-def _open_unix_socket(path: str, deadline: Deadline) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        limit_time(sock, deadline)
-        sock.connect(path)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def wrap_tls(
@@ -185,27 +177,27 @@ def _load_aws_authorities(aws_certificates: Path, region: str) -> str:
     return "\n".join(b for b in blocks if f" {region} " in b or "\n# Amazon RDS " not in f"\n{b}")
 
 
-# From OpenSSL's x509_vfy.h.
-_EXPIRED, _NOT_YET_VALID, _OTHER_HOST, _OTHER_ADDRESS = 10, 9, 62, 64
+_OTHER_NAME: Final = (
+    "is for another host",
+    (
+        "Write the name in the certificate as host: the endpoint itself, not an alias or an address of"
+        " it. (sslmode verify-ca ignores the name.)"
+    ),
+)
+_RENEW: Final = "Renew it on the server (on RDS: modify the instance's CA), or renew sslrootcert."
+# By the codes of OpenSSL's x509_vfy.h.
+_PROBLEMS: Final = {
+    9: ("or of its CA is not valid yet", _RENEW),
+    10: ("or of its CA has expired", _RENEW),
+    62: _OTHER_NAME,
+    64: _OTHER_NAME,  # an address
+}
 
 
 def _explain_untrusted(error: ssl.SSLCertVerificationError, target: Target) -> TargetError:
-    where = f"{target.host}:{target.port}"
-    match error.verify_code:
-        case n if n in (_OTHER_HOST, _OTHER_ADDRESS):
-            problem = f"the certificate of {where} is for another host"
-            hint = (
-                "Write the name in the certificate as host: the endpoint itself, not an alias or an"
-                " address of it. (sslmode verify-ca ignores the name.)"
-            )
-        case n if n in (_EXPIRED, _NOT_YET_VALID):
-            state = "has expired" if n == _EXPIRED else "is not valid yet"
-            problem = f"the certificate of {where} or of its CA {state}"
-            hint = (
-                "Renew it on the server (on RDS: modify the instance's CA), or renew sslrootcert."
-            )
-        case _:
-            problem = f"the certificate of {where} was issued by a CA that is not trusted"
-            hint = explain_unknown_authority(target.host)
-            return UntrustedError("tls", f"{problem}: {error.verify_message}", hint)
-    return TargetError("tls", f"{problem}: {error.verify_message}", hint)
+    certificate = f"the certificate of {target.host}:{target.port}"
+    if error.verify_code in _PROBLEMS:
+        problem, hint = _PROBLEMS[error.verify_code]
+        return TargetError("tls", f"{certificate} {problem}: {error.verify_message}", hint)
+    problem = f"{certificate} was issued by a CA that is not trusted: {error.verify_message}"
+    return UntrustedError("tls", problem, explain_unknown_authority(target.host))

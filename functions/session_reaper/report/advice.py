@@ -32,7 +32,6 @@ _BYPASS_POOLER = Advice(
     code="bypass-pooler",
     message="The host is a pooler such as PgBouncer or RDS Proxy. It hides the clients' sessions, so"
     " the reaper would terminate the pooler's own. Connect to the server's own host and port.",
-    sql=None,
 )
 
 _MOST_USEFUL_FIRST: Final = (
@@ -77,7 +76,6 @@ def advise_on_connection(target: Target) -> Iterator[Advice]:
             code="encrypt-connection",
             message="The connection is in plaintext, because of sslmode disable. Turn on TLS at the"
             " server, and set sslmode to verify-full.",
-            sql=None,
         )
     if is_proxy(target.host):
         yield _BYPASS_POOLER
@@ -86,7 +84,6 @@ def advise_on_connection(target: Target) -> Iterator[Advice]:
             code="list-cluster-instances",
             message=f"Only {target.host} of the cluster was examined: {target.unlisted} If that is"
             " intended, set CLUSTER_TARGETS to endpoint.",
-            sql=None,
         )
     if target.pause_unknown:
         yield Advice(
@@ -96,7 +93,6 @@ def advise_on_connection(target: Target) -> Iterator[Advice]:
             " function's role rds:DescribeDBClusters, rds:DescribeDBInstances and"
             " cloudwatch:GetMetricData, and check that the function can reach both APIs (in a VPC:"
             " through endpoints or a NAT). If no cluster may pause, set PAUSED_CLUSTERS to connect.",
-            sql=None,
         )
 
 
@@ -114,7 +110,6 @@ def advise_on_version(found: ServerFacts) -> Iterator[Advice]:
                 if newer
                 else " Upgrade the server."
             ),
-            sql=None,
         )
 
 
@@ -125,7 +120,6 @@ def advise_on_options(target: Target) -> Iterator[Advice]:
             code="remove-ignored-options",
             message="These parameters of the URI have no effect, because libpq does not know"
             f" them: {', '.join(target.ignored_options)}.",
-            sql=None,
         )
 
 
@@ -158,7 +152,6 @@ def advise_on_snapshot(snapshot: Snapshot) -> Iterator[Advice]:
             code="track-activities",
             message=f"No rule can match {count_of(snapshot.untracked, 'session')} with an unknown"
             " state, because track_activities is off. Turn it on.",
-            sql=None,
         )
 
 
@@ -172,7 +165,6 @@ def advise_on_facts(
         yield Advice(
             code="renew-certificate",
             message=f"The server's certificate expires on {found.tls.certificate_until}. Renew it.",
-            sql=None,
         )
     if not found.has_reserved_slot and target.fallback_secret is None:
         yield _advise_reserved_slot(found, has_secret=bool(target.secret_arn))
@@ -196,7 +188,7 @@ def advise_on_grants(grants: Collection[str], database: str) -> Iterator[Advice]
 def advise_on_fallback(secret: str, problem: str) -> Advice:
     """Advise that the fallback secret would not help, because of `problem`."""
     message = f"The fallback_secret {secret} could not connect when the server is full: {problem}"
-    return Advice(code="mend-fallback-secret", message=message, sql=None)
+    return Advice(code="mend-fallback-secret", message=message)
 
 
 def _advise_reserved_slot(found: ServerFacts, *, has_secret: bool) -> Advice:
@@ -214,7 +206,6 @@ def _advise_reserved_slot(found: ServerFacts, *, has_secret: bool) -> Advice:
             code="add-fallback-secret",
             message=f"Role {found.role} cannot connect when every slot is in use, and before"
             f" PostgreSQL 16 no slots can be reserved for it. {fallback}",
-            sql=None,
         )
     if found.reserved_slots == 0:
         vanilla = found.provider is Provider.VANILLA
@@ -253,7 +244,7 @@ def _advise_verification(target: Target) -> Advice:
             " with a certificate from the same CA could impersonate this one and record enough to"
             " guess the password offline. Set verify-full."
         )
-    return Advice(code="verify-certificate", message=f"sslmode is {problem}", sql=None)
+    return Advice(code="verify-certificate", message=f"sslmode is {problem}")
 
 
 def _advise_pooler(
@@ -280,7 +271,6 @@ def _advise_pooler(
             message=f"{join_first(many)} idle sessions, of {slots.usable} slots in all. Put a pooler"
             " (PgBouncer, RDS Proxy) in front of the server, or make the application's pools"
             " smaller.",
-            sql=None,
         )
 
 

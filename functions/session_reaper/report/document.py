@@ -1,7 +1,7 @@
 """The report as JSON: the return value, the log line, recordings."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -11,11 +11,11 @@ from session_reaper.decision.model import Decision
 from session_reaper.decision.out_of_reach import UnreachableBlocker
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import QueryVisibility
+from session_reaper.policy.model import Policy
 from session_reaper.report.headline import write_summary_line
 from session_reaper.report.model import (
     Failure,
     Outcome,
-    Recovery,
     Report,
     RoleSetting,
     SessionResult,
@@ -115,11 +115,9 @@ def _cut_sessions(target: dict[str, Any], share: float) -> dict[str, Any]:
 
 
 def _has_lists(value: object) -> bool:
-    return bool(value) if isinstance(value, list) else any(map(_has_lists, _list_values(value)))
-
-
-def _list_values(value: object) -> Iterable[object]:
-    return value.values() if isinstance(value, dict) else ()
+    if isinstance(value, dict):
+        return any(map(_has_lists, value.values()))
+    return bool(value) if isinstance(value, list) else False
 
 
 def _cut_lists(document: dict[str, Any], share: float) -> dict[str, Any]:
@@ -170,7 +168,10 @@ def _describe_target(
         **({} if applied is None else {"applied": [_describe_setting(each) for each in applied]}),
         **_leave_out_empty(
             unchanged=[asdict(each) for each in target.unchanged],
-            recovered=[_describe_recovery(each) for each in target.recovered],
+            recovered=[
+                {"kind": key.kind.value, "detail": list(key.detail), "seconds": seconds}
+                for key, seconds in target.recovered
+            ],
         ),
         "sessions": sessions,
         **_leave_out_empty(sessions_left_out=number - len(sessions)),
@@ -243,11 +244,6 @@ def _describe_setting(setting: RoleSetting) -> dict[str, Any]:
     }
 
 
-def _describe_recovery(recovery: Recovery) -> dict[str, Any]:
-    kind, detail = recovery.issue.kind, recovery.issue.detail
-    return {"kind": kind.value, "detail": list(detail), "seconds": recovery.seconds}
-
-
 def _describe_check(check: Check) -> dict[str, Any]:
     server, snapshot = check.server, check.snapshot
     return {
@@ -278,7 +274,7 @@ def _describe_sessions(
     for result in results:
         if deadline is not None and deadline.remaining() == 0:
             return
-        session = describe_session(result.decision, target.queries, target.comment_tags)
+        session = describe_session(result.decision, target.policy)
         if isinstance(result, Explanation):
             session |= {"rule": result.rule and result.rule.name, "reason": result.reason}
         yield {**session, "outcome": result.outcome.value}
@@ -287,12 +283,10 @@ def _describe_sessions(
 _QUERY_LENGTH: Final = 2000  # characters of a query shown in full; a server may keep a megabyte
 
 
-def describe_session(
-    decision: Decision, queries: QueryVisibility, comment_tags: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Build the JSON object of a session and the decision on it."""
+def describe_session(decision: Decision, policy: Policy | None) -> dict[str, Any]:
+    """Build the JSON object of a session and the decision on it, with what the policy lets show."""
     session = decision.session
-    is_full = queries is QueryVisibility.FULL
+    is_full = policy is not None and policy.queries is QueryVisibility.FULL
     return {
         "pid": session.identity.pid,
         "role": session.role,
@@ -308,7 +302,9 @@ def describe_session(
         "query": printable(session.query, _QUERY_LENGTH, "\n\t")
         if is_full
         else session.redacted_query,
-        **_leave_out_empty(tags=session.tags(comment_tags), query_id=session.query_id),
+        **_leave_out_empty(
+            tags=session.tags(policy.comment_tags if policy else ()), query_id=session.query_id
+        ),
     }
 
 

@@ -26,6 +26,7 @@ from session_reaper.sessions.snapshot import Holder
 from session_reaper.targets.providers import emergency_instructions, reserved_slot_instructions
 
 EMERGENCY_AGE: Final = 300.0  # seconds in its state after which a statement here ends a session
+EMERGENCY_AGE_IN_WORDS: Final = f"{EMERGENCY_AGE / 60:g} minutes"
 _MAX_STATEMENT: Final = 1400  # characters; a summary does not show a longer one
 _WAITING: Final = (State.IDLE, State.IDLE_IN_TRANSACTION, State.IDLE_IN_TRANSACTION_ABORTED)
 _TERMINATE: Final = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE "
@@ -40,9 +41,10 @@ class EmergencySql(NamedTuple):
 
     def __str__(self) -> str:
         """The statement, and what it spares."""
+        spared = "backups and other tools, but not what the policy protects"
         if self.spares_policy:
-            return f"{self.statement} (It spares what the policy protects, but not what a keep rule keeps.)"
-        return f"{self.statement} (It spares backups and other tools, but not what the policy protects.)"
+            spared = "what the policy protects, but not what a keep rule keeps"
+        return f"{self.statement} (It spares {spared}.)"
 
 
 def write_emergency_sql(policy: Policy, own_role: str) -> EmergencySql:
@@ -118,7 +120,7 @@ def _write(
         clients = ",".join(map(str, policy.protect.clients))
     parts = [
         *conditions,
-        f"state_change < now() - interval '{EMERGENCY_AGE / 60:g} minutes'",
+        f"state_change < now() - interval '{EMERGENCY_AGE_IN_WORDS}'",
         "backend_type = 'client backend'",
         "(pg_has_role(usesysid, 'USAGE') OR pg_has_role('pg_signal_backend', 'USAGE'))",
         _spare_roles(policy, own_role),

@@ -2,12 +2,11 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from session_reaper.report.model import (
-    IssueKey,
     Outcome,
     Report,
     SessionResult,
@@ -47,13 +46,18 @@ def write_fleet_document(report: Report, origin: RunOrigin, verdict: str) -> str
     """Write a report with stable keys as ASCII JSON of at most MAX_BYTES.
 
     Leaves out the ends of the targets' lists first, then whole targets, the least urgent first; `left_out`
-    of a target and `targets_left_out` count them.
+    of a target and `targets_left_out` count them. `rest` has the sessions of all groups that are left out.
     """
-    targets = sorted(report.targets, key=_rank_target)
+    targets = sorted(
+        report.targets, key=lambda t: (not t.is_critical, not t.issues, *rank_by_urgency(t))
+    )
     beginning = _describe_run(report, origin, verdict)
     whole = [_describe_target(target) for target in targets]
     for most in _ENTRIES:
         described = [_cut(target, most) for target in whole]
+        rest = _sum_groups(group for target in whole for group in target["groups"][most:])
+        if rest:
+            beginning["rest"] = rest
         text = _encode({**beginning, "targets": described})
         if len(text) <= MAX_BYTES:
             return text
@@ -66,10 +70,6 @@ def write_fleet_document(report: Report, origin: RunOrigin, verdict: str) -> str
         kept.append(target)
     left_out = len(targets) - len(kept)
     return _encode({**beginning, "targets_left_out": left_out, "targets": kept})
-
-
-def _rank_target(target: TargetReport) -> tuple[object, ...]:
-    return (not target.is_critical, not target.issues, *rank_by_urgency(target))
 
 
 def _encode(document: object) -> str:
@@ -130,13 +130,12 @@ def _describe_target(target: TargetReport) -> dict[str, Any]:
             }
             for group in group_protected(target.protected)
         ],
-        "issues": [_describe_issue(issue) for issue in target.issues],
+        "issues": [
+            [issue.kind.value, *(printable(each, _TEXT_LENGTH) for each in issue.detail)]
+            for issue in target.issues
+        ],
         "advice": list(dict.fromkeys(advice.code for advice in target.advice)),
     }
-
-
-def _describe_issue(issue: IssueKey) -> list[str]:
-    return [issue.kind.value, *(printable(each, _TEXT_LENGTH) for each in issue.detail)]
 
 
 def _group_results(results: Iterable[SessionResult]) -> Sequence[dict[str, Any]]:
@@ -160,6 +159,21 @@ def _group_results(results: Iterable[SessionResult]) -> Sequence[dict[str, Any]]
         for (outcome, rule, application, role, state), seconds in sorted(
             ages.items(), key=lambda item: -len(item[1])
         )
+    ]
+
+
+def _sum_groups(groups: Iterable[Mapping[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Add up groups of sessions by outcome."""
+    by_outcome: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for group in groups:
+        by_outcome[group["outcome"]].append(group)
+    return [
+        {
+            "outcome": outcome,
+            "count": sum(group["count"] for group in members),
+            "oldest_seconds": max(group["oldest_seconds"] for group in members),
+        }
+        for outcome, members in by_outcome.items()
     ]
 
 

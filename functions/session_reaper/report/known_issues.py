@@ -188,19 +188,20 @@ def _list_reported(
     by_key = {(issue.target, issue.key): issue for issue in known}
     for target in targets:
         for key in target.new_issues:
-            issue = by_key.get((target.key, key))
-            yield KnownIssue(
-                target=target.key,
-                key=key,
-                since=issue.since if issue else now,
-                reported_at=now,
-                previously=issue.reported_at if issue else 0.0,
-            )
+            yield report_again(target.key, key, by_key.get((target.key, key)), now)
+
+
+def report_again(
+    target: TargetKey, key: IssueKey, earlier: KnownIssue | None, now: float
+) -> KnownIssue:
+    """Return the issue as it is reported now; `earlier` is None for a new one."""
+    since, previously = (earlier.since, earlier.reported_at) if earlier else (now, 0.0)
+    return KnownIssue(target=target, key=key, since=since, reported_at=now, previously=previously)
 
 
 def _has_ended(key: IssueKey, target: TargetReport, mode: Mode) -> bool:
     """Return whether the issue has ended; one that the run could not check has not."""
-    if target.has_issue(key) or not target.is_reached or key.kind in _PASSING:
+    if key in target.issue_set or not target.is_reached or key.kind in _PASSING:
         return False
     if target.status is TargetStatus.PAUSED:
         return False

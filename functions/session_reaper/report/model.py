@@ -11,7 +11,7 @@ from session_reaper.decision.explain import Explanation
 from session_reaper.decision.model import Decision
 from session_reaper.decision.out_of_reach import UnreachableBlocker
 from session_reaper.errors import BlindError, ConnectionLimit, DeadlineError, FullError, TargetError
-from session_reaper.policy.enums import Mode, QueryVisibility
+from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import Policy
 from session_reaper.report.protected import ProtectedGroup, group_protected
 from session_reaper.report.text import printable
@@ -128,7 +128,7 @@ class Advice:
 
     code: str
     message: str
-    sql: str | None
+    sql: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,8 +190,6 @@ class TargetReport:
     holders: tuple[Holder, ...] = ()  # before; empty unless many slots are used
     states: Mapping[State, int] = field(default_factory=dict)  # before; empty without a snapshot
     oldest_idle_in_transaction: float | None = None  # seconds, before
-    queries: QueryVisibility = QueryVisibility.REDACTED  # how the document shows them
-    comment_tags: tuple[str, ...] = ()  # the tags of queries to show
     policy: Policy | None = None  # the one that decided
     role: str = ""  # the reaper's own
     pressure: tuple[str, ...] = ()  # one sentence for each rule that `when` put in force
@@ -296,12 +294,9 @@ class TargetReport:
         ]
         return group_protected(decisions)
 
-    def has_issue(self, key: IssueKey) -> bool:
-        """Return whether this is one of the target's issues, of which there may be thousands."""
-        return key in self._issue_set
-
     @cached_property
-    def _issue_set(self) -> frozenset[IssueKey]:
+    def issue_set(self) -> frozenset[IssueKey]:
+        """The target's issues, of which there may be thousands."""
         return frozenset(self.issues)
 
     @cached_property
@@ -324,10 +319,6 @@ class TargetReport:
         )
 
 
-_DENIED: Final = IssueKey(IssueKind.DENIED)
-_SPARED: Final = IssueKey(IssueKind.SPARED)
-
-
 def _make_issue(kind: IssueKind, *names: str) -> IssueKey:
     return IssueKey(kind, tuple(printable(name, _NAME_LENGTH) for name in names))
 
@@ -341,10 +332,8 @@ def _find_issue(result: SessionResult) -> IssueKey | None:
         case Outcome.WOULD_TERMINATE:
             rule = decision.rule.name if decision.rule else ""
             return _make_issue(IssueKind.WOULD_TERMINATE, rule, decision.session.role_label)
-        case Outcome.DENIED:
-            return _DENIED
-        case Outcome.SPARED:
-            return _SPARED
+        case Outcome.DENIED | Outcome.SPARED:
+            return IssueKey(IssueKind(result.outcome.value))
     return None
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from session_reaper.errors import INSUFFICIENT_PRIVILEGE, ConnectionLostError, TargetError
@@ -42,36 +41,34 @@ class _Remedy(NamedTuple):
 
 
 _IDLE_IN_TRANSACTION: Final = (State.IDLE_IN_TRANSACTION, State.IDLE_IN_TRANSACTION_ABORTED)
-_REMEDIES: Final[Mapping[str, _Remedy]] = MappingProxyType(
-    {
-        IDLE_TIMEOUT_CODE: _Remedy(
-            setting=_IDLE_TIMEOUT,
-            shortest=10 * _MINUTE,
-            helps=lambda session: session.state in _IDLE_IN_TRANSACTION,
-            find_time=lambda match: match.idle_for,
-            description="idle in a transaction",
-            warning="",
+_REMEDIES: Final[Mapping[str, _Remedy]] = {
+    IDLE_TIMEOUT_CODE: _Remedy(
+        setting=_IDLE_TIMEOUT,
+        shortest=10 * _MINUTE,
+        helps=lambda session: session.state in _IDLE_IN_TRANSACTION,
+        find_time=lambda match: match.idle_for,
+        description="idle in a transaction",
+        warning="",
+    ),
+    "set-idle-session-timeout": _Remedy(
+        setting="idle_session_timeout",
+        shortest=_HOUR,
+        helps=lambda session: session.state is State.IDLE,
+        find_time=lambda match: match.idle_for,
+        description="idle",
+        warning=" The application's pool must reconnect when one of its sessions is ended.",
+    ),
+    "set-transaction-timeout": _Remedy(
+        setting="transaction_timeout",
+        shortest=_HOUR,
+        helps=lambda session: (
+            session.state is State.ACTIVE and session.transaction_seconds is not None
         ),
-        "set-idle-session-timeout": _Remedy(
-            setting="idle_session_timeout",
-            shortest=_HOUR,
-            helps=lambda session: session.state is State.IDLE,
-            find_time=lambda match: match.idle_for,
-            description="idle",
-            warning=" The application's pool must reconnect when one of its sessions is ended.",
-        ),
-        "set-transaction-timeout": _Remedy(
-            setting="transaction_timeout",
-            shortest=_HOUR,
-            helps=lambda session: (
-                session.state is State.ACTIVE and session.transaction_seconds is not None
-            ),
-            find_time=lambda match: match.transaction_for,
-            description="in a long transaction",
-            warning=" Choose a value above the longest healthy transaction.",
-        ),
-    }
-)
+        find_time=lambda match: match.transaction_for,
+        description="in a long transaction",
+        warning=" Choose a value above the longest healthy transaction.",
+    ),
+}
 
 APPLICABLE: Final[Collection[str]] = _REMEDIES.keys()
 """The codes that the event `apply` accepts."""
@@ -85,8 +82,9 @@ class _Leak:
     role: str
     database: str | None  # if the role has a setting of its own in this database
     allowed: float  # seconds: the longest time of the rules, or the shortest timeout to advise
-    number: int = 0
-    timeouts: list[Timeout | None] = field(default_factory=list)  # in effect; None if not there
+    timeouts: list[Timeout | None] = field(
+        default_factory=list
+    )  # of each session; None if not there
 
     @property
     def excess(self) -> Timeout | None:
@@ -101,7 +99,7 @@ def find_missing_timeouts(
 
     A timeout longer than the rule's time, such as Aurora's default of a day, is no better than none.
     """
-    leaks = sorted(_find_leaks(results, found), key=lambda leak: -leak.number)
+    leaks = sorted(_find_leaks(results, found), key=lambda leak: -len(leak.timeouts))
     return tuple(_create_setting(leak, now) for leak in leaks if (now := leak.excess))
 
 
@@ -212,7 +210,6 @@ def _find_leaks(results: Iterable[SessionResult], found: ServerFacts) -> list[_L
                     _Leak(code=code, role=session.role, database=database, allowed=remedy.shortest),
                 )
                 leak.allowed = max(leak.allowed, _find_time(rule.match, remedy) if rule else 0)
-                leak.number += 1
                 leak.timeouts.append(now)
     return list(leaks.values())
 

@@ -11,7 +11,7 @@ from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
 from session_reaper.observability import emit_configuration_error, logger
 from session_reaper.policy.enums import Mode
-from session_reaper.report.known_issues import KnownIssue, StateUpdate
+from session_reaper.report.known_issues import KnownIssue, StateUpdate, report_again
 from session_reaper.report.model import IssueKey, IssueKind, Report
 from session_reaper.report.text import printable
 from session_reaper.runs.fleet import publish_to_hub
@@ -72,13 +72,7 @@ def _publish_once(
     logger.error("invalid configuration", extra={"error": str(error), "published": is_published})
     if not is_published:
         return
-    issue = KnownIssue(
-        target=_STACK,
-        key=key,
-        since=earlier.since if earlier else now,
-        reported_at=now,
-        previously=earlier.reported_at if earlier else 0.0,
-    )
+    issue = report_again(_STACK, key, earlier, now)
     _published[:] = [issue]
     if table:
         # Another error ends, so that it counts as new if it returns.

@@ -12,10 +12,11 @@ from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
 from session_reaper.postgres.tls import resolve_host
 from session_reaper.report.model import TargetReport, record_error, record_unfinished
-from session_reaper.runs.parallel import Job, JobResult, run_jobs
+from session_reaper.runs.parallel import Chain, Job, JobResult, run_chains, run_jobs
 from session_reaper.runs.target_names import Found, select_by_name
 from session_reaper.settings import Settings, Tag
 from session_reaper.targets.fallback import use_fallback
+from session_reaper.targets.providers import is_instance_of_rds
 from session_reaper.targets.secret_document import (
     ParsedSecret,
     SecretError,
@@ -157,7 +158,7 @@ def _convert_all(
     report: Callable[[T], TargetReport],
     deadline: Deadline,
 ) -> list[U | TargetReport]:
-    """Convert values in parallel; keep reports, and build one with `report` where that fails."""
+    """Convert values in turn; keep reports, and build one with `report` where that fails."""
 
     def run(one: T | TargetReport) -> Sequence[U | TargetReport]:
         if isinstance(one, TargetReport):
@@ -168,27 +169,39 @@ def _convert_all(
             return [record_error(replace(report(one), name=error.target), error)]
 
     inputs = [(one, [one if isinstance(one, TargetReport) else report(one)]) for one in given]
-    return _run_all(run, inputs, deadline)
+    return _run_all(run, inputs, deadline, in_turn=True)
 
 
 def _run_all(
     run: Callable[[T], Sequence[U | TargetReport]],
     given: Iterable[tuple[T, Sequence[TargetReport]]],
     deadline: Deadline,
+    *,
+    in_turn: bool = False,
 ) -> list[U | TargetReport]:
-    """Run a job for each value in parallel; return the results of all jobs.
+    """Run a job for each value; return the results of all jobs.
 
-    The reports given with a value are its results if its job does not end.
+    The reports given with a value are its results if its job does not end. `in_turn`: in one thread,
+    for jobs that do not wait for others.
     """
 
     def to_job(value: T, reports: Sequence[TargetReport]) -> Job[Sequence[U | TargetReport]]:
         name = ", ".join(report.name for report in reports)
         return Job(name=name, initial=reports, run=lambda _: run(value))
 
+    jobs = [to_job(value, reports) for value, reports in given]
     found: list[U | TargetReport] = []
-    for result in run_jobs([to_job(value, reports) for value, reports in given], deadline):
+    for result in (_run_in_turn if in_turn else run_jobs)(jobs, deadline):
         found += result.latest if result.is_complete else _report_unfinished(result)
     return found
+
+
+def _run_in_turn(jobs: Sequence[Job[T]], deadline: Deadline) -> list[JobResult[T]]:
+    """Run all jobs in one thread: a thread for each would only take turns with the others."""
+    if not jobs:
+        return []
+    (results,) = run_chains([Chain(jobs=jobs, may_split=lambda: False)], deadline)
+    return results
 
 
 def _report_unfinished(result: JobResult[Sequence[T | TargetReport]]) -> Iterator[TargetReport]:
@@ -204,9 +217,10 @@ def _deduplicate(found: Sequence[Found]) -> Sequence[Found]:
 
 
 def _add_addresses(found: Sequence[Found], deadline: Deadline) -> Sequence[Found]:
-    """Add the addresses of their hosts to targets, where more than one host has to be compared."""
+    """Add the addresses of their hosts to targets, where they can tell which hosts are one server."""
     places = list(dict.fromkeys(t.endpoint for t in found if isinstance(t, Target)))
-    if len(places) < 2:  # noqa: PLR2004 -- two to compare
+    # Instances of RDS are servers of their own, whatever their addresses.
+    if len(places) < 2 or all(is_instance_of_rds(place.host) for place in places):  # noqa: PLR2004 -- two to compare
         return found
 
     def make_job(place: Endpoint) -> Job[tuple[str, ...]]:

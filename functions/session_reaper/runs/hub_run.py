@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from session_reaper.aws.fleet_table import load_spoke_states, save_spoke_state
+from session_reaper.aws.fleet_table import load_spoke_states, save_spoke_states
 from session_reaper.aws.sns import PUBLISH_SECONDS, publish
 from session_reaper.aws.sqs import QueueMessage, delete_messages, receive_rounds, return_messages
 from session_reaper.deadline import Deadline
@@ -75,14 +75,17 @@ def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> di
     rendered = _render(fleet, settings, now)
     if rendered.summary is not None:
         _publish(rendered.summary, settings, end)
-    if refused.state != queue:
-        save_spoke_state(settings.memory_table, refused.state, end)
-    saved = [
-        spoke
-        for spoke, state in fleet.states.items()
-        if state == states.get(spoke) or save_spoke_state(settings.memory_table, state, end)
+    before = {**states, QUEUE: queue}
+    after = {**fleet.states, QUEUE: refused.state}
+    changed = [state for spoke, state in after.items() if state != before.get(spoke)]
+    saved = save_spoke_states(settings.memory_table, changed, end)
+    unsaved = {state.spoke for state in changed} - set(saved)
+    handles = [
+        handle
+        for spoke, news in inbox.news.items()
+        if spoke not in unsaved
+        for handle in news.handles
     ]
-    handles = [handle for spoke in saved for handle in inbox.news[spoke].handles]
     delete_messages(settings.queue_url, handles, end)
     return_messages(settings.queue_url, list(inbox.refused.values()), end)
     answer = {

@@ -100,12 +100,7 @@ def _decide(
     snapshot = take_visible_snapshot(
         session.server, scope, session.deadline, may_be_partial=session.may_be_partial
     )
-    report = replace(
-        _begin_report(session, snapshot),
-        policy=policy,
-        queries=policy.queries,
-        comment_tags=policy.comment_tags,
-    )
+    report = replace(_begin_report(session, snapshot), policy=policy)
     session.record(report)
     decisions = decide_in_time(snapshot, policy, session.deadline).hold_back(session.job.quota)
     blockers = tuple(find_unreachable_blockers(decisions, snapshot.prepared_waiters))
@@ -137,7 +132,7 @@ def apply(codes: Collection[str], session: TargetSession) -> TargetReport:
     is_enforced = session.job.mode is Mode.ENFORCE
     session = replace(
         session,
-        job=replace(session.job, mode=Mode.OBSERVE, quota=allow_all),
+        job=session.job._replace(mode=Mode.OBSERVE, quota=allow_all),
         report=replace(session.report, applied=()),
     )
     report = _reap(session)

@@ -21,7 +21,7 @@ _CHAINED_SHARE: Final = 0.5  # of the time; after it, no job waits for another o
 # end in its time. And each thread that waits for the interpreter's lock takes processor time.
 _MOST_YOUNG: Final = 64
 _YOUNG_SECONDS: Final = 2.0
-_YOUNG_SHARE: Final = 0.05  # of the time left, at most
+_YOUNG_SHARE: Final = 0.05  # of the whole time, at most
 
 _pool = ThreadPoolExecutor(max_workers=MAX_THREADS, thread_name_prefix="job")
 
@@ -117,16 +117,22 @@ def run_chains(
     started = [
         (chain, [_StartedJob(job, Progress(job.initial)) for job in chain.jobs]) for chain in chains
     ]
-    queues = [deque(jobs) for _, jobs in started]
+    waiting = deque((chain, jobs, deque(jobs)) for chain, jobs in started)
+    begun: list[tuple[Chain[T], list[_StartedJob[T]], deque[_StartedJob[T]]]] = []
     chained = deadline.capped_at_share(_CHAINED_SHARE)
-    young = _YoungChains(chained)
-    for (chain, _), queue in zip(started, queues, strict=True):
-        young.wait()
+    young = _YoungChains(deadline)
+    while waiting and young.wait(chained):
+        chain, jobs, queue = waiting.popleft()
         young.add(_submit(queue, chain.may_split, deadline, pool))
-    for (chain, jobs), queue in zip(started, queues, strict=True):
+        begun.append((chain, jobs, queue))
+    for chain, jobs, queue in begun:
         for each in jobs if len(jobs) > 1 else ():
             each.progress.wait(chained.remaining())
         _split(queue, chain.may_split, deadline, pool)
+    for chain, jobs, _ in waiting:
+        for each in jobs:
+            if young.wait(deadline):
+                young.add(_submit(deque([each]), chain.may_split, deadline, pool))
     grace = deadline.extended_by(_GRACE)
     for _, jobs in started:
         for started_job in jobs:
@@ -143,8 +149,8 @@ class _YoungChains:
     """The chains that began a moment ago and have not ended; those that hang do not stay young."""
 
     def __init__(self, deadline: Deadline) -> None:
-        """`deadline`: from then on, any number may be young."""
         self._deadline = deadline
+        self._youth = min(_YOUNG_SECONDS, _YOUNG_SHARE * deadline.remaining())
         self._young: dict[int, Deadline] = {}
         self._ended: SimpleQueue[int] = SimpleQueue()
         self._number = 0
@@ -153,18 +159,21 @@ class _YoungChains:
         """Add a chain that was submitted; None if it is queued and its end will not be known."""
         self._number += 1
         number = self._number
-        self._young[number] = self._deadline.capped_at_share(_YOUNG_SHARE, _YOUNG_SECONDS)
+        self._young[number] = self._deadline.capped_at(self._youth)
         if chain is not None:
             chain.add_done_callback(lambda _: self._ended.put(number))
 
-    def wait(self) -> None:
-        """Wait until one more may begin."""
-        while len(self._young) >= _MOST_YOUNG:
+    def wait(self, until: Deadline) -> bool:
+        """Wait until one more may begin; return False if that takes too long."""
+        while len(self._young) >= _MOST_YOUNG and until.remaining():
             oldest, youth = next(iter(self._young.items()))
             try:
-                self._young.pop(self._ended.get(timeout=youth.remaining()), None)
+                ended = self._ended.get(timeout=min(youth.remaining(), until.remaining()))
+                self._young.pop(ended, None)
             except Empty:
-                del self._young[oldest]
+                if not youth.remaining():
+                    del self._young[oldest]
+        return until.remaining() > 0
 
 
 def _submit(

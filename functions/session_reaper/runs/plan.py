@@ -19,7 +19,7 @@ from session_reaper.settings import Settings, read_settings
 
 
 class RunPlan(NamedTuple):
-    """What a run is to do, and how far it may go."""
+    """The task of a run, and how far it may go."""
 
     request: RunRequest
     settings: Settings

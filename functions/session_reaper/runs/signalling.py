@@ -23,7 +23,7 @@ from session_reaper.sessions.session import Identity, WaitGuard
 from session_reaper.sessions.snapshot import ServerIdentity, Snapshot
 
 VERIFY_SECONDS: Final = 2.0  # after a signal
-_UNPROVEN: Final = "not signalled: whether the session has changed is not known"
+_UNPROVEN: Final = "not signalled: the session may have changed"
 _HIDDEN: Final = "not signalled: the session is hidden from our role now"
 _LOCK_WAIT: Final = "left alone: it waits for a lock now"
 _OTHER_WAIT: Final = "left alone: what it waits for has changed"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Event
+from typing import NamedTuple
 
 from session_reaper.deadline import Deadline
 from session_reaper.observability import OutcomeLog
@@ -16,8 +17,7 @@ from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.target import Target
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TargetJob:
+class TargetJob(NamedTuple):
     """The work on one target: how far it may go, its deadline, and where it records its progress."""
 
     target: Target

@@ -108,9 +108,10 @@ class Termination:
         for decision in decisions:
             if self._session.job.mode is Mode.OBSERVE or decision.verdict is Verdict.OBSERVE:
                 observed.append(decision)
+                self._results.set(decision, _choose_observed_outcome(decision))
             else:
                 by_action.setdefault(choose_action(decision), []).append(decision)
-        self._set_observed(observed)
+        self._results.record()
         for action, group in by_action.items():
             if self._results.error is None:
                 self._signaller.signal(group, action)
@@ -118,12 +119,6 @@ class Termination:
                 self._results.spare(group)
         # Logging may take until the run ends, so every outcome is recorded before, and signals sent.
         self._log_observed(observed)
-
-    def _set_observed(self, decisions: Iterable[Decision]) -> None:
-        """Record the outcomes of sessions that are not signalled, because of a mode."""
-        for decision in decisions:
-            self._results.set(decision, _choose_observed_outcome(decision))
-        self._results.record()
 
     def _log_observed(self, decisions: Iterable[Decision]) -> None:
         """Log the sessions that are not signalled, and settle their outcomes."""
@@ -150,7 +145,7 @@ class Termination:
         for before in batch.decisions:
             now = second.get(before.pid)
             if now is None:
-                note = f"{later} it is another transaction, or matches no more"
+                note = f"{later} it is another transaction, or no longer matches"
                 self._results.settle(before, Outcome.ESCAPED, note)
             elif now.rule is not before.rule:
                 note = f"rule {now.rule.name} matches" if now.rule else now.reason

@@ -44,7 +44,7 @@ _PROOF_SHARE: Final = 0.2  # of the time left, at most
 _TURN_SECONDS: Final = 2.0  # to wait for others that are connecting; they may hang
 _TURN_SHARE: Final = 0.1  # of the time left, at most
 _ALL_RIGHTS: Final = 2
-_ENDING_SHARE: Final = 0.8  # of the time for proofs, to wait for another visit's end
+_ENDING_SHARE: Final = 0.5  # of the time left, to wait on a full server for another visit's end
 _LEAVING_SECONDS: Final = 0.5  # in which the server frees the slot of a connection that has ended
 _PAUSE: Final = 0.1  # seconds between two attempts to get it
 _MOST_PROOFS: Final = 3  # for one target: hostile servers may make any number of claims
@@ -90,8 +90,9 @@ class _Comparison(Enum):
     """Whether two visits are to one server."""
 
     SAME = auto()
-    ALIKE = auto()  # there was no slot to prove it
+    ALIKE = auto()  # the server has no slot to prove it
     DIFFERENT = auto()
+    UNKNOWN = auto()  # as long as there is no slot
 
 
 class _Group:
@@ -298,14 +299,18 @@ class Visits:
         while (rival := self._add_unless_visited(visit, compared)) is not None:
             compared.append(rival)
             is_better = visit.rights > rival.rights
-            comparison = self._compare(visit, rival, server, proofs)
-            if comparison is _Comparison.DIFFERENT:
+            comparison = _Comparison.DIFFERENT
+            with suppress(TargetError):
+                comparison = self._compare(visit, rival, server, proofs)
+                if comparison is _Comparison.UNKNOWN:
+                    comparison = self._compare_on_full_server(visit, rival, server, deadline)
+            if comparison not in (_Comparison.SAME, _Comparison.ALIKE):
                 continue
             if not is_better:
                 with self._lock:
                     self._add(visit, self._owners[rival.key])
                 is_proven = comparison is _Comparison.SAME
-                raise VisitedError(None if is_proven else self._look_again(rival, server, deadline))
+                raise VisitedError(None if is_proven else self._look_again(server, deadline))
             inferior.append(rival)
         if server.application_name != APPLICATION_NAME:
             server.rename(APPLICATION_NAME, deadline)
@@ -315,7 +320,10 @@ class Visits:
     def _compare(
         self, visit: _Visit, rival: _Visit, server: Server, deadline: Deadline
     ) -> _Comparison:
-        """Compare the servers of two visits, which claim to be one. `server`: the visit's connection."""
+        """Compare the servers of two visits, which claim to be one. `server`: the visit's connection.
+
+        Raises TargetError.
+        """
         target = visit.place.target
         kept, stopped = (visit, rival) if visit.rights > rival.rights else (rival, visit)
         has_same_certificate = visit.certificate == rival.certificate
@@ -330,43 +338,45 @@ class Visits:
         if not has_same_certificate:
             return _Comparison.DIFFERENT
         try:
-            return self._compare_by_sessions(visit, rival, server, deadline)
-        except TargetError:
-            return _Comparison.DIFFERENT
+            return _prove_same_server(server, rival, deadline)
+        except FullError:
+            return _Comparison.UNKNOWN
 
-    def _compare_by_sessions(
+    def _compare_on_full_server(
         self, visit: _Visit, rival: _Visit, server: Server, deadline: Deadline
     ) -> _Comparison:
-        """Compare servers by the sessions that they show, or by less if both have no slot for that.
+        """Compare servers once the rival has left its slot; by less than a proof if it leaves none.
 
-        If there is no slot, wait until the rival leaves its own. Raises TargetError.
+        Raises TargetError.
         """
-        with suppress(FullError):
-            return _prove_same_server(server, rival, deadline)
-        if visit.rights <= rival.rights:  # otherwise the rival is to stop, and waits for this visit
-            self.end_turn(visit.place.target)  # the rival may be waiting for this visit
+        own = visit.place.target
+        may_be_alike = visit.is_identified and rival.is_identified
+        if visit.rights > rival.rights:
+            # The rival is to stop, so it waits for this visit; in plaintext it stops for a proof only.
+            may_be_alike &= visit.certificate is not None
+        elif _is_full(own, deadline):
+            self.end_turn(own)  # the rival may be waiting for this visit
             ending = deadline.capped_at_share(_ENDING_SHARE)
-            self._candidates[rival.key].has_ended.wait(ending.remaining())
+            may_be_alike &= self._candidates[rival.key].has_ended.wait(ending.remaining())
         with self._lock:
-            proofs = self._proofs[visit.claim]
-        with _hold(proofs, deadline):
-            leaving = deadline.capped_at(_LEAVING_SECONDS)
+            lock = self._proofs[visit.claim]
+        proofs = deadline.capped_at_share(_PROOF_SHARE, _PROOF_SECONDS)
+        with _hold(lock, proofs):
+            leaving = proofs.capped_at(_LEAVING_SECONDS)
             while True:
                 with suppress(FullError):
-                    return _prove_same_server(server, rival, deadline)
+                    return _prove_same_server(server, rival, proofs)
                 # A hostile rival may pretend to be full, so the visit's own server must be full, too.
-                is_full = _is_full(visit.place.target, deadline)
+                is_full = _is_full(own, proofs)
                 if not leaving.remaining():
                     break
                 time.sleep(min(_PAUSE, leaving.remaining()))
-        is_alike = is_full and visit.is_identified and rival.is_identified
-        return _Comparison.ALIKE if is_alike else _Comparison.DIFFERENT
+        return _Comparison.ALIKE if is_full and may_be_alike else _Comparison.DIFFERENT
 
-    def _look_again(self, rival: _Visit, server: Server, deadline: Deadline) -> Snapshot | None:
-        """Take a snapshot of the slots after a rival's visit; None if it goes on."""
-        if self._candidates[rival.key].has_ended.is_set():
-            with suppress(TargetError):
-                return server.take_snapshot(NO_SESSIONS, deadline)
+    def _look_again(self, server: Server, deadline: Deadline) -> Snapshot | None:
+        """Take a snapshot of the slots that are used after another visit has ended."""
+        with suppress(TargetError):
+            return server.take_snapshot(NO_SESSIONS, deadline)
         return None
 
     def _take_over(self, visit: _Visit, rival: _Visit) -> None:

@@ -54,7 +54,7 @@ def map_waiters_by_root(waits: Iterable[Wait]) -> Mapping[int, tuple[Waiter, ...
         if direct not in found:
             chain = [by_pid[pid] for pid in _collect_waiters(root, waiting_for)]
             waiters = [wait.waiter for wait in chain if wait.is_session]
-            found[direct] = tuple(sorted(waiters, key=_rank_waiter))
+            found[direct] = tuple(sorted(waiters, key=lambda waiter: (-waiter.seconds, waiter.pid)))
         if found[direct]:
             waiters_by_root[root] = found[direct]
     return waiters_by_root
@@ -68,7 +68,3 @@ def _collect_waiters(root: int, waiting_for: Mapping[int, Iterable[int]]) -> set
         new = {pid for each in new for pid in waiting_for.get(each, ())} - seen
         seen |= new
     return seen
-
-
-def _rank_waiter(waiter: Waiter) -> tuple[float, int]:
-    return (-waiter.seconds, waiter.pid)

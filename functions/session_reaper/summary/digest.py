@@ -1,8 +1,7 @@
 """The content of a summary, for email and Slack to render."""
 
-from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.deadline import Deadline
 from session_reaper.report.headline import write_summary_line
@@ -21,8 +20,7 @@ _MOST_STEPS: Final = 5
 _LINE_LENGTH: Final = 200  # characters of an undelivered summary
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Digest:
+class Digest(NamedTuple):
     """The content of a run's summary, computed once for all renderers."""
 
     report: Report

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, groupby
 from textwrap import wrap
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.report.model import Outcome, RoleSetting, TargetReport
 from session_reaper.report.text import printable
@@ -22,6 +22,7 @@ WIDTH: Final = 72  # columns; SQL, a link or a long name may be wider
 _MOST_GROUPS: Final = 12  # of one target
 _MOST_HOLDERS: Final = 5  # of one target
 _MOST_PROTECTED: Final = 5  # groups of one target
+_MOST_FAILED: Final = 500  # names of targets with the same failure; a fleet may have thousands
 _MOST_ADVICE: Final = 4  # of one target, unless it was checked
 _CLIENTS_SAW: Final = (
     "Clients of terminated sessions got error 57P01 (admin_shutdown). Their transactions were rolled"
@@ -33,31 +34,54 @@ _CUT: Final = "… and {} more, cut. The log has them."
 _REST_CUT: Final = "… the rest is cut. The log has it."
 
 
-def render_email(digest: Digest, most: int) -> str:
+def render_email(digest: Digest, most: int, width: int = WIDTH) -> str:
     """Render the whole body in at most `most` bytes of JSON; the least urgent parts are cut."""
-    beginning = [*_wrap(str(digest.verdict)), "", *_render_steps(digest.steps)]
-    for note in digest.notes:
-        beginning += [*_wrap(to_plain(note)), ""]
-    ending = list(_render_ending(digest))
+    beginning = list(_lay_out(_render_beginning(digest), width))
+    ending = list(_lay_out(_render_ending(digest), width))
     left = most - _count_bytes([*beginning, *ending])
-    happened = _fit_parts(_list_parts(digest), left)
+    happened = _fit_parts(_list_parts(digest), left, width)
     advised = [
         partial(_render_advice, t.report, digest.wording) for t in digest.shown if t.report.advice
     ]
-    advice = _fit_parts(advised, left - _count_bytes(happened))
+    advice = _fit_parts(advised, left - _count_bytes(happened), width)
     return "\n".join(_fit_lines([*beginning, *happened, *advice, *ending], most))
 
 
-_Part = Callable[[], Iterable[str]]
-"""Makes lines of the email; called only while there is room."""
+class _Paragraph(NamedTuple):
+    """A text to be wrapped, with the indent of its first line and of the later ones."""
+
+    text: str
+    first: str
+    later: str
 
 
-def _fit_parts(parts: Sequence[_Part], most: int) -> Sequence[str]:
+_Content = Iterator[str | _Paragraph]
+"""Paragraphs, and lines that are not wrapped."""
+_Part = Callable[[], _Content]
+"""Makes a part of the email; called only while there is room."""
+
+
+def _lay_out(content: _Content, width: int) -> Iterator[str]:
+    for each in content:
+        if isinstance(each, str):
+            yield each
+        else:
+            yield from wrap(
+                each.text,
+                width,
+                initial_indent=each.first,
+                subsequent_indent=each.later,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+
+
+def _fit_parts(parts: Sequence[_Part], most: int, width: int) -> Sequence[str]:
     """Return as many whole parts as fit."""
     lines: list[str] = []
     left = most - _count_bytes([_CUT.format(len(parts)), ""])
     for index, part in enumerate(parts):
-        added = [*part(), ""]
+        added = [*_lay_out(part(), width), ""]
         left -= _count_bytes(added)
         if left < 0:
             return [*lines, _CUT.format(len(parts) - index), ""]
@@ -78,11 +102,16 @@ def _count_bytes(lines: Iterable[str]) -> int:
     return sum(len(json.dumps(f"{line}\n", ensure_ascii=False).encode()) for line in lines) + 4
 
 
-def _render_steps(steps: Sequence[Prose]) -> Iterator[str]:
-    if steps:
+def _render_beginning(digest: Digest) -> _Content:
+    yield _to_paragraph(str(digest.verdict))
+    yield ""
+    if digest.steps:
         yield "What to do"
-        for number, step in enumerate(steps, start=1):
+        for number, step in enumerate(digest.steps, start=1):
             yield from _render_prose(step, f"{number}. ", "   ")
+        yield ""
+    for note in digest.notes:
+        yield _to_paragraph(to_plain(note))
         yield ""
 
 
@@ -92,46 +121,49 @@ def _list_parts(digest: Digest) -> Sequence[_Part]:
     parts += [partial(_render_target, target, digest.wording) for target in digest.examined]
     if digest.known:
         known = f"Reported before and not resolved yet: {digest.known.text}"
-        parts.append(partial(_wrap, known, "", "  "))
+        parts.append(lambda: iter([_to_paragraph(known, "", "  ")]))
     return parts
 
 
-def _render_failure(failure: FailureGroup) -> Iterator[str]:
-    names = ", ".join(printable(target.name, 80) for target in failure.targets)
+def _render_failure(failure: FailureGroup) -> _Content:
+    names = ", ".join(printable(target.name, 80) for target in failure.targets[:_MOST_FAILED])
+    more = len(failure.targets) - _MOST_FAILED
+    names += f" and {more} more" if more > 0 else ""
     title = f"{failure.status} ({failure.code}): {names}"
-    yield from _wrap(title, "", "  ", len(names) + _LONGEST)
-    yield from _wrap(failure.message, "  ")
+    yield _to_paragraph(title, "", "  ", len(names) + _LONGEST)
+    yield _to_paragraph(failure.message, "  ")
 
 
-def _render_target(target: TargetDigest, wording: Wording) -> Iterator[str]:
+def _render_target(target: TargetDigest, wording: Wording) -> _Content:
     report = target.report
-    yield from _wrap(target.headline)
+    yield _to_paragraph(target.headline)
     if report.also:
         names = ", ".join(printable(name, 80) for name in report.also)
-        yield from _wrap(f"Secret {report.secret}; also the server of {names}", "  ", "    ")
+        yield _to_paragraph(f"Secret {report.secret}; also the server of {names}", "  ", "    ")
     if report.error:
-        yield from _wrap(f"Error: {report.error.message}", "  ", "    ")
+        yield _to_paragraph(f"Error: {report.error.message}", "  ", "    ")
     if report.checked is not None:
-        yield from _wrap(_describe_check(report.checked), "  ", "    ")
+        yield _to_paragraph(_describe_check(report.checked), "  ", "    ")
     for setting in report.applied or ():
         yield from _render_setting(setting)
     for unchanged in report.unchanged:
         subject = "Nothing to set" + (f" for role {unchanged.role}" if unchanged.role else "")
-        yield from _wrap(f"{subject}: {printable(unchanged.reason)}.", "  ", "    ")
+        yield _to_paragraph(f"{subject}: {printable(unchanged.reason)}.", "  ", "    ")
     yield from _render_holders(report)
     for sentence in report.pressure:
-        yield from _wrap(sentence, "  ", "    ")
+        yield _to_paragraph(sentence, "  ", "    ")
     for protected in report.protected_to_report[:_MOST_PROTECTED]:
-        yield from _wrap(to_plain(describe_protected(protected)), "  ", "    ")
+        yield _to_paragraph(to_plain(describe_protected(protected)), "  ", "    ")
     for group in target.groups[:_MOST_GROUPS]:
         yield from _render_group(group)
     rest = target.groups[_MOST_GROUPS:]
     if rest:
         sessions = sum(group.count for group in rest)
-        yield f"  … and {len(rest)} more groups with {sessions} sessions. {wording.details}"
+        more = f"… and {len(rest)} more groups with {sessions} sessions. {wording.details}"
+        yield _to_paragraph(more, "  ", "    ")
 
 
-def _render_holders(report: TargetReport) -> Iterator[str]:
+def _render_holders(report: TargetReport) -> _Content:
     holders = find_remaining_holders(report)
     if holders:
         used = (
@@ -139,22 +171,22 @@ def _render_holders(report: TargetReport) -> Iterator[str]:
         )
         yield f"  Largest groups of the {used} sessions that hold slots:"
     for holder in holders[:_MOST_HOLDERS]:
-        yield from _wrap(to_plain(describe_holder(holder)), "    ", "      ")
+        yield _to_paragraph(to_plain(describe_holder(holder)), "    ", "      ")
 
 
-def _render_group(group: Group) -> Iterator[str]:
+def _render_group(group: Group) -> _Content:
     role = to_plain(name_role(group.oldest.session.role))
     head = f"{group.headline}: {group.application} ({role}), oldest {group.age}"
-    yield from _wrap(head, "  ", "    ")
-    yield from _wrap(f"{group.rule}: {group.reason}", "    ", "      ")
+    yield _to_paragraph(head, "  ", "    ")
+    yield _to_paragraph(f"{group.rule}: {group.reason}", "    ", "      ")
     if group.tags:
-        yield from _wrap(f"Tags: {group.tags}", "    ", "      ")
+        yield _to_paragraph(f"Tags: {group.tags}", "    ", "      ")
     if group.query:
         yield "    Last statement:"
         yield f"      {group.query}"
 
 
-def _render_setting(setting: RoleSetting) -> Iterator[str]:
+def _render_setting(setting: RoleSetting) -> _Content:
     yield from _render_prose((to_statement(setting.sql),), "  ", "  ")
     old = printable(setting.old) if setting.old else "not set"
     yield f"    {setting.result.capitalize()}. Before: {old}"
@@ -176,11 +208,11 @@ def _describe_check(check: Check) -> str:
     return f"{tls}. Role {server.role} {can}."
 
 
-def _render_advice(target: TargetReport, wording: Wording) -> Iterator[str]:
+def _render_advice(target: TargetReport, wording: Wording) -> _Content:
     most = len(target.advice) if target.checked else _MOST_ADVICE
-    yield from _wrap(f"Recommendations for {printable(target.name, 80)}")
+    yield _to_paragraph(f"Recommendations for {printable(target.name, 80)}")
     for advice in target.advice[:most]:
-        yield from _wrap(f"{advice.code}: {advice.message}", "- ", "  ")
+        yield _to_paragraph(f"{advice.code}: {advice.message}", "- ", "  ")
         for statement in (advice.sql or "").splitlines():
             yield from _render_prose((to_statement(statement),), "  ", "  ")
     more = len(target.advice) - most
@@ -188,7 +220,7 @@ def _render_advice(target: TargetReport, wording: Wording) -> Iterator[str]:
         yield f"- and {more} more. {wording.details}"
 
 
-def _render_ending(digest: Digest) -> Iterator[str]:
+def _render_ending(digest: Digest) -> _Content:
     report = digest.report
     if digest.links:
         yield "Where to look"
@@ -199,19 +231,19 @@ def _render_ending(digest: Digest) -> Iterator[str]:
         quiet = " 1 other target is quiet."
     problem = f" {report.state_problem}" if report.state_problem else ""
     if report.count(Outcome.TERMINATED):
-        yield from _wrap(_CLIENTS_SAW)
+        yield _to_paragraph(_CLIENTS_SAW)
         yield ""
-    yield from _wrap(
+    yield _to_paragraph(
         f"Run {report.run_id}, {digest.wording.mode} {report.mode_label}.{quiet}{problem}"
     )
     for summary in digest.undelivered:
-        yield from _wrap(f"Not delivered by an earlier run: {summary}", "", "  ")
+        yield _to_paragraph(f"Not delivered by an earlier run: {summary}", "", "  ")
     if digest.more_undelivered:
         yield f"… and {digest.more_undelivered} more. The log has them."
     yield ""
 
 
-def _render_prose(prose: Prose, first: str, later: str) -> Iterator[str]:
+def _render_prose(prose: Prose, first: str, later: str) -> _Content:
     """Wrap sentences, and give each statement lines of its own, usually one, to be copied."""
     indent = first
     for is_sql, parts in groupby(prose, key=lambda part: isinstance(part, Statement)):
@@ -219,7 +251,7 @@ def _render_prose(prose: Prose, first: str, later: str) -> Iterator[str]:
             for statement in parts:
                 yield from _break_statement(to_plain((statement,)), f"{later}  ")
         else:
-            yield from _wrap(to_plain(tuple(parts)).strip(), indent, later)
+            yield _to_paragraph(to_plain(tuple(parts)).strip(), indent, later)
         indent = later
 
 
@@ -243,14 +275,7 @@ def _break_statement(sql: str, indent: str) -> Iterator[str]:
     yield line
 
 
-def _wrap(
+def _to_paragraph(
     text: str, first: str = "", later: str | None = None, most: int = _LONGEST
-) -> Iterator[str]:
-    yield from wrap(
-        printable(text, most),
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=first if later is None else later,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+) -> _Paragraph:
+    return _Paragraph(printable(text, most), first, first if later is None else later)

@@ -93,7 +93,8 @@ class TargetDigest:
     @cached_property
     def groups(self) -> Sequence[Group]:
         """The condemned sessions by outcome, the largest group of each first."""
-        return group_sessions(self.report.results, self.report.comment_tags, self.deadline)
+        tags = self.report.policy.comment_tags if self.report.policy else ()
+        return group_sessions(self.report.results, tags, self.deadline)
 
 
 def group_sessions(

@@ -27,9 +27,9 @@ class Summary(NamedTuple):
     webhook: str  # JSON for an incoming webhook
     severity: str  # subscribers can filter by this and everything below
     status: str
-    targets: tuple[str, ...]
-    applications: tuple[str, ...]  # of the sessions that the summary is about
-    roles: tuple[str, ...]
+    targets: tuple[str, ...] = ()
+    applications: tuple[str, ...] = ()  # of the sessions that the summary is about
+    roles: tuple[str, ...] = ()
 
 
 def summarize(digest: Digest, now: float) -> Summary:

@@ -34,9 +34,6 @@ def summarize_minimally(report: Report, bug: str) -> Summary:
         webhook=json.dumps({"text": subject, "blocks": [section]}),
         severity=severity.value,
         status=report.status.value,
-        targets=(),
-        applications=(),
-        roles=(),
     )
 
 

@@ -22,6 +22,7 @@ from session_reaper.summary.prose import Prose, Statement, name_role
 # Limits of Amazon Q on a custom notification, and of Slack on a block, in characters.
 _TITLE, _DESCRIPTION, _STEP = 250, 8_000, 350
 _HEADER, _SECTION = 150, 3_000
+_MOST_FAILED: Final = 5  # names of targets with the same failure
 _MOST_GROUPS: Final = 6
 _MOST_HOLDERS: Final = 3
 _REASON_LENGTH: Final = 200
@@ -89,9 +90,11 @@ def _render_lines(digest: Digest, steps: Iterable[str]) -> Iterator[str]:
     yield from steps
     yield from map(_render_prose, digest.notes)
     for failure in digest.failures:
-        names = ", ".join(printable(target.name, 60) for target in failure.targets[:5])
+        names = ", ".join(printable(each.name, 60) for each in failure.targets[:_MOST_FAILED])
+        rest = len(failure.targets) - _MOST_FAILED
+        more = f" and {rest} more" if rest > 0 else ""
         error = f"{failure.status} ({_quote_code(failure.code)})"
-        yield f"{_quote_code(names)}: {error}: {_quote_code(failure.message)}"
+        yield f"{_quote_code(names)}{more}: {error}: {_quote_code(failure.message)}"
     for target in digest.examined:
         yield from _render_target(target, is_alone=len(digest.shown) == 1)
     if digest.known:

@@ -9,6 +9,7 @@ from session_reaper.policy.enums import Action, Mode
 from session_reaper.policy.protections import Protection
 from session_reaper.report.emergency import (
     EMERGENCY_AGE,
+    EMERGENCY_AGE_IN_WORDS,
     LIST_HOLDERS,
     find_holder_protection,
     write_holder_sql,
@@ -106,9 +107,9 @@ def _explain_holder_sql(holder: Holder, report: TargetReport) -> Prose:
     sql = report.policy and write_holder_sql(holder, report.policy, report.role)
     if not sql:
         return ()
-    how = "end those older than 5 minutes"
+    how = f"end those older than {EMERGENCY_AGE_IN_WORDS}"
     if holder.oldest_seconds is not None and holder.oldest_seconds < EMERGENCY_AGE:
-        how = "shorten the interval here, because none is 5 minutes old"
+        how = f"shorten the interval here, because none is {EMERGENCY_AGE_IN_WORDS} old"
     return (f" To free slots now, {how}: ", Statement(sql.statement))
 
 

@@ -186,17 +186,18 @@ _STACK_PROBLEMS: Final = {
     StackProblem.CONFIGURATION: "the configuration is invalid in",
     StackProblem.INVALID_MESSAGE: "reports cannot be read in",
 }
+_STATUS_PROBLEMS: Final = {
+    TargetStatus.BLIND: "the reaper cannot see other sessions on",
+    TargetStatus.FULL: "no connection slot is left on",
+    TargetStatus.BREAKER: "the breaker stopped all terminations on",
+}
 
 
 def _describe_status(target: TargetReport) -> str:
     if target.stack_problem is not None:
         return _STACK_PROBLEMS[target.stack_problem]
-    if target.status is TargetStatus.BLIND:
-        return "the reaper cannot see other sessions on"
-    if target.status is TargetStatus.FULL:
-        return "no connection slot is left on"
-    if target.status is TargetStatus.BREAKER:
-        return "the breaker stopped all terminations on"
+    if target.status in _STATUS_PROBLEMS:
+        return _STATUS_PROBLEMS[target.status]
     if target.slots is None:
         return _UNREACHED
     return "settings were refused on" if target.applied else "the run was not completed on"

@@ -1,11 +1,9 @@
 """The sentences of a summary that depend on where the run was made: in the function, or in the command."""
 
-from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wording:
+class Wording(NamedTuple):
     """How the reader of a summary follows what it recommends.
 
     Parts of sentences, in the form of `OF_FUNCTION`. `enforces_at_once`: what `enforce` says takes
@@ -42,8 +40,7 @@ OF_FUNCTION: Final = Wording(
     details="The log has them.",
 )
 
-OF_HUB: Final = replace(
-    OF_FUNCTION,
+OF_HUB: Final = OF_FUNCTION._replace(
     enforce="set the mode of their stack to enforce",
     if_all_enforced="If all stacks and rules had mode enforce",
     enforce_all="set the mode of their stack or rule to enforce",

@@ -6,7 +6,6 @@ a driver and are ignored. The names are those of PostgreSQL 18.
 """
 
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
@@ -29,11 +28,6 @@ class OptionProblem(NamedTuple):
 
     name: str
     hint: str
-
-    @property
-    def message(self) -> str:
-        """Error message without the option's value."""
-        return f"connection option {self.name} holds an unsupported value"
 
 
 _HONOURED: Final = Option(accepted=None)
@@ -66,62 +60,60 @@ _TLS_VERSION: Final = (
     "The reaper uses the highest TLS version that both sides offer, at least 1.2. Remove it."
 )
 
-OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
-    {
-        # Honoured: server, credentials and TLS.
-        **dict.fromkeys(("host", "port", "user", "password", "dbname"), _HONOURED),
-        **dict.fromkeys(("sslmode", "sslrootcert", "channel_binding", "require_auth"), _HONOURED),
-        # Accepted: they change neither security nor routing.
-        **dict.fromkeys(("application_name", "fallback_application_name"), _ACCEPTED),
-        **dict.fromkeys(("connect_timeout", "client_encoding", "tcp_user_timeout"), _ACCEPTED),
-        **dict.fromkeys(("keepalives", "keepalives_idle"), _ACCEPTED),
-        **dict.fromkeys(("keepalives_interval", "keepalives_count"), _ACCEPTED),
-        "sslcompression": _ACCEPTED,  # the reaper never compresses
-        "max_protocol_version": _ACCEPTED,  # libpq's lowest value is 3.0
-        # Routing.
-        "hostaddr": _refuse("Write the server's host name or address as host."),
-        "target_session_attrs": _accept_only("any", hint=_ONE_SERVER),
-        "load_balance_hosts": _accept_only("disable", hint=_ONE_SERVER),
-        "service": _refuse(f"{_NO_FILES} A description needs another key."),
-        "passfile": _refuse(_NO_FILES),
-        "replication": _accept_only("false", "off", "no", "0", hint="Remove it."),
-        "options": _refuse(
-            "The reaper uses its own settings, and sends no options by which a proxy could route."
-            " Remove it, and write the server itself as host."
-        ),
-        # TLS.
-        # JDBC's option; libpq accepts it in a URI.
-        "ssl": _accept_only("true", hint=_TLS_BY_SSLMODE),
-        "requiressl": _refuse(_TLS_BY_SSLMODE),
-        "sslnegotiation": _accept_only(
-            "postgres", hint="The reaper negotiates TLS after connecting. Remove it."
-        ),
-        "sslsni": _accept_only(
-            "1",
-            "true",
-            hint="The reaper always sends the host name in the TLS handshake. Remove it.",
-        ),
-        **dict.fromkeys(("sslcert", "sslkey", "sslpassword"), _refuse(_NO_CLIENT_CERTIFICATE)),
-        "sslcertmode": _accept_only("disable", "allow", hint=_NO_CLIENT_CERTIFICATE),
-        **dict.fromkeys(("sslcrl", "sslcrldir"), _refuse(_NO_CRL)),
-        "sslkeylogfile": _refuse("The reaper does not log TLS keys. Remove it."),
-        "ssl_min_protocol_version": _accept_only("TLSv1", "TLSv1.1", "TLSv1.2", hint=_TLS_VERSION),
-        "ssl_max_protocol_version": _accept_only("TLSv1.3", hint=_TLS_VERSION),
-        "min_protocol_version": _accept_only(
-            "3.0", hint="The reaper uses protocol version 3.0. Remove it."
-        ),
-        # Authentication.
-        "requirepeer": _refuse(
-            "It applies to Unix sockets only. Remove it, and write sslmode verify-full."
-        ),
-        "gssencmode": _accept_only("disable", "prefer", hint=_NO_KERBEROS),
-        "gssdelegation": _accept_only("0", "false", hint=_NO_KERBEROS),
-        **dict.fromkeys(("gsslib", "krbsrvname"), _refuse(_NO_KERBEROS)),
-        **dict.fromkeys(("scram_client_key", "scram_server_key"), _refuse(_NO_SCRAM_KEYS)),
-        **dict.fromkeys(("oauth_issuer", "oauth_client_id"), _refuse(_NO_OAUTH)),
-        **dict.fromkeys(("oauth_client_secret", "oauth_scope"), _refuse(_NO_OAUTH)),
-    }
-)
+OPTIONS: Final[Mapping[str, Option]] = {
+    # Honoured: server, credentials and TLS.
+    **dict.fromkeys(("host", "port", "user", "password", "dbname"), _HONOURED),
+    **dict.fromkeys(("sslmode", "sslrootcert", "channel_binding", "require_auth"), _HONOURED),
+    # Accepted: they change neither security nor routing.
+    **dict.fromkeys(("application_name", "fallback_application_name"), _ACCEPTED),
+    **dict.fromkeys(("connect_timeout", "client_encoding", "tcp_user_timeout"), _ACCEPTED),
+    **dict.fromkeys(("keepalives", "keepalives_idle"), _ACCEPTED),
+    **dict.fromkeys(("keepalives_interval", "keepalives_count"), _ACCEPTED),
+    "sslcompression": _ACCEPTED,  # the reaper never compresses
+    "max_protocol_version": _ACCEPTED,  # libpq's lowest value is 3.0
+    # Routing.
+    "hostaddr": _refuse("Write the server's host name or address as host."),
+    "target_session_attrs": _accept_only("any", hint=_ONE_SERVER),
+    "load_balance_hosts": _accept_only("disable", hint=_ONE_SERVER),
+    "service": _refuse(f"{_NO_FILES} A description needs another key."),
+    "passfile": _refuse(_NO_FILES),
+    "replication": _accept_only("false", "off", "no", "0", hint="Remove it."),
+    "options": _refuse(
+        "The reaper uses its own settings, and sends no options by which a proxy could route."
+        " Remove it, and write the server itself as host."
+    ),
+    # TLS.
+    # JDBC's option; libpq accepts it in a URI.
+    "ssl": _accept_only("true", hint=_TLS_BY_SSLMODE),
+    "requiressl": _refuse(_TLS_BY_SSLMODE),
+    "sslnegotiation": _accept_only(
+        "postgres", hint="The reaper negotiates TLS after connecting. Remove it."
+    ),
+    "sslsni": _accept_only(
+        "1",
+        "true",
+        hint="The reaper always sends the host name in the TLS handshake. Remove it.",
+    ),
+    **dict.fromkeys(("sslcert", "sslkey", "sslpassword"), _refuse(_NO_CLIENT_CERTIFICATE)),
+    "sslcertmode": _accept_only("disable", "allow", hint=_NO_CLIENT_CERTIFICATE),
+    **dict.fromkeys(("sslcrl", "sslcrldir"), _refuse(_NO_CRL)),
+    "sslkeylogfile": _refuse("The reaper does not log TLS keys. Remove it."),
+    "ssl_min_protocol_version": _accept_only("TLSv1", "TLSv1.1", "TLSv1.2", hint=_TLS_VERSION),
+    "ssl_max_protocol_version": _accept_only("TLSv1.3", hint=_TLS_VERSION),
+    "min_protocol_version": _accept_only(
+        "3.0", hint="The reaper uses protocol version 3.0. Remove it."
+    ),
+    # Authentication.
+    "requirepeer": _refuse(
+        "It applies to Unix sockets only. Remove it, and write sslmode verify-full."
+    ),
+    "gssencmode": _accept_only("disable", "prefer", hint=_NO_KERBEROS),
+    "gssdelegation": _accept_only("0", "false", hint=_NO_KERBEROS),
+    **dict.fromkeys(("gsslib", "krbsrvname"), _refuse(_NO_KERBEROS)),
+    **dict.fromkeys(("scram_client_key", "scram_server_key"), _refuse(_NO_SCRAM_KEYS)),
+    **dict.fromkeys(("oauth_issuer", "oauth_client_id"), _refuse(_NO_OAUTH)),
+    **dict.fromkeys(("oauth_client_secret", "oauth_scope"), _refuse(_NO_OAUTH)),
+}
 
 
 _UNSET: Final[tuple[object, ...]] = (None, "", [], {})

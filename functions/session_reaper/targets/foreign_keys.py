@@ -3,17 +3,14 @@
 import json
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final
 
 # Without a prefix (DB_HOST, PGHOST, spring.datasource.username), in lower case, without separators.
-_FORMS: Final[Mapping[str, re.Pattern[str]]] = MappingProxyType(
-    {
-        "host": re.compile("host|hostname|endpoint|address|server|fullyqualifieddomainname"),
-        "username": re.compile("user|username|userid|login"),
-        "password": re.compile("pass|[a-z]*(?:password|passwd|pwd)"),
-    }
-)
+_FORMS: Final[Mapping[str, re.Pattern[str]]] = {
+    "host": re.compile("host|hostname|endpoint|address|server|fullyqualifieddomainname"),
+    "username": re.compile("user|username|userid|login"),
+    "password": re.compile("pass|[a-z]*(?:password|passwd|pwd)"),
+}
 _PREFIX: Final = re.compile(
     r"(?:(?:spring)?datasource|administrator|database|postgresql|postgres|cluster|master|admin|proxy"
     r"|rds|pg|db)*"

@@ -83,6 +83,14 @@ _NEXT_TIME: Final = {
     " raise max_connections; on PostgreSQL 16+, if you have the privilege,"
     " GRANT pg_use_reserved_connections TO {role}.",
 }
+_AUTHORITY: Final = {
+    Provider.VANILLA: "Store the PEM text of the server's CA in the secret as sslrootcert. (The"
+    " endpoints of RDS and Aurora do not need it: their CAs are built in.)",
+    Provider.RDS: "The artifact's copy of AWS's certificates may be older than this region or CA: run"
+    " `make certs` and deploy, or store AWS's bundle for the region as sslrootcert.",
+    Provider.AIVEN: "Store the project's CA in the secret as sslrootcert: `avn project ca-get`, or CA"
+    " certificate in the console.",
+}
 
 
 def emergency_instructions(host: str, sql: str) -> str:
@@ -103,19 +111,4 @@ def _get_operator(host: str) -> Provider:
 
 def explain_unknown_authority(host: str) -> str:
     """Write how to trust the CA that issued a server's certificate."""
-    match find_provider(host):
-        case Provider.AIVEN:
-            return (
-                "Store the project's CA in the secret as sslrootcert: `avn project ca-get`, or CA"
-                " certificate in the console."
-            )
-        case Provider.VANILLA:
-            return (
-                "Store the PEM text of the server's CA in the secret as sslrootcert. (The endpoints"
-                " of RDS and Aurora do not need it: their CAs are built in.)"
-            )
-        case Provider.RDS | Provider.AURORA:
-            return (
-                "The artifact's copy of AWS's certificates may be older than this region or CA: run"
-                " `make certs` and deploy, or store AWS's bundle for the region as sslrootcert."
-            )
+    return _AUTHORITY[_get_operator(host)]

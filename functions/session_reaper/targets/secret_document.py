@@ -214,7 +214,8 @@ class _Reader:
         self._document = self._parse(secret.text.removeprefix(_BYTE_ORDER_MARK))
         problem = find_unsupported(self._document)
         if problem is not None:
-            raise self.error(problem.message, problem.hint)
+            message = f"connection option {problem.name} holds an unsupported value"
+            raise self.error(message, problem.hint)
 
     def _parse(self, text: str) -> dict[str, Any]:
         if SERVICE_URI.match(text):
