@@ -7,18 +7,9 @@
 -- statement_timestamp() is the same in the whole statement, so the slots and their holders agree.
 --
 -- {own_name}  the names of a reaper's sessions, as a pattern of LIKE
-<<<<<<< HEAD
 (a.backend_type = 'client backend' AND a.pid <> pg_backend_pid() AND (
     a.application_name LIKE {own_name}
     AND a.backend_start > statement_timestamp() - interval '15 minutes'
     AND pg_has_role(a.usesysid, 'pg_read_all_stats', 'USAGE')
     OR a.state = 'starting' AND a.backend_start > statement_timestamp() - interval '10 seconds'
 ))
-=======
-a.backend_type = 'client backend' AND a.pid <> pg_backend_pid() AND (
-    a.application_name LIKE {own_name}
-    AND pg_get_userbyid(a.usesysid) = session_user
-    AND a.backend_start > clock_timestamp() - interval '15 minutes'
-    OR a.state = 'starting' AND a.backend_start > clock_timestamp() - interval '10 seconds'
-)
->>>>>>> main
