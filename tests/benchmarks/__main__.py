@@ -76,7 +76,9 @@ def main() -> None:
         functions = deployed.prepare_functions(folder)
         sizes = [function.describe_size(folder) for function in functions]
         found, rules = decisions.make_sessions(), decisions.make_policy()
-        if decisions.decide_by_engine(found, rules) != decisions.decide_by_comprehension(found, rules):
+        if decisions.decide_by_engine(found, rules) != decisions.decide_by_comprehension(
+            found, rules
+        ):
             raise SystemExit("engine and list comprehension condemn different sessions")
         for counted in [False, *[True] * ROUNDS]:  # the first round writes the .pyc files
             for module in (OURS, YARDSTICK):
@@ -94,8 +96,12 @@ def main() -> None:
                     decisions.measure_seconds(decisions.decide_by_comprehension, found, rules)
                 )
                 with contextlib.closing(database.connect()) as connection:
-                    times["snapshot"][OURS].append(decode.measure_seconds(decode.read_as_json, connection))
-                    times["snapshot"][YARDSTICK].append(decode.measure_seconds(decode.read_as_rows, connection))
+                    times["snapshot"][OURS].append(
+                        decode.measure_seconds(decode.read_as_json, connection)
+                    )
+                    times["snapshot"][YARDSTICK].append(
+                        decode.measure_seconds(decode.read_as_rows, connection)
+                    )
         far = fleet.measure(database, cloud, secret)
     times["fleet"] = {OURS: far.many, YARDSTICK: far.one}
     size = (

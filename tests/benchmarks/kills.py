@@ -79,7 +79,9 @@ def main() -> None:
             "MODE": "enforce",
             "PYTHONPATH": os.pathsep.join(["functions", "."]),
         }
-        probes = {module: stack.enter_context(start_kill_probe(module)) for module in (OURS, YARDSTICK)}
+        probes = {
+            module: stack.enter_context(start_kill_probe(module)) for module in (OURS, YARDSTICK)
+        }
         admin = stack.enter_context(closing(database.connect(unix_sock=database.unix_sock)))
         scene = _Scene(database=database, admin=admin, probes=probes)
         for round_trip in ROUND_TRIPS:

@@ -55,7 +55,9 @@ def _load_sqlglot() -> Redact:
     return redact_by_it
 
 
-def _redact_by_types(read: Callable[[str], Iterable[tuple[Any, str]]], kinds: Any, name: object) -> Redact:  # noqa: ANN401 -- a library's
+def _redact_by_types(
+    read: Callable[[str], Iterable[tuple[Any, str]]], kinds: Any, name: object
+) -> Redact:  # noqa: ANN401 -- a library's
     """Redact by a hierarchy of token types; `name` is the type of a quoted identifier."""
 
     def show(kind: object, text: str) -> str:
