@@ -1,6 +1,6 @@
-"""A process of the benchmark: measures a handler cold, warm, and with sessions to kill.
+"""One process of the benchmark: times a handler cold, warm, and with sessions to kill.
 
-It prints its own output to standard output; what the handler logs goes to /dev/null.
+Its own output goes to the real stdout, what the handler logs to /dev/null.
 """
 
 import importlib
@@ -18,17 +18,17 @@ POLICY = {
 
 
 class Context:
-    """The part of Lambda's context that a handler reads."""
+    """What a handler may want of Lambda's context."""
 
     aws_request_id = "bench"
 
     def get_remaining_time_in_millis(self) -> int:
-        """Return a minute, the timeout in template.yaml."""
+        """A minute, like template.yaml."""
         return 60_000
 
 
 def main() -> None:
-    """Print the times of quiet runs, wait until the sessions exist, and print the time of the kill."""
+    """Say the quiet times, wait for the sessions to be there, say the time of the kill."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     started = time.perf_counter()

@@ -1,6 +1,6 @@
-"""`python -m tests.benchmarks.redaction`: counts what other SQL lexers would leak in place of ours.
+"""What SQL lexers of others would leak in place of ours: `python -m tests.benchmarks.redaction`.
 
-None of them is a dependency. Those that are installed are measured:
+None of them is a dependency; those that are installed are measured:
 uv run --no-project --with pytest,sqlglot,sqlparse,pygments,sqlfluff,pglast python -m …
 """
 
@@ -36,12 +36,12 @@ VALID = [
     *(frame.replace("{}", literal) for literal in LITERALS for frame in FRAMES),
     *COMMENTED,
 ]
-TWO_WAYS = [*BACKSLASHED, *DOLLARS]  # depends on a setting of the session, or on the version
-OTHERS = [*MISQUOTED, *(query for query, _ in VALUES)]  # not literals by the lexical rules
+TWO_WAYS = [*BACKSLASHED, *DOLLARS]  # by a setting of the session, or by the version
+OTHERS = [*MISQUOTED, *(query for query, _ in VALUES)]  # by the lexical rules no literal
 QUERY = "select o.id, 'x''y', E'a\\n', $$b$$, 1.5e3 /* c */ from orders o where o.id = $1 and b\n"
 
 
-def _load_sqlglot() -> Redact:
+def _sqlglot() -> Redact:
     dialect = import_module("sqlglot.dialects").Postgres()
     kinds = import_module("sqlglot.tokens").TokenType
     literals = {kind for kind in kinds if kind.name.endswith(("STRING", "NUMBER"))}
@@ -55,41 +55,39 @@ def _load_sqlglot() -> Redact:
     return redact_by_it
 
 
-def _redact_by_types(
-    read: Callable[[str], Iterable[tuple[Any, str]]], kinds: Any, name: object
-) -> Redact:  # noqa: ANN401 -- a library's
-    """Redact by a hierarchy of token types; `name` is the type of a quoted identifier."""
+def _typed(read: Callable[[str], Iterable[tuple[Any, str]]], kinds: Any, name: object) -> Redact:  # noqa: ANN401 -- a library's
+    """By a hierarchy of token types; `name` is a quoted identifier's."""
 
-    def show(kind: object, text: str) -> str:
+    def shown(kind: object, text: str) -> str:
         if kind in kinds.Comment:
             return " "
         hidden = (kind in kinds.Literal and kind is not name) or kind in kinds.Error
         return "?" if hidden else text
 
-    return lambda query: "".join(show(kind, text) for kind, text in read(query))
+    return lambda query: "".join(shown(kind, text) for kind, text in read(query))
 
 
-def _load_sqlparse() -> Redact:
+def _sqlparse() -> Redact:
     parse, kinds = import_module("sqlparse").parse, import_module("sqlparse.tokens")
 
     def read(query: str) -> Iterable[tuple[Any, str]]:
         return ((t.ttype, t.value) for statement in parse(query) for t in statement.flatten())
 
-    return _redact_by_types(read, kinds, kinds.Literal.String.Symbol)
+    return _typed(read, kinds, kinds.Literal.String.Symbol)
 
 
-def _load_pygments() -> Redact:
+def _pygments() -> Redact:
     lexer, kinds = import_module("pygments.lexers").PostgresLexer(), import_module("pygments.token")
-    return _redact_by_types(lexer.get_tokens, kinds, kinds.String.Name)
+    return _typed(lexer.get_tokens, kinds, kinds.String.Name)
 
 
-def _load_sqlfluff() -> Redact:
+def _sqlfluff() -> Redact:
     core = import_module("sqlfluff.core")
     lexer = import_module("sqlfluff.core.parser").Lexer(
         config=core.FluffConfig(overrides={"dialect": "postgres"})
     )
 
-    def show(kind: str, text: str) -> str:
+    def shown(kind: str, text: str) -> str:
         if "comment" in kind:
             return " "
         hidden = ("quote" in kind and kind != "double_quote") or "literal" in kind
@@ -97,12 +95,12 @@ def _load_sqlfluff() -> Redact:
 
     def redact_by_it(query: str) -> str:
         segments, _ = lexer.lex(query)
-        return "".join(show(segment.get_type(), segment.raw) for segment in segments)
+        return "".join(shown(segment.get_type(), segment.raw) for segment in segments)
 
     return redact_by_it
 
 
-def _load_pglast() -> Redact:
+def _pglast() -> Redact:
     scan = import_module("pglast.parser").scan
     literals = {"SCONST", "ICONST", "FCONST", "BCONST", "XCONST", "USCONST"}
 
@@ -115,23 +113,23 @@ def _load_pglast() -> Redact:
 
 LEXERS: Mapping[str, Callable[[], Redact]] = {
     "ours": lambda: redact,
-    "sqlglot": _load_sqlglot,
-    "sqlparse": _load_sqlparse,
-    "pygments": _load_pygments,
-    "sqlfluff": _load_sqlfluff,
-    "pglast": _load_pglast,
+    "sqlglot": _sqlglot,
+    "sqlparse": _sqlparse,
+    "pygments": _pygments,
+    "sqlfluff": _sqlfluff,
+    "pglast": _pglast,
 }
 
 
-def cut_everywhere(queries: Iterable[str]) -> Iterator[str]:
-    """Yield each query cut at every byte, as a server may cut it."""
+def cut(queries: Iterable[str]) -> Iterator[str]:
+    """Each cut off at every byte, as it reaches us."""
     for query in queries:
         whole = query.encode()
         yield from (whole[:end].decode(errors="replace") for end in range(1, len(whole)))
 
 
-def count_faults(redact_by_it: Redact, queries: Iterable[str]) -> Counter[str]:
-    """Count the queries that leak, and those that raise an exception."""
+def judged(redact_by_it: Redact, queries: Iterable[str]) -> Counter[str]:
+    """How many queries leak, and how many make it raise."""
     count: Counter[str] = Counter()
     for query in queries:
         try:
@@ -142,8 +140,8 @@ def count_faults(redact_by_it: Redact, queries: Iterable[str]) -> Counter[str]:
     return count
 
 
-def measure_seconds(redact_by_it: Redact, length: int) -> float:
-    """Measure the redaction of one query of this length; return the minimum."""
+def seconds(redact_by_it: Redact, length: int) -> float:
+    """Of one query of that length."""
     query = (QUERY * (length // len(QUERY) + 1))[:length].rpartition("\n")[0]
     best = float("inf")
     for _ in range(20):
@@ -156,7 +154,7 @@ def measure_seconds(redact_by_it: Redact, length: int) -> float:
 def main() -> None:
     sets = {
         "whole": VALID,
-        "cut": [*CUT_OFF, *cut_everywhere(VALID)],
+        "cut": [*CUT_OFF, *cut(VALID)],
         "two ways": TWO_WAYS,
         "others": OTHERS,
     }
@@ -164,8 +162,8 @@ def main() -> None:
     for name, make in LEXERS.items():
         with suppress(ImportError):
             lexer = make()
-            found = {label: dict(count_faults(lexer, queries)) for label, queries in sets.items()}
-            times = [f"{measure_seconds(lexer, length) * 1e6:.0f} µs" for length in (200, 2000)]
+            found = {label: dict(judged(lexer, queries)) for label, queries in sets.items()}
+            times = [f"{seconds(lexer, length) * 1e6:.0f} µs" for length in (200, 2000)]
             print(name, *found.items(), *times, sep="\n  ")  # noqa: T201 -- a command
 
 
