@@ -1,8 +1,8 @@
-"""`make bench`: session-reaper beside the article's fifteen lines, in turn, in one run.
+"""`make bench`: compares session-reaper with a yardstick, a script of some twenty lines, in turn.
 
-Ratios are what to read: the machine's speed drifts, and each pair drifts with it. Both connect by
-TLS to the same PostgreSQL and use the same AWS stand-in. Ours verifies the certificate in full;
-the yardstick writes `ssl_context=True`, which verifies nothing and makes a context per connection.
+The ratios count: the machine's speed changes, but for both sides of a pair alike. Both connect by TLS
+to the same PostgreSQL and use the same AWS stand-in. Ours verifies the certificate in full; the yardstick
+sets `ssl_context=True`, which verifies nothing and makes a context for each connection.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from infra.local.aws import aws
 from infra.local.certificates import make_tls
 from infra.local.postgres import Server, npm_builds, server
 from tests.benchmarks import decisions, decode, deployed, fleet
-from tests.benchmarks.prepared import reaper_secret
+from tests.benchmarks.prepared import prepare_roles
 
 PROBE = Path(__file__).with_name("probe.py")
 OURS, YARDSTICK = "session_reaper.handler", "tests.benchmarks.yardstick"
@@ -65,7 +65,7 @@ def main() -> None:
             )
         )
         cloud = stack.enter_context(aws())
-        secret = reaper_secret(database, PASSWORD)
+        secret = prepare_roles(database, PASSWORD)
         cloud.put_secret("orders", secret)
         os.environ |= {
             "TARGET_SECRETS": "orders",
@@ -73,39 +73,45 @@ def main() -> None:
             "MODE": "enforce",
             "PYTHONPATH": os.pathsep.join(["functions", "."]),
         }
-        functions = deployed.deployed(folder)
-        sizes = [function.size(folder) for function in functions]
-        found, rules = decisions.sessions(), decisions.policy()
-        if decisions.by_the_engine(found, rules) != decisions.by_a_comprehension(found, rules):
+        functions = deployed.prepare_functions(folder)
+        sizes = [function.describe_size(folder) for function in functions]
+        found, rules = decisions.make_sessions(), decisions.make_policy()
+        if decisions.decide_by_engine(found, rules) != decisions.decide_by_comprehension(
+            found, rules
+        ):
             raise SystemExit("engine and list comprehension condemn different sessions")
         for counted in [False, *[True] * ROUNDS]:  # the first round writes the .pyc files
             for module in (OURS, YARDSTICK):
-                for name, seconds in _probe(module, database).items():
+                for name, seconds in _run_probe(module, database).items():
                     if counted:
                         times[name][module].append(seconds)
             if counted:
                 for module, function in zip((OURS, YARDSTICK), functions, strict=True):
-                    seconds = function.cold_start(deployed.lambda_environment())
+                    seconds = function.measure_cold_start(deployed.select_environment())
                     times["deployed"][module].append(seconds)
                 times["decide"][OURS].append(
-                    decisions.seconds(decisions.by_the_engine, found, rules)
+                    decisions.measure_seconds(decisions.decide_by_engine, found, rules)
                 )
                 times["decide"][YARDSTICK].append(
-                    decisions.seconds(decisions.by_a_comprehension, found, rules)
+                    decisions.measure_seconds(decisions.decide_by_comprehension, found, rules)
                 )
                 with contextlib.closing(database.connect()) as connection:
-                    times["snapshot"][OURS].append(decode.seconds(decode.as_json, connection))
-                    times["snapshot"][YARDSTICK].append(decode.seconds(decode.as_rows, connection))
-        far = fleet.measured(database, cloud, secret)
+                    times["snapshot"][OURS].append(
+                        decode.measure_seconds(decode.read_as_json, connection)
+                    )
+                    times["snapshot"][YARDSTICK].append(
+                        decode.measure_seconds(decode.read_as_rows, connection)
+                    )
+        far = fleet.measure(database, cloud, secret)
     times["fleet"] = {OURS: far.many, YARDSTICK: far.one}
     size = (
         f"size as deployed: {sizes[0]} (yardstick: {sizes[1]}), both without boto3; wanted ≤ 10 MB"
     )
-    _print(times, [size, *far.lines()])
+    _print(times, [size, *far.describe()])
 
 
-def _probe(module: str, database: Server) -> dict[str, float]:
-    """One process: cold start, warm runs, then a kill of sessions that we hold open meanwhile."""
+def _run_probe(module: str, database: Server) -> dict[str, float]:
+    """Measure a process: its cold start, warm runs, and a kill of sessions that we open before."""
     command = [sys.executable, str(PROBE), module]
     with subprocess.Popen(  # noqa: S603 -- our own probe
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

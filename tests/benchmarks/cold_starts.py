@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.cold_starts SERVERS ARTIFACT...`: compare the cold starts of artifacts.
+"""`python -m tests.benchmarks.cold_starts SERVERS ARTIFACT...`: compares the cold starts of artifacts.
 
 Each artifact is a folder as `sam build` leaves it, or a changed copy with bytecode. A round starts a
 fresh interpreter for each of them, which imports the handler and makes a first quiet run. CPU time is
@@ -21,7 +21,7 @@ from infra.local.aws import aws
 from infra.local.certificates import make_tls
 from infra.local.postgres import npm_builds, server
 from tests.artifact.runtime import runtime_library
-from tests.benchmarks.prepared import reaper_secret
+from tests.benchmarks.prepared import prepare_roles
 
 ROUNDS = 60
 FIRST_RUN = """
@@ -46,14 +46,14 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         database = stack.enter_context(server(npm_builds(servers)[18], tls=make_tls(folder)))
         cloud = stack.enter_context(aws())
-        cloud.put_secret("orders", reaper_secret(database, "bench"))
+        cloud.put_secret("orders", prepare_roles(database, "bench"))
         os.environ |= {"TARGET_SECRETS": "orders", "TOPIC_ARN": cloud.topic_arn}
         library = runtime_library(folder / "runtime")
         for package in library.iterdir():
             compileall.compile_dir(package.resolve(), quiet=2)
         for counted in [False, *[True] * ROUNDS]:
             for artifact in artifacts:
-                seconds = _cold_start(artifact, library)
+                seconds = _measure_cold_start(artifact, library)
                 if counted:
                     cpu[artifact].append(seconds[0])
                     wall[artifact].append(seconds[1])
@@ -62,19 +62,19 @@ def main() -> None:
         first = artifacts[0]
         table.add_row(
             artifact.name,
-            _cell(min(cpu[artifact]), min(cpu[first])),
-            _cell(statistics.median(cpu[artifact]), statistics.median(cpu[first])),
-            _cell(min(wall[artifact]), min(wall[first])),
+            _format_cell(min(cpu[artifact]), min(cpu[first])),
+            _format_cell(statistics.median(cpu[artifact]), statistics.median(cpu[first])),
+            _format_cell(min(wall[artifact]), min(wall[first])),
         )
     Console(width=100).print(table)
 
 
-def _cell(seconds: float, first: float) -> str:
+def _format_cell(seconds: float, first: float) -> str:
     return f"{1000 * seconds:.0f} ms ({1000 * (seconds - first):+.0f})"
 
 
-def _cold_start(artifact: Path, library: Path) -> tuple[float, float]:
-    """Return the seconds of CPU and of wall time."""
+def _measure_cold_start(artifact: Path, library: Path) -> tuple[float, float]:
+    """Return the CPU seconds and the wall-clock seconds of one cold start."""
     command = [sys.executable, "-ISBc", FIRST_RUN, str(artifact), str(library)]
     began = time.perf_counter()
     no_output = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]

@@ -1,4 +1,4 @@
-"""The time to receive and decode 5,000 sessions: one JSON value compared with driver rows."""
+"""Compares the times to receive and decode 5,000 sessions as one JSON value and as driver rows."""
 
 import json
 import time
@@ -17,12 +17,12 @@ COLUMNS = """
 """
 
 
-def as_rows(connection: pg8000.native.Connection) -> int:
+def read_as_rows(connection: pg8000.native.Connection) -> int:
     """Read the sessions as driver rows; return their number."""
     return len(connection.run(f"SELECT {COLUMNS} FROM generate_series(1, {ROWS}) AS g"))  # noqa: S608 -- our own text
 
 
-def as_json(connection: pg8000.native.Connection) -> int:
+def read_as_json(connection: pg8000.native.Connection) -> int:
     """Read the sessions as snapshot.sql sends them; return their number."""
     rows = connection.run(
         f"SELECT textsend(json_agg(json_build_array({COLUMNS}))::text)"  # noqa: S608 -- our own text
@@ -31,7 +31,7 @@ def as_json(connection: pg8000.native.Connection) -> int:
     return len(json.loads(rows[0][0].decode()))
 
 
-def seconds(
+def measure_seconds(
     read: Callable[[pg8000.native.Connection], int], connection: pg8000.native.Connection
 ) -> float:
     """Measure one call."""

@@ -1,8 +1,7 @@
-"""Cold starts of the deployed artifact, under the real Lambda runtime client.
+"""Measures cold starts of the deployed artifact under the real Lambda runtime client.
 
-Ours is what `make build` made, its bytecode included; the yardstick is its file and its
-requirements as a plain `sam build` leaves them, without bytecode. botocore and boto3 are the
-runtime's own to both, with bytecode.
+Ours is the output of `make build`, with its bytecode. The yardstick is its file and its requirements as
+a plain `sam build` leaves them, without bytecode. Both use the runtime's botocore and boto3, with bytecode.
 """
 
 import compileall
@@ -27,8 +26,8 @@ class Deployed:
     handler: str
     library: Path
 
-    def cold_start(self, environment: Mapping[str, str]) -> float:
-        """Seconds from the start of a process to the end of its first, quiet run."""
+    def measure_cold_start(self, environment: Mapping[str, str]) -> float:
+        """Return the seconds from the start of a process to the end of its first, quiet run."""
         with Runtime(self.artifact, self.handler, self.library, environment=environment) as runtime:
             started = runtime.start()
             answer = runtime.invoke({})
@@ -36,8 +35,8 @@ class Deployed:
             raise SystemExit(f"{self.handler}: {answer.error}")
         return started + answer.seconds
 
-    def size(self, folder: Path) -> str:
-        """What Lambda stores, and what it fetches; the zip is made in `folder`."""
+    def describe_size(self, folder: Path) -> str:
+        """Describe the size that Lambda unpacks, and that of the zip, which is made in `folder`."""
         files = [path for path in self.artifact.rglob("*") if path.is_file()]
         zipped = folder / "artifact.zip"
         with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -47,8 +46,8 @@ class Deployed:
         return f"{unpacked / 1e6:.1f} MB unpacked, {zipped.stat().st_size / 1e6:.1f} MB zipped"
 
 
-def deployed(folder: Path) -> tuple[Deployed, Deployed]:
-    """Ours and the yardstick, prepared in `folder`."""
+def prepare_functions(folder: Path) -> tuple[Deployed, Deployed]:
+    """Prepare ours and the yardstick in `folder`."""
     if not BUILT.is_dir():
         raise SystemExit("nothing is built: run `make bench`, which builds first")
     library = runtime_library(folder / "runtime")
@@ -64,7 +63,7 @@ def deployed(folder: Path) -> tuple[Deployed, Deployed]:
     )
 
 
-def lambda_environment() -> dict[str, str]:
-    """What the function needs of ours."""
+def select_environment() -> dict[str, str]:
+    """Return the variables of our environment that the function needs."""
     names = ("TARGET_SECRETS", "TOPIC_ARN", "MODE")
     return {k: v for k, v in os.environ.items() if k.startswith("AWS_") or k in names}

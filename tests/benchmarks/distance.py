@@ -1,16 +1,14 @@
-"""A way to a server that takes 10 ms in each direction, or another time, in a process of its own.
+"""A proxy to a server that delays each direction, by 10 ms or another time, in a process of its own.
 
-Its processor time and its interpreter lock are then not those of what is measured. Run as a program
-with the server's port and the seconds each way, it tells its own port, and for each line that it gets what passed since the
-line before: the round trips of each connection, and its own processor time in seconds.
+So it takes neither processor time nor the interpreter's lock from the process that is measured. Run as a
+program with the server's port and the seconds each way, it prints its own port, and then, for each line on
+its standard input, the round trips of each connection and its own processor seconds since the line before.
 
-A round trip is a turn from what the client sends to what the server answers, if the client goes on
-after that, including its Terminate message (a server may answer it, but no client waits for that).
-One more is TCP's own handshake, which the proxy makes at once: to make up for that, the first that
-the client says is under way for as much longer as the handshake would have taken.
+A round trip is counted when the client sends again after an answer of the server, also for the Terminate
+message. One more is the handshake of TCP, which the proxy completes at once; instead, it delays the
+client's first bytes by as long as the handshake would have taken.
 
-The proxy delays and does not serialise: each chunk has a timer of its own, and any number of them is
-under way. `echo_times` measures that.
+Each chunk has a timer of its own, so any number of them can be under way. `measure_echoes` shows that.
 """
 
 import asyncio
@@ -30,7 +28,7 @@ from threading import Thread
 from infra.local.postgres import HOST
 
 ONE_WAY = 0.010  # seconds
-# epoll waits whole milliseconds, select does not, but takes no more than 1,024 files.
+# epoll waits for whole milliseconds; select can wait shorter, but takes at most 1,024 files.
 _FINE_BELOW = 0.010  # seconds each way
 _CHUNK = 65_536  # bytes
 _ECHOES = 50
@@ -38,24 +36,24 @@ _BACKLOG = 256  # connections that begin at the same moment
 
 
 class Distance:
-    """The proxy's process, as seen from ours."""
+    """Our side of the proxy's process."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdin
         assert process.stdout
-        self._asked, self._answers = process.stdin, process.stdout
+        self._requests, self._answers = process.stdin, process.stdout
         self.port = int(self._answers.readline())
 
-    def passed(self) -> tuple[list[int], float]:
-        """Since this was last asked: each connection's round trips, the proxy's processor seconds."""
-        print(file=self._asked, flush=True)
+    def take_measurements(self) -> tuple[list[int], float]:
+        """Return the round trips of each connection, and the proxy's processor seconds, since the last call."""
+        print(file=self._requests, flush=True)
         round_trips, processor = json.loads(self._answers.readline())
         return round_trips, processor
 
 
 @contextmanager
-def distance(port: int, one_way: float = ONE_WAY) -> Iterator[Distance]:
-    """A proxy to this port of the loopback, until the block ends."""
+def run_proxy(port: int, one_way: float = ONE_WAY) -> Iterator[Distance]:
+    """Run a proxy to this port of the loopback until the block ends."""
     command = [sys.executable, "-m", "tests.benchmarks.distance", str(port), str(one_way)]
     with subprocess.Popen(  # noqa: S603 -- this file
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -63,11 +61,11 @@ def distance(port: int, one_way: float = ONE_WAY) -> Iterator[Distance]:
         yield Distance(process)
 
 
-def echo_times(one_way: float) -> tuple[float, float]:
-    """Measure the way itself: seconds until one byte is back (median), and until 1 MB is."""
+def measure_echoes(one_way: float) -> tuple[float, float]:
+    """Measure the seconds until one byte is echoed (median), and until 1 MB is."""
     with (
         socket.create_server((HOST, 0)) as listener,
-        distance(listener.getsockname()[1], one_way) as way,
+        run_proxy(listener.getsockname()[1], one_way) as way,
         socket.create_connection((HOST, way.port)) as near,
     ):
         far, _ = listener.accept()
@@ -75,9 +73,9 @@ def echo_times(one_way: float) -> tuple[float, float]:
             echoing = Thread(target=_echo, args=(far,))
             echoing.start()
             near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _echo_time(near, 1)  # the first one is longer by TCP's handshake
-            byte = statistics.median(_echo_time(near, 1) for _ in range(_ECHOES))
-            megabyte = _echo_time(near, 1_000_000)
+            _measure_echo(near, 1)  # the first one is longer by TCP's handshake
+            byte = statistics.median(_measure_echo(near, 1) for _ in range(_ECHOES))
+            megabyte = _measure_echo(near, 1_000_000)
             near.shutdown(socket.SHUT_WR)
             echoing.join()
     return byte, megabyte
@@ -88,7 +86,7 @@ def _echo(connection: socket.socket) -> None:
         connection.sendall(data)
 
 
-def _echo_time(connection: socket.socket, size: int) -> float:
+def _measure_echo(connection: socket.socket, size: int) -> float:
     started = time.perf_counter()
     connection.sendall(bytes(size))
     while size:
@@ -105,13 +103,13 @@ class _Connection:
 
     established: float
     round_trips: int = 1  # TCP's own
-    left: asyncio.Event = field(default_factory=asyncio.Event)  # by the client
-    _answered: bool = False
+    has_left: asyncio.Event = field(default_factory=asyncio.Event)  # by the client
+    _is_answered: bool = False
 
-    def heard(self, *, client: bool) -> None:
-        """Somebody says something."""
-        self.round_trips += self._answered and client
-        self._answered = not client
+    def count_turn(self, *, client: bool) -> None:
+        """Count a round trip if the client sends after an answer."""
+        self.round_trips += self._is_answered and client
+        self._is_answered = not client
 
 
 class _Proxy:
@@ -119,31 +117,31 @@ class _Proxy:
         self._port = port
         self._one_way = one_way
         self._connections: list[_Connection] = []
-        self._leading: set[asyncio.Task[None] | None] = set()  # the loop itself holds tasks weakly
+        self._tasks: set[asyncio.Task[None] | None] = set()  # the loop itself holds tasks weakly
 
     async def serve(self) -> None:
-        server = await asyncio.start_server(self._lead, HOST, 0, backlog=_BACKLOG)
-        _tell(server.sockets[0].getsockname()[1])
+        server = await asyncio.start_server(self._pass_on, HOST, 0, backlog=_BACKLOG)
+        _print_json(server.sockets[0].getsockname()[1])
         before = time.process_time()
         while await asyncio.to_thread(sys.stdin.readline):
             found, self._connections = self._connections, []
             for each in found:
-                await each.left.wait()  # its last word may still be unread
+                await each.has_left.wait()  # its last message may still be unread
             now = time.process_time()
-            _tell([[each.round_trips for each in found], now - before])
+            _print_json([[each.round_trips for each in found], now - before])
             before = now
 
-    async def _lead(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+    async def _pass_on(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         connection = _Connection(established=asyncio.get_running_loop().time() + 2 * self._one_way)
         self._connections.append(connection)
         task = asyncio.current_task()
-        self._leading.add(task)
+        self._tasks.add(task)
         server, to_server = await asyncio.open_connection(HOST, self._port)
         await asyncio.gather(
             self._carry(client, to_server, connection, client=True),
             self._carry(server, to_client, connection, client=False),
         )
-        self._leading.discard(task)
+        self._tasks.discard(task)
 
     async def _carry(
         self,
@@ -153,12 +151,12 @@ class _Proxy:
         *,
         client: bool,
     ) -> None:
-        """Pass all on, each chunk on its own clock: many are under way at the same time."""
+        """Pass on every chunk after a delay of its own, so that many are under way at the same time."""
         loop = asyncio.get_running_loop()
         under_way: deque[bytes] = deque()
 
         def arrive() -> None:
-            chunk = under_way.popleft()  # the next in turn, whichever timer it was
+            chunk = under_way.popleft()  # the oldest one, whichever timer this is
             sink.write(chunk) if chunk else sink.close()
 
         def send(chunk: bytes) -> None:
@@ -167,19 +165,19 @@ class _Proxy:
 
         with suppress(OSError):
             while chunk := await source.read(_CHUNK):
-                connection.heard(client=client)
+                connection.count_turn(client=client)
                 send(chunk)
         if client:
-            connection.left.set()
+            connection.has_left.set()
         send(b"")
 
 
-def _tell(answer: object) -> None:
+def _print_json(answer: object) -> None:
     sys.stdout.write(f"{json.dumps(answer)}\n")
     sys.stdout.flush()
 
 
-def _loop(one_way: float) -> asyncio.AbstractEventLoop:
+def _make_loop(one_way: float) -> asyncio.AbstractEventLoop:
     fine = one_way < _FINE_BELOW
     return asyncio.SelectorEventLoop(SelectSelector() if fine else DefaultSelector())
 
@@ -187,7 +185,7 @@ def _loop(one_way: float) -> asyncio.AbstractEventLoop:
 def main() -> None:
     """Serve until the standard input is closed."""
     port, one_way = int(sys.argv[1]), float(sys.argv[2])
-    with asyncio.Runner(loop_factory=lambda: _loop(one_way)) as runner:
+    with asyncio.Runner(loop_factory=lambda: _make_loop(one_way)) as runner:
         runner.run(_Proxy(port, one_way).serve())
 
 

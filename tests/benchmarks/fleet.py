@@ -1,12 +1,11 @@
-"""Quiet runs over 60 targets beside runs over one, all 10 ms away, in one warm process.
+"""Measures quiet runs over 60 targets beside runs over one, all 10 ms away, in one warm process.
 
-All lead to one server on this machine, under the names of instances of RDS, because secrets of one
-server would be one target. What that server and the proxy do for 60 targets takes part in the ratio. The event is a scheduled one, which uses the secrets
-that an earlier run has read: how long they take to read is a matter of the stand-in, and only in the
-runs by hand.
+All targets are one server on this machine, under the names of instances of RDS, because secrets of one
+server would be one target. The ratio includes the work of that server and of the proxy for 60 targets. The
+event is a scheduled one, which uses cached secrets: the time to read them is that of the stand-in, and
+counts in manual runs only.
 
-`serve` is the process that is measured: it answers each line, a run that is wanted, with how long that
-took.
+`serve` is the process that is measured: for each line, it makes one run and prints how long it took.
 """
 
 import importlib
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from infra.local.aws import Aws
 from infra.local.postgres import Server
-from tests.benchmarks.distance import distance
+from tests.benchmarks.distance import run_proxy
 from tests.benchmarks.prepared import RESOLVE_HERE, as_instance
 from tests.benchmarks.probe import Context
 
@@ -37,17 +36,19 @@ _SCHEDULED = Path("events/scheduled.json")
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Seconds of each run in turn, and what it took per target."""
+    """The seconds of each run, and the processor seconds and round trips per target."""
 
     one: list[float] = field(default_factory=list)
     many: list[float] = field(default_factory=list)
     by_hand: list[tuple[float, float]] = field(default_factory=list)  # over one, over many
     ours: list[float] = field(default_factory=list)  # seconds of processor time per target
-    others: list[tuple[str, float]] = field(default_factory=list)  # the same, of whom
+    others: list[tuple[str, float]] = field(
+        default_factory=list
+    )  # the same of other processes, by name
     round_trips: set[int] = field(default_factory=set)
 
-    def lines(self) -> Iterator[str]:
-        """What there is to say beside the ratio."""
+    def describe(self) -> Iterator[str]:
+        """Describe the measurements beside the ratio."""
         low, middle, high = (each * 1000 for each in statistics.quantiles(self.ours, n=4))
         others = ", ".join(f"{whose} {each * 1000:.1f} ms" for whose, each in self.others)
         yield (
@@ -66,31 +67,33 @@ class Fleet:
         )
 
 
-def measured(database: Server, cloud: Aws, secret: Mapping[str, object]) -> Fleet:
-    """Runs over one and over all in turn; `secret` is one that leads straight to the server."""
+def measure(database: Server, cloud: Aws, secret: Mapping[str, object]) -> Fleet:
+    """Measure runs over one and over all in turn; `secret` names the server without the proxy."""
     admin = database.connect()
-    admin.run(f"ALTER ROLE session_reaper CONNECTION LIMIT {2 * TARGETS}")  # some are still going
+    admin.run(
+        f"ALTER ROLE session_reaper CONNECTION LIMIT {2 * TARGETS}"
+    )  # backends of the run before may still be ending
     admin.close()
     names = [f"target-{number}" for number in range(1, TARGETS + 1)]
     scheduled = json.loads(_SCHEDULED.read_text())
     fleet = Fleet()
     proxy, connections = 0.0, 0
-    with distance(database.port) as way, _process() as process:
+    with run_proxy(database.port) as way, _start_process() as process:
         for name in names:
             cloud.put_secret(name, as_instance(secret, name, way.port))
 
         def run(targets: list[str], event: object) -> tuple[float, float]:
             nonlocal proxy, connections
             took = process.run(targets, event)
-            round_trips, processor = way.passed()
+            round_trips, processor = way.take_measurements()
             if len(round_trips) != len(targets):
                 raise SystemExit(f"{len(targets)} targets took {len(round_trips)} connections")
             fleet.round_trips.update(round_trips)
             proxy, connections = proxy + processor, connections + len(targets)
             return took
 
-        run(names, scheduled)  # the cold one
-        proxy, connections, before = 0.0, 0, _of_backends(database)
+        run(names, scheduled)  # the first run is cold
+        proxy, connections, before = 0.0, 0, _read_backends_seconds(database)
         for _ in range(ROUNDS):
             fleet.one.append(run(names[:1], scheduled)[0])
             seconds, processor = run(names, scheduled)
@@ -98,13 +101,13 @@ def measured(database: Server, cloud: Aws, secret: Mapping[str, object]) -> Flee
             fleet.ours.append(processor / TARGETS)
             fleet.by_hand.append((run(names[:1], {})[0], run(names, {})[0]))
         time.sleep(_LEAVING)
-        server = _of_backends(database) - before
+        server = _read_backends_seconds(database) - before
     fleet.others.extend([("PostgreSQL", server / connections), ("the proxy", proxy / connections)])
     return fleet
 
 
-def _of_backends(database: Server) -> float:
-    """Seconds of processor time of the server's postmaster and of its backends that have ended."""
+def _read_backends_seconds(database: Server) -> float:
+    """Return the processor seconds of the server's postmaster and of its backends that have ended."""
     stat = Path(f"/proc/{database.pid}/stat").read_text()
     user, system, childrens_user, childrens_system = stat.rpartition(")")[2].split()[11:15]
     ticks = int(user) + int(system) + int(childrens_user) + int(childrens_system)
@@ -115,11 +118,11 @@ class _Process:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdin
         assert process.stdout
-        self._asked, self._answers = process.stdin, process.stdout
+        self._requests, self._answers = process.stdin, process.stdout
 
     def run(self, targets: list[str], event: object) -> tuple[float, float]:
-        """Seconds, and seconds of processor time, of one run."""
-        print(json.dumps([targets, event]), file=self._asked, flush=True)
+        """Return the seconds and the processor seconds of one run."""
+        print(json.dumps([targets, event]), file=self._requests, flush=True)
         seconds, processor, ok = json.loads(self._answers.readline())
         if ok != len(targets):
             raise SystemExit(f"{ok} of {len(targets)} targets were reached")
@@ -127,7 +130,7 @@ class _Process:
 
 
 @contextmanager
-def _process() -> Iterator[_Process]:
+def _start_process() -> Iterator[_Process]:
     program = f"{RESOLVE_HERE}from tests.benchmarks.fleet import serve\nserve()"
     command = [sys.executable, "-c", program]
     with subprocess.Popen(  # noqa: S603 -- this file
@@ -137,7 +140,7 @@ def _process() -> Iterator[_Process]:
 
 
 def serve() -> None:
-    """Do the runs that are wanted; what the handler logs goes to /dev/null."""
+    """Make a run for each line; what the handler logs goes to /dev/null."""
     os.environ["PAUSED_CLUSTERS"] = "connect"  # the stand-in has no such instances
     handler = importlib.import_module("session_reaper.handler").lambda_handler
     out = os.fdopen(os.dup(1), "w")

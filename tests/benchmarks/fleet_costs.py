@@ -36,7 +36,7 @@ TARGETS: Final = 50
 RUNS: Final = 8640  # a month
 ROUNDS: Final = 3
 SHARE: Final = 512 / 1769  # of a processor that Lambda gives 512 MB
-CALL_SECONDS: Final = 0.01  # assumed, of a call in the same region
+CALL_SECONDS: Final = 0.01  # of a call in the same region, assumed
 WAIT_SECONDS: Final = 1.0  # of the last receive call, which finds nothing
 # Dollars in us-east-1.
 GB_SECOND: Final = 0.0000133334
@@ -52,19 +52,19 @@ CHUNK: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubRun:
-    """What one run of the hub over one report of each stack takes."""
+    """The cost of one run of the hub over one report of each stack."""
 
     processor: float  # seconds
     calls: Mapping[str, int]
 
     @property
     def seconds(self) -> float:
-        """The billed time: what the processor's share makes of it, and waiting for answers."""
+        """The billed seconds: the processor time at this share, and the time to wait for answers."""
         return self.processor / SHARE + WAIT_SECONDS + CALL_SECONDS * sum(self.calls.values())
 
 
 def main() -> None:
-    """Print the size of a report, the run of the hub, and the dollars of a month."""
+    """Print the size of a report, the cost of a run of the hub, and the dollars of a month."""
     console = Console(width=100, highlight=False)
     origin = an_origin()
     quiet = [a_target_report(name=f"db-{number}", used_after=10) for number in range(1000)]
@@ -170,7 +170,7 @@ def _send(cloud: Aws, url: str, bodies: Sequence[str]) -> None:
 def serve() -> None:
     """Run the hub for each line; answer with its processor time, its calls and its messages."""
     calls: Counter[str] = Counter()
-    call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- botocore's one way out
+    call = BaseClient._make_api_call  # type: ignore[attr-defined] # noqa: SLF001 -- every call passes through it
 
     def count(client: BaseClient, name: str, parameters: object) -> object:
         calls[name] += 1

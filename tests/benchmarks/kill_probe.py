@@ -17,7 +17,7 @@ from tests.benchmarks.probe import Context
 
 
 class KillProbe:
-    """The process, as seen from the benchmark's."""
+    """The benchmark's side of the process."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdin
@@ -32,7 +32,7 @@ class KillProbe:
 
 
 @contextmanager
-def kill_probe(module: str) -> Iterator[KillProbe]:
+def start_kill_probe(module: str) -> Iterator[KillProbe]:
     """Start a process for the handler of this module."""
     command = [sys.executable, "-m", "tests.benchmarks.kill_probe", module]
     with subprocess.Popen(  # noqa: S603 -- this file
@@ -42,7 +42,7 @@ def kill_probe(module: str) -> Iterator[KillProbe]:
 
 
 def main() -> None:
-    """Do the runs until the standard input is closed."""
+    """Make a run for each line until the standard input is closed."""
     os.environ["AGE"] = "0 seconds"  # the yardstick's threshold
     handler = importlib.import_module(sys.argv[1]).lambda_handler
     out = os.fdopen(os.dup(1), "w")

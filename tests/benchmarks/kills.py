@@ -1,8 +1,8 @@
-"""`make bench-kills`: kills of 10, 100 and 1,000 sessions near and far, beside the unguarded yardstick.
+"""`make bench-kills`: measures kills of 10, 100 and 1,000 sessions near and far, beside the yardstick.
 
 Both run warm and in turn. Ours guards each signal, verifies that the sessions are gone, and reports each;
-the yardstick signals all by one statement and verifies nothing. Both connect by TLS through a proxy that
-delays what passes; the loopback has no proxy. "A further victim" is the difference between 1,000 and 100
+the yardstick signals all of them with one unguarded statement and verifies nothing. Both connect by TLS
+through a proxy that adds a delay; the loopback has no proxy. "A further victim" is the difference between 1,000 and 100
 victims, divided by 900.
 """
 
@@ -23,9 +23,9 @@ from rich.table import Table
 from infra.local.aws import Aws, aws
 from infra.local.certificates import make_tls
 from infra.local.postgres import Server, npm_builds, server
-from tests.benchmarks.distance import distance, echo_times
-from tests.benchmarks.kill_probe import KillProbe, kill_probe
-from tests.benchmarks.prepared import reaper_secret
+from tests.benchmarks.distance import measure_echoes, run_proxy
+from tests.benchmarks.kill_probe import KillProbe, start_kill_probe
+from tests.benchmarks.prepared import prepare_roles
 from tests.frontend import close_sessions, open_sessions
 
 OURS, YARDSTICK = "session_reaper.handler", "tests.benchmarks.yardstick"
@@ -72,18 +72,20 @@ def main() -> None:
             )
         )
         cloud = stack.enter_context(aws())
-        secret = reaper_secret(database, "bench")
+        secret = prepare_roles(database, "bench")
         os.environ |= {
             "TARGET_SECRETS": "",
             "TOPIC_ARN": cloud.topic_arn,
             "MODE": "enforce",
             "PYTHONPATH": os.pathsep.join(["functions", "."]),
         }
-        probes = {module: stack.enter_context(kill_probe(module)) for module in (OURS, YARDSTICK)}
+        probes = {
+            module: stack.enter_context(start_kill_probe(module)) for module in (OURS, YARDSTICK)
+        }
         admin = stack.enter_context(closing(database.connect(unix_sock=database.unix_sock)))
         scene = _Scene(database=database, admin=admin, probes=probes)
         for round_trip in ROUND_TRIPS:
-            with _stored(cloud, secret, database, round_trip) as name:
+            with _store_secret(cloud, secret, database, round_trip) as name:
                 for victims, rounds in ROUNDS.items():
                     kills = Kills()
                     results[round_trip, victims] = kills
@@ -96,16 +98,16 @@ def main() -> None:
 
 
 @contextmanager
-def _stored(
+def _store_secret(
     cloud: Aws, secret: Mapping[str, object], database: Server, round_trip: float
 ) -> Iterator[str]:
-    """Store a secret that leads to the server over the distance; yield its name."""
+    """Store a secret that leads to the server through the proxy; yield its name."""
     name = f"away-{round_trip * 1000:g}-ms"
     if not round_trip:
         cloud.put_secret(name, secret)
         yield name
         return
-    with distance(database.port, round_trip / 2) as way:
+    with run_proxy(database.port, round_trip / 2) as way:
         cloud.put_secret(name, {**secret, "port": way.port})
         yield name
 
@@ -134,7 +136,7 @@ def _kill_once_each(scene: _Scene, secret: str, victims: int, number: int) -> di
 
 
 def _wait_until_gone(admin: Connection) -> None:
-    """Wait: the yardstick returns before its victims have ended."""
+    """Wait until all victims have ended; the yardstick does not."""
     end = monotonic() + _PATIENCE
     while admin.run("SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'") != [[0]]:
         if monotonic() > end:
@@ -154,7 +156,7 @@ def _print(results: Mapping[tuple[float, int], Kills]) -> None:
     for (round_trip, victims), kills in results.items():
         low, _, high = statistics.quantiles(kills.ours, n=4)
         table.add_row(
-            _distance_label(round_trip),
+            _label_distance(round_trip),
             f"{victims:,}",
             f"{statistics.median(kills.ours) * 1000:.0f} ms",
             f"{statistics.median(kills.yardstick) * 1000:.0f} ms",
@@ -163,10 +165,10 @@ def _print(results: Mapping[tuple[float, int], Kills]) -> None:
         )
     for round_trip in ROUND_TRIPS:
         many, few = results[round_trip, _MANY], results[round_trip, _FEW]
-        ours = _further(many.ours, few.ours)
-        yardstick = _further(many.yardstick, few.yardstick)
+        ours = _compute_further_cost(many.ours, few.ours)
+        yardstick = _compute_further_cost(many.yardstick, few.yardstick)
         further.add_row(
-            _distance_label(round_trip),
+            _label_distance(round_trip),
             f"{ours * 1000:.2f} ms",
             f"{yardstick * 1000:.2f} ms",
             f"{ours / yardstick:.2f}",
@@ -176,19 +178,19 @@ def _print(results: Mapping[tuple[float, int], Kills]) -> None:
     console.print(table)
     console.print(further)
     for round_trip in filter(None, ROUND_TRIPS):
-        byte, megabyte = echo_times(round_trip / 2)
+        byte, megabyte = measure_echoes(round_trip / 2)
         console.print(
-            f"the way itself, {_distance_label(round_trip)}: 1 byte is back after"
+            f"the proxy alone, {_label_distance(round_trip)}: 1 byte is back after"
             f" {byte * 1000:.2f} ms, 1 MB after {megabyte * 1000:.1f} ms",
             highlight=False,
         )
 
 
-def _distance_label(round_trip: float) -> str:
+def _label_distance(round_trip: float) -> str:
     return f"{round_trip * 1000:g} ms" if round_trip else "loopback"
 
 
-def _further(many: list[float], few: list[float]) -> float:
+def _compute_further_cost(many: list[float], few: list[float]) -> float:
     return (statistics.median(many) - statistics.median(few)) / (_MANY - _FEW)
 
 

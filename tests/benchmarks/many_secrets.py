@@ -1,7 +1,7 @@
-"""A Secrets Manager with any number of secrets, which reads each of them in the same time.
+"""A stand-in for Secrets Manager that reads each of any number of secrets in the same time.
 
-moto looks a secret up by going through all of them, so that 5,000 take minutes. This one has what a
-scheduled run calls: `ListSecrets` by a tag, in pages of 100, `BatchGetSecretValue` and `GetSecretValue`.
+moto searches all secrets for each one, so 5,000 of them take minutes. This stand-in has the calls of a
+scheduled run: `ListSecrets` by a tag, in pages of 100, `BatchGetSecretValue` and `GetSecretValue`.
 Each call takes a round trip.
 """
 
@@ -19,7 +19,7 @@ from infra.local.postgres import HOST
 from tests.benchmarks.distance import ONE_WAY
 
 TAG: Final = ("session-reaper", "target")
-_PAGE: Final = 100  # AWS's own
+_PAGE: Final = 100  # AWS's own limit
 _ARN: Final = f"arn:aws:secretsmanager:{REGION}:123456789012:secret:"
 
 
@@ -84,7 +84,7 @@ class _Calls(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def many_secrets(secrets: Mapping[str, Mapping[str, object]]) -> Iterator[ManySecrets]:
+def serve_secrets(secrets: Mapping[str, Mapping[str, object]]) -> Iterator[ManySecrets]:
     """Serve the secrets until the block ends."""
     with ManySecrets(secrets) as service:
         serving = Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})

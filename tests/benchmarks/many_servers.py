@@ -1,15 +1,13 @@
-"""Any number of PostgreSQL servers, each 10 ms away in each direction, that answer what a real one did.
+"""Any number of PostgreSQL servers, 10 ms away in each direction, that replay the answers of a real one.
 
-A thousand real servers do not fit on one machine, and a thousand logins to one server take longer than
-what is measured: a login and a snapshot cost PostgreSQL three times the processor time that they cost
-the function. So `record` logs in to a real server and takes the snapshot of a quiet run. `ManyServers`
-then does for each connection what needs a secret: TLS, with a certificate, and SCRAM, with a salt for
-each server. The rest is what the real server sent, after as long as it took, but with a start time for
-each server, by which the function tells servers apart.
+A thousand real servers do not fit on one machine, and one server cannot take their place: a login and a
+snapshot take three times as much of PostgreSQL's processor time as of the function's. So `record` logs in
+to a real server and takes the snapshot of a quiet run. `ManyServers` makes the TLS handshake of each
+connection, and SCRAM with a salt of each server. Everything else is what the real server sent, after the
+time that it took, but with a start time of each server, because the function identifies servers by it.
 
-The servers share a few processes and ports; the name of the database says which server is meant. The
-processes also count: their own processor time, and the snapshots, so that the function's report can be
-compared with what the servers saw.
+The servers share a few processes and ports; the name of the database selects the server. The processes
+count their processor time and the snapshots, so that the function's report can be compared with them.
 """
 
 import asyncio
@@ -62,7 +60,7 @@ class Recording:
 
 
 class ManyServers:
-    """The servers' processes, as seen from ours."""
+    """Our side of the servers' processes."""
 
     def __init__(self, processes: "Sequence[subprocess.Popen[str]]") -> None:
         self._processes = processes
@@ -72,8 +70,8 @@ class ManyServers:
         """Return the port of the server with this number."""
         return self.ports[number % len(self.ports)]
 
-    def passed(self) -> tuple[int, float]:
-        """Return the snapshots since this was last asked, and the processor seconds."""
+    def take_measurements(self) -> tuple[int, float]:
+        """Return the number of snapshots and the processor seconds since the last call."""
         for process in self._processes:
             assert process.stdin
             print(file=process.stdin, flush=True)
@@ -87,10 +85,10 @@ def _read(process: "subprocess.Popen[str]") -> str:
 
 
 @contextmanager
-def many_servers(
+def run_servers(
     recording: Recording, tls: Tls, password: str, count: int, processes: int = 2
 ) -> Iterator[ManyServers]:
-    """Run so many servers until the block ends; the role has this password on each."""
+    """Run `count` servers until the block ends; the role has this password on each."""
     command = [sys.executable, "-m", "tests.benchmarks.many_servers"]
     given = {
         "certificate": str(tls.certificate),
@@ -133,26 +131,26 @@ def _record_once(database: Server, secret: Mapping[str, object]) -> Recording:
         plain = {**secret, "port": listener.getsockname()[1], "sslmode": "disable"}
         parsed = parse_secret(Secret(name="", arn="", text=json.dumps(plain)), whole_clusters=False)
         (target,) = resolve_targets(parsed, RdsListing())
-        heard: list[bytes] = []
-        listening = Thread(target=_pass_on, args=(listener, database.port, heard))
+        answers: list[bytes] = []
+        listening = Thread(target=_pass_on, args=(listener, database.port, answers))
         listening.start()
         began = time.perf_counter()
         connection = Connection.connect(target, Deadline(_SECONDS))
-        logged_in, login = len(heard), time.perf_counter()
+        logged_in, login = len(answers), time.perf_counter()
         connection.take_snapshot(scope, Deadline(_SECONDS))
         taken = time.perf_counter()
         connection.close()
         listening.join()
     return Recording(
-        ready=_find_ready(b"".join(heard[:logged_in])),
-        snapshot=b"".join(heard[logged_in:]),
+        ready=_find_ready(b"".join(answers[:logged_in])),
+        snapshot=b"".join(answers[logged_in:]),
         login_seconds=login - began,
         snapshot_seconds=taken - login,
     )
 
 
-def _pass_on(listener: socket.socket, port: int, heard: list[bytes]) -> None:
-    """Pass one connection on to a server, and keep what the server says."""
+def _pass_on(listener: socket.socket, port: int, answers: list[bytes]) -> None:
+    """Pass one connection on to a server, and keep the answers of the server."""
     client, _ = listener.accept()
     with client, socket.create_connection((HOST, port)) as server:
 
@@ -165,7 +163,7 @@ def _pass_on(listener: socket.socket, port: int, heard: list[bytes]) -> None:
         asking.start()
         with suppress(OSError):
             while data := server.recv(_CHUNK):
-                heard.append(data)
+                answers.append(data)
                 client.sendall(data)
         asking.join()
 
@@ -218,7 +216,7 @@ def _make_host(number: int, snapshot: bytes, password: bytes) -> _Host:
 
 
 class _Session(asyncio.Protocol):
-    """One connection. What it sends arrives a round trip after what it answers was sent."""
+    """One connection; each answer is sent after a whole round trip, because requests arrive at once."""
 
     def __init__(self, hosts: _Hosts) -> None:
         self._hosts = hosts
@@ -227,12 +225,12 @@ class _Session(asyncio.Protocol):
         self._tls: ssl.SSLObject | None = None
         self._is_secure = False
         self._unread = b""
-        self._said: list[str] = []  # the messages that SCRAM signs
+        self._signed: list[str] = []  # the messages that SCRAM signs
         self._host: _Host | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport
-        # TCP's own handshake would have taken a round trip, which the first answer makes up for.
+        # The handshake of TCP took no time, so the first answer waits for that round trip, too.
         self._last = self._loop.time() + 2 * ONE_WAY
 
     def data_received(self, data: bytes) -> None:
@@ -269,27 +267,27 @@ class _Session(asyncio.Protocol):
             names = body[4:].decode().split("\0")
             self._host = self._hosts.find(names[names.index("database") + 1])
             mechanisms = b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"
-            self._say(_authentication(_SASL, mechanisms), self._hosts.login_seconds)
-        elif kind == b"p" and not self._said:
+            self._reply(_make_authentication(_SASL, mechanisms), self._hosts.login_seconds)
+        elif kind == b"p" and not self._signed:
             first = body[body.index(b"\0") + 5 :].decode().split(",", 2)[2]
             nonce = first.partition("r=")[2] + secrets.token_hex(9)
             salt = base64.b64encode(self._host.salt).decode()
-            self._said = [first, f"r={nonce},s={salt},i={ITERATIONS}"]
-            self._say(_authentication(_SASL_CONTINUE, self._said[1].encode()))
+            self._signed = [first, f"r={nonce},s={salt},i={ITERATIONS}"]
+            self._reply(_make_authentication(_SASL_CONTINUE, self._signed[1].encode()))
         elif kind == b"p":
-            signed = ",".join([*self._said, body.decode().rpartition(",p=")[0]])
+            signed = ",".join([*self._signed, body.decode().rpartition(",p=")[0]])
             signature = hmac.digest(self._host.server_key, signed.encode(), "sha256")
             proof = b"v=" + base64.b64encode(signature)
-            self._say(_authentication(_SASL_FINAL, proof) + self._hosts.ready)
+            self._reply(_make_authentication(_SASL_FINAL, proof) + self._hosts.ready)
         elif kind == b"Q":
             self._hosts.taken += 1
-            self._say(self._host.snapshot, self._hosts.snapshot_seconds)
+            self._reply(self._host.snapshot, self._hosts.snapshot_seconds)
         elif kind == b"X":
             self._transport.close()
         else:
             raise ValueError(kind)  # a quiet run sends nothing else
 
-    def _say(self, messages: bytes, seconds: float = 0) -> None:
+    def _reply(self, messages: bytes, seconds: float = 0) -> None:
         assert self._tls
         self._tls.write(messages)
         self._flush(seconds)
@@ -299,13 +297,13 @@ class _Session(asyncio.Protocol):
             self._send(data, seconds)
 
     def _send(self, data: bytes, seconds: float) -> None:
-        # Never at the moment of what was sent before, so that the loop keeps their order.
+        # Later than the answer before, so that the loop keeps their order.
         at = max(self._last + 1e-6, self._loop.time() + 2 * ONE_WAY + seconds)
         self._last = at
         self._loop.call_at(at, self._transport.write, data)
 
 
-def _authentication(code: int, body: bytes) -> bytes:
+def _make_authentication(code: int, body: bytes) -> bytes:
     return message(b"R", struct.pack("!i", code) + body)
 
 
@@ -313,15 +311,15 @@ async def _serve(given: dict[str, Any]) -> None:
     hosts = _Hosts(given)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Session(hosts), HOST, 0, backlog=_BACKLOG)
-    _tell(server.sockets[0].getsockname()[1])
+    _print_json(server.sockets[0].getsockname()[1])
     seconds = time.process_time()
     while await asyncio.to_thread(sys.stdin.readline):
         now = time.process_time()
-        _tell([hosts.taken, now - seconds])
+        _print_json([hosts.taken, now - seconds])
         hosts.taken, seconds = 0, now
 
 
-def _tell(answer: object) -> None:
+def _print_json(answer: object) -> None:
     sys.stdout.write(f"{json.dumps(answer)}\n")
     sys.stdout.flush()
 

@@ -12,17 +12,17 @@ def _resolve_here(host, *arguments, _resolve=socket.getaddrinfo, **named):
     return _resolve("127.0.0.1" if str(host).endswith("{ENDING}") else host, *arguments, **named)
 socket.getaddrinfo = _resolve_here
 """
-"""Code for the process that is measured: instances of RDS by these names are on this machine."""
+"""Code for the measured process, so that it finds instances of RDS by these names on this machine."""
 
 
 def as_instance(secret: Mapping[str, object], name: str, port: int) -> dict[str, object]:
-    """Return a secret that names an instance of RDS: secrets of one server would be one target."""
+    """Return a secret that names an instance of RDS, because secrets of one server would be one target."""
     # The certificate is not for this name.
     return {**secret, "host": f"{name}{ENDING}", "port": port, "sslmode": "verify-ca"}
 
 
-def reaper_secret(database: Server, password: str) -> dict[str, object]:
-    """Create our role and a role `app`; return a secret of ours with sslmode verify-full."""
+def prepare_roles(database: Server, password: str) -> dict[str, object]:
+    """Create our role and a role `app`; return the secret of our role, with sslmode verify-full."""
     admin = database.connect()
     admin.run(Path("infra/database/reaper_role.sql").read_text())
     admin.run(f"ALTER ROLE session_reaper PASSWORD '{password}'")

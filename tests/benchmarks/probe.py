@@ -1,6 +1,6 @@
-"""One process of the benchmark: times a handler cold, warm, and with sessions to kill.
+"""A process of the benchmark: measures a handler cold, warm, and with sessions to kill.
 
-Its own output goes to the real stdout, what the handler logs to /dev/null.
+It prints its own output to standard output; what the handler logs goes to /dev/null.
 """
 
 import importlib
@@ -18,17 +18,17 @@ POLICY = {
 
 
 class Context:
-    """What a handler may want of Lambda's context."""
+    """The part of Lambda's context that a handler reads."""
 
     aws_request_id = "bench"
 
     def get_remaining_time_in_millis(self) -> int:
-        """A minute, like template.yaml."""
+        """Return a minute, the timeout in template.yaml."""
         return 60_000
 
 
 def main() -> None:
-    """Say the quiet times, wait for the sessions to be there, say the time of the kill."""
+    """Print the times of quiet runs, wait until the sessions exist, and print the time of the kill."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     started = time.perf_counter()

@@ -1,6 +1,6 @@
-"""What SQL lexers of others would leak in place of ours: `python -m tests.benchmarks.redaction`.
+"""`python -m tests.benchmarks.redaction`: counts what other SQL lexers would leak in place of ours.
 
-None of them is a dependency; those that are installed are measured:
+None of them is a dependency. Those that are installed are measured:
 uv run --no-project --with pytest,sqlglot,sqlparse,pygments,sqlfluff,pglast python -m …
 """
 
@@ -36,12 +36,12 @@ VALID = [
     *(frame.replace("{}", literal) for literal in LITERALS for frame in FRAMES),
     *COMMENTED,
 ]
-TWO_WAYS = [*BACKSLASHED, *DOLLARS]  # by a setting of the session, or by the version
-OTHERS = [*MISQUOTED, *(query for query, _ in VALUES)]  # by the lexical rules no literal
+TWO_WAYS = [*BACKSLASHED, *DOLLARS]  # depends on a setting of the session, or on the version
+OTHERS = [*MISQUOTED, *(query for query, _ in VALUES)]  # not literals by the lexical rules
 QUERY = "select o.id, 'x''y', E'a\\n', $$b$$, 1.5e3 /* c */ from orders o where o.id = $1 and b\n"
 
 
-def _sqlglot() -> Redact:
+def _load_sqlglot() -> Redact:
     dialect = import_module("sqlglot.dialects").Postgres()
     kinds = import_module("sqlglot.tokens").TokenType
     literals = {kind for kind in kinds if kind.name.endswith(("STRING", "NUMBER"))}
@@ -55,39 +55,43 @@ def _sqlglot() -> Redact:
     return redact_by_it
 
 
-def _typed(read: Callable[[str], Iterable[tuple[Any, str]]], kinds: Any, name: object) -> Redact:  # noqa: ANN401 -- a library's
-    """By a hierarchy of token types; `name` is a quoted identifier's."""
+def _redact_by_types(
+    read: Callable[[str], Iterable[tuple[Any, str]]],
+    kinds: Any,  # noqa: ANN401 -- a library's
+    name: object,
+) -> Redact:
+    """Redact by a hierarchy of token types; `name` is the type of a quoted identifier."""
 
-    def shown(kind: object, text: str) -> str:
+    def show(kind: object, text: str) -> str:
         if kind in kinds.Comment:
             return " "
         hidden = (kind in kinds.Literal and kind is not name) or kind in kinds.Error
         return "?" if hidden else text
 
-    return lambda query: "".join(shown(kind, text) for kind, text in read(query))
+    return lambda query: "".join(show(kind, text) for kind, text in read(query))
 
 
-def _sqlparse() -> Redact:
+def _load_sqlparse() -> Redact:
     parse, kinds = import_module("sqlparse").parse, import_module("sqlparse.tokens")
 
     def read(query: str) -> Iterable[tuple[Any, str]]:
         return ((t.ttype, t.value) for statement in parse(query) for t in statement.flatten())
 
-    return _typed(read, kinds, kinds.Literal.String.Symbol)
+    return _redact_by_types(read, kinds, kinds.Literal.String.Symbol)
 
 
-def _pygments() -> Redact:
+def _load_pygments() -> Redact:
     lexer, kinds = import_module("pygments.lexers").PostgresLexer(), import_module("pygments.token")
-    return _typed(lexer.get_tokens, kinds, kinds.String.Name)
+    return _redact_by_types(lexer.get_tokens, kinds, kinds.String.Name)
 
 
-def _sqlfluff() -> Redact:
+def _load_sqlfluff() -> Redact:
     core = import_module("sqlfluff.core")
     lexer = import_module("sqlfluff.core.parser").Lexer(
         config=core.FluffConfig(overrides={"dialect": "postgres"})
     )
 
-    def shown(kind: str, text: str) -> str:
+    def show(kind: str, text: str) -> str:
         if "comment" in kind:
             return " "
         hidden = ("quote" in kind and kind != "double_quote") or "literal" in kind
@@ -95,12 +99,12 @@ def _sqlfluff() -> Redact:
 
     def redact_by_it(query: str) -> str:
         segments, _ = lexer.lex(query)
-        return "".join(shown(segment.get_type(), segment.raw) for segment in segments)
+        return "".join(show(segment.get_type(), segment.raw) for segment in segments)
 
     return redact_by_it
 
 
-def _pglast() -> Redact:
+def _load_pglast() -> Redact:
     scan = import_module("pglast.parser").scan
     literals = {"SCONST", "ICONST", "FCONST", "BCONST", "XCONST", "USCONST"}
 
@@ -113,23 +117,23 @@ def _pglast() -> Redact:
 
 LEXERS: Mapping[str, Callable[[], Redact]] = {
     "ours": lambda: redact,
-    "sqlglot": _sqlglot,
-    "sqlparse": _sqlparse,
-    "pygments": _pygments,
-    "sqlfluff": _sqlfluff,
-    "pglast": _pglast,
+    "sqlglot": _load_sqlglot,
+    "sqlparse": _load_sqlparse,
+    "pygments": _load_pygments,
+    "sqlfluff": _load_sqlfluff,
+    "pglast": _load_pglast,
 }
 
 
-def cut(queries: Iterable[str]) -> Iterator[str]:
-    """Each cut off at every byte, as it reaches us."""
+def cut_everywhere(queries: Iterable[str]) -> Iterator[str]:
+    """Yield each query cut at every byte, as a server may cut it."""
     for query in queries:
         whole = query.encode()
         yield from (whole[:end].decode(errors="replace") for end in range(1, len(whole)))
 
 
-def judged(redact_by_it: Redact, queries: Iterable[str]) -> Counter[str]:
-    """How many queries leak, and how many make it raise."""
+def count_faults(redact_by_it: Redact, queries: Iterable[str]) -> Counter[str]:
+    """Count the queries that leak, and those that raise an exception."""
     count: Counter[str] = Counter()
     for query in queries:
         try:
@@ -140,8 +144,8 @@ def judged(redact_by_it: Redact, queries: Iterable[str]) -> Counter[str]:
     return count
 
 
-def seconds(redact_by_it: Redact, length: int) -> float:
-    """Of one query of that length."""
+def measure_seconds(redact_by_it: Redact, length: int) -> float:
+    """Measure the redaction of one query of this length; return the minimum."""
     query = (QUERY * (length // len(QUERY) + 1))[:length].rpartition("\n")[0]
     best = float("inf")
     for _ in range(20):
@@ -154,7 +158,7 @@ def seconds(redact_by_it: Redact, length: int) -> float:
 def main() -> None:
     sets = {
         "whole": VALID,
-        "cut": [*CUT_OFF, *cut(VALID)],
+        "cut": [*CUT_OFF, *cut_everywhere(VALID)],
         "two ways": TWO_WAYS,
         "others": OTHERS,
     }
@@ -162,8 +166,8 @@ def main() -> None:
     for name, make in LEXERS.items():
         with suppress(ImportError):
             lexer = make()
-            found = {label: dict(judged(lexer, queries)) for label, queries in sets.items()}
-            times = [f"{seconds(lexer, length) * 1e6:.0f} µs" for length in (200, 2000)]
+            found = {label: dict(count_faults(lexer, queries)) for label, queries in sets.items()}
+            times = [f"{measure_seconds(lexer, length) * 1e6:.0f} µs" for length in (200, 2000)]
             print(name, *found.items(), *times, sep="\n  ")  # noqa: T201 -- a command
 
 

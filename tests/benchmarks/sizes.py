@@ -1,24 +1,23 @@
-"""`make sizes`: what memory buys, what it costs, and how many targets one function can have.
+"""`make sizes`: measures runs at several memory sizes, their cost, and how many targets fit into a run.
 
-Lambda gives a function a share of a processor with its memory: one at 1,769 MB, by AWS's guide. Here
-a control group gives it, with Lambda's limits of 1,024 file descriptors and as many threads. The
-artifact runs under the real Lambda runtime client, and its databases are 10 ms away in each direction
-and speak TLS.
+Lambda gives a function a share of a processor with its memory: a whole one at 1,769 MB, by AWS's guide.
+Here a control group sets the share, and Lambda's limits of 1,024 file descriptors and 1,024 threads apply.
+The artifact runs under the real Lambda runtime client; its databases use TLS, 10 ms away in each direction.
 
-Up to a hundred targets lead to a real PostgreSQL server, which looks like one of its own to each. More
-lead to servers that answer what a real one did (`many_servers`), with their secrets found by a tag
-(`many_secrets`), because PostgreSQL's part in a thousand logins takes longer than ours. `60 replayed` shows
-beside `60` whether that makes a difference.
+Up to a hundred targets are one real PostgreSQL server, which shows each target a server of its own. More
+than that are servers that replay a real one (`many_servers`), with their secrets found by a tag
+(`many_secrets`), because PostgreSQL needs longer for a thousand logins than the function does. `60 replayed`
+beside `60` shows what difference that makes.
 
-All of that has the rest of the same machine. So each run over many targets also tells who worked: if the
-function used all of its share, its memory decided how long the run took; if function and servers together
-used all of the machine, the machine did, and the run would be faster on Lambda.
+All of them share one machine. So each run over many targets also shows who used the processor: if the
+function used all of its share, its memory limited the run. If function and servers used the whole machine,
+the machine limited it, and the run would be faster on Lambda.
 
-A run may take as long here as Lambda allows at most. If that is longer than the template's time-out, one
-more run has the time-out, and must report each target that it did not reach.
+A run may take up to Lambda's limit of 15 minutes. If it needs longer than the template's timeout, one more
+run has that timeout, and must report each target that it did not reach.
 
-Linux with control groups of version 1, as root. Lambda may give more while a function starts, so a cold
-start is at most what is said here.
+It needs Linux with control groups of version 1, and root. Lambda may give more processor while a function
+starts, so the cold starts are upper bounds.
 """
 
 import argparse
@@ -41,10 +40,10 @@ from infra.local.certificates import make_tls
 from infra.local.postgres import Server, npm_builds, server
 from tests.artifact.runtime import Answer, Runtime
 from tests.benchmarks import deployed
-from tests.benchmarks.distance import Distance, distance
-from tests.benchmarks.many_secrets import TAG, ManySecrets, many_secrets
-from tests.benchmarks.many_servers import ManyServers, many_servers, record
-from tests.benchmarks.prepared import RESOLVE_HERE, as_instance, reaper_secret
+from tests.benchmarks.distance import Distance, run_proxy
+from tests.benchmarks.many_secrets import TAG, ManySecrets, serve_secrets
+from tests.benchmarks.many_servers import ManyServers, record, run_servers
+from tests.benchmarks.prepared import RESOLVE_HERE, as_instance, prepare_roles
 
 WHOLE = 1769  # MB that come with one processor
 PERIOD = 20_000  # microseconds, as Lambda's
@@ -57,8 +56,7 @@ LONGEST = 900  # seconds, Lambda's
 GB_SECOND = 0.0000133334  # dollars, arm64, us-east-1
 RUNS = 8640  # a month, every 5 minutes
 PASSWORD: Final = "bench"  # noqa: S105 -- of servers that live for minutes
-# A run needs some of its time to publish what it found.
-_FITS: Final = 44  # seconds of the time-out that are for the targets
+_FITS: Final = 44  # seconds of the timeout for the targets; the rest is for the summary
 _CORES = os.cpu_count() or 1
 _GROUPS = Path("/sys/fs/cgroup")
 _SCHEDULED = json.loads(Path("events/scheduled.json").read_text())
@@ -72,7 +70,7 @@ _KILL = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Stage:
-    """Everything that a measured function meets."""
+    """The function, and the services and servers that it uses."""
 
     artifact: deployed.Deployed
     cloud: Aws
@@ -129,22 +127,22 @@ def main() -> None:
 
 
 def _prepare(servers: Path, most: int, stack: ExitStack) -> _Stage:
-    """Start what the function meets, until the stack is closed."""
+    """Start the services and servers, until the stack is closed."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     tls = make_tls(folder)
     settings = {"max_connections": str(REAL + VICTIMS + SESSIONS + 20)}
     database = stack.enter_context(server(npm_builds(servers)[18], settings=settings, tls=tls))
-    secret = reaper_secret(database, PASSWORD)
+    secret = prepare_roles(database, PASSWORD)
     for _ in range(SESSIONS):
         stack.callback(database.connect(user="app", unix_sock=database.unix_sock).close)
     admin = database.connect()
     own = Path(__file__).with_name("own_servers.sql").read_text()
     admin.run(own.replace("{count}", str(REAL)).replace("{password}", PASSWORD))
     admin.close()
-    way = stack.enter_context(distance(database.port))
+    way = stack.enter_context(run_proxy(database.port))
     secrets: dict[str, dict[str, object]] = {}
     recording = record(database, secret)
-    many = stack.enter_context(many_servers(recording, tls, PASSWORD, most))
+    many = stack.enter_context(run_servers(recording, tls, PASSWORD, most))
     for number in range(most):
         name = f"target-{number}"
         given = {**secret, "dbname": name}
@@ -153,21 +151,21 @@ def _prepare(servers: Path, most: int, stack: ExitStack) -> _Stage:
         name = f"real-{number}"
         secrets[name] = as_instance({**secret, "username": f"reaper_{number}"}, name, way.port)
     cloud = stack.enter_context(aws())
-    service = stack.enter_context(many_secrets(secrets))
+    service = stack.enter_context(serve_secrets(secrets))
     os.environ |= {
         "TOPIC_ARN": cloud.topic_arn,
         "MODE": "enforce",
         "AWS_ENDPOINT_URL_SECRETS_MANAGER": service.url,
     }
-    ours, _ = deployed.deployed(folder)
+    ours, _ = deployed.prepare_functions(folder)
     return _Stage(
         artifact=ours, cloud=cloud, secrets=service, database=database, way=way, servers=many
     )
 
 
 def _measure(size: int, count: _Count, stage: _Stage) -> Iterator[tuple[str, float]]:
-    """Measure each kind of run over so many targets, and the most memory that they took."""
-    with _share(size) as launcher, _runtime(size, count, stage, launcher) as runtime:
+    """Measure each kind of run over a number of targets, and the peak memory."""
+    with _limit_processes(size) as launcher, _make_runtime(size, count, stage, launcher) as runtime:
         seconds = runtime.start()
         cold = _run(runtime, stage, count)
         yield "cold", seconds + cold.seconds
@@ -188,7 +186,7 @@ def _measure(size: int, count: _Count, stage: _Stage) -> Iterator[tuple[str, flo
         yield "memory", int(peak.split()[1]) / 1000
 
 
-def _runtime(size: int, count: _Count, stage: _Stage, launcher: list[str]) -> Runtime:
+def _make_runtime(size: int, count: _Count, stage: _Stage, launcher: list[str]) -> Runtime:
     if count.targets <= REAL:
         kind = "target" if count.is_replayed else "real"
         listed = ",".join(f"{kind}-{number}" for number in range(count.targets))
@@ -201,7 +199,7 @@ def _runtime(size: int, count: _Count, stage: _Stage, launcher: list[str]) -> Ru
         stage.artifact.handler,
         stage.artifact.library,
         environment={
-            **deployed.lambda_environment(),
+            **deployed.select_environment(),
             **targets,
             "PAUSED_CLUSTERS": "connect",  # the stand-in has no such instances
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(size),
@@ -213,7 +211,7 @@ def _runtime(size: int, count: _Count, stage: _Stage, launcher: list[str]) -> Ru
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
-    """What one run took: seconds, its processor seconds, and those of what it met."""
+    """One run: its processor seconds, and those of the services and servers that it used."""
 
     answer: Answer
     processor: float
@@ -232,7 +230,7 @@ class _Run:
 
 
 def _run(runtime: Runtime, stage: _Stage, count: _Count) -> _Run:
-    """Run over all targets, for as long as Lambda allows at most."""
+    """Run over all targets with the longest timeout of Lambda."""
     run = _invoke(runtime, stage, _SCHEDULED, LONGEST)
     if run.totals["failed"] or run.totals["targets"] != count.targets:
         raise SystemExit(f"{run.totals}\n{run.answer.log[-10_000:]}")
@@ -242,38 +240,38 @@ def _run(runtime: Runtime, stage: _Stage, count: _Count) -> _Run:
 
 
 def _invoke(runtime: Runtime, stage: _Stage, event: object, seconds: int) -> _Run:
-    stage.servers.passed()
-    own, its = time.process_time(), _processor_seconds(runtime)
+    stage.servers.take_measurements()
+    own, its = time.process_time(), _read_processor_seconds(runtime)
     answer = runtime.invoke(event, timeout_ms=1000 * seconds)
     if answer.error is not None:
         raise SystemExit(f"{answer.error}\n{answer.log[-10_000:]}")
-    snapshots, servers = stage.servers.passed()
+    snapshots, servers = stage.servers.take_measurements()
     return _Run(
         answer=answer,
-        processor=_processor_seconds(runtime) - its,
+        processor=_read_processor_seconds(runtime) - its,
         others=servers + time.process_time() - own,
         snapshots=snapshots,
     )
 
 
-def _processor_seconds(runtime: Runtime) -> float:
+def _read_processor_seconds(runtime: Runtime) -> float:
     stat = Path(f"/proc/{runtime.pid}/stat").read_text()
     user, system = stat.rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _count_reached_in_time(runtime: Runtime, stage: _Stage, count: _Count) -> int:
-    """Run with the template's time-out; the report must be true, though not all were reached."""
+    """Run with the template's timeout; count the reached targets, and check the report on the others."""
     run = _invoke(runtime, stage, _SCHEDULED, TIMEOUT)
     totals = run.totals
     reached = totals["targets"] - totals["failed"]
     # A server may take a snapshot that the run does not wait for.
     if totals["targets"] != count.targets or reached > run.snapshots:
         raise SystemExit(f"{totals}, but the servers took {run.snapshots} snapshots")
-    said = [mail.subject for mail in stage.cloud.delivered()]
+    subjects = [mail.subject for mail in stage.cloud.delivered()]
     true = f"{totals['failed']} of {count.targets} targets not reached"
-    if totals["failed"] and not (len(said) == 1 and said[0].startswith(true)):
-        raise SystemExit(f"{totals}, but the summary says: {said}")
+    if totals["failed"] and not (len(subjects) == 1 and subjects[0].startswith(true)):
+        raise SystemExit(f"{totals}, but the summary says: {subjects}")
     return reached
 
 
@@ -292,8 +290,8 @@ def _kill(runtime: Runtime, stage: _Stage) -> float:
 
 
 @contextmanager
-def _share(size: int) -> Iterator[list[str]]:
-    """A command that gives what follows it the processor's share and the limits of this size."""
+def _limit_processes(size: int) -> Iterator[list[str]]:
+    """Yield a command that runs its arguments with the processor share and the limits of this size."""
     processor, threads = (
         _GROUPS / kind / f"session-reaper-{os.getpid()}" for kind in ("cpu", "pids")
     )
@@ -320,7 +318,7 @@ _UNITS: Final[Mapping[str, tuple[float, str]]] = {
 
 
 def _print(medians: Mapping[int, Mapping[str, float]], rounds: int, console: Console) -> None:
-    """Print a row for each kind of value, and below each warm run what a month of them costs."""
+    """Print a row for each kind of value, and below each warm run the cost of a month."""
     title = f"medians of {rounds} rounds in turn" if rounds > 1 else "one round"
     table = Table(title=title, title_justify="left")
     for heading in ("targets", *(f"{size:,} MB" for size in medians)):

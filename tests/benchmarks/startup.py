@@ -1,4 +1,4 @@
-"""`make bench-startup`: from Enter to the first look at a local server, beside psql and pg_activity.
+"""`make bench-startup`: measures the first overview of a local server, beside psql and pg_activity.
 
 `session-reaper top` and psql run to their end without a terminal; psql runs one statement that groups
 the sessions. pg_activity has no such mode: it runs on a terminal until its first screen is drawn.
@@ -50,16 +50,16 @@ def main() -> None:
         }
         top = [sys.executable, "-m", "session_reaper_cli", "top"]
         psql = [str(build.bin / "psql"), "-XAt", "-c", GROUPS, "postgres"]
-        looks: Mapping[str, Callable[[], None]] = {
+        overviews: Mapping[str, Callable[[], None]] = {
             "session-reaper top": lambda: _run(top, environment),
             "psql, one statement": lambda: _run(psql, environment),
             "pg_activity, first screen": lambda: _draw(pg_activity, database, environment),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in looks}
+        seconds: dict[str, list[float]] = {name: [] for name in overviews}
         for counted in [False, *[True] * ROUNDS]:
-            for name, look in looks.items():
+            for name, show in overviews.items():
                 began = time.perf_counter()
-                look()
+                show()
                 if counted:
                     seconds[name].append(time.perf_counter() - began)
     _print(seconds)

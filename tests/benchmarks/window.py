@@ -1,4 +1,4 @@
-"""`make bench-window`: the time in which a session can change unnoticed between guard and signal.
+"""`make bench-window`: measures the time in which a session can change unnoticed between guard and signal.
 
 PostgreSQL has no compare-and-terminate: the guard's statement reads the status of backends, compares, and
 signals. This runs the project's own statement and reads the clock three times in it, so that network and
@@ -125,12 +125,12 @@ def main() -> None:
 
 def measure(build: Build, case: Case, *, pipelined: bool) -> Sequence[Window]:
     """Return the window of each signal."""
-    with server(build, settings=case.settings) as database, _reaper(database) as reaper:
+    with server(build, settings=case.settings) as database, _connect_reaper(database) as reaper:
         bystanders = open_sessions(database.unix_sock, case.backends - case.victims, case.sql)
         windows: list[Window] = []
         for _ in range(case.batches):
             victims = open_sessions(database.unix_sock, case.victims, case.sql)
-            windows += _signal(reaper, _executions(reaper, victims), pipelined=pipelined)
+            windows += _signal(reaper, _make_executions(reaper, victims), pipelined=pipelined)
             close_sessions(victims)
         close_sessions(bystanders)
     wanted = case.victims * case.batches
@@ -140,19 +140,19 @@ def measure(build: Build, case: Case, *, pipelined: bool) -> Sequence[Window]:
 
 
 @contextmanager
-def _reaper(database: Server) -> Iterator[Frontend]:
+def _connect_reaper(database: Server) -> Iterator[Frontend]:
     """Create the roles, connect as the reaper's, and prepare the statement."""
     with database.connect(unix_sock=database.unix_sock) as admin:
         admin.run(_ROLE_FILE.read_text())
         admin.run("CREATE ROLE app LOGIN")
     with Frontend(database.unix_sock, user="session_reaper", application="window") as reaper:
         reaper.run("SET search_path = pg_catalog")
-        reaper.send(parse("window", _TIMED.format(guard=_guard())) + sync())
+        reaper.send(parse("window", _TIMED.format(guard=_read_guard())) + sync())
         reaper.receive()
         yield reaper
 
 
-def _guard() -> str:
+def _read_guard() -> str:
     """Return the project's statement with the clock added and its parameters numbered as in `_NAMES`."""
     path = files("session_reaper.postgres") / "queries" / "signal.sql"
     lines = path.read_text("utf-8").splitlines()
@@ -162,7 +162,7 @@ def _guard() -> str:
     return re.sub(r"(?<!:):([a-z_]+)\b", lambda found: f"${_NAMES.index(found[1]) + 1}", sql)
 
 
-def _executions(reaper: Frontend, victims: Sequence[Frontend]) -> Sequence[bytes]:
+def _make_executions(reaper: Frontend, victims: Sequence[Frontend]) -> Sequence[bytes]:
     """Return the messages that signal each victim in its current state."""
     pids = ", ".join(str(victim.pid) for victim in victims)
     identities = reaper.run(_IDENTITY.format(pids=pids))

@@ -1,4 +1,4 @@
-"""The yardstick: what an engineer writes from the article in an afternoon."""
+"""The yardstick: a reaper as an engineer may write it in an afternoon."""
 
 import json
 import os

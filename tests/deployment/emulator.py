@@ -105,7 +105,9 @@ def with_state_change(dispatch: Callable[..., None]) -> Callable[..., None]:
 LISTED = {"rds:DescribeDBClusters": "cluster:*", "rds:DescribeDBInstances": "db:*"}
 
 # For a batch AWS checks the permission for one; ministack checks the name of the call.
-BATCHES = {"sqs:DeleteMessageBatch": "sqs:DeleteMessage"}
+BATCHES = {
+    f"sqs:{action}Batch": f"sqs:{action}" for action in ("DeleteMessage", "ChangeMessageVisibility")
+}
 
 
 def with_denials_printed(enforce: Callable[..., Any]) -> Callable[..., Any]:

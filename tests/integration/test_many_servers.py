@@ -16,7 +16,7 @@ from session_reaper.targets.secret_document import parse_secret, resolve_targets
 from session_reaper.targets.target import RdsListing, Secret
 
 from infra.local.certificates import make_tls
-from tests.benchmarks.many_servers import many_servers, record
+from tests.benchmarks.many_servers import record, run_servers
 from tests.integration.stage import PASSWORD, REAPER
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def test_each_replayed_server_is_a_server_of_its_own_and_answers_as_the_recorded
         "sslmode": "disable",
     }
     real = take_snapshot(secret)
-    with many_servers(record(postgres, secret), tls, PASSWORD, count=3) as many:
+    with run_servers(record(postgres, secret), tls, PASSWORD, count=3) as many:
         replayed = {
             "sslmode": "verify-full",
             "host": "localhost",
@@ -58,7 +58,7 @@ def test_each_replayed_server_is_a_server_of_its_own_and_answers_as_the_recorded
             )
             for n in range(3)
         ]
-        taken, _ = many.passed()
+        taken, _ = many.take_measurements()
         with pytest.raises(TargetError, match="SCRAM authentication failed"):
             take_snapshot(
                 {
