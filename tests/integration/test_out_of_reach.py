@@ -90,7 +90,9 @@ def test_protected_sessions_are_in_the_mail_where_slots_are_short(
     sentence = f"14 sessions match rule leak but are protected (replication role): {HIDDEN}"
     assert sentence in run.said
     assert any(sentence in step for step in run.document["steps"])
-    assert run.document["verdict"].startswith("ACTION NEEDED")
+    assert run.document["verdict"] == (
+        "ACTION NEEDED: Protected sessions, which a rule matches, hold slots on orders."
+    )
     assert sentence in json.loads(run.email.chat)["content"].get("nextSteps", [""])[0].replace(
         "`", ""
     )
@@ -105,6 +107,9 @@ def test_a_protected_session_that_another_one_waits_for_is_in_the_mail(stage: St
     run = stage.run()
     assert "1 session matches rule leak but is protected (replication role)" in run.said
     assert "1 waiting" in run.said
+    assert run.document["verdict"] == (
+        "ACTION NEEDED: Protected sessions, which a rule matches, block others on orders."
+    )
     assert stage.run().emails == []
     stage.monkeypatch.setenv("REMIND_AFTER", "1s")
     until(lambda: stage.run().emails, "it is reported again")

@@ -16,6 +16,7 @@ from session_reaper.report.known_issues import (
     with_stable_keys,
 )
 from session_reaper.report.model import (
+    FailedSecret,
     Failure,
     IssueKey,
     IssueKind,
@@ -266,6 +267,17 @@ def test_a_leak_under_another_rule_is_news_in_observe_mode() -> None:
         make_known_issue(issue(IssueKind.WOULD_TERMINATE, "blockers", "app")),
     )
     assert report.should_notify
+
+
+def test_a_secret_that_fails_with_another_error_has_not_recovered() -> None:
+    known = make_known_issue(issue(IssueKind.SECRET, "backup", "28P01"))
+    failure = Failure(code="timeout", cause="it is so", hint="fix it")
+    failing = make_healthy(failed_secrets=(FailedSecret("backup", failure),))
+    report, update = run_after(failing, known)
+    assert report.targets[0].recovered == ()
+    assert update.ended == ()
+    report, _ = run_after(make_healthy(failed_secrets=(FailedSecret("other", failure),)), known)
+    assert [each.issue for each in report.targets[0].recovered] == [known.key]
 
 
 def test_a_server_that_stays_almost_full_is_not_reported_in_every_run() -> None:

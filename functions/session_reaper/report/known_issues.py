@@ -213,4 +213,6 @@ def _has_ended(key: IssueKey, target: TargetReport, mode: Mode) -> bool:
             return is_seen and target.condemned_pids.isdisjoint(key.detail)
         case IssueKind.BREAKER:
             return target.status is TargetStatus.OK
+        case IssueKind.SECRET:  # with another error it has not recovered either
+            return all(secret.name not in key.detail for secret in target.failed_secrets)
     return True  # the run has connected

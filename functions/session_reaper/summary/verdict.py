@@ -172,7 +172,8 @@ def _list_problems(target: TargetReport) -> Iterator[str]:
     if target.blockers:
         yield "sessions wait for a blocker that the reaper cannot end on"
     if target.protected_to_report:
-        yield "protected sessions, which a rule matches, hold slots or block others on"
+        block = any(group.waiters for group in target.protected_to_report)
+        yield f"protected sessions, which a rule matches, {'block others' if block else 'hold slots'} on"
     if target.reported_issues:
         yield "the stack reports issues of its own on"
     for secret in target.failed_secrets:
