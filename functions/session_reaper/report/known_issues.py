@@ -201,9 +201,8 @@ def report_again(
 
 def _has_ended(key: IssueKey, target: TargetReport, mode: Mode) -> bool:
     """Return whether the issue has ended; one that the run could not check has not."""
-    if key in target.issue_set or not target.is_reached or key.kind in _PASSING:
-        return False
-    if target.status is TargetStatus.PAUSED:
+    is_checked = target.is_reached and target.status is not TargetStatus.PAUSED
+    if not is_checked or key in target.issue_set or key.kind in _PASSING:
         return False
     match key.kind:
         case IssueKind.EXHAUSTED:  # a server that stays almost full is not reported in every run
@@ -214,5 +213,5 @@ def _has_ended(key: IssueKey, target: TargetReport, mode: Mode) -> bool:
         case IssueKind.BREAKER:
             return target.status is TargetStatus.OK
         case IssueKind.SECRET:  # with another error it has not recovered either
-            return all(secret.name not in key.detail for secret in target.failed_secrets)
+            return all(secret.name not in key.detail[:1] for secret in target.failed_secrets)
     return True  # the run has connected
