@@ -263,3 +263,12 @@ def test_a_rule_that_is_not_in_force_says_so(marks: dict[str, Any], text: str) -
     assert explanation.reason == (
         f"no rule matches; nearest: pressed: not in force at slots 30/97 ({text})"
     )
+
+
+def test_a_rule_that_is_not_in_force_is_nearer_than_one_for_another_state() -> None:
+    pressed = a_rule("pressed", **NAMED | {"idle_for": "16m"}) | {"when": {"slots_used": "85%"}}
+    active = a_rule("active", state="active", query_for="30m")
+    for rules in ((pressed, active), (active, pressed)):
+        assert "nearest: pressed: " in explain_session({}, *rules, used=30).reason
+    soon = a_rule("soon", **NAMED | {"idle_for": "16m"})
+    assert "nearest: soon: " in explain_session({}, pressed, soon, used=30).reason

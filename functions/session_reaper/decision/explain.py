@@ -95,12 +95,13 @@ def _explain_protection(decision: Decision) -> str:
 
 
 def _check_in_force(rule: Rule, in_force: frozenset[str], slots: Slots) -> Iterator[Miss]:
+    """Describe a rule that is not in force, which may change while the session stays as it is."""
     if rule.name in in_force:
         return
     if rule.when is not None and not rule.when.is_reached(slots):
-        yield Miss(f"not in force at {slots} (when {rule.when})")
+        yield Miss(f"not in force at {slots} (when {rule.when})", progress=0.0)
     else:
-        yield Miss(f"not in force at {slots} (until {rule.until})")
+        yield Miss(f"not in force at {slots} (until {rule.until})", progress=0.0)
 
 
 def _measure_distance(misses: list[Miss]) -> tuple[int, int, float]:

@@ -341,7 +341,10 @@ def _describe_waiters(session: Session) -> str:
 
 
 class Miss(NamedTuple):
-    """A condition that does not hold; of a clock, the share of its time that has passed."""
+    """A condition that does not hold; of a clock, the share of its time that has passed.
+
+    `progress`: None if the session itself must change.
+    """
 
     text: str
     progress: float | None = None
