@@ -185,3 +185,14 @@ def test_a_full_server_in_observe_mode_names_its_holders_first(small: Stage) -> 
     assert "add a rule" not in holders  # one condemns them already
     assert "set the mode to enforce" in mode
     assert why.startswith("orders: Find out why")
+
+
+def test_holders_whose_state_is_unknown_are_not_said_to_need_only_a_rule(small: Stage) -> None:
+    small.role("app")
+    small.root.run("ALTER ROLE app SET track_activities = off")
+    for _ in range(12):
+        client = small.connect("app", application_name="api")
+        small.cleanup(client.close)
+    step = next(x for x in small.reap().document["steps"] if "The largest group" in x)
+    assert "12 disabled: api@local (role app)" in step
+    assert step.endswith("No rule can match them, because track_activities is off. Turn it on.")

@@ -58,6 +58,11 @@ class Holder:
         """Whether the sessions have not logged in yet, so that no rule can match them."""
         return self.state == "starting"
 
+    @property
+    def is_untracked(self) -> bool:
+        """Whether the server does not know the sessions' state, so that no rule can match them."""
+        return self.state == "disabled"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerIdentity:

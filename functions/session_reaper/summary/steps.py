@@ -86,7 +86,7 @@ def _explain_holders(report: TargetReport, wording: Wording) -> Prose:
         *describe_holder(largest),
         f". {when} it or limit its pool.",
         *(() if protection or may_enforce else _explain_holder_sql(largest, report)),
-        *(() if _has_result(largest, report) else _advise_on_holder(protection, wording)),
+        *(() if _has_result(largest, report) else _advise_on_holder(largest, protection, wording)),
     )
 
 
@@ -113,8 +113,10 @@ def _explain_holder_sql(holder: Holder, report: TargetReport) -> Prose:
     return (f" To free slots now, {how}: ", Statement(sql.statement))
 
 
-def _advise_on_holder(protection: Protection | None, wording: Wording) -> Prose:
+def _advise_on_holder(holder: Holder, protection: Protection | None, wording: Wording) -> Prose:
     """Say how the reaper can end the sessions of a group that no rule condemns."""
+    if protection is None and holder.is_untracked:
+        return (" No rule can match them, because track_activities is off. Turn it on.",)
     if protection is None:
         return (f" {wording.add_rule}",)
     by = Name(printable(protection.by, 90))
