@@ -57,8 +57,8 @@ def _load_sqlglot() -> Redact:
 
 def _redact_by_types(
     read: Callable[[str], Iterable[tuple[Any, str]]],
-    kinds: Any,
-    name: object,  # noqa: ANN401 -- a library's
+    kinds: Any,  # noqa: ANN401 -- a library's
+    name: object,
 ) -> Redact:
     """Redact by a hierarchy of token types; `name` is the type of a quoted identifier."""
 
