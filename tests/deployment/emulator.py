@@ -107,7 +107,9 @@ def with_state_change(dispatch: Callable[..., None]) -> Callable[..., None]:
 LISTED = {"rds:DescribeDBClusters": "cluster:*", "rds:DescribeDBInstances": "db:*"}
 
 # AWS checks the permission for a single call; ministack checks the name of the batch call.
-BATCHES = {"sqs:DeleteMessageBatch": "sqs:DeleteMessage"}
+BATCHES = {
+    f"sqs:{action}Batch": f"sqs:{action}" for action in ("DeleteMessage", "ChangeMessageVisibility")
+}
 
 
 def with_denials_printed(enforce: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from contextlib import suppress
+from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -237,12 +238,46 @@ def test_only_the_reapers_own_sessions_are_left_out_of_the_slots(stage: Stage) -
     assert (slots["used_before"], slots["used_after"]) == (4, 3)  # with the superuser's
 
 
+def test_sessions_of_the_reapers_other_roles_do_not_fill_a_server(
+    own_server: Callable[..., Stage],
+) -> None:
+    """The secrets of one server may have different roles, which are connected at the same time."""
+    stage = own_server({"max_connections": str(SLOTS)})
+    both = [REAPER, stage.role("other_reaper", "SUPERUSER")]
+    clients = fill(stage, IDLE, free=2)
+    is_connected = {name: Event() for name in ("orders", "billing")}
+
+    def meet(name: str, moment: Moment) -> None:
+        """Take a snapshot once both have connected."""
+        (other,) = {"orders", "billing"} - {name}
+        if moment is Moment.SNAPSHOT:
+            is_connected[name].set()
+            is_connected[other].wait(20)
+
+    proxies = {name: Proxy(stage.server.port, before=partial(meet, name)) for name in is_connected}
+    with proxies["orders"], proxies["billing"]:
+        for (name, proxy), role in zip(proxies.items(), both, strict=True):
+            stage.target(name, port=proxy.port, username=role)
+        run = stage.reap(rule(idle_for="1h"))
+    (target,) = run.document["targets"]
+    used = len(clients) + 1  # the superuser's
+    assert target["slots"]["used_before"] == target["slots"]["used_after"] == used
+    assert sum(holder["count"] for holder in target["holders"]) == used
+    assert run.document["verdict"].startswith("QUIET")
+
+
 @pytest.mark.majors(18, 18)
-def test_a_login_that_the_server_shows_before_it_is_refused_is_left_out(stage: Stage) -> None:
+def test_a_login_that_the_server_shows_before_it_is_refused_is_left_out(
+    own_server: Callable[..., Stage],
+) -> None:
+    stage = own_server({"max_connections": str(SLOTS)})
+    clients = fill(stage, IDLE, free=2)
     startup = b"\0\x03\0\0user\0app\0database\0postgres\0\0"
     with socket.create_connection((HOST, stage.server.port)) as login:
         login.sendall((len(startup) + 4).to_bytes(4) + startup)
         login.recv(1)  # the server asks for a password
-        assert stage.clients == 2
+        assert stage.clients == len(clients) + 2
         run = stage.reap()
-    assert run.target()["slots"]["used_before"] == 1
+    target = run.target()
+    assert target["slots"]["used_before"] == len(clients) + 1
+    assert sum(holder["count"] for holder in target["holders"]) == len(clients) + 1

@@ -294,10 +294,11 @@ def _read_snapshot(
         used=_read_int(answer, "used") + hidden,
     )
     _check_counts(answer, slots)
+    slots = replace(slots, used=slots.used - _read_int(answer, "transient", 0, slots.used))
     holders = _read_holders(answer, slots)
     return Snapshot(
         role=_check_name(_get(answer, "role"), "role"),
-        slots=replace(slots, used=slots.used - _read_int(answer, "transient", 0, slots.used)),
+        slots=slots,
         can_see=_read_flag(answer, "can_see"),
         hidden=hidden,
         can_signal=_read_flag(answer, "can_signal"),

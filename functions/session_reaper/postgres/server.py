@@ -222,7 +222,7 @@ class Server:
             columns=", ".join(f"s.{column}" for column in SESSION_COLUMNS),
             idle_for=literal(json.dumps(scope.idle_floors)),
             waits=_load_sql("waits") if scope.waits else "NULL",
-            holders=_load_sql("holders"),
+            holders=_load_sql("holders").format(is_transient=_write_is_transient()),
             holders_from=HOLDERS_FROM,
             locks=str(scope.locks).lower(),
             query_id="a.query_id" if self._major >= _QUERY_ID_SINCE else "NULL",

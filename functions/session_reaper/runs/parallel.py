@@ -126,9 +126,10 @@ def run_chains(
         young.add(_submit(queue, chain.may_split, deadline, pool))
         begun.append((chain, jobs, queue))
     for chain, jobs, queue in begun:
-        for each in jobs if len(jobs) > 1 else ():
-            each.progress.wait(chained.remaining())
-        _split(queue, chain.may_split, deadline, pool)
+        if len(jobs) > 1:
+            for each in jobs:
+                each.progress.wait(chained.remaining())
+            _split(queue, chain.may_split, deadline, pool)
     for chain, jobs, _ in waiting:
         for each in jobs:
             if young.wait(deadline):
@@ -155,7 +156,7 @@ class _YoungChains:
         self._ended: SimpleQueue[int] = SimpleQueue()
         self._number = 0
 
-    def add(self, chain: "Future[None] | None") -> None:
+    def add(self, chain: Future[None] | None) -> None:
         """Add a chain that was submitted; None if it is queued and its end will not be known."""
         self._number += 1
         number = self._number
@@ -181,7 +182,7 @@ def _submit(
     may_split: Callable[[], bool],
     deadline: Deadline,
     pool: ThreadPoolExecutor,
-) -> "Future[None] | None":
+) -> Future[None] | None:
     name = jobs[0].job.name
     try:
         return pool.submit(_run_chain, jobs, may_split, deadline, pool)

@@ -37,7 +37,9 @@ class Holder:
     """A group of sessions that hold slots: the same application, role, client network and state.
 
     `client`: a /24 or, for IPv6, a /64 network; None for a Unix socket. `role`: None if it was
-    dropped. `state` may be one that no rule can name. `oldest_seconds`: the longest time in the state.
+    dropped, or for logins in progress. `state` may be one that no rule can name. `oldest_seconds`: the
+    longest time in the state; None if the run has ended some of the sessions, and the age of the others
+    is unknown.
     `superuser`, `replication`: attributes of the role. `own_role`: it is the reaper's.
     """
 
@@ -46,10 +48,15 @@ class Holder:
     client: str | None
     state: str
     count: int
-    oldest_seconds: float
+    oldest_seconds: float | None
     superuser: bool = False
     replication: bool = False
     own_role: bool = False
+
+    @property
+    def is_logging_in(self) -> bool:
+        """Whether the sessions have not logged in yet, so that no rule can match them."""
+        return self.state == "starting"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The groups of sessions that hold the slots of a full or nearly full server."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from session_reaper.policy.durations import format_duration
@@ -18,13 +18,37 @@ def find_remaining_holders(report: TargetReport) -> Sequence[Holder]:
     """Return the groups that hold slots after the run, largest first; none if there is room."""
     if not report.is_crowded:
         return ()
-    ended = Counter(
-        _get_group(r.decision.session) for r in report.results if r.outcome is Outcome.TERMINATED
-    )
-    remaining = (
-        replace(holder, count=holder.count - ended[_get_key(holder)]) for holder in report.holders
-    )
+    ended: dict[_GroupKey, list[Session]] = defaultdict(list)
+    for result in report.results:
+        if result.outcome is Outcome.TERMINATED:
+            session = result.decision.session
+            ended[_get_group(session)].append(session)
+    remaining = (_leave_out(holder, ended[_get_key(holder)], report) for holder in report.holders)
     return sorted((h for h in remaining if h.count > 0), key=lambda holder: -holder.count)
+
+
+def _leave_out(holder: Holder, ended: Sequence[Session], report: TargetReport) -> Holder:
+    """Return a group without the sessions that ended, which were usually its oldest ones."""
+    if not ended:
+        return holder
+    gone = {session.identity for session in ended}
+    ages = {
+        session.identity: session.idle_seconds
+        for session in _list_known_sessions(report)
+        if session.identity not in gone and _get_group(session) == _get_key(holder)
+    }
+    count = holder.count - len(ended)
+    oldest = max(ages.values(), default=0.0) if len(ages) >= count else None
+    return replace(holder, count=count, oldest_seconds=oldest)
+
+
+def _list_known_sessions(report: TargetReport) -> Iterator[Session]:
+    """List the sessions whose state the report knows; an escaped one has left its state."""
+    for result in report.results:
+        if result.outcome is not Outcome.ESCAPED:
+            yield result.decision.session
+    for decision in report.protected:
+        yield decision.session
 
 
 def find_protection_of_all(holder: Holder, report: TargetReport) -> Protection | None:
@@ -54,11 +78,11 @@ def describe_holder(holder: Holder) -> Prose:
     """Write how many sessions of which application hold slots, in which state, and for how long."""
     client = "local" if holder.client is None else holder.client
     application = f"{holder.application or '(no name)'}@{client}"
-    age = format_duration(holder.oldest_seconds)
+    seconds = holder.oldest_seconds
     return (
         f"{holder.count} {holder.state}: ",
         Name(printable(application, 90)),
         " (",
-        *name_role(holder.role),
-        f"), oldest {age}",
+        *(("not logged in yet",) if holder.is_logging_in else name_role(holder.role)),
+        ")" if seconds is None else f"), oldest {format_duration(seconds)}",
     )

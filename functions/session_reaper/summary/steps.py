@@ -72,6 +72,12 @@ def _explain_holders(report: TargetReport, wording: Wording) -> Prose:
     if not holders:
         return (f"{problem}List the holders of the slots: ", Statement(LIST_HOLDERS))
     largest = holders[0]
+    if largest.is_logging_in:
+        return (
+            f"{problem}The largest group of sessions is ",
+            *describe_holder(largest),
+            _LOGGING_IN,
+        )
     may_enforce = wording.enforces_at_once and report.count(Outcome.WOULD_TERMINATE)
     protection = _find_protection(largest, report)
     when = "Restart" if report.is_exhausted else "If slots run out, restart"
@@ -82,6 +88,12 @@ def _explain_holders(report: TargetReport, wording: Wording) -> Prose:
         *(() if protection or may_enforce else _explain_holder_sql(largest, report)),
         *(() if _has_result(largest, report) else _advise_on_holder(protection, wording)),
     )
+
+
+_LOGGING_IN: Final = (
+    ". Find out why these logins hang: the server ends each one after authentication_timeout, and no"
+    " rule can match them."
+)
 
 
 def _find_protection(holder: Holder, report: TargetReport) -> Protection | None:
@@ -96,7 +108,7 @@ def _explain_holder_sql(holder: Holder, report: TargetReport) -> Prose:
     if not sql:
         return ()
     how = f"end those older than {EMERGENCY_AGE_IN_WORDS}"
-    if holder.oldest_seconds < EMERGENCY_AGE:
+    if holder.oldest_seconds is not None and holder.oldest_seconds < EMERGENCY_AGE:
         how = f"shorten the interval here, because none is {EMERGENCY_AGE_IN_WORDS} old"
     return (f" To free slots now, {how}: ", Statement(sql.statement))
 

@@ -1,6 +1,8 @@
 -- The largest groups of client sessions that hold the slots: a part of snapshot.sql. Single clients
 -- come and go, so they are grouped by network. The list of processes is the same as the snapshot's:
 -- the server reads it once per transaction.
+--
+-- {is_transient}  transient_sessions.sql
 SELECT json_agg(
     json_build_array(
         h.application, r.rolname, h.client, h.state, h.number, h.oldest,
@@ -10,16 +12,20 @@ SELECT json_agg(
 )
 FROM (
     SELECT
-        b.application_name AS application,
-        b.usesysid AS role,
+        a.application_name AS application,
+        a.usesysid AS role,
         network(
-            set_masklen(b.client_addr, CASE family(b.client_addr) WHEN 4 THEN 24 ELSE 64 END)
+            set_masklen(a.client_addr, CASE family(a.client_addr) WHEN 4 THEN 24 ELSE 64 END)
         ) AS client,
-        coalesce(b.state, 'starting') AS state,
+        coalesce(a.state, 'starting') AS state,
         count(*) AS number,
-        greatest(max(extract(epoch FROM clock_timestamp() - b.state_change)), 0) AS oldest
-    FROM pg_stat_get_activity(NULL) AS b
-    WHERE b.backend_type = 'client backend' AND b.pid <> pg_backend_pid()
+        -- A login that hangs has not changed its state yet.
+        greatest(max(extract(
+            epoch FROM clock_timestamp() - coalesce(a.state_change, a.backend_start)
+        )), 0) AS oldest
+    FROM pg_stat_get_activity(NULL) AS a
+    WHERE a.backend_type = 'client backend' AND a.pid <> pg_backend_pid()
+        AND {is_transient} IS NOT TRUE
     GROUP BY 1, 2, 3, 4
     ORDER BY number DESC, oldest DESC
     LIMIT 10

@@ -76,7 +76,9 @@ SELECT json_build_object(
     'lock_waiters', json_agg(coalesce(a.leader_pid, a.pid)) FILTER (WHERE a.wait_event_type = 'Lock'),
     'waits', ({waits}),
     'holders', CASE
-        WHEN count(*) FILTER (WHERE a.backend_type = 'client backend')
+        WHEN count(*) FILTER (
+            WHERE a.backend_type = 'client backend' AND {is_transient} IS NOT TRUE
+        )
             >= {holders_from} * max(m.max_connections - m.reserved)
         THEN ({holders})
     END
