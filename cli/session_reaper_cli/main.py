@@ -300,7 +300,7 @@ def _fail(error: "TargetError", call: "Invocation") -> int:
 def _print_failure(error: "TargetError", remedy: str, call: "Invocation") -> None:
     from session_reaper.policy.enums import Mode
     from session_reaper.report.model import record_error
-    from session_reaper.runs.target_run import create_report
+    from session_reaper.runs.target_report import create_report
 
     from session_reaper_cli.results import make_report, print_json, to_return_value
 
@@ -583,6 +583,6 @@ def schema() -> None:
 def show_default() -> None:
     """Print the default policy, to be copied."""
     import yaml
-    from session_reaper.runs.policy_source import parse_document, read_bundled
+    from session_reaper.runs.policy_text import parse_document, read_bundled
 
     print(yaml.safe_dump(parse_document(read_bundled()), sort_keys=False, width=100), end="")

@@ -238,3 +238,33 @@ def test_the_end_of_a_blocker_out_of_reach_is_reported(stage: Stage) -> None:
     run = stage.run()
     assert run.document["verdict"].startswith("RECOVERED")
     assert "blocker out of reach (blockers, replication role)" in run.said
+
+
+@pytest.mark.usefixtures("table")
+def test_a_blocker_that_an_earlier_rule_matches_by_now_has_not_recovered(stage: Stage) -> None:
+    """Some minutes later it is a leak, too; the same sessions still wait for it."""
+    stage.role("boss", "SUPERUSER")
+    stage.session(LEAK, "boss", query=LOCK)
+    open_waiting(stage)
+    stage.use_policy(policy(BLOCKERS))
+    stage.run()
+    stage.use_policy(policy(rule(), BLOCKERS))
+    run = stage.run()
+    assert run.emails == []
+    assert run.target()["blockers_out_of_reach"][0]["waiting"] == 1
+    assert "recovered" not in run.document["summary"]
+
+
+def test_the_subject_of_a_run_that_ended_one_blocker_has_the_one_out_of_reach(stage: Stage) -> None:
+    """One session waits for three, of which the run may end only one."""
+    stage.role("boss", "SUPERUSER")
+    shared = LOCK.replace("xact_lock", "xact_lock_shared")
+    stage.session(LEAK, "boss", query=shared)
+    stage.session(LEAK, "boss", query=shared)
+    leak = stage.session(LEAK, query=shared)
+    open_waiting(stage)
+    run = stage.reap(BLOCKERS)
+    assert run.outcomes() == {leak.pid: "terminated"}
+    assert run.email.subject.startswith(
+        "orders: 1 session terminated, 1 waiting for a blocker out of reach, slots "
+    )

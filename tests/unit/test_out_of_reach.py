@@ -42,7 +42,13 @@ def test_a_protected_session_that_a_rule_on_blockers_would_condemn_is_found(
 def test_a_blocker_that_is_not_protected_or_that_no_rule_on_blockers_matches_is_not_found() -> None:
     assert find(BLOCKERS) == []
     assert find(a_rule(), superuser=True) == []
-    assert find(a_rule(), BLOCKERS, superuser=True) == []  # the first rule says why it is protected
+
+
+def test_a_blocker_that_an_earlier_rule_matches_too_is_found() -> None:
+    """As a leak it is matched some minutes later than as a blocker; it goes on to block."""
+    (blocker,) = find(a_rule(), BLOCKERS, BLOCKERS | {"name": "second"}, superuser=True)
+    assert blocker.rule.name == "blockers"
+    assert find(a_rule() | {"action": "keep"}, BLOCKERS, superuser=True) == []
 
 
 @pytest.mark.parametrize(

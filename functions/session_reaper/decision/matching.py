@@ -87,7 +87,7 @@ def _decide_session(
 ) -> Decision:
     """Decide by the rules that match, of which a protection makes some not match."""
     observed: _CompiledRule | None = None
-    protected_from: Rule | None = None
+    protected_from: list[Rule] = []
     reason = "no rule matches"
     for compiled in matching:
         rule = compiled.rule
@@ -97,21 +97,27 @@ def _decide_session(
             if rule.action is Action.KEEP:
                 break
             if rule.may_condemn:
-                protected_from = protected_from or rule
+                protected_from.append(rule)
         elif rule.is_observe_only:
             observed = observed or compiled
         else:
             return _apply_rule(compiled, session, slots)
     if observed is not None:
-        decision = _apply_rule(observed, session, slots)
-        return replace(decision, protection=protection, protected_from=protected_from)
-    return Decision(
-        session=session,
-        verdict=Verdict.LEAVE,
-        rule=None,
-        reasons=(f"protected: {protection.detail}" if protection else reason,),
-        protection=protection,
-        protected_from=protected_from,
+        decision = replace(_apply_rule(observed, session, slots), protection=protection)
+    else:
+        decision = Decision(
+            session=session,
+            verdict=Verdict.LEAVE,
+            rule=None,
+            reasons=(f"protected: {protection.detail}" if protection else reason,),
+            protection=protection,
+        )
+    if not protected_from:
+        return decision
+    return replace(
+        decision,
+        protected_from=protected_from[0],
+        blockers_rule=next((rule for rule in protected_from if rule.match.is_on_blockers), None),
     )
 
 

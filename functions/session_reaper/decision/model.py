@@ -32,7 +32,7 @@ class Decision:
     `rule` is None if no rule matches; for an observed session it is the first observe-only rule that
     does. `held_by` names what spared it: `until`, a limit or the breaker. `protection` is that of a
     session that no rule condemned, and `protected_from` the first rule that would have condemned it
-    without the protection. `keeping_waits` are the conditions of the earlier `keep` rules that only
+    without the protection; `blockers_rule` is the first rule on blockers that would have. `keeping_waits` are the conditions of the earlier `keep` rules that only
     the session's wait does not meet. `notes` are what the run found out later.
     """
 
@@ -43,6 +43,7 @@ class Decision:
     held_by: str | None = None
     protection: Protection | None = None
     protected_from: Rule | None = None
+    blockers_rule: Rule | None = None
     keeping_waits: tuple[Match, ...] = ()
     notes: tuple[str, ...] = ()
 

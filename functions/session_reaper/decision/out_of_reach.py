@@ -30,8 +30,8 @@ def find_unreachable_blockers(
     `prepared_waiters`: the sessions that wait for prepared transactions.
     """
     for decision in decisions.protected:
-        rule, protection = decision.protected_from, decision.protection
-        if rule is not None and protection is not None and _is_on_blockers(rule.match):
+        rule, protection = decision.blockers_rule, decision.protection
+        if rule is not None and protection is not None:
             waiters = decision.session.waiters
             yield UnreachableBlocker(
                 rule=rule, by=protection.by, decision=decision, waiters=waiters
@@ -44,14 +44,10 @@ def find_unreachable_blockers(
             return
 
 
-def _is_on_blockers(match: Match) -> bool:
-    return match.blocks is not None or match.blocks_for is not None
-
-
 def _blocks_long_enough(match: Match, waiters: Sequence[Waiter]) -> bool:
     number = match.blocks or 1
     return (
-        _is_on_blockers(match)
+        match.is_on_blockers
         and len(waiters) >= number
         and waiters[number - 1].seconds >= (match.blocks_for or 0)
     )

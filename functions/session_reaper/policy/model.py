@@ -116,6 +116,11 @@ class Match:
         """Return whether the match depends on what a session waits for."""
         return bool(self.wait_event_type or self.wait_event or self.waiting_for_client is not None)
 
+    @property
+    def is_on_blockers(self) -> bool:
+        """Return whether the rule is about sessions that others wait for."""
+        return self.blocks is not None or self.blocks_for is not None
+
 
 CLOCKS = ("idle_for", "transaction_for", "connected_for", "query_for", "blocks_for")
 """The conditions on a duration; every rule needs at least one, unless its action is keep."""
@@ -430,7 +435,7 @@ class Policy:
         by_harm = self.limits.order is Order.MOST_HARMFUL
         return SnapshotScope(
             idle_floors=floors,
-            waits=by_harm or any(m.blocks or m.blocks_for is not None for m in matches),
+            waits=by_harm or any(m.is_on_blockers for m in matches),
             locks=by_harm or any(HeldResource.LOCKS in m.holds for m in matches),
             query_ends=bool(self.comment_tags),
         )

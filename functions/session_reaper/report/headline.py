@@ -80,16 +80,25 @@ def _write_results(target: TargetReport) -> Iterator[str]:
         yield "recorded"
     elif target.explained is not None:
         yield f"{count_of(len(target.explained), 'session')} explained"
-    elif target.blockers:
-        waiting = sum(len(blocker.waiters) for blocker in target.blockers)
-        yield f"{waiting} waiting for a blocker out of reach"
-    elif target.protected_to_report:
-        number = sum(group.count for group in target.protected_to_report)
-        yield f"{count_of(number, 'session')} matched but protected"
+    elif target.blockers or target.protected_to_report:
+        pass
     elif target.checked is not None:
         yield _write_check(target.checked, len(target.advice))
     elif target.status is TargetStatus.OK and not target.recovered and target.applied is None:
         yield f"{'every slot in use, ' if target.is_exhausted else ''}nothing to terminate"
+    yield from _write_out_of_reach(target)
+
+
+def _write_out_of_reach(target: TargetReport) -> Iterator[str]:
+    """Count the sessions that a run could not help or end, whatever else it did."""
+    if target.explained is not None:
+        return
+    if target.blockers:
+        waiting = {waiter.pid for blocker in target.blockers for waiter in blocker.waiters}
+        yield f"{len(waiting)} waiting for a blocker out of reach"
+    elif target.protected_to_report:
+        number = sum(group.count for group in target.protected_to_report)
+        yield f"{count_of(number, 'session')} matched but protected"
 
 
 def write_recoveries(recoveries: Iterable[Recovery]) -> str:
