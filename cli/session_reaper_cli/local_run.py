@@ -22,7 +22,7 @@ from session_reaper.report.model import TargetReport, record_error
 from session_reaper.runs.operations import Operation
 from session_reaper.runs.parallel import Progress
 from session_reaper.runs.quota import Quota, allow_all
-from session_reaper.runs.target_run import create_report, get_report
+from session_reaper.runs.target_report import create_report, get_report
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.targets.target import Target
 

@@ -124,13 +124,13 @@ Examples:
   PGSERVICE=orders session-reaper reap
   session-reaper reap --secret prod/orders --enforce
 
-The server: a URI, or DATABASE_URL, or libpq's environment (PGHOST, PGSERVICE, ...) and ~/.pgpass, or
---secret. Other users of this machine can see a password in a URI argument; without one the command
-asks. TLS is verified (sslmode=verify-full) unless you say otherwise.
+Name the server by a URI, DATABASE_URL, libpq's environment (PGHOST, PGSERVICE, ...) with ~/.pgpass, or
+--secret. Other users of this machine can see a password in a URI argument; leave it out, and the
+command asks for it. TLS is verified (sslmode=verify-full) unless you choose another sslmode.
 
 \b
-Exit status: 0 nothing to do, or all done; 1 something needs attention; 2 an error of usage, policy
-or connection.
+Exit status: 0 nothing to do, or all done; 1 something needs attention;
+2 an error of usage, policy or connection.
 """
 
 
@@ -217,9 +217,17 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
     """Add the options of a connection to a command, and explain the errors of the server."""
 
     @click.argument("servers", nargs=-1, metavar="[URI]")
-    @click.option("--secret", default="", metavar="NAME", help="A secret in AWS Secrets Manager.")
     @click.option(
-        "--via", type=_read_endpoint, metavar="HOST:PORT", help="A tunnel that leads to the server."
+        "--secret",
+        default="",
+        metavar="NAME",
+        help="Connect with this secret of AWS Secrets Manager.",
+    )
+    @click.option(
+        "--via",
+        type=_read_endpoint,
+        metavar="HOST:PORT",
+        help="Connect through this tunnel to the server.",
     )
     @click.option(
         "--wait",
@@ -227,7 +235,7 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
         metavar="DURATION",
         default="30s",
         show_default=True,
-        help="How long to try again while the server has no free slot.",
+        help="How long to retry while the server has no free slot.",
     )
     @wraps(command)
     def call_command(  # noqa: PLR0913 -- click passes each option
@@ -292,7 +300,7 @@ def _fail(error: "TargetError", call: "Invocation") -> int:
 def _print_failure(error: "TargetError", remedy: str, call: "Invocation") -> None:
     from session_reaper.policy.enums import Mode
     from session_reaper.report.model import record_error
-    from session_reaper.runs.target_run import create_report
+    from session_reaper.runs.target_report import create_report
 
     from session_reaper_cli.results import make_report, print_json, to_return_value
 
@@ -312,16 +320,16 @@ _policy_option = click.option(
     type=click.Path(),
     default="",
     metavar="FILE",
-    help="YAML or JSON; without it the default policy.",
+    help="YAML or JSON. Without it the default policy applies.",
 )
 _role_option = click.option(
     "--role",
     default="",
     metavar="ROLE",
-    help="Only sessions of this role. Naming your own role makes it work without"
-    " pg_read_all_stats, and lifts the protection of your own role.",
+    help="Only sessions of this role. With your own role, pg_read_all_stats is not needed,"
+    " and its sessions are not protected.",
 )
-_json_option = click.option("--json", "as_json", is_flag=True, help="JSON, for programs.")
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
 @app.command(epilog=_show_examples("top postgres://app@db.example/orders --watch 2"))
@@ -356,7 +364,7 @@ def top(call: "Invocation", watch: float | None) -> int:
 def explain(call: "Invocation", application: str, role: str, state: str) -> int:
     """Show the decision on every session, and why.
 
-    For a session that no rule matches, it names the rule that misses it by least.
+    For a session that no rule matches, it names the rule that comes closest.
     """
     from session_reaper_cli.explain import Filters, run_explain
 
@@ -382,13 +390,13 @@ def check(call: "Invocation") -> int:
 @_connects
 @_policy_option
 @_role_option
-@click.option("--enforce", is_flag=True, help="Terminate; asks first.")
+@click.option("--enforce", is_flag=True, help="Ask, then terminate the sessions.")
 @click.option("--yes", "unasked", is_flag=True, help="Do not ask.")
 @_json_option
 def reap(call: "Invocation", role: str, *, enforce: bool, unasked: bool) -> int:
-    """Say which sessions would be terminated, or do it.
+    """Show which sessions would be terminated, or terminate them.
 
-    Without --enforce it only observes. With it, it shows the sessions and asks.
+    Without --enforce it terminates nothing. With --enforce it shows the sessions and asks.
     """
     from session_reaper_cli.policies import restrict_to_role
     from session_reaper_cli.reap import run_reap
@@ -417,7 +425,7 @@ def record(call: "Invocation") -> int:
     "--against",
     type=click.Path(),
     metavar="FILE",
-    help='Show what differs under this one; "": default.',
+    help='Show what differs under this policy; "" is the default one.',
 )
 @click.option("--target", metavar="NAME", help="Only this target of the recording.")
 def replay(recording: Path, policy: str, against: str | None, target: str | None) -> None:
@@ -474,14 +482,18 @@ session-reaper onboard postgres://postgres@db.example/orders --name orders --rot
 
 @app.command(epilog=_ONBOARD_EXAMPLES)
 @_connects
+@click.option("--name", required=True, callback=_read_name, help="Name of the function's secret.")
 @click.option(
-    "--name", required=True, callback=_read_name, help="Name of the secret for the function."
+    "--tag", type=_read_tag, metavar="KEY=VALUE", help="Tag by which the stack finds the secret."
 )
-@click.option("--tag", type=_read_tag, metavar="KEY=VALUE", help="Tag by which the stack finds it.")
 @click.option(
-    "--role", default="session_reaper", show_default=True, callback=_read_role, help="The role."
+    "--role",
+    default="session_reaper",
+    show_default=True,
+    callback=_read_role,
+    help="Name of the reaper's role.",
 )
-@click.option("--iam", is_flag=True, help="IAM authentication instead of a password.")
+@click.option("--iam", is_flag=True, help="Use IAM authentication instead of a password.")
 @click.option("--rotate", is_flag=True, help="Give the role a new password.")
 @click.option("--remove", is_flag=True, help="Drop the role and delete the secret.")
 @click.option("--dry-run", "is_dry", is_flag=True, help="Only show the SQL and the calls to AWS.")
@@ -508,11 +520,15 @@ def onboard(  # noqa: PLR0913 -- click passes each option
 
 
 @app.command(epilog="\b\nsession-reaper init\nsession-reaper init --env staging --yes")
-@click.option("--env", default="default", show_default=True, help="Environment of the file.")
+@click.option("--env", default="default", show_default=True, help="Environment in the file.")
 @click.option(
-    "--file", default="samconfig.toml", show_default=True, type=click.Path(path_type=Path)
+    "--file",
+    default="samconfig.toml",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The file to write.",
 )
-@click.option("--no-aws", "is_blind", is_flag=True, help="Do not look at the AWS account.")
+@click.option("--no-aws", "is_blind", is_flag=True, help="Do not read the AWS account.")
 @click.option("--yes", "accepts_all", is_flag=True, help="Accept every default; do not ask.")
 def init(env: str, file: Path, *, is_blind: bool, accepts_all: bool) -> None:
     """Prepare a deployment: ask, and write samconfig.toml."""
@@ -567,6 +583,6 @@ def schema() -> None:
 def show_default() -> None:
     """Print the default policy, to be copied."""
     import yaml
-    from session_reaper.runs.policy_source import parse_document, read_bundled
+    from session_reaper.runs.policy_text import parse_document, read_bundled
 
     print(yaml.safe_dump(parse_document(read_bundled()), sort_keys=False, width=100), end="")

@@ -8,7 +8,7 @@ from session_reaper.documents import may_hold_credential
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.model import Policy, read_policy
 from session_reaper.policy.patterns import matches_any
-from session_reaper.runs.policy_source import parse_document, read_bundled
+from session_reaper.runs.policy_text import parse_document, read_bundled
 
 
 def load(path: str) -> Policy:

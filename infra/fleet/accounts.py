@@ -49,14 +49,18 @@ def read_accounts(path: Path, parameters: Collection[str]) -> Sequence[Deploymen
         if line.strip(" ,;\t") and not line.startswith("#")
     ]
     if not numbered:
-        raise AccountsError(f"{path}: has no line; the first one must be: account,region,role")
+        raise AccountsError(
+            f"{path}: is empty; the first line must name the columns, such as account,region,role"
+        )
     (first, heading), *others = numbered
     columns = [cell.strip() for cell in _split(heading)]
     problems = [f"{path}:{first}: {each}" for each in _check_columns(columns, parameters)]
     if problems:
         raise AccountsError("\n".join(problems))
     if not others:
-        raise AccountsError(f"{path}:{first}: has columns only; add a line for each stack")
+        raise AccountsError(
+            f"{path}:{first}: has no line below the columns; add one for each stack"
+        )
     found: list[Deployment] = []
     for number, line in others:
         made, wrong = _read_row(number, columns, _split(line))
@@ -79,12 +83,12 @@ def _split(line: str) -> Sequence[str]:
 def _check_columns(columns: Sequence[str], parameters: Collection[str]) -> Iterator[str]:
     for name in _REQUIRED:
         if name not in columns:
-            yield f"{name}: a column of this name is required"
+            yield f"{name}: this column is required"
     if "" in columns:
-        yield "a column has no name; delete it, also if it is empty"
+        yield "a column has no name; delete it, even if it is empty"
     for name in filter(None, dict.fromkeys(columns)):
         if columns.count(name) > 1:
-            yield f"{name}: there are {columns.count(name)} columns of this name"
+            yield f"{name}: {columns.count(name)} columns have this name"
         if name not in (*_OWN_COLUMNS, *parameters):
             known = ", ".join([*_OWN_COLUMNS, *sorted(parameters)])
             yield f"unknown column '{name}'; known: {known}"
@@ -94,7 +98,7 @@ def _read_row(
     number: int, columns: Sequence[str], row: Sequence[str]
 ) -> tuple[Deployment | None, Sequence[str]]:
     if not row:
-        return None, ["has an open or misplaced quote; no value may have a line break"]
+        return None, ["a quote is missing or misplaced; a value must not contain a line break"]
     if len(row) != len(columns):
         problem = f"has {len(row)} cells for {len(columns)} columns; quote values with commas"
         return None, [problem]
@@ -126,14 +130,14 @@ def _check_cells(cells: Mapping[str, str]) -> Iterator[str]:
         yield f"region: invalid region '{cells['region']}'; write eu-central-1, for example"
     arn = re.fullmatch(r"arn:[\w-]+:iam::(\d{12}):role/[\w+=,.@/-]+", role)
     if arn and arn[1] != account:
-        yield f"role: '{role}' is of another account than {account}"
+        yield f"role: '{role}' belongs to another account than {account}"
     if role and not arn and not re.fullmatch(r"[\w+=,.@/-]+", role):
         yield f"role: '{role}' must be the name or the ARN of a role"
     if stack and not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,127}", stack):
-        yield f"stack: '{stack}' must begin with a letter, and hold letters, digits and hyphens"
+        yield f"stack: '{stack}' must begin with a letter and contain only letters, digits and hyphens"
     for name, cell in cells.items():
         if name not in _OWN_COLUMNS and (not cell.isprintable() or set(cell) & set('"\\')):
-            yield f"{name}: must have no quote, backslash or line break"
+            yield f"{name}: must not contain a quote, a backslash or a line break"
 
 
 def _list_duplicates(found: Sequence[Deployment]) -> Iterator[str]:
@@ -141,6 +145,6 @@ def _list_duplicates(found: Sequence[Deployment]) -> Iterator[str]:
     for each in found:
         if lines.setdefault(each.label, each.line) != each.line:
             yield (
-                f"{each.line}: {each.label} is on line {lines[each.label]}, too; a second stack of"
-                " a region needs another name in the column stack"
+                f"{each.line}: {each.label} is already on line {lines[each.label]}; a second"
+                " stack in one region needs another name in the column stack"
             )

@@ -1,7 +1,7 @@
 """Deploys the stacks of an accounts file, in parallel, each under a role of its account.
 
-With --hub, it deploys the topic of each region first, leads the stacks' reports there, and tells the
-hub of each stack, so that the hub notices one that never reports.
+With --hub, it first deploys the topic of each region, lets the stacks report to it, and registers each stack
+with the hub, so that the hub notices one that never reports.
 """
 
 import argparse
@@ -93,14 +93,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--organization", default="", help="admit this organization instead of the file's accounts"
     )
     parser.add_argument(
-        "--parallel", type=_read_parallel, default=8, help="stacks at the same time"
+        "--parallel", type=_read_parallel, default=8, help="the most stacks at the same time"
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--preview", action="store_true", help="create change sets, execute none")
     instead.add_argument(
         "--register",
         action="store_true",
-        help="deploy nothing, only register each stack with the hub",
+        help="deploy nothing; only register each stack with the hub",
     )
     parser.add_argument("--template", type=Path, default=Path(".aws-sam/build/template.yaml"))
     parser.add_argument("--logs", type=Path, default=Path(".aws-sam/fleet"))
@@ -109,7 +109,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="ACCOUNT/REGION/FUNCTION",
         nargs="+",
         default=[],
-        help="deploy nothing, let the hub forget these stacks, which were removed",
+        help="deploy nothing; let the hub forget these stacks, which you have removed",
     )
     given = parser.parse_args(arguments)
     if (given.register or given.forget) and not given.hub:
@@ -147,7 +147,7 @@ def _list_parameters(template: Path) -> Sequence[str]:
     try:
         document = yaml.load(template.read_text("utf-8"), Loader)  # noqa: S506 -- a SafeLoader
     except OSError as error:
-        raise DeployError(f"{template} cannot be read, run make build: {error}") from None
+        raise DeployError(f"{template} cannot be read; run make build: {error}") from None
     return list(document["Parameters"])
 
 
@@ -183,7 +183,7 @@ def _deploy_all(
         try:
             wait(pending)
         except KeyboardInterrupt:
-            print("interrupted: waiting for the stacks that were begun", flush=True)
+            print("interrupted: waiting for the deployments that have begun", flush=True)
             is_interrupted.set()
     for future in pending:
         future.result()
@@ -245,9 +245,9 @@ def _print_table(results: Sequence[Result], options: Options) -> None:
         table.add_row(*cells, f"{result.seconds:.0f}")
     Console(markup=False, highlight=False).print(table)
     if options.preview:
-        print(f"The changes of each stack are in {options.logs}; none was made.")
+        print(f"The changes of each stack are in {options.logs}; none was executed.")
     elif failed and not options.register:
-        print(f"The whole output of each sam deploy is in {options.logs}.")
+        print(f"The complete output of each sam deploy is in {options.logs}.")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def _deploy_topic(
     except (DeployError, BotoCoreError, ClientError) as error:
         return NoTopic(problem=f"{place}: {describe_error(error)}")
     if "FleetTopicArn" not in outputs:  # its first deployment has failed
-        return NoTopic(problem=f"{place}: has no outputs")
+        return NoTopic(problem=f"{place}: has no outputs, so its deployment has failed")
     return FleetTopic(arn=outputs["FleetTopicArn"], key_arn=outputs["KmsKeyArn"])
 
 
@@ -176,4 +176,6 @@ def forget_stack(hub: Hub, label: str) -> None:
     except (BotoCoreError, ClientError) as error:
         raise DeployError(f"{label}: {describe_error(error)}") from None
     if "Attributes" not in answer:
-        raise DeployError(f"{label}: the hub knows no such stack; write its name as in a digest")
+        raise DeployError(
+            f"{label}: the hub does not know this stack; write its name as digests show it"
+        )

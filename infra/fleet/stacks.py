@@ -43,7 +43,7 @@ def assume_role(deployment: Deployment) -> boto3.Session:
         caller = sts.get_caller_identity()
         if not deployment.role:
             if caller["Account"] != deployment.account:
-                problem = f"no role is given, and your own credentials are of {caller['Account']}"
+                problem = f"no role is given, and your own credentials are for account {caller['Account']}"
                 raise DeployError(problem)
             return boto3.Session(region_name=deployment.region)
         partition = caller["Arn"].split(":")[1]
@@ -64,7 +64,7 @@ def _make_environment(session: boto3.Session) -> Mapping[str, str]:
     """Return the environment of a process with these credentials and no other source of them."""
     credentials = session.get_credentials()
     if credentials is None:
-        raise DeployError("there are no credentials")
+        raise DeployError("no credentials were found")
     key, secret, token = credentials.get_frozen_credentials()[:3]
     values = {
         "AWS_ACCESS_KEY_ID": key,
@@ -110,7 +110,9 @@ def run_sam(deployment: Deployment, session: boto3.Session, options: Options) ->
                 start_new_session=True,  # a terminal sends Ctrl-C to its whole session
             )
     except subprocess.TimeoutExpired:
-        raise DeployError(f"not finished after {_STACK_SECONDS / 60:.0f} minutes") from None
+        raise DeployError(
+            f"sam deploy has not finished after {_STACK_SECONDS / 60:.0f} minutes"
+        ) from None
     except OSError as error:
         raise DeployError(f"sam cannot be started: {describe_error(error)}") from None
     if done.returncode:
@@ -143,9 +145,7 @@ def read_own_parameters(stack: str, session: boto3.Session) -> Mapping[str, str]
     if parameters is None:
         return {}
     if _OWN_PARAMETER not in parameters:
-        raise DeployError(
-            f"a stack {stack} exists that is not session-reaper's; choose another name"
-        )
+        raise DeployError(f"stack {stack} exists and is not session-reaper's; choose another name")
     return parameters
 
 

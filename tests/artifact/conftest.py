@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.artifact.runtime import runtime_library
+from tests.artifact.runtime import make_runtime_library
 
 BUILT = Path(__file__).parents[2] / ".aws-sam"
 
@@ -13,11 +13,11 @@ BUILT = Path(__file__).parents[2] / ".aws-sam"
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packages of the Lambda runtime: its client and boto3."""
-    if sys.platform != "linux":  # said aloud: a test that is skipped would prove nothing
+    if sys.platform != "linux":  # fail, because a skipped test would prove nothing
         pytest.fail(
             "The Lambda runtime client is built for Linux only: run this there, as CI does."
         )
-    return runtime_library(tmp_path_factory.mktemp("runtime"))
+    return make_runtime_library(tmp_path_factory.mktemp("runtime"))
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,11 @@
-"""The Lambda runtime on this machine: a folder that ``sam build`` made, run by ``awslambdaric`` itself.
+"""A stand-in for Lambda that runs the output of ``sam build`` under ``awslambdaric``.
 
-``Runtime`` plays what is outside of the function's process: the Runtime API on a free port of
-127.0.0.1, the environment, and the end of a process that runs out of time. Inside, there is AWS's
-own runtime client and nothing of the test's: an interpreter without site-packages that finds the
-artifact, the library of ``runtime_library()`` and the standard library, in this order.
+``Runtime`` provides the environment and the Runtime API, on a free port of 127.0.0.1, and kills a process
+at its timeout. The process has AWS's own runtime client and nothing of the tests: an interpreter without
+site-packages that finds the artifact, the library of ``make_runtime_library()`` and the standard library,
+in this order.
 
-Linux only, as the runtime client is.
+It needs Linux, because the runtime client does.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ sys.argv = ["awslambdaric", sys.argv[3]]
 runpy.run_module("awslambdaric", run_name="__main__", alter_sys=True)
 """
 
-# A task root is read-only. Python bears that in silence, so here the first attempt to write there
-# ends the process, and says what it was; also one to write bytecode, as then some was not there.
+# A task root is read-only, and Python ignores that its bytecode cannot be written. So the first attempt
+# to write there ends the process with a message; one to write bytecode shows that some is missing.
 _READ_ONLY = """\
 import os, sys
 def refuse(event, args, root=sys.argv[1] + os.sep, writing=os.O_WRONLY | os.O_RDWR | os.O_CREAT):
@@ -66,7 +66,7 @@ sys.addaudithook(refuse)
 class InitError(RuntimeError):
     """The function did not start: its module did not import, or the process ended.
 
-    ``error`` is what the runtime client reported, None if it could not even do that.
+    ``error``: the runtime client's error object, None if it reported none.
     """
 
     def __init__(self, message: str, error: Mapping[str, object] | None, log: str) -> None:
@@ -79,9 +79,9 @@ class InitError(RuntimeError):
 class Answer:
     """The result of one invocation.
 
-    ``error`` is None if the function returned, else Lambda's error object with ``errorType``,
-    ``errorMessage`` and, unless the process is gone, ``stackTrace``. ``log`` is what the process
-    wrote meanwhile; the first answer's includes what it wrote while it was starting.
+    ``error``: Lambda's error object with ``errorType``, ``errorMessage`` and, unless the process has
+    ended, ``stackTrace``; None if the function returned. ``log``: the output of the process since the
+    answer before, or since its start.
     """
 
     request_id: str
@@ -105,14 +105,16 @@ class Answer:
 class Runtime:
     """One execution environment of one function, until the ``with`` block ends.
 
-    The process starts with the first invocation, or with ``start()``, and serves one after the
-    other; after a time-out or a crash the next invocation starts a new one, as in Lambda.
-    ``environment`` is added to what Lambda itself sets. ``read_only`` ends the process that tries to
-    write to the artifact. ``launcher`` is a command that becomes the one behind it. ``preamble`` is code that runs first.
-    Not thread-safe.
+    The process starts with the first invocation, or with ``start()``, and serves one invocation after
+    another; after a timeout or a crash the next invocation starts a new one, as in Lambda. Not
+    thread-safe.
+
+    ``environment``: variables besides those that Lambda sets. ``read_only``: end a process that tries to
+    write to the artifact. ``launcher``: a command that executes its arguments. ``preamble``: code that
+    runs first.
     """
 
-    def __init__(  # noqa: PLR0913 -- three say what runs, three how
+    def __init__(  # noqa: PLR0913 -- three define what runs, the others how
         self,
         artifact: Path,
         handler: str,
@@ -160,14 +162,14 @@ class Runtime:
         return None if self._process is None else self._process.pid
 
     def start(self) -> float:
-        """Start the process, if there is none, and wait until it asks for work; return seconds.
+        """Start the process, if there is none, and wait until it asks for work; return the seconds.
 
-        Raises ``InitError`` if it does not get there.
+        Raises ``InitError`` if it does not ask.
         """
         began = time.monotonic()
         if self._process is not None:
             return 0.0
-        self._api.renew()
+        self._api.reset()
         self._process = subprocess.Popen(  # noqa: S603
             (
                 *(*self._launcher, sys.executable, *_FLAGS, "-c", self._program),
@@ -184,20 +186,20 @@ class Runtime:
             return message.at - began
         error = None
         if message is not None:
-            error = message.error()
+            error = message.read_error()
             text = f"{error.get('errorType')}: {error.get('errorMessage')}"
         elif self._is_running():
             text = f"{self._handler} took too long to start"
         else:
             text = f"{self._handler} ended before it asked for work"
         self.stop()
-        raise InitError(text, error, self._new_log())
+        raise InitError(text, error, self._read_new_log())
 
     def invoke(self, event: object, timeout_ms: int = 60_000) -> Answer:
         """Invoke the function with a JSON value and wait for its answer.
 
-        The process is killed if it has not answered in ``timeout_ms``, and the answer says so in
-        Lambda's words. Raises ``InitError`` if the function does not come up.
+        A process that has not answered in ``timeout_ms`` is killed, and the answer has Lambda's error.
+        Raises ``InitError`` if the function does not start.
         """
         self.start()
         request_id = str(uuid.uuid4())
@@ -212,14 +214,14 @@ class Runtime:
         elif message.kind == "response":
             payload = json.loads(message.body)
         else:
-            error = message.error()
+            error = message.read_error()
         if message is not None:
             self._await_readiness()
         return Answer(
             request_id=request_id,
             payload=payload,
             error=error,
-            log=self._new_log(),
+            log=self._read_new_log(),
             seconds=seconds,
         )
 
@@ -227,10 +229,10 @@ class Runtime:
         """End the process, if there is one. The next invocation starts another."""
         if self._process is None:
             return
-        self._process.kill()  # Lambda, too, asks no function for its consent
+        self._process.kill()  # as Lambda does
         self._process.wait(_STOP_SECONDS)
         self._process = None
-        self._api.release()
+        self._api.release_connection()
 
     def _is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -255,21 +257,21 @@ class Runtime:
         while True:
             alive = self._is_running()
             with suppress(queue.Empty):
-                message = self._api.said.get(timeout=0.01 if alive else 0)
+                message = self._api.messages.get(timeout=0.01 if alive else 0)
                 if request_id is None or message.request_id == request_id:
                     return message
                 continue
             if not alive or time.monotonic() >= deadline:
                 return None
 
-    def _new_log(self) -> str:
+    def _read_new_log(self) -> str:
         self._log.seek(self._log_read)
         new = self._log.read()
         self._log_read += len(new)
         return new.decode(errors="replace")
 
     def _make_variables(self) -> dict[str, str]:
-        """The variables of a Python function that logs JSON, then the caller's."""
+        """Return the variables of a Python function that logs JSON, and the caller's."""
         host, port = self._api.server_address[:2]
         return {
             "AWS_DEFAULT_REGION": _REGION,
@@ -293,14 +295,14 @@ class Runtime:
         } | self._environment
 
 
-def runtime_library(folder: Path, *names: str) -> Path:
-    """Make a folder of the runtime's packages: by default its client and boto3.
+def make_runtime_library(folder: Path, *names: str) -> Path:
+    """Make a folder of the runtime's packages, by default its client and boto3; return it.
 
-    It links the distributions that are installed here, with all that they require, and nothing
-    else; so the versions are those of the lock file. Returns the folder.
+    It links the distributions that are installed here, with all that they require and nothing else,
+    so the versions are those of the lock file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _requirements(names or ("awslambdaric", "boto3")):
+    for name in _list_requirements(names or ("awslambdaric", "boto3")):
         installed = distribution(name)
         entries = {file.parts[0] for file in installed.files or () if file.parts[0] != ".."}
         for entry in sorted(entries - {"__pycache__"}):
@@ -309,7 +311,7 @@ def runtime_library(folder: Path, *names: str) -> Path:
     return folder
 
 
-def _requirements(names: Iterable[str]) -> list[str]:
+def _list_requirements(names: Iterable[str]) -> list[str]:
     """Return the names and those of all their requirements, without extras."""
     found: list[str] = []
     waiting = list(names)
@@ -322,7 +324,7 @@ def _requirements(names: Iterable[str]) -> list[str]:
             required = re.match(r"[\w.-]+", requirement)
             if required is None or re.search(r";.*\bextra\b", requirement):
                 continue
-            with suppress(PackageNotFoundError):  # required elsewhere, not on this machine
+            with suppress(PackageNotFoundError):  # required on other platforms
                 waiting.append(distribution(required[0]).name)
     return found
 
@@ -345,7 +347,7 @@ class _Message:
     body: bytes
     at: float
 
-    def error(self) -> dict[str, object]:
+    def read_error(self) -> dict[str, object]:
         error = json.loads(self.body)
         if not isinstance(error, dict):
             message = f"not an error object: {error!r}"
@@ -354,21 +356,21 @@ class _Message:
 
 
 class _Api(ThreadingHTTPServer):
-    """The Runtime API. ``work`` goes to the process, ``said`` comes from it."""
+    """The Runtime API: ``work`` for the process, and the ``messages`` of the process."""
 
     # server_close() then waits for the threads of all connections.
     daemon_threads = False
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Endpoints)
-        self.renew()
+        self.reset()
 
-    def renew(self) -> None:
+    def reset(self) -> None:
         """Drop the messages and the work of a process that has ended."""
         self.work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
-        self.said: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self.messages: queue.SimpleQueue[_Message] = queue.SimpleQueue()
 
-    def release(self) -> None:
+    def release_connection(self) -> None:
         """Drop the connection on which an ended process waited for work."""
         self.work.put(None)
 
@@ -387,9 +389,9 @@ class _Endpoints(BaseHTTPRequestHandler):
         if self.path != f"{_API}/invocation/next":
             self.send_error(HTTPStatus.NOT_FOUND)
             return
-        # Bound first: the thread of an ended process takes no work from its successor.
+        # Read first, so that the thread of an ended process takes no work from the next process.
         waiting = self.server.work
-        self._say("next", None, b"")
+        self._put("next", None, b"")
         work = waiting.get()
         if work is None:
             self.close_connection = True
@@ -412,9 +414,9 @@ class _Endpoints(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         match self.path.removeprefix(_API).strip("/").split("/"):
             case ["init", "error"]:
-                self._say("init", None, body)
+                self._put("init", None, body)
             case ["invocation", request_id, ("response" | "error") as kind]:
-                self._say(kind, request_id, body)
+                self._put(kind, request_id, body)
             case _:
                 self.send_error(HTTPStatus.NOT_FOUND)
                 return
@@ -423,8 +425,8 @@ class _Endpoints(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Log nothing: only the process's own log counts."""
 
-    def _say(self, kind: str, request_id: str | None, body: bytes) -> None:
-        self.server.said.put(_Message(kind, request_id, body, time.monotonic()))
+    def _put(self, kind: str, request_id: str | None, body: bytes) -> None:
+        self.server.messages.put(_Message(kind, request_id, body, time.monotonic()))
 
     def _send_reply(self, status: HTTPStatus, body: bytes, headers: Mapping[str, str]) -> None:
         self.send_response(status)

@@ -224,7 +224,7 @@ def test_a_hanging_target_leaves_time_to_report_it_and_the_others(
     function: Callable[..., Runtime], cloud: Aws
 ) -> None:
     cloud.delivered()
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections and says nothing
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, sends nothing
         host, port = silent.getsockname()
         cloud.put_secret(
             "silent",

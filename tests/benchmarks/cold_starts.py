@@ -20,7 +20,7 @@ from rich.table import Table
 from infra.local.aws import aws
 from infra.local.certificates import make_tls
 from infra.local.postgres import npm_builds, server
-from tests.artifact.runtime import runtime_library
+from tests.artifact.runtime import make_runtime_library
 from tests.benchmarks.prepared import prepare_roles
 
 ROUNDS = 60
@@ -48,7 +48,7 @@ def main() -> None:
         cloud = stack.enter_context(aws())
         cloud.put_secret("orders", prepare_roles(database, "bench"))
         os.environ |= {"TARGET_SECRETS": "orders", "TOPIC_ARN": cloud.topic_arn}
-        library = runtime_library(folder / "runtime")
+        library = make_runtime_library(folder / "runtime")
         for package in library.iterdir():
             compileall.compile_dir(package.resolve(), quiet=2)
         for counted in [False, *[True] * ROUNDS]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.artifact.runtime import Runtime, runtime_library
+from tests.artifact.runtime import Runtime, make_runtime_library
 
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / ".aws-sam" / "build" / "SessionReaper"
@@ -50,11 +50,11 @@ def prepare_functions(folder: Path) -> tuple[Deployed, Deployed]:
     """Prepare ours and the yardstick in `folder`."""
     if not BUILT.is_dir():
         raise SystemExit("nothing is built: run `make bench`, which builds first")
-    library = runtime_library(folder / "runtime")
+    library = make_runtime_library(folder / "runtime")
     for package in library.iterdir():
         compileall.compile_dir(package.resolve(), quiet=2)
     yardstick = folder / "yardstick"
-    requirements = runtime_library(folder / "requirements", "pg8000")
+    requirements = make_runtime_library(folder / "requirements", "pg8000")
     shutil.copytree(requirements, yardstick, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(Path(__file__).with_name("yardstick.py"), yardstick)
     return (

@@ -42,9 +42,7 @@ class Fleet:
     many: list[float] = field(default_factory=list)
     by_hand: list[tuple[float, float]] = field(default_factory=list)  # over one, over many
     ours: list[float] = field(default_factory=list)  # seconds of processor time per target
-    others: list[tuple[str, float]] = field(
-        default_factory=list
-    )  # the same of other processes, by name
+    others: list[tuple[str, float]] = field(default_factory=list)  # of other processes, by name
     round_trips: set[int] = field(default_factory=set)
 
     def describe(self) -> Iterator[str]:
@@ -70,9 +68,8 @@ class Fleet:
 def measure(database: Server, cloud: Aws, secret: Mapping[str, object]) -> Fleet:
     """Measure runs over one and over all in turn; `secret` names the server without the proxy."""
     admin = database.connect()
-    admin.run(
-        f"ALTER ROLE session_reaper CONNECTION LIMIT {2 * TARGETS}"
-    )  # backends of the run before may still be ending
+    # Backends of the run before may still be ending.
+    admin.run(f"ALTER ROLE session_reaper CONNECTION LIMIT {2 * TARGETS}")
     admin.close()
     names = [f"target-{number}" for number in range(1, TARGETS + 1)]
     scheduled = json.loads(_SCHEDULED.read_text())

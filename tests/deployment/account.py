@@ -31,7 +31,7 @@ REGION: Final = "eu-west-1"
 _PYTHON: Final = ROOT / ".tools" / "deployment" / "bin" / "python"
 _COMMAND_SECONDS: Final = 300.0
 _START_SECONDS: Final = 120.0
-_STOP_SECONDS: Final = 2.0  # it keeps nothing
+_STOP_SECONDS: Final = 2.0  # it has nothing to save
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +69,11 @@ class Account:
         return done.stdout
 
     def deploy(self, stack: str, parameters: Mapping[str, str]) -> None:
-        """Run `sam deploy` on what `sam build` made of template.yaml."""
+        """Run `sam deploy` on the output of `sam build`."""
         self.run(
             *(SAM, "deploy", "--stack-name", stack, "--no-confirm-changeset"),
             "--parameter-overrides",
-            # Quotes inside of the quotes, because a value may contain a space.
+            # A value may contain a space, so sam needs quotes of its own.
             *(f'{name}="{value}"' for name, value in parameters.items()),
         )
 
@@ -89,7 +89,7 @@ class Account:
         """Run `sam delete`."""
         self.run(SAM, "delete", "--stack-name", stack, "--no-prompts")
 
-    def outputs(self, stack: str) -> dict[str, str]:
+    def read_outputs(self, stack: str) -> dict[str, str]:
         """Return the outputs of a stack."""
         [found] = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"]
         return {one["OutputKey"]: one["OutputValue"] for one in found["Outputs"]}
@@ -102,7 +102,7 @@ class Account:
         document: dict[str, Any] = json.loads(answer["Payload"].read())
         return document
 
-    def denials(self, begin: int) -> set[str]:
+    def read_denials(self, begin: int) -> set[str]:
         """Return the calls that IAM denied since the log had this length, with their resources."""
         lines = self.log.read_text()[begin:].splitlines()
         return {one.removeprefix("DENIED ") for one in lines if one.startswith("DENIED ")}

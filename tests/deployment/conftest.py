@@ -89,7 +89,7 @@ class Deployed:
     outputs: dict[str, str]
     inbox: str
 
-    def received(self) -> list[dict[str, Any]]:
+    def receive(self) -> list[dict[str, Any]]:
         """Return the summaries that arrived since the last call, as SNS delivered them."""
         return receive_messages(self.account, self.inbox)
 
@@ -113,7 +113,7 @@ def deployed(account: Account, database: Server) -> Deployed:
     for name, value in ((POLICY, json.dumps(policy)), (MODE, "enforce")):
         account.client("ssm").put_parameter(Name=name, Value=value, Type="String")
     account.deploy(STACK, PARAMETERS)
-    outputs = account.outputs(STACK)
+    outputs = account.read_outputs(STACK)
     inbox = subscribe_queue(account, outputs["TopicArn"])
     return Deployed(account=account, outputs=outputs, inbox=inbox)
 

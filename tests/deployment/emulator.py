@@ -1,7 +1,7 @@
-"""Runs ministack, an emulator of AWS, with those gaps filled that session-reaper's stacks meet.
+"""Runs ministack, an emulator of AWS, and adds what session-reaper's stacks need beyond it.
 
 Run it with the Python of `.tools/deployment`; the environment configures it, as ministack documents.
-`main` lists the gaps, each with a function of its own. IAM's denials are printed.
+`main` lists the additions. Calls that IAM denies are printed.
 """
 
 import json
@@ -16,7 +16,7 @@ from ministack.services.cloudformation import changesets, engine, handlers, prov
 
 
 def main() -> None:
-    """Fill the gaps, then serve until a signal ends the process."""
+    """Add what is missing, then serve until a signal ends the process."""
     for module in (changesets, engine, handlers, stacks):
         module._evaluate_conditions = evaluate_conditions
     provisioners._RESOURCE_HANDLERS["AWS::Logs::QueryDefinition"] = QUERY_DEFINITION
@@ -30,7 +30,7 @@ def main() -> None:
 def evaluate_conditions(
     template: Mapping[str, Any], parameters: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Evaluate a template's conditions with every function: ministack knows no Split, Sub or Join."""
+    """Evaluate a template's conditions, also with Split, Sub and Join, which ministack does not."""
     conditions = template.get("Conditions", {})
 
     def evaluate(node: Any) -> Any:  # noqa: ANN401 -- any value of a template
@@ -55,21 +55,23 @@ def evaluate_conditions(
     return {name: evaluate(one) for name, one in conditions.items()}
 
 
-# Accepts a saved query, and keeps nothing of it.
+# Accepts a saved query without saving it.
 QUERY_DEFINITION = {
     "create": lambda logical_id, _properties, stack: (f"{stack}-{logical_id}", {}),
     "delete": lambda _physical_id, _properties: None,
 }
 
 
-def admit(logical_id: str, properties: Mapping[str, Any], stack: str) -> tuple[str, dict[str, str]]:
+def add_ingress(
+    logical_id: str, properties: Mapping[str, Any], stack: str
+) -> tuple[str, dict[str, str]]:
     """Add a rule to a security group."""
     group = ec2._security_groups[properties["GroupId"]]
     group["IpPermissions"] += provisioners._ec2_sg_permissions([properties])
     return f"{stack}-{logical_id}", {}
 
 
-def admit_no_more(_physical_id: str, properties: Mapping[str, Any]) -> None:
+def remove_ingress(_physical_id: str, properties: Mapping[str, Any]) -> None:
     """Remove the rule, if the group still exists."""
     group = ec2._security_groups.get(properties["GroupId"])
     if group:
@@ -77,8 +79,8 @@ def admit_no_more(_physical_id: str, properties: Mapping[str, Any]) -> None:
         group["IpPermissions"] = [one for one in group["IpPermissions"] if one not in removed]
 
 
-# A rule of a security group, which ministack only knows as a part of its group.
-SECURITY_GROUP_INGRESS = {"create": admit, "delete": admit_no_more}
+# A rule of a security group; ministack supports rules only within the group.
+SECURITY_GROUP_INGRESS = {"create": add_ingress, "delete": remove_ingress}
 
 
 def with_state_change(dispatch: Callable[..., None]) -> Callable[..., None]:
@@ -101,10 +103,10 @@ def with_state_change(dispatch: Callable[..., None]) -> Callable[..., None]:
     return dispatch_and_send
 
 
-# What AWS checks where a list names no single resource; ministack checks "*".
+# The resources that AWS checks for a list of all; ministack checks "*".
 LISTED = {"rds:DescribeDBClusters": "cluster:*", "rds:DescribeDBInstances": "db:*"}
 
-# For a batch AWS checks the permission for one; ministack checks the name of the call.
+# AWS checks the permission for a single call; ministack checks the name of the batch call.
 BATCHES = {
     f"sqs:{action}Batch": f"sqs:{action}" for action in ("DeleteMessage", "ChangeMessageVisibility")
 }

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.integration.slack import Slack
 
 FIRE_SECONDS: Final = 180.0
-"""The longest time until the schedule fires: a minute on a machine that is not busy."""
+"""The longest time until the schedule fires, which takes a minute on an idle machine."""
 
 
 def is_connected(database: Server, pid: int) -> bool:
@@ -55,11 +55,11 @@ def await_message(deployed: Deployed, text: str) -> dict[str, Any]:
     """Return the first new message of the topic that contains the text."""
     found: list[dict[str, Any]] = []
 
-    def is_here() -> bool:
-        found.extend(one for one in deployed.received() if text in one["Message"])
+    def has_arrived() -> bool:
+        found.extend(one for one in deployed.receive() if text in one["Message"])
         return bool(found)
 
-    until(is_here, f"a message with {text!r}", 60)
+    until(has_arrived, f"a message with {text!r}", 60)
     return found[0]
 
 
@@ -121,7 +121,7 @@ def test_the_network_has_the_endpoints_that_are_asked_for(account: Account) -> N
         f"com.amazonaws.{REGION}.dynamodb",
     }
     groups = ec2.describe_security_groups()["SecurityGroups"]
-    group = account.outputs(f"{STACK}-network")["SecurityGroupIds"]
+    group = account.read_outputs(f"{STACK}-network")["SecurityGroupIds"]
     [function] = [one for one in groups if one["GroupId"] == group]
     assert {one["FromPort"] for one in function["IpPermissionsEgress"]} >= {443, 5432}
 
@@ -165,7 +165,7 @@ def test_a_secret_without_the_tag_is_not_readable(deployed: Deployed) -> None:
     begin = len(deployed.account.log.read_text())
     answer = deployed.invoke({"check": True})
     assert answer["totals"]["failed"] == 0
-    [denied] = deployed.account.denials(begin)
+    [denied] = deployed.account.read_denials(begin)
     assert denied.startswith("secretsmanager:GetSecretValue")
     assert ":secret:rescue-" in denied
 
@@ -179,12 +179,12 @@ def test_a_run_that_fails_is_kept_in_the_dead_letter_queue(deployed: Deployed) -
     sqs = deployed.account.client("sqs")
     messages: list[dict[str, Any]] = []
 
-    def is_here() -> bool:
+    def has_arrived() -> bool:
         answer = sqs.receive_message(QueueUrl=deployed.outputs["DeadLettersUrl"])
         messages.extend(answer.get("Messages", []))
         return bool(messages)
 
-    until(is_here, "a dead letter", 60)
+    until(has_arrived, "a dead letter", 60)
     assert "event.unknown" in messages[0]["Body"]
 
 
@@ -271,7 +271,7 @@ def updated(deployed: Deployed, database: Server) -> Deployed:
         arn: str = secrets.create_secret(Name=name, SecretString=value)["ARN"]
         return arn
 
-    # It finds no slot either, so the run is critical.
+    # The fallback secret gets no slot either, so the run is critical.
     master = secret("master")
     secrets.put_secret_value(
         SecretId="orders", SecretString=json.dumps(orders | {"fallback_secret": "master"})
@@ -301,7 +301,7 @@ def updated(deployed: Deployed, database: Server) -> Deployed:
 
 def test_an_update_keeps_the_notification_state_and_every_name(updated: Deployed) -> None:
     kept = {name: one for name, one in updated.outputs.items() if name != "AlarmTopicArn"}
-    assert updated.account.outputs(STACK) == kept
+    assert updated.account.read_outputs(STACK) == kept
     assert updated.account.client("cloudwatch").describe_alarms()["MetricAlarms"] == []
 
 
@@ -314,12 +314,12 @@ def test_a_private_stack_grants_only_what_its_parameters_need(account: Account) 
         {
             "TargetSecretArns": f"{secret},{secret[:-1]}g",
             "SubnetIds": "subnet-0a,subnet-0b",
-            "SecurityGroupIds": account.outputs(f"{STACK}-network")["SecurityGroupIds"],
+            "SecurityGroupIds": account.read_outputs(f"{STACK}-network")["SecurityGroupIds"],
             "KmsKeyArns": key,
             "Alarms": "no",
         },
     )
-    outputs = account.outputs(stack)
+    outputs = account.read_outputs(stack)
     iam = account.client("iam")
     name = outputs["RoleArn"].rpartition("/")[2]
     assert set(iam.list_role_policies(RoleName=name)["PolicyNames"]) == {
@@ -363,7 +363,7 @@ class Grant:
     resource: str
 
     def without(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Return its policy without it; its statement is split into the other grants."""
+        """Return the policy's document without this grant; its statement is split into the others."""
         kept = [one for one in document["Statement"] if one["Sid"] != self.sid]
         [split] = [one for one in document["Statement"] if one["Sid"] == self.sid]
         for action in _to_list(split["Action"]):
@@ -376,7 +376,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """The function's role, and what becomes of its calls."""
+    """The function's role, and the calls that it permits."""
 
     deployed: Deployed
     database: Server
@@ -393,7 +393,7 @@ class Role:
             for name in names
         }
 
-    def grants(self) -> list[Grant]:
+    def list_grants(self) -> list[Grant]:
         return [
             Grant(policy=name, sid=one["Sid"], action=action, resource=resource)
             for name, document in self.read_policies().items()
@@ -410,7 +410,7 @@ class Role:
     def find_denied_calls(self) -> set[str]:
         """Make every call that the function makes; return those that IAM denied.
 
-        One run finds a full server, which is critical; the next one, that it has recovered.
+        The first run finds a full server, which is critical; the second reports its recovery.
         """
         account = self.deployed.account
         for item in read_known_issues(account):
@@ -422,7 +422,7 @@ class Role:
         with fill_server(self.database):
             self.deployed.invoke({})
         self.deployed.invoke({})
-        return account.denials(begin)
+        return account.read_denials(begin)
 
 
 def _to_list(value: str | list[str]) -> list[str]:
@@ -434,7 +434,7 @@ def test_each_permission_of_the_function_is_needed(updated: Deployed, database: 
     assert role.find_denied_calls() == set()
     policies = role.read_policies()
     unneeded = set()
-    for grant in role.grants():
+    for grant in role.list_grants():
         role.put_policy(grant.policy, grant.without(policies[grant.policy]))
         denied = role.find_denied_calls()
         role.put_policy(grant.policy, policies[grant.policy])

@@ -81,13 +81,13 @@ class Fleet:
         sqs = self.account.client("sqs")
         found: list[str] = []
 
-        def is_here() -> bool:
+        def has_arrived() -> bool:
             answer = sqs.receive_message(QueueUrl=self.inbox, MaxNumberOfMessages=10)
             bodies = [json.loads(each["Body"])["Message"] for each in answer.get("Messages", [])]
             found.extend(each for each in bodies if text in each)
             return bool(found)
 
-        until(is_here, f"a message with {text!r}", 60)
+        until(has_arrived, f"a message with {text!r}", 60)
         return found[0]
 
 
@@ -117,7 +117,7 @@ def fleet(
         *("--template-file", ROOT / ".aws-sam/hub/template.yaml"),
         *("--capabilities", "CAPABILITY_IAM"),
     )
-    outputs = account.outputs(HUB)
+    outputs = account.read_outputs(HUB)
     sqs = account.client("sqs")
     inbox = sqs.create_queue(QueueName="fleet-inbox")["QueueUrl"]
     arn = f"arn:aws:sqs:{REGION}:{ACCOUNT}:fleet-inbox"
@@ -159,7 +159,7 @@ def test_what_two_accounts_terminate_is_in_one_digest(fleet: Fleet, database: Se
 
             until(is_terminated, "the session is terminated", 60)
     answer = fleet.run_hub()
-    assert fleet.account.denials(begin) == set()
+    assert fleet.account.read_denials(begin) == set()
     assert answer["verdict"] == "RESOLVED: 2 sessions were terminated and verified gone."
     assert answer["refused"] == 0
     digest = " ".join(fleet.await_message("RESOLVED").split())
@@ -176,7 +176,7 @@ def test_a_message_that_is_refused_is_visible_again_at_the_end_of_the_run(fleet:
     sqs.send_message(QueueUrl=url, MessageBody="garbage")
     answers = [fleet.run_hub() for _ in range(2)]
     sqs.purge_queue(QueueUrl=url)
-    assert fleet.account.denials(begin) == set()
+    assert fleet.account.read_denials(begin) == set()
     assert [answer["refused"] for answer in answers] == [1, 1]
 
 

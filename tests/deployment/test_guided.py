@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ANSWERS: Final = {"TargetSecretTag": "session-reaper=prod", "Email": "team@example.com"}
-# The last question of all is whether to deploy.
+# The last question is whether to deploy.
 TYPED: Final = {"AWS Region": REGION, **ANSWERS, "Deploy this changeset?": "n"}
 
 

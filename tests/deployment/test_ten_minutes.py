@@ -1,4 +1,4 @@
-"""The README's "Ten minutes": its commands, as a new user types them in an account without anything.
+"""The commands of the README's "Ten minutes", as a new user types them in an empty account.
 
 `pytest -rP` shows the number of commands and questions, and how long each command took.
 """
@@ -101,7 +101,7 @@ def user(tls: Tls, tmp_path: Path) -> Iterator[User]:
 
 @pytest.fixture
 def bare_database(tls: Tls) -> Iterator[Server]:
-    """A server that knows nothing of us."""
+    """A server without our role."""
     with run_server(tls) as running, contextlib.closing(running.connect()) as admin:
         admin.run(f"CREATE ROLE owner SUPERUSER LOGIN PASSWORD '{PASSWORD}'")
         yield running
@@ -131,7 +131,7 @@ def read_commands() -> list[str]:
 
 
 def make_private_database(account: Account, port: int) -> None:
-    """Make what a private database of RDS looks like: no NAT, and no admitted security group."""
+    """Create a private database of RDS, without a NAT and without an admitted security group."""
     ec2, rds = account.client("ec2"), account.client("rds")
     vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
     subnets = [
@@ -171,8 +171,8 @@ def test_the_commands_of_the_readme_lead_from_a_clone_to_the_first_summary(
     assert example in onboard
     user.type(install)
     user.type(onboard.replace(example, f"'postgres://owner@{place}/postgres?{options}'"), 1)
-    said = user.type(init)
-    *network, next_deploy, next_check = said.partition("Next:\n")[2].strip().split("\n")
+    output = user.type(init)
+    *network, next_deploy, next_check = output.partition("Next:\n")[2].strip().split("\n")
     assert [next_deploy.strip(), next_check.strip()] == [deploy, check]
     network_command, again = (command.strip() for command in network)
     assert network_command.startswith("make attach ADD=network ")
@@ -180,19 +180,19 @@ def test_the_commands_of_the_readme_lead_from_a_clone_to_the_first_summary(
     user.type(network_command)
     user.type(again)
     user.type(deploy)
-    inbox = subscribe_queue(user.account, user.account.outputs("session-reaper")["TopicArn"])
+    inbox = subscribe_queue(user.account, user.account.read_outputs("session-reaper")["TopicArn"])
     report = user.type(check)
     assert '"verdict":"CHECKED' in report.replace('": "', '":"')
     summaries: list[dict[str, Any]] = []
 
-    def is_here() -> bool:
+    def has_arrived() -> bool:
         summaries.extend(receive_messages(user.account, inbox))
         return bool(summaries)
 
-    until(is_here, "the first summary arrives", 60)
+    until(has_arrived, "the first summary arrives", 60)
     assert summaries[0]["Message"].startswith("CHECKED")
     assert "orders" in summaries[0]["Message"]
-    assert user.account.denials(0) == set()
+    assert user.account.read_denials(0) == set()
     assert len(user.questions) == 5
     print(describe(user))  # noqa: T201 -- for `pytest -rP`
 

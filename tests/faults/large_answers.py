@@ -16,12 +16,12 @@ from session_reaper.postgres.server import Server
 from session_reaper.sessions.snapshot import ALL_SESSIONS, Snapshot
 from session_reaper.targets.target import Auth, SslMode, Target
 
-from tests.faults.peak_memory import peak
+from tests.faults.peak_memory import read_peak_memory
 
 RUN_SECONDS = 44.0
 
 
-def target(port: int) -> Target:
+def make_target(port: int) -> Target:
     """Return a target on this machine."""
     return Target(
         name="hostile",
@@ -46,7 +46,7 @@ def main() -> None:
     deadline = Deadline(RUN_SECONDS)
 
     def take_snapshot(_: int) -> tuple[str, Snapshot | None]:
-        server = Server.connect(target(port), deadline)
+        server = Server.connect(make_target(port), deadline)
         try:
             return "ok", server.take_snapshot(ALL_SESSIONS, deadline)
         except TargetError as error:
@@ -56,7 +56,8 @@ def main() -> None:
 
     with ThreadPoolExecutor(servers) as pool:
         found = [*pool.map(take_snapshot, range(servers))]
-    print(json.dumps({"mebibytes": peak(), "outcomes": Counter(code for code, _ in found)}))  # noqa: T201 -- the result
+    outcomes = Counter(code for code, _ in found)
+    print(json.dumps({"mebibytes": read_peak_memory(), "outcomes": outcomes}))  # noqa: T201 -- the result
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class _Context:
         return 60_000
 
 
-def peak_memory_of_a_run(event: object) -> PeakMemory:
+def measure_peak_memory(event: object) -> PeakMemory:
     """Run the reaper on an event in a new process with our environment."""
     answer = subprocess.run(
         [sys.executable, "-m", "tests.faults.peak_memory"],
@@ -50,7 +50,7 @@ def peak_memory_of_a_run(event: object) -> PeakMemory:
     return PeakMemory(**json.loads(answer.stdout))
 
 
-def peak() -> float:
+def read_peak_memory() -> float:
     """Return the peak memory of this process in MiB."""
     if _STATUS.exists():
         found = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
@@ -68,7 +68,7 @@ def main() -> None:
     handler = importlib.import_module("session_reaper.handler").lambda_handler
     (target,) = handler(event, _Context())["targets"]
     outcomes = Counter(session["outcome"] for session in target["sessions"])
-    print(json.dumps({"mebibytes": peak(), "outcomes": outcomes}), file=out, flush=True)
+    print(json.dumps({"mebibytes": read_peak_memory(), "outcomes": outcomes}), file=out, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A run over a thousand victims. Their backends take gigabytes, too much for `make test`."""
+"""A run over a thousand victims, whose backends take gigabytes: too much for `make test`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_thousand_victims_are_terminated_and_each_is_reported_once(
         assert target["slots"]["used_after"] == 1  # the admin's
         (email,) = cloud.delivered()
         assert email.body.startswith(f"RESOLVED: {VICTIMS} sessions were terminated")
-        assert len(json.dumps(report)) < 6 * 1024 * 1024  # what Lambda may return
+        assert len(json.dumps(report)) < 6 * 1024 * 1024  # Lambda's limit
         for victim in victims:
             with suppress(pg8000.native.Error, OSError):
                 victim.close()

@@ -29,29 +29,31 @@ READY = b"Z\0\0\0\x05I"
 WELCOME = b"R\0\0\0\x08\0\0\0\0" + READY
 
 
-def _document(**changes: object) -> bytes:
+def _write_document(**changes: object) -> bytes:
     counts = {"max": 20_000, "used": 20_000}
     return json.dumps({**EMPTY_SNAPSHOT, **counts, **changes}, ensure_ascii=False).encode()
 
 
-def _sessions(number: int, query: str) -> Sequence[Sequence[object]]:
+def _make_sessions(number: int, query: str) -> Sequence[Sequence[object]]:
     return [session_row(pid=pid, query=f"{pid:05}{query}") for pid in range(1, number + 1)]
 
 
 ANSWERS = {
-    "queries of 2,000 bytes": lambda: _document(sessions=_sessions(SESSIONS, "x" * 1990)),
-    "queries of four bytes a character": lambda: _document(
-        sessions=_sessions(SESSIONS, "\U0001f600" + "x" * 1990)
+    "queries of 2,000 bytes": lambda: _write_document(
+        sessions=_make_sessions(SESSIONS, "x" * 1990)
     ),
-    "20,000 sessions": lambda: _document(sessions=_sessions(20_000, "")),
-    "one text": lambda: _document(junk="\U0001f600" + "x" * 15_000_000),
+    "queries of four bytes a character": lambda: _write_document(
+        sessions=_make_sessions(SESSIONS, "\U0001f600" + "x" * 1990)
+    ),
+    "20,000 sessions": lambda: _write_document(sessions=_make_sessions(20_000, "")),
+    "one text": lambda: _write_document(junk="\U0001f600" + "x" * 15_000_000),
     "texts beside numbers": lambda: b'""11' * 3_900_000,
-    "a million values": lambda: _document(junk=[{}] * 990_000, text="\U0001f600" * 2_500_000),
+    "a million values": lambda: _write_document(junk=[{}] * 990_000, text="\U0001f600" * 2_500_000),
 }
 
 
-def _peak(document: bytes, servers: int) -> PeakMemory:
-    """Return the peak memory of a process that takes the snapshots of so many servers at once."""
+def _measure_peak(document: bytes, servers: int) -> PeakMemory:
+    """Measure a process that takes the snapshots of a number of servers at once."""
     column = message(b"T", struct.pack("!H", 1) + b"answer\0" + bytes(18))
     row = message(b"D", struct.pack("!Hi", 1, len(document)) + document)
     reply = column + row + message(b"C", b"SELECT 1\0") + READY
@@ -77,12 +79,12 @@ def _peak(document: bytes, servers: int) -> PeakMemory:
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_hundred_large_answers_fit_into_the_function(name: str) -> None:
-    found = _peak(ANSWERS[name](), SERVERS)
+    found = _measure_peak(ANSWERS[name](), SERVERS)
     assert sum(found.outcomes.values()) == SERVERS
     assert found.outcomes.keys() <= {"ok", "answer", "deadline", "memory", "timeout"}
     assert found.mebibytes < MOST_MEBIBYTES, found
 
 
 def test_a_hundred_small_answers_all_succeed() -> None:
-    found = _peak(_document(sessions=_sessions(40, "x" * 200)), SERVERS)
+    found = _measure_peak(_write_document(sessions=_make_sessions(40, "x" * 200)), SERVERS)
     assert found.outcomes == {"ok": SERVERS}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from infra.local.aws import aws
 from infra.local.postgres import bundled_builds, server
-from tests.faults.peak_memory import PeakMemory, peak_memory_of_a_run
+from tests.faults.peak_memory import PeakMemory, measure_peak_memory
 from tests.frontend import close_sessions, open_sessions
 from tests.integration.stage import PASSWORD, REAPER, ROLE_FILE, policy
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 SESSIONS = 100
 LONG, SHORT = 1_048_576, 50  # bytes
-MOST_MEBIBYTES = 40.0  # more than with short texts
+MOST_MEBIBYTES = 40.0  # the most that long texts may take beyond short ones
 
 
-def _peak(database: Server, text_bytes: int) -> PeakMemory:
-    """Return the peak memory of a run over sessions with query texts of this length."""
+def _measure_peak(database: Server, text_bytes: int) -> PeakMemory:
+    """Measure a run over sessions with query texts of this length."""
     sql = f"BEGIN; SELECT length('{'x' * text_bytes}')"
     sessions = open_sessions(database.unix_sock, SESSIONS, sql)
     try:
-        return peak_memory_of_a_run({"policy": policy()})
+        return measure_peak_memory({"policy": policy()})
     finally:
         close_sessions(sessions)
 
@@ -38,7 +38,7 @@ def test_texts_of_1_mb_take_no_more_memory_than_short_texts(
         with database.connect() as admin:
             admin.run(ROLE_FILE.read_text())
             admin.run(f"ALTER ROLE {REAPER} PASSWORD '{PASSWORD}'; CREATE ROLE app LOGIN")
-        secret = f"memory-{database.port}"  # the stand-in keeps those of other tests
+        secret = f"memory-{database.port}"  # the stand-in keeps the secrets of other tests
         cloud.put_secret(
             secret,
             {
@@ -53,7 +53,7 @@ def test_texts_of_1_mb_take_no_more_memory_than_short_texts(
         monkeypatch.setenv("TOPIC_ARN", cloud.topic_arn)
         monkeypatch.setenv("MODE", "enforce")
 
-        short, long = _peak(database, SHORT), _peak(database, LONG)
+        short, long = _measure_peak(database, SHORT), _measure_peak(database, LONG)
 
     assert short.outcomes == long.outcomes == {"terminated": SESSIONS}
     assert long.mebibytes - short.mebibytes < MOST_MEBIBYTES, f"{short} {long}"

@@ -197,7 +197,7 @@ def test_the_failure_of_one_account_does_not_stop_the_others(
     progress, table = printed.split("4 stacks: 2 done, 2 failed")
     failure = "fails: FAILED: Error: Failed to create the stack: no permission ("
     assert f"111111111111/eu-central-1/{failure}" in progress
-    assert f"no role is given, and your own credentials are of {OWN}" in progress
+    assert f"no role is given, and your own credentials are for account {OWN}" in progress
     assert table.count("FAILED") == 2
     accounts = re.findall(r"\d{12}", table.split("region")[1])
     assert accounts[:3] == ["111111111111", "111111111111", "222222222222"]
@@ -372,7 +372,7 @@ def test_a_stack_that_was_removed_is_forgotten_by_the_name_in_a_digest(
     assert roll_out.run(lines, "--hub", hub, "--forget", first.label, "x/y") == 1
     printed = capsys.readouterr()
     assert f"{first.label}: forgotten" in printed.out
-    assert "x/y: the hub knows no such stack" in printed.err
+    assert "x/y: the hub does not know this stack" in printed.err
     assert set(load_spoke_states(TABLE, Deadline(10))) == {second}
     assert roll_out.calls() == {}
 
@@ -426,7 +426,7 @@ def test_a_stack_of_another_kind_is_not_replaced(
     assert roll_out.run(lines, *options) == 1
     printed = capsys.readouterr().out
     for name in (hub, "session-reaper-fleet"):
-        assert f"FAILED: a stack {name} exists that is not session-reaper's" in printed
+        assert f"FAILED: stack {name} exists and is not session-reaper's" in printed
     assert roll_out.calls() == {}
 
 

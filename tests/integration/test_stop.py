@@ -16,7 +16,7 @@ from session_reaper.report.model import Outcome
 from session_reaper.runs.operations import reap
 from session_reaper.runs.parallel import Progress
 from session_reaper.runs.quota import allow_all
-from session_reaper.runs.target_run import create_report
+from session_reaper.runs.target_report import create_report
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper_cli.connections.login import connect
 from session_reaper_cli.connections.target import find_target

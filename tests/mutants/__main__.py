@@ -42,7 +42,7 @@ EXPLAINED = {
 }
 
 
-def mutants(statement: str) -> Iterator[tuple[str, str]]:
+def generate_mutants(statement: str) -> Iterator[tuple[str, str]]:
     """Yield each statement with one condition removed or one comparison reversed, and its description."""
     conditions = re.findall(r"^ *(?:WHERE|AND) .*$", statement, re.MULTILINE)
     for condition in conditions:
@@ -59,8 +59,8 @@ def mutants(statement: str) -> Iterator[tuple[str, str]]:
     ):
         for found in re.finditer(re.escape(old), statement):
             line = statement[: found.end()].splitlines()[-1].strip()
-            turned = statement[: found.start()] + new + statement[found.end() :]
-            yield f"{new.strip()} in {line}", turned
+            reversed_statement = statement[: found.start()] + new + statement[found.end() :]
+            yield f"{new.strip()} in {line}", reversed_statement
 
 
 def main() -> None:
@@ -78,12 +78,12 @@ def main() -> None:
             path = copy / QUERIES / f"{name}.sql"
             whole = path.read_text("utf-8")
             comments, statement = _split(whole)
-            for what, mutant in mutants(statement):
+            for what, mutant in generate_mutants(statement):
                 path.write_text(comments + mutant, "utf-8")
-                seen, mutant_name = _fails(copy, tests), f"{name}.sql {what}"
-                tried, killed = tried + 1, killed + seen
-                unexplained += not seen and mutant_name not in EXPLAINED
-                print(f"{'killed  ' if seen else 'SURVIVED'} {mutant_name}", flush=True)
+                is_killed, mutant_name = _is_killed(copy, tests), f"{name}.sql {what}"
+                tried, killed = tried + 1, killed + is_killed
+                unexplained += not is_killed and mutant_name not in EXPLAINED
+                print(f"{'killed  ' if is_killed else 'SURVIVED'} {mutant_name}", flush=True)
             path.write_text(whole, "utf-8")
     print(f"{killed} of {tried} mutants of the guard killed, {unexplained} not explained")
     sys.exit(unexplained > 0)
@@ -95,7 +95,7 @@ def _split(whole: str) -> tuple[str, str]:
     return "".join(lines[:first]), "".join(lines[first:])
 
 
-def _fails(copy: Path, tests: list[str]) -> bool:
+def _is_killed(copy: Path, tests: list[str]) -> bool:
     servers = [f"--servers={Path(sys.argv[1]).resolve()}"] if sys.argv[1:] else []
     command = [sys.executable, "-m", "pytest", "-q", "-x", *tests, *servers]
     done = subprocess.run(command, cwd=copy, capture_output=True, check=False)  # noqa: S603 -- our own tests

@@ -66,12 +66,12 @@ POLICIES: dict[str, dict[str, Any]] = {
 """Policies by name, without their `version`."""
 
 
-def verdicts_on(recording: Path) -> str:
-    """Return the verdict of every policy on every session of a recording."""
-    return "\n".join(_verdicts_on(recording))
+def write_verdicts(recording: Path) -> str:
+    """Write the verdict of every policy on every session of a recording."""
+    return "\n".join(_write_lines(recording))
 
 
-def _verdicts_on(recording: Path) -> Iterator[str]:
+def _write_lines(recording: Path) -> Iterator[str]:
     for title, document in POLICIES.items():
         yield f"policy {title}"
         policy = read_policy({"version": 1, **document})

@@ -20,8 +20,8 @@ from session_reaper.sessions.snapshot import ALL_SESSIONS
 from session_reaper.targets.target import Auth, SslMode, Target
 
 from infra.local.postgres import Build, bundled_builds, npm_builds, server
-from tests.recordings import FOLDER, verdicts_on
-from tests.recordings.scene import PASSWORD, scene
+from tests.recordings import FOLDER, write_verdicts
+from tests.recordings.scene import PASSWORD, open_scene
 
 if TYPE_CHECKING:
     from infra.local.postgres import Server as PostgresServer
@@ -42,7 +42,7 @@ def main() -> None:
         for build in builds.values():
             _record(build)
     for recording in sorted(FOLDER.glob("postgresql-*.json")):
-        recording.with_suffix(".txt").write_text(verdicts_on(recording), "utf-8")
+        recording.with_suffix(".txt").write_text(write_verdicts(recording), "utf-8")
         print(recording.with_suffix(".txt").name)
 
 
@@ -51,7 +51,7 @@ def _record(build: Build) -> None:
         with running.connect(unix_sock=running.unix_sock) as root:
             root.run(_ROLE_FILE.read_text())
             root.run(f"ALTER ROLE session_reaper PASSWORD {literal(PASSWORD)}")
-        with scene(running):
+        with open_scene(running):
             recording = _take_snapshot(running)
     path = FOLDER / f"postgresql-{build.major}.json"
     path.write_text(json.dumps(recording, indent=1) + "\n", "utf-8")

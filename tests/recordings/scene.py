@@ -33,7 +33,7 @@ def send_query(connection: Connection, sql: str) -> None:
 
 
 def send_unfinished(connection: Connection, sql: str) -> None:
-    """Execute a statement without Sync, like a driver that died: the session becomes wedged."""
+    """Execute a statement without Sync, as a driver that dies does, so that the session is wedged."""
     connection._usock.sendall(  # noqa: SLF001 -- as above
         _message(b"P", _text("") + _text(sql) + struct.pack("!h", 0))  # Parse, no parameter types
         + _message(b"B", _text("") + _text("") + struct.pack("!hhh", 0, 0, 0))  # Bind
@@ -58,7 +58,7 @@ class Scene:
         self._root = root
         self._stack = stack
 
-    def session(self, application: str, *queries: str, role: str = "app") -> Connection:
+    def open_session(self, application: str, *queries: str, role: str = "app") -> Connection:
         """Open a session and run the queries, ignoring their errors."""
         options: dict[str, str] = {"password": PASSWORD}
         if role == "postgres":
@@ -83,7 +83,7 @@ class Scene:
 
 
 @contextmanager
-def scene(server: Server) -> Iterator[None]:
+def open_scene(server: Server) -> Iterator[None]:
     """Create the sessions and keep them open."""
     with ExitStack() as stack:
         root = stack.enter_context(server.connect(unix_sock=server.unix_sock))
@@ -93,9 +93,9 @@ def scene(server: Server) -> Iterator[None]:
         for role in ("app", "reporting"):
             root.run(f"ALTER ROLE {role} LOGIN PASSWORD {literal(PASSWORD)}")
         opened = Scene(server, root, stack)
-        _leaks(opened)
-        _healthy(opened)
-        _chain(opened)
+        _open_leaks(opened)
+        _open_healthy(opened)
+        _open_chain(opened)
         _open_protected(opened)
         for _ in range(5):  # the sessions with an xid or a snapshot hold vacuum back by these
             root.run("SELECT txid_current()")
@@ -103,36 +103,36 @@ def scene(server: Server) -> Iterator[None]:
         yield
 
 
-def _leaks(opened: Scene) -> None:
-    opened.session("leak-begin", "BEGIN")
-    opened.session("leak-read", "BEGIN", _READ)
-    opened.session("leak-xid", "BEGIN", _WRITE.format(1))
-    opened.session("leak-xmin", _SNAPSHOT, _READ)
-    opened.session("leak-aborted", "BEGIN", f"SELECT CAST('{CANARY}' AS integer)")
-    wedged = opened.session("wedged")
+def _open_leaks(opened: Scene) -> None:
+    opened.open_session("leak-begin", "BEGIN")
+    opened.open_session("leak-read", "BEGIN", _READ)
+    opened.open_session("leak-xid", "BEGIN", _WRITE.format(1))
+    opened.open_session("leak-xmin", _SNAPSHOT, _READ)
+    opened.open_session("leak-aborted", "BEGIN", f"SELECT CAST('{CANARY}' AS integer)")
+    wedged = opened.open_session("wedged")
     send_unfinished(wedged, _READ)
     opened.wait_until("wedged", "state = 'active' AND wait_event = 'ClientRead'")
 
 
-def _healthy(opened: Scene) -> None:
+def _open_healthy(opened: Scene) -> None:
     for number in (1, 2, 3):
-        opened.session(f"pool-{number}", _READ)
-    send_query(opened.session("report", role="reporting"), f"SELECT pg_sleep(600), '{CANARY}'")
+        opened.open_session(f"pool-{number}", _READ)
+    send_query(opened.open_session("report", role="reporting"), f"SELECT pg_sleep(600), '{CANARY}'")
     opened.wait_until("report", "wait_event = 'PgSleep'")
-    send_query(opened.session("copy"), f"COPY orders FROM STDIN (NULL '{CANARY}')")
+    send_query(opened.open_session("copy"), f"COPY orders FROM STDIN (NULL '{CANARY}')")
     opened.wait_until("copy", "state = 'active' AND wait_event = 'ClientRead'")
 
 
-def _chain(opened: Scene) -> None:
+def _open_chain(opened: Scene) -> None:
     """Create a chain: the second waiter waits for the first, the first for the root."""
-    opened.session("root", "BEGIN", _WRITE.format(2))
-    send_query(opened.session("waiter-1", "BEGIN", _WRITE.format(3)), _WRITE.format(2))
+    opened.open_session("root", "BEGIN", _WRITE.format(2))
+    send_query(opened.open_session("waiter-1", "BEGIN", _WRITE.format(3)), _WRITE.format(2))
     opened.wait_until("waiter-1", "wait_event_type = 'Lock'")
-    send_query(opened.session("waiter-2", "BEGIN"), _WRITE.format(3))
+    send_query(opened.open_session("waiter-2", "BEGIN"), _WRITE.format(3))
     opened.wait_until("waiter-2", "wait_event_type = 'Lock'")
 
 
 def _open_protected(opened: Scene) -> None:
-    opened.session("pg_dump", _SNAPSHOT, _READ)
-    opened.session("superuser", "BEGIN", _WRITE.format(4), role="postgres")
-    opened.session("reaper-by-hand", "BEGIN", f"SELECT '{CANARY}'", role="session_reaper")
+    opened.open_session("pg_dump", _SNAPSHOT, _READ)
+    opened.open_session("superuser", "BEGIN", _WRITE.format(4), role="postgres")
+    opened.open_session("reaper-by-hand", "BEGIN", f"SELECT '{CANARY}'", role="session_reaper")

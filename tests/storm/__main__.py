@@ -1,4 +1,4 @@
-"""`make storm`: healthy transactions by the hundred thousand while two reapers terminate leaks.
+"""`make storm`: runs 200,000 healthy transactions per major while two reapers terminate leaks.
 
 `python -m tests.storm SERVERS [--transactions N] [--majors 13 18] [--hair-trigger] [--compare]` prints
 one row per major and ends with 1 if a healthy transaction was broken, if a report and the server's log
@@ -20,7 +20,7 @@ from rich.table import Table
 
 from infra.local.postgres import npm_builds
 from tests.storm.script import Script
-from tests.storm.storm import HAIR_TRIGGER, StormResult, storm
+from tests.storm.storm import HAIR_TRIGGER, StormResult, run_storm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,26 +33,26 @@ _OLDEST_AND_NEWEST = (13, 18)
 
 def main() -> None:
     """Run the storms and print the table."""
-    arguments = _arguments()
+    arguments = _read_arguments()
     builds = npm_builds(arguments.servers)
     results = [
-        storm(builds[major], arguments.transactions, hair_trigger=arguments.hair_trigger)
+        run_storm(builds[major], arguments.transactions, hair_trigger=arguments.hair_trigger)
         for major in arguments.majors
     ]
     console = Console(width=150)
     if arguments.compare:
-        console.print(_comparison(results, _by_hand(builds, arguments)))
+        console.print(_make_comparison_table(results, _run_scripts(builds, arguments)))
     if arguments.hair_trigger:
-        console.print(_hair_trigger_table(results))
+        console.print(_make_hair_trigger_table(results))
         return
-    console.print(_table(results))
+    console.print(_make_table(results))
     wrong = [(result.major, each) for result in results for each in result.complaints]
     for major, complaint in wrong:
         console.print(f"PostgreSQL {major}: {complaint}", highlight=False)
     sys.exit(bool(wrong))
 
 
-def _arguments() -> argparse.Namespace:
+def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.storm")
     parser.add_argument("servers", type=Path, help="a folder with npm's PostgreSQL servers")
     parser.add_argument("--transactions", type=int, default=_TRANSACTIONS, help="for each major")
@@ -62,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _by_hand(
+def _run_scripts(
     builds: Mapping[int, Build], arguments: argparse.Namespace
 ) -> Iterator[tuple[str, StormResult]]:
     """Run a storm for each major and script; a hair trigger applies to the time in the state only."""
@@ -71,7 +71,7 @@ def _by_hand(
         for script in scripts:
             yield (
                 script,
-                storm(
+                run_storm(
                     builds[major],
                     arguments.transactions,
                     hair_trigger=arguments.hair_trigger,
@@ -80,7 +80,7 @@ def _by_hand(
             )
 
 
-def _comparison(
+def _make_comparison_table(
     reapers: Sequence[StormResult], by_hand: Iterable[tuple[str, StormResult]]
 ) -> Table:
     table = Table(title="the same storm with other ways to terminate leaks", title_justify="left")
@@ -108,7 +108,7 @@ def _comparison(
     return table
 
 
-def _table(results: Sequence[StormResult]) -> Table:
+def _make_table(results: Sequence[StormResult]) -> Table:
     table = Table(title="healthy transactions under two overlapping reapers", title_justify="left")
     for heading in (
         "PostgreSQL",
@@ -135,9 +135,9 @@ def _table(results: Sequence[StormResult]) -> Table:
             str(len(result.stalled)),
             f"{len(result.deaths):,}",
             f"{len(result.reported):,}",
-            str(len(result.undelivered)),
+            str(len(result.unreported)),
             str(len(result.unproven)),
-            f"{result.number_of('cancelled'):,}",
+            f"{result.count('cancelled'):,}",
             f"{len(result.runs):,}",
             f"{median(condemned):.0f}, at most {condemned[-1]}",
             f"{result.healthy.longest_wait * 1000:.0f} ms",
@@ -146,7 +146,7 @@ def _table(results: Sequence[StormResult]) -> Table:
     return table
 
 
-def _hair_trigger_table(results: Sequence[StormResult]) -> Table:
+def _make_hair_trigger_table(results: Sequence[StormResult]) -> Table:
     title = f"a threshold of {HAIR_TRIGGER * 1000:.0f} ms, below the transactions' own time"
     table = Table(title=title, title_justify="left")
     for heading in (
@@ -169,8 +169,8 @@ def _hair_trigger_table(results: Sequence[StormResult]) -> Table:
             f"{len(result.healthy.breaks):,}",
             str(result.killed_at_work),
             str(result.healthy.finished_in_doubt),
-            f"{result.number_of('escaped'):,}",
-            str(len(result.undelivered)),
+            f"{result.count('escaped'):,}",
+            str(len(result.unreported)),
             str(len(result.unproven)),
             str(len(result.wrong_counts)),
             f"{result.healthy.seconds:.0f} s",

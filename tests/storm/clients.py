@@ -59,7 +59,7 @@ class Loop:
 
 
 class Client:
-    """One session after the other over the Unix socket; subclasses say what each does."""
+    """A client that opens sessions in turn over the Unix socket; subclasses define what each does."""
 
     def __init__(self, loop: Loop, unix_sock: str, application: str) -> None:
         self.loop = loop
@@ -84,7 +84,7 @@ class Client:
     def send(self, sql: str) -> None:
         """Send statements."""
         self.sent_at = monotonic()
-        with suppress(OSError):  # the session has been terminated: the next read says so
+        with suppress(OSError):  # the session has been terminated, which the next read shows
             self._socket.send(query(sql))  # shorter than any socket's buffer
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""A process of healthy clients: each works in short transactions and counts what it commits.
+"""A process of healthy clients, each of which makes short transactions and counts its commits.
 
 A transaction is `BEGIN`, an update of the client's own row, a random short time idle in transaction,
 and `COMMIT`; some have a second statement and a second such time, some are active for a moment.
-Afterwards the row shows whether the client counted correctly. Arguments: the socket's path, the number
+At the end, the row must have the number that the client counted. Arguments: the socket's path, the number
 of clients, the number of transactions and the longest idle time in seconds. The answer is one line
 of JSON: `HealthyResult`.
 """
@@ -80,7 +80,7 @@ class _Load:
 
 class _HealthyClient(Client):
     def __init__(self, loop: Loop, load: _Load, number: int, result: HealthyResult) -> None:
-        # Half of the clients use the application whose rule confirms.
+        # Half of the clients have an application whose rule has `confirm_after`.
         super().__init__(loop, load.unix_sock, f"api-{'ab'[number % 2]}")
         self.is_finished = False
         self._load = load
@@ -129,17 +129,17 @@ class _HealthyClient(Client):
     def on_error(self, code: str) -> None:
         if self._step is _Step.CONNECT:
             raise SystemExit(f"a healthy client cannot connect: {code}")
-        self._broke(code)
+        self._record_break(code)
 
     def on_closed(self) -> None:
         if self.is_finished:
             return
-        self._broke("")
+        self._record_break("")
         self._is_in_doubt = self._step is _Step.COMMIT
         self._step, self._is_idle = _Step.CONNECT, False
         self.connect()
 
-    def _broke(self, code: str) -> None:
+    def _record_break(self, code: str) -> None:
         """Record an error once: the end of the connection follows a fatal one."""
         if self._has_failed:
             return
@@ -161,9 +161,9 @@ class _HealthyClient(Client):
             self._finish()
             return
         self._has_failed = self._is_in_doubt = False
-        self._go(_Step.FIRST, f"BEGIN; {_WRITE}{self._activity()}")
+        self._go(_Step.FIRST, f"BEGIN; {_WRITE}{self._choose_activity()}")
 
-    def _activity(self) -> str:
+    def _choose_activity(self) -> str:
         return "; SELECT pg_sleep(0.003)" if self._random.random() < _ACTIVE else ""
 
     def _go_on(self) -> None:
@@ -173,7 +173,7 @@ class _HealthyClient(Client):
         self._result.longest_wait = max(self._result.longest_wait, waited)
         self._is_idle = False
         if self._step is _Step.FIRST and self._random.random() < _SECOND_STATEMENT:
-            self._go(_Step.SECOND, f"SELECT 1{self._activity()}")
+            self._go(_Step.SECOND, f"SELECT 1{self._choose_activity()}")
         else:
             self._go(_Step.COMMIT, "COMMIT")
 

@@ -58,7 +58,7 @@ class _Context:
 
 
 def main() -> None:
-    """Run and print until the standard input is closed; the handler's own log goes nowhere."""
+    """Run and print until the standard input is closed; the handler's own log goes to /dev/null."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     handler = importlib.import_module("session_reaper.handler").lambda_handler

@@ -1,4 +1,4 @@
-"""A process that terminates leaks as people do by hand, again and again, until its input is closed.
+"""A process that terminates leaks by a script, again and again, until its input is closed.
 
 Its first argument is one of two scripts. `article` runs the statement of the article "How to Fix
 PostgreSQL 'Remaining Connection Slots Reserved' Error", which measures the age of the connection.

@@ -1,6 +1,6 @@
-"""One storm: healthy clients, leaks and two overlapping reapers on one server, and the outcome.
+"""Runs a storm: healthy clients, leaks and two overlapping reapers on one server.
 
-For comparison, two overlapping scripts can take the place of the reapers; they report nothing.
+For comparison, two overlapping scripts can replace the reapers; they report nothing.
 
 Three sources are compared: the healthy clients with the data, the reapers' reports, and the server's
 log, which has a line for each session that was terminated.
@@ -99,7 +99,7 @@ class Death:
 
     at: float  # seconds since 1970
     pid: int
-    was_working: bool  # it ran a statement at that moment
+    was_working: bool  # a statement ran at that moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +119,12 @@ class StormResult:
 
     @property
     def stalled(self) -> Sequence[Break]:
-        """Transactions that the machine delayed beyond a threshold, so they are not healthy any more."""
+        """Transactions that were idle beyond a threshold, because the machine delayed them."""
         return [each for each in self.healthy.breaks if each.seconds >= THRESHOLD]
 
     @property
     def wrong_counts(self) -> Sequence[str]:
-        """Clients whose commits are not those that the data shows."""
+        """Clients whose confirmed commits differ from the data."""
         differing = [
             f"client {client} committed {count}, the server has {self.counts.get(client)}"
             for client, count in self.healthy.counts.items()
@@ -133,23 +133,25 @@ class StormResult:
         return [*self.healthy.wrong_counts, *differing]
 
     @property
-    def undelivered(self) -> Sequence[Death]:
+    def unreported(self) -> Sequence[Death]:
         """Terminated sessions that no run reported as terminated or lingering."""
-        told = self._runs_by_pid("terminated", "lingering")
+        reporting = self._group_runs_by_pid("terminated", "lingering")
         return [
             death
             for death in self.deaths
-            if not any(_is_within(death, run, lingers=lingers) for run, lingers in told[death.pid])
+            if not any(
+                _is_within(death, run, lingers=lingers) for run, lingers in reporting[death.pid]
+            )
         ]
 
     @property
     def reported(self) -> Sequence[Death]:
         """Terminated sessions that at least one run reported as terminated."""
-        told = self._runs_by_pid("terminated")
+        reporting = self._group_runs_by_pid("terminated")
         return [
             death
             for death in self.deaths
-            if any(_is_within(death, run, lingers=False) for run, _ in told[death.pid])
+            if any(_is_within(death, run, lingers=False) for run, _ in reporting[death.pid])
         ]
 
     @property
@@ -173,7 +175,7 @@ class StormResult:
 
     @property
     def killed_at_work(self) -> int:
-        """Healthy sessions that had gone back to work when they were hit, by log and by client.
+        """How many healthy sessions had gone back to work when they were terminated, by log and by client.
 
         The log shows those that ran a statement at that moment. The client counts those that had
         changed their state more recently than any threshold: they had just finished a statement.
@@ -186,11 +188,11 @@ class StormResult:
 
     @property
     def complaints(self) -> Sequence[str]:
-        """List the faults that the storm found."""
+        """The faults that the storm found."""
         found = [
             *(f"broken: {each}" for each in self.broken),
             *(f"wrong count: {each}" for each in self.wrong_counts),
-            *(f"terminated and not reported: {each}" for each in self.undelivered),
+            *(f"terminated and not reported: {each}" for each in self.unreported),
             *(
                 f"reported terminated without a line in the server's log: pid {pid}"
                 for _, pid in self.unproven
@@ -199,16 +201,16 @@ class StormResult:
         ]
         return found if self.deaths else [*found, "no leak was terminated"]
 
-    def number_of(self, outcome: str) -> int:
+    def count(self, outcome: str) -> int:
         """Count an outcome over all runs; two reapers may both report one session."""
         return sum(each.outcome == outcome for run in self.runs for each in run.sessions)
 
     @property
     def condemned_per_killing_run(self) -> Sequence[int]:
-        """Return the number of sessions that each run condemned, of the runs that condemned any, in order."""
+        """How many sessions each run condemned, in ascending order, without the runs that condemned none."""
         return sorted(len(run.sessions) for run in self.runs if run.sessions) or [0]
 
-    def _runs_by_pid(self, *outcomes: str) -> Mapping[int, Sequence[tuple[ReaperRun, bool]]]:
+    def _group_runs_by_pid(self, *outcomes: str) -> Mapping[int, Sequence[tuple[ReaperRun, bool]]]:
         found = defaultdict(list)
         for run in self.runs:
             for each in run.sessions:
@@ -222,12 +224,12 @@ def _is_within(death: Death, run: ReaperRun, *, lingers: bool) -> bool:
     return run.began - _LOG_SLACK <= death.at and (lingers or death.at <= run.ended + _LOG_SLACK)
 
 
-def storm(
+def run_storm(
     build: Build, transactions: int, *, hair_trigger: bool = False, script: Script | None = None
 ) -> StormResult:
-    """Run one storm of so many healthy transactions on a new server.
+    """Run one storm with a number of healthy transactions on a new server.
 
-    Under a hair trigger there are no leaks: as the older sessions they would be terminated first.
+    A hair trigger has no leaks, because these are older sessions and would be terminated first.
     """
     longest_idle = LONGEST_IDLE_UNDER_HAIR_TRIGGER if hair_trigger else LONGEST_IDLE
     with ExitStack() as stack:
@@ -236,8 +238,8 @@ def storm(
         _prepare(database)
         cloud = stack.enter_context(aws())
         policy = _HAIR_TRIGGER_POLICY if hair_trigger else _POLICY
-        secret = f"storm-{database.port}"  # the stand-in keeps those of earlier storms
-        cloud.put_secret(secret, _secret(database))
+        secret = f"storm-{database.port}"  # the stand-in keeps the secrets of earlier storms
+        cloud.put_secret(secret, _make_secret(database))
         cloud.ssm.put_parameter(
             Name="/storm/policy", Value=json.dumps(policy), Type="String", Overwrite=True
         )
@@ -252,13 +254,15 @@ def storm(
         outputs = [folder / f"reaper-{number}" for number in range(REAPERS)]
         with ExitStack() as processes:
             if not hair_trigger:
-                processes.enter_context(_process("leaks", environment, database.unix_sock, LEAKS))
+                processes.enter_context(
+                    _start_process("leaks", environment, database.unix_sock, LEAKS)
+                )
             age = HAIR_TRIGGER if hair_trigger else SCRIPT_AGE
             by_hand = ("script", environment, script, database.unix_sock, age)
             for output in outputs:
                 into = processes.enter_context(output.open("w"))
                 command = by_hand if script else ("reaper", environment)
-                processes.enter_context(_process(*command, into=into))
+                processes.enter_context(_start_process(*command, into=into))
             arguments = (database.unix_sock, HEALTHY_CLIENTS, transactions, longest_idle)
             healthy = _run_healthy_clients(environment, *arguments)
         runs = [
@@ -271,7 +275,7 @@ def storm(
         return StormResult(
             major=build.major,
             healthy=healthy,
-            deaths=_deaths(database.log),
+            deaths=_read_deaths(database.log),
             runs=runs,
             counts=counts,
         )
@@ -292,7 +296,7 @@ def _prepare(database: Server) -> None:
         admin.run("GRANT ALL ON counters, leaked, locked TO app")
 
 
-def _secret(database: Server) -> dict[str, object]:
+def _make_secret(database: Server) -> dict[str, object]:
     return {
         "host": database.host,
         "port": database.port,
@@ -304,7 +308,7 @@ def _secret(database: Server) -> dict[str, object]:
 
 
 @contextmanager
-def _process(
+def _start_process(
     name: str, environment: Mapping[str, str], *arguments: object, into: IO[str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """Run a module of this package; closing its standard input ends it. Raises if it failed."""
@@ -327,13 +331,13 @@ def _process(
 
 
 def _run_healthy_clients(environment: Mapping[str, str], *arguments: object) -> HealthyResult:
-    with _process("healthy", environment, *arguments) as process:
+    with _start_process("healthy", environment, *arguments) as process:
         assert process.stdout
         line = process.stdout.readline()
     return HealthyResult.from_json(line)
 
 
-def _deaths(log: Path) -> Sequence[Death]:
+def _read_deaths(log: Path) -> Sequence[Death]:
     """Read the sessions that were terminated; a working one is logged with its statement."""
     lines = [
         found

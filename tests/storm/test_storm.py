@@ -1,4 +1,4 @@
-"""The storm in its short form, and the comparison of its three sources."""
+"""A short storm, and the comparison of its three sources."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from infra.local.postgres import bundled_builds, npm_builds
 from tests.storm.healthy import Break, HealthyResult
 from tests.storm.reaper import ReaperRun, SessionOutcome
 from tests.storm.script import Script
-from tests.storm.storm import THRESHOLD, Death, StormResult, storm
+from tests.storm.storm import THRESHOLD, Death, StormResult, run_storm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,19 +27,19 @@ def test_no_healthy_transaction_is_broken_while_leaks_are_terminated(
     folder: Path | None = pytestconfig.getoption("--servers")
     builds = bundled_builds() if folder is None else npm_builds(folder)
 
-    result = storm(builds[max(builds) if newest else min(builds)], _TRANSACTIONS)
+    result = run_storm(builds[max(builds) if newest else min(builds)], _TRANSACTIONS)
 
     assert result.complaints == []
     assert result.healthy.transactions >= _TRANSACTIONS
     assert len(result.deaths) > 100
     assert result.condemned_per_killing_run[-1] >= 20
-    assert result.number_of("cancelled") > 0
+    assert result.count("cancelled") > 0
 
 
 def test_the_articles_statement_breaks_healthy_transactions() -> None:
     builds = bundled_builds()
 
-    result = storm(builds[max(builds)], _FEW_TRANSACTIONS, script=Script.ARTICLE)
+    result = run_storm(builds[max(builds)], _FEW_TRANSACTIONS, script=Script.ARTICLE)
 
     assert len(result.broken) > 10
     assert result.wrong_counts == []
@@ -86,7 +86,7 @@ def test_a_lingering_session_may_die_after_the_run() -> None:
     ids=["no run", "escaped", "another pid", "a later run"],
 )
 def test_a_death_that_no_run_reports_is_unreported(runs: Sequence[ReaperRun]) -> None:
-    assert _result(deaths=[_DEATH], runs=runs).undelivered == [_DEATH]
+    assert _result(deaths=[_DEATH], runs=runs).unreported == [_DEATH]
 
 
 def test_a_report_without_a_death_is_unproven() -> None:

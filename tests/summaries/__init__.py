@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,24 +20,34 @@ from tests.summaries.situations import NOW, PLACE, SITUATIONS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from session_reaper.summary.digest import Digest
+
 _HERE = Path(__file__).parent
 _PICTURES = _HERE.parents[1] / "docs" / "pictures"
 _PICTURED = "a-storm-of-300"
 
+NAMES = (*SITUATIONS, *FLEET_SITUATIONS)
+"""Of all situations."""
 
-def files() -> Iterator[tuple[Path, str]]:
-    """Yield each generated file with its content."""
-    digests = {name: digest_report(make(), PLACE) for name, make in SITUATIONS.items()}
-    digests |= {name: make() for name, make in FLEET_SITUATIONS.items()}
-    for name, digest in digests.items():
-        summary = summarize(digest, NOW)
-        yield _HERE / f"{name}.email.txt", f"Subject: {summary.subject}\n\n{summary.email}"
-        yield _HERE / f"{name}.slack.json", _indent(summary.notification)
-        yield _HERE / f"{name}.webhook.json", _indent(summary.webhook)
-        if name == _PICTURED:
-            email = as_email(summary.subject, summary.email)
-            yield _PICTURES / "email.svg", as_svg(email, "email")
-            yield _PICTURES / "slack.svg", as_svg(as_slack(summary.notification), "slack")
+
+@cache
+def digest_situation(name: str) -> Digest:
+    """Return the digest of a situation; that of a fleet takes a tenth of a second."""
+    if name in FLEET_SITUATIONS:
+        return FLEET_SITUATIONS[name]()
+    return digest_report(SITUATIONS[name](), PLACE)
+
+
+def files(name: str) -> Iterator[tuple[Path, str]]:
+    """Yield each generated file of a situation with its content."""
+    summary = summarize(digest_situation(name), NOW)
+    yield _HERE / f"{name}.email.txt", f"Subject: {summary.subject}\n\n{summary.email}"
+    yield _HERE / f"{name}.slack.json", _indent(summary.notification)
+    yield _HERE / f"{name}.webhook.json", _indent(summary.webhook)
+    if name == _PICTURED:
+        email = as_email(summary.subject, summary.email)
+        yield _PICTURES / "email.svg", as_svg(email, "email")
+        yield _PICTURES / "slack.svg", as_svg(as_slack(summary.notification), "slack")
 
 
 def _indent(text: str) -> str:

@@ -348,6 +348,29 @@ def test_sessions_that_our_own_role_protects_are_counted() -> None:
     assert list(overview.protected) == [("our own role", 1)]
 
 
+# -- start -----------------------------------------------------------------------------------------
+
+
+def test_a_command_that_needs_no_aws_does_not_load_boto3(tmp_path: Path) -> None:
+    """boto3 takes a third of the time in which a command starts."""
+    program = """
+import sys
+from session_reaper_cli.main import run
+
+for command in ("top", "explain", "check", "reap", "record"):
+    assert run([command, "postgres://app:x@127.0.0.1:1/orders?sslmode=disable"]) == 2
+print("pg8000" in sys.modules, "boto3" in sys.modules)
+"""
+    done = subprocess.run(  # noqa: S603 -- our own interpreter
+        [sys.executable, "-c", program],
+        env=environment(tmp_path, {}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
 # -- Ctrl-C ----------------------------------------------------------------------------------------
 
 

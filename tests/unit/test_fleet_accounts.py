@@ -66,7 +66,7 @@ def test_each_line_is_a_stack_and_other_columns_are_parameters(tmp_path: Path) -
         ("111111111111,eu-central-1,a b", "role: 'a b' must be the name or the ARN"),
         (
             "111111111111,eu-central-1,arn:aws:iam::222222222222:role/x",
-            "role: 'arn:aws:iam::222222222222:role/x' is of another account",
+            "role: 'arn:aws:iam::222222222222:role/x' belongs to another account",
         ),
         ("111111111111,eu-central-1", "has 2 cells for 3 columns"),
         ("111111111111,eu-central-1,deployer,,", "has 5 cells for 3 columns"),
@@ -81,7 +81,7 @@ def test_an_invalid_line_is_named_with_what_it_holds(
 
 def test_a_column_without_a_name_is_refused(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, f"account,region,role,,\n{GOOD},,\n")
-    assert found == ":1: a column has no name; delete it, also if it is empty"
+    assert found == ":1: a column has no name; delete it, even if it is empty"
 
 
 def test_all_invalid_lines_are_named_at_once(tmp_path: Path) -> None:
@@ -93,14 +93,20 @@ def test_all_invalid_lines_are_named_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", ": has no line"),
-        ("account,region\n", ":1: has columns only"),
-        ("account,role\nx,y\n", ":1: region: a column of this name is required"),
+        ("", ": is empty"),
+        ("account,region\n", ":1: has no line below the columns"),
+        ("account,role\nx,y\n", ":1: region: this column is required"),
         ("account,region,Mod\n", ":1: unknown column 'Mod'; known: account, region, role, stack, "),
-        ("account,region,Mode,Mode\n", ":1: Mode: there are 2 columns of this name"),
+        ("account,region,Mode,Mode\n", ":1: Mode: 2 columns have this name"),
         ("account,region,stack\n111111111111,eu-west-1,9x\n", ":2: stack: '9x' must begin"),
-        ('account,region,Mode\n111111111111,eu-west-1,"a""b"\n', ":2: Mode: must have no quote"),
-        ('account,region,Mode\n111111111111,eu-west-1,"a\n"\n', ":2: has an open or misplaced"),
+        (
+            'account,region,Mode\n111111111111,eu-west-1,"a""b"\n',
+            ":2: Mode: must not contain a quote",
+        ),
+        (
+            'account,region,Mode\n111111111111,eu-west-1,"a\n"\n',
+            ":2: a quote is missing or misplaced",
+        ),
     ],
 )
 def test_an_invalid_file_is_an_error_that_says_what_to_write(

@@ -10,7 +10,8 @@ from session_reaper.decision.decide import decide
 from session_reaper.decision.model import Verdict
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import Mode
-from session_reaper.runs.policy_source import MAX_POLICY_LENGTH, load_policy
+from session_reaper.runs.policy_source import load_policy
+from session_reaper.runs.policy_text import MAX_POLICY_LENGTH
 
 from tests.builders import a_document, a_policy, a_session, some_slots
 

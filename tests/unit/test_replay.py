@@ -19,7 +19,7 @@ from session_reaper_cli.main import run
 from session_reaper_cli.replay import decide_again, describe_verdicts, read_recording
 
 from tests.builders import a_document, a_policy, a_rule, a_session, a_snapshot
-from tests.recordings import POLICIES, RECORDINGS, verdicts_on
+from tests.recordings import POLICIES, RECORDINGS, write_verdicts
 from tests.recordings.scene import CANARY
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def test_every_supported_major_is_recorded() -> None:
 @every_recording
 def test_the_verdicts_on_a_recorded_server_are_unchanged(recording: Path) -> None:
     """After an intended change, run `python -m tests.recordings --verdicts` and review the diff."""
-    assert verdicts_on(recording) == recording.with_suffix(".txt").read_text("utf-8")
+    assert write_verdicts(recording) == recording.with_suffix(".txt").read_text("utf-8")
 
 
 @every_recording
@@ -76,7 +76,7 @@ def test_every_kind_of_leak_is_condemned(recording: Path) -> None:
 @every_recording
 def test_only_the_root_of_a_lock_chain_is_condemned(recording: Path) -> None:
     assert list_condemned(recording, "blockers") == {"root"}
-    assert "2 waiting on it" in verdicts_on(recording)
+    assert "2 waiting on it" in write_verdicts(recording)
 
 
 @every_recording

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from session_reaper.deadline import Deadline
 from session_reaper.runs.merge import SecretResult, merge_results
-from session_reaper.runs.target_run import create_report
+from session_reaper.runs.target_report import create_report
 from session_reaper.runs.visits import VisitedError, Visits
 from session_reaper.sessions.snapshot import ServerIdentity
 from session_reaper.targets.target import Secret, Target

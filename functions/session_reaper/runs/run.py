@@ -15,7 +15,8 @@ from session_reaper.runs.parallel import Chain, Job, JobResult, Progress, run_ch
 from session_reaper.runs.pausing import split_paused
 from session_reaper.runs.plan import RunPlan
 from session_reaper.runs.run_time import RunTime
-from session_reaper.runs.target_run import create_report, get_report, run_on_target
+from session_reaper.runs.target_report import create_report, get_report
+from session_reaper.runs.target_run import run_on_target
 from session_reaper.runs.target_session import TargetJob
 from session_reaper.runs.visits import Visits
 from session_reaper.targets.servers import sort_by_trust

@@ -7,32 +7,16 @@ from functools import partial
 from session_reaper.deadline import Deadline
 from session_reaper.errors import FullError, TargetError
 from session_reaper.postgres.server import Server
-from session_reaper.report.advice import advise_on_connection, advise_on_fallback_used
-from session_reaper.report.model import TargetReport, record_error, record_unfinished
+from session_reaper.report.advice import advise_on_fallback_used
+from session_reaper.report.model import TargetReport, record_error
 from session_reaper.runs.connect import connect_to_target, connect_with_fallback
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.operations import Operation
-from session_reaper.runs.parallel import JobResult
+from session_reaper.runs.target_report import create_report
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.runs.visits import VisitedError, Visits
 from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.target import Target
-
-
-def create_report(target: Target) -> TargetReport:
-    """Build the report of a target before anything is known about it."""
-    return TargetReport(
-        name=target.name,
-        secret=target.secret_name,
-        key=target.key,
-        reader=target.is_reader,
-        advice=tuple(advise_on_connection(target)),
-    )
-
-
-def get_report(result: JobResult[TargetReport]) -> TargetReport:
-    """Return the report of a job, which a bug or the end of the time may have cut off."""
-    return result.latest if result.is_complete else record_unfinished(result.latest, result.bug)
 
 
 def run_on_target(

@@ -310,7 +310,7 @@ class Visits:
                 with self._lock:
                     self._add(visit, self._owners[rival.key])
                 is_proven = comparison is _Comparison.SAME
-                raise VisitedError(None if is_proven else self._look_again(server, deadline))
+                raise VisitedError(None if is_proven else _look_again(server, deadline))
             inferior.append(rival)
         if server.application_name != APPLICATION_NAME:
             server.rename(APPLICATION_NAME, deadline)
@@ -372,12 +372,6 @@ class Visits:
                     break
                 time.sleep(min(_PAUSE, leaving.remaining()))
         return _Comparison.ALIKE if is_full and may_be_alike else _Comparison.DIFFERENT
-
-    def _look_again(self, server: Server, deadline: Deadline) -> Snapshot | None:
-        """Take a snapshot of the slots that are used after another visit has ended."""
-        with suppress(TargetError):
-            return server.take_snapshot(NO_SESSIONS, deadline)
-        return None
 
     def _take_over(self, visit: _Visit, rival: _Visit) -> None:
         """Make a visit's owner that of another one, too, and of all that the other's owner has.
@@ -481,6 +475,13 @@ def _prove_same_server(server: Server, rival: _Visit, deadline: Deadline) -> _Co
             there, connected.origin, own_name=here, deadline=deadline
         ) and connected.find_application(here, server.origin, own_name=there, deadline=deadline)
     return _Comparison.SAME if is_same else _Comparison.DIFFERENT
+
+
+def _look_again(server: Server, deadline: Deadline) -> Snapshot | None:
+    """Take a snapshot of the slots that are used; None if that fails."""
+    with suppress(TargetError):
+        return server.take_snapshot(NO_SESSIONS, deadline)
+    return None
 
 
 def _is_full(target: Target, deadline: Deadline) -> bool:
