@@ -121,6 +121,7 @@ def to_item(state: SpokeState) -> dict[str, Any]:
     return {
         **to_key(state.spoke),
         "sent_at": {"N": f"{state.sent_at:.3f}"},
+        "arrived_at": {"N": f"{state.arrived_at:.3f}"},
         "expected_by": {"N": f"{state.expected_by:.3f}"},
         "runs": {"S": " ".join(state.runs)},
         "targets": {"N": str(state.targets)},
@@ -170,6 +171,7 @@ def _parse_item(item: dict[str, Any]) -> SpokeState:
     return SpokeState(
         spoke=Spoke(account, region, stack),
         sent_at=float(item["sent_at"]["N"]),
+        arrived_at=float(item["arrived_at"]["N"]),
         expected_by=float(item["expected_by"]["N"]),
         runs=tuple(item["runs"]["S"].split()),
         targets=int(item["targets"]["N"]),
