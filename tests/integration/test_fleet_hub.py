@@ -23,6 +23,7 @@ from infra.fleet.hub import expect_report
 from infra.local.postgres import server
 from tests.builders import a_target_report, some_results
 from tests.fleet import REGION, Hub, a_message, an_origin, use_fast_queue
+from tests.integration.aws_faults import Fault, aws_proxy
 from tests.integration.conftest import prepare
 from tests.integration.endpoints import resolve_here
 from tests.integration.stage import REAPER, SCHEDULED, TABLE, Context, policy, state_table
@@ -447,6 +448,20 @@ def test_nothing_is_deleted_if_the_digest_cannot_be_published(
     hub.show_hidden()
     monkeypatch.setenv("TOPIC_ARN", topic)
     _, (email,) = hub.run()
+    assert "3 sessions were terminated" in text(email)
+    assert hub.waiting() == 0
+
+
+def test_a_table_that_refuses_calls_for_a_moment_causes_no_digest_twice(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.send(a_message(an_origin(), leaking(3)))
+    throttled = Fault(code="ThrottlingException")
+    with aws_proxy() as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        proxy.faults |= {"Query": [throttled], "PutItem": [throttled]}
+        _, (email,) = hub.run()
+        assert proxy.faults == {"Query": [], "PutItem": []}
     assert "3 sessions were terminated" in text(email)
     assert hub.waiting() == 0
 
