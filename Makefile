@@ -128,6 +128,12 @@ package: build ## build the release in dist/: the zip, the templates that use it
 deploy: build ## [ENV=staging|prod] [GUIDED=yes] [ARGS=…]: show the changes and deploy
 	$(SAM)/sam deploy --config-env $(ENV) $(if $(GUIDED),--guided,--stack-name $(STACK)) $(ARGS)
 
+.PHONY: deploy-hub
+deploy-hub: build ## [HUB=stack] [PARAMETERS="Email=you@example.com …"] [ARGS=…]: deploy the hub of a fleet
+	$(SAM)/sam deploy --template-file .aws-sam/hub/template.yaml --stack-name $(or $(HUB),session-reaper-hub) \
+		--capabilities CAPABILITY_IAM --resolve-s3 --no-fail-on-empty-changeset \
+		$(if $(PARAMETERS),--parameter-overrides $(PARAMETERS)) $(ARGS)
+
 .PHONY: deploy-fleet
 deploy-fleet: build ## ACCOUNTS=file.csv [HUB=stack] [ARGS=…]: deploy a stack for each line of the file, in parallel
 	PATH="$(abspath $(SAM)):$$PATH" PYTHONPATH=functions:. $(PYTHON) -m infra.fleet.deploy \

@@ -149,7 +149,7 @@ class Hub:
         """Make the state of every stack older by so many seconds."""
         dynamodb = boto3.client("dynamodb")
         for item in dynamodb.scan(TableName=self.table)["Items"]:
-            for key in ("sent_at", "expected_by"):
+            for key in ("sent_at", "arrived_at", "expected_by"):
                 item[key] = {"N": str(float(item[key]["N"]) - seconds)}
             known = json.loads(item["known"]["S"])
             for issue in known:

@@ -127,11 +127,12 @@ def _describe_document(value: object) -> str:
     return "a list" if isinstance(value, list) else "a single value"
 
 
-def read_mapping(kind: type[T], value: object, place: str) -> T:
+def read_mapping(kind: type[T], value: object, place: str, *, ignore_unknown: bool = False) -> T:
     """Read a mapping with the keys of a dataclass.
 
     Each field is `Annotated[type, reader, "description"]`; one without a default is required. A field
-    that is not `Annotated` is not a key of the document.
+    that is not `Annotated` is not a key of the document. An unknown key is an error, unless it is to
+    be ignored.
     """
     if not isinstance(value, dict):
         # A document other than a mapping may be a password, from the wrong parameter or file.
@@ -141,18 +142,19 @@ def read_mapping(kind: type[T], value: object, place: str) -> T:
     known = _find_readers(kind)  # type: ignore[arg-type] # a class is hashable; mypy doubts it
     prefix = f"{place}." if place else ""
     for key in value:
-        if key not in known:
+        if key not in known and not ignore_unknown:
             problem = f"unknown key; known: {', '.join(known)}"
             raise ConfigurationError(f"{prefix}{key_label(key)}", problem)
     for name in _list_required(kind):
         if name not in value:
             raise ConfigurationError(f"{prefix}{name}", "is required")
-    return kind(**{key: known[key](item, f"{prefix}{key}") for key, item in value.items()})
+    given = {key: item for key, item in value.items() if key in known}
+    return kind(**{key: known[key](item, f"{prefix}{key}") for key, item in given.items()})
 
 
-def mapping_of(kind: type[T]) -> Read[T]:
+def mapping_of(kind: type[T], *, ignore_unknown: bool = False) -> Read[T]:
     """Return a reader of a mapping with the keys of a dataclass."""
-    return partial(read_mapping, kind)
+    return partial(read_mapping, kind, ignore_unknown=ignore_unknown)
 
 
 @cache

@@ -46,7 +46,8 @@ def read_accounts(path: Path, parameters: Collection[str]) -> Sequence[Deploymen
     numbered = [
         (number, line)
         for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip(" ,;\t") and not line.startswith("#")
+        if line.strip(" ,;\t")
+        and not line.lstrip(' "').startswith("#")  # a spreadsheet adds quotes
     ]
     if not numbered:
         raise AccountsError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 
-from tests.deployment.account import ACCOUNT, REGION, ROOT, SAM
+from tests.deployment.account import ACCOUNT, REGION
 from tests.deployment.conftest import MODE, POLICY, write_secret
 from tests.integration.stage import until
 
@@ -112,11 +112,7 @@ def prepare(fleet: Fleet, spoke: str, database: Server) -> None:
 def fleet(
     account: Account, database: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Fleet]:
-    account.run(
-        *(SAM, "deploy", "--stack-name", HUB, "--no-confirm-changeset", "--resolve-s3"),
-        *("--template-file", ROOT / ".aws-sam/hub/template.yaml"),
-        *("--capabilities", "CAPABILITY_IAM"),
-    )
+    account.run("make", "-o", "build", "deploy-hub", f"HUB={HUB}")
     outputs = account.read_outputs(HUB)
     sqs = account.client("sqs")
     inbox = sqs.create_queue(QueueName="fleet-inbox")["QueueUrl"]

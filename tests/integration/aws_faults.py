@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _MESSAGE = "not allowed here"
-REFUSAL = json.dumps({"__type": "AccessDeniedException", "Message": _MESSAGE}).encode()
 # Of a service that names the call in a form, such as EC2 and RDS; each reads its own part.
 _ERROR = "<Error><Code>{code}</Code><Message>{message}</Message></Error>"
 FORM_REFUSAL = (
@@ -35,6 +34,7 @@ class Fault:
 
     is_performed: bool = False
     is_refused: bool = True
+    code: str = "AccessDeniedException"  # of a service that speaks JSON
     then: Callable[[], object] | None = None
 
 
@@ -65,7 +65,8 @@ def aws_proxy() -> Iterator[Proxy]:
                 call = target.rpartition(".")[2]
             planned = proxy.faults.get(call)
             fault = planned.pop(0) if planned else _NO_FAULT
-            status, answer = 400, FORM_REFUSAL if is_form else REFUSAL
+            refusal = json.dumps({"__type": fault.code, "Message": _MESSAGE}).encode()
+            status, answer = 400, FORM_REFUSAL if is_form else refusal
             kind = "text/xml" if is_form else "application/x-amz-json-1.1"
             if fault.is_performed:
                 done = _forward(real + self.path, body, dict(self.headers.items()))
@@ -75,6 +76,7 @@ def aws_proxy() -> Iterator[Proxy]:
                 fault.then()
             self.send_response(status)
             self.send_header("Content-Type", kind)
+            self.send_header("x-amzn-RequestId", "1")
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)

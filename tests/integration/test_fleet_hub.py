@@ -23,6 +23,7 @@ from infra.fleet.hub import expect_report
 from infra.local.postgres import server
 from tests.builders import a_target_report, some_results
 from tests.fleet import REGION, Hub, a_message, an_origin, use_fast_queue
+from tests.integration.aws_faults import Fault, aws_proxy
 from tests.integration.conftest import prepare
 from tests.integration.endpoints import resolve_here
 from tests.integration.stage import REAPER, SCHEDULED, TABLE, Context, policy, state_table
@@ -152,6 +153,41 @@ def test_an_older_message_does_not_revive_an_issue(hub: Hub) -> None:
     _, (email,) = hub.run()
     assert email.body.startswith("RECOVERED")
     hub.send(a_message(an_origin(sent_at=now - 600), failed(), run="b"))
+    assert hub.run()[1] == []
+
+
+@pytest.mark.parametrize("is_usual", [True, False])
+def test_what_another_run_ended_does_not_end_an_issue(hub: Hub, *, is_usual: bool) -> None:
+    now = time.time()
+    hub.send(a_message(an_origin(sent_at=now - 300), failed(), run="b"))
+    assert len(hub.run()[1]) == 1
+    sent_at = now - 600 if is_usual else now
+    hub.send(a_message(an_origin(sent_at=sent_at, is_usual=is_usual), leaking(2), run="a"))
+    _, (email,) = hub.run()
+    assert "000000000001/eu-central-1/orders: 2 sessions terminated\n" in email.body
+    assert "recovered" not in email.body
+    hub.send(a_message(an_origin(sent_at=now), failed(), run="c"))
+    assert hub.run()[1] == []
+    hub.send(a_message(an_origin(sent_at=now + 1), quiet(), run="d"))
+    _, (email,) = hub.run()
+    assert email.body.startswith("RECOVERED")
+
+
+@pytest.mark.parametrize("ahead", [600, -600, 86400])
+def test_an_older_message_revives_no_issue_although_the_clock_is_wrong(
+    hub: Hub, ahead: float
+) -> None:
+    def report(seconds_ago: float, target: TargetReport, run: str) -> str:
+        origin = an_origin(sent_at=time.time() + ahead - seconds_ago)
+        return a_message(origin, target, run=run)
+
+    hub.put(report(600, failed(), "a"), age=600)
+    assert len(hub.run()[1]) == 1
+    older = report(300, failed(), "b")
+    hub.put(report(0, quiet(), "c"), age=1)
+    _, (email,) = hub.run()
+    assert email.body.startswith("RECOVERED")
+    hub.put(older, age=60 if ahead > 3600 else 0)
     assert hub.run()[1] == []
 
 
@@ -291,11 +327,12 @@ def test_a_stack_that_was_rolled_out_and_never_reports_is_told_once(hub: Hub) ->
         a_message(an_origin(), leaking(1)).replace('"count":1', '"count":1e400'),
         a_message(an_origin(), leaking(1)).replace('"count":1', '"count":300001'),
         a_message(an_origin(), leaking(1)).replace('"count":1', '"count":-1'),
+        a_message(an_origin(), quiet()).replace('"slots":', '"issues":[[]],"slots":'),
         a_message(an_origin(), quiet()).replace('"stack":"', '"stack":"<!channel> '),
         a_message(an_origin(account="fleet", region="queue", stack="messages"), quiet()),
         a_message(an_origin(), quiet()).replace('"sent_at":', '"sent_at":NaN,"x":'),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_a_poisoned_message_stays_for_the_dead_letters_and_is_told_once(
     hub: Hub, body: str
@@ -411,6 +448,20 @@ def test_nothing_is_deleted_if_the_digest_cannot_be_published(
     hub.show_hidden()
     monkeypatch.setenv("TOPIC_ARN", topic)
     _, (email,) = hub.run()
+    assert "3 sessions were terminated" in text(email)
+    assert hub.waiting() == 0
+
+
+def test_a_table_that_refuses_calls_for_a_moment_causes_no_digest_twice(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.send(a_message(an_origin(), leaking(3)))
+    throttled = Fault(code="ThrottlingException")
+    with aws_proxy() as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        proxy.faults |= {"Query": [throttled], "PutItem": [throttled]}
+        _, (email,) = hub.run()
+        assert proxy.faults == {"Query": [], "PutItem": []}
     assert "3 sessions were terminated" in text(email)
     assert hub.waiting() == 0
 

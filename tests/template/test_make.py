@@ -129,6 +129,18 @@ def test_make_logs_follows_the_log_of_the_function(make: Make) -> None:
     ]
 
 
+def test_make_deploy_hub_deploys_what_was_built(make: Make) -> None:
+    deploy = [
+        *("sam", "deploy", "--template-file", ".aws-sam/hub/template.yaml"),
+        *("--stack-name", "session-reaper-hub", "--capabilities", "CAPABILITY_IAM"),
+        *("--resolve-s3", "--no-fail-on-empty-changeset"),
+    ]
+    assert make("deploy-hub") == [deploy]
+    parameters = ["--parameter-overrides", "Email=a@b.example", "LogRetentionInDays=7"]
+    assert make("deploy-hub", f"PARAMETERS={' '.join(parameters[1:])}") == [[*deploy, *parameters]]
+    assert "mine" in make("deploy-hub", "HUB=mine")[0]
+
+
 @pytest.mark.parametrize("command", ["deploy", "check-remote", "logs", "events"])
 def test_an_unknown_environment_is_an_error_that_names_it(command: str) -> None:
     result = subprocess.run(  # noqa: S603 -- our own Makefile

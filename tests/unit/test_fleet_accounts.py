@@ -35,20 +35,21 @@ def test_each_line_is_a_stack_and_other_columns_are_parameters(tmp_path: Path) -
         tmp_path,
         "\ufeffaccount,region,role,stack,SubnetIds,Mode\n"
         "# the shop\n"
+        '"# orders, billing",,,,,\n'
         '111111111111,eu-central-1,deployer,,"subnet-1,subnet-2",enforce\n'
         "\n"
         "012345678901, us-gov-west-1 ,arn:aws-us-gov:iam::012345678901:role/a/b,vpc-b,,\n",
     )
     assert stacks == [
         Deployment(
-            line=3,
+            line=4,
             account="111111111111",
             region="eu-central-1",
             role="deployer",
             parameters={"SubnetIds": "subnet-1,subnet-2", "Mode": "enforce"},
         ),
         Deployment(
-            line=5,
+            line=6,
             account="012345678901",
             region="us-gov-west-1",
             role="arn:aws-us-gov:iam::012345678901:role/a/b",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from typing import TYPE_CHECKING
 
 import pytest
+from session_reaper.aws.fleet_table import to_item
 from session_reaper.errors import ConfigurationError
+from session_reaper.fleet.digest import digest_fleet, report_on_fleet
 from session_reaper.fleet.message import Spoke, read_spoke_report
 from session_reaper.fleet.state import SILENT_AFTER, SpokeNews, SpokeState, add_message, conclude
 from session_reaper.report.fleet_document import MAX_BYTES
@@ -17,9 +20,13 @@ from session_reaper.report.model import (
     TargetReport,
     TargetStatus,
 )
+from session_reaper.summary.message import summarize
 
 from tests.builders import a_result, a_target_report, some_results
 from tests.fleet import a_message, an_origin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def some_news(body: str, arrived_at: float) -> SpokeNews:
@@ -139,6 +146,54 @@ def test_a_message_without_a_part_is_refused_with_its_name(place: str) -> None:
     del document[place]
     with pytest.raises(ConfigurationError, match=f"^{place}: is required"):
         read_spoke_report(json.dumps(document))
+
+
+def test_keys_of_a_newer_stack_are_ignored() -> None:
+    document = json.loads(a_message(an_origin(), a_target_report(a_result())))
+    usual = read_spoke_report(json.dumps(document))
+    (target,) = document["targets"]
+    for mapping in (document, document["totals"], target, target["slots"], target["groups"][0]):
+        mapping["invented_later"] = {"x": [1]}
+    assert read_spoke_report(json.dumps(document)) == usual
+
+
+_DEEP = 900 * "[" + 900 * "]"
+_INVALID = (
+    *("null", "true", "-1", "1.5", "1e400", "NaN", "1e-320", 30 * "9", 5000 * "9", _DEEP),
+    *("[]", "{}", "[[]]", "[[[]]]", '""', r'"\ud800"', r'"\u0000"', f'"{10_000 * "x"}"'),
+    *('[["lingering"]]', r'[["lingering", "\u00b2"]]', '[["protected"]]', '[["undelivered", "1"]]'),
+)
+
+
+def list_places(
+    value: object, place: tuple[str | int, ...] = ()
+) -> Iterator[tuple[str | int, ...]]:
+    """Yield the path of each value in a JSON document."""
+    yield place
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from list_places(item, (*place, key))
+
+
+@pytest.mark.parametrize("invalid", _INVALID, ids=range(len(_INVALID)))
+def test_any_value_at_any_place_of_a_message_is_read_or_refused(invalid: str) -> None:
+    now = time.time()
+    results = (a_result(), *some_results(2, Outcome.LINGERING, application="slow"))
+    body = a_message(an_origin(), a_target_report(*results), fails("ill"))
+    for first, *path in filter(None, list_places(json.loads(body))):
+        document = json.loads(body)
+        parent, last = document, first
+        for key in path:
+            parent, last = parent[last], key
+        parent[last] = "HERE"
+        changed = json.dumps(document).replace('"HERE"', invalid)
+        try:
+            news = some_news(changed, now)
+        except ConfigurationError:
+            continue
+        fleet = report_on_fleet("run-1", {news.state.spoke: news}, (), now, 3600, is_complete=True)
+        summary = summarize(digest_fleet(fleet, None), now)
+        json.dumps([*summary, *map(to_item, fleet.states.values())], ensure_ascii=False).encode()
 
 
 def test_a_message_of_another_version_is_refused_with_the_account_that_it_names() -> None:

@@ -107,7 +107,9 @@ def _get_now() -> "AttributeValueTypeDef":
 
 
 def _get_dynamodb() -> "DynamoDBClient":
-    return get_client("dynamodb", seconds=_SECONDS / 2, tries=1)  # type: ignore[no-any-return] # by name
+    # All items have one hash key, so DynamoDB may refuse some of many writes for a moment. A state that
+    # is not saved causes the same digest again.
+    return get_client("dynamodb", seconds=_SECONDS / 2, tries=3)  # type: ignore[no-any-return] # by name
 
 
 def to_key(spoke: Spoke) -> dict[str, Any]:
@@ -121,6 +123,7 @@ def to_item(state: SpokeState) -> dict[str, Any]:
     return {
         **to_key(state.spoke),
         "sent_at": {"N": f"{state.sent_at:.3f}"},
+        "arrived_at": {"N": f"{state.arrived_at:.3f}"},
         "expected_by": {"N": f"{state.expected_by:.3f}"},
         "runs": {"S": " ".join(state.runs)},
         "targets": {"N": str(state.targets)},
@@ -170,6 +173,7 @@ def _parse_item(item: dict[str, Any]) -> SpokeState:
     return SpokeState(
         spoke=Spoke(account, region, stack),
         sent_at=float(item["sent_at"]["N"]),
+        arrived_at=float(item["arrived_at"]["N"]),
         expected_by=float(item["expected_by"]["N"]),
         runs=tuple(item["runs"]["S"].split()),
         targets=int(item["targets"]["N"]),

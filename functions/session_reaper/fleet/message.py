@@ -1,7 +1,8 @@
 """Reads the compact report of a stack's run, which may come from a hostile account.
 
 Numbers are bounded, texts are cut and made printable, and nothing in a message is shown as SQL or as
-an instruction: the steps of a digest are the hub's own.
+an instruction: the steps of a digest are the hub's own. Unknown keys are ignored, because a stack may be
+newer than the hub; a change that an older hub would misunderstand needs another version.
 """
 
 import json
@@ -219,6 +220,15 @@ def _read_mode(text: str) -> Mode | None:
 
 
 _TEXT = partial(_read_text, 200)
+_mapping_of = partial(mapping_of, ignore_unknown=True)
+
+
+def _read_issue(value: object, place: str) -> tuple[str, ...]:
+    """Read the kind and the details of an issue."""
+    found = _read_items(_TEXT, 5, value, place)
+    if not found:
+        raise ConfigurationError(place, "must have the kind of an issue")
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,20 +288,19 @@ class _Target:
     name: Annotated[str, _TEXT]
     key: Annotated[tuple[str, ...], partial(_read_items, partial(_read_text, 600), 2)]
     status: Annotated[TargetStatus, one_of(TargetStatus)]
-    error: Annotated[_Error | None, mapping_of(_Error)] = None
-    slots: Annotated[_Slots | None, mapping_of(_Slots)] = None
+    error: Annotated[_Error | None, _mapping_of(_Error)] = None
+    slots: Annotated[_Slots | None, _mapping_of(_Slots)] = None
     groups: Annotated[
-        tuple[_Group, ...], partial(_read_items, mapping_of(_Group), _MAX_ENTRIES)
+        tuple[_Group, ...], partial(_read_items, _mapping_of(_Group), _MAX_ENTRIES)
     ] = ()
     protected: Annotated[
-        tuple[_Protected, ...], partial(_read_items, mapping_of(_Protected), _MAX_ENTRIES)
+        tuple[_Protected, ...], partial(_read_items, _mapping_of(_Protected), _MAX_ENTRIES)
     ] = ()
     issues: Annotated[
-        tuple[tuple[str, ...], ...],
-        partial(_read_items, partial(_read_items, _TEXT, 5), _MAX_ENTRIES),
+        tuple[tuple[str, ...], ...], partial(_read_items, _read_issue, _MAX_ENTRIES)
     ] = ()
     advice: Annotated[tuple[str, ...], partial(_read_items, _read_name, _MAX_ENTRIES)] = ()
-    left_out: Annotated[_LeftOut, mapping_of(_LeftOut)] = _LeftOut()
+    left_out: Annotated[_LeftOut, _mapping_of(_LeftOut)] = _LeftOut()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,13 +331,15 @@ class _Message:
     status: Annotated[str, _TEXT]
     verdict: Annotated[str, _TEXT]
     configuration_error: Annotated[str, _TEXT]
-    totals: Annotated[_Totals, mapping_of(_Totals)]
-    targets: Annotated[tuple[_Target, ...], partial(_read_items, mapping_of(_Target), _MAX_TARGETS)]
+    totals: Annotated[_Totals, _mapping_of(_Totals)]
+    targets: Annotated[
+        tuple[_Target, ...], partial(_read_items, _mapping_of(_Target), _MAX_TARGETS)
+    ]
     targets_left_out: Annotated[int, non_negative_int] = 0
-    rest: Annotated[tuple[_Rest, ...], partial(_read_items, mapping_of(_Rest), len(Outcome))] = ()
+    rest: Annotated[tuple[_Rest, ...], partial(_read_items, _mapping_of(_Rest), len(Outcome))] = ()
 
 
-_read_message = mapping_of(_Message)
+_read_message = _mapping_of(_Message)
 
 
 def _make_problem(spoke: Spoke, configuration_error: str) -> TargetReport | None:
@@ -400,7 +411,7 @@ def _make_rest(spoke: Spoke, rest: Sequence[_Rest]) -> Iterator[TargetReport]:
 
 
 def _list_extra_issues(issues: Iterable[Sequence[str]]) -> Iterable[IssueKey]:
-    for kind, *detail in filter(None, issues):
+    for kind, *detail in issues:
         if kind in _EXTRA_ISSUES:
             yield IssueKey(IssueKind(kind), tuple(detail))
 

@@ -24,6 +24,7 @@ from session_reaper.targets.target import TargetKey
 SILENT_AFTER: Final = 600.0
 """Seconds after the announced moment of a stack's next message."""
 
+_MOST_AHEAD: Final = 3600.0  # seconds that a stack's clock orders its runs ahead of the arrival
 _RUNS: Final = 100  # of one stack, and all of the last digest, to recognize what arrives twice
 _DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
 
@@ -32,12 +33,13 @@ _DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
 class SpokeState:
     """The state of a stack. Moments are seconds since 1970.
 
-    `sent_at` is by the stack's clock, and never later than the arrival by the clock of SQS.
-    `expected_by` is by the clock of SQS. `revision` counts the changes in the table.
+    `sent_at` is by the stack's clock, and an hour after `arrived_at` at most. `arrived_at` and
+    `expected_by` are by the clock of SQS. `revision` counts the changes in the table.
     """
 
     spoke: Spoke
     sent_at: float = 0.0  # of the latest usual run
+    arrived_at: float = 0.0  # of its message
     expected_by: float = 0.0
     runs: tuple[str, ...] = ()  # hashes of their ids, those of the last digest at the end
     targets: int = 0
@@ -72,9 +74,8 @@ def add_message(news: SpokeNews, report: SpokeReport, arrived_at: float, handle:
     news.runs.add(run)
     if is_known:
         return
-    sent_at = min(report.sent_at, arrived_at)
     news.mode = max(news.mode, report.mode or Mode.OFF)
-    if not report.is_usual or sent_at <= state.sent_at:
+    if not report.is_usual or _is_older(report, arrived_at, state):
         news.others += _keep_ended(report.targets)
         if report.is_usual:  # a sign of life, even if the stack's clock was set back
             expected_by = max(state.expected_by, arrived_at + report.interval)
@@ -86,10 +87,26 @@ def add_message(news: SpokeNews, report: SpokeReport, arrived_at: float, handle:
     news.advice = report.advice
     news.state = replace(
         state,
-        sent_at=sent_at,
+        sent_at=_limit_clock(report, arrived_at),
+        arrived_at=arrived_at,
         expected_by=arrived_at + report.interval,
         targets=state.targets if report.problem else report.number_of_targets,
     )
+
+
+def _is_older(report: SpokeReport, arrived_at: float, state: SpokeState) -> bool:
+    """Return whether the run is older than the latest one.
+
+    A clock that is ahead still orders its own runs. Once it is set right, its earlier moments count as
+    those of the arrivals, so that the stack's next runs are not taken for older ones.
+    """
+    if report.sent_at > arrived_at:
+        return _limit_clock(report, arrived_at) <= state.sent_at
+    return report.sent_at <= min(state.sent_at, state.arrived_at)
+
+
+def _limit_clock(report: SpokeReport, arrived_at: float) -> float:
+    return min(report.sent_at, arrived_at + _MOST_AHEAD)
 
 
 def _drop_quiet(
@@ -113,9 +130,9 @@ def _drop_quiet(
 
 
 def _keep_ended(targets: Iterable[TargetReport]) -> Sequence[TargetReport]:
-    """Keep what an older run ended, and none of its issues."""
+    """Keep what a run ended, and neither its issues nor its slots."""
     return [
-        TargetReport(name=t.name, key=t.key, slots=t.slots, results=ended)
+        TargetReport(name=t.name, key=t.key, results=ended)
         for t in targets
         if (ended := tuple(result for result in t.results if result.outcome in _DONE))
     ]
@@ -136,7 +153,7 @@ def conclude(news: SpokeNews, now: float, remind_after: float, *, is_complete: b
     """
     state = news.state
     latest = news.latest
-    targets = _merge_ended(latest.targets if latest else (), news.others)
+    targets = latest.targets if latest else ()
     is_awaited = state.expected_by > 0  # by hand, a stack may have made no usual run yet
     is_silent = is_complete and is_awaited and now > state.expected_by + SILENT_AFTER
     if latest is not None:
@@ -154,7 +171,8 @@ def conclude(news: SpokeNews, now: float, remind_after: float, *, is_complete: b
     if latest is not None:
         report, update = _keep_issues_of(latest.cut, report, update)
     state = replace(_apply(state, update, now), runs=_merge_runs(news))
-    return SpokeResult(targets=report.targets, state=state)
+    # Only now, because an ended session does not show that its target has no issue any more.
+    return SpokeResult(targets=_merge_ended(report.targets, news.others), state=state)
 
 
 def _keep_issues_of(
@@ -217,7 +235,7 @@ def _make_silent(state: SpokeState) -> TargetReport:
 def _merge_ended(
     targets: Sequence[TargetReport], others: Iterable[TargetReport]
 ) -> tuple[TargetReport, ...]:
-    """Add what older runs ended to the targets of the latest one."""
+    """Add what other runs ended to the targets of the latest one."""
     by_key = {target.key: target for target in targets}
     for other in others:
         target = by_key.get(other.key)

@@ -49,7 +49,7 @@ def write_headline(target: TargetReport) -> str:
     name = f"{target.name} (reader)" if target.reader else target.name
     if target.status is TargetStatus.PAUSED:
         return printable(f"{name}: paused, not woken")
-    if target.slots is None:
+    if target.slots is None and (target.error or not target.results):
         problem = target.error.cause if target.error else "no further information"
         if target.recovered:
             problem = f"recovered ({write_recoveries(target.recovered)})"
@@ -65,7 +65,8 @@ def write_headline(target: TargetReport) -> str:
     parts += [_write_issue(key) for key in target.reported_issues]
     if target.fallback_secret is not None:
         parts.append("connected with the fallback secret")
-    parts.append(_write_slots(target.slots, target.used_after))
+    if target.slots is not None:  # at a hub it may be unknown
+        parts.append(_write_slots(target.slots, target.used_after))
     return printable(f"{name}: {', '.join(parts)}")
 
 
