@@ -127,7 +127,7 @@ def _check_cells(cells: Mapping[str, str]) -> Iterator[str]:
             f"account: '{account}' must have 12 digits; spreadsheets drop leading zeros and write"
             " large numbers as 1.2E+11"
         )
-    if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", cells["region"]):
+    if not re.fullmatch(r"[a-z]{2,4}(-[a-z]+)+-\d", cells["region"]):
         yield f"region: invalid region '{cells['region']}'; write eu-central-1, for example"
     arn = re.fullmatch(r"arn:[\w-]+:iam::(\d{12}):role/[\w+=,.@/-]+", role)
     if arn and arn[1] != account:

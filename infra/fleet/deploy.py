@@ -78,6 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (AccountsError, DeployError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(
+            "interrupted: no stack was begun; CloudFormation may still work on a topic, so wait before"
+            " you try again",
+            file=sys.stderr,
+        )
+        return 2
     results = _deploy_all(
         deployments, given.parallel, lambda each: _deploy(each, hub, topics, options)
     )

@@ -237,6 +237,33 @@ def test_after_an_interrupt_no_further_stack_is_begun(roll_out: RollOut) -> None
     assert f"[2/2] {OWN}/us-east-1/session-reaper: FAILED: interrupted, not begun" in printed
 
 
+def test_an_interrupt_before_the_first_stack_says_what_may_still_happen(
+    roll_out: RollOut, hub: str
+) -> None:
+    begun = roll_out.folder / "begun"
+    (roll_out.folder / "sam").write_text(
+        f"#!/bin/sh\ntouch {begun}\nwhile true; do sleep 0.05; done\n"
+    )
+    file = roll_out.folder / "accounts.csv"
+    file.write_text(f"account,region\n{OWN},eu-central-1\n")
+    with subprocess.Popen(  # noqa: S603 -- the command
+        [
+            *(sys.executable, "-m", "infra.fleet.deploy", str(file), "--hub", hub),
+            *("--template", "template.yaml", "--logs", str(roll_out.folder)),
+        ],
+        env={**os.environ, "PYTHONPATH": "functions:."},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        until(begun.exists, "the topic is begun", 60)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, problem = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert problem.startswith("interrupted: no stack was begun")
+    assert len(problem.splitlines()) == 1
+
+
 def test_the_own_account_needs_no_role(roll_out: RollOut) -> None:
     assert roll_out.run(f"account,region\n{OWN},eu-central-1\n") == 0
     assert set(roll_out.calls()) == {f"{OWN}/eu-central-1/session-reaper"}

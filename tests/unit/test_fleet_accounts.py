@@ -38,7 +38,8 @@ def test_each_line_is_a_stack_and_other_columns_are_parameters(tmp_path: Path) -
         '"# orders, billing",,,,,\n'
         '111111111111,eu-central-1,deployer,,"subnet-1,subnet-2",enforce\n'
         "\n"
-        "012345678901, us-gov-west-1 ,arn:aws-us-gov:iam::012345678901:role/a/b,vpc-b,,\n",
+        "012345678901, us-gov-west-1 ,arn:aws-us-gov:iam::012345678901:role/a/b,vpc-b,,\n"
+        "222222222222,eusc-de-east-1,,,,\n",
     )
     assert stacks == [
         Deployment(
@@ -55,6 +56,7 @@ def test_each_line_is_a_stack_and_other_columns_are_parameters(tmp_path: Path) -
             role="arn:aws-us-gov:iam::012345678901:role/a/b",
             stack="vpc-b",
         ),
+        Deployment(line=7, account="222222222222", region="eusc-de-east-1"),
     ]
 
 
