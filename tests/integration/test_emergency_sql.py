@@ -31,7 +31,7 @@ PROTECT = {
 
 @pytest.fixture
 def crowded(own_server: Callable[..., Stage]) -> Stage:
-    stage = own_server({"max_connections": "34", "superuser_reserved_connections": "4"})
+    stage = own_server({"max_connections": "22", "superuser_reserved_connections": "4"})
     stage.root.run("ALTER SYSTEM SET idle_in_transaction_session_timeout = 0")
     return stage
 

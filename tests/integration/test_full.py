@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.integration.stage import Run
 
-SLOTS = 24
+SLOTS = 16
 REFUSED = (pg8000.native.Error, OSError, ValueError)
 
 

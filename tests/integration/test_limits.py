@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 def test_max_terminations_terminates_the_longest_idle_and_reports_the_rest(
     own_server: Callable[..., Stage],
 ) -> None:
-    stage = own_server({"max_connections": "300"})
-    leaks = stage.sessions(160, application_name="leaky")
+    stage = own_server({"max_connections": "150"})
+    leaks = stage.sessions(120, application_name="leaky")
     healthy = stage.sessions(3, IDLE)
 
-    run = stage.reap(limits={"max_terminations": 50})
+    run = stage.reap(limits={"max_terminations": 10})
     assert run.outcomes() == {
-        leak.pid: "terminated" if index < 50 else "spared" for index, leak in enumerate(leaks)
+        leak.pid: "terminated" if index < 10 else "spared" for index, leak in enumerate(leaks)
     }
-    assert stage.survivors(leaks) == leaks[50:]
-    spared = run.session(leaks[50])
-    assert "limits.max_terminations of 50" in spared["reason"]
-    assert (run.target()["slots"]["used_before"], run.target()["slots"]["used_after"]) == (164, 114)
-    assert "50 sessions terminated, 110 spared" in run.email.subject
+    assert stage.survivors(leaks) == leaks[10:]
+    spared = run.session(leaks[10])
+    assert "limits.max_terminations of 10" in spared["reason"]
+    assert (run.target()["slots"]["used_before"], run.target()["slots"]["used_after"]) == (124, 114)
+    assert "10 sessions terminated, 110 spared" in run.email.subject
 
     run = stage.reap()  # the default
     assert Counter(run.outcomes().values()) == {"terminated": 100, "spared": 10}
-    assert stage.survivors(leaks) == leaks[150:]
+    assert stage.survivors(leaks) == leaks[110:]
 
     run = stage.reap(limits={"max_terminations": 500})
-    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks[150:]}
+    assert run.outcomes() == {leak.pid: "terminated" for leak in leaks[110:]}
     assert stage.survivors(leaks) == []
     assert stage.survivors(healthy) == healthy
 

@@ -31,7 +31,7 @@ KEPT = 100  # bytes of a query: the smallest setting of a server
 def read_query(stage: Stage, session: Victim) -> str:
     """The session's query as a snapshot has it."""
     ((query,),) = stage.root.run(
-        "SELECT textsend(query) FROM pg_stat_activity WHERE pid = :pid", pid=session.pid
+        "SELECT textsend(query) FROM pg_stat_get_activity(:pid)", pid=session.pid
     )
     return str(query.decode(errors="replace"))
 

@@ -204,7 +204,7 @@ def page_without_end(page: str) -> Callable[[socket.socket, Event], None]:
 
     def answer(connection: socket.socket, stop: Event) -> None:
         body = page.replace("TOKEN", f"page-{next(numbers)}")
-        http("200 OK", body.encode())(connection, stop)
+        http("200 OK", body.encode(), 0.05)(connection, stop)
 
     return answer
 
