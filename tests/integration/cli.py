@@ -105,11 +105,11 @@ def _spawn(
         timeout=SECONDS,
         encoding="utf-8",
         codec_errors="replace",
-        preexec_fn=_restore_signals,
+        preexec_fn=restore_signals,
     )
 
 
-def _restore_signals() -> None:
+def restore_signals() -> None:
     """Undo what `nohup` or a shell's `&` did to the tests, and the command would inherit."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)

@@ -20,6 +20,7 @@ from session_reaper.deadline import Deadline
 from session_reaper.fleet.message import Spoke
 
 from infra.fleet.deploy import main
+from tests.integration.cli import restore_signals
 from tests.integration.stage import TABLE, state_table, until
 
 if TYPE_CHECKING:
@@ -222,6 +223,7 @@ def test_after_an_interrupt_no_further_stack_is_begun(roll_out: RollOut) -> None
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=restore_signals,  # noqa: PLW1509 -- it takes no lock
     ) as process:
         try:
             until(begun.exists, "the first stack is begun", 60)
