@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate, takewhile
 from time import time
@@ -156,38 +157,30 @@ def _encode_known(known: Iterable[KnownIssue]) -> str:
 
 def _read_item(item: dict[str, Any]) -> SpokeState | None:
     """Read an item; one of another form counts as a new stack, so that the next message replaces it."""
+    state = None
     try:
-        return _parse_item(item)
+        spoke = Spoke(*json.loads(item["kind"]["S"]))
+        state = SpokeState(spoke=spoke, revision=int(item["revision"]["N"]))
+        return replace(
+            state,
+            sent_at=float(item["sent_at"]["N"]),
+            arrived_at=float(item["arrived_at"]["N"]),
+            expected_by=float(item["expected_by"]["N"]),
+            runs=tuple(item["runs"]["S"].split()),
+            targets=int(item["targets"]["N"]),
+            known=tuple(
+                KnownIssue(
+                    target=TargetKey(secret, instance),
+                    key=IssueKey(IssueKind(kind), tuple(detail)),
+                    since=since,
+                    reported_at=reported_at,
+                    previously=reported_at,
+                )
+                for secret, instance, since, reported_at, kind, *detail in json.loads(
+                    item["known"]["S"]
+                )
+            ),
+        )
     except (AttributeError, LookupError, TypeError, ValueError):
         logger.warning("an item of the fleet's state is unreadable", extra={"item": item["kind"]})
-    try:
-        account, region, stack = json.loads(item["kind"]["S"])
-        spoke = Spoke(account, region, stack)
-        return SpokeState(spoke=spoke, revision=int(item["revision"]["N"]))
-    except (LookupError, TypeError, ValueError):
-        return None
-
-
-def _parse_item(item: dict[str, Any]) -> SpokeState:
-    account, region, stack = json.loads(item["kind"]["S"])
-    return SpokeState(
-        spoke=Spoke(account, region, stack),
-        sent_at=float(item["sent_at"]["N"]),
-        arrived_at=float(item["arrived_at"]["N"]),
-        expected_by=float(item["expected_by"]["N"]),
-        runs=tuple(item["runs"]["S"].split()),
-        targets=int(item["targets"]["N"]),
-        known=tuple(
-            KnownIssue(
-                target=TargetKey(secret, instance),
-                key=IssueKey(IssueKind(kind), tuple(detail)),
-                since=since,
-                reported_at=reported_at,
-                previously=reported_at,
-            )
-            for secret, instance, since, reported_at, kind, *detail in json.loads(
-                item["known"]["S"]
-            )
-        ),
-        revision=int(item["revision"]["N"]),
-    )
+        return state

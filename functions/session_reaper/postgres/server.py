@@ -290,7 +290,7 @@ class Server:
                 statement, executions, deadline, _ANSWER_SECONDS
             ):
                 if not isinstance(answer, DatabaseError):
-                    yield _read_signal(answer)
+                    yield read_signal(answer[0]) if answer else Signal.ESCAPED
                 elif read_sqlstate(answer) == INSUFFICIENT_PRIVILEGE:
                     yield Signal.DENIED
                 else:
@@ -350,19 +350,11 @@ def _write_is_transient() -> str:
 
 def _to_parameters(identity: Identity, guard: WaitGuard) -> dict[str, object]:
     return {
-        "pid": identity.pid,
-        "backend_start": identity.backend_start,
-        "xact_start": identity.xact_start,
-        "state_change": identity.state_change,
-        "query_start": identity.query_start,
+        **asdict(identity),
         "state": identity.state.value,
         **asdict(guard),
         "none_of": list(guard.none_of),  # the driver would send a tuple as a row
     }
-
-
-def _read_signal(rows: Sequence[Row]) -> Signal:
-    return read_signal(rows[0]) if rows else Signal.ESCAPED
 
 
 @cache
