@@ -63,26 +63,20 @@ def non_empty_text(value: object, place: str) -> str:
     return value
 
 
-def positive_int(value: object, place: str) -> int:
-    """Read a whole number of at least 1."""
-    return _read_int(value, place, 1)
-
-
-def non_negative_int(value: object, place: str) -> int:
-    """Read a whole number of at least 0."""
-    return _read_int(value, place, 0)
-
-
 _MAX_INT = 10**15
 
 
-def _read_int(value: object, place: str, least: int) -> int:
+def _read_int(least: int, value: object, place: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         problem = f"must be a whole number of at least {least}, not {short_repr(value)}"
         raise ConfigurationError(place, problem)
     if value > _MAX_INT:
         raise ConfigurationError(place, f"{short_repr(value)} is too large")
     return value
+
+
+positive_int: Read[int] = partial(_read_int, 1)
+non_negative_int: Read[int] = partial(_read_int, 0)
 
 
 def boolean(value: object, place: str) -> bool:

@@ -22,12 +22,7 @@ from session_reaper.errors import TargetError
 from session_reaper.grants import Membership, quote_identifier
 from session_reaper.postgres.driver import Row
 from session_reaper.postgres.signals import Signal
-from session_reaper.sessions.lock_chains import (
-    PREPARED,
-    Wait,
-    Waiter,
-    map_waiters_by_root,
-)
+from session_reaper.sessions.lock_chains import PREPARED, Wait, Waiter, map_waiters_by_root
 from session_reaper.sessions.redaction import redact
 from session_reaper.sessions.server_facts import (
     IdleSessions,
@@ -332,10 +327,9 @@ def _check_counts(answer: Mapping[str, Any], slots: Slots) -> None:
 
 def _read_states(answer: Mapping[str, Any]) -> Mapping[State, int]:
     states = _read_list(answer, "states")
-    if not {*map(type, states)} <= {str, type(None)}:
-        raise _InvalidError("states")
+    are_texts = {*map(type, states)} <= {str, type(None)}
     # A later release may have states that we do not know.
-    if not all(map(_is_state, set(states) - {None})):
+    if not are_texts or not all(map(_is_state, set(states) - {None})):
         raise _InvalidError("states")
     return {state: states.count(state) for state in State}
 
@@ -625,7 +619,15 @@ def read_facts(row: Row, tls: Tls | None) -> ServerFacts:
         reserved_slots=_read_int(answer, "reserved_slots"),
         soon=_check_text(_get(answer, "soon"), "soon", _MOMENT_LENGTH),
         databases=tuple(_check_name(each, "databases") for each in _read_list(answer, "databases")),
-        timeouts=tuple(_read_timeout(row) for row in _read_rows(answer, "timeouts", 4)),
+        timeouts=tuple(
+            Timeout(
+                role=None if role is None else _check_name(role, "timeouts"),
+                database=None if database is None else _check_name(database, "timeouts"),
+                name=_check_name(name, "timeouts"),
+                value=None if value is None else _check_timeout_value(value),
+            )
+            for role, database, name, value in _read_rows(answer, "timeouts", 4)
+        ),
         idle=tuple(
             IdleSessions(
                 application=_check_optional_name(application, "idle"),
@@ -688,16 +690,6 @@ def read_grants(row: Row, role: str) -> tuple[str, ...]:
             raise _InvalidError("missing_relations")
         grants.append(f"GRANT SELECT ON pg_catalog.{name} TO {grantee};")
     return tuple(grants)
-
-
-def _read_timeout(row: Sequence[Any]) -> Timeout:
-    role, database, name, value = row
-    return Timeout(
-        role=None if role is None else _check_name(role, "timeouts"),
-        database=None if database is None else _check_name(database, "timeouts"),
-        name=_check_name(name, "timeouts"),
-        value=None if value is None else _check_timeout_value(value),
-    )
 
 
 def _check_timeout_value(value: object) -> str:

@@ -71,8 +71,10 @@ class TargetDiscovery:
         ids = [*dict.fromkeys([*self._settings.target_secrets, *tagged])]
         if not ids and not unlisted:
             raise ConfigurationError("TARGET_SECRET_TAG", "no secret has this tag")
-        found = _deduplicate(self._resolve_all(self._read_all(ids, deadline), deadline))
-        return [*unlisted, *select_by_name(_add_addresses(found, deadline), names)]
+        found = self._resolve_all(self._read_all(ids, deadline), deadline)
+        # A secret may be found by name, by ARN and by tag.
+        unique = {each.key if isinstance(each, Target) else id(each): each for each in found}
+        return [*unlisted, *select_by_name(_add_addresses([*unique.values()], deadline), names)]
 
     def reread(self, target: Target, deadline: Deadline) -> Target:
         """Return the target as its secret describes it now. Raises TargetError."""
@@ -106,11 +108,7 @@ class TargetDiscovery:
         self, secrets: Sequence[Secret | TargetReport], deadline: Deadline
     ) -> Sequence[Found]:
         """Parse the secrets, list RDS's instances if a secret needs them, and resolve the targets."""
-
-        def parse(secret: Secret) -> Sequence[ParsedSecret]:
-            return [self._parse(secret)]
-
-        parsed = _convert_all(parse, secrets, _report_unparsed, deadline)
+        parsed = _convert_all(lambda one: [self._parse(one)], secrets, _report_unparsed, deadline)
         listing = RdsListing()
         if any(isinstance(each, ParsedSecret) and each.needs_rds for each in parsed):
             # Half of the time, so that the other targets are resolved even if RDS does not answer.
@@ -208,12 +206,6 @@ def _report_unfinished(result: JobResult[Sequence[T | TargetReport]]) -> Iterato
     for each in result.latest:
         if isinstance(each, TargetReport):
             yield record_unfinished(each, result.bug)
-
-
-def _deduplicate(found: Sequence[Found]) -> Sequence[Found]:
-    """Return each target once: a secret may be found by name, by ARN and by tag."""
-    by_key = {each.key if isinstance(each, Target) else id(each): each for each in found}
-    return tuple(by_key.values())
 
 
 def _add_addresses(found: Sequence[Found], deadline: Deadline) -> Sequence[Found]:

@@ -9,13 +9,7 @@ from typing import Final, NamedTuple
 from session_reaper.decision.explain import ExplainedOutcome
 from session_reaper.policy.enums import Mode
 from session_reaper.report.headline import count_of, write_recoveries, write_settings
-from session_reaper.report.model import (
-    Outcome,
-    Report,
-    StackProblem,
-    TargetReport,
-    TargetStatus,
-)
+from session_reaper.report.model import Outcome, Report, StackProblem, TargetReport, TargetStatus
 from session_reaper.report.text import printable
 from session_reaper.summary.groups import join_names
 from session_reaper.summary.prose import Name, Prose, Statement, join_prose, to_plain
