@@ -16,6 +16,7 @@ from session_reaper.settings import FunctionLocation
 from session_reaper.summary.digest import Digest, digest_report
 from session_reaper.summary.prose import Name, Prose, join_prose, to_plain
 from session_reaper.summary.wording import OF_HUB
+from session_reaper.targets.target import TargetKey
 
 _MOST_NAMED: Final = 5
 _LEAKS: Final = (Outcome.TERMINATED, Outcome.CANCELLED, Outcome.WOULD_TERMINATE, Outcome.LINGERING)
@@ -86,7 +87,7 @@ _URGENCY: Final = (
 def digest_fleet(fleet: FleetReport, location: FunctionLocation | None) -> Digest:
     """Digest the report; the subject begins with the verdict, because it is about many accounts."""
     digest = digest_report(fleet.report, location, notes=fleet.notes, wording=OF_HUB)
-    leaks = _count_leaks(target.report for target in digest.shown)
+    leaks = _find_leaks(target.report for target in digest.shown)
     steps = (*digest.steps, _advise_on_leaks(leaks)) if leaks else digest.steps
     subject = " ".join([str(digest.verdict), *map(to_plain, _list_leaks(leaks))])
     # Only those that were reported since the last run are known to be quiet; the notes have all.
@@ -106,42 +107,37 @@ def _write_notes(
         f" in {count_of(accounts, 'account')},"
         f" {count_of(number, 'target')}, {count_of(ended, 'session')} terminated since the last digest."
     )
-    return ((totals,), *_list_leaks(_count_leaks(targets)), *_list_advice(advice))
+    return ((totals,), *_list_leaks(_find_leaks(targets)), *_list_advice(advice))
 
 
-class _Leaks(NamedTuple):
-    """What an application leaks."""
-
-    sessions: int
-    targets: int
+_Leaks = Mapping[str, Sequence[tuple[str, TargetKey]]]
+"""The target of each leaked session by application, the one with the most sessions first."""
 
 
-def _count_leaks(targets: Iterable[TargetReport]) -> Mapping[str, _Leaks]:
-    """Count the leaked sessions by application, the most first."""
-    places: dict[str, list[tuple[object, ...]]] = defaultdict(list)  # of each session
+def _find_leaks(targets: Iterable[TargetReport]) -> _Leaks:
+    places: dict[str, list[tuple[str, TargetKey]]] = defaultdict(list)
     for target in targets:
         place = (target.name, target.key)
         for result in target.results:
             if result.outcome in _LEAKS:
                 places[result.decision.session.application].append(place)
-    ranked = sorted(places.items(), key=lambda item: -len(item[1]))
-    return {name: _Leaks(sessions=len(each), targets=len({*each})) for name, each in ranked}
+    return dict(sorted(places.items(), key=lambda item: -len(item[1])))
 
 
 def _name_application(name: str) -> Name:
     return Name(printable(name, 63) or "(no name)")
 
 
-def _list_leaks(leaks: Mapping[str, _Leaks]) -> Iterator[Prose]:
+def _list_leaks(leaks: _Leaks) -> Iterator[Prose]:
     if leaks:
         parts = (
-            (_name_application(name), f" ({each.sessions} on {count_of(each.targets, 'target')})")
+            (_name_application(name), f" ({len(each)} on {count_of(len({*each}), 'target')})")
             for name, each in islice(leaks.items(), _MOST_NAMED)
         )
         yield ("Most leaked sessions: ", *join_prose(parts, ", "), ".")
 
 
-def _advise_on_leaks(leaks: Mapping[str, _Leaks]) -> Prose:
+def _advise_on_leaks(leaks: _Leaks) -> Prose:
     first, *others = leaks
     more = f" and {count_of(len(others), 'other application')} leak" if others else " leaks"
     return ("Find out why ", _name_application(first), f"{more} sessions.")

@@ -284,9 +284,8 @@ class Server:
                 for identity in identities
             )
             statement = self._signal_statements[action]
-            for answer in self._connection.run_each(
-                statement, executions, deadline, _ANSWER_SECONDS
-            ):
+            run_each = self._connection.run_each
+            for answer in run_each(statement, executions, deadline, _ANSWER_SECONDS):
                 if not isinstance(answer, DatabaseError):
                     yield read_signal(answer[0]) if answer else Signal.ESCAPED
                 elif read_sqlstate(answer) == INSUFFICIENT_PRIVILEGE:

@@ -65,10 +65,8 @@ def _publish_once(
     found = _published if loaded is None else loaded
     known = [issue for issue in found if issue.target == _STACK]
     earlier = next((issue for issue in known if issue.key == key), None)
-    if earlier is not None and 0 <= now - earlier.reported_at < settings.remind_after:
-        logger.error("invalid configuration", extra={"error": str(error), "published": False})
-        return
-    is_published = _publish(summarize(digest, now), settings, end)
+    is_due = earlier is None or not 0 <= now - earlier.reported_at < settings.remind_after
+    is_published = is_due and _publish(summarize(digest, now), settings, end)
     logger.error("invalid configuration", extra={"error": str(error), "published": is_published})
     if not is_published:
         return

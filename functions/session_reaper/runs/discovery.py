@@ -1,6 +1,6 @@
 """Finds the targets of a run: reads their secrets, and asks RDS where the instances are."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Lock
@@ -190,7 +190,9 @@ def _run_all(
     jobs = [to_job(value, reports) for value, reports in given]
     found: list[U | TargetReport] = []
     for result in (_run_in_turn if in_turn else run_jobs)(jobs, deadline):
-        found += result.latest if result.is_complete else _report_unfinished(result)
+        reports = (each for each in result.latest if isinstance(each, TargetReport))
+        unfinished = (record_unfinished(each, result.bug) for each in reports)
+        found += result.latest if result.is_complete else unfinished
     return found
 
 
@@ -200,12 +202,6 @@ def _run_in_turn(jobs: Sequence[Job[T]], deadline: Deadline) -> list[JobResult[T
         return []
     (results,) = run_chains([Chain(jobs=jobs, may_split=lambda: False)], deadline)
     return results
-
-
-def _report_unfinished(result: JobResult[Sequence[T | TargetReport]]) -> Iterator[TargetReport]:
-    for each in result.latest:
-        if isinstance(each, TargetReport):
-            yield record_unfinished(each, result.bug)
 
 
 def _add_addresses(found: Sequence[Found], deadline: Deadline) -> Sequence[Found]:

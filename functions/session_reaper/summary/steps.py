@@ -78,7 +78,8 @@ def _explain_holders(report: TargetReport, wording: Wording) -> Prose:
             _LOGGING_IN,
         )
     may_enforce = wording.enforces_at_once and report.count(Outcome.WOULD_TERMINATE)
-    protection = _find_protection(largest, report)
+    protection = find_holder_protection(largest, report.policy) if report.policy else None
+    protection = protection or find_protection_of_all(largest, report)
     when = "Restart" if report.is_exhausted else "If slots run out, restart"
     return (
         f"{problem}The largest group of sessions is ",
@@ -93,12 +94,6 @@ _LOGGING_IN: Final = (
     ". Find out why these logins hang: the server ends each one after authentication_timeout, and no"
     " rule can match them."
 )
-
-
-def _find_protection(holder: Holder, report: TargetReport) -> Protection | None:
-    """Return what protects every session of a group, by what is known of the group or of each one."""
-    known = find_holder_protection(holder, report.policy) if report.policy else None
-    return known or find_protection_of_all(holder, report)
 
 
 def _explain_holder_sql(holder: Holder, report: TargetReport) -> Prose:
