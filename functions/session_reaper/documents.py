@@ -5,7 +5,7 @@ wrong session or drop a protection.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
 from functools import cache, partial
 from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
@@ -63,26 +63,20 @@ def non_empty_text(value: object, place: str) -> str:
     return value
 
 
-def positive_int(value: object, place: str) -> int:
-    """Read a whole number of at least 1."""
-    return _read_int(value, place, 1)
-
-
-def non_negative_int(value: object, place: str) -> int:
-    """Read a whole number of at least 0."""
-    return _read_int(value, place, 0)
-
-
 _MAX_INT = 10**15
 
 
-def _read_int(value: object, place: str, least: int) -> int:
+def _read_int(least: int, value: object, place: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         problem = f"must be a whole number of at least {least}, not {short_repr(value)}"
         raise ConfigurationError(place, problem)
     if value > _MAX_INT:
         raise ConfigurationError(place, f"{short_repr(value)} is too large")
     return value
+
+
+positive_int: Read[int] = partial(_read_int, 1)
+non_negative_int: Read[int] = partial(_read_int, 0)
 
 
 def boolean(value: object, place: str) -> bool:
@@ -145,9 +139,9 @@ def read_mapping(kind: type[T], value: object, place: str, *, ignore_unknown: bo
         if key not in known and not ignore_unknown:
             problem = f"unknown key; known: {', '.join(known)}"
             raise ConfigurationError(f"{prefix}{key_label(key)}", problem)
-    for name in _list_required(kind):
-        if name not in value:
-            raise ConfigurationError(f"{prefix}{name}", "is required")
+    for field in fields(kind):  # type: ignore[arg-type] # each kind is a dataclass
+        if field.default is MISSING and field.name not in value:
+            raise ConfigurationError(f"{prefix}{field.name}", "is required")
     given = {key: item for key, item in value.items() if key in known}
     return kind(**{key: known[key](item, f"{prefix}{key}") for key, item in given.items()})
 
@@ -161,7 +155,3 @@ def mapping_of(kind: type[T], *, ignore_unknown: bool = False) -> Read[T]:
 def _find_readers(kind: type) -> Mapping[str, Read[Any]]:
     hints = get_type_hints(kind, include_extras=True)
     return {n: hint.__metadata__[0] for n, hint in hints.items() if get_origin(hint) is Annotated}
-
-
-def _list_required(kind: type) -> Iterator[str]:
-    return (f.name for f in fields(kind) if f.default is MISSING)

@@ -3,7 +3,7 @@
 import re
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from threading import Lock
 from typing import Final
@@ -197,16 +197,11 @@ def emit_target_metrics(target: TargetReport) -> None:
     for outcome in Outcome:
         if number := target.count(outcome):
             metrics.add_metric(_to_camel_case(outcome), MetricUnit.Count, number)
-    if number := len(target.protected):
-        metrics.add_metric("Protected", MetricUnit.Count, number)
-    if target.status is TargetStatus.BREAKER:
-        metrics.add_metric("BreakerTripped", MetricUnit.Count, 1)
+    _add_held_back(metrics, [target])
     metrics.flush_metrics()
     rules = [each.decision.rule for each in target.results if each.outcome is Outcome.TERMINATED]
     for name, number in Counter(rule.name for rule in rules if rule).items():
-        metrics = _make_metrics(target=target.name, rule=name)
-        metrics.add_metric("Terminated", MetricUnit.Count, number)
-        metrics.flush_metrics()
+        emit_count("Terminated", number, target=target.name, rule=name)
 
 
 def emit_run_metrics(report: Report, seconds: float) -> None:
@@ -217,35 +212,25 @@ def emit_run_metrics(report: Report, seconds: float) -> None:
     metrics.add_metric("SuccessfulRuns", MetricUnit.Count, int(successful))
     metrics.add_metric("FailedTargets", MetricUnit.Count, report.failed)
     metrics.add_metric("Terminated", MetricUnit.Count, report.count(Outcome.TERMINATED))
-    tripped = sum(target.status is TargetStatus.BREAKER for target in report.targets)
-    for name, number in (
-        ("Protected", sum(len(target.protected) for target in report.targets)),
-        ("BreakerTripped", tripped),
-    ):
-        if number:
-            metrics.add_metric(name, MetricUnit.Count, number)
-    used = [
-        each for target in report.targets if (each := _compute_used_percent(target)) is not None
-    ]
-    if used:
+    _add_held_back(metrics, report.targets)
+    if used := [each for each in map(_compute_used_percent, report.targets) if each is not None]:
         metrics.add_metric("SlotsUsed", MetricUnit.Percent, max(used))
     metrics.flush_metrics()
 
 
-def emit_configuration_error() -> None:
-    """Write the metric of a scheduled run that could not begin."""
-    _emit_one("ConfigurationErrors")
-
-
-def emit_fleet_report_error() -> None:
-    """Write the metric of a run whose compact report did not reach the hub's topic."""
-    _emit_one("FleetReportErrors")
-
-
-def _emit_one(name: str) -> None:
-    metrics = _make_metrics()
-    metrics.add_metric(name, MetricUnit.Count, 1)
+def emit_count(name: str, number: int = 1, **dimensions: str) -> None:
+    """Write one metric."""
+    metrics = _make_metrics(**dimensions)
+    metrics.add_metric(name, MetricUnit.Count, number)
     metrics.flush_metrics()
+
+
+def _add_held_back(metrics: EphemeralMetrics, targets: Sequence[TargetReport]) -> None:
+    """Add how many sessions are protected and how many breakers tripped, if any are."""
+    if number := sum(len(target.protected) for target in targets):
+        metrics.add_metric("Protected", MetricUnit.Count, number)
+    if number := sum(target.status is TargetStatus.BREAKER for target in targets):
+        metrics.add_metric("BreakerTripped", MetricUnit.Count, number)
 
 
 def _make_metrics(**dimensions: str) -> EphemeralMetrics:

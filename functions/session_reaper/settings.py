@@ -135,8 +135,7 @@ def read_error_settings(environ: Mapping[str, str] = os.environ) -> ErrorSetting
             topics.append(_read_topic(name, given.get(name)))
     fleet_topic, run_interval = None, _DEFAULT_RUN_INTERVAL
     with suppress(ConfigurationError):
-        name = "FLEET_TOPIC_ARN"
-        fleet_topic = _read_topic(name, given[name]) if name in given else None
+        fleet_topic = _read_topic("FLEET_TOPIC_ARN", given.get("FLEET_TOPIC_ARN"))
     with suppress(ConfigurationError):
         run_interval = read_run_interval(given.get("RUN_INTERVAL", ""))
     remind_after = parse_duration(given.get("REMIND_AFTER", "")) or _DEFAULT_REMINDER

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from session_reaper.observability import (
-    emit_configuration_error,
+    emit_count,
     emit_run_metrics,
     emit_target_metrics,
 )
@@ -282,7 +282,7 @@ def test_a_tripped_breaker_is_counted_for_its_target_and_the_run(capsys: Capture
 
 
 def test_an_invalid_configuration_is_counted_for_the_stack(capsys: Capture) -> None:
-    emit_configuration_error()
+    emit_count("ConfigurationErrors")
     (line,) = parse_written(capsys)
     assert line.metrics == {"ConfigurationErrors": 1}
     assert line.units == {"ConfigurationErrors": "Count"}

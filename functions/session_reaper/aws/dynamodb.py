@@ -63,10 +63,8 @@ def load_known_issues(table: str, deadline: Deadline) -> tuple[KnownIssue, ...] 
     issues = tuple(issue for issue in read if issue is not None)
     skipped = len(read) - len(issues)
     if skipped:
-        logger.warning(
-            "skipped unreadable items of the notification state",
-            extra={"table": table, "skipped": skipped},
-        )
+        numbers = {"table": table, "skipped": skipped}
+        logger.warning("skipped unreadable items of the notification state", extra=numbers)
     return issues
 
 
@@ -122,11 +120,6 @@ def _get_dynamodb() -> "DynamoDBClient":
     return get_client("dynamodb", seconds=STATE_SECONDS / 2, tries=1)  # type: ignore[no-any-return] # by name
 
 
-def _to_hash_key(key: TargetKey) -> str:
-    """Write a target's key; no name, ARN or identifier in it contains a #."""
-    return f"{key.secret}#{key.instance}" if key.instance else key.secret
-
-
 def _to_range_key(key: IssueKey) -> str:
     """Write an issue's key as words, with the blanks of its details escaped."""
     details = (each.replace("%", "%25").replace(" ", "%20") for each in key.detail)
@@ -153,7 +146,9 @@ def _read_item(item: "dict[str, AttributeValueTypeDef]") -> KnownIssue | None:
 
 
 def _to_key(issue: KnownIssue) -> "dict[str, AttributeValueTypeDef]":
-    return {"target": {"S": _to_hash_key(issue.target)}, "kind": {"S": _to_range_key(issue.key)}}
+    key = issue.target  # no name, ARN or identifier in it contains a #
+    target = f"{key.secret}#{key.instance}" if key.instance else key.secret
+    return {"target": {"S": target}, "kind": {"S": _to_range_key(issue.key)}}
 
 
 def _to_number(seconds: float) -> "AttributeValueTypeDef":

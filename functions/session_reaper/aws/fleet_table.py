@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import astuple, replace
 from functools import partial
 from itertools import accumulate, takewhile
 from time import time
@@ -43,17 +44,14 @@ def load_spoke_states(table: str, deadline: Deadline) -> dict[Spoke, SpokeState]
     """
 
     def query() -> list[SpokeState | None]:
-        pages = (
-            _get_dynamodb()
-            .get_paginator("query")
-            .paginate(
-                TableName=table,
-                ConsistentRead=True,
-                KeyConditionExpression="#target = :fleet",
-                FilterExpression="expires_at > :now",
-                ExpressionAttributeNames={"#target": "target"},
-                ExpressionAttributeValues={":fleet": {"S": _HASH_KEY}, ":now": _get_now()},
-            )
+        paginator = _get_dynamodb().get_paginator("query")
+        pages = paginator.paginate(
+            TableName=table,
+            ConsistentRead=True,
+            KeyConditionExpression="#target = :fleet",
+            FilterExpression="expires_at > :now",
+            ExpressionAttributeNames={"#target": "target"},
+            ExpressionAttributeValues={":fleet": {"S": _HASH_KEY}, ":now": _get_now()},
         )
         whole = iterate_pages(pages, "LastEvaluatedKey", deadline)
         return [_read_item(item) for page in whole for item in page["Items"]]
@@ -114,8 +112,7 @@ def _get_dynamodb() -> "DynamoDBClient":
 
 def to_key(spoke: Spoke) -> dict[str, Any]:
     """Return the key of a stack's item, in the form of DynamoDB's requests."""
-    kind = json.dumps([spoke.account, spoke.region, spoke.stack])
-    return {"target": {"S": _HASH_KEY}, "kind": {"S": kind}}
+    return {"target": {"S": _HASH_KEY}, "kind": {"S": json.dumps(astuple(spoke))}}
 
 
 def to_item(state: SpokeState) -> dict[str, Any]:
@@ -135,20 +132,11 @@ def to_item(state: SpokeState) -> dict[str, Any]:
 
 def _encode_known(known: Iterable[KnownIssue]) -> str:
     """Return the issues as JSON, without the oldest ones if they are too long for an item."""
-    encoded = [
-        json.dumps(
-            [
-                issue.target.secret,
-                issue.target.instance,
-                issue.since,
-                issue.reported_at,
-                issue.key.kind.value,
-                *issue.key.detail,
-            ],
-            ensure_ascii=False,
-        )
+    rows = (
+        (*astuple(issue.target), issue.since, issue.reported_at, issue.key.kind, *issue.key.detail)
         for issue in known
-    ]
+    )
+    encoded = [json.dumps(row, ensure_ascii=False) for row in rows]
     sizes = accumulate(len(each.encode()) + 2 for each in reversed(encoded))
     kept = sum(1 for _ in takewhile(lambda size: size <= _MAX_KNOWN, sizes))
     return f"[{', '.join(encoded[len(encoded) - kept :])}]"
@@ -156,38 +144,30 @@ def _encode_known(known: Iterable[KnownIssue]) -> str:
 
 def _read_item(item: dict[str, Any]) -> SpokeState | None:
     """Read an item; one of another form counts as a new stack, so that the next message replaces it."""
+    state = None
     try:
-        return _parse_item(item)
+        spoke = Spoke(*json.loads(item["kind"]["S"]))
+        state = SpokeState(spoke=spoke, revision=int(item["revision"]["N"]))
+        return replace(
+            state,
+            sent_at=float(item["sent_at"]["N"]),
+            arrived_at=float(item["arrived_at"]["N"]),
+            expected_by=float(item["expected_by"]["N"]),
+            runs=tuple(item["runs"]["S"].split()),
+            targets=int(item["targets"]["N"]),
+            known=tuple(
+                KnownIssue(
+                    target=TargetKey(secret, instance),
+                    key=IssueKey(IssueKind(kind), tuple(detail)),
+                    since=since,
+                    reported_at=reported_at,
+                    previously=reported_at,
+                )
+                for secret, instance, since, reported_at, kind, *detail in json.loads(
+                    item["known"]["S"]
+                )
+            ),
+        )
     except (AttributeError, LookupError, TypeError, ValueError):
         logger.warning("an item of the fleet's state is unreadable", extra={"item": item["kind"]})
-    try:
-        account, region, stack = json.loads(item["kind"]["S"])
-        spoke = Spoke(account, region, stack)
-        return SpokeState(spoke=spoke, revision=int(item["revision"]["N"]))
-    except (LookupError, TypeError, ValueError):
-        return None
-
-
-def _parse_item(item: dict[str, Any]) -> SpokeState:
-    account, region, stack = json.loads(item["kind"]["S"])
-    return SpokeState(
-        spoke=Spoke(account, region, stack),
-        sent_at=float(item["sent_at"]["N"]),
-        arrived_at=float(item["arrived_at"]["N"]),
-        expected_by=float(item["expected_by"]["N"]),
-        runs=tuple(item["runs"]["S"].split()),
-        targets=int(item["targets"]["N"]),
-        known=tuple(
-            KnownIssue(
-                target=TargetKey(secret, instance),
-                key=IssueKey(IssueKind(kind), tuple(detail)),
-                since=since,
-                reported_at=reported_at,
-                previously=reported_at,
-            )
-            for secret, instance, since, reported_at, kind, *detail in json.loads(
-                item["known"]["S"]
-            )
-        ),
-        revision=int(item["revision"]["N"]),
-    )
+        return state

@@ -46,11 +46,7 @@ def publish(
 
 def _to_request(summary: Summary) -> Mapping[str, Any]:
     # By SNS protocol: https is Amazon Q Developer in chat applications, lambda is webhook.py.
-    forms = {
-        "default": summary.email,
-        "https": summary.notification,
-        "lambda": summary.webhook,
-    }
+    forms = {"default": summary.email, "https": summary.notification, "lambda": summary.webhook}
     lists = {
         "targets": summary.targets,
         "applications": summary.applications,

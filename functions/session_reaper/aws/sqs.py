@@ -1,9 +1,9 @@
 """Amazon SQS: the queue of a fleet's hub."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from session_reaper.aws.clients import (
     AWS_ERRORS,
@@ -84,37 +84,28 @@ def receive_rounds(
         found = None
         if newer >= _NEWER_ROUNDS or not messages:
             found = _count_messages(queue_url, deadline)
-        if found is not None and (newer >= _NEWER_ROUNDS or not found.visible):
-            yield Round(messages=messages, is_last=True, hidden=found.hidden)
-            return
+        if found is not None:
+            visible, hidden = found
+            if newer >= _NEWER_ROUNDS or not visible:
+                yield Round(messages=messages, is_last=True, hidden=hidden)
+                return
         yield Round(messages=messages)
         is_first = False
         calls = _PARALLEL if len(messages) >= _BATCH else 1
 
 
-class _Numbers(NamedTuple):
-    """The approximate numbers of a queue's messages."""
-
-    visible: int
-    hidden: int
+_VISIBLE: Final = "ApproximateNumberOfMessages"
+_HIDDEN: Final = "ApproximateNumberOfMessagesNotVisible"
 
 
-def _count_messages(queue_url: str, deadline: Deadline) -> _Numbers | None:
-    """Count the messages; None if that fails."""
+def _count_messages(queue_url: str, deadline: Deadline) -> tuple[int, int] | None:
+    """Count the visible and the hidden messages, approximately; None if that fails."""
 
-    def count() -> _Numbers:
-        answer = _get_sqs().get_queue_attributes(
-            QueueUrl=queue_url,
-            AttributeNames=[
-                "ApproximateNumberOfMessages",
-                "ApproximateNumberOfMessagesNotVisible",
-            ],
-        )
-        found = answer["Attributes"]
-        return _Numbers(
-            visible=int(found["ApproximateNumberOfMessages"]),
-            hidden=int(found["ApproximateNumberOfMessagesNotVisible"]),
-        )
+    def count() -> tuple[int, int]:
+        found = _get_sqs().get_queue_attributes(
+            QueueUrl=queue_url, AttributeNames=[_VISIBLE, _HIDDEN]
+        )["Attributes"]
+        return int(found[_VISIBLE]), int(found[_HIDDEN])
 
     try:
         return call("sqs", count, deadline)
@@ -145,42 +136,34 @@ def _receive(queue_url: str, hidden_seconds: int) -> list[QueueMessage]:
 
 def delete_messages(queue_url: str, handles: Sequence[str], deadline: Deadline) -> None:
     """Delete messages until the deadline; one that stays arrives again and is recognized."""
-
-    def delete(batch: Sequence[str]) -> None:
-        entries = [
-            {"Id": str(number), "ReceiptHandle": handle} for number, handle in enumerate(batch)
-        ]
-        answer = _get_sqs().delete_message_batch(QueueUrl=queue_url, Entries=entries)  # type: ignore[arg-type] # a dict of text
-        _ = answer["ResponseMetadata"]["RequestId"]
-
-    _call_in_batches(delete, "cannot delete messages", handles, deadline)
+    entries = [{"ReceiptHandle": handle} for handle in handles]
+    delete = partial(_get_sqs().delete_message_batch, QueueUrl=queue_url)
+    _call_in_batches(delete, "cannot delete messages", entries, deadline)
 
 
 def return_messages(queue_url: str, handles: Sequence[str], deadline: Deadline) -> None:
     """Make messages visible again until the deadline; one that stays hidden comes back later."""
-
-    def show(batch: Sequence[str]) -> None:
-        entries = [
-            {"Id": str(number), "ReceiptHandle": handle, "VisibilityTimeout": 0}
-            for number, handle in enumerate(batch)
-        ]
-        answer = _get_sqs().change_message_visibility_batch(QueueUrl=queue_url, Entries=entries)  # type: ignore[arg-type] # a dict of values
-        _ = answer["ResponseMetadata"]["RequestId"]
-
-    _call_in_batches(show, "cannot return messages", handles, deadline)
+    entries = [{"ReceiptHandle": handle, "VisibilityTimeout": 0} for handle in handles]
+    show = partial(_get_sqs().change_message_visibility_batch, QueueUrl=queue_url)
+    _call_in_batches(show, "cannot return messages", entries, deadline)
 
 
 def _call_in_batches(
-    operation: Callable[[Sequence[str]], None],
+    operation: Callable[..., Any],
     warning: str,
-    handles: Sequence[str],
+    entries: Sequence[Mapping[str, Any]],
     deadline: Deadline,
 ) -> None:
-    """Call an operation for all handles, ten at a time; a failure is a warning and ends the calls."""
-    batches = [handles[start : start + _BATCH] for start in range(0, len(handles), _BATCH)]
+    """Call an operation for all entries, ten at a time; a failure is a warning and ends the calls."""
+
+    def run(batch: Sequence[Mapping[str, Any]]) -> None:
+        answer = operation(Entries=[{"Id": str(n), **entry} for n, entry in enumerate(batch)])
+        _ = answer["ResponseMetadata"]["RequestId"]
+
+    batches = [entries[start : start + _BATCH] for start in range(0, len(entries), _BATCH)]
     for start in range(0, len(batches), _PARALLEL):
         pending = [
-            PendingCall("sqs", partial(operation, batch), deadline)
+            PendingCall("sqs", partial(run, batch), deadline)
             for batch in batches[start : start + _PARALLEL]
         ]
         for each in pending:

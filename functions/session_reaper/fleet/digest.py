@@ -14,8 +14,9 @@ from session_reaper.report.model import Outcome, Report, StackProblem, TargetRep
 from session_reaper.report.text import printable
 from session_reaper.settings import FunctionLocation
 from session_reaper.summary.digest import Digest, digest_report
-from session_reaper.summary.prose import Name, Prose, to_plain
+from session_reaper.summary.prose import Name, Prose, join_prose, to_plain
 from session_reaper.summary.wording import OF_HUB
+from session_reaper.targets.target import TargetKey
 
 _MOST_NAMED: Final = 5
 _LEAKS: Final = (Outcome.TERMINATED, Outcome.CANCELLED, Outcome.WOULD_TERMINATE, Outcome.LINGERING)
@@ -60,13 +61,15 @@ def report_on_fleet(  # noqa: PLR0913 -- what a run of the hub knows
         for spoke, news in sorted(news_by_spoke.items())
     }
     found = chain.from_iterable(result.targets for result in results.values())
-    targets = tuple(sorted((*found, *refused), key=_get_urgency))
+    targets = sorted(
+        (*found, *refused), key=lambda t: (not t.is_critical, _URGENCY.index(t.stack_problem))
+    )
     states = {spoke: result.state for spoke, result in results.items()}
     advice = chain.from_iterable(news.advice for news in news_by_spoke.values())
     # The highest mode of the stacks: with "off", nothing would be reported.
     mode = max([Mode.OBSERVE, *(news.mode for news in news_by_spoke.values())])
     return FleetReport(
-        report=Report(run_id=run_id, mode=mode, targets=targets),
+        report=Report(run_id=run_id, mode=mode, targets=tuple(targets)),
         notes=_write_notes(states.values(), targets, advice),
         states=states,
     )
@@ -81,14 +84,10 @@ _URGENCY: Final = (
 )
 
 
-def _get_urgency(target: TargetReport) -> tuple[bool, int]:
-    return (not target.is_critical, _URGENCY.index(target.stack_problem))
-
-
 def digest_fleet(fleet: FleetReport, location: FunctionLocation | None) -> Digest:
     """Digest the report; the subject begins with the verdict, because it is about many accounts."""
     digest = digest_report(fleet.report, location, notes=fleet.notes, wording=OF_HUB)
-    leaks = _count_leaks(target.report for target in digest.shown)
+    leaks = _find_leaks(target.report for target in digest.shown)
     steps = (*digest.steps, _advise_on_leaks(leaks)) if leaks else digest.steps
     subject = " ".join([str(digest.verdict), *map(to_plain, _list_leaks(leaks))])
     # Only those that were reported since the last run are known to be quiet; the notes have all.
@@ -108,50 +107,37 @@ def _write_notes(
         f" in {count_of(accounts, 'account')},"
         f" {count_of(number, 'target')}, {count_of(ended, 'session')} terminated since the last digest."
     )
-    return ((totals,), *_list_leaks(_count_leaks(targets)), *_list_advice(advice))
+    return ((totals,), *_list_leaks(_find_leaks(targets)), *_list_advice(advice))
 
 
-class _Leaks(NamedTuple):
-    """What an application leaks."""
-
-    sessions: int
-    targets: int
+_Leaks = Mapping[str, Sequence[tuple[str, TargetKey]]]
+"""The target of each leaked session by application, the one with the most sessions first."""
 
 
-def _count_leaks(targets: Iterable[TargetReport]) -> Mapping[str, _Leaks]:
-    """Count the leaked sessions by application, the most first."""
-    sessions: Counter[str] = Counter()
-    places: dict[str, set[tuple[object, ...]]] = defaultdict(set)
+def _find_leaks(targets: Iterable[TargetReport]) -> _Leaks:
+    places: dict[str, list[tuple[str, TargetKey]]] = defaultdict(list)
     for target in targets:
+        place = (target.name, target.key)
         for result in target.results:
             if result.outcome in _LEAKS:
-                application = result.decision.session.application
-                sessions[application] += 1
-                places[application].add((target.name, target.key))
-    return {
-        name: _Leaks(sessions=number, targets=len(places[name]))
-        for name, number in sessions.most_common()
-    }
+                places[result.decision.session.application].append(place)
+    return dict(sorted(places.items(), key=lambda item: -len(item[1])))
 
 
 def _name_application(name: str) -> Name:
     return Name(printable(name, 63) or "(no name)")
 
 
-def _list_leaks(leaks: Mapping[str, _Leaks]) -> Iterator[Prose]:
+def _list_leaks(leaks: _Leaks) -> Iterator[Prose]:
     if leaks:
-        parts: list[Prose] = [
-            (
-                ", ",
-                _name_application(name),
-                f" ({each.sessions} on {count_of(each.targets, 'target')})",
-            )
+        parts = (
+            (_name_application(name), f" ({len(each)} on {count_of(len({*each}), 'target')})")
             for name, each in islice(leaks.items(), _MOST_NAMED)
-        ]
-        yield ("Most leaked sessions: ", *tuple(chain.from_iterable(parts))[1:], ".")
+        )
+        yield ("Most leaked sessions: ", *join_prose(parts, ", "), ".")
 
 
-def _advise_on_leaks(leaks: Mapping[str, _Leaks]) -> Prose:
+def _advise_on_leaks(leaks: _Leaks) -> Prose:
     first, *others = leaks
     more = f" and {count_of(len(others), 'other application')} leak" if others else " leaks"
     return ("Find out why ", _name_application(first), f"{more} sessions.")
@@ -160,8 +146,8 @@ def _advise_on_leaks(leaks: Mapping[str, _Leaks]) -> Prose:
 def _list_advice(advice: Iterable[str]) -> Iterator[Prose]:
     counts = Counter(advice).most_common(_MOST_NAMED)
     if counts:
-        parts: list[Prose] = [
-            (", ", Name(printable(code, 63)), f" ({count_of(number, 'target')})")
+        parts = (
+            (Name(printable(code, 63)), f" ({count_of(number, 'target')})")
             for code, number in counts
-        ]
-        yield ("Most frequent recommendations: ", *tuple(chain.from_iterable(parts))[1:], ".")
+        )
+        yield ("Most frequent recommendations: ", *join_prose(parts, ", "), ".")

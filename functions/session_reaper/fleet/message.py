@@ -248,21 +248,18 @@ class _Slots:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Group:
+class _Rest:
     outcome: Annotated[Outcome, one_of(Outcome)]
-    rule: Annotated[str, _TEXT]
-    application: Annotated[str, _TEXT]
-    role: Annotated[str | None, _read_role]
-    state: Annotated[State, one_of(State)]
     count: Annotated[int, _read_count]
     oldest_seconds: Annotated[float, _read_number]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Rest:
-    outcome: Annotated[Outcome, one_of(Outcome)]
-    count: Annotated[int, _read_count]
-    oldest_seconds: Annotated[float, _read_number]
+class _Group(_Rest):
+    rule: Annotated[str, _TEXT]
+    application: Annotated[str, _TEXT]
+    role: Annotated[str | None, _read_role]
+    state: Annotated[State, one_of(State)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -460,12 +457,8 @@ def _make_results(group: _Group, account: str, pids: Iterator[int]) -> Sequence[
     result = SessionResult(decision=decision, outcome=group.outcome)
     if group.outcome is not Outcome.LINGERING:
         return (result,) * group.count
-    known = [
-        replace(result, decision=replace(decision, session=_with_pid(session, pid)))
-        for pid in islice(pids, group.count)
-    ]
+    sessions = (
+        replace(session, identity=replace(identity, pid=pid)) for pid in islice(pids, group.count)
+    )
+    known = [replace(result, decision=replace(decision, session=each)) for each in sessions]
     return (*known, *(result,) * (group.count - len(known)))
-
-
-def _with_pid(session: Session, pid: int) -> Session:
-    return replace(session, identity=replace(session.identity, pid=pid))

@@ -22,12 +22,7 @@ from session_reaper.errors import TargetError
 from session_reaper.grants import Membership, quote_identifier
 from session_reaper.postgres.driver import Row
 from session_reaper.postgres.signals import Signal
-from session_reaper.sessions.lock_chains import (
-    PREPARED,
-    Wait,
-    Waiter,
-    map_waiters_by_root,
-)
+from session_reaper.sessions.lock_chains import PREPARED, Wait, Waiter, map_waiters_by_root
 from session_reaper.sessions.redaction import redact
 from session_reaper.sessions.server_facts import (
     IdleSessions,
@@ -75,21 +70,6 @@ def _explain_invalid(statement: str) -> Iterator[None]:
         ) from None
 
 
-@_explain_invalid("snapshot")
-def read_snapshot(
-    row: Row, *, own_roles: Collection[str | None], backend_pid: int, has_waits: bool = True
-) -> Snapshot:
-    """Read the answer to snapshot.sql. Raises TargetError.
-
-    `own_roles`: the names of our roles. `backend_pid`: the pid in the server's greeting. `has_waits`:
-    the statement asked for lock waits.
-    """
-    answer = _take_document(row)
-    if not has_waits and answer.get("waits") is not None:
-        raise _InvalidError("waits")
-    return _read_snapshot(answer, own_roles, backend_pid)
-
-
 def estimate_memory(session: Session) -> int:
     """Estimate the bytes that a session takes."""
     texts = getsizeof(session.query) + getsizeof(session.query_end)
@@ -111,18 +91,6 @@ def read_verification(row: Row) -> Verification:
         can_see=_read_flag(answer, "can_see"),
         used=_read_int(answer, "used"),
     )
-
-
-@_explain_invalid("server facts")
-def read_facts(row: Row, tls: Tls | None) -> ServerFacts:
-    """Read the answer to server_facts.sql. Raises TargetError."""
-    return _read_facts(_take_document(row), tls)
-
-
-@_explain_invalid("list of grants")
-def read_grants(row: Row, role: str) -> tuple[str, ...]:
-    """Read the answer to missing_grants.sql: the GRANT statements for our role. Raises TargetError."""
-    return tuple(_read_grants(_take_document(row), role))
 
 
 @_explain_invalid("signal")
@@ -243,6 +211,13 @@ def _is_encodable(text: str) -> bool:
         return False
 
 
+def _check_form(value: object, place: str, form: str, most: int = _NAME_LENGTH) -> str:
+    text = _check_text(value, place, most)
+    if not re.fullmatch(form, text):
+        raise _InvalidError(place)
+    return text
+
+
 def _check_name(value: object, place: str) -> str:
     return _check_text(value, place, _NAME_LENGTH)
 
@@ -279,9 +254,18 @@ def _read_server(answer: Mapping[str, Any]) -> ServerIdentity:
     )
 
 
-def _read_snapshot(
-    answer: Mapping[str, Any], own_roles: Collection[str | None], backend_pid: int
+@_explain_invalid("snapshot")
+def read_snapshot(
+    row: Row, *, own_roles: Collection[str | None], backend_pid: int, has_waits: bool = True
 ) -> Snapshot:
+    """Read the answer to snapshot.sql. Raises TargetError.
+
+    `own_roles`: the names of our roles. `backend_pid`: the pid in the server's greeting. `has_waits`:
+    the statement asked for lock waits.
+    """
+    answer = _take_document(row)
+    if not has_waits and answer.get("waits") is not None:
+        raise _InvalidError("waits")
     waits = tuple(_read_waits(answer))
     _check_cost(waits)
     waiters = map_waiters_by_root(waits)
@@ -343,10 +327,9 @@ def _check_counts(answer: Mapping[str, Any], slots: Slots) -> None:
 
 def _read_states(answer: Mapping[str, Any]) -> Mapping[State, int]:
     states = _read_list(answer, "states")
-    if not {*map(type, states)} <= {str, type(None)}:
-        raise _InvalidError("states")
+    are_texts = {*map(type, states)} <= {str, type(None)}
     # A later release may have states that we do not know.
-    if not all(map(_is_state, set(states) - {None})):
+    if not are_texts or not all(map(_is_state, set(states) - {None})):
         raise _InvalidError("states")
     return {state: states.count(state) for state in State}
 
@@ -610,14 +593,22 @@ def _read_session(
 # -- the server's facts ---------------------------------------------------------------------------
 
 
-def _read_facts(answer: Mapping[str, Any], tls: Tls | None) -> ServerFacts:
+# Such as 18.4, 17beta1 or 15.3 (Debian 15.3-1.pgdg120+1).
+_VERSION: Final = r"[0-9]{1,3}[0-9A-Za-z.()+~ _-]*"
+_SLOT_NAME: Final = r"[a-z0-9_]+"  # it goes into a statement
+
+
+@_explain_invalid("server facts")
+def read_facts(row: Row, tls: Tls | None) -> ServerFacts:
+    """Read the answer to server_facts.sql. Raises TargetError."""
+    answer = _take_document(row)
     try:
         provider = Provider(_check_name(_get(answer, "provider"), "provider"))
     except ValueError:
         raise _InvalidError("provider") from None
     return ServerFacts(
         tls=tls,
-        version=_read_version(_get(answer, "version")),
+        version=_check_form(_get(answer, "version"), "version", _VERSION, 100),
         major=_read_int(answer, "major", 0, 1000),
         provider=provider,
         role=_check_name(_get(answer, "role"), "role"),
@@ -628,7 +619,15 @@ def _read_facts(answer: Mapping[str, Any], tls: Tls | None) -> ServerFacts:
         reserved_slots=_read_int(answer, "reserved_slots"),
         soon=_check_text(_get(answer, "soon"), "soon", _MOMENT_LENGTH),
         databases=tuple(_check_name(each, "databases") for each in _read_list(answer, "databases")),
-        timeouts=tuple(_read_timeout(row) for row in _read_rows(answer, "timeouts", 4)),
+        timeouts=tuple(
+            Timeout(
+                role=None if role is None else _check_name(role, "timeouts"),
+                database=None if database is None else _check_name(database, "timeouts"),
+                name=_check_name(name, "timeouts"),
+                value=None if value is None else _check_timeout_value(value),
+            )
+            for role, database, name, value in _read_rows(answer, "timeouts", 4)
+        ),
         idle=tuple(
             IdleSessions(
                 application=_check_optional_name(application, "idle"),
@@ -646,7 +645,7 @@ def _read_facts(answer: Mapping[str, Any], tls: Tls | None) -> ServerFacts:
         ),
         replication_slots=tuple(
             ReplicationSlot(
-                name=_check_slot_name(name),
+                name=_check_form(name, "replication_slots", _SLOT_NAME),
                 active=_check_bool(active, "replication_slots"),
                 held=_check_int(held, "replication_slots", -_INT32, _INT32),
             )
@@ -669,8 +668,15 @@ USED_RELATIONS: Final = (
 _ARGUMENTS: Final = re.compile(r'[a-z0-9_ ,"\[\]]*', re.ASCII)
 
 
-def _read_grants(answer: Mapping[str, Any], role: str) -> Iterator[str]:
-    """Write the GRANT statements. People run them, so the server contributes known names only."""
+@_explain_invalid("list of grants")
+def read_grants(row: Row, role: str) -> tuple[str, ...]:
+    """Read the answer to missing_grants.sql: the GRANT statements for our role. Raises TargetError.
+
+    People run them, so the server contributes known names only.
+    """
+    answer = _take_document(row)
+    grantee = quote_identifier(role)
+    grants = []
     for name, arguments in _read_rows(answer, "missing_functions", 2):
         if (
             type(name) is not str
@@ -678,42 +684,15 @@ def _read_grants(answer: Mapping[str, Any], role: str) -> Iterator[str]:
             or not _ARGUMENTS.fullmatch(_check_text(arguments, "missing_functions", _TEXT_LENGTH))
         ):
             raise _InvalidError("missing_functions")
-        yield f"GRANT EXECUTE ON FUNCTION pg_catalog.{name}({arguments}) TO {quote_identifier(role)};"
+        grants.append(f"GRANT EXECUTE ON FUNCTION pg_catalog.{name}({arguments}) TO {grantee};")
     for name in _read_list(answer, "missing_relations"):
         if type(name) is not str or name not in USED_RELATIONS:
             raise _InvalidError("missing_relations")
-        yield f"GRANT SELECT ON pg_catalog.{name} TO {quote_identifier(role)};"
-
-
-def _read_version(value: object) -> str:
-    """Return a version such as 18.4, 17beta1 or 15.3 (Debian 15.3-1.pgdg120+1)."""
-    text = _check_text(value, "version", 100)
-    if not re.fullmatch(r"[0-9]{1,3}[0-9A-Za-z.()+~ _-]*", text):
-        raise _InvalidError("version")
-    return text
-
-
-def _read_timeout(row: Sequence[Any]) -> Timeout:
-    role, database, name, value = row
-    return Timeout(
-        role=None if role is None else _check_name(role, "timeouts"),
-        database=None if database is None else _check_name(database, "timeouts"),
-        name=_check_name(name, "timeouts"),
-        value=None if value is None else _check_timeout_value(value),
-    )
+        grants.append(f"GRANT SELECT ON pg_catalog.{name} TO {grantee};")
+    return tuple(grants)
 
 
 def _check_timeout_value(value: object) -> str:
     """Return a timeout in any format of PostgreSQL, such as 600000, 10min, .5 h or 0x927C0."""
     text = " ".join(_check_name(value, "timeouts").split())
-    if not re.fullmatch(r"[-+.]?[0-9][0-9A-Za-z.+ -]{0,39}", text):
-        raise _InvalidError("timeouts")
-    return text
-
-
-def _check_slot_name(value: object) -> str:
-    """Return a slot's name, which goes into a statement and has only a-z, 0-9 and _."""
-    text = _check_name(value, "replication_slots")
-    if not re.fullmatch(r"[a-z0-9_]+", text):
-        raise _InvalidError("replication_slots")
-    return text
+    return _check_form(text, "timeouts", r"[-+.]?[0-9][0-9A-Za-z.+ -]{0,39}")

@@ -51,12 +51,7 @@ from session_reaper.postgres.signals import Signal
 from session_reaper.postgres.tls import describe_tls, open_socket, read_certificate, wrap_tls
 from session_reaper.sessions.server_facts import ServerFacts
 from session_reaper.sessions.session import OWN_APPLICATION_NAME, Identity, WaitGuard
-from session_reaper.sessions.snapshot import (
-    HOLDERS_FROM,
-    Snapshot,
-    SnapshotScope,
-    Verification,
-)
+from session_reaper.sessions.snapshot import HOLDERS_FROM, Snapshot, SnapshotScope, Verification
 from session_reaper.targets.target import Target
 
 APPLICATION_NAME: Final = OWN_APPLICATION_NAME
@@ -121,12 +116,12 @@ class Server:
         `memory`: the budget that the answers of all servers share.
         """
         where = f"{target.host}:{target.port}"
-        host, port = (
-            (target.via.host, target.via.port) if target.via else (target.host, target.port)
-        )
+        reached = target.via or target
         deadline = deadline.capped_at(deadline.remaining_or_raise(CONNECT_SECONDS))
-        with translate_connect_errors(f"connecting to {host}:{port}", target.password):
-            sock = open_socket(host, port, deadline)
+        with translate_connect_errors(
+            f"connecting to {reached.host}:{reached.port}", target.password
+        ):
+            sock = open_socket(reached.host, reached.port, deadline)
         try:
             if target.is_encrypted:
                 with translate_connect_errors(
@@ -160,12 +155,15 @@ class Server:
         """
         step = "comparing servers"
         with self._expect_answer(step, deadline):
-            statement = _load_sql("find_application")
             address, port = origin
-            names = {"own_name": literal(own_name), "wanted": literal(wanted)}
-            where = {"address": literal(address), "port": int(port)}
+            statement = _load_sql("find_application").format(
+                own_name=literal(own_name),
+                wanted=literal(wanted),
+                address=literal(address),
+                port=int(port),
+            )
             self.application_name = own_name
-            rows = self._connection.run(statement.format(**names, **where))
+            rows = self._connection.run(statement)
         return bool(rows == [[b"t"]])
 
     def rename(self, name: str, deadline: Deadline) -> None:
@@ -286,11 +284,10 @@ class Server:
                 for identity in identities
             )
             statement = self._signal_statements[action]
-            for answer in self._connection.run_each(
-                statement, executions, deadline, _ANSWER_SECONDS
-            ):
+            run_each = self._connection.run_each
+            for answer in run_each(statement, executions, deadline, _ANSWER_SECONDS):
                 if not isinstance(answer, DatabaseError):
-                    yield _read_signal(answer)
+                    yield read_signal(answer[0]) if answer else Signal.ESCAPED
                 elif read_sqlstate(answer) == INSUFFICIENT_PRIVILEGE:
                     yield Signal.DENIED
                 else:
@@ -306,7 +303,7 @@ class Server:
                 self._verify_statement = self._connection.prepare(
                     _load_sql("verify").format(is_transient=_write_is_transient())
                 )
-            rows = self._verify_statement.run(
+            (row,) = self._verify_statement.run(
                 pids=[identity.pid for identity, _ in signalled],
                 starts=[identity.backend_start for identity, _ in signalled],
                 changes=[
@@ -314,7 +311,6 @@ class Server:
                     for identity, action in signalled
                 ],
             )
-            (row,) = rows
         with self._decode_answer(step, deadline):
             return read_verification(row)
 
@@ -350,19 +346,11 @@ def _write_is_transient() -> str:
 
 def _to_parameters(identity: Identity, guard: WaitGuard) -> dict[str, object]:
     return {
-        "pid": identity.pid,
-        "backend_start": identity.backend_start,
-        "xact_start": identity.xact_start,
-        "state_change": identity.state_change,
-        "query_start": identity.query_start,
+        **asdict(identity),
         "state": identity.state.value,
         **asdict(guard),
         "none_of": list(guard.none_of),  # the driver would send a tuple as a row
     }
-
-
-def _read_signal(rows: Sequence[Row]) -> Signal:
-    return read_signal(rows[0]) if rows else Signal.ESCAPED
 
 
 @cache

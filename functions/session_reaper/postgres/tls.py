@@ -99,9 +99,7 @@ def wrap_tls(
             " disable.",
         )
     raise TargetError(
-        "protocol",
-        f"{where} does not respond like a PostgreSQL server",
-        NOT_POSTGRES_HINT,
+        "protocol", f"{where} does not respond like a PostgreSQL server", NOT_POSTGRES_HINT
     )
 
 

@@ -56,13 +56,7 @@ def to_document(
         "verdict": verdict,
         "steps": list(steps),
         "summary": write_summary_line(report),
-        "totals": {
-            "targets": len(report.targets),
-            "failed": report.failed,
-            **{outcome.value: report.count(outcome) for outcome in Outcome},
-            "spared": sum(map(_count_spared, report.targets)),
-            "protected": sum(len(target.protected) for target in report.targets),
-        },
+        "totals": report.totals | {"spared": sum(map(_count_spared, report.targets))},
         "targets": targets,
     }
 

@@ -6,13 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from session_reaper.report.model import (
-    Outcome,
-    Report,
-    SessionResult,
-    TargetReport,
-    rank_by_urgency,
-)
+from session_reaper.report.model import Report, SessionResult, TargetReport, rank_by_urgency
 from session_reaper.report.protected import group_protected
 from session_reaper.report.text import printable
 
@@ -90,12 +84,7 @@ def _describe_run(report: Report, origin: RunOrigin, verdict: str) -> dict[str, 
         "status": report.status.value,
         "verdict": printable(verdict, _VERDICT_LENGTH),
         "configuration_error": printable(report.configuration_error, _TEXT_LENGTH),
-        "totals": {
-            "targets": len(report.targets),
-            "failed": report.failed,
-            **{outcome.value: report.count(outcome) for outcome in Outcome},
-            "protected": sum(len(target.protected) for target in report.targets),
-        },
+        "totals": report.totals,
     }
 
 

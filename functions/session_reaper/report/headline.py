@@ -17,7 +17,6 @@ from session_reaper.report.model import (
     TargetStatus,
 )
 from session_reaper.report.text import printable
-from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.session import Slots
 
 _MOST_HEADLINES: Final = 3
@@ -84,7 +83,9 @@ def _write_results(target: TargetReport) -> Iterator[str]:
     elif target.blockers or target.protected_to_report:
         pass
     elif target.checked is not None:
-        yield _write_check(target.checked, len(target.advice))
+        server = target.checked.server
+        issues = count_of(len(target.advice), "issue")
+        yield f"checked {server.provider} PostgreSQL {server.version}, {issues}"
     elif target.status is TargetStatus.OK and not target.recovered and target.applied is None:
         yield f"{'every slot in use, ' if target.is_exhausted else ''}nothing to terminate"
     yield from _write_out_of_reach(target)
@@ -118,11 +119,6 @@ def write_settings(settings: Iterable[RoleSetting]) -> str:
     counts = Counter(setting.result for setting in settings)
     parts = [f"{count_of(number, 'setting')} {result}" for result, number in counts.items()]
     return ", ".join(parts) or "nothing to apply"
-
-
-def _write_check(check: Check, issues: int) -> str:
-    server = f"{check.server.provider} PostgreSQL {check.server.version}"
-    return f"checked {server}, {count_of(issues, 'issue')}"
 
 
 def _write_slots(slots: Slots, used_after: int | None) -> str:

@@ -411,6 +411,16 @@ class Report:
         return sum(target.count(outcome) for target in self.targets)
 
     @property
+    def totals(self) -> dict[str, int]:
+        """The numbers of targets, and of sessions by outcome."""
+        return {
+            "targets": len(self.targets),
+            "failed": self.failed,
+            **{outcome.value: self.count(outcome) for outcome in Outcome},
+            "protected": sum(len(target.protected) for target in self.targets),
+        }
+
+    @property
     def number_of_targets(self) -> int:
         """The number of targets, without what a hub reports on whole stacks."""
         return sum(target.stack_problem is None for target in self.targets)

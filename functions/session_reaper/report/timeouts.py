@@ -1,6 +1,6 @@
 """Advice on the timeouts by which PostgreSQL itself ends leaked sessions, and their settings."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -82,9 +82,7 @@ class _Leak:
     role: str
     database: str | None  # if the role has a setting of its own in this database
     allowed: float  # seconds: the longest time of the rules, or the shortest timeout to advise
-    timeouts: list[Timeout | None] = field(
-        default_factory=list
-    )  # of each session; None if not there
+    timeouts: list[Timeout | None] = field(default_factory=list)  # of each session; None: not there
 
     @property
     def excess(self) -> Timeout | None:
@@ -157,14 +155,12 @@ def advise_on_databases(found: ServerFacts, policy: Policy) -> Iterator[Advice]:
     late = {name: timeout for name, timeout in now.items() if timeout and timeout.exceeds(allowed)}
     off = [name for name, timeout in late.items() if timeout.is_off]
     longer = [f"{name} ({timeout.value})" for name, timeout in late.items() if not timeout.is_off]
-    problems = [f"off for these databases: {join_first(off)}"] if off else []
-    if longer:
-        time = format_duration(allowed)
-        problems.append(f"longer than {time} for these databases: {join_first(longer)}")
-    if problems:
+    if late:
+        places = {"off": off, f"longer than {format_duration(allowed)}": longer}
+        problems = _join_named({f"{how} for these databases": n for how, n in places.items()})
         yield Advice(
             code=IDLE_TIMEOUT_CODE,
-            message=f"{_IDLE_TIMEOUT} is {'; '.join(problems)}. With it, PostgreSQL itself ends leaked"
+            message=f"{_IDLE_TIMEOUT} is {problems}. With it, PostgreSQL itself ends leaked"
             " transactions, even while session-reaper does not run.",
             sql="\n".join(
                 f"ALTER DATABASE {quote_identifier(name)}"
@@ -238,10 +234,11 @@ def _create_setting(leak: _Leak, now: Timeout) -> RoleSetting:
 def _describe_excess(settings: Collection[RoleSetting]) -> str:
     off = [*dict.fromkeys(setting.role for setting in settings if setting.excess is None)]
     longer = [*dict.fromkeys(f"{each.role} ({each.excess})" for each in settings if each.excess)]
-    problems = [f"off: {join_first(off)}"] if off else []
-    if longer:
-        problems.append(f"longer than the rule's time: {join_first(longer)}")
-    return "; ".join(problems)
+    return _join_named({"off": off, "longer than the rule's time": longer})
+
+
+def _join_named(names: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{what}: {join_first(each)}" for what, each in names.items() if each)
 
 
 def _explain(leak: _Leak, found: ServerFacts) -> str:

@@ -9,7 +9,7 @@ from session_reaper.aws.dynamodb import STATE_SECONDS, load_known_issues, save_s
 from session_reaper.aws.sns import PUBLISH_SECONDS, publish
 from session_reaper.deadline import Deadline
 from session_reaper.errors import ConfigurationError
-from session_reaper.observability import emit_configuration_error, logger
+from session_reaper.observability import emit_count, logger
 from session_reaper.policy.enums import Mode
 from session_reaper.report.known_issues import KnownIssue, StateUpdate, report_again
 from session_reaper.report.model import IssueKey, IssueKind, Report
@@ -40,7 +40,7 @@ def report_configuration_error(
 
     An invalid TOPIC_ARN, or one that takes no message, is replaced by CRITICAL_TOPIC_ARN.
     """
-    emit_configuration_error()
+    emit_count("ConfigurationErrors")
     settings = read_error_settings()
     report = Report(
         run_id=run_id, mode=Mode.OFF, targets=(), configuration_error=printable(str(error))
@@ -65,10 +65,8 @@ def _publish_once(
     found = _published if loaded is None else loaded
     known = [issue for issue in found if issue.target == _STACK]
     earlier = next((issue for issue in known if issue.key == key), None)
-    if earlier is not None and 0 <= now - earlier.reported_at < settings.remind_after:
-        logger.error("invalid configuration", extra={"error": str(error), "published": False})
-        return
-    is_published = _publish(summarize(digest, now), settings, end)
+    is_due = earlier is None or not 0 <= now - earlier.reported_at < settings.remind_after
+    is_published = is_due and _publish(summarize(digest, now), settings, end)
     logger.error("invalid configuration", extra={"error": str(error), "published": is_published})
     if not is_published:
         return

@@ -1,6 +1,6 @@
 """Finds the targets of a run: reads their secrets, and asks RDS where the instances are."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Lock
@@ -71,8 +71,10 @@ class TargetDiscovery:
         ids = [*dict.fromkeys([*self._settings.target_secrets, *tagged])]
         if not ids and not unlisted:
             raise ConfigurationError("TARGET_SECRET_TAG", "no secret has this tag")
-        found = _deduplicate(self._resolve_all(self._read_all(ids, deadline), deadline))
-        return [*unlisted, *select_by_name(_add_addresses(found, deadline), names)]
+        found = self._resolve_all(self._read_all(ids, deadline), deadline)
+        # A secret may be found by name, by ARN and by tag.
+        unique = {each.key if isinstance(each, Target) else id(each): each for each in found}
+        return [*unlisted, *select_by_name(_add_addresses([*unique.values()], deadline), names)]
 
     def reread(self, target: Target, deadline: Deadline) -> Target:
         """Return the target as its secret describes it now. Raises TargetError."""
@@ -106,11 +108,7 @@ class TargetDiscovery:
         self, secrets: Sequence[Secret | TargetReport], deadline: Deadline
     ) -> Sequence[Found]:
         """Parse the secrets, list RDS's instances if a secret needs them, and resolve the targets."""
-
-        def parse(secret: Secret) -> Sequence[ParsedSecret]:
-            return [self._parse(secret)]
-
-        parsed = _convert_all(parse, secrets, _report_unparsed, deadline)
+        parsed = _convert_all(lambda one: [self._parse(one)], secrets, _report_unparsed, deadline)
         listing = RdsListing()
         if any(isinstance(each, ParsedSecret) and each.needs_rds for each in parsed):
             # Half of the time, so that the other targets are resolved even if RDS does not answer.
@@ -192,7 +190,9 @@ def _run_all(
     jobs = [to_job(value, reports) for value, reports in given]
     found: list[U | TargetReport] = []
     for result in (_run_in_turn if in_turn else run_jobs)(jobs, deadline):
-        found += result.latest if result.is_complete else _report_unfinished(result)
+        reports = (each for each in result.latest if isinstance(each, TargetReport))
+        unfinished = (record_unfinished(each, result.bug) for each in reports)
+        found += result.latest if result.is_complete else unfinished
     return found
 
 
@@ -202,18 +202,6 @@ def _run_in_turn(jobs: Sequence[Job[T]], deadline: Deadline) -> list[JobResult[T
         return []
     (results,) = run_chains([Chain(jobs=jobs, may_split=lambda: False)], deadline)
     return results
-
-
-def _report_unfinished(result: JobResult[Sequence[T | TargetReport]]) -> Iterator[TargetReport]:
-    for each in result.latest:
-        if isinstance(each, TargetReport):
-            yield record_unfinished(each, result.bug)
-
-
-def _deduplicate(found: Sequence[Found]) -> Sequence[Found]:
-    """Return each target once: a secret may be found by name, by ARN and by tag."""
-    by_key = {each.key if isinstance(each, Target) else id(each): each for each in found}
-    return tuple(by_key.values())
 
 
 def _add_addresses(found: Sequence[Found], deadline: Deadline) -> Sequence[Found]:

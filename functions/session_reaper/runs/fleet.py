@@ -6,7 +6,7 @@ from typing import Final
 from session_reaper.aws.sns import publish_document
 from session_reaper.deadline import Deadline
 from session_reaper.errors import PublishError
-from session_reaper.observability import emit_fleet_report_error, log_bug, logger
+from session_reaper.observability import emit_count, log_bug, logger
 from session_reaper.report.fleet_document import RunOrigin, write_fleet_document
 from session_reaper.report.model import Report
 from session_reaper.settings import ErrorSettings, Settings
@@ -43,7 +43,7 @@ def publish_to_hub(  # noqa: PLR0913 -- the report, and everything that identifi
         publish_document(document, topic_arn, end.capped_at(_SECONDS))
     except PublishError as error:
         logger.warning("cannot reach the fleet's hub", extra={"error": str(error)})
-        emit_fleet_report_error()
+        emit_count("FleetReportErrors")
     except Exception as error:  # noqa: BLE001 -- a bug must not fail a run that is complete
         log_bug("a bug in the fleet's report", error)
-        emit_fleet_report_error()
+        emit_count("FleetReportErrors")

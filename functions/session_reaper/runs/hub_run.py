@@ -2,19 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from functools import partial
+from itertools import chain
+from typing import Any, Final
 
 from session_reaper.aws.fleet_table import load_spoke_states, save_spoke_states
 from session_reaper.aws.sns import PUBLISH_SECONDS, publish
 from session_reaper.aws.sqs import QueueMessage, delete_messages, receive_rounds, return_messages
 from session_reaper.deadline import Deadline
-from session_reaper.errors import ConfigurationError, InternalError
-from session_reaper.fleet.digest import (
-    FleetReport,
-    digest_fleet,
-    make_invalid_message_report,
-    report_on_fleet,
-)
+from session_reaper.errors import ConfigurationError
+from session_reaper.fleet.digest import digest_fleet, make_invalid_message_report, report_on_fleet
 from session_reaper.fleet.message import QUEUE, Spoke, SpokeReport, read_spoke_report
 from session_reaper.fleet.state import (
     SpokeNews,
@@ -23,13 +20,13 @@ from session_reaper.fleet.state import (
     add_message,
     conclude_refused,
 )
-from session_reaper.observability import log_bug, logger
+from session_reaper.observability import logger
 from session_reaper.report.headline import write_headline
 from session_reaper.report.model import Report
 from session_reaper.report.text import printable
+from session_reaper.runs.rendering import render
 from session_reaper.settings import HubSettings
-from session_reaper.summary.message import Summary, summarize
-from session_reaper.summary.minimal import summarize_minimally
+from session_reaper.summary.message import Summary
 
 _LOAD_SECONDS: Final = 10.0
 _RECEIVE_SHARE: Final = 0.5  # of the time; the rest is for the digest, the table and the deletions
@@ -72,7 +69,13 @@ def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> di
         is_complete=inbox.is_complete,
     )
     _log_targets(fleet.report)
-    rendered = _render(fleet, settings, now)
+    rendered = render(
+        fleet.report,
+        partial(digest_fleet, fleet, settings.location),
+        now,
+        is_due=fleet.report.should_notify,
+        bug="a bug in the digest",
+    )
     if rendered.summary is not None:
         _publish(rendered.summary, settings, end)
     before = {**states, QUEUE: queue}
@@ -80,13 +83,8 @@ def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> di
     changed = [state for spoke, state in after.items() if state != before.get(spoke)]
     saved = save_spoke_states(settings.memory_table, changed, end)
     unsaved = {state.spoke for state in changed} - set(saved)
-    handles = [
-        handle
-        for spoke, news in inbox.news.items()
-        if spoke not in unsaved
-        for handle in news.handles
-    ]
-    delete_messages(settings.queue_url, handles, end)
+    done = [news.handles for spoke, news in inbox.news.items() if spoke not in unsaved]
+    delete_messages(settings.queue_url, [*chain.from_iterable(done)], end)
     return_messages(settings.queue_url, list(inbox.refused.values()), end)
     answer = {
         "run_id": run_id,
@@ -153,29 +151,6 @@ def _conclude_refused(
         return SpokeResult(targets=(), state=queue)
     invalid = make_invalid_message_report(len(inbox.refused), inbox.first_problem)
     return conclude_refused(queue, invalid, now, remind_after)
-
-
-class _Rendered(NamedTuple):
-    """The verdict of a digest and, if there is news, its summary; after a bug, a minimal one."""
-
-    verdict: str = ""
-    summary: Summary | None = None
-    bug: InternalError | None = None
-
-
-def _render(fleet: FleetReport, settings: HubSettings, now: float) -> _Rendered:
-    """Digest the fleet, and write the summary if there is news."""
-    is_due = fleet.report.should_notify
-    verdict = ""
-    try:
-        digest = digest_fleet(fleet, settings.location)
-        verdict = str(digest.verdict)
-        return _Rendered(verdict=verdict, summary=summarize(digest, now) if is_due else None)
-    except Exception as error:  # noqa: BLE001 -- a bug that one report causes must not hide the others
-        log_bug("a bug in the digest", error)
-        bug = InternalError(error)
-        minimal = summarize_minimally(fleet.report, bug.kind) if is_due else None
-        return _Rendered(verdict=verdict, summary=minimal, bug=bug)
 
 
 def _publish(summary: Summary, settings: HubSettings, end: Deadline) -> None:

@@ -6,8 +6,9 @@ every termination from being lost; docs/decisions.md explains it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import time
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from session_reaper.aws.dynamodb import (
     STATE_SECONDS,
@@ -17,14 +18,8 @@ from session_reaper.aws.dynamodb import (
 )
 from session_reaper.aws.sns import PUBLISH_SECONDS, publish
 from session_reaper.deadline import Deadline
-from session_reaper.errors import InternalError, PublishError
-from session_reaper.observability import (
-    OutcomeLog,
-    emit_target_metrics,
-    log_bug,
-    log_remaining,
-    logger,
-)
+from session_reaper.errors import PublishError
+from session_reaper.observability import OutcomeLog, emit_target_metrics, log_remaining, logger
 from session_reaper.report.document import to_document, truncate_document
 from session_reaper.report.known_issues import (
     compare_with_known,
@@ -34,10 +29,10 @@ from session_reaper.report.known_issues import (
 from session_reaper.report.model import Report
 from session_reaper.runs.fleet import publish_to_hub
 from session_reaper.runs.plan import RunPlan
+from session_reaper.runs.rendering import Rendered, render
 from session_reaper.settings import Notify, Settings
-from session_reaper.summary.digest import Digest, digest_report
-from session_reaper.summary.message import Summary, summarize
-from session_reaper.summary.minimal import summarize_minimally
+from session_reaper.summary.digest import digest_report
+from session_reaper.summary.message import Summary
 
 # CloudWatch cuts lines of more than 1 MB, which would make the JSON invalid.
 _LOG_BYTES: Final = 1_000_000
@@ -61,7 +56,7 @@ def notify(
     request, settings = plan.request, plan.settings
     # Manual runs with options are always reported and do not update the notification state.
     table = settings.memory_table if request.is_usual and report.targets else None
-    rendered = _Rendered()
+    rendered = Rendered()
     try:
         within = end.capped_at_share(_LOAD_SHARE, STATE_SECONDS)
         known = load_known_issues(table, within) if table else ()
@@ -75,11 +70,18 @@ def notify(
             settings.remind_after,
             covers_all=not request.targets,
         )
-        rendered = _render(report, settings, now, end.capped_at_share(_TAGS_SHARE))
+        tags = end.capped_at_share(_TAGS_SHARE)
+        rendered = render(
+            report,
+            partial(digest_report, report, settings.location, tags),
+            now,
+            is_due=report.should_notify or settings.notify is Notify.ALWAYS,
+            bug="a bug in the summary",
+        )
         failures = _publish(report, rendered.summary, settings, end)
     finally:
         # Even after a bug above, the log must contain what the run did.
-        document = _log_run(report, rendered.digest, logs, settings, end)
+        document = _log_run(report, rendered, logs, settings, end)
     if table:
         if settings.topic_arn in failures:
             update = mark_undelivered(report, known or (), now)
@@ -99,28 +101,6 @@ def notify(
     return report, document
 
 
-class _Rendered(NamedTuple):
-    """The digest of a run and, if it is due, its summary; after a bug, a minimal one."""
-
-    digest: Digest | None = None
-    summary: Summary | None = None
-    bug: InternalError | None = None
-
-
-def _render(report: Report, settings: Settings, now: float, tags: Deadline) -> _Rendered:
-    """Write the summary if it is due; `tags` is the deadline for reading comment tags."""
-    is_due = report.should_notify or settings.notify is Notify.ALWAYS
-    digest: Digest | None = None
-    try:
-        digest = digest_report(report, settings.location, tags)
-        return _Rendered(digest=digest, summary=summarize(digest, now) if is_due else None)
-    except Exception as error:  # noqa: BLE001 -- a bug must not keep the terminations unreported
-        log_bug("a bug in the summary", error)
-        bug = InternalError(error)
-        minimal = summarize_minimally(report, bug.kind) if is_due else None
-        return _Rendered(digest=digest, summary=minimal, bug=bug)
-
-
 def _publish(
     report: Report, summary: Summary | None, settings: Settings, end: Deadline
 ) -> Mapping[str, PublishError]:
@@ -135,7 +115,7 @@ def _publish(
 
 def _log_run(
     report: Report,
-    digest: Digest | None,
+    rendered: Rendered,
     logs: Sequence[OutcomeLog],
     settings: Settings,
     end: Deadline,
@@ -148,8 +128,8 @@ def _log_run(
     document = to_document(
         report,
         end.capped_at_share(_DOCUMENT_SHARE),
-        verdict=str(digest.verdict) if digest else "",
-        steps=digest.steps_as_text if digest else (),
+        verdict=rendered.verdict,
+        steps=rendered.digest.steps_as_text if rendered.digest else (),
     )
     logger.info("run", extra=truncate_document(document, _LOG_BYTES))
     return document

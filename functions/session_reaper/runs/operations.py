@@ -278,6 +278,4 @@ def _add_decisions(report: TargetReport, decisions: Decisions) -> TargetReport:
         if decision.verdict.is_reported
     )
     report = replace(report, results=results, pressure=describe_pressure(decisions))
-    if decisions.breaker is None:
-        return report
-    return record_breaker(report, decisions.breaker)
+    return report if decisions.breaker is None else record_breaker(report, decisions.breaker)

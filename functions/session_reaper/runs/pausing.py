@@ -34,7 +34,8 @@ def split_paused(
 
     Where that is unknown, the target is awake, and its `pause_unknown` says why.
     """
-    at_rds = [each for each in targets if plan.skips_paused and find_rds_region(each.host)]
+    may_skip_any = plan.is_scheduled and plan.settings.skip_paused
+    at_rds = [each for each in targets if may_skip_any and find_rds_region(each.host)]
     if not at_rds:
         return PauseCheck(awake=tuple(targets))
     limit = deadline.capped_at_share(_SHARE, _SECONDS)

@@ -28,11 +28,6 @@ class RunPlan(NamedTuple):
     quota: Quota = allow_all
     is_scheduled: bool = False
 
-    @property
-    def skips_paused(self) -> bool:
-        """Whether the run leaves paused clusters asleep."""
-        return self.is_scheduled and self.settings.skip_paused
-
 
 def make_plan(event: object, deadline: Deadline) -> RunPlan:
     """Read the settings, the event, the policy and the mode. Raises ConfigurationError."""

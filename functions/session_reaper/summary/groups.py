@@ -21,10 +21,7 @@ _NAME_LENGTH: Final = 60
 _NAME_TAIL: Final = 39  # the end of a long name distinguishes it from similar ones
 _QUERY_LENGTH: Final = 200
 _MOST_COUNTED: Final = 50  # sessions of a group whose comment tags are read
-_ORDER: Final = [
-    *(outcome for outcome in Outcome if outcome is not Outcome.ESCAPED),
-    Outcome.ESCAPED,
-]
+_ORDER: Final = sorted(Outcome, key=lambda outcome: outcome is Outcome.ESCAPED)
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached_property

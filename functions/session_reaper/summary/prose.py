@@ -1,8 +1,9 @@
 """Sentences with names and SQL in them, which every renderer quotes in its own way."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Final
 
 from session_reaper.report.text import printable, truncate
@@ -38,6 +39,11 @@ Prose = tuple[str | Name | Statement, ...]
 def to_plain(prose: Prose) -> str:
     """Write prose without any quoting."""
     return "".join(part if isinstance(part, str) else part.text for part in prose)
+
+
+def join_prose(parts: Iterable[Prose], separator: str) -> Prose:
+    """Join the parts of a list."""
+    return tuple(islice(chain.from_iterable((separator, *part) for part in parts), 1, None))
 
 
 def name_role(role: str | None) -> Prose:

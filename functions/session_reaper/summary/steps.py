@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
 from typing import Final
 
 from session_reaper.policy.enums import Action, Mode
@@ -29,7 +28,7 @@ from session_reaper.summary.out_of_reach import (
     list_blocker_steps,
     list_protected_steps,
 )
-from session_reaper.summary.prose import Name, Prose, Statement, name_role
+from session_reaper.summary.prose import Name, Prose, Statement, join_prose, name_role
 from session_reaper.summary.wording import Wording
 
 
@@ -79,7 +78,8 @@ def _explain_holders(report: TargetReport, wording: Wording) -> Prose:
             _LOGGING_IN,
         )
     may_enforce = wording.enforces_at_once and report.count(Outcome.WOULD_TERMINATE)
-    protection = _find_protection(largest, report)
+    protection = find_holder_protection(largest, report.policy) if report.policy else None
+    protection = protection or find_protection_of_all(largest, report)
     when = "Restart" if report.is_exhausted else "If slots run out, restart"
     return (
         f"{problem}The largest group of sessions is ",
@@ -94,12 +94,6 @@ _LOGGING_IN: Final = (
     ". Find out why these logins hang: the server ends each one after authentication_timeout, and no"
     " rule can match them."
 )
-
-
-def _find_protection(holder: Holder, report: TargetReport) -> Protection | None:
-    """Return what protects every session of a group, by what is known of the group or of each one."""
-    known = find_holder_protection(holder, report.policy) if report.policy else None
-    return known or find_protection_of_all(holder, report)
 
 
 def _explain_holder_sql(holder: Holder, report: TargetReport) -> Prose:
@@ -199,9 +193,10 @@ def _explain_would_terminate(mode: Mode, wording: Wording) -> str:
 
 
 def _explain_lingering(groups: Sequence[Group], wording: Wording) -> Prose:
-    cancelled = next((group for group in groups if _is_cancel(group)), None)
-    if cancelled:
-        return (*_name_culprit(cancelled), _CANCEL_WITHOUT_EFFECT)
+    for group in groups:
+        rule = group.oldest.rule
+        if rule is not None and rule.action is Action.CANCEL and rule.escalate_after is None:
+            return (*_name_culprit(group), _CANCEL_WITHOUT_EFFECT)
     not_exited = (
         f" was signalled but has not exited. If it is still there {wording.later}, stop its client; if"
         " that does not help, restart the server."
@@ -209,21 +204,15 @@ def _explain_lingering(groups: Sequence[Group], wording: Wording) -> Prose:
     return (*_name_culprit(groups[0]), not_exited)
 
 
-def _is_cancel(group: Group) -> bool:
-    rule = group.oldest.rule
-    return rule is not None and rule.action is Action.CANCEL and rule.escalate_after is None
-
-
 def _explain_leaks(groups: Sequence[Group]) -> Prose:
     """Recommend to find out why applications leak sessions; the largest group comes first."""
     culprits = {(group.application, group.role): group for group in reversed(groups)}
     first, *others = reversed(culprits.values())
     if others:
-        named = [first, *others][:_MOST_CULPRITS]
-        names = chain.from_iterable((", ", *_name_culprit(group)) for group in named)
-        more = len(culprits) - len(named)
-        rest = f" and {more} more groups" if more else ""
-        return ("Find out why these leak sessions: ", *islice(names, 1, None), f"{rest}.")
+        names = join_prose(map(_name_culprit, [first, *others][:_MOST_CULPRITS]), ", ")
+        more = len(culprits) - _MOST_CULPRITS
+        rest = f" and {more} more groups" if more > 0 else ""
+        return ("Find out why these leak sessions: ", *names, f"{rest}.")
     match first.oldest.session.state:
         case State.ACTIVE:
             problem = " runs for so long."

@@ -3,22 +3,16 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from enum import StrEnum
-from itertools import chain, islice
+from itertools import chain
 from typing import Final, NamedTuple
 
 from session_reaper.decision.explain import ExplainedOutcome
 from session_reaper.policy.enums import Mode
 from session_reaper.report.headline import count_of, write_recoveries, write_settings
-from session_reaper.report.model import (
-    Outcome,
-    Report,
-    StackProblem,
-    TargetReport,
-    TargetStatus,
-)
+from session_reaper.report.model import Outcome, Report, StackProblem, TargetReport, TargetStatus
 from session_reaper.report.text import printable
 from session_reaper.summary.groups import join_names
-from session_reaper.summary.prose import Name, Prose, Statement, to_plain
+from session_reaper.summary.prose import Name, Prose, Statement, join_prose, to_plain
 from session_reaper.summary.wording import OF_FUNCTION, Wording
 
 
@@ -57,8 +51,7 @@ def choose_verdict(report: Report, wording: Wording = OF_FUNCTION) -> RunVerdict
     if any(target.explained is not None for target in report.targets) and not report.failed:
         return _make_verdict(VerdictWord.EXPLAINED, _count_explained(report))
     results = " ".join(_list_results(report, wording))
-    unresolved = chain.from_iterable(("; ", *each) for each in _list_unresolved(report, wording))
-    joined = tuple(islice(unresolved, 1, None))
+    joined = join_prose(_list_unresolved(report, wording), "; ")
     if joined:
         return _make_verdict(VerdictWord.ACTION_NEEDED, *joined, f". {results}".rstrip())
     return _choose_for_manual_run(report) or _choose_for_reaping(report, results)

@@ -90,9 +90,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "postgres", hint="The reaper negotiates TLS after connecting. Remove it."
     ),
     "sslsni": _accept_only(
-        "1",
-        "true",
-        hint="The reaper always sends the host name in the TLS handshake. Remove it.",
+        "1", "true", hint="The reaper always sends the host name in the TLS handshake. Remove it."
     ),
     **dict.fromkeys(("sslcert", "sslkey", "sslpassword"), _refuse(_NO_CLIENT_CERTIFICATE)),
     "sslcertmode": _accept_only("disable", "allow", hint=_NO_CLIENT_CERTIFICATE),

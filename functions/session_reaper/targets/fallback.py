@@ -92,13 +92,10 @@ def apply_fallback(target: Target, fallback: Fallback, listing: RdsListing) -> T
 
 def _find_destination(target: Target, fallback: Fallback, listing: RdsListing) -> Endpoint | None:
     """Return where the fallback secret connects; None if it is not for the target's server."""
-    named = target.endpoint
-    if fallback.is_managed:
-        for instance in listing.instances:
-            if fallback.target.secret_arn in instance.secret_arns and named in _list_endpoints(
-                instance
-            ):
-                return named
+    named, arn = target.endpoint, fallback.target.secret_arn
+    managing = [each for each in listing.instances if arn in each.secret_arns]
+    if fallback.is_managed and any(named in _list_endpoints(each) for each in managing):
+        return named
     if fallback.endpoint == named:
         return Endpoint(fallback.target.host, fallback.target.port)
     for instance in listing.instances:
