@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Final, Self
@@ -118,17 +118,14 @@ class Server:
         where = f"{target.host}:{target.port}"
         reached = target.via or target
         deadline = deadline.capped_at(deadline.remaining_or_raise(CONNECT_SECONDS))
-        with translate_connect_errors(
-            f"connecting to {reached.host}:{reached.port}", target.password
-        ):
+        translate = partial(translate_connect_errors, secret=target.password)
+        with translate(f"connecting to {reached.host}:{reached.port}"):
             sock = open_socket(reached.host, reached.port, deadline)
         try:
             if target.is_encrypted:
-                with translate_connect_errors(
-                    f"securing the connection to {where}", target.password
-                ):
+                with translate(f"securing the connection to {where}"):
                     sock = wrap_tls(sock, target, deadline)
-            with translate_connect_errors(f"logging in to {where}", target.password):
+            with translate(f"logging in to {where}"):
                 connection = Connection(
                     sock,
                     target,

@@ -8,7 +8,7 @@ belongs to another target.
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -126,7 +126,12 @@ def compare_with_known(
         )
         for index, target in enumerate(report.targets)
     )
-    reported = tuple(_list_reported(targets, known, now))
+    by_key = {(issue.target, issue.key): issue for issue in known}
+    reported = tuple(
+        report_again(target.key, key, by_key.get((target.key, key)), now)
+        for target in targets
+        for key in target.new_issues
+    )
     update = StateUpdate(reported=reported, ended=tuple(ended))
     return _add_undelivered(replace(report, targets=targets), known), update
 
@@ -180,15 +185,6 @@ def _map_owners(keys: Iterable[Iterable[TargetKey]]) -> Mapping[TargetKey, list[
         for each in dict.fromkeys(k for key in own for k in (key, TargetKey(key.secret))):
             owners[each].append(index)
     return owners
-
-
-def _list_reported(
-    targets: Iterable[TargetReport], known: Iterable[KnownIssue], now: float
-) -> Iterator[KnownIssue]:
-    by_key = {(issue.target, issue.key): issue for issue in known}
-    for target in targets:
-        for key in target.new_issues:
-            yield report_again(target.key, key, by_key.get((target.key, key)), now)
 
 
 def report_again(
