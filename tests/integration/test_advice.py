@@ -277,6 +277,7 @@ def test_the_most_useful_advice_comes_first(stage: Stage) -> None:
     assert next(iter(sql_by_code(stage.run({"check": True})))) == IN_TRANSACTION
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("action", [Action.HANG, Action.CLOSE, Action.DRIP])
 def test_a_server_that_stops_answering_does_not_change_the_outcomes(
     stage: Stage, action: Action

@@ -6,6 +6,8 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.integration.cli import COMMAND, finish, run, spawn, uri
 from tests.integration.stage import LEAK, PASSWORD, REAPER, Stage, policy, rule
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.thorough
 def test_the_examples_of_the_help_run_as_printed(stage: Stage, tmp_path: Path) -> None:
     """Only the server's address is another one."""
     home = tmp_path

@@ -118,6 +118,7 @@ def test_thousands_of_condemned_sessions_on_servers_that_hang_keep_no_summary_ba
     assert all(line["count"] == len(line["pids"]) for line in together)
 
 
+@pytest.mark.thorough
 def test_servers_that_also_hang_when_the_reaper_reconnects_keep_no_summary_back(
     stage: Stage, caplog: pytest.LogCaptureFixture, *, is_alone: bool
 ) -> None:

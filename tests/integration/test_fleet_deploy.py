@@ -338,6 +338,7 @@ def test_stacks_are_registered_with_a_hub_only(roll_out: RollOut) -> None:
     assert roll_out.calls() == {}
 
 
+@pytest.mark.thorough
 def test_with_a_hub_each_region_has_a_topic_and_each_stack_is_expected(
     roll_out: RollOut, hub: str
 ) -> None:
@@ -368,6 +369,7 @@ def test_with_a_hub_each_region_has_a_topic_and_each_stack_is_expected(
     }
 
 
+@pytest.mark.thorough
 def test_a_stack_that_joins_a_fleet_keeps_the_keys_that_it_has(roll_out: RollOut, hub: str) -> None:
     key = "arn:aws:kms:eu-central-1:123456789012:key/own"
     assert roll_out.run(f"account,region,KmsKeyArns\n{OWN},eu-central-1,{key}\n") == 0
@@ -378,6 +380,7 @@ def test_a_stack_that_joins_a_fleet_keeps_the_keys_that_it_has(roll_out: RollOut
     assert keys == [f'KmsKeyArns="{key},arn:aws:kms:eu-central-1:{OWN}:key/1"']
 
 
+@pytest.mark.thorough
 def test_a_stack_that_joins_a_fleet_is_expected_by_the_schedule_that_it_has(
     roll_out: RollOut, hub: str
 ) -> None:
@@ -415,6 +418,7 @@ def test_a_schedule_that_cannot_be_read_is_the_stacks_failure(
     assert load_spoke_states(TABLE, Deadline(10)) == {}
 
 
+@pytest.mark.thorough
 def test_a_stack_that_the_hub_knows_is_not_changed_by_another_roll_out(
     roll_out: RollOut, hub: str
 ) -> None:
@@ -425,6 +429,7 @@ def test_a_stack_that_the_hub_knows_is_not_changed_by_another_roll_out(
     assert load_spoke_states(TABLE, Deadline(10)) == before
 
 
+@pytest.mark.thorough
 def test_the_first_report_is_expected_by_the_schedule_that_the_stack_has_already(
     roll_out: RollOut, hub: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -459,6 +464,7 @@ def test_a_stack_of_another_kind_is_not_replaced(
     assert roll_out.calls() == {}
 
 
+@pytest.mark.thorough
 def test_a_region_without_a_topic_does_not_stop_the_others(
     roll_out: RollOut, hub: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,7 @@ def test_twenty_accounts_get_one_digest_with_true_numbers(hub: Hub) -> None:
     assert hub.run()[1] == []
 
 
+@pytest.mark.thorough
 def test_one_digest_is_true_with_a_silent_stack_and_messages_that_come_late_and_twice(
     hub: Hub,
 ) -> None:
@@ -230,6 +231,7 @@ def test_a_silent_stack_is_noticed_although_the_queue_is_never_empty(hub: Hub) -
     assert "000000000002" not in email.body
 
 
+@pytest.mark.thorough
 def test_a_stack_is_not_silent_while_the_last_of_many_messages_shows_that_it_lives(
     hub: Hub,
 ) -> None:
@@ -272,6 +274,7 @@ def test_a_poisoned_message_of_a_run_that_could_not_publish_is_told_by_the_next_
     assert "Reports cannot be read in" in text(email)
 
 
+@pytest.mark.thorough
 def test_a_silent_stack_is_back_although_its_configuration_is_still_invalid(hub: Hub) -> None:
     hub.send(a_message(an_origin(), error="POLICY: x"))
     assert len(hub.run()[1]) == 1
@@ -290,6 +293,7 @@ def test_a_silent_stack_is_back_although_its_configuration_is_still_invalid(hub:
     assert "silent for" not in text(email)
 
 
+@pytest.mark.thorough
 def test_a_stack_whose_problems_end_together_has_recovered_once(hub: Hub) -> None:
     hub.send(a_message(an_origin(), error="POLICY: x"))
     hub.run()
@@ -362,6 +366,7 @@ def test_a_poisoned_message_ends_in_the_dead_letters_and_is_told_once(hub: Hub) 
     sqs.delete_queue(QueueUrl=letters)
 
 
+@pytest.mark.thorough
 def test_refused_messages_are_told_again_only_after_the_time_of_a_reminder(hub: Hub) -> None:
     told = []
     for _ in range(3):  # a stack that was updated before its hub
@@ -377,6 +382,7 @@ def test_refused_messages_are_told_again_only_after_the_time_of_a_reminder(hub: 
     assert "reports cannot be read in the hub's queue" in text(email)
 
 
+@pytest.mark.thorough
 def test_a_stack_that_is_gone_is_forgotten_although_its_item_is_not_deleted_yet(hub: Hub) -> None:
     hub.send(a_message(an_origin(1), quiet()), a_message(an_origin(2), quiet()))
     assert hub.run()[1] == []
@@ -392,6 +398,7 @@ def test_a_stack_that_is_gone_is_forgotten_although_its_item_is_not_deleted_yet(
     assert hub.run()[0]["stacks"] == 2
 
 
+@pytest.mark.thorough
 def test_an_item_that_cannot_be_read_is_replaced_by_the_next_message(hub: Hub) -> None:
     hub.send(a_message(an_origin(), quiet()))
     assert hub.run()[1] == []
@@ -537,6 +544,7 @@ def test_many_waiting_messages_are_merged_into_one_digest(hub: Hub) -> None:
     assert hub.waiting() == 0
 
 
+@pytest.mark.thorough
 def test_a_hub_that_was_down_for_an_hour_tells_what_happened_and_invents_no_silence(
     hub: Hub,
 ) -> None:
@@ -565,6 +573,7 @@ def test_a_hub_that_was_down_for_an_hour_tells_what_happened_and_invents_no_sile
     assert "000000000002" not in said
 
 
+@pytest.mark.thorough
 def test_a_stack_is_not_silent_while_another_run_has_its_messages(hub: Hub) -> None:
     hub.send(a_message(an_origin(), quiet()))
     assert hub.run()[1] == []
@@ -578,6 +587,7 @@ def test_a_stack_is_not_silent_while_another_run_has_its_messages(hub: Hub) -> N
     assert (answer["messages"], answer["complete"], emails) == (1, True, [])
 
 
+@pytest.mark.thorough
 def test_a_hostile_stack_cannot_fill_the_memory_of_the_hub(hub: Hub) -> None:
     document = a_message(an_origin(1), leaking(1)).replace('"count":1', '"count":300000')
     for number in range(3):

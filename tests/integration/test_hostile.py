@@ -138,6 +138,7 @@ def test_several_hanging_servers_take_no_longer_than_one(stage: Stage) -> None:
     assert codes == dict.fromkeys(codes, "timeout")
 
 
+@pytest.mark.thorough
 def test_a_server_that_sends_byte_by_byte_leaves_no_thread_behind(stage: Stage) -> None:
     before = threading.active_count()
     with Impostor(drip(LOGIN_OK + NOTICE)) as impostor:
@@ -187,6 +188,7 @@ def test_the_report_is_true_if_the_server_always(stage: Stage, fault: Fault) -> 
         assert stage.survivors(victims) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("moment", _CANCELS)
 @pytest.mark.parametrize("lost", [False, True])
 def test_the_report_is_true_if_the_server_resets_at_a_cancel(
@@ -239,6 +241,7 @@ def test_an_error_for_one_signal_does_not_hide_the_other_answers(
     assert run.target()["slots"]["used_after"] == 1  # ours is not counted, the superuser's is
 
 
+@pytest.mark.thorough
 def test_slots_that_were_not_counted_after_the_signals_are_unknown(stage: Stage) -> None:
     stage.sessions(2)
     terminate = Fault(action=Action.HANG, moment=Moment.TERMINATE, lost=True)
@@ -276,6 +279,7 @@ def test_a_connection_lost_at_verify_does_not_hide_the_terminated_sessions(
     assert set(run.outcomes().values()) <= {"terminated", "lingering"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("moment", [Moment.TERMINATE, Moment.VERIFY])
 def test_the_report_is_true_if_the_server_sends_byte_by_byte_at(
     stage: Stage, moment: Moment
@@ -291,6 +295,7 @@ def test_the_report_is_true_if_the_server_sends_byte_by_byte_at(
     assert_true_to(run, victims)
 
 
+@pytest.mark.thorough
 def test_a_verified_session_stays_terminated_if_a_later_verify_fails(stage: Stage) -> None:
     victims = stage.sessions(3)
     os.kill(victims[0].pid, signal.SIGSTOP)

@@ -362,6 +362,7 @@ def test_an_item_that_cannot_be_read_hides_no_other_item(
     assert "yesterday" not in caplog.text
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("table")
 def test_many_undelivered_summaries_are_published_at_once_when_the_topic_is_back(
     stage: Stage,

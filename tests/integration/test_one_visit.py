@@ -524,6 +524,7 @@ def test_a_server_at_two_addresses_is_one_target_also_if_it_has_no_slot_for_the_
     assert run.document["totals"]["terminated"] == len(leaks)
 
 
+@pytest.mark.thorough
 def test_a_target_that_hangs_delays_another_server_for_a_short_time_only(
     stage: Stage,
 ) -> None:
@@ -672,6 +673,7 @@ def test_a_visit_that_trusted_another_authority_does_not_stop_one(
     assert names(run) == (["evil", "orders"] if is_in_the_middle else ["evil"])
 
 
+@pytest.mark.thorough
 def test_a_secret_that_hangs_leaves_time_for_the_next_of_its_server(stage: Stage) -> None:
     leak = stage.session()
     turns = iter([hang])

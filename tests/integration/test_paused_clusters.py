@@ -195,6 +195,7 @@ def test_without_an_endpoint_of_rds_nothing_is_looked_up(stage: Stage) -> None:
 DENIED = http("403 Forbidden", b'{"__type": "AccessDenied", "message": "not authorized"}')
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("service", ["monitoring", "rds"])
 @pytest.mark.parametrize(
     "answer",

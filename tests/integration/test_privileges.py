@@ -200,6 +200,7 @@ def test_a_session_escapes_beside_a_denied_one(stage: Stage) -> None:
     assert escaping.is_there
 
 
+@pytest.mark.thorough
 def test_the_report_is_true_if_the_time_ends_between_two_signals(stage: Stage) -> None:
     stage.role("watcher", "IN ROLE pg_read_all_stats")
     leaks = [stage.session(LEAK, role) for role in ("app", "other", "app", "other")]

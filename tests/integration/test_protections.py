@@ -249,6 +249,7 @@ def test_a_parallel_dump_under_another_name_is_left_alone(stage: Stage, tmp_path
         assert stage.reap(EVERYBODY).outcomes() == {leak.pid: "terminated"}
 
 
+@pytest.mark.thorough
 def test_a_parallel_dump_that_reads_large_objects_is_left_alone(
     stage: Stage, tmp_path: Path
 ) -> None:

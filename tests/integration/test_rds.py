@@ -489,6 +489,7 @@ def test_a_listing_that_is_late_but_in_time_is_used(fleet: Fleet, stage: Stage) 
     assert run.outcomes("shop-1") == {leak.pid: "terminated"}
 
 
+@pytest.mark.thorough
 def test_slow_secrets_leave_enough_time_for_the_listing(fleet: Fleet, stage: Stage) -> None:
     leak = stage.session()
     fleet.listed(fleet.cluster("shop", "shop-1", managed=True))

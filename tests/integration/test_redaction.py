@@ -36,6 +36,7 @@ def read_query(stage: Stage, session: Victim) -> str:
     return str(query.decode(errors="replace"))
 
 
+@pytest.mark.thorough
 @pytest.mark.every_major
 def test_no_part_of_a_literal_is_shown_wherever_the_server_cuts(
     own_server: Callable[..., Stage],

@@ -502,6 +502,7 @@ def test_a_query_that_outlives_its_cancel_is_lingering_without_escalate_after(st
     assert stubborn.state == ACTIVE
 
 
+@pytest.mark.thorough
 def test_a_query_that_starts_new_transactions_is_not_reported_cancelled_while_it_runs(
     stage: Stage,
 ) -> None:
@@ -529,6 +530,7 @@ def test_a_query_that_becomes_hidden_is_not_reported_cancelled(stage: Stage) -> 
     assert run.target()["slots"]["used_after"] is None
 
 
+@pytest.mark.thorough
 def test_a_cancelled_query_lingers_if_the_run_has_no_time_to_escalate(stage: Stage) -> None:
     stubborn = stage.session(ACTIVE, query=STUBBORN)
     run = stage.reap(a_rule(SLOW, action="cancel", escalate_after="1m"), seconds=6)

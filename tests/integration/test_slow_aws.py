@@ -237,6 +237,7 @@ def test_if_rds_does_not_answer_the_host_of_the_secret_is_used(stage: Stage, kin
     assert len(end.emails) == 1
 
 
+@pytest.mark.thorough
 def test_a_secret_that_drips_when_reread_keeps_the_first_error_of_its_target(
     stage: Stage,
 ) -> None:

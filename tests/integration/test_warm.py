@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.integration.stage import LEAK, PATIENCE, until
 from tests.integration.wire import Action, Fault, Impostor, Moment, Proxy, drip, hang_up
 
@@ -50,6 +52,7 @@ def test_twenty_invocations_leave_nothing_behind(stage: Stage) -> None:
     assert _sockets() < before[1] + 10
 
 
+@pytest.mark.thorough
 def test_failing_targets_leave_nothing_behind(stage: Stage) -> None:
     reset = Fault(action=Action.RESET, moment=Moment.SNAPSHOT)
     hang = Fault(action=Action.HANG, moment=Moment.TERMINATE)
