@@ -202,20 +202,24 @@ AGES = st.sampled_from([1.0, 100.0, 200.0, 300.0, 400.0])
 
 
 @st.composite
+def sessions_with_pid(draw: st.DrawFn, pid: int) -> Session:
+    """A session of the snapshot; a transaction is never older than its connection."""
+    idle, transaction, connected = sorted(draw(AGES) for _ in range(3))
+    return leader(
+        pid=pid,
+        state=draw(st.sampled_from(["active", "idle in transaction"])),
+        query=draw(st.sampled_from([COPY, "SELECT 1"])),
+        idle_seconds=idle,
+        query_seconds=draw(AGES),
+        transaction_seconds=transaction,
+        connected_seconds=connected,
+    )
+
+
+@st.composite
 def sessions_of_one_snapshot(draw: st.DrawFn) -> list[Session]:
     """Sessions that differ only in the values that distinguish a dump from leaks."""
-    return [
-        leader(
-            pid=pid,
-            state=draw(st.sampled_from(["active", "idle in transaction"])),
-            query=draw(st.sampled_from([COPY, "SELECT 1"])),
-            idle_seconds=draw(AGES),
-            query_seconds=draw(AGES),
-            transaction_seconds=draw(AGES),
-            connected_seconds=draw(AGES),
-        )
-        for pid in range(1, draw(st.integers(2, 5)) + 1)
-    ]
+    return [draw(sessions_with_pid(pid)) for pid in range(1, draw(st.integers(2, 5)) + 1)]
 
 
 @st.composite
