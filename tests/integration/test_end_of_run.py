@@ -78,7 +78,7 @@ def outcomes_of(records: Collection[object]) -> dict[str, dict[int, str]]:
     ("sessions", "query", "limits", "mode", "seconds"),
     [
         (3000, "SELECT 1", {}, "enforce", 6),
-        (3000, "SELECT 1", UNLIMITED, "enforce", 6),
+        pytest.param(3000, "SELECT 1", UNLIMITED, "enforce", 6, marks=pytest.mark.thorough),
         (3000, "SELECT 1", BREAKER, "enforce", 6),
         (3000, "SELECT 1", UNLIMITED, "observe", 6),
         (500, "SELECT a FROM t WHERE b = 'c' " * 60, UNLIMITED, "enforce", 6),

@@ -445,7 +445,14 @@ def test_the_first_report_is_expected_by_the_schedule_that_the_stack_has_already
     assert before + 7200 <= state.expected_by <= time.time() + 7200
 
 
-@pytest.mark.parametrize("options", [(), ("--preview",), ("--hub", "the-hub", "--register")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        pytest.param(("--preview",), marks=pytest.mark.thorough),
+        pytest.param(("--hub", "the-hub", "--register"), marks=pytest.mark.thorough),
+    ],
+)
 def test_a_stack_of_another_kind_is_not_replaced(
     roll_out: RollOut,
     hub: str,

@@ -321,6 +321,7 @@ def test_a_stack_that_was_rolled_out_and_never_reports_is_told_once(hub: Hub) ->
     assert email.body.startswith("RECOVERED: 000000000003/eu-central-1/session-reaper")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "body",
     [

@@ -169,7 +169,17 @@ _FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", _FAULTS.values(), ids=_FAULTS.keys())
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(
+            fault,
+            id=name,
+            marks=[pytest.mark.thorough] if fault.action is Action.HANG and fault.lost else [],
+        )
+        for name, fault in _FAULTS.items()
+    ],
+)
 def test_the_report_is_true_if_the_server_always(stage: Stage, fault: Fault) -> None:
     victims = stage.sessions(3)
     with Proxy(stage.server.port, fault, every=True) as proxy:

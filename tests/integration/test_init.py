@@ -442,7 +442,15 @@ LISTS = {
 ASKS_FOR_SUBNETS = {"DescribeDBInstances", "DescribeSubnets", "DescribeRouteTables"}
 
 
-@pytest.mark.parametrize("call", LISTS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        call
+        if call in {"DescribeDBInstances", "DescribeSubnets"}
+        else pytest.param(call, marks=pytest.mark.thorough)
+        for call in LISTS
+    ],
+)
 def test_without_one_right_it_asks_for_what_it_cannot_see(
     scene: Scene, tmp_path: Path, call: str
 ) -> None:

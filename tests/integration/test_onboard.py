@@ -593,7 +593,7 @@ def interrupt(
     return str(terminal.before)
 
 
-SIGNALS = [Signals.SIGKILL, Signals.SIGINT]
+SIGNALS = [pytest.param(Signals.SIGKILL, marks=pytest.mark.thorough), Signals.SIGINT]
 
 
 @pytest.mark.parametrize("with_signal", SIGNALS)

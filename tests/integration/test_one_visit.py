@@ -595,7 +595,9 @@ class Order:
             self._is_visited.wait(20)
 
 
-@pytest.mark.parametrize("action", [Action.RESET, Action.HANG])
+@pytest.mark.parametrize(
+    "action", [Action.RESET, pytest.param(Action.HANG, marks=pytest.mark.thorough)]
+)
 @pytest.mark.parametrize("moment", [Moment.STARTUP, Moment.SNAPSHOT])
 def test_a_server_that_does_not_show_our_session_stops_no_visit(
     stage: Stage, action: Action, moment: Moment

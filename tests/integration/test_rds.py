@@ -450,7 +450,9 @@ def _pages_without_end(connection: socket.socket, stop: Event) -> None:
 @pytest.mark.parametrize(
     ("deals", "why"),
     [
-        (hang, "ReadTimeoutError"),  # as in a VPC without an endpoint
+        pytest.param(
+            hang, "ReadTimeoutError", marks=pytest.mark.thorough
+        ),  # as in a VPC without an endpoint
         (http("403 Forbidden", b"<!doctype html><title>no"), "ResponseParserError"),  # a proxy
         (http("403 Forbidden", b"<html><body>no</body></html>"), "the answer is not from AWS"),
         (http("200 OK", b"<html><body>no</body></html>"), "KeyError"),

@@ -100,6 +100,7 @@ def count_logged(caplog: pytest.LogCaptureFixture, message: str) -> int:
     return [record.message for record in caplog.records].count(message)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(
     ("kind", "seconds"),
@@ -120,6 +121,7 @@ def test_a_slow_topic_at_the_end_of_the_time_keeps_no_outcome_out_of_the_log(
     assert [item["kind"]["S"].split()[0] for item in items] == ["undelivered"]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(
     ("kind", "seconds"),
@@ -199,6 +201,7 @@ def test_secrets_that_cannot_be_listed_are_reported_in_time(stage: Stage, kind: 
     assert "tag team=shop" in email.subject
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "number"),
     [
@@ -276,6 +279,7 @@ def full_backlog() -> Iterator[tuple[str, int]]:
             filler.close()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(
     ("fault", "seconds"),
@@ -346,6 +350,7 @@ def test_the_summary_is_published_without_a_new_thread(
     assert count_logged(caplog, "run") == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("seconds", [6, pytest.param(10, marks=pytest.mark.thorough)])
 def test_without_a_new_thread_a_silent_topic_does_not_outlast_the_function(
