@@ -10,13 +10,12 @@ import re
 from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, wraps
 from ipaddress import ip_address, ip_network
 from itertools import islice
 from sys import getsizeof
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
 from session_reaper.errors import TargetError
 from session_reaper.grants import Membership, quote_identifier
@@ -52,22 +51,37 @@ _MOMENT_LENGTH: Final = 40
 _MOMENT: Final = r"\d{4,6}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d(?::\d\d){0,2})"
 
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
 class _InvalidError(Exception):
     """A value is invalid; the argument is its place in the answer."""
 
 
-@contextmanager
-def _explain_invalid(statement: str) -> Iterator[None]:
-    """Raise TargetError in place of an invalid value in the answer to a statement."""
-    try:
-        yield
-    except _InvalidError as error:
-        raise TargetError(
-            "answer",
-            f"the server's answer to the {statement} has an invalid value at {error}",
-            "Check that host and port in the secret lead to PostgreSQL itself, not to a server that only"
-            " resembles it.",
-        ) from None
+def _explain_invalid(statement: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Raise TargetError in place of an invalid value in the answer to a statement.
+
+    Not by a context manager, whose errors refer to themselves: then an answer of some megabytes stays in
+    memory until the next garbage collection.
+    """
+
+    def decorate(read: Callable[_P, _T]) -> Callable[_P, _T]:
+        @wraps(read)
+        def read_or_explain(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            try:
+                return read(*args, **kwargs)
+            except _InvalidError as error:
+                raise TargetError(
+                    "answer",
+                    f"the server's answer to the {statement} has an invalid value at {error}",
+                    "Check that host and port in the secret lead to PostgreSQL itself, not to a server"
+                    " that only resembles it.",
+                ) from None
+
+        return read_or_explain
+
+    return decorate
 
 
 def estimate_memory(session: Session) -> int:
