@@ -92,6 +92,7 @@ def test_the_statement_works_for_any_role_name(stage: Stage, name: str) -> None:
     assert settings == ["idle_in_transaction_session_timeout=10min"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("statements", "advised"),
     [

@@ -118,6 +118,7 @@ def test_the_answers_of_this_server_have_the_places_that_the_unit_tests_try(
     assert [*list_places(verification.last)] == [*list_places(VERIFICATION)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", BAD_VALUES)
 def test_a_target_with_an_invalid_snapshot_fails_alone(
     liars: Liars, name: str, caplog: pytest.LogCaptureFixture, *, is_thorough: bool

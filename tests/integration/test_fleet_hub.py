@@ -525,6 +525,7 @@ def test_each_setting_is_required(hub: Hub, monkeypatch: pytest.MonkeyPatch, nam
         hub.run()
 
 
+@pytest.mark.thorough
 def test_many_waiting_messages_are_merged_into_one_digest(hub: Hub) -> None:
     now = time.time()
     for account in range(1, 16):

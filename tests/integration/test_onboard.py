@@ -596,6 +596,7 @@ def interrupt(
 SIGNALS = [pytest.param(Signals.SIGKILL, marks=pytest.mark.thorough), Signals.SIGINT]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("with_signal", SIGNALS)
 @pytest.mark.parametrize("call", FIRST_CALLS)
 def test_the_next_run_repairs_a_first_run_that_was_interrupted(

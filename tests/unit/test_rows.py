@@ -80,6 +80,7 @@ def chain(links: int) -> list[list[object]]:
     return [[pid, True, "app", "api", 1.5, [pid - 1]] for pid in range(2, links + 2)]
 
 
+@pytest.mark.thorough
 def test_a_chain_of_100_000_waiters_is_read_in_time() -> None:
     """It takes a second; comparing each waiter with all the others would take hours."""
     with fail_after(60):

@@ -710,6 +710,7 @@ def test_targets_with_issues_are_not_cut() -> None:
     assert "full (28P01): broken-2" in email
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("reached", [True, pytest.param(False, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     ("application", "targets", "applications"),
