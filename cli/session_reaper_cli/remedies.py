@@ -63,7 +63,7 @@ _OF_RUN: Final[Mapping[str, str]] = {
     "server-changed": "The server has restarted, or its host leads to several servers: then write the"
     " endpoint of one. Run the command again.",
 }
-"""What to do about an error, by its code; also right if the target comes from `--secret`."""
+"""The remedy for each error code. It also applies to a target from `--secret`."""
 _PEER: Final = (
     "Check the role's name, and that it has LOGIN. On a Unix socket the server may ask for the"
     " operating-system user of that name (peer): write the role that pg_hba.conf and pg_ident.conf allow"

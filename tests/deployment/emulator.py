@@ -16,7 +16,7 @@ from ministack.services.cloudformation import changesets, engine, handlers, prov
 
 
 def main() -> None:
-    """Add what is missing, then serve until a signal ends the process."""
+    """Add the calls that the emulator lacks, then serve until a signal ends the process."""
     for module in (changesets, engine, handlers, stacks):
         module._evaluate_conditions = evaluate_conditions
     provisioners._RESOURCE_HANDLERS["AWS::Logs::QueryDefinition"] = QUERY_DEFINITION

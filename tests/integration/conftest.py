@@ -86,9 +86,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect tests that none of the servers supports; `make matrix` has servers for them."""
-    without = [item for item in items if "NOTSET" in item.name]
+    without = [item for item in items if "NOTSET" in item.name or _lacks_tls(item)]
     items[:] = [item for item in items if item not in without]
     config.hook.pytest_deselected(items=without)
+
+
+def _lacks_tls(item: pytest.Item) -> bool:
+    """Return whether a parameter of the test needs TLS, and its server was built without."""
+    build = item.callspec.params.get("build") if hasattr(item, "callspec") else None
+    return item.get_closest_marker("tls") is not None and build is not None and not build.tls
 
 
 def pytest_sessionfinish() -> None:

@@ -37,3 +37,12 @@ def error_response(code: str, message: str, **fields: str) -> bytes:
     values = {"S": "FATAL", "V": "FATAL", "C": code, "M": message, **fields}
     body = b"".join(f"{key}{value}\0".encode() for key, value in values.items()) + b"\0"
     return b"E" + struct.pack("!i", len(body) + 4) + body
+
+
+def has_ipv6() -> bool:
+    """Return whether this machine has an IPv6 loopback."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True

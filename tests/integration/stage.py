@@ -439,3 +439,13 @@ def assert_true_to(run: Run, victims: Iterable[Victim], name: str = "orders") ->
         else:
             # Lingering: it was signalled, and its end was not verified.
             assert outcome in {"terminated", "lingering"}, f"pid {victim.pid} is gone: {outcome}"
+
+
+def identity_of(stage: Stage) -> dict[str, int]:
+    """Return what the server says about itself in a snapshot."""
+    ((started, pid, checkpointer),) = stage.root.run(
+        "SELECT round(extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, pid,"
+        " round(extract(epoch FROM backend_start) * 1000000)::bigint"
+        " FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
+    )
+    return {"started": started, "checkpointer": pid, "checkpointer_started": checkpointer}

@@ -109,6 +109,23 @@ class RollOut:
         template = ("--template", "template.yaml", "--logs", str(self.folder / "logs"))
         return main([str(file), *template, *options])
 
+    def start(self, lines: str, *options: str) -> subprocess.Popen[str]:
+        """Start the command as a process of its own, which an interrupt can reach."""
+        file = self.folder / "accounts.csv"
+        file.write_text(lines)
+        return subprocess.Popen(  # noqa: S603 -- the command
+            [
+                *(sys.executable, "-m", "infra.fleet.deploy", str(file), *options),
+                *("--template", "template.yaml", "--logs", str(self.folder)),
+            ],
+            env={**os.environ, "PYTHONPATH": "functions:."},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=restore_signals,  # noqa: PLW1509 -- it takes no lock
+        )
+
     def calls(self) -> dict[str, Any]:
         """Each call since the last time by its account, region and stack."""
         text = self.folder / "calls"
@@ -212,19 +229,8 @@ def test_after_an_interrupt_no_further_stack_is_begun(roll_out: RollOut) -> None
     (roll_out.folder / "sam").write_text(
         f"#!/bin/sh\ntouch {begun}\nwhile [ ! -e {end} ]; do sleep 0.05; done\n"
     )
-    file = roll_out.folder / "accounts.csv"
-    file.write_text(f"account,region\n{OWN},eu-central-1\n{OWN},us-east-1\n")
-    with subprocess.Popen(  # noqa: S603 -- the command
-        [
-            *(sys.executable, "-m", "infra.fleet.deploy", str(file), "--parallel", "1"),
-            *("--template", "template.yaml", "--logs", str(roll_out.folder)),
-        ],
-        env={**os.environ, "PYTHONPATH": "functions:."},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=restore_signals,  # noqa: PLW1509 -- it takes no lock
-    ) as process:
+    accounts = f"account,region\n{OWN},eu-central-1\n{OWN},us-east-1\n"
+    with roll_out.start(accounts, "--parallel", "1") as process:
         try:
             until(begun.exists, "the first stack is begun", 60)
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does
@@ -246,21 +252,15 @@ def test_an_interrupt_before_the_first_stack_says_what_may_still_happen(
     (roll_out.folder / "sam").write_text(
         f"#!/bin/sh\ntouch {begun}\nwhile true; do sleep 0.05; done\n"
     )
-    file = roll_out.folder / "accounts.csv"
-    file.write_text(f"account,region\n{OWN},eu-central-1\n")
-    with subprocess.Popen(  # noqa: S603 -- the command
-        [
-            *(sys.executable, "-m", "infra.fleet.deploy", str(file), "--hub", hub),
-            *("--template", "template.yaml", "--logs", str(roll_out.folder)),
-        ],
-        env={**os.environ, "PYTHONPATH": "functions:."},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        until(begun.exists, "the topic is begun", 60)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, problem = process.communicate(timeout=60)
+    lines = f"account,region\n{OWN},eu-central-1\n"
+    with roll_out.start(lines, "--hub", hub) as process:
+        try:
+            until(begun.exists, "the topic is begun", 60)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            _, problem = process.communicate(timeout=60)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # or leaving the block would wait without end
+            raise
     assert process.returncode == 2
     assert problem.startswith("interrupted: no stack was begun")
     assert len(problem.splitlines()) == 1

@@ -15,8 +15,8 @@ import pytest
 
 from infra.local.certificates import make_tls
 from infra.local.postgres import HOST
-from tests.integration.endpoints import reset_rds, resolve_here
-from tests.integration.stage import IDLE, REAPER, TABLE, Stage, policy, until
+from tests.integration.endpoints import has_ipv6, reset_rds, resolve_here
+from tests.integration.stage import IDLE, REAPER, TABLE, Stage, identity_of, policy, until
 from tests.integration.standby import run_another
 from tests.integration.wire import (
     ENDLESS_SECONDS,
@@ -393,14 +393,6 @@ def test_one_server_at_two_addresses_is_one_target(stage: Stage, first: str) -> 
     assert len(stage.survivors(leaks)) == 2
 
 
-def has_ipv6() -> bool:
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True
-
-
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize("hosts", [[HOST, "::1"], ["::1", HOST]])
 def test_one_server_with_ipv4_and_ipv6_is_one_target(
@@ -546,15 +538,6 @@ def test_a_target_that_hangs_delays_another_server_for_a_short_time_only(
         run = stage.reap(seconds=ENDLESS_SECONDS)
     assert run.outcomes() == {leak.pid: "terminated"}
     assert run.error("billing")["code"] != "timeout"
-
-
-def identity_of(stage: Stage) -> dict[str, int]:
-    ((started, pid, checkpointer),) = stage.root.run(
-        "SELECT round(extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, pid,"
-        " round(extract(epoch FROM backend_start) * 1000000)::bigint"
-        " FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
-    )
-    return {"started": started, "checkpointer": pid, "checkpointer_started": checkpointer}
 
 
 @pytest.mark.parametrize("order", [["evil", "orders"], ["orders", "evil"]])

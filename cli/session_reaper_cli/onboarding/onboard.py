@@ -301,7 +301,7 @@ def _take_back(run: Onboarding, plan: Plan, standing: Standing) -> None:
 
 
 def _finish(run: Onboarding, plan: Plan) -> ExitStatus:
-    """Say what was done and check the new login; if it works, tag the secret."""
+    """Report the changes and check the new login; if it works, tag the secret."""
     for line in describe_changes(
         plan, run.wish, existed=run.facts.exists, was_stored=run.stored is not None
     ):

@@ -50,9 +50,9 @@ def report_on_fleet(  # noqa: PLR0913 -- what a run of the hub knows
     *,
     is_complete: bool,
 ) -> FleetReport:
-    """Compare the news of each stack with what was reported; report on all, the most urgent first.
+    """Compare the news of each stack with the issues that are known; return one report on all stacks.
 
-    What is equally urgent is in the order of the accounts.
+    The most urgent targets come first, and equally urgent ones in the order of their accounts.
 
     `refused`: the report of messages that could not be read. `is_complete`: as in `conclude`.
     """

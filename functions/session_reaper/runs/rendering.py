@@ -27,7 +27,10 @@ class Rendered(NamedTuple):
 def render(
     report: Report, make_digest: Callable[[], Digest], now: float, *, is_due: bool, bug: str
 ) -> Rendered:
-    """Digest a report and, if it is due, write the summary; log a bug in this under its name."""
+    """Digest a report and, if it is due, write the summary.
+
+    `bug`: the message under which a bug in this is logged; it is in the result, too.
+    """
     digest: Digest | None = None
     try:
         digest = make_digest()

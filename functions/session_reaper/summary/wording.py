@@ -47,4 +47,4 @@ OF_HUB: Final = OF_FUNCTION._replace(
     mode="highest mode",
     sees_all=False,
 )
-"""Of the digest of a fleet: it has no holders, and only the targets that were reported since the last one."""
+"""The wording of a fleet's digest, which names no holders, and only targets reported since the last digest."""
