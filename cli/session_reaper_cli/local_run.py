@@ -100,6 +100,7 @@ def run_operation(operation: Operation, opened: OpenTarget, interrupts: Interrup
         connect=partial(connect, target),
         connect_by_fallback=partial(_connect_by_fallback, deadline),
         report=create_report(target),
+        admit=lambda _: target,
         may_be_partial=opened.may_be_partial,
     )
     thread = threading.Thread(target=_work, args=(operation, session, progress), daemon=True)

@@ -4,6 +4,7 @@ import re
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from threading import Lock
 from typing import Final
@@ -114,14 +115,16 @@ class OutcomeLog:
         Returns the report with the outcomes as they were logged. `log_remaining` logs the rest.
         """
         with self._lock:
-            results = tuple(self._logged.get(each.decision.pid, each) for each in target.results)
-            self._report = replace(target, results=results)
-            for result in results:
+            if self._logged:
+                final = (self._logged.get(each.decision.pid, each) for each in target.results)
+                target = replace(target, results=tuple(final))
+            self._report = target
+            for result in target.results:
                 if deadline.remaining() == 0:
                     break
                 if result.outcome not in _UNTOUCHED:
-                    self._log(self._report, result)
-            return self._report
+                    self._log(target, result)
+            return target
 
     def remaining(self) -> Iterator[tuple[TargetReport, SessionResult]]:
         """Yield each outcome that is not logged yet, with its target, once the log is complete."""
@@ -180,25 +183,34 @@ def _get_rule_name(decision: Decision) -> str:
 # -- metrics: CloudWatch bills each in every hour in which it is published -------------------------
 
 
+def _to_camel_case(words: str) -> str:
+    """Return `would_terminate` as WouldTerminate, in the style of CloudWatch's own metrics."""
+    return re.sub(r"[\W_]", "", words.title())
+
+
+_STATE_METRICS: Final = {
+    state: f"Sessions{_to_camel_case(state)}" for state in State if state is not State.FASTPATH
+}
+_OUTCOME_METRICS: Final = {outcome: _to_camel_case(outcome) for outcome in Outcome}
+_metrics: Final = EphemeralMetrics(namespace=NAMESPACE, service=SERVICE)
+
+
 def emit_target_metrics(target: TargetReport) -> None:
     """Write the metrics of one target as lines of CloudWatch's embedded metric format."""
-    metrics = _make_metrics(target=target.name)
-    metrics.add_metric("FailedTargets", MetricUnit.Count, int(not target.is_reached))
-    used = _compute_used_percent(target)
-    if used is not None:
-        metrics.add_metric("SlotsUsed", MetricUnit.Percent, used)
-    if target.oldest_idle_in_transaction is not None:
-        oldest = target.oldest_idle_in_transaction
-        metrics.add_metric("OldestIdleInTransaction", MetricUnit.Seconds, oldest)
-        for state in State:
-            if state is not State.FASTPATH:
-                number = target.states.get(state, 0)
-                metrics.add_metric(f"Sessions{_to_camel_case(state)}", MetricUnit.Count, number)
-    for outcome in Outcome:
-        if number := target.count(outcome):
-            metrics.add_metric(_to_camel_case(outcome), MetricUnit.Count, number)
-    _add_held_back(metrics, [target])
-    metrics.flush_metrics()
+    with _collect_metrics(target=target.name) as metrics:
+        metrics.add_metric("FailedTargets", MetricUnit.Count, int(not target.is_reached))
+        used = _compute_used_percent(target)
+        if used is not None:
+            metrics.add_metric("SlotsUsed", MetricUnit.Percent, used)
+        if target.oldest_idle_in_transaction is not None:
+            oldest = target.oldest_idle_in_transaction
+            metrics.add_metric("OldestIdleInTransaction", MetricUnit.Seconds, oldest)
+            for state, name in _STATE_METRICS.items():
+                metrics.add_metric(name, MetricUnit.Count, target.states.get(state, 0))
+        for outcome, name in _OUTCOME_METRICS.items():
+            if number := target.count(outcome):
+                metrics.add_metric(name, MetricUnit.Count, number)
+        _add_held_back(metrics, [target])
     rules = [each.decision.rule for each in target.results if each.outcome is Outcome.TERMINATED]
     for name, number in Counter(rule.name for rule in rules if rule).items():
         emit_count("Terminated", number, target=target.name, rule=name)
@@ -206,23 +218,22 @@ def emit_target_metrics(target: TargetReport) -> None:
 
 def emit_run_metrics(report: Report, seconds: float) -> None:
     """Write the metrics of a run, last of all, so that a run that raises has none."""
-    metrics = _make_metrics()
-    metrics.add_metric("RunDuration", MetricUnit.Milliseconds, 1000 * seconds)
-    successful = report.status is not RunStatus.FAILED
-    metrics.add_metric("SuccessfulRuns", MetricUnit.Count, int(successful))
-    metrics.add_metric("FailedTargets", MetricUnit.Count, report.failed)
-    metrics.add_metric("Terminated", MetricUnit.Count, report.count(Outcome.TERMINATED))
-    _add_held_back(metrics, report.targets)
-    if used := [each for each in map(_compute_used_percent, report.targets) if each is not None]:
-        metrics.add_metric("SlotsUsed", MetricUnit.Percent, max(used))
-    metrics.flush_metrics()
+    with _collect_metrics() as metrics:
+        metrics.add_metric("RunDuration", MetricUnit.Milliseconds, 1000 * seconds)
+        successful = report.status is not RunStatus.FAILED
+        metrics.add_metric("SuccessfulRuns", MetricUnit.Count, int(successful))
+        metrics.add_metric("FailedTargets", MetricUnit.Count, report.failed)
+        metrics.add_metric("Terminated", MetricUnit.Count, report.count(Outcome.TERMINATED))
+        _add_held_back(metrics, report.targets)
+        used = [_compute_used_percent(target) for target in report.targets]
+        if known := [each for each in used if each is not None]:
+            metrics.add_metric("SlotsUsed", MetricUnit.Percent, max(known))
 
 
 def emit_count(name: str, number: int = 1, **dimensions: str) -> None:
     """Write one metric."""
-    metrics = _make_metrics(**dimensions)
-    metrics.add_metric(name, MetricUnit.Count, number)
-    metrics.flush_metrics()
+    with _collect_metrics(**dimensions) as metrics:
+        metrics.add_metric(name, MetricUnit.Count, number)
 
 
 def _add_held_back(metrics: EphemeralMetrics, targets: Sequence[TargetReport]) -> None:
@@ -233,20 +244,20 @@ def _add_held_back(metrics: EphemeralMetrics, targets: Sequence[TargetReport]) -
         metrics.add_metric("BreakerTripped", MetricUnit.Count, number)
 
 
-def _make_metrics(**dimensions: str) -> EphemeralMetrics:
-    metrics = EphemeralMetrics(namespace=NAMESPACE, service=SERVICE)
+@contextmanager
+def _collect_metrics(**dimensions: str) -> Iterator[EphemeralMetrics]:
+    """Write the metrics that the block adds as one line; only the run's own thread does so."""
     for name, value in dimensions.items():
         # CloudWatch drops values that are blank, too long, or not printable ASCII.
-        metrics.add_dimension(name, re.sub(r"[^ -~]|^ *$", "?", value[:250]))
-    return metrics
+        _metrics.add_dimension(name, re.sub(r"[^ -~]|^ *$", "?", value[:250]))
+    try:
+        yield _metrics
+        _metrics.flush_metrics()
+    finally:
+        _metrics.clear_metrics()
 
 
 def _compute_used_percent(target: TargetReport) -> float | None:
     """Return the used percentage of the slots for ordinary roles, None if it is not known."""
     known = target.slots is not None and target.used_after is not None and target.slots.usable > 0
     return 100 * target.share_used if known else None
-
-
-def _to_camel_case(words: str) -> str:
-    """Return `would_terminate` as WouldTerminate, in the style of CloudWatch's own metrics."""
-    return re.sub(r"[\W_]", "", words.title())

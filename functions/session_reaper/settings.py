@@ -124,11 +124,9 @@ class ErrorSettings(NamedTuple):
 
 def read_error_settings(environ: Mapping[str, str] = os.environ) -> ErrorSettings:
     """Read each of these settings by itself; an invalid one counts as unset."""
-    given = {
-        name: value.strip()
-        for name, value in environ.items()
-        if value.strip() and not (name in _SHOWN and may_hold_credential(value))
-    }
+    found = _find_given(environ)
+    unsafe = [name for name in _SHOWN if may_hold_credential(found.get(name, ""))]
+    given = {name: value for name, value in found.items() if name not in unsafe}
     topics = []
     for name in ("TOPIC_ARN", "CRITICAL_TOPIC_ARN"):
         with suppress(ConfigurationError):
@@ -197,11 +195,18 @@ _SHOWN = (
     *("NOTIFY", "REMIND_AFTER", "MEMORY_TABLE", "TARGET_METRICS", "DASHBOARD", "PAUSED_CLUSTERS"),
     *("FLEET_TOPIC_ARN", "RUN_INTERVAL"),
 )
+_LAMBDA = ("AWS_LAMBDA_FUNCTION_NAME", "AWS_LAMBDA_LOG_GROUP_NAME", "AWS_REGION")
+_NAMES = (*_SHOWN, *_LAMBDA, "TARGET_SECRETS", "FLEET_QUEUE_URL")
+
+
+def _find_given(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the variables that are set; an empty one counts as unset."""
+    return {name: value for name in _NAMES if (value := environ.get(name, "").strip())}
 
 
 def _read_given(environ: Mapping[str, str]) -> Mapping[str, str]:
     """Return the variables that are set. Raises ConfigurationError if one may hold a credential."""
-    given = {name: value.strip() for name, value in environ.items() if value.strip()}
+    given = _find_given(environ)
     for name in _SHOWN:
         if may_hold_credential(given.get(name, "")):
             problem = "looks like a URI or a password (not shown); store it in a secret, and write"

@@ -57,6 +57,7 @@ def test_a_stopped_run_signals_no_session(stage: Stage, pauses: dict[str, str]) 
             connect=fail_if_called,
             connect_by_fallback=fail_if_called,
             report=create_report(target),
+            admit=lambda _: target,
             stop=stopped,
         )
         report = reap(session)

@@ -91,6 +91,7 @@ def a_target_session(
         connect=cast("Any", connect),
         connect_by_fallback=cast("Any", None),
         report=progress.result.latest,
+        admit=cast("Any", None),
     )
 
 

@@ -133,7 +133,7 @@ def to_item(state: SpokeState) -> dict[str, Any]:
 def _encode_known(known: Iterable[KnownIssue]) -> str:
     """Return the issues as JSON, without the oldest ones if they are too long for an item."""
     rows = (
-        (*astuple(issue.target), issue.since, issue.reported_at, issue.key.kind, *issue.key.detail)
+        (*issue.target, issue.since, issue.reported_at, issue.key.kind, *issue.key.detail)
         for issue in known
     )
     encoded = [json.dumps(row, ensure_ascii=False) for row in rows]

@@ -123,16 +123,15 @@ def advise_on_options(target: Target) -> Iterator[Advice]:
         )
 
 
-def advise_on_fallback_used(target: Target, connected: Target) -> Iterator[Advice]:
+def advise_on_fallback_used(target: Target, role: str) -> Advice:
     """Advise to reserve slots where only the fallback secret's role could connect."""
-    if connected.instead_of is not None:
-        yield Advice(
-            code="reserve-slots",
-            message=f"Role {target.role} found no free slot, so the reaper connected as role"
-            f" {connected.role} of the secret {target.fallback_secret}."
-            f" {reserved_slot_instructions(target.host, target.role)}",
-            sql=f"GRANT pg_use_reserved_connections TO {quote_identifier(target.role)};",
-        )
+    return Advice(
+        code="reserve-slots",
+        message=f"Role {target.role} found no free slot, so the reaper connected as role"
+        f" {role} of the secret {target.fallback_secret}."
+        f" {reserved_slot_instructions(target.host, target.role)}",
+        sql=f"GRANT pg_use_reserved_connections TO {quote_identifier(target.role)};",
+    )
 
 
 def advise_on_snapshot(snapshot: Snapshot) -> Iterator[Advice]:

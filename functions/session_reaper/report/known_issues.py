@@ -76,10 +76,10 @@ def to_stable_key(key: TargetKey, function_arn: str) -> TargetKey:
     function's own account and region, or by its ARN.
     """
     if key.secret.startswith("arn:"):
-        return replace(key, secret=re.sub(r"-[A-Za-z0-9]{6}$", "", key.secret))
+        return key._replace(secret=re.sub(r"-[A-Za-z0-9]{6}$", "", key.secret))
     _, partition, _, region, account, *_ = function_arn.split(":")
     arn = f"arn:{partition}:secretsmanager:{region}:{account}:secret:{key.secret}"
-    return replace(key, secret=arn)
+    return key._replace(secret=arn)
 
 
 def compare_with_known(
@@ -124,6 +124,8 @@ def compare_with_known(
             known_issues=tuple(current[index]),
             recovered=tuple(Recovery(issue=i, seconds=s) for i, s in recovered[index].items()),
         )
+        if index in current or index in recovered
+        else target
         for index, target in enumerate(report.targets)
     )
     by_key = {(issue.target, issue.key): issue for issue in known}

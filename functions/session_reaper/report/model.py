@@ -209,7 +209,7 @@ class TargetReport:
 
     def count(self, outcome: Outcome) -> int:
         """Count the sessions with this outcome."""
-        return self._counts[outcome]
+        return self._counts.get(outcome, 0)
 
     @cached_property
     def _counts(self) -> Counter[Outcome]:

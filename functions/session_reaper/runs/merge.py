@@ -51,6 +51,8 @@ def _merge(owner: TargetKey, members: Sequence[SecretResult]) -> TargetReport:
     """Merge the results of one server's secrets; the first one names it."""
     by_key = {member.target.key: member for member in members}
     chosen = by_key[owner].report
+    if len(members) == 1 and chosen.key == owner:
+        return chosen
     if chosen.slots is None:
         chosen = min(members, key=_rank).report
     chosen = _add_exhaustion(chosen, members)

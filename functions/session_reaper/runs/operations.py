@@ -13,6 +13,7 @@ from session_reaper.decision.out_of_reach import find_unreachable_blockers
 from session_reaper.errors import BlindError, TargetError
 from session_reaper.observability import log_spared
 from session_reaper.policy.enums import Mode
+from session_reaper.policy.model import Policy
 from session_reaper.report.advice import (
     advise_on_facts,
     advise_on_fallback,
@@ -84,7 +85,7 @@ def reap(session: TargetSession) -> TargetReport:
 
 def _reap(session: TargetSession) -> TargetReport:
     snapshot, report, decisions = _decide(session, session.policy.scope())
-    report = _add_decisions(report, decisions)
+    report = _add_results(report, decisions)
     session.record(report)
     spared = decisions.having(Verdict.SPARE)
     log_spared(report, spared, session.deadline.capped_at_share(_SPARED_SHARE))
@@ -100,11 +101,15 @@ def _decide(
     snapshot = take_visible_snapshot(
         session.server, scope, session.deadline, may_be_partial=session.may_be_partial
     )
-    report = replace(_begin_report(session, snapshot), policy=policy)
+    report = _begin_report(session, snapshot, policy)
     session.record(report)
     decisions = decide_in_time(snapshot, policy, session.deadline).hold_back(session.job.quota)
-    blockers = tuple(find_unreachable_blockers(decisions, snapshot.prepared_waiters))
-    report = replace(report, protected=decisions.protected, blockers=blockers)
+    report = replace(
+        report,
+        pressure=describe_pressure(decisions),
+        protected=decisions.protected,
+        blockers=tuple(find_unreachable_blockers(decisions, snapshot.prepared_waiters)),
+    )
     return snapshot, report, decisions
 
 
@@ -196,11 +201,7 @@ def record(session: TargetSession) -> TargetReport:
 def explain_target(session: TargetSession) -> TargetReport:
     """Report every session and the decision on it, and signal none."""
     _, report, decisions = _decide(session, ALL_SESSIONS)
-    return replace(
-        report,
-        pressure=describe_pressure(decisions),
-        explained=tuple(explain(decisions, session.policy)),
-    )
+    return replace(report, explained=tuple(explain(decisions, session.policy)))
 
 
 def check(session: TargetSession) -> TargetReport:
@@ -254,11 +255,20 @@ def _advise_on_fallbacks(session: TargetSession) -> Iterator[Advice]:
                 yield advise_on_fallback(fallback, problem)
 
 
-def _begin_report(session: TargetSession, snapshot: Snapshot) -> TargetReport:
-    """Build the report of an operation that may run on this server; see `TargetSession.admit`."""
-    report = session.admit(session.report, snapshot)
+def _begin_report(
+    session: TargetSession, snapshot: Snapshot, policy: Policy | None = None
+) -> TargetReport:
+    """Build the report of an operation that may run on this server; see `TargetSession.admit`.
+
+    `policy`: the one that will decide.
+    """
+    named, report = session.admit(snapshot), session.report
     return replace(
         report,
+        name=named.name,
+        secret=named.secret_name,
+        key=named.key,
+        policy=policy,
         reader=report.reader or snapshot.reader,
         role=snapshot.role,
         slots=snapshot.slots,
@@ -271,11 +281,11 @@ def _begin_report(session: TargetSession, snapshot: Snapshot) -> TargetReport:
     )
 
 
-def _add_decisions(report: TargetReport, decisions: Decisions) -> TargetReport:
+def _add_results(report: TargetReport, decisions: Decisions) -> TargetReport:
     results = tuple(
         SessionResult(decision=decision, outcome=Outcome.SPARED)
         for decision in decisions.decisions
         if decision.verdict.is_reported
     )
-    report = replace(report, results=results, pressure=describe_pressure(decisions))
+    report = replace(report, results=results) if results else report
     return report if decisions.breaker is None else record_breaker(report, decisions.breaker)

@@ -78,21 +78,19 @@ def _open_session(
         connections.callback(fallback.close)
         return fallback
 
-    def admit(report: TargetReport, snapshot: Snapshot) -> TargetReport:
-        named = visits.admit(target, connected, server, snapshot, deadline)
-        return replace(report, name=named.name, secret=named.secret_name, key=named.key)
+    def admit(snapshot: Snapshot) -> Target:
+        return visits.admit(target, connected, server, snapshot, deadline)
 
     report = create_report(target)
+    if connected.instead_of is not None:
+        advice = (*report.advice, advise_on_fallback_used(target, connected.role))
+        report = replace(report, advice=advice, fallback_secret=target.fallback_secret)
     return TargetSession(
         job=job,
         server=server,
         connect=connect,
         connect_by_fallback=connect_by_fallback,
         list_others=partial(visits.list_others, target),
-        report=replace(
-            report,
-            advice=(*report.advice, *advise_on_fallback_used(target, connected)),
-            fallback_secret=target.fallback_secret if connected.instead_of else None,
-        ),
+        report=report,
         admit=admit,
     )

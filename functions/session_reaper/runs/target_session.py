@@ -35,7 +35,8 @@ class TargetSession:
 
     `connect` replaces a lost connection. `connect_by_fallback` uses a target's fallback secret.
     `list_others` finds the targets that lead to the same server, as far as hosts and addresses tell.
-    `admit` names the server in the report, or raises if another secret's operation is to run on it.
+    `admit` returns the target that names the server, or raises if another secret's operation is to
+    run on it.
     `may_be_partial`: the operation works without the sessions that are hidden from our role. Once
     `stop` is set, no further session is signalled.
     """
@@ -45,7 +46,7 @@ class TargetSession:
     connect: Callable[[], Server]
     connect_by_fallback: Callable[[Target], Server]
     report: TargetReport
-    admit: Callable[[TargetReport, Snapshot], TargetReport] = lambda report, _: report
+    admit: Callable[[Snapshot], Target]
     list_others: Callable[[], Sequence[Target]] = tuple
     may_be_partial: bool = False
     stop: Event = field(default_factory=Event)

@@ -61,7 +61,8 @@ class Termination:
     def run(self, condemned: Iterable[Decision]) -> TargetReport:
         """Terminate the sessions, as far as the time allows, and return the report."""
         self._batches = list(self._group(condemned))
-        self._results.record()
+        if self._batches:
+            self._results.record()
         while self._batches or self._signaller.is_pending:
             if self._batches and self._batches[0].due.remaining() == 0:
                 self._process(self._batches.pop(0))

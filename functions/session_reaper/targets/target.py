@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 
 class SslMode(StrEnum):
@@ -42,8 +42,7 @@ class AuthMethod(StrEnum):
 ANY_AUTH: Final = frozenset(AuthMethod)
 
 
-@dataclass(frozen=True, slots=True)
-class TargetKey:
+class TargetKey(NamedTuple):
     """Identifies a target across runs; the secret's text cannot choose any part of it."""
 
     secret: str  # the ARN, or the configured id while the secret cannot be read
@@ -166,6 +165,7 @@ def is_socket_folder(host: str) -> bool:
 
 # An AWS service that manages a secret names it SERVICE!NAME.
 _NAME_FORM: Final = r"(?:[a-z-]+!)?[A-Za-z0-9/_+=.@-]{1,512}"
+_ARN_FORM: Final = re.compile(r"arn:.*:secret:(.+)-\w{6}")
 _ID_FORM: Final = re.compile(
     rf"(?:arn:[a-z0-9-]+:secretsmanager:[a-z0-9-]+:[0-9]{{12}}:secret:)?{_NAME_FORM}"
 )
@@ -181,4 +181,5 @@ def is_secret_id(text: str) -> bool:
 
 def name_of_secret(secret_id: str) -> str:
     """Return the name in a secret's ARN, without the suffix that AWS appends; a name is returned as is."""
-    return re.sub(r"^arn:.*:secret:(.+)-\w{6}$", r"\1", secret_id)
+    arn = _ARN_FORM.fullmatch(secret_id)
+    return arn[1] if arn else secret_id
