@@ -43,7 +43,7 @@ def an_origin(account: int | str = 1, **changes: Any) -> RunOrigin:  # noqa: ANN
         next_by=now + 300,
         is_usual=True,
     )
-    return replace(origin, **changes)
+    return origin._replace(**changes)
 
 
 def a_message(

@@ -305,7 +305,7 @@ def _print_failure(error: "TargetError", remedy: str, call: "Invocation") -> Non
     from session_reaper_cli.results import make_report, print_json, to_return_value
 
     report = record_error(create_report(call.target), error)
-    failure = report.error and replace(report.error, hint=remedy)
+    failure = report.error and report.error._replace(hint=remedy)
     failed = replace(report, error=failure)
     print_json(to_return_value(make_report(failed, Mode.OBSERVE)), call.output)
 

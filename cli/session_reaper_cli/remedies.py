@@ -101,7 +101,7 @@ def reword_failure(report: TargetReport, target: Target) -> TargetReport:
     if failure is None:
         return report
     hint = _reword(failure.code, failure.hint, target)
-    return replace(report, error=replace(failure, hint=hint))
+    return replace(report, error=failure._replace(hint=hint))
 
 
 def _reword(code: str, hint: str, target: Target) -> str:

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from botocore.client import BaseClient
@@ -145,7 +145,7 @@ def _measure(accounts: int, origin: RunOrigin, targets: Sequence[TargetReport]) 
         for number in range(ROUNDS + 1):
             names = (f"{number:012}-{account}" for account in range(accounts))
             bodies = [
-                a_message(replace(origin, account=f"{account:012}"), *targets, run=name)
+                a_message(origin._replace(account=f"{account:012}"), *targets, run=name)
                 for account, name in enumerate(names, start=1)
             ]
             _send(cloud, url, bodies)

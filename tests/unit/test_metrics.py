@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -90,7 +89,7 @@ def of_run(capture: Capture, report: Report) -> Line:
 
 
 def by_rule(result: SessionResult, name: str) -> SessionResult:
-    return replace(result, decision=a_decision(result.decision.session, rule=name))
+    return result._replace(decision=a_decision(result.decision.session, rule=name))
 
 
 # -- a target --------------------------------------------------------------------------------------

@@ -63,14 +63,14 @@ def test_instances_that_wake_together_are_one_group(host: str, expected: set[str
 
 
 def test_a_cluster_that_cannot_pause_is_in_no_group() -> None:
-    awake = [replace(each, may_pause=False) for each in CLUSTER]
+    awake = [each._replace(may_pause=False) for each in CLUSTER]
     for each in awake:
         assert group(each.host, *awake) == set()
     assert group(HOSTS[0], *awake) == set()
 
 
 def test_a_reader_that_follows_a_provisioned_writer_does_not_pause() -> None:
-    cluster = (replace(WRITER, may_pause=False), NEAR, FAR)
+    cluster = (WRITER._replace(may_pause=False), NEAR, FAR)
     assert group(NEAR.host, *cluster) == set()
     assert group(FAR.host, *cluster) == {"shop-3"}
     assert group(HOSTS[1], *cluster) == set()
@@ -82,7 +82,7 @@ def test_without_a_listed_writer_only_readers_of_their_own_can_be_judged() -> No
 
 
 def test_another_clusters_instances_are_in_another_group() -> None:
-    other = replace(WRITER, identifier="other-1", cluster="other", host=f"other-1.{DOMAIN}")
+    other = WRITER._replace(identifier="other-1", cluster="other", host=f"other-1.{DOMAIN}")
     assert group(WRITER.host, *CLUSTER, other) == {"shop-1", "shop-2"}
     assert group(other.host, *CLUSTER, other) == {"other-1"}
 

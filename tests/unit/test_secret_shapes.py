@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import string
 import traceback
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -372,7 +371,7 @@ def of_managed(
     *instances: Instance, whole: bool = True, kind: str = "cluster", **keys: object
 ) -> tuple[Target, ...]:
     mine = [
-        replace(each, secret_arns=(MANAGED_ARN,))
+        each._replace(secret_arns=(MANAGED_ARN,))
         if each.cluster == "shop" or each is SOLO
         else each
         for each in instances
@@ -463,13 +462,13 @@ def test_running_readers_are_targets_even_if_the_writer_is_not_running() -> None
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_managed_secret_of_another_engine_is_refused(*, whole: bool) -> None:
-    mysql = replace(CLUSTER[0], engine="aurora-mysql")
+    mysql = CLUSTER[0]._replace(engine="aurora-mysql")
     with pytest.raises(SecretError, match=r"^secret rds!cluster-1: engine aurora-mysql is not"):
         of_managed(mysql, whole=whole)
 
 
 def test_a_cluster_of_another_engine_by_rdss_listing_is_refused() -> None:
-    mysql = [replace(each, engine="aurora-mysql") for each in CLUSTER]
+    mysql = [each._replace(engine="aurora-mysql") for each in CLUSTER]
     with pytest.raises(SecretError, match="engine aurora-mysql is not PostgreSQL"):
         of_cluster(make_listing(*mysql), engine=None)
 

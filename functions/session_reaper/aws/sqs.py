@@ -1,9 +1,8 @@
 """Amazon SQS: the queue of a fleet's hub."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from session_reaper.aws.clients import (
     AWS_ERRORS,
@@ -27,8 +26,7 @@ _WAIT_SECONDS: Final = 1  # long polling asks all of the queue's servers
 _NEWER_ROUNDS: Final = 5  # in a row, without a message from before the run
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueMessage:
+class QueueMessage(NamedTuple):
     """A message of the queue. `sent_at` is in seconds since 1970 by the clock of SQS."""
 
     id: str  # SQS may deliver a message twice, to parallel calls for example
@@ -37,8 +35,7 @@ class QueueMessage:
     sent_at: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
+class Round(NamedTuple):
     """The messages of parallel calls.
 
     `is_last`: no message from before the run is visible. `hidden`: how many messages are hidden then,

@@ -401,7 +401,7 @@ def _make_rest(spoke: Spoke, rest: Sequence[_Rest]) -> Iterator[TargetReport]:
         )
         (result, *_) = found = _make_results(several, spoke.account, iter(()))
         decision = replace(result.decision, reasons=("the report has no room for their groups",))
-        results += [replace(result, decision=decision)] * len(found)
+        results += [result._replace(decision=decision)] * len(found)
     if results:
         name = f"{spoke.label} (rest of its report)"
         yield TargetReport(name=name, key=_REST_KEY, results=tuple(results))
@@ -460,5 +460,5 @@ def _make_results(group: _Group, account: str, pids: Iterator[int]) -> Sequence[
     sessions = (
         replace(session, identity=replace(identity, pid=pid)) for pid in islice(pids, group.count)
     )
-    known = [replace(result, decision=replace(decision, session=each)) for each in sessions]
+    known = [result._replace(decision=replace(decision, session=each)) for each in sessions]
     return (*known, *(result,) * (group.count - len(known)))

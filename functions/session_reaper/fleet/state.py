@@ -163,7 +163,7 @@ def conclude(news: SpokeNews, now: float, remind_after: float, *, is_complete: b
     report = Report(run_id="", mode=Mode.ENFORCE, targets=targets)
     # A stack's silence is reported once, however long it lasts.
     known = [
-        replace(issue, reported_at=now) if is_silent and issue.target == SILENCE_KEY else issue
+        issue._replace(reported_at=now) if is_silent and issue.target == SILENCE_KEY else issue
         for issue in state.known
     ]
     covers_all = latest is not None and latest.is_whole
@@ -255,7 +255,7 @@ def _apply(state: SpokeState, update: StateUpdate, now: float) -> SpokeState:
         if (issue.target, issue.key) not in changed and now - issue.reported_at < _EXPIRY_SECONDS
     ]
     reported = (
-        replace(issue, since=min(issue.since, state.expected_by))
+        issue._replace(since=min(issue.since, state.expected_by))
         if issue.target == SILENCE_KEY
         else issue
         for issue in update.reported

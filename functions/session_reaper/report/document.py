@@ -161,7 +161,7 @@ def _describe_target(
         ),
         **({} if applied is None else {"applied": [_describe_setting(each) for each in applied]}),
         **_leave_out_empty(
-            unchanged=[asdict(each) for each in target.unchanged],
+            unchanged=[each._asdict() for each in target.unchanged],
             recovered=[
                 {"kind": key.kind.value, "detail": list(key.detail), "seconds": seconds}
                 for key, seconds in target.recovered
@@ -176,7 +176,7 @@ def _describe_target(
         **_leave_out_empty(
             blockers_out_of_reach=[_describe_blocker(each) for each in target.blockers]
         ),
-        "advice": [asdict(advice) for advice in target.advice],
+        "advice": [advice._asdict() for advice in target.advice],
     }
 
 

@@ -3,8 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from session_reaper.report.model import Report, SessionResult, TargetReport, rank_by_urgency
 from session_reaper.report.protected import group_protected
@@ -20,8 +19,7 @@ _TEXT_LENGTH: Final = 200
 _VERDICT_LENGTH: Final = 1000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOrigin:
+class RunOrigin(NamedTuple):
     """Identifies the stack of a run within a fleet, and says when its reports are sent.
 
     Moments are seconds since 1970 by the function's clock. `next_by` is the latest moment of the

@@ -9,7 +9,7 @@ belongs to another target.
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from session_reaper.policy.enums import Mode
@@ -38,8 +38,7 @@ _PASSING: Final = (
 _ROOM: Final = 0.9  # share of the slots below which a server is no longer exhausted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnownIssue:
+class KnownIssue(NamedTuple):
     """An issue that was reported. Moments are seconds since 1970."""
 
     target: TargetKey

@@ -84,16 +84,14 @@ class StackProblem(StrEnum):
     ENDED = "ended"  # there was one
 
 
-@dataclass(frozen=True, slots=True)
-class IssueKey:
+class IssueKey(NamedTuple):
     """Identifies an issue of one target across runs."""
 
     kind: IssueKind
     detail: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class Failure(NamedTuple):
     """An error: a SQLSTATE or a short code, the step that failed, the cause, and how to fix it."""
 
     code: str
@@ -114,16 +112,14 @@ class FailedSecret(NamedTuple):
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionResult:
+class SessionResult(NamedTuple):
     """One condemned session and what happened to it."""
 
     decision: Decision
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Advice:
+class Advice(NamedTuple):
     """A recommendation, with SQL statements (one per line) where there are any."""
 
     code: str
@@ -131,8 +127,7 @@ class Advice:
     sql: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoleSetting:
+class RoleSetting(NamedTuple):
     """A timeout for a role that leaks sessions. It applies to new sessions only."""
 
     code: str  # of the advice
@@ -151,8 +146,7 @@ class RoleSetting:
         return "not applied" if self.error else "would be applied"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnchangedRole:
+class UnchangedRole(NamedTuple):
     """The reason why an `apply` run has no setting for a role.
 
     `role`: None for all roles. `code`: None for all requested codes.

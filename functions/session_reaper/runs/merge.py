@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.observability import log_other_name
 from session_reaper.report.model import FailedSecret, Failure, TargetReport, TargetStatus
@@ -15,8 +15,7 @@ from session_reaper.targets.target import Target, TargetKey
 _MOST_TELLING: Final = (TargetStatus.FULL, TargetStatus.BLIND, TargetStatus.FAILED)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretResult:
+class SecretResult(NamedTuple):
     """The result of one target. `has_ended`: its turn came and ended before the run's time did."""
 
     target: Target
@@ -118,10 +117,10 @@ def _add_failures(error: Failure, failed: Sequence[FailedSecret]) -> Failure:
     others = "; ".join(
         f"secret {each.name}: {each.failure.code}, {each.failure.cause}" for each in failed
     )
-    return replace(error, cause=f"{error.cause} ({others})")
+    return error._replace(cause=f"{error.cause} ({others})")
 
 
 def _explain(secret: FailedSecret) -> Failure:
     step = f"secret {secret.name}" + (f", {secret.failure.step}" if secret.failure.step else "")
     hint = f"Secret {secret.name}: {secret.failure.hint}"
-    return replace(secret.failure, step=step, hint=hint)
+    return secret.failure._replace(step=step, hint=hint)

@@ -173,8 +173,8 @@ def _apply_setting(
     try:
         session.server.alter(setting.sql, session.deadline)
     except TargetError as error:
-        return replace(setting, error=explain_refused_setting(error, setting, facts, reader=reader))
-    return replace(setting, done=True)
+        return setting._replace(error=explain_refused_setting(error, setting, facts, reader=reader))
+    return setting._replace(done=True)
 
 
 def _add_advice(

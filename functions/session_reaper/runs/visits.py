@@ -15,10 +15,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
 from threading import Event, Lock
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.aws.rds import with_iam_token
 from session_reaper.deadline import Deadline
@@ -61,8 +61,7 @@ class VisitedError(Exception):
         self.later = later
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Visit:
+class _Visit(NamedTuple):
     """A login of a target, and what the server says about itself.
 
     `place` has the target with the role and the password that were used. `certificate`: the server's,
@@ -113,8 +112,7 @@ class _Group:
         self.is_visited = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     """A target that may turn out to be the server of another one.
 
     `position`: in configured order. `group`: the targets that may be one server with it, and itself.

@@ -6,9 +6,8 @@ address, so the rules here must never let one secret keep another one's server f
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from session_reaper.targets.providers import find_rds_region, is_instance_of_rds, is_proxy
 from session_reaper.targets.target import Endpoint, SslMode, Target
@@ -16,8 +15,7 @@ from session_reaper.targets.target import Endpoint, SslMode, Target
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Place(NamedTuple):
     """The server that a connection has reached.
 
     `target`: the one that was to be visited. `address`: the IP address of the server. `is_verified`:

@@ -58,8 +58,7 @@ class Secret:
     text: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Instance:
+class Instance(NamedTuple):
     """One instance of RDS or Aurora, as the RDS API lists it."""
 
     identifier: str
@@ -75,8 +74,7 @@ class Instance:
     pauses_with_writer: bool = False  # the writer, or a reader of failover tier 0 or 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RdsListing:
+class RdsListing(NamedTuple):
     """The running instances of this account and region, or the reason why they are unknown."""
 
     instances: tuple[Instance, ...] = ()
