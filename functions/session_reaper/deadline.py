@@ -1,7 +1,9 @@
 """Deadlines on the monotonic clock."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import inf
+from threading import Lock
 from time import monotonic
 
 from session_reaper.errors import DeadlineError
@@ -40,6 +42,16 @@ class Deadline:
     def capped_at_share(self, share: float, at_most: float = inf) -> "Deadline":
         """Return a deadline after this share of the time left, and after `at_most` seconds at most."""
         return Deadline(min(share * self.remaining(), at_most), self._clock)
+
+    @contextmanager
+    def hold(self, lock: Lock) -> Iterator[None]:
+        """Hold a lock. Raises DeadlineError if it is not free before the deadline."""
+        if not lock.acquire(timeout=self.remaining()):
+            raise DeadlineError
+        try:
+            yield
+        finally:
+            lock.release()
 
     def extended_by(self, seconds: float) -> "Deadline":
         """Return a deadline that is later than this one by `seconds`."""

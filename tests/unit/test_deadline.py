@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from threading import Lock
+
 import pytest
 from session_reaper.deadline import Deadline
 from session_reaper.errors import DeadlineError
@@ -75,3 +77,13 @@ def test_a_share_is_of_the_time_that_is_left(clock: Clock, at_most: float, given
     assert whole.capped_at_share(0.25, at_most).remaining() == given
     clock.now += 11
     assert whole.capped_at_share(0.25).remaining() == 0
+
+
+def test_a_lock_is_held_for_the_block_or_not_at_all() -> None:
+    lock = Lock()
+    with Deadline(10).hold(lock):
+        assert lock.locked()
+        with pytest.raises(DeadlineError), Deadline(0).hold(lock):
+            pytest.fail("the lock was held twice")
+        assert lock.locked()
+    assert not lock.locked()

@@ -13,7 +13,6 @@ from threading import Condition, Lock
 from typing import Final
 
 from session_reaper.deadline import Deadline
-from session_reaper.errors import DeadlineError
 
 UNCLAIMED_BYTES: Final = 64 * 1024
 """The size up to which an answer, and the sessions of a snapshot, need no claim."""
@@ -72,12 +71,8 @@ class MemoryBudget:
             yield
             return
         turn = self._decoding_large if size > UNCLAIMED_BYTES else self._decoding_small
-        if not turn.acquire(timeout=deadline.remaining()):
-            raise DeadlineError
-        try:
+        with deadline.hold(turn):
             yield
-        finally:
-            turn.release()
 
 
 def _use_one_arena() -> None:

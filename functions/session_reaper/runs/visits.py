@@ -14,7 +14,7 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from enum import Enum, auto
 from threading import Event, Lock
@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from session_reaper.aws.rds import with_iam_token
 from session_reaper.deadline import Deadline
-from session_reaper.errors import DeadlineError, FullError, TargetError
+from session_reaper.errors import FullError, TargetError
 from session_reaper.postgres.server import APPLICATION_NAME, Server
 from session_reaper.runs.parallel import PostponeError
 from session_reaper.sessions.snapshot import NO_SESSIONS, ServerIdentity, Snapshot
@@ -359,7 +359,7 @@ class Visits:
         with self._lock:
             lock = self._proofs[visit.claim]
         proofs = deadline.capped_at_share(_PROOF_SHARE, _PROOF_SECONDS)
-        with _hold(lock, proofs):
+        with proofs.hold(lock):
             leaving = proofs.capped_at(_LEAVING_SECONDS)
             while True:
                 with suppress(FullError):
@@ -489,14 +489,3 @@ def _is_full(target: Target, deadline: Deadline) -> bool:
     except FullError:
         return True
     return False
-
-
-@contextmanager
-def _hold(lock: Lock, deadline: Deadline) -> Iterator[None]:
-    """Hold a lock. Raises DeadlineError if it is not free in time."""
-    if not lock.acquire(timeout=deadline.remaining()):
-        raise DeadlineError
-    try:
-        yield
-    finally:
-        lock.release()
