@@ -1,7 +1,7 @@
 """The command `reap`: observes, or shows the victims, asks, and terminates them."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -25,7 +25,7 @@ from session_reaper.summary.groups import group_sessions
 from session_reaper_cli.connections.login import Invocation, log_in
 from session_reaper_cli.local_run import LocalRun, OpenTarget, run_operation
 from session_reaper_cli.results import ExitStatus, make_report, show_report, suggest_role
-from session_reaper_cli.stopping import Interrupts, count_interrupts
+from session_reaper_cli.stopping import count_interrupts
 from session_reaper_cli.terminal import ask, is_interactive, make_console
 from session_reaper_cli.wording import make_wording
 
@@ -45,40 +45,37 @@ def run_reap(call: Invocation, *, role: str, enforce: bool, unasked: bool) -> Ex
         problem = "it asks before it terminates, which needs a terminal; write --yes in scripts"
         raise ConfigurationError("--enforce", problem)
     finish = partial(_finish, mode=mode, call=call, enforces=enforce)
-    with ExitStack() as stack:
-        server, connected = log_in(call)
-        stack.enter_context(closing(server))
+    server, connected = log_in(call)
+    with closing(server):
         is_own = role == connected.target.role
         opened = OpenTarget(server=server, call=connected, may_be_partial=is_own)
-        if mode is not Mode.ENFORCE or unasked:
-            with count_interrupts() as interrupts, closing(server):
-                return finish(_reap(opened, mode, allow_all, interrupts))
-        with count_interrupts() as interrupts:
-            shown = _reap(opened, Mode.OBSERVE, allow_all, interrupts)
-        victims = [result for result in shown.report.results if _is_victim(result)]
-        if shown.stopped_by is not None or shown.report.error is not None or not victims:
-            return finish(shown)
-        _show_victims(victims)
-        if not ask(f"Terminate {count_of(len(victims), 'session')}?"):
-            call.say("Nothing was signalled.")
-            return ExitStatus.ATTENTION
-        opened = _replace_if_lost(opened)
-        identities = {each.decision.pid: each.decision.session.identity for each in victims}
-        # The server is closed before an interrupt is heeded: it would say that nothing was signalled.
+        shown: Mapping[int, Identity] = {}
+        if mode is not Mode.ENFORCE or not unasked:
+            observed = run_operation(reap, _limit(opened, Mode.OBSERVE))
+            victims = [result for result in observed.report.results if _is_victim(result)]
+            if mode is not Mode.ENFORCE or observed.report.error is not None or not victims:
+                return finish(observed)
+            _show_victims(victims)
+            if not ask(f"Terminate {count_of(len(victims), 'session')}?"):
+                call.say("Nothing was signalled.")
+                return ExitStatus.ATTENTION
+            opened = _replace_if_lost(opened)
+            shown = {each.decision.pid: each.decision.session.identity for each in victims}
+        quota = allow_all if unasked else _limit_to(shown)
         with count_interrupts() as interrupts, closing(opened.server):
-            done = _reap(opened, mode, _limit_to(identities), interrupts)
-            missing = identities.keys() - {each.decision.pid for each in done.report.results}
+            call.stop_remark.withdraw()
+            done = run_operation(reap, _limit(opened, mode, quota), interrupts)
+            missing = shown.keys() - {each.decision.pid for each in done.report.results}
             if missing:
                 number = count_of(len(missing), "session")
                 call.say(f"{number} of those shown have changed or ended, and were left alone.")
             return finish(done)
 
 
-def _reap(opened: OpenTarget, mode: Mode, quota: Quota, interrupts: Interrupts) -> LocalRun:
-    """Reap the server once."""
+def _limit(opened: OpenTarget, mode: Mode, quota: Quota = allow_all) -> OpenTarget:
+    """Set how far to go; a quota is in addition to the policy's."""
     limits = (make_quota(opened.call.policy), quota)
-    opened = replace(opened, mode=mode, quota=partial(_find_limit, limits))
-    return run_operation(reap, opened, interrupts)
+    return replace(opened, mode=mode, quota=partial(_find_limit, limits))
 
 
 def _find_limit(limits: Sequence[Quota], decision: Decision) -> str | None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from session_reaper_cli.connections.login import Invocation
 from session_reaper_cli.connections.target import find_target
 from session_reaper_cli.policies import load
+from session_reaper_cli.stopping import StopRemark
 from session_reaper_cli.top.command import show_top
 
 from infra.local.postgres import Server, bundled_builds, server
@@ -81,7 +82,14 @@ def _take_picture(database: Server) -> str:
     uri = f"postgres://session_reaper@/postgres?host={database.socket_dir}&port={database.port}"
     found = find_target(uri, os.environ, Path.home())
     console = Console(width=WIDTH, record=True, file=io.StringIO(), highlight=False)
-    call = Invocation(target=found.target, wait=0, policy=load(""), output=console, say=print)
+    call = Invocation(
+        target=found.target,
+        wait=0,
+        policy=load(""),
+        output=console,
+        say=print,
+        stop_remark=StopRemark(""),
+    )
     show_top(call, None)
     title = "session-reaper top postgres://…@db.example/orders"
     return console.export_svg(title=title, unique_id="top").replace(found.target.name, "db.example")

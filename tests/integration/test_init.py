@@ -503,6 +503,7 @@ def test_ctrl_c_at_any_question_writes_nothing(scene: Scene, tmp_path: Path, las
         terminal.sendline("")
     terminal.expect_exact(last)
     press_ctrl_c(terminal)
+    assert (terminal.before or "").rstrip().endswith("Stopped. Nothing was written.")
     assert terminal.exitstatus == 130
     assert list(tmp_path.glob("samconfig*")) == []
 
