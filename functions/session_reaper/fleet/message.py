@@ -234,7 +234,8 @@ def _read_issue(value: object, place: str) -> tuple[str, ...]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Error:
     code: Annotated[str, partial(_read_text, 20)]
-    message: Annotated[str, _TEXT]
+    cause: Annotated[str, _TEXT]
+    step: Annotated[str, _TEXT] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,12 +355,14 @@ def _make_target(spoke: Spoke, target: _Target) -> TargetReport:
     error = target.error
     pids = iter([int(detail[0]) for kind, *detail in target.issues if _is_lingering(kind, detail)])
     if error is None and target.status not in (TargetStatus.OK, TargetStatus.PAUSED):
-        error = _Error(code=target.status.value, message=str(target.status))
+        error = _Error(code=target.status.value, cause=str(target.status))
     return TargetReport(
         name=f"{spoke.account}/{spoke.region}/{target.name}",
         key=_make_key(target),
         status=target.status,
-        error=Failure(code=error.code, cause=error.message, hint=_SEE_STACK) if error else None,
+        error=Failure(code=error.code, cause=error.cause, hint=_SEE_STACK, step=error.step)
+        if error
+        else None,
         slots=Slots(max=slots.max, reserved=slots.reserved, used=slots.used_before)
         if slots
         else None,

@@ -98,7 +98,8 @@ def _describe_target(target: TargetReport) -> dict[str, Any]:
         "error": error
         and {
             "code": printable(error.code, _NAME_LENGTH),
-            "message": printable(error.message, _TEXT_LENGTH),
+            "step": printable(error.step, _TEXT_LENGTH),
+            "cause": printable(error.cause, _TEXT_LENGTH),
         },
         "slots": slots
         and {
