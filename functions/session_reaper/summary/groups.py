@@ -13,7 +13,7 @@ from session_reaper.decision.model import Decision
 from session_reaper.policy.durations import format_duration
 from session_reaper.report.headline import OUTCOME_PHRASES, count_of, write_headline
 from session_reaper.report.model import Failure, Outcome, SessionResult, TargetReport, TargetStatus
-from session_reaper.report.text import printable, truncate
+from session_reaper.report.text import join_first, printable, truncate
 from session_reaper.summary.prose import Name
 
 _MOST_NAMES: Final = 5
@@ -196,9 +196,5 @@ def _describe_cause(members: Sequence[_Failed]) -> str:
 
 def join_names(targets: Sequence[TargetReport]) -> Name:
     """Join the first names, and say how many more there are."""
-    names = [
-        truncate(printable(target.name), _NAME_LENGTH, tail=_NAME_TAIL)
-        for target in targets[:_MOST_NAMES]
-    ]
-    more = len(targets) - _MOST_NAMES
-    return Name(", ".join(names) + (f" and {more} more" if more > 0 else ""))
+    names = [truncate(printable(each.name), _NAME_LENGTH, tail=_NAME_TAIL) for each in targets]
+    return Name(join_first(names, _MOST_NAMES))
