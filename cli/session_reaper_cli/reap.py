@@ -16,7 +16,7 @@ from session_reaper.policy.protections import ProtectedBy
 from session_reaper.report.headline import count_of
 from session_reaper.report.model import Outcome, SessionResult
 from session_reaper.runs.operations import reap
-from session_reaper.runs.quota import Quota, allow_all, make_quota
+from session_reaper.runs.quota import Quota, make_quota
 from session_reaper.runs.request import choose_lowest_mode
 from session_reaper.sessions.session import Identity
 from session_reaper.sessions.snapshot import NO_SESSIONS
@@ -48,10 +48,11 @@ def run_reap(call: Invocation, *, role: str, enforce: bool, unasked: bool) -> Ex
     server, connected = log_in(call)
     with closing(server):
         is_own = role == connected.target.role
-        opened = OpenTarget(server=server, call=connected, may_be_partial=is_own)
+        quota = make_quota(call.policy)
+        opened = OpenTarget(server=server, call=connected, quota=quota, may_be_partial=is_own)
         shown: Mapping[int, Identity] = {}
         if mode is not Mode.ENFORCE or not unasked:
-            observed = run_operation(reap, _limit(opened, Mode.OBSERVE))
+            observed = run_operation(reap, opened)
             victims = [result for result in observed.report.results if _is_victim(result)]
             if mode is not Mode.ENFORCE or observed.report.error is not None or not victims:
                 return finish(observed)
@@ -61,30 +62,16 @@ def run_reap(call: Invocation, *, role: str, enforce: bool, unasked: bool) -> Ex
                 return ExitStatus.ATTENTION
             opened = _replace_if_lost(opened)
             shown = {each.decision.pid: each.decision.session.identity for each in victims}
-        quota = allow_all if unasked else _limit_to(shown)
+            quota = _limit_to(shown, make_quota(call.policy))
+        opened = replace(opened, mode=mode, quota=quota)
         with count_interrupts() as interrupts, closing(opened.server):
             call.stop_remark.withdraw()
-            done = run_operation(reap, _limit(opened, mode, quota), interrupts)
+            done = run_operation(reap, opened, interrupts)
             missing = shown.keys() - {each.decision.pid for each in done.report.results}
             if missing:
                 number = count_of(len(missing), "session")
                 call.say(f"{number} of those shown have changed or ended, and were left alone.")
             return finish(done)
-
-
-def _limit(opened: OpenTarget, mode: Mode, quota: Quota = allow_all) -> OpenTarget:
-    """Set how far to go; a quota is in addition to the policy's."""
-    limits = (make_quota(opened.call.policy), quota)
-    return replace(opened, mode=mode, quota=partial(_find_limit, limits))
-
-
-def _find_limit(limits: Sequence[Quota], decision: Decision) -> str | None:
-    """Return the reason of the last limit that holds a session back; only then the first counts it."""
-    for limit in reversed(limits):
-        reason = limit(decision)
-        if reason is not None:
-            return reason
-    return None
 
 
 def _is_victim(result: SessionResult) -> bool:
@@ -107,12 +94,12 @@ def _indent(text: str) -> Padding:
     return Padding(Text(text), (0, 0, 0, 2), expand=False)
 
 
-def _limit_to(shown: Mapping[int, Identity]) -> Quota:
+def _limit_to(shown: Mapping[int, Identity], quota: Quota) -> Quota:
     """Spare every session other than those that the user has seen, as they were."""
 
     def limit(decision: Decision) -> str | None:
         if shown.get(decision.pid) == decision.session.identity:
-            return None
+            return quota(decision)
         return "not as it was shown before the question; run the command again"
 
     return limit
