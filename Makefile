@@ -15,6 +15,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -n auto --dist worksteal
 SAM := .tools/sam/bin
 CHECKOV := .tools/checkov/bin
 SERVERS := .tools/servers
+SCHEMA := infra/policies/policy.schema.json
 
 TEMPLATES := template.yaml $(wildcard infra/*.yaml infra/fleet/*.yaml)
 # Amazon Q, which infra/slack.yaml configures, exists only in the first partition.
@@ -66,7 +67,8 @@ check: .venv/installed .tools/sam/installed .tools/checkov/installed ## check fo
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	PYTHONPATH=cli:functions:. $(PYTHON) -m infra.policy_schema --check
+	PYTHONPATH=cli:functions $(PYTHON) -m session_reaper_cli policy schema | cmp - $(SCHEMA) \
+		|| (echo "$(SCHEMA) is out of date; run make schema."; exit 1)
 	PYTHONPATH=cli:functions:. $(PYTHON) -m infra.trust_store --check
 	$(SAM)/cfn-lint --append-rules infra/cfn_rules --regions $(REGIONS) \
 		-t $(filter-out infra/slack.yaml,$(TEMPLATES))
@@ -82,7 +84,7 @@ format: .venv/installed ## format the code and fix what ruff can fix
 
 .PHONY: schema
 schema: .venv/installed ## regenerate the policy's JSON Schema from its types
-	PYTHONPATH=cli:functions:. $(PYTHON) -m infra.policy_schema --write
+	PYTHONPATH=cli:functions $(PYTHON) -m session_reaper_cli policy schema > $(SCHEMA)
 
 .PHONY: certs
 certs: .venv/installed ## [FROM="file-or-URL ..." ORIGIN="text"]: update AWS's certificate authorities

@@ -238,11 +238,8 @@ def _list_missing(authorities: Sequence[Authority]) -> Iterator[str]:
     for fingerprint, name in AMAZON_ROOTS.items():
         if fingerprint not in fingerprints:
             yield f"{name} is missing"
-    names = Counter(
-        authority.name
-        for authority in {authority.fingerprint: authority for authority in authorities}.values()
-    )
-    for name, count in names.items():
+    names = dict.fromkeys((authority.name, authority.fingerprint) for authority in authorities)
+    for name, count in Counter(name for name, _ in names).items():
         if count > 1:  # a new key under an old name needs a review
             yield f"{name} has {count} different certificates"
 

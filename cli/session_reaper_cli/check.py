@@ -17,7 +17,6 @@ from session_reaper_cli.results import (
     show_summary,
     to_return_value,
 )
-from session_reaper_cli.stopping import count_interrupts
 from session_reaper_cli.wording import make_wording
 
 # A check applies no policy.
@@ -39,12 +38,12 @@ def run_record(call: Invocation) -> ExitStatus:
     report = make_report(run.report, Mode.OBSERVE)
     if run.report.recorded is None:
         show_summary(report, call.output)
-        return run.status if run.stopped_by else ExitStatus.ERROR
+        return ExitStatus.ERROR
     print_json({**to_return_value(report), "snapshots": to_recordings(report)}, call.output)
     return ExitStatus.DONE
 
 
 def _run(operation: Operation, call: Invocation) -> LocalRun:
     server, call = log_in(call)
-    with closing(server), count_interrupts() as interrupts:
-        return run_operation(operation, OpenTarget(server=server, call=call), interrupts)
+    with closing(server):
+        return run_operation(operation, OpenTarget(server=server, call=call))

@@ -27,7 +27,6 @@ from session_reaper_cli.results import (
     suggest_role,
     to_return_value,
 )
-from session_reaper_cli.stopping import count_interrupts
 
 _STYLES: Final = {
     ExplainedOutcome.CONDEMNED: "red",
@@ -61,9 +60,9 @@ def run_explain(call: Invocation, filters: Filters) -> ExitStatus:
     if is_literal(filters.role):
         call = replace(call, policy=restrict_to_role(call.policy, filters.role))
     is_own = filters.role == call.target.role
-    with closing(server), count_interrupts() as interrupts:
+    with closing(server):
         opened = OpenTarget(server=server, call=call, may_be_partial=is_own)
-        run = run_operation(explain_target, opened, interrupts)
+        run = run_operation(explain_target, opened)
     found = run.report.explained
     shown = None if found is None else tuple(filter(filters.match, found))
     report = replace(run.report, explained=shown)

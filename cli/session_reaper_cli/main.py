@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.shell_completion import shell_complete
 
-from session_reaper_cli.stopping import TerminatedError, raise_on_termination
+from session_reaper_cli.stopping import StopRemark, TerminatedError, raise_on_termination
 from session_reaper_cli.streams import open_missing_streams, settle_streams
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def run(arguments: Sequence[str]) -> int:
             error.show()
         return error.exit_code
     except TerminatedError as stop:
-        return _stop(stop.number)
-    except (click.Abort, KeyboardInterrupt, EOFError):  # EOFError: no input at a question
-        return _stop(Signals.SIGINT)
+        return _stop(stop, stop.number)
+    except (click.Abort, KeyboardInterrupt, EOFError) as stop:  # EOFError: no input at a question
+        return _stop(stop, Signals.SIGINT)
     except BrokenPipeError:  # `| head` has read enough
         return 0
     except Exception as error:  # noqa: BLE001 -- every other error, a bug included, is one line and exit status 2
@@ -69,9 +69,9 @@ def run(arguments: Sequence[str]) -> int:
     return int(status or 0)
 
 
-def _stop(number: Signals) -> int:
+def _stop(stop: BaseException, number: Signals) -> int:
     with suppress(OSError):
-        print("\nStopped. Nothing was signalled.", file=sys.stderr, flush=True)
+        print("\nStopped.", *getattr(stop, "__notes__", ()), file=sys.stderr, flush=True)
     return 128 + number
 
 
@@ -213,8 +213,13 @@ def _read_pause(text: str) -> float:
     return seconds
 
 
-def _connects(command: Callable[..., int]) -> Callable[..., int]:
-    """Add the options of a connection to a command, and explain the errors of the server."""
+def _connects(
+    command: Callable[..., int], at_stop: str = "Nothing was changed."
+) -> Callable[..., int]:
+    """Add the options of a connection to a command, and explain the errors of the server.
+
+    `at_stop`: what to say at Ctrl-C, until the command withdraws it.
+    """
 
     @click.argument("servers", nargs=-1, metavar="[URI]")
     @click.option(
@@ -257,22 +262,24 @@ def _connects(command: Callable[..., int]) -> Callable[..., int]:
         if len(servers) > 1:
             problem = "write one URI, or name=value pairs in one pair of quotes (not shown)"
             raise click.UsageError(problem)
-        try:
-            target = replace(_find_target("".join(servers), secret), via=via)
-        except TargetError as error:  # of the secret
-            raise ConfigurationError("--secret", f"{error.message}. {error.hint}") from None
-        call = Invocation(
-            target=target,
-            wait=wait,
-            policy=load(policy),
-            output=make_console(),
-            say=say_sentences,
-            as_json=as_json,
-        )
-        try:
-            return command(call, **options)
-        except TargetError as error:
-            return _fail(error, call)
+        with StopRemark(at_stop) as remark:
+            try:
+                target = replace(_find_target("".join(servers), secret), via=via)
+            except TargetError as error:  # of the secret
+                raise ConfigurationError("--secret", f"{error.message}. {error.hint}") from None
+            call = Invocation(
+                target=target,
+                wait=wait,
+                policy=load(policy),
+                output=make_console(),
+                say=say_sentences,
+                stop_remark=remark,
+                as_json=as_json,
+            )
+            try:
+                return command(call, **options)
+            except TargetError as error:
+                return _fail(error, call)
 
     return call_command
 
@@ -387,7 +394,7 @@ def check(call: "Invocation") -> int:
         "reap postgres://app@db.example/orders --role app --enforce",
     )
 )
-@_connects
+@partial(_connects, at_stop="Nothing was signalled.")
 @_policy_option
 @_role_option
 @click.option("--enforce", is_flag=True, help="Ask, then terminate the sessions.")
@@ -481,7 +488,7 @@ session-reaper onboard postgres://postgres@db.example/orders --name orders --rot
 
 
 @app.command(epilog=_ONBOARD_EXAMPLES)
-@_connects
+@partial(_connects, at_stop="The role and the secret are unchanged.")
 @click.option("--name", required=True, callback=_read_name, help="Name of the function's secret.")
 @click.option(
     "--tag", type=_read_tag, metavar="KEY=VALUE", help="Tag by which the stack finds the secret."

@@ -56,14 +56,10 @@ def _list_rule_changes(rule: Rule) -> Iterator[str]:
     # A session that waits for its client waits for no lock.
     may_wait_for_lock = not (rule.match.wait_event_type or rule.match.waiting_for_client)
     if State.ACTIVE in rule.match.state and may_wait_for_lock:
-        yield (
-            (
-                "no longer matches a session that waits for a lock; add wait_event_type: Lock to match"
-                " one"
-            )
-            if rule.action is not Action.KEEP
-            else "also keeps sessions that wait for a lock"
-        )
+        if rule.action is Action.KEEP:
+            yield "also keeps sessions that wait for a lock"
+        else:
+            yield "no longer matches a session that waits for a lock; add wait_event_type: Lock to match one"
     if rule.match.query:
         yield "query is a glob over the redacted query, from its start and in any case"
     for role in sorted(rule.literal_roles) if rule.may_condemn else ():

@@ -1,7 +1,7 @@
 """The command `reap`: observes, or shows the victims, asks, and terminates them."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -16,7 +16,7 @@ from session_reaper.policy.protections import ProtectedBy
 from session_reaper.report.headline import count_of
 from session_reaper.report.model import Outcome, SessionResult
 from session_reaper.runs.operations import reap
-from session_reaper.runs.quota import Quota, allow_all, make_quota
+from session_reaper.runs.quota import Quota, make_quota
 from session_reaper.runs.request import choose_lowest_mode
 from session_reaper.sessions.session import Identity
 from session_reaper.sessions.snapshot import NO_SESSIONS
@@ -25,7 +25,7 @@ from session_reaper.summary.groups import group_sessions
 from session_reaper_cli.connections.login import Invocation, log_in
 from session_reaper_cli.local_run import LocalRun, OpenTarget, run_operation
 from session_reaper_cli.results import ExitStatus, make_report, show_report, suggest_role
-from session_reaper_cli.stopping import Interrupts, count_interrupts
+from session_reaper_cli.stopping import count_interrupts
 from session_reaper_cli.terminal import ask, is_interactive, make_console
 from session_reaper_cli.wording import make_wording
 
@@ -45,49 +45,33 @@ def run_reap(call: Invocation, *, role: str, enforce: bool, unasked: bool) -> Ex
         problem = "it asks before it terminates, which needs a terminal; write --yes in scripts"
         raise ConfigurationError("--enforce", problem)
     finish = partial(_finish, mode=mode, call=call, enforces=enforce)
-    with ExitStack() as stack:
-        server, connected = log_in(call)
-        stack.enter_context(closing(server))
+    server, connected = log_in(call)
+    with closing(server):
         is_own = role == connected.target.role
-        opened = OpenTarget(server=server, call=connected, may_be_partial=is_own)
-        if mode is not Mode.ENFORCE or unasked:
-            with count_interrupts() as interrupts, closing(server):
-                return finish(_reap(opened, mode, allow_all, interrupts))
-        with count_interrupts() as interrupts:
-            shown = _reap(opened, Mode.OBSERVE, allow_all, interrupts)
-        victims = [result for result in shown.report.results if _is_victim(result)]
-        if shown.stopped_by is not None or shown.report.error is not None or not victims:
-            return finish(shown)
-        _show_victims(victims)
-        if not ask(f"Terminate {count_of(len(victims), 'session')}?"):
-            call.say("Nothing was signalled.")
-            return ExitStatus.ATTENTION
-        opened = _replace_if_lost(opened)
-        identities = {each.decision.pid: each.decision.session.identity for each in victims}
-        # The server is closed before an interrupt is heeded: it would say that nothing was signalled.
+        quota = make_quota(call.policy)
+        opened = OpenTarget(server=server, call=connected, quota=quota, may_be_partial=is_own)
+        shown: Mapping[int, Identity] = {}
+        if mode is not Mode.ENFORCE or not unasked:
+            observed = run_operation(reap, opened)
+            victims = [result for result in observed.report.results if _is_victim(result)]
+            if mode is not Mode.ENFORCE or observed.report.error is not None or not victims:
+                return finish(observed)
+            _show_victims(victims)
+            if not ask(f"Terminate {count_of(len(victims), 'session')}?"):
+                call.say("Nothing was signalled.")
+                return ExitStatus.ATTENTION
+            opened = _replace_if_lost(opened)
+            shown = {each.decision.pid: each.decision.session.identity for each in victims}
+            quota = _limit_to(shown, make_quota(call.policy))
+        opened = replace(opened, mode=mode, quota=quota)
         with count_interrupts() as interrupts, closing(opened.server):
-            done = _reap(opened, mode, _limit_to(identities), interrupts)
-            missing = identities.keys() - {each.decision.pid for each in done.report.results}
+            call.stop_remark.withdraw()
+            done = run_operation(reap, opened, interrupts)
+            missing = shown.keys() - {each.decision.pid for each in done.report.results}
             if missing:
                 number = count_of(len(missing), "session")
                 call.say(f"{number} of those shown have changed or ended, and were left alone.")
             return finish(done)
-
-
-def _reap(opened: OpenTarget, mode: Mode, quota: Quota, interrupts: Interrupts) -> LocalRun:
-    """Reap the server once."""
-    limits = (make_quota(opened.call.policy), quota)
-    opened = replace(opened, mode=mode, quota=partial(_find_limit, limits))
-    return run_operation(reap, opened, interrupts)
-
-
-def _find_limit(limits: Sequence[Quota], decision: Decision) -> str | None:
-    """Return the reason of the last limit that holds a session back; only then the first counts it."""
-    for limit in reversed(limits):
-        reason = limit(decision)
-        if reason is not None:
-            return reason
-    return None
 
 
 def _is_victim(result: SessionResult) -> bool:
@@ -110,12 +94,12 @@ def _indent(text: str) -> Padding:
     return Padding(Text(text), (0, 0, 0, 2), expand=False)
 
 
-def _limit_to(shown: Mapping[int, Identity]) -> Quota:
+def _limit_to(shown: Mapping[int, Identity], quota: Quota) -> Quota:
     """Spare every session other than those that the user has seen, as they were."""
 
     def limit(decision: Decision) -> str | None:
         if shown.get(decision.pid) == decision.session.identity:
-            return None
+            return quota(decision)
         return "not as it was shown before the question; run the command again"
 
     return limit

@@ -122,11 +122,10 @@ def _map_columns(decided: Decisions, policy: Policy) -> dict[str, Explanation]:
     explained = sorted(explain(decided, policy, str), key=lambda each: each.decision.pid)
     rows = [tuple(_list_cells(each.decision)) for each in explained]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
-    return dict(zip(padded, explained, strict=True))
+    return {
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)): each
+        for row, each in zip(rows, explained, strict=True)
+    }
 
 
 def _list_cells(decision: Decision) -> Iterator[str]:

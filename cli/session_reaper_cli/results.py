@@ -10,7 +10,7 @@ from session_reaper.decision.explain import ExplainedOutcome
 from session_reaper.policy.enums import Mode
 from session_reaper.report.document import to_document
 from session_reaper.report.model import Report, TargetReport, TargetStatus
-from session_reaper.summary.digest import Digest, digest_report
+from session_reaper.summary.digest import digest_report
 from session_reaper.summary.email import WIDTH as EMAIL_WIDTH
 from session_reaper.summary.email import render_email
 from session_reaper.summary.wording import Wording
@@ -55,7 +55,8 @@ def make_report(target: TargetReport, mode: Mode) -> Report:
 def show_summary(report: Report, output: Console, wording: Wording = _WORDING) -> None:
     """Print the summary as the email has it, in narrower lines on a narrower terminal."""
     width = min(output.width, EMAIL_WIDTH)
-    text = render_email(_digest(report, wording), _MOST_BYTES, width)
+    digest = digest_report(report, None, wording=wording)
+    text = render_email(digest, _MOST_BYTES, width)
     # SQL and names must not be wrapped.
     output.out(text.rstrip(), highlight=False)
 
@@ -76,14 +77,10 @@ def suggest_role(report: TargetReport, target: Target, say: Say) -> None:
 
 def to_return_value(report: Report, wording: Wording = _WORDING) -> dict[str, Any]:
     """Return what the Lambda would return."""
-    digest = _digest(report, wording)
+    digest = digest_report(report, None, wording=wording)
     return to_document(report, verdict=str(digest.verdict), steps=digest.steps_as_text)
 
 
 def print_json(document: object, output: Console) -> None:
     """Print a document as JSON."""
     output.out(json.dumps(document, indent=2, ensure_ascii=False), highlight=False)
-
-
-def _digest(report: Report, wording: Wording) -> Digest:
-    return digest_report(report, None, wording=wording)

@@ -1,7 +1,7 @@
 """Stops a command at Ctrl-C, SIGTERM and SIGHUP, so that terminal and server are left clean.
 
-Outside of an operation each of them raises an exception, on whose way out everything is closed. During
-an operation they are only counted: `local_run` then ends it truthfully.
+Each of them raises an exception, on whose way out everything is closed. Only while sessions may be
+signalled they are counted instead: `local_run` then ends the operation truthfully.
 """
 
 import signal
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from signal import Signals
 from types import FrameType
+from typing import Self
 
 _ENDING = (Signals.SIGTERM, Signals.SIGHUP)
 _Handler = Callable[[int, FrameType | None], None]
@@ -38,6 +39,24 @@ def raise_on_termination() -> Iterator[None]:
 
     with _handle(_ENDING, stop):
         yield
+
+
+class StopRemark:
+    """A block in which a stop adds a remark to the command's last line, unless it is withdrawn."""
+
+    def __init__(self, remark: str) -> None:
+        self._remark = remark
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, stop: BaseException | None, __: object) -> None:
+        if stop is not None and self._remark:
+            stop.add_note(self._remark)
+
+    def withdraw(self) -> None:
+        """Say nothing from here on, because the remark is no longer true."""
+        self._remark = ""
 
 
 class Interrupts:

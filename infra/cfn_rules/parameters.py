@@ -27,7 +27,8 @@ class ParametersAreExplained(CloudFormationLintRule):
         problems = _check_each(parameters, interface)
         matches = [RuleMatch(["Parameters", name], problem) for name, problem in problems]
         if interface:
-            grouped = [name for group in _get_groups(interface) for name in group["Parameters"]]
+            groups = interface.get("ParameterGroups", [])
+            grouped = [name for group in groups for name in group["Parameters"]]
             if grouped != list(parameters):
                 matches.append(
                     RuleMatch(
@@ -44,8 +45,3 @@ def _check_each(parameters: dict[str, Any], interface: Any) -> Iterator[tuple[st
             yield name, f"{name} has no description"
         if interface and "Default" not in parameter:
             yield name, f"{name} has no default"
-
-
-def _get_groups(interface: dict[str, Any]) -> list[dict[str, Any]]:
-    groups: list[dict[str, Any]] = interface.get("ParameterGroups", [])
-    return groups

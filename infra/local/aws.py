@@ -56,9 +56,7 @@ class Aws:
 
     def delivered(self) -> list[Email]:
         """Return the messages delivered since the last call."""
-        inbox = sqs_backends[DEFAULT_ACCOUNT_ID][
-            REGION
-        ]  # read in this process, because HTTP takes longer
+        inbox = sqs_backends[DEFAULT_ACCOUNT_ID][REGION]  # in this process: HTTP takes longer
         messages = inbox.receive_message(
             _INBOX, count=1000, wait_seconds_timeout=0, visibility_timeout=60
         )

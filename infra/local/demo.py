@@ -106,7 +106,6 @@ def main() -> int:
         console.print("[bold]1. An application leaks")
         pool = stack.enter_context(_run_healthy_pool(database))
         leaks, error = _leak(database)
-        stack.callback(_hang_up, leaks)
         console.print(
             f"  {len(pool)} healthy sessions work; an import leaves its transactions open."
         )
@@ -193,7 +192,6 @@ def _run_healthy_pool(database: Server) -> Iterator[list[Worker]]:
         stopped.set()
         for worker in workers:
             worker.join()
-        _hang_up([worker.connection for worker in workers])
 
 
 def _leak(database: Server) -> tuple[list[pg8000.native.Connection], dict[str, str]]:
@@ -234,17 +232,10 @@ def _is_dead(connection: pg8000.native.Connection) -> bool:
 
 def _can_connect(database: Server) -> bool:
     try:
-        connection = _connect(database, "shop-api")
+        _connect(database, "shop-api").close()
     except pg8000.native.Error:
         return False
-    _hang_up([connection])
     return True
-
-
-def _hang_up(connections: list[pg8000.native.Connection]) -> None:
-    for connection in connections:
-        with contextlib.suppress(pg8000.native.Error, OSError):
-            connection.close()
 
 
 if __name__ == "__main__":

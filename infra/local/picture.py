@@ -14,6 +14,7 @@ from rich.console import Console
 from session_reaper_cli.connections.login import Invocation
 from session_reaper_cli.connections.target import find_target
 from session_reaper_cli.policies import load
+from session_reaper_cli.stopping import StopRemark
 from session_reaper_cli.top.command import show_top
 
 from infra.local.postgres import Server, bundled_builds, server
@@ -23,7 +24,6 @@ PICTURE = ROOT / "docs" / "pictures" / "top.svg"
 WIDTH = 100
 SETTINGS = {"max_connections": "40", "reserved_connections": "2"}
 PRESSURE_SECONDS = 65  # the default policy's rule under-pressure matches after a minute
-_Connections = list[pg8000.native.Connection]
 
 
 def main() -> int:
@@ -37,9 +37,7 @@ def main() -> int:
                 admin.run(f"CREATE ROLE {role} LOGIN")
             admin.run("CREATE TABLE stock (id integer); GRANT ALL ON stock TO PUBLIC")
             admin.run("INSERT INTO stock VALUES (1)")
-        connections: _Connections = []
-        stack.callback(_hang_up, connections)
-        _fill(database, connections)
+        _connections = _fill(database)  # they stay open until the server ends
         print(f"Waiting {PRESSURE_SECONDS} s, until the default policy would act.")
         time.sleep(PRESSURE_SECONDS)
         svg = _take_picture(database)
@@ -48,14 +46,16 @@ def main() -> int:
     return 0
 
 
-def _fill(database: Server, connections: _Connections) -> None:
+def _fill(database: Server) -> list[pg8000.native.Connection]:
+    """Fill the server; return the connections that hold its slots."""
+
     def connect(role: str, application: str) -> pg8000.native.Connection:
         return database.connect(
             user=role, application_name=application, unix_sock=database.unix_sock
         )
 
     blocker = connect("batch", "price-update")
-    connections.append(blocker)
+    connections = [blocker]
     blocker.run("BEGIN")
     blocker.run("UPDATE stock SET id = 2")
     for _ in range(4):
@@ -70,6 +70,7 @@ def _fill(database: Server, connections: _Connections) -> None:
         while True:
             connections.append(connect("orders", "orders-api"))
             connections[-1].run("SELECT 1")
+    return connections
 
 
 def _run(connection: pg8000.native.Connection, statement: str) -> None:
@@ -81,16 +82,17 @@ def _take_picture(database: Server) -> str:
     uri = f"postgres://session_reaper@/postgres?host={database.socket_dir}&port={database.port}"
     found = find_target(uri, os.environ, Path.home())
     console = Console(width=WIDTH, record=True, file=io.StringIO(), highlight=False)
-    call = Invocation(target=found.target, wait=0, policy=load(""), output=console, say=print)
+    call = Invocation(
+        target=found.target,
+        wait=0,
+        policy=load(""),
+        output=console,
+        say=print,
+        stop_remark=StopRemark(""),
+    )
     show_top(call, None)
     title = "session-reaper top postgres://…@db.example/orders"
     return console.export_svg(title=title, unique_id="top").replace(found.target.name, "db.example")
-
-
-def _hang_up(connections: _Connections) -> None:
-    for connection in connections:
-        with contextlib.suppress(pg8000.native.Error, OSError):
-            connection.close()
 
 
 if __name__ == "__main__":

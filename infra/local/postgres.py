@@ -327,9 +327,7 @@ def _make_executable(build: Build) -> Build:
     """Return the build, or a copy if the server's user cannot reach it, as below /root."""
     if _is_reachable(build.bin / "postgres"):
         return build
-    folder = _make_folder(
-        _choose_temporary_folder()
-    )  # file systems in memory usually forbid execution
+    folder = _make_folder(_choose_temporary_folder())  # memory usually forbids execution
     prefix = shutil.copytree(build.bin.parent, folder / "build", symlinks=True)
     lib = build.lib and shutil.copytree(build.lib, folder / "lib", symlinks=True)
     for path in folder.rglob("*"):

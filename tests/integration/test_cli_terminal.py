@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.cli import finish, on_terminal, uri
+from tests.integration.cli import finish, on_terminal, press_ctrl_c, uri
 from tests.integration.stage import IDLE, LEAK, PASSWORD, REAPER, Stage, policy, rule, until
 
 if TYPE_CHECKING:
@@ -226,6 +226,42 @@ def test_a_signal_ends_the_wait_for_a_slot(
     stop(terminal, number)
     printed, status = finish(terminal)
     assert status == status_of(number)
+    assert_clean(stage, printed)
+
+
+@pytest.mark.parametrize(
+    ("command", "remark"),
+    [
+        ("top", "Nothing was changed."),
+        ("explain", "Nothing was changed."),
+        ("check", "Nothing was changed."),
+        ("record", "Nothing was changed."),
+        ("reap", "Nothing was signalled."),
+    ],
+)
+def test_ctrl_c_at_the_password_says_what_is_left(
+    stage: Stage, home: Path, command: str, remark: str
+) -> None:
+    terminal = on_terminal(home, command, uri(stage).replace(f":{PASSWORD}@", "@"))
+    terminal.expect_exact("Password of ")
+    press_ctrl_c(terminal)
+    assert (terminal.before or "").rstrip().endswith(f"Stopped. {remark}")
+
+
+@pytest.mark.parametrize("command", ["explain", "check", "record"])
+def test_ctrl_c_stops_a_command_that_only_reads_at_once(
+    own_server: Callable[..., Stage], home: Path, command: str
+) -> None:
+    stage = own_server({})
+    stage.root.run("BEGIN")
+    stage.root.run("LOCK pg_catalog.pg_proc IN ACCESS EXCLUSIVE MODE")
+    terminal = on_terminal(home, command, uri(stage))
+    until(lambda: stage.root.run("SELECT FROM pg_locks WHERE NOT granted"), "the command waits")
+    terminal.sendintr()
+    printed, status = finish(terminal)
+    assert printed.split("^C")[-1].split() == ["Stopped.", "Nothing", "was", "changed."]
+    assert status == status_of(Signals.SIGINT)
+    stage.root.run("ROLLBACK")
     assert_clean(stage, printed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -503,8 +504,23 @@ def test_ctrl_c_at_any_question_writes_nothing(scene: Scene, tmp_path: Path, las
         terminal.sendline("")
     terminal.expect_exact(last)
     press_ctrl_c(terminal)
+    assert (terminal.before or "").rstrip().endswith("Stopped. Nothing was written.")
     assert terminal.exitstatus == 130
     assert list(tmp_path.glob("samconfig*")) == []
+
+
+def test_ctrl_c_while_the_file_is_written_does_not_stop_it(tmp_path: Path) -> None:
+    path = tmp_path / "samconfig.toml"
+    path.write_text(f"# {100_000 * 'x'}\n")  # more than a pipe holds
+    os.mkfifo(tmp_path / "samconfig.toml.new")
+    terminal = on_terminal(tmp_path, "init", "--no-aws", "--yes", "--file", str(path), columns=300)
+    with (tmp_path / "samconfig.toml.new").open() as written:  # the command has begun to write
+        terminal.sendintr()
+        terminal.expect_exact("^C")
+        assert 'stack_name = "session-reaper"' in written.read()
+    printed, status = finish(terminal)
+    assert "make deploy" in printed
+    assert status == 0
 
 
 @pytest.mark.usefixtures("scene")

@@ -21,7 +21,7 @@ from session_reaper_cli.connections.secret import find_secret_target
 from infra.local.aws import REGION
 from infra.local.certificates import make_tls
 from tests.integration.aws_faults import Fault, Proxy, aws_proxy
-from tests.integration.cli import Done, on_terminal, press_ctrl_c, run, uri
+from tests.integration.cli import Done, finish, on_terminal, press_ctrl_c, run, uri
 from tests.integration.stage import LEAK, PASSWORD, REAPER, ROLE_FILE, Stage, until
 from tests.integration.wire import Impostor
 
@@ -238,6 +238,8 @@ def test_ctrl_c_at_the_password_changes_nothing(bare: Stage, home: Path) -> None
     terminal = on_terminal(home, "onboard", without, "--name", "orders")
     terminal.expect_exact(f"Password of {OWNER} on ")
     press_ctrl_c(terminal)
+    last = "Stopped. The role and the secret are unchanged."
+    assert (terminal.before or "").rstrip().endswith(last)
     assert terminal.exitstatus == 130
     assert not has_role(bare)
     assert not has_secret(bare)
@@ -593,6 +595,53 @@ def interrupt(
     return str(terminal.before)
 
 
+def assert_stopped(said: str, *, is_begun: bool) -> None:
+    """Assert that the last lines say what stands, and what to do."""
+    lines = said.split()
+    assert ("The state now:" in said) == is_begun
+    end = "Stopped." if is_begun else "Stopped. The role and the secret are unchanged."
+    assert said.rstrip().endswith(end)
+    assert ("Run the same command again; it continues from there." in said) == is_begun
+    assert "signalled" not in lines
+    assert "cause" not in lines
+
+
+@pytest.mark.parametrize(
+    ("is_interrupted", "status", "advice"),
+    [(True, 130, "Run the same command again"), (False, 2, "Fix the cause below, and run")],
+)
+def test_a_check_that_ends_early_leaves_the_secret_without_its_tag_and_says_so(  # noqa: PLR0913 -- fixtures
+    bare: Stage, home: Path, proxy: Proxy, *, is_interrupted: bool, status: int, advice: str
+) -> None:
+    def lock() -> None:
+        bare.root.run("BEGIN")
+        bare.root.run("LOCK pg_catalog.pg_proc IN ACCESS EXCLUSIVE MODE")
+
+    fault = Fault(is_performed=True, is_refused=False, then=lock)
+    proxy.faults["GetSecretValue"] = [fault]
+    terminal = on_terminal(
+        home,
+        *("onboard", uri(bare, OWNER), "--name", "orders", "--tag", TAG),
+        AWS_ENDPOINT_URL=proxy.url,
+        columns=300,
+    )
+    until(lambda: not proxy.faults["GetSecretValue"], "the secret is read")
+    until(lambda: bare.root.run("SELECT FROM pg_locks WHERE NOT granted"), "the check waits")
+    if is_interrupted:
+        terminal.sendintr()
+    else:
+        check = "FROM pg_stat_activity WHERE usename = :role"
+        bare.root.run(f"SELECT pg_terminate_backend(pid) {check}", role=REAPER)
+    said, ended_with = finish(terminal)
+    assert ended_with == status
+    assert f"the role {REAPER} is created or changed" in said
+    assert "the secret does not have the tag" in said
+    assert advice in said
+    bare.root.run("ROLLBACK")
+    succeed(bare, home)
+    assert works(bare)
+
+
 SIGNALS = [pytest.param(Signals.SIGKILL, marks=pytest.mark.thorough), Signals.SIGINT]
 
 
@@ -603,8 +652,8 @@ def test_the_next_run_repairs_a_first_run_that_was_interrupted(
     bare: Stage, home: Path, proxy: Proxy, call: str, with_signal: Signals
 ) -> None:
     said = interrupt(bare, home, proxy, call, with_signal=with_signal)
-    is_told = with_signal is Signals.SIGINT and call != "DescribeSecret"
-    assert ("Stopped before the end. The state now:" in said) == is_told
+    if with_signal is Signals.SIGINT:
+        assert_stopped(said, is_begun=call != "DescribeSecret")
     succeed(bare, home)
     assert works(bare)
 
@@ -615,7 +664,9 @@ def test_the_next_run_repairs_a_rotation_that_was_interrupted(
     bare: Stage, home: Path, proxy: Proxy, call: str, with_signal: Signals
 ) -> None:
     succeed(bare, home)
-    interrupt(bare, home, proxy, call, "--rotate", with_signal=with_signal)
+    said = interrupt(bare, home, proxy, call, "--rotate", with_signal=with_signal)
+    if with_signal is Signals.SIGINT:
+        assert_stopped(said, is_begun=call == "PutSecretValue")
     # A killed command cannot take back the secret's new password; Ctrl-C leaves both as before.
     assert works(bare) == (with_signal is Signals.SIGINT or call != "PutSecretValue")
     succeed(bare, home)
@@ -627,7 +678,9 @@ def test_the_next_run_repairs_a_removal_that_was_interrupted(
     bare: Stage, home: Path, proxy: Proxy, with_signal: Signals
 ) -> None:
     succeed(bare, home)
-    interrupt(bare, home, proxy, "DeleteSecret", "--remove", with_signal=with_signal)
+    said = interrupt(bare, home, proxy, "DeleteSecret", "--remove", with_signal=with_signal)
+    if with_signal is Signals.SIGINT:
+        assert_stopped(said, is_begun=True)
     assert has_role(bare)
     assert has_secret(bare) == (with_signal is Signals.SIGINT)
     succeed(bare, home, "--remove")

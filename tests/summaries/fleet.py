@@ -114,10 +114,10 @@ def _leaking(number: int, application: str, name: str, **session: object) -> Tar
     )
 
 
-def an_unreached_target(name: str) -> TargetReport:
+def an_unreached_target(name: str, cause: str = "no response in time") -> TargetReport:
     error = TargetError(
         "timeout",
-        "no response in time",
+        cause,
         "not sent to a hub",
         step=f"connecting to {name}.c3xample.{REGION}.rds.amazonaws.com:5432",
     )

@@ -57,7 +57,7 @@ def test_sessions_are_reported_as_groups_without_pids_and_queries() -> None:
 def test_a_failed_target_is_reported_with_its_code_and_without_its_hint() -> None:
     error = Failure(code="28P01", cause="password refused", hint="ALTER ROLE x SUPERUSER;")
     (target,) = write(TargetReport(name="x", status=TargetStatus.FAILED, error=error))["targets"]
-    assert target["error"] == {"code": "28P01", "message": "password refused"}
+    assert target["error"] == {"code": "28P01", "message": "password refused", "step": ""}
     assert target["issues"] == [["failed", "28P01"]]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
+from session_reaper.errors import TargetError
 from session_reaper.policy.enums import Mode
 from session_reaper.report.emergency import instruct_on_full_server
 from session_reaper.report.headline import write_summary_line
@@ -24,6 +25,7 @@ from session_reaper.report.model import (
     SessionResult,
     TargetReport,
     TargetStatus,
+    record_error,
 )
 from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.session import State
@@ -319,6 +321,19 @@ def test_targets_where_applications_cannot_connect_come_first() -> None:
     report = a_report(*shops, exhausted)
     assert write_summary_line(report).startswith("payments: ")
     assert to_do(report).startswith("1. payments: Applications cannot connect.")
+
+
+def test_of_many_causes_the_rarest_share_one_entry() -> None:
+    causes = ["refused", *(f'no database "{number}"' for number in range(9)), "refused"]
+    targets = [
+        record_error(TargetReport(name=f"db{n}"), TargetError("3D000", cause, "Check dbname."))
+        for n, cause in enumerate(causes)
+    ]
+    found = digest_report(a_report(*targets), None).failures
+    assert sum(len(failure.targets) for failure in found) == len(targets)
+    assert [target.name for target in found[0].targets] == ["db0", "db10"]
+    assert found[0].message == "refused"
+    assert found[-1].message == '6 other causes; the first: no database "3"'
 
 
 def test_every_target_that_fails_alike_is_named_in_the_email_and_can_be_filtered_by() -> None:

@@ -18,6 +18,7 @@ from session_reaper.targets.providers import emergency_instructions
 from session_reaper.targets.target import Auth, Target
 
 from session_reaper_cli.policies import restrict_to_role
+from session_reaper_cli.stopping import StopRemark
 from session_reaper_cli.terminal import Say, is_interactive
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5  # seconds between two attempts
@@ -31,7 +32,8 @@ class Invocation:
     """One invocation of a command that works on a server.
 
     `wait`: for how many seconds to wait for a slot. `policy`: what to do on a full server must spare
-    what it protects. `output` is for results, `say` for everything else.
+    what it protects. `output` is for results, `say` for everything else. `stop_remark`: withdrawn
+    before the first change.
     """
 
     target: Target
@@ -39,6 +41,7 @@ class Invocation:
     policy: Policy
     output: Console
     say: Say
+    stop_remark: StopRemark
     as_json: bool = False
 
 

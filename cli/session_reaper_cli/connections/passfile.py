@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 _FIELDS: Final = 5
-_SOCKET_FOLDERS: Final = ("/tmp", "/var/run/postgresql", "/run/postgresql")  # noqa: S108 -- libpq's defaults
+SOCKET_FOLDERS: Final = ("/var/run/postgresql", "/run/postgresql", "/tmp")  # noqa: S108 -- libpq's defaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ def find_password(text: str, login: Login) -> str:
     A line is host:port:database:role:password; * matches anything; a backslash escapes : and itself.
     """
     # libpq looks for a server behind the default socket as localhost.
-    hosts = {"localhost"} if login.host in _SOCKET_FOLDERS else set()
+    hosts = {"localhost"} if login.host in SOCKET_FOLDERS else set()
     wanted = ({login.host} | hosts, {login.port}, {login.database}, {login.role})
     for line in text.splitlines():
         fields = [] if line.startswith("#") else list(_split(line))

@@ -31,13 +31,12 @@ from session_reaper_cli.connections.parameters import (
     parse_uri,
     read_environment,
 )
-from session_reaper_cli.connections.passfile import Login, read_password
+from session_reaper_cli.connections.passfile import SOCKET_FOLDERS, Login, read_password
 from session_reaper_cli.connections.service_file import read_service
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _DEFAULT_PORT: Final = "5432"
 _HIGHEST_PORT: Final = 65535
-_SOCKET_FOLDERS: Final = ("/var/run/postgresql", "/run/postgresql", "/tmp")  # noqa: S108 -- libpq's defaults
 _HOST: Final = re.compile(r"[\w.:%-]+|/[^\0\n]*", re.ASCII)
 _WAYS: Final = (
     "write a URI (postgres://user@host/dbname) or 'host=… dbname=… user=…', or set DATABASE_URL,"
@@ -175,7 +174,7 @@ def _read_host(merged: _Merged, port: int) -> str:
 
 def _find_socket_folder(port: int) -> str:
     """Return the folder of the local server's Unix socket. Raises ConfigurationError without one."""
-    for folder in _SOCKET_FOLDERS:
+    for folder in SOCKET_FOLDERS:
         if os.path.exists(f"{folder}/.s.PGSQL.{port}"):  # noqa: PTH110 -- a path of the kernel's form
             return folder
     raise ConfigurationError("host", f"no server was given, and none is local; {_WAYS}")

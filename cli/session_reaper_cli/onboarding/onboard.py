@@ -90,10 +90,11 @@ def run_onboard(call: Invocation, wish: Wish, *, is_removal: bool, is_dry: bool)
             is_tagged=plan.tag is None,
         )
         try:
+            call.stop_remark.withdraw()
             _change(run, plan, standing)
             return _finish(run, plan)
-        except BaseException:
-            standing.describe(call.say)
+        except BaseException as error:
+            standing.describe(call.say, has_cause=isinstance(error, Exception))
             raise
 
 
@@ -310,8 +311,8 @@ def _finish(run: Onboarding, plan: Plan) -> ExitStatus:
         return ExitStatus.DONE
     found = replace(find_secret_target(run.wish.name, Deadline(_SECONDS)), via=run.call.target.via)
     status = _check(run, found)
-    if status not in (ExitStatus.DONE, ExitStatus.ATTENTION):
-        return status
+    if status is ExitStatus.ERROR:
+        raise ConfigurationError(f"role {run.wish.role}", "its check failed, as shown above")
     if plan.tag:
         run.vault.tag(plan.tag)
         run.call.say(f"The secret has the tag {plan.tag.key}={plan.tag.value}.")

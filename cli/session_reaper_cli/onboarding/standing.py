@@ -26,11 +26,15 @@ class Standing:
     secret: State
     is_tagged: bool
 
-    def describe(self, say: Say) -> None:
-        """Say the state of the role and of the secret."""
-        say("Stopped before the end. The state now:")
+    def describe(self, say: Say, *, has_cause: bool) -> None:
+        """Say the state of the role and of the secret, and what to do.
+
+        `has_cause`: an error ended the command, which is said afterwards; otherwise a person did.
+        """
+        say("The command did not finish. The state now:")
         say(f"- the role {self.role_name} {self.role}")
         say(f"- the secret {self.secret_name} {self.secret}")
         if self.secret in (State.KEPT, State.CHANGED) and not self.is_tagged:
             say("- the secret does not have the tag, so the function does not read it by the tag")
-        say("Fix the cause below, and run the same command again; it continues from there.")
+        fix = "Fix the cause below, and run" if has_cause else "Run"
+        say(f"{fix} the same command again; it continues from there.")

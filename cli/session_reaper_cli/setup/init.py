@@ -20,6 +20,7 @@ from session_reaper_cli.setup.samconfig import (
     read_stack,
     write_answers,
 )
+from session_reaper_cli.stopping import StopRemark, count_interrupts
 from session_reaper_cli.terminal import is_interactive, say
 
 # As in template.yaml.
@@ -54,22 +55,28 @@ def run_init(options: InitOptions) -> None:
     """
     if not options.accepts_all and not is_interactive():
         raise ConfigurationError("init", "needs a terminal to ask; write --yes to accept defaults")
-    text = _read(options.path)
-    stack = read_stack(text, options.environment)
-    earlier = read_answers(text, options.environment)
-    account = Account(problem="not asked to")
-    if options.looks:
-        account = look_at_account(f"{stack}-network", read_region(text, options.environment))
-    if not options.path.with_name("template.yaml").exists():
-        say(f"WARNING: {options.path} is not beside template.yaml, where `make deploy` needs it")
-    _describe(account)
-    answers = _ask(account, earlier, options)
-    _write(options.path, write_answers(text, options.environment, account.region, answers))
-    say(
-        f"{options.path} has the answers for ENV={options.environment}, with Mode={answers['Mode']}."
-    )
-    for line in _describe_next(account, options, stack, {**earlier, **answers}):
-        say(line)
+    with StopRemark("Nothing was written."):
+        text = _read(options.path)
+        stack = read_stack(text, options.environment)
+        earlier = read_answers(text, options.environment)
+        account = Account(problem="not asked to")
+        if options.looks:
+            account = look_at_account(f"{stack}-network", read_region(text, options.environment))
+        if not options.path.with_name("template.yaml").exists():
+            say(
+                f"WARNING: {options.path} is not beside template.yaml, where `make deploy` needs it"
+            )
+        _describe(account)
+        answers = _ask(account, earlier, options)
+        text = write_answers(text, options.environment, account.region, answers)
+    with count_interrupts():  # it ends at once, and then the file and the next commands are there
+        _write(options.path, text)
+        say(
+            f"{options.path} has the answers for ENV={options.environment},"
+            f" with Mode={answers['Mode']}."
+        )
+        for line in _describe_next(account, options, stack, {**earlier, **answers}):
+            say(line)
 
 
 def _read(path: Path) -> str:

@@ -235,6 +235,14 @@ def _read_issue(value: object, place: str) -> tuple[str, ...]:
 class _Error:
     code: Annotated[str, partial(_read_text, 20)]
     message: Annotated[str, _TEXT]
+    step: Annotated[str, _TEXT] = ""  # the message begins with it
+
+    def to_failure(self) -> Failure:
+        prefix = f"{self.step}: "
+        if not self.step or not self.message.startswith(prefix):
+            return Failure(code=self.code, cause=self.message, hint=_SEE_STACK)
+        cause = self.message.removeprefix(prefix)
+        return Failure(code=self.code, cause=cause, hint=_SEE_STACK, step=self.step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,7 +367,7 @@ def _make_target(spoke: Spoke, target: _Target) -> TargetReport:
         name=f"{spoke.account}/{spoke.region}/{target.name}",
         key=_make_key(target),
         status=target.status,
-        error=Failure(code=error.code, cause=error.message, hint=_SEE_STACK) if error else None,
+        error=error.to_failure() if error else None,
         slots=Slots(max=slots.max, reserved=slots.reserved, used=slots.used_before)
         if slots
         else None,

@@ -97,6 +97,7 @@ def _describe_target(target: TargetReport) -> dict[str, Any]:
         and {
             "code": printable(error.code, _NAME_LENGTH),
             "message": printable(error.message, _TEXT_LENGTH),
+            "step": printable(error.step, _TEXT_LENGTH),
         },
         "slots": slots
         and {

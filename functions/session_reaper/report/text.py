@@ -22,7 +22,7 @@ MOST_NAMED = 50
 """The most names of other people's objects in one text: a server may have thousands."""
 
 
-def join_first(names: Sequence[str]) -> str:
+def join_first(names: Sequence[str], most: int = MOST_NAMED) -> str:
     """Join the first names, and count those that are left out."""
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

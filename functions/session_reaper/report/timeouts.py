@@ -1,6 +1,6 @@
 """Advice on the timeouts by which PostgreSQL itself ends leaked sessions, and their settings."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -19,7 +19,7 @@ from session_reaper.report.model import (
 )
 from session_reaper.report.text import MOST_NAMED, join_first
 from session_reaper.sessions.server_facts import ServerFacts, Timeout
-from session_reaper.sessions.session import Session, State
+from session_reaper.sessions.session import State
 from session_reaper.targets.providers import MASTERS
 
 IDLE_TIMEOUT_CODE: Final = "set-idle-in-transaction-timeout"
@@ -30,41 +30,38 @@ _LONGEST_TIMEOUT: Final = 24 * 24 * _HOUR  # PostgreSQL's is 2,147,483,647 milli
 
 
 class _Remedy(NamedTuple):
-    """A timeout by which PostgreSQL itself ends sessions in a state; `shortest` is in seconds."""
+    """A timeout by which PostgreSQL itself ends sessions in these states."""
 
     setting: str
-    shortest: int
-    helps: Callable[[Session], bool]
-    find_time: Callable[[Match], float | None]  # of a rule, if it uses the timeout's own clock
+    states: Collection[State]
+    shortest: int  # seconds
+    clock: str  # one of CLOCKS, which counts as the timeout does
     description: str  # of the sessions
     warning: str
 
 
-_IDLE_IN_TRANSACTION: Final = (State.IDLE_IN_TRANSACTION, State.IDLE_IN_TRANSACTION_ABORTED)
 _REMEDIES: Final[Mapping[str, _Remedy]] = {
     IDLE_TIMEOUT_CODE: _Remedy(
         setting=_IDLE_TIMEOUT,
+        states=(State.IDLE_IN_TRANSACTION, State.IDLE_IN_TRANSACTION_ABORTED),
         shortest=10 * _MINUTE,
-        helps=lambda session: session.state in _IDLE_IN_TRANSACTION,
-        find_time=lambda match: match.idle_for,
+        clock="idle_for",
         description="idle in a transaction",
         warning="",
     ),
     "set-idle-session-timeout": _Remedy(
         setting="idle_session_timeout",
+        states=(State.IDLE,),
         shortest=_HOUR,
-        helps=lambda session: session.state is State.IDLE,
-        find_time=lambda match: match.idle_for,
+        clock="idle_for",
         description="idle",
         warning=" The application's pool must reconnect when one of its sessions is ended.",
     ),
     "set-transaction-timeout": _Remedy(
         setting="transaction_timeout",
+        states=(State.ACTIVE,),
         shortest=_HOUR,
-        helps=lambda session: (
-            session.state is State.ACTIVE and session.transaction_seconds is not None
-        ),
-        find_time=lambda match: match.transaction_for,
+        clock="transaction_for",
         description="in a long transaction",
         warning=" Choose a value above the longest healthy transaction.",
     ),
@@ -148,7 +145,7 @@ def advise_on_databases(found: ServerFacts, policy: Policy) -> Iterator[Advice]:
         for rule in policy.rules
         if rule.action is Action.TERMINATE
         and rule.mode is not Mode.OFF
-        and set(rule.match.state) & set(_IDLE_IN_TRANSACTION)
+        and set(rule.match.state) & set(remedy.states)
     )
     allowed = max([remedy.shortest, *(_find_time(match, remedy) for match in rules)])
     now = {name: found.find_timeout(_IDLE_TIMEOUT, None, name) for name in found.databases}
@@ -198,7 +195,7 @@ def _find_leaks(results: Iterable[SessionResult], found: ServerFacts) -> list[_L
         if session.role is None or result.outcome is Outcome.ESCAPED:
             continue
         for code, remedy in _REMEDIES.items():
-            if remedy.helps(session):
+            if session.state in remedy.states:
                 now = found.find_timeout(remedy.setting, session.role, session.database)
                 database = now.database if now and now.role else None
                 leak = leaks.setdefault(
@@ -212,7 +209,7 @@ def _find_leaks(results: Iterable[SessionResult], found: ServerFacts) -> list[_L
 
 def _find_time(match: Match, remedy: _Remedy) -> float:
     """Return a rule's time until it condemns: by the timeout's own clock, else its longest one."""
-    own = remedy.find_time(match)
+    own: float | None = getattr(match, remedy.clock)
     return own if own is not None else max(getattr(match, clock) or 0 for clock in CLOCKS)
 
 

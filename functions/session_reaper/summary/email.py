@@ -9,7 +9,7 @@ from textwrap import wrap
 from typing import Final, NamedTuple
 
 from session_reaper.report.model import Outcome, RoleSetting, TargetReport
-from session_reaper.report.text import printable
+from session_reaper.report.text import join_first, printable
 from session_reaper.sessions.server_facts import Check
 from session_reaper.summary.digest import Digest
 from session_reaper.summary.groups import FailureGroup, Group, TargetDigest
@@ -126,9 +126,7 @@ def _list_parts(digest: Digest) -> Sequence[_Part]:
 
 
 def _render_failure(failure: FailureGroup) -> _Content:
-    names = ", ".join(printable(target.name, 80) for target in failure.targets[:_MOST_FAILED])
-    more = len(failure.targets) - _MOST_FAILED
-    names += f" and {more} more" if more > 0 else ""
+    names = join_first([printable(target.name, 80) for target in failure.targets], _MOST_FAILED)
     title = f"{failure.status} ({failure.code}): {names}"
     yield _to_paragraph(title, "", "  ", len(names) + _LONGEST)
     yield _to_paragraph(failure.message, "  ")

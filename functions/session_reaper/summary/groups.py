@@ -5,18 +5,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from ipaddress import ip_address, ip_network
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Final, NamedTuple
 
 from session_reaper.deadline import Deadline
 from session_reaper.decision.model import Decision
 from session_reaper.policy.durations import format_duration
 from session_reaper.report.headline import OUTCOME_PHRASES, count_of, write_headline
-from session_reaper.report.model import Outcome, SessionResult, TargetReport, TargetStatus
-from session_reaper.report.text import printable, truncate
-from session_reaper.summary.prose import Name, Prose, split_hint
+from session_reaper.report.model import Failure, Outcome, SessionResult, TargetReport, TargetStatus
+from session_reaper.report.text import join_first, printable, truncate
+from session_reaper.summary.prose import Name
 
 _MOST_NAMES: Final = 5
+_MOST_CAUSES: Final = 5  # of one failure
 _NAME_LENGTH: Final = 60
 _NAME_TAIL: Final = 39  # the end of a long name distinguishes it from similar ones
 _QUERY_LENGTH: Final = 200
@@ -66,13 +67,12 @@ class Group:
 
 
 class FailureGroup(NamedTuple):
-    """Targets with the same failure."""
+    """Targets with the same failure and cause, or with the rarest causes of the same failure."""
 
     targets: Sequence[TargetReport]
     status: TargetStatus
     code: str
     message: str
-    hint: Prose
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached_property
@@ -156,30 +156,45 @@ def mask_client(client: str | None) -> str:
         return client
 
 
+_Failed = tuple[TargetReport, Failure]
+
+
 def group_failures(targets: Iterable[TargetReport]) -> Iterator[FailureGroup]:
-    """Group targets by failure: many targets often fail for the same reason."""
-    by_failure: dict[tuple[TargetStatus, str, str, str], list[TargetReport]] = defaultdict(list)
+    """Group targets by failure and cause: many targets often fail for the same reason.
+
+    The causes of one failure are sorted by their frequency; if there are many, the rarest share a group.
+    """
+    by_failure: dict[tuple[TargetStatus, str, str], dict[str, list[_Failed]]] = {}
     for target in targets:
-        if target.error:
-            # All invalid configurations of a fleet have one hint.
-            cause = target.error.cause if target.stack_problem is not None else ""
-            by_failure[target.status, target.error.code, target.error.hint, cause].append(target)
-    for (status, code, hint, _), members in by_failure.items():
-        message = members[0].error.message if members[0].error else ""
-        yield FailureGroup(
-            targets=members,
-            status=status,
-            code=printable(code, 20),
-            message=printable(message),
-            hint=split_hint(hint),
-        )
+        if error := target.error:
+            causes = by_failure.setdefault((target.status, error.code, error.hint), {})
+            causes.setdefault(error.cause, []).append((target, error))
+    for (status, code, _), causes in by_failure.items():
+        groups = sorted(causes.values(), key=len, reverse=True)
+        most = len(groups) if len(groups) <= _MOST_CAUSES else _MOST_CAUSES - 1
+        messages = [(members, _describe_cause(members)) for members in groups[:most]]
+        if rest := groups[most:]:
+            first = rest[0][0][1].message
+            messages.append((list(chain(*rest)), f"{len(rest)} other causes; the first: {first}"))
+        for members, message in messages:
+            yield FailureGroup(
+                targets=[target for target, _ in members],
+                status=status,
+                code=printable(code, 20),
+                message=printable(message),
+            )
+
+
+def _describe_cause(members: Sequence[_Failed]) -> str:
+    """Write the cause with its step, which most often names the server, as that of the first target."""
+    steps = dict.fromkeys(failure.step for _, failure in members)
+    failure = members[0][1]
+    if len(steps) == 1:
+        return failure.message
+    return f"{failure.cause}; the first: {next(filter(None, steps))}"
 
 
 def join_names(targets: Sequence[TargetReport]) -> Name:
     """Join the first names, and say how many more there are."""
-    names = [
-        truncate(printable(target.name), _NAME_LENGTH, tail=_NAME_TAIL)
-        for target in targets[:_MOST_NAMES]
-    ]
-    more = len(targets) - _MOST_NAMES
-    return Name(", ".join(names) + (f" and {more} more" if more > 0 else ""))
+    names = [truncate(printable(each.name), _NAME_LENGTH, tail=_NAME_TAIL) for each in targets]
+    return Name(join_first(names, _MOST_NAMES))

@@ -17,7 +17,7 @@ from session_reaper.report.model import Outcome, Report, TargetReport, TargetSta
 from session_reaper.report.text import printable
 from session_reaper.sessions.session import State
 from session_reaper.sessions.snapshot import Holder
-from session_reaper.summary.groups import Group, TargetDigest, group_failures, join_names
+from session_reaper.summary.groups import Group, TargetDigest, join_names
 from session_reaper.summary.holders import (
     describe_holder,
     find_protection_of_all,
@@ -28,7 +28,7 @@ from session_reaper.summary.out_of_reach import (
     list_blocker_steps,
     list_protected_steps,
 )
-from session_reaper.summary.prose import Name, Prose, Statement, join_prose, name_role
+from session_reaper.summary.prose import Name, Prose, Statement, join_prose, name_role, split_hint
 from session_reaper.summary.wording import Wording
 
 
@@ -40,11 +40,12 @@ def list_steps(shown: Sequence[TargetDigest], report: Report, wording: Wording) 
     for target in shown:
         if target.report.is_exhausted:
             yield (join_names([target.report]), ": ", *_explain_holders(target.report, wording))
-    targets_by_hint: dict[Prose, list[TargetReport]] = defaultdict(list)
-    for failure in group_failures(target.report for target in shown):
-        targets_by_hint[failure.hint] += failure.targets
+    targets_by_hint: dict[str, list[TargetReport]] = defaultdict(list)
+    for target in shown:
+        if target.report.error:
+            targets_by_hint[target.report.error.hint].append(target.report)
     for hint, targets in targets_by_hint.items():
-        yield (join_names(targets), ": ", *_begin_with_words(hint))
+        yield (join_names(targets), ": ", *_begin_with_words(split_hint(hint)))
     found = [
         (step, target.report)
         for target in shown

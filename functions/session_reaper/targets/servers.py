@@ -6,6 +6,7 @@ address, so the rules here must never let one secret keep another one's server f
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from enum import Enum, auto
 from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
@@ -66,18 +67,34 @@ class Place(NamedTuple):
         return self.leads_to_server_of(other) and self.is_as_secure_as(other)
 
 
-def _list_address_routes(target: Target, addresses: Sequence[str]) -> set[Hashable]:
+class _Reason(Enum):
+    """Why the address of a server is enough to find it."""
+
+    NO_TLS = auto()
+    RDS = auto()
+
+
+class _AddressRoute(NamedTuple):
+    """A route by an address alone, for one of the reasons why that is enough to find a server."""
+
+    reason: _Reason
+    address: str
+    port: int
+
+
+def _list_address_routes(target: Target, addresses: Sequence[str]) -> set[_AddressRoute]:
     """List the routes to a target by its only address, if that is enough to find its server.
 
-    Without TLS and for endpoints of RDS it is. Two targets have an equal route only if it is for both.
+    Two targets have an equal route only if it is enough for both, and for the same reason.
     """
     if len(addresses) != 1:
         return set()
-    kinds = {
-        "plaintext": target.sslmode is SslMode.DISABLE,
-        "rds": bool(find_rds_region(target.host)) and not is_proxy(target.host),
-    }
-    return {(kind, addresses[0], target.port) for kind, is_enough in kinds.items() if is_enough}
+    reasons = []
+    if target.sslmode is SslMode.DISABLE:
+        reasons.append(_Reason.NO_TLS)
+    if find_rds_region(target.host) and not is_proxy(target.host):
+        reasons.append(_Reason.RDS)
+    return {_AddressRoute(reason, addresses[0], target.port) for reason in reasons}
 
 
 def list_routes(target: Target) -> list[Hashable]:
