@@ -9,6 +9,7 @@ import pytest
 from tests.answers import HOLDERS, list_places
 from tests.integration.rescue import store_superuser
 from tests.integration.stage import IDLE, LEAK, REAPER, Client, policy, rule
+from tests.integration.wire import Moment, Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +78,19 @@ def test_a_server_with_free_slots_names_no_holders(small: Stage) -> None:
     run = small.reap()
     assert "holders" not in run.target()
     assert "hold slots" not in run.said
+
+
+def test_only_a_crowded_server_is_asked_for_its_holders(own_server: Callable[..., Stage]) -> None:
+    stage = own_server({"max_connections": "20", "superuser_reserved_connections": "10"})
+    crowd(stage, idle=5)  # and the superuser's session: 60 % of the slots
+    with Proxy(stage.server.port) as proxy:
+        stage.target(port=proxy.port)
+        stage.reap(rule(idle_for="1h"))
+        assert proxy.seen.count(Moment.SNAPSHOT) == 1
+        crowd(stage, idle=1)
+        proxy.seen.clear()
+        assert stage.reap(rule(idle_for="1h")).target()["holders"][0]["count"] == 6
+        assert proxy.seen.count(Moment.SNAPSHOT) == 2
 
 
 def test_holders_are_not_named_once_there_is_room_again(small: Stage) -> None:
