@@ -72,7 +72,6 @@ SELECT json_build_object(
     'waits', ({waits})
 )::text AS snapshot
 FROM pg_stat_get_activity(NULL) AS a
-LEFT JOIN pg_database AS d ON d.oid = a.datid
 LEFT JOIN pg_roles AS r ON r.oid = a.usesysid
 {locks}
 CROSS JOIN (
