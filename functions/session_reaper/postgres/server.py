@@ -239,10 +239,13 @@ class Server:
         )
 
     def _read_holders(self, slots: Slots, deadline: Deadline) -> tuple[Holder, ...]:
+        step = "reading the holders of the slots"
         statement = _load_sql("holders").format(is_transient=_write_is_transient())
+        # An answer that needs a claim could wait for the memory that the snapshot's sessions hold.
+        most = UNCLAIMED_BYTES
         with (
             self._add_missing_grants(deadline),
-            self._run_for_row("reading the holders of the slots", statement, deadline) as row,
+            self._run_for_row(step, statement, deadline, most) as row,
         ):
             return read_holders(row, slots)
 
