@@ -59,7 +59,6 @@ SNAPSHOT: Final[Mapping[str, Any]] = {
     "sessions": [_BLOCKER_ROW],
     "lock_waiters": [17118],
     "waits": [[17118, True, "app", "", 0.270048, [17113]]],
-    "holders": [["api", "app", "10.0.0.0/24", "idle", 3, 7200.5, False, False, False]],
 }
 """A session that another one waits for; `pid` is that of our own connection."""
 
@@ -69,9 +68,13 @@ EMPTY_SNAPSHOT: Final = {
     "states": None,
     "lock_waiters": None,
     "waits": None,
-    "holders": None,
 }
 """No session that a rule could match, and none that waits."""
+
+HOLDERS: Final[Mapping[str, Any]] = {
+    "holders": [["api", "app", "10.0.0.0/24", "idle", 3, 7200.5, False, False, False]],
+}
+"""One group of sessions."""
 
 VERIFICATION: Final[Mapping[str, Any]] = {
     "started": 1796024812562918,
@@ -125,22 +128,30 @@ BAD_VALUES: Final[Mapping[str, str]] = {
 }
 
 # Where PostgreSQL itself may answer one of these, as regular expressions.
-_NAMES: Final = r"role|sessions/0/(6|7|8|10|25|26)|waits/0/(2|3)|holders/0/(0|1)"
+_NAMES: Final = r"role|sessions/0/(6|7|8|10|25|26)|waits/0/(2|3)"
 _TEXTS: Final = (
     r"role|soon|databases/0|timeouts/0/(0|1|2)|idle/0/(0|1)|prepared/0/0"  # of no set form
 )
 _ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
     "snapshot": {
         "null": r"checkpointer|checkpointer_started|sessions|states|states/\d+|lock_waiters|waits|waits/0/(2|3)"
-        r"|sessions/0/(2|3|4|6|7|8|9|10|11|12|14|16|17|18|19|20|21|22|23|24|25|26|27)"
-        r"|holders|holders/0/(0|1|2|6|7|8)",
-        "true": r"can_see|can_signal|reader|inherits|sessions/0/(17|21|22|23|24)|waits/0/1|holders/0/(6|7|8)",
-        "text": rf"{_NAMES}|states/\d+|holders/0/3",
+        r"|sessions/0/(2|3|4|6|7|8|9|10|11|12|14|16|17|18|19|20|21|22|23|24|25|26|27)",
+        "true": r"can_see|can_signal|reader|inherits|sessions/0/(17|21|22|23|24)|waits/0/1",
+        "text": rf"{_NAMES}|states/\d+",
         "age as text": _NAMES,
         "empty text": rf"{_NAMES}|sessions/0/(11|27)",
         "negative": r"sessions/0/(18|19)",
-        "fraction": r"oldest_idle_in_transaction|sessions/0/(13|14|15|16)|waits/0/4|holders/0/5",
-        "list": r"sessions|states|lock_waiters|waits|waits/0/5|holders",
+        "fraction": r"oldest_idle_in_transaction|sessions/0/(13|14|15|16)|waits/0/4",
+        "list": r"sessions|states|lock_waiters|waits|waits/0/5",
+    },
+    "holders": {
+        "null": r"holders|holders/0/(0|1|2|6|7|8)",
+        "true": r"holders/0/(6|7|8)",
+        "text": r"holders/0/(0|1|3)",
+        "age as text": r"holders/0/(0|1)",
+        "empty text": r"holders/0/(0|1)",
+        "fraction": r"holders/0/5",
+        "list": r"holders",
     },
     "verification": {
         "null": r"checkpointer|checkpointer_started|remaining",

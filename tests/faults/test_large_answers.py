@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.answers import EMPTY_SNAPSHOT, session_row
+from tests.answers import EMPTY_SNAPSHOT, HOLDERS, session_row
 from tests.faults.peak_memory import PeakMemory
 from tests.frontend import message
 from tests.integration.wire import Impostor
@@ -52,17 +52,20 @@ ANSWERS = {
 }
 
 
-def _measure_peak(document: bytes, servers: int) -> PeakMemory:
-    """Measure a process that takes the snapshots of a number of servers at once."""
+def _write_reply(document: bytes) -> bytes:
     column = message(b"T", struct.pack("!H", 1) + b"answer\0" + bytes(18))
     row = message(b"D", struct.pack("!Hi", 1, len(document)) + document)
-    reply = column + row + message(b"C", b"SELECT 1\0") + READY
+    return column + row + message(b"C", b"SELECT 1\0") + READY
+
+
+def _measure_peak(document: bytes, servers: int) -> PeakMemory:
+    """Measure a process that takes the snapshots of a number of servers at once."""
+    replies = [WELCOME, _write_reply(document), _write_reply(json.dumps(HOLDERS).encode())]
 
     def answer(connection: socket.socket, _: Event) -> None:
-        connection.recv(65536)
-        connection.sendall(WELCOME)
-        connection.recv(65536)
-        connection.sendall(reply)
+        for reply in replies:
+            connection.recv(65536)
+            connection.sendall(reply)
         connection.recv(65536)
 
     with Impostor(answer) as impostor:

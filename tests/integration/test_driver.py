@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import struct
 import time
 from base64 import b64decode, b64encode
@@ -27,6 +28,7 @@ from session_reaper.settings import read_settings
 from session_reaper.targets.target import AuthMethod, ChannelBinding, SslMode, Target
 
 from infra.local.postgres import HOST
+from tests.answers import EMPTY_SNAPSHOT, session_row
 from tests.integration.stage import LEAK, PASSWORD, PATIENCE, until
 from tests.integration.wire import Impostor, Moment, Proxy, drip
 
@@ -366,6 +368,31 @@ def test_a_large_snapshot_claims_memory_for_each_session_until_it_is_deleted(
     assert memory.available == 1_000_000 - estimate_memory(last)
     del last
     assert memory.available == 1_000_000
+
+
+@pytest.mark.parametrize("holders", [b'{"holders": [[]]}', b"x" * 150_000], ids=["bad", "large"])
+def test_a_large_snapshot_whose_holders_cannot_be_read_keeps_no_memory(
+    target: Target, holders: bytes
+) -> None:
+    rows = [session_row(pid=pid, query="x" * 1900) for pid in range(1, 61)]
+    snapshot = {**EMPTY_SNAPSHOT, "used": 90, "sessions": rows}
+    answers = [json.dumps(snapshot).encode(), holders]
+
+    def answer(connection: socket.socket, _stop: Event) -> None:
+        connection.recv(65536)
+        connection.sendall(OK + READY)
+        for each in answers:
+            connection.recv(65536)
+            connection.sendall(COLUMN + row(each) + message(b"C", b"SELECT 1\0") + READY)
+
+    memory = MemoryBudget(450_000)  # too little for a claim of 150,000 beside the sessions
+    with Impostor(answer) as impostor:
+        server = Server.connect(replace(target, port=impostor.port), Deadline(30), memory)
+        with pytest.raises(TargetError) as raised:
+            server.take_snapshot(ALL_SESSIONS, Deadline(30))
+        server.close()
+    assert raised.value.code == "answer"
+    assert memory.available == 450_000
 
 
 # -- the pipeline ----------------------------------------------------------------------------------

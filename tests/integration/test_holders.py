@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.answers import SNAPSHOT, list_places
+from tests.answers import HOLDERS, list_places
 from tests.integration.rescue import store_superuser
 from tests.integration.stage import IDLE, LEAK, REAPER, Client, policy, rule
+from tests.integration.wire import Moment, Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +80,19 @@ def test_a_server_with_free_slots_names_no_holders(small: Stage) -> None:
     assert "hold slots" not in run.said
 
 
+def test_only_a_crowded_server_is_asked_for_its_holders(own_server: Callable[..., Stage]) -> None:
+    stage = own_server({"max_connections": "20", "superuser_reserved_connections": "10"})
+    crowd(stage, idle=5)  # and the superuser's session: 60 % of the slots
+    with Proxy(stage.server.port) as proxy:
+        stage.target(port=proxy.port)
+        stage.reap(rule(idle_for="1h"))
+        assert proxy.seen.count(Moment.SNAPSHOT) == 1
+        crowd(stage, idle=1)
+        proxy.seen.clear()
+        assert stage.reap(rule(idle_for="1h")).target()["holders"][0]["count"] == 6
+        assert proxy.seen.count(Moment.SNAPSHOT) == 2
+
+
 def test_holders_are_not_named_once_there_is_room_again(small: Stage) -> None:
     crowd(small, leaks=8, idle=5)
     run = small.reap()
@@ -109,13 +123,15 @@ def test_the_holders_have_the_places_that_the_unit_tests_try(small: Stage) -> No
     crowd(small, idle=12)
     (snapshot,) = small.run({"record": True}).document["snapshots"].values()
     holder = snapshot["holders"][0]
-    assert len(holder) == len([p for p in list_places(SNAPSHOT) if p[:2] == ("holders", 0)]) - 1
+    assert len(holder) == len([*list_places(HOLDERS)]) - 2
 
 
 @pytest.mark.parametrize(
     "function", ["network(inet)", "set_masklen(inet, integer)", "family(inet)"]
 )
-def test_the_hint_fixes_a_revoked_network_function(stage: Stage, function: str) -> None:
+def test_the_hint_fixes_a_revoked_network_function(small: Stage, function: str) -> None:
+    stage = small
+    crowd(stage, idle=12)
     stage.root.run(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC")
     stage.cleanup(stage.root.run, f"GRANT EXECUTE ON FUNCTION {function} TO PUBLIC")
     run = stage.run({"mode": "observe"})

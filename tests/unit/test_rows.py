@@ -12,11 +12,13 @@ from session_reaper.postgres.rows import (
     estimate_memory,
     read_facts,
     read_grants,
+    read_holders,
     read_signal,
     read_snapshot,
     read_verification,
 )
 from session_reaper.postgres.signals import Signal
+from session_reaper.sessions.session import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +29,7 @@ from tests.answers import (
     BAD_VALUES,
     EMPTY_SNAPSHOT,
     FACTS,
+    HOLDERS,
     SNAPSHOT,
     VERIFICATION,
     is_allowed,
@@ -36,12 +39,20 @@ from tests.answers import (
 )
 from tests.hang_guard import fail_after
 
+SLOTS = Slots(max=100, reserved=3, used=80)
+
 READERS: dict[str, Callable[[Row], object]] = {
     "snapshot": partial(read_snapshot, own_roles=(), backend_pid=1),
+    "holders": partial(read_holders, slots=SLOTS),
     "verification": read_verification,
     "facts": partial(read_facts, tls=None),
 }
-ANSWERS = {"snapshot": SNAPSHOT, "verification": VERIFICATION, "facts": FACTS}
+ANSWERS = {
+    "snapshot": SNAPSHOT,
+    "holders": HOLDERS,
+    "verification": VERIFICATION,
+    "facts": FACTS,
+}
 
 
 @pytest.mark.parametrize("name", BAD_VALUES)
@@ -217,6 +228,17 @@ def test_a_server_may_show_a_few_more_backends_than_it_allows() -> None:
 def test_an_unterminated_string_is_refused_in_linear_time() -> None:
     with fail_after(60), pytest.raises(TargetError, match="its JSON"):
         read_snapshot([b'{"a":"' + rb"\"" * 4_800_000], own_roles=(), backend_pid=1)
+
+
+@pytest.mark.parametrize(("number", "is_accepted"), [(81, True), (5000, False)])
+def test_holders_may_have_grown_since_the_snapshot(number: int, *, is_accepted: bool) -> None:
+    group = ["api", "app", None, "idle", number, 7.5, False, False, False]
+    row: Row = [json.dumps({"holders": [group]}).encode()]
+    if is_accepted:
+        assert [holder.count for holder in read_holders(row, SLOTS)] == [number]
+    else:
+        with pytest.raises(TargetError, match=r"list of holders has an invalid value at holders$"):
+            read_holders(row, SLOTS)
 
 
 def test_reading_a_snapshot_empties_the_row() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
+from pathlib import Path
+from ssl import PEM_cert_to_DER_cert
 
 import pytest
 import scramp
@@ -11,12 +13,16 @@ from session_reaper.postgres import scram
 from session_reaper.postgres.scram import ScramClient, make_verifier
 
 PLAIN, PLUS = "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"
-BINDING = ("tls-server-end-point", b"the hash of a certificate")
+AUTHORITIES = Path("functions/session_reaper/postgres/aws_certificates.pem").read_text("utf-8")
+CERTIFICATE, ANOTHER = re.findall(
+    r"-----BEGIN.+?-----END CERTIFICATE-----\n", AUTHORITIES, re.DOTALL
+)[:2]
+"""In PEM; any two will do."""
 
 
-def log_in(
-    mechanism: str, client: ScramClient, binding: tuple[str, object] | None, password: str
-) -> None:
+def log_in(mechanism: str, client: ScramClient, certificate: str | None, password: str) -> None:
+    """Log in to a server with that certificate."""
+    binding = certificate and ("tls-server-end-point", certificate)
     server_mechanism = scramp.ScramMechanism(mechanism)
     secrets = server_mechanism.make_auth_info(password)
     server = server_mechanism.make_server(lambda _: secrets, channel_binding=binding)
@@ -27,15 +33,22 @@ def log_in(
 
 
 @pytest.mark.parametrize(
-    ("offered", "binding", "mechanism"),
-    [([PLAIN], None, PLAIN), ([PLAIN, PLUS], None, PLAIN), ([PLAIN, PLUS], BINDING, PLUS)],
+    ("offered", "certificate", "mechanism"),
+    [([PLAIN], None, PLAIN), ([PLAIN, PLUS], None, PLAIN), ([PLAIN, PLUS], CERTIFICATE, PLUS)],
 )
 def test_client_and_server_prove_that_they_know_the_password(
-    offered: list[str], binding: tuple[str, object] | None, mechanism: str
+    offered: list[str], certificate: str | None, mechanism: str
 ) -> None:
-    client = ScramClient(offered, "pencil", binding)
+    der = PEM_cert_to_DER_cert(certificate) if certificate else None
+    client = ScramClient(offered, "pencil", der)
     assert client.mechanism_name == mechanism
-    log_in(mechanism, client, binding, "pencil")
+    log_in(mechanism, client, certificate, "pencil")
+
+
+def test_no_two_logins_have_one_nonce() -> None:
+    firsts = {ScramClient([PLAIN], "pencil", None).get_client_first() for _ in range(1000)}
+    assert len(firsts) == 1000
+    assert all(re.fullmatch(r"n,,n=\*,r=[\w-]{24}", first) for first in firsts)
 
 
 def test_another_password_is_refused() -> None:
@@ -44,9 +57,9 @@ def test_another_password_is_refused() -> None:
 
 
 def test_another_channel_is_refused() -> None:
-    client = ScramClient([PLUS], "pencil", BINDING)
+    client = ScramClient([PLUS], "pencil", PEM_cert_to_DER_cert(CERTIFICATE))
     with pytest.raises(scramp.ScramException, match="channel-bindings-dont-match"):
-        log_in(PLUS, client, (BINDING[0], b"another certificate"), "pencil")
+        log_in(PLUS, client, ANOTHER, "pencil")
 
 
 @pytest.mark.parametrize("password", ["pencil", "naïve\u00a0名", "\u200b"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
+from itertools import takewhile
 
 import pytest
 from session_reaper.postgres.rows import SESSION_COLUMNS
@@ -44,10 +45,11 @@ def test_a_name_is_either_a_bind_parameter_or_replaced_by_text(
     bound = set(re.findall(r"(?<!:):([a-z_]+)", statement(name)))
     filled_in = set(re.findall(r"\{([a-z_]+)\}", statement(name)))
     assert not bound & filled_in
-    comments = (QUERIES / name).read_text("utf-8").partition("\nSELECT")[0]
+    lines = (QUERIES / name).read_text("utf-8").splitlines()
+    comments = "".join(takewhile(lambda line: line.startswith("--"), lines))
     assert all("{" + each + "}" in comments for each in filled_in)
 
 
 def test_the_snapshot_selects_the_columns_that_are_read() -> None:
-    columns = statement("snapshot.sql").split("CROSS JOIN LATERAL (")[1].split(") AS s\n")[0]
-    assert tuple(re.findall(r"\bAS ([a-z_]+)(?:,|$)", columns, re.MULTILINE)) == SESSION_COLUMNS
+    columns = re.findall(r"\bAS ([a-z_]+),$", statement("session_columns.sql"), re.MULTILINE)
+    assert tuple(columns) == SESSION_COLUMNS

@@ -22,7 +22,7 @@ from session_reaper.deadline import Deadline
 from session_reaper.errors import PasswordNeededError, TargetError
 from session_reaper.postgres.budget import ANSWER_MEMORY, UNCLAIMED_BYTES, MemoryBudget
 from session_reaper.postgres.scram import MAX_ITERATIONS, ScramClient
-from session_reaper.postgres.tls import NOT_POSTGRES_HINT, limit_time
+from session_reaper.postgres.tls import NOT_POSTGRES_HINT, limit_time, read_certificate
 from session_reaper.targets.target import AuthMethod, ChannelBinding, Target
 
 Row = list[bytes | memoryview | None]
@@ -367,13 +367,13 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         if not mechanisms:
             problem = "the server does not offer SCRAM-SHA-256"
             raise TargetError("auth", problem, _METHODS_HINT)
-        binding = None
+        certificate = None
         wanted = self._target.channel_binding
         if isinstance(self._wire.sock, ssl.SSLSocket) and wanted is not ChannelBinding.DISABLE:
-            binding = ("tls-server-end-point", self._wire.sock)
+            certificate = read_certificate(self._wire.sock)
         elif "SCRAM-SHA-256" not in mechanisms:
             raise TargetError("auth", _NOT_BOUND, _NOT_BOUND_HINT)
-        self._scram = ScramClient(mechanisms, self._target.password, binding)
+        self._scram = ScramClient(mechanisms, self._target.password, certificate)
         self._is_channel_bound = self._scram.mechanism_name.endswith("-PLUS")
         if wanted is ChannelBinding.REQUIRE and not self._is_channel_bound:
             raise TargetError("auth", _NOT_BOUND, _NOT_BOUND_HINT)

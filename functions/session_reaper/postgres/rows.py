@@ -293,7 +293,6 @@ def read_snapshot(
     )
     _check_counts(answer, slots)
     slots = replace(slots, used=slots.used - _read_int(answer, "transient", 0, slots.used))
-    holders = _read_holders(answer, slots)
     return Snapshot(
         role=_check_name(_get(answer, "role"), "role"),
         slots=slots,
@@ -315,7 +314,6 @@ def read_snapshot(
         ),
         lock_waiters=len(_read_list(answer, "lock_waiters")),
         prepared_waiters=waiters.get(PREPARED, ())[:_MOST_PREPARED_WAITERS],
-        holders=holders,
         sessions=tuple(_read_sessions(answer, waiters, own_roles)),
     )
 
@@ -356,8 +354,13 @@ _MOST_HOLDERS: Final = 10
 _MOST_PREPARED_WAITERS: Final = 200
 
 
-def _read_holders(answer: Mapping[str, Any], slots: Slots) -> tuple[Holder, ...]:
-    """Read the groups of sessions, which together are no more than the sessions counted."""
+@_explain_invalid("list of holders")
+def read_holders(row: Row, slots: Slots) -> tuple[Holder, ...]:
+    """Read the answer to holders.sql. Raises TargetError.
+
+    `slots`: those of the snapshot before. Since then other sessions may have come.
+    """
+    answer = _take_document(row)
     rows = _read_rows(answer, "holders", 9)
     holders = tuple(
         Holder(
@@ -373,7 +376,8 @@ def _read_holders(answer: Mapping[str, Any], slots: Slots) -> tuple[Holder, ...]
         )
         for application, role, client, state, count, oldest, *flags in rows[:_MOST_HOLDERS]
     )
-    if len(rows) > _MOST_HOLDERS or sum(holder.count for holder in holders) > slots.used:
+    total = sum(holder.count for holder in holders)
+    if len(rows) > _MOST_HOLDERS or total > slots.max + _MOST_REPLACED:
         raise _InvalidError("holders")
     if not all(_is_state(holder.state) for holder in holders):
         raise _InvalidError("holders")

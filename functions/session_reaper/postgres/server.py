@@ -8,8 +8,8 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from functools import cache, partial
+from dataclasses import asdict, replace
+from functools import cache, lru_cache, partial
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Final, Self
@@ -43,6 +43,7 @@ from session_reaper.postgres.rows import (
     estimate_memory,
     read_facts,
     read_grants,
+    read_holders,
     read_signal,
     read_snapshot,
     read_verification,
@@ -50,8 +51,14 @@ from session_reaper.postgres.rows import (
 from session_reaper.postgres.signals import Signal
 from session_reaper.postgres.tls import describe_tls, open_socket, read_certificate, wrap_tls
 from session_reaper.sessions.server_facts import ServerFacts
-from session_reaper.sessions.session import OWN_APPLICATION_NAME, Identity, WaitGuard
-from session_reaper.sessions.snapshot import HOLDERS_FROM, Snapshot, SnapshotScope, Verification
+from session_reaper.sessions.session import OWN_APPLICATION_NAME, Identity, Slots, WaitGuard
+from session_reaper.sessions.snapshot import (
+    HOLDERS_FROM,
+    Holder,
+    Snapshot,
+    SnapshotScope,
+    Verification,
+)
 from session_reaper.targets.target import Target
 
 APPLICATION_NAME: Final = OWN_APPLICATION_NAME
@@ -184,15 +191,26 @@ class Server:
             self._connection.run(f"SET TRANSACTION READ WRITE; {statement}")
 
     def take_snapshot(self, scope: SnapshotScope, deadline: Deadline) -> Snapshot:
-        """Read everything that one run needs, in one statement. Raises TargetError.
+        """Read everything that one run needs, in one statement, or two if many slots are used.
 
-        The sessions of a large snapshot claim memory until they are deleted.
+        The sessions of a large snapshot claim memory until they are deleted. Raises TargetError.
         """
+        snapshot = self._take_snapshot(scope, deadline)
+        if not _is_crowded(snapshot):
+            return snapshot
+        try:
+            holders = self._read_holders(snapshot.slots, deadline)
+        except BaseException:
+            del snapshot  # the error's traceback would keep it in memory
+            raise
+        return replace(snapshot, holders=holders)
+
+    def _take_snapshot(self, scope: SnapshotScope, deadline: Deadline) -> Snapshot:
         step = "taking the snapshot"
         most = _SNAPSHOT_BYTES + (_QUERY_ENDS_BYTES if scope.query_ends else 0)
         with (
             self._add_missing_grants(deadline),
-            self._run_for_row(step, self._write_select(scope), deadline, most) as row,
+            self._run_for_row(step, self._write_snapshot(scope), deadline, most) as row,
         ):
             snapshot = read_snapshot(
                 row,
@@ -211,20 +229,25 @@ class Server:
                     finalize(session, release, size)
         return snapshot
 
-    def _write_select(self, scope: SnapshotScope) -> str:
-        return _load_sql("snapshot").format(
-            is_transient=_write_is_transient(),
-            columns=", ".join(f"s.{column}" for column in SESSION_COLUMNS),
-            idle_for=literal(json.dumps(scope.idle_floors)),
-            waits=_load_sql("waits") if scope.waits else "NULL",
-            holders=_load_sql("holders").format(is_transient=_write_is_transient()),
-            holders_from=HOLDERS_FROM,
-            locks=str(scope.locks).lower(),
-            query_id="a.query_id" if self._major >= _QUERY_ID_SINCE else "NULL",
-            query_bytes=QUERY_BYTES,
-            query_ends=str(scope.query_ends).lower(),
-            query_end_bytes=QUERY_END_BYTES,
+    def _write_snapshot(self, scope: SnapshotScope) -> str:
+        return _write_snapshot(
+            json.dumps(scope.idle_floors),
+            waits=scope.waits,
+            locks=scope.locks,
+            query_ends=scope.query_ends,
+            has_query_id=self._major >= _QUERY_ID_SINCE,
         )
+
+    def _read_holders(self, slots: Slots, deadline: Deadline) -> tuple[Holder, ...]:
+        step = "reading the holders of the slots"
+        statement = _load_sql("holders").format(is_transient=_write_is_transient())
+        # An answer that needs a claim could wait for the memory that the snapshot's sessions hold.
+        most = UNCLAIMED_BYTES
+        with (
+            self._add_missing_grants(deadline),
+            self._run_for_row(step, statement, deadline, most) as row,
+        ):
+            return read_holders(row, slots)
 
     def find_missing_grants(self, deadline: Deadline) -> tuple[str, ...]:
         """Return the GRANT statements for all that our statements use and our role may not use.
@@ -335,6 +358,37 @@ class Server:
         self._connection.allow(within, answer_bytes)
         with translate_statement_errors(step, self._target.password):
             yield
+
+
+def _is_crowded(snapshot: Snapshot) -> bool:
+    """Return whether a snapshot names the holders of the slots: those that hold a large share of them."""
+    shown = snapshot.slots.used - snapshot.hidden
+    return shown / max(1, snapshot.slots.usable) >= HOLDERS_FROM
+
+
+@lru_cache(maxsize=100)  # a run has one policy, and writing it takes 0.09 ms for each target
+def _write_snapshot(
+    idle_floors: str, *, waits: bool, locks: bool, query_ends: bool, has_query_id: bool
+) -> str:
+    """Write snapshot.sql with the parts that a scope needs; `idle_floors` as JSON."""
+    sizes = {"query_bytes": QUERY_BYTES, "query_end_bytes": QUERY_END_BYTES}
+    columns = _load_sql("session_columns").format(
+        query_id="a.query_id" if has_query_id else "NULL",
+        locks="coalesce(l.locks, 0)" if locks else "NULL",
+        query_end=_load_sql("query_end").format(**sizes) if query_ends else "NULL",
+        **sizes,
+    )
+    by_name = {name: value for value, name in _COLUMN.findall(columns)}
+    return _load_sql("snapshot").format(
+        is_transient=_write_is_transient(),
+        columns=", ".join(by_name[name] for name in SESSION_COLUMNS),
+        idle_for=literal(idle_floors),
+        waits=_load_sql("waits") if waits else "NULL",
+        locks=_load_sql("locks") if locks else "",
+    )
+
+
+_COLUMN: Final = re.compile(r"(.+?) AS (\w+),(?:\n|$)", re.DOTALL)
 
 
 def _write_is_transient() -> str:

@@ -1,15 +1,15 @@
--- The largest groups of client sessions that hold the slots: a part of snapshot.sql. Single clients
--- come and go, so they are grouped by network. The list of processes is the same as the snapshot's:
--- the server reads it once per transaction.
+-- The largest groups of client sessions that hold the slots, as one JSON value. Single clients come and
+-- go, so they are grouped by network. Runs after snapshot.sql where many slots are used. As a part of
+-- that statement it would take 0.8 ms of planning on every new connection.
 --
 -- {is_transient}  transient_sessions.sql
-SELECT json_agg(
+SELECT json_build_object('holders', json_agg(
     json_build_array(
         h.application, r.rolname, h.client, h.state, h.number, h.oldest,
         r.rolsuper, r.rolreplication, r.rolname = session_user
     )
     ORDER BY h.number DESC, h.oldest DESC
-)
+))::text AS holders
 FROM (
     SELECT
         a.application_name AS application,

@@ -4,8 +4,6 @@
 -- different roles. Or it is a login in progress, which the server shows from PostgreSQL 18 on, even if
 -- it is about to refuse it; a login that takes longer than 10 seconds hangs.
 --
--- statement_timestamp() is the same in the whole statement, so the slots and their holders agree.
---
 -- {own_name}  the names of a reaper's sessions, as a pattern of LIKE
 (a.backend_type = 'client backend' AND a.pid <> pg_backend_pid() AND (
     a.application_name LIKE {own_name}
