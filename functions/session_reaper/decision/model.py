@@ -81,7 +81,7 @@ class Decisions:
 
     def having(self, verdict: Verdict) -> tuple[Decision, ...]:
         """Return the decisions with this verdict, in order."""
-        return tuple(d for d in self.decisions if d.verdict is verdict)
+        return tuple([d for d in self.decisions if d.verdict is verdict])
 
     @property
     def protected(self) -> tuple[Decision, ...]:
@@ -90,6 +90,8 @@ class Decisions:
 
     def hold_back(self, limit: Callable[[Decision], str | None]) -> "Decisions":
         """Spare each condemned session for which `limit`, called in order, returns a reason."""
+        if not self.having(Verdict.CONDEMN):
+            return self
         return replace(self, decisions=tuple(_spare_if_limited(d, limit) for d in self.decisions))
 
 

@@ -1,5 +1,7 @@
 """The protections that apply under every policy."""
 
+from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from session_reaper.policy.patterns import Globs, matches_any
@@ -93,13 +95,10 @@ def find_protection_by_name(names: Names) -> Protection | None:
     if "\ufffd" in (names.role or "") + names.database:
         detail = "a name that is not valid UTF-8, so no pattern can be compared with it"
         return Protection(kind=ProtectedBy.BUILT_IN, detail=detail, tool="name not valid UTF-8")
-    for tool in TOOLS:
-        if matches_any(tool.applications, names.application):
-            return Protection(
-                kind=ProtectedBy.BUILT_IN,
-                detail=f"application {names.application} (built in)",
-                tool=tool.name,
-            )
+    tool = _find_tool(names.application)
+    if tool is not None:
+        detail = f"application {names.application} (built in)"
+        return Protection(kind=ProtectedBy.BUILT_IN, detail=detail, tool=tool.name)
     if matches_any(PROVIDER_DATABASES, names.database):
         return Protection(
             kind=ProtectedBy.BUILT_IN,
@@ -107,6 +106,12 @@ def find_protection_by_name(names: Names) -> Protection | None:
             tool=f"database {names.database}",
         )
     return None
+
+
+@lru_cache(maxsize=10_000)  # sessions share their applications
+def _find_tool(application: str) -> Tool | None:
+    globs = (tool for tool in TOOLS for glob in tool.applications if fnmatchcase(application, glob))
+    return next(globs, None)
 
 
 def find_protection_by_role(session: Session | Holder) -> Protection | None:

@@ -40,7 +40,7 @@ from session_reaper.policy.values import (
     read_percent,
     read_version,
 )
-from session_reaper.sessions.session import Names, Session, Slots, State
+from session_reaper.sessions.session import Names, Slots, State
 from session_reaper.sessions.snapshot import SnapshotScope
 
 _GLOBS, _NETWORKS = one_or_many(read_name_glob), one_or_many(read_network)
@@ -319,13 +319,17 @@ class Protect:
             return Protection(kind=ProtectedBy.DATABASES, detail=f"database {database}")
         return None
 
-    def find_by_session(self, session: Session) -> Protection | None:
-        """Return the protection by the client, or because the role was dropped."""
-        if session.role is None and self.roles:
+    def find_dropped_role(self, role: str | None) -> Protection | None:
+        """Return the protection of a session whose role was dropped."""
+        if role is None and self.roles:
             detail = "role dropped, so protect.roles cannot be compared with it"
             return Protection(kind=ProtectedBy.ROLE_DROPPED, detail=detail)
-        if self.clients and is_within(self.clients, session.client):
-            return Protection(kind=ProtectedBy.CLIENTS, detail=f"client {session.client}")
+        return None
+
+    def find_by_client(self, client: str | None) -> Protection | None:
+        """Return the protection by the client."""
+        if is_within(self.clients, client):
+            return Protection(kind=ProtectedBy.CLIENTS, detail=f"client {client}")
         return None
 
     def merge(self, other: "Protect") -> "Protect":
