@@ -8,6 +8,7 @@ from session_reaper.decision.wait_guard import guard_wait
 from session_reaper.policy.model import Match, Rule
 from session_reaper.policy.protections import Protection
 from session_reaper.sessions.session import Session, Slots, WaitGuard
+from session_reaper.sessions.values import session_value
 
 
 class Verdict(Enum):
@@ -25,7 +26,7 @@ class Verdict(Enum):
         return self in (Verdict.OBSERVE, Verdict.CONDEMN, Verdict.SPARE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@session_value(frozen=True, slots=True, kw_only=True)
 class Decision:
     """The decision of a policy on one session, with its reasons.
 

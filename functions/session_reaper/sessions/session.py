@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from session_reaper.sessions.comment_tags import read_tags
 from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.redaction import redact
+from session_reaper.sessions.values import session_value
 
 
 class State(StrEnum):
@@ -26,7 +27,7 @@ class State(StrEnum):
     FASTPATH = "fastpath function call"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@session_value(frozen=True, slots=True, kw_only=True)
 class Identity:
     """The values of a session that must not have changed when it is signalled.
 
@@ -75,7 +76,7 @@ class WaitGuard:
     none_of: tuple[str, ...] = ()  # patterns of LIKE over `type:event` that its wait must not match
 
 
-@dataclass(frozen=True, kw_only=True)  # no slots: a cached_property needs __dict__
+@session_value(frozen=True, kw_only=True)  # no slots: a cached_property needs __dict__
 class Session:
     """One client backend other than our own.
 
