@@ -40,7 +40,6 @@ def match_sessions(  # noqa: PLR0913 -- everything that a match depends on
 
     `rules` are those of the policy that are in force. `dumping` are the pids of parallel dumps.
     """
-    compiled = [_compile_rule(rule, policy.liftable_roles) for rule in rules]
     groups: dict[object, _Group] = {}
     find_by_client = cache(policy.protect.find_by_client)
 
@@ -55,7 +54,7 @@ def match_sessions(  # noqa: PLR0913 -- everything that a match depends on
         )
         group = groups.get(key)
         if group is None:
-            group = groups[key] = _check_group(session, policy, compiled)
+            group = groups[key] = _check_group(session, policy, rules)
         protection = (
             group.first_protection
             or find_by_client(session.client)
@@ -64,26 +63,32 @@ def match_sessions(  # noqa: PLR0913 -- everything that a match depends on
             or (PARALLEL_DUMP if session.identity.pid in dumping else None)
             or group.protection_by_role
         )
-        yield _decide_session(session, slots, protection, group.rules, query_text)
+        yield _decide_session(session, slots, protection, group, query_text)
 
 
 class _Group(NamedTuple):
-    """The results that many sessions share: protections, and the rules that may match."""
+    """The results that many sessions share: protections, and the rules that may match.
+
+    `lifting`: the names of those that match in spite of a protection that can be lifted.
+    """
 
     first_protection: Protection | None
     protection_by_name: Protection | None
     protection_by_role: Protection | None
-    rules: Sequence["_CompiledRule"]
+    rules: Sequence[Rule]
+    lifting: Container[str]
 
 
-def _check_group(session: Session, policy: Policy, rules: Iterable["_CompiledRule"]) -> _Group:
+def _check_group(session: Session, policy: Policy, rules: Iterable[Rule]) -> _Group:
     """Check all that depends on the state, the names and the attributes of the role only."""
     state, names = session.state, session.names
+    matching = [rule for rule in rules if _matches_names(rule.match, state, names)]
     return _Group(
         find_protection(session) or policy.protect.find_dropped_role(session.role),
         find_protection_by_name(names) or policy.protect.find(names),
         find_protection_by_role(session),
-        [each for each in rules if _matches_names(each.rule.match, state, names)],
+        matching,
+        {rule.name for rule in matching if policy.lifts(rule, names.role)},
     )
 
 
@@ -91,21 +96,20 @@ def _decide_session(
     session: Session,
     slots: Slots,
     protection: Protection | None,
-    rules: Sequence["_CompiledRule"],
+    group: _Group,
     query_text: Callable[[str], str],
 ) -> Decision:
     """Decide by the rules that match, of which a protection makes some not match."""
-    observed: _CompiledRule | None = None
+    observed: Rule | None = None
     protected_from: Rule | None = None
     blockers_rule: Rule | None = None
     reason = "no rule matches"
-    for index, compiled in enumerate(rules):
-        rule = compiled.rule
-        if not _matches_session(compiled, session, query_text):
+    for index, rule in enumerate(group.rules):
+        if not _matches_session(rule.match, session, query_text):
             continue
-        if session.waits_for_lock and not compiled.matches_lock_waits:
+        if session.waits_for_lock and not rule.matches_lock_waits:
             reason = f"waits for a lock, and rule {rule.name} has no wait_event_type"
-        elif protection is not None and not compiled.lifts(protection, session):
+        elif protection and not (protection.can_be_lifted and rule.name in group.lifting):
             if rule.action is Action.KEEP:
                 break
             if rule.may_condemn:
@@ -113,9 +117,9 @@ def _decide_session(
                 if rule.match.is_on_blockers:
                     blockers_rule = blockers_rule or rule
         elif rule.is_observe_only:
-            observed = observed or compiled
+            observed = observed or rule
         else:
-            return _apply_rule(compiled, session, slots, rules[:index], query_text)
+            return _apply_rule(rule, session, slots, group.rules[:index], query_text)
     if observed is not None:
         reasons = (*_describe_match(observed, session, slots), "only observed (mode: observe)")
     else:
@@ -123,7 +127,7 @@ def _decide_session(
     return Decision(
         session=session,
         verdict=Verdict.OBSERVE if observed else Verdict.LEAVE,
-        rule=observed.rule if observed else None,
+        rule=observed,
         reasons=reasons,
         protection=protection,
         protected_from=protected_from,
@@ -131,59 +135,49 @@ def _decide_session(
     )
 
 
-def _matches_session(
-    compiled: "_CompiledRule", session: Session, query_text: Callable[[str], str]
-) -> bool:
+def _matches_session(match: Match, session: Session, query_text: Callable[[str], str]) -> bool:
     """Return whether the conditions hold that the names did not decide."""
-    match = compiled.rule.match
     return (
-        _reaches_thresholds(compiled, session)
+        _reaches_thresholds(match, session)
         and _matches_wait(match, session)
         and _matches_rest(match, session, query_text)
     )
 
 
-def _reaches_thresholds(compiled: "_CompiledRule", session: Session) -> bool:
-    for condition, least in compiled.conditions:
-        value = condition.get_value(session, compiled.rule.match)
+def _reaches_thresholds(match: Match, session: Session) -> bool:
+    for key, least in match.thresholds.items():
+        value = _NUMERIC_CONDITIONS[key].get_value(session, match)
         if value is None or value < least:
             return False
     return True
 
 
 def _apply_rule(
-    compiled: "_CompiledRule",
+    rule: Rule,
     session: Session,
     slots: Slots,
-    earlier: Iterable["_CompiledRule"],
+    earlier: Iterable[Rule],
     query_text: Callable[[str], str],
 ) -> Decision:
-    rule, reasons = compiled.rule, tuple(_describe_match(compiled, session, slots))
+    reasons = tuple(_describe_match(rule, session, slots))
     if rule.action is Action.KEEP:
         reasons = (f"kept by rule {rule.name}", *reasons)
         return Decision(session=session, verdict=Verdict.KEEP, rule=rule, reasons=reasons)
-    keeping_waits = [
-        each.rule.match
-        for each in earlier
-        if each.rule.action is Action.KEEP and _misses_only_wait(each, session, query_text)
-    ]
+    keeps = [each.match for each in earlier if each.action is Action.KEEP]
     return Decision(
         session=session,
         verdict=Verdict.CONDEMN,
         rule=rule,
         reasons=reasons,
-        keeping_waits=tuple(keeping_waits),
+        keeping_waits=tuple(m for m in keeps if _misses_only_wait(m, session, query_text)),
     )
 
 
-def _misses_only_wait(
-    compiled: "_CompiledRule", session: Session, query_text: Callable[[str], str]
-) -> bool:
-    """Return whether only the session's wait keeps a rule that does not match from matching."""
-    match = compiled.rule.match
+def _misses_only_wait(match: Match, session: Session, query_text: Callable[[str], str]) -> bool:
+    """Return whether only the session's wait keeps conditions that do not hold from holding."""
     return (
         match.has_wait_condition
-        and _reaches_thresholds(compiled, session)
+        and _reaches_thresholds(match, session)
         and _matches_rest(match, session, query_text)
     )
 
@@ -209,58 +203,24 @@ def _get_seconds_waited(session: Session, match: Match) -> float | None:
 class _NumericCondition(NamedTuple):
     """A condition that holds from a threshold on."""
 
-    name: str
     get_value: Callable[[Session, Match], float | None]
     phrase: str
     format: Callable[[float], str] = format_duration
 
 
-_NUMERIC_CONDITIONS: Final = (
-    _NumericCondition("idle_for", lambda s, _: s.idle_seconds, "{state} for {}"),
-    _NumericCondition(
-        "transaction_for", lambda s, _: s.transaction_seconds, "transaction open for {}"
+_NUMERIC_CONDITIONS: Final = {
+    "idle_for": _NumericCondition(lambda s, _: s.idle_seconds, "{state} for {}"),
+    "transaction_for": _NumericCondition(
+        lambda s, _: s.transaction_seconds, "transaction open for {}"
     ),
-    _NumericCondition("connected_for", lambda s, _: s.connected_seconds, "connected for {}"),
-    _NumericCondition("query_for", lambda s, _: s.query_seconds, "query running for {}"),
-    _NumericCondition("blocks", lambda s, _: len(s.waiters), "{} waiting on it", str),
-    _NumericCondition("blocks_for", _get_seconds_waited, "waited for {}"),
-    _NumericCondition(
-        "pins_vacuum_by",
-        lambda s, _: s.pinned,
-        "holds vacuum back by {} transactions",
-        "{:,}".format,
+    "connected_for": _NumericCondition(lambda s, _: s.connected_seconds, "connected for {}"),
+    "query_for": _NumericCondition(lambda s, _: s.query_seconds, "query running for {}"),
+    "blocks": _NumericCondition(lambda s, _: len(s.waiters), "{} waiting on it", str),
+    "blocks_for": _NumericCondition(_get_seconds_waited, "waited for {}"),
+    "pins_vacuum_by": _NumericCondition(
+        lambda s, _: s.pinned, "holds vacuum back by {} transactions", "{:,}".format
     ),
-)
-
-
-class _CompiledRule(NamedTuple):
-    """A rule with its numeric conditions and their thresholds prepared for thousands of sessions."""
-
-    rule: Rule
-    conditions: Sequence[tuple[_NumericCondition, float]]
-    liftable_roles: frozenset[str] | None
-
-    @property
-    def matches_lock_waits(self) -> bool:
-        """Return whether the rule may match a session that waits for a lock."""
-        return bool(self.rule.match.wait_event_type) or self.rule.action is Action.KEEP
-
-    def lifts(self, protection: Protection, session: Session) -> bool:
-        """Return whether the rule matches a session in spite of this protection."""
-        return (
-            protection.can_be_lifted
-            and session.role in self.rule.literal_roles
-            and (self.liftable_roles is None or session.role in self.liftable_roles)
-        )
-
-
-def _compile_rule(rule: Rule, liftable_roles: frozenset[str] | None) -> _CompiledRule:
-    conditions = [
-        (condition, least)
-        for condition in _NUMERIC_CONDITIONS
-        if (least := getattr(rule.match, condition.name)) is not None
-    ]
-    return _CompiledRule(rule, conditions, liftable_roles)
+}
 
 
 def _matches_wait(match: Match, session: Session) -> bool:
@@ -304,9 +264,7 @@ def _is_waiting_for_client(session: Session) -> bool:
 
     Before PostgreSQL 14 only the query text, without its literals and comments, shows a COPY.
     """
-    if not session.waiting_for_client:
-        return False
-    return not may_contain(session.query, _COPY)
+    return session.waiting_for_client and not may_contain(session.query, _COPY)
 
 
 def _find_held_resources(session: Session) -> set[HeldResource]:
@@ -318,15 +276,16 @@ def _find_held_resources(session: Session) -> set[HeldResource]:
     return {resource for resource, held in is_held.items() if held}
 
 
-def _describe_match(compiled: _CompiledRule, session: Session, slots: Slots) -> Iterator[str]:
+def _describe_match(rule: Rule, session: Session, slots: Slots) -> Iterator[str]:
     """Describe every condition except those on names, each with the value of the session."""
-    rule, match = compiled.rule, compiled.rule.match
+    match = rule.match
     if rule.when is not None:
         yield f"{slots} (when {rule.when})"
-    for condition, least in compiled.conditions:
+    for name, least in match.thresholds.items():
+        condition = _NUMERIC_CONDITIONS[name]
         value = condition.format(condition.get_value(session, match) or 0)
         phrase = condition.phrase.format(value, state=session.state)
-        yield f"{phrase} ({condition.name}: {condition.format(least)})"
+        yield f"{phrase} ({name}: {condition.format(least)})"
     if match.wait_event_type or match.wait_event:
         yield f"waits for {_describe_wait(session)}"
     if match.waiting_for_client:
@@ -377,14 +336,15 @@ def list_misses(rule: Rule, session: Session, query_text: Callable[[str], str]) 
 
     Leaves out the query of a session that misses more, because redacting it takes long.
     """
-    compiled, match = _compile_rule(rule, None), rule.match
+    match = rule.match
     misses = [*_list_name_misses(match, session), *_list_other_misses(match, session)]
-    if session.waits_for_lock and not compiled.matches_lock_waits:
+    if session.waits_for_lock and not rule.matches_lock_waits:
         misses.append(Miss("waits for a lock, and the rule has no wait_event_type"))
     if not misses and match.query and not matches_query(match.query, query_text(session.query)):
         misses.append(Miss("its query does not match"))
-    for condition, least in compiled.conditions:
-        name, value = condition.name, condition.get_value(session, match)
+    for name, least in match.thresholds.items():
+        condition = _NUMERIC_CONDITIONS[name]
+        value = condition.get_value(session, match)
         if value is None:
             if not misses:  # usually the others say why
                 misses.append(Miss(f"{_ABSENT[name]} ({name}: {condition.format(least)})"))

@@ -98,20 +98,18 @@ def find_protection_by_name(names: Names) -> Protection | None:
     tool = _find_tool(names.application)
     if tool is not None:
         detail = f"application {names.application} (built in)"
-        return Protection(kind=ProtectedBy.BUILT_IN, detail=detail, tool=tool.name)
+        return Protection(kind=ProtectedBy.BUILT_IN, detail=detail, tool=tool)
     if matches_any(PROVIDER_DATABASES, names.database):
-        return Protection(
-            kind=ProtectedBy.BUILT_IN,
-            detail=f"database {names.database} (built in)",
-            tool=f"database {names.database}",
-        )
+        tool = f"database {names.database}"
+        return Protection(kind=ProtectedBy.BUILT_IN, detail=f"{tool} (built in)", tool=tool)
     return None
 
 
 @lru_cache(maxsize=10_000)  # sessions share their applications
-def _find_tool(application: str) -> Tool | None:
-    globs = (tool for tool in TOOLS for glob in tool.applications if fnmatchcase(application, glob))
-    return next(globs, None)
+def _find_tool(application: str) -> str | None:
+    """Return the name of the first tool that sets such an application name."""
+    globs = ((glob, tool.name) for tool in TOOLS for glob in tool.applications)
+    return next((name for glob, name in globs if fnmatchcase(application, glob)), None)
 
 
 def find_protection_by_role(session: Session | Holder) -> Protection | None:
