@@ -230,7 +230,7 @@ def a_leak(idle_for: str | None = None, **clocks: str) -> SessionResult:
     times = clocks if idle_for is None else {"idle_for": idle_for, **clocks}
     (condemning,) = a_policy(a_rule("r", state=["idle in transaction"], **times)).rules
     result = a_result()
-    return result._replace(decision=replace(result.decision, rule=condemning))
+    return result._replace(decision=result.decision._replace(rule=condemning))
 
 
 @pytest.mark.parametrize(

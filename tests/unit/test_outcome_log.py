@@ -143,7 +143,7 @@ def test_a_line_for_many_is_never_too_long_for_cloudwatch(caplog: pytest.LogCapt
     pids = range(2**22 - 12_000, 2**22)  # the longest that Linux gives
     sessions = [replace(result.decision.session, identity=_identity(pid)) for pid in pids]
     results = [
-        result._replace(decision=replace(result.decision, session=each)) for each in sessions
+        result._replace(decision=result.decision._replace(session=each)) for each in sessions
     ]
     log = OutcomeLog()
     log.complete(a_target_report(*results), make_late_deadline())

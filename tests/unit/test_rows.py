@@ -197,6 +197,23 @@ def test_the_answer_to_a_signal_is_validated(answer: bytes | None, signal: Signa
             read_signal(row)
 
 
+@pytest.mark.parametrize(
+    ("invalid", "column"),
+    [
+        ({"wait_event": 1}, "wait_event"),
+        ({"wait_event": 1, "client": "x"}, "client"),
+        ({"superuser": 1, "locks": -1}, "locks"),
+        ({"query_start": "now", "state": None}, "query_start"),
+        ({"backend_start": None, "query_start": "now", "state": None}, "backend_start"),
+    ],
+)
+def test_the_first_column_with_an_invalid_value_is_named(
+    invalid: dict[str, object], column: str
+) -> None:
+    with pytest.raises(TargetError, match=f"sessions: {column} *$"):
+        read(sessions=[session_row(), session_row(pid=2, **invalid)])
+
+
 def test_a_duplicate_session_is_refused() -> None:
     read(sessions=[session_row(), session_row(pid=2)])
     with pytest.raises(TargetError, match="sessions: pid"):

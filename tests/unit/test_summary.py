@@ -345,7 +345,7 @@ def test_every_target_that_fails_alike_is_named_in_the_email_and_can_be_filtered
 def test_a_cancel_without_effect_is_no_reason_to_restart() -> None:
     rule = a_rule("slow", state=["active"], query_for="1m") | {"action": "cancel"}
     decision = a_decision(a_session(state=State.ACTIVE), rule="slow")
-    decision = replace(decision, rule=a_policy(rule).rules[0])
+    decision = decision._replace(rule=a_policy(rule).rules[0])
     target = make_ended()
     target = replace(target, results=(SessionResult(decision=decision, outcome=Outcome.LINGERING),))
     assert "escalate_after" in to_do(a_report(target))

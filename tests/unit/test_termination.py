@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -198,7 +197,7 @@ def test_a_cancelled_query_whose_escalation_is_not_due_before_the_run_ends_linge
     server = LateServer()
     rule = a_rule(state="active", query_for="1m") | {"action": "cancel", "escalate_after": "5m"}
     policy = a_policy(rule)
-    condemned = [replace(a_decision(a_session(pid=1)), rule=policy.rules[0])]
+    condemned = [a_decision(a_session(pid=1))._replace(rule=policy.rules[0])]
     progress = Progress(a_target_report(a_result(Outcome.SPARED, pid=1)))
     deadline = Deadline(60, lambda: server.now)
     session = a_target_session(
@@ -232,7 +231,7 @@ def test_sessions_are_spared_if_deciding_on_the_second_snapshot_takes_too_long()
         deadline=Deadline(12, SlowClock()),
         policy=policy,
     )
-    report = terminate(session, [replace(each, rule=policy.rules[0]) for each in decisions()])
+    report = terminate(session, [each._replace(rule=policy.rules[0]) for each in decisions()])
     assert outcomes_of(report) == dict.fromkeys(PIDS, Outcome.SPARED)
     assert report.error is not None
     assert report.error.message.startswith("deciding on 6 sessions took longer")

@@ -36,11 +36,12 @@ def decide(  # noqa: PLR0913 -- everything that a decision depends on
     """
     in_order = sorted(sessions, key=_ORDERS[policy.limits.order])
     dumping = find_parallel_dumps(in_order if among is None else among)
-    used_before = replace(slots, used=slots.used + freed)
+    used_before = replace(slots, used=slots.used + freed) if freed else slots
     rules = tuple(rule for rule in policy.rules if _is_in_force(rule, used_before))
-    in_force = replace(policy, rules=rules)
     matched = []
-    for decision in match_sessions(in_order, used_before, in_force, redact_query, dumping):
+    for decision in match_sessions(
+        in_order, used_before, policy, rules, redact_query=redact_query, dumping=dumping
+    ):
         matched.append(decision)
         check_time()
     decisions = Decisions(decisions=tuple(matched), slots=slots, rules_in_force=rules)

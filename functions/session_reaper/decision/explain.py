@@ -49,18 +49,16 @@ def explain(
     def query_text(query: str) -> str:
         return strip_for_matching(redact_query(query))
 
+    def find_misses(rule: Rule, session: Session) -> list[Miss]:
+        not_in_force = _check_in_force(rule, in_force, decisions.slots)
+        return [*not_in_force, *list_misses(rule, session, query_text)]
+
     def find_nearest(session: Session) -> str:
         """Describe the rule that misses the session by least; empty if it matches."""
-        misses = [
-            [
-                *_check_in_force(rule, in_force, decisions.slots),
-                *list_misses(rule, session, query_text),
-            ]
-            for rule in rules
-        ]
-        nearest = min(range(len(rules)), key=lambda n: _measure_distance(misses[n]))
-        texts = ", ".join(miss.text for miss in misses[nearest])
-        return texts and f"; nearest: {rules[nearest].name}: {texts}"
+        found = ((rule.name, find_misses(rule, session)) for rule in rules)
+        name, misses = min(found, key=lambda each: _measure_distance(each[1]))
+        texts = ", ".join(miss.text for miss in misses)
+        return texts and f"; nearest: {name}: {texts}"
 
     for decision in decisions.decisions:
         outcome = _choose_outcome(decision)
@@ -98,10 +96,9 @@ def _check_in_force(rule: Rule, in_force: frozenset[str], slots: Slots) -> Itera
     """Describe a rule that is not in force, which may change while the session stays as it is."""
     if rule.name in in_force:
         return
-    if rule.when is not None and not rule.when.is_reached(slots):
-        yield Miss(f"not in force at {slots} (when {rule.when})", progress=0.0)
-    else:
-        yield Miss(f"not in force at {slots} (until {rule.until})", progress=0.0)
+    is_too_early = rule.when is not None and not rule.when.is_reached(slots)
+    why = f"when {rule.when}" if is_too_early else f"until {rule.until}"
+    yield Miss(f"not in force at {slots} ({why})", progress=0.0)
 
 
 def _measure_distance(misses: list[Miss]) -> tuple[int, int, float]:

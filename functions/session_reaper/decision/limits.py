@@ -30,6 +30,8 @@ def apply_limits(decisions: Decisions, limits: Limits | None) -> Decisions:
     rules without `until`.
     """
     condemned, rules = decisions.having(Verdict.CONDEMN), decisions.rules_in_force
+    if not condemned:
+        return decisions
     counted = {rule.name for rule in rules if rule.until is None}
     quotas = {rule.name: 0 for rule in rules if rule.until is not None}
 

@@ -1,11 +1,8 @@
 """Matches sessions against protections and rules."""
 
 import re
-from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import replace
-from functools import cache, partial
-from itertools import takewhile
-from operator import attrgetter
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Final, NamedTuple
 
 from session_reaper.decision.model import Decision, Verdict
@@ -30,142 +27,159 @@ PARALLEL_DUMP: Final = Protection(
 # -- one session ----------------------------------------------------------------------------------
 
 
-def match_sessions(
+def match_sessions(  # noqa: PLR0913 -- everything that a match depends on
     sessions: Iterable[Session],
     slots: Slots,
     policy: Policy,
+    rules: Iterable[Rule],
+    *,
     redact_query: Callable[[str], str],
     dumping: Container[int],
 ) -> Iterator[Decision]:
     """Decide on each session: the first rule that matches and is not observe-only decides.
 
-    Every rule of the policy must be in force. `dumping` are the pids of parallel dumps.
+    `rules` are those of the policy that are in force. `dumping` are the pids of parallel dumps.
     """
-    compiled = [_compile_rule(rule, policy.liftable_roles) for rule in policy.rules]
-
-    @cache  # many sessions have the same names
-    def check_names(state: State, names: Names) -> _NameCheck:
-        return _NameCheck(
-            find_protection_by_name(names) or policy.protect.find(names),
-            tuple(each for each in compiled if _matches_names(each.rule.match, state, names)),
-        )
+    groups: dict[object, _Group] = {}
+    find_by_client = cache(policy.protect.find_by_client)
 
     @cache  # only during this call, so that no query text is kept
     def query_text(query: str) -> str:
         return strip_for_matching(redact_query(query))
 
     for session in sessions:
-        found = check_names(session.state, session.names)
+        key = (
+            *(session.identity.state, session.role, session.database, session.application),
+            *(session.superuser, session.replication, session.own_role),
+        )
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = _check_group(session, policy, rules)
         protection = (
-            find_protection(session)
-            or policy.protect.find_by_session(session)
-            or found.protection
+            group.first_protection
+            or find_by_client(session.client)
+            or group.protection_by_name
             # Before the protections that a literal role lifts.
             or (PARALLEL_DUMP if session.identity.pid in dumping else None)
-            or find_protection_by_role(session)
+            or group.protection_by_role
         )
-        matching = (c for c in found.rules if _matches_session(c, session, query_text))
-        decision = _decide_session(session, slots, protection, matching)
-        if decision.verdict is Verdict.CONDEMN:
-            keeping = tuple(_list_keeping_waits(found.rules, decision, query_text))
-            decision = replace(decision, keeping_waits=keeping)
-        yield decision
+        yield _decide_session(session, slots, protection, group, query_text)
 
 
-class _NameCheck(NamedTuple):
-    """The results that depend on a session's names only: a protection, and the rules that may match."""
+class _Group(NamedTuple):
+    """The results that many sessions share: protections, and the rules that may match.
 
-    protection: Protection | None
-    rules: tuple["_CompiledRule", ...]
+    `lifting`: the names of those that match in spite of a protection that can be lifted.
+    """
+
+    first_protection: Protection | None
+    protection_by_name: Protection | None
+    protection_by_role: Protection | None
+    rules: Sequence[Rule]
+    lifting: Container[str]
+
+
+def _check_group(session: Session, policy: Policy, rules: Iterable[Rule]) -> _Group:
+    """Check all that depends on the state, the names and the attributes of the role only."""
+    state, names = session.state, session.names
+    matching = [rule for rule in rules if _matches_names(rule.match, state, names)]
+    return _Group(
+        find_protection(session) or policy.protect.find_dropped_role(session.role),
+        find_protection_by_name(names) or policy.protect.find(names),
+        find_protection_by_role(session),
+        matching,
+        {rule.name for rule in matching if policy.lifts(rule, names.role)},
+    )
 
 
 def _decide_session(
     session: Session,
     slots: Slots,
     protection: Protection | None,
-    matching: Iterable["_CompiledRule"],
+    group: _Group,
+    query_text: Callable[[str], str],
 ) -> Decision:
     """Decide by the rules that match, of which a protection makes some not match."""
-    observed: _CompiledRule | None = None
-    protected_from: list[Rule] = []
+    observed: Rule | None = None
+    protected_from: Rule | None = None
+    blockers_rule: Rule | None = None
     reason = "no rule matches"
-    for compiled in matching:
-        rule = compiled.rule
-        if session.waits_for_lock and not compiled.matches_lock_waits:
+    for index, rule in enumerate(group.rules):
+        if not _matches_session(rule.match, session, query_text):
+            continue
+        if session.waits_for_lock and not rule.matches_lock_waits:
             reason = f"waits for a lock, and rule {rule.name} has no wait_event_type"
-        elif protection is not None and not compiled.lifts(protection, session):
+        elif protection and not (protection.can_be_lifted and rule.name in group.lifting):
             if rule.action is Action.KEEP:
                 break
             if rule.may_condemn:
-                protected_from.append(rule)
+                protected_from = protected_from or rule
+                if rule.match.is_on_blockers:
+                    blockers_rule = blockers_rule or rule
         elif rule.is_observe_only:
-            observed = observed or compiled
+            observed = observed or rule
         else:
-            return _apply_rule(compiled, session, slots)
+            return _apply_rule(rule, session, slots, group.rules[:index], query_text)
     if observed is not None:
-        decision = replace(_apply_rule(observed, session, slots), protection=protection)
+        reasons = (*_describe_match(observed, session, slots), "only observed (mode: observe)")
     else:
-        decision = Decision(
-            session=session,
-            verdict=Verdict.LEAVE,
-            rule=None,
-            reasons=(f"protected: {protection.detail}" if protection else reason,),
-            protection=protection,
-        )
-    if not protected_from:
-        return decision
-    return replace(
-        decision,
-        protected_from=protected_from[0],
-        blockers_rule=next((rule for rule in protected_from if rule.match.is_on_blockers), None),
+        reasons = (f"protected: {protection.detail}" if protection else reason,)
+    return Decision(
+        session=session,
+        verdict=Verdict.OBSERVE if observed else Verdict.LEAVE,
+        rule=observed,
+        reasons=reasons,
+        protection=protection,
+        protected_from=protected_from,
+        blockers_rule=blockers_rule,
     )
 
 
-def _matches_session(
-    compiled: "_CompiledRule", session: Session, query_text: Callable[[str], str]
-) -> bool:
+def _matches_session(match: Match, session: Session, query_text: Callable[[str], str]) -> bool:
     """Return whether the conditions hold that the names did not decide."""
-    match = compiled.rule.match
     return (
-        _reaches_thresholds(compiled, session)
+        _reaches_thresholds(match, session)
         and _matches_wait(match, session)
         and _matches_rest(match, session, query_text)
     )
 
 
-def _reaches_thresholds(compiled: "_CompiledRule", session: Session) -> bool:
-    for get_value, least in compiled.thresholds:
-        value = get_value(session)
+def _reaches_thresholds(match: Match, session: Session) -> bool:
+    for key, least in match.thresholds.items():
+        value = _NUMERIC_CONDITIONS[key].get_value(session, match)
         if value is None or value < least:
             return False
     return True
 
 
-def _list_keeping_waits(
-    rules: Iterable["_CompiledRule"], decision: Decision, query_text: Callable[[str], str]
-) -> Iterator[Match]:
-    """List the conditions of the earlier `keep` rules that only the session's wait does not meet."""
-    session = decision.session
-    for compiled in takewhile(lambda c: c.rule is not decision.rule, rules):
-        match = compiled.rule.match
-        if (
-            compiled.rule.action is Action.KEEP
-            and match.has_wait_condition
-            and _reaches_thresholds(compiled, session)
-            and _matches_rest(match, session, query_text)
-        ):
-            yield match
-
-
-def _apply_rule(compiled: "_CompiledRule", session: Session, slots: Slots) -> Decision:
-    rule = compiled.rule
-    reasons = tuple(_describe_match(compiled, session, slots))
-    verdict = Verdict.CONDEMN
+def _apply_rule(
+    rule: Rule,
+    session: Session,
+    slots: Slots,
+    earlier: Iterable[Rule],
+    query_text: Callable[[str], str],
+) -> Decision:
+    reasons = tuple(_describe_match(rule, session, slots))
     if rule.action is Action.KEEP:
-        verdict, reasons = Verdict.KEEP, (f"kept by rule {rule.name}", *reasons)
-    elif rule.is_observe_only:
-        verdict, reasons = Verdict.OBSERVE, (*reasons, "only observed (mode: observe)")
-    return Decision(session=session, verdict=verdict, rule=rule, reasons=reasons)
+        reasons = (f"kept by rule {rule.name}", *reasons)
+        return Decision(session=session, verdict=Verdict.KEEP, rule=rule, reasons=reasons)
+    keeps = [each.match for each in earlier if each.action is Action.KEEP]
+    return Decision(
+        session=session,
+        verdict=Verdict.CONDEMN,
+        rule=rule,
+        reasons=reasons,
+        keeping_waits=tuple(m for m in keeps if _misses_only_wait(m, session, query_text)),
+    )
+
+
+def _misses_only_wait(match: Match, session: Session, query_text: Callable[[str], str]) -> bool:
+    """Return whether only the session's wait keeps conditions that do not hold from holding."""
+    return (
+        match.has_wait_condition
+        and _reaches_thresholds(match, session)
+        and _matches_rest(match, session, query_text)
+    )
 
 
 def _matches_names(match: Match, state: State, names: Names) -> bool:
@@ -178,8 +192,9 @@ def _matches_names(match: Match, state: State, names: Names) -> bool:
     )
 
 
-def _get_seconds_waited(number: int, session: Session) -> float | None:
-    """Return for how long at least `number` sessions have waited for this one."""
+def _get_seconds_waited(session: Session, match: Match) -> float | None:
+    """Return for how long as many sessions as the match says have waited for this one."""
+    number = match.blocks or 1
     if len(session.waiters) < number:
         return None
     return session.seconds_waited(session.waiters[number - 1])
@@ -188,57 +203,24 @@ def _get_seconds_waited(number: int, session: Session) -> float | None:
 class _NumericCondition(NamedTuple):
     """A condition that holds from a threshold on."""
 
-    get_value: Callable[[Session], float | None]
+    get_value: Callable[[Session, Match], float | None]
     phrase: str
     format: Callable[[float], str] = format_duration
 
 
-def _list_numeric_conditions(match: Match) -> dict[str, _NumericCondition]:
-    return {
-        "idle_for": _NumericCondition(attrgetter("idle_seconds"), "{state} for {}"),
-        "transaction_for": _NumericCondition(
-            attrgetter("transaction_seconds"), "transaction open for {}"
-        ),
-        "connected_for": _NumericCondition(attrgetter("connected_seconds"), "connected for {}"),
-        "query_for": _NumericCondition(attrgetter("query_seconds"), "query running for {}"),
-        "blocks": _NumericCondition(lambda s: len(s.waiters), "{} waiting on it", str),
-        "blocks_for": _NumericCondition(
-            partial(_get_seconds_waited, match.blocks or 1), "waited for {}"
-        ),
-        "pins_vacuum_by": _NumericCondition(
-            attrgetter("pinned"), "holds vacuum back by {} transactions", "{:,}".format
-        ),
-    }
-
-
-class _CompiledRule(NamedTuple):
-    """A rule with its numeric conditions prepared for thousands of sessions."""
-
-    rule: Rule
-    thresholds: tuple[tuple[Callable[[Session], float | None], float], ...]
-    conditions: tuple[tuple[str, _NumericCondition, float], ...]
-    lifted_roles: frozenset[str]
-
-    @property
-    def matches_lock_waits(self) -> bool:
-        """Return whether the rule may match a session that waits for a lock."""
-        return bool(self.rule.match.wait_event_type) or self.rule.action is Action.KEEP
-
-    def lifts(self, protection: Protection, session: Session) -> bool:
-        """Return whether the rule matches a session in spite of this protection."""
-        return protection.can_be_lifted and session.role in self.lifted_roles
-
-
-def _compile_rule(rule: Rule, liftable_roles: frozenset[str] | None) -> _CompiledRule:
-    found = [
-        (name, condition, getattr(rule.match, name))
-        for name, condition in _list_numeric_conditions(rule.match).items()
-    ]
-    given = tuple((name, condition, least) for name, condition, least in found if least is not None)
-    thresholds = tuple((condition.get_value, least) for _, condition, least in given)
-    roles = rule.literal_roles
-    lifted = roles if liftable_roles is None else roles & liftable_roles
-    return _CompiledRule(rule, thresholds, given, lifted)
+_NUMERIC_CONDITIONS: Final = {
+    "idle_for": _NumericCondition(lambda s, _: s.idle_seconds, "{state} for {}"),
+    "transaction_for": _NumericCondition(
+        lambda s, _: s.transaction_seconds, "transaction open for {}"
+    ),
+    "connected_for": _NumericCondition(lambda s, _: s.connected_seconds, "connected for {}"),
+    "query_for": _NumericCondition(lambda s, _: s.query_seconds, "query running for {}"),
+    "blocks": _NumericCondition(lambda s, _: len(s.waiters), "{} waiting on it", str),
+    "blocks_for": _NumericCondition(_get_seconds_waited, "waited for {}"),
+    "pins_vacuum_by": _NumericCondition(
+        lambda s, _: s.pinned, "holds vacuum back by {} transactions", "{:,}".format
+    ),
+}
 
 
 def _matches_wait(match: Match, session: Session) -> bool:
@@ -282,9 +264,7 @@ def _is_waiting_for_client(session: Session) -> bool:
 
     Before PostgreSQL 14 only the query text, without its literals and comments, shows a COPY.
     """
-    if not session.waiting_for_client:
-        return False
-    return not may_contain(session.query, _COPY)
+    return session.waiting_for_client and not may_contain(session.query, _COPY)
 
 
 def _find_held_resources(session: Session) -> set[HeldResource]:
@@ -296,13 +276,14 @@ def _find_held_resources(session: Session) -> set[HeldResource]:
     return {resource for resource, held in is_held.items() if held}
 
 
-def _describe_match(compiled: _CompiledRule, session: Session, slots: Slots) -> Iterator[str]:
+def _describe_match(rule: Rule, session: Session, slots: Slots) -> Iterator[str]:
     """Describe every condition except those on names, each with the value of the session."""
-    rule, match = compiled.rule, compiled.rule.match
+    match = rule.match
     if rule.when is not None:
         yield f"{slots} (when {rule.when})"
-    for name, condition, least in compiled.conditions:
-        value = condition.format(condition.get_value(session) or 0)
+    for name, least in match.thresholds.items():
+        condition = _NUMERIC_CONDITIONS[name]
+        value = condition.format(condition.get_value(session, match) or 0)
         phrase = condition.phrase.format(value, state=session.state)
         yield f"{phrase} ({name}: {condition.format(least)})"
     if match.wait_event_type or match.wait_event:
@@ -355,14 +336,15 @@ def list_misses(rule: Rule, session: Session, query_text: Callable[[str], str]) 
 
     Leaves out the query of a session that misses more, because redacting it takes long.
     """
-    compiled, match = _compile_rule(rule, None), rule.match
+    match = rule.match
     misses = [*_list_name_misses(match, session), *_list_other_misses(match, session)]
-    if session.waits_for_lock and not compiled.matches_lock_waits:
+    if session.waits_for_lock and not rule.matches_lock_waits:
         misses.append(Miss("waits for a lock, and the rule has no wait_event_type"))
     if not misses and match.query and not matches_query(match.query, query_text(session.query)):
         misses.append(Miss("its query does not match"))
-    for name, condition, least in compiled.conditions:
-        value = condition.get_value(session)
+    for name, least in match.thresholds.items():
+        condition = _NUMERIC_CONDITIONS[name]
+        value = condition.get_value(session, match)
         if value is None:
             if not misses:  # usually the others say why
                 misses.append(Miss(f"{_ABSENT[name]} ({name}: {condition.format(least)})"))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import NamedTuple
 
 from session_reaper.decision.wait_guard import guard_wait
 from session_reaper.policy.model import Match, Rule
@@ -25,15 +26,15 @@ class Verdict(Enum):
         return self in (Verdict.OBSERVE, Verdict.CONDEMN, Verdict.SPARE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(NamedTuple):
     """The decision of a policy on one session, with its reasons.
 
     `rule` is None if no rule matches; for an observed session it is the first observe-only rule that
     does. `held_by` names what spared it: `until`, a limit or the breaker. `protection` is that of a
     session that no rule condemned, and `protected_from` the first rule that would have condemned it
-    without the protection; `blockers_rule` is the first rule on blockers that would have. `keeping_waits` are the conditions of the earlier `keep` rules that only
-    the session's wait does not meet. `notes` are what the run found out later.
+    without the protection; `blockers_rule` is the first rule on blockers that would have.
+    `keeping_waits` are the conditions of the earlier `keep` rules that only the session's wait does not
+    meet. `notes` are what the run found out later.
     """
 
     session: Session
@@ -67,7 +68,7 @@ class Decision:
 
     def with_note(self, note: str) -> "Decision":
         """Return a copy with one more note."""
-        return replace(self, notes=(*self.notes, note))
+        return self._replace(notes=(*self.notes, note))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ class Decisions:
 
     def having(self, verdict: Verdict) -> tuple[Decision, ...]:
         """Return the decisions with this verdict, in order."""
-        return tuple(d for d in self.decisions if d.verdict is verdict)
+        return tuple([d for d in self.decisions if d.verdict is verdict])
 
     @property
     def protected(self) -> tuple[Decision, ...]:
@@ -90,9 +91,11 @@ class Decisions:
 
     def hold_back(self, limit: Callable[[Decision], str | None]) -> "Decisions":
         """Spare each condemned session for which `limit`, called in order, returns a reason."""
+        if not self.having(Verdict.CONDEMN):
+            return self
         return replace(self, decisions=tuple(_spare_if_limited(d, limit) for d in self.decisions))
 
 
 def _spare_if_limited(decision: Decision, limit: Callable[[Decision], str | None]) -> Decision:
     held_by = limit(decision) if decision.verdict is Verdict.CONDEMN else None
-    return replace(decision, verdict=Verdict.SPARE, held_by=held_by) if held_by else decision
+    return decision._replace(verdict=Verdict.SPARE, held_by=held_by) if held_by else decision

@@ -32,15 +32,10 @@ def find_unreachable_blockers(
     for decision in decisions.protected:
         rule, protection = decision.blockers_rule, decision.protection
         if rule is not None and protection is not None:
-            waiters = decision.session.waiters
-            yield UnreachableBlocker(
-                rule=rule, by=protection.by, decision=decision, waiters=waiters
-            )
+            yield UnreachableBlocker(rule, protection.by, decision, decision.session.waiters)
     for rule in decisions.rules_in_force:
         if rule.may_condemn and _blocks_long_enough(rule.match, prepared_waiters):
-            yield UnreachableBlocker(
-                rule=rule, by=PREPARED_TRANSACTION, decision=None, waiters=prepared_waiters
-            )
+            yield UnreachableBlocker(rule, PREPARED_TRANSACTION, None, prepared_waiters)
             return
 
 

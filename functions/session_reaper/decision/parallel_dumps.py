@@ -4,17 +4,9 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from itertools import chain
 
-from session_reaper.sessions.session import Names, Session, State
-
-
-class _Origin(NamedTuple):
-    """The properties that all sessions of one dump share."""
-
-    names: Names
-    client: str | None
-    xmin_age: int
+from session_reaper.sessions.session import Session, State
 
 
 def find_parallel_dumps(sessions: Iterable[Session]) -> frozenset[int]:
@@ -27,17 +19,17 @@ def find_parallel_dumps(sessions: Iterable[Session]) -> frozenset[int]:
 
     Other sessions can meet all these conditions by chance, which only protects them.
     """
-    by_origin = defaultdict[_Origin, list[Session]](list)
-    for session in sessions:
-        if session.xmin_age is not None and session.xid_age is None:
-            by_origin[_Origin(session.names, session.client, session.xmin_age)].append(session)
-    return frozenset(pid for group in by_origin.values() for pid in _find_members(group))
+    groups: dict[object, list[Session]] = defaultdict(list)
+    for each in sessions:
+        if each.xmin_age is not None and each.xid_age is None:
+            origin = (each.role, each.database, each.application, each.client)
+            groups[origin, each.xmin_age].append(each)
+    found = (_find_members(group) for group in groups.values() if len(group) > 1)
+    return frozenset(chain.from_iterable(found))
 
 
 def _find_members(group: Sequence[Session]) -> Iterator[int]:
     """Yield the pids of a dump's leader and workers among sessions with the same snapshot."""
-    if len(group) == 1:
-        return
     connected = [session.connected_seconds for session in group if _is_working(session)]
     newest = min(connected, default=math.inf)
     began = {

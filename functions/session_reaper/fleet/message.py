@@ -408,7 +408,7 @@ def _make_rest(spoke: Spoke, rest: Sequence[_Rest]) -> Iterator[TargetReport]:
             oldest_seconds=each.oldest_seconds,
         )
         (result, *_) = found = _make_results(several, spoke.account, iter(()))
-        decision = replace(result.decision, reasons=("the report has no room for their groups",))
+        decision = result.decision._replace(reasons=("the report has no room for their groups",))
         results += [result._replace(decision=decision)] * len(found)
     if results:
         name = f"{spoke.label} (rest of its report)"
@@ -468,5 +468,5 @@ def _make_results(group: _Group, account: str, pids: Iterator[int]) -> Sequence[
     sessions = (
         replace(session, identity=replace(identity, pid=pid)) for pid in islice(pids, group.count)
     )
-    known = [result._replace(decision=replace(decision, session=each)) for each in sessions]
+    known = [result._replace(decision=decision._replace(session=each)) for each in sessions]
     return (*known, *(result,) * (group.count - len(known)))

@@ -1,5 +1,7 @@
 """The protections that apply under every policy."""
 
+from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from session_reaper.policy.patterns import Globs, matches_any
@@ -93,20 +95,21 @@ def find_protection_by_name(names: Names) -> Protection | None:
     if "\ufffd" in (names.role or "") + names.database:
         detail = "a name that is not valid UTF-8, so no pattern can be compared with it"
         return Protection(kind=ProtectedBy.BUILT_IN, detail=detail, tool="name not valid UTF-8")
-    for tool in TOOLS:
-        if matches_any(tool.applications, names.application):
-            return Protection(
-                kind=ProtectedBy.BUILT_IN,
-                detail=f"application {names.application} (built in)",
-                tool=tool.name,
-            )
+    tool = _find_tool(names.application)
+    if tool is not None:
+        detail = f"application {names.application} (built in)"
+        return Protection(kind=ProtectedBy.BUILT_IN, detail=detail, tool=tool)
     if matches_any(PROVIDER_DATABASES, names.database):
-        return Protection(
-            kind=ProtectedBy.BUILT_IN,
-            detail=f"database {names.database} (built in)",
-            tool=f"database {names.database}",
-        )
+        tool = f"database {names.database}"
+        return Protection(kind=ProtectedBy.BUILT_IN, detail=f"{tool} (built in)", tool=tool)
     return None
+
+
+@lru_cache(maxsize=10_000)  # sessions share their applications
+def _find_tool(application: str) -> str | None:
+    """Return the name of the first tool that sets such an application name."""
+    globs = ((glob, tool.name) for tool in TOOLS for glob in tool.applications)
+    return next((name for glob, name in globs if fnmatchcase(application, glob)), None)
 
 
 def find_protection_by_role(session: Session | Holder) -> Protection | None:

@@ -1,7 +1,9 @@
 """The policy: rules, protections and limits, and the checks that span several keys."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, Decimal
+from functools import cached_property
 from math import inf
 from typing import Annotated
 
@@ -40,7 +42,7 @@ from session_reaper.policy.values import (
     read_percent,
     read_version,
 )
-from session_reaper.sessions.session import Names, Session, Slots, State
+from session_reaper.sessions.session import Names, Slots, State
 from session_reaper.sessions.snapshot import SnapshotScope
 
 _GLOBS, _NETWORKS = one_or_many(read_name_glob), one_or_many(read_network)
@@ -48,7 +50,7 @@ _GLOBS, _NETWORKS = one_or_many(read_name_glob), one_or_many(read_network)
 # -- rules ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: a cached_property needs __dict__
 class Match:
     """The conditions of a rule; all that are given must hold. Durations are seconds."""
 
@@ -111,6 +113,11 @@ class Match:
         int | None, positive_int, "holds vacuum back by at least this many transactions"
     ] = None
 
+    @cached_property  # compared with thousands of sessions
+    def thresholds(self) -> Mapping[str, float]:
+        """The conditions that hold from a number on, of those that are given."""
+        return {key: least for key in _THRESHOLDS if (least := getattr(self, key)) is not None}
+
     @property
     def has_wait_condition(self) -> bool:
         """Return whether the match depends on what a session waits for."""
@@ -124,6 +131,7 @@ class Match:
 
 CLOCKS = ("idle_for", "transaction_for", "connected_for", "query_for", "blocks_for")
 """The conditions on a duration; every rule needs at least one, unless its action is keep."""
+_THRESHOLDS = (*CLOCKS[:-1], "blocks", "blocks_for", "pins_vacuum_by")  # in the order of reasons
 
 
 def _read_match(value: object, place: str) -> Match:
@@ -215,6 +223,11 @@ class Rule:
     def literal_roles(self) -> frozenset[str]:
         """Return the roles that the rule names without a glob."""
         return frozenset(filter(is_literal, self.match.role))
+
+    @property
+    def matches_lock_waits(self) -> bool:
+        """Return whether the rule may match a session that waits for a lock."""
+        return bool(self.match.wait_event_type) or self.action is Action.KEEP
 
     @property
     def is_observe_only(self) -> bool:
@@ -319,13 +332,17 @@ class Protect:
             return Protection(kind=ProtectedBy.DATABASES, detail=f"database {database}")
         return None
 
-    def find_by_session(self, session: Session) -> Protection | None:
-        """Return the protection by the client, or because the role was dropped."""
-        if session.role is None and self.roles:
+    def find_dropped_role(self, role: str | None) -> Protection | None:
+        """Return the protection of a session whose role was dropped."""
+        if role is None and self.roles:
             detail = "role dropped, so protect.roles cannot be compared with it"
             return Protection(kind=ProtectedBy.ROLE_DROPPED, detail=detail)
-        if self.clients and is_within(self.clients, session.client):
-            return Protection(kind=ProtectedBy.CLIENTS, detail=f"client {session.client}")
+        return None
+
+    def find_by_client(self, client: str | None) -> Protection | None:
+        """Return the protection by the client."""
+        if is_within(self.clients, client):
+            return Protection(kind=ProtectedBy.CLIENTS, detail=f"client {client}")
         return None
 
     def merge(self, other: "Protect") -> "Protect":
@@ -411,6 +428,11 @@ class Policy:
         """Return the roles that the rules name literally and whose protections they lift."""
         roles = {role for rule in self.rules if rule.may_condemn for role in rule.literal_roles}
         return frozenset(roles if self.liftable_roles is None else roles & self.liftable_roles)
+
+    def lifts(self, rule: Rule, role: str | None) -> bool:
+        """Return whether a rule lifts the built-in protections of a role."""
+        is_liftable = self.liftable_roles is None or role in self.liftable_roles
+        return is_liftable and role in rule.literal_roles
 
     @property
     def shortest_clock(self) -> float:

@@ -77,33 +77,16 @@ def _read_application_glob_or_empty(value: object, place: str) -> str:
 
 
 WAIT_EVENT_TYPES = (
-    "Activity",
-    "BufferPin",
-    "Client",
-    "Extension",
-    "InjectionPoint",
-    "IO",
-    "IPC",
-    "Lock",
-    "LWLock",
-    "Timeout",
+    *("Activity", "BufferPin", "Client", "Extension", "InjectionPoint"),
+    *("IO", "IPC", "Lock", "LWLock", "Timeout"),
 )
 """All values of `wait_event_type` in PostgreSQL 13 to 18."""
 
 _KNOWN_EVENTS = (
-    # Client
-    "ClientRead",
-    "ClientWrite",
+    *("ClientRead", "ClientWrite"),
     # Lock
-    "advisory",
-    "extend",
-    "object",
-    "page",
-    "relation",
-    "spectoken",
-    "transactionid",
-    "tuple",
-    "virtualxid",
+    *("advisory", "extend", "object", "page", "relation"),
+    *("spectoken", "transactionid", "tuple", "virtualxid"),
 )
 
 

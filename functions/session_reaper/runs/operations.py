@@ -126,7 +126,7 @@ def _find_waiters_of_protected(session: TargetSession, report: TargetReport) -> 
         return report
     waiters = {s.identity: s.waiters for s in later.sessions}
     protected = tuple(
-        replace(d, session=replace(d.session, waiters=waiters.get(d.session.identity, ())))
+        d._replace(session=replace(d.session, waiters=waiters.get(d.session.identity, ())))
         for d in report.protected
     )
     return replace(report, protected=protected)
