@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import pytest
 from session_reaper.deadline import Deadline
@@ -489,7 +488,9 @@ def test_a_document_that_is_too_long_without_sessions_leaves_out_entries_of_list
     assert len(target["advice"]) + target["advice_left_out"] == 500
     check = target["check"]
     assert len(check["timeouts"]) + check["timeouts_left_out"] == 400
-    assert check["timeouts"] == [asdict(timeout) for timeout in timeouts[: len(check["timeouts"])]]
+    assert check["timeouts"] == [
+        timeout._asdict() for timeout in timeouts[: len(check["timeouts"])]
+    ]
 
 
 def test_a_document_of_too_many_targets_leaves_out_those_that_are_ok_first() -> None:

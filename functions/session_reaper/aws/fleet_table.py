@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate, takewhile
 from time import time
@@ -112,7 +112,7 @@ def _get_dynamodb() -> "DynamoDBClient":
 
 def to_key(spoke: Spoke) -> dict[str, Any]:
     """Return the key of a stack's item, in the form of DynamoDB's requests."""
-    return {"target": {"S": _HASH_KEY}, "kind": {"S": json.dumps(astuple(spoke))}}
+    return {"target": {"S": _HASH_KEY}, "kind": {"S": json.dumps(spoke)}}
 
 
 def to_item(state: SpokeState) -> dict[str, Any]:

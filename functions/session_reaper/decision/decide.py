@@ -49,7 +49,7 @@ def decide(  # noqa: PLR0913 -- everything that a decision depends on
         needed = apply_limits(decisions, None)
         breaker = check_breaker(needed, policy.limits)
         if breaker:
-            return replace(needed.hold_back(lambda _: breaker), breaker=breaker)
+            return needed.hold_back(lambda _: breaker)._replace(breaker=breaker)
     return apply_limits(decisions, policy.limits)
 
 

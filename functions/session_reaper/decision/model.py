@@ -1,7 +1,6 @@
 """The decision on each session."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -71,8 +70,7 @@ class Decision(NamedTuple):
         return self._replace(notes=(*self.notes, note))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decisions:
+class Decisions(NamedTuple):
     """The decisions on the sessions of one target, in the order in which they are signalled."""
 
     decisions: tuple[Decision, ...]
@@ -93,7 +91,7 @@ class Decisions:
         """Spare each condemned session for which `limit`, called in order, returns a reason."""
         if not self.having(Verdict.CONDEMN):
             return self
-        return replace(self, decisions=tuple(_spare_if_limited(d, limit) for d in self.decisions))
+        return self._replace(decisions=tuple(_spare_if_limited(d, limit) for d in self.decisions))
 
 
 def _spare_if_limited(decision: Decision, limit: Callable[[Decision], str | None]) -> Decision:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 from session_reaper.decision.model import Decision, Verdict
 from session_reaper.documents import (
@@ -59,8 +59,7 @@ _EXTRA_ISSUES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Spoke:
+class Spoke(NamedTuple):
     """Identifies a stack of the fleet, by its own account of it."""
 
     account: str
@@ -73,8 +72,7 @@ class Spoke:
         return f"{self.account}/{self.region}/{self.stack}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpokeReport:
+class SpokeReport(NamedTuple):
     """One message of a stack. `sent_at` is by the stack's clock, `interval` in seconds."""
 
     spoke: Spoke

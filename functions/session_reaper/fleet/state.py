@@ -7,7 +7,7 @@ issues it has. Of any other run only the ended sessions count, once.
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Final
+from typing import Final, NamedTuple
 
 from session_reaper.fleet.message import (
     SILENCE_KEY,
@@ -83,7 +83,7 @@ def add_message(news: SpokeNews, report: SpokeReport, arrived_at: float, handle:
         return
     if news.latest is not None:
         news.others += _keep_ended(news.latest.targets)
-    news.latest = replace(report, targets=_drop_quiet(report.targets, state.known))
+    news.latest = report._replace(targets=_drop_quiet(report.targets, state.known))
     news.advice = report.advice
     news.state = replace(
         state,
@@ -138,8 +138,7 @@ def _keep_ended(targets: Iterable[TargetReport]) -> Sequence[TargetReport]:
     ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpokeResult:
+class SpokeResult(NamedTuple):
     """The targets of a stack for the digest, and its state after the digest."""
 
     targets: tuple[TargetReport, ...]

@@ -1,7 +1,7 @@
 """The protections of a session: what protects it, in the words of reports."""
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class ProtectedBy(StrEnum):
@@ -19,8 +19,7 @@ class ProtectedBy(StrEnum):
     CLIENTS = "protect.clients"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Protection:
+class Protection(NamedTuple):
     """A reason for which no rule matches a session.
 
     `detail` is for the reason of a decision. `tool` is what a built-in protection is for.

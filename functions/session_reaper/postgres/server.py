@@ -399,7 +399,7 @@ def _to_parameters(identity: Identity, guard: WaitGuard) -> dict[str, object]:
     return {
         **asdict(identity),
         "state": identity.state.value,
-        **asdict(guard),
+        **guard._asdict(),
         "none_of": list(guard.none_of),  # the driver would send a tuple as a row
     }
 

@@ -243,7 +243,7 @@ def _describe_check(check: Check) -> dict[str, Any]:
     return {
         "version": server.version,
         "provider": server.provider.value,
-        "tls": server.tls and asdict(server.tls),
+        "tls": server.tls and server.tls._asdict(),
         "in_recovery": snapshot.reader,
         "behind_pooler": snapshot.behind_pooler,
         "role": {
@@ -254,7 +254,7 @@ def _describe_check(check: Check) -> dict[str, Any]:
             "signals": snapshot.can_signal,
             "reserved_slot": server.has_reserved_slot,
         },
-        "timeouts": [asdict(timeout) for timeout in server.timeouts],
+        "timeouts": [timeout._asdict() for timeout in server.timeouts],
     }
 
 

@@ -121,7 +121,7 @@ def _find_waiters_of_protected(session: TargetSession, report: TargetReport) -> 
         return report
     try:
         deadline = session.deadline.capped_at(ADVICE_SECONDS)
-        later = session.server.take_snapshot(replace(scope, waits=True), deadline)
+        later = session.server.take_snapshot(scope._replace(waits=True), deadline)
     except TargetError:  # a run succeeds without
         return report
     waiters = {s.identity: s.waiters for s in later.sessions}

@@ -2,8 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 PREPARED: Final = 0
 """Stands for all prepared transactions among the pids of blockers."""
@@ -19,8 +19,7 @@ class Waiter:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wait:
+class Wait(NamedTuple):
     """A process that waits for a lock. Any process links a chain; only sessions count as waiters.
 
     `blocked_by`: pids, or PREPARED.
@@ -42,7 +41,7 @@ def map_waiters_by_root(waits: Iterable[Wait]) -> Mapping[int, tuple[Waiter, ...
         known = by_pid.get(wait.waiter.pid, wait)
         longest = max(known.waiter, wait.waiter, key=lambda waiter: waiter.seconds)
         blockers = tuple(dict.fromkeys(known.blocked_by + wait.blocked_by))
-        by_pid[wait.waiter.pid] = replace(wait, waiter=longest, blocked_by=blockers)
+        by_pid[wait.waiter.pid] = wait._replace(waiter=longest, blocked_by=blockers)
     waiting_for: dict[int, list[int]] = defaultdict(list)  # by the pid of the direct blocker
     for pid, wait in by_pid.items():
         for blocker in wait.blocked_by:

@@ -20,8 +20,7 @@ _TIMEOUT_FORM: Final = re.compile(
 _SECONDS_PER_UNIT: Final = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86_400}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
+class Tls(NamedTuple):
     """The TLS of a connection.
 
     `certificate_until`: in UTC, such as 2027-01-31T00:00:00Z; empty if it cannot be read.
@@ -33,8 +32,7 @@ class Tls:
     verified: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeout:
+class Timeout(NamedTuple):
     """A timeout as it is set for a role, a database, both, or (neither) the whole server.
 
     `value`: None if a setting of our own role hides it.

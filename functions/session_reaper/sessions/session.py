@@ -61,8 +61,7 @@ class Names(NamedTuple):
     application: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WaitGuard:
+class WaitGuard(NamedTuple):
     """The conditions on a session's wait when it is signalled; None: any.
 
     A session that begins to wait keeps its identity, so the wait is checked too.

@@ -9,8 +9,7 @@ from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.session import Session, Slots, State
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotScope:
+class SnapshotScope(NamedTuple):
     """The parts of a snapshot that the rules need; the rest stays on the server.
 
     `idle_floors`: the sessions that have been in a state for at least so many seconds. To read
