@@ -201,6 +201,10 @@ bench-window: .venv/installed $(SERVERS)/installed ## measure the time between t
 bench-startup: .venv/installed .tools/pg-activity/installed ## measure the start of `session-reaper top` beside psql and pg_activity
 	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks.startup .tools/pg-activity
 
+.PHONY: bench-instructions
+bench-instructions: .venv/installed $(SERVERS)/installed ## count the instructions of a start and of warm runs (needs npm and valgrind)
+	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks.instructions $(SERVERS)
+
 .PHONY: bench-fleet
 bench-fleet: .venv/installed ## measure the reports of a fleet and its hub, and add up their cost
 	PYTHONPATH=cli:functions:. $(PYTHON) -m tests.benchmarks.fleet_costs
