@@ -139,7 +139,7 @@ def write_summary_line(report: Report) -> str:
         return "mode is off: no target was examined"
     if not report.targets:
         return "no targets"
-    shown, known = report.split_new_and_known()
+    shown, known = report.new_and_known
     if not any(target.issues or target.should_notify for target in shown):
         shown = shown[:1]
     headlines = [write_headline(target) for target in shown if target.slots is not None]

@@ -383,7 +383,7 @@ class Severity(StrEnum):
     INFO = "info"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached_property
 class Report:
     """The report of one run on all its targets."""
 
@@ -402,7 +402,11 @@ class Report:
 
     def count(self, outcome: Outcome) -> int:
         """Count the sessions of all targets with this outcome."""
-        return sum(target.count(outcome) for target in self.targets)
+        return self._counts.get(outcome, 0)
+
+    @cached_property
+    def _counts(self) -> Counter[Outcome]:
+        return Counter(result.outcome for target in self.targets for result in target.results)
 
     @property
     def totals(self) -> dict[str, int]:
@@ -438,10 +442,12 @@ class Report:
         """Whether a target has something new to report, or an earlier summary was not published."""
         return bool(self.undelivered) or any(target.should_notify for target in self.targets)
 
-    def split_new_and_known(self) -> tuple[Sequence[TargetReport], Sequence[TargetReport]]:
-        """Return the targets to report, most urgent first, and those with only known issues.
+    @cached_property
+    def new_and_known(self) -> tuple[Sequence[TargetReport], Sequence[TargetReport]]:
+        """The targets to report, most urgent first, and those with only known issues.
 
-        If nothing is new (NOTIFY is always), report the targets with known issues, or else all.
+        If nothing is new (NOTIFY is always), the targets with known issues are to be reported, or else
+        all.
         """
         targets = sorted(self.targets, key=rank_by_urgency)
         new = [target for target in targets if target.should_notify]
@@ -465,7 +471,7 @@ class Report:
         if self.is_critical:
             return Severity.CRITICAL
         passing = (IssueKind.WOULD_TERMINATE, IssueKind.SPARED)
-        keys = (key for target in self.split_new_and_known()[0] for key in target.issues)
+        keys = (key for target in self.new_and_known[0] for key in target.issues)
         return Severity.INFO if all(key.kind in passing for key in keys) else Severity.WARNING
 
 

@@ -60,7 +60,7 @@ def digest_report(
 
     Their comment tags are read until the deadline.
     """
-    new, known = report.split_new_and_known()
+    new, known = report.new_and_known
     undelivered = report.undelivered[:MOST_UNDELIVERED]
     shown = tuple(TargetDigest(report=target, deadline=deadline) for target in new)
     return Digest(
