@@ -6,9 +6,12 @@ import re
 from base64 import b64decode
 from pathlib import Path
 from ssl import PEM_cert_to_DER_cert
+from sys import getrefcount
 
 import pytest
 import scramp
+from asn1crypto.core import OctetBitString
+from asn1crypto.x509 import Certificate
 from session_reaper.postgres import scram
 from session_reaper.postgres.scram import ScramClient, make_verifier
 
@@ -81,6 +84,15 @@ def test_a_verifier_is_for_its_password_only(password: str) -> None:
     authenticate(password)
     with pytest.raises(scramp.ScramException):
         authenticate(password + "x")
+
+
+def test_no_server_fills_the_memory_with_its_certificates() -> None:
+    large = Certificate.load(PEM_cert_to_DER_cert(CERTIFICATE))
+    large["signature_value"] = OctetBitString(bytes(90_000))
+    der = large.dump(force=True)
+    known = getrefcount(der)
+    ScramClient([PLUS], "pencil", der)
+    assert getrefcount(der) == known
 
 
 def test_thousands_of_servers_cost_no_key_twice() -> None:

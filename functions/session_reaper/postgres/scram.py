@@ -37,7 +37,7 @@ class ScramClient(scramp.ScramClient):  # type: ignore[misc] # scramp ships no t
     def __init__(self, mechanisms: list[str], password: str, certificate: bytes | None) -> None:
         binding = None
         if certificate is not None:
-            binding = ("tls-server-end-point", _hash_certificate(certificate))
+            binding = ("tls-server-end-point", _bind(certificate))
         nonce = secrets.token_urlsafe(_NONCE_BYTES)
         super().__init__(mechanisms, _IGNORED_USERNAME, "", binding, nonce)
         self._given_password = password
@@ -85,13 +85,22 @@ def _salt_password(password: str, salt: bytes, iterations: int) -> bytes:
     return hashlib.pbkdf2_hmac("sha256", _prepare_password(password), salt, iterations)
 
 
-@lru_cache(maxsize=2_000)
-def _hash_certificate(certificate: bytes) -> bytes:
-    """Return the channel binding data of a certificate (RFC 5929, section 4.1).
+_KEPT_BYTES: Final = 4096  # RDS's certificates have less than 2,000
 
-    Parsing it takes 0.1 ms, and a server shows the same certificate in every run.
-    """
+
+def _bind(certificate: bytes) -> bytes:
+    """Return the channel binding data of a certificate (RFC 5929, section 4.1)."""
+    # A hostile server may show another certificate of 100 kB at each login.
+    parse = _parse_once if len(certificate) <= _KEPT_BYTES else _parse
+    return parse(certificate)
+
+
+def _parse(certificate: bytes) -> bytes:
     return bytes(CBindData.from_der(certificate))
+
+
+# It takes 0.1 ms, and a server shows the same certificate in every run.
+_parse_once: Final = lru_cache(maxsize=2_000)(_parse)
 
 
 def _sign(key: bytes, message: str) -> bytes:
