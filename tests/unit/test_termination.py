@@ -30,7 +30,7 @@ from tests.builders import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from session_reaper.decision.model import Decision
     from session_reaper.report.model import TargetReport
@@ -102,7 +102,7 @@ def a_report_of_decisions() -> TargetReport:
     return a_target_report(*(a_result(Outcome.SPARED, pid=pid) for pid in PIDS))
 
 
-def terminate(session: TargetSession, condemned: Iterable[Decision]) -> TargetReport:
+def terminate(session: TargetSession, condemned: Sequence[Decision]) -> TargetReport:
     return Termination(session, session.report, a_snapshot()).run(condemned)
 
 
@@ -117,6 +117,17 @@ def test_a_run_that_ends_while_it_logs_what_it_observed_reports_all_of_it() -> N
         terminate(a_target_session(progress, outcomes, mode=Mode.OBSERVE), decisions())
     expected = dict.fromkeys(PIDS, Outcome.WOULD_TERMINATE)
     assert outcomes_of(progress.result.latest) == expected
+
+
+def test_a_run_that_ends_while_it_logs_reports_for_which_sessions_it_had_no_time() -> None:
+    progress, outcomes = Progress(a_report_of_decisions()), OutcomeLog()
+    outcomes.complete(progress.result.latest, Deadline(60))  # as a run does at its end
+    policy = a_policy({**a_rule(), "confirm_after": "5m"})
+    condemned = [decision._replace(rule=policy.rules[0]) for decision in decisions()]
+    with pytest.raises(DeadlineError):
+        terminate(a_target_session(progress, outcomes, policy=policy), condemned)
+    reasons = [result.decision.reason for result in progress.result.latest.results]
+    assert all(each.endswith("; the run has no time for confirm_after: 5m") for each in reasons)
 
 
 def test_a_run_that_ends_while_it_signals_reports_what_it_observed() -> None:

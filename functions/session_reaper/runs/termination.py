@@ -58,10 +58,10 @@ class Termination:
         self._signaller = Signaller(session, snapshot, self._results)
         self._batches: list[_Batch] = []
 
-    def run(self, condemned: Iterable[Decision]) -> TargetReport:
+    def run(self, condemned: Sequence[Decision]) -> TargetReport:
         """Terminate the sessions, as far as the time allows, and return the report."""
         self._batches = list(self._group(condemned))
-        if self._batches:
+        if condemned:
             self._results.record()
         while self._batches or self._signaller.is_pending:
             if self._batches and self._batches[0].due.remaining() == 0:
