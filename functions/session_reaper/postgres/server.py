@@ -18,7 +18,7 @@ from weakref import finalize
 from pg8000.native import DatabaseError, PreparedStatement, literal
 
 from session_reaper.deadline import Deadline
-from session_reaper.errors import INSUFFICIENT_PRIVILEGE, TargetError
+from session_reaper.errors import INSUFFICIENT_PRIVILEGE, ConnectionLostError, TargetError
 from session_reaper.policy.enums import Action
 from session_reaper.postgres.budget import (
     ANSWER_MEMORY,
@@ -193,14 +193,18 @@ class Server:
     def take_snapshot(self, scope: SnapshotScope, deadline: Deadline) -> Snapshot:
         """Read everything that one run needs, in one statement, or two if many slots are used.
 
-        The sessions of a large snapshot claim memory until they are deleted. Raises TargetError.
+        A server that refuses the second one has no known holders. The sessions of a large snapshot
+        claim memory until they are deleted. Raises TargetError.
         """
         snapshot = self._take_snapshot(scope, deadline)
         if not _is_crowded(snapshot):
             return snapshot
         try:
             holders = self._read_holders(snapshot.slots, deadline)
-        except BaseException:
+        except TargetError as error:
+            # A crowded server needs the run most, and no decision depends on the holders.
+            if not isinstance(error, ConnectionLostError):
+                return snapshot
             del snapshot  # the error's traceback would keep it in memory
             raise
         return replace(snapshot, holders=holders)
