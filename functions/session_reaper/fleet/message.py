@@ -1,8 +1,8 @@
 """Reads the compact report of a stack's run, which may come from a hostile account.
 
 Numbers are bounded, texts are cut and made printable, and nothing in a message is shown as SQL or as
-an instruction: the steps of a digest are the hub's own. Unknown keys are ignored, because a stack may be
-newer than the hub; a change that an older hub would misunderstand needs another version.
+an instruction: the steps of a digest are the hub's own. Only the keys that a digest needs are read; unknown
+ones are ignored, too, because a stack may be newer than the hub. A change that an older hub would misunderstand needs another version.
 """
 
 import json
@@ -269,21 +269,9 @@ class _Group(_Rest):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Protected:
-    rule: Annotated[str, _TEXT]
-    by: Annotated[str, _TEXT]
-    role: Annotated[str | None, _read_role]
-    application: Annotated[str, _TEXT]
-    count: Annotated[int, _read_count]
-    oldest_seconds: Annotated[float, _read_number]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _LeftOut:
     groups: Annotated[int, non_negative_int] = 0
-    protected: Annotated[int, non_negative_int] = 0
     issues: Annotated[int, non_negative_int] = 0
-    advice: Annotated[int, non_negative_int] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,9 +284,6 @@ class _Target:
     groups: Annotated[
         tuple[_Group, ...], partial(_read_items, _mapping_of(_Group), _MAX_ENTRIES)
     ] = ()
-    protected: Annotated[
-        tuple[_Protected, ...], partial(_read_items, _mapping_of(_Protected), _MAX_ENTRIES)
-    ] = ()
     issues: Annotated[
         tuple[tuple[str, ...], ...], partial(_read_items, _read_issue, _MAX_ENTRIES)
     ] = ()
@@ -309,20 +294,10 @@ class _Target:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Totals:
     targets: Annotated[int, non_negative_int]
-    failed: Annotated[int, non_negative_int]
-    terminated: Annotated[int, non_negative_int]
-    cancelled: Annotated[int, non_negative_int]
-    would_terminate: Annotated[int, non_negative_int]
-    escaped: Annotated[int, non_negative_int]
-    denied: Annotated[int, non_negative_int]
-    lingering: Annotated[int, non_negative_int]
-    spared: Annotated[int, non_negative_int]
-    protected: Annotated[int, non_negative_int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Message:
-    version: Annotated[int, positive_int]
     account: Annotated[str, _read_account]
     region: Annotated[str, _read_name]
     stack: Annotated[str, _read_name]
@@ -331,8 +306,6 @@ class _Message:
     next_by: Annotated[float, _read_number]
     usual: Annotated[bool, boolean]
     mode: Annotated[str, _TEXT]
-    status: Annotated[str, _TEXT]
-    verdict: Annotated[str, _TEXT]
     configuration_error: Annotated[str, _TEXT]
     totals: Annotated[_Totals, _mapping_of(_Totals)]
     targets: Annotated[
