@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 from session_reaper.decision.model import Decision, Verdict
 from session_reaper.documents import (
+    Read,
     boolean,
     mapping_of,
     non_negative_int,
@@ -189,14 +190,11 @@ def _read_role(value: object, place: str) -> str | None:
     return None if value is None else _read_text(63, value, place)
 
 
-def _read_count(value: object, place: str) -> int:
-    if positive_int(value, place) > _MAX_COUNT:
+def _read_count(read: Read[int], value: object, place: str) -> int:
+    count = read(value, place)
+    if count > _MAX_COUNT:
         raise ConfigurationError(place, f"must be at most {_MAX_COUNT:,}")
-    return int(str(value))
-
-
-def _read_slot_count(value: object, place: str) -> int:
-    return 0 if value == 0 and non_negative_int(value, place) == 0 else _read_count(value, place)
+    return count
 
 
 def _read_number(value: object, place: str) -> float:
@@ -218,6 +216,8 @@ def _read_mode(text: str) -> Mode | None:
 
 
 _TEXT = partial(_read_text, 200)
+_COUNT = partial(_read_count, positive_int)
+_SLOT_COUNT = partial(_read_count, non_negative_int)
 _mapping_of = partial(mapping_of, ignore_unknown=True)
 
 
@@ -245,18 +245,18 @@ class _Error:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Slots:
-    max: Annotated[int, _read_slot_count]
-    reserved: Annotated[int, _read_slot_count]
-    used_before: Annotated[int, _read_slot_count]
+    max: Annotated[int, _SLOT_COUNT]
+    reserved: Annotated[int, _SLOT_COUNT]
+    used_before: Annotated[int, _SLOT_COUNT]
     used_after: Annotated[
-        int | None, lambda value, place: value if value is None else _read_slot_count(value, place)
+        int | None, lambda value, place: value if value is None else _SLOT_COUNT(value, place)
     ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rest:
     outcome: Annotated[Outcome, one_of(Outcome)]
-    count: Annotated[int, _read_count]
+    count: Annotated[int, _COUNT]
     oldest_seconds: Annotated[float, _read_number]
 
 
