@@ -84,16 +84,14 @@ def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
         return document
     share = 0.95 * most / size
     targets = document["targets"]
-    if any(target["sessions"] for target in targets):
-        shorter = {**document, "targets": [_cut_sessions(each, share) for each in targets]}
-    elif any(map(_has_lists, targets)):
-        shorter = {**document, "targets": [_cut_lists(each, share) for each in targets]}
-    elif targets:
-        urgent = sorted(targets, key=lambda target: target["status"] == TargetStatus.OK.value)
-        shorter = _cut_list({**document, "targets": urgent}, "targets", share)
-    else:
+    for cut in (_cut_sessions, _cut_lists):
+        shorter = [cut(target, share) for target in targets]
+        if shorter != targets:
+            return truncate_document({**document, "targets": shorter}, most)
+    if not targets:
         return document
-    return truncate_document(shorter, most)
+    urgent = sorted(targets, key=lambda target: target["status"] == TargetStatus.OK.value)
+    return truncate_document(_cut_list({**document, "targets": urgent}, "targets", share), most)
 
 
 _LEFT_OUT_FIRST: Final[Mapping[str, int]] = {
@@ -106,12 +104,6 @@ _LEFT_OUT_FIRST: Final[Mapping[str, int]] = {
 def _cut_sessions(target: dict[str, Any], share: float) -> dict[str, Any]:
     sessions = sorted(target["sessions"], key=lambda s: _LEFT_OUT_FIRST.get(s["outcome"], 0))
     return _cut_list({**target, "sessions": sessions}, "sessions", share)
-
-
-def _has_lists(value: object) -> bool:
-    if isinstance(value, dict):
-        return any(map(_has_lists, value.values()))
-    return bool(value) if isinstance(value, list) else False
 
 
 def _cut_lists(document: dict[str, Any], share: float) -> dict[str, Any]:
