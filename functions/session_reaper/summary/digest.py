@@ -1,5 +1,6 @@
 """The content of a summary, for email and Slack to render."""
 
+from collections.abc import Mapping
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -9,7 +10,7 @@ from session_reaper.report.known_issues import MOST_UNDELIVERED
 from session_reaper.report.model import Report, Severity
 from session_reaper.report.text import printable
 from session_reaper.settings import FunctionLocation
-from session_reaper.summary.console_links import ConsoleLink, link_to_console
+from session_reaper.summary.console_links import link_to_console
 from session_reaper.summary.groups import FailureGroup, TargetDigest, group_failures, join_names
 from session_reaper.summary.prose import Name, Prose, to_plain
 from session_reaper.summary.steps import list_steps
@@ -34,7 +35,7 @@ class Digest(NamedTuple):
     quiet: int  # number of other targets
     undelivered: tuple[str, ...]  # summary lines of earlier runs, newest first
     more_undelivered: int  # number of older ones
-    links: tuple[ConsoleLink, ...]
+    links: Mapping[str, str]  # URLs of the console by name
     notes: tuple[Prose, ...]  # on a whole fleet
     wording: Wording
 
@@ -75,7 +76,7 @@ def digest_report(
         quiet=len(report.targets) - len(new) - len(known),
         undelivered=tuple(printable(line, _LINE_LENGTH) for line in undelivered),
         more_undelivered=len(report.undelivered) - len(undelivered) + report.undelivered_before,
-        links=tuple(link_to_console(location, report.run_id)),
+        links=link_to_console(location, report.run_id),
         notes=notes,
         wording=wording,
     )

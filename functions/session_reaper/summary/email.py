@@ -222,7 +222,7 @@ def _render_ending(digest: Digest) -> _Content:
     report = digest.report
     if digest.links:
         yield "Where to look"
-        yield from (f"{link.name:<10} {link.url}" for link in digest.links)
+        yield from (f"{name:<10} {url}" for name, url in digest.links.items())
         yield ""
     quiet = f" {digest.quiet} other targets are quiet." if digest.quiet else ""
     if digest.quiet == 1:

@@ -103,7 +103,7 @@ def _render_lines(digest: Digest, steps: Iterable[str]) -> Iterator[str]:
         yield f"Not delivered by an earlier run: {_quote_code(summary)}"
     if digest.more_undelivered:
         yield f"… and {digest.more_undelivered} more"
-    links = [f"<{link.url}|{link.name}>" for link in digest.links]
+    links = [f"<{url}|{name}>" for name, url in digest.links.items()]
     yield " · ".join([*links, f"{digest.wording.mode} {digest.report.mode_label}"])
 
 
@@ -167,10 +167,8 @@ def _render_step(step: Prose) -> str:
 
 def _quote_code(text: str, most: int = _SECTION) -> str:
     """Quote a text in a code span of at most `most` characters."""
-    span = _to_code_span(text)
-    while len(span) > most:
+    while len(span := _to_code_span(text)) > most:
         text = truncate(text, len(text) - max(1, (len(span) - most) // 5))
-        span = _to_code_span(text)
     return span
 
 
