@@ -100,7 +100,7 @@ def _write_notes(
     """Write the totals of the fleet, its top leaking applications, and its recommendations."""
     accounts = len({state.spoke.account for state in states})
     number = sum(state.targets for state in states)
-    ended = sum(target.count(Outcome.TERMINATED) for target in targets)
+    ended = sum(target.counts[Outcome.TERMINATED] for target in targets)
     silent = sum(state.is_silent for state in states)
     totals = (
         f"Fleet: {count_of(len(states), 'stack')}{f' ({silent} silent)' if silent else ''}"

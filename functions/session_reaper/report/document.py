@@ -67,7 +67,7 @@ def _count_sessions(target: TargetReport) -> int:
 
 def _count_spared(target: TargetReport) -> int:
     explained = target.explained or ()
-    return target.count(Outcome.SPARED) + sum(
+    return target.counts[Outcome.SPARED] + sum(
         each.outcome is ExplainedOutcome.SPARED for each in explained
     )
 

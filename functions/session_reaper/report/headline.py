@@ -70,7 +70,7 @@ def write_headline(target: TargetReport) -> str:
 
 
 def _write_results(target: TargetReport) -> Iterator[str]:
-    counts = [(target.count(outcome), phrase) for outcome, phrase in OUTCOME_PHRASES.items()]
+    counts = [(target.counts[outcome], phrase) for outcome, phrase in OUTCOME_PHRASES.items()]
     found = [(number, phrase) for number, phrase in counts if number]
     if found:
         number, phrase = found[0]

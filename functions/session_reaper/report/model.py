@@ -201,12 +201,9 @@ class TargetReport:
     known_issues: tuple[IssueKey, ...] = ()  # reported less than REMIND_AFTER ago
     recovered: tuple[Recovery, ...] = ()  # since the previous run
 
-    def count(self, outcome: Outcome) -> int:
-        """Count the sessions with this outcome."""
-        return self._counts.get(outcome, 0)
-
     @cached_property
-    def _counts(self) -> Counter[Outcome]:
+    def counts(self) -> Counter[Outcome]:
+        """The number of sessions by outcome."""
         return Counter(result.outcome for result in self.results)
 
     @cached_property
@@ -308,7 +305,7 @@ class TargetReport:
             bool(self.recovered)
             or self.checked is not None  # a check also shows whether the summary arrives
             or self.applied is not None
-            or any(self.count(outcome) for outcome in _DONE)
+            or any(self.counts[outcome] for outcome in _DONE)
             or bool(self.new_issues)
         )
 
@@ -400,12 +397,9 @@ class Report:
         """The mode in words."""
         return "unknown" if self.configuration_error else str(self.mode)
 
-    def count(self, outcome: Outcome) -> int:
-        """Count the sessions of all targets with this outcome."""
-        return self._counts.get(outcome, 0)
-
     @cached_property
-    def _counts(self) -> Counter[Outcome]:
+    def counts(self) -> Counter[Outcome]:
+        """The number of sessions of all targets by outcome."""
         return Counter(result.outcome for target in self.targets for result in target.results)
 
     @property
@@ -414,7 +408,7 @@ class Report:
         return {
             "targets": len(self.targets),
             "failed": self.failed,
-            **{outcome.value: self.count(outcome) for outcome in Outcome},
+            **{outcome.value: self.counts[outcome] for outcome in Outcome},
             "protected": sum(len(target.protected) for target in self.targets),
         }
 

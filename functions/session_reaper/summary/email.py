@@ -223,7 +223,7 @@ def _render_ending(digest: Digest) -> _Content:
     if digest.quiet == 1:
         quiet = " 1 other target is quiet."
     problem = f" {report.state_problem}" if report.state_problem else ""
-    if report.count(Outcome.TERMINATED):
+    if report.counts[Outcome.TERMINATED]:
         yield _to_paragraph(_CLIENTS_SAW)
         yield ""
     yield _to_paragraph(

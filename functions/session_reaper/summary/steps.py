@@ -78,7 +78,7 @@ def _explain_holders(report: TargetReport, wording: Wording) -> Prose:
             *describe_holder(largest),
             _LOGGING_IN,
         )
-    may_enforce = wording.enforces_at_once and report.count(Outcome.WOULD_TERMINATE)
+    may_enforce = wording.enforces_at_once and report.counts[Outcome.WOULD_TERMINATE]
     protection = find_holder_protection(largest, report.policy) if report.policy else None
     protection = protection or find_protection_of_all(largest, report)
     when = "Restart" if report.is_exhausted else "If slots run out, restart"

@@ -94,9 +94,9 @@ def _choose_for_manual_run(report: Report) -> RunVerdict | None:
 
 
 def _choose_for_reaping(report: Report, results: str) -> RunVerdict:
-    if report.count(Outcome.TERMINATED) or report.count(Outcome.CANCELLED):
+    if report.counts[Outcome.TERMINATED] or report.counts[Outcome.CANCELLED]:
         return _make_verdict(VerdictWord.RESOLVED, results)
-    if report.count(Outcome.SPARED) and report.mode is Mode.ENFORCE:
+    if report.counts[Outcome.SPARED] and report.mode is Mode.ENFORCE:
         return _make_verdict(VerdictWord.ACTION_NEEDED, f"no session was terminated. {results}")
     if results:
         return _make_verdict(VerdictWord.OBSERVED, results)
@@ -113,15 +113,15 @@ def _list_results(report: Report, wording: Wording) -> Iterator[str]:
     """List what happened to sessions; in an `apply` run they are only the evidence for settings."""
     if any(target.applied is not None for target in report.targets):
         return
-    if number := report.count(Outcome.TERMINATED):
+    if number := report.counts[Outcome.TERMINATED]:
         yield f"{_count_with_verb(number, 'session', 'sessions')} terminated and verified gone."
-    if number := report.count(Outcome.CANCELLED):
+    if number := report.counts[Outcome.CANCELLED]:
         yield f"{_count_with_verb(number, 'query', 'queries')} cancelled."
-    if number := report.count(Outcome.WOULD_TERMINATE):
+    if number := report.counts[Outcome.WOULD_TERMINATE]:
         is_observing = report.mode is Mode.OBSERVE
         cause = wording.if_enforced if is_observing else wording.if_all_enforced
         yield f"{cause}, {count_of(number, 'session')} would be terminated."
-    number = report.count(Outcome.SPARED)
+    number = report.counts[Outcome.SPARED]
     if number and report.mode is Mode.ENFORCE:
         yield f"{_count_with_verb(number, 'session', 'sessions')} spared."
     if report.mode is Mode.OBSERVE and any(target.results for target in report.targets):
@@ -146,10 +146,10 @@ def _list_unresolved(report: Report, wording: Wording) -> Iterator[Prose]:
             subject = f"{of_all}{count_of(number, 'target')} "
         yield (f"{subject}{problem} ", join_names(targets))
     if report.mode is Mode.ENFORCE:
-        if number := report.count(Outcome.LINGERING):
+        if number := report.counts[Outcome.LINGERING]:
             has = "was signalled but has" if number == 1 else "were signalled but have"
             yield (f"{count_of(number, 'session')} {has} not exited",)
-        if number := report.count(Outcome.DENIED):
+        if number := report.counts[Outcome.DENIED]:
             yield (f"the reaper's role may not terminate {count_of(number, 'session')}",)
 
 
