@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from typing import Annotated, Any, Final, NamedTuple
 
 from session_reaper.decision.model import Decision, Verdict
@@ -105,9 +105,8 @@ def read_spoke_report(body: str) -> SpokeReport:
         problem = f"must be {VERSION}, not {given} as from account {account}"
         raise ConfigurationError("version", f"{problem}; update the hub before the stacks")
     message: _Message = _read_message(document, "")
-    groups = chain.from_iterable(target.groups for target in message.targets)
-    sessions = sum(group.count for group in groups) + sum(each.count for each in message.rest)
-    if sessions > _MAX_SESSIONS:
+    targets = (*message.targets, *_make_rest(message.stack, message.rest))
+    if sum(group.count for target in targets for group in target.groups) > _MAX_SESSIONS:
         raise ConfigurationError("targets", f"have more than {_MAX_SESSIONS:,} sessions")
     spoke = Spoke(message.account, message.region, message.stack)
     return SpokeReport(
@@ -118,10 +117,7 @@ def read_spoke_report(body: str) -> SpokeReport:
         is_usual=message.usual,
         mode=None if message.configuration_error else _read_mode(message.mode),
         problem=_make_problem(spoke, message.configuration_error),
-        targets=(
-            *(_make_target(spoke, target) for target in message.targets),
-            *_make_rest(spoke, message.rest),
-        ),
+        targets=tuple(_make_target(spoke, target) for target in targets),
         number_of_targets=message.totals.targets,
         is_whole=bool(message.targets) and not message.targets_left_out,
         cut=frozenset([_REST_KEY, *map(_make_key, filter(_is_cut, message.targets))]),
@@ -266,6 +262,7 @@ class _Group(_Rest):
     application: Annotated[str, _TEXT]
     role: Annotated[str | None, _read_role]
     state: Annotated[State, one_of(State)]
+    reason: str = ""  # not of the message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,11 +362,10 @@ def _is_lingering(kind: str, detail: Sequence[str]) -> bool:
     return kind == IssueKind.LINGERING and detail[0:1] != [] and detail[0].isdecimal()
 
 
-def _make_rest(spoke: Spoke, rest: Sequence[_Rest]) -> Iterator[TargetReport]:
+def _make_rest(stack: str, rest: Iterable[_Rest]) -> Iterator[_Target]:
     """Make one target of all sessions whose groups were left out, so that every number is true."""
-    results = []
-    for each in rest:
-        several = _Group(
+    groups = tuple(
+        _Group(
             outcome=each.outcome,
             rule=_SEVERAL,
             application=_SEVERAL,
@@ -377,13 +373,13 @@ def _make_rest(spoke: Spoke, rest: Sequence[_Rest]) -> Iterator[TargetReport]:
             state=State.IDLE_IN_TRANSACTION,
             count=each.count,
             oldest_seconds=each.oldest_seconds,
+            reason="the report has no room for their groups",
         )
-        (result, *_) = found = _make_results(several, spoke.account, iter(()))
-        decision = result.decision._replace(reasons=("the report has no room for their groups",))
-        results += [result._replace(decision=decision)] * len(found)
-    if results:
-        name = f"{spoke.label} (rest of its report)"
-        yield TargetReport(name=name, key=_REST_KEY, results=tuple(results))
+        for each in rest
+    )
+    if groups:
+        name = f"{stack} (rest of its report)"
+        yield _Target(name=name, key=_REST_KEY, status=TargetStatus.OK, groups=groups)
 
 
 def _list_extra_issues(issues: Iterable[Sequence[str]]) -> Iterable[IssueKey]:
@@ -431,7 +427,7 @@ def _make_results(group: _Group, account: str, pids: Iterator[int]) -> Sequence[
         session=session,
         verdict=Verdict.CONDEMN,
         rule=Rule(name=group.rule, match=Match(state=(group.state,))),
-        reasons=(f"{group.state} for {format_duration(group.oldest_seconds)}",),
+        reasons=(group.reason or f"{group.state} for {format_duration(group.oldest_seconds)}",),
     )
     result = SessionResult(decision=decision, outcome=group.outcome)
     if group.outcome is not Outcome.LINGERING:
