@@ -119,14 +119,11 @@ def _drop_quiet(
     """
     secrets = {issue.target.secret for issue in known}
     kept: list[TargetReport] = []
-    first: list[TargetReport] = []
+    quiet: list[TargetReport] = []
     for target in targets:
         is_quiet = target.is_fine and not target.results and not target.issues
-        if not is_quiet or target.key.secret in secrets:
-            kept.append(target)
-        elif not first:
-            first.append(target)
-    return (*kept, *first)
+        (quiet if is_quiet and target.key.secret not in secrets else kept).append(target)
+    return (*kept, *quiet[:1])
 
 
 def _keep_ended(targets: Iterable[TargetReport]) -> Sequence[TargetReport]:
@@ -191,10 +188,9 @@ def _list_stack_reports(
     """Yield the problem of a stack that was heard, and the end of those that it has no longer."""
     if problem is not None:
         yield problem
-    own = () if problem is not None else (STACK_KEY,)
-    silence = () if is_silent else (SILENCE_KEY,)
     known = {issue.target for issue in state.known}
-    ended = [key for key in (*own, *silence) if key in known]
+    is_over = {STACK_KEY: problem is None, SILENCE_KEY: not is_silent}
+    ended = [key for key, over in is_over.items() if over and key in known]
     if ended:
         yield TargetReport(
             name=state.spoke.label,
