@@ -133,17 +133,14 @@ def compare_with_known(
         for target in targets
         for key in target.new_issues
     )
-    update = StateUpdate(reported=reported, ended=tuple(ended))
-    return _add_undelivered(replace(report, targets=targets), known), update
-
-
-def _add_undelivered(report: Report, known: Iterable[KnownIssue]) -> Report:
     lost = _list_undelivered(known)
-    return replace(
+    report = replace(
         report,
+        targets=targets,
         undelivered=tuple(" ".join(issue.key.detail[:1]) for issue in lost),
         undelivered_before=_count_undelivered(lost) - len(lost),
     )
+    return report, StateUpdate(reported=reported, ended=tuple(ended))
 
 
 def mark_undelivered(report: Report, known: Iterable[KnownIssue], now: float) -> StateUpdate:
