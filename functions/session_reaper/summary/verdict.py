@@ -1,7 +1,7 @@
 """The verdict on a run: a word, such as RESOLVED or ACTION NEEDED, and the reason."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from itertools import chain
 from typing import Final, NamedTuple
@@ -175,12 +175,10 @@ def _list_problems(target: TargetReport) -> Iterator[str]:
         yield "the reaper could connect only with the fallback secret on"
 
 
-_STACK_PROBLEMS: Final = {
+_PROBLEMS: Final[Mapping[StackProblem | TargetStatus, str]] = {
     StackProblem.SILENT: "no report arrives from",
     StackProblem.CONFIGURATION: "the configuration is invalid in",
     StackProblem.INVALID_MESSAGE: "reports cannot be read in",
-}
-_STATUS_PROBLEMS: Final = {
     TargetStatus.BLIND: "the reaper cannot see other sessions on",
     TargetStatus.FULL: "no connection slot is left on",
     TargetStatus.BREAKER: "the breaker stopped all terminations on",
@@ -188,10 +186,8 @@ _STATUS_PROBLEMS: Final = {
 
 
 def _describe_status(target: TargetReport) -> str:
-    if target.stack_problem is not None:
-        return _STACK_PROBLEMS[target.stack_problem]
-    if target.status in _STATUS_PROBLEMS:
-        return _STATUS_PROBLEMS[target.status]
+    if problem := _PROBLEMS.get(target.stack_problem or target.status):
+        return problem
     if target.slots is None:
         return _UNREACHED
     return "settings were refused on" if target.applied else "the run was not completed on"
