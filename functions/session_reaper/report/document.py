@@ -43,7 +43,7 @@ def to_document(
     If there are more sessions than a response has room for, or than can be described by the
     deadline, leaves out the same share of each target's; `sessions_left_out` is their number.
     """
-    number = sum(map(_count_sessions, report.targets))
+    number = sum(len(_get_sessions(target)) for target in report.targets)
     share = min(1.0, _MOST_SESSIONS / number) if number else 1.0
     targets = []
     for left, target in zip(range(len(report.targets), 0, -1), report.targets, strict=True):
@@ -61,15 +61,12 @@ def to_document(
     }
 
 
-def _count_sessions(target: TargetReport) -> int:
-    return len(target.results if target.explained is None else target.explained)
+def _get_sessions(target: TargetReport) -> Sequence[SessionResult | Explanation]:
+    return target.results if target.explained is None else target.explained
 
 
 def _count_spared(target: TargetReport) -> int:
-    explained = target.explained or ()
-    return target.counts[Outcome.SPARED] + sum(
-        each.outcome is ExplainedOutcome.SPARED for each in explained
-    )
+    return sum(each.outcome.value == Outcome.SPARED.value for each in _get_sessions(target))
 
 
 def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
@@ -127,7 +124,7 @@ def _cut_list(document: dict[str, Any], key: str, share: float) -> dict[str, Any
 def _describe_target(
     target: TargetReport, share: float, deadline: Deadline | None
 ) -> dict[str, Any]:
-    number = _count_sessions(target)
+    number = len(_get_sessions(target))
     sessions = list(_describe_sessions(target, int(share * number), deadline))
     applied = target.applied
     return {
@@ -254,7 +251,7 @@ def _describe_sessions(
     target: TargetReport, most: int, deadline: Deadline | None
 ) -> Iterator[dict[str, Any]]:
     """Describe at most `most` sessions until the deadline, the least important only if all fit."""
-    results: Sequence[SessionResult | Explanation] = target.explained or target.results
+    results = _get_sessions(target)
     if most < len(results):
         results = sorted(results, key=lambda each: _LEFT_OUT_FIRST.get(each.outcome, 0))[:most]
     for result in results:
