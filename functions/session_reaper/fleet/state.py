@@ -18,7 +18,7 @@ from session_reaper.fleet.message import (
 )
 from session_reaper.policy.enums import Mode
 from session_reaper.report.known_issues import KnownIssue, StateUpdate, compare_with_known
-from session_reaper.report.model import Outcome, Report, StackProblem, TargetReport
+from session_reaper.report.model import DONE, Report, StackProblem, TargetReport
 from session_reaper.targets.target import TargetKey
 
 SILENT_AFTER: Final = 600.0
@@ -26,7 +26,6 @@ SILENT_AFTER: Final = 600.0
 
 _MOST_AHEAD: Final = 3600.0  # seconds that a stack's clock orders its runs ahead of the arrival
 _RUNS: Final = 100  # of one stack, and all of the last digest, to recognize what arrives twice
-_DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +60,6 @@ class SpokeNews:
     latest: SpokeReport | None = None  # the newest usual run
     others: list[TargetReport] = field(default_factory=list)  # with ended sessions only
     handles: list[str] = field(default_factory=list)  # of the messages to delete
-    advice: tuple[str, ...] = ()
     mode: Mode = Mode.OFF  # the highest
 
 
@@ -84,7 +82,6 @@ def add_message(news: SpokeNews, report: SpokeReport, arrived_at: float, handle:
     if news.latest is not None:
         news.others += _keep_ended(news.latest.targets)
     news.latest = report._replace(targets=_drop_quiet(report.targets, state.known))
-    news.advice = report.advice
     news.state = replace(
         state,
         sent_at=_limit_clock(report, arrived_at),
@@ -131,7 +128,7 @@ def _keep_ended(targets: Iterable[TargetReport]) -> Sequence[TargetReport]:
     return [
         TargetReport(name=t.name, key=t.key, results=ended)
         for t in targets
-        if (ended := tuple(result for result in t.results if result.outcome in _DONE))
+        if (ended := tuple(result for result in t.results if result.outcome in DONE))
     ]
 
 

@@ -196,7 +196,7 @@ def report_again(
 def _has_ended(key: IssueKey, target: TargetReport, mode: Mode) -> bool:
     """Return whether the issue has ended; one that the run could not check has not."""
     is_checked = target.is_reached and target.status is not TargetStatus.PAUSED
-    if not is_checked or key in target.issue_set or key.kind in _PASSING:
+    if not is_checked or key in target.issues or key.kind in _PASSING:
         return False
     match key.kind:
         case IssueKind.EXHAUSTED:  # a server that stays almost full is not reported in every run
