@@ -430,10 +430,7 @@ def _make_results(group: _Group, account: str, pids: Iterator[int]) -> Sequence[
         reasons=(group.reason or f"{group.state} for {format_duration(group.oldest_seconds)}",),
     )
     result = SessionResult(decision=decision, outcome=group.outcome)
-    if group.outcome is not Outcome.LINGERING:
-        return (result,) * group.count
-    sessions = (
-        replace(session, identity=replace(identity, pid=pid)) for pid in islice(pids, group.count)
-    )
+    own_pids = islice(pids, group.count) if group.outcome is Outcome.LINGERING else ()
+    sessions = (replace(session, identity=replace(identity, pid=pid)) for pid in own_pids)
     known = [result._replace(decision=decision._replace(session=each)) for each in sessions]
     return (*known, *(result,) * (group.count - len(known)))
