@@ -451,7 +451,7 @@ class Report:
             for key in target.new_issues
         )
 
-    @property
+    @cached_property
     def severity(self) -> Severity:
         """The urgency of the reported issues."""
         if self.configuration_error:

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from session_reaper.deadline import Deadline
 from session_reaper.report.headline import write_summary_line
 from session_reaper.report.known_issues import MOST_UNDELIVERED
-from session_reaper.report.model import Report, Severity
+from session_reaper.report.model import Report
 from session_reaper.report.text import printable
 from session_reaper.settings import FunctionLocation
 from session_reaper.summary.console_links import link_to_console
@@ -26,7 +26,6 @@ class Digest(NamedTuple):
 
     report: Report
     summary: str  # the line of the subject
-    severity: Severity
     verdict: RunVerdict
     steps: tuple[Prose, ...]  # what to do, most urgent first
     shown: tuple[TargetDigest, ...]  # targets to report, most urgent first
@@ -67,7 +66,6 @@ def digest_report(
     return Digest(
         report=report,
         summary=write_summary_line(report),
-        severity=report.severity,
         verdict=choose_verdict(report, wording),
         steps=tuple(islice(list_steps(shown, report, wording), _MOST_STEPS)),
         shown=shown,
