@@ -217,14 +217,9 @@ def _describe_failure(failure: Failure | None) -> dict[str, str] | None:
 
 
 def _describe_setting(setting: RoleSetting) -> dict[str, Any]:
-    return {
-        "code": setting.code,
-        "role": setting.role,
-        "sql": setting.sql,
-        "old": setting.old,
-        "done": setting.done,
-        "error": _describe_failure(setting.error),
-    }
+    document = setting._asdict() | {"error": _describe_failure(setting.error)}
+    del document["excess"]  # which only the advice needs
+    return document
 
 
 def _describe_check(check: Check) -> dict[str, Any]:
