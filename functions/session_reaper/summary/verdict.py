@@ -139,11 +139,10 @@ def _list_unresolved(report: Report, wording: Wording) -> Iterator[Prose]:
         for problem in _list_problems(target):
             targets_by_problem[problem].append(target)
     for problem, targets in targets_by_problem.items():
-        subject = ""
-        if problem == _UNREACHED:
-            of_all = f"{len(targets)} of " if wording.sees_all else ""
-            number = len(report.targets) if wording.sees_all else len(targets)
-            subject = f"{of_all}{count_of(number, 'target')} "
+        unreached = count_of(len(targets), "target")
+        if wording.sees_all:
+            unreached = f"{len(targets)} of {count_of(len(report.targets), 'target')}"
+        subject = f"{unreached} " if problem == _UNREACHED else ""
         yield (f"{subject}{problem} ", join_names(targets))
     if report.mode is Mode.ENFORCE:
         if number := report.counts[Outcome.LINGERING]:
