@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, NamedTuple
 from session_reaper.decision.model import Decision, Verdict
 from session_reaper.documents import (
     Read,
+    T,
     boolean,
     mapping_of,
     non_negative_int,
@@ -38,7 +39,7 @@ from session_reaper.report.model import (
     TargetReport,
     TargetStatus,
 )
-from session_reaper.report.text import printable
+from session_reaper.report.text import NAME_LENGTH, printable
 from session_reaper.sessions.session import Identity, Session, Slots, State
 from session_reaper.targets.target import TargetKey
 
@@ -182,8 +183,8 @@ def _read_account(value: object, place: str) -> str:
     return account
 
 
-def _read_role(value: object, place: str) -> str | None:
-    return None if value is None else _read_text(63, value, place)
+def _read_optional(read: Read[T], value: object, place: str) -> T | None:
+    return None if value is None else read(value, place)
 
 
 def _read_count(read: Read[int], value: object, place: str) -> int:
@@ -201,7 +202,7 @@ def _read_number(value: object, place: str) -> float:
     return float(value)  # type: ignore[arg-type] # checked
 
 
-def _read_items(read: Any, most: int, value: object, place: str) -> tuple[Any, ...]:  # noqa: ANN401 -- a reader of any type
+def _read_items(read: Read[T], most: int, value: object, place: str) -> tuple[T, ...]:
     if not isinstance(value, list) or len(value) > most:
         raise ConfigurationError(place, f"must be a list of at most {most:,}")
     return tuple(read(item, f"{place}[{index}]") for index, item in enumerate(value))
@@ -244,9 +245,7 @@ class _Slots:
     max: Annotated[int, _SLOT_COUNT]
     reserved: Annotated[int, _SLOT_COUNT]
     used_before: Annotated[int, _SLOT_COUNT]
-    used_after: Annotated[
-        int | None, lambda value, place: value if value is None else _SLOT_COUNT(value, place)
-    ] = None
+    used_after: Annotated[int | None, partial(_read_optional, _SLOT_COUNT)] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,7 +259,7 @@ class _Rest:
 class _Group(_Rest):
     rule: Annotated[str, _TEXT]
     application: Annotated[str, _TEXT]
-    role: Annotated[str | None, _read_role]
+    role: Annotated[str | None, partial(_read_optional, partial(_read_text, NAME_LENGTH))]
     state: Annotated[State, one_of(State)]
     reason: str = ""  # not of the message
 
