@@ -86,7 +86,7 @@ def _show_victims(victims: Sequence[SessionResult]) -> None:
         head = f"{count_of(group.count, 'session')}: {group.application} (role {group.role})"
         messages.print(Text(f"{head}, oldest {group.age}"))
         messages.print(_indent(f"{group.rule}: {group.reason}"))
-        pids = ", ".join(str(pid) for pid in sorted(group.pids))
+        pids = ", ".join(map(str, sorted(decision.pid for decision in group.decisions)))
         messages.print(_indent(f"pid {pids}"))
 
 

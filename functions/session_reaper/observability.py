@@ -208,7 +208,7 @@ def emit_target_metrics(target: TargetReport) -> None:
             for state, name in _STATE_METRICS.items():
                 metrics.add_metric(name, MetricUnit.Count, target.states.get(state, 0))
         for outcome, name in _OUTCOME_METRICS.items():
-            if number := target.count(outcome):
+            if number := target.counts[outcome]:
                 metrics.add_metric(name, MetricUnit.Count, number)
         _add_held_back(metrics, [target])
     rules = [each.decision.rule for each in target.results if each.outcome is Outcome.TERMINATED]
@@ -223,7 +223,7 @@ def emit_run_metrics(report: Report, seconds: float) -> None:
         successful = report.status is not RunStatus.FAILED
         metrics.add_metric("SuccessfulRuns", MetricUnit.Count, int(successful))
         metrics.add_metric("FailedTargets", MetricUnit.Count, report.failed)
-        metrics.add_metric("Terminated", MetricUnit.Count, report.count(Outcome.TERMINATED))
+        metrics.add_metric("Terminated", MetricUnit.Count, report.counts[Outcome.TERMINATED])
         _add_held_back(metrics, report.targets)
         used = [_compute_used_percent(target) for target in report.targets]
         if known := [each for each in used if each is not None]:

@@ -79,7 +79,7 @@ def test_the_sessions_of_a_report_that_was_cut_are_all_counted(
     body = a_message(an_origin(), *(leaks_of_many_applications(applications, n) for n in names))
     assert len(body) <= MAX_BYTES
     result = conclude(some_news(body, now), now, 3600, is_complete=True)
-    ended = sum(target.count(Outcome.TERMINATED) for target in result.targets)
+    ended = sum(target.counts[Outcome.TERMINATED] for target in result.targets)
     assert ended == 2 * targets * applications
     assert result.state.targets == targets
 
@@ -229,7 +229,7 @@ def test_all_messages_of_a_digest_are_recognized_if_none_could_be_deleted() -> N
         for number, report in enumerate(reports):
             add_message(news, report, now, str(number))
         result = conclude(news, now, 3600, is_complete=True)
-        assert sum(target.count(Outcome.TERMINATED) for target in result.targets) == ended
+        assert sum(target.counts[Outcome.TERMINATED] for target in result.targets) == ended
         assert len(news.handles) == 300
         state = conclude(SpokeNews(state=result.state), now, 3600, is_complete=True).state
     later = a_message(an_origin(sent_at=now + 300), run="later")

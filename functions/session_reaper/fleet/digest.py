@@ -65,7 +65,8 @@ def report_on_fleet(  # noqa: PLR0913 -- what a run of the hub knows
         (*found, *refused), key=lambda t: (not t.is_critical, _URGENCY.index(t.stack_problem))
     )
     states = {spoke: result.state for spoke, result in results.items()}
-    advice = chain.from_iterable(news.advice for news in news_by_spoke.values())
+    latest = filter(None, (news.latest for news in news_by_spoke.values()))
+    advice = chain.from_iterable(report.advice for report in latest)
     # The highest mode of the stacks: with "off", nothing would be reported.
     mode = max([Mode.OBSERVE, *(news.mode for news in news_by_spoke.values())])
     return FleetReport(
@@ -100,7 +101,7 @@ def _write_notes(
     """Write the totals of the fleet, its top leaking applications, and its recommendations."""
     accounts = len({state.spoke.account for state in states})
     number = sum(state.targets for state in states)
-    ended = sum(target.count(Outcome.TERMINATED) for target in targets)
+    ended = sum(target.counts[Outcome.TERMINATED] for target in targets)
     silent = sum(state.is_silent for state in states)
     totals = (
         f"Fleet: {count_of(len(states), 'stack')}{f' ({silent} silent)' if silent else ''}"

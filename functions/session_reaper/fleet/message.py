@@ -1,8 +1,8 @@
 """Reads the compact report of a stack's run, which may come from a hostile account.
 
 Numbers are bounded, texts are cut and made printable, and nothing in a message is shown as SQL or as
-an instruction: the steps of a digest are the hub's own. Unknown keys are ignored, because a stack may be
-newer than the hub; a change that an older hub would misunderstand needs another version.
+an instruction: the steps of a digest are the hub's own. Only the keys that a digest needs are read; unknown
+ones are ignored, too, because a stack may be newer than the hub. A change that an older hub would misunderstand needs another version.
 """
 
 import json
@@ -10,11 +10,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from typing import Annotated, Any, Final, NamedTuple
 
 from session_reaper.decision.model import Decision, Verdict
 from session_reaper.documents import (
+    Read,
+    T,
     boolean,
     mapping_of,
     non_negative_int,
@@ -37,7 +39,7 @@ from session_reaper.report.model import (
     TargetReport,
     TargetStatus,
 )
-from session_reaper.report.text import printable
+from session_reaper.report.text import NAME_LENGTH, printable
 from session_reaper.sessions.session import Identity, Session, Slots, State
 from session_reaper.targets.target import TargetKey
 
@@ -104,9 +106,8 @@ def read_spoke_report(body: str) -> SpokeReport:
         problem = f"must be {VERSION}, not {given} as from account {account}"
         raise ConfigurationError("version", f"{problem}; update the hub before the stacks")
     message: _Message = _read_message(document, "")
-    groups = chain.from_iterable(target.groups for target in message.targets)
-    sessions = sum(group.count for group in groups) + sum(each.count for each in message.rest)
-    if sessions > _MAX_SESSIONS:
+    targets = (*message.targets, *_make_rest(message.stack, message.rest))
+    if sum(group.count for target in targets for group in target.groups) > _MAX_SESSIONS:
         raise ConfigurationError("targets", f"have more than {_MAX_SESSIONS:,} sessions")
     spoke = Spoke(message.account, message.region, message.stack)
     return SpokeReport(
@@ -117,10 +118,7 @@ def read_spoke_report(body: str) -> SpokeReport:
         is_usual=message.usual,
         mode=None if message.configuration_error else _read_mode(message.mode),
         problem=_make_problem(spoke, message.configuration_error),
-        targets=(
-            *(_make_target(spoke, target) for target in message.targets),
-            *_make_rest(spoke, message.rest),
-        ),
+        targets=tuple(_make_target(spoke, target) for target in targets),
         number_of_targets=message.totals.targets,
         is_whole=bool(message.targets) and not message.targets_left_out,
         cut=frozenset([_REST_KEY, *map(_make_key, filter(_is_cut, message.targets))]),
@@ -185,18 +183,15 @@ def _read_account(value: object, place: str) -> str:
     return account
 
 
-def _read_role(value: object, place: str) -> str | None:
-    return None if value is None else _read_text(63, value, place)
+def _read_optional(read: Read[T], value: object, place: str) -> T | None:
+    return None if value is None else read(value, place)
 
 
-def _read_count(value: object, place: str) -> int:
-    if positive_int(value, place) > _MAX_COUNT:
+def _read_count(read: Read[int], value: object, place: str) -> int:
+    count = read(value, place)
+    if count > _MAX_COUNT:
         raise ConfigurationError(place, f"must be at most {_MAX_COUNT:,}")
-    return int(str(value))
-
-
-def _read_slot_count(value: object, place: str) -> int:
-    return 0 if value == 0 and non_negative_int(value, place) == 0 else _read_count(value, place)
+    return count
 
 
 def _read_number(value: object, place: str) -> float:
@@ -207,7 +202,7 @@ def _read_number(value: object, place: str) -> float:
     return float(value)  # type: ignore[arg-type] # checked
 
 
-def _read_items(read: Any, most: int, value: object, place: str) -> tuple[Any, ...]:  # noqa: ANN401 -- a reader of any type
+def _read_items(read: Read[T], most: int, value: object, place: str) -> tuple[T, ...]:
     if not isinstance(value, list) or len(value) > most:
         raise ConfigurationError(place, f"must be a list of at most {most:,}")
     return tuple(read(item, f"{place}[{index}]") for index, item in enumerate(value))
@@ -218,6 +213,8 @@ def _read_mode(text: str) -> Mode | None:
 
 
 _TEXT = partial(_read_text, 200)
+_COUNT = partial(_read_count, positive_int)
+_SLOT_COUNT = partial(_read_count, non_negative_int)
 _mapping_of = partial(mapping_of, ignore_unknown=True)
 
 
@@ -245,18 +242,16 @@ class _Error:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Slots:
-    max: Annotated[int, _read_slot_count]
-    reserved: Annotated[int, _read_slot_count]
-    used_before: Annotated[int, _read_slot_count]
-    used_after: Annotated[
-        int | None, lambda value, place: value if value is None else _read_slot_count(value, place)
-    ] = None
+    max: Annotated[int, _SLOT_COUNT]
+    reserved: Annotated[int, _SLOT_COUNT]
+    used_before: Annotated[int, _SLOT_COUNT]
+    used_after: Annotated[int | None, partial(_read_optional, _SLOT_COUNT)] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rest:
     outcome: Annotated[Outcome, one_of(Outcome)]
-    count: Annotated[int, _read_count]
+    count: Annotated[int, _COUNT]
     oldest_seconds: Annotated[float, _read_number]
 
 
@@ -264,26 +259,15 @@ class _Rest:
 class _Group(_Rest):
     rule: Annotated[str, _TEXT]
     application: Annotated[str, _TEXT]
-    role: Annotated[str | None, _read_role]
+    role: Annotated[str | None, partial(_read_optional, partial(_read_text, NAME_LENGTH))]
     state: Annotated[State, one_of(State)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Protected:
-    rule: Annotated[str, _TEXT]
-    by: Annotated[str, _TEXT]
-    role: Annotated[str | None, _read_role]
-    application: Annotated[str, _TEXT]
-    count: Annotated[int, _read_count]
-    oldest_seconds: Annotated[float, _read_number]
+    reason: str = ""  # not of the message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _LeftOut:
     groups: Annotated[int, non_negative_int] = 0
-    protected: Annotated[int, non_negative_int] = 0
     issues: Annotated[int, non_negative_int] = 0
-    advice: Annotated[int, non_negative_int] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,9 +280,6 @@ class _Target:
     groups: Annotated[
         tuple[_Group, ...], partial(_read_items, _mapping_of(_Group), _MAX_ENTRIES)
     ] = ()
-    protected: Annotated[
-        tuple[_Protected, ...], partial(_read_items, _mapping_of(_Protected), _MAX_ENTRIES)
-    ] = ()
     issues: Annotated[
         tuple[tuple[str, ...], ...], partial(_read_items, _read_issue, _MAX_ENTRIES)
     ] = ()
@@ -309,20 +290,10 @@ class _Target:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Totals:
     targets: Annotated[int, non_negative_int]
-    failed: Annotated[int, non_negative_int]
-    terminated: Annotated[int, non_negative_int]
-    cancelled: Annotated[int, non_negative_int]
-    would_terminate: Annotated[int, non_negative_int]
-    escaped: Annotated[int, non_negative_int]
-    denied: Annotated[int, non_negative_int]
-    lingering: Annotated[int, non_negative_int]
-    spared: Annotated[int, non_negative_int]
-    protected: Annotated[int, non_negative_int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Message:
-    version: Annotated[int, positive_int]
     account: Annotated[str, _read_account]
     region: Annotated[str, _read_name]
     stack: Annotated[str, _read_name]
@@ -331,8 +302,6 @@ class _Message:
     next_by: Annotated[float, _read_number]
     usual: Annotated[bool, boolean]
     mode: Annotated[str, _TEXT]
-    status: Annotated[str, _TEXT]
-    verdict: Annotated[str, _TEXT]
     configuration_error: Annotated[str, _TEXT]
     totals: Annotated[_Totals, _mapping_of(_Totals)]
     targets: Annotated[
@@ -392,11 +361,10 @@ def _is_lingering(kind: str, detail: Sequence[str]) -> bool:
     return kind == IssueKind.LINGERING and detail[0:1] != [] and detail[0].isdecimal()
 
 
-def _make_rest(spoke: Spoke, rest: Sequence[_Rest]) -> Iterator[TargetReport]:
+def _make_rest(stack: str, rest: Iterable[_Rest]) -> Iterator[_Target]:
     """Make one target of all sessions whose groups were left out, so that every number is true."""
-    results = []
-    for each in rest:
-        several = _Group(
+    groups = tuple(
+        _Group(
             outcome=each.outcome,
             rule=_SEVERAL,
             application=_SEVERAL,
@@ -404,13 +372,13 @@ def _make_rest(spoke: Spoke, rest: Sequence[_Rest]) -> Iterator[TargetReport]:
             state=State.IDLE_IN_TRANSACTION,
             count=each.count,
             oldest_seconds=each.oldest_seconds,
+            reason="the report has no room for their groups",
         )
-        (result, *_) = found = _make_results(several, spoke.account, iter(()))
-        decision = result.decision._replace(reasons=("the report has no room for their groups",))
-        results += [result._replace(decision=decision)] * len(found)
-    if results:
-        name = f"{spoke.label} (rest of its report)"
-        yield TargetReport(name=name, key=_REST_KEY, results=tuple(results))
+        for each in rest
+    )
+    if groups:
+        name = f"{stack} (rest of its report)"
+        yield _Target(name=name, key=_REST_KEY, status=TargetStatus.OK, groups=groups)
 
 
 def _list_extra_issues(issues: Iterable[Sequence[str]]) -> Iterable[IssueKey]:
@@ -458,13 +426,10 @@ def _make_results(group: _Group, account: str, pids: Iterator[int]) -> Sequence[
         session=session,
         verdict=Verdict.CONDEMN,
         rule=Rule(name=group.rule, match=Match(state=(group.state,))),
-        reasons=(f"{group.state} for {format_duration(group.oldest_seconds)}",),
+        reasons=(group.reason or f"{group.state} for {format_duration(group.oldest_seconds)}",),
     )
     result = SessionResult(decision=decision, outcome=group.outcome)
-    if group.outcome is not Outcome.LINGERING:
-        return (result,) * group.count
-    sessions = (
-        replace(session, identity=replace(identity, pid=pid)) for pid in islice(pids, group.count)
-    )
+    own_pids = islice(pids, group.count) if group.outcome is Outcome.LINGERING else ()
+    sessions = (replace(session, identity=replace(identity, pid=pid)) for pid in own_pids)
     known = [result._replace(decision=decision._replace(session=each)) for each in sessions]
     return (*known, *(result,) * (group.count - len(known)))

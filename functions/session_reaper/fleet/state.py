@@ -18,7 +18,7 @@ from session_reaper.fleet.message import (
 )
 from session_reaper.policy.enums import Mode
 from session_reaper.report.known_issues import KnownIssue, StateUpdate, compare_with_known
-from session_reaper.report.model import Outcome, Report, StackProblem, TargetReport
+from session_reaper.report.model import DONE, Report, StackProblem, TargetReport
 from session_reaper.targets.target import TargetKey
 
 SILENT_AFTER: Final = 600.0
@@ -26,7 +26,6 @@ SILENT_AFTER: Final = 600.0
 
 _MOST_AHEAD: Final = 3600.0  # seconds that a stack's clock orders its runs ahead of the arrival
 _RUNS: Final = 100  # of one stack, and all of the last digest, to recognize what arrives twice
-_DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +60,6 @@ class SpokeNews:
     latest: SpokeReport | None = None  # the newest usual run
     others: list[TargetReport] = field(default_factory=list)  # with ended sessions only
     handles: list[str] = field(default_factory=list)  # of the messages to delete
-    advice: tuple[str, ...] = ()
     mode: Mode = Mode.OFF  # the highest
 
 
@@ -84,7 +82,6 @@ def add_message(news: SpokeNews, report: SpokeReport, arrived_at: float, handle:
     if news.latest is not None:
         news.others += _keep_ended(news.latest.targets)
     news.latest = report._replace(targets=_drop_quiet(report.targets, state.known))
-    news.advice = report.advice
     news.state = replace(
         state,
         sent_at=_limit_clock(report, arrived_at),
@@ -119,14 +116,11 @@ def _drop_quiet(
     """
     secrets = {issue.target.secret for issue in known}
     kept: list[TargetReport] = []
-    first: list[TargetReport] = []
+    quiet: list[TargetReport] = []
     for target in targets:
         is_quiet = target.is_fine and not target.results and not target.issues
-        if not is_quiet or target.key.secret in secrets:
-            kept.append(target)
-        elif not first:
-            first.append(target)
-    return (*kept, *first)
+        (quiet if is_quiet and target.key.secret not in secrets else kept).append(target)
+    return (*kept, *quiet[:1])
 
 
 def _keep_ended(targets: Iterable[TargetReport]) -> Sequence[TargetReport]:
@@ -134,7 +128,7 @@ def _keep_ended(targets: Iterable[TargetReport]) -> Sequence[TargetReport]:
     return [
         TargetReport(name=t.name, key=t.key, results=ended)
         for t in targets
-        if (ended := tuple(result for result in t.results if result.outcome in _DONE))
+        if (ended := tuple(result for result in t.results if result.outcome in DONE))
     ]
 
 
@@ -191,10 +185,9 @@ def _list_stack_reports(
     """Yield the problem of a stack that was heard, and the end of those that it has no longer."""
     if problem is not None:
         yield problem
-    own = () if problem is not None else (STACK_KEY,)
-    silence = () if is_silent else (SILENCE_KEY,)
     known = {issue.target for issue in state.known}
-    ended = [key for key in (*own, *silence) if key in known]
+    is_over = {STACK_KEY: problem is None, SILENCE_KEY: not is_silent}
+    ended = [key for key, over in is_over.items() if over and key in known]
     if ended:
         yield TargetReport(
             name=state.spoke.label,

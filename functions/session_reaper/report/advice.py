@@ -99,17 +99,16 @@ def advise_on_connection(target: Target) -> Iterator[Advice]:
 def advise_on_version(found: ServerFacts) -> Iterator[Advice]:
     """Tell that the server's version is unknown to this release."""
     if not found.is_tested:
-        newer = found.major > NEWEST_TESTED
+        remedy = "Upgrade the server."
+        if found.major > NEWEST_TESTED:
+            remedy = (
+                f"It is treated as {NEWEST_TESTED}. Look for a newer release, and only observe until"
+                " the right sessions are named."
+            )
         yield Advice(
             code="untested-version",
             message=f"This release was tested with {TESTED_VERSIONS}, and the server is PostgreSQL"
-            f" {found.version}."
-            + (
-                f" It is treated as {NEWEST_TESTED}. Look for a newer release, and only observe until"
-                " the right sessions are named."
-                if newer
-                else " Upgrade the server."
-            ),
+            f" {found.version}. {remedy}",
         )
 
 

@@ -43,7 +43,7 @@ def to_document(
     If there are more sessions than a response has room for, or than can be described by the
     deadline, leaves out the same share of each target's; `sessions_left_out` is their number.
     """
-    number = sum(map(_count_sessions, report.targets))
+    number = sum(len(_get_sessions(target)) for target in report.targets)
     share = min(1.0, _MOST_SESSIONS / number) if number else 1.0
     targets = []
     for left, target in zip(range(len(report.targets), 0, -1), report.targets, strict=True):
@@ -61,15 +61,12 @@ def to_document(
     }
 
 
-def _count_sessions(target: TargetReport) -> int:
-    return len(target.results if target.explained is None else target.explained)
+def _get_sessions(target: TargetReport) -> Sequence[SessionResult | Explanation]:
+    return target.results if target.explained is None else target.explained
 
 
 def _count_spared(target: TargetReport) -> int:
-    explained = target.explained or ()
-    return target.count(Outcome.SPARED) + sum(
-        each.outcome is ExplainedOutcome.SPARED for each in explained
-    )
+    return sum(each.outcome.value == Outcome.SPARED.value for each in _get_sessions(target))
 
 
 def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
@@ -84,16 +81,14 @@ def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
         return document
     share = 0.95 * most / size
     targets = document["targets"]
-    if any(target["sessions"] for target in targets):
-        shorter = {**document, "targets": [_cut_sessions(each, share) for each in targets]}
-    elif any(map(_has_lists, targets)):
-        shorter = {**document, "targets": [_cut_lists(each, share) for each in targets]}
-    elif targets:
-        urgent = sorted(targets, key=lambda target: target["status"] == TargetStatus.OK.value)
-        shorter = _cut_list({**document, "targets": urgent}, "targets", share)
-    else:
+    for cut in (_cut_sessions, _cut_lists):
+        shorter = [cut(target, share) for target in targets]
+        if shorter != targets:
+            return truncate_document({**document, "targets": shorter}, most)
+    if not targets:
         return document
-    return truncate_document(shorter, most)
+    urgent = sorted(targets, key=lambda target: target["status"] == TargetStatus.OK.value)
+    return truncate_document(_cut_list({**document, "targets": urgent}, "targets", share), most)
 
 
 _LEFT_OUT_FIRST: Final[Mapping[str, int]] = {
@@ -106,12 +101,6 @@ _LEFT_OUT_FIRST: Final[Mapping[str, int]] = {
 def _cut_sessions(target: dict[str, Any], share: float) -> dict[str, Any]:
     sessions = sorted(target["sessions"], key=lambda s: _LEFT_OUT_FIRST.get(s["outcome"], 0))
     return _cut_list({**target, "sessions": sessions}, "sessions", share)
-
-
-def _has_lists(value: object) -> bool:
-    if isinstance(value, dict):
-        return any(map(_has_lists, value.values()))
-    return bool(value) if isinstance(value, list) else False
 
 
 def _cut_lists(document: dict[str, Any], share: float) -> dict[str, Any]:
@@ -135,7 +124,7 @@ def _cut_list(document: dict[str, Any], key: str, share: float) -> dict[str, Any
 def _describe_target(
     target: TargetReport, share: float, deadline: Deadline | None
 ) -> dict[str, Any]:
-    number = _count_sessions(target)
+    number = len(_get_sessions(target))
     sessions = list(_describe_sessions(target, int(share * number), deadline))
     applied = target.applied
     return {
@@ -228,14 +217,9 @@ def _describe_failure(failure: Failure | None) -> dict[str, str] | None:
 
 
 def _describe_setting(setting: RoleSetting) -> dict[str, Any]:
-    return {
-        "code": setting.code,
-        "role": setting.role,
-        "sql": setting.sql,
-        "old": setting.old,
-        "done": setting.done,
-        "error": _describe_failure(setting.error),
-    }
+    document = setting._asdict() | {"error": _describe_failure(setting.error)}
+    del document["excess"]  # which only the advice needs
+    return document
 
 
 def _describe_check(check: Check) -> dict[str, Any]:
@@ -262,7 +246,7 @@ def _describe_sessions(
     target: TargetReport, most: int, deadline: Deadline | None
 ) -> Iterator[dict[str, Any]]:
     """Describe at most `most` sessions until the deadline, the least important only if all fit."""
-    results: Sequence[SessionResult | Explanation] = target.explained or target.results
+    results = _get_sessions(target)
     if most < len(results):
         results = sorted(results, key=lambda each: _LEFT_OUT_FIRST.get(each.outcome, 0))[:most]
     for result in results:

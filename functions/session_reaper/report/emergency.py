@@ -8,6 +8,7 @@ a pattern in it protects more, never less.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from session_reaper.policy.builtin import (
@@ -18,7 +19,7 @@ from session_reaper.policy.builtin import (
     find_protection_by_name,
     find_protection_by_role,
 )
-from session_reaper.policy.model import Policy
+from session_reaper.policy.model import Policy, Protect
 from session_reaper.policy.patterns import widen_classes
 from session_reaper.policy.protections import Protection
 from session_reaper.sessions.session import Names, State
@@ -50,7 +51,7 @@ class EmergencySql(NamedTuple):
 def write_emergency_sql(policy: Policy, own_role: str) -> EmergencySql:
     """Write the statement that terminates the sessions idle in transaction for five minutes."""
     tools = [glob for tool in TOOLS for glob in tool.applications]
-    return _write_if_short(("state LIKE 'idle in transaction%'",), tools, policy, own_role)
+    return _write_if_short("state LIKE 'idle in transaction%'", tools, policy, own_role)
 
 
 LIST_HOLDERS: Final = (
@@ -83,10 +84,10 @@ def write_holder_sql(holder: Holder, policy: Policy, own_role: str) -> Emergency
         return None
     if find_holder_protection(holder, policy):
         return None
-    conditions = (
-        f"state = '{holder.state}' AND usename = '{role}' AND application_name = '{application}'",
+    condition = (
+        f"state = '{holder.state}' AND usename = '{role}' AND application_name = '{application}'"
     )
-    return _write_if_short(conditions, (), policy, own_role)
+    return _write_if_short(condition, (), policy, own_role)
 
 
 def instruct_on_full_server(host: str, role: str, policy: Policy) -> str:
@@ -101,25 +102,22 @@ def _is_plain(name: str) -> bool:
 
 
 def _write_if_short(
-    conditions: Sequence[str], tools: Sequence[str], policy: Policy, own_role: str
+    condition: str, tools: Sequence[str], policy: Policy, own_role: str
 ) -> EmergencySql:
-    statement = _write(conditions, tools, policy, own_role)
-    if len(statement) <= _MAX_STATEMENT:
-        return EmergencySql(statement=statement, spares_policy=True)
-    statement = _write(conditions, tools, None, own_role)
-    return EmergencySql(statement=statement, spares_policy=False)
+    """Write the statement, without what the policy protects or lifts if that makes it too long."""
+    statement = _write(condition, tools, policy, own_role)
+    spares_policy = len(statement) <= _MAX_STATEMENT
+    if not spares_policy:
+        statement = _write(condition, tools, replace(policy, rules=(), protect=Protect()), own_role)
+    return EmergencySql(statement=statement, spares_policy=spares_policy)
 
 
-def _write(
-    conditions: Sequence[str], tools: Sequence[str], policy: Policy | None, own_role: str
-) -> str:
-    applications, databases, clients = [*tools], [*PROVIDER_DATABASES], ""
-    if policy is not None:
-        applications += policy.protect.applications
-        databases += policy.protect.databases
-        clients = ",".join(map(str, policy.protect.clients))
+def _write(condition: str, tools: Sequence[str], policy: Policy, own_role: str) -> str:
+    applications = [*tools, *policy.protect.applications]
+    databases = [*PROVIDER_DATABASES, *policy.protect.databases]
+    clients = ",".join(map(str, policy.protect.clients))
     parts = [
-        *conditions,
+        condition,
         f"state_change < now() - interval '{EMERGENCY_AGE_IN_WORDS}'",
         "backend_type = 'client backend'",
         "(pg_has_role(usesysid, 'USAGE') OR pg_has_role('pg_signal_backend', 'USAGE'))",
@@ -131,14 +129,14 @@ def _write(
     return _TERMINATE + " AND ".join(parts) + ";"
 
 
-def _spare_roles(policy: Policy | None, own_role: str) -> str:
+def _spare_roles(policy: Policy, own_role: str) -> str:
     """Write the condition that spares protected roles; a role that was dropped has no row."""
     by_role = f"rolreplication OR rolname ~ '{_to_regex([*PROVIDER_ROLES, own_role])}'"
-    lifted = sorted(filter(_is_plain, policy.lifted_roles)) if policy else []
+    lifted = sorted(filter(_is_plain, policy.lifted_roles))
     if lifted:
         by_role = f"({by_role}) AND rolname !~ '{_to_regex(lifted)}'"
     protected = f"rolsuper OR {by_role}"
-    if policy is None or not policy.protect.roles:
+    if not policy.protect.roles:
         return f"NOT EXISTS (SELECT FROM pg_roles WHERE oid = usesysid AND ({protected}))"
     protected += f" OR rolname ~ '{_to_regex(policy.protect.roles)}'"
     return f"EXISTS (SELECT FROM pg_roles WHERE oid = usesysid AND NOT ({protected}))"

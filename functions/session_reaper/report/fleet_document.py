@@ -7,14 +7,13 @@ from typing import Any, Final, NamedTuple
 
 from session_reaper.report.model import Report, SessionResult, TargetReport, rank_by_urgency
 from session_reaper.report.protected import group_protected
-from session_reaper.report.text import printable
+from session_reaper.report.text import NAME_LENGTH, printable
 
 VERSION: Final = 1
 MAX_BYTES: Final = 200_000
 _LISTS: Final = ("groups", "protected", "issues", "advice")
 # Entries of each list of a target; the first number that lets the report fit is used.
 _ENTRIES: Final = (50, 10, 3, 1, 0)
-_NAME_LENGTH: Final = 63  # characters, all that PostgreSQL keeps of a name
 _TEXT_LENGTH: Final = 200
 _VERDICT_LENGTH: Final = 1000
 
@@ -95,7 +94,7 @@ def _describe_target(target: TargetReport) -> dict[str, Any]:
         "status": target.status.value,
         "error": error
         and {
-            "code": printable(error.code, _NAME_LENGTH),
+            "code": printable(error.code, NAME_LENGTH),
             "message": printable(error.message, _TEXT_LENGTH),
             "step": printable(error.step, _TEXT_LENGTH),
         },
@@ -109,10 +108,10 @@ def _describe_target(target: TargetReport) -> dict[str, Any]:
         "groups": _group_results(target.results),
         "protected": [
             {
-                "rule": printable(group.rule, _NAME_LENGTH),
-                "by": printable(group.protection.by, _NAME_LENGTH),
-                "role": group.role and printable(group.role, _NAME_LENGTH),
-                "application": printable(group.application, _NAME_LENGTH),
+                "rule": printable(group.rule, NAME_LENGTH),
+                "by": printable(group.protection.by, NAME_LENGTH),
+                "role": group.role and printable(group.role, NAME_LENGTH),
+                "application": printable(group.application, NAME_LENGTH),
                 "count": group.count,
                 "oldest_seconds": int(group.oldest_seconds),
             }
@@ -137,9 +136,9 @@ def _group_results(results: Iterable[SessionResult]) -> Sequence[dict[str, Any]]
     return [
         {
             "outcome": outcome,
-            "rule": printable(rule, _NAME_LENGTH),
-            "application": printable(application, _NAME_LENGTH),
-            "role": role and printable(role, _NAME_LENGTH),
+            "rule": printable(rule, NAME_LENGTH),
+            "application": printable(application, NAME_LENGTH),
+            "role": role and printable(role, NAME_LENGTH),
             "state": state,
             "count": len(seconds),
             "oldest_seconds": int(max(seconds)),

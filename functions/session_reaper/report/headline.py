@@ -70,7 +70,7 @@ def write_headline(target: TargetReport) -> str:
 
 
 def _write_results(target: TargetReport) -> Iterator[str]:
-    counts = [(target.count(outcome), phrase) for outcome, phrase in OUTCOME_PHRASES.items()]
+    counts = [(target.counts[outcome], phrase) for outcome, phrase in OUTCOME_PHRASES.items()]
     found = [(number, phrase) for number, phrase in counts if number]
     if found:
         number, phrase = found[0]
@@ -123,10 +123,8 @@ def write_settings(settings: Iterable[RoleSetting]) -> str:
 
 def _write_slots(slots: Slots, used_after: int | None) -> str:
     """Write the used slots of those for ordinary roles, before and, if that changed, after."""
-    before = str(slots)
-    if used_after is None or used_after == slots.used:
-        return before
-    return f"{before} → {used_after}/{slots.usable}"
+    has_changed = used_after not in (None, slots.used)
+    return f"{slots} → {used_after}/{slots.usable}" if has_changed else str(slots)
 
 
 def write_summary_line(report: Report) -> str:

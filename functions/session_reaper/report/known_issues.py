@@ -133,17 +133,14 @@ def compare_with_known(
         for target in targets
         for key in target.new_issues
     )
-    update = StateUpdate(reported=reported, ended=tuple(ended))
-    return _add_undelivered(replace(report, targets=targets), known), update
-
-
-def _add_undelivered(report: Report, known: Iterable[KnownIssue]) -> Report:
     lost = _list_undelivered(known)
-    return replace(
+    report = replace(
         report,
+        targets=targets,
         undelivered=tuple(" ".join(issue.key.detail[:1]) for issue in lost),
         undelivered_before=_count_undelivered(lost) - len(lost),
     )
+    return report, StateUpdate(reported=reported, ended=tuple(ended))
 
 
 def mark_undelivered(report: Report, known: Iterable[KnownIssue], now: float) -> StateUpdate:
@@ -199,7 +196,7 @@ def report_again(
 def _has_ended(key: IssueKey, target: TargetReport, mode: Mode) -> bool:
     """Return whether the issue has ended; one that the run could not check has not."""
     is_checked = target.is_reached and target.status is not TargetStatus.PAUSED
-    if not is_checked or key in target.issue_set or key.kind in _PASSING:
+    if not is_checked or key in target.issues or key.kind in _PASSING:
         return False
     match key.kind:
         case IssueKind.EXHAUSTED:  # a server that stays almost full is not reported in every run

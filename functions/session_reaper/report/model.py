@@ -1,7 +1,7 @@
 """The report of a run: what happened on every target and to every condemned session."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import KeysView, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -14,7 +14,7 @@ from session_reaper.errors import BlindError, ConnectionLimit, DeadlineError, Fu
 from session_reaper.policy.enums import Mode
 from session_reaper.policy.model import Policy
 from session_reaper.report.protected import ProtectedGroup, group_protected
-from session_reaper.report.text import printable
+from session_reaper.report.text import NAME_LENGTH, printable
 from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.session import Slots, State
 from session_reaper.sessions.snapshot import HOLDERS_FROM, Holder, Snapshot
@@ -46,10 +46,9 @@ class TargetStatus(StrEnum):
 
 _FINE: Final = (TargetStatus.OK, TargetStatus.PAUSED)
 _UNREACHED: Final = (TargetStatus.FAILED, TargetStatus.FULL, TargetStatus.BLIND)
-_DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
+DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
 _SHORT_OF_SLOTS: Final = 0.8  # share of the used slots from which protected sessions are reported
 _CODE_LENGTH: Final = 20  # characters
-_NAME_LENGTH: Final = 63  # characters, all that PostgreSQL keeps of a name
 _NO_KEY: Final = TargetKey("")
 
 
@@ -201,12 +200,9 @@ class TargetReport:
     known_issues: tuple[IssueKey, ...] = ()  # reported less than REMIND_AFTER ago
     recovered: tuple[Recovery, ...] = ()  # since the previous run
 
-    def count(self, outcome: Outcome) -> int:
-        """Count the sessions with this outcome."""
-        return self._counts.get(outcome, 0)
-
     @cached_property
-    def _counts(self) -> Counter[Outcome]:
+    def counts(self) -> Counter[Outcome]:
+        """The number of sessions by outcome."""
         return Counter(result.outcome for result in self.results)
 
     @cached_property
@@ -247,19 +243,19 @@ class TargetReport:
         return self.used_after / self.slots.usable
 
     @cached_property
-    def issues(self) -> tuple[IssueKey, ...]:
-        """The issues that the next run will still find unless something changes."""
+    def issues(self) -> KeysView[IssueKey]:
+        """The issues that the next run will still find unless something changes, maybe thousands."""
         keys = []
         if self.stack_problem not in (None, StackProblem.ENDED):
             keys.append(IssueKey(IssueKind(str(self.stack_problem))))
         elif self.status is TargetStatus.FAILED and self.error is not None:
-            code = printable(self.error.code, _CODE_LENGTH)
-            keys.append(IssueKey(IssueKind.FAILED, (code,)))
+            keys.append(IssueKey(IssueKind.FAILED, (self.error.code,)))
         elif not self.is_fine:
             keys.append(IssueKey(IssueKind(self.status.value)))
-        for secret in self.failed_secrets:
-            code = printable(secret.failure.code, _CODE_LENGTH)
-            keys.append(IssueKey(IssueKind.SECRET, (secret.name, code)))
+        keys += [
+            IssueKey(IssueKind.SECRET, (each.name, each.failure.code))
+            for each in self.failed_secrets
+        ]
         if self.fallback_secret is not None:
             keys.append(IssueKey(IssueKind.FALLBACK))
         if self.is_exhausted:
@@ -271,7 +267,7 @@ class TargetReport:
         ]
         keys += self.reported_issues
         found = (_find_issue(result) for result in self.results)
-        return tuple(dict.fromkeys([*keys, *(key for key in found if key is not None)]))
+        return dict.fromkeys([*keys, *(key for key in found if key is not None)]).keys()
 
     @cached_property
     def protected_to_report(self) -> Sequence[ProtectedGroup]:
@@ -289,11 +285,6 @@ class TargetReport:
         return group_protected(decisions)
 
     @cached_property
-    def issue_set(self) -> frozenset[IssueKey]:
-        """The target's issues, of which there may be thousands."""
-        return frozenset(self.issues)
-
-    @cached_property
     def new_issues(self) -> tuple[IssueKey, ...]:
         """The issues that were not reported less than REMIND_AFTER ago."""
         known = frozenset(self.known_issues)
@@ -308,13 +299,13 @@ class TargetReport:
             bool(self.recovered)
             or self.checked is not None  # a check also shows whether the summary arrives
             or self.applied is not None
-            or any(self.count(outcome) for outcome in _DONE)
+            or any(self.counts[outcome] for outcome in DONE)
             or bool(self.new_issues)
         )
 
 
 def _make_issue(kind: IssueKind, *names: str) -> IssueKey:
-    return IssueKey(kind, tuple(printable(name, _NAME_LENGTH) for name in names))
+    return IssueKey(kind, tuple(printable(name, NAME_LENGTH) for name in names))
 
 
 def _find_issue(result: SessionResult) -> IssueKey | None:
@@ -400,12 +391,9 @@ class Report:
         """The mode in words."""
         return "unknown" if self.configuration_error else str(self.mode)
 
-    def count(self, outcome: Outcome) -> int:
-        """Count the sessions of all targets with this outcome."""
-        return self._counts.get(outcome, 0)
-
     @cached_property
-    def _counts(self) -> Counter[Outcome]:
+    def counts(self) -> Counter[Outcome]:
+        """The number of sessions of all targets by outcome."""
         return Counter(result.outcome for target in self.targets for result in target.results)
 
     @property
@@ -414,7 +402,7 @@ class Report:
         return {
             "targets": len(self.targets),
             "failed": self.failed,
-            **{outcome.value: self.count(outcome) for outcome in Outcome},
+            **{outcome.value: self.counts[outcome] for outcome in Outcome},
             "protected": sum(len(target.protected) for target in self.targets),
         }
 
@@ -463,7 +451,7 @@ class Report:
             for key in target.new_issues
         )
 
-    @property
+    @cached_property
     def severity(self) -> Severity:
         """The urgency of the reported issues."""
         if self.configuration_error:

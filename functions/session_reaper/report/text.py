@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+NAME_LENGTH = 63  # characters, all that PostgreSQL keeps of a name
+
 
 def printable(text: str, most: int = 400, keep: str = "") -> str:
     """Return one line of at most `most` characters; unprintable ones not in `keep` become "?"."""

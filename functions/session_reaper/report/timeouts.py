@@ -153,8 +153,8 @@ def advise_on_databases(found: ServerFacts, policy: Policy) -> Iterator[Advice]:
     off = [name for name, timeout in late.items() if timeout.is_off]
     longer = [f"{name} ({timeout.value})" for name, timeout in late.items() if not timeout.is_off]
     if late:
-        places = {"off": off, f"longer than {format_duration(allowed)}": longer}
-        problems = _join_named({f"{how} for these databases": n for how, n in places.items()})
+        too_long = f"longer than {format_duration(allowed)} for these databases"
+        problems = _join_named({"off for these databases": off, too_long: longer})
         yield Advice(
             code=IDLE_TIMEOUT_CODE,
             message=f"{_IDLE_TIMEOUT} is {problems}. With it, PostgreSQL itself ends leaked"

@@ -186,7 +186,7 @@ def _add_advice(
     """Add what the server's facts recommend to a report with condemned sessions."""
     slots = report.slots
     more = [*advise_on_facts(session.target, facts, slots, report.results)] if slots else []
-    if report.count(Outcome.DENIED):
+    if report.counts[Outcome.DENIED]:
         more += _advise_on_grants(session)
     advice = sort_advice([*report.advice, *advise_on_timeouts(missing), *more])
     return replace(report, advice=advice)

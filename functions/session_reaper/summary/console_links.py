@@ -1,18 +1,9 @@
 """Links into the AWS console."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
 from urllib.parse import quote
 
 from session_reaper.settings import FunctionLocation
-
-
-class ConsoleLink(NamedTuple):
-    """A page of the console that helps to investigate a run."""
-
-    name: str
-    url: str
-
 
 # The console's domain by the prefix of a partition's regions.
 _CONSOLES = {
@@ -26,10 +17,10 @@ _CONSOLES = {
 }
 
 
-def link_to_console(location: FunctionLocation | None, run_id: str) -> Sequence[ConsoleLink]:
-    """Return links to the run's log lines, the dashboard, if there is one, and the function."""
+def link_to_console(location: FunctionLocation | None, run_id: str) -> Mapping[str, str]:
+    """Return the URLs of the run's log lines, the dashboard, if there is one, and the function, by name."""
     if location is None:
-        return ()
+        return {}
     partition = next((p for p in _CONSOLES if location.region.startswith(f"{p}-")), "")
     domain = _CONSOLES.get(partition, "aws.amazon.com")
     console = f"https://{location.region}.console.{domain}"
@@ -40,11 +31,8 @@ def link_to_console(location: FunctionLocation | None, run_id: str) -> Sequence[
     log = f"{watch}logsV2:log-groups/log-group/{group}/log-events$3FfilterPattern$3D{query}"
     function = f"{console}/lambda/home?region={location.region}#/functions/{location.function}"
     dashboard = f"{watch}dashboards/dashboard/{location.dashboard}"
-    return (
-        ConsoleLink(name="log", url=log),
-        *([ConsoleLink(name="dashboard", url=dashboard)] if location.dashboard else []),
-        ConsoleLink(name="function", url=function),
-    )
+    links = {"log": log, "dashboard": dashboard if location.dashboard else "", "function": function}
+    return {name: url for name, url in links.items() if url}
 
 
 def _encode_twice(text: str) -> str:

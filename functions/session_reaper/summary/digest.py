@@ -1,15 +1,16 @@
 """The content of a summary, for email and Slack to render."""
 
+from collections.abc import Mapping
 from itertools import islice
 from typing import Final, NamedTuple
 
 from session_reaper.deadline import Deadline
 from session_reaper.report.headline import write_summary_line
 from session_reaper.report.known_issues import MOST_UNDELIVERED
-from session_reaper.report.model import Report, Severity
+from session_reaper.report.model import Report
 from session_reaper.report.text import printable
 from session_reaper.settings import FunctionLocation
-from session_reaper.summary.console_links import ConsoleLink, link_to_console
+from session_reaper.summary.console_links import link_to_console
 from session_reaper.summary.groups import FailureGroup, TargetDigest, group_failures, join_names
 from session_reaper.summary.prose import Name, Prose, to_plain
 from session_reaper.summary.steps import list_steps
@@ -25,7 +26,6 @@ class Digest(NamedTuple):
 
     report: Report
     summary: str  # the line of the subject
-    severity: Severity
     verdict: RunVerdict
     steps: tuple[Prose, ...]  # what to do, most urgent first
     shown: tuple[TargetDigest, ...]  # targets to report, most urgent first
@@ -34,7 +34,7 @@ class Digest(NamedTuple):
     quiet: int  # number of other targets
     undelivered: tuple[str, ...]  # summary lines of earlier runs, newest first
     more_undelivered: int  # number of older ones
-    links: tuple[ConsoleLink, ...]
+    links: Mapping[str, str]  # URLs of the console by name
     notes: tuple[Prose, ...]  # on a whole fleet
     wording: Wording
 
@@ -66,7 +66,6 @@ def digest_report(
     return Digest(
         report=report,
         summary=write_summary_line(report),
-        severity=report.severity,
         verdict=choose_verdict(report, wording),
         steps=tuple(islice(list_steps(shown, report, wording), _MOST_STEPS)),
         shown=shown,
@@ -75,7 +74,7 @@ def digest_report(
         quiet=len(report.targets) - len(new) - len(known),
         undelivered=tuple(printable(line, _LINE_LENGTH) for line in undelivered),
         more_undelivered=len(report.undelivered) - len(undelivered) + report.undelivered_before,
-        links=tuple(link_to_console(location, report.run_id)),
+        links=link_to_console(location, report.run_id),
         notes=notes,
         wording=wording,
     )

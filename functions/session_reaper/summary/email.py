@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, groupby
 from textwrap import wrap
 from typing import Final, NamedTuple
@@ -40,9 +39,7 @@ def render_email(digest: Digest, most: int, width: int = WIDTH) -> str:
     ending = list(_lay_out(_render_ending(digest), width))
     left = most - _count_bytes([*beginning, *ending])
     happened = _fit_parts(_list_parts(digest), left, width)
-    advised = [
-        partial(_render_advice, t.report, digest.wording) for t in digest.shown if t.report.advice
-    ]
+    advised = [_render_advice(t.report, digest.wording) for t in digest.shown if t.report.advice]
     advice = _fit_parts(advised, left - _count_bytes(happened), width)
     return "\n".join(_fit_lines([*beginning, *happened, *advice, *ending], most))
 
@@ -56,9 +53,7 @@ class _Paragraph(NamedTuple):
 
 
 _Content = Iterator[str | _Paragraph]
-"""Paragraphs, and lines that are not wrapped."""
-_Part = Callable[[], _Content]
-"""Makes a part of the email; called only while there is room."""
+"""Paragraphs, and lines that are not wrapped; made only while there is room."""
 
 
 def _lay_out(content: _Content, width: int) -> Iterator[str]:
@@ -76,12 +71,12 @@ def _lay_out(content: _Content, width: int) -> Iterator[str]:
             )
 
 
-def _fit_parts(parts: Sequence[_Part], most: int, width: int) -> Sequence[str]:
+def _fit_parts(parts: Sequence[_Content], most: int, width: int) -> Sequence[str]:
     """Return as many whole parts as fit."""
     lines: list[str] = []
     left = most - _count_bytes([_CUT.format(len(parts)), ""])
     for index, part in enumerate(parts):
-        added = [*_lay_out(part(), width), ""]
+        added = [*_lay_out(part, width), ""]
         left -= _count_bytes(added)
         if left < 0:
             return [*lines, _CUT.format(len(parts) - index), ""]
@@ -115,13 +110,13 @@ def _render_beginning(digest: Digest) -> _Content:
         yield ""
 
 
-def _list_parts(digest: Digest) -> Sequence[_Part]:
+def _list_parts(digest: Digest) -> Sequence[_Content]:
     """List what happened, targets with the same failure together."""
-    parts: list[_Part] = [partial(_render_failure, failure) for failure in digest.failures]
-    parts += [partial(_render_target, target, digest.wording) for target in digest.examined]
+    parts = [_render_failure(failure) for failure in digest.failures]
+    parts += [_render_target(target, digest.wording) for target in digest.examined]
     if digest.known:
         known = f"Reported before and not resolved yet: {digest.known.text}"
-        parts.append(lambda: iter([_to_paragraph(known, "", "  ")]))
+        parts.append(iter([_to_paragraph(known, "", "  ")]))
     return parts
 
 
@@ -222,13 +217,13 @@ def _render_ending(digest: Digest) -> _Content:
     report = digest.report
     if digest.links:
         yield "Where to look"
-        yield from (f"{link.name:<10} {link.url}" for link in digest.links)
+        yield from (f"{name:<10} {url}" for name, url in digest.links.items())
         yield ""
     quiet = f" {digest.quiet} other targets are quiet." if digest.quiet else ""
     if digest.quiet == 1:
         quiet = " 1 other target is quiet."
     problem = f" {report.state_problem}" if report.state_problem else ""
-    if report.count(Outcome.TERMINATED):
+    if report.counts[Outcome.TERMINATED]:
         yield _to_paragraph(_CLIENTS_SAW)
         yield ""
     yield _to_paragraph(

@@ -35,15 +35,14 @@ class Group:
     role: str
     count: int
     oldest: Decision  # on the session that is longest in its state
-    pids: tuple[int, ...]
-    first: Sequence[Decision] = ()  # on the sessions whose comment tags are read
+    decisions: Sequence[Decision]
     comment_tags: Sequence[str] = ()
     deadline: Deadline | None = None  # for reading comment tags, which takes up to 2 ms each
 
     @cached_property
     def tags(self) -> str:
         """The most frequent value of each comment tag."""
-        return ", ".join(_list_frequent_tags(self.first, self.comment_tags, self.deadline))
+        return ", ".join(_list_frequent_tags(self.decisions, self.comment_tags, self.deadline))
 
     @property
     def headline(self) -> str:
@@ -117,8 +116,7 @@ def group_sessions(
             role=printable(role, 63),
             count=len(decisions),
             oldest=max(decisions, key=lambda decision: decision.session.idle_seconds),
-            pids=tuple(decision.pid for decision in decisions),
-            first=decisions[:_MOST_COUNTED],
+            decisions=decisions,
             comment_tags=comment_tags,
             deadline=deadline,
         )
@@ -131,7 +129,9 @@ def _list_frequent_tags(
     decisions: Sequence[Decision], keys: Sequence[str], deadline: Deadline | None
 ) -> Iterator[str]:
     """Yield the most frequent value of each tag, with its number unless all sessions have it."""
-    in_time = takewhile(lambda _: deadline is None or deadline.remaining(), decisions)
+    in_time = takewhile(
+        lambda _: deadline is None or deadline.remaining(), decisions[:_MOST_COUNTED]
+    )
     tags = [decision.session.tags(keys) for decision in in_time] if keys else []
     for key in keys:
         values = Counter(each[key] for each in tags if key in each).most_common(1)

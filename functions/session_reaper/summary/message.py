@@ -34,7 +34,7 @@ class Summary(NamedTuple):
 
 def summarize(digest: Digest, now: float) -> Summary:
     """Render a digest in every form; `now` is in seconds since 1970."""
-    critical = "CRITICAL: " if digest.severity is Severity.CRITICAL else ""
+    critical = "CRITICAL: " if digest.report.severity is Severity.CRITICAL else ""
     subject = printable(critical + digest.summary, MAX_SUBJECT)
     notification = render_notification(digest, subject, strftime("%Y-%m-%d", gmtime(now)))
     webhook = render_webhook_payload(digest, subject)
@@ -49,7 +49,7 @@ def summarize(digest: Digest, now: float) -> Summary:
         email=render_email(digest, _MAX_MESSAGE - taken),
         notification=notification,
         webhook=webhook,
-        severity=digest.severity.value,
+        severity=digest.report.severity.value,
         status=digest.report.status.value,
         targets=targets,
         applications=applications,

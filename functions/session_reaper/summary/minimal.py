@@ -55,5 +55,5 @@ def _write_lines(report: Report, bug: str) -> Iterator[str]:
 
 
 def _count(report: Report | TargetReport) -> str:
-    counts = [(report.count(outcome), phrase) for outcome, phrase in OUTCOME_PHRASES.items()]
+    counts = [(report.counts[outcome], phrase) for outcome, phrase in OUTCOME_PHRASES.items()]
     return ", ".join(f"{number} {phrase}" for number, phrase in counts if number) or "no sessions"

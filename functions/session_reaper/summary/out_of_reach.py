@@ -52,8 +52,7 @@ def list_protected_steps(report: TargetReport, wording: Wording) -> Iterator[Pro
         by_reason[group.rule, group.protection.by].append(group)
     for (rule, by), groups in islice(by_reason.items(), _MOST_REASONS):
         number = sum(group.count for group in groups)
-        match = "matches" if number == 1 else "match"
-        are = "is" if number == 1 else "are"
+        match, are = ("matches", "is") if number == 1 else ("match", "are")
         yield (
             f"{count_of(number, 'session')} {match} rule ",
             Name(printable(rule, 63)),
@@ -136,8 +135,6 @@ def _count_waiters(waiters: Sequence[Waiter]) -> Prose:
 def describe_protected(group: ProtectedGroup) -> Prose:
     """Write one line on a group of protected sessions."""
     are = "is" if group.count == 1 else "are"
-    waiters = group.waiters
-    waiting = f"; {len(waiters)} waiting" if waiters else ""
     return (
         f"{count_of(group.count, 'session')} {are} protected (",
         Name(printable(group.protection.by, 90)),
@@ -147,5 +144,5 @@ def describe_protected(group: ProtectedGroup) -> Prose:
         *name_role(group.role),
         f"), oldest {format_duration(group.oldest_seconds)}, rule ",
         Name(printable(group.rule, 63)),
-        waiting,
+        f"; {len(group.waiters)} waiting" if group.waiters else "",
     )

@@ -1,7 +1,7 @@
 """Sentences with names and SQL in them, which every renderer quotes in its own way."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Final
@@ -14,7 +14,7 @@ _HIDDEN: Final = "(This statement cannot be shown here in full. The run's report
 # A statement in a hint: from its keyword to its semicolon, but not over the end of a sentence. A
 # quoted name may hold anything.
 _SQL: Final = re.compile(
-    r"""\b(?:ALTER|GRANT|REVOKE|SELECT) (?:"[^"]*"|'[^']*'|[^;"'.]|\.(?! ))*;"""
+    r"""\b((?:ALTER|GRANT|REVOKE|SELECT) (?:"[^"]*"|'[^']*'|[^;"'.]|\.(?! ))*;)"""
 )
 
 
@@ -59,13 +59,9 @@ def to_statement(sql: str) -> str | Statement:
 
 def split_hint(hint: str) -> Prose:
     """Split a hint into sentences and the SQL statements in it."""
-    return tuple(part for part in _split(truncate(hint, _HINT_LENGTH)) if part)
-
-
-def _split(hint: str) -> Iterator[str | Statement]:
-    position = 0
-    for found in _SQL.finditer(hint):
-        yield printable(hint[position : found.start()], _HINT_LENGTH)
-        yield to_statement(found[0])
-        position = found.end()
-    yield printable(hint[position:], _HINT_LENGTH)
+    parts = _SQL.split(truncate(hint, _HINT_LENGTH))  # every second one is a statement
+    return tuple(
+        to_statement(part) if index % 2 else printable(part, _HINT_LENGTH)
+        for index, part in enumerate(parts)
+        if part
+    )

@@ -52,10 +52,10 @@ def render_notification(digest: Digest, subject: str, day: str) -> str:
             "id": report.run_id,
             "content": {
                 "textType": "client-markdown",
-                "title": f"{_MARKS[digest.severity]} {_quote_code(subject, _TITLE - 30)}",
+                "title": f"{_MARKS[report.severity]} {_quote_code(subject, _TITLE - 30)}",
                 "description": _fit_lines(_render_lines(digest, long), _DESCRIPTION),
                 **({"nextSteps": short} if short else {}),
-                "keywords": [digest.severity.value, report.status.value],
+                "keywords": [report.severity.value, report.status.value],
             },
             "metadata": {
                 "threadId": f"{_replace_markup(printable(thread, 200))} {day}",
@@ -71,7 +71,7 @@ def render_notification(digest: Digest, subject: str, day: str) -> str:
 def render_webhook_payload(digest: Digest, subject: str) -> str:
     """Render the JSON for an incoming webhook of Slack."""
     steps = [f"{n}. {_render_step(step)}" for n, step in enumerate(digest.steps, start=1)]
-    header = truncate(f"{_MARKS[digest.severity]} {_replace_markup(subject)}", _HEADER)
+    header = truncate(f"{_MARKS[digest.report.severity]} {_replace_markup(subject)}", _HEADER)
     sections = [_fit_lines(_render_lines(digest, ()), _SECTION)]
     if steps:
         sections.append(_fit_lines(["*What to do*", *steps], _SECTION))
@@ -103,7 +103,7 @@ def _render_lines(digest: Digest, steps: Iterable[str]) -> Iterator[str]:
         yield f"Not delivered by an earlier run: {_quote_code(summary)}"
     if digest.more_undelivered:
         yield f"… and {digest.more_undelivered} more"
-    links = [f"<{link.url}|{link.name}>" for link in digest.links]
+    links = [f"<{url}|{name}>" for name, url in digest.links.items()]
     yield " · ".join([*links, f"{digest.wording.mode} {digest.report.mode_label}"])
 
 
@@ -167,10 +167,8 @@ def _render_step(step: Prose) -> str:
 
 def _quote_code(text: str, most: int = _SECTION) -> str:
     """Quote a text in a code span of at most `most` characters."""
-    span = _to_code_span(text)
-    while len(span) > most:
+    while len(span := _to_code_span(text)) > most:
         text = truncate(text, len(text) - max(1, (len(span) - most) // 5))
-        span = _to_code_span(text)
     return span
 
 

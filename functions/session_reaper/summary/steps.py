@@ -46,21 +46,13 @@ def list_steps(shown: Sequence[TargetDigest], report: Report, wording: Wording) 
             targets_by_hint[target.report.error.hint].append(target.report)
     for hint, targets in targets_by_hint.items():
         yield (join_names(targets), ": ", *_begin_with_words(split_hint(hint)))
-    found = [
-        (step, target.report)
-        for target in shown
-        for step in (
-            *list_blocker_steps(target.report, wording),
-            *list_protected_steps(target.report, wording),
-            *_list_target_steps(target, report, wording),
-        )
-    ]
-    targets_by_step: dict[Prose, list[TargetReport]] = defaultdict(list)
-    for step, one in found:
-        targets_by_step[step].append(one)
-    # In a fleet, the same step may be for targets of many accounts.
-    steps = [(step, [one]) for step, one in found] if wording.sees_all else targets_by_step.items()
-    yield from ((join_names(each), ": ", *step) for step, each in steps)
+    targets_by_step: dict[tuple[int | None, Prose], list[TargetReport]] = defaultdict(list)
+    for number, target in enumerate(shown):
+        # In a fleet, the same step may be for targets of many accounts.
+        owner = number if wording.sees_all else None
+        for step in _list_target_steps(target, report, wording):
+            targets_by_step[owner, step].append(target.report)
+    yield from ((join_names(each), ": ", *step) for (_, step), each in targets_by_step.items())
 
 
 def _explain_holders(report: TargetReport, wording: Wording) -> Prose:
@@ -78,7 +70,7 @@ def _explain_holders(report: TargetReport, wording: Wording) -> Prose:
             *describe_holder(largest),
             _LOGGING_IN,
         )
-    may_enforce = wording.enforces_at_once and report.count(Outcome.WOULD_TERMINATE)
+    may_enforce = wording.enforces_at_once and report.counts[Outcome.WOULD_TERMINATE]
     protection = find_holder_protection(largest, report.policy) if report.policy else None
     protection = protection or find_protection_of_all(largest, report)
     when = "Restart" if report.is_exhausted else "If slots run out, restart"
@@ -140,6 +132,8 @@ def _begin_with_words(hint: Prose) -> Prose:
 
 
 def _list_target_steps(target: TargetDigest, report: Report, wording: Wording) -> Iterator[Prose]:
+    yield from list_blocker_steps(target.report, wording)
+    yield from list_protected_steps(target.report, wording)
     if target.report.applied is not None:  # its sessions are only the evidence for the settings
         return
     if target.report.fallback_secret is not None:

@@ -1,7 +1,7 @@
 """The verdict on a run: a word, such as RESOLVED or ACTION NEEDED, and the reason."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from itertools import chain
 from typing import Final, NamedTuple
@@ -94,9 +94,9 @@ def _choose_for_manual_run(report: Report) -> RunVerdict | None:
 
 
 def _choose_for_reaping(report: Report, results: str) -> RunVerdict:
-    if report.count(Outcome.TERMINATED) or report.count(Outcome.CANCELLED):
+    if report.counts[Outcome.TERMINATED] or report.counts[Outcome.CANCELLED]:
         return _make_verdict(VerdictWord.RESOLVED, results)
-    if report.count(Outcome.SPARED) and report.mode is Mode.ENFORCE:
+    if report.counts[Outcome.SPARED] and report.mode is Mode.ENFORCE:
         return _make_verdict(VerdictWord.ACTION_NEEDED, f"no session was terminated. {results}")
     if results:
         return _make_verdict(VerdictWord.OBSERVED, results)
@@ -113,15 +113,15 @@ def _list_results(report: Report, wording: Wording) -> Iterator[str]:
     """List what happened to sessions; in an `apply` run they are only the evidence for settings."""
     if any(target.applied is not None for target in report.targets):
         return
-    if number := report.count(Outcome.TERMINATED):
+    if number := report.counts[Outcome.TERMINATED]:
         yield f"{_count_with_verb(number, 'session', 'sessions')} terminated and verified gone."
-    if number := report.count(Outcome.CANCELLED):
+    if number := report.counts[Outcome.CANCELLED]:
         yield f"{_count_with_verb(number, 'query', 'queries')} cancelled."
-    if number := report.count(Outcome.WOULD_TERMINATE):
+    if number := report.counts[Outcome.WOULD_TERMINATE]:
         is_observing = report.mode is Mode.OBSERVE
         cause = wording.if_enforced if is_observing else wording.if_all_enforced
         yield f"{cause}, {count_of(number, 'session')} would be terminated."
-    number = report.count(Outcome.SPARED)
+    number = report.counts[Outcome.SPARED]
     if number and report.mode is Mode.ENFORCE:
         yield f"{_count_with_verb(number, 'session', 'sessions')} spared."
     if report.mode is Mode.OBSERVE and any(target.results for target in report.targets):
@@ -139,17 +139,16 @@ def _list_unresolved(report: Report, wording: Wording) -> Iterator[Prose]:
         for problem in _list_problems(target):
             targets_by_problem[problem].append(target)
     for problem, targets in targets_by_problem.items():
-        subject = ""
-        if problem == _UNREACHED:
-            of_all = f"{len(targets)} of " if wording.sees_all else ""
-            number = len(report.targets) if wording.sees_all else len(targets)
-            subject = f"{of_all}{count_of(number, 'target')} "
+        unreached = count_of(len(targets), "target")
+        if wording.sees_all:
+            unreached = f"{len(targets)} of {count_of(len(report.targets), 'target')}"
+        subject = f"{unreached} " if problem == _UNREACHED else ""
         yield (f"{subject}{problem} ", join_names(targets))
     if report.mode is Mode.ENFORCE:
-        if number := report.count(Outcome.LINGERING):
+        if number := report.counts[Outcome.LINGERING]:
             has = "was signalled but has" if number == 1 else "were signalled but have"
             yield (f"{count_of(number, 'session')} {has} not exited",)
-        if number := report.count(Outcome.DENIED):
+        if number := report.counts[Outcome.DENIED]:
             yield (f"the reaper's role may not terminate {count_of(number, 'session')}",)
 
 
@@ -175,12 +174,10 @@ def _list_problems(target: TargetReport) -> Iterator[str]:
         yield "the reaper could connect only with the fallback secret on"
 
 
-_STACK_PROBLEMS: Final = {
+_PROBLEMS: Final[Mapping[StackProblem | TargetStatus, str]] = {
     StackProblem.SILENT: "no report arrives from",
     StackProblem.CONFIGURATION: "the configuration is invalid in",
     StackProblem.INVALID_MESSAGE: "reports cannot be read in",
-}
-_STATUS_PROBLEMS: Final = {
     TargetStatus.BLIND: "the reaper cannot see other sessions on",
     TargetStatus.FULL: "no connection slot is left on",
     TargetStatus.BREAKER: "the breaker stopped all terminations on",
@@ -188,10 +185,8 @@ _STATUS_PROBLEMS: Final = {
 
 
 def _describe_status(target: TargetReport) -> str:
-    if target.stack_problem is not None:
-        return _STACK_PROBLEMS[target.stack_problem]
-    if target.status in _STATUS_PROBLEMS:
-        return _STATUS_PROBLEMS[target.status]
+    if problem := _PROBLEMS.get(target.stack_problem or target.status):
+        return problem
     if target.slots is None:
         return _UNREACHED
     return "settings were refused on" if target.applied else "the run was not completed on"
