@@ -212,10 +212,10 @@ class _Reader:
         self.target_name = secret.name
         self._ignored: tuple[str, ...] = ()
         self._document = self._parse(secret.text.removeprefix(_BYTE_ORDER_MARK))
-        problem = find_unsupported(self._document)
-        if problem is not None:
-            message = f"connection option {problem.name} holds an unsupported value"
-            raise self.error(message, problem.hint)
+        option = find_unsupported(self._document)
+        if option is not None:  # its value may hold a credential
+            problem = f"connection option {option} holds an unsupported value"
+            raise self.error(problem, OPTIONS[option].hint)
 
     def _parse(self, text: str) -> dict[str, Any]:
         if SERVICE_URI.match(text):
