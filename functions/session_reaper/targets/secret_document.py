@@ -70,7 +70,7 @@ class ParsedSecret(NamedTuple):
 
     def error(self, problem: str, hint: str) -> SecretError:
         """Build an error that names the secret."""
-        return _make_error(self.secret, self.target.name, problem, hint)
+        return SecretError(self.target.name, f"secret {self.secret.name}: {problem}", hint)
 
 
 def parse_secret(secret: Secret, *, whole_clusters: bool) -> ParsedSecret:
@@ -157,10 +157,6 @@ IAM_NEEDS_VERIFICATION: Final = (
 _NOT_POSTGRES_HINT: Final = (
     "Remove the secret from the targets: the reaper supports only PostgreSQL."
 )
-
-
-def _make_error(secret: Secret, target_name: str, problem: str, hint: str) -> SecretError:
-    return SecretError(target_name, f"secret {secret.name}: {problem}", hint)
 
 
 def _secure_iam(parsed: ParsedSecret, target: Target) -> Target:
@@ -479,7 +475,7 @@ class _Reader:
 
     def error(self, problem: str, hint: str) -> SecretError:
         """Build an error that names the secret."""
-        return _make_error(self._secret, self.target_name, problem, hint)
+        return SecretError(self.target_name, f"secret {self._secret.name}: {problem}", hint)
 
 
 _PASSWORD_MISSING: Final = ("password is missing", "Add password to the secret.")
