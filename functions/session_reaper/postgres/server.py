@@ -29,10 +29,9 @@ from session_reaper.postgres.budget import (
 from session_reaper.postgres.driver import Connection, Row
 from session_reaper.postgres.errors import (
     read_sqlstate,
-    translate_connect_errors,
+    translate_errors,
     translate_memory_errors,
     translate_server_error,
-    translate_statement_errors,
 )
 from session_reaper.postgres.rows import (
     QUERY_BYTES,
@@ -124,8 +123,9 @@ class Server:
         """
         where = f"{target.host}:{target.port}"
         reached = target.via or target
-        deadline = deadline.capped_at(deadline.remaining_or_raise(CONNECT_SECONDS))
-        translate = partial(translate_connect_errors, secret=target.password)
+        deadline.check()
+        deadline = deadline.capped_at(CONNECT_SECONDS)
+        translate = partial(translate_errors, secret=target.password, is_connected=False)
         with translate(f"connecting to {reached.host}:{reached.port}"):
             sock = open_socket(reached.host, reached.port, deadline)
         try:
@@ -208,9 +208,16 @@ class Server:
     def _take_snapshot(self, scope: SnapshotScope, deadline: Deadline) -> Snapshot:
         step = "taking the snapshot"
         most = _SNAPSHOT_BYTES + (_QUERY_ENDS_BYTES if scope.query_ends else 0)
+        statement = _write_snapshot(
+            json.dumps(scope.idle_floors),
+            waits=scope.waits,
+            locks=scope.locks,
+            query_ends=scope.query_ends,
+            has_query_id=self._major >= _QUERY_ID_SINCE,
+        )
         with (
             self._add_missing_grants(deadline),
-            self._run_for_row(step, self._write_snapshot(scope), deadline, most) as row,
+            self._run_for_row(step, statement, deadline, most) as row,
         ):
             snapshot = read_snapshot(
                 row,
@@ -228,15 +235,6 @@ class Server:
                 for session, size in zip(snapshot.sessions, sizes, strict=True):
                     finalize(session, release, size)
         return snapshot
-
-    def _write_snapshot(self, scope: SnapshotScope) -> str:
-        return _write_snapshot(
-            json.dumps(scope.idle_floors),
-            waits=scope.waits,
-            locks=scope.locks,
-            query_ends=scope.query_ends,
-            has_query_id=self._major >= _QUERY_ID_SINCE,
-        )
 
     def _read_holders(self, slots: Slots, deadline: Deadline) -> tuple[Holder, ...]:
         step = "reading the holders of the slots"
@@ -354,9 +352,9 @@ class Server:
         self, step: str, deadline: Deadline, answer_bytes: int = _ANSWER_BYTES
     ) -> Iterator[None]:
         """Bound the time and the size of the answer to the statement in the block."""
-        within = deadline.capped_at(deadline.remaining_or_raise(_ANSWER_SECONDS))
-        self._connection.allow(within, answer_bytes)
-        with translate_statement_errors(step, self._target.password):
+        deadline.check()
+        self._connection.allow(deadline.capped_at(_ANSWER_SECONDS), answer_bytes)
+        with translate_errors(step, self._target.password, is_connected=True):
             yield
 
 
