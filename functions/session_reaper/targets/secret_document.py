@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeVar
@@ -270,21 +270,20 @@ class _Reader:
             parameters
         )
 
-    def _keep_known_options(self, parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
+    def _keep_known_options(self, parameters: Sequence[tuple[str, str]]) -> dict[str, str]:
         """Return the parameters that libpq knows; keep the names of the others."""
-        given = [(name, value) for name, value in parameters if name in OPTIONS]
-        names = [name for name, _ in given]
-        duplicate = find_duplicate(names)
+        duplicate = find_duplicate(name for name, _ in parameters)
         if duplicate is not None:
             raise self.error(f"uri has the parameter {duplicate} twice", "Write it once.")
-        for name in names:
+        given = {name: value for name, value in parameters if name in OPTIONS}
+        for name in given:
             if name in _PARTS_OF_URI:
                 raise self.error(f"uri must not have {name} as a parameter", _URI_HINT)
         others = [name for name, _ in parameters if name not in OPTIONS]
         # Any other name may be the rest of a password.
         shown = (n if SHOWABLE_NAME.fullmatch(n) else "(name not shown)" for n in others)
         self._ignored = tuple(dict.fromkeys(shown))
-        return {name: value for name, value in given if value}
+        return {name: value for name, value in given.items() if value}
 
     def optional(self, key: str) -> str:
         """Read a text; "" if the key is absent or null."""
@@ -337,7 +336,7 @@ class _Reader:
         if written and (not _HOST.fullmatch(host) or host.count(":") == 1):
             problem = "host must be a host name or an IP address"  # a URI would hold the password
             raise self.error(problem, "Write only the name or the address, or one with :port.")
-        port = self._read_port("host", own_port) if own_port else 0
+        port = self._read_port("the port in host", own_port) if own_port else 0
         if "port" not in self._document:
             return host, port or _DEFAULT_PORT
         given = self._read_port("port", self._document["port"])
@@ -346,12 +345,11 @@ class _Reader:
             raise self.error(problem, "Write the host without a port, or the same port in both.")
         return host, given
 
-    def _read_port(self, key: str, value: object) -> int:
+    def _read_port(self, subject: str, value: object) -> int:
         if isinstance(value, int | str) and re.fullmatch(r"[0-9]{1,5}", text := str(value)):
             port = int(text)
             if 0 < port <= _HIGHEST_PORT:
                 return port
-        subject = "port" if key == "port" else f"the port in {key}"
         raise self.error(f"{subject} must be a port number", f"Write 1 to {_HIGHEST_PORT}.")
 
     def check_engine(self) -> None:
