@@ -176,12 +176,8 @@ class Server:
 
     def read_facts(self, deadline: Deadline) -> ServerFacts:
         """Read facts about the server and our role on it. Raises TargetError."""
-        with (
-            self._add_missing_grants(deadline),
-            self._run_for_row(
-                "reading the server's facts", _load_sql("server_facts"), deadline
-            ) as row,
-        ):
+        step = "reading the server's facts"
+        with self._run_for_row(step, _load_sql("server_facts"), deadline) as row:
             return read_facts(row, describe_tls(self._connection.socket, self._target))
 
     def alter(self, statement: str, deadline: Deadline) -> None:
@@ -215,10 +211,7 @@ class Server:
             query_ends=scope.query_ends,
             has_query_id=self._major >= _QUERY_ID_SINCE,
         )
-        with (
-            self._add_missing_grants(deadline),
-            self._run_for_row(step, statement, deadline, most) as row,
-        ):
+        with self._run_for_row(step, statement, deadline, most) as row:
             snapshot = read_snapshot(
                 row,
                 own_roles=self._own_roles,
@@ -241,10 +234,7 @@ class Server:
         statement = _load_sql("holders").format(is_transient=_write_is_transient())
         # An answer that needs a claim could wait for the memory that the snapshot's sessions hold.
         most = UNCLAIMED_BYTES
-        with (
-            self._add_missing_grants(deadline),
-            self._run_for_row(step, statement, deadline, most) as row,
-        ):
+        with self._run_for_row(step, statement, deadline, most) as row:
             return read_holders(row, slots)
 
     def find_missing_grants(self, deadline: Deadline) -> tuple[str, ...]:
@@ -256,24 +246,8 @@ class Server:
             functions=", ".join(map(literal, USED_FUNCTIONS)),
             relations=", ".join(map(literal, USED_RELATIONS)),
         )
-        with self._run_for_row("reading the missing grants", statement, deadline) as row:
+        with self._read_row("reading the missing grants", statement, deadline) as row:
             return read_grants(row, self.role)
-
-    @contextmanager
-    def _add_missing_grants(self, deadline: Deadline) -> Iterator[None]:
-        """Add the missing grants to the error if our role lacks a privilege."""
-        try:
-            yield
-        except TargetError as error:
-            grants: Sequence[str] = ()
-            if error.code == INSUFFICIENT_PRIVILEGE:
-                with suppress(TargetError):
-                    grants = self.find_missing_grants(deadline)
-            if not grants:
-                raise
-            where = f"In database {self._target.database}, as a superuser or the master user: "
-            hint = where + " ".join(grants)
-            raise TargetError(error.code, error.cause, hint, step=error.step) from None
 
     def signal(
         self,
@@ -336,7 +310,28 @@ class Server:
     def _run_for_row(
         self, step: str, statement: str, deadline: Deadline, answer_bytes: int = _ANSWER_BYTES
     ) -> Iterator[Row]:
-        """Run a statement that answers one row, and decode the row in the block."""
+        """Run a statement that answers one row, and decode the row in the block.
+
+        If our role lacks a privilege, the error has the missing grants.
+        """
+        try:
+            with self._read_row(step, statement, deadline, answer_bytes) as row:
+                yield row
+        except TargetError as error:
+            grants: Sequence[str] = ()
+            if error.code == INSUFFICIENT_PRIVILEGE:
+                with suppress(TargetError):
+                    grants = self.find_missing_grants(deadline)
+            if not grants:
+                raise
+            where = f"In database {self._target.database}, as a superuser or the master user: "
+            hint = where + " ".join(grants)
+            raise TargetError(error.code, error.cause, hint, step=error.step) from None
+
+    @contextmanager
+    def _read_row(
+        self, step: str, statement: str, deadline: Deadline, answer_bytes: int = _ANSWER_BYTES
+    ) -> Iterator[Row]:
         with self._expect_answer(step, deadline, answer_bytes):
             row = self._connection.run_for_row(statement)
         with self._decode_answer(step, deadline):
