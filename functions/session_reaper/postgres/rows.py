@@ -206,7 +206,7 @@ def _read_table(answer: Mapping[str, Any], key: str, *checks: _Check) -> Sequenc
     """Return the rows under a key, with one check for each column."""
     rows = _read_rows(answer, key, len(checks))
     columns = zip(*rows, strict=True)
-    if rows and not all(check(next(columns)) for check in checks):
+    if rows and not all(check(column) for check, column in zip(checks, columns, strict=True)):
         raise _InvalidError(key)
     return rows
 
