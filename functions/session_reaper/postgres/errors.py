@@ -85,21 +85,13 @@ def translate_errors(step: str, secret: str, *, is_connected: bool) -> Iterator[
     try:
         yield
     except NoMemoryLeftError:  # in the middle of a message: nothing more can be read after it
-        raise _explain_no_memory(step, translator.lost) from None
+        raise explain_no_memory(step, translator.lost) from None
     except (*_NETWORK_FAILURES, *_PROTOCOL_FAILURES) as error:
         raise translator.translate(error) from None
 
 
-@contextmanager
-def translate_memory_errors(step: str) -> Iterator[None]:
-    """Raise TargetError where an answer that has arrived finds no memory to be decoded in."""
-    try:
-        yield
-    except NoMemoryLeftError:
-        raise _explain_no_memory(step, TargetError) from None
-
-
-def _explain_no_memory(step: str, kind: type[TargetError]) -> TargetError:
+def explain_no_memory(step: str, kind: type[TargetError] = TargetError) -> TargetError:
+    """Explain that an answer finds no memory; the connection stays usable if all of it has arrived."""
     cause = "the answers of other targets take the memory that this one needs"
     return kind("memory", cause, _NO_MEMORY_HINT, step=step)
 

@@ -28,9 +28,9 @@ from session_reaper.postgres.budget import (
 )
 from session_reaper.postgres.driver import Connection, Row
 from session_reaper.postgres.errors import (
+    explain_no_memory,
     read_sqlstate,
     translate_errors,
-    translate_memory_errors,
     translate_server_error,
 )
 from session_reaper.postgres.rows import (
@@ -339,8 +339,11 @@ class Server:
 
     @contextmanager
     def _decode_answer(self, step: str, deadline: Deadline) -> Iterator[None]:
-        with translate_memory_errors(step), self._connection.decode_answer(deadline):
-            yield
+        try:
+            with self._connection.decode_answer(deadline):
+                yield
+        except NoMemoryLeftError:
+            raise explain_no_memory(step) from None
 
     @contextmanager
     def _expect_answer(
