@@ -25,16 +25,6 @@ class Deadline:
         if self.remaining() == 0:
             raise DeadlineError
 
-    def remaining_or_raise(self, at_most: float) -> float:
-        """Return the seconds left, capped at `at_most` and always above 0.
-
-        Raises DeadlineError once the deadline has passed.
-        """
-        seconds = self.remaining()
-        if seconds == 0:
-            raise DeadlineError
-        return min(seconds, at_most)
-
     def capped_at(self, seconds: float) -> "Deadline":
         """Return a deadline `seconds` from now that is never later than this one."""
         return Deadline(min(self.remaining(), seconds), self._clock)

@@ -114,11 +114,8 @@ def one_or_many(read: Read[T]) -> Read[tuple[T, ...]]:
     return partial(read_list, read)
 
 
-def _describe_document(value: object) -> str:
-    """Name the form of a document without showing it."""
-    if value is None:
-        return "an empty document"
-    return "a list" if isinstance(value, list) else "a single value"
+# Names the form of a document without showing it.
+_FORMS: Mapping[type, str] = {type(None): "an empty document", list: "a list"}
 
 
 def read_mapping(kind: type[T], value: object, place: str, *, ignore_unknown: bool = False) -> T:
@@ -130,7 +127,7 @@ def read_mapping(kind: type[T], value: object, place: str, *, ignore_unknown: bo
     """
     if not isinstance(value, dict):
         # A document other than a mapping may be a password, from the wrong parameter or file.
-        found = short_repr(value) if place else _describe_document(value)
+        found = short_repr(value) if place else _FORMS.get(type(value), "a single value")
         problem = f"must be a mapping of keys to values, not {found}"
         raise ConfigurationError(place or "document", problem)
     known = _find_readers(kind)  # type: ignore[arg-type] # a class is hashable; mypy doubts it

@@ -7,9 +7,6 @@ that ignores it.
 """
 
 import logging
-from typing import Final
-
-_HIGHEST_SILENT: Final = logging.INFO
 
 
 class _OwnLogger(logging.Logger):
@@ -22,7 +19,7 @@ class _OwnLogger(logging.Logger):
 
 def silence_libraries() -> None:
     """Let only our own logger log below WARNING from now on."""
-    logging.disable(_HIGHEST_SILENT)
+    logging.disable(logging.INFO)
     # Its warnings contain the URL of the webhook and text from the server.
     logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 

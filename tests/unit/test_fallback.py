@@ -8,12 +8,7 @@ from typing import Any
 
 import pytest
 from session_reaper.errors import TargetError
-from session_reaper.targets.fallback import (
-    Fallback,
-    apply_fallback,
-    needs_rds,
-    read_fallback,
-)
+from session_reaper.targets.fallback import use_fallback
 from session_reaper.targets.secret_document import SecretError, parse_secret, resolve_targets
 from session_reaper.targets.target import (
     ANY_AUTH,
@@ -71,23 +66,27 @@ def of_cluster(**keys: object) -> tuple[Target, ...]:
     return resolve_targets(parsed, RdsListing(instances=SHOP))
 
 
-def a_fallback(name: str = "admin", arn: str = f"{PREFIX}admin-X1y2Z3", **keys: object) -> Fallback:
+def a_fallback(name: str = "admin", arn: str = f"{PREFIX}admin-X1y2Z3", **keys: object) -> Secret:
     document = {"username": "root", "password": "r00t", "host": HOST, "port": 5433} | keys
     given = {key: value for key, value in document.items() if value is not None}
-    return read_fallback(Secret(name=name, arn=arn, text=json.dumps(given)))
+    return Secret(name=name, arn=arn, text=json.dumps(given))
 
 
-def make_managed(**keys: object) -> Fallback:
+def make_managed(**keys: object) -> Secret:
     return a_fallback("rds!cluster-1", MASTER, **{"host": None, "port": None} | keys)
 
 
-def decide(target: Target, fallback: Fallback, listing: RdsListing = LISTED) -> Target:
-    return apply_fallback(target, fallback, listing)
+def refuse_to_list() -> RdsListing:
+    raise AssertionError("RDS was listed")
 
 
-def get_refusal(target: Target, fallback: Fallback, listing: RdsListing = LISTED) -> TargetError:
+def decide(target: Target, fallback: Secret, listing: RdsListing = LISTED) -> Target:
+    return use_fallback(target, fallback, lambda: listing)
+
+
+def get_refusal(target: Target, fallback: Secret, listing: RdsListing = LISTED) -> TargetError:
     with pytest.raises(TargetError) as raised:
-        apply_fallback(target, fallback, listing)
+        use_fallback(target, fallback, lambda: listing)
     error = raised.value
     assert error.code == "fallback"
     assert error.cause
@@ -112,8 +111,7 @@ def test_a_fallback_with_the_targets_endpoint_connects_with_its_own_settings(hos
         fallback_secret="another",  # noqa: S106 -- its name
     )
     target = a_target(sslmode="disable")
-    assert not needs_rds(target, fallback)
-    assert decide(target, fallback, RdsListing()) == Target(
+    assert use_fallback(target, fallback, refuse_to_list) == Target(
         name="orders",
         group="orders",
         secret_arn=target.secret_arn,
@@ -163,7 +161,8 @@ def test_the_targets_connection_settings_are_not_used() -> None:
 def test_a_fallback_for_another_endpoint_is_refused(keys: dict[str, Any]) -> None:
     for fallback in (a_fallback(), make_managed()):
         target = a_target(**keys)
-        assert needs_rds(target, fallback)
+        with pytest.raises(AssertionError, match="listed"):
+            use_fallback(target, fallback, refuse_to_list)
         found = get_refusal(target, fallback)
         assert "same host and port" in found.hint
         assert "read replica" in found.hint
@@ -299,7 +298,7 @@ def test_a_token_is_never_sent_over_an_unverified_connection() -> None:
 def test_errors_in_a_fallback_name_its_secret(text: object, problem: str) -> None:
     secret = Secret(name="admin", arn=f"{PREFIX}admin-X1y2Z3", text=json.dumps(text))
     with pytest.raises(SecretError) as caught:
-        read_fallback(secret)
+        use_fallback(a_target(), secret, refuse_to_list)
     assert "secret admin" in caught.value.message
     assert problem in caught.value.message
     everything = "".join(traceback.format_exception(caught.value)) + caught.value.hint

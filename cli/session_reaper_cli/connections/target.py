@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from session_reaper.documents import key_label, may_hold_credential
 from session_reaper.errors import ConfigurationError
-from session_reaper.targets.connection_options import find_unsupported, parse_require_auth
+from session_reaper.targets.connection_options import OPTIONS, find_unsupported, parse_require_auth
 from session_reaper.targets.providers import find_rds_region
 from session_reaper.targets.target import (
     ANY_AUTH,
@@ -55,9 +55,9 @@ def find_target(uri: str, environ: Mapping[str, str], home: Path) -> FoundTarget
     """Return the target that the user means, by a URI or without one. Raises ConfigurationError."""
     merged = _merge(uri, environ, home)
     parameters = merged.values
-    problem = find_unsupported({k: v for k, v in parameters.items() if k not in _OURS})
-    if problem is not None:
-        raise merged.make_error(problem.name, f"unsupported value. {problem.hint}")
+    option = find_unsupported({k: v for k, v in parameters.items() if k not in _OURS})
+    if option is not None:
+        raise merged.make_error(option, f"unsupported value. {OPTIONS[option].hint}")
     port = _read_port(merged)
     host = _read_host(merged, port)
     role = parameters.get("user") or _find_user()

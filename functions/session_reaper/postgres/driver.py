@@ -6,7 +6,6 @@ tests/integration/test_driver.py checks each use against the protocol.
 
 import io
 import socket
-import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -261,18 +260,15 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         requests = iter(executions)
         unanswered: deque[int] = deque()
         unanswered_bytes = 0
-        has_more = True
         while True:
             self._wire.allow(deadline.capped_at(answer_seconds))
-            if has_more and unanswered_bytes <= MAX_UNANSWERED // 2:
-                has_more = False
+            if unanswered_bytes <= MAX_UNANSWERED // 2:
                 for parameters in requests:
                     request = self._encode_execution(statement, parameters)
                     self._wire.write(request)
                     unanswered.append(len(request))
                     unanswered_bytes += len(request)
                     if unanswered_bytes >= MAX_UNANSWERED:
-                        has_more = True
                         break
                 self._wire.flush()
             if not unanswered:
@@ -367,11 +363,10 @@ class Connection(pg8000.native.Connection):  # type: ignore[misc] # the driver s
         if not mechanisms:
             problem = "the server does not offer SCRAM-SHA-256"
             raise TargetError("auth", problem, _METHODS_HINT)
-        certificate = None
         wanted = self._target.channel_binding
-        if isinstance(self._wire.sock, ssl.SSLSocket) and wanted is not ChannelBinding.DISABLE:
-            certificate = read_certificate(self._wire.sock)
-        elif "SCRAM-SHA-256" not in mechanisms:
+        is_bindable = wanted is not ChannelBinding.DISABLE
+        certificate = read_certificate(self._wire.sock) if is_bindable else None
+        if certificate is None and "SCRAM-SHA-256" not in mechanisms:
             raise TargetError("auth", _NOT_BOUND, _NOT_BOUND_HINT)
         self._scram = ScramClient(mechanisms, self._target.password, certificate)
         self._is_channel_bound = self._scram.mechanism_name.endswith("-PLUS")

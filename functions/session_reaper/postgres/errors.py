@@ -43,7 +43,9 @@ _HINTS: Final = {
     "57P03": "The server is starting or stopping; the next run tries again.",
     "57014": "The server is too busy to answer in time; the next run tries again.",
 }
-_CONNECT_HINTS: Final = {INSUFFICIENT_PRIVILEGE: "GRANT CONNECT on the database to the role."}
+_CONNECT_HINTS: Final = _HINTS | {
+    INSUFFICIENT_PRIVILEGE: "GRANT CONNECT on the database to the role."
+}
 # A full server and two limits share a SQLSTATE; the error's routine distinguishes them.
 _LIMITS: Final = {
     "InitializeSessionUserId": ConnectionLimit.ROLE,
@@ -74,42 +76,29 @@ _PROTOCOL_FAILURES: Final = (
 
 
 @contextmanager
-def translate_connect_errors(step: str, secret: str) -> Iterator[None]:
-    """Raise failures to connect as TargetError, without the secret."""
-    try:
-        yield
-    except (*_NETWORK_FAILURES, *_PROTOCOL_FAILURES) as error:
-        raise _Translator(step, secret, TargetError, _CONNECT_HINTS).translate(error) from None
+def translate_errors(step: str, secret: str, *, is_connected: bool) -> Iterator[None]:
+    """Raise failures as TargetError, without the secret.
 
-
-@contextmanager
-def translate_statement_errors(step: str, secret: str) -> Iterator[None]:
-    """Raise failures of a statement as TargetError, or ConnectionLostError if the connection ended."""
+    It is ConnectionLostError if the connection ended during a statement.
+    """
+    translator = _Translator(step, secret, is_connected)
     try:
         yield
     except NoMemoryLeftError:  # in the middle of a message: nothing more can be read after it
-        raise _explain_no_memory(step, ConnectionLostError) from None
+        raise explain_no_memory(step, translator.lost) from None
     except (*_NETWORK_FAILURES, *_PROTOCOL_FAILURES) as error:
-        raise _Translator(step, secret, ConnectionLostError, {}).translate(error) from None
+        raise translator.translate(error) from None
 
 
-@contextmanager
-def translate_memory_errors(step: str) -> Iterator[None]:
-    """Raise TargetError where an answer that has arrived finds no memory to be decoded in."""
-    try:
-        yield
-    except NoMemoryLeftError:
-        raise _explain_no_memory(step, TargetError) from None
-
-
-def _explain_no_memory(step: str, kind: type[TargetError]) -> TargetError:
+def explain_no_memory(step: str, kind: type[TargetError] = TargetError) -> TargetError:
+    """Explain that an answer finds no memory; the connection stays usable if all of it has arrived."""
     cause = "the answers of other targets take the memory that this one needs"
     return kind("memory", cause, _NO_MEMORY_HINT, step=step)
 
 
 def translate_server_error(step: str, secret: str, error: DatabaseError) -> TargetError:
     """Translate the server's error for one statement; the connection stays usable."""
-    return _Translator(step, secret, ConnectionLostError, {}).translate(error)
+    return _Translator(step, secret, is_connected=True).translate(error)
 
 
 def read_sqlstate(error: DatabaseError) -> str:
@@ -123,8 +112,11 @@ class _Translator(NamedTuple):
 
     step: str
     secret: str  # the password, which a server may repeat
-    lost: type[TargetError]
-    hints: Mapping[str, str]  # by SQLSTATE; they override _HINTS
+    is_connected: bool  # so our role has a slot
+
+    @property
+    def lost(self) -> type[TargetError]:
+        return ConnectionLostError if self.is_connected else TargetError
 
     def translate(self, error: Exception) -> TargetError:
         causes = list(_iterate_causes(error))
@@ -136,7 +128,7 @@ class _Translator(NamedTuple):
                 case TimeoutError():
                     hint = "Check security groups and routes, and whether the server is overloaded."
                     return self.lost("timeout", "no response in time", hint, step=self.step)
-                case AnswerTooLargeError() if self.lost is ConnectionLostError:
+                case AnswerTooLargeError() if self.is_connected:
                     problem = "the response is larger than the limit"
                     return self.lost("answer", problem, NOT_POSTGRES_HINT, step=self.step)
                 case socket.gaierror() | UnicodeEncodeError():
@@ -162,10 +154,9 @@ class _Translator(NamedTuple):
     def _translate_server_error(self, error: DatabaseError) -> TargetError:
         code = read_sqlstate(error)
         text = self._hide_secret(_get_fields(error).get("M", "the server sent no message"))
-        is_connected = self.lost is ConnectionLostError  # so our role has a slot
-        if code != _TOO_MANY_CONNECTIONS or is_connected:
-            hint = self.hints.get(code) or _HINTS.get(code, _OTHER_HINT)
-            return TargetError(code, text, hint, step=self.step)
+        if code != _TOO_MANY_CONNECTIONS or self.is_connected:
+            hints = _HINTS if self.is_connected else _CONNECT_HINTS
+            return TargetError(code, text, hints.get(code, _OTHER_HINT), step=self.step)
         limit = _LIMITS.get(_get_fields(error).get("R", ""))
         hint = _LIMIT_HINTS[limit] if limit else _OTHER_HINT
         return FullError(code, text, hint, limit=limit, step=self.step)

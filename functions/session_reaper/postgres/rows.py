@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache, wraps
 from ipaddress import ip_address, ip_network
-from itertools import islice
+from itertools import chain, islice
 from sys import getsizeof
 from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
@@ -44,7 +44,6 @@ _INT32: Final = 2**31 - 1
 _INT53: Final = 2**53  # JSON numbers are exact up to here
 _MOST_SECONDS: Final = 1e10
 _NAME_LENGTH: Final = 255  # characters; PostgreSQL's own limit is 63 bytes
-_TEXT_LENGTH: Final = 1000
 _MOMENT_LENGTH: Final = 40
 
 _MOMENT: Final = r"\d{4,6}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d(?::\d\d){0,2})"
@@ -97,12 +96,11 @@ _WAITER_BYTES: Final = 8  # a reference: the blockers of one queue share its wai
 def read_verification(row: Row) -> Verification:
     """Read the answer to verify.sql. Raises TargetError."""
     answer = _take_document(row)
-    remaining = _read_list(answer, "remaining")
     return Verification(
         server=_read_server(answer),
-        remaining=frozenset(_check_int(pid, "remaining", 1, _INT32) for pid in remaining),
-        can_see=_read_flag(answer, "can_see"),
-        used=_read_int(answer, "used"),
+        remaining=frozenset(_read_list(answer, "remaining", _are_pids)),
+        can_see=_read(answer, "can_see", _are_flags),
+        used=_read(answer, "used", _are_counts),
     )
 
 
@@ -172,53 +170,82 @@ def _refuse_constant(_constant: str) -> NoReturn:
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def _get(answer: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 -- not validated yet
-    if key not in answer:
+# -- values ---------------------------------------------------------------------------------------
+
+
+_Check = Callable[[Sequence[Any]], bool]
+"""Returns whether some values are valid; there is at least one."""
+
+
+def _read(answer: Mapping[str, Any], key: str, check: _Check) -> Any:  # noqa: ANN401 -- the check decides
+    if key not in answer or not check((answer[key],)):
         raise _InvalidError(key)
     return answer[key]
 
 
-def _check_int(value: object, place: str, least: int, most: int) -> int:
-    if type(value) is not int or not least <= value <= most:
-        raise _InvalidError(place)
-    return value
+def _read_optional(answer: Mapping[str, Any], key: str, check: _Check) -> Any:  # noqa: ANN401 -- as above
+    return None if answer.get(key, key) is None else _read(answer, key, check)
 
 
-def _read_int(answer: Mapping[str, Any], key: str, least: int = 0, most: int = _INT32) -> int:
-    return _check_int(_get(answer, key), key, least, most)
+def _read_list(answer: Mapping[str, Any], key: str, check: _Check | None = None) -> Sequence[Any]:
+    """Return the list under a key; SQL aggregates nothing to NULL."""
+    values: Sequence[Any] = _read_optional(answer, key, _are_lists) or ()
+    if values and check is not None and not check(values):
+        raise _InvalidError(key)
+    return values
 
 
-def _read_optional_int(
-    answer: Mapping[str, Any], key: str, least: int = 0, most: int = _INT32
-) -> int | None:
-    value = _get(answer, key)
-    return None if value is None else _check_int(value, key, least, most)
+def _read_rows(answer: Mapping[str, Any], key: str, width: int) -> Sequence[Sequence[Any]]:
+    rows = _read_list(answer, key, _are_lists)
+    if any(len(row) != width for row in rows):
+        raise _InvalidError(key)
+    return rows
 
 
-def _check_bool(value: object, place: str) -> bool:
-    if type(value) is not bool:
-        raise _InvalidError(place)
-    return value
+def _read_table(answer: Mapping[str, Any], key: str, *checks: _Check) -> Sequence[Sequence[Any]]:
+    """Return the rows under a key, with one check for each column."""
+    rows = _read_rows(answer, key, len(checks))
+    columns = zip(*rows, strict=True)
+    if rows and not all(check(column) for check, column in zip(checks, columns, strict=True)):
+        raise _InvalidError(key)
+    return rows
 
 
-def _check_optional_bool(value: object, place: str) -> bool:
-    return value is not None and _check_bool(value, place)
+def _or_null(check: _Check) -> _Check:
+    def check_others(values: Sequence[Any]) -> bool:
+        others = [each for each in values if each is not None]
+        return not others or check(others)
+
+    return check_others
 
 
-def _read_flag(answer: Mapping[str, Any], key: str) -> bool:
-    return _check_bool(_get(answer, key), key)
+def _make_type_check(kind: type) -> _Check:
+    return lambda values: {kind}.issuperset(map(type, values))
 
 
-def _check_seconds(value: object, place: str) -> float:
-    if type(value) not in (int, float) or not 0 <= value <= _MOST_SECONDS:  # type: ignore[operator] # checked just before
-        raise _InvalidError(place)
-    return float(value)  # type: ignore[arg-type] # as above
+def _make_number_check(least: float, most: float, *kinds: type) -> _Check:
+    allowed = {*kinds}
+
+    def check(values: Sequence[Any]) -> bool:
+        # A NaN would pass both comparisons, but the JSON reader refuses it.
+        has_type = allowed.issuperset(map(type, values))
+        return has_type and least <= min(values) and max(values) <= most
+
+    return check
 
 
-def _check_text(value: object, place: str, most: int) -> str:
-    if type(value) is not str or len(value) > most or not _is_encodable(value):
-        raise _InvalidError(place)
-    return value
+def _make_text_check(most: int, is_valid: Callable[[str], object] | None = None) -> _Check:
+    def check(values: Sequence[Any]) -> bool:
+        if not {str}.issuperset(map(type, values)):
+            return False
+        texts = set(values)
+        return (
+            max(map(len, texts)) <= most
+            and _is_encodable("".join(texts))
+            and (is_valid is None or all(map(is_valid, texts)))
+        )
+
+    return check
 
 
 def _is_encodable(text: str) -> bool:
@@ -229,36 +256,18 @@ def _is_encodable(text: str) -> bool:
         return False
 
 
-def _check_form(value: object, place: str, form: str, most: int = _NAME_LENGTH) -> str:
-    text = _check_text(value, place, most)
-    if not re.fullmatch(form, text):
-        raise _InvalidError(place)
-    return text
-
-
-def _check_name(value: object, place: str) -> str:
-    return _check_text(value, place, _NAME_LENGTH)
-
-
-def _check_optional_name(value: object, place: str) -> str:
-    return "" if value is None else _check_name(value, place)
-
-
-def _read_list(answer: Mapping[str, Any], key: str) -> Sequence[Any]:
-    """Return the list under a key; SQL aggregates nothing to NULL."""
-    value = _get(answer, key)
-    if value is None:
-        return ()
-    if type(value) is not list:
-        raise _InvalidError(key)
-    return value
-
-
-def _read_rows(answer: Mapping[str, Any], key: str, width: int) -> Sequence[Sequence[Any]]:
-    rows = _read_list(answer, key)
-    if any(type(row) is not list or len(row) != width for row in rows):
-        raise _InvalidError(key)
-    return rows
+_are_flags: Final = _make_type_check(bool)
+_are_lists: Final = _make_type_check(list)
+_are_pids: Final = _make_number_check(1, _INT32, int)
+_are_counts: Final = _make_number_check(0, _INT32, int)
+_are_instants: Final = _make_number_check(0, _INT53, int)
+_are_seconds: Final = _make_number_check(0, _MOST_SECONDS, int, float)
+_are_ages: Final = _make_number_check(-_INT32 - 1, _INT32, int)
+_are_moments: Final = _make_text_check(_MOMENT_LENGTH, re.compile(_MOMENT, re.ASCII).fullmatch)
+_are_names: Final = _make_text_check(_NAME_LENGTH)
+_are_optional_names: Final = _or_null(_are_names)
+# A later release may have states that we do not know.
+_are_states: Final = _make_text_check(40, re.compile(r"[a-z ()]+").fullmatch)
 
 
 # -- the snapshot ---------------------------------------------------------------------------------
@@ -266,9 +275,9 @@ def _read_rows(answer: Mapping[str, Any], key: str, width: int) -> Sequence[Sequ
 
 def _read_server(answer: Mapping[str, Any]) -> ServerIdentity:
     return ServerIdentity(
-        started=_read_int(answer, "started", 0, _INT53),
-        checkpointer=_read_optional_int(answer, "checkpointer", 1),
-        checkpointer_started=_read_optional_int(answer, "checkpointer_started", 0, _INT53),
+        started=_read(answer, "started", _are_instants),
+        checkpointer=_read_optional(answer, "checkpointer", _are_pids),
+        checkpointer_started=_read_optional(answer, "checkpointer_started", _are_instants),
     )
 
 
@@ -289,31 +298,28 @@ def read_snapshot(
     waiters = map_waiters_by_root(waits)
     if sum(map(len, waiters.values())) > _MOST_WAITERS:
         raise _InvalidError("waits")
-    hidden = _read_int(answer, "hidden")
-    most, reserved = _read_int(answer, "max"), _read_int(answer, "reserved")
-    used = _read_int(answer, "used") + hidden
+    hidden = _read(answer, "hidden", _are_counts)
+    most = _read(answer, "max", _are_counts)
+    used = _read(answer, "used", _are_counts) + hidden
     _check_counts(answer, used, most)
-    used -= _read_int(answer, "transient", 0, used)
-    slots = Slots(max=most, reserved=reserved, used=used)
+    used -= _read(answer, "transient", _make_number_check(0, used, int))
     return Snapshot(
-        role=_check_name(_get(answer, "role"), "role"),
-        slots=slots,
-        can_see=_read_flag(answer, "can_see"),
+        role=_read(answer, "role", _are_names),
+        slots=Slots(max=most, reserved=_read(answer, "reserved", _are_counts), used=used),
+        can_see=_read(answer, "can_see", _are_flags),
         hidden=hidden,
-        can_signal=_read_flag(answer, "can_signal"),
-        untracked=_read_int(answer, "untracked"),
-        reader=_read_flag(answer, "reader"),
-        behind_pooler=_read_int(answer, "pid", 1) != backend_pid,
+        can_signal=_read(answer, "can_signal", _are_flags),
+        untracked=_read(answer, "untracked", _are_counts),
+        reader=_read(answer, "reader", _are_flags),
+        behind_pooler=_read(answer, "pid", _are_pids) != backend_pid,
         server=_read_server(answer),
-        taken_at=_read_int(answer, "taken_at", 0, _INT53),
+        taken_at=_read(answer, "taken_at", _are_instants),
         membership=Membership(
-            server_version=_read_int(answer, "server_version"),
-            inherits=_read_flag(answer, "inherits"),
+            server_version=_read(answer, "server_version", _are_counts),
+            inherits=_read(answer, "inherits", _are_flags),
         ),
         states=_read_states(answer),
-        oldest_idle_in_transaction=_check_seconds(
-            _get(answer, "oldest_idle_in_transaction"), "oldest_idle_in_transaction"
-        ),
+        oldest_idle_in_transaction=float(_read(answer, "oldest_idle_in_transaction", _are_seconds)),
         lock_waiters=len(_read_list(answer, "lock_waiters")),
         prepared_waiters=waiters.get(PREPARED, ())[:_MOST_PREPARED_WAITERS],
         sessions=tuple(_read_sessions(answer, waiters, own_roles)),
@@ -340,15 +346,8 @@ def _check_counts(answer: Mapping[str, Any], used: int, most: int) -> None:
 
 
 def _read_states(answer: Mapping[str, Any]) -> Mapping[State, int]:
-    states = _read_list(answer, "states")
-    are_texts = {*map(type, states)} <= {str, type(None)}
-    # A later release may have states that we do not know.
-    if not are_texts or not all(map(_is_state, set(states) - {None})):
-        raise _InvalidError("states")
+    states = _read_list(answer, "states", _or_null(_are_states))
     return {state: states.count(state) for state in State}
-
-
-_is_state: Final = re.compile(r"[a-z ()]{1,40}").fullmatch
 
 
 _MOST_HOLDERS: Final = 10
@@ -363,56 +362,60 @@ def read_holders(row: Row, slots: Slots) -> tuple[Holder, ...]:
     `slots`: those of the snapshot before. Since then other sessions may have come.
     """
     answer = _take_document(row)
-    rows = _read_rows(answer, "holders", 9)
+    rows = _read_table(
+        answer,
+        "holders",
+        *(_are_optional_names, _are_optional_names),
+        _or_null(_make_text_check(_NAME_LENGTH, _read_network)),
+        *(_are_states, _are_pids, _are_seconds),
+        *[_or_null(_are_flags)] * 3,
+    )
     holders = tuple(
         Holder(
-            application=_check_optional_name(application, "holders"),
-            role=None if role is None else _check_name(role, "holders"),
-            client=None if client is None else _check_network(client),
-            state=_check_text(state, "holders", _MOMENT_LENGTH),
-            count=_check_int(count, "holders", 1, _INT32),
-            oldest_seconds=_check_seconds(oldest, "holders"),
-            superuser=_check_optional_bool(flags[0], "holders"),
-            replication=_check_optional_bool(flags[1], "holders"),
-            own_role=_check_optional_bool(flags[2], "holders"),
+            application=application or "",
+            role=role,
+            client=client and _read_network(client),
+            state=state,
+            count=count,
+            oldest_seconds=float(oldest),
+            superuser=bool(flags[0]),
+            replication=bool(flags[1]),
+            own_role=bool(flags[2]),
         )
-        for application, role, client, state, count, oldest, *flags in rows[:_MOST_HOLDERS]
+        for application, role, client, state, count, oldest, *flags in rows
     )
     total = sum(holder.count for holder in holders)
     if len(rows) > _MOST_HOLDERS or total > slots.max + _MOST_REPLACED:
         raise _InvalidError("holders")
-    if not all(_is_state(holder.state) for holder in holders):
-        raise _InvalidError("holders")
     return holders
 
 
-def _check_network(value: object) -> str:
-    """Return a network as `mask_client` writes it."""
-    text = _check_name(value, "holders")
+def _read_network(text: str) -> str | None:
+    """Return a network as `mask_client` writes it; None if it is invalid."""
     try:
         network = ip_network(text)
     except ValueError:
-        raise _InvalidError("holders") from None
-    if "%" in text or network.prefixlen != (24 if network.version == 4 else 64):  # noqa: PLR2004 -- IP's two versions
-        raise _InvalidError("holders")
-    return str(network)
+        return None
+    is_usual = network.prefixlen == (24 if network.version == 4 else 64)  # noqa: PLR2004 -- IP's two versions
+    return str(network) if is_usual and "%" not in text else None
 
 
 def _read_waits(answer: Mapping[str, Any]) -> Iterator[Wait]:
-    for row in _read_rows(answer, "waits", 6):
-        pid, is_session, role, application, seconds, blocked_by = row
-        if type(is_session) is not bool or type(blocked_by) is not list:
-            raise _InvalidError("waits")
-        yield Wait(
-            waiter=Waiter(
-                pid=_check_int(pid, "waits", 1, _INT32),
-                role=_check_optional_name(role, "waits"),
-                application=_check_optional_name(application, "waits"),
-                seconds=_check_seconds(seconds, "waits"),
-            ),
-            is_session=is_session,
-            blocked_by=tuple(_check_int(each, "waits", 0, _INT32) for each in blocked_by),
+    rows = _read_table(
+        answer,
+        "waits",
+        *(_are_pids, _are_flags, _are_optional_names, _are_optional_names),
+        *(_are_seconds, _are_lists_of_blockers),
+    )
+    for pid, is_session, role, application, seconds, blocked_by in rows:
+        waiter = Waiter(
+            pid=pid, role=role or "", application=application or "", seconds=float(seconds)
         )
+        yield Wait(waiter=waiter, is_session=is_session, blocked_by=tuple(blocked_by))
+
+
+def _are_lists_of_blockers(values: Sequence[Any]) -> bool:
+    return _are_lists(values) and (not any(values) or _are_counts([*chain.from_iterable(values)]))
 
 
 _MOST_STEPS: Final = 1_000_000
@@ -450,9 +453,7 @@ def _read_sessions(
     if len({row[pid] for row in rows}) < len(rows):
         raise _InvalidError("sessions: pid")
     # The processes that wait for a lock; a parallel worker is listed under the pid of its leader.
-    lock_waiters = {
-        _check_int(each, "lock_waiters", 1, _INT32) for each in _read_list(answer, "lock_waiters")
-    }
+    lock_waiters = set(_read_list(answer, "lock_waiters", _are_pids))
     for row in rows:
         yield _read_session(
             dict(zip(SESSION_COLUMNS, row, strict=True)),
@@ -477,36 +478,6 @@ def _check_columns(columns: Mapping[str, Sequence[Any]]) -> None:
         raise _InvalidError(f"sessions: {next(invalid)}")
 
 
-_Check = Callable[[Sequence[Any]], bool]
-"""Returns whether the values of a column are valid; there is at least one, and none is None."""
-
-
-def _make_text_check(most: int, is_valid: Callable[[str], object] | None = None) -> _Check:
-    def check(values: Sequence[Any]) -> bool:
-        if {*map(type, values)} != {str}:
-            return False
-        texts = set(values)
-        return (
-            max(map(len, texts)) <= most
-            and _is_encodable("".join(texts))
-            and (is_valid is None or all(map(is_valid, texts)))
-        )
-
-    return check
-
-
-def _make_number_check(least: float, most: float, *kinds: type) -> _Check:
-    def check(values: Sequence[Any]) -> bool:
-        # A NaN would pass both comparisons, but the JSON reader refuses it.
-        return {*map(type, values)} <= {*kinds} and least <= min(values) and max(values) <= most
-
-    return check
-
-
-def _are_flags(values: Sequence[Any]) -> bool:
-    return {*map(type, values)} == {bool}
-
-
 @lru_cache(maxsize=10_000)  # clients return in every run
 def _is_address(text: str) -> bool:
     try:
@@ -516,13 +487,8 @@ def _is_address(text: str) -> bool:
     return "%" not in text
 
 
-_are_moments: Final = _make_text_check(_MOMENT_LENGTH, re.compile(_MOMENT, re.ASCII).fullmatch)
-_are_names: Final = _make_text_check(_NAME_LENGTH)
-_are_seconds: Final = _make_number_check(0, _MOST_SECONDS, int, float)
-_are_ages: Final = _make_number_check(-_INT32 - 1, _INT32, int)
-
 _COLUMN_CHECKS: Final[Mapping[str, _Check]] = {
-    "pid": _make_number_check(1, _INT32, int),
+    "pid": _are_pids,
     **dict.fromkeys(("backend_start", "xact_start", "state_change", "query_start"), _are_moments),
     "state": _make_text_check(_NAME_LENGTH, frozenset(map(str, State)).__contains__),
     **dict.fromkeys(("role", "database", "application"), _are_names),
@@ -536,7 +502,7 @@ _COLUMN_CHECKS: Final[Mapping[str, _Check]] = {
     ),
     "waiting_for_client": _are_flags,
     **dict.fromkeys(("xid_age", "xmin_age"), _are_ages),
-    "locks": _make_number_check(0, _INT32, int),
+    "locks": _are_counts,
     **dict.fromkeys(("superuser", "replication", "own_role", "signalable"), _are_flags),
     **dict.fromkeys(("wait_event_type", "wait_event"), _are_names),
     "query_end": _make_text_check(2 * QUERY_END_BYTES),
@@ -623,65 +589,74 @@ def _read_session(
 # -- the server's facts ---------------------------------------------------------------------------
 
 
-# Such as 18.4, 17beta1 or 15.3 (Debian 15.3-1.pgdg120+1).
-_VERSION: Final = r"[0-9]{1,3}[0-9A-Za-z.()+~ _-]*"
-_SLOT_NAME: Final = r"[a-z0-9_]+"  # it goes into a statement
-
-
 @_explain_invalid("server facts")
 def read_facts(row: Row, tls: Tls | None) -> ServerFacts:
     """Read the answer to server_facts.sql. Raises TargetError."""
     answer = _take_document(row)
-    try:
-        provider = Provider(_check_name(_get(answer, "provider"), "provider"))
-    except ValueError:
-        raise _InvalidError("provider") from None
     return ServerFacts(
         tls=tls,
-        version=_check_form(_get(answer, "version"), "version", _VERSION, 100),
-        major=_read_int(answer, "major", 0, 1000),
-        provider=provider,
-        role=_check_name(_get(answer, "role"), "role"),
-        superuser=_read_flag(answer, "superuser"),
-        inherits=_read_flag(answer, "inherits"),
-        connection_limit=_read_optional_int(answer, "connection_limit"),
-        granted_reserved=_read_flag(answer, "granted_reserved"),
-        reserved_slots=_read_int(answer, "reserved_slots"),
-        soon=_check_text(_get(answer, "soon"), "soon", _MOMENT_LENGTH),
-        databases=tuple(_check_name(each, "databases") for each in _read_list(answer, "databases")),
+        version=_read(answer, "version", _are_versions),
+        major=_read(answer, "major", _make_number_check(0, 1000, int)),
+        provider=Provider(_read(answer, "provider", _are_providers)),
+        role=_read(answer, "role", _are_names),
+        superuser=_read(answer, "superuser", _are_flags),
+        inherits=_read(answer, "inherits", _are_flags),
+        connection_limit=_read_optional(answer, "connection_limit", _are_counts),
+        granted_reserved=_read(answer, "granted_reserved", _are_flags),
+        reserved_slots=_read(answer, "reserved_slots", _are_counts),
+        soon=_read(answer, "soon", _make_text_check(_MOMENT_LENGTH)),
+        databases=tuple(_read_list(answer, "databases", _are_names)),
         timeouts=tuple(
-            Timeout(
-                role=None if role is None else _check_name(role, "timeouts"),
-                database=None if database is None else _check_name(database, "timeouts"),
-                name=_check_name(name, "timeouts"),
-                value=None if value is None else _check_timeout_value(value),
+            Timeout(role=role, database=database, name=name, value=value and _join_words(value))
+            for role, database, name, value in _read_table(
+                answer,
+                "timeouts",
+                _are_optional_names,
+                _are_optional_names,
+                _are_names,
+                _or_null(_are_timeouts),
             )
-            for role, database, name, value in _read_rows(answer, "timeouts", 4)
         ),
         idle=tuple(
-            IdleSessions(
-                application=_check_optional_name(application, "idle"),
-                role=_check_name(role, "idle"),
-                number=_check_int(number, "idle", 0, _INT32),
+            IdleSessions(application=application or "", role=role, number=number)
+            for application, role, number in _read_table(
+                answer, "idle", _are_optional_names, _are_names, _are_counts
             )
-            for application, role, number in _read_rows(answer, "idle", 3)
         ),
         prepared=tuple(
-            PreparedTransaction(
-                database=_check_name(database, "prepared"),
-                seconds=_check_seconds(seconds, "prepared"),
-            )
-            for database, seconds in _read_rows(answer, "prepared", 2)
+            PreparedTransaction(database=database, seconds=float(seconds))
+            for database, seconds in _read_table(answer, "prepared", _are_names, _are_seconds)
         ),
         replication_slots=tuple(
-            ReplicationSlot(
-                name=_check_form(name, "replication_slots", _SLOT_NAME),
-                active=_check_bool(active, "replication_slots"),
-                held=_check_int(held, "replication_slots", -_INT32, _INT32),
+            ReplicationSlot(name=name, active=active, held=held)
+            for name, active, held in _read_table(
+                answer,
+                "replication_slots",
+                _are_slot_names,
+                _are_flags,
+                _make_number_check(-_INT32, _INT32, int),
             )
-            for name, active, held in _read_rows(answer, "replication_slots", 3)
         ),
     )
+
+
+def _join_words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _is_timeout(text: str) -> bool:
+    """Return whether a text is a timeout in any format of PostgreSQL: 600000, 10min, .5 h, 0x927C0."""
+    return re.fullmatch(r"[-+.]?[0-9][0-9A-Za-z.+ -]{0,39}", _join_words(text)) is not None
+
+
+_are_timeouts: Final = _make_text_check(_NAME_LENGTH, _is_timeout)
+_are_providers: Final = _make_text_check(_NAME_LENGTH, frozenset(map(str, Provider)).__contains__)
+# Such as 18.4, 17beta1 or 15.3 (Debian 15.3-1.pgdg120+1).
+_are_versions: Final = _make_text_check(
+    100, re.compile(r"[0-9]{1,3}[0-9A-Za-z.()+~ _-]*").fullmatch
+)
+# A name goes into a statement.
+_are_slot_names: Final = _make_text_check(_NAME_LENGTH, re.compile(r"[a-z0-9_]+").fullmatch)
 
 
 USED_FUNCTIONS: Final = (
@@ -695,7 +670,9 @@ USED_RELATIONS: Final = (
     *("pg_database", "pg_roles", "pg_settings", "pg_proc", "pg_stat_activity"),
     *("pg_db_role_setting", "pg_prepared_xacts", "pg_replication_slots"),
 )
-_ARGUMENTS: Final = re.compile(r'[a-z0-9_ ,"\[\]]*', re.ASCII)
+_are_functions: Final = _make_text_check(_NAME_LENGTH, frozenset(USED_FUNCTIONS).__contains__)
+_are_relations: Final = _make_text_check(_NAME_LENGTH, frozenset(USED_RELATIONS).__contains__)
+_are_arguments: Final = _make_text_check(1000, re.compile(r'[a-z0-9_ ,"\[\]]*').fullmatch)
 
 
 @_explain_invalid("list of grants")
@@ -705,24 +682,10 @@ def read_grants(row: Row, role: str) -> tuple[str, ...]:
     People run them, so the server contributes known names only.
     """
     answer = _take_document(row)
+    functions = _read_table(answer, "missing_functions", _are_functions, _are_arguments)
+    relations = _read_list(answer, "missing_relations", _are_relations)
     grantee = quote_identifier(role)
-    grants = []
-    for name, arguments in _read_rows(answer, "missing_functions", 2):
-        if (
-            type(name) is not str
-            or name not in USED_FUNCTIONS
-            or not _ARGUMENTS.fullmatch(_check_text(arguments, "missing_functions", _TEXT_LENGTH))
-        ):
-            raise _InvalidError("missing_functions")
-        grants.append(f"GRANT EXECUTE ON FUNCTION pg_catalog.{name}({arguments}) TO {grantee};")
-    for name in _read_list(answer, "missing_relations"):
-        if type(name) is not str or name not in USED_RELATIONS:
-            raise _InvalidError("missing_relations")
-        grants.append(f"GRANT SELECT ON pg_catalog.{name} TO {grantee};")
-    return tuple(grants)
-
-
-def _check_timeout_value(value: object) -> str:
-    """Return a timeout in any format of PostgreSQL, such as 600000, 10min, .5 h or 0x927C0."""
-    text = " ".join(_check_name(value, "timeouts").split())
-    return _check_form(text, "timeouts", r"[-+.]?[0-9][0-9A-Za-z.+ -]{0,39}")
+    return (
+        *(f"GRANT EXECUTE ON FUNCTION pg_catalog.{n}({a}) TO {grantee};" for n, a in functions),
+        *(f"GRANT SELECT ON pg_catalog.{name} TO {grantee};" for name in relations),
+    )

@@ -28,11 +28,10 @@ from session_reaper.postgres.budget import (
 )
 from session_reaper.postgres.driver import Connection, Row
 from session_reaper.postgres.errors import (
+    explain_no_memory,
     read_sqlstate,
-    translate_connect_errors,
-    translate_memory_errors,
+    translate_errors,
     translate_server_error,
-    translate_statement_errors,
 )
 from session_reaper.postgres.rows import (
     QUERY_BYTES,
@@ -124,8 +123,9 @@ class Server:
         """
         where = f"{target.host}:{target.port}"
         reached = target.via or target
-        deadline = deadline.capped_at(deadline.remaining_or_raise(CONNECT_SECONDS))
-        translate = partial(translate_connect_errors, secret=target.password)
+        deadline.check()
+        deadline = deadline.capped_at(CONNECT_SECONDS)
+        translate = partial(translate_errors, secret=target.password, is_connected=False)
         with translate(f"connecting to {reached.host}:{reached.port}"):
             sock = open_socket(reached.host, reached.port, deadline)
         try:
@@ -176,12 +176,8 @@ class Server:
 
     def read_facts(self, deadline: Deadline) -> ServerFacts:
         """Read facts about the server and our role on it. Raises TargetError."""
-        with (
-            self._add_missing_grants(deadline),
-            self._run_for_row(
-                "reading the server's facts", _load_sql("server_facts"), deadline
-            ) as row,
-        ):
+        step = "reading the server's facts"
+        with self._run_for_row(step, _load_sql("server_facts"), deadline) as row:
             return read_facts(row, describe_tls(self._connection.socket, self._target))
 
     def alter(self, statement: str, deadline: Deadline) -> None:
@@ -212,10 +208,14 @@ class Server:
     def _take_snapshot(self, scope: SnapshotScope, deadline: Deadline) -> Snapshot:
         step = "taking the snapshot"
         most = _SNAPSHOT_BYTES + (_QUERY_ENDS_BYTES if scope.query_ends else 0)
-        with (
-            self._add_missing_grants(deadline),
-            self._run_for_row(step, self._write_snapshot(scope), deadline, most) as row,
-        ):
+        statement = _write_snapshot(
+            json.dumps(scope.idle_floors),
+            waits=scope.waits,
+            locks=scope.locks,
+            query_ends=scope.query_ends,
+            has_query_id=self._major >= _QUERY_ID_SINCE,
+        )
+        with self._run_for_row(step, statement, deadline, most) as row:
             snapshot = read_snapshot(
                 row,
                 own_roles=self._own_roles,
@@ -233,24 +233,12 @@ class Server:
                     finalize(session, release, size)
         return snapshot
 
-    def _write_snapshot(self, scope: SnapshotScope) -> str:
-        return _write_snapshot(
-            json.dumps(scope.idle_floors),
-            waits=scope.waits,
-            locks=scope.locks,
-            query_ends=scope.query_ends,
-            has_query_id=self._major >= _QUERY_ID_SINCE,
-        )
-
     def _read_holders(self, slots: Slots, deadline: Deadline) -> tuple[Holder, ...]:
         step = "reading the holders of the slots"
         statement = _load_sql("holders").format(is_transient=_write_is_transient())
         # An answer that needs a claim could wait for the memory that the snapshot's sessions hold.
         most = UNCLAIMED_BYTES
-        with (
-            self._add_missing_grants(deadline),
-            self._run_for_row(step, statement, deadline, most) as row,
-        ):
+        with self._run_for_row(step, statement, deadline, most) as row:
             return read_holders(row, slots)
 
     def find_missing_grants(self, deadline: Deadline) -> tuple[str, ...]:
@@ -262,24 +250,8 @@ class Server:
             functions=", ".join(map(literal, USED_FUNCTIONS)),
             relations=", ".join(map(literal, USED_RELATIONS)),
         )
-        with self._run_for_row("reading the missing grants", statement, deadline) as row:
+        with self._read_row("reading the missing grants", statement, deadline) as row:
             return read_grants(row, self.role)
-
-    @contextmanager
-    def _add_missing_grants(self, deadline: Deadline) -> Iterator[None]:
-        """Add the missing grants to the error if our role lacks a privilege."""
-        try:
-            yield
-        except TargetError as error:
-            grants: Sequence[str] = ()
-            if error.code == INSUFFICIENT_PRIVILEGE:
-                with suppress(TargetError):
-                    grants = self.find_missing_grants(deadline)
-            if not grants:
-                raise
-            where = f"In database {self._target.database}, as a superuser or the master user: "
-            hint = where + " ".join(grants)
-            raise TargetError(error.code, error.cause, hint, step=error.step) from None
 
     def signal(
         self,
@@ -342,7 +314,28 @@ class Server:
     def _run_for_row(
         self, step: str, statement: str, deadline: Deadline, answer_bytes: int = _ANSWER_BYTES
     ) -> Iterator[Row]:
-        """Run a statement that answers one row, and decode the row in the block."""
+        """Run a statement that answers one row, and decode the row in the block.
+
+        If our role lacks a privilege, the error has the missing grants.
+        """
+        try:
+            with self._read_row(step, statement, deadline, answer_bytes) as row:
+                yield row
+        except TargetError as error:
+            grants: Sequence[str] = ()
+            if error.code == INSUFFICIENT_PRIVILEGE:
+                with suppress(TargetError):
+                    grants = self.find_missing_grants(deadline)
+            if not grants:
+                raise
+            where = f"In database {self._target.database}, as a superuser or the master user: "
+            hint = where + " ".join(grants)
+            raise TargetError(error.code, error.cause, hint, step=error.step) from None
+
+    @contextmanager
+    def _read_row(
+        self, step: str, statement: str, deadline: Deadline, answer_bytes: int = _ANSWER_BYTES
+    ) -> Iterator[Row]:
         with self._expect_answer(step, deadline, answer_bytes):
             row = self._connection.run_for_row(statement)
         with self._decode_answer(step, deadline):
@@ -350,17 +343,20 @@ class Server:
 
     @contextmanager
     def _decode_answer(self, step: str, deadline: Deadline) -> Iterator[None]:
-        with translate_memory_errors(step), self._connection.decode_answer(deadline):
-            yield
+        try:
+            with self._connection.decode_answer(deadline):
+                yield
+        except NoMemoryLeftError:
+            raise explain_no_memory(step) from None
 
     @contextmanager
     def _expect_answer(
         self, step: str, deadline: Deadline, answer_bytes: int = _ANSWER_BYTES
     ) -> Iterator[None]:
         """Bound the time and the size of the answer to the statement in the block."""
-        within = deadline.capped_at(deadline.remaining_or_raise(_ANSWER_SECONDS))
-        self._connection.allow(within, answer_bytes)
-        with translate_statement_errors(step, self._target.password):
+        deadline.check()
+        self._connection.allow(deadline.capped_at(_ANSWER_SECONDS), answer_bytes)
+        with translate_errors(step, self._target.password, is_connected=True):
             yield
 
 

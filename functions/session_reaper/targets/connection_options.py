@@ -15,33 +15,15 @@ from session_reaper.targets.target import ANY_AUTH, AuthMethod
 class Option(NamedTuple):
     """The treatment of one parameter of libpq.
 
-    `accepted`: the values that match what the reaper does anyway; None means any value. `hint`: what
-    to write instead of a refused value.
+    `hint`: what to write instead of a refused value. `accepted`: the values that match what the
+    reaper does anyway; None means any value.
     """
 
-    accepted: frozenset[str] | None = frozenset()
-    hint: str = ""
-
-
-class OptionProblem(NamedTuple):
-    """An option that cannot be honoured, without its value, which may hold a credential."""
-
-    name: str
     hint: str
+    accepted: tuple[str, ...] | None = ()
 
 
-_HONOURED: Final = Option(accepted=None)
-_ACCEPTED: Final = Option(accepted=None)
-
-
-def _accept_only(*accepted: str, hint: str) -> Option:
-    return Option(accepted=frozenset(accepted), hint=hint)
-
-
-def _refuse(hint: str) -> Option:
-    return Option(hint=hint)
-
-
+_ANY_VALUE: Final = Option("", accepted=None)
 _ONE_SERVER: Final = "The reaper connects to one server, which may be a replica. Remove it."
 _NO_KERBEROS: Final = "The reaper does not support Kerberos. Remove it, and use a password."
 _NO_CLIENT_CERTIFICATE: Final = (
@@ -62,63 +44,61 @@ _TLS_VERSION: Final = (
 
 OPTIONS: Final[Mapping[str, Option]] = {
     # Honoured: server, credentials and TLS.
-    **dict.fromkeys(("host", "port", "user", "password", "dbname"), _HONOURED),
-    **dict.fromkeys(("sslmode", "sslrootcert", "channel_binding", "require_auth"), _HONOURED),
+    **dict.fromkeys(("host", "port", "user", "password", "dbname"), _ANY_VALUE),
+    **dict.fromkeys(("sslmode", "sslrootcert", "channel_binding", "require_auth"), _ANY_VALUE),
     # Accepted: they change neither security nor routing.
-    **dict.fromkeys(("application_name", "fallback_application_name"), _ACCEPTED),
-    **dict.fromkeys(("connect_timeout", "client_encoding", "tcp_user_timeout"), _ACCEPTED),
-    **dict.fromkeys(("keepalives", "keepalives_idle"), _ACCEPTED),
-    **dict.fromkeys(("keepalives_interval", "keepalives_count"), _ACCEPTED),
-    "sslcompression": _ACCEPTED,  # the reaper never compresses
-    "max_protocol_version": _ACCEPTED,  # libpq's lowest value is 3.0
+    **dict.fromkeys(("application_name", "fallback_application_name"), _ANY_VALUE),
+    **dict.fromkeys(("connect_timeout", "client_encoding", "tcp_user_timeout"), _ANY_VALUE),
+    **dict.fromkeys(("keepalives", "keepalives_idle"), _ANY_VALUE),
+    **dict.fromkeys(("keepalives_interval", "keepalives_count"), _ANY_VALUE),
+    "sslcompression": _ANY_VALUE,  # the reaper never compresses
+    "max_protocol_version": _ANY_VALUE,  # libpq's lowest value is 3.0
     # Routing.
-    "hostaddr": _refuse("Write the server's host name or address as host."),
-    "target_session_attrs": _accept_only("any", hint=_ONE_SERVER),
-    "load_balance_hosts": _accept_only("disable", hint=_ONE_SERVER),
-    "service": _refuse(f"{_NO_FILES} A description needs another key."),
-    "passfile": _refuse(_NO_FILES),
-    "replication": _accept_only("false", "off", "no", "0", hint="Remove it."),
-    "options": _refuse(
+    "hostaddr": Option("Write the server's host name or address as host."),
+    "target_session_attrs": Option(_ONE_SERVER, ("any",)),
+    "load_balance_hosts": Option(_ONE_SERVER, ("disable",)),
+    "service": Option(f"{_NO_FILES} A description needs another key."),
+    "passfile": Option(_NO_FILES),
+    "replication": Option("Remove it.", ("false", "off", "no", "0")),
+    "options": Option(
         "The reaper uses its own settings, and sends no options by which a proxy could route."
         " Remove it, and write the server itself as host."
     ),
     # TLS.
     # JDBC's option; libpq accepts it in a URI.
-    "ssl": _accept_only("true", hint=_TLS_BY_SSLMODE),
-    "requiressl": _refuse(_TLS_BY_SSLMODE),
-    "sslnegotiation": _accept_only(
-        "postgres", hint="The reaper negotiates TLS after connecting. Remove it."
+    "ssl": Option(_TLS_BY_SSLMODE, ("true",)),
+    "requiressl": Option(_TLS_BY_SSLMODE),
+    "sslnegotiation": Option(
+        "The reaper negotiates TLS after connecting. Remove it.", ("postgres",)
     ),
-    "sslsni": _accept_only(
-        "1", "true", hint="The reaper always sends the host name in the TLS handshake. Remove it."
+    "sslsni": Option(
+        "The reaper always sends the host name in the TLS handshake. Remove it.", ("1", "true")
     ),
-    **dict.fromkeys(("sslcert", "sslkey", "sslpassword"), _refuse(_NO_CLIENT_CERTIFICATE)),
-    "sslcertmode": _accept_only("disable", "allow", hint=_NO_CLIENT_CERTIFICATE),
-    **dict.fromkeys(("sslcrl", "sslcrldir"), _refuse(_NO_CRL)),
-    "sslkeylogfile": _refuse("The reaper does not log TLS keys. Remove it."),
-    "ssl_min_protocol_version": _accept_only("TLSv1", "TLSv1.1", "TLSv1.2", hint=_TLS_VERSION),
-    "ssl_max_protocol_version": _accept_only("TLSv1.3", hint=_TLS_VERSION),
-    "min_protocol_version": _accept_only(
-        "3.0", hint="The reaper uses protocol version 3.0. Remove it."
-    ),
+    **dict.fromkeys(("sslcert", "sslkey", "sslpassword"), Option(_NO_CLIENT_CERTIFICATE)),
+    "sslcertmode": Option(_NO_CLIENT_CERTIFICATE, ("disable", "allow")),
+    **dict.fromkeys(("sslcrl", "sslcrldir"), Option(_NO_CRL)),
+    "sslkeylogfile": Option("The reaper does not log TLS keys. Remove it."),
+    "ssl_min_protocol_version": Option(_TLS_VERSION, ("TLSv1", "TLSv1.1", "TLSv1.2")),
+    "ssl_max_protocol_version": Option(_TLS_VERSION, ("TLSv1.3",)),
+    "min_protocol_version": Option("The reaper uses protocol version 3.0. Remove it.", ("3.0",)),
     # Authentication.
-    "requirepeer": _refuse(
+    "requirepeer": Option(
         "It applies to Unix sockets only. Remove it, and write sslmode verify-full."
     ),
-    "gssencmode": _accept_only("disable", "prefer", hint=_NO_KERBEROS),
-    "gssdelegation": _accept_only("0", "false", hint=_NO_KERBEROS),
-    **dict.fromkeys(("gsslib", "krbsrvname"), _refuse(_NO_KERBEROS)),
-    **dict.fromkeys(("scram_client_key", "scram_server_key"), _refuse(_NO_SCRAM_KEYS)),
-    **dict.fromkeys(("oauth_issuer", "oauth_client_id"), _refuse(_NO_OAUTH)),
-    **dict.fromkeys(("oauth_client_secret", "oauth_scope"), _refuse(_NO_OAUTH)),
+    "gssencmode": Option(_NO_KERBEROS, ("disable", "prefer")),
+    "gssdelegation": Option(_NO_KERBEROS, ("0", "false")),
+    **dict.fromkeys(("gsslib", "krbsrvname"), Option(_NO_KERBEROS)),
+    **dict.fromkeys(("scram_client_key", "scram_server_key"), Option(_NO_SCRAM_KEYS)),
+    **dict.fromkeys(("oauth_issuer", "oauth_client_id"), Option(_NO_OAUTH)),
+    **dict.fromkeys(("oauth_client_secret", "oauth_scope"), Option(_NO_OAUTH)),
 }
 
 
 _UNSET: Final[tuple[object, ...]] = (None, "", [], {})
 
 
-def find_unsupported(given: Mapping[str, object]) -> OptionProblem | None:
-    """Return the first option that cannot be honoured, or None.
+def find_unsupported(given: Mapping[str, object]) -> str | None:
+    """Return the name of the first option that cannot be honoured, or None.
 
     As in libpq, an empty value counts as unset. Names that libpq does not know are skipped.
     """
@@ -127,7 +107,7 @@ def find_unsupported(given: Mapping[str, object]) -> OptionProblem | None:
         if option is None or option.accepted is None or value in _UNSET:
             continue
         if _to_text(value) not in option.accepted:
-            return OptionProblem(name=name, hint=option.hint)
+            return name
     return None
 
 

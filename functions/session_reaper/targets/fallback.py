@@ -14,7 +14,7 @@ from session_reaper.targets.secret_document import (
 from session_reaper.targets.target import Endpoint, Instance, RdsListing, Secret, SslMode, Target
 
 
-class Fallback(NamedTuple):
+class _Fallback(NamedTuple):
     """A parsed fallback secret."""
 
     target: Target  # host is "" if the secret has none
@@ -35,38 +35,22 @@ _SAME_ENDPOINT: Final = (
 )
 
 
-def read_fallback(secret: Secret) -> Fallback:
-    """Read a fallback secret. Raises SecretError."""
-    return Fallback(target=read_own_endpoint(secret), is_managed=is_managed_by_rds(secret))
-
-
-def needs_rds(target: Target, fallback: Fallback) -> bool:
-    """Return whether only RDS can confirm that the fallback secret is for the target's server."""
-    return fallback.is_managed or fallback.endpoint != target.endpoint
-
-
 def use_fallback(
     target: Target, secret: Secret, list_instances: Callable[[], RdsListing]
 ) -> Target:
-    """Return the target with the credentials of its fallback secret. Raises TargetError.
-
-    Lists the instances of RDS only if the decision needs them.
-    """
-    fallback = read_fallback(secret)
-    listing = list_instances() if needs_rds(target, fallback) else RdsListing()
-    return apply_fallback(target, fallback, listing)
-
-
-def apply_fallback(target: Target, fallback: Fallback, listing: RdsListing) -> Target:
-    """Return the target with the fallback secret's credentials.
+    """Return the target with the credentials of its fallback secret.
 
     The destination is the fallback secret's own host or an endpoint that RDS lists; what the target's
-    secret claims never decides. The result keeps only the target's identity in reports. Raises
-    TargetError if the credentials may not be used.
+    secret claims never decides. The result keeps only the target's identity in reports. Lists the
+    instances of RDS only if the decision needs them. Raises TargetError if the credentials may not be
+    used.
     """
+    fallback = _Fallback(target=read_own_endpoint(secret), is_managed=is_managed_by_rds(secret))
     if fallback.target.secret_arn == target.secret_arn:
         hint = "Write the name of a secret whose role has reserved slots."
         raise TargetError("fallback", "the secret is its own fallback_secret", hint)
+    is_listing_needed = fallback.is_managed or fallback.endpoint != target.endpoint
+    listing = list_instances() if is_listing_needed else RdsListing()
     destination = _find_destination(target, fallback, listing)
     if destination is None:
         raise _explain_refusal(fallback, listing)
@@ -90,7 +74,7 @@ def apply_fallback(target: Target, fallback: Fallback, listing: RdsListing) -> T
     )
 
 
-def _find_destination(target: Target, fallback: Fallback, listing: RdsListing) -> Endpoint | None:
+def _find_destination(target: Target, fallback: _Fallback, listing: RdsListing) -> Endpoint | None:
     """Return where the fallback secret connects; None if it is not for the target's server."""
     named, arn = target.endpoint, fallback.target.secret_arn
     managing = [each for each in listing.instances if arn in each.secret_arns]
@@ -113,7 +97,7 @@ def _list_cluster_endpoints(instance: Instance) -> Collection[Endpoint]:
     return tuple(Endpoint.of(host, instance.cluster_port) for host in instance.cluster_hosts)
 
 
-def _explain_refusal(fallback: Fallback, listing: RdsListing) -> TargetError:
+def _explain_refusal(fallback: _Fallback, listing: RdsListing) -> TargetError:
     if fallback.endpoint is not None:
         reason = "it is for another server: its host and port are not the target's"
         hint = _SAME_ENDPOINT

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeVar
@@ -70,7 +70,7 @@ class ParsedSecret(NamedTuple):
 
     def error(self, problem: str, hint: str) -> SecretError:
         """Build an error that names the secret."""
-        return _make_error(self.secret, self.target.name, problem, hint)
+        return SecretError(self.target.name, f"secret {self.secret.name}: {problem}", hint)
 
 
 def parse_secret(secret: Secret, *, whole_clusters: bool) -> ParsedSecret:
@@ -159,10 +159,6 @@ _NOT_POSTGRES_HINT: Final = (
 )
 
 
-def _make_error(secret: Secret, target_name: str, problem: str, hint: str) -> SecretError:
-    return SecretError(target_name, f"secret {secret.name}: {problem}", hint)
-
-
 def _secure_iam(parsed: ParsedSecret, target: Target) -> Target:
     verified = require_verified_for_iam(target)
     if verified is not None:
@@ -212,10 +208,10 @@ class _Reader:
         self.target_name = secret.name
         self._ignored: tuple[str, ...] = ()
         self._document = self._parse(secret.text.removeprefix(_BYTE_ORDER_MARK))
-        problem = find_unsupported(self._document)
-        if problem is not None:
-            message = f"connection option {problem.name} holds an unsupported value"
-            raise self.error(message, problem.hint)
+        option = find_unsupported(self._document)
+        if option is not None:  # its value may hold a credential
+            problem = f"connection option {option} holds an unsupported value"
+            raise self.error(problem, OPTIONS[option].hint)
 
     def _parse(self, text: str) -> dict[str, Any]:
         if SERVICE_URI.match(text):
@@ -274,21 +270,20 @@ class _Reader:
             parameters
         )
 
-    def _keep_known_options(self, parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
+    def _keep_known_options(self, parameters: Sequence[tuple[str, str]]) -> dict[str, str]:
         """Return the parameters that libpq knows; keep the names of the others."""
-        given = [(name, value) for name, value in parameters if name in OPTIONS]
-        names = [name for name, _ in given]
-        duplicate = find_duplicate(names)
+        duplicate = find_duplicate(name for name, _ in parameters)
         if duplicate is not None:
             raise self.error(f"uri has the parameter {duplicate} twice", "Write it once.")
-        for name in names:
+        given = {name: value for name, value in parameters if name in OPTIONS}
+        for name in given:
             if name in _PARTS_OF_URI:
                 raise self.error(f"uri must not have {name} as a parameter", _URI_HINT)
         others = [name for name, _ in parameters if name not in OPTIONS]
         # Any other name may be the rest of a password.
         shown = (n if SHOWABLE_NAME.fullmatch(n) else "(name not shown)" for n in others)
         self._ignored = tuple(dict.fromkeys(shown))
-        return {name: value for name, value in given if value}
+        return {name: value for name, value in given.items() if value}
 
     def optional(self, key: str) -> str:
         """Read a text; "" if the key is absent or null."""
@@ -341,7 +336,7 @@ class _Reader:
         if written and (not _HOST.fullmatch(host) or host.count(":") == 1):
             problem = "host must be a host name or an IP address"  # a URI would hold the password
             raise self.error(problem, "Write only the name or the address, or one with :port.")
-        port = self._read_port("host", own_port) if own_port else 0
+        port = self._read_port("the port in host", own_port) if own_port else 0
         if "port" not in self._document:
             return host, port or _DEFAULT_PORT
         given = self._read_port("port", self._document["port"])
@@ -350,12 +345,11 @@ class _Reader:
             raise self.error(problem, "Write the host without a port, or the same port in both.")
         return host, given
 
-    def _read_port(self, key: str, value: object) -> int:
+    def _read_port(self, subject: str, value: object) -> int:
         if isinstance(value, int | str) and re.fullmatch(r"[0-9]{1,5}", text := str(value)):
             port = int(text)
             if 0 < port <= _HIGHEST_PORT:
                 return port
-        subject = "port" if key == "port" else f"the port in {key}"
         raise self.error(f"{subject} must be a port number", f"Write 1 to {_HIGHEST_PORT}.")
 
     def check_engine(self) -> None:
@@ -479,7 +473,7 @@ class _Reader:
 
     def error(self, problem: str, hint: str) -> SecretError:
         """Build an error that names the secret."""
-        return _make_error(self._secret, self.target_name, problem, hint)
+        return SecretError(self.target_name, f"secret {self._secret.name}: {problem}", hint)
 
 
 _PASSWORD_MISSING: Final = ("password is missing", "Add password to the secret.")

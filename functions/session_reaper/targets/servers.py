@@ -6,7 +6,6 @@ address, so the rules here must never let one secret keep another one's server f
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from enum import Enum, auto
 from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
@@ -67,19 +66,12 @@ class Place(NamedTuple):
         return self.leads_to_server_of(other) and self.is_as_secure_as(other)
 
 
-class _Reason(Enum):
-    """Why the address of a server is enough to find it."""
-
-    NO_TLS = auto()
-    RDS = auto()
-
-
 class _AddressRoute(NamedTuple):
-    """A route by an address alone, for one of the reasons why that is enough to find a server."""
+    """A route by an address alone, which finds a server of RDS, and any server without TLS."""
 
-    reason: _Reason
     address: str
     port: int
+    is_rds: bool
 
 
 def _list_address_routes(target: Target, addresses: Sequence[str]) -> set[_AddressRoute]:
@@ -89,12 +81,12 @@ def _list_address_routes(target: Target, addresses: Sequence[str]) -> set[_Addre
     """
     if len(addresses) != 1:
         return set()
-    reasons = []
+    routes = set()
     if target.sslmode is SslMode.DISABLE:
-        reasons.append(_Reason.NO_TLS)
+        routes.add(_AddressRoute(addresses[0], target.port, is_rds=False))
     if find_rds_region(target.host) and not is_proxy(target.host):
-        reasons.append(_Reason.RDS)
-    return {_AddressRoute(reason, addresses[0], target.port) for reason in reasons}
+        routes.add(_AddressRoute(addresses[0], target.port, is_rds=True))
+    return routes
 
 
 def list_routes(target: Target) -> list[Hashable]:
