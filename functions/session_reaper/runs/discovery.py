@@ -1,18 +1,20 @@
 """Finds the targets of a run: reads their secrets, and asks RDS where the instances are."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from session_reaper.aws.rds import UNLISTED, list_instances
 from session_reaper.aws.secrets_manager import BATCH, PROCESS_CACHE, SecretCache, Secrets
 from session_reaper.deadline import Deadline
-from session_reaper.errors import ConfigurationError
+from session_reaper.errors import ConfigurationError, DeadlineError
+from session_reaper.observability import log_bug
 from session_reaper.postgres.tls import resolve_host
 from session_reaper.report.model import TargetReport, record_error, record_unfinished
-from session_reaper.runs.parallel import Chain, Job, JobResult, run_chains, run_jobs
+from session_reaper.runs.parallel import Job, run_jobs
 from session_reaper.runs.target_names import Found, select_by_name
 from session_reaper.settings import Settings, Tag
 from session_reaper.targets.fallback import use_fallback
@@ -91,21 +93,24 @@ class TargetDiscovery:
         secret = self._secrets.reread(target.fallback_secret or "", deadline)
         return use_fallback(target, secret, partial(self.list_instances, deadline))
 
-    def _read_all(self, ids: Sequence[str], deadline: Deadline) -> list[Secret | TargetReport]:
-        batches = [tuple(ids[n : n + BATCH]) for n in range(0, len(ids), BATCH)]
-        given = [(batch, [_report_unread(secret_id) for secret_id in batch]) for batch in batches]
-        return _run_all(partial(self._read_batch, deadline=deadline), given, deadline)
+    def _read_all(self, ids: Sequence[str], deadline: Deadline) -> Iterator[Secret | TargetReport]:
+        def make_job(batch: Sequence[str]) -> Job[Sequence[Secret | SecretError]]:
+            names = ", ".join(map(name_of_secret, batch))
+            return Job(name=names, initial=(), run=lambda _: self._secrets.read(batch, deadline))
 
-    def _read_batch(
-        self, ids: Sequence[str], deadline: Deadline
-    ) -> Sequence[Secret | TargetReport]:
-        return [
-            record_error(_report_unread(secret_id), read) if isinstance(read, SecretError) else read
-            for secret_id, read in zip(ids, self._secrets.read(ids, deadline), strict=True)
-        ]
+        batches = [ids[n : n + BATCH] for n in range(0, len(ids), BATCH)]
+        results = run_jobs([*map(make_job, batches)], deadline)
+        for batch, result in zip(batches, results, strict=True):
+            for secret_id, read in zip_longest(batch, result.latest):
+                if isinstance(read, Secret):
+                    yield read
+                elif read is None:  # the job did not end
+                    yield record_unfinished(_report_unread(secret_id), result.bug)
+                else:
+                    yield record_error(_report_unread(secret_id), read)
 
     def _resolve_all(
-        self, secrets: Sequence[Secret | TargetReport], deadline: Deadline
+        self, secrets: Iterable[Secret | TargetReport], deadline: Deadline
     ) -> Sequence[Found]:
         """Parse the secrets, list RDS's instances if a secret needs them, and resolve the targets."""
         parsed = _convert_all(lambda one: [self._parse(one)], secrets, _report_unparsed, deadline)
@@ -156,52 +161,27 @@ def _convert_all(
     report: Callable[[T], TargetReport],
     deadline: Deadline,
 ) -> list[U | TargetReport]:
-    """Convert values in turn; keep reports, and build one with `report` where that fails."""
+    """Convert values; keep reports, and build one with `report` where that fails or comes too late.
 
-    def run(one: T | TargetReport) -> Sequence[U | TargetReport]:
-        if isinstance(one, TargetReport):
-            return [one]
-        try:
-            return convert(one)
-        except SecretError as error:
-            return [record_error(replace(report(one), name=error.target), error)]
-
-    inputs = [(one, [one if isinstance(one, TargetReport) else report(one)]) for one in given]
-    return _run_all(run, inputs, deadline, in_turn=True)
-
-
-def _run_all(
-    run: Callable[[T], Sequence[U | TargetReport]],
-    given: Iterable[tuple[T, Sequence[TargetReport]]],
-    deadline: Deadline,
-    *,
-    in_turn: bool = False,
-) -> list[U | TargetReport]:
-    """Run a job for each value; return the results of all jobs.
-
-    The reports given with a value are its results if its job does not end. `in_turn`: in one thread,
-    for jobs that do not wait for others.
+    Not in parallel, because threads would only take turns.
     """
-
-    def to_job(value: T, reports: Sequence[TargetReport]) -> Job[Sequence[U | TargetReport]]:
-        name = ", ".join(report.name for report in reports)
-        return Job(name=name, initial=reports, run=lambda _: run(value))
-
-    jobs = [to_job(value, reports) for value, reports in given]
     found: list[U | TargetReport] = []
-    for result in (_run_in_turn if in_turn else run_jobs)(jobs, deadline):
-        reports = (each for each in result.latest if isinstance(each, TargetReport))
-        unfinished = (record_unfinished(each, result.bug) for each in reports)
-        found += result.latest if result.is_complete else unfinished
+    for one in given:
+        if isinstance(one, TargetReport):
+            found.append(one)
+            continue
+        try:
+            deadline.check()
+            found += convert(one)
+        except SecretError as error:
+            found.append(record_error(replace(report(one), name=error.target), error))
+        except DeadlineError as error:
+            found.append(record_error(report(one), error))
+        except Exception as bug:  # noqa: BLE001 -- a bug in one must not hide the others
+            unfinished = record_unfinished(report(one), bug)
+            log_bug("a bug ended a job", bug, target=unfinished.name)
+            found.append(unfinished)
     return found
-
-
-def _run_in_turn(jobs: Sequence[Job[T]], deadline: Deadline) -> list[JobResult[T]]:
-    """Run all jobs in one thread: a thread for each would only take turns with the others."""
-    if not jobs:
-        return []
-    (results,) = run_chains([Chain(jobs=jobs, may_split=lambda: False)], deadline)
-    return results
 
 
 def _add_addresses(found: Sequence[Found], deadline: Deadline) -> Sequence[Found]:
