@@ -53,7 +53,7 @@ class Signaller:
         self._session = session
         self._snapshot = snapshot
         self._results = results
-        self._deadline = session.deadline
+        self._deadline = session.job.deadline
         self._pending: list[_PendingSignal] = []
         # Not signalled, because the guard did not find them unchanged. They have escaped if the
         # server is still the one of the snapshot.

@@ -51,21 +51,6 @@ class TargetSession:
     may_be_partial: bool = False
     stop: Event = field(default_factory=Event)
 
-    @property
-    def target(self) -> Target:
-        """The target of the job."""
-        return self.job.target
-
-    @property
-    def policy(self) -> Policy:
-        """The policy of the job."""
-        return self.job.policy
-
-    @property
-    def deadline(self) -> Deadline:
-        """The deadline of the work on the target."""
-        return self.job.deadline
-
     def record(self, report: TargetReport) -> None:
         """Record the report that holds if the run ends now."""
         self.job.progress.update(report)

@@ -52,7 +52,7 @@ class Termination:
     def __init__(self, session: TargetSession, report: TargetReport, snapshot: Snapshot) -> None:
         """`report` contains the decisions that were made on the snapshot."""
         self._session = session
-        self._deadline = session.deadline
+        self._deadline = session.job.deadline
         self._stop = session.stop
         self._results = TargetResults(session, report)
         self._signaller = Signaller(session, snapshot, self._results)
@@ -176,7 +176,7 @@ class Termination:
     def _take_snapshot(self) -> Snapshot:
         return take_visible_snapshot(
             self._signaller.server,
-            self._session.policy.scope(),
+            self._session.job.policy.scope(),
             self._deadline,
             may_be_partial=self._session.may_be_partial,
         )
@@ -192,7 +192,7 @@ class Termination:
         ]
         # The breaker and `when` were decided on the first snapshot; what the run itself has
         # terminated since then must not change that.
-        policy = self._session.policy
+        policy = self._session.job.policy
         policy = replace(policy, limits=policy.limits.without_breaker())
         freed = self._results.count(Outcome.TERMINATED)
         decided = decide_in_time(snapshot, policy, self._deadline, only=same, freed=freed)
