@@ -84,12 +84,6 @@ def connect_to_target(  # noqa: PLR0913 -- the target, and all that the retries 
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def connect_with_fallback(target: Target, discovery: TargetDiscovery, deadline: Deadline) -> Server:
-    """Connect to the target's server with the fallback secret. Raises TargetError."""
-    fallback = discovery.resolve_fallback(target, deadline)
-    return Server.connect(with_iam_token(fallback), deadline)
-
-
 def _connect_or_reread(
     target: Target, discovery: TargetDiscovery, deadline: Deadline
 ) -> tuple[Server, Target]:
