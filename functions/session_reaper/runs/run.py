@@ -53,7 +53,7 @@ def run(
         )
         return run_on_target(choose_operation(plan.request), discovery, job, visits)
 
-    results = _run_by_server(visits.groups, run_target, visits, deadline)
+    results = _run_by_server(run_target, visits, deadline)
     completed = [
         SecretResult(
             target=target,
@@ -67,13 +67,12 @@ def run(
 
 
 def _run_by_server(
-    groups: Sequence[Sequence[Target]],
     run_target: Callable[[Target, Progress[TargetReport]], TargetReport],
     visits: Visits,
     deadline: Deadline,
 ) -> Mapping[TargetKey, JobResult[TargetReport]]:
     """Run all groups in parallel; within a group, the most trusted target first."""
-    orders = [sort_by_trust(group) for group in groups]
+    orders = [sort_by_trust(group) for group in visits.groups]
     chains = [
         Chain(
             jobs=[
