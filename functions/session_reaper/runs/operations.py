@@ -98,9 +98,7 @@ def _decide(
 ) -> tuple[Snapshot, TargetReport, Decisions]:
     """Take a snapshot and decide; return also the report so far, with what is out of reach."""
     policy = session.job.policy
-    snapshot = take_visible_snapshot(
-        session.server, scope, session.job.deadline, may_be_partial=session.may_be_partial
-    )
+    snapshot = take_visible_snapshot(session, session.server, scope)
     report = _begin_report(session, snapshot, policy)
     session.record(report)
     decisions = decide_in_time(snapshot, policy, session.job.deadline).hold_back(session.job.quota)
@@ -194,7 +192,7 @@ def _add_advice(
 
 def record(session: TargetSession) -> TargetReport:
     """Record a snapshot of all sessions, and signal none."""
-    snapshot = take_visible_snapshot(session.server, ALL_SESSIONS, session.job.deadline)
+    snapshot = take_visible_snapshot(session, session.server, ALL_SESSIONS)
     return replace(_begin_report(session, snapshot), recorded=snapshot)
 
 

@@ -37,8 +37,8 @@ class TargetSession:
     `list_others` finds the targets that lead to the same server, as far as hosts and addresses tell.
     `admit` returns the target that names the server, or raises if another secret's operation is to
     run on it.
-    `may_be_partial`: the operation works without the sessions that are hidden from our role. Once
-    `stop` is set, no further session is signalled.
+    `may_be_partial`: the operation works without the sessions that are hidden from our role; its own
+    are never hidden. Once `stop` is set, no further session is signalled.
     """
 
     job: TargetJob
