@@ -37,9 +37,11 @@ def run(
     deadline = run_time.targets
     found = discovery.find(plan.request.targets, deadline)
     unreadable = [each for each in found if isinstance(each, TargetReport)]
-    check = split_paused([t for t in found if isinstance(t, Target)], plan, discovery, deadline)
-    logs = {target.key: OutcomeLog() for target in check.awake}
-    visits = Visits(check.awake)
+    awake, paused = split_paused(
+        [t for t in found if isinstance(t, Target)], plan, discovery, deadline
+    )
+    logs = {target.key: OutcomeLog() for target in awake}
+    visits = Visits(awake)
 
     def run_target(target: Target, progress: Progress[TargetReport]) -> TargetReport:
         job = TargetJob(
@@ -60,9 +62,9 @@ def run(
             report=logs[target.key].complete(get_report(results[target.key]), run_time.outcomes),
             has_ended=results[target.key].is_complete,
         )
-        for target in check.awake
+        for target in awake
     ]
-    reports = (*unreadable, *_report_paused(check.paused), *merge_results(completed, visits))
+    reports = (*unreadable, *_report_paused(paused), *merge_results(completed, visits))
     return reports, [*logs.values()]
 
 
