@@ -104,10 +104,10 @@ class TargetDiscovery:
             for secret_id, read in zip_longest(batch, result.latest):
                 if isinstance(read, Secret):
                     yield read
-                elif read is None:  # the job did not end
-                    yield record_unfinished(_report_unread(secret_id), result.bug)
-                else:
-                    yield record_error(_report_unread(secret_id), read)
+                    continue
+                report = _report_unread(name_of_secret(secret_id), secret_id)
+                # Without an error, the job did not end.
+                yield record_error(report, read) if read else record_unfinished(report, result.bug)
 
     def _resolve_all(
         self, secrets: Iterable[Secret | TargetReport], deadline: Deadline
@@ -144,15 +144,13 @@ def _report_unlisted_tag(tag: Tag) -> TargetReport:
     return TargetReport(name=name, key=TargetKey(name))
 
 
-def _report_unread(secret_id: str) -> TargetReport:
-    """Build the report of a secret that was not read."""
-    name = name_of_secret(secret_id)
-    return TargetReport(name=name, secret=name, key=TargetKey(secret_id))
-
-
 def _report_unparsed(secret: Secret) -> TargetReport:
+    return _report_unread(secret.name, secret.arn)
+
+
+def _report_unread(name: str, secret_id: str) -> TargetReport:
     """Build the report of a secret whose targets are unknown."""
-    return TargetReport(name=secret.name, secret=secret.name, key=TargetKey(secret.arn))
+    return TargetReport(name=name, secret=name, key=TargetKey(secret_id))
 
 
 def _convert_all(

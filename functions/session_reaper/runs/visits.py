@@ -207,7 +207,7 @@ class Visits:
     def list_others(self, target: Target) -> Sequence[Target]:
         """Return the other targets of a target's server, as far as hosts and addresses tell."""
         place = find_place(target)
-        found = self._candidates[target.key].group.by_route.find(place.routes)
+        found = self._find_targets(place)
         others = {each.key: each for each in found if place.has_endpoint_of(each)}
         others.pop(target.key, None)
         return sorted(others.values(), key=self._get_position)
