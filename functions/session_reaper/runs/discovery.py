@@ -20,7 +20,6 @@ from session_reaper.settings import Settings, Tag
 from session_reaper.targets.fallback import use_fallback
 from session_reaper.targets.providers import is_instance_of_rds
 from session_reaper.targets.secret_document import (
-    ParsedSecret,
     SecretError,
     parse_secret,
     resolve_targets,
@@ -73,16 +72,17 @@ class TargetDiscovery:
         ids = [*dict.fromkeys([*self._settings.target_secrets, *tagged])]
         if not ids and not unlisted:
             raise ConfigurationError("TARGET_SECRET_TAG", "no secret has this tag")
-        found = self._resolve_all(self._read_all(ids, deadline), deadline)
+        secrets = [*self._read_all(ids, deadline)]
+        # Half of the time, so that the other targets are resolved even if RDS does not answer.
+        resolve = partial(self._resolve, deadline=deadline.capped_at_share(0.5))
+        found = _convert_all(resolve, secrets, _report_unparsed, deadline)
         # A secret may be found by name, by ARN and by tag.
         unique = {each.key if isinstance(each, Target) else id(each): each for each in found}
         return [*unlisted, *select_by_name(_add_addresses([*unique.values()], deadline), names)]
 
     def reread(self, target: Target, deadline: Deadline) -> Target:
         """Return the target as its secret describes it now. Raises TargetError."""
-        parsed = self._parse(self._secrets.reread(target.secret_arn, deadline))
-        listing = self.list_instances(deadline) if parsed.needs_rds else RdsListing()
-        for each in resolve_targets(parsed, listing):
+        for each in self._resolve(self._secrets.reread(target.secret_arn, deadline), deadline):
             if each.key == target.key:
                 # Not in the secret: the name that `find` made unique, and what the run found out.
                 return replace(each, name=target.name, pause_unknown=target.pause_unknown)
@@ -109,33 +109,22 @@ class TargetDiscovery:
                 # Without an error, the job did not end.
                 yield record_error(report, read) if read else record_unfinished(report, result.bug)
 
-    def _resolve_all(
-        self, secrets: Iterable[Secret | TargetReport], deadline: Deadline
-    ) -> Sequence[Found]:
-        """Parse the secrets, list RDS's instances if a secret needs them, and resolve the targets."""
-        parsed = _convert_all(lambda one: [self._parse(one)], secrets, _report_unparsed, deadline)
-        listing = RdsListing()
-        if any(isinstance(each, ParsedSecret) and each.needs_rds for each in parsed):
-            # Half of the time, so that the other targets are resolved even if RDS does not answer.
-            listing = self._list_in_job(deadline.capped_at_share(0.5))
-        resolve = partial(resolve_targets, listing=listing)
-        return _convert_all(resolve, parsed, lambda one: _report_unparsed(one.secret), deadline)
-
-    def _list_in_job(self, deadline: Deadline) -> RdsListing:
-        """List RDS's instances; a bug affects only the secrets that need them."""
-        job = Job(name="RDS", initial=UNLISTED, run=lambda _: self.list_instances(deadline))
-        (result,) = run_jobs([job], deadline)
-        return result.latest
-
     def list_instances(self, deadline: Deadline) -> RdsListing:
         """List RDS's instances once per run, even if that fails."""
         with self._listing_lock:
             if self._listing is None:
-                self._listing = list_instances(deadline)
+                try:
+                    self._listing = list_instances(deadline)
+                except Exception as bug:  # noqa: BLE001 -- most targets can be found without RDS
+                    log_bug("a bug ended a job", bug, target="RDS")
+                    self._listing = UNLISTED
             return self._listing
 
-    def _parse(self, secret: Secret) -> ParsedSecret:
-        return parse_secret(secret, whole_clusters=self._settings.whole_clusters)
+    def _resolve(self, secret: Secret, deadline: Deadline) -> Sequence[Target]:
+        """Parse a secret, list RDS's instances if it needs them, and return its targets."""
+        parsed = parse_secret(secret, whole_clusters=self._settings.whole_clusters)
+        listing = self.list_instances(deadline) if parsed.needs_rds else RdsListing()
+        return resolve_targets(parsed, listing)
 
 
 def _report_unlisted_tag(tag: Tag) -> TargetReport:
