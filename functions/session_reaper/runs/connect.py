@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from session_reaper.aws.rds import with_iam_token
@@ -98,10 +99,9 @@ def _connect_or_reread(
             raise
         if target.auth is Auth.IAM:
             error = _explain_refused_token(target, error)
-        try:
+        current = target
+        with suppress(TargetError):
             current = discovery.reread(target, deadline)
-        except TargetError:
-            raise error from None
         if current == target:
             raise error from None
     return Server.connect(with_iam_token(current), deadline), current
