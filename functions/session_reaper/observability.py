@@ -54,10 +54,7 @@ def log_bug(message: str, bug: Exception, **extra: str) -> None:
 
 def log_decision(target: TargetReport, decision: Decision) -> None:
     """Log the decision on a session, before the session is signalled."""
-    verdict = decision.verdict.name.lower()
-    session = describe_session(decision, target.policy)
-    extra = {"target": target.name, "verdict": verdict, "session": session}
-    logger.info("decision", extra=extra)
+    _log_session("decision", target, decision, verdict=decision.verdict.name.lower())
 
 
 def log_spared(target: TargetReport, decisions: Iterable[Decision], deadline: Deadline) -> None:
@@ -106,8 +103,7 @@ class OutcomeLog:
         with self._lock:
             if self._report is not None:
                 raise DeadlineError
-            if result.outcome not in _UNTOUCHED:
-                self._log(target, result)
+            self._log(target, result)
 
     def complete(self, target: TargetReport, deadline: Deadline) -> TargetReport:
         """Close the log, and log the outcomes of signalled sessions until the deadline.
@@ -122,8 +118,7 @@ class OutcomeLog:
             for result in target.results:
                 if deadline.remaining() == 0:
                     break
-                if result.outcome not in _UNTOUCHED:
-                    self._log(target, result)
+                self._log(target, result)
             return target
 
     def remaining(self) -> Iterator[tuple[TargetReport, SessionResult]]:
@@ -136,10 +131,9 @@ class OutcomeLog:
 
     def _log(self, target: TargetReport, result: SessionResult) -> None:
         pid = result.decision.pid
-        if pid in self._logged:
-            return
-        self._logged[pid] = result
-        _log_outcome(target, result)
+        if pid not in self._logged and result.outcome not in _UNTOUCHED:
+            self._logged[pid] = result
+            _log_session("outcome", target, result.decision, outcome=result.outcome)
 
 
 def log_remaining(logs: Iterable[OutcomeLog], deadline: Deadline) -> None:
@@ -149,29 +143,26 @@ def log_remaining(logs: Iterable[OutcomeLog], deadline: Deadline) -> None:
     """
     remaining = [each for log in logs for each in log.remaining()]
     remaining.sort(key=lambda each: each[1].outcome in _UNTOUCHED)
-    rest: dict[tuple[int, str, str], list[int]] = defaultdict(list)
-    names: dict[int, str] = {}  # by the id of the report: two targets may have the same name
+    # By the id of the report, too: two targets may have the same name.
+    rest: dict[tuple[int, str, str, str], list[int]] = defaultdict(list)
     for target, result in remaining:
         if deadline.remaining():
-            _log_outcome(target, result)
+            _log_session("outcome", target, result.decision, outcome=result.outcome)
         else:
-            names[id(target)] = target.name
-            key = (id(target), result.outcome, _get_rule_name(result.decision))
+            key = (id(target), target.name, result.outcome, _get_rule_name(result.decision))
             rest[key].append(result.decision.pid)
-    for (target_id, outcome, rule), pids in rest.items():
-        _log_together("outcomes", names[target_id], {"outcome": outcome, "rule": rule}, pids)
+    for (_, name, outcome, rule), pids in rest.items():
+        _log_together("outcomes", name, {"outcome": outcome, "rule": rule}, pids)
 
 
-def _log_outcome(target: TargetReport, result: SessionResult) -> None:
-    session = describe_session(result.decision, target.policy)
-    extra = {"target": target.name, "outcome": result.outcome, "session": session}
-    logger.info("outcome", extra=extra)
+def _log_session(message: str, target: TargetReport, decision: Decision, **keys: str) -> None:
+    session = describe_session(decision, target.policy)
+    logger.info(message, extra={"target": target.name, **keys, "session": session})
 
 
-def _log_together(message: str, target: str, keys: dict[str, str], pids: Iterable[int]) -> None:
-    rest = list(pids)
-    while rest:
-        batch, rest = rest[:_PIDS_PER_LINE], rest[_PIDS_PER_LINE:]
+def _log_together(message: str, target: str, keys: dict[str, str], pids: Sequence[int]) -> None:
+    for start in range(0, len(pids), _PIDS_PER_LINE):
+        batch = pids[start : start + _PIDS_PER_LINE]
         extra = {"target": target, **keys, "count": len(batch), "pids": batch}
         logger.info(message, extra=extra)
 

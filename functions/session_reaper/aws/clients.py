@@ -140,7 +140,8 @@ def explain_error(error: Exception) -> str:
     if isinstance(error, ClientError):
         code = _get_error_code(error)
         message = str(error.response.get("Error", {}).get("Message", ""))
-        if code and _is_message_of_aws(message):
+        is_short_line = len(message) <= _MESSAGE_LENGTH and message.isprintable()
+        if code and is_short_line and not _HEADER_OR_MARKUP.search(message):
             return f"{code}: {message}"
         kind = code or "an error without a code"
     elif isinstance(error, BotoCoreError):
@@ -154,12 +155,6 @@ def _get_error_code(error: ClientError) -> str | None:
     """Return the code of an error if it has the form of AWS's codes."""
     code = error.response.get("Error", {}).get("Code")
     return code if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else None
-
-
-def _is_message_of_aws(message: str) -> bool:
-    """Return whether a message has the form of AWS's, and repeats no header of a request."""
-    is_short_line = len(message) <= _MESSAGE_LENGTH and message.isprintable()
-    return is_short_line and not _HEADER_OR_MARKUP.search(message)
 
 
 @cache

@@ -72,14 +72,12 @@ def save_spoke_states(
     """
     saved = set()
     for start in range(0, len(states), _PARALLEL):
-        pending = [
-            (
-                state.spoke,
-                PendingCall("dynamodb", partial(_put, table, state), deadline.capped_at(_SECONDS)),
-            )
+        within = deadline.capped_at(_SECONDS)
+        pending = {
+            state.spoke: PendingCall("dynamodb", partial(_put, table, state), within)
             for state in states[start : start + _PARALLEL]
-        ]
-        for spoke, each in pending:
+        }
+        for spoke, each in pending.items():
             try:
                 each.result()
                 saved.add(spoke)

@@ -1,7 +1,7 @@
 """AWS Secrets Manager: lists secrets by tag, and reads them."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,29 +52,25 @@ class SecretCache:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """`clock` is a wall clock: a monotonic one may stand still while Lambda freezes the process."""
         self._clock = clock
-        self._kept: dict[tuple[str, str], tuple[float, Secret]] = {}
-        self._ids: dict[tuple[str, str], set[str]] = {}  # by endpoint and ARN
+        self._arns: dict[tuple[str, str], str] = {}  # by endpoint and id: a name or an ARN
+        self._kept: dict[tuple[str, str], tuple[float, Secret]] = {}  # by endpoint and ARN
 
     def find(self, endpoint: str, secret_id: str) -> Secret | None:
         """Return the secret that was read by this name or ARN, unless that was too long ago."""
-        read_at, secret = self._kept.get((endpoint, secret_id), (0.0, None))
+        arn = self._arns.get((endpoint, secret_id), "")
+        read_at, secret = self._kept.get((endpoint, arn), (0.0, None))
         return secret if self._clock() - read_at < KEEP_SECONDS else None
 
     def keep(self, endpoint: str, secret_id: str, secret: Secret) -> None:
-        """Keep a secret under this id, and under every id by which an earlier value is kept."""
-        now = self._clock()
-        _, before = self._kept.get((endpoint, secret_id), (0.0, secret))
-        if before.arn != secret.arn:  # a secret that was deleted and created again
-            self._ids[endpoint, before.arn].discard(secret_id)
-        ids = self._ids.setdefault((endpoint, secret.arn), set())
-        ids.add(secret_id)
-        for each in tuple(ids):
-            self._kept[endpoint, each] = (now, secret)
+        """Keep a secret for this id, and for every id by which it was read before."""
+        # A secret that was deleted and created again has another ARN.
+        self._arns[endpoint, secret_id] = secret.arn
+        self._kept[endpoint, secret.arn] = (self._clock(), secret)
 
     def clear(self) -> None:
         """Forget every secret."""
+        self._arns.clear()
         self._kept.clear()
-        self._ids.clear()
 
 
 PROCESS_CACHE: Final = SecretCache()
@@ -167,20 +163,17 @@ class Secrets:
                 for known in (value["ARN"], value["Name"])
             }
             found = {each: self._keep(each, values[each]) for each in ids if each in values}
-            return dict(self._iterate_errors(answer.get("Errors", []))) | found
+            errors = {error["SecretId"]: error["ErrorCode"] for error in answer.get("Errors", [])}
+            own = (each for each in errors if self._may_be_own(each))
+            return {each: _explain_unreadable(each, errors[each]) for each in own} | found
         except ClientError:  # such as a role without secretsmanager:BatchGetSecretValue
             return {}
         except AWS_ERRORS as error:
             return {each: _explain_unreadable(each, describe_error(error)) for each in ids}
 
-    def _iterate_errors(
-        self, errors: Sequence[Mapping[str, Any]]
-    ) -> Iterator[tuple[str, SecretError]]:
-        for error in errors:
-            secret_id, code = error["SecretId"], error["ErrorCode"]
-            # Only GetSecretValue can read secrets of other accounts.
-            if not secret_id.startswith("arn:") or f":{self._account}:" in secret_id:
-                yield secret_id, _explain_unreadable(secret_id, code)
+    def _may_be_own(self, secret_id: str) -> bool:
+        """Return whether a secret may be of our account: only GetSecretValue can read the others."""
+        return not secret_id.startswith("arn:") or f":{self._account}:" in secret_id
 
     def _read_one(self, secret_id: str, deadline: Deadline) -> Secret | SecretError:
         read = partial(self._client.get_secret_value, SecretId=secret_id)

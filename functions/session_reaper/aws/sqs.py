@@ -78,14 +78,11 @@ def receive_rounds(
             yield Round(messages=messages)
             return
         newer = 0 if any(each.sent_at < began_at for each in messages) else newer + 1
-        found = None
-        if newer >= _NEWER_ROUNDS or not messages:
-            found = _count_messages(queue_url, deadline)
-        if found is not None:
-            visible, hidden = found
-            if newer >= _NEWER_ROUNDS or not visible:
-                yield Round(messages=messages, is_last=True, hidden=hidden)
-                return
+        are_newer = newer >= _NEWER_ROUNDS
+        counts = _count_messages(queue_url, deadline) if are_newer or not messages else None
+        if counts is not None and (are_newer or not counts[_VISIBLE]):
+            yield Round(messages=messages, is_last=True, hidden=counts[_HIDDEN])
+            return
         yield Round(messages=messages)
         is_first = False
         calls = _PARALLEL if len(messages) >= _BATCH else 1
@@ -95,14 +92,14 @@ _VISIBLE: Final = "ApproximateNumberOfMessages"
 _HIDDEN: Final = "ApproximateNumberOfMessagesNotVisible"
 
 
-def _count_messages(queue_url: str, deadline: Deadline) -> tuple[int, int] | None:
+def _count_messages(queue_url: str, deadline: Deadline) -> Mapping[str, int] | None:
     """Count the visible and the hidden messages, approximately; None if that fails."""
 
-    def count() -> tuple[int, int]:
-        found = _get_sqs().get_queue_attributes(
+    def count() -> Mapping[str, int]:
+        answer = _get_sqs().get_queue_attributes(
             QueueUrl=queue_url, AttributeNames=[_VISIBLE, _HIDDEN]
-        )["Attributes"]
-        return int(found[_VISIBLE]), int(found[_HIDDEN])
+        )
+        return {name: int(answer["Attributes"][name]) for name in (_VISIBLE, _HIDDEN)}
 
     try:
         return call("sqs", count, deadline)

@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from session_reaper.aws.rds import with_iam_token
@@ -84,12 +85,6 @@ def connect_to_target(  # noqa: PLR0913 -- the target, and all that the retries 
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def connect_with_fallback(target: Target, discovery: TargetDiscovery, deadline: Deadline) -> Server:
-    """Connect to the target's server with the fallback secret. Raises TargetError."""
-    fallback = discovery.resolve_fallback(target, deadline)
-    return Server.connect(with_iam_token(fallback), deadline)
-
-
 def _connect_or_reread(
     target: Target, discovery: TargetDiscovery, deadline: Deadline
 ) -> tuple[Server, Target]:
@@ -104,10 +99,9 @@ def _connect_or_reread(
             raise
         if target.auth is Auth.IAM:
             error = _explain_refused_token(target, error)
-        try:
+        current = target
+        with suppress(TargetError):
             current = discovery.reread(target, deadline)
-        except TargetError:
-            raise error from None
         if current == target:
             raise error from None
     return Server.connect(with_iam_token(current), deadline), current

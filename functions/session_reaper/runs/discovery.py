@@ -1,24 +1,25 @@
 """Finds the targets of a run: reads their secrets, and asks RDS where the instances are."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from session_reaper.aws.rds import UNLISTED, list_instances
 from session_reaper.aws.secrets_manager import BATCH, PROCESS_CACHE, SecretCache, Secrets
 from session_reaper.deadline import Deadline
-from session_reaper.errors import ConfigurationError
+from session_reaper.errors import ConfigurationError, DeadlineError
+from session_reaper.observability import log_bug
 from session_reaper.postgres.tls import resolve_host
 from session_reaper.report.model import TargetReport, record_error, record_unfinished
-from session_reaper.runs.parallel import Chain, Job, JobResult, run_chains, run_jobs
+from session_reaper.runs.parallel import Job, run_jobs
 from session_reaper.runs.target_names import Found, select_by_name
 from session_reaper.settings import Settings, Tag
 from session_reaper.targets.fallback import use_fallback
 from session_reaper.targets.providers import is_instance_of_rds
 from session_reaper.targets.secret_document import (
-    ParsedSecret,
     SecretError,
     parse_secret,
     resolve_targets,
@@ -71,16 +72,17 @@ class TargetDiscovery:
         ids = [*dict.fromkeys([*self._settings.target_secrets, *tagged])]
         if not ids and not unlisted:
             raise ConfigurationError("TARGET_SECRET_TAG", "no secret has this tag")
-        found = self._resolve_all(self._read_all(ids, deadline), deadline)
+        secrets = [*self._read_all(ids, deadline)]
+        # Half of the time, so that the other targets are resolved even if RDS does not answer.
+        resolve = partial(self._resolve, deadline=deadline.capped_at_share(0.5))
+        found = _convert_all(resolve, secrets, _report_unparsed, deadline)
         # A secret may be found by name, by ARN and by tag.
         unique = {each.key if isinstance(each, Target) else id(each): each for each in found}
         return [*unlisted, *select_by_name(_add_addresses([*unique.values()], deadline), names)]
 
     def reread(self, target: Target, deadline: Deadline) -> Target:
         """Return the target as its secret describes it now. Raises TargetError."""
-        parsed = self._parse(self._secrets.reread(target.secret_arn, deadline))
-        listing = self.list_instances(deadline) if parsed.needs_rds else RdsListing()
-        for each in resolve_targets(parsed, listing):
+        for each in self._resolve(self._secrets.reread(target.secret_arn, deadline), deadline):
             if each.key == target.key:
                 # Not in the secret: the name that `find` made unique, and what the run found out.
                 return replace(each, name=target.name, pause_unknown=target.pause_unknown)
@@ -91,46 +93,38 @@ class TargetDiscovery:
         secret = self._secrets.reread(target.fallback_secret or "", deadline)
         return use_fallback(target, secret, partial(self.list_instances, deadline))
 
-    def _read_all(self, ids: Sequence[str], deadline: Deadline) -> list[Secret | TargetReport]:
-        batches = [tuple(ids[n : n + BATCH]) for n in range(0, len(ids), BATCH)]
-        given = [(batch, [_report_unread(secret_id) for secret_id in batch]) for batch in batches]
-        return _run_all(partial(self._read_batch, deadline=deadline), given, deadline)
+    def _read_all(self, ids: Sequence[str], deadline: Deadline) -> Iterator[Secret | TargetReport]:
+        def make_job(batch: Sequence[str]) -> Job[Sequence[Secret | SecretError]]:
+            names = ", ".join(map(name_of_secret, batch))
+            return Job(name=names, initial=(), run=lambda _: self._secrets.read(batch, deadline))
 
-    def _read_batch(
-        self, ids: Sequence[str], deadline: Deadline
-    ) -> Sequence[Secret | TargetReport]:
-        return [
-            record_error(_report_unread(secret_id), read) if isinstance(read, SecretError) else read
-            for secret_id, read in zip(ids, self._secrets.read(ids, deadline), strict=True)
-        ]
-
-    def _resolve_all(
-        self, secrets: Sequence[Secret | TargetReport], deadline: Deadline
-    ) -> Sequence[Found]:
-        """Parse the secrets, list RDS's instances if a secret needs them, and resolve the targets."""
-        parsed = _convert_all(lambda one: [self._parse(one)], secrets, _report_unparsed, deadline)
-        listing = RdsListing()
-        if any(isinstance(each, ParsedSecret) and each.needs_rds for each in parsed):
-            # Half of the time, so that the other targets are resolved even if RDS does not answer.
-            listing = self._list_in_job(deadline.capped_at_share(0.5))
-        resolve = partial(resolve_targets, listing=listing)
-        return _convert_all(resolve, parsed, lambda one: _report_unparsed(one.secret), deadline)
-
-    def _list_in_job(self, deadline: Deadline) -> RdsListing:
-        """List RDS's instances; a bug affects only the secrets that need them."""
-        job = Job(name="RDS", initial=UNLISTED, run=lambda _: self.list_instances(deadline))
-        (result,) = run_jobs([job], deadline)
-        return result.latest
+        batches = [ids[n : n + BATCH] for n in range(0, len(ids), BATCH)]
+        results = run_jobs([*map(make_job, batches)], deadline)
+        for batch, result in zip(batches, results, strict=True):
+            for secret_id, read in zip_longest(batch, result.latest):
+                if isinstance(read, Secret):
+                    yield read
+                    continue
+                report = _report_unread(name_of_secret(secret_id), secret_id)
+                # Without an error, the job did not end.
+                yield record_error(report, read) if read else record_unfinished(report, result.bug)
 
     def list_instances(self, deadline: Deadline) -> RdsListing:
         """List RDS's instances once per run, even if that fails."""
         with self._listing_lock:
             if self._listing is None:
-                self._listing = list_instances(deadline)
+                try:
+                    self._listing = list_instances(deadline)
+                except Exception as bug:  # noqa: BLE001 -- most targets can be found without RDS
+                    log_bug("a bug ended a job", bug, target="RDS")
+                    self._listing = UNLISTED
             return self._listing
 
-    def _parse(self, secret: Secret) -> ParsedSecret:
-        return parse_secret(secret, whole_clusters=self._settings.whole_clusters)
+    def _resolve(self, secret: Secret, deadline: Deadline) -> Sequence[Target]:
+        """Parse a secret, list RDS's instances if it needs them, and return its targets."""
+        parsed = parse_secret(secret, whole_clusters=self._settings.whole_clusters)
+        listing = self.list_instances(deadline) if parsed.needs_rds else RdsListing()
+        return resolve_targets(parsed, listing)
 
 
 def _report_unlisted_tag(tag: Tag) -> TargetReport:
@@ -139,15 +133,13 @@ def _report_unlisted_tag(tag: Tag) -> TargetReport:
     return TargetReport(name=name, key=TargetKey(name))
 
 
-def _report_unread(secret_id: str) -> TargetReport:
-    """Build the report of a secret that was not read."""
-    name = name_of_secret(secret_id)
-    return TargetReport(name=name, secret=name, key=TargetKey(secret_id))
-
-
 def _report_unparsed(secret: Secret) -> TargetReport:
+    return _report_unread(secret.name, secret.arn)
+
+
+def _report_unread(name: str, secret_id: str) -> TargetReport:
     """Build the report of a secret whose targets are unknown."""
-    return TargetReport(name=secret.name, secret=secret.name, key=TargetKey(secret.arn))
+    return TargetReport(name=name, secret=name, key=TargetKey(secret_id))
 
 
 def _convert_all(
@@ -156,52 +148,27 @@ def _convert_all(
     report: Callable[[T], TargetReport],
     deadline: Deadline,
 ) -> list[U | TargetReport]:
-    """Convert values in turn; keep reports, and build one with `report` where that fails."""
+    """Convert values; keep reports, and build one with `report` where that fails or comes too late.
 
-    def run(one: T | TargetReport) -> Sequence[U | TargetReport]:
-        if isinstance(one, TargetReport):
-            return [one]
-        try:
-            return convert(one)
-        except SecretError as error:
-            return [record_error(replace(report(one), name=error.target), error)]
-
-    inputs = [(one, [one if isinstance(one, TargetReport) else report(one)]) for one in given]
-    return _run_all(run, inputs, deadline, in_turn=True)
-
-
-def _run_all(
-    run: Callable[[T], Sequence[U | TargetReport]],
-    given: Iterable[tuple[T, Sequence[TargetReport]]],
-    deadline: Deadline,
-    *,
-    in_turn: bool = False,
-) -> list[U | TargetReport]:
-    """Run a job for each value; return the results of all jobs.
-
-    The reports given with a value are its results if its job does not end. `in_turn`: in one thread,
-    for jobs that do not wait for others.
+    Not in parallel, because threads would only take turns.
     """
-
-    def to_job(value: T, reports: Sequence[TargetReport]) -> Job[Sequence[U | TargetReport]]:
-        name = ", ".join(report.name for report in reports)
-        return Job(name=name, initial=reports, run=lambda _: run(value))
-
-    jobs = [to_job(value, reports) for value, reports in given]
     found: list[U | TargetReport] = []
-    for result in (_run_in_turn if in_turn else run_jobs)(jobs, deadline):
-        reports = (each for each in result.latest if isinstance(each, TargetReport))
-        unfinished = (record_unfinished(each, result.bug) for each in reports)
-        found += result.latest if result.is_complete else unfinished
+    for one in given:
+        if isinstance(one, TargetReport):
+            found.append(one)
+            continue
+        try:
+            deadline.check()
+            found += convert(one)
+        except SecretError as error:
+            found.append(record_error(replace(report(one), name=error.target), error))
+        except DeadlineError as error:
+            found.append(record_error(report(one), error))
+        except Exception as bug:  # noqa: BLE001 -- a bug in one must not hide the others
+            unfinished = record_unfinished(report(one), bug)
+            log_bug("a bug ended a job", bug, target=unfinished.name)
+            found.append(unfinished)
     return found
-
-
-def _run_in_turn(jobs: Sequence[Job[T]], deadline: Deadline) -> list[JobResult[T]]:
-    """Run all jobs in one thread: a thread for each would only take turns with the others."""
-    if not jobs:
-        return []
-    (results,) = run_chains([Chain(jobs=jobs, may_split=lambda: False)], deadline)
-    return results
 
 
 def _add_addresses(found: Sequence[Found], deadline: Deadline) -> Sequence[Found]:

@@ -26,7 +26,6 @@ from session_reaper.report.model import Report
 from session_reaper.report.text import printable
 from session_reaper.runs.rendering import render
 from session_reaper.settings import HubSettings
-from session_reaper.summary.message import Summary
 
 _LOAD_SECONDS: Final = 10.0
 _RECEIVE_SHARE: Final = 0.5  # of the time; the rest is for the digest, the table and the deletions
@@ -77,7 +76,9 @@ def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> di
         bug="a bug in the digest",
     )
     if rendered.summary is not None:
-        _publish(rendered.summary, settings, end)
+        within = end.capped_at_share(_PUBLISH_SHARE, PUBLISH_SECONDS)
+        for failure in publish(rendered.summary, [settings.topic_arn], within).values():
+            raise failure
     before = {**states, QUEUE: queue}
     after = {**fleet.states, QUEUE: refused.state}
     changed = [state for spoke, state in after.items() if state != before.get(spoke)]
@@ -151,13 +152,6 @@ def _conclude_refused(
         return SpokeResult(targets=(), state=queue)
     invalid = make_invalid_message_report(len(inbox.refused), inbox.first_problem)
     return conclude_refused(queue, invalid, now, remind_after)
-
-
-def _publish(summary: Summary, settings: HubSettings, end: Deadline) -> None:
-    """Publish the summary of a digest. Raises PublishError."""
-    within = end.capped_at_share(_PUBLISH_SHARE, PUBLISH_SECONDS)
-    for failure in publish(summary, [settings.topic_arn], within).values():
-        raise failure
 
 
 def _log_targets(report: Report) -> None:

@@ -75,20 +75,20 @@ def reap(session: TargetSession) -> TargetReport:
     session.job.progress.complete(report)
     report = _find_waiters_of_protected(session, report)
     has_leaks = any(result.outcome is not Outcome.ESCAPED for result in report.results)
-    if has_leaks and report.is_reached and session.deadline.remaining() > ADVICE_SECONDS:
+    if has_leaks and report.is_reached and session.job.deadline.remaining() > ADVICE_SECONDS:
         with suppress(TargetError):  # a run succeeds without advice
-            facts = session.server.read_facts(session.deadline.capped_at(ADVICE_SECONDS))
+            facts = session.server.read_facts(session.job.deadline.capped_at(ADVICE_SECONDS))
             missing = find_missing_timeouts(report.results, facts)
             report = _add_advice(session, report, facts, missing)
     return report
 
 
 def _reap(session: TargetSession) -> TargetReport:
-    snapshot, report, decisions = _decide(session, session.policy.scope())
+    snapshot, report, decisions = _decide(session, session.job.policy.scope())
     report = _add_results(report, decisions)
     session.record(report)
     spared = decisions.having(Verdict.SPARE)
-    log_spared(report, spared, session.deadline.capped_at_share(_SPARED_SHARE))
+    log_spared(report, spared, session.job.deadline.capped_at_share(_SPARED_SHARE))
     termination = Termination(session, report, snapshot)
     return termination.run([*decisions.having(Verdict.CONDEMN), *decisions.having(Verdict.OBSERVE)])
 
@@ -97,13 +97,11 @@ def _decide(
     session: TargetSession, scope: SnapshotScope
 ) -> tuple[Snapshot, TargetReport, Decisions]:
     """Take a snapshot and decide; return also the report so far, with what is out of reach."""
-    policy = session.policy
-    snapshot = take_visible_snapshot(
-        session.server, scope, session.deadline, may_be_partial=session.may_be_partial
-    )
+    policy = session.job.policy
+    snapshot = take_visible_snapshot(session, session.server, scope)
     report = _begin_report(session, snapshot, policy)
     session.record(report)
-    decisions = decide_in_time(snapshot, policy, session.deadline).hold_back(session.job.quota)
+    decisions = decide_in_time(snapshot, policy, session.job.deadline).hold_back(session.job.quota)
     report = replace(
         report,
         pressure=describe_pressure(decisions),
@@ -115,12 +113,12 @@ def _decide(
 
 def _find_waiters_of_protected(session: TargetSession, report: TargetReport) -> TargetReport:
     """Find out who waits for protected sessions, if the snapshot had to do without lock waits."""
-    scope = session.policy.scope()
+    scope = session.job.policy.scope()
     is_asked = report.protected and report.lock_waiters and not scope.waits
-    if not is_asked or not report.is_reached or session.deadline.remaining() < ADVICE_SECONDS:
+    if not is_asked or not report.is_reached or session.job.deadline.remaining() < ADVICE_SECONDS:
         return report
     try:
-        deadline = session.deadline.capped_at(ADVICE_SECONDS)
+        deadline = session.job.deadline.capped_at(ADVICE_SECONDS)
         later = session.server.take_snapshot(scope._replace(waits=True), deadline)
     except TargetError:  # a run succeeds without
         return report
@@ -144,7 +142,7 @@ def apply(codes: Collection[str], session: TargetSession) -> TargetReport:
     if report.status is not TargetStatus.OK:  # it is not certain which roles leak
         return report
     session.record(report)
-    facts = session.server.read_facts(session.deadline)
+    facts = session.server.read_facts(session.job.deadline)
     # An observe-only rule changes nothing, so the sessions that it reports cause no setting.
     leaks = [result for result in report.results if result.decision.verdict is not Verdict.OBSERVE]
     missing = find_missing_timeouts(leaks, facts)
@@ -171,7 +169,7 @@ def _apply_setting(
     session: TargetSession, setting: RoleSetting, facts: ServerFacts, *, reader: bool
 ) -> RoleSetting:
     try:
-        session.server.alter(setting.sql, session.deadline)
+        session.server.alter(setting.sql, session.job.deadline)
     except TargetError as error:
         return setting._replace(error=explain_refused_setting(error, setting, facts, reader=reader))
     return setting._replace(done=True)
@@ -185,7 +183,7 @@ def _add_advice(
 ) -> TargetReport:
     """Add what the server's facts recommend to a report with condemned sessions."""
     slots = report.slots
-    more = [*advise_on_facts(session.target, facts, slots, report.results)] if slots else []
+    more = [*advise_on_facts(session.job.target, facts, slots, report.results)] if slots else []
     if report.counts[Outcome.DENIED]:
         more += _advise_on_grants(session)
     advice = sort_advice([*report.advice, *advise_on_timeouts(missing), *more])
@@ -194,31 +192,31 @@ def _add_advice(
 
 def record(session: TargetSession) -> TargetReport:
     """Record a snapshot of all sessions, and signal none."""
-    snapshot = take_visible_snapshot(session.server, ALL_SESSIONS, session.deadline)
+    snapshot = take_visible_snapshot(session, session.server, ALL_SESSIONS)
     return replace(_begin_report(session, snapshot), recorded=snapshot)
 
 
 def explain_target(session: TargetSession) -> TargetReport:
     """Report every session and the decision on it, and signal none."""
     _, report, decisions = _decide(session, ALL_SESSIONS)
-    return replace(report, explained=tuple(explain(decisions, session.policy)))
+    return replace(report, explained=tuple(explain(decisions, session.job.policy)))
 
 
 def check(session: TargetSession) -> TargetReport:
     """Report the server's facts and what to fix, and signal no session."""
-    facts = session.server.read_facts(session.deadline)
-    snapshot = session.server.take_snapshot(NO_SESSIONS, session.deadline)
-    behind_pooler = snapshot.behind_pooler or is_proxy(session.target.host)
+    facts = session.server.read_facts(session.job.deadline)
+    snapshot = session.server.take_snapshot(NO_SESSIONS, session.job.deadline)
+    behind_pooler = snapshot.behind_pooler or is_proxy(session.job.target.host)
     snapshot = replace(snapshot, behind_pooler=behind_pooler)
     report = _begin_report(session, snapshot)
     advice = sort_advice(
         [
             *report.advice,
-            *advise_on_databases(facts, session.policy),
-            *advise_on_facts(session.target, facts, snapshot.slots, ()),
+            *advise_on_databases(facts, session.job.policy),
+            *advise_on_facts(session.job.target, facts, snapshot.slots, ()),
             *_advise_on_grants(session),
             *_advise_on_fallbacks(session),
-            *advise_on_options(session.target),
+            *advise_on_options(session.job.target),
             *advise_on_version(facts),
         ]
     )
@@ -230,8 +228,8 @@ def check(session: TargetSession) -> TargetReport:
 
 def _advise_on_grants(session: TargetSession) -> Iterator[Advice]:
     with suppress(TargetError):  # a run succeeds without this advice
-        grants = session.server.find_missing_grants(session.deadline)
-        yield from advise_on_grants(grants, session.target.database)
+        grants = session.server.find_missing_grants(session.job.deadline)
+        yield from advise_on_grants(grants, session.job.target.database)
 
 
 def _advise_on_fallbacks(session: TargetSession) -> Iterator[Advice]:
@@ -240,13 +238,13 @@ def _advise_on_fallbacks(session: TargetSession) -> Iterator[Advice]:
     Each secret of the server may have one, which is used if that secret's turn comes.
     """
     checked = set[tuple[str, Endpoint]]()
-    for target in (session.target, *session.list_others()):
+    for target in (session.job.target, *session.list_others()):
         fallback = target.fallback_secret
         if fallback is None or (fallback, target.endpoint) in checked:
             continue
         checked.add((fallback, target.endpoint))
         try:
-            facts = session.connect_by_fallback(target).read_facts(session.deadline)
+            facts = session.connect_by_fallback(target).read_facts(session.job.deadline)
         except TargetError as error:
             yield advise_on_fallback(fallback, f"{error.message}. {error.hint}")
         else:

@@ -1,8 +1,10 @@
 """Runs jobs in parallel, so that none of them can delay or hide another."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import count
 from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -114,36 +116,87 @@ def run_chains(
     chains: Iterable[Chain[T]], deadline: Deadline, pool: ThreadPoolExecutor = _pool
 ) -> list[list[JobResult[T]]]:
     """Run all chains in parallel; return the results of their jobs, as `run_jobs` does."""
-    started = [
-        (chain, [_StartedJob(job, Progress(job.initial)) for job in chain.jobs]) for chain in chains
-    ]
-    waiting = deque((chain, jobs, deque(jobs)) for chain, jobs in started)
-    begun: list[tuple[Chain[T], list[_StartedJob[T]], deque[_StartedJob[T]]]] = []
+    started = [_StartedChain(chain, deadline, pool) for chain in chains]
+    waiting = deque(started)
+    begun: list[_StartedChain[T]] = []
     chained = deadline.capped_at_share(_CHAINED_SHARE)
     young = _YoungChains(deadline)
     while waiting and young.wait(chained):
-        chain, jobs, queue = waiting.popleft()
-        young.add(_submit(queue, chain.may_split, deadline, pool))
-        begun.append((chain, jobs, queue))
-    for chain, jobs, queue in begun:
-        if len(jobs) > 1:
-            for each in jobs:
-                each.progress.wait(chained.remaining())
-            _split(queue, chain.may_split, deadline, pool)
-    for chain, jobs, _ in waiting:
-        for each in jobs:
+        chain = waiting.popleft()
+        young.add(chain.submit(chain.queue))
+        begun.append(chain)
+    for chain in begun:
+        if len(chain.jobs) > 1:
+            chain.wait(chained)
+            chain.split(chain.queue)
+    for chain in waiting:
+        for each in chain.jobs:
             if young.wait(deadline):
-                young.add(_submit(deque([each]), chain.may_split, deadline, pool))
+                young.add(chain.submit(deque([each])))
     grace = deadline.extended_by(_GRACE)
-    for _, jobs in started:
-        for started_job in jobs:
-            started_job.progress.wait(grace.remaining())
-    return [[each.progress.result for each in jobs] for _, jobs in started]
+    for chain in started:
+        chain.wait(grace)
+    return [[each.progress.result for each in chain.jobs] for chain in started]
 
 
 class _StartedJob(NamedTuple, Generic[T]):
     job: Job[T]
     progress: Progress[T]
+
+
+class _StartedChain(Generic[T]):
+    """The jobs of a chain; the thread that runs it and the run itself take them from one queue."""
+
+    def __init__(self, chain: Chain[T], deadline: Deadline, pool: ThreadPoolExecutor) -> None:
+        self.jobs = [_StartedJob(job, Progress(job.initial)) for job in chain.jobs]
+        self.queue = deque(self.jobs)
+        self._may_split = chain.may_split
+        self._deadline = deadline
+        self._pool = pool
+
+    def submit(self, jobs: deque[_StartedJob[T]]) -> Future[None] | None:
+        """Run jobs one after another in one thread; None if there is no thread for that yet."""
+        name = jobs[0].job.name
+        try:
+            return self._pool.submit(self._run, jobs)
+        except RuntimeError:
+            # "can't start new thread". The jobs are queued, and another thread will run them.
+            logger.warning("no thread for a job yet", extra={"job": name})
+            return None
+
+    def split(self, jobs: deque[_StartedJob[T]]) -> None:
+        """Let those of the jobs that have not begun run in parallel."""
+        for each in _take_all(jobs):
+            self.submit(deque([each]))
+
+    def wait(self, until: Deadline) -> None:
+        """Wait until all jobs have ended."""
+        for each in self.jobs:
+            each.progress.wait(until.remaining())
+
+    def _run(self, jobs: deque[_StartedJob[T]]) -> None:
+        for started in _take_all(jobs):
+            job, progress = started
+            try:
+                if self._deadline.remaining():  # the job may have been queued until now
+                    progress.complete(job.run(progress))
+            except PostponeError:
+                progress.update(job.initial)
+                jobs.append(started)
+                continue
+            except Exception as bug:  # noqa: BLE001 -- a bug on one target must not stop the others' jobs
+                log_bug("a bug ended a job", bug, target=job.name)
+                progress.fail(bug)
+            progress.end()
+            if self._may_split():
+                self.split(jobs)
+
+
+def _take_all(jobs: deque[T]) -> Iterator[T]:
+    """Take one job after another, also those that come meanwhile, until there is none."""
+    with suppress(IndexError):
+        while True:
+            yield jobs.popleft()
 
 
 class _YoungChains:
@@ -154,12 +207,11 @@ class _YoungChains:
         self._youth = min(_YOUNG_SECONDS, _YOUNG_SHARE * deadline.remaining())
         self._young: dict[int, Deadline] = {}
         self._ended: SimpleQueue[int] = SimpleQueue()
-        self._number = 0
+        self._numbers = count()
 
     def add(self, chain: Future[None] | None) -> None:
         """Add a chain that was submitted; None if it is queued and its end will not be known."""
-        self._number += 1
-        number = self._number
+        number = next(self._numbers)
         self._young[number] = self._deadline.capped_at(self._youth)
         if chain is not None:
             chain.add_done_callback(lambda _: self._ended.put(number))
@@ -175,67 +227,3 @@ class _YoungChains:
                 if not youth.remaining():
                     del self._young[oldest]
         return until.remaining() > 0
-
-
-def _submit(
-    jobs: deque[_StartedJob[T]],
-    may_split: Callable[[], bool],
-    deadline: Deadline,
-    pool: ThreadPoolExecutor,
-) -> Future[None] | None:
-    name = jobs[0].job.name
-    try:
-        return pool.submit(_run_chain, jobs, may_split, deadline, pool)
-    except RuntimeError:
-        # "can't start new thread". The chain is queued, and another thread will run it.
-        logger.warning("no thread for a job yet", extra={"job": name})
-        return None
-
-
-def _split(
-    jobs: deque[_StartedJob[T]],
-    may_split: Callable[[], bool],
-    deadline: Deadline,
-    pool: ThreadPoolExecutor,
-) -> None:
-    """Let the jobs that have not begun run in parallel."""
-    while (started := _take_first(jobs)) is not None:
-        _submit(deque([started]), may_split, deadline, pool)
-
-
-def _take_first(jobs: deque[_StartedJob[T]]) -> _StartedJob[T] | None:
-    """Take the first job, None if there is none; the chain and the run take from one queue."""
-    try:
-        return jobs.popleft()
-    except IndexError:
-        return None
-
-
-def _run_chain(
-    jobs: deque[_StartedJob[T]],
-    may_split: Callable[[], bool],
-    deadline: Deadline,
-    pool: ThreadPoolExecutor,
-) -> None:
-    while (started := _take_first(jobs)) is not None:
-        try:
-            _run_job(started.job, started.progress, deadline)
-        except PostponeError:
-            started.progress.update(started.job.initial)
-            jobs.append(started)
-            continue
-        if may_split():
-            _split(jobs, may_split, deadline, pool)
-
-
-def _run_job(job: Job[T], progress: Progress[T], deadline: Deadline) -> None:
-    """Run a job. Raises PostponeError if it should run again."""
-    try:
-        if deadline.remaining():  # the job may have been queued until now
-            progress.complete(job.run(progress))
-    except PostponeError:
-        raise
-    except Exception as bug:  # noqa: BLE001 -- a bug on one target must not stop the others' jobs
-        log_bug("a bug ended a job", bug, target=job.name)
-        progress.fail(bug)
-    progress.end()

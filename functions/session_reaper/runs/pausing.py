@@ -1,6 +1,6 @@
 """Skips the targets of Aurora Serverless that a scheduled run need not wake."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from time import time
 from typing import Final, NamedTuple
@@ -20,65 +20,59 @@ _SHARE: Final = 0.25  # of the time left, at most
 _LONGEST_WINDOW: Final = 3600.0  # seconds; a longer one would only read more datapoints
 
 
-class PauseCheck(NamedTuple):
-    """The targets to connect to, and those to leave asleep."""
+class _PauseCheck(NamedTuple):
+    """The targets to leave asleep, and those of which `problem` says why that is unknown."""
 
-    awake: tuple[Target, ...]
-    paused: tuple[Target, ...] = ()
+    paused: Sequence[Target] = ()
+    unknown: Sequence[Target] = ()
+    problem: str = ""
 
 
 def split_paused(
     targets: Sequence[Target], plan: RunPlan, discovery: TargetDiscovery, deadline: Deadline
-) -> PauseCheck:
-    """Find the targets that the run skips: none of their sessions can be old enough for a rule.
+) -> tuple[Sequence[Target], Sequence[Target]]:
+    """Return the targets to connect to, and those that the run skips.
 
-    Where that is unknown, the target is awake, and its `pause_unknown` says why.
+    None of the sessions of these can be old enough for a rule. Where that is unknown, the target is
+    not skipped, and its `pause_unknown` says why.
     """
     may_skip_any = plan.is_scheduled and plan.settings.skip_paused
     at_rds = [each for each in targets if may_skip_any and find_rds_region(each.host)]
     if not at_rds:
-        return PauseCheck(awake=tuple(targets))
+        return targets, ()
     limit = deadline.capped_at_share(_SHARE, _SECONDS)
     window = min(plan.policy.shortest_clock, _LONGEST_WINDOW)
-    unread = PauseCheck(awake=_mark(targets, at_rds, "the check did not end"))
     job = Job(
         name="paused clusters",
-        initial=unread,
-        run=lambda _: _split(targets, at_rds, discovery, window, limit),
+        initial=_PauseCheck(unknown=at_rds, problem="the check did not end"),
+        run=lambda _: _check(at_rds, discovery, window, limit),
     )
     (result,) = run_jobs([job], limit)  # a bug must not stop the run
-    for problem in {each.pause_unknown for each in result.latest.awake if each.pause_unknown}:
+    paused, unknown, problem = result.latest
+    if problem:
         logger.warning("paused clusters are unknown", extra={"problem": problem})
-    return result.latest
+    asleep, marked = ({each.key for each in group} for group in (paused, unknown))
+    awake = [
+        replace(each, pause_unknown=problem) if each.key in marked else each
+        for each in targets
+        if each.key not in asleep
+    ]
+    return awake, paused
 
 
-def _split(
-    targets: Sequence[Target],
-    at_rds: Sequence[Target],
-    discovery: TargetDiscovery,
-    window: float,
-    deadline: Deadline,
-) -> PauseCheck:
+def _check(
+    at_rds: Sequence[Target], discovery: TargetDiscovery, window: float, deadline: Deadline
+) -> _PauseCheck:
     listing = discovery.list_instances(deadline)
     if listing.problem:
-        return PauseCheck(awake=_mark(targets, at_rds, listing.problem))
-    groups = {id(each): find_pause_group(each, listing) for each in at_rds}
-    instances = frozenset().union(*groups.values())
-    if not instances:
-        return PauseCheck(awake=tuple(targets))
+        return _PauseCheck(unknown=at_rds, problem=listing.problem)
+    groups = {each.key: find_pause_group(each, listing) for each in at_rds}
+    may_pause = [each for each in at_rds if groups[each.key]]
+    if not may_pause:
+        return _PauseCheck()
     now = time()
-    idle = read_idle_moments(instances, now, window, deadline)
+    idle = read_idle_moments(frozenset().union(*groups.values()), now, window, deadline)
     if idle.problem:
-        may_pause = [each for each in at_rds if groups[id(each)]]
-        return PauseCheck(awake=_mark(targets, may_pause, idle.problem))
-    paused = [each for each in at_rds if may_skip(groups[id(each)], idle, now, window)]
-    asleep = {id(each) for each in paused}
-    awake = [each for each in targets if id(each) not in asleep]
-    return PauseCheck(awake=tuple(awake), paused=tuple(paused))
-
-
-def _mark(targets: Iterable[Target], unknown: Iterable[Target], problem: str) -> tuple[Target, ...]:
-    marked = {id(each) for each in unknown}
-    return tuple(
-        replace(each, pause_unknown=problem) if id(each) in marked else each for each in targets
-    )
+        return _PauseCheck(unknown=may_pause, problem=idle.problem)
+    paused = [each for each in may_pause if may_skip(groups[each.key], idle, now, window)]
+    return _PauseCheck(paused=paused)

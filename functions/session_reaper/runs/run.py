@@ -37,9 +37,11 @@ def run(
     deadline = run_time.targets
     found = discovery.find(plan.request.targets, deadline)
     unreadable = [each for each in found if isinstance(each, TargetReport)]
-    check = split_paused([t for t in found if isinstance(t, Target)], plan, discovery, deadline)
-    logs = {target.key: OutcomeLog() for target in check.awake}
-    visits = Visits(check.awake)
+    awake, paused = split_paused(
+        [t for t in found if isinstance(t, Target)], plan, discovery, deadline
+    )
+    logs = {target.key: OutcomeLog() for target in awake}
+    visits = Visits(awake)
 
     def run_target(target: Target, progress: Progress[TargetReport]) -> TargetReport:
         job = TargetJob(
@@ -53,27 +55,26 @@ def run(
         )
         return run_on_target(choose_operation(plan.request), discovery, job, visits)
 
-    results = _run_by_server(visits.groups, run_target, visits, deadline)
+    results = _run_by_server(run_target, visits, deadline)
     completed = [
         SecretResult(
             target=target,
             report=logs[target.key].complete(get_report(results[target.key]), run_time.outcomes),
             has_ended=results[target.key].is_complete,
         )
-        for target in check.awake
+        for target in awake
     ]
-    reports = (*unreadable, *_report_paused(check.paused), *merge_results(completed, visits))
+    reports = (*unreadable, *_report_paused(paused), *merge_results(completed, visits))
     return reports, [*logs.values()]
 
 
 def _run_by_server(
-    groups: Sequence[Sequence[Target]],
     run_target: Callable[[Target, Progress[TargetReport]], TargetReport],
     visits: Visits,
     deadline: Deadline,
 ) -> Mapping[TargetKey, JobResult[TargetReport]]:
     """Run all groups in parallel; within a group, the most trusted target first."""
-    orders = [sort_by_trust(group) for group in groups]
+    orders = [sort_by_trust(group) for group in visits.groups]
     chains = [
         Chain(
             jobs=[

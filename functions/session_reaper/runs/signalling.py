@@ -53,7 +53,7 @@ class Signaller:
         self._session = session
         self._snapshot = snapshot
         self._results = results
-        self._deadline = session.deadline
+        self._deadline = session.job.deadline
         self._pending: list[_PendingSignal] = []
         # Not signalled, because the guard did not find them unchanged. They have escaped if the
         # server is still the one of the snapshot.
@@ -219,18 +219,11 @@ class Signaller:
             elif each.expiry.remaining() > 0:
                 self._pending.append(each)
             elif each.escalates:
-                outlived.append(each.decision)
+                pause = (each.decision.rule and each.decision.rule.escalate_after) or 0.0
+                note = f"still running {format_duration(pause)} after its cancel"
+                outlived.append(each.decision.with_note(note))
         if outlived:
-            self._escalate(outlived)
-
-    def _escalate(self, decisions: Iterable[Decision]) -> None:
-        """Terminate sessions whose queries outlived their cancel."""
-        escalated = []
-        for decision in decisions:
-            pause = (decision.rule and decision.rule.escalate_after) or 0.0
-            note = f"still running {format_duration(pause)} after its cancel"
-            escalated.append(decision.with_note(note))
-        self.signal(escalated, Action.TERMINATE)
+            self.signal(outlived, Action.TERMINATE)
 
     def check_server(self, found: ServerIdentity, *, hidden: bool = False) -> None:
         """Raise ServerChangedError unless it is the server of the snapshot."""

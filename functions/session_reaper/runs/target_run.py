@@ -1,21 +1,20 @@
 """Runs an operation on one target: connects, and turns an error into a part of the report."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 
-from session_reaper.deadline import Deadline
+from session_reaper.aws.rds import with_iam_token
 from session_reaper.errors import FullError, TargetError
 from session_reaper.postgres.server import Server
 from session_reaper.report.advice import advise_on_fallback_used
 from session_reaper.report.model import TargetReport, record_error
-from session_reaper.runs.connect import connect_to_target, connect_with_fallback
+from session_reaper.runs.connect import connect_to_target
 from session_reaper.runs.discovery import TargetDiscovery
 from session_reaper.runs.operations import Operation
 from session_reaper.runs.target_report import create_report
 from session_reaper.runs.target_session import TargetJob, TargetSession
 from session_reaper.runs.visits import VisitedError, Visits
-from session_reaper.sessions.snapshot import Snapshot
 from session_reaper.targets.target import Target
 
 
@@ -28,9 +27,8 @@ def run_on_target(
     PostponeError.
     """
     try:
-        turn = visits.begin(job.target, job.deadline)
         with ExitStack() as connections:
-            session = _open_session(job, discovery, visits, turn, connections)
+            session = _open_session(job, discovery, visits, connections)
             session.record(session.report)
             return operation(session)
     except VisitedError as visited:
@@ -48,18 +46,14 @@ def run_on_target(
 
 
 def _open_session(
-    job: TargetJob,
-    discovery: TargetDiscovery,
-    visits: Visits,
-    turn: Deadline,
-    connections: ExitStack,
+    job: TargetJob, discovery: TargetDiscovery, visits: Visits, connections: ExitStack
 ) -> TargetSession:
     """Connect to the target before its turn is over. `connections` will close every connection."""
     target, deadline = job.target, job.deadline
     server, connected = connect_to_target(
         target,
         discovery,
-        turn,
+        visits.begin(target, deadline),
         job.policy,
         may_wait=not visits.is_full(target),
         when_full=partial(visits.end_turn, target),
@@ -70,16 +64,11 @@ def _open_session(
 
     def connect() -> Server:
         again, _ = connect_to_target(target, discovery, deadline, job.policy)
-        connections.callback(again.close)
-        return again
+        return connections.enter_context(closing(again))
 
     def connect_by_fallback(other: Target) -> Server:
-        fallback = connect_with_fallback(other, discovery, deadline)
-        connections.callback(fallback.close)
-        return fallback
-
-    def admit(snapshot: Snapshot) -> Target:
-        return visits.admit(target, connected, server, snapshot, deadline)
+        fallback = with_iam_token(discovery.resolve_fallback(other, deadline))
+        return connections.enter_context(closing(Server.connect(fallback, deadline)))
 
     report = create_report(target)
     if connected.instead_of is not None:
@@ -92,5 +81,5 @@ def _open_session(
         connect_by_fallback=connect_by_fallback,
         list_others=partial(visits.list_others, target),
         report=report,
-        admit=admit,
+        admit=partial(visits.admit, target, connected, server, deadline=deadline),
     )

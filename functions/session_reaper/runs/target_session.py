@@ -37,8 +37,8 @@ class TargetSession:
     `list_others` finds the targets that lead to the same server, as far as hosts and addresses tell.
     `admit` returns the target that names the server, or raises if another secret's operation is to
     run on it.
-    `may_be_partial`: the operation works without the sessions that are hidden from our role. Once
-    `stop` is set, no further session is signalled.
+    `may_be_partial`: the operation works without the sessions that are hidden from our role; its own
+    are never hidden. Once `stop` is set, no further session is signalled.
     """
 
     job: TargetJob
@@ -50,21 +50,6 @@ class TargetSession:
     list_others: Callable[[], Sequence[Target]] = tuple
     may_be_partial: bool = False
     stop: Event = field(default_factory=Event)
-
-    @property
-    def target(self) -> Target:
-        """The target of the job."""
-        return self.job.target
-
-    @property
-    def policy(self) -> Policy:
-        """The policy of the job."""
-        return self.job.policy
-
-    @property
-    def deadline(self) -> Deadline:
-        """The deadline of the work on the target."""
-        return self.job.deadline
 
     def record(self, report: TargetReport) -> None:
         """Record the report that holds if the run ends now."""

@@ -25,15 +25,10 @@ from session_reaper.runs.target_session import TargetSession
 from session_reaper.sessions.snapshot import Snapshot, SnapshotScope
 
 
-def take_visible_snapshot(
-    server: Server, scope: SnapshotScope, deadline: Deadline, *, may_be_partial: bool = False
-) -> Snapshot:
-    """Take a snapshot of a server. Raises TargetError; BlindError if sessions are hidden.
-
-    `may_be_partial`: the sessions of our own role are enough, which our role always sees.
-    """
-    snapshot = server.take_snapshot(scope, deadline)
-    if not snapshot.can_see and not may_be_partial:
+def take_visible_snapshot(session: TargetSession, server: Server, scope: SnapshotScope) -> Snapshot:
+    """Take a snapshot of the session's server. Raises TargetError; BlindError if sessions are hidden."""
+    snapshot = server.take_snapshot(scope, session.job.deadline)
+    if not snapshot.can_see and not session.may_be_partial:
         raise BlindError(snapshot.role, snapshot.membership)
     return snapshot
 
@@ -52,7 +47,7 @@ class Termination:
     def __init__(self, session: TargetSession, report: TargetReport, snapshot: Snapshot) -> None:
         """`report` contains the decisions that were made on the snapshot."""
         self._session = session
-        self._deadline = session.deadline
+        self._deadline = session.job.deadline
         self._stop = session.stop
         self._results = TargetResults(session, report)
         self._signaller = Signaller(session, snapshot, self._results)
@@ -119,11 +114,7 @@ class Termination:
             else:
                 self._results.spare(group)
         # Logging may take until the run ends, so every outcome is recorded before, and signals sent.
-        self._log_observed(observed)
-
-    def _log_observed(self, decisions: Iterable[Decision]) -> None:
-        """Log the sessions that are not signalled, and settle their outcomes."""
-        for decision in decisions:
+        for decision in observed:
             log_decision(self._results.report, decision)
             self._results.settle(decision, _choose_observed_outcome(decision))
 
@@ -174,12 +165,8 @@ class Termination:
         return snapshot
 
     def _take_snapshot(self) -> Snapshot:
-        return take_visible_snapshot(
-            self._signaller.server,
-            self._session.policy.scope(),
-            self._deadline,
-            may_be_partial=self._session.may_be_partial,
-        )
+        scope = self._session.job.policy.scope()
+        return take_visible_snapshot(self._session, self._signaller.server, scope)
 
     def _decide_again(self, batch: _Batch, snapshot: Snapshot) -> dict[int, Decision]:
         """Decide on the sessions of a batch that are still in the same transaction, by pid."""
@@ -192,7 +179,7 @@ class Termination:
         ]
         # The breaker and `when` were decided on the first snapshot; what the run itself has
         # terminated since then must not change that.
-        policy = self._session.policy
+        policy = self._session.job.policy
         policy = replace(policy, limits=policy.limits.without_breaker())
         freed = self._results.count(Outcome.TERMINATED)
         decided = decide_in_time(snapshot, policy, self._deadline, only=same, freed=freed)

@@ -100,16 +100,11 @@ class _Group:
     def __init__(self, targets: Sequence[Target]) -> None:
         self.targets = targets
         self.by_route = ServerIndex[Target]()
-        self.visits = ServerIndex["_Visit"]()
+        self.visits = ServerIndex[_Visit]()
         self.is_visited = False
         self.untried = {target.key for target in targets}
         for target in targets:
             self.by_route.add(list_routes(target), target)
-
-    def add(self, visit: "_Visit") -> None:
-        """Add a visit of one of the targets."""
-        self.visits.add(visit.place.routes, visit)
-        self.is_visited = True
 
 
 class _Candidate(NamedTuple):
@@ -207,7 +202,7 @@ class Visits:
     def list_others(self, target: Target) -> Sequence[Target]:
         """Return the other targets of a target's server, as far as hosts and addresses tell."""
         place = find_place(target)
-        found = self._candidates[target.key].group.by_route.find(place.routes)
+        found = self._find_targets(place)
         others = {each.key: each for each in found if place.has_endpoint_of(each)}
         others.pop(target.key, None)
         return sorted(others.values(), key=self._get_position)
@@ -222,9 +217,8 @@ class Visits:
         with self._lock:
             own.group.untried.discard(target.key)
             visits = own.group.visits.find(list_routes(target))
-            if any(visit.place.covers(target) for visit in visits):
-                raise VisitedError
-            if target.is_alternate and own.group.is_visited:
+            is_covered = any(visit.place.covers(target) for visit in visits)
+            if is_covered or (target.is_alternate and own.group.is_visited):
                 raise VisitedError
             self._connecting.add(target.key)
             own.has_connected.clear()
@@ -440,7 +434,9 @@ class Visits:
 
     def _add(self, visit: _Visit, owner: TargetKey) -> None:
         self._visits[visit.key] = visit
-        self._candidates[visit.key].group.add(visit)
+        group = self._candidates[visit.key].group
+        group.visits.add(visit.place.routes, visit)
+        group.is_visited = True
         self._owners[visit.key] = owner
         self._members[owner].append(visit.key)
 
