@@ -172,7 +172,7 @@ class Secrets:
             return {each: _explain_unreadable(each, describe_error(error)) for each in ids}
 
     def _may_be_own(self, secret_id: str) -> bool:
-        """Return whether a secret may be of our account: only GetSecretValue can read the others."""
+        """Return whether our account may own a secret; only GetSecretValue can read the others."""
         return not secret_id.startswith("arn:") or f":{self._account}:" in secret_id
 
     def _read_one(self, secret_id: str, deadline: Deadline) -> Secret | SecretError:

@@ -262,7 +262,7 @@ class _Group(_Rest):
     application: Annotated[str, _TEXT]
     role: Annotated[str | None, partial(_read_optional, partial(_read_text, NAME_LENGTH))]
     state: Annotated[State, one_of(State)]
-    reason: str = ""  # not of the message
+    reason: str = ""  # not read from the message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -170,7 +170,7 @@ class _StartedChain(Generic[T]):
             self.submit(deque([each]))
 
     def wait(self, until: Deadline) -> None:
-        """Wait until all jobs have ended."""
+        """Wait until all jobs have ended, or the deadline has passed."""
         for each in self.jobs:
             each.progress.wait(until.remaining())
 
@@ -193,7 +193,7 @@ class _StartedChain(Generic[T]):
 
 
 def _take_all(jobs: deque[T]) -> Iterator[T]:
-    """Take one job after another, also those that come meanwhile, until there is none."""
+    """Take one job after another, including those added meanwhile, until none is left."""
     with suppress(IndexError):
         while True:
             yield jobs.popleft()

@@ -156,7 +156,7 @@ def mask_client(client: str | None) -> str:
         return client
 
 
-_Failed = tuple[TargetReport, Failure]
+_FailedTarget = tuple[TargetReport, Failure]
 
 
 def group_failures(targets: Iterable[TargetReport]) -> Iterator[FailureGroup]:
@@ -164,7 +164,7 @@ def group_failures(targets: Iterable[TargetReport]) -> Iterator[FailureGroup]:
 
     The causes of one failure are sorted by their frequency; if there are many, the rarest share a group.
     """
-    by_failure: dict[tuple[TargetStatus, str, str], dict[str, list[_Failed]]] = {}
+    by_failure: dict[tuple[TargetStatus, str, str], dict[str, list[_FailedTarget]]] = {}
     for target in targets:
         if error := target.error:
             causes = by_failure.setdefault((target.status, error.code, error.hint), {})
@@ -185,8 +185,8 @@ def group_failures(targets: Iterable[TargetReport]) -> Iterator[FailureGroup]:
             )
 
 
-def _describe_cause(members: Sequence[_Failed]) -> str:
-    """Write the cause with its step, which most often names the server, as that of the first target."""
+def _describe_cause(members: Sequence[_FailedTarget]) -> str:
+    """Write the cause with its step, which usually names the server; of several steps, the first."""
     steps = dict.fromkeys(failure.step for _, failure in members)
     failure = members[0][1]
     if len(steps) == 1:
