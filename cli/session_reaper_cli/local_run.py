@@ -1,8 +1,8 @@
 """Runs an operation of the engine on one server, and ends it truthfully at Ctrl-C or SIGTERM.
 
-The operation runs in a thread. At the first signal that is counted its time is cut short: no further
-session is signalled, and the signalled ones are verified once more. The report is what the thread has
-recorded by then, as at the end of a Lambda's time. A signal that is not counted raises.
+The operation runs in a thread. At the first signal that is counted its time is cut short: no
+further session is signalled, and the signalled ones are verified once more. The report is what the
+thread has recorded by then, as at the end of a Lambda's time. A signal that is not counted raises.
 """
 
 import logging

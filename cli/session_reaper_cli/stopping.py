@@ -1,8 +1,8 @@
 """Stops a command at Ctrl-C, SIGTERM and SIGHUP, so that terminal and server are left clean.
 
-Each of them raises an exception, on whose way out everything is closed. While sessions may be signalled,
-or a file is written, they are only counted: `local_run` then ends the operation truthfully, and `init`
-finishes.
+Each of them raises an exception, on whose way out everything is closed. While sessions may be
+signalled, or a file is written, they are only counted: `local_run` then ends the operation
+truthfully, and `init` finishes.
 """
 
 import signal
@@ -28,7 +28,8 @@ class TerminatedError(BaseException):
 def raise_on_termination() -> Iterator[None]:
     """Raise TerminatedError in the block at SIGTERM and SIGHUP. For the main thread.
 
-    Only the first one raises: a terminal that closes sends several, which would cut off the cleanup.
+    Only the first one raises: a terminal that closes sends several, which would cut off the
+    cleanup.
     """
     is_raised = False
 

@@ -1,7 +1,7 @@
 """The exceptions that session-reaper raises.
 
-A TargetError ends the work on one target, and is reported. ConfigurationError, PublishError, QueueError
-and InternalError end the run.
+A TargetError ends the work on one target, and is reported. ConfigurationError, PublishError,
+QueueError and InternalError end the run.
 
 No message contains a password, a token or a literal of a query.
 """

@@ -82,8 +82,8 @@ def log_other_name(target: TargetReport, logged_as: str) -> None:
 class OutcomeLog:
     """Logs the outcome of each session of one target once.
 
-    The outcome of a signalled session is logged as soon as it is known. All others are logged at the
-    end of the run, so that they do not delay signals.
+    The outcome of a signalled session is logged as soon as it is known. All others are logged at
+    the end of the run, so that they do not delay signals.
 
     Safe to use from several threads: the job writes while it works, and the run completes the log
     when the time is over.

@@ -18,8 +18,8 @@ _HIDDEN: Final = ("password", "sslrootcert")
 def write_text(target: Target, role: str, password: str, earlier: Mapping[str, Any]) -> str:
     """Write the secret of a role on the target's server; without a password, for IAM.
 
-    Keys of an earlier secret that are not ours stay, such as fallback_secret. So do its TLS settings
-    if they verify the server and those of the target do not.
+    Keys of an earlier secret that are not ours stay, such as fallback_secret. So do its TLS
+    settings if they verify the server and those of the target do not.
     """
     document = {
         **earlier,

@@ -103,8 +103,8 @@ def _get_now() -> "AttributeValueTypeDef":
 
 
 def _get_dynamodb() -> "DynamoDBClient":
-    # All items have one hash key, so DynamoDB may refuse some of many writes for a moment. A state that
-    # is not saved causes the same digest again.
+    # All items have one hash key, so DynamoDB may refuse some of many writes for a moment. A state
+    # that is not saved causes the same digest again.
     return get_client("dynamodb", seconds=_SECONDS / 2, tries=3)  # type: ignore[no-any-return] # by name
 
 

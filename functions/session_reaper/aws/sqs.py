@@ -38,8 +38,8 @@ class QueueMessage(NamedTuple):
 class Round(NamedTuple):
     """The messages of parallel calls.
 
-    `is_last`: no message from before the run is visible. `hidden`: how many messages are hidden then,
-    because this run or another one has received them.
+    `is_last`: no message from before the run is visible. `hidden`: how many messages are hidden
+    then, because this run or another one has received them.
     """
 
     messages: Sequence[QueueMessage]
@@ -53,9 +53,9 @@ def receive_rounds(
     """Yield the waiting messages, until none is left from before `began_at` or the deadline has passed.
 
     Each message is hidden from other runs for `hidden_seconds`. A queue into which messages always
-    come is never empty, and its order is only approximate: the end is several rounds in a row without
-    an older message. Raises QueueError if the first round fails; a later failure ends the rounds as
-    the deadline does.
+    come is never empty, and its order is only approximate: the end is several rounds in a row
+    without an older message. Raises QueueError if the first round fails; a later failure ends the
+    rounds as the deadline does.
     """
     calls = 1
     newer = 0  # rounds in a row without an older message

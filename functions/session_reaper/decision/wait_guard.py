@@ -24,7 +24,8 @@ def guard_wait(session: Session, match: Match, keeping: Iterable[Match]) -> Wait
         match.wait_event_type, session.wait_event_type
     )
     waits = tuple(sorted({wait for kept in keeping for wait in _list_waits(kept, session)}))
-    # These globs match more than the rules do. If one matches the wait of now, no other wait is safe.
+    # These globs match more than the rules do. If one matches the wait of now, no other wait is
+    # safe.
     is_bound = session.wait_event is not None and matches_any(
         waits, f"{session.wait_event_type}:{session.wait_event}"
     )

@@ -1,7 +1,7 @@
 """The state of each stack in a fleet's hub, and how messages change it.
 
-SQS may deliver a message twice, late, and after a later one. The latest run of a stack decides which
-issues it has. Of any other run only the ended sessions count, once.
+SQS may deliver a message twice, late, and after a later one. The latest run of a stack decides
+which issues it has. Of any other run only the ended sessions count, once.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -94,8 +94,8 @@ def add_message(news: SpokeNews, report: SpokeReport, arrived_at: float, handle:
 def _is_older(report: SpokeReport, arrived_at: float, state: SpokeState) -> bool:
     """Return whether the run is older than the latest one.
 
-    A clock that is ahead still orders its own runs. Once it is set right, its earlier moments count as
-    those of the arrivals, so that the stack's next runs are not taken for older ones.
+    A clock that is ahead still orders its own runs. Once it is set right, its earlier moments count
+    as those of the arrivals, so that the stack's next runs are not taken for older ones.
     """
     if report.sent_at > arrived_at:
         return _limit_clock(report, arrived_at) <= state.sent_at

@@ -30,8 +30,8 @@ Row = list[bytes | memoryview | None]
 MAX_UNANSWERED: Final = 32 * 1024
 """The most bytes of unanswered requests in a pipeline.
 
-If the client wrote on without reading, the buffers of both sockets would fill, and client and server
-would wait for each other.
+If the client wrote on without reading, the buffers of both sockets would fill, and client and
+server would wait for each other.
 """
 
 _STARTUP_BYTES: Final = 64 * 1024  # of the server's messages until it is ready

@@ -126,7 +126,8 @@ class _Translator(NamedTuple):
         causes = list(_iterate_causes(error))
         for cause in causes:
             match cause:
-                # pg8000 may raise a failure to close after the server's error, with that as context.
+                # pg8000 may raise a failure to close after the server's error, with that as
+                # context.
                 case DatabaseError():
                     return self._translate_server_error(cause)
                 case TimeoutError():

@@ -1,8 +1,8 @@
 """Validates a server's answers and turns them into values.
 
-A server may be broken, hostile, or not PostgreSQL. A value that passes has the type, range and length
-that the rest of the program relies on, and can be encoded. Everything else is an error of that target.
-No error message repeats a value, which could be anything.
+A server may be broken, hostile, or not PostgreSQL. A value that passes has the type, range and
+length that the rest of the program relies on, and can be encoded. Everything else is an error of
+that target. No error message repeats a value, which could be anything.
 """
 
 import json
@@ -60,8 +60,8 @@ class _InvalidError(Exception):
 def _explain_invalid(statement: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     """Raise TargetError in place of an invalid value in the answer to a statement.
 
-    Not by a context manager, whose errors refer to themselves: then an answer of some megabytes stays in
-    memory until the next garbage collection.
+    Not by a context manager, whose errors refer to themselves: then an answer of some megabytes
+    stays in memory until the next garbage collection.
     """
 
     def decorate(read: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -148,8 +148,8 @@ def _take_text(row: Row) -> str:
 # An empty object takes 3 bytes in JSON and 64 in memory. 10,000 sessions have 260,000 values.
 _SMALL_BYTES: Final = 1024 * 1024
 _MOST_VALUES: Final = 1_000_000
-# Skips strings up to the next value. It matches at every position, so that the search stays linear in
-# invalid JSON too.
+# Skips strings up to the next value. It matches at every position, so that the search stays linear
+# in invalid JSON too.
 _NEXT_VALUE: Final = re.compile(
     rb'(?:[^",\[{]++|"(?:[^"\\]++|\\.)*+"?)*+(?:[,\[{]|.|\Z)', re.DOTALL
 )
@@ -287,8 +287,8 @@ def read_snapshot(
 ) -> Snapshot:
     """Read the answer to snapshot.sql. Raises TargetError.
 
-    `own_roles`: the names of our roles. `backend_pid`: the pid in the server's greeting. `has_waits`:
-    the statement asked for lock waits.
+    `own_roles`: the names of our roles. `backend_pid`: the pid in the server's greeting.
+    `has_waits`: the statement asked for lock waits.
     """
     answer = _take_document(row)
     if not has_waits and answer.get("waits") is not None:

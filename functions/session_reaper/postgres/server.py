@@ -1,7 +1,7 @@
 """One connection to one PostgreSQL server: snapshot, signal, verify.
 
-Every statement is a transaction of its own, because inside a transaction block pg_stat_activity does
-not change after it was first read.
+Every statement is a transaction of its own, because inside a transaction block pg_stat_activity
+does not change after it was first read.
 """
 
 import json
@@ -263,8 +263,8 @@ class Server:
     ) -> Iterator[Signal | TargetError]:
         """Signal the sessions that have not changed since the snapshot, in a pipeline.
 
-        `guards`, by pid, say what must hold of each session's wait; without one it must not wait for
-        a lock.
+        `guards`, by pid, say what must hold of each session's wait; without one it must not wait
+        for a lock.
 
         Takes an identity just before sending its signal, and yields the answers in the same order;
         an error means that it is unknown whether the server sent that signal. Raises DeadlineError

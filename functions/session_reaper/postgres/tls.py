@@ -55,7 +55,8 @@ def open_socket(host: str, port: int, deadline: Deadline) -> socket.socket:
             limit_time(sock, deadline.capped_at(share))
             sock.connect(address)
             if family != socket.AF_UNIX:
-                # As in libpq: otherwise the first packet after a TLS handshake waits 40 ms for an ACK.
+                # As in libpq: otherwise the first packet after a TLS handshake waits 40 ms for an
+                # ACK.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             sock.close()
@@ -120,8 +121,8 @@ def _create_context(sslmode: SslMode, authorities: str | None) -> ssl.SSLContext
         raise TargetError(
             "tls", "sslrootcert in the secret must be a PEM certificate", "Store the CA's PEM text."
         ) from None
-    # From Python 3.13 on, the default also refuses CAs without the extensions of RFC 5280. Private CAs
-    # often lack them, and libpq accepts such CAs.
+    # From Python 3.13 on, the default also refuses CAs without the extensions of RFC 5280. Private
+    # CAs often lack them, and libpq accepts such CAs.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.check_hostname = sslmode is SslMode.VERIFY_FULL
     return context

@@ -1,9 +1,9 @@
 """The SQL that a person runs when the server is full and the reaper cannot help.
 
-It must work as printed for any role, so it leaves out the sessions that the role may not signal: one
-of them would abort the whole statement. It is one SELECT with one semicolon, at its end, and has no
-quotes but its own: every character of a pattern that could end a literal becomes a wildcard, so that
-a pattern in it protects more, never less.
+It must work as printed for any role, so it leaves out the sessions that the role may not signal:
+one of them would abort the whole statement. It is one SELECT with one semicolon, at its end, and
+has no quotes but its own: every character of a pattern that could end a literal becomes a wildcard,
+so that a pattern in it protects more, never less.
 """
 
 import re

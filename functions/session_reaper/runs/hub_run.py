@@ -52,8 +52,9 @@ class _Inbox:
 def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> dict[str, Any]:
     """Run once; return the numbers of messages and stacks, and the verdict of the digest.
 
-    Raises QueueError if the table or the queue cannot be read, and PublishError if the digest was not
-    published; nothing is deleted then. Raises InternalError at the end if a bug made it a minimal one.
+    Raises QueueError if the table or the queue cannot be read, and PublishError if the digest was
+    not published; nothing is deleted then. Raises InternalError at the end if a bug made it a
+    minimal one.
     """
     states = load_spoke_states(settings.memory_table, end.capped_at(_LOAD_SECONDS))
     queue = states.pop(QUEUE, SpokeState(spoke=QUEUE))

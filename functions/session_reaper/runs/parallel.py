@@ -19,8 +19,8 @@ T = TypeVar("T")
 MAX_THREADS: Final = 900
 _GRACE: Final = 0.25  # seconds after the deadline in which a job may still record its result
 _CHAINED_SHARE: Final = 0.5  # of the time; after it, no job waits for another of its chain
-# A thousand logins that begin at once share the processor, and then many take longer than a login may.
-# Each thread that waits for the interpreter's lock also takes processor time.
+# A thousand logins that begin at once share the processor, and then many take longer than a login
+# may. Each thread that waits for the interpreter's lock also takes processor time.
 _MOST_YOUNG: Final = 64
 _YOUNG_SECONDS: Final = 2.0
 _YOUNG_SHARE: Final = 0.05  # of the whole time, at most

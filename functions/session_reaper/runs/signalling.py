@@ -1,8 +1,8 @@
 """Signals sessions of one target, and verifies each outcome.
 
-Every signal passes the guard. Each signalled session is verified until it is gone or its time is over.
-A query that outlives its cancel may be followed by a terminate. Only the server of the snapshot can
-prove that a session is gone.
+Every signal passes the guard. Each signalled session is verified until it is gone or its time is
+over. A query that outlives its cancel may be followed by a terminate. Only the server of the
+snapshot can prove that a session is gone.
 """
 
 from collections import deque

@@ -34,11 +34,11 @@ class TargetSession:
     """An open connection to one target, and its report so far.
 
     `connect` replaces a lost connection. `connect_by_fallback` uses a target's fallback secret.
-    `list_others` finds the targets that lead to the same server, as far as hosts and addresses tell.
-    `admit` returns the target that names the server, or raises if the operation of another secret
-    is to run on it.
-    `may_be_partial`: the operation works without the sessions that are hidden from our role, such
-    as one on our role's own sessions. Once `stop` is set, no further session is signalled.
+    `list_others` finds the targets that lead to the same server, as far as hosts and addresses
+    tell. `admit` returns the target that names the server, or raises if the operation of another
+    secret is to run on it. `may_be_partial`: the operation works without the sessions that are
+    hidden from our role, such as one on our role's own sessions. Once `stop` is set, no further
+    session is signalled.
     """
 
     job: TargetJob

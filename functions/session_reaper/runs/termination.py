@@ -113,7 +113,8 @@ class Termination:
                 self._signaller.signal(group, action)
             else:
                 self._results.spare(group)
-        # Logging may take until the run ends, so every outcome is recorded before, and signals sent.
+        # Logging may take until the run ends, so every outcome is recorded before, and signals
+        # sent.
         for decision in observed:
             log_decision(self._results.report, decision)
             self._results.settle(decision, _choose_observed_outcome(decision))

@@ -37,8 +37,8 @@ _CONSTRUCTOR_ERRORS = (ArithmeticError, AttributeError, LookupError, ValueError)
 def parse_yaml(text: str) -> object:
     """Parse a YAML document.
 
-    Raises ConfigurationError with line and column, but without any text of the document, which may be
-    a password.
+    Raises ConfigurationError with line and column, but without any text of the document, which may
+    be a password.
     """
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a stricter SafeLoader

@@ -8,11 +8,11 @@ MAX_LENGTH = 200  # characters of a redacted query
 MATCHED_LENGTH = 500  # characters of a redacted query that query globs are compared with
 _MAX_READ = 2000  # characters of the query itself, of which a server may keep a megabyte
 
-# The tokens of PostgreSQL (its manual, "Lexical Structure"), also if the end of the text cuts one off:
-# pg_stat_activity keeps only the first track_activity_query_size bytes. Code is shown, a comment
-# becomes a space, everything else becomes a question mark.
-# Letters are ASCII letters, _ and all characters beyond ASCII. The sets are negated because one that
-# ends in \U0010ffff takes 3 ms to compile.
+# The tokens of PostgreSQL (its manual, "Lexical Structure"), also if the end of the text cuts one
+# off: pg_stat_activity keeps only the first track_activity_query_size bytes. Code is shown, a
+# comment becomes a space, everything else becomes a question mark. Letters are ASCII letters, _ and
+# all characters beyond ASCII. The sets are negated because one that ends in \U0010ffff takes 3 ms
+# to compile.
 _LETTER = r"[^\x00-@\[-^`{-\x7f]"
 _WORD = r"[^\x00-/:-@\[-^`{-\x7f]"  # and digits
 _TOKEN = re.compile(

@@ -162,7 +162,8 @@ _FailedTarget = tuple[TargetReport, Failure]
 def group_failures(targets: Iterable[TargetReport]) -> Iterator[FailureGroup]:
     """Group targets by failure and cause: many targets often fail for the same reason.
 
-    The causes of one failure are sorted by their frequency; if there are many, the rarest share a group.
+    The causes of one failure are sorted by their frequency; if there are many, the rarest share a
+    group.
     """
     by_failure: dict[tuple[TargetStatus, str, str], dict[str, list[_FailedTarget]]] = {}
     for target in targets:

@@ -7,8 +7,8 @@ class Wording(NamedTuple):
     """How the reader of a summary follows what it recommends.
 
     Parts of sentences, in the form of `OF_FUNCTION`. `enforces_at_once`: what `enforce` says takes
-    effect now, so nothing else is needed to free slots. `sees_all`: the report is on all targets, with
-    the holders of their slots.
+    effect now, so nothing else is needed to free slots. `sees_all`: the report is on all targets,
+    with the holders of their slots.
     """
 
     if_enforced: str

@@ -1,8 +1,8 @@
 """The connection options of a secret: for each parameter of libpq, whether it is supported.
 
 An option that changes security or routing is honoured or refused. An option that changes neither is
-accepted, but the reaper's own setting applies. Parameters that libpq does not have belong to an ORM or
-a driver and are ignored. The names are those of PostgreSQL 18.
+accepted, but the reaper's own setting applies. Parameters that libpq does not have belong to an ORM
+or a driver and are ignored. The names are those of PostgreSQL 18.
 """
 
 from collections.abc import Iterable, Mapping

@@ -126,7 +126,8 @@ def resolve_targets(parsed: ParsedSecret, listing: RdsListing) -> tuple[Target, 
 def read_own_endpoint(secret: Secret) -> Target:
     """Read the target at the host and port in the secret itself.
 
-    `host` is "" if the secret has none. The TLS mode is as written, also for IAM. Raises SecretError.
+    `host` is "" if the secret has none. The TLS mode is as written, also for IAM. Raises
+    SecretError.
     """
     read = _Reader(secret)
     read.check_engine()
