@@ -50,7 +50,7 @@ def parse_text(secret: Secret) -> Mapping[str, Any]:
 
 
 def require_same_login(secret: Secret, target: Target, role: str) -> Target:
-    """Return the target of an existing secret. Raises ConfigurationError if it is another login's."""
+    """Return an existing secret's target. Raises ConfigurationError if it is for another login."""
     place = f"secret {secret.name}"
     keys = parse_text(secret)
     if not keys.get("host"):

@@ -197,7 +197,7 @@ def get_session() -> boto3.Session:
 
 
 class _Loader(Loader):
-    """Skips data that the first client of a process would read; docs/decisions.md has the figures."""
+    """Skips data that the first client would read; docs/decisions.md has the figures."""
 
     def list_available_services(self, type_name: str) -> list[str]:  # noqa: ARG002 -- botocore's signature
         """Return our services, and those from which a profile on a laptop gets its credentials.

@@ -50,7 +50,7 @@ class SecretCache:
     """The secrets that this process has read in the last KEEP_SECONDS. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        """`clock` is a wall clock: a monotonic one may stand still while Lambda freezes the process."""
+        """`clock`: a wall clock; a monotonic one may stop while Lambda freezes the process."""
         self._clock = clock
         self._arns: dict[tuple[str, str], str] = {}  # by endpoint and id: a name or an ARN
         self._kept: dict[tuple[str, str], tuple[float, Secret]] = {}  # by endpoint and ARN

@@ -250,7 +250,7 @@ def _matches_optional(globs: Globs, value: str | None) -> bool:
 
 
 def _matches_wait_type(globs: Globs, session: Session) -> bool:
-    """Return whether the session, or for a lock one of its parallel workers, waits for such an event."""
+    """Return whether the session waits for such an event; for a lock, its workers count."""
     return _matches_optional(globs, session.wait_event_type) or (
         session.waits_for_lock and matches_any(globs, LOCK)
     )

@@ -94,7 +94,7 @@ def find_protection(session: Session | Holder) -> Protection | None:
 
 
 def find_protection_by_name(names: Names) -> Protection | None:
-    """Return the built-in protection that rests on the application, the database or a broken name."""
+    """Return the built-in protection by the application, the database or an undecodable name."""
     if "\ufffd" in (names.role or "") + names.database:
         detail = "a name that is not valid UTF-8, so no pattern can be compared with it"
         return Protection(kind=ProtectedBy.BUILT_IN, detail=detail, tool="name not valid UTF-8")
@@ -116,7 +116,7 @@ def _find_tool(application: str) -> str | None:
 
 
 def find_protection_by_role(session: Session | Holder) -> Protection | None:
-    """Return the protection that rests on the role; a rule that names the role literally lifts it."""
+    """Return the protection by the role; a rule that names the role literally lifts it."""
     if session.own_role:
         kind, detail = ProtectedBy.OWN_ROLE, "our own role"
     elif session.replication:

@@ -1,4 +1,4 @@
-"""pg8000 with the features that it lacks: deadlines, byte budgets, pipelines, strict authentication.
+"""pg8000 with what it lacks: deadlines, byte budgets, pipelines, strict authentication.
 
 This is the only module that uses pg8000's internals. pyproject.toml pins the version, and
 tests/integration/test_driver.py checks each use against the protocol.

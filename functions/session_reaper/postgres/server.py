@@ -315,7 +315,7 @@ class Server:
     def _run_for_row(
         self, step: str, statement: str, deadline: Deadline, answer_bytes: int = _ANSWER_BYTES
     ) -> Iterator[Row]:
-        """Read a row as `_read_row` does; if our role lacks a privilege, the error has the grants."""
+        """Read a row as `_read_row` does; an error for lack of a privilege has the grants."""
         try:
             with self._read_row(step, statement, deadline, answer_bytes) as row:
                 yield row

@@ -21,7 +21,7 @@ _AWS_CERTIFICATES: Final = Path(__file__).with_name("aws_certificates.pem")
 
 
 def limit_time(sock: socket.socket, deadline: Deadline) -> None:
-    """Make the next call on a socket end by the deadline. Raises TimeoutError once it has passed."""
+    """Make the next call on a socket end by the deadline. Raises TimeoutError if it has passed."""
     seconds = deadline.remaining()
     if seconds == 0:  # a timeout of 0 would make the socket non-blocking
         raise TimeoutError
@@ -171,7 +171,7 @@ def _select_authorities(target: Target, aws_certificates: Path) -> str | None:
 
 @cache
 def _load_aws_authorities(aws_certificates: Path, region: str) -> str:
-    """Return RDS's CAs in a region, and Amazon's roots: loading all regions is slower than a login."""
+    """Return a region's CAs of RDS and Amazon's roots: loading all takes longer than a login."""
     blocks = aws_certificates.read_text("utf-8").split("\n\n")
     return "\n".join(b for b in blocks if f" {region} " in b or "\n# Amazon RDS " not in f"\n{b}")
 

@@ -143,7 +143,7 @@ def _spare_roles(policy: Policy, own_role: str) -> str:
 
 
 def _to_regex(globs: Iterable[str]) -> str:
-    """Return a regular expression of PostgreSQL that matches what any of the globs matches, or more."""
+    """Return a regular expression of PostgreSQL that matches at least what the globs match."""
     return f"^({'|'.join(dict.fromkeys(''.join(_convert_glob(glob)) for glob in globs))})"
 
 

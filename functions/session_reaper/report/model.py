@@ -229,7 +229,7 @@ class TargetReport:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether so many slots are used, after the run as far as it is known, that it names the holders."""
+        """Whether to name the holders: many slots are used, also after the run if that is known."""
         return bool(self.holders) and (self.used_after is None or self.share_used >= HOLDERS_FROM)
 
     @property
@@ -294,7 +294,7 @@ class TargetReport:
 
     @property
     def should_notify(self) -> bool:
-        """Whether there is something new to report. Escaped sessions are healthy and do not count."""
+        """Whether something is new. Escaped sessions are healthy and do not count."""
         if self.explained is not None:  # the caller gets the answer
             return False
         return (
@@ -311,7 +311,7 @@ def _make_issue(kind: IssueKind, *names: str) -> IssueKey:
 
 
 def _find_issue(result: SessionResult) -> IssueKey | None:
-    """Return the issue that a session causes: one per lingering session, or observed rule and role."""
+    """Return the issue of a session: one per lingering session, or per observed rule and role."""
     decision = result.decision
     match result.outcome:
         case Outcome.LINGERING:

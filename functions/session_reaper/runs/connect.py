@@ -1,4 +1,4 @@
-"""Connects to a target: retries while the server is full, rereads the secret, uses the fallback secret."""
+"""Connects to a target: retries while it is full, rereads its secret, uses the fallback secret."""
 
 import random
 import time

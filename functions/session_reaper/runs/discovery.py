@@ -172,7 +172,7 @@ def _convert_all(
 
 
 def _add_addresses(found: Sequence[Found], deadline: Deadline) -> Sequence[Found]:
-    """Add the addresses of their hosts to targets, where they can tell which hosts are one server."""
+    """Add the addresses of hosts to targets, where they can show which hosts are one server."""
     places = list(dict.fromkeys(t.endpoint for t in found if isinstance(t, Target)))
     # Instances of RDS are servers of their own, whatever their addresses.
     if len(places) < 2 or all(is_instance_of_rds(place.host) for place in places):  # noqa: PLR2004 -- two to compare

@@ -156,7 +156,7 @@ def _conclude_refused(
 
 
 def _log_targets(report: Report) -> None:
-    """Log what happened on each target that has news, of which a large digest leaves out the end."""
+    """Log what happened on each target that has news, because a large digest leaves out some."""
     headlines = [write_headline(each) for each in report.targets if each.should_notify]
     for start in range(0, len(headlines), _HEADLINES):
         logger.info("targets", extra={"targets": headlines[start : start + _HEADLINES]})

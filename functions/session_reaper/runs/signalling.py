@@ -68,7 +68,7 @@ class Signaller:
         return bool(self._pending or self._missing)
 
     def take_next_pause(self) -> float:
-        """Return the seconds to wait before the next verification, and double them for the one after."""
+        """Return the seconds to wait before the next verification, and double them for later."""
         pause, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
         return pause
 

@@ -18,7 +18,7 @@ from session_reaper.targets.target import Target
 
 
 class TargetJob(NamedTuple):
-    """The work on one target: how far it may go, its deadline, and where it records its progress."""
+    """The work on one target: its limits, its deadline, and where it records its progress."""
 
     target: Target
     policy: Policy

@@ -26,7 +26,7 @@ from session_reaper.sessions.snapshot import Snapshot, SnapshotScope
 
 
 def take_visible_snapshot(session: TargetSession, server: Server, scope: SnapshotScope) -> Snapshot:
-    """Take a snapshot of the session's server. Raises TargetError; BlindError if sessions are hidden."""
+    """Take a snapshot of a server. Raises TargetError; BlindError if sessions are hidden."""
     snapshot = server.take_snapshot(scope, session.job.deadline)
     if not snapshot.can_see and not session.may_be_partial:
         raise BlindError(snapshot.role, snapshot.membership)

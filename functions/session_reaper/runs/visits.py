@@ -192,7 +192,7 @@ class Visits:
             return self._candidates[target.key].group.is_visited
 
     def find_owner(self, target: Target) -> TargetKey | None:
-        """Return the key of the target whose operation runs on a target's server, if there is one."""
+        """Return the key of the target whose operation runs on a target's server, if any does."""
         with self._lock:
             if target.key in self._owners:
                 return self._owners[target.key]
@@ -231,7 +231,7 @@ class Visits:
             return deadline.capped_at(max(share, least))
 
     def end_turn(self, target: Target) -> None:
-        """Record that a target has connected or cannot; the visits of others need not wait for it."""
+        """Record that a target has connected, or cannot; other visits need not wait for it."""
         with self._lock:
             self._connecting.discard(target.key)
         self._candidates[target.key].has_connected.set()
@@ -315,7 +315,7 @@ class Visits:
     def _compare(
         self, visit: _Visit, rival: _Visit, server: Server, deadline: Deadline
     ) -> _Comparison:
-        """Compare the servers of two visits, which claim to be one. `server`: the visit's connection.
+        """Compare the servers of two visits that claim to be one. `server`: the visit's connection.
 
         Raises TargetError.
         """
@@ -406,7 +406,7 @@ class Visits:
                 yield self._candidates[target.key]
 
     def _should_postpone(self, place: Place, rights: int) -> bool:
-        """Return whether a target should wait for others of its server, which may have more rights."""
+        """Return whether a target should wait for others of its server, maybe with more rights."""
         target = place.target
         with self._lock:
             if target.key in self._postponed:

@@ -1,4 +1,4 @@
-"""Strict YAML: duplicate keys and aliases are errors (a few lines of aliases can mean gigabytes)."""
+"""Strict YAML: duplicate keys, and aliases, of which a few can mean gigabytes, are errors."""
 
 import re
 from typing import Any, ClassVar, Final
@@ -10,7 +10,7 @@ from session_reaper.errors import ConfigurationError
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A safe loader that also refuses aliases and duplicate keys, of which PyYAML keeps the last."""
+    """A safe loader that refuses aliases, and duplicate keys, of which PyYAML keeps the last."""
 
     # Other libraries add constructors of tags to SafeLoader itself.
     yaml_multi_constructors: ClassVar[dict[str | None, Any]] = {}

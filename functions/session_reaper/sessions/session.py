@@ -41,7 +41,7 @@ class Identity:
     state: State
 
     def continues(self, earlier: "Identity") -> bool:
-        """Return whether this is a later state of the same transaction, or of the same idle time."""
+        """Return whether this is a later state of the same transaction or the same idle time."""
         return (self.pid, self.backend_start, self.xact_start) == (
             earlier.pid,
             earlier.backend_start,

@@ -187,7 +187,7 @@ def group_failures(targets: Iterable[TargetReport]) -> Iterator[FailureGroup]:
 
 
 def _describe_cause(members: Sequence[_FailedTarget]) -> str:
-    """Write the cause with its step, which usually names the server; of several steps, the first."""
+    """Write the cause with its step, which usually names the server, or the first of several."""
     steps = dict.fromkeys(failure.step for _, failure in members)
     failure = members[0][1]
     if len(steps) == 1:

@@ -122,7 +122,7 @@ def find_duplicate(names: Iterable[str]) -> str | None:
 
 
 def parse_parameters(query: str) -> list[tuple[str, str]]:
-    """Split and decode the parameters of a URI, in which + is literal. Raises UnicodeDecodeError."""
+    """Split and decode a URI's parameters, in which + is literal. Raises UnicodeDecodeError."""
     pairs = [text.partition("=") for text in query.split("&") if text]
     return [
         (unquote(name, errors="strict"), unquote(value, errors="strict"))
