@@ -58,7 +58,7 @@ def test_different_errors_of_two_configurations_are_both_shown() -> None:
     assert found == {("01", "03"): "POLICY a", ("02",): "POLICY b"}
 
 
-def test_targets_that_fail_for_different_causes_are_told_apart() -> None:
+def test_targets_that_fail_for_different_causes_have_entries_of_their_own() -> None:
     fleet = Fleet()
     fleet.report(1, an_unreached_target("orders"), an_unreached_target("stock", "refused"))
     fleet.report(2, an_unreached_target("payments"))

@@ -24,7 +24,7 @@ PARALLEL_DUMP: Final = Protection(
     kind=ProtectedBy.BUILT_IN, detail="a parallel dump (built in)", tool="pg_dump"
 )
 
-# -- one session ----------------------------------------------------------------------------------
+# -- matching -------------------------------------------------------------------------------------
 
 
 def match_sessions(  # noqa: PLR0913 -- everything that a match depends on
@@ -99,7 +99,7 @@ def _decide_session(
     group: _Group,
     query_text: Callable[[str], str],
 ) -> Decision:
-    """Decide by the rules that match, of which a protection makes some not match."""
+    """Decide by the rules of the group; without lifting its protection, a rule does not match."""
     observed: Rule | None = None
     protected_from: Rule | None = None
     blockers_rule: Rule | None = None
