@@ -65,7 +65,7 @@ def test_targets_that_fail_for_different_causes_have_entries_of_their_own() -> N
     found = {tuple(t.name[:2] for t in f.targets): f.message for f in fleet.digest().failures}
     place = "c3xample.eu-central-1.rds.amazonaws.com:5432"
     assert found == {
-        ("01", "02"): f"no response in time; the first: connecting to orders.{place}",
+        ("01", "02"): f"no response in time, for example: connecting to orders.{place}",
         ("01",): f"connecting to stock.{place}: refused",
     }
 

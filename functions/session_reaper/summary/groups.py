@@ -176,7 +176,7 @@ def group_failures(targets: Iterable[TargetReport]) -> Iterator[FailureGroup]:
         messages = [(members, _describe_cause(members)) for members in groups[:most]]
         if rest := groups[most:]:
             first = rest[0][0][1].message
-            messages.append((list(chain(*rest)), f"{len(rest)} other causes; the first: {first}"))
+            messages.append((list(chain(*rest)), f"{len(rest)} other causes, for example: {first}"))
         for members, message in messages:
             yield FailureGroup(
                 targets=[target for target, _ in members],
@@ -192,7 +192,7 @@ def _describe_cause(members: Sequence[_FailedTarget]) -> str:
     failure = members[0][1]
     if len(steps) == 1:
         return failure.message
-    return f"{failure.cause}; the first: {next(filter(None, steps))}"
+    return f"{failure.cause}, for example: {next(filter(None, steps))}"
 
 
 def join_names(targets: Sequence[TargetReport]) -> Name:
