@@ -79,11 +79,12 @@ class OpenTarget:
     may_be_partial: bool = False
 
 
-_UNCOUNTED: Final = Interrupts()  # of an operation that changes nothing
+# An operation that changes nothing ends by an exception at a signal.
+_NO_INTERRUPTS: Final = Interrupts()
 
 
 def run_operation(
-    operation: Operation, opened: OpenTarget, interrupts: Interrupts = _UNCOUNTED
+    operation: Operation, opened: OpenTarget, interrupts: Interrupts = _NO_INTERRUPTS
 ) -> LocalRun:
     """Run an operation on a connected server; an error becomes part of the report."""
     target = opened.call.target

@@ -17,7 +17,7 @@ from session_reaper.targets.connection_options import (
     parse_parameters,
     parse_require_auth,
 )
-from session_reaper.targets.foreign_keys import SERVICE_URI, SHOWABLE_NAME, explain_missing_key
+from session_reaper.targets.missing_keys import SERVICE_URI, SHOWABLE_NAME, explain_missing_key
 from session_reaper.targets.providers import find_rds_region
 from session_reaper.targets.target import (
     Auth,
