@@ -13,8 +13,8 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
 
-# AWS's guide for publishing to the Serverless Application Repository limits the characters of the name,
-# the author and the labels. `sam package` uploads the two files.
+# AWS's guide for publishing to the Serverless Application Repository limits the characters of the
+# name, the author and the labels. `sam package` uploads the two files.
 _APPLICATION: Final = """\
 Metadata:
   AWS::ServerlessRepo::Application:

@@ -134,7 +134,8 @@ CUT_OFF = [
 """Queries that the server cut off inside a literal or a comment."""
 
 BACKSLASHED = [
-    # \' is a quote inside the string if standard_conforming_strings is off, else it ends the string.
+    # \' is a quote inside the string if standard_conforming_strings is off, else it ends the
+    # string.
     r"select 'a\' canary ' b",
     r"select 'a\', 'canary'",
     r"select 'a\\\' canary'",

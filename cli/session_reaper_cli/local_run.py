@@ -1,8 +1,8 @@
 """Runs an operation of the engine on one server, and ends it truthfully at Ctrl-C or SIGTERM.
 
-The operation runs in a thread. At the first signal that is counted its time is cut short: no further
-session is signalled, and the signalled ones are verified once more. The report is what the thread has
-recorded by then, as at the end of a Lambda's time. A signal that is not counted raises.
+The operation runs in a thread. At the first signal that is counted its time is cut short: no
+further session is signalled, and the signalled ones are verified once more. The report is what the
+thread has recorded by then, as at the end of a Lambda's time. A signal that is not counted raises.
 """
 
 import logging
@@ -79,11 +79,12 @@ class OpenTarget:
     may_be_partial: bool = False
 
 
-_UNCOUNTED: Final = Interrupts()  # of an operation that changes nothing
+# An operation that changes nothing ends by an exception at a signal.
+_NO_INTERRUPTS: Final = Interrupts()
 
 
 def run_operation(
-    operation: Operation, opened: OpenTarget, interrupts: Interrupts = _UNCOUNTED
+    operation: Operation, opened: OpenTarget, interrupts: Interrupts = _NO_INTERRUPTS
 ) -> LocalRun:
     """Run an operation on a connected server; an error becomes part of the report."""
     target = opened.call.target

@@ -1,7 +1,7 @@
 """Generates the published JSON Schema of a policy from the types that read it.
 
-Editors use it to complete and check a policy. It never rejects a policy that the function accepts. It
-accepts some that the function rejects: duplicate rule names, a glob that matches no query.
+Editors use it to complete and check a policy. It never rejects a policy that the function accepts.
+It accepts some that the function rejects: duplicate rule names, a glob that matches no query.
 """
 
 import json
@@ -78,8 +78,8 @@ _LEAVES: Mapping[Callable[..., object], Schema] = {
     values.read_version: {"const": 1},
 }
 
-# Rules between the keys of one mapping, with keywords of draft 7 only, because the language servers of
-# editors support few newer ones.
+# Rules between the keys of one mapping, with keywords of draft 7 only, because the language servers
+# of editors support few newer ones.
 _ACTIVE: Schema = {"const": str(State.ACTIVE)}
 _HAS_ACTIVE: Schema = {"type": "array", "contains": _ACTIVE}
 

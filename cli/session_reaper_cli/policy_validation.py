@@ -59,7 +59,10 @@ def _list_rule_changes(rule: Rule) -> Iterator[str]:
         if rule.action is Action.KEEP:
             yield "also keeps sessions that wait for a lock"
         else:
-            yield "no longer matches a session that waits for a lock; add wait_event_type: Lock to match one"
+            yield (
+                "no longer matches a session that waits for a lock; add wait_event_type: Lock to"
+                " match one"
+            )
     if rule.match.query:
         yield "query is a glob over the redacted query, from its start and in any case"
     for role in sorted(rule.literal_roles) if rule.may_condemn else ():

@@ -62,6 +62,7 @@ def run_reap(call: Invocation, *, role: str, enforce: bool, unasked: bool) -> Ex
                 return ExitStatus.ATTENTION
             opened = _replace_if_lost(opened)
             shown = {each.decision.pid: each.decision.session.identity for each in victims}
+            # The list has used up the first quota.
             quota = _limit_to(shown, make_quota(call.policy))
         opened = replace(opened, mode=mode, quota=quota)
         with count_interrupts() as interrupts, closing(opened.server):
@@ -95,7 +96,7 @@ def _indent(text: str) -> Padding:
 
 
 def _limit_to(shown: Mapping[int, Identity], quota: Quota) -> Quota:
-    """Spare every session other than those that the user has seen, as they were."""
+    """Spare every session that the user has not seen, or that has changed since then."""
 
     def limit(decision: Decision) -> str | None:
         if shown.get(decision.pid) == decision.session.identity:

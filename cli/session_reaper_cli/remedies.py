@@ -1,6 +1,7 @@
 """Says how to fix an error, in the words of the command line.
 
-The hints of the engine speak of the secret and of the stack. A target that `--secret` found keeps them.
+The hints of the engine speak of the secret and of the stack. A target that `--secret` found keeps
+them.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,9 @@
 """Decides offline, with the engine of the Lambda, on a recorded snapshot.
 
-A recording is what `record` or the event {"record": true} returned, or one snapshot from it. The output
-has a head line per target and a line per session, ordered by pid, so that `diff` can compare two
-replays. `--against` shows only the sessions on which two policies differ, in the form of a diff.
+A recording is what `record` or the event {"record": true} returned, or one snapshot from it. The
+output has a head line per target and a line per session, ordered by pid, so that `diff` can compare
+two replays. `--against` shows only the sessions on which two policies differ, in the form of a
+diff.
 
 A replay differs from a run where a recording does not tell enough:
 - Queries are recorded as `query` globs match them, without literals and comments, so

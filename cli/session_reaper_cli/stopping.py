@@ -1,7 +1,8 @@
 """Stops a command at Ctrl-C, SIGTERM and SIGHUP, so that terminal and server are left clean.
 
-Each of them raises an exception, on whose way out everything is closed. Only while sessions may be
-signalled they are counted instead: `local_run` then ends the operation truthfully.
+Each of them raises an exception, on whose way out everything is closed. While sessions may be
+signalled, or a file is written, they are only counted: `local_run` then ends the operation
+truthfully, and `init` finishes.
 """
 
 import signal
@@ -27,7 +28,8 @@ class TerminatedError(BaseException):
 def raise_on_termination() -> Iterator[None]:
     """Raise TerminatedError in the block at SIGTERM and SIGHUP. For the main thread.
 
-    Only the first one raises: a terminal that closes sends several, which would cut off the cleanup.
+    Only the first one raises: a terminal that closes sends several, which would cut off the
+    cleanup.
     """
     is_raised = False
 
@@ -84,7 +86,7 @@ class Interrupts:
 def count_interrupts() -> Iterator[Interrupts]:
     """Note Ctrl-C, SIGTERM and SIGHUP in the block, instead of raising. For the main thread.
 
-    An exception could hide signalled sessions.
+    An exception could hide signalled sessions, or leave a file without what belongs to it.
     """
     interrupts = Interrupts()
     with _handle((Signals.SIGINT, *_ENDING), interrupts.add):

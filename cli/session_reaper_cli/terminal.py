@@ -1,7 +1,7 @@
 """The terminal: what goes to people and what to programs.
 
-Results go to the standard output; progress, questions and errors go to the standard error. Colours are
-for terminals only, and NO_COLOR switches them off (rich's own rules).
+Results go to the standard output; progress, questions and errors go to the standard error. Colours
+are for terminals only, and NO_COLOR switches them off (rich's own rules).
 """
 
 import os

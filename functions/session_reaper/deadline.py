@@ -30,7 +30,7 @@ class Deadline:
         return Deadline(min(self.remaining(), seconds), self._clock)
 
     def capped_at_share(self, share: float, at_most: float = inf) -> "Deadline":
-        """Return a deadline after this share of the time left, and after `at_most` seconds at most."""
+        """Return a deadline after this share of the time left, but at most `at_most` seconds."""
         return Deadline(min(share * self.remaining(), at_most), self._clock)
 
     @contextmanager

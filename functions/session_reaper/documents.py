@@ -121,9 +121,9 @@ _FORMS: Mapping[type, str] = {type(None): "an empty document", list: "a list"}
 def read_mapping(kind: type[T], value: object, place: str, *, ignore_unknown: bool = False) -> T:
     """Read a mapping with the keys of a dataclass.
 
-    Each field is `Annotated[type, reader, "description"]`; one without a default is required. A field
-    that is not `Annotated` is not a key of the document. An unknown key is an error, unless it is to
-    be ignored.
+    Each field is `Annotated[type, reader, "description"]`; one without a default is required. A
+    field that is not `Annotated` is not a key of the document. An unknown key is an error, unless
+    it is to be ignored.
     """
     if not isinstance(value, dict):
         # A document other than a mapping may be a password, from the wrong parameter or file.

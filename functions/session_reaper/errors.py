@@ -1,7 +1,7 @@
 """The exceptions that session-reaper raises.
 
-A TargetError ends the work on one target, and is reported. ConfigurationError, PublishError, QueueError
-and InternalError end the run.
+A TargetError ends the work on one target, and is reported. ConfigurationError, PublishError,
+QueueError and InternalError end the run.
 
 No message contains a password, a token or a literal of a query.
 """
@@ -20,7 +20,7 @@ class ReaperError(Exception):
 
 
 class ConfigurationError(ReaperError):
-    """The run cannot begin: a variable, a key or an item, named by `place`, has an invalid value."""
+    """The run cannot begin, because the variable, key or item at `place` has an invalid value."""
 
     def __init__(self, place: str, problem: str) -> None:
         super().__init__(f"{place}: {problem}")
@@ -58,7 +58,7 @@ class ConnectionLimit(Enum):
 
 
 class FullError(TargetError):
-    """The server refuses a connection (SQLSTATE 53300): all slots are used, or `limit` is reached."""
+    """The server refuses a connection (SQLSTATE 53300): it is full, or `limit` is reached."""
 
     def __init__(
         self, code: str, cause: str, hint: str, *, limit: ConnectionLimit | None, step: str = ""
@@ -138,7 +138,7 @@ class QueueError(ReaperError):
 
 
 class InternalError(ReaperError):
-    """A bug kept the full summary from being written. Only its type is told: its text may have a secret."""
+    """A bug kept the summary from being written. Only its type is shown: its text may be secret."""
 
     def __init__(self, bug: Exception) -> None:
         self.kind = type(bug).__name__

@@ -20,7 +20,8 @@ class Membership:
         """Write the statement that grants a role's privileges so that our role can use them.
 
         Up to PostgreSQL 15 a NOINHERIT role cannot use the privileges of roles granted to it. From
-        16 on each grant has its own INHERIT option, which a second GRANT changes only if it names it.
+        16 on each grant has its own INHERIT option, which a second GRANT changes only if it names
+        it.
         """
         if self.server_version >= _INHERIT_OPTION_SINCE:
             return f"GRANT {granted} TO {quote_identifier(role)} WITH INHERIT TRUE;"

@@ -21,8 +21,8 @@ _MARGIN_SECONDS = 1.0
 def lambda_handler(event: object, context: "LambdaContext") -> dict[str, Any]:
     """Drain the queue and publish a digest if there is news; return what was done.
 
-    Raises ConfigurationError, QueueError or PublishError; the messages then stay in the queue. Raises
-    InternalError if a bug kept the digest from being written in full.
+    Raises ConfigurationError, QueueError or PublishError; the messages then stay in the queue.
+    Raises InternalError if a bug kept the digest from being written in full.
     """
     deadline = Deadline(context.get_remaining_time_in_millis() / 1000 - _MARGIN_SECONDS)
     start_log(context.aws_request_id, event)

@@ -40,7 +40,7 @@ _PIDS_PER_LINE: Final = 10_000
 
 
 def start_log(run_id: str, event: object) -> None:
-    """Add the run's id to every line of this run, and the id of EventBridge's event if there is one."""
+    """Add the run's id, and that of EventBridge's event if any, to every line of the run."""
     event_id = event.get("id") if isinstance(event, dict) and "source" in event else None
     logger.structure_logs(run_id=run_id)  # without the keys of an earlier run
     logger.set_correlation_id(event_id if isinstance(event_id, str) else run_id)
@@ -82,8 +82,8 @@ def log_other_name(target: TargetReport, logged_as: str) -> None:
 class OutcomeLog:
     """Logs the outcome of each session of one target once.
 
-    The outcome of a signalled session is logged as soon as it is known. All others are logged at the
-    end of the run, so that they do not delay signals.
+    The outcome of a signalled session is logged as soon as it is known. All others are logged at
+    the end of the run, so that they do not delay signals.
 
     Safe to use from several threads: the job writes while it works, and the run completes the log
     when the time is over.

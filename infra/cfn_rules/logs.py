@@ -7,7 +7,7 @@ from cfnlint.rules import CloudFormationLintRule, RuleMatch
 
 
 class LogsEnd(CloudFormationLintRule):
-    """Checks that log groups have a retention and deletion policies, and that functions name theirs."""
+    """Checks that log groups have retention and deletion policies, and functions name theirs."""
 
     id = "E9102"
     shortdesc = "Log groups have a retention and a deletion policy, functions a log group"

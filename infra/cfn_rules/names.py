@@ -32,8 +32,8 @@ class NamesAreGenerated(CloudFormationLintRule):
 def _name_keys(kind: str) -> set[str]:
     """Return the properties that may hold the name, such as FunctionName of a Function."""
     *_, service, last = kind.split("::")
-    # In the first two, FunctionName names another resource. An inline policy's name is only used within
-    # its role.
+    # In the first two, FunctionName names another resource. An inline policy's name is only used
+    # within its role.
     if last in ("Permission", "EventInvokeConfig") or kind == "AWS::IAM::Policy":
         return set()
     return {"Name", f"{last}Name", f"{service}Name", "ConfigurationName", "AliasName", "GroupName"}

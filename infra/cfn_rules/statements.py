@@ -102,7 +102,7 @@ def _list_problems_of_any_resource(
 
 
 def _admits_the_account(statement: dict[str, Any], kind: str) -> bool:
-    """Return whether the policy of a key or an endpoint leaves the decision to its account's IAM."""
+    """Return whether the policy of a key or endpoint leaves the decision to the account's IAM."""
     if kind == "AWS::EC2::VPCEndpoint":
         return "aws:PrincipalAccount" in statement.get("Condition", {}).get("StringEquals", {})
     return kind == "AWS::KMS::Key" and ":root" in str(statement.get("Principal"))

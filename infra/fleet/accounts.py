@@ -1,7 +1,8 @@
 """Reads the accounts file of a fleet: CSV, one line for each stack.
 
 The columns `account` and `region` are required; `role` and `stack` are optional. Every other column
-is a parameter of template.yaml; an empty cell leaves it unchanged. Lines that begin with # are comments.
+is a parameter of template.yaml; an empty cell leaves it unchanged. Lines that begin with # are
+comments.
 """
 
 import csv

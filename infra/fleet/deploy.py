@@ -1,7 +1,7 @@
 """Deploys the stacks of an accounts file, in parallel, each under a role of its account.
 
-With --hub, it first deploys the topic of each region, lets the stacks report to it, and registers each stack
-with the hub, so that the hub notices one that never reports.
+With --hub, it first deploys the topic of each region, lets the stacks report to it, and registers
+each stack with the hub, so that the hub notices one that never reports.
 """
 
 import argparse

@@ -111,7 +111,7 @@ def _deploy_topic(
 
 
 def _stand_in(hub: Hub, region: str) -> FleetTopic:
-    """Return the ARNs of a topic that is not deployed yet, so that a preview can show the stacks' changes."""
+    """Return the ARNs of a topic that is not deployed yet, for a preview of the stacks' changes."""
     partition = hub.queue_arn.split(":")[1]
     place = f"{region}:{hub.account}"
     return FleetTopic(
@@ -164,7 +164,7 @@ def expect_report(hub: Hub, spoke: Spoke, interval: float) -> None:
 
 
 def forget_stack(hub: Hub, label: str) -> None:
-    """Let the hub forget a stack that was removed. Raises DeployError if it does not know the stack."""
+    """Let the hub forget a removed stack. Raises DeployError if it does not know the stack."""
     account, region, function = [*label.split("/"), "", ""][:3]
     dynamodb = boto3.Session().client("dynamodb", region_name=hub.region)
     try:

@@ -1,4 +1,4 @@
-"""A stand-in for AWS in this process: Secrets Manager, SSM, SNS, and a queue as the topic's inbox."""
+"""A stand-in for AWS in this process: Secrets Manager, SSM, SNS, a queue as the inbox."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""`make picture`: the README's picture of `session-reaper top`, from a real run on a full server."""
+"""`make picture`: the README's picture of `session-reaper top`, from a real full server."""
 
 import contextlib
 import io

@@ -139,7 +139,7 @@ class Server:
         return _Connection(**(defaults | options))
 
     def stop(self) -> None:
-        """Stop the server with all its sessions, by a stronger signal each time it does not exit."""
+        """Stop the server and its sessions, by a stronger signal each time it does not exit."""
         for signal in (SIGINT, SIGQUIT, SIGKILL):
             self.process.send_signal(signal)  # nothing is sent to a process that has ended
             with suppress(subprocess.TimeoutExpired):
@@ -336,7 +336,7 @@ def _make_executable(build: Build) -> Build:
 
 
 def _create_folder() -> Path:
-    """Make a folder of the server's user, removed at exit, with a path short enough for a socket."""
+    """Make a folder for the server's user, removed at exit, whose path fits a socket."""
     return _make_folder(_choose_parent_folder())
 
 

@@ -1,9 +1,9 @@
 """A stand-in for Lambda that runs the output of ``sam build`` under ``awslambdaric``.
 
-``Runtime`` provides the environment and the Runtime API, on a free port of 127.0.0.1, and kills a process
-at its timeout. The process has AWS's own runtime client and nothing of the tests: an interpreter without
-site-packages that finds the artifact, the library of ``make_runtime_library()`` and the standard library,
-in this order.
+``Runtime`` provides the environment and the Runtime API, on a free port of 127.0.0.1, and kills a
+process at its timeout. The process has AWS's own runtime client and nothing of the tests: an
+interpreter without site-packages that finds the artifact, the library of ``make_runtime_library()``
+and the standard library, in this order.
 
 It needs Linux, because the runtime client does.
 """
@@ -47,8 +47,9 @@ sys.argv = ["awslambdaric", sys.argv[3]]
 runpy.run_module("awslambdaric", run_name="__main__", alter_sys=True)
 """
 
-# A task root is read-only, and Python ignores that its bytecode cannot be written. So the first attempt
-# to write there ends the process with a message; one to write bytecode shows that some is missing.
+# A task root is read-only, and Python ignores that its bytecode cannot be written. So the first
+# attempt to write there ends the process with a message; one to write bytecode shows that some is
+# missing.
 _READ_ONLY = """\
 import os, sys
 def refuse(event, args, root=sys.argv[1] + os.sep, writing=os.O_WRONLY | os.O_RDWR | os.O_CREAT):
@@ -79,9 +80,9 @@ class InitError(RuntimeError):
 class Answer:
     """The result of one invocation.
 
-    ``error``: Lambda's error object with ``errorType``, ``errorMessage`` and, unless the process has
-    ended, ``stackTrace``; None if the function returned. ``log``: the output of the process since the
-    answer before, or since its start.
+    ``error``: Lambda's error object with ``errorType``, ``errorMessage`` and, unless the process
+    has ended, ``stackTrace``; None if the function returned. ``log``: the output of the process
+    since the answer before, or since its start.
     """
 
     request_id: str
@@ -105,13 +106,13 @@ class Answer:
 class Runtime:
     """One execution environment of one function, until the ``with`` block ends.
 
-    The process starts with the first invocation, or with ``start()``, and serves one invocation after
-    another; after a timeout or a crash the next invocation starts a new one, as in Lambda. Not
-    thread-safe.
+    The process starts with the first invocation, or with ``start()``, and serves one invocation
+    after another; after a timeout or a crash the next invocation starts a new one, as in Lambda.
+    Not thread-safe.
 
-    ``environment``: variables besides those that Lambda sets. ``read_only``: end a process that tries to
-    write to the artifact. ``launcher``: a command that executes its arguments. ``preamble``: code that
-    runs first.
+    ``environment``: variables besides those that Lambda sets. ``read_only``: end a process that
+    tries to write to the artifact. ``launcher``: a command that executes its arguments.
+    ``preamble``: code that runs first.
     """
 
     def __init__(  # noqa: PLR0913 -- three define what runs, the others how
@@ -198,8 +199,8 @@ class Runtime:
     def invoke(self, event: object, timeout_ms: int = 60_000) -> Answer:
         """Invoke the function with a JSON value and wait for its answer.
 
-        A process that has not answered in ``timeout_ms`` is killed, and the answer has Lambda's error.
-        Raises ``InitError`` if the function does not start.
+        A process that has not answered in ``timeout_ms`` is killed, and the answer has Lambda's
+        error. Raises ``InitError`` if the function does not start.
         """
         self.start()
         request_id = str(uuid.uuid4())

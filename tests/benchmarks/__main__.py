@@ -1,8 +1,8 @@
 """`make bench`: compares session-reaper with a yardstick, a script of some twenty lines, in turn.
 
-The ratios count: the machine's speed changes, but for both sides of a pair alike. Both connect by TLS
-to the same PostgreSQL and use the same AWS stand-in. Ours verifies the certificate in full; the yardstick
-sets `ssl_context=True`, which verifies nothing and makes a context for each connection.
+The ratios count: the machine's speed changes, but for both sides of a pair alike. Both connect by
+TLS to the same PostgreSQL and use the same AWS stand-in. Ours verifies the certificate in full; the
+yardstick sets `ssl_context=True`, which verifies nothing and makes a context for each connection.
 """
 
 import contextlib

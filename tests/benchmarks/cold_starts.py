@@ -1,8 +1,8 @@
 """`python -m tests.benchmarks.cold_starts SERVERS ARTIFACT...`: compares the cold starts of artifacts.
 
-Each artifact is a folder as `sam build` leaves it, or a changed copy with bytecode. A round starts a
-fresh interpreter for each of them, which imports the handler and makes a first quiet run. CPU time is
-printed beside wall time, because other processes disturb it less.
+Each artifact is a folder as `sam build` leaves it, or a changed copy with bytecode. A round starts
+a fresh interpreter for each of them, which imports the handler and makes a first quiet run. CPU
+time is printed beside wall time, because other processes disturb it less.
 """
 
 import compileall

@@ -1,7 +1,7 @@
 """Measures how long decisions on 5,000 sessions by 20 rules take, beside a plain list comprehension.
 
-The comprehension selects the same sessions by the same conditions. It applies no protection and no limit,
-sorts nothing, and gives no reason.
+The comprehension selects the same sessions by the same conditions. It applies no protection and no
+limit, sorts nothing, and gives no reason.
 """
 
 import time

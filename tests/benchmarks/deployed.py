@@ -1,7 +1,8 @@
 """Measures cold starts of the deployed artifact under the real Lambda runtime client.
 
-Ours is the output of `make build`, with its bytecode. The yardstick is its file and its requirements as
-a plain `sam build` leaves them, without bytecode. Both use the runtime's botocore and boto3, with bytecode.
+Ours is the output of `make build`, with its bytecode. The yardstick is its file and its
+requirements as a plain `sam build` leaves them, without bytecode. Both use the runtime's botocore
+and boto3, with bytecode.
 """
 
 import compileall

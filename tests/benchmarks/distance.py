@@ -1,14 +1,16 @@
 """A proxy to a server that delays each direction, by 10 ms or another time, in a process of its own.
 
-So it takes neither processor time nor the interpreter's lock from the process that is measured. Run as a
-program with the server's port and the seconds each way, it prints its own port, and then, for each line on
-its standard input, the round trips of each connection and its own processor seconds since the line before.
+So it takes neither processor time nor the interpreter's lock from the process that is measured. Run
+as a program with the server's port and the seconds each way, it prints its own port, and then, for
+each line on its standard input, the round trips of each connection and its own processor seconds
+since the line before.
 
-A round trip is counted when the client sends again after an answer of the server, also for the Terminate
-message. One more is the handshake of TCP, which the proxy completes at once; instead, it delays the
-client's first bytes by as long as the handshake would have taken.
+A round trip is counted when the client sends again after an answer of the server, also for the
+Terminate message. One more is the handshake of TCP, which the proxy completes at once; instead, it
+delays the client's first bytes by as long as the handshake would have taken.
 
-Each chunk has a timer of its own, so any number of them can be under way. `measure_echoes` shows that.
+Each chunk has a timer of its own, so any number of them can be under way. `measure_echoes` shows
+that.
 """
 
 import asyncio

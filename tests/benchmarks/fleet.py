@@ -1,11 +1,12 @@
 """Measures quiet runs over 60 targets beside runs over one, all 10 ms away, in one warm process.
 
-All targets are one server on this machine, under the names of instances of RDS, because secrets of one
-server would be one target. The ratio includes the work of that server and of the proxy for 60 targets. The
-event is a scheduled one, which uses cached secrets: the time to read them is that of the stand-in, and
-counts in manual runs only.
+All targets are one server on this machine, under the names of instances of RDS, because secrets of
+one server would be one target. The ratio includes the work of that server and of the proxy for 60
+targets. The event is a scheduled one, which uses cached secrets: the time to read them is that of
+the stand-in, and counts in manual runs only.
 
-`serve` is the process that is measured: for each line, it makes one run and prints how long it took.
+`serve` is the process that is measured: for each line, it makes one run and prints how long it
+took.
 """
 
 import importlib

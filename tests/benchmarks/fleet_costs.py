@@ -1,7 +1,7 @@
 """Measures the parts of what a fleet costs, and adds them up for 20 and 200 accounts.
 
-Every account has one stack with 50 quiet targets in one region and runs every five minutes. The hub runs
-in a process of its own, so that the processor time of the stand-in for AWS does not count.
+Every account has one stack with 50 quiet targets in one region and runs every five minutes. The hub
+runs in a process of its own, so that the processor time of the stand-in for AWS does not count.
 """
 
 import importlib

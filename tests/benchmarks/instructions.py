@@ -1,7 +1,8 @@
-"""Counts the processor instructions of a start and of warm quiet runs, for `make bench-instructions`.
+"""Counts the processor instructions of a start and of warm runs, for `make bench-instructions`.
 
-Times differ by a tenth from minute to minute on a shared machine; these counts differ by less than a
-hundredth, so two versions can be compared. Under valgrind everything takes about fifty times as long.
+Times differ by a tenth from minute to minute on a shared machine; these counts differ by less than
+a hundredth, so two versions can be compared. Under valgrind everything takes about fifty times as
+long.
 """
 
 import json
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def _count(arguments: Sequence[str], names: Sequence[str] = (), runs: int = 0) -> float:
-    """Return the million instructions of a Python process that makes so many runs over the targets."""
+    """Return the million instructions of a Python process that makes so many runs."""
     command = (*_VALGRIND, "--cachegrind-out-file=/dev/null", sys.executable, *arguments)
     found = _REFS.search(_run(command, names, runs))
     if found is None:

@@ -1,7 +1,7 @@
 """A warm process of the kill benchmark: runs a handler for each line that it gets.
 
-A line is a JSON list: the secret's name and the event. The answer is a JSON list: the seconds that the
-run took and the number of sessions that it terminated. What the handler logs goes to /dev/null.
+A line is a JSON list: the secret's name and the event. The answer is a JSON list: the seconds that
+the run took and the number of sessions that it terminated. What the handler logs goes to /dev/null.
 """
 
 import importlib

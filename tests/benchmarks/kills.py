@@ -1,9 +1,9 @@
 """`make bench-kills`: measures kills of 10, 100 and 1,000 sessions near and far, beside the yardstick.
 
-Both run warm and in turn. Ours guards each signal, verifies that the sessions are gone, and reports each;
-the yardstick signals all of them with one unguarded statement and verifies nothing. Both connect by TLS
-through a proxy that adds a delay; the loopback has no proxy. "A further victim" is the difference between
-1,000 and 100 victims, divided by 900.
+Both run warm and in turn. Ours guards each signal, verifies that the sessions are gone, and reports
+each; the yardstick signals all of them with one unguarded statement and verifies nothing. Both
+connect by TLS through a proxy that adds a delay; the loopback has no proxy. "A further victim" is
+the difference between 1,000 and 100 victims, divided by 900.
 """
 
 import os

@@ -1,8 +1,8 @@
 """A stand-in for Secrets Manager that reads each of any number of secrets in the same time.
 
-moto searches all secrets for each one, so 5,000 of them take minutes. This stand-in has the calls of a
-scheduled run: `ListSecrets` by a tag, in pages of 100, `BatchGetSecretValue` and `GetSecretValue`.
-Each call takes a round trip.
+moto searches all secrets for each one, so 5,000 of them take minutes. This stand-in has the calls
+of a scheduled run: `ListSecrets` by a tag, in pages of 100, `BatchGetSecretValue` and
+`GetSecretValue`. Each call takes a round trip.
 """
 
 import json

@@ -1,13 +1,15 @@
 """Any number of PostgreSQL servers, 10 ms away in each direction, that replay the answers of a real one.
 
-A thousand real servers do not fit on one machine, and one server cannot take their place: a login and a
-snapshot take three times as much of PostgreSQL's processor time as of the function's. So `record` logs in
-to a real server and takes the snapshot of a quiet run. `ManyServers` makes the TLS handshake of each
-connection, and SCRAM with a salt of each server. Everything else is what the real server sent, after the
-time that it took, but with a start time of each server, because the function identifies servers by it.
+A thousand real servers do not fit on one machine, and one server cannot take their place: a login
+and a snapshot take three times as much of PostgreSQL's processor time as of the function's. So
+`record` logs in to a real server and takes the snapshot of a quiet run. `ManyServers` makes the TLS
+handshake of each connection, and SCRAM with a salt of each server. Everything else is what the real
+server sent, after the time that it took, but with a start time of each server, because the function
+identifies servers by it.
 
-The servers share a few processes and ports; the name of the database selects the server. The processes
-count their processor time and the snapshots, so that the function's report can be compared with them.
+The servers share a few processes and ports; the name of the database selects the server. The
+processes count their processor time and the snapshots, so that the function's report can be
+compared with them.
 """
 
 import asyncio

@@ -1,23 +1,24 @@
 """`make sizes`: measures runs at several memory sizes, their cost, and how many targets fit into a run.
 
-Lambda gives a function a share of a processor with its memory: a whole one at 1,769 MB, by AWS's guide.
-Here a control group sets the share, and Lambda's limits of 1,024 file descriptors and 1,024 threads apply.
-The artifact runs under the real Lambda runtime client; its databases use TLS, 10 ms away in each direction.
+Lambda gives a function a share of a processor with its memory: a whole one at 1,769 MB, by AWS's
+guide. Here a control group sets the share, and Lambda's limits of 1,024 file descriptors and 1,024
+threads apply. The artifact runs under the real Lambda runtime client; its databases use TLS, 10 ms
+away in each direction.
 
-Up to a hundred targets are one real PostgreSQL server, which shows each target a server of its own. More
-than that are servers that replay a real one (`many_servers`), with their secrets found by a tag
-(`many_secrets`), because PostgreSQL needs longer for a thousand logins than the function does. `60 replayed`
-beside `60` shows what difference that makes.
+Up to a hundred targets are one real PostgreSQL server, which shows each target a server of its own.
+More than that are servers that replay a real one (`many_servers`), with their secrets found by a
+tag (`many_secrets`), because PostgreSQL needs longer for a thousand logins than the function does.
+`60 replayed` beside `60` shows what difference that makes.
 
-All of them share one machine. So each run over many targets also shows who used the processor: if the
-function used all of its share, its memory limited the run. If function and servers used the whole machine,
-the machine limited it, and the run would be faster on Lambda.
+All of them share one machine. So each run over many targets also shows who used the processor: if
+the function used all of its share, its memory limited the run. If function and servers used the
+whole machine, the machine limited it, and the run would be faster on Lambda.
 
-A run may take up to Lambda's limit of 15 minutes. If it needs longer than the template's timeout, one more
-run has that timeout, and must report each target that it did not reach.
+A run may take up to Lambda's limit of 15 minutes. If it needs longer than the template's timeout,
+one more run has that timeout, and must report each target that it did not reach.
 
-It needs Linux with control groups of version 1, and root. Lambda may give more processor while a function
-starts, so the cold starts are upper bounds.
+It needs Linux with control groups of version 1, and root. Lambda may give more processor while a
+function starts, so the cold starts are upper bounds.
 """
 
 import argparse

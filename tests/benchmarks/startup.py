@@ -1,7 +1,8 @@
 """`make bench-startup`: measures the first overview of a local server, beside psql and pg_activity.
 
-`session-reaper top` and psql run to their end without a terminal; psql runs one statement that groups
-the sessions. pg_activity has no such mode: it runs on a terminal until its first screen is drawn.
+`session-reaper top` and psql run to their end without a terminal; psql runs one statement that
+groups the sessions. pg_activity has no such mode: it runs on a terminal until its first screen is
+drawn.
 """
 
 import contextlib

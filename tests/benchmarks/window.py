@@ -1,11 +1,11 @@
 """`make bench-window`: measures the time in which a session can change unnoticed between guard and signal.
 
-PostgreSQL has no compare-and-terminate: the guard's statement reads the status of backends, compares, and
-signals. This runs the project's own statement and reads the clock three times in it, so that network and
-planner are left out: before the first row is read, between the comparison and the call of the signal
-function, and after that call. The last reading is an upper bound, because the terminated session may get
-the processor first. Each signal terminates a real session. "Pipelined" sends all statements in one write,
-each with its own Sync.
+PostgreSQL has no compare-and-terminate: the guard's statement reads the status of backends,
+compares, and signals. This runs the project's own statement and reads the clock three times in it,
+so that network and planner are left out: before the first row is read, between the comparison and
+the call of the signal function, and after that call. The last reading is an upper bound, because
+the terminated session may get the processor first. Each signal terminates a real session.
+"Pipelined" sends all statements in one write, each with its own Sync.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Runs ministack, an emulator of AWS, and adds what session-reaper's stacks need beyond it.
 
-Run it with the Python of `.tools/deployment`; the environment configures it, as ministack documents.
-`main` lists the additions. Calls that IAM denies are printed.
+Run it with the Python of `.tools/deployment`; the environment configures it, as ministack
+documents. `main` lists the additions. Calls that IAM denies are printed.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The built application, deployed by `sam deploy` into an emulator of AWS that enforces IAM policies.
 
-The tests run in the order of this file, because they are the life of one stack. docs/deployment.md lists
-what the emulator cannot prove.
+The tests run in the order of this file, because they are the life of one stack. docs/deployment.md
+lists what the emulator cannot prove.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A process that runs the reaper once and prints its peak memory and the sessions' outcomes.
 
-The peak is VmHWM, because on Linux `ru_maxrss` includes the memory of the parent at the fork. Without
-/proc, it is `ru_maxrss`.
+The peak is VmHWM, because on Linux `ru_maxrss` includes the memory of the parent at the fork.
+Without /proc, it is `ru_maxrss`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A target whose server gives an invalid answer fails alone; the other targets are reported.
 
-tests/unit/test_rows.py tries every place of every answer. Here a sample of them goes through a whole
-run, and so does every unusual value that is allowed.
+tests/unit/test_rows.py tries every place of every answer. Here a sample of them goes through a
+whole run, and so does every unusual value that is allowed.
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ def test_a_signal_ends_the_wait_for_a_slot(
         ("reap", "Nothing was signalled."),
     ],
 )
-def test_ctrl_c_at_the_password_says_what_is_left(
+def test_ctrl_c_at_the_password_says_that_nothing_was_done(
     stage: Stage, home: Path, command: str, remark: str
 ) -> None:
     terminal = on_terminal(home, command, uri(stage).replace(f":{PASSWORD}@", "@"))

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from infra.local.aws import Aws
 
 OWN = "123456789012"
-# Creates the stack with the credentials of its environment, as sam does, and writes down its arguments.
-# Without boto3, because a process needs longer to load it than for all the rest.
+# Creates the stack with the credentials of its environment, as sam does, and writes down its
+# arguments. Without boto3, because a process needs longer to load it than for all the rest.
 SAM = """\
 import json, os, re, sys
 from http.client import HTTPConnection

@@ -21,7 +21,8 @@ VICTIMS = rule("victims", state=[ACTIVE], query_for="1ms", role=["app"], wait_ev
 SIGNALS = [Action.TERMINATE, Action.CANCEL]
 
 LOCK = "PERFORM n FROM locked"
-# The statement begins to wait for the lock once a row is in `gate`. Nothing in its identity changes.
+# The statement begins to wait for the lock once a row is in `gate`. Nothing in its identity
+# changes.
 GATE = "LOOP EXIT WHEN EXISTS (SELECT FROM gate); PERFORM pg_sleep(0.005); END LOOP"
 
 

@@ -596,7 +596,7 @@ def interrupt(
 
 
 def assert_stopped(said: str, *, is_begun: bool) -> None:
-    """Assert that the last lines say what stands, and what to do."""
+    """Assert that the last lines give the state, and say what to do."""
     lines = said.split()
     assert ("The state now:" in said) == is_begun
     end = "Stopped." if is_begun else "Stopped. The role and the secret are unchanged."

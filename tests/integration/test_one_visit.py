@@ -420,7 +420,8 @@ def lines_of_sessions(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def two_addresses(stage: Stage, *, fast: str, moment: Moment) -> Iterator[None]:
     """Make `orders` and then `billing` targets at two addresses of one server.
 
-    One is fast: the other one's snapshot begins once the fast one has got the answer of that moment.
+    One is fast: the other one's snapshot begins once the fast one has got the answer of that
+    moment.
     """
     is_answered = Event()
 

@@ -237,8 +237,8 @@ def test_a_parallel_dump_under_another_name_is_left_alone(stage: Stage, tmp_path
     command = [str(programs_for(stage).bin / "pg_dump"), "-j2", "-Fd", "-f", str(tmp_path / "dump")]
     environment = client_program(stage, "dumper", PGAPPNAME="nightly-backup")
     leak = stage.session(LEAK, "dumper", application_name="nightly-backup")
-    # Idle in transaction: the leak, the leader, and a worker that has no table to copy. The last two
-    # hold the snapshot of the dump.
+    # Idle in transaction: the leak, the leader, and a worker that has no table to copy. The last
+    # two hold the snapshot of the dump.
     all_are_there = (
         "(3, 2) = (SELECT count(*), count(backend_xmin) FROM pg_stat_activity"
         " WHERE application_name = 'nightly-backup' AND state = 'idle in transaction')"

@@ -237,9 +237,9 @@ class Detour:
 class Proxy(Impostor):
     """Forwards between the reaper and a real server.
 
-    `before` is called before a request is forwarded. `faults` apply to the first connection, or with
-    `every` to all. `says` maps the server's data to what the reaper receives; `hears` is called with
-    the reaper's data. `detour` leads to another server.
+    `before` is called before a request is forwarded. `faults` apply to the first connection, or
+    with `every` to all. `says` maps the server's data to what the reaper receives; `hears` is
+    called with the reaper's data. `detour` leads to another server.
     """
 
     def __init__(  # noqa: PLR0913 -- a test gives one or two of them

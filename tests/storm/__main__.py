@@ -1,10 +1,11 @@
 """`make storm`: runs 200,000 healthy transactions per major while two reapers terminate leaks.
 
-`python -m tests.storm SERVERS [--transactions N] [--majors 13 18] [--hair-trigger] [--compare]` prints
-one row per major and ends with 1 if a healthy transaction was broken, if a report and the server's log
-differ, or if no leak was terminated. With `--hair-trigger` the threshold lies below the transactions'
-own time: then healthy sessions are terminated, and the table shows how many of them had just gone back
-to work. With `--compare` the scripts of `tests/storm/script.py` also run, each in a storm of its own.
+`python -m tests.storm SERVERS [--transactions N] [--majors 13 18] [--hair-trigger] [--compare]`
+prints one row per major and ends with 1 if a healthy transaction was broken, if a report and the
+server's log differ, or if no leak was terminated. With `--hair-trigger` the threshold lies below
+the transactions' own time: then healthy sessions are terminated, and the table shows how many of
+them had just gone back to work. With `--compare` the scripts of `tests/storm/script.py` also run,
+each in a storm of its own.
 """
 
 from __future__ import annotations

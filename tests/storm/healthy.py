@@ -1,10 +1,10 @@
 """A process of healthy clients, each of which makes short transactions and counts its commits.
 
-A transaction is `BEGIN`, an update of the client's own row, a random short time idle in transaction,
-and `COMMIT`; some have a second statement and a second such time, some are active for a moment.
-At the end, the row must have the number that the client counted. Arguments: the socket's path, the number
-of clients, the number of transactions and the longest idle time in seconds. The answer is one line
-of JSON: `HealthyResult`.
+A transaction is `BEGIN`, an update of the client's own row, a random short time idle in
+transaction, and `COMMIT`; some have a second statement and a second such time, some are active for
+a moment. At the end, the row must have the number that the client counted. Arguments: the socket's
+path, the number of clients, the number of transactions and the longest idle time in seconds. The
+answer is one line of JSON: `HealthyResult`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """A process of clients that leak: each begins a transaction and never ends it.
 
-When the reaper terminates a session, its client leaks the next one: most of them together in waves, so
-that a run finds many at once, the others after a random moment. Some queries never end, so the reaper
-cancels them; some catch the cancel, so the reaper terminates them; and some transactions block another
-session. Arguments: the socket's path and the number of leaks. The process
-ends when its standard input is closed.
+When the reaper terminates a session, its client leaks the next one: most of them together in waves,
+so that a run finds many at once, the others after a random moment. Some queries never end, so the
+reaper cancels them; some catch the cancel, so the reaper terminates them; and some transactions
+block another session. Arguments: the socket's path and the number of leaks. The process ends when
+its standard input is closed.
 """
 
 from __future__ import annotations

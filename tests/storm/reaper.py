@@ -1,7 +1,7 @@
 """A process that runs the reaper back to back, by its real handler, until its input is closed.
 
-For each run it prints one line of JSON: when it began and ended (seconds since 1970), its status, and
-the pid, the outcome and the rule of each session.
+For each run it prints one line of JSON: when it began and ended (seconds since 1970), its status,
+and the pid, the outcome and the rule of each session.
 """
 
 from __future__ import annotations

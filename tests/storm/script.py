@@ -2,8 +2,8 @@
 
 Its first argument is one of two scripts. `article` runs the statement of the article "How to Fix
 PostgreSQL 'Remaining Connection Slots Reserved' Error", which measures the age of the connection.
-`look-then-kill` reads the sessions that are idle in transaction, and then terminates each by its pid.
-The other arguments: the socket's path, and the shortest age of a session in seconds.
+`look-then-kill` reads the sessions that are idle in transaction, and then terminates each by its
+pid. The other arguments: the socket's path, and the shortest age of a session in seconds.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 For comparison, two overlapping scripts can replace the reapers; they report nothing.
 
-Three sources are compared: the healthy clients with the data, the reapers' reports, and the server's
-log, which has a line for each session that was terminated.
+Three sources are compared: the healthy clients with the data, the reapers' reports, and the
+server's log, which has a line for each session that was terminated.
 """
 
 from __future__ import annotations

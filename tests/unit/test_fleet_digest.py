@@ -58,14 +58,14 @@ def test_different_errors_of_two_configurations_are_both_shown() -> None:
     assert found == {("01", "03"): "POLICY a", ("02",): "POLICY b"}
 
 
-def test_targets_that_fail_for_different_causes_are_told_apart() -> None:
+def test_targets_that_fail_for_different_causes_have_entries_of_their_own() -> None:
     fleet = Fleet()
     fleet.report(1, an_unreached_target("orders"), an_unreached_target("stock", "refused"))
     fleet.report(2, an_unreached_target("payments"))
     found = {tuple(t.name[:2] for t in f.targets): f.message for f in fleet.digest().failures}
     place = "c3xample.eu-central-1.rds.amazonaws.com:5432"
     assert found == {
-        ("01", "02"): f"no response in time; the first: connecting to orders.{place}",
+        ("01", "02"): f"no response in time, for example: connecting to orders.{place}",
         ("01",): f"connecting to stock.{place}: refused",
     }
 

@@ -48,7 +48,7 @@ def test_client_and_server_prove_that_they_know_the_password(
     log_in(mechanism, client, certificate, "pencil")
 
 
-def test_no_two_logins_have_one_nonce() -> None:
+def test_every_login_has_a_nonce_of_its_own() -> None:
     firsts = {ScramClient([PLAIN], "pencil", None).get_client_first() for _ in range(1000)}
     assert len(firsts) == 1000
     assert all(re.fullmatch(r"n,,n=\*,r=[\w-]{24}", first) for first in firsts)

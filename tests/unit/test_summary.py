@@ -333,7 +333,7 @@ def test_of_many_causes_the_rarest_share_one_entry() -> None:
     assert sum(len(failure.targets) for failure in found) == len(targets)
     assert [target.name for target in found[0].targets] == ["db0", "db10"]
     assert found[0].message == "refused"
-    assert found[-1].message == '6 other causes; the first: no database "3"'
+    assert found[-1].message == '6 other causes, for example: no database "3"'
 
 
 def test_every_target_that_fails_alike_is_named_in_the_email_and_can_be_filtered_by() -> None:

@@ -31,9 +31,9 @@ _Connected = TypeVar("_Connected", bound=Server)
 class Invocation:
     """One invocation of a command that works on a server.
 
-    `wait`: for how many seconds to wait for a slot. `policy`: what to do on a full server must spare
-    what it protects. `output` is for results, `say` for everything else. `stop_remark`: withdrawn
-    before the first change.
+    `wait`: for how many seconds to wait for a slot. `policy`: what to do on a full server must
+    spare what it protects. `output` is for results, `say` for everything else. `stop_remark`:
+    withdrawn before the first change.
     """
 
     target: Target
@@ -48,8 +48,8 @@ class Invocation:
 def log_in(call: Invocation) -> tuple[Server, Invocation]:
     """Connect, retrying while the server is full; ask for a missing password.
 
-    The invocation's target then has the password and the role that were used. Raises ConfigurationError, and
-    TargetError: FullError says what to do now.
+    The invocation's target then has the password and the role that were used. Raises
+    ConfigurationError, and TargetError: FullError says what to do now.
     """
     return log_in_with(connect, call)
 
@@ -99,7 +99,8 @@ def _wait_for_slot(
                 f"{target.name} has no free slot ({full.cause})."
                 f" Trying again for {format_duration(call.wait)}; Ctrl-C stops."
             )
-        # Other clients that were refused also retry; the jitter avoids retrying at the same moments.
+        # Other clients that were refused also retry; the jitter avoids retrying at the same
+        # moments.
         time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 -- not cryptographic
         pause = min(2 * pause, _LONGEST_PAUSE)
 

@@ -1,8 +1,8 @@
 """libpq's parameters, as a URI, name=value pairs and the environment give them.
 
 Reference: https://www.postgresql.org/docs/current/libpq-connect.html and libpq-envars.html. Values
-are not validated here; `target.py` does that. No error shows a part of a URI or of pairs, which may be a
-password.
+are not validated here; `target.py` does that. No error shows a part of a URI or of pairs, which may
+be a password.
 """
 
 import re

@@ -43,7 +43,8 @@ def read_password(path: Path, login: Login) -> tuple[str, str]:
 def find_password(text: str, login: Login) -> str:
     """Return the password of the first line that matches the login, "" if none does.
 
-    A line is host:port:database:role:password; * matches anything; a backslash escapes : and itself.
+    A line is host:port:database:role:password; * matches anything; a backslash escapes : and
+    itself.
     """
     # libpq looks for a server behind the default socket as localhost.
     hosts = {"localhost"} if login.host in SOCKET_FOLDERS else set()

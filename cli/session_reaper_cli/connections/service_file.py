@@ -40,7 +40,8 @@ def read_service(name: str, environ: Mapping[str, str], home: Path) -> Parameter
 def find_service(text: str, name: str, place: str) -> Parameters | None:
     """Return the parameters of a service in the text of a file, None if it does not have it.
 
-    As in libpq, of two sections with one name, and of two values of one parameter, the first counts.
+    As in libpq, of two sections with one name, and of two values of one parameter, the first
+    counts.
     """
     parameters: dict[str, str] = {}
     is_found = is_inside = False

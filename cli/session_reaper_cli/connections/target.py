@@ -1,4 +1,4 @@
-"""Finds the server to connect to, as libpq does: a URI, the environment, a service, the defaults."""
+"""Finds the server to connect to, as libpq does: URI, environment, service file, defaults."""
 
 import os
 import pwd
@@ -173,7 +173,7 @@ def _read_host(merged: _Merged, port: int) -> str:
 
 
 def _find_socket_folder(port: int) -> str:
-    """Return the folder of the local server's Unix socket. Raises ConfigurationError without one."""
+    """Return the folder of the local server's socket. Raises ConfigurationError without one."""
     for folder in SOCKET_FOLDERS:
         if os.path.exists(f"{folder}/.s.PGSQL.{port}"):  # noqa: PTH110 -- a path of the kernel's form
             return folder

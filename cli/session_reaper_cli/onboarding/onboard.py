@@ -193,8 +193,8 @@ def _parse(run: Onboarding, secret: Secret) -> Target:
 def _change(run: Onboarding, plan: Plan, standing: Standing) -> None:
     """Change the role and the secret together.
 
-    The secret is written while the role's change is not committed: if one of them fails, both are as
-    before, and only the time of one COMMIT lies between them.
+    The secret is written while the role's change is not committed: if one of them fails, both are
+    as before, and only the time of one COMMIT lies between them.
     """
     with run.owner.transaction():
         _change_role(run, plan)

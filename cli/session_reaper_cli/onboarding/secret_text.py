@@ -18,8 +18,8 @@ _HIDDEN: Final = ("password", "sslrootcert")
 def write_text(target: Target, role: str, password: str, earlier: Mapping[str, Any]) -> str:
     """Write the secret of a role on the target's server; without a password, for IAM.
 
-    Keys of an earlier secret that are not ours stay, such as fallback_secret. So do its TLS settings
-    if they verify the server and those of the target do not.
+    Keys of an earlier secret that are not ours stay, such as fallback_secret. So do its TLS
+    settings if they verify the server and those of the target do not.
     """
     document = {
         **earlier,
@@ -50,7 +50,7 @@ def parse_text(secret: Secret) -> Mapping[str, Any]:
 
 
 def require_same_login(secret: Secret, target: Target, role: str) -> Target:
-    """Return the target of an existing secret. Raises ConfigurationError if it is another login's."""
+    """Return an existing secret's target. Raises ConfigurationError if it is for another login."""
     place = f"secret {secret.name}"
     keys = parse_text(secret)
     if not keys.get("host"):

@@ -29,7 +29,7 @@ class Standing:
     def describe(self, say: Say, *, has_cause: bool) -> None:
         """Say the state of the role and of the secret, and what to do.
 
-        `has_cause`: an error ended the command, which is said afterwards; otherwise a person did.
+        `has_cause`: an error ended the command, and is printed afterwards; otherwise a person did.
         """
         say("The command did not finish. The state now:")
         say(f"- the role {self.role_name} {self.role}")

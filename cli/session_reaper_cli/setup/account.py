@@ -20,7 +20,7 @@ TAG_KEY: Final = "session-reaper"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """The findings. `problem` is the reason why there are none; `refusals`: why some are missing."""
+    """The findings. `problem` says why there are none, `refusals` why some are missing."""
 
     region: str = ""
     shell_region: str = ""  # where other commands look

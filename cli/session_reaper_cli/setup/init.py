@@ -1,4 +1,4 @@
-"""Asks for the parameters of a stack, suggests answers from the account, and writes samconfig.toml."""
+"""Asks for a stack's parameters, suggests answers from the account, and writes samconfig.toml."""
 
 import re
 import shlex

@@ -135,7 +135,7 @@ def _find_tables_without_gateway(
 def _find_group(
     admitted: Iterable[frozenset[str]], groups: Iterable[Mapping[str, Any]], own: Iterable[str]
 ) -> str:
-    """Return the security group that most databases admit, "" if none; the network stack's if any."""
+    """Return the group that most databases admit, the network stack's if any; "" without one."""
     known = {group["GroupId"] for group in groups}
     admitting = Counter(group for each in admitted for group in each & known)
     return max(admitting, key=lambda each: (each in own, admitting[each], each), default="")

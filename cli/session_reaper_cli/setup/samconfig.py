@@ -87,7 +87,7 @@ def _read_overrides(given: Any) -> dict[str, str]:  # noqa: ANN401 -- a list, or
 
 
 def _quote(value: str) -> str:
-    """Quote a value that has a space, at which sam would cut it, or an empty one, which it refuses."""
+    """Quote a value with a space, at which sam would cut it, or an empty one, which it refuses."""
     return f'"{value}"' if " " in value or not value else value
 
 

@@ -19,8 +19,9 @@ from session_reaper.summary.groups import mask_client
 class SessionGroup:
     """Sessions of one application, role, client network and state.
 
-    `oldest_seconds`: the longest time in the state. `locks`: on objects, of all together. `pins`: the
-    transactions by which the worst holds vacuum back. `blocks`: the sessions that wait for one of them.
+    `oldest_seconds`: the longest time in the state. `locks`: on objects, of all together. `pins`:
+    the transactions by which the worst holds vacuum back. `blocks`: the sessions that wait for one
+    of them.
     """
 
     application: str
@@ -49,8 +50,9 @@ class RulePlan:
 class Overview:
     """One look at a server.
 
-    `blockers`: sessions that others wait for, and that wait for no lock themselves. `protected`: the sessions that a rule would terminate
-    without a protection, by protection. `own_role`: those of them that our own role protects.
+    `blockers`: sessions that others wait for, and that wait for no lock themselves. `protected`:
+    the sessions that a rule would terminate without a protection, by protection. `own_role`: those
+    of them that our own role protects.
     """
 
     target: str

@@ -33,8 +33,8 @@ MAX_PAGES: Final = 1000
 AWS_ERRORS: Final = (
     NoAnswerError,
     *(ClientError, BotoCoreError),
-    # If a proxy answers with a page of its own, botocore's parsers raise these, and so does the code
-    # that reads the parsed answer.
+    # If a proxy answers with a page of its own, botocore's parsers raise these, and so does the
+    # code that reads the parsed answer.
     *(ResponseParserError, AttributeError, LookupError, TypeError, ValueError),
 )
 """The exceptions of a call. Catch them only around the call and the reading of its answer."""
@@ -132,8 +132,8 @@ def describe_error(error: Exception) -> str:
 def explain_error(error: Exception) -> str:
     """Explain why a call failed, with the message from AWS.
 
-    The message of an answer that is not from AWS is left out: a proxy's page may repeat the request,
-    and with it the function's credentials.
+    The message of an answer that is not from AWS is left out: a proxy's page may repeat the
+    request, and with it the function's credentials.
     """
     if isinstance(error, NoAnswerError):
         return f"{error}; check that the function can reach AWS (in a VPC: an endpoint or a NAT)"
@@ -197,7 +197,7 @@ def get_session() -> boto3.Session:
 
 
 class _Loader(Loader):
-    """Skips data that the first client of a process would read; docs/decisions.md has the figures."""
+    """Skips data that the first client would read; docs/decisions.md has the figures."""
 
     def list_available_services(self, type_name: str) -> list[str]:  # noqa: ARG002 -- botocore's signature
         """Return our services, and those from which a profile on a laptop gets its credentials.

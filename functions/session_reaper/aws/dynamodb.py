@@ -69,7 +69,7 @@ def load_known_issues(table: str, deadline: Deadline) -> tuple[KnownIssue, ...] 
 
 
 def save_state_update(table: str, update: StateUpdate, deadline: Deadline) -> None:
-    """Save the issues that a summary has reported, except those that another run has saved since."""
+    """Save the issues that a summary has reported, unless another run has saved them since."""
     # Ended issues come first: reporting a recovery twice is worse than repeating an issue.
     # Undelivered summaries come last: there may be too many for the time that is left.
     changes: list[tuple[Callable[[str, KnownIssue], None], KnownIssue]] = [

@@ -1,4 +1,4 @@
-"""Amazon DynamoDB: the state of each stack in a fleet's hub, one item per stack, read by one key."""
+"""Amazon DynamoDB: the state of a fleet's stacks, one item per stack, read by one key."""
 
 import json
 from collections.abc import Collection, Iterable, Sequence
@@ -103,8 +103,8 @@ def _get_now() -> "AttributeValueTypeDef":
 
 
 def _get_dynamodb() -> "DynamoDBClient":
-    # All items have one hash key, so DynamoDB may refuse some of many writes for a moment. A state that
-    # is not saved causes the same digest again.
+    # All items have one hash key, so DynamoDB may refuse some of many writes for a moment. A state
+    # that is not saved causes the same digest again.
     return get_client("dynamodb", seconds=_SECONDS / 2, tries=3)  # type: ignore[no-any-return] # by name
 
 
@@ -141,7 +141,7 @@ def _encode_known(known: Iterable[KnownIssue]) -> str:
 
 
 def _read_item(item: dict[str, Any]) -> SpokeState | None:
-    """Read an item; one of another form counts as a new stack, so that the next message replaces it."""
+    """Read an item; one of another form counts as a new stack, so the next message replaces it."""
     state = None
     try:
         spoke = Spoke(*json.loads(item["kind"]["S"]))

@@ -50,7 +50,7 @@ class SecretCache:
     """The secrets that this process has read in the last KEEP_SECONDS. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        """`clock` is a wall clock: a monotonic one may stand still while Lambda freezes the process."""
+        """`clock`: a wall clock; a monotonic one may stop while Lambda freezes the process."""
         self._clock = clock
         self._arns: dict[tuple[str, str], str] = {}  # by endpoint and id: a name or an ARN
         self._kept: dict[tuple[str, str], tuple[float, Secret]] = {}  # by endpoint and ARN
@@ -172,7 +172,7 @@ class Secrets:
             return {each: _explain_unreadable(each, describe_error(error)) for each in ids}
 
     def _may_be_own(self, secret_id: str) -> bool:
-        """Return whether a secret may be of our account: only GetSecretValue can read the others."""
+        """Return whether our account may own a secret; only GetSecretValue can read the others."""
         return not secret_id.startswith("arn:") or f":{self._account}:" in secret_id
 
     def _read_one(self, secret_id: str, deadline: Deadline) -> Secret | SecretError:

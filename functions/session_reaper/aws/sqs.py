@@ -38,8 +38,8 @@ class QueueMessage(NamedTuple):
 class Round(NamedTuple):
     """The messages of parallel calls.
 
-    `is_last`: no message from before the run is visible. `hidden`: how many messages are hidden then,
-    because this run or another one has received them.
+    `is_last`: no message from before the run is visible. `hidden`: how many messages are hidden
+    then, because this run or another one has received them.
     """
 
     messages: Sequence[QueueMessage]
@@ -50,12 +50,12 @@ class Round(NamedTuple):
 def receive_rounds(
     queue_url: str, hidden_seconds: int, began_at: float, deadline: Deadline
 ) -> Iterator[Round]:
-    """Yield the waiting messages, until none is left from before `began_at` or the deadline has passed.
+    """Yield the waiting messages until the deadline, or until all are from after `began_at`.
 
     Each message is hidden from other runs for `hidden_seconds`. A queue into which messages always
-    come is never empty, and its order is only approximate: the end is several rounds in a row without
-    an older message. Raises QueueError if the first round fails; a later failure ends the rounds as
-    the deadline does.
+    come is never empty, and its order is only approximate: the end is several rounds in a row
+    without an older message. Raises QueueError if the first round fails; a later failure ends the
+    rounds as the deadline does.
     """
     calls = 1
     newer = 0  # rounds in a row without an older message
@@ -148,7 +148,7 @@ def _call_in_batches(
     entries: Sequence[Mapping[str, Any]],
     deadline: Deadline,
 ) -> None:
-    """Call an operation for all entries, ten at a time; a failure is a warning and ends the calls."""
+    """Call an operation for all entries, ten at a time; a failure is logged and ends the calls."""
 
     def run(batch: Sequence[Mapping[str, Any]]) -> None:
         answer = operation(Entries=[{"Id": str(n), **entry} for n, entry in enumerate(batch)])

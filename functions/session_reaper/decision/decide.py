@@ -1,7 +1,7 @@
 """Decides what happens to each session: a pure function.
 
-The first rule in force that matches a session, other than an observe-only rule, condemns or keeps it.
-Then `until`, the breaker and the limits hold back some of the condemned sessions.
+The first rule in force that matches a session, other than an observe-only rule, condemns or keeps
+it. Then `until`, the breaker and the limits hold back some of the condemned sessions.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,9 +30,9 @@ def decide(  # noqa: PLR0913 -- everything that a decision depends on
     """Decide on every session by the rules, then by the limits.
 
     `freed` is the number of slots that this run has freed; `when` still counts them as used.
-    `among` are all sessions of the snapshot, if `sessions` are only some of them.
-    `redact_query` is `str` for a recorded snapshot, whose queries are already redacted. `check_time`
-    is called after each session, and may raise an exception to stop.
+    `among` are all sessions of the snapshot, if `sessions` are only some of them. `redact_query` is
+    `str` for a recorded snapshot, whose queries are already redacted. `check_time` is called after
+    each session, and may raise an exception to stop.
     """
     in_order = sorted(sessions, key=_ORDERS[policy.limits.order])
     dumping = find_parallel_dumps(in_order if among is None else among)

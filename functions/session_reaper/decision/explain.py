@@ -102,7 +102,7 @@ def _check_in_force(rule: Rule, in_force: frozenset[str], slots: Slots) -> Itera
 
 
 def _measure_distance(misses: list[Miss]) -> tuple[int, int, float]:
-    """Order rules by their misses: those that time alone does not remove first, then the missing time."""
+    """Order rules by the misses that time alone does not remove, then by the missing time."""
     lasting = sum(miss.progress is None for miss in misses)
     progress = min((miss.progress for miss in misses if miss.progress is not None), default=1.0)
     return (lasting, len(misses), -progress)

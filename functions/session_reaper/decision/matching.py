@@ -24,7 +24,7 @@ PARALLEL_DUMP: Final = Protection(
     kind=ProtectedBy.BUILT_IN, detail="a parallel dump (built in)", tool="pg_dump"
 )
 
-# -- one session ----------------------------------------------------------------------------------
+# -- matching -------------------------------------------------------------------------------------
 
 
 def match_sessions(  # noqa: PLR0913 -- everything that a match depends on
@@ -69,7 +69,7 @@ def match_sessions(  # noqa: PLR0913 -- everything that a match depends on
 class _Group(NamedTuple):
     """The results that many sessions share: protections, and the rules that may match.
 
-    `lifting`: the names of those that match in spite of a protection that can be lifted.
+    `lifting`: the names of the rules that match in spite of a protection that can be lifted.
     """
 
     first_protection: Protection | None
@@ -80,11 +80,11 @@ class _Group(NamedTuple):
 
 
 def _check_group(session: Session, policy: Policy, rules: Iterable[Rule]) -> _Group:
-    """Check all that depends on the state, the names and the attributes of the role only."""
+    """Find what depends only on the state, the names and the attributes of the role."""
     state, names = session.state, session.names
     matching = [rule for rule in rules if _matches_names(rule.match, state, names)]
     return _Group(
-        find_protection(session) or policy.protect.find_dropped_role(session.role),
+        find_protection(session) or policy.protect.find_by_dropped_role(session.role),
         find_protection_by_name(names) or policy.protect.find(names),
         find_protection_by_role(session),
         matching,
@@ -99,7 +99,7 @@ def _decide_session(
     group: _Group,
     query_text: Callable[[str], str],
 ) -> Decision:
-    """Decide by the rules that match, of which a protection makes some not match."""
+    """Decide by the rules of the group; without lifting its protection, a rule does not match."""
     observed: Rule | None = None
     protected_from: Rule | None = None
     blockers_rule: Rule | None = None
@@ -174,7 +174,7 @@ def _apply_rule(
 
 
 def _misses_only_wait(match: Match, session: Session, query_text: Callable[[str], str]) -> bool:
-    """Return whether only the session's wait keeps conditions that do not hold from holding."""
+    """Return whether conditions that the session does not meet would hold with another wait."""
     return (
         match.has_wait_condition
         and _reaches_thresholds(match, session)
@@ -193,7 +193,7 @@ def _matches_names(match: Match, state: State, names: Names) -> bool:
 
 
 def _get_seconds_waited(session: Session, match: Match) -> float | None:
-    """Return for how long as many sessions as the match says have waited for this one."""
+    """Return for how long at least `blocks` sessions have waited for this one."""
     number = match.blocks or 1
     if len(session.waiters) < number:
         return None
@@ -250,7 +250,7 @@ def _matches_optional(globs: Globs, value: str | None) -> bool:
 
 
 def _matches_wait_type(globs: Globs, session: Session) -> bool:
-    """Return whether the session, or for a lock one of its parallel workers, waits for such an event."""
+    """Return whether the session waits for such an event; for a lock, its workers count."""
     return _matches_optional(globs, session.wait_event_type) or (
         session.waits_for_lock and matches_any(globs, LOCK)
     )

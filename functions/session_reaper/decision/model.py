@@ -28,12 +28,12 @@ class Verdict(Enum):
 class Decision(NamedTuple):
     """The decision of a policy on one session, with its reasons.
 
-    `rule` is None if no rule matches; for an observed session it is the first observe-only rule that
-    does. `held_by` names what spared it: `until`, a limit or the breaker. `protection` is that of a
-    session that no rule condemned, and `protected_from` the first rule that would have condemned it
-    without the protection; `blockers_rule` is the first rule on blockers that would have.
-    `keeping_waits` are the conditions of the earlier `keep` rules that only the session's wait does not
-    meet. `notes` are what the run found out later.
+    `rule` is None if no rule matches; for an observed session it is the first observe-only rule
+    that does. `held_by` names what spared it: `until`, a limit or the breaker. `protection` is that
+    of a session that no rule condemned, and `protected_from` the first rule that would have
+    condemned it without the protection; `blockers_rule` is the first rule on blockers that would
+    have. `keeping_waits` are the conditions of the earlier `keep` rules that only the session's
+    wait does not meet. `notes` are what the run found out later.
     """
 
     session: Session

@@ -14,8 +14,8 @@ def find_parallel_dumps(sessions: Iterable[Session]) -> frozenset[int]:
 
     The leader of `pg_dump --jobs` exports its snapshot and is idle in transaction from then on, as
     is a worker that has no table left to copy. The workers connect after the leader began its
-    transaction, and import its snapshot, so all have the same xmin. None of them writes, so none has
-    an xid. At least one worker must be at work.
+    transaction, and import its snapshot, so all have the same xmin. None of them writes, so none
+    has an xid. At least one worker must be at work.
 
     Other sessions can meet all these conditions by chance, which only protects them.
     """
@@ -49,8 +49,8 @@ def _find_members(group: Sequence[Session]) -> Iterator[int]:
 
 
 _WORK = re.compile(r"\s*(copy|lock\s+table)\b", re.IGNORECASE)
-# Large objects are read by fastpath calls, which leave the query before them: the cursor's up to 16, and
-# from 17 on that by which libpq finds the functions.
+# Large objects are read by fastpath calls, which leave the query before them: the cursor's up to
+# 16, and from 17 on that by which libpq finds the functions.
 _READS_LARGE_OBJECTS = re.compile(
     r"fetch \d+ in (bloboid|looid)\b|select proname, oid from pg_catalog\.pg_proc\b", re.IGNORECASE
 )

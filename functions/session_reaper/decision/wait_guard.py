@@ -1,4 +1,4 @@
-"""The checks of the guard on a session's wait, which can change while its identity stays the same."""
+"""The guard's checks on a session's wait, which can change while its identity does not."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -24,7 +24,8 @@ def guard_wait(session: Session, match: Match, keeping: Iterable[Match]) -> Wait
         match.wait_event_type, session.wait_event_type
     )
     waits = tuple(sorted({wait for kept in keeping for wait in _list_waits(kept, session)}))
-    # These globs match more than the rules do. If one matches the wait of now, no other wait is safe.
+    # These globs match more than the rules do. If one matches the wait of now, no other wait is
+    # safe.
     is_bound = session.wait_event is not None and matches_any(
         waits, f"{session.wait_event_type}:{session.wait_event}"
     )
@@ -45,7 +46,7 @@ def guard_wait(session: Session, match: Match, keeping: Iterable[Match]) -> Wait
 
 
 def _list_waits(match: Match, session: Session) -> Iterator[str]:
-    """Write the waits that the conditions of a `keep` rule allow as globs of `type:event`; maybe more."""
+    """Write globs of `type:event` for at least the waits that a `keep` rule's conditions allow."""
     events = match.wait_event or ("*",)
     if match.waiting_for_client:
         if session.wait_event == CLIENT_READ:  # for the rows of a COPY

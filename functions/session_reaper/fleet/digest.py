@@ -50,7 +50,7 @@ def report_on_fleet(  # noqa: PLR0913 -- what a run of the hub knows
     *,
     is_complete: bool,
 ) -> FleetReport:
-    """Compare the news of each stack with the issues that are known; return one report on all stacks.
+    """Compare the news of each stack with its known issues; return one report on all stacks.
 
     The most urgent targets come first, and equally urgent ones in the order of their accounts.
 

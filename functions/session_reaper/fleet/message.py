@@ -1,9 +1,9 @@
 """Reads the compact report of a stack's run, which may come from a hostile account.
 
-Numbers are bounded, texts are cut and made printable, and nothing in a message is shown as SQL or as
-an instruction: the steps of a digest are the hub's own. Only the keys that a digest needs are read, and
-unknown ones are ignored, because a stack may be newer than the hub. A change that an older hub would
-misunderstand needs another version.
+Numbers are bounded, texts are cut and made printable, and nothing in a message is shown as SQL or
+as an instruction: the steps of a digest are the hub's own. Only the keys that a digest needs are
+read, and unknown ones are ignored, because a stack may be newer than the hub. A change that an
+older hub would misunderstand needs another version.
 """
 
 import json
@@ -262,7 +262,7 @@ class _Group(_Rest):
     application: Annotated[str, _TEXT]
     role: Annotated[str | None, partial(_read_optional, partial(_read_text, NAME_LENGTH))]
     state: Annotated[State, one_of(State)]
-    reason: str = ""  # not of the message
+    reason: str = ""  # not read from the message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The state of each stack in a fleet's hub, and how messages change it.
 
-SQS may deliver a message twice, late, and after a later one. The latest run of a stack decides which
-issues it has. Of any other run only the ended sessions count, once.
+SQS may deliver a message twice, late, and after a later one. The latest run of a stack decides
+which issues it has. Of any other run only the ended sessions count, once.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -94,8 +94,8 @@ def add_message(news: SpokeNews, report: SpokeReport, arrived_at: float, handle:
 def _is_older(report: SpokeReport, arrived_at: float, state: SpokeState) -> bool:
     """Return whether the run is older than the latest one.
 
-    A clock that is ahead still orders its own runs. Once it is set right, its earlier moments count as
-    those of the arrivals, so that the stack's next runs are not taken for older ones.
+    A clock that is ahead still orders its own runs. Once it is set right, its earlier moments count
+    as those of the arrivals, so that the stack's next runs are not taken for older ones.
     """
     if report.sent_at > arrived_at:
         return _limit_clock(report, arrived_at) <= state.sent_at
@@ -124,7 +124,7 @@ def _drop_quiet(
 
 
 def _keep_ended(targets: Iterable[TargetReport]) -> Sequence[TargetReport]:
-    """Keep what a run ended, and neither its issues nor its slots."""
+    """Keep the ended sessions of a run, without its issues and slots."""
     return [
         TargetReport(name=t.name, key=t.key, results=ended)
         for t in targets
@@ -147,7 +147,7 @@ def conclude(news: SpokeNews, now: float, remind_after: float, *, is_complete: b
     state = news.state
     latest = news.latest
     targets = latest.targets if latest else ()
-    is_awaited = state.expected_by > 0  # by hand, a stack may have made no usual run yet
+    is_awaited = state.expected_by > 0  # not after manual runs only
     is_silent = is_complete and is_awaited and now > state.expected_by + SILENT_AFTER
     if latest is not None:
         targets = (*targets, *_list_stack_reports(state, latest.problem, is_silent=is_silent))
@@ -171,7 +171,7 @@ def conclude(news: SpokeNews, now: float, remind_after: float, *, is_complete: b
 def _keep_issues_of(
     cut: Collection[TargetKey], report: Report, update: StateUpdate
 ) -> tuple[Report, StateUpdate]:
-    """Let no issue end of a target whose report was cut: it may be in the part that is left out."""
+    """End no issue of a target whose report was cut: it may be in the part that is left out."""
     targets = tuple(
         replace(target, recovered=()) if target.key in cut else target for target in report.targets
     )
@@ -182,7 +182,7 @@ def _keep_issues_of(
 def _list_stack_reports(
     state: SpokeState, problem: TargetReport | None, *, is_silent: bool
 ) -> Iterator[TargetReport]:
-    """Yield the problem of a stack that was heard, and the end of those that it has no longer."""
+    """Yield the problem of a stack that has reported, and the end of its former ones."""
     if problem is not None:
         yield problem
     known = {issue.target for issue in state.known}

@@ -20,8 +20,8 @@ class Tool(NamedTuple):
 # Each name is the one that the tool's own source sets; the comment says where. A role is set by the
 # server. An application name is set by the client, so it protects only clients that set it.
 TOOLS: Final = (
-    # postgres/postgres: src/bin/pg_dump, src/bin/pg_basebackup (fallback_application_name = progname).
-    # The leader of a parallel dump is idle in transaction all the time.
+    # postgres/postgres: src/bin/pg_dump, src/bin/pg_basebackup (fallback_application_name =
+    # progname). The leader of a parallel dump is idle in transaction all the time.
     Tool("pg_dump", ("pg_dump*",)),  # also pg_dumpall
     Tool("pg_restore", ("pg_restore*",)),
     Tool("pg_basebackup", ("pg_basebackup*",)),
@@ -54,20 +54,23 @@ TOOLS: Final = (
     Tool("pgactive", ("pgactive*",)),
     # debezium/debezium: debezium-connector-postgres/…/connection/PostgresConnection.java
     Tool("Debezium", ("Debezium*", "debezium*")),
-    # PeerDB-io/peerdb: flow/connectors/postgres/postgres.go (GetPGConnectionString), "peerdb_mirror".
-    # One session exports the snapshot of an initial load, and is idle in transaction for all of it.
+    # PeerDB-io/peerdb: flow/connectors/postgres/postgres.go (GetPGConnectionString),
+    # "peerdb_mirror". One session exports the snapshot of an initial load, and is idle in
+    # transaction for all of it.
     Tool("PeerDB", ("peerdb*",)),
-    # flyway/flyway: flyway-core/…/database/base/BaseDatabaseType.java, "Flyway by Redgate". Its lock
-    # session is idle in transaction for the whole migration.
+    # flyway/flyway: flyway-core/…/database/base/BaseDatabaseType.java, "Flyway by Redgate". Its
+    # lock session is idle in transaction for the whole migration.
     Tool("Flyway", ("Flyway*", "flyway*")),
     # xataio/pgroll: pkg/roll/roll.go, pkg/state/state.go
     Tool("pgroll", ("pgroll", "pgroll-*")),
-    # shayonj/pg-osc sets no name; ruby-pg (ged/ruby-pg: lib/pg/connection.rb) sets the program's path.
+    # shayonj/pg-osc sets no name; ruby-pg (ged/ruby-pg: lib/pg/connection.rb) sets the program's
+    # path.
     Tool("pg-osc", ("*pg-online-schema-change",)),
     # MaterializeInc/materialize#5188: a server's log, in which Fivetran writes to it.
     Tool("Fivetran", ("fivetran*",)),
-    # airbytehq/airbyte: source-postgres/…/cdc/PostgresReplicationConnection.java. Its other sessions
-    # have pgjdbc's default name, and are idle in transaction during a sync (airbytehq/airbyte#10452).
+    # airbytehq/airbyte: source-postgres/…/cdc/PostgresReplicationConnection.java. Its other
+    # sessions have pgjdbc's default name, and are idle in transaction during a sync
+    # (airbytehq/airbyte#10452).
     Tool("Airbyte", ("Airbyte*", "airbyte*")),
     # These set no name of their own. The patterns are for those who name them after the tool.
     Tool("Liquibase", ("Liquibase*", "liquibase*")),
@@ -91,7 +94,7 @@ def find_protection(session: Session | Holder) -> Protection | None:
 
 
 def find_protection_by_name(names: Names) -> Protection | None:
-    """Return the built-in protection that rests on the application, the database or a broken name."""
+    """Return the built-in protection by the application, the database or an undecodable name."""
     if "\ufffd" in (names.role or "") + names.database:
         detail = "a name that is not valid UTF-8, so no pattern can be compared with it"
         return Protection(kind=ProtectedBy.BUILT_IN, detail=detail, tool="name not valid UTF-8")
@@ -113,7 +116,7 @@ def _find_tool(application: str) -> str | None:
 
 
 def find_protection_by_role(session: Session | Holder) -> Protection | None:
-    """Return the protection that rests on the role; a rule that names the role literally lifts it."""
+    """Return the protection by the role; a rule that names the role literally lifts it."""
     if session.own_role:
         kind, detail = ProtectedBy.OWN_ROLE, "our own role"
     elif session.replication:

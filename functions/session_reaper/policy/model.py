@@ -115,7 +115,7 @@ class Match:
 
     @cached_property  # compared with thousands of sessions
     def thresholds(self) -> Mapping[str, float]:
-        """The conditions that hold from a number on, of those that are given."""
+        """The given conditions that hold from a number on, with this number."""
         return {key: least for key in _THRESHOLDS if (least := getattr(self, key)) is not None}
 
     @property
@@ -131,7 +131,11 @@ class Match:
 
 CLOCKS = ("idle_for", "transaction_for", "connected_for", "query_for", "blocks_for")
 """The conditions on a duration; every rule needs at least one, unless its action is keep."""
-_THRESHOLDS = (*CLOCKS[:-1], "blocks", "blocks_for", "pins_vacuum_by")  # in the order of reasons
+# In the order in which a decision's reasons name them.
+_THRESHOLDS = (
+    *("idle_for", "transaction_for", "connected_for", "query_for"),
+    *("blocks", "blocks_for", "pins_vacuum_by"),
+)
 
 
 def _read_match(value: object, place: str) -> Match:
@@ -332,7 +336,7 @@ class Protect:
             return Protection(kind=ProtectedBy.DATABASES, detail=f"database {database}")
         return None
 
-    def find_dropped_role(self, role: str | None) -> Protection | None:
+    def find_by_dropped_role(self, role: str | None) -> Protection | None:
         """Return the protection of a session whose role was dropped."""
         if role is None and self.roles:
             detail = "role dropped, so protect.roles cannot be compared with it"

@@ -1,4 +1,4 @@
-"""pg8000 with the features that it lacks: deadlines, byte budgets, pipelines, strict authentication.
+"""pg8000 with what it lacks: deadlines, byte budgets, pipelines, strict authentication.
 
 This is the only module that uses pg8000's internals. pyproject.toml pins the version, and
 tests/integration/test_driver.py checks each use against the protocol.
@@ -30,8 +30,8 @@ Row = list[bytes | memoryview | None]
 MAX_UNANSWERED: Final = 32 * 1024
 """The most bytes of unanswered requests in a pipeline.
 
-If the client wrote on without reading, the buffers of both sockets would fill, and client and server
-would wait for each other.
+If the client wrote on without reading, the buffers of both sockets would fill, and client and
+server would wait for each other.
 """
 
 _STARTUP_BYTES: Final = 64 * 1024  # of the server's messages until it is ready

@@ -79,7 +79,8 @@ _PROTOCOL_FAILURES: Final = (
 def translate_errors(step: str, secret: str, *, is_connected: bool) -> Iterator[None]:
     """Raise failures as TargetError, without the secret.
 
-    It is ConnectionLostError if the connection ended during a statement.
+    `is_connected`: the step is a statement. A failure that ends its connection raises
+    ConnectionLostError.
     """
     translator = _Translator(step, secret, is_connected)
     try:
@@ -91,7 +92,10 @@ def translate_errors(step: str, secret: str, *, is_connected: bool) -> Iterator[
 
 
 def explain_no_memory(step: str, kind: type[TargetError] = TargetError) -> TargetError:
-    """Explain that an answer finds no memory; the connection stays usable if all of it has arrived."""
+    """Build the error of an answer that finds no memory.
+
+    `kind`: ConnectionLostError if the rest of the answer can no longer be read.
+    """
     cause = "the answers of other targets take the memory that this one needs"
     return kind("memory", cause, _NO_MEMORY_HINT, step=step)
 
@@ -122,7 +126,8 @@ class _Translator(NamedTuple):
         causes = list(_iterate_causes(error))
         for cause in causes:
             match cause:
-                # pg8000 may raise a failure to close after the server's error, with that as context.
+                # pg8000 may raise a failure to close after the server's error, with that as
+                # context.
                 case DatabaseError():
                     return self._translate_server_error(cause)
                 case TimeoutError():

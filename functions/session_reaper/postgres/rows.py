@@ -1,8 +1,8 @@
 """Validates a server's answers and turns them into values.
 
-A server may be broken, hostile, or not PostgreSQL. A value that passes has the type, range and length
-that the rest of the program relies on, and can be encoded. Everything else is an error of that target.
-No error message repeats a value, which could be anything.
+A server may be broken, hostile, or not PostgreSQL. A value that passes has the type, range and
+length that the rest of the program relies on, and can be encoded. Everything else is an error of
+that target. No error message repeats a value, which could be anything.
 """
 
 import json
@@ -60,8 +60,8 @@ class _InvalidError(Exception):
 def _explain_invalid(statement: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     """Raise TargetError in place of an invalid value in the answer to a statement.
 
-    Not by a context manager, whose errors refer to themselves: then an answer of some megabytes stays in
-    memory until the next garbage collection.
+    Not by a context manager, whose errors refer to themselves: then an answer of some megabytes
+    stays in memory until the next garbage collection.
     """
 
     def decorate(read: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -148,8 +148,8 @@ def _take_text(row: Row) -> str:
 # An empty object takes 3 bytes in JSON and 64 in memory. 10,000 sessions have 260,000 values.
 _SMALL_BYTES: Final = 1024 * 1024
 _MOST_VALUES: Final = 1_000_000
-# Skips strings up to the next value. It matches at every position, so that the search stays linear in
-# invalid JSON too.
+# Skips strings up to the next value. It matches at every position, so that the search stays linear
+# in invalid JSON too.
 _NEXT_VALUE: Final = re.compile(
     rb'(?:[^",\[{]++|"(?:[^"\\]++|\\.)*+"?)*+(?:[,\[{]|.|\Z)', re.DOTALL
 )
@@ -174,7 +174,7 @@ _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 _Check = Callable[[Sequence[Any]], bool]
-"""Returns whether some values are valid; there is at least one."""
+"""Returns whether all values, of which there is at least one, are valid."""
 
 
 def _read(answer: Mapping[str, Any], key: str, check: _Check) -> Any:  # noqa: ANN401 -- the check decides
@@ -287,8 +287,8 @@ def read_snapshot(
 ) -> Snapshot:
     """Read the answer to snapshot.sql. Raises TargetError.
 
-    `own_roles`: the names of our roles. `backend_pid`: the pid in the server's greeting. `has_waits`:
-    the statement asked for lock waits.
+    `own_roles`: the names of our roles. `backend_pid`: the pid in the server's greeting.
+    `has_waits`: the statement asked for lock waits.
     """
     answer = _take_document(row)
     if not has_waits and answer.get("waits") is not None:
@@ -328,6 +328,8 @@ def read_snapshot(
 
 _MOST_SESSIONS: Final = 20_000
 _MOST_REPLACED: Final = 100
+# The waiters of prepared transactions belong to no session, so no claim on memory covers them.
+_MOST_PREPARED_WAITERS: Final = 200
 
 
 def _check_counts(answer: Mapping[str, Any], used: int, most: int) -> None:
@@ -351,15 +353,13 @@ def _read_states(answer: Mapping[str, Any]) -> Mapping[State, int]:
 
 
 _MOST_HOLDERS: Final = 10
-# They belong to no session, so no claim on memory covers them.
-_MOST_PREPARED_WAITERS: Final = 200
 
 
 @_explain_invalid("list of holders")
 def read_holders(row: Row, slots: Slots) -> tuple[Holder, ...]:
     """Read the answer to holders.sql. Raises TargetError.
 
-    `slots`: those of the snapshot before. Since then other sessions may have come.
+    `slots`: those of the snapshot, since which more sessions may have connected.
     """
     answer = _take_document(row)
     rows = _read_table(
@@ -464,7 +464,10 @@ def _read_sessions(
 
 
 def _check_columns(columns: Mapping[str, Sequence[Any]]) -> None:
-    """Check all values of a kind at once: one by one, 5,000 rows take longer than the rest of the run."""
+    """Check all values of one kind at once.
+
+    One by one, those of 5,000 rows would take longer than the rest of the run.
+    """
 
     def are_valid(names: Sequence[str]) -> bool:
         values = [value for name in names for value in columns[name] if value is not None]
@@ -645,7 +648,7 @@ def _join_words(text: str) -> str:
 
 
 def _is_timeout(text: str) -> bool:
-    """Return whether a text is a timeout in any format of PostgreSQL: 600000, 10min, .5 h, 0x927C0."""
+    """Return whether PostgreSQL may write a timeout like this: 600000, 10min, .5 h, 0x927C0."""
     return re.fullmatch(r"[-+.]?[0-9][0-9A-Za-z.+ -]{0,39}", _join_words(text)) is not None
 
 

@@ -21,7 +21,8 @@ PostgreSQL's default is 4,096.
 _ITERATIONS: Final = 4096
 _SALT_BYTES: Final = 16
 
-_NONCE_BYTES: Final = 18  # as libpq's; scramp checks each character of its own 64 in Python
+# As many as libpq's. scramp's own nonce has 64 characters, each of which it checks in Python.
+_NONCE_BYTES: Final = 18
 
 # PostgreSQL uses the role of the startup message instead; scramp does not accept an empty name.
 _IGNORED_USERNAME: Final = "*"
@@ -37,7 +38,7 @@ class ScramClient(scramp.ScramClient):  # type: ignore[misc] # scramp ships no t
     def __init__(self, mechanisms: list[str], password: str, certificate: bytes | None) -> None:
         binding = None
         if certificate is not None:
-            binding = ("tls-server-end-point", _bind(certificate))
+            binding = ("tls-server-end-point", _get_binding(certificate))
         nonce = secrets.token_urlsafe(_NONCE_BYTES)
         super().__init__(mechanisms, _IGNORED_USERNAME, "", binding, nonce)
         self._given_password = password
@@ -85,22 +86,22 @@ def _salt_password(password: str, salt: bytes, iterations: int) -> bytes:
     return hashlib.pbkdf2_hmac("sha256", _prepare_password(password), salt, iterations)
 
 
-_KEPT_BYTES: Final = 4096  # RDS's certificates have less than 2,000
+_KEPT_BYTES: Final = 4096  # RDS's certificates have fewer than 2,000
 
 
-def _bind(certificate: bytes) -> bytes:
+def _get_binding(certificate: bytes) -> bytes:
     """Return the channel binding data of a certificate (RFC 5929, section 4.1)."""
     # A hostile server may show another certificate of 100 kB at each login.
-    parse = _parse_once if len(certificate) <= _KEPT_BYTES else _parse
-    return parse(certificate)
+    derive = _derive_binding_once if len(certificate) <= _KEPT_BYTES else _derive_binding
+    return derive(certificate)
 
 
-def _parse(certificate: bytes) -> bytes:
+def _derive_binding(certificate: bytes) -> bytes:
     return bytes(CBindData.from_der(certificate))
 
 
-# It takes 0.1 ms, and a server shows the same certificate in every run.
-_parse_once: Final = lru_cache(maxsize=2_000)(_parse)
+# Deriving takes 0.1 ms, and a server shows the same certificate in every run.
+_derive_binding_once: Final = lru_cache(maxsize=2_000)(_derive_binding)
 
 
 def _sign(key: bytes, message: str) -> bytes:

@@ -1,7 +1,7 @@
 """One connection to one PostgreSQL server: snapshot, signal, verify.
 
-Every statement is a transaction of its own, because inside a transaction block pg_stat_activity does
-not change after it was first read.
+Every statement is a transaction of its own, because inside a transaction block pg_stat_activity
+does not change after it was first read.
 """
 
 import json
@@ -187,10 +187,11 @@ class Server:
             self._connection.run(f"SET TRANSACTION READ WRITE; {statement}")
 
     def take_snapshot(self, scope: SnapshotScope, deadline: Deadline) -> Snapshot:
-        """Read everything that one run needs, in one statement, or two if many slots are used.
+        """Read everything that one run needs. Raises TargetError.
 
-        A server that refuses the second one has no known holders. The sessions of a large snapshot
-        claim memory until they are deleted. Raises TargetError.
+        One statement reads all but the holders of the slots. If many slots are used, a second one
+        reads these; the snapshot has none if the server refuses it. The sessions of a large
+        snapshot claim memory until they are deleted.
         """
         snapshot = self._take_snapshot(scope, deadline)
         if not _is_crowded(snapshot):
@@ -262,8 +263,8 @@ class Server:
     ) -> Iterator[Signal | TargetError]:
         """Signal the sessions that have not changed since the snapshot, in a pipeline.
 
-        `guards`, by pid, say what must hold of each session's wait; without one it must not wait for
-        a lock.
+        `guards`, by pid, say what must hold of each session's wait; without one it must not wait
+        for a lock.
 
         Takes an identity just before sending its signal, and yields the answers in the same order;
         an error means that it is unknown whether the server sent that signal. Raises DeadlineError
@@ -314,10 +315,7 @@ class Server:
     def _run_for_row(
         self, step: str, statement: str, deadline: Deadline, answer_bytes: int = _ANSWER_BYTES
     ) -> Iterator[Row]:
-        """Run a statement that answers one row, and decode the row in the block.
-
-        If our role lacks a privilege, the error has the missing grants.
-        """
+        """Read a row as `_read_row` does; an error for lack of a privilege has the grants."""
         try:
             with self._read_row(step, statement, deadline, answer_bytes) as row:
                 yield row
@@ -336,6 +334,7 @@ class Server:
     def _read_row(
         self, step: str, statement: str, deadline: Deadline, answer_bytes: int = _ANSWER_BYTES
     ) -> Iterator[Row]:
+        """Run a statement that answers one row, and decode the row in the block."""
         with self._expect_answer(step, deadline, answer_bytes):
             row = self._connection.run_for_row(statement)
         with self._decode_answer(step, deadline):
@@ -361,9 +360,9 @@ class Server:
 
 
 def _is_crowded(snapshot: Snapshot) -> bool:
-    """Return whether a snapshot names the holders of the slots: those that hold a large share of them."""
-    shown = snapshot.slots.used - snapshot.hidden
-    return shown / max(1, snapshot.slots.usable) >= HOLDERS_FROM
+    """Return whether visible sessions use so many slots that the report names their holders."""
+    visible = snapshot.slots.used - snapshot.hidden
+    return visible / max(1, snapshot.slots.usable) >= HOLDERS_FROM
 
 
 @lru_cache(maxsize=100)  # a run has one policy, and writing it takes 0.09 ms for each target

@@ -21,7 +21,7 @@ _AWS_CERTIFICATES: Final = Path(__file__).with_name("aws_certificates.pem")
 
 
 def limit_time(sock: socket.socket, deadline: Deadline) -> None:
-    """Make the next call on a socket end by the deadline. Raises TimeoutError once it has passed."""
+    """Make the next call on a socket end by the deadline. Raises TimeoutError if it has passed."""
     seconds = deadline.remaining()
     if seconds == 0:  # a timeout of 0 would make the socket non-blocking
         raise TimeoutError
@@ -55,7 +55,8 @@ def open_socket(host: str, port: int, deadline: Deadline) -> socket.socket:
             limit_time(sock, deadline.capped_at(share))
             sock.connect(address)
             if family != socket.AF_UNIX:
-                # As in libpq: otherwise the first packet after a TLS handshake waits 40 ms for an ACK.
+                # As in libpq: otherwise the first packet after a TLS handshake waits 40 ms for an
+                # ACK.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             sock.close()
@@ -120,8 +121,8 @@ def _create_context(sslmode: SslMode, authorities: str | None) -> ssl.SSLContext
         raise TargetError(
             "tls", "sslrootcert in the secret must be a PEM certificate", "Store the CA's PEM text."
         ) from None
-    # From Python 3.13 on, the default also refuses CAs without the extensions of RFC 5280. Private CAs
-    # often lack them, and libpq accepts such CAs.
+    # From Python 3.13 on, the default also refuses CAs without the extensions of RFC 5280. Private
+    # CAs often lack them, and libpq accepts such CAs.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.check_hostname = sslmode is SslMode.VERIFY_FULL
     return context
@@ -170,7 +171,7 @@ def _select_authorities(target: Target, aws_certificates: Path) -> str | None:
 
 @cache
 def _load_aws_authorities(aws_certificates: Path, region: str) -> str:
-    """Return RDS's CAs in a region, and Amazon's roots: loading all regions is slower than a login."""
+    """Return a region's CAs of RDS and Amazon's roots: loading all takes longer than a login."""
     blocks = aws_certificates.read_text("utf-8").split("\n\n")
     return "\n".join(b for b in blocks if f" {region} " in b or "\n# Amazon RDS " not in f"\n{b}")
 

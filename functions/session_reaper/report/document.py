@@ -72,8 +72,8 @@ def _count_spared(target: TargetReport) -> int:
 def truncate_document(document: dict[str, Any], most: int) -> dict[str, Any]:
     """Leave out parts of the document until it fits into `most` bytes of JSON.
 
-    First sessions, the same share of each target's and the least important first; then the end of every other
-    list of a target; then whole targets, those that are ok first. `sessions_left_out`,
+    First sessions, the same share of each target's and the least important first; then the end of
+    every other list of a target; then whole targets, those that are ok first. `sessions_left_out`,
     `advice_left_out`, `targets_left_out` and so on count them.
     """
     size = len(json.dumps(document))  # ASCII: no encoding of it is longer

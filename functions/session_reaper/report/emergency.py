@@ -1,9 +1,9 @@
 """The SQL that a person runs when the server is full and the reaper cannot help.
 
-It must work as printed for any role, so it leaves out the sessions that the role may not signal: one
-of them would abort the whole statement. It is one SELECT with one semicolon, at its end, and has no
-quotes but its own: every character of a pattern that could end a literal becomes a wildcard, so that
-a pattern in it protects more, never less.
+It must work as printed for any role, so it leaves out the sessions that the role may not signal:
+one of them would abort the whole statement. It is one SELECT with one semicolon, at its end, and
+has no quotes but its own: every character of a pattern that could end a literal becomes a wildcard,
+so that a pattern in it protects more, never less.
 """
 
 import re
@@ -51,7 +51,7 @@ class EmergencySql(NamedTuple):
 def write_emergency_sql(policy: Policy, own_role: str) -> EmergencySql:
     """Write the statement that terminates the sessions idle in transaction for five minutes."""
     tools = [glob for tool in TOOLS for glob in tool.applications]
-    return _write_if_short("state LIKE 'idle in transaction%'", tools, policy, own_role)
+    return _write_within_limit("state LIKE 'idle in transaction%'", tools, policy, own_role)
 
 
 LIST_HOLDERS: Final = (
@@ -87,7 +87,7 @@ def write_holder_sql(holder: Holder, policy: Policy, own_role: str) -> Emergency
     condition = (
         f"state = '{holder.state}' AND usename = '{role}' AND application_name = '{application}'"
     )
-    return _write_if_short(condition, (), policy, own_role)
+    return _write_within_limit(condition, (), policy, own_role)
 
 
 def instruct_on_full_server(host: str, role: str, policy: Policy) -> str:
@@ -101,7 +101,7 @@ def _is_plain(name: str) -> bool:
     return _LITERAL.fullmatch(name) is not None
 
 
-def _write_if_short(
+def _write_within_limit(
     condition: str, tools: Sequence[str], policy: Policy, own_role: str
 ) -> EmergencySql:
     """Write the statement, without what the policy protects or lifts if that makes it too long."""
@@ -143,7 +143,7 @@ def _spare_roles(policy: Policy, own_role: str) -> str:
 
 
 def _to_regex(globs: Iterable[str]) -> str:
-    """Return a regular expression of PostgreSQL that matches what any of the globs matches, or more."""
+    """Return a regular expression of PostgreSQL that matches at least what the globs match."""
     return f"^({'|'.join(dict.fromkeys(''.join(_convert_glob(glob)) for glob in globs))})"
 
 

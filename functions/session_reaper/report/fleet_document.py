@@ -36,8 +36,9 @@ class RunOrigin(NamedTuple):
 def write_fleet_document(report: Report, origin: RunOrigin, verdict: str) -> str:
     """Write a report with stable keys as ASCII JSON of at most MAX_BYTES.
 
-    Leaves out the ends of the targets' lists first, then whole targets, the least urgent first; `left_out`
-    of a target and `targets_left_out` count them. `rest` has the sessions of all groups that are left out.
+    Leaves out the ends of the targets' lists first, then whole targets, the least urgent first;
+    `left_out` of a target and `targets_left_out` count them. `rest` has the sessions of all groups
+    that are left out.
     """
     targets = sorted(
         report.targets, key=lambda t: (not t.is_critical, not t.issues, *rank_by_urgency(t))

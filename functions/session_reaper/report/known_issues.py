@@ -34,7 +34,7 @@ _PASSING: Final = (
     IssueKind.DENIED,
     IssueKind.PROTECTED,
 )
-"""Issues that come and go with sessions: their end is not reported, and they expire in the table."""
+"""Issues that come and go with sessions: their end is not reported, their items expire."""
 _ROOM: Final = 0.9  # share of the slots below which a server is no longer exhausted
 
 

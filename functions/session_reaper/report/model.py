@@ -47,6 +47,8 @@ class TargetStatus(StrEnum):
 _FINE: Final = (TargetStatus.OK, TargetStatus.PAUSED)
 _UNREACHED: Final = (TargetStatus.FAILED, TargetStatus.FULL, TargetStatus.BLIND)
 DONE: Final = (Outcome.TERMINATED, Outcome.CANCELLED)
+"""The outcomes of sessions for which the run did what their rule says."""
+
 _SHORT_OF_SLOTS: Final = 0.8  # share of the used slots from which protected sessions are reported
 _CODE_LENGTH: Final = 20  # characters
 _NO_KEY: Final = TargetKey("")
@@ -227,7 +229,7 @@ class TargetReport:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether so many slots are used, after the run as far as it is known, that it names the holders."""
+        """Whether to name the holders: many slots are used, also after the run if that is known."""
         return bool(self.holders) and (self.used_after is None or self.share_used >= HOLDERS_FROM)
 
     @property
@@ -244,7 +246,7 @@ class TargetReport:
 
     @cached_property
     def issues(self) -> KeysView[IssueKey]:
-        """The issues that the next run will still find unless something changes, maybe thousands."""
+        """The issues that the next run finds again unless something changes, maybe thousands."""
         keys = []
         if self.stack_problem not in (None, StackProblem.ENDED):
             keys.append(IssueKey(IssueKind(str(self.stack_problem))))
@@ -292,7 +294,7 @@ class TargetReport:
 
     @property
     def should_notify(self) -> bool:
-        """Whether there is something new to report. Escaped sessions are healthy and do not count."""
+        """Whether something is new. Escaped sessions are healthy and do not count."""
         if self.explained is not None:  # the caller gets the answer
             return False
         return (
@@ -309,7 +311,7 @@ def _make_issue(kind: IssueKind, *names: str) -> IssueKey:
 
 
 def _find_issue(result: SessionResult) -> IssueKey | None:
-    """Return the issue that a session causes: one per lingering session, or observed rule and role."""
+    """Return the issue of a session: one per lingering session, or per observed rule and role."""
     decision = result.decision
     match result.outcome:
         case Outcome.LINGERING:
@@ -434,8 +436,8 @@ class Report:
     def new_and_known(self) -> tuple[Sequence[TargetReport], Sequence[TargetReport]]:
         """The targets to report, most urgent first, and those with only known issues.
 
-        If nothing is new (NOTIFY is always), the targets with known issues are to be reported, or else
-        all.
+        If nothing is new (NOTIFY is always), the targets to report are those with known issues, or
+        else all.
         """
         targets = sorted(self.targets, key=rank_by_urgency)
         new = [target for target in targets if target.should_notify]

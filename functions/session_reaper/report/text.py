@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-NAME_LENGTH = 63  # characters, all that PostgreSQL keeps of a name
+NAME_LENGTH = 63
+"""The most characters of a name: all that PostgreSQL keeps of one."""
 
 
 def printable(text: str, most: int = 400, keep: str = "") -> str:

@@ -90,9 +90,10 @@ class _Leak:
 def find_missing_timeouts(
     results: Iterable[SessionResult], found: ServerFacts
 ) -> tuple[RoleSetting, ...]:
-    """Find the timeouts known not to end the leaks of a role in the rule's time, largest leak first.
+    """Find the timeouts known not to end a role's leaks in the rule's time, largest leak first.
 
-    A timeout longer than the rule's time, such as Aurora's default of a day, is no better than none.
+    A timeout longer than the rule's time, such as Aurora's default of a day, is no better than
+    none.
     """
     leaks = sorted(_find_leaks(results, found), key=lambda leak: -len(leak.timeouts))
     return tuple(_create_setting(leak, now) for leak in leaks if (now := leak.excess))

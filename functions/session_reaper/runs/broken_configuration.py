@@ -1,4 +1,4 @@
-"""Publishes why a scheduled run could not begin: otherwise its silence would look like a quiet run."""
+"""Publishes why a scheduled run could not begin; silence would look like a quiet run."""
 
 import re
 from hashlib import sha256

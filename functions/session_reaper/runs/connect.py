@@ -1,4 +1,4 @@
-"""Connects to a target: retries while the server is full, rereads the secret, uses the fallback secret."""
+"""Connects to a target: retries while it is full, rereads its secret, uses the fallback secret."""
 
 import random
 import time
@@ -43,9 +43,9 @@ def connect_to_target(  # noqa: PLR0913 -- the target, and all that the retries 
     """Connect; return the server, and the target with the password and the role that were used.
 
     `policy`: what the instructions for a full server must spare. `may_wait`: retry for some seconds
-    while the server is full, and call `when_full` before. `may_get_slot`: whether another connection
-    of the run may be to this server, so that its slot is worth waiting for. Raises TargetError;
-    FullError, with what to do now, if none of the roles gets a slot.
+    while the server is full, and call `when_full` before. `may_get_slot`: whether another
+    connection of the run may be to this server, so that its slot is worth waiting for. Raises
+    TargetError; FullError, with what to do now, if none of the roles gets a slot.
     """
     retries = deadline.capped_at_share(_FULL_SHARE, FULL_SECONDS if may_wait else 0)
     others = deadline.capped_at_share(_OTHERS_SHARE)
@@ -80,7 +80,8 @@ def connect_to_target(  # noqa: PLR0913 -- the target, and all that the retries 
                 hint = instruct_on_full_server(target.host, target.role, policy)
             cause = full.cause + refusal
             raise FullError(full.code, cause, hint, limit=full.limit, step=full.step)
-        # Other clients that were refused also retry; the jitter avoids retrying at the same moments.
+        # Other clients that were refused also retry; the jitter avoids retrying at the same
+        # moments.
         time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 -- not cryptographic
         pause = min(2 * pause, _LONGEST_PAUSE)
 

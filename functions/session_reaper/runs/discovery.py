@@ -105,8 +105,8 @@ class TargetDiscovery:
                 if isinstance(read, Secret):
                     yield read
                     continue
-                report = _report_unread(name_of_secret(secret_id), secret_id)
-                # Without an error, the job did not end.
+                report = _report_secret(name_of_secret(secret_id), secret_id)
+                # Without an error, its job did not end.
                 yield record_error(report, read) if read else record_unfinished(report, result.bug)
 
     def list_instances(self, deadline: Deadline) -> RdsListing:
@@ -134,10 +134,10 @@ def _report_unlisted_tag(tag: Tag) -> TargetReport:
 
 
 def _report_unparsed(secret: Secret) -> TargetReport:
-    return _report_unread(secret.name, secret.arn)
+    return _report_secret(secret.name, secret.arn)
 
 
-def _report_unread(name: str, secret_id: str) -> TargetReport:
+def _report_secret(name: str, secret_id: str) -> TargetReport:
     """Build the report of a secret whose targets are unknown."""
     return TargetReport(name=name, secret=name, key=TargetKey(secret_id))
 
@@ -172,7 +172,7 @@ def _convert_all(
 
 
 def _add_addresses(found: Sequence[Found], deadline: Deadline) -> Sequence[Found]:
-    """Add the addresses of their hosts to targets, where they can tell which hosts are one server."""
+    """Add the addresses of hosts to targets, where they can show which hosts are one server."""
     places = list(dict.fromkeys(t.endpoint for t in found if isinstance(t, Target)))
     # Instances of RDS are servers of their own, whatever their addresses.
     if len(places) < 2 or all(is_instance_of_rds(place.host) for place in places):  # noqa: PLR2004 -- two to compare

@@ -1,4 +1,4 @@
-"""Publishes the compact report of a run to a fleet's hub, which neither the run nor its summary needs."""
+"""Publishes a run's compact report to a fleet's hub, on which the run itself does not depend."""
 
 from time import time
 from typing import Final

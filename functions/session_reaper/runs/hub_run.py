@@ -52,8 +52,9 @@ class _Inbox:
 def run_hub(settings: HubSettings, run_id: str, now: float, end: Deadline) -> dict[str, Any]:
     """Run once; return the numbers of messages and stacks, and the verdict of the digest.
 
-    Raises QueueError if the table or the queue cannot be read, and PublishError if the digest was not
-    published; nothing is deleted then. Raises InternalError at the end if a bug made it a minimal one.
+    Raises QueueError if the table or the queue cannot be read, and PublishError if the digest was
+    not published; nothing is deleted then. Raises InternalError at the end if a bug made it a
+    minimal one.
     """
     states = load_spoke_states(settings.memory_table, end.capped_at(_LOAD_SECONDS))
     queue = states.pop(QUEUE, SpokeState(spoke=QUEUE))
@@ -155,7 +156,7 @@ def _conclude_refused(
 
 
 def _log_targets(report: Report) -> None:
-    """Log what happened on each target that has news, of which a large digest leaves out the end."""
+    """Log what happened on each target that has news, because a large digest leaves out some."""
     headlines = [write_headline(each) for each in report.targets if each.should_notify]
     for start in range(0, len(headlines), _HEADLINES):
         logger.info("targets", extra={"targets": headlines[start : start + _HEADLINES]})

@@ -83,7 +83,8 @@ def _merge(owner: TargetKey, members: Sequence[SecretResult]) -> TargetReport:
 def _add_exhaustion(chosen: TargetReport, members: Iterable[SecretResult]) -> TargetReport:
     """Add to the report of a server that a later snapshot shows every slot in use.
 
-    Only secrets whose server could not be compared have such a snapshot, so it may be another server's.
+    Only secrets whose server could not be compared have such a snapshot, so it may be another
+    server's.
     """
     later = next((m.report for m in members if m.report.is_exhausted), chosen)
     if chosen.slots is None or later.slots is None or chosen.is_exhausted:
@@ -101,7 +102,8 @@ def _rank(member: SecretResult) -> int:
 def _list_failures(members: Iterable[SecretResult], chosen: TargetReport) -> Iterable[FailedSecret]:
     """List the failures that the chosen report does not show.
 
-    A role that sees too little does not count as a failure while another secret's role sees everything.
+    A role that sees too little does not count as a failure while another secret's role sees
+    everything.
     """
     for member in members:
         report, error = member.report, member.report.error

@@ -12,8 +12,8 @@ def load_mode(source: Mode | ParameterName, deadline: Deadline) -> Mode:
     """Return the mode of the stack; read it anew if it is in a parameter.
 
     Raises ConfigurationError that names the parameter, without its value: it may be the wrong
-    parameter, and hold a secret. There is no default, because the parameter may have been set to stop
-    the reaper.
+    parameter, and hold a secret. There is no default, because the parameter may have been set to
+    stop the reaper.
     """
     if isinstance(source, Mode):
         return source

@@ -19,8 +19,8 @@ T = TypeVar("T")
 MAX_THREADS: Final = 900
 _GRACE: Final = 0.25  # seconds after the deadline in which a job may still record its result
 _CHAINED_SHARE: Final = 0.5  # of the time; after it, no job waits for another of its chain
-# A thousand logins that begin at once share the processor, and then many take longer than a login may.
-# Each thread that waits for the interpreter's lock also takes processor time.
+# A thousand logins that begin at once share the processor, and then many take longer than a login
+# may. Each thread that waits for the interpreter's lock also takes processor time.
 _MOST_YOUNG: Final = 64
 _YOUNG_SECONDS: Final = 2.0
 _YOUNG_SHARE: Final = 0.05  # of the whole time, at most
@@ -170,7 +170,7 @@ class _StartedChain(Generic[T]):
             self.submit(deque([each]))
 
     def wait(self, until: Deadline) -> None:
-        """Wait until all jobs have ended."""
+        """Wait until all jobs have ended, or the deadline has passed."""
         for each in self.jobs:
             each.progress.wait(until.remaining())
 
@@ -193,7 +193,7 @@ class _StartedChain(Generic[T]):
 
 
 def _take_all(jobs: deque[T]) -> Iterator[T]:
-    """Take one job after another, also those that come meanwhile, until there is none."""
+    """Take one job after another, including those added meanwhile, until none is left."""
     with suppress(IndexError):
         while True:
             yield jobs.popleft()

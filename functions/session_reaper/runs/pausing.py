@@ -21,7 +21,10 @@ _LONGEST_WINDOW: Final = 3600.0  # seconds; a longer one would only read more da
 
 
 class _PauseCheck(NamedTuple):
-    """The targets to leave asleep, and those of which `problem` says why that is unknown."""
+    """The targets to leave asleep.
+
+    `unknown`: those that may or may not be paused; `problem` says why the check cannot tell.
+    """
 
     paused: Sequence[Target] = ()
     unknown: Sequence[Target] = ()
@@ -31,10 +34,10 @@ class _PauseCheck(NamedTuple):
 def split_paused(
     targets: Sequence[Target], plan: RunPlan, discovery: TargetDiscovery, deadline: Deadline
 ) -> tuple[Sequence[Target], Sequence[Target]]:
-    """Return the targets to connect to, and those that the run skips.
+    """Return the targets to connect to, and those to skip.
 
-    None of the sessions of these can be old enough for a rule. Where that is unknown, the target is
-    not skipped, and its `pause_unknown` says why.
+    No session of a skipped target can be old enough for a rule. Where that is unknown, the target
+    is not skipped, and its `pause_unknown` says why.
     """
     may_skip_any = plan.is_scheduled and plan.settings.skip_paused
     at_rds = [each for each in targets if may_skip_any and find_rds_region(each.host)]

@@ -55,7 +55,7 @@ def read_request(event: object) -> RunRequest:
 
 
 def is_scheduled(event: object) -> bool:
-    """Return whether the event is an envelope of EventBridge, Scheduler or an alarm's Lambda action."""
+    """Return whether the event is an envelope of EventBridge, Scheduler or an alarm's action."""
     if not isinstance(event, dict) or "source" not in event:
         return False
     return "detail-type" in event or "alarmData" in event

@@ -1,4 +1,4 @@
-"""Runs one operation on all targets in parallel; an error of one target does not affect the others."""
+"""Runs one operation on all targets in parallel; an error of one does not affect others."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -21,9 +21,9 @@ _MARGIN_SHARE: Final = 1 / 12
 class RunTime(NamedTuple):
     """The deadlines of a run.
 
-    `policy` is for loading the policy, `targets` for the work on the targets, `outcomes` for logging
-    the outcomes of signalled sessions before the summary, and `end` for everything; Lambda ends the
-    run a little later.
+    `policy` is for loading the policy, `targets` for the work on the targets, `outcomes` for
+    logging the outcomes of signalled sessions before the summary, and `end` for everything; Lambda
+    ends the run a little later.
     """
 
     policy: Deadline

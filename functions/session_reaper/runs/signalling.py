@@ -1,8 +1,8 @@
 """Signals sessions of one target, and verifies each outcome.
 
-Every signal passes the guard. Each signalled session is verified until it is gone or its time is over.
-A query that outlives its cancel may be followed by a terminate. Only the server of the snapshot can
-prove that a session is gone.
+Every signal passes the guard. Each signalled session is verified until it is gone or its time is
+over. A query that outlives its cancel may be followed by a terminate. Only the server of the
+snapshot can prove that a session is gone.
 """
 
 from collections import deque
@@ -68,7 +68,7 @@ class Signaller:
         return bool(self._pending or self._missing)
 
     def take_next_pause(self) -> float:
-        """Return the seconds to wait before the next verification, and double them for the one after."""
+        """Return the seconds to wait before the next verification, and double them for later."""
         pause, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
         return pause
 

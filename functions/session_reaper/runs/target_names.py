@@ -18,8 +18,9 @@ Found = Target | TargetReport
 def select_by_name(found: Sequence[Found], names: Sequence[str]) -> Sequence[Found]:
     """Return the targets with these names, or all; make the names of the result unique.
 
-    A target has three names: the one in its secret, its group's, and the unique one. The other targets
-    of its server are selected as its alternates. Raises ConfigurationError if a name is unknown.
+    A target has three names: the one in its secret, its group's, and the unique one. The other
+    targets of its server are selected as its alternates. Raises ConfigurationError if a name is
+    unknown.
     """
     servers = group_by_server([each for each in found if isinstance(each, Target)])
     server_of = {target.key: n for n, server in enumerate(servers) for target in server}
@@ -53,8 +54,8 @@ def select_by_name(found: Sequence[Found], names: Sequence[str]) -> Sequence[Fou
 def _make_names_unique(found: Sequence[Found], servers: Sequence[int]) -> Sequence[Found]:
     """Add the secret to equal names and, if they are still equal, the ARN and the instance.
 
-    `servers`: a number for each, equal where they may be one server. The first one of a server keeps
-    its name if only others of that server have it.
+    `servers`: a number for each, equal where they may be one server. The first one of a server
+    keeps its name if only others of that server have it.
     """
     levels = [0] * len(found)
     while True:

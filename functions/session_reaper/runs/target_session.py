@@ -18,7 +18,7 @@ from session_reaper.targets.target import Target
 
 
 class TargetJob(NamedTuple):
-    """The work on one target: how far it may go, its deadline, and where it records its progress."""
+    """The work on one target: its limits, its deadline, and where it records its progress."""
 
     target: Target
     policy: Policy
@@ -34,11 +34,11 @@ class TargetSession:
     """An open connection to one target, and its report so far.
 
     `connect` replaces a lost connection. `connect_by_fallback` uses a target's fallback secret.
-    `list_others` finds the targets that lead to the same server, as far as hosts and addresses tell.
-    `admit` returns the target that names the server, or raises if another secret's operation is to
-    run on it.
-    `may_be_partial`: the operation works without the sessions that are hidden from our role; its own
-    are never hidden. Once `stop` is set, no further session is signalled.
+    `list_others` finds the targets that lead to the same server, as far as hosts and addresses
+    tell. `admit` returns the target that names the server, or raises if the operation of another
+    secret is to run on it. `may_be_partial`: the operation works without the sessions that are
+    hidden from our role, such as one on our role's own sessions. Once `stop` is set, no further
+    session is signalled.
     """
 
     job: TargetJob

@@ -26,7 +26,7 @@ from session_reaper.sessions.snapshot import Snapshot, SnapshotScope
 
 
 def take_visible_snapshot(session: TargetSession, server: Server, scope: SnapshotScope) -> Snapshot:
-    """Take a snapshot of the session's server. Raises TargetError; BlindError if sessions are hidden."""
+    """Take a snapshot of a server. Raises TargetError; BlindError if sessions are hidden."""
     snapshot = server.take_snapshot(scope, session.job.deadline)
     if not snapshot.can_see and not session.may_be_partial:
         raise BlindError(snapshot.role, snapshot.membership)
@@ -113,7 +113,8 @@ class Termination:
                 self._signaller.signal(group, action)
             else:
                 self._results.spare(group)
-        # Logging may take until the run ends, so every outcome is recorded before, and signals sent.
+        # Logging may take until the run ends, so every outcome is recorded before, and signals
+        # sent.
         for decision in observed:
             log_decision(self._results.report, decision)
             self._results.settle(decision, _choose_observed_outcome(decision))

@@ -1,13 +1,14 @@
 """Keeps a run from visiting one server twice, whatever number of secrets lead to it.
 
-Secrets with the same host or address are tried one after another until one of them connects. All others
-connect, and stop if their server turns out to be one that was visited already. What a server says about
-itself proves nothing: a hostile one may claim to be another. So the claim counts only between
-connections to one endpoint; elsewhere each server must show the session that the reaper has on the other.
-Only a full server may have no slot for that; then the claim and an equal certificate count.
+Secrets with the same host or address are tried one after another until one of them connects. All
+others connect, and stop if their server turns out to be one that was visited already. What a server
+says about itself proves nothing: a hostile one may claim to be another. So the claim counts only
+between connections to one endpoint; elsewhere each server must show the session that the reaper has
+on the other. Only a full server may have no slot for that; then the claim and an equal certificate
+count.
 
-Which secret connects first is a race. So a visit waits, for a short time and before its operation signals
-any session, for those that may give the server its name, or have more rights.
+Which secret connects first is a race. So a visit waits, for a short time and before its operation
+signals any session, for those that may give the server its name, or have more rights.
 """
 
 import secrets
@@ -64,8 +65,8 @@ class VisitedError(Exception):
 class _Visit(NamedTuple):
     """A login of a target, and what the server says about itself.
 
-    `place` has the target with the role and the password that were used. `certificate`: the server's,
-    in DER; None in plaintext.
+    `place` has the target with the role and the password that were used. `certificate`: the
+    server's, in DER; None in plaintext.
     """
 
     place: Place
@@ -110,8 +111,9 @@ class _Group:
 class _Candidate(NamedTuple):
     """A target that may turn out to be the server of another one.
 
-    `position`: in configured order. `group`: the targets that may be one server with it, and itself.
-    `has_connected` is set once its job has connected, or cannot; `has_ended` once its job has ended.
+    `position`: in configured order. `group`: the targets that may be one server with it, and
+    itself. `has_connected` is set once its job has connected, or cannot; `has_ended` once its job
+    has ended.
     """
 
     target: Target
@@ -143,7 +145,8 @@ class Visits:
         }
         self._lock = Lock()
         self._connecting: set[TargetKey] = set()
-        # Those whose connection takes a slot; instances of RDS by themselves, since each is one server.
+        # Those whose connection takes a slot; instances of RDS by themselves, since each is one
+        # server.
         self._connected: set[TargetKey] = set()
         self._connected_instances: set[TargetKey] = set()
         self._visits: dict[TargetKey, _Visit] = {}
@@ -189,7 +192,7 @@ class Visits:
             return self._candidates[target.key].group.is_visited
 
     def find_owner(self, target: Target) -> TargetKey | None:
-        """Return the key of the target whose operation runs on a target's server, if there is one."""
+        """Return the key of the target whose operation runs on a target's server, if any does."""
         with self._lock:
             if target.key in self._owners:
                 return self._owners[target.key]
@@ -228,7 +231,7 @@ class Visits:
             return deadline.capped_at(max(share, least))
 
     def end_turn(self, target: Target) -> None:
-        """Record that a target has connected or cannot; the visits of others need not wait for it."""
+        """Record that a target has connected, or cannot; other visits need not wait for it."""
         with self._lock:
             self._connecting.discard(target.key)
         self._candidates[target.key].has_connected.set()
@@ -250,8 +253,8 @@ class Visits:
     ) -> Target:
         """Record that an operation runs on a target's server, and return the target that names it.
 
-        Raises VisitedError if another target's operation does, and PostponeError if a secret that was
-        not tried yet may have a role with more rights.
+        Raises VisitedError if another target's operation does, and PostponeError if a secret that
+        was not tried yet may have a role with more rights.
         """
         # Not the target: its secret may have changed since, also the host.
         place = Place(
@@ -312,7 +315,7 @@ class Visits:
     def _compare(
         self, visit: _Visit, rival: _Visit, server: Server, deadline: Deadline
     ) -> _Comparison:
-        """Compare the servers of two visits, which claim to be one. `server`: the visit's connection.
+        """Compare the servers of two visits that claim to be one. `server`: the visit's connection.
 
         Raises TargetError.
         """
@@ -325,8 +328,9 @@ class Visits:
             return _Comparison.DIFFERENT
         if rival.place.has_endpoint_of(replace(target, addresses=(visit.place.address,))):
             return _Comparison.SAME
-        # Where many clients share one address (behind a NAT or a pooler), a server that passes our login
-        # on could prove that it is the other one. But it does not have the key of the other's certificate.
+        # Where many clients share one address (behind a NAT or a pooler), a server that passes our
+        # login on could prove that it is the other one. But it does not have the key of the other's
+        # certificate.
         if not has_same_certificate:
             return _Comparison.DIFFERENT
         try:
@@ -344,7 +348,8 @@ class Visits:
         own = visit.place.target
         may_be_alike = visit.is_identified and rival.is_identified
         if visit.rights > rival.rights:
-            # The rival is to stop, so it waits for this visit; in plaintext it stops for a proof only.
+            # The rival is to stop, so it waits for this visit; in plaintext it stops for a proof
+            # only.
             may_be_alike &= visit.certificate is not None
         elif _is_full(own, deadline):
             self.end_turn(own)  # the rival may be waiting for this visit
@@ -358,7 +363,8 @@ class Visits:
             while True:
                 with suppress(FullError):
                     return _prove_same_server(server, rival, proofs)
-                # A hostile rival may pretend to be full, so the visit's own server must be full, too.
+                # A hostile rival may pretend to be full, so the visit's own server must be full,
+                # too.
                 is_full = _is_full(own, proofs)
                 if not leaving.remaining():
                     break
@@ -400,7 +406,7 @@ class Visits:
                 yield self._candidates[target.key]
 
     def _should_postpone(self, place: Place, rights: int) -> bool:
-        """Return whether a target should wait for others of its server, which may have more rights."""
+        """Return whether a target should wait for others of its server, maybe with more rights."""
         target = place.target
         with self._lock:
             if target.key in self._postponed:
@@ -457,9 +463,9 @@ class Visits:
 def _prove_same_server(server: Server, rival: _Visit, deadline: Deadline) -> _Comparison:
     """Compare a server with that of a rival: each must show the session that we have on the other.
 
-    Connects as the rival, and renames the session on the server. Neither server can know the name of
-    the session on the other. A server that passes a login on to another one could, but there the session
-    does not come from our own address. Raises TargetError; FullError if there is no slot.
+    Connects as the rival, and renames the session on the server. Neither server can know the name
+    of the session on the other. A server that passes a login on to another one could, but there the
+    session does not come from our own address. Raises TargetError; FullError if there is no slot.
     """
     here, there = (f"{APPLICATION_NAME} {secrets.token_hex(8)}" for _ in range(2))
     target = with_iam_token(rival.place.target)

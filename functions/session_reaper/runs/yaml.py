@@ -1,4 +1,4 @@
-"""Strict YAML: duplicate keys and aliases are errors (a few lines of aliases can mean gigabytes)."""
+"""Strict YAML: duplicate keys, and aliases, of which a few can mean gigabytes, are errors."""
 
 import re
 from typing import Any, ClassVar, Final
@@ -10,7 +10,7 @@ from session_reaper.errors import ConfigurationError
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A safe loader that also refuses aliases and duplicate keys, of which PyYAML keeps the last."""
+    """A safe loader that refuses aliases, and duplicate keys, of which PyYAML keeps the last."""
 
     # Other libraries add constructors of tags to SafeLoader itself.
     yaml_multi_constructors: ClassVar[dict[str | None, Any]] = {}
@@ -37,8 +37,8 @@ _CONSTRUCTOR_ERRORS = (ArithmeticError, AttributeError, LookupError, ValueError)
 def parse_yaml(text: str) -> object:
     """Parse a YAML document.
 
-    Raises ConfigurationError with line and column, but without any text of the document, which may be
-    a password.
+    Raises ConfigurationError with line and column, but without any text of the document, which may
+    be a password.
     """
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a stricter SafeLoader

@@ -10,8 +10,8 @@ from session_reaper.sessions.redaction import find_comments
 MAX_LENGTH: Final = 100
 """The most characters of a tag's value."""
 
-# The format of https://google.github.io/sqlcommenter/spec/: a comment contains nothing but pairs, keys
-# and values are percent-encoded, and then quotes are escaped.
+# The format of https://google.github.io/sqlcommenter/spec/: a comment contains nothing but pairs,
+# keys and values are percent-encoded, and then quotes are escaped.
 _PAIR: Final = re.compile(r"([^\s=,'\\]+)='((?:[^'\\]|\\.)*)'", re.DOTALL)
 _PAIRS: Final = re.compile(rf"\s*(?:{_PAIR.pattern})(?:\s*,\s*(?:{_PAIR.pattern}))*\s*", re.DOTALL)
 # Only what an encoder writes, because the beginning of the query is unknown: none of the characters
@@ -48,8 +48,8 @@ def _find_tagged(query: str, end: str) -> Iterator[str]:
 
 
 def _decode(text: str) -> str:
-    # Python's libraries double each % for the driver, which leaves it so in a query without parameters.
-    # An encoder itself writes %25.
+    # Python's libraries double each % for the driver, which leaves it so in a query without
+    # parameters. An encoder itself writes %25.
     unescaped = re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
     return unquote(unescaped.replace("%%", "%"))
 

@@ -33,8 +33,8 @@ class Wait(NamedTuple):
 def map_waiters_by_root(waits: Iterable[Wait]) -> Mapping[int, tuple[Waiter, ...]]:
     """Map the pid of each root blocker to its waiters, longest wait first.
 
-    A session that waits itself is not a root, because terminating it frees no waiter. A deadlock has
-    no root, and the server resolves it. The processes of a parallel query count as one session.
+    A session that waits itself is not a root, because terminating it frees no waiter. A deadlock
+    has no root, and the server resolves it. The processes of a parallel query count as one session.
     """
     by_pid: dict[int, Wait] = {}
     for wait in waits:

@@ -8,11 +8,11 @@ MAX_LENGTH = 200  # characters of a redacted query
 MATCHED_LENGTH = 500  # characters of a redacted query that query globs are compared with
 _MAX_READ = 2000  # characters of the query itself, of which a server may keep a megabyte
 
-# The tokens of PostgreSQL (its manual, "Lexical Structure"), also if the end of the text cuts one off:
-# pg_stat_activity keeps only the first track_activity_query_size bytes. Code is shown, a comment
-# becomes a space, everything else becomes a question mark.
-# Letters are ASCII letters, _ and all characters beyond ASCII. The sets are negated because one that
-# ends in \U0010ffff takes 3 ms to compile.
+# The tokens of PostgreSQL (its manual, "Lexical Structure"), also if the end of the text cuts one
+# off: pg_stat_activity keeps only the first track_activity_query_size bytes. Code is shown, a
+# comment becomes a space, everything else becomes a question mark. Letters are ASCII letters, _ and
+# all characters beyond ASCII. The sets are negated because one that ends in \U0010ffff takes 3 ms
+# to compile.
 _LETTER = r"[^\x00-@\[-^`{-\x7f]"
 _WORD = r"[^\x00-/:-@\[-^`{-\x7f]"  # and digits
 _TOKEN = re.compile(
@@ -51,7 +51,7 @@ _ROWS = re.compile(r"\bfrom\s+stdin\b[^;]*;", re.IGNORECASE)  # the rows of a du
 
 
 def redact(query: str, most: int = MAX_LENGTH) -> str:
-    """Replace each literal with `?`, drop comments, and return at most `most` characters on one line.
+    """Replace literals with `?`, drop comments, and return at most `most` characters on one line.
 
     >>> redact("SELECT * FROM t WHERE a = 'x''y' AND b > 1.5e3 -- why")
     'SELECT * FROM t WHERE a = ? AND b > ?'
@@ -74,12 +74,12 @@ def redact_for_matching(query: str) -> str:
 
 
 def strip_for_matching(redacted: str) -> str:
-    """Return the part of a redacted query that globs are compared with, without a final ellipsis."""
+    """Return a redacted query without a final ellipsis, as globs are compared with it."""
     return redacted.rstrip(" …")[:MATCHED_LENGTH]
 
 
 def may_contain(query: str, pattern: re.Pattern[str]) -> bool:
-    """Return whether a pattern matches outside literals and comments, or might where their end is unknown."""
+    """Return whether a pattern matches, or might, outside of literals and comments."""
     text = redact(query, len(query))
     return pattern.search(query if text.endswith("…") else text) is not None
 

@@ -93,9 +93,9 @@ class ServerFacts:
 
     `granted_reserved`: our role is a member of pg_use_reserved_connections. `reserved_slots`: those
     that our role could use, with that membership if it needs one. `soon`: 30 days from now by the
-    server's clock, in the format of `certificate_until`. `databases`: those that accept connections.
-    `idle`: groups of at least two. `prepared`: oldest first. `replication_slots`: those that hold
-    back most first.
+    server's clock, in the format of `certificate_until`. `databases`: those that accept
+    connections. `idle`: groups of at least two. `prepared`: oldest first. `replication_slots`:
+    those that hold back most first.
     """
 
     version: str

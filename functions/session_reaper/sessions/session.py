@@ -41,7 +41,7 @@ class Identity:
     state: State
 
     def continues(self, earlier: "Identity") -> bool:
-        """Return whether this is a later state of the same transaction, or of the same idle time."""
+        """Return whether this is a later state of the same transaction or the same idle time."""
         return (self.pid, self.backend_start, self.xact_start) == (
             earlier.pid,
             earlier.backend_start,
@@ -80,10 +80,10 @@ class Session:
 
     Ages are seconds by the server's clock, at least 0, and None where there is nothing to measure:
     `query_seconds` of a session that is not active. `xid_age` and `xmin_age` are transactions, or
-    None without an xid or a snapshot. `client` is None on a Unix socket, `query_id` where the server
-    computes none. `waiting_for_client`: active with the wait event ClientRead, but not in a COPY.
-    `wait_event_type` and `wait_event` are those of the session's own process; `waits_for_lock`
-    includes its parallel workers. Recordings of older releases lack these three.
+    None without an xid or a snapshot. `client` is None on a Unix socket, `query_id` where the
+    server computes none. `waiting_for_client`: active with the wait event ClientRead, but not in a
+    COPY. `wait_event_type` and `wait_event` are those of the session's own process;
+    `waits_for_lock` includes its parallel workers. Recordings of older releases lack these three.
     `locks` (None) and `waiters` (empty) are missing if the scope of the snapshot left them out.
     """
 
@@ -158,8 +158,8 @@ class Session:
 class Slots:
     """Connection slots.
 
-    `reserved`: for superusers, by reserved_connections, and by the provider. `used`: client backends
-    other than the reaper's, and than those whose login goes on.
+    `reserved`: for superusers, by reserved_connections, and by the provider. `used`: client
+    backends other than the reaper's, and than those whose login goes on.
     """
 
     max: int

@@ -36,10 +36,10 @@ class Holder:
     """A group of sessions that hold slots: the same application, role, client network and state.
 
     `client`: a /24 or, for IPv6, a /64 network; None for a Unix socket. `role`: None if it was
-    dropped, or for logins in progress. `state` may be one that no rule can name. `oldest_seconds`: the
-    longest time in the state; None if the run has ended some of the sessions, and the age of the others
-    is unknown.
-    `superuser`, `replication`: attributes of the role. `own_role`: it is the reaper's.
+    dropped, or for logins in progress. `state` may be one that no rule can name. `oldest_seconds`:
+    the longest time in the state; None if the run has ended some of the sessions, and the age of
+    the others is unknown. `superuser`, `replication`: attributes of the role. `own_role`: it is the
+    reaper's.
     """
 
     application: str
@@ -67,10 +67,10 @@ class Holder:
 class ServerIdentity:
     """Distinguishes a running server from other servers, and from itself before a restart.
 
-    `started` is the postmaster's start, `checkpointer` a pid. Moments are microseconds since 1970 by
-    the server's clock. When a backend crashes, every session ends and the checkpointer restarts, but
-    not the postmaster. Addresses do not identify a server: a server may have several, and several
-    servers may share one.
+    `started` is the postmaster's start, `checkpointer` a pid. Moments are microseconds since 1970
+    by the server's clock. When a backend crashes, every session ends and the checkpointer restarts,
+    but not the postmaster. Addresses do not identify a server: a server may have several, and
+    several servers may share one.
     """
 
     started: int
@@ -106,14 +106,15 @@ class Verification(NamedTuple):
 class Snapshot:
     """The state of one server at one moment.
 
-    `can_see`: our role sees the sessions of other roles; `hidden` is the number of those that it does
-    not see. `can_signal`: it may signal all roles except superusers. `untracked`: client backends
-    whose state is `disabled`. `reader`: the server is a replica. `behind_pooler`: the server shows the
-    sessions of a pooler. `taken_at`: microseconds since 1970 by the server's clock. `holders`: the
-    largest groups, if many slots are used. `lock_waiters`: the number of processes that wait for a
-    lock; `prepared_waiters`: sessions that wait for a prepared transaction, if the scope has waits, at
-    most a few hundred. `states`, and `oldest_idle_in_transaction` (seconds, with
-    aborted ones), cover all client backends except our own; `sessions` only those in the scope.
+    `can_see`: our role sees the sessions of other roles; `hidden` is the number of those that it
+    does not see. `can_signal`: it may signal all roles except superusers. `untracked`: client
+    backends whose state is `disabled`. `reader`: the server is a replica. `behind_pooler`: the
+    server shows the sessions of a pooler. `taken_at`: microseconds since 1970 by the server's
+    clock. `holders`: the largest groups, if many slots are used. `lock_waiters`: the number of
+    processes that wait for a lock; `prepared_waiters`: sessions that wait for a prepared
+    transaction, if the scope has waits, at most a few hundred. `states`, and
+    `oldest_idle_in_transaction` (seconds, with aborted ones), cover all client backends except our
+    own; `sessions` only those in the scope.
     """
 
     role: str

@@ -18,7 +18,7 @@ _CONSOLES = {
 
 
 def link_to_console(location: FunctionLocation | None, run_id: str) -> Mapping[str, str]:
-    """Return the URLs of the run's log lines, the dashboard, if there is one, and the function, by name."""
+    """Return URLs by name: the run's log lines, the dashboard if there is one, the function."""
     if location is None:
         return {}
     partition = next((p for p in _CONSOLES if location.region.startswith(f"{p}-")), "")

@@ -53,7 +53,7 @@ class _Paragraph(NamedTuple):
 
 
 _Content = Iterator[str | _Paragraph]
-"""Paragraphs, and lines that are not wrapped; made only while there is room."""
+"""Paragraphs, and lines that are not wrapped; generated only while there is room."""
 
 
 def _lay_out(content: _Content, width: int) -> Iterator[str]:

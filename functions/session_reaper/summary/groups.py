@@ -156,15 +156,16 @@ def mask_client(client: str | None) -> str:
         return client
 
 
-_Failed = tuple[TargetReport, Failure]
+_FailedTarget = tuple[TargetReport, Failure]
 
 
 def group_failures(targets: Iterable[TargetReport]) -> Iterator[FailureGroup]:
     """Group targets by failure and cause: many targets often fail for the same reason.
 
-    The causes of one failure are sorted by their frequency; if there are many, the rarest share a group.
+    The causes of one failure are sorted by their frequency; if there are many, the rarest share a
+    group.
     """
-    by_failure: dict[tuple[TargetStatus, str, str], dict[str, list[_Failed]]] = {}
+    by_failure: dict[tuple[TargetStatus, str, str], dict[str, list[_FailedTarget]]] = {}
     for target in targets:
         if error := target.error:
             causes = by_failure.setdefault((target.status, error.code, error.hint), {})
@@ -175,7 +176,7 @@ def group_failures(targets: Iterable[TargetReport]) -> Iterator[FailureGroup]:
         messages = [(members, _describe_cause(members)) for members in groups[:most]]
         if rest := groups[most:]:
             first = rest[0][0][1].message
-            messages.append((list(chain(*rest)), f"{len(rest)} other causes; the first: {first}"))
+            messages.append((list(chain(*rest)), f"{len(rest)} other causes, for example: {first}"))
         for members, message in messages:
             yield FailureGroup(
                 targets=[target for target, _ in members],
@@ -185,13 +186,13 @@ def group_failures(targets: Iterable[TargetReport]) -> Iterator[FailureGroup]:
             )
 
 
-def _describe_cause(members: Sequence[_Failed]) -> str:
-    """Write the cause with its step, which most often names the server, as that of the first target."""
+def _describe_cause(members: Sequence[_FailedTarget]) -> str:
+    """Write the cause with its step, which usually names the server, or the first of several."""
     steps = dict.fromkeys(failure.step for _, failure in members)
     failure = members[0][1]
     if len(steps) == 1:
         return failure.message
-    return f"{failure.cause}; the first: {next(filter(None, steps))}"
+    return f"{failure.cause}, for example: {next(filter(None, steps))}"
 
 
 def join_names(targets: Sequence[TargetReport]) -> Name:

@@ -52,7 +52,7 @@ def _list_known_sessions(report: TargetReport) -> Iterator[Session]:
 
 
 def find_protection_of_all(holder: Holder, report: TargetReport) -> Protection | None:
-    """Return the most frequent protection of a group whose sessions all match a rule, if there is one."""
+    """Return the most frequent protection of a group whose sessions all match a rule, if any."""
     found = Counter(
         decision.protection
         for decision in report.protected

@@ -58,7 +58,7 @@ def summarize(digest: Digest, now: float) -> Summary:
 
 
 def _list_names(targets: Iterable[TargetDigest]) -> Iterator[tuple[str, str]]:
-    """List application and role of the sessions that a summary is about, empty where there is none."""
+    """List application and role of a summary's sessions, empty where there is none."""
     for target in targets:
         report = target.report
         for result in report.results:

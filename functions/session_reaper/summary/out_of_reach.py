@@ -34,8 +34,8 @@ _LOCKED: Final = (
     " {0}.transactionid, {0}.classid, {0}.objid, {0}.objsubid"
 )
 # The statement is made by the server, because a gid may contain data of the application. It leaves
-# out prepared transactions that hold nothing that a session waits for: they may be at work. The locks
-# of a prepared transaction have no pid, and share its virtual transaction.
+# out prepared transactions that hold nothing that a session waits for: they may be at work. The
+# locks of a prepared transaction have no pid, and share its virtual transaction.
 _ROLLBACK: Final = Statement(
     "SELECT format('ROLLBACK PREPARED %L', gid) AS run, database, owner, prepared"  # noqa: S608 -- ours
     " FROM pg_prepared_xacts AS p WHERE EXISTS (SELECT FROM pg_locks AS x JOIN pg_locks AS h"

@@ -1,4 +1,4 @@
-"""The summary in Slack: a notification for Amazon Q Developer, and a payload for an incoming webhook.
+"""The summary in Slack: Amazon Q Developer's notification, an incoming webhook's payload.
 
 Text from outside stands in code spans, where Slack makes no link, mention or emphasis of it. A
 header, a thread's name and the text of a push notification are plain text without code spans: there
@@ -35,7 +35,7 @@ _MARKS: Final = {
 
 
 def render_notification(digest: Digest, subject: str, day: str) -> str:
-    """Render a custom notification of Amazon Q Developer in chat applications, version 1.0, as JSON.
+    """Render a custom notification of Amazon Q Developer in chat applications, version 1.0.
 
     `day` is part of the thread's name: the messages of one day about one target are one thread.
     """

@@ -1,4 +1,4 @@
-"""The sentences of a summary that depend on where the run was made: in the function, or in the command."""
+"""The sentences of a summary that differ between the function and the command."""
 
 from typing import Final, NamedTuple
 
@@ -7,8 +7,8 @@ class Wording(NamedTuple):
     """How the reader of a summary follows what it recommends.
 
     Parts of sentences, in the form of `OF_FUNCTION`. `enforces_at_once`: what `enforce` says takes
-    effect now, so nothing else is needed to free slots. `sees_all`: the report is on all targets, with
-    the holders of their slots.
+    effect now, so nothing else is needed to free slots. `sees_all`: the report is on all targets,
+    with the holders of their slots.
     """
 
     if_enforced: str
@@ -47,4 +47,4 @@ OF_HUB: Final = OF_FUNCTION._replace(
     mode="highest mode",
     sees_all=False,
 )
-"""The wording of a fleet's digest, which names no holders, and only targets reported since the last digest."""
+"""The wording of a fleet's digest: no holders, and targets since the last digest only."""

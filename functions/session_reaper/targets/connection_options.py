@@ -1,8 +1,8 @@
 """The connection options of a secret: for each parameter of libpq, whether it is supported.
 
 An option that changes security or routing is honoured or refused. An option that changes neither is
-accepted, but the reaper's own setting applies. Parameters that libpq does not have belong to an ORM or
-a driver and are ignored. The names are those of PostgreSQL 18.
+accepted, but the reaper's own setting applies. Parameters that libpq does not have belong to an ORM
+or a driver and are ignored. The names are those of PostgreSQL 18.
 """
 
 from collections.abc import Iterable, Mapping
@@ -122,7 +122,7 @@ def find_duplicate(names: Iterable[str]) -> str | None:
 
 
 def parse_parameters(query: str) -> list[tuple[str, str]]:
-    """Split and decode the parameters of a URI, in which + is literal. Raises UnicodeDecodeError."""
+    """Split and decode a URI's parameters, in which + is literal. Raises UnicodeDecodeError."""
     pairs = [text.partition("=") for text in query.split("&") if text]
     return [
         (unquote(name, errors="strict"), unquote(value, errors="strict"))

@@ -40,10 +40,10 @@ def use_fallback(
 ) -> Target:
     """Return the target with the credentials of its fallback secret.
 
-    The destination is the fallback secret's own host or an endpoint that RDS lists; what the target's
-    secret claims never decides. The result keeps only the target's identity in reports. Lists the
-    instances of RDS only if the decision needs them. Raises TargetError if the credentials may not be
-    used.
+    The destination is the fallback secret's own host or an endpoint that RDS lists; what the
+    target's secret claims never decides. The result keeps only the target's identity in reports.
+    Lists the instances of RDS only if the decision needs them. Raises TargetError if the
+    credentials may not be used.
     """
     fallback = _Fallback(target=read_own_endpoint(secret), is_managed=is_managed_by_rds(secret))
     if fallback.target.secret_arn == target.secret_arn:

@@ -22,7 +22,7 @@ class IdleMoments:
 
 
 def find_pause_group(target: Target, listing: RdsListing) -> frozenset[str]:
-    """Return the instances that a connection to the target keeps awake or wakes; empty if none pauses.
+    """Return the instances that a connection wakes or keeps awake; empty if one never pauses.
 
     The writer and the readers of failover tier 0 and 1 pause and wake together; each other reader
     pauses on its own. A reader or custom endpoint may lead to any instance of its cluster.

@@ -17,7 +17,7 @@ from session_reaper.targets.connection_options import (
     parse_parameters,
     parse_require_auth,
 )
-from session_reaper.targets.foreign_keys import SERVICE_URI, SHOWABLE_NAME, explain_missing_key
+from session_reaper.targets.missing_keys import SERVICE_URI, SHOWABLE_NAME, explain_missing_key
 from session_reaper.targets.providers import find_rds_region
 from session_reaper.targets.target import (
     Auth,
@@ -126,7 +126,8 @@ def resolve_targets(parsed: ParsedSecret, listing: RdsListing) -> tuple[Target, 
 def read_own_endpoint(secret: Secret) -> Target:
     """Read the target at the host and port in the secret itself.
 
-    `host` is "" if the secret has none. The TLS mode is as written, also for IAM. Raises SecretError.
+    `host` is "" if the secret has none. The TLS mode is as written, also for IAM. Raises
+    SecretError.
     """
     read = _Reader(secret)
     read.check_engine()
@@ -230,7 +231,7 @@ class _Reader:
         return self._flatten(_rename_keys(document))
 
     def _flatten(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Merge the parts of Aiven's URI: a key of its API, a list of one of its Terraform provider."""
+        """Merge the parts of Aiven's URI: an object in its API, a list of one in Terraform."""
         for key in ("service_uri_params", "pg_params"):
             inner = given.get(key)
             inner = inner[0] if isinstance(inner, list) and inner else inner
@@ -330,7 +331,7 @@ class _Reader:
         return value == password or (len(password) >= _LONG_PASSWORD and password in value)
 
     def endpoint(self, *, is_host_required: bool) -> tuple[str, int]:
-        """Read the host, "" if it is absent, and the port, which Terraform's endpoint also holds."""
+        """Read the host, "" if it is absent, and the port, which Terraform's endpoint holds too."""
         written = self.required("host") if is_host_required else self.optional("host")
         host, own_port = _split_port(written)
         if written and (not _HOST.fullmatch(host) or host.count(":") == 1):
@@ -490,7 +491,7 @@ _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 
 
 def _split_port(host: str) -> tuple[str, str]:
-    """Split a name, an IPv4 address or a bracketed IPv6 address from its port, "" if it has none."""
+    """Split a name, IPv4 address or bracketed IPv6 address from its port, "" if it has none."""
     found = re.fullmatch(r"\[([^][]*:[^][]*)](?::([0-9]+))?", host)
     found = found or re.fullmatch(r"([^][:]+):([0-9]+)", host)
     return (found[1], found[2] or "") if found else (host, "")

@@ -1,7 +1,8 @@
 """Finds the secrets that lead to one server, so that a run visits each server once.
 
-A host and an address are facts; the name of a target is what its secret claims. A secret can name any
-address, so the rules here must never let one secret keep another one's server from being visited.
+A host and an address are facts; the name of a target is what its secret claims. A secret can name
+any address, so the rules here must never let one secret keep another one's server from being
+visited.
 """
 
 from collections import defaultdict
@@ -18,9 +19,9 @@ T = TypeVar("T")
 class Place(NamedTuple):
     """The server that a connection has reached.
 
-    `target`: the one that was to be visited. `address`: the IP address of the server. `is_verified`:
-    TLS has proven the server's identity. `is_pooled`: a pooler answers, which may lead each database
-    and role to another server.
+    `target`: the one that was to be visited. `address`: the IP address of the server.
+    `is_verified`: TLS has proven the server's identity. `is_pooled`: a pooler answers, which may
+    lead each database and role to another server.
     """
 
     target: Target
@@ -141,8 +142,8 @@ def find_place(target: Target) -> Place:
 def group_by_server(targets: Sequence[Target]) -> list[tuple[Target, ...]]:
     """Group the targets that may be one server: those with an equal host or address, and port.
 
-    Instances of RDS with different hosts are different servers, also where one address leads to all.
-    Groups, and the targets in each, keep the order of the targets.
+    Instances of RDS with different hosts are different servers, also where one address leads to
+    all. Groups, and the targets in each, keep the order of the targets.
     """
     indexes: dict[Hashable, list[int]] = defaultdict(list)
     for index, target in enumerate(targets):

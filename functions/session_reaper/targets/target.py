@@ -178,6 +178,6 @@ def is_secret_id(text: str) -> bool:
 
 
 def name_of_secret(secret_id: str) -> str:
-    """Return the name in a secret's ARN, without the suffix that AWS appends; a name is returned as is."""
+    """Return the name in a secret's ARN without the suffix that AWS appends, or a name as it is."""
     arn = _ARN_FORM.fullmatch(secret_id)
     return arn[1] if arn else secret_id

@@ -1,5 +1,6 @@
--- The end of a query that was cut, for the tags of its last comment, if the server accepted it and keeps
--- all of it. So it ends with a token, not within one. A part of session_columns.sql.
+-- The end of a query that was cut, for the tags of its last comment: a part of session_columns.sql. Read
+-- only of a query that the server has accepted and keeps whole, so that it ends with a token, not within
+-- one.
 --
 -- {query_bytes}      the most bytes of a query that is not cut
 -- {query_end_bytes}  the most bytes of its end

@@ -1,14 +1,14 @@
--- The snapshot: everything that one run needs from one server, as one JSON value. JSON, because 5,000
--- sessions in it decode in a fraction of the time that 5,000 driver rows take. The function under
--- pg_stat_activity instead of the view, and few catalogs, because on a new connection planning takes
--- most of the time.
+-- The snapshot: everything that one run needs from one server, except the holders of its slots, as one
+-- JSON value. JSON, because 5,000 sessions in it decode in a fraction of the time that 5,000 driver rows
+-- take. The function under pg_stat_activity instead of the view, and few catalogs, because on a new
+-- connection planning takes most of the time.
 --
 -- The answer leaves the server unconverted (client_encoding SQL_ASCII, from here on): a query is in the
 -- encoding of its own database, and invalid text in one query must not hide the other sessions.
 --
--- Two things keep planning short: the parts that no rule needs are left out, and the operands of an
--- operator have one type (1000000.0 is numeric, as what extract() returns). Otherwise the server loads all
--- operators of that name.
+-- Two things keep planning short. The parts that no rule needs are left out. The two operands of an
+-- operator have the same type (1000000.0 is numeric, like the result of extract()), because otherwise
+-- the server loads all operators of that name.
 --
 -- {is_transient} transient_sessions.sql
 -- {columns}      session_columns.sql, in the order in which rows.py reads them

@@ -21,7 +21,7 @@ _JDBC: Final = re.compile(r"\s*jdbc:postgresql://")
 
 
 def explain_missing_key(document: Mapping[str, object], key: str) -> str:
-    """Return what to do with the key of the document that seems to hold what the reaper reads as `key`.
+    """Return what to do with a key that seems to hold what the reaper reads as `key`.
 
     Returns "" if there is none.
 
@@ -56,7 +56,7 @@ def _is_match(pattern: re.Pattern[str], value: object) -> bool:
 
 
 def _unwrap(value: object) -> object:
-    """Return the first of a list, and the object that a text holds as JSON; else the value itself."""
+    """Return a list's first item, the JSON object in a text, or else the value itself."""
     if isinstance(value, list) and value:
         value = value[0]
     if not isinstance(value, str) or not value.lstrip().startswith("{"):
