@@ -1,8 +1,8 @@
 """Counts the processor instructions of a start and of warm runs, for `make bench-instructions`.
 
-Times differ by a tenth from minute to minute on a shared machine; these counts differ by less than
-a hundredth, so two versions can be compared. Under valgrind everything takes about fifty times as
-long.
+Times differ by a tenth from minute to minute on a shared machine; these counts differ by at most
+three hundredths, so two versions can be compared. Under valgrind everything takes about fifty times
+as long.
 """
 
 import json
