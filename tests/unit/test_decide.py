@@ -202,7 +202,9 @@ def test_a_keep_rule_gives_some_sessions_a_longer_threshold() -> None:
         {"name": "keep-batch", "match": BATCH, "action": "keep"},
         a_rule("everybody", state="idle in transaction", idle_for="5m"),
     )
-    young = verdict_on(a_session(role="batch_1", idle_seconds=3599), policy)
+    session = a_session(role="batch_1", idle_seconds=3599)
+    young = verdict_on(session, policy)
+    assert young.session == session
     assert (young.verdict, rule_of(young)) == (Verdict.KEEP, "keep-batch")
     assert young.reason == "kept by rule keep-batch"
     assert rule_of(verdict_on(a_session(role="batch_1", idle_seconds=3600), policy)) == "batch"
