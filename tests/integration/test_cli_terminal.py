@@ -248,7 +248,10 @@ def test_ctrl_c_at_the_password_says_that_nothing_was_done(
     assert (terminal.before or "").rstrip().endswith(f"Stopped. {remark}")
 
 
-@pytest.mark.parametrize("command", ["explain", "check", "record"])
+@pytest.mark.parametrize(
+    "command",
+    ["explain", *(pytest.param(each, marks=pytest.mark.thorough) for each in ("check", "record"))],
+)
 def test_ctrl_c_stops_a_command_that_only_reads_at_once(
     own_server: Callable[..., Stage], home: Path, command: str
 ) -> None:

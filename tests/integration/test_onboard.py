@@ -427,7 +427,7 @@ FIRST_CALLS = ["DescribeSecret", "CreateSecret", "GetSecretValue", "TagResource"
 
 
 @pytest.mark.parametrize("call", FIRST_CALLS)
-@pytest.mark.parametrize("is_performed", [False, True])
+@pytest.mark.parametrize("is_performed", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_the_next_run_repairs_a_first_run_that_aws_interrupted(
     bare: Stage, home: Path, proxy: Proxy, call: str, *, is_performed: bool
 ) -> None:
