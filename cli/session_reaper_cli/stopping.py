@@ -57,7 +57,7 @@ class StopRemark:
             stop.add_note(self._remark)
 
     def withdraw(self) -> None:
-        """Say nothing from here on, because the remark is no longer true."""
+        """Leave the remark out from here on: it is no longer true."""
         self._remark = ""
 
 

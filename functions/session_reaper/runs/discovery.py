@@ -116,7 +116,7 @@ class TargetDiscovery:
                 try:
                     self._listing = list_instances(deadline)
                 except Exception as bug:  # noqa: BLE001 -- most targets can be found without RDS
-                    log_bug("a bug ended a job", bug, target="RDS")
+                    log_bug("a bug while listing the instances of RDS", bug)
                     self._listing = UNLISTED
             return self._listing
 
@@ -166,7 +166,7 @@ def _convert_all(
             found.append(record_error(report(one), error))
         except Exception as bug:  # noqa: BLE001 -- a bug in one must not hide the others
             unfinished = record_unfinished(report(one), bug)
-            log_bug("a bug ended a job", bug, target=unfinished.name)
+            log_bug("a bug while finding a target", bug, target=unfinished.name)
             found.append(unfinished)
     return found
 

@@ -155,7 +155,7 @@ class _StartedChain(Generic[T]):
         self._pool = pool
 
     def submit(self, jobs: deque[_StartedJob[T]]) -> Future[None] | None:
-        """Run jobs one after another in one thread; None if there is no thread for that yet."""
+        """Run jobs one after another in one thread; return None if no thread can be started yet."""
         name = jobs[0].job.name
         try:
             return self._pool.submit(self._run, jobs)

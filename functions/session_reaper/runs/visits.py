@@ -92,7 +92,7 @@ class _Comparison(Enum):
     SAME = auto()
     ALIKE = auto()  # the server has no slot to prove it
     DIFFERENT = auto()
-    UNKNOWN = auto()  # there is no slot for the proof yet
+    UNKNOWN = auto()  # no slot is free for the proof yet
 
 
 class _Group:
