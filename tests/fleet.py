@@ -11,7 +11,6 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import boto3
 from moto.core.models import DEFAULT_ACCOUNT_ID as ACCOUNT
 from moto.sqs import models as queue_models
 from session_reaper.hub import lambda_handler
@@ -140,14 +139,14 @@ class Hub:
 
     def change_item(self, account: int, key: str, value: dict[str, str]) -> None:
         """Change an attribute of the only stack of an account."""
-        dynamodb = boto3.client("dynamodb")
+        dynamodb = self.aws.dynamodb
         for item in dynamodb.scan(TableName=self.table)["Items"]:
             if json.loads(item["kind"]["S"])[0] == f"{account:012}":
                 dynamodb.put_item(TableName=self.table, Item=item | {key: value})
 
     def age(self, seconds: float) -> None:
         """Make the state of every stack older by so many seconds."""
-        dynamodb = boto3.client("dynamodb")
+        dynamodb = self.aws.dynamodb
         for item in dynamodb.scan(TableName=self.table)["Items"]:
             for key in ("sent_at", "arrived_at", "expected_by"):
                 item[key] = {"N": str(float(item[key]["N"]) - seconds)}
@@ -157,6 +156,23 @@ class Hub:
                 issue[3] -= seconds
             item["known"] = {"S": json.dumps(known)}
             dynamodb.put_item(TableName=self.table, Item=item)
+
+
+def skip_long_polling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the stand-in's queue say at once that it is empty, not after a second as long polling does."""
+    receive = queue_models.SQSBackend.receive_message
+
+    def receive_at_once(  # noqa: PLR0913, PLR0917 -- moto's own
+        backend: queue_models.SQSBackend,
+        queue_name: str,
+        count: int,
+        wait_seconds_timeout: int,  # noqa: ARG001 -- moto's own
+        visibility_timeout: int,
+        names: list[str] | None = None,
+    ) -> list[queue_models.Message]:
+        return receive(backend, queue_name, count, 0, visibility_timeout, names)
+
+    monkeypatch.setattr(queue_models.SQSBackend, "receive_message", receive_at_once)
 
 
 def use_fast_queue(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ def _measure(accounts: int, origin: RunOrigin, targets: Sequence[TargetReport]) 
         cloud = stack.enter_context(aws())
         url = cloud.sqs.create_queue(QueueName="fleet")["QueueUrl"]
         os.environ |= {"FLEET_QUEUE_URL": url, "TOPIC_ARN": cloud.topic_arn, "MEMORY_TABLE": TABLE}
-        stack.enter_context(state_table(TABLE))
+        stack.enter_context(state_table(cloud, TABLE))
         process = stack.enter_context(
             subprocess.Popen(
                 [sys.executable, "-c", "from tests.benchmarks.fleet_costs import serve; serve()"],

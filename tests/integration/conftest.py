@@ -173,7 +173,7 @@ def stage(
 @pytest.fixture
 def table(stage: Stage) -> Iterator[None]:
     """The notification state's table, as template.yaml has it."""
-    with state_table(TABLE):
+    with state_table(stage.aws, TABLE):
         stage.monkeypatch.setenv("MEMORY_TABLE", TABLE)
         stage.target()
         yield

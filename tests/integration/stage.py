@@ -11,7 +11,6 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import boto3
 import pg8000.native
 from pg8000.native import Connection, identifier, literal
 from session_reaper.handler import MAX_ANSWER_BYTES, lambda_handler
@@ -58,10 +57,9 @@ def until(condition: Callable[[], object], message: str, seconds: float = 30.0) 
 
 
 @contextmanager
-def state_table(name: str) -> Iterator[None]:
+def state_table(aws: Aws, name: str) -> Iterator[None]:
     """Create the table of the notification state, as the templates have it, and delete it."""
-    dynamodb = boto3.client("dynamodb")  # keeps its endpoint: a test may change the variable
-    dynamodb.create_table(
+    aws.dynamodb.create_table(
         TableName=name,
         BillingMode="PAY_PER_REQUEST",
         AttributeDefinitions=[
@@ -74,7 +72,7 @@ def state_table(name: str) -> Iterator[None]:
         ],
     )
     yield
-    dynamodb.delete_table(TableName=name)
+    aws.dynamodb.delete_table(TableName=name)
 
 
 def rule(name: str = "leak", *, action: object = None, **match: object) -> dict[str, object]:

@@ -156,9 +156,9 @@ def roll_out(
 
 
 @pytest.fixture
-def hub(roll_out: RollOut) -> Iterator[str]:  # noqa: ARG001 -- it deletes the stack at its end
+def hub(roll_out: RollOut, cloud: Aws) -> Iterator[str]:  # noqa: ARG001 -- the first deletes the stack
     """The stack of a hub with a table."""
-    with state_table(TABLE):
+    with state_table(cloud, TABLE):
         outputs = {"QueueArn": "arn:aws:sqs:eu-central-1:1:q", "MemoryTable": TABLE}
         template = {
             "Resources": {"Topic": {"Type": "AWS::SNS::Topic"}},

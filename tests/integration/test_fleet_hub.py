@@ -22,7 +22,7 @@ from infra.fleet.hub import Hub as FleetHub
 from infra.fleet.hub import expect_report
 from infra.local.postgres import server
 from tests.builders import a_target_report, some_results
-from tests.fleet import REGION, Hub, a_message, an_origin, use_fast_queue
+from tests.fleet import REGION, Hub, a_message, an_origin, skip_long_polling, use_fast_queue
 from tests.integration.aws_faults import Fault, aws_proxy
 from tests.integration.conftest import prepare
 from tests.integration.endpoints import resolve_here
@@ -38,14 +38,22 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def hub(cloud: Aws, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def polling_hub(cloud: Aws, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub whose queue waits for messages, as that of AWS does."""
     url = cloud.sqs.create_queue(QueueName="fleet")["QueueUrl"]
     monkeypatch.setenv("FLEET_QUEUE_URL", url)
     monkeypatch.setenv("TOPIC_ARN", cloud.topic_arn)
     monkeypatch.setenv("MEMORY_TABLE", TABLE)
-    with state_table(TABLE):
+    with state_table(cloud, TABLE):
         yield Hub(aws=cloud, queue_url=url, table=TABLE)
     cloud.sqs.delete_queue(QueueUrl=url)
+
+
+@pytest.fixture
+def hub(polling_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A hub whose queue does not wait for messages: most tests put them there before."""
+    skip_long_polling(monkeypatch)
+    return polling_hub
 
 
 def quiet(name: str = "orders") -> TargetReport:
@@ -220,12 +228,12 @@ def test_a_silent_stack_is_told_once_and_again_when_it_is_back(hub: Hub) -> None
     assert email.body.startswith("RECOVERED: 000000000001/eu-central-1/session-reaper")
 
 
-def test_a_silent_stack_is_noticed_although_the_queue_is_never_empty(hub: Hub) -> None:
-    hub.send(a_message(an_origin(1), quiet()), a_message(an_origin(2), quiet()))
-    assert hub.run()[1] == []
-    hub.age(1000)
-    with hub.stream(lambda number: a_message(an_origin(2), quiet(), run=f"b-{number}")):
-        answer, (email,) = hub.run(20)
+def test_a_silent_stack_is_noticed_although_the_queue_is_never_empty(polling_hub: Hub) -> None:
+    polling_hub.send(a_message(an_origin(1), quiet()), a_message(an_origin(2), quiet()))
+    assert polling_hub.run()[1] == []
+    polling_hub.age(1000)
+    with polling_hub.stream(lambda number: a_message(an_origin(2), quiet(), run=f"b-{number}")):
+        answer, (email,) = polling_hub.run(20)
     assert answer["complete"]
     assert "No report arrives from 000000000001/eu-central-1/session-reaper" in text(email)
     assert "000000000002" not in email.body
@@ -233,20 +241,20 @@ def test_a_silent_stack_is_noticed_although_the_queue_is_never_empty(hub: Hub) -
 
 @pytest.mark.thorough
 def test_a_stack_is_not_silent_while_the_last_of_many_messages_shows_that_it_lives(
-    hub: Hub,
+    polling_hub: Hub,
 ) -> None:
-    hub.send(a_message(an_origin(1), quiet()), a_message(an_origin(2), quiet()))
-    assert hub.run()[1] == []
-    hub.age(3000)
+    polling_hub.send(a_message(an_origin(1), quiet()), a_message(an_origin(2), quiet()))
+    assert polling_hub.run()[1] == []
+    polling_hub.age(3000)
     large = a_message(an_origin(2), leaking(1)).replace('"count":1', '"count":300000')
     for number in range(2):  # as much as one run takes
-        hub.put(large.replace('"run":"run-1"', f'"run":"large-{number}"'), age=60)
+        polling_hub.put(large.replace('"run":"run-1"', f'"run":"large-{number}"'), age=60)
     alive = an_origin(1, sent_at=time.time() - 2400, next_by=time.time() + 1200)
-    hub.put(a_message(alive, quiet(), run="b"), age=2400)
-    with hub.stream(lambda number: a_message(an_origin(2), quiet(), run=f"c-{number}")):
-        first, (email,) = hub.run()
-        hub.show_hidden()
-        second, emails = hub.run()
+    polling_hub.put(a_message(alive, quiet(), run="b"), age=2400)
+    with polling_hub.stream(lambda number: a_message(an_origin(2), quiet(), run=f"c-{number}")):
+        first, (email,) = polling_hub.run()
+        polling_hub.show_hidden()
+        second, emails = polling_hub.run()
     assert (first["complete"], second["complete"]) == (False, True)
     assert not any("000000000001" in each.body for each in (email, *emails))
 
@@ -607,12 +615,12 @@ def test_a_hostile_stack_cannot_fill_the_memory_of_the_hub(hub: Hub) -> None:
 
 @pytest.mark.thorough
 def test_ten_thousand_waiting_messages_are_merged_over_several_runs_while_others_arrive(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
+    polling_hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_fast_queue(monkeypatch)
-    hub.send(a_message(an_origin(22), quiet()))
-    assert hub.run()[1] == []
-    hub.age(3 * 86400)  # the last sign of life of this stack
+    polling_hub.send(a_message(an_origin(22), quiet()))
+    assert polling_hub.run()[1] == []
+    polling_hub.age(3 * 86400)  # the last sign of life of this stack
     now = time.time()
     bodies = []
     for account in range(1, 21):
@@ -625,13 +633,15 @@ def test_ten_thousand_waiting_messages_are_merged_over_several_runs_while_others
             bodies.append((300 * age, json.dumps(document)))
     Random(1).shuffle(bodies)  # noqa: S311 -- an order, no secret
     for age, body in bodies:
-        hub.put(body, age=age)
+        polling_hub.put(body, age=age)
     answers: list[dict[str, Any]] = []
     emails: list[Email] = []
-    with hub.stream(lambda number: a_message(an_origin(21), quiet(), run=f"run-{number}"), 10):
+    with polling_hub.stream(
+        lambda number: a_message(an_origin(21), quiet(), run=f"run-{number}"), 10
+    ):
         while not (answers and answers[-1]["complete"]):
-            hub.show_hidden()  # on a slow machine a message may have come too late for its call
-            answer, digests = hub.run(120)
+            polling_hub.show_hidden()  # on a slow machine a message may have come too late for its call
+            answer, digests = polling_hub.run(120)
             answers.append(answer)
             emails += digests
     assert len(answers) >= 3
@@ -645,20 +655,22 @@ def test_ten_thousand_waiting_messages_are_merged_over_several_runs_while_others
     assert "22 stacks (1 silent) in 22 accounts, 22 targets" in text(emails[-1])
     known = {spoke.account: s.known for spoke, s in load_spoke_states(TABLE, Deadline(10)).items()}
     assert {account for account, issues in known.items() if issues} == {"000000000022"}
-    assert hub.run_until_empty() == []
+    assert polling_hub.run_until_empty() == []
 
 
-def make_topic_of_region(hub: Hub, stage: Stage) -> str:
+def make_topic_of_region(polling_hub: Hub, stage: Stage) -> str:
     """Create a topic that leads to the hub's queue, as in each region of a fleet; return its ARN."""
-    topic: str = hub.aws.sns.create_topic(Name="spokes")["TopicArn"]
-    queue = hub.aws.sqs.get_queue_attributes(QueueUrl=hub.queue_url, AttributeNames=["QueueArn"])
-    hub.aws.sns.subscribe(
+    topic: str = polling_hub.aws.sns.create_topic(Name="spokes")["TopicArn"]
+    queue = polling_hub.aws.sqs.get_queue_attributes(
+        QueueUrl=polling_hub.queue_url, AttributeNames=["QueueArn"]
+    )
+    polling_hub.aws.sns.subscribe(
         TopicArn=topic,
         Protocol="sqs",
         Endpoint=queue["Attributes"]["QueueArn"],
         Attributes={"RawMessageDelivery": "true"},
     )
-    stage.cleanup(lambda: hub.aws.sns.delete_topic(TopicArn=topic))
+    stage.cleanup(lambda: polling_hub.aws.sns.delete_topic(TopicArn=topic))
     return topic
 
 
