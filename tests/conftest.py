@@ -53,4 +53,4 @@ def is_alone() -> bool:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return the number of workers for `-n auto`: many integration tests wait more than they compute."""
-    return 3 * (os.cpu_count() or 1)
+    return 5 * (os.cpu_count() or 1) // 2

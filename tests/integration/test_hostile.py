@@ -167,6 +167,11 @@ _FAULTS = {
     for lost in (False, True)
     if moment is not Moment.SNAPSHOT or not lost
 }
+_LONGEST = {
+    name
+    for name, fault in _FAULTS.items()
+    if fault.action is Action.HANG and (fault.lost or fault.moment is Moment.SNAPSHOT)
+}
 
 
 @pytest.mark.parametrize(
@@ -175,7 +180,7 @@ _FAULTS = {
         pytest.param(
             fault,
             id=name,
-            marks=[pytest.mark.thorough] if fault.action is Action.HANG and fault.lost else [],
+            marks=[pytest.mark.thorough] if name in _LONGEST else [],
         )
         for name, fault in _FAULTS.items()
     ],

@@ -313,8 +313,8 @@ def test_blocks_for_counts_from_the_start_of_the_wait(stage: Stage) -> None:
     "sql",
     [
         "UPDATE accounts SET sum = sum + 1 WHERE id = 1",
-        "LOCK TABLE accounts",
-        "SELECT pg_advisory_xact_lock(7)",
+        pytest.param("LOCK TABLE accounts", marks=pytest.mark.thorough),
+        pytest.param("SELECT pg_advisory_xact_lock(7)", marks=pytest.mark.thorough),
     ],
 )
 def test_a_session_that_just_got_the_lock_is_not_blamed_for_the_queue(

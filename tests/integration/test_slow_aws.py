@@ -152,7 +152,7 @@ def test_a_slow_table_at_the_end_of_the_time_does_not_prevent_the_summary(
     ("kind", "which"),
     [
         ("silent", 0),
-        ("drips", 1),
+        pytest.param("drips", 1, marks=pytest.mark.thorough),
         pytest.param("silent", 1, marks=pytest.mark.thorough),
         pytest.param("drips", 0, marks=pytest.mark.thorough),
     ],
