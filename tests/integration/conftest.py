@@ -118,7 +118,8 @@ def _servers() -> Iterator[Callable[[Build], Server]]:
         def running_server(build: Build) -> Server:
             if build not in running:
                 running[build] = stack.enter_context(server(build, settings=_SETTINGS))
-                prepare(running[build])
+                with running[build].connect(unix_sock=running[build].unix_sock) as root:
+                    prepare(root)
             return running[build]
 
         yield running_server
@@ -128,11 +129,10 @@ _SMALL = {"shared_buffers": "16MB"}  # a session then takes a tenth less of proc
 _SETTINGS = _SMALL | {"max_connections": "80", "max_wal_senders": "4", "wal_level": "logical"}
 
 
-def prepare(running: Server) -> None:
+def prepare(root: Connection) -> None:
     """Create the reaper's role by its file, and set its password."""
-    with running.connect(unix_sock=running.unix_sock) as root:
-        root.run(ROLE_FILE.read_text())
-        root.run(f"ALTER ROLE {REAPER} PASSWORD {literal(PASSWORD)}")
+    root.run(ROLE_FILE.read_text())
+    root.run(f"ALTER ROLE {REAPER} PASSWORD {literal(PASSWORD)}")
 
 
 @pytest.fixture
@@ -217,8 +217,9 @@ def own_server(
             running = stack.enter_context(
                 server(build, settings=_SMALL | dict(settings or {}), tls=tls)
             )
-            prepare(running)
+            # One connection: another one's session would hold a slot for a moment after its end.
             root = stack.enter_context(running.connect(unix_sock=running.unix_sock))
+            prepare(root)
             made = Stage(server=running, root=root, aws=cloud, monkeypatch=monkeypatch)
             return stack.enter_context(made)
 

@@ -329,17 +329,21 @@ class Stage:
     def sessions(self, number: int, state: str = LEAK, **options: Any) -> list[Victim]:  # noqa: ANN401
         return [self.session(state, **options) for _ in range(number)]
 
-    def fill(self, role: str = "app") -> list[Victim]:
-        """Open sessions of that role until the server is full."""
-        leaks: list[Victim] = []
+    def fill(self, role: str = "app", state: str = LEAK, *, free: int = 0) -> list[Victim]:
+        """Open sessions of that role until the server is full, and close so many of them again."""
+        others = self.clients
+        opened: list[Victim] = []
         refusal: dict[str, str] = {}
         while not refusal:
             try:
-                leaks.append(self.session(LEAK, role))
+                opened.append(self.session(state, role))
             except pg8000.native.DatabaseError as error:
                 refusal = error.args[0]
         assert refusal["C"] == "53300", refusal
-        return leaks
+        for _ in range(free):
+            opened.pop().close()
+        until(lambda: self.clients <= others + len(opened), "the closed sessions have ended")
+        return opened
 
     def survivors(self, victims: Iterable[Victim]) -> list[Victim]:
         return [victim for victim in victims if victim.is_there]

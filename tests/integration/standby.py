@@ -46,8 +46,8 @@ class Another:
 def run_another(build: Build, *, standby: bool) -> Iterator[Another]:
     with ExitStack() as stack:
         running = stack.enter_context(server(build))
-        prepare(running)
         with running.connect(unix_sock=running.unix_sock) as root:
+            prepare(root)
             root.run("CREATE ROLE app LOGIN")
             if standby:
                 _crash_into_recovery(running, root)

@@ -699,8 +699,8 @@ RDS = ".rds.amazonaws.com"
 def shared(build: Build) -> Iterator[Server]:
     """A server that is behind many targets, each of which has a name of its own."""
     with server(build, settings={"max_connections": "120"}) as running:
-        prepare(running)
         with running.connect(unix_sock=running.unix_sock) as root:
+            prepare(root)
             root.run(f"ALTER ROLE {REAPER} CONNECTION LIMIT 100")
         yield running
 

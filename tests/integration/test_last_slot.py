@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
-from contextlib import suppress
 from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pg8000.native import DatabaseError
 
 from infra.local.certificates import make_tls
 from infra.local.postgres import HOST
 from tests.integration.endpoints import error_response, has_ipv6
-from tests.integration.stage import IDLE, LEAK, REAPER, Stage, Victim, identity_of, rule, until
+from tests.integration.stage import IDLE, LEAK, REAPER, Stage, Victim, identity_of, rule
 from tests.integration.wire import Impostor, Moment, Proxy, RewriteRows, relay
 
 if TYPE_CHECKING:
@@ -52,7 +50,7 @@ def make_full(
         settings = {"max_connections": str(SLOTS), "listen_addresses": "*"}
         tls = make_tls(tmp_path) if is_encrypted else None
         stage = own_server(settings | ({"reserved_connections": "1"} if is_reserved else {}), tls)
-        clients = fill(stage, state, free=free if is_reserved else free + 1)
+        clients = stage.fill(state=state, free=free if is_reserved else free + 1)
         keys: dict[str, object] = {}
         if tls is not None:
             keys = {"sslmode": "verify-ca", "sslrootcert": tls.authority.read_text()}
@@ -61,19 +59,6 @@ def make_full(
         return stage, clients
 
     return make
-
-
-def fill(stage: Stage, state: str, *, free: int) -> list[Victim]:
-    """Open sessions until only so many ordinary slots are free."""
-    clients: list[Victim] = []
-    with suppress(DatabaseError):
-        while len(clients) < SLOTS:
-            clients.append(stage.session(state))
-    assert len(clients) < SLOTS
-    for _ in range(free):
-        clients.pop().close()
-    until(lambda: stage.clients == len(clients) + 1, "the other sessions have ended")
-    return clients
 
 
 def only_target(run: Run) -> dict[str, Any]:
@@ -189,7 +174,7 @@ def test_a_full_server_is_reported_as_full_whatever_another_one_claims(
     """With one slot, nothing proves that the other server lies."""
     other = own_server()
     stage = own_server({"max_connections": str(SLOTS), "reserved_connections": "1"})
-    clients = fill(stage, IDLE, free=0)
+    clients = stage.fill(state=IDLE)
     with (
         Liar(other.server.port, identity_of(stage)) as evil,
         Proxy(stage.server.port, before=evil.is_first) as proxy,
@@ -225,7 +210,7 @@ def test_sessions_of_the_reapers_other_roles_do_not_fill_a_server(
     """The secrets of one server may have different roles, which are connected at the same time."""
     stage = own_server({"max_connections": str(SLOTS)})
     both = [REAPER, stage.role("other_reaper", "SUPERUSER")]
-    clients = fill(stage, IDLE, free=2)
+    clients = stage.fill(state=IDLE, free=2)
     is_connected = {name: Event() for name in ("orders", "billing")}
 
     def meet(name: str, moment: Moment) -> None:
@@ -252,7 +237,7 @@ def test_a_login_that_the_server_shows_before_it_is_refused_is_left_out(
     own_server: Callable[..., Stage],
 ) -> None:
     stage = own_server({"max_connections": str(SLOTS)})
-    clients = fill(stage, IDLE, free=2)
+    clients = stage.fill(state=IDLE, free=2)
     startup = b"\0\x03\0\0user\0app\0database\0postgres\0\0"
     with socket.create_connection((HOST, stage.server.port)) as login:
         login.sendall((len(startup) + 4).to_bytes(4) + startup)
