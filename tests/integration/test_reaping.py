@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 import pg8000.native
 import pytest
-from session_reaper.policy.enums import Mode
-from session_reaper.policy.model import read_policy
-from session_reaper.runs.discovery import TargetDiscovery
-from session_reaper.runs.plan import RunPlan
-from session_reaper.runs.request import RunRequest
-from session_reaper.runs.run import run
-from session_reaper.runs.run_time import share_time
-from session_reaper.settings import read_settings
 
+from tests.integration.cli import uri
+from tests.integration.fork_client import environment
 from tests.integration.stage import ABORTED, ACTIVE, IDLE, LEAK, policy, rule, until
 from tests.integration.wire import Proxy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.integration.stage import Stage
 
 pytestmark = pytest.mark.every_major
@@ -107,25 +105,33 @@ def test_idle_for_and_transaction_for_use_different_clocks(stage: Stage) -> None
     assert run.outcomes() == {leak.pid: "would_terminate"}
 
 
-def test_a_wrong_clock_of_the_function_changes_no_decision(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ages come from the server's clock. (AWS's signatures need a right clock; no call to AWS here.)"""
+_SHIFTED = """
+import sys, time
+from runpy import run_module
+shift, now = float(sys.argv.pop(1)), time.time
+time.time = lambda: now() + shift
+run_module("session_reaper_cli", run_name="__main__", alter_sys=True)
+"""
+"""The command with a clock that is wrong before any module of ours is imported."""
+
+
+def test_a_wrong_clock_of_the_reaper_changes_no_decision(stage: Stage, tmp_path: Path) -> None:
+    """Ages come from the server's clock."""
     leak, old = stage.session(LEAK), stage.session(LEAK, role="old")
     until(lambda: _age(stage, old.pid, "state_change") > 2, "one is old")
-    leak.connection.run("SELECT 1")
-    stage.target()
-    settings = read_settings()
-    directory = TargetDiscovery(settings, bypass_cache=True)
-    rules = read_policy(policy(rule(idle_for="1900ms", role=["app", "old"])))
-    plan = RunPlan(request=RunRequest(), settings=settings, policy=rules, mode=Mode.OBSERVE)
-    for skew in (-1e6, 1e6):
-        now = time.time() + skew
-        monkeypatch.setattr(time, "time", lambda now=now: now)
-        (report,), _ = run(plan, directory, share_time(60))
-        monkeypatch.undo()
-        assert [result.decision.pid for result in report.results] == [old.pid]
+    rules = tmp_path / "policy.json"
+    rules.write_text(json.dumps(policy(rule(idle_for="1900ms", role=["app", "old"]))))
+    for shift in ("-1e6", "1e6"):
         leak.connection.run("SELECT 1")
+        options = ("reap", uri(stage), "--policy", rules, "--json")
+        done = subprocess.run(  # noqa: S603 -- our own command
+            [sys.executable, "-c", _SHIFTED, shift, *options],
+            env=environment(tmp_path, {}),
+            stdout=subprocess.PIPE,
+            check=False,
+        )
+        (target,) = json.loads(done.stdout)["targets"]
+        assert [session["pid"] for session in target["sessions"]] == [old.pid]
 
 
 def test_query_for_counts_the_running_query_only(stage: Stage) -> None:
