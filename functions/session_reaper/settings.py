@@ -12,6 +12,7 @@ from session_reaper.errors import ConfigurationError
 from session_reaper.policy.durations import parse_duration
 from session_reaper.policy.enums import Mode
 from session_reaper.policy.values import read_mode
+from session_reaper.summary.console_links import FunctionLocation
 from session_reaper.targets.target import is_secret_id
 
 LONGEST_REMINDER = 7 * 86400  # seconds; known issues are kept for longer
@@ -40,15 +41,6 @@ class ParameterName(NamedTuple):
     """The name of an SSM parameter that holds a setting."""
 
     name: str
-
-
-class FunctionLocation(NamedTuple):
-    """The region, name and log group of the function, for the links of a summary."""
-
-    region: str
-    function: str
-    log_group: str
-    dashboard: str | None
 
 
 class Settings(NamedTuple):
@@ -183,6 +175,11 @@ def read_webhook_secret(environ: Mapping[str, str] = os.environ) -> str:
     if not is_secret_id(secret):
         raise ConfigurationError("WEBHOOK_SECRET", _NOT_AN_ID)
     return secret
+
+
+def read_aws_endpoint() -> str | None:
+    """Return the endpoint of all services, if it is not AWS."""
+    return os.environ.get("AWS_ENDPOINT_URL")
 
 
 _NOT_AN_ID = (

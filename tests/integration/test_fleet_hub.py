@@ -16,7 +16,8 @@ from session_reaper.fleet.message import Spoke
 from session_reaper.handler import lambda_handler
 from session_reaper.report.model import Failure, Outcome, TargetReport, TargetStatus
 from session_reaper.runs.hub_run import run_hub
-from session_reaper.settings import FunctionLocation, read_hub_settings
+from session_reaper.settings import read_hub_settings
+from session_reaper.summary.console_links import FunctionLocation
 
 from infra.fleet.hub import Hub as FleetHub
 from infra.fleet.hub import expect_report

@@ -21,7 +21,7 @@ from session_reaper.fleet.state import (
 from session_reaper.grants import Membership
 from session_reaper.report.model import Advice, Outcome, TargetReport, record_error
 from session_reaper.sessions.session import Slots
-from session_reaper.settings import FunctionLocation
+from session_reaper.summary.console_links import FunctionLocation
 
 from tests.builders import a_target_report, some_results
 from tests.fleet import REGION, a_message, an_origin

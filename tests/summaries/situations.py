@@ -33,7 +33,7 @@ from session_reaper.runs.policy_source import load_policy
 from session_reaper.sessions.lock_chains import Waiter
 from session_reaper.sessions.session import Session, Slots, State
 from session_reaper.sessions.snapshot import Holder
-from session_reaper.settings import FunctionLocation
+from session_reaper.summary.console_links import FunctionLocation
 
 from tests.builders import a_policy, a_rule, a_session, an_identity
 

@@ -11,7 +11,7 @@ import pytest
 from session_reaper.report.document import to_document, to_recordings
 from session_reaper.report.model import Outcome, Report
 from session_reaper.sessions.session import State
-from session_reaper.settings import FunctionLocation
+from session_reaper.summary.console_links import FunctionLocation
 from session_reaper.summary.digest import digest_report
 from session_reaper.summary.message import summarize
 

@@ -4,7 +4,6 @@ import pytest
 from session_reaper.errors import ConfigurationError
 from session_reaper.policy.enums import Mode
 from session_reaper.settings import (
-    FunctionLocation,
     Notify,
     ParameterName,
     Settings,
@@ -12,6 +11,7 @@ from session_reaper.settings import (
     read_settings,
     read_webhook_secret,
 )
+from session_reaper.summary.console_links import FunctionLocation
 
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:a/b-X1y2Z3"
 TOPIC = "arn:aws:sns:eu-west-1:123456789012:session-reaper"

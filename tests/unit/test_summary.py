@@ -29,8 +29,7 @@ from session_reaper.report.model import (
 )
 from session_reaper.sessions.server_facts import Check
 from session_reaper.sessions.session import State
-from session_reaper.settings import FunctionLocation
-from session_reaper.summary.console_links import link_to_console
+from session_reaper.summary.console_links import FunctionLocation, link_to_console
 from session_reaper.summary.digest import digest_report
 from session_reaper.summary.email import render_email
 from session_reaper.summary.groups import mask_client

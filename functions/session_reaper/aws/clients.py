@@ -6,7 +6,6 @@ and its caller waits until the deadline at most. The call may still finish later
 be safe to repeat.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -24,6 +23,7 @@ from botocore.parsers import ResponseParserError
 
 from session_reaper.deadline import Deadline
 from session_reaper.errors import NoAnswerError, NoThreadError
+from session_reaper.settings import read_aws_endpoint
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class PendingCall(Generic[T]):
         self._refusal = NoAnswerError("no time is left for the call")
         if deadline.remaining() > 0:
             try:
-                self._future = _make_pool(service, _read_endpoint()).submit(self._run)
+                self._future = _make_pool(service, read_aws_endpoint()).submit(self._run)
             except RuntimeError:  # no thread can be started, but the call is in the queue
                 self._is_awaited = False
                 self._refusal = NoThreadError("no thread for the call")
@@ -162,18 +162,13 @@ def _make_pool(service: str, _endpoint: str | None) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_THREADS, thread_name_prefix=f"call-{service}")
 
 
-def _read_endpoint() -> str | None:
-    """Return the endpoint of all services, if it is not AWS."""
-    return os.environ.get("AWS_ENDPOINT_URL")
-
-
 def get_client(service: str, *, seconds: float = 3, tries: int = 2) -> Any:  # noqa: ANN401 -- each adapter knows its client's type
     """Return the client of a service, kept for warm runs. Safe to use from several threads.
 
     Each try takes at most `seconds` to connect, and as long again for the answer.
     """
     with _client_lock:  # boto3 sessions are not thread-safe, clients are
-        return _make_client(service, _read_endpoint(), seconds, tries)
+        return _make_client(service, read_aws_endpoint(), seconds, tries)
 
 
 @cache

@@ -12,7 +12,7 @@ from session_reaper.policy.enums import Mode
 from session_reaper.report.headline import count_of
 from session_reaper.report.model import Outcome, Report, StackProblem, TargetReport
 from session_reaper.report.text import printable
-from session_reaper.settings import FunctionLocation
+from session_reaper.summary.console_links import FunctionLocation
 from session_reaper.summary.digest import Digest, digest_report
 from session_reaper.summary.prose import Name, Prose, join_prose, to_plain
 from session_reaper.summary.wording import OF_HUB

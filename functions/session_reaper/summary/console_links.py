@@ -1,9 +1,8 @@
 """Links into the AWS console."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 from urllib.parse import quote
-
-from session_reaper.settings import FunctionLocation
 
 # The console's domain by the prefix of a partition's regions.
 _CONSOLES = {
@@ -15,6 +14,15 @@ _CONSOLES = {
     "eu-isoe": "cloud.adc-e.uk",
     "us-isof": "csp.hci.ic.gov",
 }
+
+
+class FunctionLocation(NamedTuple):
+    """The region, name and log group of the function, for the links of a summary."""
+
+    region: str
+    function: str
+    log_group: str
+    dashboard: str | None
 
 
 def link_to_console(location: FunctionLocation | None, run_id: str) -> Mapping[str, str]:

@@ -9,8 +9,7 @@ from session_reaper.report.headline import write_summary_line
 from session_reaper.report.known_issues import MOST_UNDELIVERED
 from session_reaper.report.model import Report
 from session_reaper.report.text import printable
-from session_reaper.settings import FunctionLocation
-from session_reaper.summary.console_links import link_to_console
+from session_reaper.summary.console_links import FunctionLocation, link_to_console
 from session_reaper.summary.groups import FailureGroup, TargetDigest, group_failures, join_names
 from session_reaper.summary.prose import Name, Prose, to_plain
 from session_reaper.summary.steps import list_steps
