@@ -1,4 +1,4 @@
-"""The command `reap`: observes, or shows the victims, asks, and terminates them."""
+"""The command `reap`: observes, or shows the condemned sessions, asks, and terminates them."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -53,15 +53,15 @@ def run_reap(call: Invocation, *, role: str, enforce: bool, unasked: bool) -> Ex
         shown: Mapping[int, Identity] = {}
         if mode is not Mode.ENFORCE or not unasked:
             observed = run_operation(reap, opened)
-            victims = [result for result in observed.report.results if _is_victim(result)]
-            if mode is not Mode.ENFORCE or observed.report.error is not None or not victims:
+            condemned = [result for result in observed.report.results if _would_terminate(result)]
+            if mode is not Mode.ENFORCE or observed.report.error is not None or not condemned:
                 return finish(observed)
-            _show_victims(victims)
-            if not ask(f"Terminate {count_of(len(victims), 'session')}?"):
+            _show_condemned(condemned)
+            if not ask(f"Terminate {count_of(len(condemned), 'session')}?"):
                 call.say("Nothing was signalled.")
                 return ExitStatus.ATTENTION
             opened = _replace_if_lost(opened)
-            shown = {each.decision.pid: each.decision.session.identity for each in victims}
+            shown = {each.decision.pid: each.decision.session.identity for each in condemned}
             # The list has used up the first quota.
             quota = _limit_to(shown, make_quota(call.policy))
         opened = replace(opened, mode=mode, quota=quota)
@@ -75,15 +75,15 @@ def run_reap(call: Invocation, *, role: str, enforce: bool, unasked: bool) -> Ex
             return finish(done)
 
 
-def _is_victim(result: SessionResult) -> bool:
+def _would_terminate(result: SessionResult) -> bool:
     is_condemned = result.decision.verdict is Verdict.CONDEMN
     return is_condemned and result.outcome is Outcome.WOULD_TERMINATE
 
 
-def _show_victims(victims: Sequence[SessionResult]) -> None:
+def _show_condemned(condemned: Sequence[SessionResult]) -> None:
     """Show every session that would be terminated, by group."""
     messages = make_console(stderr=True)
-    for group in group_sessions(victims):
+    for group in group_sessions(condemned):
         head = f"{count_of(group.count, 'session')}: {group.application} (role {group.role})"
         messages.print(Text(f"{head}, oldest {group.age}"))
         messages.print(_indent(f"{group.rule}: {group.reason}"))

@@ -188,7 +188,9 @@ def test_the_statement_for_young_holders_is_said_to_end_none(small: Stage) -> No
     small.sessions(12, IDLE, application_name="api")
     small.fill("other")
     run = small.reap(rule(idle_for="1h"))
-    assert "shorten the interval here, because none is 5 minutes old: SELECT" in run.said
+    assert (
+        "shorten the interval in this statement, because none is 5 minutes old: SELECT" in run.said
+    )
 
 
 def test_a_full_server_in_observe_mode_names_its_holders_first(small: Stage) -> None:

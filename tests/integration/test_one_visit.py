@@ -139,7 +139,7 @@ def test_the_next_secret_visits_if_the_login_of_the_first_fails(stage: Stage) ->
     assert run.error()["message"].startswith("secret orders, logging in to")
     assert run.target()["also"] == ["billing", "stock"]
     assert run.document["verdict"].startswith(
-        "ACTION NEEDED: Secret orders failed, and another one was used on orders"
+        "ACTION NEEDED: Secret orders failed, so the run used another one on orders"
     )
     assert any("username and password" in step for step in run.document["steps"])
     assert run.email.attributes["severity"] == "warning"

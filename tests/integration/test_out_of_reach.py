@@ -91,7 +91,7 @@ def test_protected_sessions_are_in_the_mail_where_slots_are_short(
     assert sentence in run.said
     assert any(sentence in step for step in run.document["steps"])
     assert run.document["verdict"] == (
-        "ACTION NEEDED: Protected sessions, which a rule matches, hold slots on orders."
+        "ACTION NEEDED: A rule matches protected sessions that hold slots on orders."
     )
     assert sentence in json.loads(run.email.chat)["content"].get("nextSteps", [""])[0].replace(
         "`", ""
@@ -108,7 +108,7 @@ def test_a_protected_session_that_another_one_waits_for_is_in_the_mail(stage: St
     assert "1 session matches rule leak but is protected (replication role)" in run.said
     assert "1 waiting" in run.said
     assert run.document["verdict"] == (
-        "ACTION NEEDED: Protected sessions, which a rule matches, block others on orders."
+        "ACTION NEEDED: A rule matches protected sessions that block others on orders."
     )
     assert stage.run().emails == []
     stage.monkeypatch.setenv("REMIND_AFTER", "1s")
@@ -153,7 +153,7 @@ def test_a_prepared_transaction_that_blocks_is_reported_with_what_to_run(prepari
     preparing.use_policy(policy(BLOCKERS))
     waiter = open_waiting(preparing)
     run = preparing.run()
-    assert run.document["verdict"].startswith("ACTION NEEDED: Sessions wait for a blocker")
+    assert run.document["verdict"].startswith("ACTION NEEDED: A blocker that the reaper cannot end")
     assert "1 session (checkout as waiter; the longest for " in run.said
     (blocker,) = run.target()["blockers_out_of_reach"]
     assert blocker.pop("longest_seconds") >= 0

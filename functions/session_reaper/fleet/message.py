@@ -63,7 +63,7 @@ _EXTRA_ISSUES: Final = (
 
 
 class Spoke(NamedTuple):
-    """Identifies a stack of the fleet, by its own account of it."""
+    """Identifies a stack of the fleet, as the stack itself says."""
 
     account: str
     region: str

@@ -185,7 +185,7 @@ def advise_on_grants(grants: Collection[str], database: str) -> Iterator[Advice]
 
 def advise_on_fallback(secret: str, problem: str) -> Advice:
     """Advise that the fallback secret would not help, because of `problem`."""
-    message = f"The fallback_secret {secret} could not connect when the server is full: {problem}"
+    message = f"The fallback_secret {secret} would not help on a full server: {problem}"
     return Advice(code="mend-fallback-secret", message=message)
 
 

@@ -90,7 +90,7 @@ def notify(
         report,
         settings,
         end,
-        verdict=document["verdict"],
+        verdict=rendered.verdict,
         is_usual=request.is_usual and not request.targets,
         function_arn=function_arn,
     )

@@ -145,8 +145,7 @@ class Visits:
         }
         self._lock = Lock()
         self._connecting: set[TargetKey] = set()
-        # Those whose connection takes a slot; instances of RDS by themselves, since each is one
-        # server.
+        # Targets whose connection takes a slot. Instances of RDS are kept apart: each is one server.
         self._connected: set[TargetKey] = set()
         self._connected_instances: set[TargetKey] = set()
         self._visits: dict[TargetKey, _Visit] = {}
@@ -372,7 +371,7 @@ class Visits:
         return _Comparison.ALIKE if is_full and may_be_alike else _Comparison.DIFFERENT
 
     def _take_over(self, visit: _Visit, rival: _Visit) -> None:
-        """Make a visit's owner that of another one, too, and of all that the other's owner has.
+        """Let a visit's owner also own the rival, and all that the rival's owner has.
 
         By now, a visit with more rights than this one may own either of them.
         """

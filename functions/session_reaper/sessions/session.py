@@ -159,7 +159,7 @@ class Slots:
     """Connection slots.
 
     `reserved`: for superusers, by reserved_connections, and by the provider. `used`: client
-    backends other than the reaper's, and than those whose login goes on.
+    backends, except the reaper's and logins in progress.
     """
 
     max: int

@@ -44,7 +44,7 @@ def render_notification(digest: Digest, subject: str, day: str) -> str:
     steps = list(map(_render_step, digest.steps))
     short = [step for step in steps if len(step) <= _STEP]
     # A step that is too long is never cut: half a statement would end other sessions.
-    long = [f"*To do*: {step}" for step in steps if len(step) > _STEP]
+    long = [f"*What to do*: {step}" for step in steps if len(step) > _STEP]
     return json.dumps(
         {
             "version": "1.0",

@@ -77,7 +77,7 @@ def _explain_holders(report: TargetReport, wording: Wording) -> Prose:
     return (
         f"{problem}The largest group of sessions is ",
         *describe_holder(largest),
-        f". {when} it or limit its pool.",
+        f". {when} that application or limit its pool.",
         *(() if protection or may_enforce else _explain_holder_sql(largest, report)),
         *(() if _has_result(largest, report) else _advise_on_holder(largest, protection, wording)),
     )
@@ -96,7 +96,9 @@ def _explain_holder_sql(holder: Holder, report: TargetReport) -> Prose:
         return ()
     how = f"end those older than {EMERGENCY_AGE_IN_WORDS}"
     if holder.oldest_seconds is not None and holder.oldest_seconds < EMERGENCY_AGE:
-        how = f"shorten the interval here, because none is {EMERGENCY_AGE_IN_WORDS} old"
+        how = (
+            f"shorten the interval in this statement, because none is {EMERGENCY_AGE_IN_WORDS} old"
+        )
     return (f" To free slots now, {how}: ", Statement(sql.statement))
 
 

@@ -162,14 +162,14 @@ def _list_problems(target: TargetReport) -> Iterator[str]:
     if target.is_exhausted:
         yield "every slot is still in use on"
     if target.blockers:
-        yield "sessions wait for a blocker that the reaper cannot end on"
+        yield "a blocker that the reaper cannot end holds up sessions on"
     if target.protected_to_report:
         block = any(group.waiters for group in target.protected_to_report)
-        yield f"protected sessions, which a rule matches, {'block others' if block else 'hold slots'} on"
+        yield f"a rule matches protected sessions that {'block others' if block else 'hold slots'} on"
     if target.reported_issues:
         yield "the stack reports issues of its own on"
     for secret in target.failed_secrets:
-        yield f"secret {printable(secret.name)} failed, and another one was used on"
+        yield f"secret {printable(secret.name)} failed, so the run used another one on"
     if target.fallback_secret is not None:
         yield "the reaper could connect only with the fallback secret on"
 

@@ -25,7 +25,7 @@ MASTERS: Final = {
 }
 """The role with the most privileges that a customer has."""
 
-# A run asks again and again, where many secrets lead to one address for each pair of them.
+# Cached, because a run compares each pair of secrets that share an address.
 _MOST_HOSTS: Final = 4096
 
 
@@ -74,14 +74,14 @@ _NOW: Final = {
 
 _NEXT_TIME: Final = {
     Provider.VANILLA: "PostgreSQL 16+: set reserved_connections = 2, restart, and"
-    " GRANT pg_use_reserved_connections TO {role}; before 16: write the name of a superuser's secret"
+    " run GRANT pg_use_reserved_connections TO {role}; Before 16: write the name of a superuser's secret"
     " as fallback_secret.",
     Provider.RDS: "write the name of the master user's secret as fallback_secret; on PostgreSQL 16+"
     " set reserved_connections = 2 in the parameter group, reboot, and"
-    " GRANT pg_use_reserved_connections TO {role}.",
+    " run GRANT pg_use_reserved_connections TO {role};",
     Provider.AIVEN: "let the applications connect through a PgBouncer pool that leaves slots free, or"
     " raise max_connections; on PostgreSQL 16+, if you have the privilege,"
-    " GRANT pg_use_reserved_connections TO {role}.",
+    " run GRANT pg_use_reserved_connections TO {role};",
 }
 _AUTHORITY: Final = {
     Provider.VANILLA: "Store the PEM text of the server's CA in the secret as sslrootcert. (The"
@@ -95,7 +95,7 @@ _AUTHORITY: Final = {
 
 def emergency_instructions(host: str, sql: str) -> str:
     """Write how to free slots of a full server now; `sql` is the statements for that."""
-    return f"Now: {_NOW[_get_operator(host)].format(sql=sql)}"
+    return f"To free slots now, {_NOW[_get_operator(host)].format(sql=sql)}"
 
 
 def reserved_slot_instructions(host: str, role: str) -> str:

@@ -54,7 +54,7 @@ class Place(NamedTuple):
         return self.has_endpoint_of(other) and (is_same_route or not self.is_pooled)
 
     def is_as_secure_as(self, other: Target) -> bool:
-        """Return whether another target's own connection would prove no more than this one.
+        """Return whether this connection proves as much as another target's own would.
 
         A secret chooses its CA, so its connection proves nothing to a secret with another CA.
         """
