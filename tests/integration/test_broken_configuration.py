@@ -68,7 +68,7 @@ def test_an_error_that_returns_after_a_valid_run_is_news(stage: Stage) -> None:
         assert read_kinds() == set()
 
 
-def test_without_a_table_the_process_remembers(stage: Stage) -> None:
+def test_without_a_table_the_process_keeps_the_known_issues(stage: Stage) -> None:
     use_typo(stage, "third")
     assert len(fail(stage, "third")) == 1
     assert fail(stage, "third") == []

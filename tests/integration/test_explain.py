@@ -55,7 +55,7 @@ def test_every_session_is_explained_and_none_is_touched(stage: Stage) -> None:
     assert run.session(others[5])["rule"] == "leak"
 
 
-def test_a_session_that_is_left_is_told_the_nearest_miss(stage: Stage) -> None:
+def test_a_session_that_is_left_shows_its_nearest_miss(stage: Stage) -> None:
     young, idle = stage.session(LEAK), stage.session(IDLE)
     rules = policy(
         rule("other", role=["nobody"], idle_for="1ms"),
@@ -68,7 +68,7 @@ def test_a_session_that_is_left_is_told_the_nearest_miss(stage: Stage) -> None:
     assert "is idle, not idle in transaction" in explain(stage, idle, policy=rules)[2]
 
 
-def test_a_rule_that_is_not_in_force_is_told(stage: Stage) -> None:
+def test_a_rule_that_is_not_in_force_is_shown(stage: Stage) -> None:
     leak = stage.session(LEAK)
     rules = policy({**rule("under-pressure"), "when": {"slots_used": "99%"}})
     reason = explain(stage, leak, policy=rules)[2]
@@ -99,7 +99,7 @@ def test_what_a_limit_or_the_breaker_holds_back_is_spared(stage: Stage) -> None:
     assert "max_condemned" in reason
 
 
-def test_a_session_that_waits_for_a_lock_is_told_so(stage: Stage) -> None:
+def test_a_session_that_waits_for_a_lock_shows_that(stage: Stage) -> None:
     stage.session(LEAK, query="SELECT pg_advisory_xact_lock(7)")
     waiter = stage.session(ACTIVE, query="SELECT pg_advisory_xact_lock(7)")
     until(lambda: waiter.read_column("wait_event_type") == "Lock", "it waits")

@@ -136,7 +136,7 @@ def test_one_digest_is_true_with_a_silent_stack_and_messages_that_come_late_and_
     assert hub.run()[1] == []
 
 
-def test_the_same_cause_in_many_accounts_is_told_once(hub: Hub) -> None:
+def test_the_same_cause_in_many_accounts_is_reported_once(hub: Hub) -> None:
     hub.send(*(a_message(an_origin(account), failed(), quiet("b")) for account in range(1, 16)))
     _, (email,) = hub.run()
     assert text(email).count("password refused") == 1
@@ -211,7 +211,7 @@ def test_a_stack_whose_clock_is_ahead_is_still_followed(hub: Hub) -> None:
     assert [email.body.split(":")[0] for email in emails] == ["RECOVERED"]
 
 
-def test_a_silent_stack_is_told_once_and_again_when_it_is_back(hub: Hub) -> None:
+def test_a_silent_stack_is_reported_once_and_again_when_it_is_back(hub: Hub) -> None:
     hub.send(a_message(an_origin(1), quiet()), a_message(an_origin(2), quiet()))
     assert hub.run()[1] == []
     hub.age(800)
@@ -269,7 +269,7 @@ def test_a_silent_stack_is_noticed_although_a_message_is_refused_in_every_run(hu
     assert "No report arrives from 000000000001/eu-central-1/session-reaper" in text(email)
 
 
-def test_a_poisoned_message_of_a_run_that_could_not_publish_is_told_by_the_next_one(
+def test_a_poisoned_message_of_a_run_that_could_not_publish_is_reported_by_the_next_one(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.send("garbage")
@@ -315,7 +315,7 @@ def test_a_stack_whose_problems_end_together_has_recovered_once(hub: Hub) -> Non
     assert hub.run()[1] == []
 
 
-def test_a_stack_that_was_rolled_out_and_never_reports_is_told_once(hub: Hub) -> None:
+def test_a_stack_that_was_rolled_out_and_never_reports_is_reported_once(hub: Hub) -> None:
     table = FleetHub(account="1", region=REGION, queue_arn="", table=TABLE)
     expect_report(table, Spoke("000000000003", REGION, "session-reaper"), 900)
     assert hub.run()[1] == []
@@ -348,7 +348,7 @@ def test_a_stack_that_was_rolled_out_and_never_reports_is_told_once(hub: Hub) ->
     ],
     ids=range(11),
 )
-def test_a_poisoned_message_stays_for_the_dead_letters_and_is_told_once(
+def test_a_poisoned_message_stays_for_the_dead_letters_and_is_reported_once(
     hub: Hub, body: str
 ) -> None:
     hub.send(body, a_message(an_origin(2), leaking(3)))
@@ -359,7 +359,7 @@ def test_a_poisoned_message_stays_for_the_dead_letters_and_is_told_once(
     assert hub.waiting() == 1
 
 
-def test_a_poisoned_message_ends_in_the_dead_letters_and_is_told_once(hub: Hub) -> None:
+def test_a_poisoned_message_ends_in_the_dead_letters_and_is_reported_once(hub: Hub) -> None:
     sqs = hub.aws.sqs
     letters = sqs.create_queue(QueueName="letters")["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=letters, AttributeNames=["QueueArn"])["Attributes"]
@@ -377,7 +377,7 @@ def test_a_poisoned_message_ends_in_the_dead_letters_and_is_told_once(hub: Hub) 
 
 
 @pytest.mark.thorough
-def test_refused_messages_are_told_again_only_after_the_time_of_a_reminder(hub: Hub) -> None:
+def test_refused_messages_are_reported_again_only_after_the_time_of_a_reminder(hub: Hub) -> None:
     told = []
     for _ in range(3):  # a stack that was updated before its hub
         hub.send(json.dumps({"version": 2}))

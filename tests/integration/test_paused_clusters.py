@@ -146,7 +146,7 @@ def test_connections_late_metrics_and_missing_ones_mean_connect(
     assert "allow-pause-check" not in {each["code"] for each in run.target("shop-1")["advice"]}
 
 
-def test_a_cluster_is_judged_by_the_instances_that_wake_together(cluster: Cluster) -> None:
+def test_pausing_is_decided_by_the_instances_that_wake_together(cluster: Cluster) -> None:
     cluster.make(1, 1, 2)
     cluster.put_metric("shop-1", 3)
     cluster.put_metric("shop-2", 0)

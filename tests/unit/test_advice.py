@@ -295,7 +295,7 @@ def test_a_role_that_needs_no_setting_is_named_with_the_reason(
     assert reason in unchanged.reason
 
 
-def test_a_role_that_leaks_in_another_state_is_told_the_code_for_it() -> None:
+def test_a_role_that_leaks_in_another_state_gets_the_code_for_it() -> None:
     found = a_server(a_timeout())
     (unchanged,) = explain_unchanged([a_result()], found, ["set-idle-session-timeout"])
     reason = (
@@ -370,7 +370,7 @@ def test_another_error_keeps_its_own_hint_except_on_a_replica() -> None:
     ("major", "expected"),
     [(12, "Upgrade the server."), (13, ""), (18, ""), (19, "It is treated as 18.")],
 )
-def test_a_major_version_without_tests_is_told(major: int, expected: str) -> None:
+def test_a_major_version_without_tests_is_named(major: int, expected: str) -> None:
     given = list(advise_on_version(a_server(major=major, version=f"{major}.1")))
     assert [each.code for each in given] == (["untested-version"] if expected else [])
     assert all(expected in each.message for each in given)

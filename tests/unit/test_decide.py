@@ -211,7 +211,7 @@ def test_a_keep_rule_gives_some_sessions_a_longer_threshold() -> None:
     assert rule_of(verdict_on(a_session(role="app", idle_seconds=300), policy)) == "everybody"
 
 
-def test_a_keep_rule_with_when_keeps_only_from_that_mark_on() -> None:
+def test_a_keep_rule_with_when_keeps_only_from_that_threshold_on() -> None:
     keep = {
         "name": "keep",
         "match": {"state": "idle in transaction", "blocks": 1},

@@ -95,7 +95,7 @@ def test_a_session_that_a_limit_holds_back_is_spared() -> None:
     assert second.reason.endswith("; limits.max_terminations of 1 was reached")
 
 
-def test_a_protected_session_that_is_observed_is_told_both() -> None:
+def test_a_protected_session_that_is_observed_shows_both() -> None:
     rules = [
         a_rule("warn", **NAMED, role="avnadmin") | {"mode": "observe"},
         a_rule("leak", **NAMED),
@@ -204,7 +204,7 @@ ACTIVE = {"state": "active", "query_seconds": 60.0}
         ),
     ],
 )
-def test_a_session_that_is_left_is_told_each_condition_that_it_misses(
+def test_a_session_that_is_left_shows_each_condition_that_it_misses(
     match: dict[str, Any], session: dict[str, Any], miss: str
 ) -> None:
     outcome, rule, reason = summarize(explain_session(session, a_rule("only", **match)))

@@ -76,7 +76,7 @@ def test_a_reader_that_follows_a_provisioned_writer_does_not_pause() -> None:
     assert group(HOSTS[1], *cluster) == set()
 
 
-def test_without_a_listed_writer_only_readers_of_their_own_can_be_judged() -> None:
+def test_without_a_listed_writer_only_readers_of_their_own_can_be_assessed() -> None:
     assert group(NEAR.host, NEAR, FAR) == set()
     assert group(FAR.host, NEAR, FAR) == {"shop-3"}
 
