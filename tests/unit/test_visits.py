@@ -59,10 +59,10 @@ class RenamingServer:
         self._meanwhile()
 
 
-def wait_for_owner(visits: Visits, target: Target, owner: Target) -> None:
+def wait_for_leader(visits: Visits, target: Target, leader: Target) -> None:
     deadline = Deadline(30)
-    while visits.find_owner(target) != owner.key:
-        assert deadline.remaining(), f"{owner.key} does not own the visit of {target.key}"
+    while visits.find_leader(target) != leader.key:
+        assert deadline.remaining(), f"{leader.key} does not own the visit of {target.key}"
         sleep(0.01)
 
 
@@ -85,17 +85,17 @@ def test_of_three_roles_that_connect_at_once_the_one_with_most_rights_works() ->
 
         def let_the_reaper_take_over() -> None:
             working.append(submit(reaper, 2))
-            wait_for_owner(visits, watcher, reaper)
+            wait_for_leader(visits, watcher, reaper)
 
         first, working = submit(blind, 0), list[Future[Target]]()
-        wait_for_owner(visits, blind, blind)
+        wait_for_leader(visits, blind, blind)
         with pytest.raises(VisitedError):
             admit(watcher, 1, RenamingServer(let_the_reaper_take_over), Deadline(0))
         for target in slow:  # for which the others have waited
             visits.end_turn(target)
         assert working[0].result().name == blind.name
         assert isinstance(first.exception(), VisitedError)
-    assert [visits.find_owner(target) for target in targets] == [reaper.key] * 3
+    assert [visits.find_leader(target) for target in targets] == [reaper.key] * 3
 
 
 class SteadyServer:
@@ -117,7 +117,7 @@ def test_a_session_that_was_not_renamed_does_not_get_its_name_back() -> None:
         visits.begin(target, Deadline(60))
         server = cast("Any", SteadyServer(target.name.encode()))
         assert visits.admit(target, target, server, snapshot, Deadline(60)) == target
-    assert [visits.find_owner(target) for target in targets] == [each.key for each in targets]
+    assert [visits.find_leader(target) for target in targets] == [each.key for each in targets]
 
 
 # -- servers that no secret can connect to ---------------------------------------------------------

@@ -26,18 +26,18 @@ def apply_limits(decisions: Decisions, limits: Limits | None) -> Decisions:
 
     A session held back by a limit frees no slot; one that `until` does not need does not count
     against a limit. Each rule with `until` therefore gets, in the order of the policy, the smallest
-    quota with which enough slots are freed, including those freed by the rules before it and by the
-    rules without `until`.
+    allowance with which enough slots are freed, including those freed by the rules before it and
+    by the rules without `until`.
     """
     condemned, rules = decisions.having(Verdict.CONDEMN), decisions.rules_in_force
     if not condemned:
         return decisions
     counted = {rule.name for rule in rules if rule.until is None}
-    quotas = {rule.name: 0 for rule in rules if rule.until is not None}
+    allowances = {rule.name: 0 for rule in rules if rule.until is not None}
 
-    def count_freed(quota: int, name: str) -> int:
-        """Count the slots that are freed if the rule `name` may condemn `quota` sessions."""
-        limit = _make_limiter(limits, quotas | {name: quota})
+    def count_freed(allowance: int, name: str) -> int:
+        """Count the slots that are freed if the rule `name` may condemn `allowance` sessions."""
+        limit = _make_limiter(limits, allowances | {name: allowance})
         allowed = [d for d in condemned if limit(d) is None]
         return sum(d.rule is not None and d.rule.name in counted and frees_slot(d) for d in allowed)
 
@@ -46,15 +46,16 @@ def apply_limits(decisions: Decisions, limits: Limits | None) -> Decisions:
             counted.add(rule.name)
             most = sum(d.rule is rule for d in condemned)
             # A bisection is enough: one more session displaces at most one other from a limit, so
-            # a higher quota never frees fewer slots. It returns `most` if fewer do not free enough.
-            by_quota = partial(count_freed, name=rule.name)
+            # a higher allowance never frees fewer slots. It returns `most` if fewer do not free
+            # enough.
+            by_allowance = partial(count_freed, name=rule.name)
             needed = rule.until.excess(decisions.slots)
-            quotas[rule.name] = bisect_left(range(most), needed, key=by_quota)
-    return decisions.hold_back(_make_limiter(limits, quotas))
+            allowances[rule.name] = bisect_left(range(most), needed, key=by_allowance)
+    return decisions.hold_back(_make_limiter(limits, allowances))
 
 
 def _make_limiter(
-    limits: Limits | None, quotas: Mapping[str, int]
+    limits: Limits | None, allowances: Mapping[str, int]
 ) -> Callable[[Decision], str | None]:
     """Return a function that counts condemned sessions and names the limit that holds one back."""
     total = 0
@@ -68,7 +69,11 @@ def _make_limiter(
     def limit(decision: Decision) -> str | None:
         nonlocal total
         rule, application = decision.rule, decision.session.application
-        if rule is not None and rule.name in quotas and by_rule[rule.name] >= quotas[rule.name]:
+        if (
+            rule is not None
+            and rule.name in allowances
+            and by_rule[rule.name] >= allowances[rule.name]
+        ):
             return f"not needed to reach {rule.until}"
         if total >= max_total:
             return total_reached

@@ -94,7 +94,7 @@ def compare_with_known(
     The keys of its targets are stable. An issue counts as new again after `remind_after` seconds.
     With `covers_all` the report covers all targets, so the issues of any other target are dropped.
     """
-    owners = _map_owners([target.key, *target.also_keys] for target in report.targets)
+    targets_by_key = _index_targets([target.key, *target.also_keys] for target in report.targets)
     unread = {
         target.key.secret
         for target in report.targets
@@ -104,7 +104,7 @@ def compare_with_known(
     recovered: dict[int, dict[IssueKey, float]] = defaultdict(dict)
     ended: list[KnownIssue] = []
     for issue in known:
-        owned = owners.get(issue.target, ())
+        owned = targets_by_key.get(issue.target, ())
         if issue.key.kind is IssueKind.UNDELIVERED:
             ended.append(issue)
         elif owned and all(_has_ended(issue.key, report.targets[i], report.mode) for i in owned):
@@ -173,16 +173,16 @@ def _count_undelivered(lost: Sequence[KnownIssue]) -> int:
     return max([len(lost), *(int(number) + 1 for number in before if number.isdecimal())])
 
 
-def _map_owners(keys: Iterable[Iterable[TargetKey]]) -> Mapping[TargetKey, list[int]]:
+def _index_targets(keys: Iterable[Iterable[TargetKey]]) -> Mapping[TargetKey, list[int]]:
     """Map each key to the indexes of its targets, which may have several keys.
 
     The key of a whole secret, which is used while the secret cannot be read, has all its instances.
     """
-    owners: dict[TargetKey, list[int]] = defaultdict(list)
+    targets_by_key: dict[TargetKey, list[int]] = defaultdict(list)
     for index, own in enumerate(keys):
         for each in dict.fromkeys(k for key in own for k in (key, TargetKey(key.secret))):
-            owners[each].append(index)
-    return owners
+            targets_by_key[each].append(index)
+    return targets_by_key
 
 
 def report_again(

@@ -25,32 +25,32 @@ class SecretResult(NamedTuple):
 
 def merge_results(results: Sequence[SecretResult], visits: Visits) -> list[TargetReport]:
     """Return one report for each server; results and reports are in configured order."""
-    by_owner: dict[TargetKey, list[SecretResult]] = defaultdict(list)
+    by_leader: dict[TargetKey, list[SecretResult]] = defaultdict(list)
     failed = ServerIndex[Target]()
     positions = {result.target.key: position for position, result in enumerate(results)}
-    owners: dict[TargetKey, TargetKey] = {}
+    leaders: dict[TargetKey, TargetKey] = {}
     for result in results:
-        owner = visits.find_owner(result.target)
-        if owner is None:
+        leader = visits.find_leader(result.target)
+        if leader is None:
             # No secret of this server connected, so only their hosts and addresses can be compared.
             target = result.target
             failed.add(find_place(target).routes, target)
             found = failed.find_first(list_routes(target), partial(are_one_server, target))
             first = min(found, key=lambda each: positions[each.key])
-            owner = owners.setdefault(target.key, owners.get(first.key, first.key))
-        by_owner[owner].append(result)
+            leader = leaders.setdefault(target.key, leaders.get(first.key, first.key))
+        by_leader[leader].append(result)
     return [
-        _merge(owner, members)
-        for owner, members in by_owner.items()
+        _merge(leader, members)
+        for leader, members in by_leader.items()
         if not all(member.target.is_alternate for member in members)
     ]
 
 
-def _merge(owner: TargetKey, members: Sequence[SecretResult]) -> TargetReport:
+def _merge(leader: TargetKey, members: Sequence[SecretResult]) -> TargetReport:
     """Merge the results of one server's secrets; the first one names it."""
     by_key = {member.target.key: member for member in members}
-    chosen = by_key[owner].report
-    if len(members) == 1 and chosen.key == owner:
+    chosen = by_key[leader].report
+    if len(members) == 1 and chosen.key == leader:
         return chosen
     if chosen.slots is None:
         chosen = min(members, key=_rank).report

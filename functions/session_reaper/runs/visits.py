@@ -153,9 +153,9 @@ class Visits:
         # One proof at a time, because those of one server would take each other's slot.
         self._proofs: dict[ServerIdentity | None, Lock] = defaultdict(Lock)
         # For each visit, the target whose operation runs on the server.
-        self._owners: dict[TargetKey, TargetKey] = {}
+        self._leaders: dict[TargetKey, TargetKey] = {}
         self._members: dict[TargetKey, list[TargetKey]] = defaultdict(list)  # the reverse
-        self._working: set[TargetKey] = set()  # the owners whose operation has begun
+        self._working: set[TargetKey] = set()  # the leaders whose operation has begun
         self._postponed: dict[TargetKey, int] = {}  # the rights of these targets
         self._full: set[Endpoint] = set()
 
@@ -190,16 +190,16 @@ class Visits:
         with self._lock:
             return self._candidates[target.key].group.is_visited
 
-    def find_owner(self, target: Target) -> TargetKey | None:
+    def find_leader(self, target: Target) -> TargetKey | None:
         """Return the key of the target whose operation runs on a target's server, if any does."""
         with self._lock:
-            if target.key in self._owners:
-                return self._owners[target.key]
+            if target.key in self._leaders:
+                return self._leaders[target.key]
             found = self._candidates[target.key].group.visits.find(list_routes(target))
             visits = [each for each in found if each.place.leads_to_server_of(target)]
             if not visits:
                 return None
-            return self._owners[min(visits, key=self._get_position).key]
+            return self._leaders[min(visits, key=self._get_position).key]
 
     def list_others(self, target: Target) -> Sequence[Target]:
         """Return the other targets of a target's server, as far as hosts and addresses tell."""
@@ -277,7 +277,7 @@ class Visits:
         self.end_turn(target)
         self._wait_for_others(visit, deadline)
         with self._lock:
-            if self._owners[visit.key] != visit.key:
+            if self._leaders[visit.key] != visit.key:
                 raise VisitedError
             self._working.add(visit.key)
             return min(self._list_names(visit), key=lambda each: each.position).target
@@ -302,7 +302,7 @@ class Visits:
                 continue
             if not is_better:
                 with self._lock:
-                    self._add(visit, self._owners[rival.key])
+                    self._add(visit, self._leaders[rival.key])
                 is_proven = comparison is _Comparison.SAME
                 raise VisitedError(None if is_proven else _look_again(server, deadline))
             inferior.append(rival)
@@ -371,17 +371,17 @@ class Visits:
         return _Comparison.ALIKE if is_full and may_be_alike else _Comparison.DIFFERENT
 
     def _take_over(self, visit: _Visit, rival: _Visit) -> None:
-        """Let a visit's owner also own the rival, and all that the rival's owner has.
+        """Let a visit's leader also lead the rival, and all that the rival's leader leads.
 
-        By now, a visit with more rights than this one may own either of them.
+        By now, a visit with more rights than this one may lead either of them.
         """
         with self._lock:
-            owner, former = self._owners[visit.key], self._owners[rival.key]
-            is_better = self._visits[owner].rights > self._visits[former].rights
+            leader, former = self._leaders[visit.key], self._leaders[rival.key]
+            is_better = self._visits[leader].rights > self._visits[former].rights
             if is_better and former not in self._working:
                 members = self._members.pop(former)
-                self._members[owner] += members
-                self._owners |= dict.fromkeys(members, owner)
+                self._members[leader] += members
+                self._leaders |= dict.fromkeys(members, leader)
 
     def _wait_for_others(self, visit: _Visit, deadline: Deadline) -> None:
         """Wait for targets that connect now and may take over this visit, or name its server."""
@@ -437,13 +437,13 @@ class Visits:
         is_instance = self._candidates[target.key].is_instance_of_rds
         return self._connected_instances if is_instance else self._connected
 
-    def _add(self, visit: _Visit, owner: TargetKey) -> None:
+    def _add(self, visit: _Visit, leader: TargetKey) -> None:
         self._visits[visit.key] = visit
         group = self._candidates[visit.key].group
         group.visits.add(visit.place.routes, visit)
         group.is_visited = True
-        self._owners[visit.key] = owner
-        self._members[owner].append(visit.key)
+        self._leaders[visit.key] = leader
+        self._members[leader].append(visit.key)
 
     def _add_unless_visited(self, visit: _Visit, compared: Sequence[_Visit]) -> _Visit | None:
         """Add a visit, or return an earlier one that may be to the same server."""
@@ -451,7 +451,7 @@ class Visits:
             rivals = self._visits_by_claim[visit.claim]
             if visit.claim is not None and len(compared) < _MOST_PROOFS:
                 for earlier in rivals:
-                    may_stop = self._owners[earlier.key] not in self._working
+                    may_stop = self._leaders[earlier.key] not in self._working
                     if earlier not in compared and (may_stop or earlier.rights >= visit.rights):
                         return earlier
             self._add(visit, visit.key)
