@@ -70,7 +70,7 @@ class IssueKind(StrEnum):
     SPARED = "spared"
     PROTECTED = "protected"  # detail: rule and protection, where slots are short or sessions wait
     BLOCKER = "blocker"  # a blocker out of reach; detail: rule, and what puts it out of reach
-    CONFIGURATION = "configuration"  # of the stack; detail: a digest of the error, not at the hub
+    CONFIGURATION = "configuration"  # of the stack; detail: a hash of the error, not at the hub
     SILENT = "silent"  # at the hub: no report of the stack arrives
     INVALID_MESSAGE = "invalid-message"  # at the hub
     UNDELIVERED = "undelivered"  # detail: the summary line, and how many were lost before it

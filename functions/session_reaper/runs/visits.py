@@ -145,7 +145,8 @@ class Visits:
         }
         self._lock = Lock()
         self._connecting: set[TargetKey] = set()
-        # Targets whose connection takes a slot. Instances of RDS are kept apart: each is one server.
+        # Targets whose connection takes a slot. Instances of RDS are kept apart, because each is
+        # one server.
         self._connected: set[TargetKey] = set()
         self._connected_instances: set[TargetKey] = set()
         self._visits: dict[TargetKey, _Visit] = {}
