@@ -57,7 +57,7 @@ class StopRemark:
             stop.add_note(self._remark)
 
     def withdraw(self) -> None:
-        """Leave the remark out from here on: it is no longer true."""
+        """Stop showing the remark, because it is no longer true."""
         self._remark = ""
 
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from unittest.mock import patch
 import boto3
 from moto import backends
 from moto.core.models import DEFAULT_ACCOUNT_ID
-from moto.secretsmanager.models import secretsmanager_backends
 from moto.server import ThreadedMotoServer
 from moto.sns.models import sns_backends
 from moto.sqs.models import sqs_backends
@@ -53,27 +51,15 @@ class Aws:
 
     def put_secret(self, name: str, value: object) -> None:
         """Store a new secret: bytes and text unchanged, anything else as JSON."""
-        text, binary = None, None
         if isinstance(value, bytes):
-            binary = b64encode(value).decode()
+            self.secrets.create_secret(Name=name, SecretBinary=value)
         else:
             text = value if isinstance(value, str) else json.dumps(value)
-        store = secretsmanager_backends[DEFAULT_ACCOUNT_ID][REGION]  # HTTP takes longer
-        store.create_secret(
-            name,
-            secret_string=text,
-            secret_binary=binary,
-            description="",
-            tags=[],
-            kms_key_id=None,
-            client_request_token=None,
-            replica_regions=[],
-            force_overwrite=False,
-        )
+            self.secrets.create_secret(Name=name, SecretString=text)
 
     def delivered(self) -> list[Email]:
         """Return the messages delivered since the last call."""
-        inbox = sqs_backends[DEFAULT_ACCOUNT_ID][REGION]  # HTTP takes longer
+        inbox = sqs_backends[DEFAULT_ACCOUNT_ID][REGION]  # in this process: HTTP takes longer
         messages = inbox.receive_message(
             _INBOX, count=1000, wait_seconds_timeout=0, visibility_timeout=60
         )

@@ -4,7 +4,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import Barrier, Event, Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from botocore.exceptions import ClientError
@@ -28,7 +28,7 @@ from session_reaper.runs.request import RunRequest
 from session_reaper.runs.run import run as run_plan
 from session_reaper.runs.run_time import share_time
 from session_reaper.settings import read_settings
-from session_reaper.targets.target import Secret
+from session_reaper.targets.target import RdsListing, Secret, Target
 
 from tests.builders import a_policy, a_secret, a_target_report
 
@@ -148,6 +148,29 @@ def test_a_bug_while_parsing_a_secret_does_not_affect_the_others() -> None:
     codes = {report.name: report.error.code for report in reports if report.error}
     assert codes == {"odd": "internal", "broken": "secret"}
     assert "CANARY" not in repr(reports)
+
+
+def test_a_bug_while_listing_rds_leaves_the_host_of_each_secret() -> None:
+    calls = []
+
+    def list_with_a_bug(deadline: Deadline) -> RdsListing:
+        calls.append(deadline)
+        raise ArithmeticError
+
+    a_cluster = partial(a_secret, dbClusterIdentifier="orders", dbInstanceIdentifier=None)
+    secrets = {name: a_cluster(host=f"{name}.example") for name in ("a", "b")}
+    topic = "arn:aws:sns:eu-west-1:123456789012:topic"
+    settings = read_settings({"TOPIC_ARN": topic, "TARGET_SECRETS": "a,b"})
+    discovery = TargetDiscovery(
+        settings,
+        bypass_cache=True,
+        cache=SecretCache(),
+        client=cast("Any", SecretsManager(secrets)),
+        list_at_rds=list_with_a_bug,
+    )
+    found = discovery.find([], Deadline(10))
+    assert [each.host for each in found if isinstance(each, Target)] == ["a.example", "b.example"]
+    assert len(calls) == 1
 
 
 def test_secrets_are_read_in_batches_of_twenty_and_keep_their_own_errors() -> None:

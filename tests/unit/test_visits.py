@@ -62,7 +62,7 @@ class RenamingServer:
 def wait_for_leader(visits: Visits, target: Target, leader: Target) -> None:
     deadline = Deadline(30)
     while visits.find_leader(target) != leader.key:
-        assert deadline.remaining(), f"{leader.key} does not own the visit of {target.key}"
+        assert deadline.remaining(), f"{leader.key} does not lead the visit of {target.key}"
         sleep(0.01)
 
 

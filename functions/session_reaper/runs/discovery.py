@@ -50,11 +50,13 @@ class TargetDiscovery:
         bypass_cache: bool,
         cache: SecretCache = PROCESS_CACHE,
         client: "SecretsManagerClient | None" = None,
+        list_at_rds: Callable[[Deadline], RdsListing] = list_instances,
     ) -> None:
         """`bypass_cache`: read each secret from AWS. `client`: in place of the shared one."""
         account = settings.topic_arn.split(":")[4]
         self._settings = settings
         self._secrets = Secrets(account, cache, bypass_cache=bypass_cache, client=client)
+        self._list_at_rds = list_at_rds
         self._listing: RdsListing | None = None
         self._listing_lock = Lock()
 
@@ -114,7 +116,7 @@ class TargetDiscovery:
         with self._listing_lock:
             if self._listing is None:
                 try:
-                    self._listing = list_instances(deadline)
+                    self._listing = self._list_at_rds(deadline)
                 except Exception as bug:  # noqa: BLE001 -- most targets can be found without RDS
                     log_bug("a bug while listing the instances of RDS", bug)
                     self._listing = UNLISTED

@@ -49,9 +49,9 @@ def list_steps(shown: Sequence[TargetDigest], report: Report, wording: Wording) 
     targets_by_step: dict[tuple[int | None, Prose], list[TargetReport]] = defaultdict(list)
     for number, target in enumerate(shown):
         # In a fleet, the same step may be for targets of many accounts.
-        owner = number if wording.sees_all else None
+        separate = number if wording.sees_all else None
         for step in _list_target_steps(target, report, wording):
-            targets_by_step[owner, step].append(target.report)
+            targets_by_step[separate, step].append(target.report)
     yield from ((join_names(each), ": ", *step) for (_, step), each in targets_by_step.items())
 
 
